@@ -1,0 +1,35 @@
+"""An environment of its own for every test stage.
+
+Importing this package loads nothing but this file: every pytest run pays for it, with or without
+``--ephemeral-env``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.errors import EphemeralError
+    from pytest_ephemeral.models import Endpoint, Environment, Template
+    from pytest_ephemeral.pytest_plugin.fixtures import environment_fixture
+
+__all__ = ["Endpoint", "Environment", "EphemeralError", "Template", "environment_fixture"]
+
+_HOMES = {
+    "Endpoint": "pytest_ephemeral.models",
+    "Environment": "pytest_ephemeral.models",
+    "EphemeralError": "pytest_ephemeral.errors",
+    "Template": "pytest_ephemeral.models",
+    "environment_fixture": "pytest_ephemeral.pytest_plugin.fixtures",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for (PEP 562)."""
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    from importlib import import_module
+
+    return getattr(import_module(home), name)

@@ -1,0 +1,117 @@
+"""Every error a user can see, with its exit status beside it.
+
+A message says three things: what happened, the likely cause, and the next command to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class EphemeralError(Exception):
+    """The base of all of them.
+
+    Attributes:
+        exit_status: What the command line exits with (the contract's §4).
+        usage: Whether pytest reports it as a usage error (its exit status 4).
+    """
+
+    exit_status: int = 1
+    usage: bool = False
+
+
+class ConfigurationError(EphemeralError):
+    """The configuration, an option or a marker is wrong. Nothing was done."""
+
+    exit_status = 2
+    usage = True
+
+
+class NothingMatchedError(EphemeralError):
+    """What was asked for by name is not there."""
+
+    exit_status = 3
+
+
+class UnavailableError(ConfigurationError):
+    """What a provider needs (an engine, an extra, a credential, a platform) is not here."""
+
+
+class ArtifactError(EphemeralError):
+    """An artifact is missing, ambiguous, changed, or would replace another."""
+
+    usage = True
+
+
+class BakeError(EphemeralError):
+    """An image could not be baked, or did not verify. Nothing entered the catalog."""
+
+
+class ImageMissingError(EphemeralError):
+    """No such image is baked, and baking was not allowed (``--ephemeral-bake never``)."""
+
+    exit_status = 3
+    usage = True
+
+
+class ImageChangedError(EphemeralError):
+    """A sealed image is no longer, byte for byte, what was baked."""
+
+
+class LaunchError(EphemeralError):
+    """An environment did not come up. What it had made is destroyed again."""
+
+
+class ReadinessError(LaunchError):
+    """An environment was up but did not answer within its time."""
+
+    exit_status = 5
+
+
+class EnvironmentDiedError(EphemeralError):
+    """An environment that was up has stopped by itself."""
+
+
+class DestroyError(EphemeralError):
+    """Something of an environment is still there after destroying it.
+
+    Handling this silently is leaking; whoever catches it must say so.
+    """
+
+    exit_status = 6
+
+
+class StoreError(EphemeralError):
+    """The store can't be read or written."""
+
+
+class RecordExistsError(StoreError):
+    """A record was to be created that is already there."""
+
+
+class RecordMissingError(StoreError):
+    """A record that was asked for is not there."""
+
+
+class RecordConflictError(StoreError):
+    """A record was changed by someone else between reading and replacing it."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Say which known name was probably meant.
+
+    Args:
+        name: What was written.
+        known: The names that would have been right.
+
+    Returns:
+        ``" Did you mean 'staging'?"``, or what there is when nothing is close, with a space in
+        front; empty when nothing is known at all.
+    """
+    import difflib
+
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean {near[0]!r}?"
+    return f" Known: {', '.join(names)}." if names else ""

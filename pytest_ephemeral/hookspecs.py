@@ -1,0 +1,50 @@
+"""The events anyone can listen to.
+
+They stand in the core and import no pytest: inside pytest its own plugin manager calls them, so
+a conftest.py hears them; on the command line one made from the entry-point group
+``pytest_ephemeral`` does.
+
+All of them run in the process that owns the environments (with pytest-xdist, the controller),
+one at a time, possibly in a background thread. All may also ask for ``config``: pytest's
+configuration, None on the command line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.models import Environment, Template
+
+hookspec = pluggy.HookspecMarker("pytest")
+
+
+@hookspec(firstresult=True)
+def pytest_ephemeral_modify_template(template: Template, config: Any) -> Template | None:
+    """Change a template before it is used: return another one, or None to leave it."""
+
+
+@hookspec
+def pytest_ephemeral_environment_ready(environment: Environment, config: Any) -> None:
+    """An environment has answered, and its seed has run; no test has used it yet."""
+
+
+@hookspec
+def pytest_ephemeral_publish_url(environment: Environment, url: str, config: Any) -> None:
+    """Tell anyone who should know where the environment is, now that it is up."""
+
+
+@hookspec
+def pytest_ephemeral_environment_stopped(
+    environment: Environment, outcome: str, config: Any
+) -> None:
+    """An environment's life with this owner is over.
+
+    Args:
+        environment: As it last was.
+        outcome: ``destroyed``; ``kept`` (it is still up); ``died`` (it stopped by itself, and is
+            destroyed); ``leaked`` (destroying it failed).
+        config: pytest's configuration, or None.
+    """

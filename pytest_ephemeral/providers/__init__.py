@@ -1,0 +1,278 @@
+"""What a provider is, and the table of those there are.
+
+A new one is one module, one row here, one extra in pyproject.toml, one page of docs, and it
+passes ``tests/providers``. Third parties register a class under the entry-point group
+``pytest_ephemeral.providers``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from pytest_ephemeral.errors import ConfigurationError, UnavailableError, closest
+from pytest_ephemeral.models import Environment, Image, Recipe, Template
+
+#: Name → ``module:class``, and the extra to install for it.
+TABLE: Mapping[str, tuple[str, str | None]] = {
+    "local": ("pytest_ephemeral.providers.local:LocalProvider", None),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be brought up: everything a provider needs, and nothing to look up.
+
+    Attributes:
+        environment: Its id, labels, owner and expiry; already in the ledger.
+        template: With ``{image:…}`` filled in and ``{env:…}`` not, as it may be recorded.
+        images: The baked images by name, the template's ``image`` among them.
+        variables: The template's ``env`` with everything filled in. Not to be recorded.
+        secrets: The values that came from ``{env:…}``, to be masked in every log.
+        settle: The command that closes the ledger's record, for a guard whose owner has died.
+    """
+
+    environment: Environment
+    template: Template
+    images: Mapping[str, Image] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    secrets: Sequence[str] = ()
+    settle: Sequence[str] = ()
+
+    @property
+    def image(self) -> Image | None:
+        """The image that the template names, if it names one."""
+        return None if self.template.image is None else self.images[self.template.image]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How an environment is.
+
+    Attributes:
+        state: ``running``; ``exited`` when any part of it has stopped by itself; ``gone`` when
+            nothing of it is there.
+        detail: For people: which part, its exit status or signal, and when.
+    """
+
+    state: Literal["running", "exited", "gone"]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """Something a provider holds that carries our labels, whether or not a ledger knows it."""
+
+    id: str
+    labels: Mapping[str, str]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing a provider needs, and whether it is there (``doctor``)."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BakeJob:
+    """What is to be baked.
+
+    Attributes:
+        recipe: The recipe, its paths still relative to ``root``.
+        key: The image's key, ``sha256:…``.
+        root: The folder of the configuration file.
+        artifact: The artifact's file, checked; None when the recipe has none.
+        log: Where everything the install script prints goes, from its first byte.
+        say: Tells people what is going on, a line a call.
+    """
+
+    recipe: Recipe
+    key: str
+    root: Path
+    artifact: Path | None
+    log: Path
+    say: Callable[[str], None]
+
+
+class Provider(Protocol):
+    """Runs environments.
+
+    Made by ``load`` without arguments: whatever is needed to find an environment again stands in
+    its ``handle``, so that any process of the same machine (or account) can act on it.
+
+    Attributes:
+        name: As users write it.
+        template_type: The keys a template of this provider has.
+        recipe_type: The keys of its recipes; None when it bakes no images.
+        guards_itself: Whether its environments end by themselves when their owner dies. If not,
+            the lifecycle starts a watchdog for them.
+    """
+
+    name: ClassVar[str]
+    template_type: ClassVar[type[Template]]
+    recipe_type: ClassVar[type[Recipe] | None]
+    guards_itself: ClassVar[bool]
+
+    def doctor(self) -> Sequence[Check]:
+        """What it needs, and whether that is here. Never raises, never changes anything."""
+
+    def launch(self, order: Order) -> Environment:
+        """Ask for everything, and return as soon as its endpoints are known, ready or not.
+
+        Everything carries ``order.environment.labels`` from its creation on. If it raises,
+        ``destroy`` removes whatever had been made.
+
+        Raises:
+            LaunchError: It can't be brought up; says why, with the last lines of what it printed.
+        """
+
+    def status(self, environment: Environment) -> Status:
+        """How it is now. Cheap: asked before every test. Never raises for one that is gone."""
+
+    def logs(
+        self, environment: Environment, *, since: str | None = None, tail: int | None = None
+    ) -> str:
+        """What it has printed; from a mark on, or only the last lines.
+
+        Args:
+            environment: Which.
+            since: A mark that ``log_mark`` gave.
+            tail: A number of lines.
+        """
+
+    def log_mark(self, environment: Environment) -> str:
+        """Where its log ends now, in the provider's own terms. Cheap: asked before every test."""
+
+    def log_files(self, environment: Environment) -> Mapping[str, str]:
+        """Everything it has printed, by process or service: what ``--ephemeral-logs`` writes."""
+
+    def run(
+        self, environment: Environment, argv: Sequence[str], *, timeout: float | None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside it. See ``Environment.run``."""
+
+    def hint(self, environment: Environment) -> str:
+        """Why it may not answer, in one line (it listens elsewhere?); empty when nothing is odd."""
+
+    def extend(self, environment: Environment, expires_at: datetime | None) -> None:
+        """Move the expiry of everything it is made of; None disarms it for good."""
+
+    def keep(self, environment: Environment) -> None:
+        """Let it outlive its owner; its expiry holds."""
+
+    def destroy(self, environment: Environment) -> None:
+        """Remove all of it, without grace. Done twice, or half-made, it is no error.
+
+        Raises:
+            DestroyError: Something remains; says what.
+        """
+
+    def owned(self) -> Iterator[Owned]:
+        """Everything here that carries our labels, of any owner and any ledger."""
+
+    def sweep(self, owned: Owned) -> None:
+        """Remove something that ``owned`` gave and that no ledger can describe any more.
+
+        Raises:
+            DestroyError: It remains.
+        """
+
+
+@runtime_checkable
+class Baker(Protocol):
+    """A provider that also makes images."""
+
+    def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
+        """All that decides the content besides recipe text, scripts and artifact, made exact.
+
+        Such as the digest a base's tag points to now. Goes into the key, under these names.
+
+        Raises:
+            ConfigurationError: The recipe can't be right.
+            UnavailableError: What is needed to tell is not here.
+        """
+
+    def bake(self, job: BakeJob) -> Image:
+        """Make the image and seal it. It is not in the catalog yet.
+
+        Raises:
+            BakeError: With the last lines and the log's path.
+        """
+
+    def verify(self, job: BakeJob, image: Image) -> None:
+        """Run ``recipe.verify`` on a fresh copy.
+
+        Raises:
+            BakeError: With the last lines and the log's path.
+        """
+
+    def discard(self, key: str) -> None:
+        """Remove whatever a failed or killed bake of that key left."""
+
+    def present(self, image: Image) -> bool:
+        """Whether it is here, unchanged.
+
+        Raises:
+            ImageChangedError: It is here, but not as it was baked; says what differs.
+        """
+
+    def pack(self, image: Image, file: Path) -> None:
+        """Write its content into one file; the same content gives the same bytes."""
+
+    def unpack(self, image: Image, file: Path) -> None:
+        """Bring it here from such a file.
+
+        Raises:
+            ImageChangedError: What comes out is not ``image.digest``.
+        """
+
+    def remove(self, image: Image) -> None:
+        """Remove its content from here.
+
+        Raises:
+            EphemeralError: An environment still runs from it.
+        """
+
+
+def load(name: str) -> Any:
+    """The provider of that name.
+
+    Raises:
+        ConfigurationError: There is none; names the closest.
+        UnavailableError: It needs an extra that is not installed; names it.
+    """
+    if name in TABLE:
+        path, extra = TABLE[name]
+        module, _, attribute = path.partition(":")
+        try:
+            return getattr(import_module(module), attribute)()
+        except ImportError as error:
+            raise missing_extra(name, extra, error) from error
+    for point in entry_points(group="pytest_ephemeral.providers", name=name):
+        return point.load()()
+    raise ConfigurationError(f"no provider {name!r}.{closest(name, names())}")
+
+
+def names() -> list[str]:
+    """The names of all providers, ours and third parties'."""
+    others = (point.name for point in entry_points(group="pytest_ephemeral.providers"))
+    return [*TABLE, *others]
+
+
+def missing_extra(provider: str, extra: str | None, error: ImportError) -> UnavailableError:
+    """The error for a provider whose library is not installed."""
+    install = f"pip install 'pytest-ephemeral[{extra}]'" if extra else f"pip install {error.name}"
+    return UnavailableError(
+        f"the provider {provider!r} needs {error.name!r}, which is not installed: {install}"
+    )

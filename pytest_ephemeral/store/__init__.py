@@ -1,0 +1,88 @@
+"""Where records live: the ledger, the catalog, approvals, promotions, archives of images.
+
+A record is a few kilobytes of JSON under a slash-separated path. The two operations all safety
+rests on are atomic creation and compare-and-swap; both hold between processes and machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from pytest_ephemeral.errors import ConfigurationError
+
+
+class Versioned(NamedTuple):
+    """A record as it was read, and the version to give back when replacing it."""
+
+    data: bytes
+    version: str
+
+
+class Store(Protocol):
+    """Records and blobs by path.
+
+    Attributes:
+        url: What opens the same store again, from any folder of this machine.
+    """
+
+    url: str
+
+    def create(self, path: str, data: bytes) -> str:
+        """Create a record, durably, and return its version.
+
+        Raises:
+            RecordExistsError: It is there already; exactly one of many creators succeeds.
+            StoreError: It can't be written (permissions, a full disk).
+        """
+
+    def read(self, path: str) -> Versioned:
+        """Read a record.
+
+        Raises:
+            RecordMissingError: It is not there.
+        """
+
+    def replace(self, path: str, data: bytes, version: str) -> str:
+        """Replace a record that is still at ``version``, durably; return the new version.
+
+        Raises:
+            RecordConflictError: It has changed since, or is gone.
+        """
+
+    def delete(self, path: str) -> None:
+        """Remove a record or blob; that it is already gone is no error."""
+
+    def paths(self, prefix: str) -> Iterator[str]:
+        """The paths of all whole records under a prefix, sorted."""
+
+    def upload(self, path: str, source: Path) -> None:
+        """Put a file's content there; what is there already under that path stays."""
+
+    def download(self, path: str, destination: Path) -> None:
+        """Write a blob's content to a file, all of it or nothing.
+
+        Raises:
+            RecordMissingError: It is not there.
+        """
+
+    def has(self, path: str) -> bool:
+        """Whether a record or blob is there."""
+
+
+def open_store(url: str, root: Path) -> Store:
+    """The store at a URL.
+
+    Args:
+        url: A folder, or ``s3://bucket/prefix``.
+        root: What a relative folder is relative to.
+
+    Raises:
+        ConfigurationError: No store is of that kind.
+    """
+    if "://" not in url:
+        from pytest_ephemeral.store.directory import DirectoryStore
+
+        return DirectoryStore(root / url)
+    raise ConfigurationError(f"no store is of the kind {url!r}: give a folder")
