@@ -81,7 +81,7 @@ class Table(
 # -- what is built and baked ---------------------------------------------------------------
 
 
-class Artifact(Model):
+class Artifact(Model, kw_only=True):
     """A built, versioned file in the artifact repository.
 
     Attributes:
@@ -97,7 +97,7 @@ class Artifact(Model):
     pushed_at: datetime
 
 
-class Recipe(Table):
+class Recipe(Table, kw_only=True):
     """How an image is baked: ``[images.NAME]``. Each provider adds keys of its own.
 
     Attributes:
@@ -119,7 +119,7 @@ class Recipe(Table):
     pass_env: list[str] = []
 
 
-class Image(Model):
+class Image(Model, kw_only=True):
     """A baked image, as the catalog records it.
 
     Attributes:
@@ -155,7 +155,7 @@ class Image(Model):
 # -- what is brought up --------------------------------------------------------------------
 
 
-class Ready(Table):
+class Ready(Table, kw_only=True):
     """When an environment is ready: every probe that is given must succeed.
 
     Attributes:
@@ -179,7 +179,7 @@ class Ready(Table):
     timeout: Duration = Duration(60)
 
 
-class Template(Table):
+class Template(Table, kw_only=True):
     """What an environment looks like: ``[templates.NAME]``. Each provider adds keys of its own.
 
     Attributes:
@@ -215,7 +215,7 @@ class Template(Table):
         return [] if self.image is None else [self.image]
 
 
-class Endpoint(Model):
+class Endpoint(Model, kw_only=True):
     """One place where an environment answers."""
 
     host: str
@@ -229,7 +229,7 @@ class Endpoint(Model):
         return f"{self.scheme}://{host}:{self.port}/"
 
 
-class Owner(Model):
+class Owner(Model, kw_only=True):
     """The process that brought an environment up, recognisable from any other."""
 
     user: str
@@ -243,7 +243,7 @@ class Owner(Model):
         return f"{self.user}@{self.host}:{self.pid}"
 
 
-class ImageReference(Model):
+class ImageReference(Model, kw_only=True):
     """Which image an environment runs."""
 
     name: str
@@ -259,7 +259,7 @@ class ImageReference(Model):
         )
 
 
-class Environment(Model):
+class Environment(Model, kw_only=True):
     """One running copy of a template: plain data that pickles and goes over xdist unchanged.
 
     Attributes:
@@ -347,7 +347,7 @@ def _provider(environment: Environment) -> Any:
 # -- what is decided -------------------------------------------------------------------------
 
 
-class Promotion(Table):
+class Promotion(Table, kw_only=True):
     """Where a production name points: ``[promotion.NAME]``. Each DNS backend reads its part.
 
     Attributes:
