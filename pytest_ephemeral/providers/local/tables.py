@@ -1,0 +1,31 @@
+"""The keys that recipes and templates of the local provider have."""
+
+from __future__ import annotations
+
+from pytest_ephemeral.models import Recipe, Template
+
+
+class LocalRecipe(Recipe, kw_only=True):
+    """An installed tree, sealed. ``reference`` is a folder that was prepared elsewhere."""
+
+    provider: str = "local"
+
+
+class LocalTemplate(Template, kw_only=True):
+    """Processes of this machine.
+
+    Attributes:
+        command: A shell command, or several by process name, started in this order. They see
+            ``$PREFIX``, ``$HOST``, ``$PORT`` (and ``$PORT_ADMIN`` for a port named ``admin``),
+            ``$URL`` and ``$STATE``, the folder of what they write, which is also where they
+            start.
+    """
+
+    provider: str = "local"
+    command: str | dict[str, str]
+
+    def processes(self) -> dict[str, str]:
+        """Its commands by process name, in starting order."""
+        if isinstance(self.command, dict):
+            return dict(self.command)
+        return {"app": self.command}
