@@ -16,6 +16,8 @@ import msgspec
 if TYPE_CHECKING:
     import subprocess
 
+    from pytest_ephemeral.providers import Provider
+
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
 
 T = TypeVar("T")
@@ -41,10 +43,13 @@ class Duration(float):
         Raises:
             ValueError: It is not one; the message shows what one looks like.
         """
-        if not isinstance(text, str) or not re.match(cls.PATTERN, text):
+        found = re.fullmatch(cls.PATTERN, text) if isinstance(text, str) else None
+        if found is None:
             raise ValueError(f'expected a duration such as "90s", "5m" or "2h", got {text!r}')
-        number, unit = re.fullmatch(r"([0-9.]+)([a-z]+)", text).groups()  # type: ignore[union-attr]
-        return cls(float(number) * cls._SECONDS[unit])
+        seconds = float(found["number"]) * cls._SECONDS[found["unit"]]
+        if seconds > cls.LONGEST:
+            raise ValueError(f"expected at most {cls(cls.LONGEST)}, got {text!r}")
+        return cls(seconds)
 
     def __str__(self) -> str:
         for unit in ("d", "h", "m", "s"):
@@ -72,16 +77,14 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """What this program wrote and reads again: tolerant of fields that a later version adds."""
 
 
-class Table(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
-):
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     """What people write in ``ephemeral.toml``: every key is known, or an error."""
 
 
 # -- what is built and baked ---------------------------------------------------------------
 
 
-class Artifact(Model, kw_only=True):
+class Artifact(Model, frozen=True, kw_only=True):
     """A built, versioned file in the artifact repository.
 
     Attributes:
@@ -97,7 +100,7 @@ class Artifact(Model, kw_only=True):
     pushed_at: datetime
 
 
-class Recipe(Table, kw_only=True):
+class Recipe(Table, frozen=True, kw_only=True):
     """How an image is baked: ``[images.NAME]``. Each provider adds keys of its own.
 
     Attributes:
@@ -119,7 +122,7 @@ class Recipe(Table, kw_only=True):
     pass_env: list[str] = []
 
 
-class Image(Model, kw_only=True):
+class Image(Model, frozen=True, kw_only=True):
     """A baked image, as the catalog records it.
 
     Attributes:
@@ -155,7 +158,7 @@ class Image(Model, kw_only=True):
 # -- what is brought up --------------------------------------------------------------------
 
 
-class Ready(Table, kw_only=True):
+class Ready(Table, frozen=True, kw_only=True):
     """When an environment is ready: every probe that is given must succeed.
 
     Attributes:
@@ -179,7 +182,7 @@ class Ready(Table, kw_only=True):
     timeout: Duration = Duration(60)
 
 
-class Template(Table, kw_only=True):
+class Template(Table, frozen=True, kw_only=True):
     """What an environment looks like: ``[templates.NAME]``. Each provider adds keys of its own.
 
     Attributes:
@@ -215,7 +218,7 @@ class Template(Table, kw_only=True):
         return [] if self.image is None else [self.image]
 
 
-class Endpoint(Model, kw_only=True):
+class Endpoint(Model, frozen=True, kw_only=True):
     """One place where an environment answers."""
 
     host: str
@@ -229,7 +232,7 @@ class Endpoint(Model, kw_only=True):
         return f"{self.scheme}://{host}:{self.port}/"
 
 
-class Owner(Model, kw_only=True):
+class Owner(Model, frozen=True, kw_only=True):
     """The process that brought an environment up, recognisable from any other."""
 
     user: str
@@ -243,7 +246,7 @@ class Owner(Model, kw_only=True):
         return f"{self.user}@{self.host}:{self.pid}"
 
 
-class ImageReference(Model, kw_only=True):
+class ImageReference(Model, frozen=True, kw_only=True):
     """Which image an environment runs."""
 
     name: str
@@ -259,7 +262,7 @@ class ImageReference(Model, kw_only=True):
         )
 
 
-class Environment(Model, kw_only=True):
+class Environment(Model, frozen=True, kw_only=True):
     """One running copy of a template: plain data that pickles and goes over xdist unchanged.
 
     Attributes:
@@ -337,7 +340,7 @@ class Environment(Model, kw_only=True):
         return _provider(self).run(self, argv, timeout=timeout)
 
 
-def _provider(environment: Environment) -> Any:
+def _provider(environment: Environment) -> Provider:
     """The one late look upwards in the house: plain data finds who can act on it."""
     from pytest_ephemeral.providers import load
 
@@ -347,7 +350,7 @@ def _provider(environment: Environment) -> Any:
 # -- what is decided -------------------------------------------------------------------------
 
 
-class Promotion(Table, kw_only=True):
+class Promotion(Table, frozen=True, kw_only=True):
     """Where a production name points: ``[promotion.NAME]``. Each DNS backend reads its part.
 
     Attributes:

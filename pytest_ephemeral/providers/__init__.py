@@ -14,7 +14,7 @@ from datetime import datetime
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from pytest_ephemeral.errors import ConfigurationError, UnavailableError, closest
 from pytest_ephemeral.models import Environment, Image, Recipe, Template
@@ -67,11 +67,20 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """Something a provider holds that carries our labels, whether or not a ledger knows it."""
+    """Something a provider holds that carries our labels, whether or not a ledger knows it.
+
+    Attributes:
+        id: The environment's.
+        labels: As they are read off the thing itself; those that can't be read are missing.
+        detail: What it is, for people.
+        abandoned: Its owner and whatever guarded it are known to be gone, so that nobody else
+            will ever end it, though its time may not be over.
+    """
 
     id: str
     labels: Mapping[str, str]
     detail: str = ""
+    abandoned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +254,7 @@ class Baker(Protocol):
         """
 
 
-def load(name: str) -> Any:
+def load(name: str) -> Provider:
     """The provider of that name.
 
     Raises:
@@ -256,11 +265,13 @@ def load(name: str) -> Any:
         path, extra = TABLE[name]
         module, _, attribute = path.partition(":")
         try:
-            return getattr(import_module(module), attribute)()
+            provider: Provider = getattr(import_module(module), attribute)()
         except ImportError as error:
             raise missing_extra(name, extra, error) from error
+        return provider
     for point in entry_points(group="pytest_ephemeral.providers", name=name):
-        return point.load()()
+        found: Provider = point.load()()
+        return found
     raise ConfigurationError(f"no provider {name!r}.{closest(name, names())}")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pytest_ephemeral.models import Recipe, Template
 
 
-class LocalRecipe(Recipe, kw_only=True):
+class LocalRecipe(Recipe, frozen=True, kw_only=True):
     """An installed tree, sealed. ``reference`` is a folder that was prepared elsewhere."""
 
     provider: str = "local"
 
 
-class LocalTemplate(Template, kw_only=True):
+class LocalTemplate(Template, frozen=True, kw_only=True):
     """Processes of this machine.
 
     Attributes:

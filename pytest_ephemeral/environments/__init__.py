@@ -1,0 +1,1 @@
+"""Environments: brought up and taken down in one place, recorded before they are made."""
