@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from pytest_ephemeral.providers import Provider
 
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
+
+#: The name of an image, a template, an endpoint, a process: it goes into ids and file names.
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+UrlPath = Annotated[str, msgspec.Meta(pattern="^/")]
 
 T = TypeVar("T")
 
@@ -31,6 +37,8 @@ class Duration(float):
 
     __slots__ = ()
     PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
+    #: A hundred years. What is longer is a slip, and no date can be told from it.
+    LONGEST: Final = 36500 * 86400.0
     _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
     @classmethod
@@ -46,7 +54,8 @@ class Duration(float):
         found = re.fullmatch(cls.PATTERN, text) if isinstance(text, str) else None
         if found is None:
             raise ValueError(f'expected a duration such as "90s", "5m" or "2h", got {text!r}')
-        seconds = float(found["number"]) * cls._SECONDS[found["unit"]]
+        unit = found[2]
+        seconds = float(text.removesuffix(unit)) * cls._SECONDS[unit]
         if seconds > cls.LONGEST:
             raise ValueError(f"expected at most {cls(cls.LONGEST)}, got {text!r}")
         return cls(seconds)
@@ -79,6 +88,13 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     """What people write in ``ephemeral.toml``: every key is known, or an error."""
+
+    def check(self) -> None:
+        """Hold keys against each other; called once, when the configuration is read.
+
+        Raises:
+            ValueError: They can't go together; says what to change.
+        """
 
 
 # -- what is built and baked ---------------------------------------------------------------
@@ -119,7 +135,7 @@ class Recipe(Table, frozen=True, kw_only=True):
     install: str | list[str] | None = None
     verify: list[str] = []
     reference: str | None = None
-    pass_env: list[str] = []
+    pass_env: list[Variable] = []
 
 
 class Image(Model, frozen=True, kw_only=True):
@@ -172,7 +188,7 @@ class Ready(Table, frozen=True, kw_only=True):
         timeout: How long all of it may take.
     """
 
-    http: str | None = None
+    http: UrlPath | None = None
     status: int | list[int] | None = None
     headers: dict[str, str] = {}
     tcp: bool = False
@@ -201,10 +217,10 @@ class Template(Table, frozen=True, kw_only=True):
     name: str = ""
     provider: str = ""
     image: str | None = None
-    port: int | None = None
-    ports: dict[str, int] = {}
+    port: Port | None = None
+    ports: dict[Name, Port] = {}
     ready: Ready | None = None
-    env: dict[str, str] = {}
+    env: dict[Variable, str] = {}
     seed: str | None = None
     health: Health = "fail"
     ttl: Duration = Duration(7200)

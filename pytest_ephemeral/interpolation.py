@@ -1,0 +1,108 @@
+"""``{env:NAME}`` and ``{image:NAME}`` in a template's values, and masking what came from them.
+
+Only these two forms mean anything; every other brace (``${SHELL}``, JSON, Jinja) stays as it is.
+One more pair of braces, ``{{env:NAME}}``, stands for the text ``{env:NAME}`` itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from pytest_ephemeral.errors import ConfigurationError, closest
+from pytest_ephemeral.models import Image
+
+MASK: Final = "***"
+
+#: A shorter value is not masked: it would be found all over a log, and make it unreadable.
+SHORTEST_SECRET: Final = 4
+
+_REFERENCE: Final = re.compile(
+    r"\{(?P<literal>\{(?:env|image):[^{}]*\})\}|\{(?P<kind>env|image):(?P<name>[^{}]*)\}"
+)
+
+
+class Filled(NamedTuple):
+    """Values with everything filled in, and what of them must never be shown."""
+
+    variables: dict[str, str]
+    secrets: tuple[str, ...]
+
+
+def fill(
+    values: Mapping[str, str],
+    *,
+    environ: Mapping[str, str] | None,
+    images: Mapping[str, Image],
+    where: str = "env",
+) -> Filled:
+    """Fill in every reference.
+
+    Args:
+        values: By key, such as a template's ``env``.
+        environ: Where ``{env:NAME}`` is looked up. None leaves those references, and literal
+            braces, as they stand: for what is recorded or shown.
+        images: The baked images by name.
+        where: The path of the values in the configuration, for the message when one is missing.
+
+    Raises:
+        ConfigurationError: A variable is not set, or there is no such image.
+    """
+    secrets: list[str] = []
+
+    def replaced(match: re.Match[str]) -> str:
+        if match["kind"] == "image":
+            return _image(match["name"], images, f"{where}.{key}")
+        if environ is None:
+            return match[0]
+        if match["literal"]:
+            return match["literal"]
+        secrets.append(_variable(match["name"], environ, f"{where}.{key}"))
+        return secrets[-1]
+
+    variables = {}
+    for key, value in values.items():
+        variables[key] = _REFERENCE.sub(replaced, value)
+    return Filled(variables, _worth_masking(secrets))
+
+
+def references(text: str, kind: str) -> list[str]:
+    """The names that a value refers to.
+
+    Args:
+        text: The value, as it is written.
+        kind: ``env`` or ``image``.
+    """
+    return [match["name"] for match in _REFERENCE.finditer(text) if match["kind"] == kind]
+
+
+def mask(text: str, secrets: Iterable[str]) -> str:
+    """The text with every secret in it shown as ``***``."""
+    for secret in _worth_masking(secrets):
+        text = text.replace(secret, MASK)
+    return text
+
+
+def _variable(name: str, environ: Mapping[str, str], where: str) -> str:
+    try:
+        return environ[name]
+    except KeyError:
+        raise ConfigurationError(
+            f"{where}: the variable {name!r} is not set, and {{env:{name}}} asks for it: "
+            f"set it (export {name}=…, or a secret of the CI job)"
+        ) from None
+
+
+def _image(name: str, images: Mapping[str, Image], where: str) -> str:
+    try:
+        return images[name].reference
+    except KeyError:
+        raise ConfigurationError(f"{where}: no image {name!r}.{closest(name, images)}") from None
+
+
+def _worth_masking(secrets: Iterable[str]) -> tuple[str, ...]:
+    """Longest first, since one may be part of another; logs are masked by line, so lines too."""
+    parts = {part for secret in secrets for part in (secret, *secret.splitlines())}
+    worth = (part for part in parts if len(part) >= SHORTEST_SECRET)
+    return tuple(sorted(worth, key=lambda part: (-len(part), part)))
