@@ -7,6 +7,7 @@ environment is left, so what the ledger lists is what may exist.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -59,17 +60,22 @@ class Ledger:
         record = Record(environment=environment, template=to_builtins(template))
         self.store.create(_path(environment.id), encode(record))
 
-    def change(self, environment: Environment) -> None:
-        """Record what has become of an environment; the latest word stands.
+    def change(self, id: str, **changes: Any) -> None:
+        """Record what has become of an environment; what is not named stays as it is.
 
         One that was removed meanwhile stays removed.
+
+        Args:
+            id: Which.
+            changes: Attributes of ``Environment``.
         """
         while True:
             try:
-                data, version = self.store.read(_path(environment.id))
+                data, version = self.store.read(_path(id))
                 record = decode(data, Record)
+                environment = msgspec.structs.replace(record.environment, **changes)
                 changed = msgspec.structs.replace(record, environment=environment)
-                self.store.replace(_path(environment.id), encode(changed), version)
+                self.store.replace(_path(id), encode(changed), version)
             except RecordMissingError:
                 return
             except RecordConflictError:
@@ -115,30 +121,29 @@ class Ledger:
                 self.broken.append(path)
         return sorted(found, key=lambda one: one.created_at)
 
-    def new_id(self, template: str) -> str:
-        """An id for an environment of that template, such as ``staging-7f3k2q``."""
-        return f"{template}-{''.join(secrets.choice(_ALPHABET) for _ in range(6))}"
-
     def in_use(self) -> set[str]:
         """The keys of the images that environments run from."""
         return {one.image.key for one in self.entries() if one.image is not None}
 
 
-def register(ledger: Ledger, template: Template, environment: Environment) -> Environment:
+def register(
+    ledger: Ledger, template: Template, describe: Callable[[str], Environment]
+) -> Environment:
     """Record a new environment under an id that nobody else has.
 
     Args:
         ledger: Where.
         template: What it is made from.
-        environment: All of it but the id, which is chosen here.
+        describe: Gives the environment for an id, such as ``staging-7f3k2q``.
     """
     while True:
-        named = msgspec.structs.replace(environment, id=ledger.new_id(template.name))
+        token = "".join(secrets.choice(_ALPHABET) for _ in range(6))
+        environment = describe(f"{template.name}-{token}")
         try:
-            ledger.create(named, template)
+            ledger.create(environment, template)
         except RecordExistsError:
             continue
-        return named
+        return environment
 
 
 def _path(id: str) -> str:

@@ -26,6 +26,9 @@ FIRST_PAUSE: Final = 0.002
 LONGEST_PAUSE: Final = 0.05
 LOG_LINES: Final = 20
 
+#: Seconds for a template that has no ``ready`` of its own.
+DEFAULT_TIMEOUT: Final = 60.0
+
 #: Seconds that one look may take: an application that accepts and never answers is not waited
 #: for longer than this before its processes are looked at again.
 ONE_LOOK: Final = 10.0

@@ -1,0 +1,402 @@
+"""The one place that launches environments and destroys them.
+
+The order of things is what makes it safe: the record before the act, every resource labelled in
+the call that creates it, and whatever goes wrong on the way up is taken down before anyone is
+told.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
+
+import msgspec
+
+from pytest_ephemeral import interpolation, labels, machine, providers
+from pytest_ephemeral.environments import readiness, watchdog
+from pytest_ephemeral.environments.ledger import Ledger, register
+from pytest_ephemeral.errors import EphemeralError, LaunchError
+from pytest_ephemeral.models import Duration, Environment, Image, ImageReference, Template
+from pytest_ephemeral.project import Project
+from pytest_ephemeral.providers import Order, Provider, Status
+
+BakeMode = Literal["missing", "always", "never"]
+Phase = Literal["bake", "launch", "ready", "seed", "up", "destroy", "destroyed", "kept", "warning"]
+
+#: Seconds a seed may take; it is a command of the user's, and has no time-out of its own.
+SEED_TIMEOUT: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Something that people who wait would like to know.
+
+    Attributes:
+        subject: The environment's id, or the image's name while it is baked.
+        phase: What is going on.
+        text: More about it; the URL when it is up.
+        seconds: Since the phase began, or for ``up`` since bringing it up began.
+        live: A line that the phase's own program printed.
+    """
+
+    subject: str
+    phase: Phase
+    text: str = ""
+    seconds: float = 0.0
+    live: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An environment that is up, and how long each phase took, in seconds."""
+
+    environment: Environment
+    seconds: dict[str, float]
+
+
+def _silent(_: Progress) -> None:
+    """Nobody waits."""
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """Brings environments up and takes them down, for one run.
+
+    Attributes:
+        project: Where records, artifacts and images are.
+        hooks: A pluggy hook relay: pytest's own, or the command line's.
+        run: The id of this run.
+        config: What the hooks get as ``config``.
+        bake: Whether images that are missing are baked.
+        say: Told what is going on, from whichever thread it goes on in.
+        cancelled: Once set, nothing that is still coming up is waited for.
+    """
+
+    project: Project
+    hooks: Any
+    run: str
+    config: Any = None
+    bake: BakeMode = "missing"
+    say: Callable[[Progress], None] = _silent
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    _hook_lock: threading.RLock = field(default_factory=threading.RLock)
+    _image_locks: dict[str, threading.Lock] = field(default_factory=dict)
+    _images: dict[str, Image] = field(default_factory=dict)
+    _watchdog: watchdog.Watchdog | None = None
+
+    # -- up ------------------------------------------------------------------------------
+
+    def bring_up(self, template: Template, *, ttl: Duration | None = None) -> Timed:
+        """Bring up an environment of a template, and return when it is ready and seeded.
+
+        Args:
+            template: Of the configuration.
+            ttl: How long it may live, instead of the template's own word.
+
+        Raises:
+            EphemeralError: It could not be. Nothing of it is left, or the message says what.
+        """
+        template = self._modified(template)
+        provider = providers.load(template.provider)
+        clock = _Clock(self.say)
+        with clock.phase(template.name, "bake"):
+            images = self._obtain(template)
+        environment = self._register(template, images, ttl or template.ttl)
+        try:
+            order = self._order(environment, template, images)
+            return self._launch(order, provider, clock)
+        except BaseException as error:
+            self._abandon(environment, error)
+            raise
+
+    def _launch(self, order: Order, provider: Provider, clock: _Clock) -> Timed:
+        template, subject = order.template, order.environment.id
+        if not provider.guards_itself:
+            self._guard()
+        with clock.phase(subject, "launch"):
+            environment = provider.launch(order)
+            self._record(environment, "url", "endpoints", "handle")
+        with clock.phase(subject, "ready"):
+            self._wait(environment, template, provider, order)
+        if template.seed is not None:
+            with clock.phase(subject, "seed"):
+                _seed(environment, provider, template.seed)
+        environment = msgspec.structs.replace(environment, state="ready")
+        self._record(environment, "state")
+        self.say(Progress(subject, "up", environment.url, clock.total()))
+        self._emit("environment_ready", environment=environment)
+        if environment.url:
+            self._emit("publish_url", environment=environment, url=environment.url)
+        return Timed(environment, clock.seconds)
+
+    def _modified(self, template: Template) -> Template:
+        """The template after the users' hook has seen it."""
+        try:
+            with self._hook_lock:
+                changed = self.hooks.pytest_ephemeral_modify_template(
+                    template=template, config=self.config
+                )
+        except EphemeralError:
+            raise
+        except Exception as error:
+            raise LaunchError(
+                f"pytest_ephemeral_modify_template failed for {template.name!r}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if changed is None:
+            return template
+        if not isinstance(changed, Template):
+            raise LaunchError(
+                f"pytest_ephemeral_modify_template returned {type(changed).__name__} for "
+                f"{template.name!r}: return a Template, or None to leave it as it is"
+            )
+        return changed
+
+    def _obtain(self, template: Template) -> dict[str, Image]:
+        """The template's images by name; each is obtained once a run, and is the same in it."""
+        return {name: self.image(name) for name in _image_names(template)}
+
+    def image(self, name: str) -> Image:
+        """The baked image of that name, baked or brought here first where that is allowed.
+
+        Raises:
+            EphemeralError: It can't be had.
+        """
+        started = time.monotonic()
+
+        def say(text: str, *, live: bool = False) -> None:
+            self.say(Progress(name, "bake", text, time.monotonic() - started, live))
+
+        with self._image_locks.setdefault(name, threading.Lock()):
+            if name not in self._images:
+                self._images[name] = self.project.images.obtain(
+                    self.project.config.recipe(name),
+                    mode=self.bake,
+                    say=say,
+                    live=lambda line: say(line, live=True),
+                )
+            return self._images[name]
+
+    def _register(
+        self, template: Template, images: Mapping[str, Image], ttl: Duration
+    ) -> Environment:
+        image = None if template.image is None else ImageReference.to(images[template.image])
+        owner = machine.this_owner(self.run)
+        now = datetime.now(UTC)
+        expires_at = now + timedelta(seconds=ttl)
+
+        def describe(id: str) -> Environment:
+            return Environment(
+                id=id,
+                template=template.name,
+                provider=template.provider,
+                image=image,
+                created_at=now,
+                expires_at=expires_at,
+                owner=owner,
+                labels=labels.for_environment(
+                    id=id,
+                    template=template.name,
+                    run=self.run,
+                    owner=str(owner),
+                    expires_at=expires_at,
+                    image=image.key if image else "",
+                ),
+            )
+
+        return register(self.project.ledger, template, describe)
+
+    def _order(
+        self, environment: Environment, template: Template, images: Mapping[str, Image]
+    ) -> Order:
+        where = f"templates.{template.name}"
+        filled = interpolation.fill(
+            template.env, environ=os.environ, images=images, where=f"{where}.env"
+        )
+        headers = self._headers(template)
+        return Order(
+            environment=environment,
+            template=template,
+            images=images,
+            variables=filled.variables,
+            secrets=(*filled.secrets, *headers.secrets),
+            settle=watchdog.settle_command(self.project.store.url, environment.id),
+        )
+
+    def _headers(self, template: Template) -> interpolation.Filled:
+        headers = {} if template.ready is None else template.ready.headers
+        where = f"templates.{template.name}.ready.headers"
+        return interpolation.fill(headers, environ=os.environ, images={}, where=where)
+
+    def _wait(
+        self, environment: Environment, template: Template, provider: Provider, order: Order
+    ) -> None:
+        headers = self._headers(template).variables
+        probes = readiness.probes_for(environment, template, provider, headers)
+        timeout = template.ready.timeout if template.ready else readiness.DEFAULT_TIMEOUT
+        try:
+            readiness.wait(environment, provider, probes, timeout=timeout, cancelled=self.cancelled)
+        except LaunchError as error:
+            raise type(error)(interpolation.mask(str(error), order.secrets)) from None
+
+    def _guard(self) -> None:
+        """Have someone there who outlives this process, before anything is made."""
+        if self._watchdog is None:
+            self._watchdog = watchdog.start(self.project.store.url, self.run)
+
+    def _abandon(self, environment: Environment, error: BaseException) -> None:
+        """Take down what came up only in part; the error says so when that fails."""
+        try:
+            self._remove(environment)
+        except EphemeralError as leak:
+            error.add_note(str(leak))
+
+    # -- and then --------------------------------------------------------------------------
+
+    def status(self, environment: Environment) -> Status:
+        """How it is now, by its provider's word. An expired one says that it was its time."""
+        status = providers.load(environment.provider).status(environment)
+        expires_at = environment.expires_at
+        if status.state == "gone" and expires_at is not None and expires_at <= datetime.now(UTC):
+            lived = Duration((expires_at - environment.created_at).total_seconds())
+            return Status("gone", f"its time ({lived}) was over; `ttl` in its template is longer")
+        return status
+
+    def extend(self, environment: Environment, expires_at: datetime) -> Environment:
+        """Move an environment's expiry, on all that it is made of and in its record."""
+        providers.load(environment.provider).extend(environment, expires_at)
+        return self._changed(environment, expires_at=expires_at)
+
+    def keep(self, environment: Environment) -> Environment:
+        """Let an environment outlive this run; its expiry holds."""
+        self.project.ledger.change(environment.id, kept=True)
+        providers.load(environment.provider).keep(environment)
+        kept = msgspec.structs.replace(environment, kept=True)
+        self.say(Progress(environment.id, "kept", environment.url))
+        self._emit("environment_stopped", environment=kept, outcome="kept")
+        return kept
+
+    def destroy(self, environment: Environment, *, outcome: str = "destroyed") -> float:
+        """Remove all of an environment, and its record.
+
+        Args:
+            environment: Up, half-made, or gone already.
+            outcome: What the hooks are told when it worked.
+
+        Returns:
+            Seconds it took.
+
+        Raises:
+            DestroyError: Something remains, and so does the record: `pytest-ephemeral reap`.
+        """
+        started = time.monotonic()
+        self.say(Progress(environment.id, "destroy"))
+        try:
+            self._remove(environment)
+        except EphemeralError:
+            self._emit("environment_stopped", environment=environment, outcome="leaked")
+            raise
+        seconds = time.monotonic() - started
+        self.say(Progress(environment.id, "destroyed", seconds=seconds))
+        self._emit("environment_stopped", environment=environment, outcome=outcome)
+        return seconds
+
+    def _remove(self, environment: Environment) -> None:
+        remove(self.project.ledger, environment)
+
+    def close(self) -> None:
+        """The run is over and has seen to all it brought up: let the watchdog go."""
+        if self._watchdog is not None:
+            self._watchdog.release()
+            self._watchdog = None
+
+    # -- what both need ----------------------------------------------------------------------
+
+    def _record(self, environment: Environment, *names: str) -> None:
+        self.project.ledger.change(
+            environment.id, **{name: getattr(environment, name) for name in names}
+        )
+
+    def _changed(self, environment: Environment, **changes: Any) -> Environment:
+        self.project.ledger.change(environment.id, **changes)
+        return msgspec.structs.replace(environment, **changes)
+
+    def _emit(self, event: str, **arguments: Any) -> None:
+        """Tell the hooks, one event at a time. A listener that fails spoils nothing."""
+        hook = getattr(self.hooks, f"pytest_ephemeral_{event}")
+        try:
+            with self._hook_lock:
+                hook(**arguments, config=self.config)
+        except Exception as error:  # noqa: BLE001 - anyone's code
+            text = f"pytest_ephemeral_{event} failed: {type(error).__name__}: {error}"
+            self.say(Progress(arguments["environment"].id, "warning", text))
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Times the phases of one bringing up, and tells of each as it begins."""
+
+    say: Callable[[Progress], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, subject: str, phase: Phase) -> Iterator[None]:
+        self.say(Progress(subject, phase))
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = time.monotonic() - started
+
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def remove(ledger: Ledger, environment: Environment) -> None:
+    """Remove all of an environment, then its record: never the other way round.
+
+    Args:
+        ledger: Where its record is.
+        environment: Up, half-made, or gone already.
+
+    Raises:
+        DestroyError: Something remains.
+    """
+    ledger.change(environment.id, state="destroying")
+    providers.load(environment.provider).destroy(environment)
+    ledger.remove(environment.id)
+
+
+def _seed(environment: Environment, provider: Provider, command: str) -> None:
+    try:
+        done = provider.run(environment, ["/bin/sh", "-c", command], timeout=SEED_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise LaunchError(
+            f"the seed of {environment.id} had not ended after {SEED_TIMEOUT:g} s: {command}"
+        ) from None
+    if done.returncode != 0:
+        said = f"{done.stdout}{done.stderr}".rstrip().splitlines()[-readiness.LOG_LINES :]
+        raise LaunchError(
+            "\n".join(
+                [
+                    f"the seed of {environment.id} exited with status {done.returncode}: {command}",
+                    *(f"    {line}" for line in said),
+                ]
+            )
+            + readiness.last_lines(environment, provider)
+        )
+
+
+def _image_names(template: Template) -> list[str]:
+    """The images a template is made of, and those its values refer to."""
+    referred = (
+        name for value in template.env.values() for name in interpolation.references(value, "image")
+    )
+    return list(dict.fromkeys([*template.images(), *referred]))

@@ -1,0 +1,47 @@
+"""A project as it is opened: its configuration, and what that says is kept where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_ephemeral import config
+from pytest_ephemeral.artifacts import Repository, open_repository
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.images import Images
+from pytest_ephemeral.store import Store, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """Everything that is the same for all runs of one project."""
+
+    config: config.Config
+    store: Store
+    artifacts: Repository
+    images: Images
+    ledger: Ledger
+
+    @classmethod
+    def open(cls, file: Path | None, start: Path) -> Project:
+        """Open the project that a configuration file describes. Nothing is created yet.
+
+        Args:
+            file: The configuration file; None to look for one from ``start`` upwards.
+            start: The folder to begin at.
+
+        Raises:
+            ConfigurationError: There is none, or it is wrong.
+        """
+        found = file or config.find(start)
+        if found is None:
+            raise ConfigurationError(
+                f"no ephemeral.toml in {start} or above it, and no [tool.pytest-ephemeral] in a "
+                "pyproject.toml: write one with `pytest-ephemeral init`"
+            )
+        settings = config.load(found)
+        store = open_store(settings.store, settings.root)
+        artifacts = open_repository(settings.artifacts_repository, settings.root)
+        images = Images(store=store, artifacts=artifacts, root=settings.root)
+        return cls(settings, store, artifacts, images, Ledger(store))
