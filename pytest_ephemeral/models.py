@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from pytest_ephemeral.providers import Provider
 
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
+VARIABLE_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 #: The name of an image, a template, an endpoint, a process: it goes into ids and file names.
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
-Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Variable = Annotated[str, msgspec.Meta(pattern=VARIABLE_PATTERN)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 UrlPath = Annotated[str, msgspec.Meta(pattern="^/")]
 

@@ -1,0 +1,353 @@
+"""``ephemeral.toml``, or ``[tool.pytest-ephemeral]`` in pyproject.toml, read strictly.
+
+Whatever is wrong with it is one ``ConfigurationError``: the file, the key's path as people write
+it, what was expected, and the closest valid name.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from pytest_ephemeral import interpolation, providers
+from pytest_ephemeral.errors import ConfigurationError, closest
+from pytest_ephemeral.models import Name, Promotion, Ready, Recipe, Table, Template, Variable
+from pytest_ephemeral.reading import Problem, join, read, read_table, shown
+
+T = TypeVar("T")
+
+FILE_NAME: Final = "ephemeral.toml"
+TOOL: Final = "pytest-ephemeral"
+
+
+class Artifacts(Table, frozen=True, kw_only=True):
+    """``[artifacts]``.
+
+    Attributes:
+        repository: A folder, relative to the configuration's, or a URL.
+    """
+
+    repository: str = ".ephemeral/artifacts"
+
+
+class Webhook(Table, frozen=True, kw_only=True):
+    """``[[webhook]]``: an address that is told of environments.
+
+    Attributes:
+        url: Where to.
+        events: Which events; all when none are named.
+        headers: Sent with each; ``{env:…}`` works here.
+    """
+
+    url: str
+    events: list[str] = msgspec.field(default_factory=list)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Document(Table, frozen=True, kw_only=True):
+    """The whole file, its recipes and templates not yet those of their providers.
+
+    Attributes:
+        default_template: The template of tests that name none.
+        store: Where records and images' content live: a folder, or ``s3://bucket/prefix``.
+        publish: Who is told an environment's URL; ``auto`` is whatever CI this runs in.
+    """
+
+    default_template: Name | None = None
+    store: str = ".ephemeral"
+    artifacts: Artifacts = Artifacts()
+    images: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
+    templates: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
+    promotion: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
+    publish: list[str] = msgspec.field(default_factory=lambda: ["auto"])
+    webhook: list[Webhook] = msgspec.field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration that holds together.
+
+    Attributes:
+        path: The file.
+        root: Its folder: what relative paths in it are relative to.
+        images: Recipes by name, each of its provider's own type.
+        templates: By name, each of its provider's own type, its ``provider`` filled in.
+    """
+
+    path: Path
+    root: Path
+    default_template: str | None
+    store: str
+    artifacts_repository: str
+    images: Mapping[str, Recipe]
+    templates: Mapping[str, Template]
+    promotions: Mapping[str, Promotion]
+    publish: tuple[str, ...]
+    webhooks: tuple[Webhook, ...]
+
+    def template(self, name: str | None) -> Template:
+        """A template by its name.
+
+        Args:
+            name: None for the default one, or the only one.
+
+        Raises:
+            ConfigurationError: There is none of that name, or several and no default.
+        """
+        name = name or self.default_template
+        if name is not None:
+            return _named(name, self.templates, "template", self.path)
+        if len(self.templates) == 1:
+            return next(iter(self.templates.values()))
+        if not self.templates:
+            raise ConfigurationError(
+                f"{self.path}: it has no templates: add a [templates.NAME] table"
+            )
+        raise ConfigurationError(
+            f"{self.path}: which of the templates {', '.join(sorted(self.templates))}? "
+            "Name one (pytest: --ephemeral-template NAME), or set default-template"
+        )
+
+    def recipe(self, name: str) -> Recipe:
+        """A recipe by its image's name.
+
+        Raises:
+            ConfigurationError: There is none of that name.
+        """
+        return _named(name, self.images, "image", self.path)
+
+
+def find(start: Path) -> Path | None:
+    """The configuration for a folder: the nearest one at or above it.
+
+    Args:
+        start: A folder. In the same folder, ephemeral.toml goes before pyproject.toml.
+    """
+    start = start.absolute()
+    for folder in (start, *start.parents):
+        if _exists(folder / FILE_NAME):
+            return folder / FILE_NAME
+        if _has_our_table(folder / "pyproject.toml"):
+            return folder / "pyproject.toml"
+    return None
+
+
+def load(path: Path) -> Config:
+    """Read a configuration, and check that it holds together.
+
+    Args:
+        path: An ephemeral.toml by any name, or a pyproject.toml.
+
+    Raises:
+        ConfigurationError: It can't be read, or something in it is wrong.
+    """
+    path = path.absolute()
+    document = _parse(path)
+    where = ""
+    try:
+        if path.name == "pyproject.toml":
+            where = f"tool.{TOOL}"
+            document = _tool_table(document)
+        return _config(path, document, where)
+    except Problem as problem:
+        raise ConfigurationError(f"{path}: {problem}") from None
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ConfigurationError(f"{path}: can't be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"{path}: it is not UTF-8 (byte {error.start}), as TOML has to be"
+        ) from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: its tables or lists are nested too deeply") from None
+    except ValueError as error:  # a TOMLDecodeError, or a number too long for Python to read
+        raise ConfigurationError(f"{path}: it is not valid TOML: {error}") from None
+
+
+def _tool_table(document: Mapping[str, Any]) -> dict[str, Any]:
+    tool = document.get("tool")
+    table = tool.get(TOOL) if isinstance(tool, dict) else None
+    if not isinstance(table, dict):
+        raise Problem("", f"it has no [tool.{TOOL}] table")
+    return table
+
+
+def _config(path: Path, raw: Mapping[str, Any], where: str) -> Config:
+    document = read_table(raw, Document, where)
+    recipes = {
+        name: _recipe(table, join(join(where, "images"), name), name)
+        for name, table in document.images.items()
+    }
+    templates = {
+        name: _template(table, join(join(where, "templates"), name), name, recipes)
+        for name, table in document.templates.items()
+    }
+    promotions = {
+        name: _promotion(table, join(join(where, "promotion"), name), name)
+        for name, table in document.promotion.items()
+    }
+    default = document.default_template
+    if default is not None and default not in templates:
+        at = join(where, "default-template")
+        raise Problem(at, f"no template {default!r}.{closest(default, templates)}")
+    return Config(
+        path=path,
+        root=path.parent,
+        default_template=default,
+        store=document.store,
+        artifacts_repository=document.artifacts.repository,
+        images=recipes,
+        templates=templates,
+        promotions=promotions,
+        publish=tuple(document.publish),
+        webhooks=tuple(document.webhook),
+    )
+
+
+def _recipe(table: Mapping[str, Any], where: str, name: str) -> Recipe:
+    if "provider" not in table:
+        raise Problem(join(where, "provider"), f"missing; one of {', '.join(providers.names())}")
+    provider = _provider(table["provider"], join(where, "provider"))
+    if provider.recipe_type is None:
+        raise Problem(
+            join(where, "provider"),
+            f"{provider.name!r} bakes no images: its templates say themselves what they run",
+        )
+    recipe: Recipe = read_table(table, provider.recipe_type, where, name=name)
+    if recipe.reference is not None and (recipe.artifact or recipe.install):
+        raise Problem(
+            join(where, "reference"),
+            "it is taken as it is, and nothing is installed: remove it, or artifact and install",
+        )
+    return recipe
+
+
+def _template(
+    table: Mapping[str, Any], where: str, name: str, recipes: Mapping[str, Recipe]
+) -> Template:
+    provider = _provider_of(table, where, recipes)
+    template: Template = read_table(table, provider.template_type, where, name=name)
+    _check_template(template, where, recipes)
+    image = recipes.get(template.image or "")
+    if image is not None and image.provider != provider.name:
+        raise Problem(
+            join(where, "provider"),
+            f"it is {provider.name!r}, but its image {image.name!r} is one of {image.provider!r}",
+        )
+    return msgspec.structs.replace(template, provider=provider.name)
+
+
+def _provider_of(table: Mapping[str, Any], where: str, recipes: Mapping[str, Recipe]) -> Any:
+    """A template's own provider, or its image's."""
+    if "provider" in table:
+        return _provider(table["provider"], join(where, "provider"))
+    if "image" not in table:
+        raise Problem(where, "it needs an image, or a provider")
+    image = read(table["image"], str, join(where, "image"))
+    _check_image(image, recipes, where)
+    return _provider(recipes[image].provider, where)
+
+
+def _promotion(table: Mapping[str, Any], where: str, name: str) -> Promotion:
+    promotion = read_table(table, Promotion, where, name=name)
+    if promotion.verify is not None:
+        _check_ready(promotion.verify, join(where, "verify"))
+    return promotion
+
+
+def _provider(name: object, where: str) -> Any:
+    if not isinstance(name, str):
+        raise Problem(where, f"expected a provider's name, got {shown(name)}")
+    try:
+        return providers.load(name)
+    except ConfigurationError as error:
+        raise Problem(where, str(error)) from None
+
+
+def _check_template(template: Template, where: str, recipes: Mapping[str, Recipe]) -> None:
+    for image in template.images():
+        _check_image(image, recipes, where)
+    if template.port is not None and template.ports:
+        raise Problem(where, "it has port and ports: give one of them")
+    if not template.endpoints():
+        raise Problem(where, "it needs port = NUMBER, or ports = { NAME = NUMBER, … }")
+    if template.ttl <= 0:
+        raise Problem(join(where, "ttl"), "expected more than nothing")
+    for key, text in template.env.items():
+        _check_references(text, recipes, join(join(where, "env"), key))
+    if template.ready is None:
+        return
+    ready = join(where, "ready")
+    _check_ready(template.ready, ready)
+    for key, text in template.ready.headers.items():
+        _check_references(text, recipes, join(f"{ready}.headers", key))
+    port = template.ready.port
+    if port is not None and port not in template.endpoints():
+        raise Problem(f"{ready}.port", f"no port {port!r}.{closest(port, template.endpoints())}")
+
+
+def _check_ready(ready: Ready, where: str) -> None:
+    if ready.log is None:
+        return
+    try:
+        with warnings.catch_warnings():  # what Python thinks odd is still a valid expression
+            warnings.simplefilter("ignore")
+            re.compile(ready.log)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise Problem(f"{where}.log", f"not a regular expression: {error}") from None
+
+
+def _check_references(text: str, recipes: Mapping[str, Recipe], where: str) -> None:
+    for name in interpolation.references(text, "image"):
+        if name not in recipes:
+            raise Problem(where, f"no image {name!r}.{closest(name, recipes)}")
+    for name in interpolation.references(text, "env"):
+        read(name, Variable, where)
+
+
+def _check_image(name: str, recipes: Mapping[str, Recipe], where: str) -> None:
+    if name not in recipes:
+        raise Problem(join(where, "image"), f"no image {name!r}.{closest(name, recipes)}")
+
+
+def _named(name: str, table: Mapping[str, T], noun: str, path: Path) -> T:
+    try:
+        return table[name]
+    except KeyError:
+        raise ConfigurationError(f"{path}: no {noun} {name!r}.{closest(name, table)}") from None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError:
+        return False
+    return True
+
+
+def _has_our_table(path: Path) -> bool:
+    """Whether it is a pyproject.toml for us; a broken one is, if it looks so, to be told of."""
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError):
+        return False
+    if TOOL not in text:
+        return False
+    try:
+        _tool_table(tomllib.loads(text))
+    except Problem:
+        return False
+    except (ValueError, RecursionError):
+        return f"[tool.{TOOL}" in text
+    return True

@@ -1,0 +1,206 @@
+"""From what TOML gave to our types, strictly, with every complaint at the key it is about.
+
+msgspec reads the single values. It would read whole tables as well, but hides the key in a path
+through one (``$.templates[...]``), so tables are taken apart here.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from pytest_ephemeral.errors import closest
+from pytest_ephemeral.models import (
+    NAME_PATTERN,
+    VARIABLE_PATTERN,
+    Duration,
+    Promotion,
+    Recipe,
+    Table,
+    Template,
+    decode_hook,
+)
+
+T = TypeVar("T")
+
+_WORDS: Mapping[Any, str] = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Duration: 'a duration such as "90s", "5m" or "2h"',
+}
+
+_PATTERNS: Mapping[str, str] = {
+    NAME_PATTERN: " of at most 48 lower-case letters, digits and inner hyphens",
+    VARIABLE_PATTERN: " of letters, digits and underscores, as a variable's name is",
+    "^/": ' that starts with "/"',
+}
+
+
+class Problem(Exception):  # noqa: N818 - it never leaves the configuration's modules
+    """Something is wrong at one place of the configuration.
+
+    Attributes:
+        where: The key's path, as people write it.
+        text: What was expected there.
+    """
+
+    def __init__(self, where: str, text: str) -> None:
+        super().__init__(f"{where}: {text}" if where else text)
+        self.where = where
+        self.text = text
+
+
+def join(where: str, key: str) -> str:
+    """The path of a key in a table: quoted where TOML would ask for quotes."""
+    bare = key and all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in key)
+    written = key if bare else json.dumps(key)
+    return f"{where}.{written}" if where else written
+
+
+def read(value: Any, kind: Any, where: str) -> Any:
+    """Read one value.
+
+    Args:
+        value: As TOML gave it.
+        kind: The annotation it must fit.
+        where: The path of its key.
+
+    Raises:
+        Problem: It does not fit.
+    """
+    member = _member(kind, value)
+    if isinstance(value, dict) and isinstance(member, type) and issubclass(member, Table):
+        return read_table(value, member, where)
+    if isinstance(value, dict) and get_origin(member) is dict:
+        return _read_mapping(value, member, where)
+    if isinstance(value, list) and get_origin(member) is list:
+        (item,) = get_args(member)
+        return [read(each, item, f"{where}[{at}]") for at, each in enumerate(value)]
+    return _read_leaf(value, kind, where)
+
+
+def read_table(value: Mapping[str, Any], kind: type[T], where: str, *, name: str = "") -> T:
+    """Read a table whose keys are known.
+
+    Args:
+        value: As TOML gave it.
+        kind: A ``Table``.
+        where: Its path.
+        name: Its own name, where it has one.
+
+    Raises:
+        Problem: A key is unknown, missing or wrong, or two of them can't go together.
+    """
+    if not isinstance(value, dict):
+        raise Problem(where, f"expected a table, got {shown(value)}")
+    fields = keys_of(kind)
+    for key in value:
+        if key not in fields:
+            raise Problem(join(where, key), f"unknown key.{closest(key, fields)}")
+    hints = get_type_hints(kind, include_extras=True)
+    found: dict[str, Any] = {"name": name} if name else {}
+    for key, field in fields.items():
+        if key in value:
+            found[field.name] = read(value[key], hints[field.name], join(where, key))
+        elif field.required:
+            raise Problem(join(where, key), f"missing; expected {described(hints[field.name])}")
+    table = kind(**found)
+    try:
+        table.check()  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise Problem(where, str(error)) from None
+    return table
+
+
+def keys_of(kind: type) -> dict[str, msgspec.structs.FieldInfo]:
+    """The keys people may write in a table, with their fields.
+
+    A recipe's, template's or promotion's ``name`` is the name of its table, not a key in it.
+    """
+    named = issubclass(kind, Recipe | Template | Promotion)
+    return {
+        field.encode_name: field
+        for field in msgspec.structs.fields(kind)
+        if not (named and field.name == "name")
+    }
+
+
+def described(kind: Any) -> str:
+    """What is expected, in words."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return described(arguments[0]) + "".join(_constraint(each) for each in arguments[1:])
+    if origin is Literal:
+        return " or ".join(json.dumps(each) for each in arguments)
+    if origin in {Union, types.UnionType}:
+        return " or ".join(described(each) for each in arguments if each is not types.NoneType)
+    if origin is list:
+        return f"a list, each {described(arguments[0])}"
+    if origin is dict and arguments[1] is not Any:
+        return f"a table, each value {described(arguments[1])}"
+    return _WORDS.get(kind, "a table")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: as it was written, cut short; only the kind of what is large."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a huge number"
+    written = json.dumps(value, default=str, ensure_ascii=False)
+    return written if len(written) <= 60 else f"{written[:57]}…"
+
+
+def _member(kind: Any, value: Any) -> Any:
+    """The member of a union that the value could be; the kind itself where it is none."""
+    if get_origin(kind) is Annotated:
+        return _member(get_args(kind)[0], value)
+    if get_origin(kind) not in {Union, types.UnionType}:
+        return kind
+    members = [_member(each, value) for each in get_args(kind)]
+    return next((each for each in members if _could_be(each, value)), kind)
+
+
+def _could_be(kind: Any, value: Any) -> bool:
+    if isinstance(value, dict):
+        is_table = isinstance(kind, type) and issubclass(kind, Table)
+        return get_origin(kind) is dict or is_table
+    return isinstance(value, list) and get_origin(kind) is list
+
+
+def _read_mapping(value: Mapping[str, Any], kind: Any, where: str) -> dict[str, Any]:
+    key_kind, value_kind = get_args(kind)
+    for key in value:
+        path = join(where, key)
+        if not key.isprintable():
+            raise Problem(path, "a key must not hold control characters")
+        _read_leaf(key, key_kind, path)
+    return {key: read(item, value_kind, join(where, key)) for key, item in value.items()}
+
+
+def _read_leaf(value: Any, kind: Any, where: str) -> Any:
+    if isinstance(value, str) and "\0" in value:
+        raise Problem(where, "must not hold a NUL character")
+    try:
+        return msgspec.convert(value, kind, dec_hook=decode_hook)
+    except msgspec.ValidationError as error:
+        expected = str(error.__cause__ or f"expected {described(kind)}, got {shown(value)}")
+        raise Problem(where, expected) from None
+
+
+def _constraint(meta: Any) -> str:
+    if not isinstance(meta, msgspec.Meta):
+        return ""
+    if meta.pattern is not None:
+        return _PATTERNS.get(meta.pattern, f" that matches {meta.pattern}")
+    if meta.ge is not None and meta.le is not None:
+        return f" from {meta.ge} to {meta.le}"
+    return " that is not empty" if meta.min_length else ""
