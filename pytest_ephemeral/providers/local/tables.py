@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from pytest_ephemeral.models import Recipe, Template
+from pytest_ephemeral.models import Name, Recipe, Template
 
 
 class LocalRecipe(Recipe, frozen=True, kw_only=True):
     """An installed tree, sealed. ``reference`` is a folder that was prepared elsewhere."""
 
     provider: str = "local"
+
+    def check(self) -> None:
+        """Something has to be in the image."""
+        if self.reference is None and not self.install:
+            raise ValueError("it needs install (what puts the artifact into $PREFIX), or reference")
 
 
 class LocalTemplate(Template, frozen=True, kw_only=True):
@@ -22,7 +27,12 @@ class LocalTemplate(Template, frozen=True, kw_only=True):
     """
 
     provider: str = "local"
-    command: str | dict[str, str]
+    command: str | dict[Name, str]
+
+    def check(self) -> None:
+        """Something has to be started."""
+        if not all(command.strip() for command in self.processes().values()) or not self.command:
+            raise ValueError("its command is empty: what should be started?")
 
     def processes(self) -> dict[str, str]:
         """Its commands by process name, in starting order."""
