@@ -1,0 +1,52 @@
+"""What a built file's name says, and which files a glob names."""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path
+
+from pytest_ephemeral.errors import ArtifactError
+
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")
+
+
+def name_and_version(file: Path, digest: str) -> tuple[str, str]:
+    """What to call a file.
+
+    Args:
+        file: A wheel (``shop-1.4.2-py3-none-any.whl``), an sdist (``shop-1.4.2.tar.gz``), or
+            anything else, which is called by its stem and the first digits of its digest.
+        digest: ``sha256:…``
+    """
+    wheel = re.fullmatch(r"([^-]+)-([^-]+)(-[^-]+){3,4}\.whl", file.name)
+    sdist = re.fullmatch(r"(.+?)-(\d[^-]*)\.(tar\.(gz|bz2|xz|zst)|tgz|zip)", file.name)
+    if said := wheel or sdist:
+        return _normal(said[1]), said[2]
+    stem = re.sub(r"(\.tar)?\.[^.]+$", "", file.name)
+    return _normal(stem), digest.removeprefix("sha256:")[:12]
+
+
+def _normal(name: str) -> str:
+    """One spelling for what wheels and sdists spell in several (PEP 503)."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "artifact"
+
+
+def check_label(text: str) -> str:
+    """A name or version as it was given, if it can be one.
+
+    Raises:
+        ArtifactError: It can't; says what can.
+    """
+    if not _LABEL.fullmatch(text):
+        raise ArtifactError(
+            f"{text!r} can't be an artifact's name or version: letters, digits and . _ + ! - can, "
+            "beginning with a letter or a digit"
+        )
+    return text
+
+
+def matching_files(pattern: str, root: Path) -> list[Path]:
+    """The files that a glob names, sorted; ``**`` goes down."""
+    found = (root / match for match in glob.glob(pattern, root_dir=root, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return sorted(match for match in found if match.is_file())

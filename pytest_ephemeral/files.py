@@ -1,0 +1,110 @@
+"""Files that are there whole or not at all, whoever is killed and whenever."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+#: What the names of half-written files begin with.
+TEMPORARY: Final = ".new-"
+
+_CHUNK = 1 << 20
+
+
+def chunks(file: Path) -> Iterator[bytes]:
+    """A file's content, a megabyte at a time."""
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+
+
+def digest_of(content: Iterable[bytes]) -> str:
+    """The name of content, ``sha256:…``. Takes ``chunks(file)`` or ``[data]``."""
+    digest = hashlib.sha256()
+    for chunk in content:
+        digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def create(target: Path, content: Iterable[bytes]) -> None:
+    """Make a file, durably; of many who try at once, exactly one succeeds.
+
+    Raises:
+        FileExistsError: It is there already, whole.
+    """
+    with _written(target, content) as temporary:
+        os.link(temporary, target)
+        _sync_folder(target.parent)
+
+
+def replace(target: Path, content: Iterable[bytes]) -> None:
+    """Make a file or put another in its place, durably; readers see the old one or the new."""
+    with _written(target, content) as temporary:
+        temporary.replace(target)
+        _sync_folder(target.parent)
+
+
+@contextmanager
+def _written(target: Path, content: Iterable[bytes]) -> Iterator[Path]:
+    """A temporary file beside the target, whole and on the disk; gone afterwards."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # it would be read as "the target exists"
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder", target.parent) from error
+    temporary = target.with_name(TEMPORARY + secrets.token_hex(8))
+    try:
+        with temporary.open("xb") as file:
+            file.writelines(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder survive a power cut (fsync(2): the file's own sync does not)."""
+    if sys.platform == "win32":
+        return  # it opens no folders, and NTFS journals names by itself
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock file, alone among all processes of this machine; wait for it as long as needed.
+
+    The file is made when it is not there, and stays: removing it would let two hold "it".
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            try:
+                return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            except OSError:
+                time.sleep(0.01)
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return None

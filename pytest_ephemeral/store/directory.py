@@ -1,0 +1,175 @@
+"""A store in a folder: of this machine, or one that several machines mount.
+
+Creation is a hard link, which the system makes for exactly one of many; compare-and-swap is a
+look and a rename under the store's lock file. What is half-written has a name of its own and is
+never taken for a record.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from pytest_ephemeral import files
+from pytest_ephemeral.errors import (
+    RecordConflictError,
+    RecordExistsError,
+    RecordMissingError,
+    StoreError,
+)
+from pytest_ephemeral.store import Versioned
+
+_LOCK: Final = ".lock"
+_DAY: Final = 86400.0
+
+
+class DirectoryStore:
+    """Records and blobs as files of a folder; see ``Store`` for what each method promises.
+
+    Args:
+        folder: Made when something is first written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.url = str(self.folder)
+
+    def create(self, path: str, data: bytes) -> str:
+        """Create a record."""
+        file = self.file(path)
+        with _explained("create", path, self.folder):
+            try:
+                files.create(file, [data])
+            except FileExistsError:
+                raise RecordExistsError(f"{path} is in the store {self.url} already") from None
+        return files.digest_of([data])
+
+    def read(self, path: str) -> Versioned:
+        """Read a record."""
+        file = self.file(path)
+        with _explained("read", path, self.folder):
+            try:
+                data = file.read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                raise RecordMissingError(f"the store {self.url} has no {path}") from None
+        return Versioned(data, files.digest_of([data]))
+
+    def replace(self, path: str, data: bytes, version: str) -> str:
+        """Replace a record that is still at that version."""
+        file = self.file(path)
+        with self._locked(path):
+            try:
+                current = self.read(path).version
+            except RecordMissingError:
+                raise RecordConflictError(f"{path} was removed meanwhile") from None
+            if current != version:
+                raise RecordConflictError(f"{path} was changed by someone else meanwhile")
+            files.replace(file, [data])
+        return files.digest_of([data])
+
+    def delete(self, path: str) -> None:
+        """Remove a record or blob."""
+        file = self.file(path)
+        if not self.has(path):
+            return
+        with self._locked(path):  # not between someone's look and rename: that would undo this
+            file.unlink(missing_ok=True)
+
+    def paths(self, prefix: str) -> Iterator[str]:
+        """The paths of all whole records in the folder ``prefix`` and below, sorted."""
+        top = self.file(prefix.rstrip("/")) if prefix.strip("/") else self.folder
+        found: list[str] = []
+        with _explained("list", prefix, self.folder):
+            for folder, folders, names in os.walk(top, onerror=_unless_gone):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                base = Path(folder).relative_to(self.folder)
+                found += [(base / name).as_posix() for name in names if not name.startswith(".")]
+        yield from sorted(found)
+
+    def upload(self, path: str, source: Path) -> None:
+        """Put a file's content there, unless something is there already."""
+        file = self.file(path)
+        if self.has(path):
+            return
+        with _explained("write", path, self.folder):
+            _sweep(file.parent)
+            try:
+                files.create(file, files.chunks(source))
+            except FileExistsError:
+                return  # someone was faster, with the same content: blobs are named by it
+
+    def download(self, path: str, destination: Path) -> None:
+        """Write a blob's content to a file, all of it or nothing."""
+        file = self.file(path)
+        if not self.has(path):
+            raise RecordMissingError(f"the store {self.url} has no {path}")
+        with _explained("read", path, self.folder):
+            files.replace(destination, files.chunks(file))
+
+    def has(self, path: str) -> bool:
+        """Whether a record or blob is there."""
+        file = self.file(path)
+        with _explained("read", path, self.folder):
+            return file.is_file()
+
+    def file(self, path: str) -> Path:
+        """Where a path is in the folder.
+
+        Raises:
+            StoreError: It would lead out of the store, or to a name the store needs itself.
+        """
+        parts = path.split("/")
+        if "\0" in path or "\\" in path or any(not part or part.startswith(".") for part in parts):
+            raise StoreError(
+                f"{path!r} can't be a path in a store: its parts may not be empty, begin with "
+                "a dot or hold a backslash"
+            )
+        return self.folder.joinpath(*parts)
+
+    @contextmanager
+    def _locked(self, path: str) -> Iterator[None]:
+        with _explained("change", path, self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with files.locked(self.folder / _LOCK):
+                yield
+
+
+@contextmanager
+def _explained(verb: str, path: str, folder: Path) -> Iterator[None]:
+    """Turn the system's errors into ours, with the likely cause and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            cause = "the disk is full. Make room, or point `store` elsewhere"
+        elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            cause = (
+                f"this user may not. Look at who owns it with `ls -ld {folder}`, "
+                "or point `store` elsewhere"
+            )
+        elif error.errno == errno.ENOTDIR:
+            cause = "a file stands where a folder is needed. Move it, or point `store` elsewhere"
+        else:
+            cause = error.strerror or str(error)
+        raise StoreError(f"can't {verb} {path} in the store {folder}: {cause}") from error
+
+
+def _unless_gone(error: OSError) -> None:
+    """What os.walk should fail for: anything but a folder that is not there (any more)."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writers left half-written that were killed long ago."""
+    for leftover in folder.glob(files.TEMPORARY + "*"):
+        try:
+            if leftover.stat().st_mtime < time.time() - _DAY:
+                leftover.unlink()
+        except FileNotFoundError:
+            continue  # its writer, or another sweep
