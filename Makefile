@@ -1,0 +1,66 @@
+# Every target works from a bare clone on a machine with Python 3.11 or newer and make:
+# what it needs is installed into .venv first, and nowhere else.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs bench clean
+
+# The Python that .venv is made with; by default the first that is new enough.
+PYTHON ?=
+# More for pytest, such as: make test ARGS="-k ledger -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SHOP := examples/shop
+
+help: ## Say what there is to make
+	@echo "Usage: make TARGET"
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(VENV)/test.stamp ## Bake a web shop, bring it up, test it, and show that nothing is left
+	@echo "== Building the artifact: $(SHOP)/dist/shop-*.whl"
+	@cd $(SHOP) && rm -f dist/shop-*.whl && $(PIP) wheel --no-deps --wheel-dir dist .
+	@echo "== Baking it, bringing it up, testing it: pytest --ephemeral-env -n 2"
+	@cd $(SHOP) && PATH="$(BIN):$$PATH" python -m pytest --ephemeral-env -n 2 \
+	    --ephemeral-report dist/report.json $(ARGS)
+	@echo "== Looking for what is left"
+	@cd $(SHOP) && $(BIN)/python ../nothing_left.py dist/report.json && $(BIN)/pytest-ephemeral list
+
+test: $(VENV)/test.stamp ## Run the project's tests
+	@PATH="$(BIN):$$PATH" python -m pytest -n 2 $(ARGS)
+
+lint: $(VENV)/test.stamp $(VENV)/lint.stamp ## Check style and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy --strict
+
+docs: $(VENV)/docs.stamp ## Build the documentation into docs/_build
+	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+bench: $(VENV)/test.stamp ## Measure what an environment costs, side by side with doing without
+	@PATH="$(BIN):$$PATH" python -m benchmarks
+
+clean: ## Remove all that these targets made here
+	rm -rf $(VENV) docs/_build build dist $(SHOP)/dist $(SHOP)/.ephemeral
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis $(SHOP)/.pytest_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# One stamp for each extra, as old as the last time it was installed.
+$(VENV)/%.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "== Installing into $(VENV): pytest-ephemeral[$*]"
+	@$(PIP) install --editable '.[$*]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "== Making $(VENV) with $$($$python --version)"; \
+	        $$python -m venv $(VENV) && exit 0; \
+	        rm -rf $(VENV); \
+	        echo "$$python can't make virtual environments; on Debian: apt install python3-venv" >&2; \
+	        exit 1; \
+	    fi; \
+	done; \
+	echo "Python 3.11 or newer is needed. If there is one: make PYTHON=/path/to/python3" >&2; exit 1
