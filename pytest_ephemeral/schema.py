@@ -1,0 +1,151 @@
+"""The JSON Schema of ``ephemeral.toml``, made from the types that read it.
+
+``ephemeral.schema.json`` is what this gives for the providers of the package; a test holds the
+two together. Draft 7, because that is what editors' TOML extensions and validate-pyproject read.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import types
+from collections.abc import Iterable
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from pytest_ephemeral import providers
+from pytest_ephemeral.config import Document
+from pytest_ephemeral.models import NAME_PATTERN, Duration, Promotion, Table, to_builtins
+from pytest_ephemeral.reading import keys_of
+
+DIALECT: Final = "http://json-schema.org/draft-07/schema#"
+ID: Final = "https://pytest-ephemeral.readthedocs.io/ephemeral.schema.json"
+
+
+def schema(provider_names: Iterable[str] = tuple(providers.TABLE)) -> dict[str, Any]:
+    """The schema of a whole ``ephemeral.toml``.
+
+    Args:
+        provider_names: Whose images and templates it knows; by default the package's own.
+
+    Raises:
+        ConfigurationError: There is no such provider.
+    """
+    definitions: dict[str, Any] = {}
+    images, templates = [], []
+    for provider in map(providers.load, provider_names):
+        templates.append(_refer(provider.template_type, definitions))
+        _template(definitions[provider.template_type.__name__], provider.name)
+        if provider.recipe_type is not None:
+            images.append(_refer(provider.recipe_type, definitions))
+            _recipe(definitions[provider.recipe_type.__name__], provider.name)
+    document = _table(Document, definitions)
+    document["properties"] |= {
+        "images": _named(images),
+        "templates": _named(templates),
+        "promotion": _named([_refer(Promotion, definitions)]),
+    }
+    document |= {"description": "Environments of their own for every test stage."}
+    head = {"$schema": DIALECT, "$id": ID, "title": "pytest-ephemeral"}
+    return {**head, **document, "$defs": dict(sorted(definitions.items()))}
+
+
+def written(document: dict[str, Any]) -> str:
+    """A schema as it stands in a file."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def for_validate_pyproject(tool_name: str) -> dict[str, Any]:  # noqa: ARG001 - its signature
+    """The schema of ``[tool.pytest-ephemeral]``, as validate-pyproject asks for it.
+
+    Args:
+        tool_name: The table's name under ``tool``; it is the same for any.
+    """
+    return schema()
+
+
+def _kind(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schema of one annotation. TOML has no null: what is optional may only be left out."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, Table):
+        return _refer(kind, definitions)
+    if origin in {Union, types.UnionType}:
+        members = [_kind(each, definitions) for each in arguments if each is not types.NoneType]
+        return members[0] if len(members) == 1 else {"anyOf": members}
+    if origin is list:
+        return {"type": "array", "items": _kind(arguments[0], definitions)}
+    if origin is dict:
+        names = _kind(arguments[0], definitions)
+        values = _kind(arguments[1], definitions)
+        return {"type": "object", "propertyNames": names, "additionalProperties": values}
+    return msgspec.json.schema(kind, schema_hook=_ours)
+
+
+def _ours(kind: type) -> dict[str, Any]:
+    if kind is Duration:
+        return {"type": "string", "pattern": Duration.PATTERN, "examples": ["90s", "5m", "2h"]}
+    raise NotImplementedError(f"no schema of {kind!r}")
+
+
+def _refer(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    if kind.__name__ not in definitions:
+        definitions[kind.__name__] = _table(kind, definitions)
+    return {"$ref": f"#/$defs/{kind.__name__}"}
+
+
+def _table(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    meanings = meanings_of(kind)
+    fields = keys_of(kind)
+    properties = {}
+    for key, field in fields.items():
+        properties[key] = _kind(hints[field.name], definitions)
+        if "$ref" in properties[key]:  # beside which draft 7 ignores everything
+            continue
+        if field.name in meanings:
+            properties[key]["description"] = meanings[field.name]
+        if isinstance(field.default, bool | int | float | str):
+            properties[key]["default"] = to_builtins(field.default)
+    return {
+        "type": "object",
+        "description": (inspect.getdoc(kind) or "").partition("\n")[0],
+        "properties": properties,
+        "required": [key for key, field in fields.items() if field.required],
+        "additionalProperties": False,
+    }
+
+
+def meanings_of(kind: type) -> dict[str, str]:
+    """What each field means: the ``Attributes:`` of its class's docstring, and of those above."""
+    meanings: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        _, _, section = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
+        for name, text in re.findall(r"^    (\w+): (.+(?:\n {5,}.+)*)", section, re.MULTILINE):
+            meanings[name] = " ".join(text.replace("``", "`").split())
+    return meanings
+
+
+def _named(kinds: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "propertyNames": {"pattern": NAME_PATTERN},
+        "additionalProperties": kinds[0] if len(kinds) == 1 else {"anyOf": kinds},
+    }
+
+
+def _recipe(definition: dict[str, Any], provider: str) -> None:
+    """Say what only holds between the keys of a recipe."""
+    definition["properties"]["provider"] = {"const": provider, "description": "What bakes it."}
+    definition["required"] = sorted({*definition["required"], "provider"})
+    definition["not"] = {
+        "required": ["reference"],
+        "anyOf": [{"required": ["artifact"]}, {"required": ["install"]}],
+    }
+
+
+def _template(definition: dict[str, Any], provider: str) -> None:
+    """Say what only holds between the keys of a template."""
+    definition["properties"]["provider"] = {"const": provider, "description": "What runs it."}
+    definition["oneOf"] = [{"required": ["port"]}, {"required": ["ports"]}]
