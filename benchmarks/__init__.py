@@ -1,0 +1,1 @@
+"""What an environment costs over doing without: ``make bench``."""
