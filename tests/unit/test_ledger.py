@@ -1,0 +1,134 @@
+"""The ledger: what it lists is what may exist."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral import machine
+from pytest_ephemeral.environments.ledger import Ledger, register
+from pytest_ephemeral.errors import NothingMatchedError, RecordExistsError
+from pytest_ephemeral.models import Environment, Template
+from pytest_ephemeral.store.directory import DirectoryStore
+
+TEMPLATE = Template(name="staging", provider="local", env={"KEY": "{env:SECRET}"})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(DirectoryStore(tmp_path / "store"))
+
+
+def environment(id: str = "staging-7f3k2q", *, age: float = 0.0) -> Environment:
+    now = datetime.now(UTC) - timedelta(seconds=age)
+    return Environment(
+        id=id,
+        template="staging",
+        provider="local",
+        created_at=now,
+        expires_at=now + timedelta(hours=2),
+        owner=machine.this_owner("run"),
+    )
+
+
+def test_what_is_recorded_is_read_back(ledger: Ledger) -> None:
+    """A record holds the environment, and the request it is made from."""
+    ledger.create(environment(), TEMPLATE)
+
+    record = ledger.record("staging-7f3k2q")
+
+    assert record.environment.template == "staging"
+    assert record.template["env"] == {"KEY": "{env:SECRET}"}
+
+
+def test_an_id_is_given_once(ledger: Ledger) -> None:
+    """Of two environments of one id, the second is refused."""
+    ledger.create(environment(), TEMPLATE)
+
+    with pytest.raises(RecordExistsError):
+        ledger.create(environment(), TEMPLATE)
+
+
+def test_registering_chooses_another_id_when_one_is_taken(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collision of ids is nobody's error."""
+    letters = iter("aaaaaa" + "aaaaaa" + "bbbbbb")
+    monkeypatch.setattr("secrets.choice", lambda _: next(letters))
+
+    ids = [register(ledger, TEMPLATE, environment).id for _ in range(2)]
+
+    assert ids == ["staging-aaaaaa", "staging-bbbbbb"]
+
+
+def test_the_beginning_of_an_id_is_enough(ledger: Ledger) -> None:
+    """What only one id begins with names it; what two begin with names neither."""
+    ledger.create(environment("staging-aaaaaa"), TEMPLATE)
+    ledger.create(environment("staging-abbbbb"), TEMPLATE)
+
+    assert ledger.get("staging-ab").id == "staging-abbbbb"
+    with pytest.raises(NothingMatchedError, match="staging-aaaaaa, staging-abbbbb"):
+        ledger.get("staging-a")
+
+
+def test_a_mistyped_id_names_the_closest(ledger: Ledger) -> None:
+    """The message says what was probably meant."""
+    ledger.create(environment(), TEMPLATE)
+
+    with pytest.raises(NothingMatchedError, match="Did you mean 'staging-7f3k2q'"):
+        ledger.get("stagin-7f3k2q")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"environment": 3}', b"\xff\xfe"])
+def test_a_broken_record_is_reported_and_loses_nothing_else(ledger: Ledger, content: bytes) -> None:
+    """A half-written or foreign file is stepped over."""
+    ledger.create(environment(), TEMPLATE)
+    ledger.store.create("environments/broken-aaaaaa.json", content)
+
+    assert [one.id for one in ledger.entries()] == ["staging-7f3k2q"]
+    assert ledger.broken == ["environments/broken-aaaaaa.json"]
+    with pytest.raises(NothingMatchedError):
+        ledger.get("broken-aaaaaa")
+
+
+def test_changes_of_different_things_do_not_undo_each_other(ledger: Ledger) -> None:
+    """Two who change one record at once both have their way."""
+    ledger.create(environment(), TEMPLATE)
+    later = datetime.now(UTC) + timedelta(days=1)
+    changes = [{"state": "ready"}, {"expires_at": later}, {"kept": True}, {"url": "http://x/"}]
+    barrier = threading.Barrier(len(changes))
+
+    def change(what: dict[str, object]) -> None:
+        barrier.wait()
+        ledger.change("staging-7f3k2q", **what)
+
+    threads = [threading.Thread(target=change, args=(what,)) for what in changes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    now = ledger.get("staging-7f3k2q")
+    assert (now.state, now.expires_at, now.kept, now.url) == ("ready", later, True, "http://x/")
+
+
+def test_what_was_removed_stays_removed(ledger: Ledger) -> None:
+    """A late change does not bring a record back."""
+    ledger.create(environment(), TEMPLATE)
+    ledger.remove("staging-7f3k2q")
+
+    ledger.change("staging-7f3k2q", state="ready")
+    ledger.remove("staging-7f3k2q")
+
+    assert ledger.entries() == []
+
+
+def test_entries_come_oldest_first(ledger: Ledger) -> None:
+    """The order of their creation, whatever their names."""
+    ledger.create(environment("a-bbbbbb", age=1), TEMPLATE)
+    ledger.create(environment("z-aaaaaa", age=2), TEMPLATE)
+
+    assert [one.id for one in ledger.entries()] == ["z-aaaaaa", "a-bbbbbb"]

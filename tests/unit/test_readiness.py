@@ -1,0 +1,238 @@
+"""Readiness: noticed at once, given up on at once, and explained when it does not come."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pytest_ephemeral import machine
+from pytest_ephemeral.environments import readiness
+from pytest_ephemeral.errors import LaunchError, ReadinessError
+from pytest_ephemeral.models import Duration, Environment, Ready, Template, endpoints_at
+from pytest_ephemeral.providers import Status
+
+
+class Scripted:
+    """A provider that says what it is told to say."""
+
+    def __init__(self) -> None:
+        self.state = Status("running", "web (pid 12)")
+        self.text = ""
+        self.exits = iter([0])
+        self.advice = ""
+
+    def status(self, environment: Environment) -> Status:
+        return self.state
+
+    def logs(
+        self, environment: Environment, *, since: str | None = None, tail: int | None = None
+    ) -> str:
+        return "\n".join(self.text[int(since or 0) :].splitlines()[-(tail or 10**6) :])
+
+    def log_mark(self, environment: Environment) -> str:
+        return str(len(self.text))
+
+    def hint(self, environment: Environment) -> str:
+        return self.advice
+
+    def run(self, environment, argv, *, timeout):
+        return subprocess.CompletedProcess(argv, next(self.exits), "", "no such table\n")
+
+
+@contextmanager
+def answering(status: int, *, after: float = 0.0) -> Iterator[Environment]:
+    """An HTTP server that answers everything with one status, and the environment it is."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            good = self.headers.get("X-Key") == "k" if self.path == "/keyed" else True
+            self.send_response(status if good else 403)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+    server.server_bind()
+    timer = threading.Timer(after, server.server_activate)
+    timer.start()
+    thread = threading.Thread(target=lambda: (timer.join(), server.serve_forever(0.01)))
+    thread.start()
+    try:
+        yield environment(server.server_port)
+    finally:
+        timer.join()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def environment(port: int) -> Environment:
+    now = datetime.now(UTC)
+    return Environment(
+        id="staging-7f3k2q",
+        template="staging",
+        provider="scripted",
+        endpoints=endpoints_at("127.0.0.1", {"http": port}),
+        created_at=now,
+        expires_at=now + timedelta(hours=1),
+        owner=machine.this_owner("run"),
+    )
+
+
+def wait(env: Environment, ready: Ready | None, provider: Scripted, **kwargs) -> None:
+    template = Template(name="staging", provider="scripted", port=1, ready=ready)
+    probes = readiness.probes_for(env, template, provider, ready.headers if ready else {})
+    timeout = ready.timeout if ready else 5.0
+    cancelled = kwargs.pop("cancelled", threading.Event())
+    readiness.wait(env, provider, probes, timeout=timeout, cancelled=cancelled, **kwargs)
+
+
+@pytest.fixture
+def unused_port() -> Iterator[int]:
+    """A port that refuses connections: bound, and not listened on."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+def test_an_http_answer_is_ready() -> None:
+    """Any status from 200 to 399 will do when none is asked for."""
+    with answering(302) as env:
+        wait(env, Ready(http="/healthz"), Scripted())
+
+
+def test_headers_are_sent() -> None:
+    """What ``headers`` says goes with each look."""
+    with answering(200) as env:
+        wait(env, Ready(http="/keyed", headers={"X-Key": "k"}), Scripted())
+
+
+def test_a_wrong_status_is_not_ready_and_is_told() -> None:
+    """The time-out says what was last answered, how its processes are, and what it printed."""
+    provider = Scripted()
+    provider.text = "starting\nmigrating\n"
+    provider.advice = "start it with --host $HOST"
+    with (
+        answering(503) as env,
+        pytest.raises(ReadinessError) as caught,
+    ):
+        wait(env, Ready(http="/healthz", timeout=Duration(0.1)), provider)
+
+    told = str(caught.value)
+    assert "was not ready within 0.1 s" in told
+    assert re.search(r"GET http://127.0.0.1:\d+/healthz: status 503", told)
+    assert "running, web (pid 12)" in told
+    assert "hint: start it with --host $HOST" in told
+    assert "    migrating" in told
+
+
+def test_a_listed_status_is_ready() -> None:
+    """``status`` may be one, or several."""
+    with answering(401) as env:
+        wait(env, Ready(http="/", status=401), Scripted())
+        wait(env, Ready(http="/", status=[200, 401]), Scripted())
+
+
+def test_a_late_listener_is_noticed_within_its_last_pause() -> None:
+    """From its first answer to being noticed passes no more than the longest pause."""
+    with answering(200, after=0.3) as env:
+        started = time.monotonic()
+        wait(env, Ready(http="/"), Scripted())
+        took = time.monotonic() - started
+
+    assert 0.29 < took < 0.3 + readiness.LONGEST_PAUSE + 0.15
+
+
+def test_without_ready_every_port_must_accept(unused_port: int) -> None:
+    """A template that says nothing is ready when its ports are."""
+    with answering(200) as env:
+        wait(env, None, Scripted())
+    with pytest.raises(ReadinessError, match=f"connect to 127.0.0.1:{unused_port}: .*refused"):
+        wait(environment(unused_port), Ready(tcp=True, timeout=Duration(0.05)), Scripted())
+
+
+def test_an_application_that_stops_is_given_up_at_once(unused_port: int) -> None:
+    """Not at the time-out; with its exit status and its last lines."""
+    provider = Scripted()
+    provider.state = Status("exited", "web (pid 12) exited with status 3 after 0.2 s")
+    provider.text = "Traceback\nKeyError: 'SHOP_KEY'\n"
+    started = time.monotonic()
+
+    with pytest.raises(LaunchError, match=r"(?s)exited with status 3.*KeyError: 'SHOP_KEY'"):
+        wait(environment(unused_port), Ready(http="/", timeout=Duration(60)), provider)
+
+    assert time.monotonic() - started < 5
+
+
+def test_nobody_waits_for_what_is_no_longer_wanted(unused_port: int) -> None:
+    """Whoever cancels is not kept waiting."""
+    cancelled = threading.Event()
+    cancelled.set()
+
+    with pytest.raises(LaunchError, match="no longer wanted"):
+        wait(
+            environment(unused_port),
+            Ready(tcp=True, timeout=Duration(60)),
+            Scripted(),
+            cancelled=cancelled,
+        )
+
+
+def test_a_log_line_is_found_wherever_the_reads_cut_it() -> None:
+    """The end of what was read before is looked at again."""
+    provider = Scripted()
+    probe = readiness.LogProbe(environment(1), provider, re.compile(r"^listening on \d+$", re.MULTILINE))
+    seen = []
+    for chunk in ("boot\nlisten", "ing on 80", "80\nmore\n"):
+        provider.text += chunk
+        seen.append(probe.look(1.0) == "")
+
+    assert seen == [False, True, True]
+
+
+def test_a_command_must_succeed(unused_port: int) -> None:
+    """It is looked at again until it does; the last failure is told."""
+    provider = Scripted()
+    provider.exits = iter([1, 1, 0])
+    wait(environment(unused_port), Ready(command="check"), provider)
+
+    provider.exits = iter([1] * 1000)
+    with pytest.raises(ReadinessError, match="'check' exited with status 1: no such table"):
+        wait(environment(unused_port), Ready(command="check", timeout=Duration(0.05)), provider)
+
+
+def test_all_probes_must_succeed() -> None:
+    """HTTP alone is not enough when a log line is asked for too."""
+    provider = Scripted()
+    with answering(200) as env:
+        with pytest.raises(ReadinessError, match="/worker up/ is not in its log"):
+            wait(env, Ready(http="/", log="worker up", timeout=Duration(0.05)), provider)
+        provider.text = "worker up\n"
+        wait(env, Ready(http="/", log="worker up"), provider)
+
+
+def test_pauses_grow_from_2_to_50_ms(unused_port: int) -> None:
+    """The first look is at once, and a slow start costs at most twenty looks a second."""
+    pauses: list[float] = []
+
+    class Event(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0.0)
+            return len(pauses) == 20
+
+    with pytest.raises(LaunchError):
+        wait(environment(unused_port), Ready(tcp=True), Scripted(), cancelled=Event())
+
+    assert pauses[0] == 0.002
+    assert pauses[-1] == 0.05
+    assert pauses == sorted(pauses)
