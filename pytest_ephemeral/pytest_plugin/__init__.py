@@ -1,0 +1,1 @@
+"""What runs inside pytest: the only importers of it."""

@@ -1,0 +1,54 @@
+"""The entry point that every pytest run imports, with or without ``--ephemeral-env``.
+
+It loads pytest and three light modules of ours, and nothing else: whatever it cost would be paid
+by every run of every project that has this installed.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_ephemeral.pytest_plugin import markers, options
+from pytest_ephemeral.pytest_plugin.fixtures import (
+    _ephemeral_template,
+    ephemeral_env,
+    ephemeral_env_class,
+    ephemeral_env_function,
+    ephemeral_env_module,
+    ephemeral_url,
+)
+
+__all__ = [
+    "_ephemeral_template",
+    "ephemeral_env",
+    "ephemeral_env_class",
+    "ephemeral_env_function",
+    "ephemeral_env_module",
+    "ephemeral_url",
+]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    options.add(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Let a conftest.py listen to what becomes of environments."""
+    from pytest_ephemeral import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker; with ``--ephemeral-env``, load everything else."""
+    config.addinivalue_line("markers", markers.LINE)
+    if config.option.ephemeral_env and not config.option.help:
+        from pytest_ephemeral.pytest_plugin import session
+
+        session.begin(config)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test once against each of the templates that its marker names."""
+    markers.parametrize(metafunc)
