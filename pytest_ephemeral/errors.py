@@ -58,6 +58,10 @@ class ImageChangedError(EphemeralError):
     """A sealed image is no longer, byte for byte, what was baked."""
 
 
+class ImageInUseError(EphemeralError):
+    """An image can be neither replaced nor removed: an environment runs from it."""
+
+
 class LaunchError(EphemeralError):
     """An environment did not come up. What it had made is destroyed again."""
 
@@ -70,6 +74,12 @@ class ReadinessError(LaunchError):
 
 class EnvironmentDiedError(EphemeralError):
     """An environment that was up has stopped by itself."""
+
+
+class EnvironmentGoneError(EphemeralError):
+    """Something was asked of an environment of which nothing runs any more."""
+
+    exit_status = 3
 
 
 class DestroyError(EphemeralError):

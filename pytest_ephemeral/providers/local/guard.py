@@ -1,5 +1,393 @@
-"""Start processes under a guard: the owner's side of ``supervisor.py``.
+"""Start processes under a guard: the owner's side of ``supervisor``.
 
 The guard is the parent, and on Linux the subreaper, of all that it starts. It ends them when it
 is told to, when its owner dies in whatever way, or when their time is over.
 """
+
+from __future__ import annotations
+
+import json
+import marshal
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
+from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
+from pytest_ephemeral.providers.local import host, logs
+from pytest_ephemeral.providers.local.supervisor.control import exchange
+
+_PROGRAM = Path(__file__).with_name("supervisor") / "__main__.py"
+#: Seconds a guard may take to answer, and to end everything (it gives up after 5).
+_ANSWER_TIME, _END_TIME = 5.0, 15.0
+#: Seconds between two looks at a running script's output.
+_OUTPUT_INTERVAL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a guard is to start, and to end.
+
+    Attributes:
+        id: The marker in the environment of all its processes, and the guard's address.
+        processes: Commands by name, started in this order. A name becomes part of a file's.
+        directory: Where they start; must exist.
+        variables: Their whole environment; the marker is added.
+        logs: A folder for a log per process: masked, rotated.
+        readonly: Trees that they see read-only, where the kernel lets us.
+        remove: Folders removed at the end, however it ends.
+        secrets: Shown as ``***`` in the logs.
+        expires_at: When it ends by itself, in seconds since the epoch.
+        settle: A command run, detached, after it ended without its owner.
+        descriptors: Locks and claimed addresses that the guard holds while it lives.
+        keep_after_exit: Whether the guard stays when all processes have ended.
+    """
+
+    id: str
+    processes: Mapping[str, Sequence[str]]
+    directory: Path
+    variables: Mapping[str, str]
+    logs: Path
+    readonly: Sequence[Path] = ()
+    remove: Sequence[Path] = ()
+    secrets: Sequence[str] = ()
+    expires_at: float | None = None
+    settle: Sequence[str] = ()
+    descriptors: Sequence[int] = ()
+    keep_after_exit: bool = True
+
+    def to_wire(self, listener: int) -> bytes:
+        """It, as the supervisor takes it: quicker to read there than JSON is to import."""
+        orders = marshal.dumps(
+            {
+                "id": self.id,
+                "argvs": {name: list(argv) for name, argv in self.processes.items()},
+                "directory": str(self.directory),
+                "variables": dict(self.variables),
+                "logs": str(self.logs),
+                "readonly": [str(path) for path in self.readonly],
+                "remove": [str(path) for path in self.remove],
+                "secrets": list(self.secrets),
+                "expires_at": self.expires_at,
+                "settle": list(self.settle),
+                "descriptors": list(self.descriptors),
+                "keep_after_exit": self.keep_after_exit,
+                "owner": os.getpid(),
+                "listener": listener,
+            }
+        )
+        return len(orders).to_bytes(8) + orders
+
+
+class Guard:
+    """A guard that this process has started, and that lives no longer than it, unless kept.
+
+    Its pipe is its lifeline: letting go of this object is as good as dying. As a context manager
+    it ends everything on the way out.
+    """
+
+    def __init__(self, id: str, process: subprocess.Popen[bytes]) -> None:
+        self.id = id
+        self.pid = process.pid
+        self._process = process
+        self._report = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait(self, timeout: float | None = None) -> dict[str, int | None]:
+        """Wait until the guard has ended, and with it everything.
+
+        Args:
+            timeout: Seconds; None for as long as it takes.
+
+        Returns:
+            The exit status of each process, negative for a signal; None for those that the
+            guard has killed.
+
+        Raises:
+            TimeoutError: It still runs.
+            EphemeralError: The guard itself broke down, or was killed.
+        """
+        if not self._ends_within(timeout):
+            raise TimeoutError(f"{self.id} still runs after {timeout:g} s")
+        if not self._report:
+            raise EphemeralError(
+                f"the guard of {self.id} (pid {self.pid}) was killed, or could not start. "
+                f"See whether this prints an error: {sys.executable} -I -S {_PROGRAM} < /dev/null"
+            )
+        report = json.loads(self._report)
+        if report["crash"]:
+            raise EphemeralError(f"the guard of {self.id} broke down:\n{report['crash']}")
+        return {process["name"]: process["status"] for process in report["processes"]}
+
+    def stop(self) -> None:
+        """End everything, and wait for it. Done twice, it is no error.
+
+        Raises:
+            DestroyError: Something can't be killed.
+        """
+        try:
+            stop(self.id)
+        except EnvironmentGoneError:
+            pass
+        finally:
+            if not self._ends_within(_END_TIME):
+                self.kill()
+
+    def kill(self) -> None:
+        """End the guard itself, at once: its children die with it, its folders stay."""
+        self._process.kill()
+        self._ends_within(None)
+
+    def _ends_within(self, timeout: float | None) -> bool:
+        """Wait for its end: read its report until the pipe closes, and collect its status."""
+        reports = self._process.stdout
+        if reports and not reports.closed:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            while data := _read_until(reports.fileno(), deadline):
+                self._report += data
+            if data is None:
+                return False
+            for pipe in (self._process.stdin, reports):
+                if pipe:
+                    pipe.close()
+        self._process.wait()
+        return True
+
+
+def _read_until(descriptor: int, deadline: float | None) -> bytes | None:
+    """What there is to read; empty at the end; None when the time is over first."""
+    patience = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return os.read(descriptor, 1 << 16) if poll.poll(patience) else None
+
+
+def start(spec: Spec) -> Guard:
+    """Start a guard and what it guards; does not wait until it has.
+
+    A command that can't be run shows as one that has exited, with 126 or 127, and says why in
+    its log.
+
+    Raises:
+        EphemeralError: Another guard of that id runs.
+        ValueError: A process's name can't be part of a file's name.
+    """
+    for name in spec.processes:
+        if not name or name.startswith(".") or "/" in name:
+            raise ValueError(f"a process can't be called {name!r}: its log is a file of that name")
+    spec.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with host.listen(spec.id) as listener:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_PROGRAM), spec.id],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # What a guard holds open is what a CI step that ended may wait for.
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={**os.environ, ENVIRONMENT_VARIABLE: spec.id},
+            pass_fds=[*spec.descriptors, listener.fileno()],
+            start_new_session=True,
+        )
+        guard = Guard(spec.id, process)
+        try:
+            _write_whole(process, spec.to_wire(listener.fileno()))
+        except BaseException:
+            guard.kill()
+            raise
+    return guard
+
+
+def run_to_end(
+    spec: Spec, *, on_output: Callable[[str], None] | None = None, timeout: float | None = None
+) -> int:
+    """Run one process under a guard, such as an install script, until it ends.
+
+    Args:
+        spec: Has one process. Its ``logs`` are not in what it has removed.
+        on_output: Called with each line it prints, masked, without its line's end.
+        timeout: Seconds it may take.
+
+    Returns:
+        Its exit status, negative for a signal. All that it started is dead.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer, and was killed.
+        EphemeralError: The guard broke down.
+    """
+    (name,) = spec.processes
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with start(replace(spec, keep_after_exit=False)) as guard:
+        lines = _Lines(spec.logs, name, on_output or (lambda _: None))
+        while True:
+            try:
+                (status,) = guard.wait(_OUTPUT_INTERVAL).values()
+            except TimeoutError:
+                lines.follow()
+            else:
+                lines.finish()
+                break
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(spec.processes[name], timeout or 0)
+    if status is None:
+        raise EphemeralError(f"{spec.id} was stopped before it had ended")
+    return status
+
+
+class _Lines:
+    """Hands on a growing log, line by line."""
+
+    def __init__(self, folder: Path, process: str, hand_on: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._process = process
+        self._hand_on = hand_on
+        self._offset = logs.end(folder, process)
+        self._rest = b""
+
+    def follow(self) -> None:
+        """Hand on the lines that are whole by now."""
+        position = logs.end(self._folder, self._process)
+        if position == self._offset:
+            return
+        data = logs.read(self._folder, self._process, self._offset)
+        self._offset += len(data)
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        for line in whole:
+            self._hand_on(line.decode(errors="replace").rstrip("\r"))
+
+    def finish(self) -> None:
+        """Hand on all that is left."""
+        self.follow()
+        if self._rest:
+            self._hand_on(self._rest.decode(errors="replace"))
+
+
+# -- from any process of this machine ----------------------------------------------------------
+
+
+def status(id: str) -> dict[str, Any]:
+    """How a guard and its processes are.
+
+    Returns:
+        ``pid``; ``processes``, each with ``name``, ``pid``, ``started_at``, ``ended_at``
+        (seconds since the epoch, or None) and ``status`` (None, or negative for a signal);
+        ``expires_at``; ``kept``; ``writable`` (why trees could not be made read-only, or empty).
+        What they had printed when it was asked is in the logs now.
+
+    Raises:
+        EnvironmentGoneError: There is no such guard.
+    """
+    return _ask(id, {"do": "status"})
+
+
+def extend(id: str, expires_at: float | None) -> None:
+    """Move a guard's expiry, in seconds since the epoch; None disarms it for good.
+
+    Raises:
+        EnvironmentGoneError: There is no such guard.
+    """
+    _ask(id, {"do": "extend", "expires_at": expires_at})
+
+
+def keep(id: str) -> None:
+    """Let a guard outlive its owner; its expiry holds.
+
+    Raises:
+        EnvironmentGoneError: There is no such guard.
+    """
+    _ask(id, {"do": "keep"})
+
+
+def stop(id: str) -> None:
+    """End a guard with everything, and wait until nothing is left.
+
+    Raises:
+        EnvironmentGoneError: There is no such guard.
+        DestroyError: Something can't be killed.
+    """
+    left = _ask(id, {"do": "stop"}, timeout=_END_TIME)["remaining"]
+    if left:
+        raise DestroyError(f"of {id}, these processes can't be killed: {_join(left)}")
+
+
+def run(id: str, argv: Sequence[str], timeout: float | None) -> subprocess.CompletedProcess[str]:
+    """Run a command beside the guard's processes, with their environment, folder and view.
+
+    Args:
+        id: The guard's.
+        argv: The command; its standard input is empty.
+        timeout: Seconds it may take.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer; it and what it started are killed.
+        EnvironmentGoneError: There is no such guard, or it ended meanwhile.
+    """
+    # Files rather than pipes: a daemon that the command leaves behind may hold them open.
+    with (
+        Path(os.devnull).open("rb") as nothing,
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as errors,
+    ):
+        files = [file.fileno() for file in (nothing, output, errors)]
+        try:
+            answer = _ask(id, {"do": "run", "argv": list(argv)}, files, timeout=timeout)
+        except TimeoutError:
+            raise subprocess.TimeoutExpired(
+                list(argv), timeout or 0, _text(output), _text(errors)
+            ) from None
+        return subprocess.CompletedProcess(
+            list(argv), answer["status"], _text(output), _text(errors)
+        )
+
+
+def _ask(
+    id: str,
+    request: Mapping[str, Any],
+    descriptors: Sequence[int] = (),
+    *,
+    timeout: float | None = _ANSWER_TIME,
+) -> dict[str, Any]:
+    try:
+        with host.connect(id) as connection:
+            connection.settimeout(timeout)
+            answer = exchange(connection, request, descriptors)
+    except (ConnectionError, EOFError) as error:
+        raise EnvironmentGoneError(
+            f"nothing runs of {id} any more: it was destroyed, has expired, or its guard was "
+            f"killed. See what there is: pytest-ephemeral list"
+        ) from error
+    if "error" in answer:
+        raise EphemeralError(f"{id}: {answer['error']}")
+    return answer
+
+
+def _write_whole(process: subprocess.Popen[bytes], data: bytes) -> None:
+    assert process.stdin is not None
+    try:
+        while data:
+            data = data[process.stdin.write(data) :]
+    except BrokenPipeError as error:
+        raise EphemeralError(
+            f"a guard could not start: see whether this prints an error: "
+            f"{sys.executable} -I -S {_PROGRAM} < /dev/null"
+        ) from error
+
+
+def _text(file: Any) -> str:
+    file.seek(0)
+    return str(file.read().decode(errors="replace"))
+
+
+def _join(pids: Sequence[int]) -> str:
+    return ", ".join(map(str, pids))

@@ -1,0 +1,1 @@
+"""Environments on this very machine."""

@@ -1,0 +1,14 @@
+"""The program: ``python -I -S …/supervisor/__main__.py ID``, its orders on standard input."""
+
+from __future__ import annotations
+
+import sys
+from os.path import abspath, dirname
+
+if __name__ == "__main__":
+    # -I leaves the script's own folder out; at the end of the path it can shadow nothing.
+    sys.path.append(dirname(dirname(abspath(__file__))))
+
+    from supervisor.loop import main  # type: ignore[import-not-found]
+
+    sys.exit(main())

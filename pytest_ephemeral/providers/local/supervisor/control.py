@@ -1,0 +1,129 @@
+"""The control socket: how any process of this user asks a guard for something.
+
+A client sends one line of JSON, with descriptors beside it for ``run``, and gets one line back
+when it is done. It may go away at any time: then what it asked to be run is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+LONGEST_REQUEST = 1 << 20
+
+
+class Client:
+    """One connection: a request being read, and then its answer."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self.pid = 0  # of what it asked to be run
+        self._received = b""
+        self._descriptors: list[int] = []
+
+    def receive(self) -> dict[str, Any] | None:
+        """Read on: the request once it is whole, else None.
+
+        Raises:
+            EOFError: The client has gone away, or sends what is no request.
+        """
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self.connection, 1 << 16, 3)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise EOFError from error
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        self._descriptors += descriptors
+        self._received += data
+        if not data or len(self._received) > LONGEST_REQUEST:
+            raise EOFError
+        if not self._received.endswith(b"\n"):
+            return None
+        try:
+            request = json.loads(self._received)
+        except ValueError as error:
+            raise EOFError from error
+        self._received = b""
+        return request if isinstance(request, dict) else None
+
+    def take_descriptors(self) -> list[int]:
+        """The descriptors that came with the request; the caller closes them."""
+        taken, self._descriptors = self._descriptors, []
+        return taken
+
+    def answer(self, answer: Mapping[str, Any]) -> None:
+        """Send the answer, and close. A client that has gone away misses it."""
+        try:
+            self.connection.setblocking(True)
+            self.connection.settimeout(1)
+            self.connection.sendall(json.dumps(answer).encode() + b"\n")
+        except OSError:
+            pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection, and descriptors that nobody took."""
+        self.connection.close()
+        for descriptor in self.take_descriptors():
+            os.close(descriptor)
+
+
+def accept(listener: socket.socket) -> Client | None:
+    """The next client; None when it is already gone, or is not of this user."""
+    try:
+        connection, _ = listener.accept()
+    except OSError:
+        return None
+    if not is_same_user(connection):
+        connection.close()
+        return None
+    return Client(connection)
+
+
+def is_same_user(connection: socket.socket) -> bool:
+    """Whether the other end of a Unix socket belongs to this user.
+
+    On other systems than Linux the socket stands in a folder that only this user can enter.
+    """
+    if sys.platform != "linux":
+        return True
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _, user, _ = struct.unpack("3i", credentials)
+    return bool(user == os.getuid())
+
+
+def exchange(
+    connection: socket.socket, request: Mapping[str, Any], descriptors: Sequence[int] = ()
+) -> dict[str, Any]:
+    """The client's side: send a request, and wait for its answer.
+
+    Raises:
+        EOFError: The guard ended without answering.
+        TimeoutError: The connection's time-out has passed.
+    """
+    try:
+        if not is_same_user(connection):
+            raise PermissionError("the guard's address is held by another user")
+        data = json.dumps(request).encode() + b"\n"
+        sent = socket.send_fds(connection, [data], list(descriptors))
+        connection.sendall(data[sent:])
+        with connection.makefile("rb") as lines:
+            line = lines.readline()
+    except (ConnectionError, BrokenPipeError) as error:
+        raise EOFError from error
+    if not line.endswith(b"\n"):
+        raise EOFError
+    answer: dict[str, Any] = json.loads(line)
+    return answer

@@ -1,0 +1,104 @@
+"""What Python's standard library does not offer of Linux: prctl, namespaces, bind mounts."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_SIGKILL = 9
+
+_CLONE_NEWNS = 0x00020000
+_CLONE_NEWUSER = 0x10000000
+
+_MS_RDONLY = 1
+_MS_REMOUNT = 32
+_MS_BIND = 4096
+_MS_REC = 16384
+_MS_SLAVE = 1 << 19
+_MS_RELATIME = 1 << 21
+#: Flags of a mount that have the same value in statvfs(3) and mount(2), and that a remount has to
+#: repeat, or the kernel refuses it (mount_namespaces(7), "locked").
+_KEPT = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME
+
+_LINUX = sys.platform == "linux"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent dies, instead of process 1."""
+    if _LINUX:
+        _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def die_with(parent: int) -> None:
+    """In a child just forked: be killed when ``parent`` dies, or now if it has already."""
+    if _LINUX:
+        _checked(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def protect(paths: list[str]) -> str:
+    """Give this process and its children a view in which these trees are read-only.
+
+    Args:
+        paths: Folders or files that exist.
+
+    Returns:
+        Why the kernel does not allow it; empty when it is done. Nothing is changed when it fails.
+    """
+    if not paths:
+        return ""
+    if not _LINUX:
+        return "only Linux has mount namespaces"
+    # A user namespace that was entered but may not be set up (AppArmor does that on Ubuntu 24.04)
+    # leaves a process without a user. So a child tries it first.
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_attempt(paths))
+    _, status = os.waitpid(pid, 0)
+    failed = os.waitstatus_to_exitcode(status) or _attempt(paths)
+    return os.strerror(failed) if failed else ""
+
+
+def _attempt(paths: list[str]) -> int:
+    """Make the view; 0, or the error's number."""
+    try:
+        _own_namespace()
+        _checked(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
+        for path in paths:
+            _make_read_only(os.fsencode(path))
+    except OSError as error:
+        return error.errno or 1
+    return 0
+
+
+def _own_namespace() -> None:
+    user, group = os.geteuid(), os.getegid()
+    if _libc.unshare(_CLONE_NEWNS) == 0:
+        return
+    _checked(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
+    # user_namespaces(7): without CAP_SETGID, setgroups has to be given up before a gid is mapped.
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user} {user} 1"),
+        ("gid_map", f"{group} {group} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def _make_read_only(path: bytes) -> None:
+    _checked(_libc.mount(path, path, None, _MS_BIND | _MS_REC, None))
+    flags = os.statvfs(path).f_flag
+    keep = flags & _KEPT | (_MS_RELATIME if flags & os.ST_RELATIME else 0)
+    _checked(_libc.mount(b"none", path, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | keep, None))
+
+
+def _checked(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

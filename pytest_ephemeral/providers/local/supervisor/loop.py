@@ -1,0 +1,402 @@
+"""The guard's event loop: start what was ordered, watch over it, end all of it."""
+
+from __future__ import annotations
+
+import fcntl
+import marshal
+import os
+import select
+import signal
+import sys
+import time
+from functools import partial
+
+from . import kernel, processes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from .control import Client
+    from .logs import Log
+
+#: Keep in step with labels.ENVIRONMENT_VARIABLE, which can't be imported here.
+MARKER = "PYTEST_EPHEMERAL_ENVIRONMENT"
+
+_READ_SIZE = 1 << 18
+#: Once a process has ended, how much of what it has printed is read before that is told.
+_LAST_WORDS = 16 << 20
+#: Seconds: how often the clock is looked at, as it may be set; and the owner, without a pidfd.
+_CLOCK_INTERVAL, _OWNER_INTERVAL = 60.0, 0.25
+
+
+class Process:
+    """One of the named processes."""
+
+    def __init__(self, name: str, pid: int, output: int) -> None:
+        self.name = name
+        self.pid = pid
+        self.output = output
+        self.log: Log | None = None
+        self.started_at = time.time()
+        self.ended_at: float | None = None
+        self.status: int | None = None  # negative: the signal that killed it
+
+    def describe(self) -> dict[str, Any]:
+        """It, as clients and the owner get it."""
+        return {
+            "name": self.name,
+            "pid": self.pid,
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "status": self.status,
+        }
+
+
+class Supervisor:
+    """One guard. The keywords are what ``guard.start`` sends; see ``guard.Spec``."""
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        argvs: Mapping[str, Sequence[str]],
+        directory: str,
+        variables: Mapping[str, str],
+        logs: str,
+        readonly: Sequence[str],
+        remove: Sequence[str],
+        secrets: Sequence[str],
+        expires_at: float | None,
+        settle: Sequence[str],
+        descriptors: Sequence[int],
+        keep_after_exit: bool,
+        owner: int,
+        listener: int,
+    ) -> None:
+        self._marker = f"{MARKER}={id}"
+        self._argvs = argvs
+        self._directory = directory
+        self._variables = {**variables, MARKER: id}
+        self._logs = logs
+        self._readonly = readonly
+        self._remove = remove
+        self._secrets = [secret.encode() for secret in secrets]
+        self._expires_at = expires_at
+        self._settle = settle
+        self._descriptors = descriptors
+        self._keep_after_exit = keep_after_exit
+        self._owner: int | None = owner  # None once kept
+        self._listener_descriptor = listener
+        self._listener: socket.socket | None = None
+        self._refused = ""
+        self._processes: list[Process] = []
+        self._runs: dict[int, Client] = {}
+        self._stops: list[Client] = []
+        self._ending = ""  # why, once it ends: stop, owner, expired, finished
+        self._crash = ""
+        self._poll = select.poll()
+        self._handlers: dict[int, Callable[[], object]] = {}
+
+    # -- its life --------------------------------------------------------------------------
+
+    def guard(self) -> None:
+        """All of its life. However it ends, everything that it started ends with it."""
+        try:
+            self._start()
+            while not self._ending:
+                self._turn()
+        except BaseException:
+            import traceback
+
+            self._crash = traceback.format_exc()
+        finally:
+            self._end()
+
+    def _start(self) -> None:
+        for descriptor in (*self._descriptors, self._listener_descriptor):
+            os.set_inheritable(descriptor, False)
+        self._watch_signals()
+        self._watch_owner()
+        kernel.adopt_orphans()
+        self._refused = kernel.protect(list(self._readonly))
+        for name, argv in self._argvs.items():
+            self._start_process(name, argv)
+        self._open_logs()
+        self._open_control()
+
+    def _turn(self) -> None:
+        ready = self._poll.poll(self._patience() * 1000)
+        # Output first: who asks for the status knows that all printed before is in the log.
+        outputs = {process.output for process in self._processes}
+        for descriptor, _ in sorted(ready, key=lambda event: event[0] not in outputs):
+            if descriptor in self._handlers:
+                self._handlers[descriptor]()
+        if self._ending:
+            return
+        if self._owner and os.getppid() != self._owner:
+            self._ending = "owner"
+        elif self._expires_at is not None and time.time() >= self._expires_at:
+            self._ending = "expired"
+
+    def _patience(self) -> float:
+        """Seconds until something has to be looked at even if nothing happens."""
+        patience = _CLOCK_INTERVAL if hasattr(os, "pidfd_open") else _OWNER_INTERVAL
+        if self._expires_at is None:
+            return patience
+        return max(0.0, min(patience, self._expires_at - time.time() + 0.001))
+
+    def _end(self) -> None:
+        left = processes.end_descendants(self._marker)
+        for process in self._processes:
+            if process.log:
+                self._drain(process)
+                process.log.close()
+        if not left:  # as long as something runs, its folder is what leads to it
+            from .files import remove_tree
+
+            for folder in self._remove:
+                remove_tree(folder)
+        for client in self._runs.values():
+            client.close()
+        if self._listener:
+            self._listener.close()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        answer = {
+            "remaining": left,
+            "processes": [process.describe() for process in self._processes],
+            "crash": self._crash,
+        }
+        _tell(1, answer)
+        for client in self._stops:
+            client.answer(answer)
+        if self._settle and self._ending in {"owner", "expired"}:
+            _detach(self._settle)
+
+    # -- what it watches -------------------------------------------------------------------
+
+    def _watch(self, descriptor: int, handler: Callable[[], object]) -> None:
+        self._handlers[descriptor] = handler
+        self._poll.register(descriptor, select.POLLIN)
+
+    def _unwatch(self, descriptor: int) -> None:
+        del self._handlers[descriptor]
+        self._poll.unregister(descriptor)
+
+    def _watch_signals(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+
+        def handle() -> None:
+            caught = os.read(reading, 4096)
+            if signal.SIGTERM in caught or signal.SIGINT in caught:
+                self._ending = "stop" if self._owner else "owner"
+            self._reap()
+
+        self._watch(reading, handle)
+
+    def _watch_owner(self) -> None:
+        """See the owner's death twice: its pipe closes, unless a child of it holds it open too."""
+        self._watch(0, self._on_lifeline)
+        if self._owner and hasattr(os, "pidfd_open"):
+            try:
+                handle = os.pidfd_open(self._owner)
+            except ProcessLookupError:
+                self._ending = "owner"
+                return
+            self._watch(handle, lambda: self._on_owner_death(handle))
+
+    def _on_lifeline(self) -> None:
+        if not os.read(0, 4096):
+            self._on_owner_death(0)
+
+    def _on_owner_death(self, descriptor: int) -> None:
+        self._unwatch(descriptor)
+        if self._owner:
+            self._ending = "owner"
+
+    # -- processes -------------------------------------------------------------------------
+
+    def _start_process(self, name: str, argv: Sequence[str]) -> None:
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            try:
+                fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _READ_SIZE)
+            except OSError:
+                pass  # this user's pipes hold enough already (pipe(7)): only slower
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        pid = processes.spawn(
+            argv,
+            directory=self._directory,
+            variables=self._variables,
+            stdio=(nothing, writing, writing),
+        )
+        os.close(nothing)
+        os.close(writing)
+        self._processes.append(Process(name, pid, reading))
+
+    def _open_logs(self) -> None:
+        from .logs import Log
+
+        for process in self._processes:
+            process.log = Log(self._logs, process.name, self._secrets)
+            self._watch(process.output, partial(self._read, process))
+
+    def _read(self, process: Process) -> int:
+        """Move what a process has printed to its log; how many bytes."""
+        if process.output not in self._handlers or not process.log:
+            return 0
+        try:
+            data = os.read(process.output, _READ_SIZE)
+        except BlockingIOError:
+            return 0
+        if data:
+            process.log.write(data)
+        else:
+            self._unwatch(process.output)
+            process.log.flush()
+        return len(data)
+
+    def _drain(self, process: Process) -> None:
+        """Its last words, though a daemon it left behind may print on for ever."""
+        taken = 0
+        while taken < _LAST_WORDS and (size := self._read(process)):
+            taken += size
+
+    def _reap(self) -> None:
+        while ended := processes.reap():
+            pid, status = ended
+            if client := self._runs.pop(pid, None):
+                self._unwatch(client.connection.fileno())
+                client.answer({"status": status})
+            for process in self._processes:
+                if process.pid == pid and process.status is None:
+                    self._drain(process)
+                    process.status, process.ended_at = status, time.time()
+        if not self._keep_after_exit and all(p.ended_at for p in self._processes):
+            self._ending = self._ending or "finished"
+
+    # -- requests --------------------------------------------------------------------------
+
+    def _open_control(self) -> None:
+        import socket
+
+        self._listener = socket.socket(fileno=self._listener_descriptor)
+        self._listener.setblocking(False)
+        self._watch(self._listener_descriptor, self._accept)
+
+    def _accept(self) -> None:
+        from .control import accept
+
+        if self._listener and (client := accept(self._listener)):
+            self._watch(client.connection.fileno(), lambda: self._converse(client))
+
+    def _converse(self, client: Client) -> None:
+        try:
+            request = client.receive()
+        except EOFError:
+            self._unwatch(client.connection.fileno())
+            client.close()
+            if self._runs.pop(client.pid, None):
+                processes.kill_tree(client.pid)
+            return
+        if request is None:
+            return
+        answer = self._serve(client, request)
+        if answer is not None:
+            self._unwatch(client.connection.fileno())
+            client.answer(answer)
+
+    def _serve(self, client: Client, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Do what is asked: the answer, or None when it comes later."""
+        match request:
+            case {"do": "status"}:
+                return self._status()
+            case {"do": "extend", "expires_at": float() | int() | None as expires_at}:
+                self._expires_at = expires_at
+                return {}
+            case {"do": "keep"}:
+                self._owner = None
+                return {}
+            case {"do": "stop"}:
+                self._ending = "stop"
+                self._unwatch(client.connection.fileno())
+                self._stops.append(client)
+                return None
+            case {"do": "run", "argv": [str(), *_] as argv}:
+                return self._run(client, argv)
+        return {"error": f"the guard does not understand {request!r}"}
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "processes": [process.describe() for process in self._processes],
+            "expires_at": self._expires_at,
+            "kept": self._owner is None,
+            "writable": self._refused,
+        }
+
+    def _run(self, client: Client, argv: Sequence[str]) -> dict[str, Any] | None:
+        stdio = client.take_descriptors()
+        try:
+            if len(stdio) != 3:
+                return {"error": "a command to run comes with three descriptors"}
+            client.pid = processes.spawn(
+                argv, directory=self._directory, variables=self._variables, stdio=stdio
+            )
+        finally:
+            for descriptor in stdio:
+                os.close(descriptor)
+        self._runs[client.pid] = client
+        return None
+
+
+def main() -> int:
+    """Read the orders from standard input, and carry them out."""
+    size = int.from_bytes(_read_exactly(8))
+    orders = marshal.loads(_read_exactly(size))  # noqa: S302 - from the same interpreter
+    Supervisor(**orders).guard()
+    return 0
+
+
+def _read_exactly(size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        if not (part := os.read(0, size - len(data))):
+            sys.exit(1)  # the owner died while it was starting this: nothing is there to be ended
+        data += part
+    return data
+
+
+def _tell(descriptor: int, report: Mapping[str, Any]) -> None:
+    """Say something to the owner, if it is there to hear it."""
+    import json
+
+    try:
+        os.set_blocking(descriptor, False)
+        os.write(descriptor, json.dumps(report).encode() + b"\n")
+    except OSError:
+        pass
+
+
+def _detach(argv: Sequence[str]) -> None:
+    """Start a command that outlives this process, and is not counted as the environment's."""
+    variables = {name: value for name, value in os.environ.items() if name != MARKER}
+    if os.fork() == 0:
+        try:
+            os.setsid()
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for target in range(3):
+                os.dup2(nothing, target)
+            os.execvpe(argv[0], list(argv), variables)
+        finally:
+            os._exit(127)

@@ -1,0 +1,207 @@
+"""Start processes, and end them with everything they have started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from . import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+#: What a shell exits with when it can't find, or can't run, a command.
+_NOT_FOUND, _NOT_RUNNABLE = 127, 126
+
+
+def spawn(
+    argv: Sequence[str], *, directory: str, variables: Mapping[str, str], stdio: Sequence[int]
+) -> int:
+    """Start a process in a session of its own, to be killed when this one dies.
+
+    Args:
+        argv: The program, looked for in the ``PATH`` of ``variables``, and its arguments.
+        directory: Where it starts.
+        variables: Its whole environment.
+        stdio: Descriptors for its input, output and errors.
+
+    Returns:
+        Its process id. A program that can't be run exits as under a shell, with 126 or 127, and
+        says why on its standard error.
+    """
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        kernel.die_with(parent)
+        for target, source in enumerate(stdio):
+            os.dup2(source, target)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores these two
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        os.chdir(directory)
+        os.execvpe(argv[0], list(argv), dict(variables))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        os.write(2, f"pytest-ephemeral: can't run {argv[0]}: {reason}\n".encode())
+        os._exit(_NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUNNABLE)
+    finally:
+        os._exit(_NOT_RUNNABLE)
+
+
+def descendants(ancestor: int) -> list[int]:
+    """The process ids of all that a process has started, and that those have."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in _parents():
+        children.setdefault(parent, []).append(pid)
+    found: list[int] = []
+    generation = children.get(ancestor, [])
+    while generation:
+        found += generation
+        generation = [pid for parent in generation for pid in children.get(parent, [])]
+    return found
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    """Every process and its parent."""
+    if sys.platform != "linux":
+        with os.popen("ps -axo pid=,ppid=") as listing:  # noqa: S605
+            for line in listing:
+                yield tuple(map(int, line.split()))
+        return
+    for pid in _all():
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                # The second field is the program's name in brackets and may hold anything.
+                parent = file.read().rpartition(b")")[2].split(None, 2)[1]
+        except OSError:
+            continue
+        yield pid, int(parent)
+
+
+def marked(marker: str) -> list[int]:
+    """The processes, this one aside, whose environment holds a marker.
+
+    Args:
+        marker: ``NAME=value``.
+
+    Returns:
+        Those of them that this user may look into; always empty where there is no ``/proc``.
+    """
+    return [pid for pid in _all() if pid != os.getpid() and _has(pid, marker.encode())]
+
+
+def _all() -> Iterator[int]:
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return
+    yield from (int(name) for name in names if name.isdigit())
+
+
+def _has(pid: int, marker: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return marker in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def _signal(pid: int, number: int) -> None:
+    """Send a signal to a process that may be gone already, or belong to someone else."""
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def kill_tree(ancestor: int) -> None:
+    """SIGKILL a process and all that it has started, before any of it can start more."""
+    stopped: set[int] = set()
+    while fresh := {ancestor, *descendants(ancestor)} - stopped:
+        for pid in fresh:
+            _signal(pid, signal.SIGSTOP)
+        stopped |= fresh
+    for pid in stopped:
+        _signal(pid, signal.SIGKILL)
+
+
+def kill_marked(marker: str) -> list[int]:
+    """SIGKILL all processes with a marker, and say which there were."""
+    found = marked(marker)
+    for pid in found:
+        try:
+            handle = os.pidfd_open(pid)
+        except OSError:
+            continue
+        try:
+            if _has(pid, marker.encode()):  # still the same one: its id can't be reused now
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except OSError:
+            pass
+        finally:
+            os.close(handle)
+    return found
+
+
+def end_marked(marker: str, patience: float = 5.0) -> list[int]:
+    """Kill all processes with a marker until there are none.
+
+    Args:
+        marker: ``NAME=value``.
+        patience: Seconds after which to give up.
+
+    Returns:
+        Those that could not be killed.
+    """
+    deadline = time.monotonic() + patience
+    while (left := kill_marked(marker)) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return left
+
+
+def end_descendants(marker: str, patience: float = 5.0) -> list[int]:
+    """Kill all that this process has started, and all with its marker, until there are none.
+
+    A process that is being killed no longer forks, and its children become this one's, which is
+    their subreaper: so every round finds what the last one has missed, and the rounds end.
+
+    Args:
+        marker: ``NAME=value``, for those that have slipped away to another subreaper.
+        patience: Seconds after which to give up.
+
+    Returns:
+        Those that could not be killed.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        left = descendants(os.getpid())
+        for pid in left:
+            _signal(pid, signal.SIGKILL)
+        left = kill_marked(marker) if _all_reaped() else left
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.001)
+
+
+def _all_reaped() -> bool:
+    """Collect all children that have ended; whether no other is left."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return True
+    return False
+
+
+def reap() -> tuple[int, int] | None:
+    """Collect one child that has ended: its id and exit status, negative for a signal."""
+    try:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return (pid, os.waitstatus_to_exitcode(status)) if pid else None
