@@ -191,7 +191,9 @@ def test_nobody_waits_for_what_is_no_longer_wanted(unused_port: int) -> None:
 def test_a_log_line_is_found_wherever_the_reads_cut_it() -> None:
     """The end of what was read before is looked at again."""
     provider = Scripted()
-    probe = readiness.LogProbe(environment(1), provider, re.compile(r"^listening on \d+$", re.MULTILINE))
+    probe = readiness.LogProbe(
+        environment(1), provider, re.compile(r"^listening on \d+$", re.MULTILINE)
+    )
     seen = []
     for chunk in ("boot\nlisten", "ing on 80", "80\nmore\n"):
         provider.text += chunk

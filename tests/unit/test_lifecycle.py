@@ -1,0 +1,383 @@
+"""The lifecycle: record before act, nothing left of what failed, and nobody's word taken."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from pytest_ephemeral import providers
+from pytest_ephemeral.environments import watchdog
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.environments.lifecycle import Lifecycle, Progress
+from pytest_ephemeral.errors import DestroyError, LaunchError
+from pytest_ephemeral.models import Environment, Template
+from pytest_ephemeral.providers import Order, Owned, Status
+from pytest_ephemeral.store.directory import DirectoryStore
+
+TEMPLATE = Template(name="staging", provider="scripted", env={"KEY": "{env:LIFECYCLE_KEY}"})
+
+
+class Scripted:
+    """A provider that keeps count of what exists, and fails where it is told to."""
+
+    name = "scripted"
+    guards_itself = True
+
+    def __init__(self) -> None:
+        self.exists: set[str] = set()
+        self.orders: list[Order] = []
+        self.fails: dict[str, Exception] = {}
+        self.seed_exit = 0
+        self.calls: list[str] = []
+        self.before: Callable[[str, str], None] = lambda call, id: None
+
+    def _called(self, call: str, id: str) -> None:
+        self.calls.append(call)
+        self.before(call, id)
+        if call in self.fails:
+            raise self.fails[call]
+
+    def launch(self, order: Order) -> Environment:
+        self.orders.append(order)
+        self.exists.add(order.environment.id)
+        self._called("launch", order.environment.id)
+        return msgspec.structs.replace(
+            order.environment, url="http://127.0.0.1:1/", handle={"thing": "1"}
+        )
+
+    def status(self, environment: Environment) -> Status:
+        self._called("status", environment.id)
+        return Status("running" if environment.id in self.exists else "gone")
+
+    def run(self, environment, argv, *, timeout):
+        self._called("run", environment.id)
+        return subprocess.CompletedProcess(argv, self.seed_exit, "seeding\n", "no table\n")
+
+    def logs(self, environment, *, since=None, tail=None):
+        return "hello\n"
+
+    def keep(self, environment: Environment) -> None:
+        self._called("keep", environment.id)
+
+    def extend(self, environment: Environment, expires_at: datetime | None) -> None:
+        self._called("extend", environment.id)
+
+    def destroy(self, environment: Environment) -> None:
+        self._called("destroy", environment.id)
+        self.exists.discard(environment.id)
+
+    def owned(self):
+        return (Owned(id, {}) for id in self.exists)
+
+
+class Hooks:
+    """A hook relay that remembers; ``modify`` and ``broken`` are what users might do."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, dict[str, Any]]] = []
+        self.modify: Callable[[Template], Any] = lambda template: None
+        self.broken = False
+
+    def pytest_ephemeral_modify_template(self, template: Template, config: Any) -> Any:
+        return self.modify(template)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def hook(**arguments: Any) -> None:
+            self.heard.append((name.removeprefix("pytest_ephemeral_"), arguments))
+            if self.broken:
+                raise ValueError("no route to chat")
+
+        return hook
+
+
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """The scripted provider, loaded by its name as any other."""
+    provider = Scripted()
+    monkeypatch.setattr(providers, "load", lambda name: provider)
+    monkeypatch.setenv("LIFECYCLE_KEY", "hunter22")
+    return provider
+
+
+@pytest.fixture
+def hooks() -> Hooks:
+    return Hooks()
+
+
+@pytest.fixture
+def told() -> list[Progress]:
+    return []
+
+
+@pytest.fixture
+def lifecycle(tmp_path: Path, hooks: Hooks, told: list[Progress]) -> Lifecycle:
+    store = DirectoryStore(tmp_path / "store")
+    project: Any = SimpleNamespace(ledger=Ledger(store), store=store)
+    return Lifecycle(project, hooks, run="run1", say=told.append)
+
+
+def replaced(template: Template, **changes: Any) -> Template:
+    return msgspec.structs.replace(template, **changes)
+
+
+def test_an_environment_goes_up_and_down(
+    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks, told: list[Progress]
+) -> None:
+    """It is recorded while it is up, the hooks hear of it, and nothing is left afterwards."""
+    up = lifecycle.bring_up(TEMPLATE)
+
+    assert lifecycle.project.ledger.get(up.environment.id) == up.environment
+    assert up.environment.state == "ready"
+    assert set(up.seconds) == {"bake", "launch", "ready"}
+    assert [event for event, _ in hooks.heard] == ["environment_ready", "publish_url"]
+    assert hooks.heard[1][1]["url"] == "http://127.0.0.1:1/"
+
+    lifecycle.destroy(up.environment)
+
+    assert lifecycle.project.ledger.entries() == []
+    assert provider.exists == set()
+    assert hooks.heard[-1] == (
+        "environment_stopped",
+        {"environment": up.environment, "outcome": "destroyed", "config": None},
+    )
+    phases = [one.phase for one in told]
+    assert phases == ["bake", "launch", "ready", "up", "destroy", "destroyed"]
+
+
+def test_the_record_comes_before_the_act(lifecycle: Lifecycle, provider: Scripted) -> None:
+    """When the provider is asked for something, the ledger knows of it already, labels and all."""
+    recorded: list[Environment] = []
+    provider.before = lambda call, id: (
+        recorded.append(lifecycle.project.ledger.get(id)) if call == "launch" else None
+    )
+
+    up = lifecycle.bring_up(TEMPLATE)
+
+    (record,) = recorded
+    assert (record.id, record.state) == (up.environment.id, "launching")
+    assert record.labels["pytest-ephemeral.id"] == record.id
+    assert record.labels["pytest-ephemeral.run"] == "run1"
+    assert provider.orders[0].environment == record
+
+
+def test_a_record_goes_after_what_it_records(lifecycle: Lifecycle, provider: Scripted) -> None:
+    """While the provider is destroying, the record is still there, and says so."""
+    up = lifecycle.bring_up(TEMPLATE)
+    states: list[str] = []
+    provider.before = lambda call, id: (
+        states.append(lifecycle.project.ledger.get(id).state) if call == "destroy" else None
+    )
+
+    lifecycle.destroy(up.environment)
+
+    assert states == ["destroying"]
+
+
+@pytest.mark.parametrize("step", ["launch", "status"])
+def test_what_fails_on_the_way_up_is_taken_down(
+    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks, step: str
+) -> None:
+    """Whatever had been made is gone again, and no hook was told of it."""
+    provider.fails[step] = LaunchError("out of capacity")
+
+    with pytest.raises(LaunchError, match="out of capacity"):
+        lifecycle.bring_up(TEMPLATE)
+
+    assert provider.exists == set()
+    assert lifecycle.project.ledger.entries() == []
+    assert hooks.heard == []
+
+
+def test_a_ctrl_c_on_the_way_up_takes_it_down(lifecycle: Lifecycle, provider: Scripted) -> None:
+    """An interrupt is no exception to that."""
+
+    def interrupt(call: str, id: str) -> None:
+        if call == "status":
+            raise KeyboardInterrupt
+
+    provider.before = interrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle.bring_up(TEMPLATE)
+
+    assert provider.exists == set()
+    assert lifecycle.project.ledger.entries() == []
+
+
+def test_a_failed_taking_down_is_told_with_the_first_failure(
+    lifecycle: Lifecycle, provider: Scripted
+) -> None:
+    """Both are in the error, and the record stays for reap."""
+    provider.fails = {"launch": LaunchError("no disk"), "destroy": DestroyError("it hangs")}
+
+    with pytest.raises(LaunchError, match="no disk") as caught:
+        lifecycle.bring_up(TEMPLATE)
+
+    assert caught.value.__notes__ == ["it hangs"]
+    assert len(lifecycle.project.ledger.entries()) == 1
+
+
+def test_a_failed_destroy_is_never_silent(
+    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks
+) -> None:
+    """It raises, the hooks hear that it leaked, and the record stays."""
+    up = lifecycle.bring_up(TEMPLATE)
+    provider.fails["destroy"] = DestroyError("it hangs")
+
+    with pytest.raises(DestroyError, match="it hangs"):
+        lifecycle.destroy(up.environment)
+
+    assert hooks.heard[-1][1]["outcome"] == "leaked"
+    assert [one.state for one in lifecycle.project.ledger.entries()] == ["destroying"]
+
+
+def test_secrets_reach_the_environment_and_no_record(
+    lifecycle: Lifecycle, provider: Scripted, tmp_path: Path
+) -> None:
+    """The value is in the order alone; the ledger holds the reference."""
+    lifecycle.bring_up(TEMPLATE)
+
+    (order,) = provider.orders
+    assert order.variables == {"KEY": "hunter22"}
+    assert order.secrets == ("hunter22",)
+    records = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert b"hunter22" not in records
+    assert b"{env:LIFECYCLE_KEY}" in records
+
+
+def test_an_unset_variable_stops_it_before_anything_is_made(
+    lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names template, key and variable; nothing was asked for."""
+    monkeypatch.delenv("LIFECYCLE_KEY")
+
+    with pytest.raises(
+        Exception, match=r"templates\.staging\.env\.KEY.*'LIFECYCLE_KEY' is not set"
+    ):
+        lifecycle.bring_up(TEMPLATE)
+
+    assert provider.orders == []
+    assert lifecycle.project.ledger.entries() == []
+
+
+def test_a_seed_that_fails_fails_the_launch(lifecycle: Lifecycle, provider: Scripted) -> None:
+    """With its exit status and what it said; the environment is gone."""
+    provider.seed_exit = 7
+
+    with pytest.raises(LaunchError, match=r"(?s)exited with status 7: load.*no table"):
+        lifecycle.bring_up(replaced(TEMPLATE, seed="load"))
+
+    assert provider.exists == set()
+
+
+def test_a_seed_runs_once_when_it_is_ready(lifecycle: Lifecycle, provider: Scripted) -> None:
+    """After readiness, before anyone is told."""
+    up = lifecycle.bring_up(replaced(TEMPLATE, seed="load"))
+
+    assert provider.calls == ["launch", "status", "run"]
+    assert "seed" in up.seconds
+
+
+def test_users_may_change_the_template(
+    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks
+) -> None:
+    """What the hook returns is what is brought up and recorded."""
+    hooks.modify = lambda template: replaced(template, env={"KEY": "changed"})
+
+    up = lifecycle.bring_up(TEMPLATE)
+
+    assert provider.orders[0].variables == {"KEY": "changed"}
+    assert lifecycle.project.ledger.record(up.environment.id).template["env"]["KEY"] == "changed"
+
+
+@pytest.mark.parametrize(
+    ("modify", "message"),
+    [
+        (lambda template: "staging", "returned str for 'staging': return a Template, or None"),
+        (lambda template: 1 / 0, "failed for 'staging': ZeroDivisionError"),
+    ],
+)
+def test_a_template_hook_that_goes_wrong_stops_it(
+    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks, modify: Any, message: str
+) -> None:
+    """A template nobody meant is not brought up."""
+    hooks.modify = modify
+
+    with pytest.raises(LaunchError, match=message):
+        lifecycle.bring_up(TEMPLATE)
+
+    assert provider.orders == []
+
+
+def test_a_listener_that_fails_is_a_warning(
+    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks, told: list[Progress]
+) -> None:
+    """Up and down all the same; what went wrong is told."""
+    hooks.broken = True
+
+    lifecycle.destroy(lifecycle.bring_up(TEMPLATE).environment)
+
+    warnings = [one.text for one in told if one.phase == "warning"]
+    assert warnings[0] == "pytest_ephemeral_environment_ready failed: ValueError: no route to chat"
+    assert len(warnings) == 3
+
+
+def test_what_is_kept_says_so_in_its_record(
+    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks
+) -> None:
+    """Whoever reaps sees that its owner's end is not its own."""
+    kept = lifecycle.keep(lifecycle.bring_up(TEMPLATE).environment)
+
+    assert kept.kept
+    assert lifecycle.project.ledger.get(kept.id).kept
+    assert hooks.heard[-1][1]["outcome"] == "kept"
+
+
+def test_an_expired_one_says_that_it_was_its_time(lifecycle: Lifecycle, provider: Scripted) -> None:
+    """Whoever finds it gone is not left to guess."""
+    environment = lifecycle.bring_up(TEMPLATE).environment
+    provider.exists.clear()
+    past = environment.created_at - timedelta(seconds=1)
+    expired = msgspec.structs.replace(
+        environment, created_at=past - timedelta(hours=2), expires_at=past
+    )
+
+    assert "its time (2h) was over" in lifecycle.status(expired).detail
+
+
+def test_extending_moves_the_thing_and_the_record(lifecycle: Lifecycle, provider: Scripted) -> None:
+    """Both, in that order: a record must not promise what the thing does not keep."""
+    environment = lifecycle.bring_up(TEMPLATE).environment
+    later = datetime.now(UTC) + timedelta(days=1)
+
+    lifecycle.extend(environment, later)
+
+    assert provider.calls[-1] == "extend"
+    assert lifecycle.project.ledger.get(environment.id).expires_at == later
+
+
+def test_providers_that_do_not_guard_themselves_get_a_watchdog_first(
+    lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for the run, there before anything is asked for, let go when the run is over."""
+    provider.guards_itself = False
+    started: list[str] = []
+
+    def start(store_url: str, run: str) -> SimpleNamespace:
+        assert provider.calls == []
+        started.append(run)
+        return SimpleNamespace(release=lambda: started.append("released"))
+
+    monkeypatch.setattr(watchdog, "start", start)
+    for _ in range(2):
+        lifecycle.destroy(lifecycle.bring_up(TEMPLATE).environment)
+    lifecycle.close()
+
+    assert started == ["run1", "released"]
