@@ -1,0 +1,139 @@
+"""The watchdog: it outlives its owner by as long as it takes to clean up after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.store.directory import DirectoryStore
+
+HERE = Path(__file__).parent
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.models import Template
+from pytest_ephemeral.store.directory import DirectoryStore
+
+class Hooks:
+    def __getattr__(self, name):
+        return lambda **arguments: None
+
+store = DirectoryStore(Path(sys.argv[1]))
+lifecycle = Lifecycle(SimpleNamespace(ledger=Ledger(store), store=store), Hooks(), run=sys.argv[2])
+ups = [lifecycle.bring_up(Template(name="staging", provider="folders")) for _ in range(2)]
+if "keep" in sys.argv:
+    lifecycle.keep(ups[0].environment)
+if "close" in sys.argv:
+    lifecycle.close()
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the third party's environments are; it is installed for every child process."""
+    site = tmp_path / "site"
+    about = site / "third_party-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(
+        "[pytest_ephemeral.providers]\nfolders = third_party:FolderProvider\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(HERE)]))
+    monkeypatch.setenv("FOLDERS", str(tmp_path / "folders"))
+    (tmp_path / "folders").mkdir()
+    return tmp_path / "folders"
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts a process that brings two environments up and then waits."""
+    started = []
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                OWNER,
+                str(tmp_path / "store"),
+                f"run{len(started)}",
+                *arguments,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def until(seen: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether something comes to be seen in time."""
+    deadline = time.monotonic() + seconds
+    while not seen():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_dead_owner_is_cleaned_up_after(
+    owner: Callable[..., subprocess.Popen[bytes]], folders: Path, tmp_path: Path, end: int
+) -> None:
+    """Things and records both, soon after the owner died."""
+    process = owner()
+    assert len(list(folders.iterdir())) == 2
+
+    process.send_signal(end)
+
+    ledger = Ledger(DirectoryStore(tmp_path / "store"))
+    assert until(lambda: not list(folders.iterdir()) and not ledger.entries())
+
+
+def test_only_the_dead_owners_own_goes(
+    owner: Callable[..., subprocess.Popen[bytes]], folders: Path, tmp_path: Path
+) -> None:
+    """Another run's environments stay, and so does what was kept."""
+    dying, living = owner("keep"), owner()
+    ledger = Ledger(DirectoryStore(tmp_path / "store"))
+    kept = {one.id for one in ledger.entries() if one.kept or one.owner.pid == living.pid}
+    assert len(kept) == 3
+
+    dying.kill()
+
+    assert until(lambda: {folder.name for folder in folders.iterdir()} == kept)
+    assert until(lambda: {one.id for one in ledger.entries()} == kept)
+    assert living.poll() is None
+
+
+def test_a_released_watchdog_does_nothing(
+    owner: Callable[..., subprocess.Popen[bytes]], folders: Path
+) -> None:
+    """An owner that has seen to everything has its word taken: when it dies, nobody is left."""
+    process = owner("close")  # closing waits until the watchdog has gone
+
+    process.kill()
+    process.wait()
+
+    assert len(list(folders.iterdir())) == 2

@@ -1,0 +1,181 @@
+"""Reaping: what is overdue goes, what is not ours or not overdue is never touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from pytest_ephemeral import labels, machine, providers
+from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.errors import DestroyError, UnavailableError
+from pytest_ephemeral.models import Environment, Owner, Template
+from pytest_ephemeral.providers import Owned
+from pytest_ephemeral.store.directory import DirectoryStore
+
+HOUR = timedelta(hours=1)
+TEMPLATE = Template(name="staging", provider="scripted")
+
+
+class Scripted:
+    """A provider that holds what it is told to hold."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Owned] = {}
+        self.stuck: set[str] = set()
+        self.destroyed: list[str] = []
+
+    def destroy(self, environment: Environment) -> None:
+        self._gone(environment.id)
+
+    def sweep(self, owned: Owned) -> None:
+        self._gone(owned.id)
+
+    def _gone(self, id: str) -> None:
+        if id in self.stuck:
+            raise DestroyError(f"{id} hangs")
+        self.destroyed.append(id)
+        self.held.pop(id, None)
+
+    def owned(self) -> Iterator[Owned]:
+        return iter(list(self.held.values()))
+
+
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    provider = Scripted()
+
+    def load(name: str) -> Scripted:
+        if name != "scripted":
+            raise UnavailableError("no engine")
+        return provider
+
+    monkeypatch.setattr(providers, "load", load)
+    monkeypatch.setattr(providers, "names", lambda: ["absent", "scripted"])
+    return provider
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Any:
+    return SimpleNamespace(ledger=Ledger(DirectoryStore(tmp_path / "store")))
+
+
+def dead_owner() -> Owner:
+    """An owner of this machine that no process is: the process of that id started otherwise."""
+    return msgspec.structs.replace(machine.this_owner("run"), started="1")
+
+
+def recorded(project: Any, id: str, **changes: Any) -> Environment:
+    now = datetime.now(UTC)
+    environment = Environment(
+        id=id,
+        template="staging",
+        provider="scripted",
+        created_at=now,
+        expires_at=now + HOUR,
+        owner=machine.this_owner("run"),
+    )
+    environment = msgspec.structs.replace(environment, **changes)
+    project.ledger.create(environment, TEMPLATE)
+    return environment
+
+
+def held(provider: Scripted, id: str, *, expires: str, abandoned: bool = False) -> None:
+    provider.held[id] = Owned(id, {labels.EXPIRES: expires}, "a process", abandoned)
+
+
+def reaped(project: Any, *, dry_run: bool = False) -> dict[str, str]:
+    return {one.id: one.reason for one in reaper.reap(project, dry_run=dry_run)}
+
+
+def test_the_expired_and_the_orphaned_go(project: Any, provider: Scripted) -> None:
+    """And nothing else: not what lives, not what is kept, not production."""
+    past = datetime.now(UTC) - HOUR
+    recorded(project, "a-expired", expires_at=past)
+    recorded(project, "b-orphaned", owner=dead_owner())
+    recorded(project, "c-alive")
+    recorded(project, "d-kept", owner=dead_owner(), kept=True)
+    recorded(project, "e-production", owner=dead_owner(), expires_at=None)
+    recorded(project, "f-kept-too-long", owner=dead_owner(), kept=True, expires_at=past)
+
+    found = reaped(project)
+
+    assert set(found) == {"a-expired", "b-orphaned", "f-kept-too-long"}
+    assert "expired at" in found["a-expired"]
+    assert "is gone" in found["b-orphaned"]
+    assert set(provider.destroyed) == set(found)
+    assert {one.id for one in project.ledger.entries()} == {"c-alive", "d-kept", "e-production"}
+
+
+def test_an_owner_elsewhere_is_not_judged_from_here(project: Any, provider: Scripted) -> None:
+    """Whether a process of another machine lives can't be told: its expiry decides."""
+    elsewhere = msgspec.structs.replace(dead_owner(), host="another-machine")
+    recorded(project, "a-elsewhere", owner=elsewhere)
+
+    assert reaped(project) == {}
+
+
+def test_after_a_reboot_no_owner_lives(project: Any, provider: Scripted) -> None:
+    """A process id of another boot is another process."""
+    owner = msgspec.structs.replace(machine.this_owner("run"), boot="another-boot")
+    recorded(project, "a-before-boot", owner=owner)
+
+    assert set(reaped(project)) == {"a-before-boot"}
+
+
+def test_a_dry_run_touches_nothing(project: Any, provider: Scripted) -> None:
+    """It tells what would go."""
+    recorded(project, "a-orphaned", owner=dead_owner())
+    held(provider, "b-abandoned", expires=labels.NEVER, abandoned=True)
+
+    assert set(reaped(project, dry_run=True)) == {"a-orphaned", "b-abandoned"}
+
+    assert provider.destroyed == []
+    assert set(reaped(project)) == {"a-orphaned", "b-abandoned"}
+
+
+def test_what_no_ledger_knows_goes_only_by_its_own_labels(project: Any, provider: Scripted) -> None:
+    """Another project's ledger may know it: expired or abandoned, or it stays."""
+    past, future = (datetime.now(UTC) - HOUR).isoformat(), (datetime.now(UTC) + HOUR).isoformat()
+    held(provider, "a-expired", expires=past)
+    held(provider, "b-current", expires=future)
+    held(provider, "c-production", expires=labels.NEVER)
+    held(provider, "d-abandoned", expires=future, abandoned=True)
+
+    assert set(reaped(project)) == {"a-expired", "d-abandoned"}
+    assert set(provider.held) == {"b-current", "c-production"}
+
+
+def test_a_record_outranks_labels(project: Any, provider: Scripted) -> None:
+    """What the ledger says lives is not swept because its label is stale."""
+    recorded(project, "a-extended")
+    held(provider, "a-extended", expires=(datetime.now(UTC) - HOUR).isoformat())
+
+    assert reaped(project) == {}
+
+
+def test_what_can_not_be_removed_is_told_and_keeps_its_record(
+    project: Any, provider: Scripted
+) -> None:
+    """The others go all the same; at the end it is an error."""
+    recorded(project, "a-stuck", owner=dead_owner())
+    recorded(project, "b-orphaned", owner=dead_owner())
+    provider.stuck = {"a-stuck"}
+
+    found = reaper.reap(project, dry_run=False)
+
+    assert provider.destroyed == ["b-orphaned"]
+    assert [one.id for one in project.ledger.entries()] == ["a-stuck"]
+    with pytest.raises(DestroyError, match=r"a-stuck \(scripted\): a-stuck hangs"):
+        reaper.leftovers(found)
+
+
+def test_reaping_nothing_is_no_error(project: Any, provider: Scripted) -> None:
+    """An empty ledger and a provider with nothing of ours."""
+    reaper.leftovers(reaper.reap(project, dry_run=False))
