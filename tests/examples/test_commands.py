@@ -1,0 +1,76 @@
+"""The commands that the README promises are those of the Makefile, and those that CI runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from examples.walkthrough import ROOT, blocks
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+
+
+def test_the_readme_names_two_commands() -> None:
+    """``make demo`` and ``make test``, and both are there."""
+    promised = [
+        command
+        for block in blocks(ROOT / "README.md")
+        if block.language == "console"
+        for command, _ in block.commands()
+        if command.startswith("make ")
+    ]
+    assert promised == ["make demo", "make test"]
+    assert {"demo", "test"} <= TARGETS
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_target_that_is_named_is_there(page: str) -> None:
+    """Nobody is sent to a target that the Makefile does not have."""
+    named = set(re.findall(r"(?:`|\$ |^    )make ([a-z]+)", page_of(page), re.MULTILINE))
+    assert named
+    assert named <= TARGETS
+
+
+def page_of(name: str) -> str:
+    """A page of the project's root."""
+    return (ROOT / name).read_text()
+
+
+def test_ci_runs_what_the_readme_promises() -> None:
+    """The same commands, not others that happen to do the same."""
+    ci = (ROOT / ".ci" / "run").read_text()
+    for target in ("lint", "docs", "demo", "test"):
+        assert re.search(rf"make --silent .*\b{target}\b", ci), target
+
+
+def test_make_alone_says_what_there_is() -> None:
+    """Every target is in the help, which is what somebody new sees first."""
+    said = subprocess.run(["make", "-C", ROOT], capture_output=True, text=True, check=True).stdout
+    listed = set(re.findall(r"^  ([a-z]+) ", said, re.MULTILINE))
+    assert listed == TARGETS
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [("docker is not installed", 1), ("needs git", 1), ("only on macOS", 0)],
+)
+def test_ci_refuses_a_skip_unless_nothing_could_be_installed(
+    reason: str, status: int, tmp_path: Path
+) -> None:
+    """A missing program is somebody's forgotten install step; a platform is not."""
+    (tmp_path / "test.xml").write_text(
+        f'<testsuites><testsuite><testcase classname="a" name="b"><skipped type="pytest.skip" '
+        f'message="{reason}"/></testcase></testsuite></testsuites>'
+    )
+    done = subprocess.run(
+        [sys.executable, ROOT / ".ci" / "skips.py", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status
+    assert (reason in done.stdout) == bool(status)

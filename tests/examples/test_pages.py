@@ -1,0 +1,85 @@
+"""What the pages show works as they show it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from examples.walkthrough import ROOT, Walk, blocks
+
+from pytest_ephemeral import config
+
+DOCS = ROOT / "docs"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / "examples").glob("*/README.md"),
+    *(page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts),
+]
+
+#: A block of TOML with one of these is a configuration.
+SHOWS_ONE = re.compile(r"^\[(images|templates)\.", re.MULTILINE)
+
+
+@pytest.fixture
+def walk(tmp_path: Path) -> Iterator[Walk]:
+    """Somebody in an empty folder, who takes down at the end what they have brought up."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    walk = Walk(folder, tmp_path / "machine")
+    yield walk
+    if walk.left():
+        walk.run("pytest-ephemeral down --all")
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", DOCS / "tutorial" / "first-environment.md"], ids=lambda p: p.stem
+)
+def test_a_page_can_be_followed_to_its_end(page: Path, walk: Walk) -> None:
+    """Every file written and every command run as it stands, and nothing is left."""
+    walk.follow(page)
+    assert any(command.startswith("pytest --ephemeral-env") for command in walk.seen)
+    assert walk.left() == []
+
+
+def configurations() -> Iterator[Any]:
+    """Every block of the pages that is a configuration with images or templates."""
+    for page in PAGES:
+        for number, block in enumerate(blocks(page)):
+            if block.language == "toml" and SHOWS_ONE.search(block.text):
+                yield pytest.param(block.text, id=f"{page.stem}-{number}")
+
+
+@pytest.mark.parametrize("text", list(configurations()))
+def test_a_configuration_that_is_shown_can_be_read(text: str, tmp_path: Path) -> None:
+    """Nobody is shown a key that is not known, or a template of an image that is not there."""
+    file = tmp_path / "ephemeral.toml"
+    file.write_text(text)
+    read = config.load(file)
+    assert read.images or read.templates
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every link to a file of the project, and to a heading in it."""
+    for target in re.findall(r"\]\((?!https?://|mailto:)([^)\s]+)\)", page.read_text()):
+        name, _, heading = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if heading:
+            assert heading in headings(file), f"{page.name} links to {target}"
+
+
+def headings(page: Path) -> set[str]:
+    """A page's headings as links spell them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in found}
+
+
+def test_the_pages_of_the_documentation_are_all_in_its_index() -> None:
+    """A page that no table of contents names is found by nobody."""
+    index = (DOCS / "index.md").read_text().split()
+    pages = {str(p.relative_to(DOCS).with_suffix("")) for p in PAGES if p.is_relative_to(DOCS)}
+    assert pages - {"index"} <= set(index)

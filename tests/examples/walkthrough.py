@@ -1,0 +1,146 @@
+"""Read the code blocks of a page, and do what they say.
+
+A block whose first line is a comment with nothing but a file's name is that file. In a ``console``
+block, a line after ``$`` is a command, and the lines up to the next one are what it prints: in this
+order, perhaps with others between them where ``...`` stands.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"^(?:#|<!--) (\S+\.\w+)(?: -->)?\n")
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The file that it is, if it says so."""
+        named = _FILE.match(self.text)
+        return named[1] if named else None
+
+    def commands(self) -> Iterator[tuple[str, list[str]]]:
+        """Its commands, each with the lines that it is said to print."""
+        for part in re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]:
+            command, *printed = part.rstrip().splitlines()
+            yield command, printed
+
+
+def blocks(page: Path) -> list[Block]:
+    """All blocks of a page."""
+    return [Block(*found.groups()) for found in _FENCE.finditer(page.read_text())]
+
+
+@dataclass
+class Walk:
+    """Somebody who follows a page, from an empty folder on.
+
+    Attributes:
+        folder: Where they are; ``cd`` changes it.
+        machine: The folder in which everything that a machine keeps is, for this walk alone.
+    """
+
+    folder: Path
+    machine: Path
+    seen: list[str] = field(default_factory=list)
+
+    def follow(self, page: Path) -> None:
+        """Do everything that the page says; ``make`` is for the project itself and left out."""
+        for block in blocks(page):
+            if block.file:
+                (self.folder / block.file).write_text(block.text)
+            elif block.language == "console":
+                for command, printed in block.commands():
+                    if not command.startswith("make "):
+                        self.do(command, printed)
+
+    def do(self, command: str, printed: list[str]) -> None:
+        """Run one command, which must succeed and print what it is said to."""
+        self.seen.append(command)
+        if command.startswith("cd "):
+            self.folder /= command.removeprefix("cd ")
+            return
+        done = self.run(command)
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{output}"
+        compare(printed, output, command)
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run one command in a shell, as in this virtual environment, activated."""
+        return subprocess.run(
+            ["sh", "-c", command],
+            cwd=self.folder,
+            env=self.variables(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def variables(self) -> dict[str, str]:
+        """Those of a shell in which nobody has set anything."""
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
+        }
+        prefixes = self.machine / "prefixes"
+        prefixes.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return inherited | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTEST_EPHEMERAL_STATE": str(self.machine / "state"),
+            "PYTEST_EPHEMERAL_PREFIX_ROOT": str(prefixes),
+            "PYTEST_ADDOPTS": "-p no:randomly",
+            "COLUMNS": "80",
+            "NO_COLOR": "1",
+        }
+
+    def left(self) -> list[str]:
+        """The environments of which there is still a folder."""
+        environments = self.machine / "state" / "environments"
+        return sorted(one.name for one in environments.glob("*"))
+
+
+def compare(expected: list[str], output: str, command: str) -> None:
+    """Hold what a command printed against what it is said to print."""
+    lines = [alike(line) for line in output.splitlines() if line.strip()]
+    at, skipping = 0, False
+    for line in expected:
+        if line.strip() == "...":
+            skipping = True
+        elif line.strip():
+            wanted = alike(line)
+            found = lines.index(wanted, at) if wanted in lines[at:] else None
+            assert found is not None, f"{command} did not print {line!r} but:\n{output}"
+            assert skipping or found == at, f"{command} printed {lines[at]!r} before {line!r}"
+            at, skipping = found + 1, False
+    assert skipping or at == len(lines), f"{command} went on to print {lines[at:]}"
+
+
+def alike(line: str) -> str:
+    """A line without what is different every time."""
+    for pattern, name in (
+        (r"https?://127\.\d+\.\d+\.\d+:\d+", "ADDRESS"),
+        (r"\b(staging(?:-[a-z]+)?)-[a-z0-9]{6}\b", r"\1-ID"),
+        (r"\b[0-9a-f]{8,64}\b", "DIGEST"),
+        (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?", "TIME"),
+        (r"\d+(\.\d+)? ?(ms|s|m)\b", "SECONDS"),
+        (r"={3,}", "="),
+        (r"-{3,}", "-"),
+        (r"\s+", " "),
+    ):
+        line = re.sub(pattern, name, line)
+    return line.strip()
