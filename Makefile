@@ -33,7 +33,7 @@ test: $(VENV)/test.stamp ## Run the project's tests
 lint: $(VENV)/test.stamp $(VENV)/lint.stamp ## Check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy --strict
+	@$(BIN)/mypy --strict pytest_ephemeral benchmarks examples/nothing_left.py .ci/skips.py
 
 docs: $(VENV)/docs.stamp ## Build the documentation into docs/_build
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TypedDict
+from typing import TypedDict, cast
 
 
 class Product(TypedDict):
@@ -43,4 +43,4 @@ def clear(database: sqlite3.Connection) -> int:
 
 
 def _product(row: sqlite3.Row) -> Product:
-    return Product(**dict(row))  # type: ignore[typeddict-item]
+    return cast("Product", dict(row))
