@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
@@ -104,6 +105,8 @@ class BakeJob:
         artifact: The artifact's file, checked; None when the recipe has none.
         log: Where everything the install script prints goes, from its first byte.
         say: Tells people what is going on, a line a call.
+        live: Given each line that is printed, after the seconds it took to come.
+        descriptors: What ``exclusive`` gave: they hold the image too.
     """
 
     recipe: Recipe
@@ -112,6 +115,8 @@ class BakeJob:
     artifact: Path | None
     log: Path
     say: Callable[[str], None]
+    live: Callable[[str], None] | None = None
+    descriptors: Sequence[int] = ()
 
 
 class Provider(Protocol):
@@ -150,13 +155,19 @@ class Provider(Protocol):
         """How it is now. Cheap: asked before every test. Never raises for one that is gone."""
 
     def logs(
-        self, environment: Environment, *, since: str | None = None, tail: int | None = None
+        self,
+        environment: Environment,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        tail: int | None = None,
     ) -> str:
-        """What it has printed; from a mark on, or only the last lines.
+        """What it has printed; between two marks, or only the last lines.
 
         Args:
             environment: Which.
             since: A mark that ``log_mark`` gave.
+            until: Another, where to stop: whoever follows a log misses and repeats nothing.
             tail: A number of lines.
         """
 
@@ -211,6 +222,27 @@ class Baker(Protocol):
             ConfigurationError: The recipe can't be right.
             UnavailableError: What is needed to tell is not here.
         """
+
+    def exclusive(
+        self, key: str, what: str, say: Callable[[str], None]
+    ) -> AbstractContextManager[Sequence[int]]:
+        """Hold an image of this machine alone, while it is baked, brought or replaced.
+
+        Args:
+            key: Which.
+            what: What is done meanwhile, for those who wait: ``baking shop``.
+            say: Told who is waited for.
+
+        Returns:
+            A context; it gives the open files that hold the image too, for a process that acts
+            in this one's place.
+
+        Raises:
+            ImageInUseError: An environment runs from it.
+        """
+
+    def adopt(self, job: BakeJob) -> Image | None:
+        """The image of that key, if a bake for another store has left it here whole."""
 
     def bake(self, job: BakeJob) -> Image:
         """Make the image and seal it. It is not in the catalog yet.
