@@ -43,6 +43,8 @@ class Spec:
         logs: A folder for a log per process: masked, rotated.
         readonly: Trees that they see read-only, where the kernel lets us.
         remove: Folders removed at the end, however it ends.
+        remove_orphaned: Removed too if it ends without its owner (owner death, expiry), while
+            the descriptors are still held.
         secrets: Shown as ``***`` in the logs.
         expires_at: When it ends by itself, in seconds since the epoch.
         settle: A command run, detached, after it ended without its owner.
@@ -57,6 +59,7 @@ class Spec:
     logs: Path
     readonly: Sequence[Path] = ()
     remove: Sequence[Path] = ()
+    remove_orphaned: Sequence[Path] = ()
     secrets: Sequence[str] = ()
     expires_at: float | None = None
     settle: Sequence[str] = ()
@@ -74,6 +77,7 @@ class Spec:
                 "logs": str(self.logs),
                 "readonly": [str(path) for path in self.readonly],
                 "remove": [str(path) for path in self.remove],
+                "remove_orphaned": [str(path) for path in self.remove_orphaned],
                 "secrets": list(self.secrets),
                 "expires_at": self.expires_at,
                 "settle": list(self.settle),
@@ -366,6 +370,13 @@ def _ask(
         raise EnvironmentGoneError(
             f"nothing runs of {id} any more: it was destroyed, has expired, or its guard was "
             f"killed. See what there is: pytest-ephemeral list"
+        ) from error
+    except (TimeoutError, BlockingIOError) as error:
+        if request["do"] == "run":
+            raise
+        raise EphemeralError(
+            f"the guard of {id} does not answer: it may be stopped, or this machine overloaded. "
+            f"Destroy it with: pytest-ephemeral down {id}"
         ) from error
     if "error" in answer:
         raise EphemeralError(f"{id}: {answer['error']}")

@@ -68,6 +68,7 @@ class Supervisor:
         logs: str,
         readonly: Sequence[str],
         remove: Sequence[str],
+        remove_orphaned: Sequence[str],
         secrets: Sequence[str],
         expires_at: float | None,
         settle: Sequence[str],
@@ -83,6 +84,7 @@ class Supervisor:
         self._logs = logs
         self._readonly = readonly
         self._remove = remove
+        self._remove_orphaned = remove_orphaned
         self._secrets = [secret.encode() for secret in secrets]
         self._expires_at = expires_at
         self._settle = settle
@@ -149,6 +151,7 @@ class Supervisor:
         return max(0.0, min(patience, self._expires_at - time.time() + 0.001))
 
     def _end(self) -> None:
+        orphaned = self._ending in {"owner", "expired"}
         left = processes.end_descendants(self._marker)
         for process in self._processes:
             if process.log:
@@ -157,7 +160,7 @@ class Supervisor:
         if not left:  # as long as something runs, its folder is what leads to it
             from .files import remove_tree
 
-            for folder in self._remove:
+            for folder in (*self._remove, *(self._remove_orphaned if orphaned else ())):
                 remove_tree(folder)
         for client in self._runs.values():
             client.close()
@@ -173,7 +176,7 @@ class Supervisor:
         _tell(1, answer)
         for client in self._stops:
             client.answer(answer)
-        if self._settle and self._ending in {"owner", "expired"}:
+        if self._settle and orphaned:
             _detach(self._settle)
 
     # -- what it watches -------------------------------------------------------------------
