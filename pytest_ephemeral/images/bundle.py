@@ -1,0 +1,86 @@
+"""One file that holds all of an image: a tar of its record, ``image.json``, and its archive."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import tarfile
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from pytest_ephemeral import files
+from pytest_ephemeral.errors import ConfigurationError, ImageChangedError
+from pytest_ephemeral.images.key import key
+from pytest_ephemeral.models import NAME_PATTERN, Image, decode, encode
+
+_RECORD: Final = "image.json"
+_CONTENT: Final = "content"
+
+
+def write(file: Path, image: Image, archive: Path) -> None:
+    """Write an image's record and its archive into one file, all of it or nothing.
+
+    Raises:
+        ConfigurationError: It can't be written.
+    """
+    record = encode(image)
+    half = file.with_name(files.TEMPORARY + file.name)
+    try:
+        with (
+            tarfile.open(half, "w", format=tarfile.PAX_FORMAT) as tar,
+            archive.open("rb") as content,
+        ):
+            tar.addfile(_member(_RECORD, len(record)), io.BytesIO(record))
+            tar.addfile(_member(_CONTENT, archive.stat().st_size), content)
+        half.replace(file)
+    except OSError as error:
+        raise ConfigurationError(f"{file} can't be written: {error.strerror}") from error
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def read(file: Path, archive: Path) -> Image:
+    """Read an image's record from such a file, and write its archive to another.
+
+    Raises:
+        ConfigurationError: It is no such file.
+        ImageChangedError: Its parts don't belong together.
+    """
+    try:
+        with tarfile.open(file, "r:") as tar:
+            image = decode(_read(tar, _RECORD), Image)
+            with archive.open("wb") as target, _opened(tar, _CONTENT) as content:
+                shutil.copyfileobj(content, target)
+    except (OSError, tarfile.TarError, KeyError, msgspec.MsgspecError) as error:
+        raise ConfigurationError(
+            f"{file} is not an image that `pytest-ephemeral images export` wrote: {error}"
+        ) from error
+    found = files.digest_of(files.chunks(archive))
+    named = re.match(NAME_PATTERN, image.name)
+    if found != image.archive or key(image.inputs) != image.key or not named:
+        raise ImageChangedError(
+            f"{file} was damaged or changed: what is in it is not what its record says. "
+            "Export the image again with `pytest-ephemeral images export`"
+        )
+    return image
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member
+
+
+def _read(tar: tarfile.TarFile, name: str) -> bytes:
+    with _opened(tar, name) as content:
+        return content.read()
+
+
+def _opened(tar: tarfile.TarFile, name: str) -> IO[bytes]:
+    content = tar.extractfile(name)
+    if content is None:
+        raise KeyError(name)
+    return content

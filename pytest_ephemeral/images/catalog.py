@@ -1,0 +1,99 @@
+"""The catalog: the record of every baked image, ``catalog/NAME/HEX.json`` in the store."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from pytest_ephemeral.errors import (
+    NothingMatchedError,
+    RecordConflictError,
+    RecordExistsError,
+    RecordMissingError,
+    closest,
+)
+from pytest_ephemeral.models import Image, decode, encode
+from pytest_ephemeral.store import Store
+
+FOLDER: Final = "catalog/"
+_SHA256: Final = "sha256:"
+
+
+class Catalog:
+    """The images of one store.
+
+    Attributes:
+        broken: Paths of records that could not be read, of the last ``entries``.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.broken: list[str] = []
+
+    def entries(self) -> list[Image]:
+        """All images, by name, oldest first. Broken records are stepped over; see ``broken``."""
+        found, self.broken = [], []
+        for path in self._store.paths(FOLDER):
+            try:
+                found.append(decode(self._store.read(path).data, Image))
+            except RecordMissingError:
+                continue  # removed since it was listed
+            except msgspec.MsgspecError:
+                self.broken.append(path)
+        return sorted(found, key=lambda image: (image.name, image.baked_at))
+
+    def get(self, wanted: str) -> Image:
+        """The newest image of a name, or the one whose key begins so (with or without ``sha256:``).
+
+        Raises:
+            NothingMatchedError: There is none, or more than one; names the closest.
+        """
+        entries = self.entries()
+        if named := [image for image in entries if image.name == wanted]:
+            return named[-1]
+        digits = wanted.removeprefix(_SHA256)
+        matching = {
+            image.key: image
+            for image in entries
+            if digits and image.key.removeprefix(_SHA256).startswith(digits)
+        }
+        if len(matching) == 1:
+            return next(iter(matching.values()))
+        if matching:
+            keys = ", ".join(key[:19] for key in matching)
+            raise NothingMatchedError(f"{wanted!r} is the beginning of more than one: {keys}")
+        known = {image.name for image in entries}
+        raise NothingMatchedError(f"no image {wanted!r} is baked.{closest(wanted, known)}")
+
+    def latest(self, name: str) -> Image | None:
+        """The newest image of a name."""
+        return next((image for image in reversed(self.entries()) if image.name == name), None)
+
+    def find(self, name: str, key: str) -> Image | None:
+        """The image of exactly that name and key; a broken record is none."""
+        try:
+            return decode(self._store.read(_path(name, key)).data, Image)
+        except (RecordMissingError, msgspec.MsgspecError):
+            return None
+
+    def record(self, image: Image) -> None:
+        """Record an image; one of the same name and key is replaced."""
+        path, data = _path(image.name, image.key), encode(image)
+        while True:
+            try:
+                self._store.create(path, data)
+            except RecordExistsError:
+                try:
+                    self._store.replace(path, data, self._store.read(path).version)
+                except (RecordConflictError, RecordMissingError):
+                    continue
+            return
+
+    def forget(self, image: Image) -> None:
+        """Remove an image's record."""
+        self._store.delete(_path(image.name, image.key))
+
+
+def _path(name: str, key: str) -> str:
+    return f"{FOLDER}{name}/{key.removeprefix(_SHA256)}.json"

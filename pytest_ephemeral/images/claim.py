@@ -1,0 +1,141 @@
+"""Who bakes an image: one at a time, in whichever folder, on whichever machine.
+
+A claim is a record in the store. Its owner renews it while it bakes; one whose owner is dead, or
+on another machine and silent, is taken over by compare-and-swap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from threading import Event, Thread
+from typing import Final
+
+import msgspec
+
+from pytest_ephemeral import machine
+from pytest_ephemeral.errors import (
+    RecordConflictError,
+    RecordExistsError,
+    RecordMissingError,
+    StoreError,
+)
+from pytest_ephemeral.models import Model, Owner, decode, encode
+from pytest_ephemeral.store import Store, Versioned
+
+POLL_SECONDS: Final = 0.2
+RENEW_SECONDS: Final = 5.0
+#: After how long without a renewal a claim of another machine is void. Measured by the clock of
+#: who waits, from when the claim last changed: two machines' clocks need not agree.
+SILENT_SECONDS: Final = 60.0
+SAY_AGAIN_SECONDS: Final = 10.0
+
+
+class Claim(Model, frozen=True, kw_only=True):
+    """That someone bakes an image.
+
+    Attributes:
+        owner: Who.
+        image: The image's name.
+        since: From when on.
+        renewed: Which renewal this is.
+    """
+
+    owner: Owner
+    image: str
+    since: datetime
+    renewed: int = 0
+
+
+@contextmanager
+def claimed(store: Store, key: str, image: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Be the only one to bake an image; wait for who does.
+
+    Args:
+        store: What all who might bake it share.
+        key: The image's key.
+        image: Its name, for people.
+        say: Told who is waited for, for which image and since when.
+    """
+    path = f"bakes/{key.removeprefix('sha256:')}.json"
+    claim = Claim(owner=machine.this_owner("bake"), image=image, since=datetime.now(UTC))
+    held = _Held(store, path, claim, _acquire(store, path, claim, say))
+    renewing = Thread(target=held.renew, name=f"bakes {image}", daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        held.done.set()
+        renewing.join()
+        held.release()
+
+
+class _Held:
+    """A claim of this process."""
+
+    def __init__(self, store: Store, path: str, claim: Claim, version: str) -> None:
+        self.done = Event()
+        self._store = store
+        self._path = path
+        self._claim = claim
+        self._version = version
+
+    def renew(self) -> None:
+        while not self.done.wait(RENEW_SECONDS):
+            claim = msgspec.structs.replace(self._claim, renewed=self._claim.renewed + 1)
+            try:
+                self._version = self._store.replace(self._path, encode(claim), self._version)
+            except RecordConflictError:
+                return  # it was taken over: this machine was asleep
+            except StoreError:
+                continue  # the store may be back before the claim is void
+            self._claim = claim
+
+    def release(self) -> None:
+        """Give it up, unless it was taken over meanwhile."""
+        with suppress(RecordMissingError):
+            if self._store.read(self._path).version == self._version:
+                self._store.delete(self._path)
+
+
+def _acquire(store: Store, path: str, claim: Claim, say: Callable[[str], None]) -> str:
+    """Make the claim, or take a void one over; the record's version."""
+    started = changed = time.monotonic()
+    said = float("-inf")
+    seen: Versioned | None = None
+    while True:
+        try:
+            return store.create(path, encode(claim))
+        except RecordExistsError:
+            pass
+        with suppress(RecordMissingError, RecordConflictError):
+            found, now = store.read(path), time.monotonic()
+            if seen is None or found.version != seen.version:
+                seen, changed = found, now
+            if _void(found.data, now - changed):
+                return store.replace(path, encode(claim), found.version)
+            if now - said > SAY_AGAIN_SECONDS:
+                say(_waiting(found.data, now - started))
+                said = now
+            time.sleep(POLL_SECONDS)
+
+
+def _void(data: bytes, silent: float) -> bool:
+    try:
+        alive = machine.is_alive(decode(data, Claim).owner)
+    except msgspec.MsgspecError:
+        alive = None  # half of a record, or a later version's: its owner renews it, or is gone
+    return silent > SILENT_SECONDS if alive is None else not alive
+
+
+def _waiting(data: bytes, seconds: float) -> str:
+    try:
+        claim = decode(data, Claim)
+    except msgspec.MsgspecError:
+        return f"waiting for someone whose claim can't be read, {seconds:.0f} s"
+    return (
+        f"waiting for {claim.owner}, who has been baking {claim.image} since "
+        f"{claim.since.astimezone():%H:%M:%S}, {seconds:.0f} s"
+    )

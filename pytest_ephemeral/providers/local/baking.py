@@ -1,0 +1,394 @@
+"""Baking a local image: install scripts run under a guard into a prefix, which is then sealed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import shlex
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from pytest_ephemeral.errors import (
+    BakeError,
+    ConfigurationError,
+    ImageChangedError,
+    UnavailableError,
+)
+from pytest_ephemeral.models import Image, Recipe
+from pytest_ephemeral.providers import BakeJob
+from pytest_ephemeral.providers.local import guard, tree
+from pytest_ephemeral.providers.local.prefix import (
+    Prefix,
+    Seal,
+    exclusive,
+    prefix_root,
+    trusted,
+    trusted_root,
+)
+
+#: What an install script sees of this process's variables. The rest is the project's or this
+#: user's own business, and would make two machines bake two different images.
+ALLOWED: Final = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    *("*_proxy", "*_PROXY", "PIP_*", "UV_*", "npm_config_*"),
+)
+
+_LAST_LINES: Final = 15
+_NAMED_CHANGES: Final = 5
+#: In an image's handle: it is a folder of someone else's, taken as it is.
+_AS_IT_IS: Final = "as-it-is"
+
+
+class LocalBaker:
+    """The part of the local provider that makes images; see ``Baker`` for what is promised."""
+
+    def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
+        """What decides the tree: the platform and where it is installed; or a folder's content."""
+        if recipe.reference is None:
+            return {
+                "platform": f"{sys.platform} {platform.machine()}",
+                "prefix": str(prefix_root()),
+            }
+        folder = _reference(recipe.reference, root)
+        if recipe.install or recipe.artifact:
+            raise ConfigurationError(
+                f"the image {recipe.name!r} has a reference, which is taken as it is: "
+                "remove install and artifact, or the reference"
+            )
+        return {"reference": str(folder), "content": tree.digest(_manifest(folder))}
+
+    def exclusive(
+        self, key: str, what: str, say: Callable[[str], None]
+    ) -> AbstractContextManager[Sequence[int]]:
+        """Hold the tree of that key alone."""
+        return exclusive(Prefix.of(key), what, say)
+
+    def adopt(self, job: BakeJob) -> Image | None:
+        """The tree of that key, if it is here sealed and unchanged."""
+        prefix = Prefix.of(job.key)
+        trusted(prefix)
+        seal = prefix.sealed()
+        if seal is None or seal.key != job.key or _differences(prefix, seal):
+            return None
+        return _image(job, prefix, seal)
+
+    def bake(self, job: BakeJob) -> Image:
+        """Install into the prefix, and seal what is there then; or take a folder as it is."""
+        if job.recipe.reference is not None:
+            return _taken(job, _reference(job.recipe.reference, job.root))
+        prefix = Prefix.of(job.key)
+        prefix.clear()
+        prefix.tree.mkdir(mode=0o755)
+        variables = _variables(job, prefix.tree, job.recipe.pass_env)
+        for argv in _install_commands(job):
+            _run(job, prefix, argv, variables, failed="the install script of")
+        job.say("sealing it")
+        seal = _seal(job, prefix)
+        return _image(job, prefix, seal)
+
+    def verify(self, job: BakeJob, image: Image) -> None:
+        """Run the recipe's commands where they can't write; then the seal is put on."""
+        content = Path(image.reference)
+        prefix = Prefix.of(job.key)
+        # As root, and where nothing can be mounted, Python would write its caches into the tree.
+        variables = {**_variables(job, content, ()), "PYTHONDONTWRITEBYTECODE": "1"}
+        for command in job.recipe.verify:
+            job.say(f"verifying: {command}")
+            argv = ["/bin/sh", "-ec", command]
+            _run(job, prefix, argv, variables, failed="verifying", readonly=[content])
+        seal = prefix.unverified()
+        if _AS_IT_IS in image.handle or seal is None:
+            return
+        if changed := _differences(prefix, seal):
+            raise BakeError(
+                f"verifying the image {job.recipe.name!r} changed it: {_some(changed)}. A verify "
+                f"command may not write into $PREFIX. The log: {job.log}"
+            )
+        prefix.write_seal(seal, verified=True)
+
+    def discard(self, key: str) -> None:
+        """Remove whatever of that key is here."""
+        Prefix.of(key).clear()
+
+    def present(self, image: Image) -> bool:
+        """Whether the tree is here, unchanged."""
+        if _AS_IT_IS in image.handle:
+            return _still_as_it_was(image)
+        prefix = Prefix.at(image)
+        trusted(prefix)
+        seal = prefix.sealed()
+        if seal is None or seal.digest != image.digest:
+            return False
+        if changed := _differences(prefix, seal):
+            raise ImageChangedError(
+                f"the image {image.name!r} is no longer what was baked: in {prefix.tree}, "
+                f"{_some(changed)}. Bake it again with `pytest-ephemeral bake {image.name} --force`"
+            )
+        return True
+
+    def pack(self, image: Image, file: Path) -> None:
+        """Write the tree into one file."""
+        tree.pack(Path(image.reference), file)
+
+    def unpack(self, image: Image, file: Path) -> None:
+        """Bring the tree here from such a file, under the lock of ``exclusive``."""
+        prefix = Prefix.at(image)
+        links = [link for link in image.handle.get("links", "").split("\n") if link]
+        _require(image.name, links)
+        prefix.clear()
+        try:
+            tree.unpack(file, prefix.unpacking)
+            manifest = tree.manifest(prefix.unpacking)
+            tree.require(manifest, image.digest)
+        except tree.BadTreeError as error:
+            prefix.clear()
+            raise ImageChangedError(
+                f"the archive of the image {image.name!r} is not {image.digest}: {error}. Bake it "
+                f"again with `pytest-ephemeral bake {image.name} --force`"
+            ) from error
+        prefix.unpacking.rename(prefix.tree)
+        _write_seal(prefix, image.key, manifest, links, verified=True)
+
+    def remove(self, image: Image) -> None:
+        """Remove the tree from here, if it is that image's."""
+        if _AS_IT_IS in image.handle:
+            return
+        prefix = Prefix.at(image)
+        trusted(prefix)
+        if not prefix.tree.exists():
+            return
+        with exclusive(prefix, f"removing {image.name}", wait=False):
+            seal = prefix.sealed()
+            if seal is None or seal.digest == image.digest:
+                prefix.clear()
+
+
+# -- running -------------------------------------------------------------------------------
+
+
+def _install_commands(job: BakeJob) -> Iterator[list[str]]:
+    install = job.recipe.install
+    if isinstance(install, str):
+        script = (job.root / install).absolute()
+        yield [str(script)] if os.access(script, os.X_OK) else ["/bin/sh", str(script)]
+    else:
+        for command in install or ():
+            yield ["/bin/sh", "-ec", command]
+
+
+def _variables(job: BakeJob, content: Path, pass_env: Sequence[str]) -> dict[str, str]:
+    """All that a command of a bake sees."""
+    missing = [name for name in pass_env if name not in os.environ]
+    if missing:
+        raise ConfigurationError(
+            f"the image {job.recipe.name!r} passes {', '.join(missing)} to its install script "
+            "(pass-env), which is not set here: set it, or remove it there"
+        )
+    allowed = {
+        name: value
+        for name, value in os.environ.items()
+        if name in pass_env or any(fnmatchcase(name, pattern) for pattern in ALLOWED)
+    }
+    artifact = {} if job.artifact is None else {"ARTIFACT": str(job.artifact)}
+    return {**allowed, **artifact, "PREFIX": str(content)}
+
+
+def _run(
+    job: BakeJob,
+    prefix: Prefix,
+    argv: Sequence[str],
+    variables: Mapping[str, str],
+    *,
+    failed: str,
+    readonly: Sequence[Path] = (),
+) -> None:
+    """Run one command of a bake in a folder of its own, to its end."""
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    with _working_directory(prefix) as work, _output(job, last) as on_output:
+        spec = guard.Spec(
+            id=f"bake-{prefix.tree.name[:12]}-{work.name}",
+            processes={"bake": argv},
+            directory=work / "here",
+            variables={**variables, "TMPDIR": str(work / "tmp")},
+            logs=work / "logs",
+            readonly=readonly,
+            remove_orphaned=[work] if readonly else [work, prefix.tree],
+            secrets=[value for name in job.recipe.pass_env if (value := os.environ.get(name))],
+            descriptors=job.descriptors,
+        )
+        status = guard.run_to_end(spec, on_output=on_output, timeout=None)
+    if status != 0:
+        command = argv[-1] if argv[1:2] == ["-ec"] else shlex.join(argv)
+        how = f"exited with {status}" if status > 0 else f"was killed by signal {-status}"
+        said = "\n".join(f"    {line}" for line in last) or "    (it printed nothing)"
+        raise BakeError(
+            f"{failed} the image {job.recipe.name!r} failed: `{command}` {how}. "
+            f"It printed last:\n{said}\nThe whole log: {job.log}"
+        )
+
+
+@contextmanager
+def _working_directory(prefix: Prefix) -> Iterator[Path]:
+    """A folder with one to start in, and one for what is needed for a while; gone afterwards."""
+    trusted_root()
+    work = prefix.work / secrets.token_hex(4)
+    for name in ("here", "tmp"):
+        (work / name).mkdir(mode=0o700, parents=True)
+    try:
+        yield work
+    finally:
+        tree.remove(work)
+        with suppress(OSError):  # another one is in use
+            prefix.work.rmdir()
+
+
+@contextmanager
+def _output(job: BakeJob, last: deque[str]) -> Iterator[Callable[[str], None]]:
+    """Takes each line that a command prints: for the log, for who looks on, for the error."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with job.log.open("a", encoding="utf-8", errors="replace", buffering=1) as log:
+
+        def take(line: str) -> None:
+            last.append(line)
+            log.write(line + "\n")
+            if job.live is not None:
+                job.live(f"{time.monotonic() - started:6.1f} s  {line}")
+
+        yield take
+
+
+# -- sealing -------------------------------------------------------------------------------
+
+
+def _seal(job: BakeJob, prefix: Prefix) -> Seal:
+    try:
+        tree.seal(prefix.tree)
+        manifest = tree.manifest(prefix.tree)
+    except (tree.BadTreeError, OSError) as error:
+        raise BakeError(
+            f"what was installed for the image {job.recipe.name!r} can't be sealed: {error}. "
+            f"The log: {job.log}"
+        ) from error
+    if not manifest:
+        raise BakeError(
+            f"the install script of the image {job.recipe.name!r} put nothing into $PREFIX. "
+            f"The log: {job.log}"
+        )
+    return _write_seal(prefix, job.key, manifest, tree.outside_links(prefix.tree), verified=False)
+
+
+def _write_seal(
+    prefix: Prefix, key: str, manifest: bytes, links: list[str], *, verified: bool
+) -> Seal:
+    prefix.manifest.write_bytes(manifest)
+    seal = Seal(
+        key=key,
+        digest=tree.digest(manifest),
+        fingerprint=tree.fingerprint(prefix.tree),
+        size=tree.size(prefix.tree),
+        links=links,
+    )
+    prefix.write_seal(seal, verified=verified)
+    return seal
+
+
+def _image(job: BakeJob, prefix: Prefix, seal: Seal) -> Image:
+    return Image(
+        name=job.recipe.name,
+        key=job.key,
+        provider="local",
+        reference=str(prefix.tree),
+        digest=seal.digest,
+        size=seal.size,
+        baked_at=datetime.now(UTC),
+        handle={"links": "\n".join(seal.links)} if seal.links else {},
+    )
+
+
+def _differences(prefix: Prefix, seal: Seal) -> list[str]:
+    """What differs from what was sealed; a look at every entry, and into them only if needed."""
+    fingerprint = tree.fingerprint(prefix.tree)
+    if fingerprint == seal.fingerprint:
+        return []
+    now = _manifest(prefix.tree)
+    if tree.digest(now) == seal.digest:
+        # Restored, or moved to another disk: to be recognised faster from now on.
+        prefix.refresh(msgspec.structs.replace(seal, fingerprint=fingerprint))
+        return []
+    try:
+        return tree.changes(prefix.manifest.read_bytes(), now)
+    except FileNotFoundError:
+        return [f"its digest is {tree.digest(now)}, and was {seal.digest}"]
+
+
+def _some(changed: Sequence[str]) -> str:
+    more = len(changed) - _NAMED_CHANGES
+    return ", ".join(changed[:_NAMED_CHANGES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _require(name: str, links: Sequence[str]) -> None:
+    """The interpreters and libraries that a tree points to have to be here too."""
+    for link in links:
+        target = link.partition(" -> ")[2]
+        if not Path(target).exists():
+            raise UnavailableError(
+                f"the image {name!r} needs {target}, which this machine does not have "
+                f"({link}). Install it here, or bake the image where it is as here"
+            )
+
+
+# -- folders prepared elsewhere --------------------------------------------------------------
+
+
+def _reference(reference: str, root: Path) -> Path:
+    folder = (root / reference).absolute()
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"the image's reference {reference!r} is no folder: {folder} is not there. "
+            "It should be one that was prepared elsewhere"
+        )
+    return folder
+
+
+def _manifest(folder: Path) -> bytes:
+    try:
+        return tree.manifest(folder)
+    except OSError as error:
+        raise ImageChangedError(f"{folder} can't be read whole: {error}") from error
+
+
+def _taken(job: BakeJob, folder: Path) -> Image:
+    return Image(
+        name=job.recipe.name,
+        key=job.key,
+        provider="local",
+        reference=str(folder),
+        digest=tree.digest(_manifest(folder)),
+        size=tree.size(folder),
+        baked_at=datetime.now(UTC),
+        handle={_AS_IT_IS: "yes"},
+    )
+
+
+def _still_as_it_was(image: Image) -> bool:
+    folder = Path(image.reference)
+    if not folder.is_dir():
+        return False
+    if tree.digest(_manifest(folder)) != image.digest:
+        raise ImageChangedError(
+            f"{folder} has changed since it was taken as the image {image.name!r}. "
+            f"Take it as it is now with `pytest-ephemeral bake {image.name}`"
+        )
+    return True

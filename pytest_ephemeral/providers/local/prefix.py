@@ -1,0 +1,278 @@
+"""Where the trees of local images are, who may use them now, and whether they are sealed.
+
+Installed trees hold absolute paths, so a tree is at one path on every machine, derived from its
+image's key. Beside it are its lock, which every environment that runs from it shares, and its
+seal, which is there if and only if the tree is whole and verified.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from pytest_ephemeral import files, machine
+from pytest_ephemeral.errors import ConfigurationError, ImageInUseError, UnavailableError
+from pytest_ephemeral.models import Image, Model, decode, encode
+from pytest_ephemeral.providers.local import tree
+
+ROOT: Final = Path("/var/tmp/pytest-ephemeral")  # noqa: S108 - its owner and mode are checked
+ROOT_VARIABLE: Final = "PYTEST_EPHEMERAL_PREFIX_ROOT"
+
+#: How long a bake lets environments that are being destroyed go.
+_GRACE_SECONDS: Final = 2.0
+_POLL_SECONDS: Final = 0.1
+_SAY_AGAIN_SECONDS: Final = 10.0
+
+
+class Seal(Model, frozen=True, kw_only=True):
+    """What is known of a sealed tree.
+
+    Attributes:
+        key: The image's key.
+        digest: The tree's digest when it was sealed.
+        fingerprint: What ``lstat`` said of it when its digest was last known.
+        size: Bytes of its files.
+        links: Its links to what is outside of it.
+    """
+
+    key: str
+    digest: str
+    fingerprint: str
+    size: int
+    links: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The tree of one image, and what is beside it."""
+
+    tree: Path
+
+    @classmethod
+    def of(cls, key: str) -> Prefix:
+        """The tree of an image's key."""
+        return cls(prefix_root() / key.removeprefix("sha256:")[:24])
+
+    @classmethod
+    def at(cls, image: Image) -> Prefix:
+        """The tree of an image that was baked here or elsewhere.
+
+        Raises:
+            UnavailableError: It was baked for another root, and only works there.
+        """
+        prefix = cls.of(image.key)
+        if str(prefix.tree) != image.reference:
+            raise UnavailableError(
+                f"the image {image.name!r} is installed for {image.reference}, and trees are kept "
+                f"in {prefix_root()} here: unset {ROOT_VARIABLE}, or set it to "
+                f"{Path(image.reference).parent}"
+            )
+        return prefix
+
+    @property
+    def lock(self) -> Path:
+        """Held alone to bake, unpack or remove the tree; shared to run from it."""
+        return self._beside("lock")
+
+    @property
+    def unpacking(self) -> Path:
+        """Where a tree is unpacked before it is trusted."""
+        return self._beside("unpacking")
+
+    @property
+    def work(self) -> Path:
+        """Where commands of a bake start, each in a folder below it, and what they write."""
+        return self._beside("work")
+
+    @property
+    def manifest(self) -> Path:
+        """The sealed tree's manifest, to name what has changed."""
+        return self._beside("manifest")
+
+    @property
+    def _seal(self) -> Path:
+        return self._beside("seal.json")
+
+    @property
+    def _unverified(self) -> Path:
+        return self._beside("unverified.json")
+
+    def _beside(self, ending: str) -> Path:
+        return self.tree.with_name(f"{self.tree.name}.{ending}")
+
+    def sealed(self) -> Seal | None:
+        """Its seal, if the tree is whole, verified and still there."""
+        seal = _read_seal(self._seal)
+        return seal if seal is not None and self.tree.is_dir() else None
+
+    def unverified(self) -> Seal | None:
+        """Its seal to be, if the tree is whole but not verified yet."""
+        return _read_seal(self._unverified)
+
+    def write_seal(self, seal: Seal, *, verified: bool) -> None:
+        """Seal it, or seal it for verification."""
+        files.replace(self._seal if verified else self._unverified, [encode(seal)])
+        if verified:
+            self._unverified.unlink(missing_ok=True)
+
+    def refresh(self, seal: Seal) -> None:
+        """Seal it anew under a new fingerprint, unless someone is about to replace it."""
+        descriptor = _open_lock(self)
+        try:
+            if _try(descriptor, fcntl.LOCK_SH):
+                self.write_seal(seal, verified=True)
+        finally:
+            os.close(descriptor)
+
+    def clear(self) -> None:
+        """Remove the tree and whatever a bake that was killed left. Its lock is to be held."""
+        for file in (self._seal, self._unverified, self.manifest):  # unsealed before it goes
+            file.unlink(missing_ok=True)
+        for folder in (self.tree, self.unpacking, self.work):
+            tree.remove(folder)
+
+
+def _read_seal(file: Path) -> Seal | None:
+    try:
+        return decode(file.read_bytes(), Seal)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None  # one that can't be read vouches for nothing
+
+
+def prefix_root() -> Path:
+    """The folder of all trees: the same on every machine, unless its variable says otherwise."""
+    return Path(os.environ.get(ROOT_VARIABLE) or ROOT).absolute()
+
+
+def trusted_root() -> Path:
+    """The folder of all trees, made if it is not there.
+
+    Raises:
+        ConfigurationError: It is not this user's, or others could put trees of theirs in.
+    """
+    folder = prefix_root()
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder of installed images, {folder}, can't be made: {error.strerror}. "
+            f"Set {ROOT_VARIABLE} to one that can"
+        ) from error
+    sticky = status.st_uid == 0 and bool(status.st_mode & stat.S_ISVTX)
+    own = status.st_uid == os.geteuid() and not status.st_mode & 0o022
+    if not stat.S_ISDIR(status.st_mode) or not (own or sticky):
+        raise ConfigurationError(
+            f"the folder of installed images, {folder}, is not to be trusted: it belongs to user "
+            f"{status.st_uid} with mode {stat.filemode(status.st_mode)}, and must be yours and "
+            "writable by nobody else (or root's, and sticky). Look at it with "
+            f"`ls -ld {folder}`, and repair it, or set {ROOT_VARIABLE} to another"
+        )
+    return folder
+
+
+def trusted(prefix: Prefix) -> None:
+    """Make sure that a tree, if it is there, was put there by this user.
+
+    Raises:
+        ConfigurationError: It, or the root, belongs to someone else.
+    """
+    trusted_root()
+    try:
+        status = prefix.tree.lstat()
+    except FileNotFoundError:
+        return
+    if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
+        raise ConfigurationError(
+            f"{prefix.tree} was put there by user {status.st_uid}, not by you: it is not used. "
+            f"Remove it, or set {ROOT_VARIABLE} to a folder of your own"
+        )
+
+
+def share(prefix: Prefix) -> int:
+    """Hold a tree so that it is neither replaced nor removed, together with others.
+
+    Returns:
+        A descriptor; the tree is held until it, and every copy of it, is closed.
+    """
+    trusted_root()
+    descriptor = _open_lock(prefix)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+@contextmanager
+def exclusive(
+    prefix: Prefix, what: str, say: Callable[[str], None] = lambda _: None, *, wait: bool = True
+) -> Iterator[Sequence[int]]:
+    """Hold a tree alone among all processes of this machine.
+
+    Args:
+        prefix: Which.
+        what: What is done meanwhile, for those who wait: ``baking shop``.
+        say: Told who is waited for.
+        wait: Whether to wait for another bake.
+
+    Yields:
+        Descriptors that hold it too, for a process that acts in this one's place.
+
+    Raises:
+        ImageInUseError: An environment runs from it (or, without ``wait``, it is being baked).
+    """
+    trusted(prefix)
+    descriptor = _open_lock(prefix)
+    try:
+        _wait_alone(prefix, descriptor, say, wait=wait)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{machine.this_owner('')}, who is {what}".encode(), 0)
+        yield [descriptor]
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(prefix: Prefix) -> int:
+    return os.open(prefix.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+
+
+def _wait_alone(prefix: Prefix, descriptor: int, say: Callable[[str], None], *, wait: bool) -> None:
+    started = said = time.monotonic()
+    shared_since: float | None = None
+    while not _try(descriptor, fcntl.LOCK_EX):
+        now = time.monotonic()
+        if not _try(descriptor, fcntl.LOCK_SH):
+            shared_since = None
+        elif shared_since is None:
+            shared_since = now
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        grace = _GRACE_SECONDS if wait else 0.0
+        if shared_since is not None and now - shared_since >= grace:
+            raise ImageInUseError(
+                f"an environment runs from {prefix.tree}, so it can be neither replaced nor "
+                "removed: see which with `pytest-ephemeral list`, and destroy it with "
+                "`pytest-ephemeral down ENV`"
+            )
+        if shared_since is None:
+            holder = prefix.lock.read_text(errors="replace")
+            if not wait:
+                raise ImageInUseError(f"{prefix.tree} is held by {holder}: try again later")
+            if said == started or now - said > _SAY_AGAIN_SECONDS:
+                say(f"waiting for {holder}, {now - started:.0f} s")
+                said = now
+        time.sleep(_POLL_SECONDS)
+
+
+def _try(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,238 @@
+"""An installed tree: sealed, told apart from any other by its content, packed and unpacked.
+
+Its *manifest* has three fields for each of its entries: kind and mode, what it holds (a digest, a
+link's target), and its path. The manifest's own SHA-256 is the tree's digest. Owners and times are
+not part of it. Its *fingerprint* is what ``lstat`` says of every entry; nothing can be written
+without moving the change time, which no program can set back, so an equal one means unchanged.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import stat
+import tarfile
+from pathlib import Path
+from typing import Final
+
+from pytest_ephemeral import files
+
+_NOT_WRITABLE: Final = 0o555
+_WRITABLE_FOLDER: Final = 0o700
+
+
+class BadTreeError(ValueError):
+    """A tree or its archive holds what an image can't."""
+
+
+def walk(top: Path) -> list[tuple[str, os.stat_result]]:
+    """Everything below a folder: paths relative to it, folders before what they hold, sorted."""
+    found: list[tuple[str, os.stat_result]] = []
+
+    def look(folder: str, under: str) -> None:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                status = entry.stat(follow_symlinks=False)
+                found.append((under + entry.name, status))
+                if stat.S_ISDIR(status.st_mode):
+                    look(entry.path, f"{under}{entry.name}/")
+
+    look(str(top), "")
+    return found
+
+
+def seal(top: Path) -> None:
+    """Take every write permission away, and make each file the tree's own.
+
+    A file with another name elsewhere (installers link from their caches) could be changed there,
+    and its permissions are not ours to change: it is copied.
+
+    Raises:
+        BadTreeError: It holds something else than files, folders and links.
+    """
+    for path, status in reversed(walk(top)):
+        entry = top / path
+        if stat.S_ISREG(status.st_mode):
+            if status.st_nlink > 1:
+                _make_own(entry, status.st_ino)
+            entry.chmod(status.st_mode & _NOT_WRITABLE)
+        elif stat.S_ISDIR(status.st_mode):
+            entry.chmod(status.st_mode & _NOT_WRITABLE)
+        elif not stat.S_ISLNK(status.st_mode):
+            raise BadTreeError(f"{path} is neither a file nor a folder nor a symbolic link")
+    top.chmod(_NOT_WRITABLE)
+
+
+def _make_own(file: Path, inode: int) -> None:
+    copy = file.with_name(f"{files.TEMPORARY}{inode}")
+    shutil.copy2(file, copy)
+    copy.replace(file)
+
+
+def manifest(top: Path) -> bytes:
+    """What the tree is, byte for byte; see the module."""
+    return b"".join(_line(top, path, status) for path, status in walk(top))
+
+
+def _line(top: Path, path: str, status: os.stat_result) -> bytes:
+    mode = stat.S_IMODE(status.st_mode) & _NOT_WRITABLE
+    if stat.S_ISLNK(status.st_mode):
+        said = "l", _target(top, path)
+    elif stat.S_ISDIR(status.st_mode):
+        said = f"d{mode:o}", ""
+    else:
+        with (top / path).open("rb") as file:
+            said = f"f{mode:o}", hashlib.file_digest(file, "sha256").hexdigest()
+    # A path or a target may hold anything but NUL, a line's end too.
+    return os.fsencode("\0".join((*said, path, "")))
+
+
+def _target(top: Path, path: str) -> str:
+    return os.readlink(top / path)  # noqa: PTH115 - a Path would drop "./" and a last slash
+
+
+def digest(manifest: bytes) -> str:
+    """The tree's digest, ``sha256:…``, from its manifest."""
+    return files.digest_of([manifest])
+
+
+def require(manifest: bytes, expected: str) -> None:
+    """Hold a tree against the digest it should have.
+
+    Raises:
+        BadTreeError: It has another.
+    """
+    if (found := digest(manifest)) != expected:
+        raise BadTreeError(f"what is in it is {found}")
+
+
+def size(top: Path) -> int:
+    """Bytes of all its files."""
+    return sum(status.st_size for _, status in walk(top) if stat.S_ISREG(status.st_mode))
+
+
+def changes(before: bytes, after: bytes) -> list[str]:
+    """The paths that differ between two manifests, sorted, each with what became of it."""
+    old, new = _by_path(before), _by_path(after)
+    found = [f"{path} (removed)" for path in old.keys() - new.keys()]
+    found += [f"{path} (added)" for path in new.keys() - old.keys()]
+    found += [f"{path} (changed)" for path in old.keys() & new.keys() if old[path] != new[path]]
+    return sorted(found)
+
+
+def _by_path(manifest: bytes) -> dict[str, bytes]:
+    fields = manifest.split(b"\0")
+    lines = zip(fields[0::3], fields[1::3], fields[2::3], strict=False)  # one empty field is last
+    return {os.fsdecode(path): kind + b" " + content for kind, content, path in lines}
+
+
+def fingerprint(top: Path) -> str:
+    """What ``lstat`` says of the tree and all it holds, in short. Two thousand files: 10 ms."""
+    entries = [("", top.lstat()), *walk(top)]
+    said = (
+        f"{path}\0{s.st_ino} {s.st_mode} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_uid}\n"
+        for path, s in entries
+    )
+    return hashlib.sha256(os.fsencode("".join(said))).hexdigest()
+
+
+def outside_links(top: Path) -> list[str]:
+    """Links to what is outside the tree and there now, as ``bin/python -> /usr/bin/python3``."""
+    found = []
+    for path, status in walk(top):
+        if stat.S_ISLNK(status.st_mode):
+            target = Path(_target(top, path))
+            if target.is_absolute() and not target.is_relative_to(top) and target.exists():
+                found.append(f"{path} -> {target}")
+    return found
+
+
+def remove(top: Path) -> None:
+    """Remove a tree, sealed or not, whole or in part; that it is gone already is no error."""
+    if not top.is_dir() or top.is_symlink():
+        top.unlink(missing_ok=True)
+        return
+    top.chmod(_WRITABLE_FOLDER)
+    for folder, folders, _ in os.walk(top):
+        for name in folders:
+            inner = Path(folder, name)
+            if not inner.is_symlink():
+                inner.chmod(_WRITABLE_FOLDER)
+    shutil.rmtree(top)
+
+
+def pack(top: Path, file: Path) -> None:
+    """Write the tree into one file, a compressed tar; the same image gives the same bytes.
+
+    Owners are left out. Modification times are kept, in whole seconds: compiled Python names its
+    source's, and would be compiled anew at every start.
+    """
+    with (
+        file.open("wb") as raw,
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path, status in walk(top):
+            member = _member(top, path, status)
+            if member.isreg():
+                with (top / path).open("rb") as content:
+                    tar.addfile(member, content)
+            else:
+                tar.addfile(member)
+
+
+def _member(top: Path, path: str, status: os.stat_result) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(path)
+    member.mode = stat.S_IMODE(status.st_mode) & _NOT_WRITABLE
+    member.mtime = int(status.st_mtime)
+    if stat.S_ISLNK(status.st_mode):
+        member.type, member.linkname, member.mode = tarfile.SYMTYPE, _target(top, path), 0o777
+    elif stat.S_ISDIR(status.st_mode):
+        member.type = tarfile.DIRTYPE
+    else:
+        member.size = status.st_size
+    return member
+
+
+def unpack(file: Path, top: Path) -> None:
+    """Make the tree that ``pack`` wrote, in a folder that is not there yet, and seal it.
+
+    Every entry must stand in a folder that came before it, as ``pack`` has them, so nothing can
+    be written through a link or outside of ``top``.
+
+    Raises:
+        BadTreeError: It is not such a file.
+    """
+    top.mkdir(mode=0o755)
+    folders = {""}
+    try:
+        with tarfile.open(file, "r|gz") as tar:
+            for member in tar:
+                parent, _, name = member.name.rpartition("/")
+                if parent not in folders or name in {"", ".", ".."}:
+                    raise BadTreeError(f"{member.name!r} stands in no folder of the archive")
+                if member.isdir():
+                    folders.add(member.name)
+                _extract(tar, member, top / member.name)
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
+        raise BadTreeError(f"it can't be read: {error}") from error
+    seal(top)
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    if member.issym():
+        target.symlink_to(member.linkname)
+        return
+    if member.isdir():
+        target.mkdir()
+        target.chmod(member.mode | _WRITABLE_FOLDER)
+        return
+    content = tar.extractfile(member) if member.isreg() else None
+    if content is None:
+        raise BadTreeError(f"{member.name!r} is neither a file nor a folder nor a symbolic link")
+    with content, target.open("xb") as file:
+        shutil.copyfileobj(content, file)
+    target.chmod(member.mode)
+    os.utime(target, (member.mtime, member.mtime))
