@@ -1,0 +1,92 @@
+"""``doctor``: what each provider needs, and whether it is there."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_ephemeral import providers
+from pytest_ephemeral.cli.arguments import add_verb
+from pytest_ephemeral.cli.output import Output
+from pytest_ephemeral.errors import EphemeralError, UnavailableError
+from pytest_ephemeral.models import to_builtins
+from pytest_ephemeral.providers import Check
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.cli.arguments import Verbs
+    from pytest_ephemeral.project import Project
+
+
+def add_to(verbs: Verbs) -> None:
+    """Add the verb."""
+    add_verb(
+        verbs,
+        "doctor",
+        doctor,
+        "say what each provider needs, and whether it is there",
+        epilog="Exits with 1 when something that the configuration uses is missing.",
+    )
+
+
+def doctor(arguments: argparse.Namespace, output: Output) -> int:
+    """Look at everything, and print what was found."""
+    project, own = _project(arguments)
+    used = _used(project)
+    found = {"project": own, **{name: _checks(name) for name in providers.names()}}
+    if output.as_json:
+        output.data(
+            used=sorted(used),
+            checks={
+                name: [to_builtins(check) for check in checks] for name, checks in found.items()
+            },
+        )
+    else:
+        for name, checks in found.items():
+            unused = "" if name == "project" or name in used else " (not used here)"
+            output.line(f"{name}{unused}")
+            for check in checks:
+                _print(check, output)
+    needed = [check for name in {"project", *used} for check in found[name]]
+    return 0 if all(check.ok for check in needed) else 1
+
+
+def _project(arguments: argparse.Namespace) -> tuple[Project | None, list[Check]]:
+    """The project, if it can be opened, and how it is."""
+    from pytest_ephemeral import config
+    from pytest_ephemeral.cli.session import open_project
+
+    if arguments.config is None and config.find(Path.cwd()) is None:
+        return None, [Check("configuration", True, "none here yet: pytest-ephemeral init")]
+    try:
+        project = open_project(arguments)
+    except EphemeralError as error:
+        return None, [Check("configuration", False, str(error))]
+    checks = [Check("configuration", True, str(project.config.path))]
+    try:
+        project.ledger.entries()
+    except EphemeralError as error:
+        return project, [*checks, Check("store", False, str(error))]
+    if broken := project.ledger.broken:
+        return project, [*checks, Check("store", False, f"can't be read: {', '.join(broken)}")]
+    return project, [*checks, Check("store", True, project.store.url)]
+
+
+def _used(project: Project | None) -> set[str]:
+    if project is None:
+        return set()
+    recipes, templates = project.config.images.values(), project.config.templates.values()
+    return {one.provider for one in recipes} | {one.provider for one in templates}
+
+
+def _checks(name: str) -> list[Check]:
+    try:
+        return list(providers.load(name).doctor())
+    except UnavailableError as error:
+        return [Check("library", False, str(error))]
+
+
+def _print(check: Check, output: Output) -> None:
+    output.line(f"  {'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+    if check.hint and not check.ok:
+        output.line(f"       {check.hint}")

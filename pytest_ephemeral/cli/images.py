@@ -1,0 +1,172 @@
+"""``bake`` and ``images``: making images, and looking after those there are."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_ephemeral.cli import progress
+from pytest_ephemeral.cli.arguments import add_group, add_verb, count
+from pytest_ephemeral.cli.output import Output, plural, short, since, size, span
+from pytest_ephemeral.cli.session import open_project
+from pytest_ephemeral.environments.lifecycle import Progress
+from pytest_ephemeral.errors import NothingMatchedError
+from pytest_ephemeral.models import Image, Recipe
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.cli.arguments import Verbs
+    from pytest_ephemeral.project import Project
+
+
+def add_to(verbs: Verbs) -> None:
+    """Add the verb and the noun with its verbs."""
+    baking = add_verb(verbs, "bake", bake, "bake the images that are not baked yet")
+    baking.add_argument("images", metavar="IMAGE", nargs="*", help="by default every [images.NAME]")
+    baking.add_argument("--force", action="store_true", help="bake even what is baked already")
+
+    under = add_group(verbs, "images", "list and look after baked images", do=list_)
+    add_verb(under, "list", list_, "list the images in the catalog")
+    showing = add_verb(under, "show", show, "show what an image was made from")
+    showing.add_argument("image", metavar="IMAGE", help="a name, or the beginning of a key")
+    pruning = add_verb(
+        under,
+        "prune",
+        prune,
+        "remove old images",
+        epilog="An image that an environment runs from is never removed.",
+    )
+    pruning.add_argument(
+        "--keep",
+        metavar="N",
+        type=count,
+        required=True,
+        help="how many images of each name stay, the newest first",
+    )
+    exporting = add_verb(under, "export", export, "write an image into one file")
+    exporting.add_argument("image", metavar="IMAGE", help="a name, or the beginning of a key")
+    exporting.add_argument("file", metavar="FILE", type=Path)
+    importing = add_verb(under, "import", import_, "bring in an image that `export` wrote")
+    importing.add_argument("file", metavar="FILE", type=Path)
+
+
+def bake(arguments: argparse.Namespace, output: Output) -> int:
+    """Bake, and print each image."""
+    project = open_project(arguments)
+    config = project.config
+    names = arguments.images or list(config.images)
+    recipes = [config.recipe(name) for name in names]
+    if not recipes:
+        raise NothingMatchedError(f"{config.path}: nothing to bake: it has no [images.NAME] table")
+    with progress.shown() as say:
+        images = [_obtain(project, recipe, say, force=arguments.force) for recipe in recipes]
+    if output.as_json:
+        output.data(images=images)
+        return 0
+    for image in images:
+        output.line(f"{image.name} {short(image.key)} {image.reference}")
+    return 0
+
+
+def list_(arguments: argparse.Namespace, output: Output) -> int:
+    """List the catalog."""
+    images = open_project(arguments).images.catalog.entries()
+    if output.as_json:
+        output.data(images=images)
+    elif not images:
+        output.say("no images are baked yet: pytest-ephemeral bake")
+    else:
+        output.table(
+            ("NAME", "KEY", "PROVIDER", "SIZE", "BAKED", "BY", "TOOK", "ARTIFACT"),
+            (
+                (
+                    image.name,
+                    short(image.key),
+                    image.provider,
+                    size(image.size),
+                    f"{since(image.baked_at)} ago",
+                    image.baked_by,
+                    span(image.seconds),
+                    short(image.artifact or ""),
+                )
+                for image in images
+            ),
+        )
+    return 0
+
+
+def show(arguments: argparse.Namespace, output: Output) -> int:
+    """Show one image."""
+    image = open_project(arguments).images.catalog.get(arguments.image)
+    if output.as_json:
+        output.data(image=image)
+        return 0
+    output.facts(
+        [
+            ("name", image.name),
+            ("key", image.key),
+            ("provider", image.provider),
+            ("reference", image.reference),
+            ("digest", image.digest),
+            ("artifact", image.artifact or ""),
+            ("size", size(image.size)),
+            ("baked", f"{image.baked_at:%Y-%m-%d %H:%M:%S} UTC, in {span(image.seconds)}"),
+            ("by", image.baked_by),
+            *((f"input {name}", value) for name, value in sorted(image.inputs.items())),
+        ]
+    )
+    return 0
+
+
+def prune(arguments: argparse.Namespace, output: Output) -> int:
+    """Remove what is old and not in use."""
+    project = open_project(arguments)
+    removed = project.images.prune(arguments.keep, project.ledger.in_use())
+    if output.as_json:
+        output.data(removed=removed)
+        return 0
+    for image in removed:
+        output.line(f"{image.name} {short(image.key)}")
+    freed = size(sum(image.size for image in removed))
+    output.say(f"removed {plural(len(removed), 'image')}, {freed}")
+    return 0
+
+
+def export(arguments: argparse.Namespace, output: Output) -> int:
+    """Write an image into a file."""
+    images = open_project(arguments).images
+    image = images.catalog.get(arguments.image)
+    images.export(image, arguments.file)
+    if output.as_json:
+        output.data(image=image, file=str(arguments.file))
+    else:
+        output.line(str(arguments.file))
+    return 0
+
+
+def import_(arguments: argparse.Namespace, output: Output) -> int:
+    """Bring in an image from a file."""
+    image = open_project(arguments).images.import_(arguments.file)
+    if output.as_json:
+        output.data(image=image)
+    else:
+        output.line(f"{image.name} {short(image.key)} {image.reference}")
+    return 0
+
+
+def _obtain(
+    project: Project, recipe: Recipe, say: Callable[[Progress], None], *, force: bool
+) -> Image:
+    started = time.monotonic()
+
+    def tell(text: str, *, live: bool = False) -> None:
+        say(Progress(recipe.name, "bake", text, time.monotonic() - started, live))
+
+    return project.images.obtain(
+        recipe,
+        mode="always" if force else "missing",
+        say=tell,
+        live=lambda line: tell(line, live=True),
+    )

@@ -1,0 +1,163 @@
+"""``init``: a starter ephemeral.toml for what is found here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pytest_ephemeral.cli.arguments import add_verb
+from pytest_ephemeral.cli.output import Output
+from pytest_ephemeral.config import FILE_NAME
+from pytest_ephemeral.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.cli.arguments import Verbs
+
+#: What is built or run by a provider that there is none of yet.
+_NOT_YET: Final = (
+    "Dockerfile",
+    "Containerfile",
+    "compose.yaml",
+    "compose.yml",
+    "docker-compose.yml",
+)
+
+_HEAD: Final = """\
+# Environments for test stages: `pytest-ephemeral doctor` checks what they need here,
+# `pytest-ephemeral up` brings one up, and `pytest --ephemeral-env` runs tests against one.
+default-template = "staging"
+"""
+
+_APPLICATION: Final = """
+[images.{image}]                # baked once for every artifact, and the same in every stage
+provider = "local"
+artifact = {artifact}
+install = [
+  'python3 -m venv "$PREFIX"',
+  '"$PREFIX/bin/pip" install "$ARTIFACT"',
+]
+verify = [{verify}]
+
+[templates.staging]
+image = "{image}"
+# Where to listen is in the variables $HOST and $PORT. An application that wants options:
+#   command = "$PREFIX/bin/{script} --host $HOST --port $PORT"
+command = {command}
+port = 8080
+# It is ready when the port accepts connections; better, when a page answers:
+#   ready = {{ http = "/healthz", timeout = "60s" }}
+"""
+
+_EXAMPLE: Final = """
+# Nothing to install was found here, so this is an example that works: put your own in its place.
+[images.hello]                  # baked once, and the same in every stage
+provider = "local"
+# artifact = "dist/hello-*.whl" # what is installed; the commands see it as $ARTIFACT
+install = [
+  'mkdir -p "$PREFIX/site"',
+  'echo "Hello from an environment of its own." > "$PREFIX/site/index.html"',
+]
+
+[templates.staging]
+image = "hello"
+command = 'exec python3 -m http.server --bind "$HOST" --directory "$PREFIX/site" "$PORT"'
+port = 8080
+ready = { http = "/", timeout = "60s" }
+"""
+
+
+class Script(NamedTuple):
+    """A console script of a Python project."""
+
+    project: str
+    name: str
+
+
+def add_to(verbs: Verbs) -> None:
+    """Add the verb."""
+    add_verb(verbs, "init", init, f"write a starter {FILE_NAME} for what is found here")
+
+
+def init(arguments: argparse.Namespace, output: Output) -> int:
+    """Write it, unless there is one already, and say what to do next."""
+    folder = Path.cwd()
+    path: Path = arguments.config or folder / FILE_NAME
+    script = find_script(folder / "pyproject.toml")
+    _write(path, starter(script))
+    unsupported = [name for name in _NOT_YET if (folder / name).exists()]
+    if output.as_json:
+        output.data(path=str(path), script=script and script.name, unsupported=unsupported)
+    else:
+        output.line(str(path))
+    for line in _advice(script, unsupported):
+        output.say(line)
+    return 0
+
+
+def find_script(pyproject: Path) -> Script | None:
+    """The console script to run: the one called as the project is, or the first.
+
+    Raises:
+        ConfigurationError: The file is not TOML.
+    """
+    try:
+        document = tomllib.loads(pyproject.read_bytes().decode())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{pyproject}: can't be read: {error}") from None
+    project = document.get("project")
+    scripts: Any = project.get("scripts") if isinstance(project, dict) else None
+    if not isinstance(scripts, dict) or not scripts:
+        return None
+    first = next(iter(scripts))
+    name = str(document["project"].get("name", first))
+    return Script(name, name if name in scripts else first)
+
+
+def starter(script: Script | None) -> str:
+    """What is written.
+
+    Args:
+        script: What the template runs; None for an example that needs nothing.
+    """
+    if script is None:
+        return _HEAD + _EXAMPLE
+    # As wheels spell it: the binary distribution format's escaped name.
+    wheel = re.sub(r"[-_.]+", "_", script.project).lower()
+    image = re.sub(r"[^a-z0-9]+", "-", script.project.lower()).strip("-")[:48].strip("-")
+    program = f"$PREFIX/bin/{script.name}"
+    return _HEAD + _APPLICATION.format(
+        image=image or "app",
+        artifact=json.dumps(f"dist/{wheel}-*.whl"),
+        script=script.name,
+        command=json.dumps(program),
+        verify=json.dumps(f"test -x {program}"),
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigurationError(f"{path} is there already; it stays as it is") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} can't be written: {error.strerror}") from None
+
+
+def _advice(script: Script | None, unsupported: list[str]) -> Iterator[str]:
+    for name in unsupported:
+        yield f"{name} was seen; containers are not supported yet, so nothing was made of it."
+    if script is not None:
+        yield f"It installs {script.project} and runs {script.name}. Build the wheel first:"
+        yield "  python -m build --wheel"
+    yield "Then bring it up, and take it down again:"
+    yield "  pytest-ephemeral up"
+    yield "  pytest-ephemeral down --all"
+    yield "Records and images' content go into .ephemeral/: keep it out of version control."

@@ -1,0 +1,50 @@
+"""What a verb acts on: the project found from here, and a lifecycle for this one command."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pytest_ephemeral.environments.lifecycle import Lifecycle, Progress
+from pytest_ephemeral.project import Project
+
+
+def open_project(arguments: argparse.Namespace) -> Project:
+    """The project of ``--config``, or of the folder this is run in.
+
+    Raises:
+        ConfigurationError: There is none, or it is wrong.
+    """
+    return Project.open(arguments.config, Path.cwd())
+
+
+@contextmanager
+def lifecycle(project: Project, say: Callable[[Progress], None]) -> Iterator[Lifecycle]:
+    """Something to bring environments up and down with, as one run of its own.
+
+    Args:
+        project: Whose environments.
+        say: Told what is going on.
+    """
+    made = Lifecycle(project, hooks=_hooks(), run=f"cli-{secrets.token_hex(4)}", say=say)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _hooks() -> Any:
+    """Whoever listens: what is installed under the entry-point group ``pytest_ephemeral``."""
+    import pluggy
+
+    from pytest_ephemeral import hookspecs
+
+    # The hook specifications are marked for pytest, which calls the same ones.
+    manager = pluggy.PluginManager("pytest")
+    manager.add_hookspecs(hookspecs)
+    manager.load_setuptools_entrypoints("pytest_ephemeral")
+    return manager.hook
