@@ -35,8 +35,8 @@ class Spec:
 class Lender(Protocol):
     """Who has environments to lend, in a run that was started with ``--ephemeral-env``."""
 
-    def template_for(self, request: pytest.FixtureRequest) -> str:
-        """The template of a test, by its marker or else the default one."""
+    def template_for(self, request: pytest.FixtureRequest) -> str | None:
+        """The template of a test, by its marker or else the default one, if there is one."""
 
     def lend(
         self, request: pytest.FixtureRequest, spec: Spec, template: str

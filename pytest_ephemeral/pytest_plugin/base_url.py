@@ -1,0 +1,32 @@
+"""pytest-base-url's ``base_url`` (Playwright's and Selenium's too) is the environment's URL.
+
+pytest-base-url verifies the URL in an autouse session fixture, so that every test would need an
+environment. Here only tests that use ``base_url`` do.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+#: The name under which pytest-base-url registers itself.
+PLUGIN = "base_url"
+
+
+class BaseUrl:
+    """Registered after pytest-base-url, so that these fixtures stand in for its own."""
+
+    @pytest.fixture(scope="session")
+    def base_url(self, ephemeral_url: str) -> str:
+        """The URL of ``ephemeral_env``."""
+        return ephemeral_url
+
+    @pytest.fixture(scope="session", autouse=True)
+    def _verify_url(self) -> None:
+        """Nothing to verify: an environment is lent when it has answered."""
+
+
+def applies(config: pytest.Config) -> bool:
+    """Whether there is a ``base_url`` that the user has left open."""
+    if not config.pluginmanager.hasplugin(PLUGIN):
+        return False
+    return not (config.getoption("base_url") or config.getini("base_url"))

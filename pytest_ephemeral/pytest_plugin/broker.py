@@ -1,0 +1,448 @@
+"""One owner of environments, however many workers run the tests.
+
+The broker stands in the process that the user started. It knows what the selected tests need,
+brings environments up ahead of them in threads of its own, lends them, and ends them behind the
+tests. What bringing up and ending mean is its keeper's business; this module is only about who
+needs what, and when.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple, Protocol
+
+from pytest_ephemeral.errors import EnvironmentDiedError, EphemeralError, LaunchError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.pytest_plugin.needs import Key
+
+#: How many are brought up at once ahead of the tests. One that a test waits for is never delayed.
+PARALLEL: Final = 4
+
+#: Seconds that the end of a run waits for what is still coming up; its guard ends it otherwise.
+GRACE: Final = 2.0
+
+#: Seconds between two looks at what a waiting test could show.
+TICK: Final = 0.1
+
+State = Literal["planned", "launching", "up", "failed", "ending", "ended"]
+
+
+class Fate(NamedTuple):
+    """What became of an environment.
+
+    Attributes:
+        word: ``destroyed``, ``kept``, ``attached`` or ``leaked``.
+        seconds: How long ending it took.
+        detail: What remains of it, when it leaked.
+        died: How it had stopped by itself, if it had.
+    """
+
+    word: str
+    seconds: float = 0.0
+    detail: str = ""
+    died: str = ""
+
+
+class Look(NamedTuple):
+    """How an environment is right before a test: why it can't be used, and its log's end."""
+
+    problem: str
+    mark: str
+
+
+class Evidence(NamedTuple):
+    """What an environment has to say about a failed test."""
+
+    environment: Environment
+    died: str
+    logs: str
+    kept: bool
+
+
+class Keeper(Protocol):
+    """Who brings environments up and ends them, for a broker. Called from its threads."""
+
+    def bring_up(self, template: str) -> tuple[Environment, dict[str, float]]:
+        """Bring one up: it is ready, and how many seconds each phase took."""
+
+    def died(self, environment: Environment) -> str:
+        """How it has stopped by itself, with its last lines; empty while it runs."""
+
+    def mark(self, environment: Environment) -> str:
+        """Where its log ends now."""
+
+    def logs(self, environment: Environment, since: str | None) -> str:
+        """What it has printed since a mark."""
+
+    def keeps(self, *, failed: bool) -> bool:
+        """Whether an environment is left up, by whether a test that used it failed."""
+
+    def end(self, environment: Environment, *, failed: bool) -> Fate:
+        """Destroy or keep it. Never raises: what went wrong is its fate."""
+
+    def cancel(self) -> None:
+        """Hurry: nothing that is still coming up is wanted."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One environment, from being planned to its end.
+
+    Attributes:
+        tests: The selected tests that need it and have not finished.
+        planned: Whether it was known beforehand who needs it.
+        leases: How often each worker holds it.
+        used: Whether a test ever had it.
+        problem: Why it did not come up, or how it died.
+        told: Whether a test's report has the problem in full.
+        failed: Whether a test that used it failed.
+        counts: How many tests that used it passed, failed and were skipped.
+    """
+
+    key: Key
+    tests: set[str] = field(default_factory=set)
+    planned: bool = True
+    state: State = "planned"
+    environment: Environment | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    leases: Counter[str] = field(default_factory=Counter)
+    used: bool = False
+    problem: str = ""
+    told: bool = False
+    failed: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+    fate: Fate | None = None
+
+    def lasts(self) -> bool:
+        """Whether it is held, or someone may still ask for it."""
+        if self.leases or self.tests:
+            return True
+        return not self.planned and self.key.scope != "function"
+
+
+class Broker:
+    """Lends environments. Every method may be called from any thread.
+
+    Attributes:
+        entries: All that were asked for, in that order; what is only planned is not among them.
+        ahead: How many that no test has yet asked for are made ready besides session-wide ones.
+        alone: One environment serves every key (``--ephemeral-attach``).
+    """
+
+    def __init__(self, keeper: Keeper, *, ahead: int = 1, alone: bool = False) -> None:
+        self.entries: list[Entry] = []
+        self.ahead = ahead
+        self.alone = alone
+        self._keeper = keeper
+        self._current: dict[Key, Entry] = {}
+        self._needing: defaultdict[str, list[Entry]] = defaultdict(list)
+        self._finished: set[str] = set()
+        self._queue: deque[Entry] = deque()
+        self._next: deque[Entry] = deque()
+        self._by_id: dict[str, Entry] = {}
+        self._launching: set[Entry] = set()
+        self._spare: set[Entry] = set()
+        self._ending: set[Entry] = set()
+        self._broken: dict[str, Entry] = {}
+        self._proven: set[str] = set()
+        self._closing = False
+        self._changed = threading.Condition()
+
+    # -- what tests need -----------------------------------------------------------------------
+
+    def plan(self, needs: Mapping[Key, Sequence[str]]) -> None:
+        """Say which tests need which environments, first needed first.
+
+        Every worker says so, and all say the same: what is known already changes nothing.
+        """
+        with self._changed:
+            for key, tests in needs.items():
+                entry = self._current.get(self._same(key)) or self._add(key, planned=True)
+                for test in tests:
+                    if test not in self._finished and test not in entry.tests:
+                        entry.tests.add(test)
+                        self._needing[test].append(entry)
+            self._pump()
+
+    def finished(self, test: str) -> None:
+        """Say that a test is over: what only it needed is ended."""
+        with self._changed:
+            self._finished.add(test)
+            for entry in self._needing.pop(test, ()):
+                entry.tests.discard(test)
+                self._settle(entry)
+            self._pump()
+
+    def crashed(self, test: str) -> None:
+        """Say that a test took its worker with it: whatever it used had a failed test."""
+        with self._changed:
+            for entry in self._needing.get(test, ()):
+                entry.failed = True
+                entry.counts["failed"] += 1
+        self.finished(test)
+
+    def count(self, id: str, outcome: str) -> None:
+        """Say how a phase of a test that used an environment came out."""
+        with self._changed:
+            if entry := self._by_id.get(id):
+                entry.counts[outcome] += 1
+                entry.failed = entry.failed or outcome == "failed"
+
+    # -- lending -------------------------------------------------------------------------------
+
+    def lease(
+        self, key: Key, holder: str, waiting: Callable[[], None] = lambda: None
+    ) -> Environment:
+        """Lend an environment, and wait for it as long as that takes.
+
+        Args:
+            key: Which.
+            holder: Who asks: a worker's name.
+            waiting: Called every now and then meanwhile.
+
+        Raises:
+            LaunchError: It did not come up. Tells all of it the first time, then one line.
+            EnvironmentDiedError: It has stopped by itself; told likewise.
+        """
+        with self._changed:
+            entry = self._wanted(self._same(key))
+            entry.leases[holder] += 1
+        while True:
+            with self._changed:
+                if entry.state not in {"planned", "launching"}:
+                    break
+                self._changed.wait(TICK)
+            waiting()
+        self._look(entry)
+        with self._changed:
+            entry.used = True
+            self._spare.discard(entry)
+            self._pump()
+            if entry.environment is None or entry.problem:
+                self._drop(entry, holder)
+                error = LaunchError if entry.environment is None else EnvironmentDiedError
+                raise error(self._tell(entry))
+            return entry.environment
+
+    def release(self, key: Key, holder: str) -> None:
+        """Give an environment back."""
+        with self._changed:
+            entry = self._current.get(self._same(key))
+            if entry is not None:
+                self._drop(entry, holder)
+                self._settle(entry)
+
+    def gone(self, holder: str) -> None:
+        """A worker is gone, and with it whatever it held."""
+        with self._changed:
+            for entry in list(self._current.values()):
+                if entry.leases.pop(holder, 0):
+                    self._settle(entry)
+
+    def look(self, key: Key) -> Look:
+        """How an environment is, right before another test uses it."""
+        entry = self._current[self._same(key)]
+        self._look(entry)
+        with self._changed:
+            problem = self._tell(entry) if entry.problem else ""
+        mark = "" if entry.environment is None else self._keeper.mark(entry.environment)
+        return Look(problem, mark)
+
+    def evidence(self, key: Key, mark: str | None) -> Evidence | None:
+        """What an environment has to say about a failed test, since a mark in its log."""
+        entry = self._current.get(self._same(key))
+        if entry is None or entry.environment is None:
+            return None
+        self._look(entry)
+        with self._changed:
+            died = self._tell(entry) if entry.problem else ""
+        return Evidence(
+            entry.environment,
+            died,
+            self._keeper.logs(entry.environment, mark),
+            self._keeper.keeps(failed=True),
+        )
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End everything, all at once, and return when that is done.
+
+        What is still coming up is given a moment; its guard ends it with this process.
+        """
+        with self._changed:
+            self._closing = True
+            self._queue.clear()
+            self._next.clear()
+            for entry in self.entries:
+                if entry.state == "up":
+                    self._end(entry)
+        self._keeper.cancel()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._launching, GRACE)
+            self._changed.wait_for(lambda: not self._ending)
+
+    # -- with the lock held --------------------------------------------------------------------
+
+    def _same(self, key: Key) -> Key:
+        """The key that the environment is known by."""
+        return Key("", "session", "") if self.alone else key
+
+    def _add(self, key: Key, *, planned: bool) -> Entry:
+        """A new environment, to be brought up when its turn comes."""
+        entry = Entry(self._same(key), planned=planned)
+        self._current[entry.key] = entry
+        if planned:
+            (self._queue if key.scope == "session" else self._next).append(entry)
+        return entry
+
+    def _wanted(self, key: Key) -> Entry:
+        """The environment that a test is waiting for, on its way or up."""
+        entry = self._current.get(key)
+        if entry is None:
+            entry = self._add(key, planned=False)
+        elif entry.state in {"ending", "ended"} or self._is_spent(entry):
+            entry = self._replace(entry)
+        if entry.state == "planned":
+            self._launch(entry)
+        return entry
+
+    def _is_spent(self, entry: Entry) -> bool:
+        """Whether a test had it for itself: a rerun of that test gets a fresh one."""
+        return (
+            entry.key.scope == "function"
+            and entry.used
+            and not entry.leases
+            and entry.state == "up"
+            and not self.alone
+        )
+
+    def _replace(self, old: Entry) -> Entry:
+        """A fresh environment in the place of one that is spent."""
+        new = self._add(old.key, planned=False)
+        new.planned, new.tests, old.tests = old.planned, old.tests, set()
+        for test in new.tests:
+            self._needing[test] = [new if one is old else one for one in self._needing[test]]
+        if old.state == "up":
+            self._end(old)
+        return new
+
+    def _pump(self) -> None:
+        """Bring up what will be needed next, as far as that is wise."""
+        if self._closing:
+            return
+        room = PARALLEL - len(self._launching)
+        room -= self._launch_from(self._queue, room)
+        self._launch_from(self._next, min(room, self.ahead - len(self._spare)))
+
+    def _launch_from(self, queue: deque[Entry], room: int) -> int:
+        launched = 0
+        while queue and launched < room:
+            entry = queue.popleft()
+            if entry.state == "planned" and entry.tests:
+                self._launch(entry)
+                launched += 1
+        return launched
+
+    def _launch(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        broken = self._broken.get(entry.key.template)
+        if broken is not None:
+            entry.state, entry.problem = "failed", broken.problem
+        elif self._closing:
+            entry.state, entry.problem = "failed", "the run is ending: nothing is brought up"
+        else:
+            entry.state = "launching"
+            self._launching.add(entry)
+            if entry.key.scope != "session":
+                self._spare.add(entry)
+            self._in_background(self._bring_up, entry)
+
+    def _drop(self, entry: Entry, holder: str) -> None:
+        entry.leases[holder] -= 1
+        if entry.leases[holder] <= 0:
+            del entry.leases[holder]
+
+    def _settle(self, entry: Entry) -> None:
+        """End it if nobody needs it any more."""
+        if entry.state == "up" and not entry.lasts():
+            self._end(entry)
+
+    def _end(self, entry: Entry) -> None:
+        entry.state = "ending"
+        self._ending.add(entry)
+        self._spare.discard(entry)
+        self._in_background(self._finish, entry)
+
+    def _tell(self, entry: Entry) -> str:
+        """A problem: all of it the first time, one line from then on."""
+        source = entry
+        if entry.environment is None:
+            source = self._broken.get(entry.key.template, entry)
+        if not source.told:
+            source.told = entry.told = True
+            return entry.problem
+        return f"{entry.problem.splitlines()[0]} (told in full where it was first needed)"
+
+    # -- in threads ----------------------------------------------------------------------------
+
+    def _in_background(self, work: Callable[[Entry], None], entry: Entry) -> None:
+        name = f"ephemeral {entry.key.template}"
+        threading.Thread(target=work, args=(entry,), name=name, daemon=True).start()
+
+    def _bring_up(self, entry: Entry) -> None:
+        problem = ""
+        try:
+            entry.environment, entry.seconds = self._keeper.bring_up(entry.key.template)
+        except EphemeralError as error:
+            problem = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        except BaseException:  # noqa: BLE001 - whoever waits must hear of it
+            problem = f"internal error of pytest-ephemeral\n{traceback.format_exc()}"
+        with self._changed:
+            self._launching.discard(entry)
+            entry.problem = problem
+            entry.state = "failed" if problem else "up"
+            self._judge(entry)
+            self._pump()
+            self._changed.notify_all()
+
+    def _judge(self, entry: Entry) -> None:
+        """What it means that an environment is up now, or did not come up."""
+        template = entry.key.template
+        if entry.environment is not None:
+            self._proven.add(template)
+            self._by_id[entry.environment.id] = entry
+            if self._closing:
+                self._end(entry)
+            else:
+                self._settle(entry)
+            return
+        self._spare.discard(entry)
+        if template not in self._proven and not self._closing:
+            self._broken.setdefault(template, entry)
+
+    def _look(self, entry: Entry) -> None:
+        """See whether it still runs."""
+        if entry.state == "up" and not entry.problem and entry.environment is not None:
+            died = self._keeper.died(entry.environment)
+            with self._changed:
+                entry.problem = entry.problem or died
+
+    def _finish(self, entry: Entry) -> None:
+        fate = Fate("leaked", detail="it was never up")
+        try:
+            if entry.environment is not None:
+                fate = self._keeper.end(entry.environment, failed=entry.failed)
+        except BaseException:  # noqa: BLE001 - a leak must be told, whatever it came from
+            fate = Fate("leaked", detail=traceback.format_exc())
+        with self._changed:
+            entry.fate = fate
+            entry.problem = entry.problem or fate.died
+            entry.seconds["destroy"] = fate.seconds
+            entry.state = "ended"
+            self._ending.discard(entry)
+            self._changed.notify_all()

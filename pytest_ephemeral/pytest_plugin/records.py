@@ -1,0 +1,103 @@
+"""What a run leaves behind on purpose: its report, its environments' logs, its outcome."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pytest_ephemeral import files, providers
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.pytest_plugin.broker import Entry
+from pytest_ephemeral.store import Store
+
+OUTCOMES = ("passed", "failed", "skipped")
+
+
+def write_report(file: Path, run: str, entries: Sequence[Entry]) -> None:
+    """Write the JSON document of all that was brought up, whole or not at all.
+
+    Args:
+        file: Where to; its folder is made when it is not there.
+        run: The run's id.
+        entries: All that was asked for; what never came up is left out.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    environments = [
+        _described(entry, entry.environment) for entry in entries if entry.environment is not None
+    ]
+    document = {"version": 1, "run": run, "environments": environments}
+    files.replace(file, [json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"])
+
+
+def _described(entry: Entry, environment: Environment) -> dict[str, Any]:
+    image = environment.image
+    state = environment.state if entry.fate is None else entry.fate.word
+    return {
+        "id": environment.id,
+        "template": environment.template,
+        "provider": environment.provider,
+        "image": image
+        and {
+            "name": image.name,
+            "key": image.key,
+            "reference": image.reference,
+            "artifact": image.artifact,
+        },
+        "url": environment.url,
+        "endpoints": {name: one.url for name, one in environment.endpoints.items()},
+        "state": state,
+        "kept": state == "kept",
+        "seconds": {phase: round(seconds, 3) for phase, seconds in entry.seconds.items()},
+        "tests": {outcome: entry.counts[outcome] for outcome in OUTCOMES},
+    }
+
+
+def write_logs(folder: Path, environment: Environment) -> None:
+    """Write all that an environment has printed, a file a process, into a folder of its own.
+
+    Raises:
+        EphemeralError: Its logs can't be had any more.
+        OSError: They can't be written.
+    """
+    own = folder / environment.id
+    own.mkdir(parents=True, exist_ok=True)
+    logs = providers.load(environment.provider).log_files(environment)
+    for name, text in logs.items():
+        (own / f"{name}.log").write_text(text, encoding="utf-8", errors="replace")
+
+
+def record_stage(
+    store: Store, *, stage: str, run: str, entries: Sequence[Entry], exit_status: int
+) -> None:
+    """Record how a run came out against every image that it tested.
+
+    Raises:
+        StoreError: The store can't be written.
+    """
+    for key in dict.fromkeys(_image_key(entry) for entry in entries if entry.used):
+        if not key:
+            continue
+        tested = [entry for entry in entries if _image_key(entry) == key and entry.used]
+        counts = {name: sum(one.counts[name] for one in tested) for name in OUTCOMES}
+        outcome = {
+            "version": 1,
+            "stage": stage,
+            "run": run,
+            "image": key,
+            "environments": [one.environment.id for one in tested if one.environment],
+            "tests": counts,
+            "exit_status": exit_status,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        path = f"stages/{key.rpartition(':')[2]}/{stage}/{run}.json"
+        store.create(path, json.dumps(outcome, indent=2).encode() + b"\n")
+
+
+def _image_key(entry: Entry) -> str:
+    environment = entry.environment
+    return "" if environment is None or environment.image is None else environment.image.key

@@ -1,0 +1,165 @@
+"""What the owner of a run's environments holds, from the first test to the last trace."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pytest
+
+from pytest_ephemeral import config as configuration
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.models import Template
+from pytest_ephemeral.project import Project
+from pytest_ephemeral.pytest_plugin import records
+from pytest_ephemeral.pytest_plugin.broker import Broker, Entry
+from pytest_ephemeral.pytest_plugin.keeper import RunKeeper, attach
+from pytest_ephemeral.pytest_plugin.options import Settings
+from pytest_ephemeral.pytest_plugin.progress import Reporter
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of pytest that owns environments.
+
+    Attributes:
+        id: Sorts by when the run began.
+        project: None when tests run against a plain URL, and there is no configuration.
+        default: The template of tests that name none; None if there are several and no default.
+        complaints: What went wrong besides the environments themselves.
+    """
+
+    id: str
+    settings: Settings
+    project: Project | None
+    lifecycle: Lifecycle | None
+    reporter: Reporter
+    broker: Broker
+    default: str | None
+    complaints: list[str] = field(default_factory=list)
+    _pid: int = field(default_factory=os.getpid)
+    _closed: bool = False
+
+    @classmethod
+    def open(cls, config: pytest.Config, settings: Settings) -> Run:
+        """Read the configuration. Nothing is brought up before it is known what is needed.
+
+        Raises:
+            EphemeralError: It is wrong, or what was to be attached to does not run.
+        """
+        id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        reporter = Reporter(config)
+        project = _project(config, settings)
+        lifecycle = None
+        if project is not None:
+            lifecycle = Lifecycle(
+                project,
+                hooks=config.hook,
+                run=id,
+                config=config,
+                bake=settings.bake,  # type: ignore[arg-type]  # options.read has checked it
+                say=reporter.say,
+            )
+        default = None if project is None else _default(project, settings)
+        if settings.attach is not None:
+            broker = Broker(attach(settings.attach, lifecycle, id), alone=True)
+            default = default or settings.template or "attached"
+        else:
+            assert lifecycle is not None
+            broker = Broker(RunKeeper(lifecycle, settings))
+        return cls(id, settings, project, lifecycle, reporter, broker, default)
+
+    @property
+    def templates(self) -> list[str]:
+        """The names there are; empty when anything goes."""
+        return [] if self.project is None else list(self.project.config.templates)
+
+    def close(self) -> None:
+        """End all environments; only the first call does anything.
+
+        An interrupt meanwhile is a person who will not wait: what is left ends with this process,
+        by the hand of its guards.
+        """
+        if self._closed or os.getpid() != self._pid:  # a child that was forked owns nothing
+            return
+        self._closed = True
+        try:
+            self.broker.close()
+        except KeyboardInterrupt:
+            self.complaints.append(
+                "interrupted again: the environments that are left are being destroyed in the "
+                "background; `pytest-ephemeral reap` makes sure"
+            )
+            return
+        clean = all(entry.fate is not None or entry.state == "failed" for entry in self.entries)
+        if self.lifecycle is not None and clean and not any(map(leaked, self.entries)):
+            self.lifecycle.close()
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All environments that were asked for."""
+        return self.broker.entries
+
+    def failed(self) -> bool:
+        """Whether something went wrong that no test has told."""
+        return bool(self.complaints) or any(
+            leaked(entry) or self.crashed(entry) for entry in self.entries
+        )
+
+    def crashed(self, entry: Entry) -> bool:
+        """Whether an environment stopped by itself, no test noticed, and that is a failure."""
+        if not unnoticed(entry) or entry.environment is None:
+            return False
+        template = self._template(entry.environment.template)
+        return template is None or template.health == "fail"
+
+    def record(self, exit_status: int) -> None:
+        """Write down what became of the run, where that was asked for."""
+        try:
+            if self.settings.report is not None:
+                records.write_report(self.settings.report, self.id, self.entries)
+        except OSError as error:
+            self.complaints.append(f"the report is not in {self.settings.report}: {error}")
+        if self.project is None:
+            return
+        try:
+            records.record_stage(
+                self.project.store,
+                stage=self.settings.stage,
+                run=self.id,
+                entries=self.entries,
+                exit_status=exit_status,
+            )
+        except (EphemeralError, OSError) as error:
+            self.complaints.append(f"the outcome of this run is not recorded: {error}")
+
+    def _template(self, name: str) -> Template | None:
+        return None if self.project is None else self.project.config.templates.get(name)
+
+
+def leaked(entry: Entry) -> bool:
+    """Whether something of an environment is left."""
+    return entry.fate is not None and entry.fate.word == "leaked"
+
+
+def unnoticed(entry: Entry) -> bool:
+    """Whether an environment stopped by itself, and no test's report says so."""
+    return entry.environment is not None and bool(entry.problem) and not entry.told
+
+
+def _project(config: pytest.Config, settings: Settings) -> Project | None:
+    """The project; none is needed for tests that run against a plain URL."""
+    plain = "://" in (settings.attach or "")
+    if plain and settings.config is None and configuration.find(config.rootpath) is None:
+        return None
+    return Project.open(settings.config, config.rootpath)
+
+
+def _default(project: Project, settings: Settings) -> str | None:
+    config = project.config
+    if settings.template is None and config.default_template is None:
+        return next(iter(config.templates)) if len(config.templates) == 1 else None
+    return config.template(settings.template).name
