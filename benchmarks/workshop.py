@@ -33,7 +33,6 @@ port = 8080
 provider = "local"
 artifact = "shop-*.whl"
 install = "install.sh"
-pass-env = ["PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX"]
 
 [templates.shop]
 image = "shop"
