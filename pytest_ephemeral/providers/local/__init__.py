@@ -1,1 +1,12 @@
-"""Environments on this very machine."""
+"""Environments on this very machine: the embedded default, which needs nothing installed."""
+
+from __future__ import annotations
+
+import sys
+
+if sys.platform == "win32":
+    from pytest_ephemeral.providers.local.windows import LocalProvider
+else:
+    from pytest_ephemeral.providers.local.provider import LocalProvider
+
+__all__ = ["LocalProvider"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 
 from pytest_ephemeral.providers.local.supervisor.logs import segment_name
@@ -17,16 +17,16 @@ def end(folder: Path, process: str) -> int:
         return start
 
 
-def read(folder: Path, process: str, since: int = 0) -> bytes:
-    """What a process has printed from an offset on, as far as it is still kept."""
+def read(folder: Path, process: str, since: int = 0, until: int | None = None) -> bytes:
+    """What a process has printed between two offsets, as far as it is still kept."""
     parts: list[bytes] = []
     starts = sorted(_segments(folder).get(process, []))
-    first = bisect_right(starts, since) - 1
-    for start in starts[max(0, first) :]:
+    first = max(0, bisect_right(starts, since) - 1)
+    for start in starts[first : None if until is None else bisect_left(starts, until)]:
         try:
             with (folder / segment_name(process, start)).open("rb") as segment:
                 segment.seek(max(0, since - start))
-                parts.append(segment.read())
+                parts.append(segment.read(-1 if until is None else until - max(since, start)))
         except FileNotFoundError:  # it has just been rotated away
             parts.clear()
     return b"".join(parts)

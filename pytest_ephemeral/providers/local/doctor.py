@@ -1,0 +1,83 @@
+"""What the local provider needs, and whether it is there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_ephemeral import machine
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.providers import Check
+from pytest_ephemeral.providers.local import network, prefix
+
+
+def checks() -> Sequence[Check]:
+    """Look; nothing is changed, and nothing raised."""
+    return [_system(), _addresses(), _read_only(), _trees(), _state()]
+
+
+def _system() -> Check:
+    return Check(
+        name="system",
+        ok=sys.platform == "linux",
+        detail=sys.platform,
+        hint="" if sys.platform == "linux" else "only Linux ends daemons that detach themselves",
+    )
+
+
+def _addresses() -> Check:
+    own = network.has_own_addresses()
+    return Check(
+        name="loopback addresses",
+        ok=own,
+        detail="one per environment" if own else "only 127.0.0.1",
+        hint="" if own else "every environment gets a free port instead of the template's",
+    )
+
+
+def _read_only() -> Check:
+    refused = _refusal()
+    return Check(
+        name="read-only images",
+        ok=not refused,
+        detail=refused or "mounted read-only for each environment",
+        hint="images are protected by permissions, and changes are detected" if refused else "",
+    )
+
+
+def _refusal() -> str:
+    """Why no tree can be mounted read-only; tried in a process of its own."""
+    if sys.platform != "linux":
+        return "only Linux has mount namespaces"
+    import subprocess
+
+    program = Path(__file__).with_name("supervisor") / "kernel.py"
+    code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['protect'](['/']), end='')"
+    found = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return (found.stdout or found.stderr).strip()
+
+
+def _trees() -> Check:
+    root = prefix.prefix_root()
+    if not root.exists():
+        return Check(name="images", ok=True, detail=f"{root} will be made")
+    try:
+        prefix.trusted_root()
+    except EphemeralError as error:
+        return Check(name="images", ok=False, detail=str(root), hint=str(error))
+    return Check(name="images", ok=True, detail=str(root))
+
+
+def _state() -> Check:
+    folder = machine.state_directory()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    ok = os.access(there, os.W_OK | os.X_OK)
+    hint = "" if ok else f"{there} can't be written: set {machine.STATE_VARIABLE} to another folder"
+    return Check(name="state folder", ok=ok, detail=str(folder), hint=hint)

@@ -1,0 +1,207 @@
+"""Loopback addresses of environments' own, and who listens where."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pytest_ephemeral.errors import LaunchError
+
+#: Of 127.0.0.0/8, what neither people nor systemd-resolved (127.0.0.53) nor Debian (127.0.1.1) use.
+_FIRST, _LAST = 64, 254
+_ATTEMPTS = 50
+_EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
+_LISTENING = "0A"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An address that no other environment of this machine gets.
+
+    Attributes:
+        host: The address.
+        ports: By endpoint name.
+        holder: What holds the claim: it lasts until this, and every copy of it, is closed.
+    """
+
+    host: str
+    ports: Mapping[str, int]
+    holder: socket.socket
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A process that accepts connections."""
+
+    pid: int
+    program: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.program} (pid {self.pid}) listens on {host}:{self.port}"
+
+
+def has_own_addresses() -> bool:
+    """Whether all of 127.0.0.0/8 is this machine's, as on Linux, or only 127.0.0.1."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((f"127.{_FIRST}.0.1", 0))
+        except OSError:
+            return False
+    return True
+
+
+def claim(ports: Mapping[str, int]) -> Claim:
+    """An address on which these ports are free; where there is only one, other ports that are.
+
+    Args:
+        ports: The template's, by endpoint name.
+
+    Raises:
+        LaunchError: A port is taken on all addresses; says by whom.
+    """
+    if sys.platform != "linux" or not has_own_addresses():
+        return _claim_ports(ports)
+    for _ in range(_ATTEMPTS):
+        host = f"127.{_FIRST + secrets.randbelow(_LAST - _FIRST + 1)}"
+        host += f".{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
+        if (holder := _hold(host)) is None:
+            continue
+        try:
+            taken = [port for port in ports.values() if not _is_free(host, port)]
+        except BaseException:
+            holder.close()
+            raise
+        if not taken:
+            return Claim(host, dict(ports), holder)
+        holder.close()
+        _raise_if_taken_everywhere(taken)
+    raise LaunchError(
+        f"no loopback address was found on which {_list(ports.values())} can be listened on, "
+        f"in {_ATTEMPTS} attempts. See what listens: ss -ltnp"
+    )
+
+
+def _hold(host: str) -> socket.socket | None:
+    """Bind a name that stands for the address, and vanishes with its last holder."""
+    holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        holder.bind(f"\0pytest-ephemeral/address/{host}".encode())
+    except OSError:
+        holder.close()
+        return None
+    return holder
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError as error:
+            raise LaunchError(
+                f"only root may listen on port {port}. Give the template one from 1024 on, and "
+                f"let the application take it from $PORT"
+            ) from error
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise LaunchError(f"port {port} can't be listened on: {error.strerror}") from error
+            return False
+    return True
+
+
+def _raise_if_taken_everywhere(ports: Iterable[int]) -> None:
+    everywhere = {port for host, port in _listening_sockets().values() if host in _EVERY_ADDRESS}
+    for port in everywhere.intersection(ports):
+        known = [one for one in listeners() if one.port == port and one.host in _EVERY_ADDRESS]
+        who = str(known[0]) if known else "by another user's process (sudo ss -ltnp names it)"
+        raise LaunchError(
+            f"port {port} is taken on every address of this machine: {who}. "
+            f"Stop it, or give the template another port"
+        )
+
+
+def _claim_ports(ports: Mapping[str, int]) -> Claim:
+    """Free ports of 127.0.0.1. They are not held: an application could not bind them then."""
+    probes = {name: socket.socket() for name in ports}
+    try:
+        for probe in probes.values():
+            probe.bind(("127.0.0.1", 0))
+        free = {name: probe.getsockname()[1] for name, probe in probes.items()}
+    finally:
+        for probe in probes.values():
+            probe.close()
+    return Claim("127.0.0.1", free, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+
+
+def listeners(pids: Iterable[int] | None = None) -> list[Listener]:
+    """Who accepts TCP connections, as far as this user may see.
+
+    Args:
+        pids: Only these processes; by default all.
+    """
+    sockets = _listening_sockets()
+    return [
+        Listener(pid, _program(pid), *sockets[inode])
+        for pid in (_all_pids() if pids is None else pids)
+        for inode in sorted(_socket_inodes(pid) & sockets.keys())
+    ]
+
+
+def _listening_sockets() -> dict[str, tuple[str, int]]:
+    """The address and port of each listening TCP socket, by its inode (proc(5))."""
+    found = {}
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _LISTENING:
+                host, _, port = fields[1].partition(":")
+                found[fields[9]] = (_readable(host), int(port, 16))
+    return found
+
+
+def _readable(host: str) -> str:
+    """An address as /proc has it: 32-bit words in the machine's own byte order."""
+    words = [host[at : at + 8] for at in range(0, len(host), 8)]
+    packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+def _all_pids() -> Iterator[int]:
+    if Path("/proc").is_dir():
+        yield from (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+
+
+def _socket_inodes(pid: int) -> set[str]:
+    found = set()
+    with suppress(OSError):  # it has ended meanwhile, or is another user's
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                target = str(descriptor.readlink())
+                if target.startswith("socket:["):
+                    found.add(target[8:-1])
+    return found
+
+
+def _program(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "?"
+
+
+def _list(ports: Iterable[int]) -> str:
+    return ", ".join(map(str, ports))

@@ -1,0 +1,316 @@
+"""Processes of this machine, under a guard, from an image that they can't change."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import msgspec
+
+from pytest_ephemeral import labels
+from pytest_ephemeral.errors import (
+    DestroyError,
+    EnvironmentGoneError,
+    EphemeralError,
+    LaunchError,
+)
+from pytest_ephemeral.models import Environment, Image, Recipe, Template, endpoints_at
+from pytest_ephemeral.providers import Check, Order, Owned, Status
+from pytest_ephemeral.providers.local import folder, guard, logs, network
+from pytest_ephemeral.providers.local.baking import LocalBaker
+from pytest_ephemeral.providers.local.doctor import checks
+from pytest_ephemeral.providers.local.folder import Folder
+from pytest_ephemeral.providers.local.prefix import Prefix, share
+from pytest_ephemeral.providers.local.supervisor.processes import descendants, end_marked
+from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
+
+#: What an application sees of this process's variables; the rest is the template's to say.
+_ALLOWED: Final = ("PATH", "LANG", "LC_*", "TZ")
+
+#: The guards of environments that this process has brought up. They live as long as they are
+#: held, and providers are made anew wherever one is needed.
+_held: dict[str, guard.Guard] = {}
+
+
+class LocalProvider(LocalBaker):
+    """See ``Provider`` for what is promised."""
+
+    name: ClassVar[str] = "local"
+    template_type: ClassVar[type[Template]] = LocalTemplate
+    recipe_type: ClassVar[type[Recipe] | None] = LocalRecipe
+    guards_itself: ClassVar[bool] = True
+
+    def doctor(self) -> Sequence[Check]:
+        """Everything works without what only Linux has, but less is promised."""
+        return checks()
+
+    def launch(self, order: Order) -> Environment:
+        """Claim an address, make a folder, start a guard; nothing is waited for."""
+        environment = order.environment
+        place = Folder.of(environment.id)
+        with ExitStack() as held:
+            try:
+                lock = place.make(environment.labels)
+                held.callback(os.close, lock)
+                image = _hold(order.image, held)
+                claim = network.claim(order.template.endpoints())
+                held.enter_context(claim.holder)
+                descriptors = [lock, *image, claim.holder.fileno()]
+                spec = _spec(order, place, claim, descriptors)
+                _held[environment.id] = guard.start(spec)
+            except (OSError, ValueError) as error:
+                raise LaunchError(f"{environment.id} could not be started: {error}") from error
+        endpoints = endpoints_at(claim.host, claim.ports)
+        return msgspec.structs.replace(
+            environment,
+            endpoints=endpoints,
+            url=next((endpoint.url for endpoint in endpoints.values()), ""),
+            handle={
+                "folder": str(place.path),
+                "supervisor": str(_held[environment.id].pid),
+                "host": claim.host,
+            },
+        )
+
+    def status(self, environment: Environment) -> Status:
+        """Ask its guard."""
+        try:
+            found = guard.status(environment.id)
+        except EnvironmentGoneError as error:
+            return Status("gone", str(error))
+        except EphemeralError as error:  # a guard that doesn't answer guards no more
+            return Status("exited", str(error))
+        ended = [_obituary(process) for process in found["processes"] if process["ended_at"]]
+        return Status("exited", "; ".join(ended)) if ended else Status("running")
+
+    def logs(
+        self,
+        environment: Environment,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        tail: int | None = None,
+    ) -> str:
+        """With several processes, each line is marked with its own; ``tail`` counts for each."""
+        place = _written(environment)
+        first, last = _offsets(since), _offsets(until)
+        names = logs.processes(place)
+        shown: list[str] = []
+        for name in names:
+            end = None if until is None else last.get(name, 0)
+            data = logs.read(place, name, first.get(name, 0), end)
+            lines = data.decode(errors="replace").splitlines(keepends=True)
+            lines = lines if tail is None else lines[-tail:] if tail > 0 else []
+            shown += lines if len(names) == 1 else [f"{name} | {_ended(line)}" for line in lines]
+        return "".join(shown)
+
+    def log_mark(self, environment: Environment) -> str:
+        """The offset of each process's log."""
+        place = _written(environment)
+        return json.dumps({name: logs.end(place, name) for name in logs.processes(place)})
+
+    def log_files(self, environment: Environment) -> Mapping[str, str]:
+        """All that is kept of each process's log."""
+        place = _written(environment)
+        return {
+            name: logs.read(place, name).decode(errors="replace") for name in logs.processes(place)
+        }
+
+    def run(
+        self, environment: Environment, argv: Sequence[str], *, timeout: float | None
+    ) -> subprocess.CompletedProcess[str]:
+        """The guard runs it, with the variables, the folder and the view its processes have."""
+        return guard.run(environment.id, argv, timeout)
+
+    def hint(self, environment: Environment) -> str:
+        """Compare where its processes listen with where the template says."""
+        try:
+            pid = guard.status(environment.id)["pid"]
+        except EphemeralError:
+            return ""
+        found = network.listeners(descendants(pid))
+        for endpoint in environment.endpoints.values():
+            right = {(endpoint.host, endpoint.port), ("0.0.0.0", endpoint.port)}  # noqa: S104
+            if any((one.host, one.port) in right for one in found):
+                continue
+            if not found:
+                return f"nothing of it listens on any port; {endpoint.host}:{endpoint.port} is due"
+            return (
+                f"{found[0]}; the template says {endpoint.host}:{endpoint.port}: "
+                f"let its command listen on $HOST and $PORT"
+            )
+        return ""
+
+    def extend(self, environment: Environment, expires_at: datetime | None) -> None:
+        """The guard's own clock is the only one."""
+        guard.extend(environment.id, None if expires_at is None else expires_at.timestamp())
+
+    def keep(self, environment: Environment) -> None:
+        """The guard looks at its owner no more."""
+        guard.keep(environment.id)
+
+    def destroy(self, environment: Environment) -> None:
+        """The guard does it; where there is none (any more), what carries its marker is killed."""
+        _destroy(environment.id, Folder.recorded(environment))
+
+    def owned(self) -> Iterator[Owned]:
+        """Every folder here, as it leads to an environment until nothing of that is left."""
+        for place in folder.every():
+            id = place.path.name
+            known = {labels.ID: id, **place.labels()}
+            with suppress(EphemeralError):
+                known[labels.EXPIRES] = _label(guard.status(id)["expires_at"])
+            yield Owned(id=id, labels=known, detail=str(place.path), abandoned=place.is_abandoned())
+
+    def sweep(self, owned: Owned) -> None:
+        """Its id is all that is needed to destroy it."""
+        _destroy(owned.id, Folder.of(owned.id))
+
+
+def _spec(
+    order: Order, place: Folder, claim: network.Claim, descriptors: Sequence[int]
+) -> guard.Spec:
+    template, expires_at = order.template, order.environment.expires_at
+    assert isinstance(template, LocalTemplate)
+    return guard.Spec(
+        id=order.environment.id,
+        processes={
+            name: ["/bin/sh", "-c", command] for name, command in template.processes().items()
+        },
+        directory=place.state,
+        variables=_variables(order, place, claim),
+        logs=place.logs,
+        readonly=[] if order.image is None else [Path(order.image.reference)],
+        remove=[place.path],
+        secrets=order.secrets,
+        expires_at=None if expires_at is None else expires_at.timestamp(),
+        settle=order.settle,
+        descriptors=descriptors,
+    )
+
+
+def _variables(order: Order, place: Folder, claim: network.Claim) -> dict[str, str]:
+    """All that the application sees; the template's own win."""
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if any(fnmatchcase(name, pattern) for pattern in _ALLOWED)
+    }
+    variables |= {
+        "HOME": str(place.state),
+        "STATE": str(place.state),
+        "TMPDIR": str(place.temporary),
+        "HOST": claim.host,
+        # As root, and where nothing can be mounted, Python would write its caches into the image.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    if order.image is not None:
+        variables["PREFIX"] = order.image.reference
+    for name, port in claim.ports.items():
+        variables[f"PORT_{name.upper().replace('-', '_')}"] = str(port)
+        variables.setdefault("PORT", str(port))
+    for endpoint in endpoints_at(claim.host, claim.ports).values():
+        variables.setdefault("URL", endpoint.url)
+    return {**variables, **order.variables}
+
+
+def _hold(image: Image | None, held: ExitStack) -> list[int]:
+    """Keep an image's tree from being replaced or removed while the environment runs."""
+    if image is None:
+        return []
+    prefix = Prefix.of(image.key)
+    taken_as_it_is = str(prefix.tree) != image.reference
+    descriptors = [] if taken_as_it_is else [share(prefix)]
+    for descriptor in descriptors:
+        held.callback(os.close, descriptor)
+    if not Path(image.reference).is_dir():
+        raise LaunchError(
+            f"the image {image.name!r} is not at {image.reference} any more. "
+            f"Bring it back with: pytest-ephemeral bake {image.name}"
+        )
+    return descriptors
+
+
+def _destroy(id: str, place: Folder) -> None:
+    held = _held.pop(id, None)
+    try:
+        _stop(id, held)
+    finally:
+        if held is not None:
+            held.kill()
+    if not place.remove():
+        raise DestroyError(
+            f"{id}: not all of {place.path} can be removed. See what is left, and whose it is: "
+            f"ls -lR {place.path}"
+        )
+
+
+def _stop(id: str, held: guard.Guard | None) -> None:
+    """End it through its guard; where that is gone or stuck, kill all that has its marker."""
+    try:
+        guard.stop(id) if held is None else held.stop()
+    except DestroyError:
+        raise
+    except EphemeralError:
+        left = end_marked(f"{labels.ENVIRONMENT_VARIABLE}={id}")
+        if left:
+            pids = ", ".join(map(str, left))
+            raise DestroyError(
+                f"of {id}, these processes can't be killed: {pids}. See whose they are: "
+                f"ps -fp {pids}"
+            ) from None
+
+
+def _written(environment: Environment) -> Path:
+    """Where its logs are, with all in them that has been printed until now.
+
+    Raises:
+        EnvironmentGoneError: They are gone with it.
+    """
+    place = Folder.recorded(environment).logs
+    with suppress(EphemeralError):
+        guard.status(environment.id)  # it reads what was printed before it answers
+    if not place.is_dir():
+        raise EnvironmentGoneError(
+            f"the logs of {environment.id} are gone with it: it was destroyed, or has expired. "
+            f"Have them kept with: pytest --ephemeral-logs DIR"
+        )
+    return place
+
+
+def _offsets(mark: str | None) -> dict[str, int]:
+    """What a mark says: an offset into each process's log."""
+    return {} if mark is None else json.loads(mark)
+
+
+def _obituary(process: Mapping[str, Any]) -> str:
+    """How a process ended, for people."""
+    lived = f"{process['ended_at'] - process['started_at']:.1f} s"
+    status = process["status"]
+    if status >= 0:
+        return f"{process['name']} exited with status {status} after {lived}"
+    try:
+        name = f" ({signal.Signals(-status).name})"
+    except ValueError:  # a real-time signal
+        name = ""
+    who = f"{process['name']} (pid {process['pid']})"
+    return f"{who} was killed by signal {-status}{name} {lived} after its start"
+
+
+def _ended(line: str) -> str:
+    return line if line.endswith("\n") else f"{line}\n"
+
+
+def _label(expires_at: float | None) -> str:
+    """An expiry as ``labels.for_environment`` writes it."""
+    if expires_at is None:
+        return labels.NEVER
+    return datetime.fromtimestamp(expires_at, UTC).isoformat(timespec="seconds")

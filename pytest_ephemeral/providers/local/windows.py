@@ -1,0 +1,30 @@
+"""What there is of the local provider on Windows: its tables, and a clear word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pytest_ephemeral.errors import UnavailableError
+from pytest_ephemeral.models import Recipe, Template
+from pytest_ephemeral.providers import Check
+from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
+
+_HINT = "use the docker provider, or run this under WSL"
+
+
+class LocalProvider:
+    """Reads its configuration, and runs nothing."""
+
+    name: ClassVar[str] = "local"
+    template_type: ClassVar[type[Template]] = LocalTemplate
+    recipe_type: ClassVar[type[Recipe] | None] = LocalRecipe
+    guards_itself: ClassVar[bool] = True
+
+    def doctor(self) -> Sequence[Check]:
+        """One check, that fails."""
+        return [Check(name="system", ok=False, detail="Windows", hint=_HINT)]
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else a provider or baker does."""
+        raise UnavailableError(f"the local provider does not run on Windows: {_HINT}")
