@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_ephemeral.cli.arguments import add_verb
 from pytest_ephemeral.cli.output import Output
-from pytest_ephemeral.config import FILE_NAME
+from pytest_ephemeral.config import FILE_NAME, find
 from pytest_ephemeral.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -87,6 +87,9 @@ def init(arguments: argparse.Namespace, output: Output) -> int:
     """Write it, unless there is one already, and say what to do next."""
     folder = Path.cwd()
     path: Path = arguments.config or folder / FILE_NAME
+    found = find(folder)
+    if arguments.config is None and found is not None and found.parent == folder:
+        raise ConfigurationError(f"{found} configures this folder already; it stays as it is")
     script = find_script(folder / "pyproject.toml")
     _write(path, starter(script))
     unsupported = [name for name in _NOT_YET if (folder / name).exists()]

@@ -60,6 +60,8 @@ def _moving() -> Iterator[Callable[[Progress], None]]:
 def _sentence(progress: Progress) -> str:
     if progress.live:
         return f"  {progress.text}"
-    seconds = f"({progress.seconds:.2f} s)" if progress.seconds >= 0.005 else ""
-    words = [f"{progress.subject}:", _WORDS[progress.phase], progress.text, seconds]
+    baking = progress.phase == "bake" and progress.text  # it says itself what it is doing
+    words = [f"{progress.subject}:", "" if baking else _WORDS[progress.phase], progress.text]
+    if progress.seconds >= 0.005:
+        words.append(f"({progress.seconds:.2f} s)")
     return " ".join(word for word in words if word)

@@ -1,0 +1,286 @@
+"""The configuration: found, read strictly, and every complaint at the key it is about."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral import config
+from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.models import Duration
+from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
+
+WHOLE = """\
+default-template = "staging"
+store = "records"
+publish = ["github"]
+
+[artifacts]
+repository = "built"
+
+[images.shop]
+provider = "local"
+artifact = "dist/shop-*.whl"
+install = "deploy/install.sh"
+verify = ["$PREFIX/bin/shop --version"]
+pass-env = ["PIP_INDEX_URL"]
+
+[images.ready-made]
+provider = "local"
+reference = "/srv/shop"
+
+[templates.staging]
+image = "shop"
+command = { web = "shop serve", worker = "shop work" }
+port = 8080
+ready = { http = "/healthz", status = [200, 204], timeout = "90s" }
+env = { SHOP_MODE = "staging", SHOP_KEY = "{env:SHOP_KEY}", TREE = "{image:ready-made}" }
+seed = "shop load"
+health = "report"
+ttl = "2h"
+
+[templates.two-ports]
+image = "ready-made"
+command = "shop serve"
+ports = { http = 8080, admin = 9000 }
+ready = { tcp = true, port = "admin", log = "listening on [0-9]+" }
+
+[promotion.production]
+dns = "route53"
+record = "shop.example.com"
+verify = { http = "/healthz" }
+requires = ["tests", "approval"]
+
+[[webhook]]
+url = "https://chat.example.com/hook"
+events = ["ready"]
+"""
+
+
+def load(tmp_path: Path, text: str, name: str = "ephemeral.toml") -> config.Config:
+    file = tmp_path / name
+    file.write_text(text)
+    return config.load(file)
+
+
+def complaint(tmp_path: Path, text: str, name: str = "ephemeral.toml") -> str:
+    """What is said of a configuration, after the file it is in."""
+    with pytest.raises(ConfigurationError) as raised:
+        load(tmp_path, text, name)
+    said = str(raised.value)
+    assert said.startswith(f"{tmp_path / name}: ")
+    return said.removeprefix(f"{tmp_path / name}: ")
+
+
+def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
+    """Every table, in its provider's own types, with what was left out filled in."""
+    read = load(tmp_path, WHOLE)
+    assert read.root == tmp_path
+    assert (read.store, read.artifacts_repository) == ("records", "built")
+    assert isinstance(read.images["shop"], LocalRecipe)
+    assert read.images["shop"].pass_env == ["PIP_INDEX_URL"]
+    staging = read.templates["staging"]
+    assert isinstance(staging, LocalTemplate)
+    assert (staging.name, staging.provider, staging.ttl) == ("staging", "local", 7200)
+    assert list(staging.processes()) == ["web", "worker"]
+    assert staging.env["SHOP_KEY"] == "{env:SHOP_KEY}"
+    assert read.templates["two-ports"].endpoints() == {"http": 8080, "admin": 9000}
+    assert read.promotions["production"].keep_old == Duration(3600)
+    assert read.publish == ("github",)
+    assert read.webhooks[0].events == ["ready"]
+
+
+def test_an_empty_configuration_has_defaults(tmp_path: Path) -> None:
+    """Nothing is required of a file but that what it says is right."""
+    read = load(tmp_path, "")
+    assert (read.store, read.artifacts_repository) == (".ephemeral", ".ephemeral/artifacts")
+    assert read.publish == ("auto",)
+    with pytest.raises(ConfigurationError, match="it has no templates"):
+        read.template(None)
+
+
+MINIMAL = """\
+[images.shop]
+provider = "local"
+install = ["true"]
+
+[templates.staging]
+image = "shop"
+command = "serve"
+port = 8080
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("install =", "instal =", "images.shop.instal: unknown key. Did you mean 'install'?"),
+        ('install = ["true"]', "", "images.shop: it needs install"),
+        ('["true"]', '["true", 1]', "images.shop.install[1]: expected a string, got 1"),
+        ('["true"]', "7", "images.shop.install: expected a string or a list, each a string, got 7"),
+        ('["true"]', '["true"]\nreference = "/x"', "images.shop.reference: it is taken as it is"),
+        ('provider = "local"', "", "images.shop.provider: missing; one of local"),
+        ('"local"', '"locla"', "images.shop.provider: no provider 'locla'. Did you mean 'local'?"),
+        ('"local"', "1", "images.shop.provider: expected a provider's name, got 1"),
+        ("images.shop", "images.Shop", "images.Shop: expected a string of at most 48 lower-case"),
+        ("[images.shop]", "[[images.shop]]", "images.shop: expected a table, got a list"),
+        ('"shop"', '"shp"', "templates.staging.image: no image 'shp'. Did you mean 'shop'?"),
+        ('image = "shop"', "", "templates.staging: it needs an image, or a provider"),
+        ('image = "shop"', "image = 1", "templates.staging.image: expected a string, got 1"),
+        ('"shop"', '"shop"\nname = "x"', "templates.staging.name: unknown key."),
+        ('command = "serve"', "", "templates.staging.command: missing; expected a string or a"),
+        ('"serve"', '""', "templates.staging: its command is empty"),
+        ('"serve"', "{}", "templates.staging: its command is empty"),
+        ('"serve"', '{ "../x" = "y" }', 'templates.staging.command."../x": expected a string of'),
+        ('"serve"', '"a\\u0000b"', "templates.staging.command: must not hold a NUL character"),
+        ("port = 8080", "", "templates.staging: it needs port = NUMBER, or ports"),
+        ("8080", "8080\nports = { a = 1 }", "templates.staging: it has port and ports"),
+        ("8080", '"8080"', 'templates.staging.port: expected a whole number from 1 to 65535'),
+        ("8080", "true", "templates.staging.port: expected a whole number from 1 to 65535"),
+        ("8080", "65536", "templates.staging.port: expected a whole number from 1 to 65535"),
+        ("8080", "0", "templates.staging.port: expected a whole number from 1 to 65535"),
+        ("8080", "0x" + "f" * 500, "templates.staging.port: expected a whole number"),
+        ("port = 8080", "ports = { a = 0 }", "templates.staging.ports.a: expected a whole number"),
+        ("8080", "8080\nttl = 60", 'templates.staging.ttl: expected a duration such as "90s"'),
+        ("8080", '8080\nttl = "5m\\n"', 'templates.staging.ttl: expected a duration such as "90s"'),
+        ("8080", '8080\nttl = "0s"', "templates.staging.ttl: expected more than nothing"),
+        ("8080", '8080\nttl = "9999999d"', "templates.staging.ttl: expected at most 36500d"),
+        ("8080", '8080\nhealth = "ok"', 'templates.staging.health: expected "fail" or "report"'),
+        ("8080", "8080\nready = { tmeout = 1 }", "templates.staging.ready.tmeout: unknown key."),
+        ("8080", '8080\nready = { timeout = "1"}', "templates.staging.ready.timeout: expected a"),
+        ("8080", '8080\nready = { http = "x" }', "templates.staging.ready.http: expected a string"),
+        ("8080", '8080\nready = { log = "(" }', "templates.staging.ready.log: not a regular"),
+        ("8080", '8080\nready = { port = "x" }', "templates.staging.ready.port: no port 'x'."),
+        ("8080", "8080\nenv = { A = 1 }", "templates.staging.env.A: expected a string, got 1"),
+        ("8080", '8080\nenv = { "A=B" = "" }', 'templates.staging.env."A=B": expected a string'),
+        ("8080", '8080\nenv = { A = "{env:B C}" }', "templates.staging.env.A: expected a"),
+        ("8080", '8080\nenv = { A = "{image:sh}" }', "templates.staging.env.A: no image 'sh'."),
+        ("[images", 'default-template = "x"\n[images', "default-template: no template 'x'."),
+        ("[images", 'defaul-template = ""\n[images', "defaul-template: unknown key."),
+        ("[images", "images = 1\n[webhook", "images: expected a table"),
+        ("[images", 'promotion.p = {}\n[images', "promotion.p.dns: missing; expected a string"),
+        ("[images", "[[webhook]]\nurl = 1\n[images", "webhook[0].url: expected a string, got 1"),
+        ("[images", "artifacts = []\n[images", "artifacts: expected a table, got a list"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_at_its_key(tmp_path: Path, old: str, new: str, said: str) -> None:
+    """The file, the path as people write it, what was expected, the closest valid name."""
+    assert old in MINIMAL
+    assert complaint(tmp_path, MINIMAL.replace(old, new, 1)).startswith(said)
+
+
+def test_a_template_of_another_provider_than_its_image(tmp_path: Path, monkeypatch) -> None:
+    """A container's image can't be run as processes of this machine, and the other way round."""
+    other = tmp_path / "elsewhere.py"
+    other.write_text(
+        "from pytest_ephemeral.providers.local import LocalProvider\n"
+        "class Elsewhere(LocalProvider):\n"
+        '    name = "elsewhere"\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    table = dict(config.providers.TABLE) | {"elsewhere": ("elsewhere:Elsewhere", None)}
+    monkeypatch.setattr(config.providers, "TABLE", table)
+    text = MINIMAL.replace('image = "shop"', 'image = "shop"\nprovider = "elsewhere"')
+    assert complaint(tmp_path, text) == (
+        "templates.staging.provider: it is 'elsewhere', but its image 'shop' is one of 'local'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a = = 1\n", "it is not valid TOML: Invalid value (at line 1, column 5)"),
+        (b"\n[images", "it is not valid TOML: Expected ']' at the end of a table declaration (at"),
+        (b"a = '\xff'\n", "it is not UTF-8 (byte 5)"),
+        (b"a = " + b"[" * 5000, "its tables or lists are nested too deeply"),
+        (b"a = " + b"9" * 5000, "it is not valid TOML: Exceeds the limit"),
+    ],
+)
+def test_what_is_no_toml_says_where(tmp_path: Path, content: bytes, said: str) -> None:
+    """Line and column as the parser gives them, and no traceback for what is no text at all."""
+    file = tmp_path / "ephemeral.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigurationError) as raised:
+        config.load(file)
+    assert str(raised.value).startswith(f"{file}: {said}")
+
+
+def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:
+    """The system's own words, after the file's name."""
+    with pytest.raises(ConfigurationError, match=r"none\.toml: can't be read: No such file"):
+        config.load(tmp_path / "none.toml")
+    with pytest.raises(ConfigurationError, match="can't be read: Is a directory"):
+        config.load(tmp_path)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="as root, any file can be read"
+)
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    """Permission denied is said, not raised."""
+    file = tmp_path / "ephemeral.toml"
+    file.touch(mode=0)
+    with pytest.raises(ConfigurationError, match="can't be read: Permission denied"):
+        config.load(file)
+
+
+def test_the_same_in_a_pyproject(tmp_path: Path) -> None:
+    """One schema, two places; a complaint names the whole path."""
+    text = re.sub(r"^\[", "[tool.pytest-ephemeral.", MINIMAL, flags=re.MULTILINE)
+    assert "staging" in load(tmp_path, text, "pyproject.toml").templates
+    said = complaint(tmp_path, text.replace("8080", "0"), "pyproject.toml")
+    assert said.startswith("tool.pytest-ephemeral.templates.staging.port: expected")
+    said = complaint(tmp_path, "[tool.other]", "pyproject.toml")
+    assert said == "it has no [tool.pytest-ephemeral] table"
+
+
+def test_the_nearest_file_is_found(tmp_path: Path) -> None:
+    """Upwards from where one stands, whatever the pyproject files of others on the way say."""
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    (tmp_path / "ephemeral.toml").touch()
+    (tmp_path / "a" / "pyproject.toml").write_text('[project]\ndependencies = ["pytest-ephemeral"]')
+    (inner / "pyproject.toml").write_text("[tool.other]")
+    assert config.find(inner) == tmp_path / "ephemeral.toml"
+
+
+def test_in_one_folder_the_file_of_its_own_wins(tmp_path: Path) -> None:
+    """ephemeral.toml is more particular than a table among many."""
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest-ephemeral]")
+    assert config.find(tmp_path) == tmp_path / "pyproject.toml"
+    (tmp_path / "ephemeral.toml").touch()
+    assert config.find(tmp_path) == tmp_path / "ephemeral.toml"
+
+
+def test_a_broken_pyproject_with_our_table_is_told_of(tmp_path: Path) -> None:
+    """Stepping over it would say that there is no configuration, where there is a broken one."""
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest-ephemeral]\na = = 1")
+    assert config.find(tmp_path) == tmp_path / "pyproject.toml"
+
+
+def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
+    """No file is no error: the plugin runs without one."""
+    found = config.find(tmp_path)
+    assert found is None or not found.is_relative_to(tmp_path)
+
+
+def test_the_default_template(tmp_path: Path) -> None:
+    """The one that is named so, or the only one; not one of two by chance."""
+    assert load(tmp_path, WHOLE).template(None).name == "staging"
+    assert load(tmp_path, WHOLE).template("two-ports").name == "two-ports"
+    assert load(tmp_path, MINIMAL).template(None).name == "staging"
+    two = load(tmp_path, WHOLE.replace('default-template = "staging"', ""))
+    with pytest.raises(ConfigurationError, match=r"staging, two-ports.*--ephemeral-template"):
+        two.template(None)
+
+
+def test_an_unknown_name_is_answered_with_the_closest(tmp_path: Path) -> None:
+    """For templates and for images."""
+    read = load(tmp_path, WHOLE)
+    with pytest.raises(ConfigurationError, match=r"no template 'stagin'. Did you mean 'staging'"):
+        read.template("stagin")
+    with pytest.raises(ConfigurationError, match=r"no image 'shp'. Did you mean 'shop'"):
+        read.recipe("shp")

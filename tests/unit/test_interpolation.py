@@ -1,0 +1,104 @@
+"""``{env:NAME}`` and ``{image:NAME}``: filled in where they are used, shown nowhere."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.interpolation import fill, mask, references
+from pytest_ephemeral.models import Image
+
+IMAGE = Image(
+    name="shop",
+    key="sha256:1",
+    provider="local",
+    reference="/prefix/1",
+    digest="sha256:2",
+    baked_at=datetime.now(UTC),
+)
+
+
+def filled(text: str, **environ: str) -> str:
+    return fill({"KEY": text}, environ=environ, images={"shop": IMAGE}).variables["KEY"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("{env:TOKEN}", "s3cret"),
+        ("postgres://shop:{env:TOKEN}@db/{env:TOKEN}", "postgres://shop:s3cret@db/s3cret"),
+        ("{image:shop}/share", "/prefix/1/share"),
+        ("${HOME} {} {x} {{x}}", "${HOME} {} {x} {{x}}"),
+        ('{"a": {"b": 1}}', '{"a": {"b": 1}}'),
+        ('{"token":{env:TOKEN}}', '{"token":s3cret}'),
+        ("{{env:TOKEN}}", "{env:TOKEN}"),
+        ("{{image:shop}}", "{image:shop}"),
+    ],
+)
+def test_only_what_is_meant_is_filled_in(text: str, expected: str) -> None:
+    """References are; shell variables, JSON and doubled braces are not."""
+    assert filled(text, TOKEN="s3cret") == expected
+
+
+def test_what_is_filled_in_is_not_looked_at_again() -> None:
+    """A secret that happens to look like a reference stays what it is."""
+    assert filled("{env:TOKEN}", TOKEN="{env:OTHER}") == "{env:OTHER}"
+
+
+def test_a_variable_that_is_not_set_is_named_with_its_place() -> None:
+    """Whoever reads it knows which variable, and which key asked for it."""
+    with pytest.raises(ConfigurationError, match=r"templates\.staging\.env\.KEY: .*'SHOP_KEY'"):
+        fill({"KEY": "{env:SHOP_KEY}"}, environ={}, images={}, where="templates.staging.env")
+
+
+def test_an_image_that_is_not_there_names_the_closest() -> None:
+    """A slip of the finger is told from an image that was never meant to be."""
+    with pytest.raises(ConfigurationError, match=r"no image 'ship'. Did you mean 'shop'"):
+        filled("{image:ship}")
+
+
+def test_what_is_recorded_keeps_its_references_to_variables() -> None:
+    """Without an environment, images are filled in and secrets are not."""
+    values = {"KEY": "{env:TOKEN} {image:shop} {{env:TOKEN}}"}
+    done = fill(values, environ=None, images={"shop": IMAGE})
+    assert done.variables == {"KEY": "{env:TOKEN} /prefix/1 {{env:TOKEN}}"}
+    assert done.secrets == ()
+
+
+def test_secrets_are_what_came_from_the_environment() -> None:
+    """The value of the variable alone, not all that stands around it."""
+    done = fill(
+        {"URL": "db:{env:TOKEN}@x", "MODE": "staging"}, environ={"TOKEN": "s3cret"}, images={}
+    )
+    assert done.secrets == ("s3cret",)
+    assert mask("db:s3cret@x s3cret staging", done.secrets) == "db:***@x *** staging"
+
+
+def test_one_secret_in_another_hides_both() -> None:
+    """The longer one goes first, or its rest would stand there."""
+    assert mask("password password123", ["password", "password123"]) == "*** ***"
+
+
+def test_each_line_of_a_secret_is_one() -> None:
+    """Logs are masked by the line, and a key in PEM has many."""
+    done = fill({"KEY": "{env:PEM}"}, environ={"PEM": "-----BEGIN\nabcdef\n-----END"}, images={})
+    assert mask("it said abcdef", done.secrets) == "it said ***"
+
+
+@pytest.mark.parametrize("value", ["", "1", "abc"])
+def test_what_is_too_short_is_not_masked(value: str) -> None:
+    """An empty secret would be found between all letters, a short one in every other word."""
+    done = fill({"KEY": "{env:FLAG}"}, environ={"FLAG": value}, images={})
+    assert done.variables == {"KEY": value}
+    assert done.secrets == ()
+    assert mask("1 line of abc", [value]) == "1 line of abc"
+
+
+def test_references_are_listed_by_kind() -> None:
+    """What a template needs can be told before anything is filled in."""
+    text = "{env:A}{image:shop}{{image:no}}{env:B}"
+    assert references(text, "env") == ["A", "B"]
+    assert references(text, "image") == ["shop"]
