@@ -91,6 +91,34 @@ class DestroyError(EphemeralError):
     exit_status = 6
 
 
+class RejectedError(EphemeralError):
+    """A person looked at an environment and said no."""
+
+    exit_status = 4
+
+
+class UnansweredError(EphemeralError):
+    """Nobody decided in time, which means no."""
+
+    exit_status = 5
+
+
+class PromotionError(EphemeralError):
+    """A production name was not moved, or was moved back; the message says which, and why."""
+
+
+class DnsError(EphemeralError):
+    """A name server, or the service in its place, refuses what was asked of it."""
+
+
+class DnsUnavailableError(DnsError):
+    """It does not answer, or says that it can't just now: asking again may help."""
+
+
+class NameChangedError(DnsError):
+    """A name does not point where it should: someone else has changed it. It was left alone."""
+
+
 class StoreError(EphemeralError):
     """The store can't be read or written."""
 

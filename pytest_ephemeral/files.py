@@ -45,9 +45,17 @@ def create(target: Path, content: Iterable[bytes]) -> None:
         _sync_folder(target.parent)
 
 
-def replace(target: Path, content: Iterable[bytes]) -> None:
-    """Make a file or put another in its place, durably; readers see the old one or the new."""
+def replace(target: Path, content: Iterable[bytes], *, mode: int | None = None) -> None:
+    """Make a file or put another in its place, durably; readers see the old one or the new.
+
+    Args:
+        target: The file.
+        content: In parts.
+        mode: Its permissions; by default what the umask leaves.
+    """
     with _written(target, content) as temporary:
+        if mode is not None:
+            temporary.chmod(mode)
         temporary.replace(target)
         _sync_folder(target.parent)
 

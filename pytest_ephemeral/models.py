@@ -295,6 +295,7 @@ class Environment(Model, frozen=True, kw_only=True):
         labels: What its resources are tagged with.
         state: Where it is in its life.
         kept: It outlives its owner, until it expires.
+        production: The promotion whose name points to it; None when none does.
         handle: What its provider needs to find it again.
     """
 
@@ -310,6 +311,7 @@ class Environment(Model, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     state: State = "launching"
     kept: bool = False
+    production: str | None = None
     handle: dict[str, str] = {}
 
     def url_for(self, name: str) -> str:
@@ -372,24 +374,44 @@ class Promotion(Table, frozen=True, kw_only=True):
 
     Attributes:
         name: The table's name; not a key of it.
+        dns: What serves the name: ``hosts``, ``rfc2136``, ``route53``, or a third party's.
+        zone: The zone that the name is in; Route 53 takes a hosted zone's id as well.
+        record: The name, such as ``shop.example.com``.
+        record_ttl: How long resolvers may remember where it points.
+        server: rfc2136: where updates go, ``host`` or ``host:port``.
+        servers: rfc2136: the servers that must answer with the new record; by default those
+            that the zone itself names.
+        key: rfc2136: the TSIG key's file, as ``tsig-keygen`` writes it, or ``{env:NAME}``.
+        set_identifier: route53: which of several weighted records is the one to switch.
+        file: hosts: the file, by default ``.ephemeral/hosts``.
+        verify: How the new environment is checked, directly and then through the name; by
+            default its port must accept connections.
         requires: Stages its image must have passed; ``approval`` is a person's yes.
-        verify: How the new environment is checked through the name.
         drain: How long the old one still serves after the name has moved.
-        keep_old: How long rollback stays possible.
+        keep_old: How long rollback stays possible after that.
     """
 
     name: str = ""
-    dns: str
+    dns: str = "hosts"
     zone: str | None = None
     record: str
     record_ttl: Duration = Duration(30)
     server: str | None = None
+    servers: list[str] = []
     key: str | None = None
+    set_identifier: str | None = None
     file: str | None = None
     verify: Ready | None = None
     requires: list[str] = []
     drain: Duration = Duration(60)
     keep_old: Duration = Duration(3600)
+
+    def check(self) -> None:
+        """Hold keys against each other."""
+        if self.dns in {"route53", "rfc2136"} and self.zone is None:
+            raise ValueError(f'dns = "{self.dns}" needs the zone that {self.record} is in')
+        if self.dns == "rfc2136" and self.server is None:
+            raise ValueError('dns = "rfc2136" needs the server that takes updates')
 
 
 def to_builtins(value: Any) -> Any:

@@ -133,7 +133,7 @@ class Lifecycle:
         self.say(Progress(subject, "up", environment.url, clock.total()))
         self._emit("environment_ready", environment=environment)
         if environment.url:
-            self._emit("publish_url", environment=environment, url=environment.url)
+            self.publish(environment, environment.url)
         return Timed(environment, clock.seconds)
 
     def _modified(self, template: Template) -> Template:
@@ -282,6 +282,10 @@ class Lifecycle:
         self.say(Progress(environment.id, "kept", environment.url))
         self._emit("environment_stopped", environment=kept, outcome="kept")
         return kept
+
+    def publish(self, environment: Environment, url: str) -> None:
+        """Tell everyone who should know where an environment is."""
+        self._emit("publish_url", environment=environment, url=url)
 
     def destroy(self, environment: Environment, *, outcome: str = "destroyed") -> float:
         """Remove all of an environment, and its record.
