@@ -118,7 +118,8 @@ def exchange(
             raise PermissionError("the guard's address is held by another user")
         data = json.dumps(request).encode() + b"\n"
         sent = socket.send_fds(connection, [data], list(descriptors))
-        connection.sendall(data[sent:])
+        if data[sent:]:  # sending nothing fails if the answer is there already
+            connection.sendall(data[sent:])
         with connection.makefile("rb") as lines:
             line = lines.readline()
     except (ConnectionError, BrokenPipeError) as error:
