@@ -60,7 +60,7 @@ def test_what_is_not_there_is_not_sold(shop: str, http: requests.Session) -> Non
 class TestDestructive:
     """What no shop that others use would survive."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def shop(self, ephemeral_env_class: Environment) -> str:
         """The URL of a shop for this class alone."""
         return ephemeral_env_class.url
