@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -217,7 +217,7 @@ def _run(
     last: deque[str] = deque(maxlen=_LAST_LINES)
     with _working_directory(prefix) as work, _output(job, last) as on_output:
         spec = guard.Spec(
-            id=f"bake-{prefix.tree.name[:12]}-{work.name}",
+            id=f"bake-{prefix.tree.name[:12]}-{secrets.token_hex(4)}",
             processes={"bake": argv},
             directory=work / "here",
             variables={**variables, "TMPDIR": str(work / "tmp")},
@@ -242,15 +242,13 @@ def _run(
 def _working_directory(prefix: Prefix) -> Iterator[Path]:
     """A folder with one to start in, and one for what is needed for a while; gone afterwards."""
     trusted_root()
-    work = prefix.work / secrets.token_hex(4)
+    work = prefix.work(secrets.token_hex(4))
     for name in ("here", "tmp"):
         (work / name).mkdir(mode=0o700, parents=True)
     try:
         yield work
     finally:
         tree.remove(work)
-        with suppress(OSError):  # another one is in use
-            prefix.work.rmdir()
 
 
 @contextmanager

@@ -88,10 +88,9 @@ class Prefix:
         """Where a tree is unpacked before it is trusted."""
         return self._beside("unpacking")
 
-    @property
-    def work(self) -> Path:
-        """Where commands of a bake start, each in a folder below it, and what they write."""
-        return self._beside("work")
+    def work(self, token: str) -> Path:
+        """Where one command of a bake starts, and what it may write besides the tree."""
+        return self._beside(f"work-{token}")
 
     @property
     def manifest(self) -> Path:
@@ -137,7 +136,8 @@ class Prefix:
         """Remove the tree and whatever a bake that was killed left. Its lock is to be held."""
         for file in (self._seal, self._unverified, self.manifest):  # unsealed before it goes
             file.unlink(missing_ok=True)
-        for folder in (self.tree, self.unpacking, self.work):
+        works = self.tree.parent.glob(f"{self.tree.name}.work-*")
+        for folder in (self.tree, self.unpacking, *works):
             tree.remove(folder)
 
 

@@ -14,6 +14,7 @@ import os
 import shutil
 import stat
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -208,15 +209,16 @@ def unpack(file: Path, top: Path) -> None:
     top.mkdir(mode=0o755)
     folders = {""}
     try:
-        with tarfile.open(file, "r|gz") as tar:
+        # Not tarfile's own reading of gzip, which takes what is cut off for what has ended.
+        with gzip.open(file) as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
             for member in tar:
-                parent, _, name = member.name.rpartition("/")
-                if parent not in folders or name in {"", ".", ".."}:
+                parent, slash, name = member.name.rpartition("/")
+                if parent not in folders or name in {"", ".", ".."} or (slash and not parent):
                     raise BadTreeError(f"{member.name!r} stands in no folder of the archive")
                 if member.isdir():
                     folders.add(member.name)
                 _extract(tar, member, top / member.name)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BadTreeError(f"it can't be read: {error}") from error
     seal(top)
 

@@ -1,0 +1,240 @@
+"""Bakes that meet each other, or their end: one bakes, the rest wait, and nothing is left."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+from machines import Machine, machine_in
+
+from pytest_ephemeral import machine as this_machine
+from pytest_ephemeral.errors import BakeError
+from pytest_ephemeral.images import claim
+from pytest_ephemeral.models import Image, encode
+from pytest_ephemeral.providers.local import prefix
+from pytest_ephemeral.store.directory import DirectoryStore
+
+SPAWN = multiprocessing.get_context("spawn")
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Iterator[Machine]:
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
+    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
+    with machine_in(tmp_path / "project") as machine:
+        yield machine
+
+
+@pytest.fixture
+def gate(tmp_path) -> Path:
+    """A pipe at which an install script waits until something is written to it."""
+    os.mkfifo(tmp_path / "gate")
+    return tmp_path / "gate"
+
+
+def at_the_gate(gate: Path) -> list[str]:
+    """An install script that starts a daemon, says that it has, and waits; the same every time."""
+    lines = [
+        f"setsid sleep 1000 & echo $! > {gate}.daemon",
+        f"echo $$ > {gate}.new; mv {gate}.new {gate}.script; [ -e {gate}.open ] || read x < {gate}",
+        'echo content > "$PREFIX/content"',
+    ]
+    return ["\n".join(lines)]
+
+
+def eventually(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+def obtains(folder: Path, install: list[str], store: str, said: "multiprocessing.Queue") -> None:
+    """What another process does."""
+    machine = Machine(folder, store=store)
+    recipe = machine.recipe(install=install)
+    try:
+        image = machine.images.obtain(recipe, mode="missing", say=said.put)
+    except BakeError as error:
+        said.put(error)
+    else:
+        said.put(image)
+
+
+class Baker:
+    """Another process that obtains an image."""
+
+    def __init__(self, folder: Path, install: list[str], store: str = "store") -> None:
+        self.said = SPAWN.Queue()
+        self.process = SPAWN.Process(target=obtains, args=(folder, install, store, self.said))
+        self.process.start()
+
+    def says(self) -> str:
+        said = self.said.get(timeout=PATIENCE)
+        assert isinstance(said, str), said
+        return said
+
+    def image(self) -> Image:
+        while isinstance(said := self.said.get(timeout=PATIENCE), str):
+            pass
+        self.process.join()
+        assert isinstance(said, Image), said
+        return said
+
+
+def alive(pid_file: Path) -> bool:
+    return bool(this_machine.process_started(int(pid_file.read_text())))
+
+
+@pytest.mark.parametrize("store", ["store", "another"])
+def test_one_bakes_and_the_other_waits(here, gate, store):
+    """It says for whom and for what, then takes the image; with the same store and with two."""
+    install = at_the_gate(gate)
+    first = Baker(here.folder, install)
+    assert first.says().startswith("baking shop")
+    eventually(Path(f"{gate}.script").exists)
+    second = Baker(here.folder, install, store)
+    waiting = second.says()
+    assert "waiting for" in waiting
+    assert f":{first.process.pid}, who" in waiting
+    assert "baking shop" in waiting
+    gate.write_text("go\n")
+    ours, theirs = first.image(), second.image()
+    assert theirs.digest == ours.digest
+    assert (theirs == ours) == (store == "store")
+    assert list(here.store.paths("bakes")) == []
+
+
+def test_a_bake_that_is_killed_leaves_nothing(here, gate):
+    """No process, no tree, no record; and the next bake starts clean, at once."""
+    install = at_the_gate(gate)
+    first = Baker(here.folder, install)
+    eventually(Path(f"{gate}.script").exists)
+    (here.folder / "root" / prefix_name(here, install) / "half").touch()
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.join()
+    eventually(lambda: not alive(Path(f"{gate}.script")) and not alive(Path(f"{gate}.daemon")))
+    eventually(lambda: not here.installed())
+    assert here.images.catalog.entries() == []
+    Path(f"{gate}.open").touch()
+    started = time.monotonic()
+    image = here.obtain(install=install)
+    assert time.monotonic() - started < claim.SILENT_SECONDS / 2
+    assert {path.name for path in Path(image.reference).iterdir()} == {"content"}
+    assert list(here.store.paths("bakes")) == []
+
+
+def prefix_name(here: Machine, install: list[str]) -> str:
+    return here.images.key(here.recipe(install=install)).removeprefix("sha256:")[:24]
+
+
+def test_what_a_power_cut_left_is_removed_by_the_next_bake(here):
+    """A tree without a seal, one being unpacked, one not verified."""
+    place = prefix.Prefix.of(here.images.key(here.recipe()))
+    for folder in (place.tree, place.unpacking, place.work("1")):
+        (folder / "read-only").mkdir(parents=True)
+        (folder / "read-only" / "half").touch()
+        (folder / "read-only").chmod(0o500)
+    seal = prefix.Seal(key="", digest="", fingerprint="", size=0, links=[])
+    place.write_seal(seal, verified=False)
+    image = here.obtain()
+    assert here.baked
+    assert {path.name for path in Path(image.reference).iterdir()} == {"bin", "lib"}
+    ours = {name.removeprefix(place.tree.name) for name in here.installed()}
+    assert ours == {"", ".manifest", ".seal.json"}
+
+
+def test_who_waited_bakes_when_the_first_one_fails(here, gate):
+    """A failure is nobody's image."""
+    install = [*at_the_gate(gate), f"[ -e {gate}.works ]"]
+    first = Baker(here.folder, install)
+    eventually(Path(f"{gate}.script").exists)
+    second = Baker(here.folder, install)
+    assert "waiting for" in second.says()
+    Path(f"{gate}.open").touch()
+    gate.write_text("go\n")
+    while isinstance(failed := first.said.get(timeout=PATIENCE), str):
+        pass
+    first.process.join()
+    assert isinstance(failed, BakeError)
+    while isinstance(said := second.said.get(timeout=PATIENCE), str):
+        assert "shop" in said or said == "sealing it"
+    second.process.join()
+    assert isinstance(said, BakeError)
+    Path(f"{gate}.works").touch()
+    assert here.obtain(install=install).name == "shop"
+
+
+# -- claims of processes that are gone, or far away ----------------------------------------
+
+
+def claimed_by(store: DirectoryStore, **changes: object) -> str:
+    """A claim of someone else for the key ``sha256:abc``."""
+    owner = msgspec.structs.replace(this_machine.this_owner("bake"), **changes)
+    record = claim.Claim(owner=owner, image="shop", since=datetime.now(UTC))
+    return store.create("bakes/abc.json", encode(record))
+
+
+@pytest.fixture
+def store(tmp_path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "store")
+
+
+def test_the_claim_of_a_dead_process_is_taken_over(store):
+    """At once: its death can be seen from here."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    claimed_by(store, pid=gone.pid)
+    said: list[str] = []
+    with claim.claimed(store, "sha256:abc", "shop", said.append):
+        assert str(os.getpid()).encode() in store.read("bakes/abc.json").data
+    assert said == []
+    assert not store.has("bakes/abc.json")
+
+
+def test_the_claim_of_a_silent_machine_is_taken_over(store, monkeypatch):
+    """Not before it has been silent for long enough; until then, who is waited for is said."""
+    monkeypatch.setattr(claim, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(claim, "POLL_SECONDS", 0.01)
+    claimed_by(store, host="far-away", user="anna", pid=12)
+    said: list[str] = []
+    started = time.monotonic()
+    with claim.claimed(store, "sha256:abc", "shop", said.append):
+        assert time.monotonic() - started >= 0.3
+    assert said[0].startswith("waiting for anna@far-away:12, who has been baking shop since")
+
+
+def test_a_claim_that_is_renewed_is_respected(store, monkeypatch):
+    """By its owner's thread, as long as it bakes; then it is gone."""
+    monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
+    with claim.claimed(store, "sha256:abc", "shop", print):
+        first = store.read("bakes/abc.json").version
+        eventually(lambda: store.read("bakes/abc.json").version != first)
+    assert not store.has("bakes/abc.json")
+
+
+def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(store, monkeypatch):
+    """Whose record is neither renewed nor removed by the old one."""
+    monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
+    with claim.claimed(store, "sha256:abc", "shop", print):
+        store.delete("bakes/abc.json")
+        theirs = claimed_by(store, host="far-away")
+    assert store.read("bakes/abc.json").version == theirs
+
+
+def test_a_claim_that_cant_be_read_does_not_block_for_ever(store, monkeypatch):
+    """Half of one is as good as a silent one."""
+    monkeypatch.setattr(claim, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(claim, "POLL_SECONDS", 0.01)
+    store.create("bakes/abc.json", b"{")
+    said: list[str] = []
+    with claim.claimed(store, "sha256:abc", "shop", said.append):
+        pass
+    assert "can't be read" in said[0]
