@@ -392,7 +392,7 @@ class Promotion(Table, frozen=True, kw_only=True):
     """
 
     name: str = ""
-    dns: str = "hosts"
+    dns: str
     zone: str | None = None
     record: str
     record_ttl: Duration = Duration(30)
