@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_ephemeral.cli import progress
 from pytest_ephemeral.cli.arguments import add_group, add_verb, count
-from pytest_ephemeral.cli.output import Output, plural, short, since, size, span
+from pytest_ephemeral.cli.output import Output, plural, short, since, size
 from pytest_ephemeral.cli.session import open_project
 from pytest_ephemeral.environments.lifecycle import Progress
 from pytest_ephemeral.errors import NothingMatchedError
@@ -72,9 +72,13 @@ def bake(arguments: argparse.Namespace, output: Output) -> int:
 
 def list_(arguments: argparse.Namespace, output: Output) -> int:
     """List the catalog."""
-    images = open_project(arguments).images.catalog.entries()
+    project = open_project(arguments)
+    catalog = project.images.catalog
+    images = catalog.entries()
+    for path in catalog.broken:
+        output.say(f"warning: the record {path} of {project.store.url} can't be read: left out")
     if output.as_json:
-        output.data(images=images)
+        output.data(images=images, broken=catalog.broken)
     elif not images:
         output.say("no images are baked yet: pytest-ephemeral bake")
     else:
@@ -88,7 +92,7 @@ def list_(arguments: argparse.Namespace, output: Output) -> int:
                     size(image.size),
                     f"{since(image.baked_at)} ago",
                     image.baked_by,
-                    span(image.seconds),
+                    f"{image.seconds:.1f} s",
                     short(image.artifact or ""),
                 )
                 for image in images
@@ -112,7 +116,7 @@ def show(arguments: argparse.Namespace, output: Output) -> int:
             ("digest", image.digest),
             ("artifact", image.artifact or ""),
             ("size", size(image.size)),
-            ("baked", f"{image.baked_at:%Y-%m-%d %H:%M:%S} UTC, in {span(image.seconds)}"),
+            ("baked", f"{image.baked_at:%Y-%m-%d %H:%M:%S} UTC, in {image.seconds:.1f} s"),
             ("by", image.baked_by),
             *((f"input {name}", value) for name, value in sorted(image.inputs.items())),
         ]

@@ -1,0 +1,137 @@
+"""The JSON Schema says what the configuration's reader says, and is what is in the package."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from validate_pyproject.api import Validator
+from validate_pyproject.errors import ValidationError
+
+from pytest_ephemeral import config, schema
+from pytest_ephemeral.errors import ConfigurationError
+
+FILE = Path(schema.__file__).with_name("ephemeral.schema.json")
+
+#: The contract's own example, as far as it is the local provider's.
+EXAMPLE = """\
+default-template = "staging"
+store = ".ephemeral"
+
+[artifacts]
+repository = ".ephemeral/artifacts"
+
+[images.shop]
+provider = "local"
+artifact = "dist/shop-*.whl"
+install = "deploy/install.sh"
+verify = ["$PREFIX/bin/shop --version"]
+
+[templates.staging]
+image = "shop"
+command = "$PREFIX/bin/shop serve --host $HOST --port $PORT"
+port = 8080
+ready = { http = "/healthz", timeout = "60s" }
+env = { SHOP_MODE = "staging", SHOP_KEY = "{env:SHOP_KEY}" }
+seed = "$PREFIX/bin/shop load-demo-data"
+health = "fail"
+ttl = "2h"
+
+[templates.staging-worker]
+image = "shop"
+command = { web = "$PREFIX/bin/shop serve --port $PORT", worker = "$PREFIX/bin/shop work" }
+port = 8080
+
+[promotion.production]
+dns = "route53"
+zone = "example.com"
+record = "shop.example.com"
+record-ttl = "30s"
+verify = { http = "/healthz" }
+requires = ["tests", "approval"]
+drain = "60s"
+keep-old = "1h"
+"""
+
+
+@pytest.fixture(scope="module")
+def validator() -> Any:
+    """What an editor would use."""
+    document = json.loads(FILE.read_text())
+    jsonschema.Draft7Validator.check_schema(document)
+    return jsonschema.Draft7Validator(document)
+
+
+def test_the_file_is_what_the_types_say() -> None:
+    """Made again with ``pytest-ephemeral schema > pytest_ephemeral/ephemeral.schema.json``."""
+    assert FILE.read_text() == schema.written(schema.schema())
+
+
+def test_what_the_contract_shows_is_valid_to_both(tmp_path: Path, validator: Any) -> None:
+    """The reader takes it, and no editor underlines anything."""
+    file = tmp_path / "ephemeral.toml"
+    file.write_text(EXAMPLE)
+    assert config.load(file).template(None).name == "staging"
+    assert list(validator.iter_errors(tomllib.loads(EXAMPLE))) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("artifact =", "artefact ="),
+        ('provider = "local"', ""),
+        ('provider = "local"', 'provider = "lokal"'),
+        ('install = "deploy/install.sh"', "install = 1"),
+        ('install = "deploy/install.sh"', 'reference = "/srv/shop"'),
+        ("[images.shop]", "[images.Shop]"),
+        ('image = "shop"', 'image = "shop"\nname = "staging"'),
+        ("port = 8080", "port = 80800"),
+        ("port = 8080", ""),
+        ("port = 8080", "port = 8080\nports = { http = 8080 }"),
+        ('"/healthz"', '"healthz"'),
+        ('timeout = "60s"', 'timeout = "60"'),
+        ('timeout = "60s"', "timeout = 60"),
+        ("SHOP_MODE =", '"SHOP MODE" ='),
+        ('health = "fail"', 'health = "failed"'),
+        ("web =", '"../web" ='),
+        ('record = "shop.example.com"', ""),
+        ("keep-old", "keep_old"),
+        ("[artifacts]", "[artefacts]"),
+    ],
+)
+def test_what_is_wrong_is_wrong_to_both(tmp_path: Path, validator: Any, old: str, new: str) -> None:
+    """An editor underlines what the reader refuses."""
+    assert old in EXAMPLE
+    text = EXAMPLE.replace(old, new, 1)
+    file = tmp_path / "ephemeral.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError):
+        config.load(file)
+    assert list(validator.iter_errors(tomllib.loads(text)))
+
+
+def test_every_key_is_explained() -> None:
+    """Whoever hovers over a key in an editor is told what it is."""
+    document = schema.schema()
+    unexplained = [
+        f"{name}.{key}"
+        for name, table in document["$defs"].items()
+        for key, entry in table["properties"].items()
+        if "$ref" not in entry and not entry.get("description")
+    ]
+    assert unexplained == []
+
+
+def test_validate_pyproject_finds_and_uses_it() -> None:
+    """By its entry point, as anyone gets it who has both installed."""
+    validate = Validator()
+    tool: dict[str, Any] = {"pytest-ephemeral": tomllib.loads(EXAMPLE)}
+    document = {"project": {"name": "shop", "version": "1"}, "tool": tool}
+    validate(document)
+    tool["pytest-ephemeral"]["templates"]["staging"]["port"] = "8080"
+    with pytest.raises(ValidationError, match="pytest-ephemeral"):
+        validate(document)
