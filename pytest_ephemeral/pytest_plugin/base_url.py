@@ -1,28 +1,18 @@
 """pytest-base-url's ``base_url`` (Playwright's and Selenium's too) is the environment's URL.
 
 pytest-base-url verifies the URL in an autouse session fixture, so that every test would need an
-environment. Here only tests that use ``base_url`` do.
+environment. This module is registered as a plugin after it, so that its fixtures stand in for
+those, and only tests that use ``base_url`` need one.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import pytest
 
 #: The name under which pytest-base-url registers itself.
-PLUGIN = "base_url"
-
-
-class BaseUrl:
-    """Registered after pytest-base-url, so that these fixtures stand in for its own."""
-
-    @pytest.fixture(scope="session")
-    def base_url(self, ephemeral_url: str) -> str:
-        """The URL of ``ephemeral_env``."""
-        return ephemeral_url
-
-    @pytest.fixture(scope="session", autouse=True)
-    def _verify_url(self) -> None:
-        """Nothing to verify: an environment is lent when it has answered."""
+PLUGIN: Final = "base_url"
 
 
 def applies(config: pytest.Config) -> bool:
@@ -30,3 +20,14 @@ def applies(config: pytest.Config) -> bool:
     if not config.pluginmanager.hasplugin(PLUGIN):
         return False
     return not (config.getoption("base_url") or config.getini("base_url"))
+
+
+@pytest.fixture(scope="session")
+def base_url(ephemeral_url: str) -> str:
+    """The URL of ``ephemeral_env``."""
+    return ephemeral_url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _verify_url() -> None:
+    """Nothing to verify: an environment is lent when it has answered."""

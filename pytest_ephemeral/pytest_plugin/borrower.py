@@ -8,13 +8,14 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import pytest
+from _pytest.outcomes import Failed  # pytest.fail.Exception, as a class for type checkers
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.pytest_plugin import markers, needs
 from pytest_ephemeral.pytest_plugin.broker import Evidence, Look
 from pytest_ephemeral.pytest_plugin.evidence import section
-from pytest_ephemeral.pytest_plugin.fixtures import ATTRIBUTE, LENDER, Spec
+from pytest_ephemeral.pytest_plugin.fixtures import LENDER, Spec
 from pytest_ephemeral.pytest_plugin.needs import Key
 from pytest_ephemeral.pytest_plugin.options import Settings
 
@@ -25,6 +26,12 @@ REPORT_ATTRIBUTE = "ephemeral_environments"
 IDLE_OPTIONS = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test")
 
 _TOLD = pytest.StashKey[bool]()
+
+
+class NotLent(Failed):
+    """A test can't have the environment it asks for: a plain message, without a traceback."""
+
+    __module__ = "builtins"  # as pytest's own does, so that summaries show the message alone
 
 
 class Desk(Protocol):
@@ -106,54 +113,44 @@ class Borrower:
     def template_for(self, request: pytest.FixtureRequest) -> str | None:
         """See ``Lender.template_for``."""
         template: str | None = getattr(request, "param", None)
+        if needs.asks_in_vain(request._pyfuncitem):  # noqa: SLF001 - it has no other way to ask
+            raise NotLent(needs.UNREACHED, pytrace=False)
+        if template is None and self._default is None:
+            raise NotLent(needs.NO_TEMPLATE, pytrace=False)
         return template or self._default
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_fixture_setup(self, fixturedef: Any, request: pytest.FixtureRequest) -> None:
-        """Have the environment before its fixture is set up.
-
-        pytest remembers how a fixture failed and repeats it, in full, for every test. It does not
-        remember what is raised here, so that later tests are told in one line.
-        """
-        if fixturedef.argname == markers.TEMPLATE_FIXTURE:
-            self._check_template(request)
-        spec = getattr(fixturedef.func, ATTRIBUTE, None)
-        if spec is None:
-            return
-        key = self._key(request, spec)
+    def lend(self, request: pytest.FixtureRequest, spec: Spec, template: str) -> Iterator[Any]:
+        """See ``Lender.lend``."""
+        instance = "" if spec.scope == "session" else request.node.nodeid
+        key = Key(template, spec.scope, instance)
         try:
-            self._lent[key] = self._desk.lease(key)
+            environment = self._desk.lease(key)
             self._marks[key] = self._desk.look(key).mark
         except EphemeralError as error:
-            pytest.fail(str(error), pytrace=False)
-
-    def lend(
-        self,
-        request: pytest.FixtureRequest,
-        spec: Spec,
-        template: str,  # noqa: ARG002
-    ) -> Iterator[Environment]:
-        """See ``Lender.lend``. It has been leased before the fixture is set up."""
-        key = self._key(request, spec)
+            raise NotLent(str(error), pytrace=False) from None
+        self._lent[key] = environment
         self._held[key] += 1
         try:
-            yield self._lent[key]
+            yield environment
         finally:
             self._held[key] -= 1
             with suppress(EphemeralError):  # its owner is gone, and so is the environment
                 self._desk.release(key)
 
-    def _key(self, request: pytest.FixtureRequest, spec: Spec) -> Key:
-        template = spec.template or request.getfixturevalue(markers.TEMPLATE_FIXTURE)
-        return Key(template, spec.scope, request.node.nodeid if spec.scope != "session" else "")
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: Any, request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        """Forget that an environment was not lent.
 
-    def _check_template(self, request: pytest.FixtureRequest) -> None:
-        """Never the wrong template: a marker that can't reach the fixture is an error."""
-        item = request._pyfuncitem  # noqa: SLF001 - a session fixture has no other way to ask
-        if needs.asks_in_vain(item):
-            pytest.fail(needs.UNREACHED, pytrace=False)
-        if self.template_for(request) is None:
-            pytest.fail("this test names no template, and there is no default one", pytrace=False)
+        Pytest remembers how a fixture failed and repeats it, in full, for every test that uses
+        it. Asked again, the broker tells it in one line, and another test's marker may be right.
+        """
+        try:
+            return (yield)
+        except NotLent:
+            fixturedef.finish(request)
+            raise
 
     # -- tests ---------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class Evidence(NamedTuple):
 class Keeper(Protocol):
     """Who brings environments up and ends them, for a broker. Called from its threads."""
 
-    def bring_up(self, template: str) -> tuple[Environment, dict[str, float]]:
+    def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
         """Bring one up: it is ready, and how many seconds each phase took."""
 
     def died(self, environment: Environment) -> str:
@@ -397,7 +397,7 @@ class Broker:
     def _bring_up(self, entry: Entry) -> None:
         problem = ""
         try:
-            entry.environment, entry.seconds = self._keeper.bring_up(entry.key.template)
+            entry.environment, entry.seconds = self._keeper.bring_up(entry.key)
         except EphemeralError as error:
             problem = "\n".join([str(error), *getattr(error, "__notes__", ())])
         except BaseException:  # noqa: BLE001 - whoever waits must hear of it

@@ -13,23 +13,33 @@ from pytest_ephemeral.errors import ConfigurationError, EphemeralError
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.pytest_plugin import records
 from pytest_ephemeral.pytest_plugin.broker import Fate
+from pytest_ephemeral.pytest_plugin.needs import Key
 from pytest_ephemeral.pytest_plugin.options import Settings
+from pytest_ephemeral.pytest_plugin.progress import Reporter
 
 #: The provider's name of what was given as a plain URL.
 PLAIN_URL = "url"
 
 
 class RunKeeper:
-    """Brings up environments of its own, and ends them."""
+    """Brings up environments of its own, and ends them.
 
-    def __init__(self, lifecycle: Lifecycle, settings: Settings) -> None:
+    Args:
+        lifecycle: Does it.
+        settings: Say what is kept, and where logs go.
+        reporter: Shows how it goes.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, settings: Settings, reporter: Reporter) -> None:
         self._lifecycle = lifecycle
         self._settings = settings
+        self._reporter = reporter
 
-    def bring_up(self, template: str) -> tuple[Environment, dict[str, float]]:
+    def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
         """See ``Keeper``."""
-        found = self._lifecycle.project.config.template(template)
-        timed = self._lifecycle.bring_up(found)
+        template = self._lifecycle.project.config.template(key.template)
+        with self._reporter.following(routine=key.scope == "function"):
+            timed = self._lifecycle.bring_up(template)
         return timed.environment, timed.seconds
 
     def died(self, environment: Environment) -> str:
@@ -84,7 +94,7 @@ class AttachedKeeper:
         self._environment = environment
         self._lifecycle = lifecycle
 
-    def bring_up(self, template: str) -> tuple[Environment, dict[str, float]]:  # noqa: ARG002
+    def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:  # noqa: ARG002
         """See ``Keeper``."""
         return self._environment, {}
 

@@ -18,6 +18,11 @@ UNREACHED: Final = (
     "pytest_ephemeral.environment_fixture, and use that"
 )
 
+NO_TEMPLATE: Final = (
+    "it names no template, and there is no default one: pytest --ephemeral-template NAME, "
+    "default-template in ephemeral.toml, or the marker ephemeral_env"
+)
+
 
 class Key(NamedTuple):
     """Which environment: fixtures of the same template, scope and instance share one.
@@ -82,7 +87,7 @@ def problem(item: pytest.Item, known: Sequence[str], default: str | None) -> str
     if unnamed and asks_in_vain(item):
         return f"{item.nodeid}: {UNREACHED}"
     if unnamed and default is None:
-        return f"{item.nodeid} names no template, and there is no default one"
+        return f"{item.nodeid}: {NO_TEMPLATE}"
     return ""
 
 

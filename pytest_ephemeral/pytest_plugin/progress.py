@@ -38,9 +38,9 @@ WORDS: Final = {
 
 @dataclass(slots=True)
 class Phase:
-    """Something that goes on now, and whether that has been said."""
+    """Something that goes on now in one thread, and whether that has been said."""
 
-    word: str
+    text: str
     since: float
     said: bool = False
 
@@ -54,15 +54,38 @@ class Reporter:
         self._capture: Any = config.pluginmanager.getplugin("capturemanager")
         self._verbosity = config.get_verbosity()
         self._told: deque[Progress] = deque()
-        self._phases: dict[str, Phase] = {}
-        self._announced: set[str] = set()
+        self._phases: dict[int, Phase] = {}
+        self._routine: set[int] = set()
         self._moving = False
         self._writing = threading.Lock()
         self._stopped = threading.Event()
 
     def say(self, progress: Progress) -> None:
-        """Take note of progress, in any thread."""
-        self._told.append(progress)
+        """Take note of progress, in the thread that makes it."""
+        thread = threading.get_ident()
+        if self._verbosity > 0 or progress.phase != "up" or thread not in self._routine:
+            self._told.append(progress)
+        if progress.phase not in WORDS:
+            self._phases.pop(thread, None)
+        elif not progress.text:
+            text = f"{progress.subject}: {WORDS[progress.phase]}"
+            self._phases[thread] = Phase(text, time.monotonic())
+
+    @contextmanager
+    def following(self, *, routine: bool) -> Iterator[None]:
+        """Bring something up, in this thread.
+
+        Args:
+            routine: One of so many that its URL is told with ``-v`` only.
+        """
+        thread = threading.get_ident()
+        if routine:
+            self._routine.add(thread)
+        try:
+            yield
+        finally:
+            self._routine.discard(thread)
+            self._phases.pop(thread, None)
 
     def start_thread(self) -> Callable[[], None]:
         """Write from a thread: this process runs no tests, and captures nothing.
@@ -96,8 +119,8 @@ class Reporter:
             return
         now = time.monotonic()
         going_on = [
-            f"{subject}: {phase.word}, {now - phase.since:.0f} s"
-            for subject, phase in list(self._phases.items())
+            f"{phase.text}, {now - phase.since:.0f} s"
+            for phase in list(self._phases.values())
             if now - phase.since >= NOTICEABLE
         ]
         if going_on:
@@ -143,10 +166,10 @@ class Reporter:
                 (f"ephemeral: {text}", {"yellow": True} if progress.phase == "warning" else {})
                 for text in self._texts(progress)
             ]
-        for subject, phase in list(self._phases.items()):
+        for phase in list(self._phases.values()):
             if not phase.said and time.monotonic() - phase.since >= NOTICEABLE and self._in_a_log():
                 phase.said = True
-                lines.append((f"ephemeral: {subject}: {phase.word}", {}))
+                lines.append((f"ephemeral: {phase.text}", {}))
         return lines if self._verbosity >= 0 else [line for line in lines if line[1]]
 
     def _in_a_log(self) -> bool:
@@ -154,26 +177,14 @@ class Reporter:
 
     def _texts(self, progress: Progress) -> list[str]:
         """What one piece of progress is to people."""
-        subject = progress.subject
-        if progress.phase == "warning":
-            self.warnings.append(progress.text)
-            return [progress.text]
-        if progress.phase == "bake" and progress.text:
-            return [f"{subject} | {progress.text}" if progress.live else f"{progress.text}"]
-        self._phases.pop(subject, None)
-        if progress.phase in WORDS:
-            self._phases[subject] = Phase(WORDS[progress.phase], time.monotonic())
-            return [f"{subject}: {WORDS[progress.phase]}"] if self._verbosity > 0 else []
-        if progress.phase == "up" and self._is_news(subject):
-            where = f" at {progress.text}" if progress.text else ""
-            return [f"{subject} is up{where} ({progress.seconds:.2f} s)"]
-        if progress.phase == "destroyed" and self._verbosity > 0:
+        subject, phase, text = progress.subject, progress.phase, progress.text
+        if phase == "warning":
+            self.warnings.append(text)
+            return [text]
+        if phase == "bake" and text:
+            return [f"{subject} | {text}" if progress.live else text]
+        if phase == "up":
+            return [f"{subject} is up{' at ' if text else ''}{text} ({progress.seconds:.2f} s)"]
+        if phase == "destroyed" and self._verbosity > 0:
             return [f"{subject}: destroyed ({progress.seconds:.2f} s)"]
         return []
-
-    def _is_news(self, id: str) -> bool:
-        """Whether it is the first of its template: a fresh one for every test is not."""
-        template = id.rpartition("-")[0]
-        news = template not in self._announced or self._verbosity > 0
-        self._announced.add(template)
-        return news

@@ -69,7 +69,7 @@ class Run:
             default = default or settings.template or "attached"
         else:
             assert lifecycle is not None
-            broker = Broker(RunKeeper(lifecycle, settings))
+            broker = Broker(RunKeeper(lifecycle, settings, reporter))
         return cls(id, settings, project, lifecycle, reporter, broker, default)
 
     @property

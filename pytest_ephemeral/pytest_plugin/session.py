@@ -56,7 +56,7 @@ def _borrow(
     borrower = Borrower(config, settings, desk, known=known, default=default)
     config.pluginmanager.register(borrower, "ephemeral-borrower")
     if default is not None and base_url.applies(config):
-        config.pluginmanager.register(base_url.BaseUrl(), "ephemeral-base-url")
+        config.pluginmanager.register(base_url, "ephemeral-base-url")
 
 
 class DirectDesk:
