@@ -12,8 +12,8 @@ import requests
 
 from pytest_ephemeral import Environment, environment_fixture
 
-#: A shop before its first product, fresh for every module that asks for it.
-empty_shop = environment_fixture("staging-empty", scope="module")
+#: A shop before its first product, fresh for every test that asks for it.
+empty_shop = environment_fixture("staging-empty", scope="function")
 
 
 def pytest_configure() -> None:
