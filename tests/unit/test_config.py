@@ -51,7 +51,6 @@ ready = { tcp = true, port = "admin", log = "listening on [0-9]+" }
 [promotion.production]
 dns = "route53"
 zone = "example.com"
-zone = "example.com"
 record = "shop.example.com"
 verify = { http = "/healthz" }
 requires = ["tests", "approval"]
