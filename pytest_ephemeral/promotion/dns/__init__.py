@@ -1,0 +1,194 @@
+"""What serves a production name, and the table of those there are.
+
+A name is never set, only moved: ``swap`` says what must be there and what shall be, and of the two
+either all happens or nothing. Third parties register a class under the entry-point group
+``pytest_ephemeral.dns``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from pytest_ephemeral.errors import ConfigurationError, DnsError, UnavailableError, closest
+from pytest_ephemeral.models import Model, Promotion
+
+#: Name → ``module:class``, and the extra to install for it.
+TABLE: Mapping[str, tuple[str, str | None]] = {
+    "hosts": ("pytest_ephemeral.promotion.dns.hosts:Hosts", None),
+    "rfc2136": ("pytest_ephemeral.promotion.dns.rfc2136:Rfc2136", "dns"),
+    "route53": ("pytest_ephemeral.promotion.dns.route53:Route53", "aws"),
+}
+
+#: The types of record that say where a name points.
+KINDS: Final = ("A", "AAAA", "CNAME")
+
+
+class Record(Model, frozen=True, kw_only=True):
+    """All that one name says in one type.
+
+    Attributes:
+        kind: ``A``, ``AAAA`` or ``CNAME``.
+        ttl: Seconds it may be remembered; 0 where the service has none to set.
+        values: Addresses, or the name it is an alias of; sorted, without a final dot.
+        rest: What else the service itself knows of it (an alias's target, a weight), as it
+            writes it.
+    """
+
+    kind: str
+    ttl: int = 0
+    values: list[str] = msgspec.field(default_factory=list)
+    rest: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        told = [self.kind, *([f"{self.ttl}s"] if self.ttl else []), *self.values]
+        return " ".join([*told, *(f"{key}={value}" for key, value in self.rest.items())])
+
+
+class Backend(Protocol):
+    """One production name, where it is served.
+
+    Made with the promotion's table and the folder of the configuration; nothing is connected to
+    until it is asked for something.
+    """
+
+    def read(self) -> list[Record]:
+        """What the name says now, by the word of the authority itself; see ``arranged``.
+
+        Raises:
+            DnsError: It refuses to tell, or can't be reached.
+        """
+
+    def pointing_to(self, host: str, ttl: int, now: Sequence[Record]) -> list[Record]:
+        """The records that make the name point to a host.
+
+        Args:
+            host: An address, or a name.
+            ttl: Seconds they may be remembered.
+            now: What it says now; what has to stay as it is (a weight) is taken from it.
+
+        Raises:
+            DnsError: Such a name can't point to such a host here.
+        """
+
+    def swap(self, old: Sequence[Record], new: Sequence[Record]) -> str:
+        """Replace exactly these records by those, in one act.
+
+        Returns:
+            What to give to ``lagging``.
+
+        Raises:
+            NameChangedError: The name does not say ``old``. Nothing was changed.
+            DnsUnavailableError: Whether it happened is not known: read, and see.
+            DnsError: It was refused. Nothing was changed.
+        """
+
+    def lagging(self, expected: Sequence[Record], change: str) -> str:
+        """Which of the authoritative servers do not answer with this yet, for people.
+
+        Args:
+            expected: What all of them should say.
+            change: What ``swap`` returned.
+
+        Returns:
+            Empty when all do.
+        """
+
+    def addresses(self) -> list[str]:
+        """Where a client that asks for the name now is sent."""
+
+
+def load(promotion: Promotion, root: Path) -> Backend:
+    """The backend of a promotion.
+
+    Args:
+        promotion: Its table.
+        root: The folder of the configuration file.
+
+    Raises:
+        ConfigurationError: There is none of that name, or it needs other keys.
+        UnavailableError: It needs an extra that is not installed; names it.
+    """
+    name = promotion.dns
+    if name in TABLE:
+        path, extra = TABLE[name]
+        module, _, attribute = path.partition(":")
+        try:
+            backend: Backend = getattr(import_module(module), attribute)(promotion, root)
+        except ImportError as error:
+            raise UnavailableError(
+                f"promotion.{promotion.name}: dns = {name!r} needs {error.name!r}, which is not "
+                f"installed: pip install 'pytest-ephemeral[{extra}]'"
+            ) from error
+        return backend
+    for point in entry_points(group="pytest_ephemeral.dns", name=name):
+        found: Backend = point.load()(promotion, root)
+        return found
+    others = [point.name for point in entry_points(group="pytest_ephemeral.dns")]
+    known = closest(name, [*TABLE, *others])
+    raise ConfigurationError(f"promotion.{promotion.name}: no dns {name!r}.{known}")
+
+
+def arranged(records: Iterable[Record]) -> list[Record]:
+    """Records in the one order in which they can be compared."""
+    return sorted(records, key=lambda record: (KINDS.index(record.kind), record.values))
+
+
+def shown(records: Sequence[Record]) -> str:
+    """Records for people."""
+    return ", ".join(map(str, records)) or "nothing"
+
+
+def kind_of(host: str) -> str:
+    """The type of record that points to a host."""
+    try:
+        return "A" if ipaddress.ip_address(host).version == 4 else "AAAA"
+    except ValueError:
+        return "CNAME"
+
+
+def plain(name: str) -> str:
+    """A name as it is compared: in lower case, without the final dot."""
+    return name.lower().removesuffix(".")
+
+
+def resolved(name: str) -> list[str]:
+    """The addresses of a name, by the system's resolver; none when it has none."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def check_zone(promotion: Promotion, zone: str) -> None:
+    """Hold a promotion's name against its zone.
+
+    Raises:
+        ConfigurationError: It is not in it.
+    """
+    record, zone = plain(promotion.record), plain(zone)
+    if record != zone and not record.endswith(f".{zone}"):
+        raise ConfigurationError(
+            f"promotion.{promotion.name}.record: {record} is not in the zone {zone}"
+        )
+
+
+def check_alias(record: str, zone: str, host: str) -> None:
+    """Refuse what no zone may hold: an alias in the place of the zone's own name.
+
+    Raises:
+        DnsError: RFC 1034, 3.6.2: beside a CNAME there may be nothing, and a zone has its SOA.
+    """
+    if plain(record) == plain(zone):
+        raise DnsError(
+            f"{record} is the zone's own name, which can't be an alias of {host}: "
+            "promote an environment that has an address"
+        )

@@ -1,0 +1,117 @@
+"""A name in a file of the format of hosts(5): the whole pipeline on one machine.
+
+Readers see the file before or after a change, never between: it is replaced, under a lock that all
+who change it through here hold. All that it says of other names stays as it was, byte for byte.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from pytest_ephemeral import files
+from pytest_ephemeral.errors import DnsError, NameChangedError
+from pytest_ephemeral.models import Promotion
+from pytest_ephemeral.promotion.dns import Record, arranged, kind_of, plain, shown
+
+DEFAULT_FILE: Final = ".ephemeral/hosts"
+
+#: Everyone reads it: resolvers run as whoever asks.
+_MODE: Final = 0o644
+
+
+class Hosts:
+    """See ``Backend``. Such a file knows addresses only, and no TTL: whoever reads it, reads it."""
+
+    def __init__(self, promotion: Promotion, root: Path) -> None:
+        self.name = plain(promotion.record)
+        self.file = (root / (promotion.file or DEFAULT_FILE)).resolve()
+
+    def read(self) -> list[Record]:
+        """The addresses of all lines with the name."""
+        found: dict[str, list[str]] = {}
+        for line in self._lines():
+            address, names = _parsed(line)
+            if self.name in names:
+                found.setdefault(kind_of(address), []).append(address)
+        return arranged(Record(kind=kind, values=sorted(each)) for kind, each in found.items())
+
+    def pointing_to(self, host: str, ttl: int, now: Sequence[Record]) -> list[Record]:  # noqa: ARG002
+        """One address."""
+        kind = kind_of(host)
+        if kind == "CNAME":
+            raise DnsError(
+                f"{self.file} can only hold addresses, and {self.name} should point to {host}: "
+                'use dns = "rfc2136" or "route53" for it'
+            )
+        return [Record(kind=kind, values=[host])]
+
+    def swap(self, old: Sequence[Record], new: Sequence[Record]) -> str:
+        """Replace the file by one whose other lines are the same."""
+        with self._locked():
+            now = self.read()
+            if now != arranged(old):
+                raise NameChangedError(
+                    f"{self.file} was changed by someone else: {self.name} is {shown(now)} there, "
+                    f"and should be {shown(old)}"
+                )
+            lines = [kept for line in self._lines() if (kept := self._without(line)) is not None]
+            if lines and not lines[-1].endswith("\n"):
+                lines[-1] += "\n"
+            lines += [f"{value}\t{self.name}\n" for record in new for value in record.values]
+            self._replace("".join(lines))
+        return ""
+
+    def lagging(self, expected: Sequence[Record], change: str) -> str:  # noqa: ARG002
+        """There is one file."""
+        now = self.read()
+        return "" if now == arranged(expected) else f"{self.file} says {shown(now)}"
+
+    def addresses(self) -> list[str]:
+        """As a resolver reads the file."""
+        return [value for record in self.read() for value in record.values]
+
+    def _lines(self) -> list[str]:
+        try:
+            # What it says of others may be in any encoding; it comes out as it went in.
+            return self.file.read_bytes().decode(errors="surrogateescape").splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise DnsError(f"{self.file} can't be read: {error.strerror}") from error
+
+    def _without(self, line: str) -> str | None:
+        """A line that says nothing of the name; None when nothing is left of it."""
+        address, names = _parsed(line)
+        if self.name not in names:
+            return line
+        others = [name for name in line.partition("#")[0].split()[1:] if plain(name) != self.name]
+        return f"{address}\t{' '.join(others)}\n" if others else None
+
+    def _replace(self, text: str) -> None:
+        try:
+            mode = self.file.stat().st_mode & 0o777
+        except FileNotFoundError:
+            mode = _MODE
+        files.replace(self.file, [text.encode(errors="surrogateescape")], mode=mode)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with files.locked(self.file.with_name(f".{self.file.name}.lock")):
+                yield
+        except OSError as error:
+            hint = "this user may not: see who owns it"
+            if error.errno == errno.EBUSY:
+                hint = "it is mounted into this container, and can't be replaced: use another file"
+            raise DnsError(f"{self.file} can't be changed: {error.strerror}; {hint}") from error
+
+
+def _parsed(line: str) -> tuple[str, set[str]]:
+    """A line's address and names; both empty in one that has none."""
+    words = line.partition("#")[0].split()
+    return (words[0], {plain(name) for name in words[1:]}) if words else ("", set())

@@ -1,0 +1,287 @@
+"""A name in a zone that takes dynamic updates: BIND, Knot, PowerDNS and others.
+
+The update's prerequisite section (RFC 2136, 2.4) names every record that must be there and every
+type that must not, and the server holds it against the zone in the same act as it changes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.query
+import dns.rcode
+import dns.rdatatype
+import dns.tsig
+import dns.update
+
+from pytest_ephemeral import interpolation
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    DnsError,
+    DnsUnavailableError,
+    NameChangedError,
+)
+from pytest_ephemeral.models import Promotion
+from pytest_ephemeral.promotion.dns import (
+    KINDS,
+    Record,
+    arranged,
+    check_alias,
+    check_zone,
+    kind_of,
+    plain,
+    resolved,
+    shown,
+)
+
+#: Seconds a server may take to answer once.
+TIMEOUT: Final = 5.0
+
+_PORT: Final = 53
+_CHANGED: Final = frozenset({dns.rcode.NXRRSET, dns.rcode.YXRRSET, dns.rcode.NXDOMAIN})
+_PASSING: Final = frozenset({dns.rcode.SERVFAIL})
+_HINTS: Final[Mapping[dns.rcode.Rcode, str]] = {
+    dns.rcode.REFUSED: "is `key` the one that the zone's allow-update or update-policy names?",
+    dns.rcode.NOTAUTH: "is it the primary server of the zone, and does it know the key?",
+    dns.rcode.NOTZONE: "is `zone` right?",
+    dns.rcode.NOTIMP: "does it take dynamic updates?",
+}
+
+
+class Rfc2136:
+    """See ``Backend``."""
+
+    def __init__(self, promotion: Promotion, root: Path) -> None:
+        if promotion.zone is None or promotion.server is None:
+            raise ConfigurationError(f"promotion.{promotion.name}: it needs zone and server")
+        check_zone(promotion, promotion.zone)
+        self.name = dns.name.from_text(promotion.record)
+        self.zone = dns.name.from_text(promotion.zone)
+        self.server = _host_and_port(promotion.server, _PORT)
+        self._servers = list(promotion.servers)
+        self._key = _key(promotion, root)
+        self._record, self._zone = promotion.record, promotion.zone
+
+    def read(self) -> list[Record]:
+        """Ask the primary server for each type."""
+        return self._asked(self.server, self._key)
+
+    def pointing_to(self, host: str, ttl: int, now: Sequence[Record]) -> list[Record]:  # noqa: ARG002
+        """One address, or a name to be an alias of."""
+        kind = kind_of(host)
+        if kind == "CNAME":
+            check_alias(self._record, self._zone, host)
+        return [Record(kind=kind, ttl=ttl, values=[plain(host)])]
+
+    def swap(self, old: Sequence[Record], new: Sequence[Record]) -> str:
+        """One update: prerequisites, deletions, additions."""
+        update = dns.update.UpdateMessage(self.zone)
+        before = {record.kind: record for record in old}
+        for kind in KINDS:
+            if kind in before:
+                update.present(self.name, kind, *map(_dotted(kind), before[kind].values))
+            else:
+                update.absent(self.name, kind)
+        for kind in before:
+            update.delete(self.name, kind)
+        for record in new:
+            for value in record.values:
+                update.add(self.name, record.ttl, record.kind, _dotted(record.kind)(value))
+        code = self._send(update, self.server, self._key).rcode()
+        if code in _CHANGED:
+            raise NameChangedError(
+                f"{self._record} was changed by someone else: it is {shown(self.read())} by "
+                f"{_shown(self.server)}, and should be {shown(old)}"
+            )
+        _check(code, self.server, f"the update of {self._record}")
+        return ""
+
+    def lagging(self, expected: Sequence[Record], change: str) -> str:  # noqa: ARG002
+        """Ask every server that the zone names (or ``servers``) at each of its addresses."""
+        due = arranged(expected)
+        behind = []
+        for name, addresses in self._authorities():
+            answers = {address: self._answer(address) for address in addresses}
+            answered = [answer for answer in answers.values() if not isinstance(answer, str)]
+            # Not each of its addresses may be reachable from here; what does answer must be right.
+            if answered and all(answer == due for answer in answered):
+                continue
+            told = [
+                f"{_shown(address)}: {answer if isinstance(answer, str) else shown(answer)}"
+                for address, answer in answers.items()
+                if answer != due
+            ]
+            behind.append(f"{name} ({'; '.join(told) or 'it has no address'})")
+        return ", ".join(behind)
+
+    def addresses(self) -> list[str]:
+        """By the primary server's word; an alias is followed by the system's resolver."""
+        found = []
+        for record in self.read():
+            for value in record.values:
+                found += resolved(value) if record.kind == "CNAME" else [value]
+        return list(dict.fromkeys(found))
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def _asked(self, server: tuple[str, int], key: dns.tsig.Key | None) -> list[Record]:
+        records = []
+        for kind in KINDS:
+            rrset = self._rrset(server, self.name, kind, key)
+            if rrset is not None:
+                values = sorted(_plain_value(kind, each) for each in rrset)
+                records.append(Record(kind=kind, ttl=rrset.ttl, values=values))
+        return arranged(records)
+
+    def _rrset(
+        self, server: tuple[str, int], name: dns.name.Name, kind: str, key: dns.tsig.Key | None
+    ) -> Any:
+        """What an authoritative server says of a name in one type; None when nothing."""
+        query = dns.message.make_query(name, kind)
+        query.flags &= ~dns.flags.RD
+        answer = self._send(query, server, key)
+        if answer.rcode() != dns.rcode.NXDOMAIN:
+            _check(answer.rcode(), server, f"{name.to_text(omit_final_dot=True)} {kind}")
+        if not answer.flags & dns.flags.AA:
+            raise DnsError(f"{_shown(server)} does not speak for {name}: is `server` right?")
+        wanted = dns.rdatatype.from_text(kind)
+        found = (one for one in answer.answer if one.name == name and one.rdtype == wanted)
+        return next(found, None)
+
+    def _answer(self, server: tuple[str, int]) -> list[Record] | str:
+        """What one of the authoritative servers says, or why it says nothing."""
+        try:
+            return self._asked(server, self._key if server == self.server else None)
+        except DnsError as error:
+            return str(error)
+
+    def _authorities(self) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+        """The servers that clients are sent to, each with its addresses."""
+        if self._servers:
+            for server in self._servers:
+                yield server, [_host_and_port(server, _PORT)]
+            return
+        named = self._rrset(self.server, self.zone, "NS", self._key)
+        for target in sorted(each.target for each in named or ()):
+            yield target.to_text(omit_final_dot=True), self._addresses_of(target)
+
+    def _addresses_of(self, name: dns.name.Name) -> list[tuple[str, int]]:
+        """Where a name server is: by its own zone's word, or the system's resolver's."""
+        found: list[str] = []
+        if name.is_subdomain(self.zone):
+            for kind in ("A", "AAAA"):
+                found += [
+                    str(each) for each in self._rrset(self.server, name, kind, self._key) or ()
+                ]
+        else:
+            found = resolved(name.to_text(omit_final_dot=True))
+        return [(address, self.server[1]) for address in found]
+
+    def _send(
+        self, message: dns.message.Message, server: tuple[str, int], key: dns.tsig.Key | None
+    ) -> dns.message.Message:
+        if key is not None:
+            message.use_tsig(key)
+        where = socket.gethostbyname(server[0]) if kind_of(server[0]) == "CNAME" else server[0]
+        try:
+            if isinstance(message, dns.update.UpdateMessage):
+                return dns.query.tcp(message, where, timeout=TIMEOUT, port=server[1])
+            answer, _ = dns.query.udp_with_fallback(message, where, timeout=TIMEOUT, port=server[1])
+        except dns.tsig.PeerBadTime as error:
+            raise DnsError(
+                f"{_shown(server)} says that the clocks differ: set this machine's or its own"
+            ) from error
+        except dns.tsig.PeerError as error:
+            raise DnsError(
+                f"{_shown(server)} does not take the key {key and key.name}: {error}"
+            ) from error
+        except dns.exception.Timeout as error:
+            raise DnsUnavailableError(
+                f"{_shown(server)} did not answer within {TIMEOUT:g} s"
+            ) from error
+        except (dns.exception.DNSException, OSError, EOFError) as error:
+            raise DnsUnavailableError(f"{_shown(server)} can't be asked: {error}") from error
+        return answer
+
+
+def _check(code: dns.rcode.Rcode, server: tuple[str, int], what: str) -> None:
+    if code == dns.rcode.NOERROR:
+        return
+    hint = f": {_HINTS[code]}" if code in _HINTS else ""
+    kind = DnsUnavailableError if code in _PASSING else DnsError
+    raise kind(f"{_shown(server)} answered {dns.rcode.to_text(code)} to {what}{hint}")
+
+
+def _dotted(kind: str) -> Any:
+    """How a value is written in a message: a name is whole, and says so."""
+    return (lambda value: f"{value}.") if kind == "CNAME" else str
+
+
+def _plain_value(kind: str, value: Any) -> str:
+    return plain(value.target.to_text()) if kind == "CNAME" else str(value)
+
+
+def _shown(server: tuple[str, int]) -> str:
+    return f"{server[0]}:{server[1]}"
+
+
+def _host_and_port(text: str, port: int) -> tuple[str, int]:
+    """``host``, ``host:port``, ``[v6]:port`` or a bare IPv6 address."""
+    found = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?|([^:]+)(?::(\d+))?", text)
+    if found is None:
+        return text, port
+    return found[1] or found[3], int(found[2] or found[4] or port)
+
+
+def _key(promotion: Promotion, root: Path) -> dns.tsig.Key | None:
+    """The TSIG key, from where the configuration says it is.
+
+    Raises:
+        ConfigurationError: It is not there, or is none.
+    """
+    if promotion.key is None:
+        return None
+    where = f"promotion.{promotion.name}.key"
+    if interpolation.references(promotion.key, "env"):
+        given = {"key": promotion.key}
+        filled = interpolation.fill(given, environ=os.environ, images={}, where=where)
+        return _read_key(filled.variables["key"], where)
+    try:
+        text = (root / promotion.key).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{where}: {root / promotion.key} can't be read: {error}"
+        ) from None
+    return _read_key(text, where)
+
+
+def _read_key(text: str, where: str) -> dns.tsig.Key:
+    """A key as ``tsig-keygen`` writes it, or ``[algorithm:]name:secret`` as for ``nsupdate -y``."""
+    if clause := re.search(r'key\s+"?([^"\s{]+)"?\s*\{(.*?)\}', text, re.DOTALL):
+        name, body = clause.groups()
+        fields = dict(re.findall(r'(algorithm|secret)\s+"?([^";\s]+)"?\s*;', body))
+        algorithm, secret = fields.get("algorithm", "hmac-sha256"), fields.get("secret", "")
+    else:
+        *before, name, secret = ["", *text.strip().split(":")]
+        algorithm = before[-1] if len(before) > 1 else "hmac-sha256"
+    try:
+        base64.b64decode(secret, validate=True)
+        if name and secret:
+            return dns.tsig.Key(name, secret, algorithm)
+    except (ValueError, binascii.Error, dns.exception.DNSException):
+        pass
+    raise ConfigurationError(
+        f"{where}: no TSIG key. Make one with `tsig-keygen NAME > FILE`, or give "
+        "{env:NAME} with algorithm:name:secret in it"
+    )

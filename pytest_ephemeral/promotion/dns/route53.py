@@ -1,0 +1,247 @@
+"""A name in Route 53.
+
+A change batch is all or nothing, and a ``DELETE`` in it must match the record that is there in
+every part; so ``DELETE`` the old and ``CREATE`` the new in one batch is a compare-and-swap:
+https://docs.aws.amazon.com/Route53/latest/APIReference/API_ChangeResourceRecordSets.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    DnsError,
+    DnsUnavailableError,
+    NameChangedError,
+)
+from pytest_ephemeral.models import Promotion
+from pytest_ephemeral.promotion.dns import (
+    KINDS,
+    Record,
+    arranged,
+    check_alias,
+    check_zone,
+    kind_of,
+    plain,
+    resolved,
+    shown,
+)
+
+#: Answers after which the same request may succeed.
+_PASSING: Final = frozenset({"PriorRequestNotComplete", "ServiceUnavailable", "Throttling"})
+
+_LOAD_BALANCERS: Final = ".elb.amazonaws.com"
+
+
+class Route53:
+    """See ``Backend``. Credentials, region and endpoint are found as everywhere in boto3."""
+
+    def __init__(self, promotion: Promotion, root: Path) -> None:  # noqa: ARG002
+        if promotion.zone is None:
+            raise ConfigurationError(f"promotion.{promotion.name}: it needs the zone")
+        if "." in promotion.zone:
+            check_zone(promotion, promotion.zone)
+        self.name = plain(promotion.record)
+        self.zone = promotion.zone
+        self._set = promotion.set_identifier
+        self._record_key = f"promotion.{promotion.name}"
+
+    def read(self) -> list[Record]:
+        """The record sets of the name; of weighted ones, the one that ``set-identifier`` names."""
+        sets = self._sets()
+        named = {one["SetIdentifier"] for one in sets if "SetIdentifier" in one}
+        if self._set is None and named:
+            raise ConfigurationError(
+                f"{self.name} has several records of a kind, told apart by set identifiers: say "
+                f"which one is to be switched, {self._record_key}.set-identifier = one of "
+                f"{', '.join(sorted(named))}"
+            )
+        return arranged(_record(one) for one in sets if one.get("SetIdentifier") == self._set)
+
+    def pointing_to(self, host: str, ttl: int, now: Sequence[Record]) -> list[Record]:
+        """An address; an alias for a load balancer; a CNAME for any other name."""
+        rest = self._kept(now)
+        kind = kind_of(host)
+        if kind != "CNAME":
+            return [Record(kind=kind, ttl=ttl, values=[host], rest=rest)]
+        if plain(host).endswith(_LOAD_BALANCERS):
+            target = {
+                "HostedZoneId": self._balancer_zone(plain(host)),
+                "DNSName": f"{plain(host)}.",
+                "EvaluateTargetHealth": False,
+            }
+            return [Record(kind="A", rest={**rest, "AliasTarget": target})]
+        check_alias(self.name, self._zone_name, host)
+        return [Record(kind=kind, ttl=ttl, values=[plain(host)], rest=rest)]
+
+    def swap(self, old: Sequence[Record], new: Sequence[Record]) -> str:
+        """One change batch; returns its id."""
+        changes = [
+            {"Action": action, "ResourceRecordSet": self._written(record)}
+            for action, records in (("DELETE", old), ("CREATE", new))
+            for record in records
+        ]
+        try:
+            answer = self._call(
+                "change_resource_record_sets",
+                HostedZoneId=self._zone_id,
+                ChangeBatch={"Comment": "pytest-ephemeral", "Changes": changes},
+            )
+        except _RefusedError as error:
+            if error.code != "InvalidChangeBatch":
+                raise
+            now = self.read()
+            if now == arranged(old):  # it is the new record that the service will not have
+                raise DnsError(str(error)) from None
+            raise NameChangedError(
+                f"{self.name} was changed by someone else: it is {shown(now)} in Route 53, and "
+                f"should be {shown(old)}"
+            ) from None
+        return str(answer["ChangeInfo"]["Id"])
+
+    def lagging(self, expected: Sequence[Record], change: str) -> str:
+        """Route 53 says itself when all its servers answer with a change: INSYNC."""
+        status = self._call("get_change", Id=change)["ChangeInfo"]["Status"]
+        if status != "INSYNC":
+            return f"Route 53 says {status} of change {change.rpartition('/')[2]}"
+        now = self.read()
+        return "" if now == arranged(expected) else f"Route 53 says {shown(now)}"
+
+    def addresses(self) -> list[str]:
+        """By the records; an alias is followed by the system's resolver."""
+        found: list[str] = []
+        for record in self.read():
+            if target := record.rest.get("AliasTarget"):
+                found += resolved(target["DNSName"])
+            for value in record.values:
+                found += resolved(value) if record.kind == "CNAME" else [value]
+        return list(dict.fromkeys(found))
+
+    # -- asking ------------------------------------------------------------------------------
+
+    @cached_property
+    def _client(self) -> Any:
+        return self._service("route53")
+
+    def _service(self, name: str) -> Any:
+        import boto3
+        from botocore.config import Config
+
+        # Route 53 takes five requests a second of a whole account: be patient with each other.
+        config = Config(retries={"mode": "adaptive", "max_attempts": 8})
+        try:
+            return boto3.client(name, config=config)
+        except BotoCoreError as error:
+            raise DnsError(f"AWS can't be asked: {error}") from error
+
+    def _call(self, operation: str, *, client: Any = None, **arguments: Any) -> Any:
+        try:
+            return getattr(client or self._client, operation)(**arguments)
+        except ClientError as error:
+            raise _refused(error) from error
+        except BotoCoreError as error:
+            raise DnsUnavailableError(f"Route 53 can't be asked: {error}") from error
+
+    @cached_property
+    def _zone_id(self) -> str:
+        if "." not in self.zone:
+            return self.zone
+        answer = self._call("list_hosted_zones_by_name", DNSName=self.zone)
+        found = [one for one in answer["HostedZones"] if plain(one["Name"]) == plain(self.zone)]
+        if len(found) == 1:
+            return str(found[0]["Id"]).rpartition("/")[2]
+        ids = ", ".join(one["Id"].rpartition("/")[2] for one in found)
+        problem = f"there are several: give one's id, {ids}" if found else "there is none"
+        raise ConfigurationError(f"{self._record_key}.zone: {self.zone} in Route 53: {problem}")
+
+    @cached_property
+    def _zone_name(self) -> str:
+        if "." in self.zone:
+            return self.zone
+        return str(self._call("get_hosted_zone", Id=self.zone)["HostedZone"]["Name"])
+
+    def _sets(self) -> list[dict[str, Any]]:
+        """All record sets of the name that say where it points."""
+        found: list[dict[str, Any]] = []
+        start: dict[str, str] = {"StartRecordName": self.name}
+        while True:
+            page = self._call("list_resource_record_sets", HostedZoneId=self._zone_id, **start)
+            sets = page["ResourceRecordSets"]
+            found += [one for one in sets if plain(one["Name"]) == self.name]
+            if not page["IsTruncated"] or plain(page["NextRecordName"]) != self.name:
+                return [one for one in found if one["Type"] in KINDS]
+            start = {
+                f"StartRecord{what}": page[f"NextRecord{what}"]
+                for what in ("Name", "Type", "Identifier")
+                if f"NextRecord{what}" in page
+            }
+
+    def _kept(self, now: Sequence[Record]) -> dict[str, Any]:
+        """What makes a weighted record the same one after its values have changed."""
+        if self._set is None:
+            return {}
+        if not now:
+            raise DnsError(
+                f"{self.name} has no record with the set identifier {self._set!r}, from which to "
+                "take the weight: create it in Route 53 once"
+            )
+        return {key: now[0].rest[key] for key in ("SetIdentifier", "Weight") if key in now[0].rest}
+
+    def _written(self, record: Record) -> dict[str, Any]:
+        """A record as Route 53 takes it."""
+        written: dict[str, Any] = {"Name": f"{self.name}.", "Type": record.kind, **record.rest}
+        if record.values:
+            dot = "." if record.kind == "CNAME" else ""
+            written["TTL"] = record.ttl
+            written["ResourceRecords"] = [{"Value": value + dot} for value in record.values]
+        return written
+
+    def _balancer_zone(self, host: str) -> str:
+        """The hosted zone that a load balancer's name is in, which an alias has to give."""
+        client = self._service("elbv2")
+        marker: dict[str, str] = {}
+        while True:
+            page = self._call("describe_load_balancers", client=client, **marker)
+            for one in page["LoadBalancers"]:
+                if plain(one["DNSName"]) == host.removeprefix("dualstack."):
+                    return str(one["CanonicalHostedZoneId"])
+            if "NextMarker" not in page:
+                raise DnsError(f"there is no load balancer {host} in this account and region")
+            marker = {"Marker": page["NextMarker"]}
+
+
+class _RefusedError(DnsError):
+    """A request that AWS refused.
+
+    Attributes:
+        code: AWS's own word for why.
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _refused(error: ClientError) -> DnsError:
+    code = error.response["Error"]["Code"]
+    message = f"AWS answered {code}: {error.response['Error'].get('Message', '')}"
+    return DnsUnavailableError(message) if code in _PASSING else _RefusedError(message, code)
+
+
+def _record(written: dict[str, Any]) -> Record:
+    """A record as Route 53 gives it."""
+    known = {"Name", "Type", "TTL", "ResourceRecords"}
+    kind = written["Type"]
+    values = [one["Value"] for one in written.get("ResourceRecords", [])]
+    return Record(
+        kind=kind,
+        ttl=written.get("TTL", 0),
+        values=sorted(plain(value) if kind == "CNAME" else value for value in values),
+        rest={key: value for key, value in written.items() if key not in known},
+    )
