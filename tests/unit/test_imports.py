@@ -1,0 +1,136 @@
+"""The house's one-way streets: who may import whom, and what a bare pytest run must not load."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pytest_ephemeral
+
+ROOT = Path(pytest_ephemeral.__file__).parent
+PACKAGE = "pytest_ephemeral"
+
+#: From the ground up: a module imports from its own layer and those below it. A package's name
+#: stands for all in it that is not named itself.
+LAYERS = [
+    ["errors"],
+    ["models"],
+    ["ci", "files", "hookspecs", "interpolation", "labels", "machine", "reading"],
+    ["store"],
+    ["providers"],
+    ["config", "schema", "artifacts", "images", "environments.ledger"],
+    ["project"],
+    ["environments"],
+    ["publishers", "promotion"],
+    ["pytest_plugin", "cli"],
+]
+
+#: These two never import each other, and nothing imports them.
+HOSTS = {"pytest_plugin", "cli"}
+
+#: The one late look upwards: an environment finds who can act on it, when it is asked to.
+LATE = {("models", "providers")}
+
+EXPENSIVE = ["boto3", "docker", "requests", "rich", "msgspec", "asyncio"]
+ONLY_THE_PLUGINS = {"pytest", "_pytest", "xdist"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module by the part of its name after the package's."""
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if name:
+            yield name, path
+
+
+def imported(path: Path) -> Iterator[tuple[str, bool]]:
+    """What a module imports, and whether that happens while it is imported itself."""
+    tree = ast.parse(path.read_text())
+    late = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) or _for_types(node)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node not in late) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            of_ours = node.module == PACKAGE  # there, what is imported are modules
+            names = [alias.name for alias in node.names] if of_ours else [""]
+            yield from ((f"{node.module}.{name}".strip("."), node not in late) for name in names)
+
+
+def _for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def part(name: str) -> str:
+    """The most particular name of the table that a module goes by."""
+    known = {known for names in LAYERS for known in names}
+    while name not in known:
+        assert "." in name, f"{name} has no place in the house: give it one in LAYERS"
+        name = name.rpartition(".")[0]
+    return name
+
+
+def height(name: str) -> int:
+    return next(at for at, names in enumerate(LAYERS) if part(name) in names)
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
+def test_imports_go_one_way(name: str, path: Path) -> None:
+    """Down, never up: what is below can be read, tested and used without what is above."""
+    for module, _ in imported(path):
+        if not module.startswith(f"{PACKAGE}."):
+            continue
+        other = module.removeprefix(f"{PACKAGE}.")
+        if part(name) == part(other) or (part(name), part(other)) in LATE:
+            continue
+        assert height(other) <= height(name), f"{name} imports {other}, which is above it"
+        assert part(other) not in HOSTS, f"{name} imports {other}: nothing imports a host"
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
+def test_only_the_plugin_imports_pytest(name: str, path: Path) -> None:
+    """The command line, the watchdog and every provider work where there is no pytest."""
+    tops = {module.partition(".")[0] for module, _ in imported(path)}
+    assert part(name) == "pytest_plugin" or not tops & ONLY_THE_PLUGINS
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
+def test_large_libraries_are_imported_where_they_are_used(name: str, path: Path) -> None:
+    """Nobody waits for boto3 who runs processes of this machine, or needs to have it."""
+    early = {module.partition(".")[0] for module, now in imported(path) if now}
+    assert not early & {"boto3", "botocore", "docker", "requests", "rich"}
+
+
+def test_the_plugin_costs_a_bare_run_next_to_nothing() -> None:
+    """pytest loads it in every run of everyone who has it installed."""
+    code = (
+        "import json, sys, pytest; before = set(sys.modules);"
+        "import pytest_ephemeral.pytest_plugin.plugin;"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    assert not loaded & set(EXPENSIVE)
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
+def test_nothing_reads_the_environment_while_it_is_imported(name: str, path: Path) -> None:
+    """What is read at import is read once, too early, and can't be changed by a test."""
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign | ast.Expr):
+            source = ast.unparse(statement)
+            assert "os.environ" not in source
+            assert "getenv" not in source
