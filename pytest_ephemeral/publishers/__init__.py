@@ -1,0 +1,184 @@
+"""Telling people and later steps where an environment is.
+
+Publishers are ordinary implementations of the hooks: a test run and the command line both
+register them with their plugin manager, and so publish alike. A module knows one CI; most of it
+is pure functions from an event to text.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pluggy
+
+from pytest_ephemeral import ci, interpolation
+from pytest_ephemeral.config import Config
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.publishers.channels import Channel, Host
+from pytest_ephemeral.publishers.events import Event, Outcome, clean
+from pytest_ephemeral.publishers.outbox import Outbox
+from pytest_ephemeral.publishers.webhook import Webhook
+
+hookimpl = pluggy.HookimplMarker("pytest")
+
+#: Seconds that the end of a run waits for what is still being sent.
+LAST_WAIT: Final = 5.0
+
+#: Where files are left that no CI says a place for, in the configuration's folder.
+FOLDER: Final = ".ephemeral"
+
+#: The module of each name in ``publish``. Tekton has no variable to be known by, and ``json`` is
+#: no CI: those two act wherever they are named.
+MODULES: Final[Mapping[str, str]] = {
+    "github": "github",
+    "gitlab": "gitlab",
+    "jenkins": "jenkins",
+    "buildkite": "buildkite",
+    "azure": "azure",
+    "teamcity": "teamcity",
+    "circleci": "circleci",
+    "bitbucket": "bitbucket",
+    "woodpecker": "workspace",
+    "drone": "workspace",
+    "travis": "workspace",
+    "tekton": "tekton",
+    "json": "neutral",
+}
+ALWAYS: Final = frozenset({"tekton", "json"})
+
+
+@dataclass(slots=True)
+class Publishing:
+    """What was registered, to be closed at the end of the run."""
+
+    outboxes: list[Outbox] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Wait, a few seconds at most for all, for what is still being sent."""
+        deadline = time.monotonic() + LAST_WAIT
+        for outbox in self.outboxes:
+            outbox.close(deadline)
+
+
+@dataclass(slots=True)
+class Publisher:
+    """One channel, listening to the hooks. What it can't do is a warning, and told once.
+
+    Attributes:
+        name: Whose channel, and which.
+        secrets: What must never be shown.
+    """
+
+    name: str
+    channel: Channel
+    warn: Callable[[str], None]
+    secrets: tuple[str, ...]
+    _warned: bool = False
+
+    @hookimpl
+    def pytest_ephemeral_publish_url(self, environment: Environment, url: str) -> None:
+        """It is up."""
+        self._tell(environment, url, "up")
+
+    @hookimpl
+    def pytest_ephemeral_environment_stopped(
+        self, environment: Environment, outcome: Outcome
+    ) -> None:
+        """It is over, or left to others."""
+        if environment.url:
+            self._tell(environment, environment.url, outcome)
+
+    def _tell(self, environment: Environment, url: str, outcome: Outcome) -> None:
+        try:
+            self.channel.tell(Event(environment, clean(url, self.secrets), outcome))
+        except Exception as error:  # noqa: BLE001 - the next one must hear of it all the same
+            if not self._warned:
+                self._warned = True
+                said = interpolation.mask(f"{type(error).__name__}: {error}", self.secrets)
+                self.warn(f"publishing to {self.name} failed: {said}")
+
+
+def register(
+    manager: pluggy.PluginManager,
+    config: Config,
+    environ: Mapping[str, str],
+    *,
+    console: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> Publishing:
+    """Have everyone told whom the configuration names.
+
+    Args:
+        manager: Of the process that owns the environments; pytest's own, or the command line's.
+        config: Its ``publish`` and ``[[webhook]]``.
+        environ: The variables of this process.
+        console: Prints whole lines as they are, past any capturing: a CI reads them.
+        warn: Shows a warning; may be called from any thread.
+
+    Returns:
+        What is to be closed when all environments are gone or kept.
+
+    Raises:
+        ConfigurationError: A webhook's header asks for a variable that is not set.
+    """
+    publishing = Publishing()
+    secrets = _secrets(config, environ)
+
+    def outbox(name: str) -> Outbox:
+        made = Outbox(name, lambda said: warn(interpolation.mask(f"publishing to {said}", secrets)))
+        publishing.outboxes.append(made)
+        return made
+
+    host = Host(environ, config.root / FOLDER, console, ci.detect(environ), outbox)
+    for name, channel in (*_channels(config, host), *_webhooks(config, host)):
+        manager.register(Publisher(name, channel, warn, secrets), f"ephemeral publisher: {name}")
+    return publishing
+
+
+def _channels(config: Config, host: Host) -> Iterator[tuple[str, Channel]]:
+    here = host.build.ci if host.build else ""
+    named = {(here or _fallback(host)) if name == "auto" else name for name in config.publish}
+    for name, module in MODULES.items():
+        if name in named and (name == here or name in ALWAYS):
+            implementation: Any = importlib.import_module(f"{__name__}.{module}")
+            for channel_name, channel in implementation.channels(host):
+                yield f"{name} {channel_name}", channel
+
+
+def _fallback(host: Host) -> str:
+    """What serves a CI that nobody here knows."""
+    return "json" if ci.is_ci(host.environ) else ""
+
+
+def _webhooks(config: Config, host: Host) -> Iterator[tuple[str, Channel]]:
+    for at, table in enumerate(config.webhooks):
+        where = f"webhook[{at}]"
+        filled = interpolation.fill(
+            {"url": table.url, **table.headers}, environ=host.environ, images={}, where=where
+        ).variables
+        url = filled.pop("url")
+        yield (
+            where,
+            Webhook(host.outbox(where), url, filled, frozenset(table.events), host.build),
+        )
+
+
+def _secrets(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The value of every variable that the configuration refers to."""
+    tables = [
+        *(template.env for template in config.templates.values()),
+        *(each.ready.headers for each in config.templates.values() if each.ready),
+        *(webhook.headers for webhook in config.webhooks),
+        {"urls": " ".join(webhook.url for webhook in config.webhooks)},
+    ]
+    names = {
+        name
+        for table in tables
+        for value in table.values()
+        for name in interpolation.references(value, "env")
+    }
+    return tuple(environ[name] for name in sorted(names) if environ.get(name))

@@ -1,0 +1,54 @@
+"""Azure Pipelines: variables by logging commands, and a summary of the run.
+
+https://learn.microsoft.com/azure/devops/pipelines/scripts/logging-commands
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, write
+from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.publishers.text import markdown_line
+
+
+def set_variables(values: Mapping[str, str]) -> str:
+    """Commands that set each variable: for this job's steps, and as an output for other jobs."""
+    return "\n".join(
+        f"##vso[task.setvariable variable={name}{more}]{_data(value)}"
+        for name, value in values.items()
+        for more in ("", ";isOutput=true")
+    )
+
+
+def upload_summary(file: Path) -> str:
+    """The command that adds a Markdown file to the run's summary."""
+    return f"##vso[task.uploadsummary]{_data(str(file))}"
+
+
+def channels(host: Host) -> Iterator[tuple[str, Channel]]:
+    """What there is of Azure's here."""
+    console = host.console
+    yield "variables", HandedOver(lambda values: console(set_variables(values)))
+    yield "summary", _Summary(host.folder, console)
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """A page for each environment, once it is known what became of it."""
+
+    folder: Path
+    console: Callable[[str], None]
+
+    def tell(self, event: Event) -> None:
+        if event.outcome != "up":
+            file = self.folder / f"{event.environment.id}.md"
+            write(file, f"{markdown_line(event)}\n")
+            self.console(upload_summary(file))
+
+
+def _data(text: str) -> str:
+    """What follows a command's ``]``."""
+    return text.replace("%", "%AZP25").replace("\r", "%0D").replace("\n", "%0A")

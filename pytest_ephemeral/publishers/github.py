@@ -1,0 +1,190 @@
+"""GitHub Actions: a notice, the step's summary, outputs and variables, and the Deployments API.
+
+https://docs.github.com/actions/reference/workflow-commands-for-github-actions
+https://docs.github.com/rest/deployments
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, Printed, append
+from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.publishers.text import markdown_line
+from pytest_ephemeral.publishers.web import session
+
+if TYPE_CHECKING:
+    from requests import Session
+
+    from pytest_ephemeral.publishers.outbox import Attempts, Outbox
+
+#: Bytes of one step's summary; more, and GitHub shows none of it.
+SUMMARY_LIMIT: Final = 1 << 20
+
+#: Characters of a notice, and of a deployment's description.
+NOTICE_LIMIT: Final = 4096
+DESCRIPTION_LIMIT: Final = 140
+
+
+def notice(event: Event) -> str:
+    """A workflow command that shows a notice; nothing for what is over."""
+    if event.outcome != "up":
+        return ""
+    title = _escape(f"Environment {event.environment.id}", "%\r\n:,")
+    text = _escape(event.sentence()[:NOTICE_LIMIT], "%\r\n")
+    return f"::notice title={title}::{text}"
+
+
+def assignments(values: Mapping[str, str], delimiter: str) -> str:
+    """Lines for ``$GITHUB_OUTPUT`` and ``$GITHUB_ENV``.
+
+    Args:
+        values: By name.
+        delimiter: What no value may hold; nobody can guess it.
+
+    Raises:
+        ValueError: A value holds it.
+    """
+    for name, value in values.items():
+        if delimiter in value:
+            raise ValueError(f"{name} holds the delimiter that was to end it")
+    return "".join(f"{name}<<{delimiter}\n{value}\n{delimiter}\n" for name, value in values.items())
+
+
+def summary(event: Event) -> str:
+    """A line of the step's summary, which is read when the step has ended."""
+    return "" if event.outcome == "up" else f"- {markdown_line(event)}\n"
+
+
+def deployment(event: Event, revision: str) -> dict[str, Any]:
+    """The body that creates a deployment: one that is expected to go again."""
+    return {
+        "ref": revision,
+        "task": task(event),
+        "auto_merge": False,
+        "required_contexts": [],
+        "payload": {"environment": event.environment.id, "image": event.image},
+        "environment": event.environment.template,
+        "description": f"{event.environment.id}, by pytest-ephemeral"[:DESCRIPTION_LIMIT],
+        "transient_environment": True,
+        "production_environment": False,
+    }
+
+
+def statuses(event: Event, log_url: str) -> list[dict[str, Any]]:
+    """The bodies of the statuses that a deployment gets for an event, in their order."""
+    common = {"log_url": log_url, "auto_inactive": False}
+    if event.outcome == "up":
+        success = {"state": "success", "environment_url": event.url, **common}
+        until = f"up until {event.until}" if event.until else "up"
+        return [{"state": "in_progress", **common}, {**success, "description": until}]
+    return [] if event.is_up else [{"state": "inactive", **common}]
+
+
+def task(event: Event) -> str:
+    """What a deployment is found again by, from another process too."""
+    return f"ephemeral:{event.environment.id}"
+
+
+def channels(host: Host) -> Iterator[tuple[str, Channel]]:
+    """What there is of GitHub's here."""
+    environ = host.environ
+    yield "notice", Printed(host.console, notice)
+    if file := environ.get("GITHUB_STEP_SUMMARY"):
+        yield "summary", _Summary(Path(file))
+    for name in ("GITHUB_OUTPUT", "GITHUB_ENV"):
+        if file := environ.get(name):
+            yield name, HandedOver(_Appending(Path(file)))
+    token = environ.get("GITHUB_TOKEN") or environ.get("GH_TOKEN")
+    repository = environ.get("GITHUB_REPOSITORY")
+    if token and repository:
+        api = environ.get("GITHUB_API_URL", "https://api.github.com")
+        yield (
+            "deployments",
+            Deployments(
+                outbox=host.outbox("GitHub Deployments"),
+                url=f"{api}/repos/{repository}/deployments",
+                token=token,
+                revision=revision(environ),
+                log_url=host.build.url if host.build else "",
+            ),
+        )
+
+
+def revision(environ: Mapping[str, str]) -> str:
+    """The commit that people know.
+
+    For a pull request ``GITHUB_SHA`` is a merge that GitHub made up; a deployment of that would
+    not be shown beside the pull request.
+    """
+    try:
+        event = json.loads(Path(environ["GITHUB_EVENT_PATH"]).read_bytes())
+        return str(event["pull_request"]["head"]["sha"])
+    except (KeyError, TypeError, OSError, ValueError):
+        return environ.get("GITHUB_SHA", "")
+
+
+@dataclass(slots=True)
+class Deployments:
+    """Environments as GitHub's deployments: in progress, a success, inactive."""
+
+    outbox: Outbox
+    url: str
+    token: str
+    revision: str
+    log_url: str
+    _ids: dict[str, int] = field(default_factory=dict)
+
+    def tell(self, event: Event) -> None:
+        """Send it."""
+        if bodies := statuses(event, self.log_url):
+            self.outbox.put(lambda attempts: self._send(event, bodies, attempts))
+
+    def _send(self, event: Event, bodies: list[dict[str, Any]], attempts: Attempts) -> None:
+        with session(f"Bearer {self.token}", {"X-GitHub-Api-Version": "2022-11-28"}) as http:
+            http.headers["Accept"] = "application/vnd.github+json"
+            number = self._number(http, event, attempts)
+            if number is None:
+                return  # it was never told of
+            self._ids[task(event)] = number
+            for body in bodies:
+                attempts.request(http, "POST", f"{self.url}/{number}/statuses", json=body)
+
+    def _number(self, http: Session, event: Event, attempts: Attempts) -> int | None:
+        def find() -> int | None:
+            found = attempts.request(http, "GET", self.url, params={"task": task(event)}).json()
+            return found[0]["id"] if found else None
+
+        if number := self._ids.get(task(event)):
+            return number
+        if event.outcome == "up":
+            return attempts.create(http, self.url, deployment(event, self.revision), find)
+        return find()  # made by another process
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    file: Path
+
+    def tell(self, event: Event) -> None:
+        append(self.file, summary(event), limit=SUMMARY_LIMIT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Appending:
+    file: Path
+
+    def __call__(self, values: dict[str, str]) -> None:
+        append(self.file, assignments(values, f"ghadelimiter_{uuid.uuid4()}"))
+
+
+def _escape(text: str, letters: str) -> str:
+    """Percent-encode some letters; ``%`` has to be the first of them."""
+    for letter in letters:
+        text = text.replace(letter, f"%{ord(letter):02X}")
+    return text

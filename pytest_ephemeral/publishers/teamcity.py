@@ -1,0 +1,55 @@
+"""TeamCity: progress while it is up, parameters for the steps that follow.
+
+https://www.jetbrains.com/help/teamcity/service-messages.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, Printed
+from pytest_ephemeral.publishers.events import Event
+
+_ESCAPES: Final = {
+    "|": "||",
+    "'": "|'",
+    "[": "|[",
+    "]": "|]",
+    "\n": "|n",
+    "\r": "|r",
+}
+
+
+def progress(event: Event) -> str:
+    """What the build shows as its progress."""
+    if event.outcome != "up":
+        return ""
+    return f"##teamcity[progressMessage '{_escape(event.sentence())}']"
+
+
+def set_parameters(values: Mapping[str, str]) -> str:
+    """Messages that set each value as a variable of the steps that follow."""
+    return "\n".join(
+        f"##teamcity[setParameter name='env.{name}' value='{_escape(value)}']"
+        for name, value in values.items()
+    )
+
+
+def channels(host: Host) -> Iterator[tuple[str, Channel]]:
+    """What there is of TeamCity's here."""
+    console = host.console
+    yield "progress", Printed(console, progress)
+    yield "parameters", HandedOver(lambda values: console(set_parameters(values)))
+
+
+def _escape(text: str) -> str:
+    return "".join(_ESCAPES.get(letter) or _ascii(letter) for letter in text)
+
+
+def _ascii(letter: str) -> str:
+    """Anything beyond ASCII by its UTF-16 units, of which a message holds four digits each."""
+    if letter.isascii():
+        return letter
+    units = letter.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"|0x{units[at : at + 4].upper()}" for at in range(0, len(units), 4))

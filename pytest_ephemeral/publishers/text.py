@@ -1,0 +1,80 @@
+"""Writing that several CIs read: Markdown, a line, a shell's and Java's assignments."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from pytest_ephemeral.publishers.events import Event
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
+_URL_SAFE = ":/?#@!$&'*+,;=%~"
+
+
+def one_line(text: str) -> str:
+    """The text with no line ends and no control characters in it."""
+    return "".join(" " if letter in "\r\n\t" else letter for letter in text if _shown(letter))
+
+
+def markdown(text: str) -> str:
+    """The text as Markdown shows it, whatever is in it."""
+    return _SPECIAL.sub(r"\\\1", one_line(text))
+
+
+def link(url: str, text: str = "") -> str:
+    """A link in Markdown; what is no web address is text."""
+    if not url.startswith(("http://", "https://")):
+        return markdown(url)
+    return f"[{markdown(text or url)}](<{quote(url, safe=_URL_SAFE + '[]()')}>)"
+
+
+def markdown_line(event: Event) -> str:
+    """An environment in one line of Markdown. What is gone is struck out, and is no link."""
+    environment = event.environment
+    head = f"**{markdown(environment.template)}** (`{environment.id}`)"
+    image = f", image `{event.image[:19]}`" if event.image else ""
+    if not event.is_up:
+        said = {"died": "stopped by itself", "leaked": "could not be destroyed"}
+        return f"{head} {said.get(event.outcome, 'expired')}: ~~{_code(event.url)}~~{image}"
+    until = f" until {event.until}" if event.until else ""
+    return f"{head} {link(event.url)}{until}{image}"
+
+
+def assignments(values: Mapping[str, str]) -> str:
+    """``NAME=VALUE`` lines without any quoting; a value of several lines is left out."""
+    return "".join(
+        f"{name}={value}\n" for name, value in values.items() if value == one_line(value)
+    )
+
+
+def exports(values: Mapping[str, str]) -> str:
+    """Assignments for a shell to source."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+
+
+def properties(values: Mapping[str, str]) -> str:
+    """A Java properties file (java.util.Properties.load), in ASCII."""
+    return "".join(f"{name}={_property(value)}\n" for name, value in values.items())
+
+
+def _property(value: str) -> str:
+    escapes = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f"}
+    written = "".join(escapes.get(letter) or _ascii(letter) for letter in value)
+    return f"\\{written}" if written.startswith(" ") else written
+
+
+def _ascii(letter: str) -> str:
+    if " " <= letter <= "~":
+        return letter
+    units = letter.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+def _code(text: str) -> str:
+    return f"`{one_line(text).replace('`', '%60')}`"
+
+
+def _shown(letter: str) -> bool:
+    return letter.isprintable() or letter in "\r\n\t"

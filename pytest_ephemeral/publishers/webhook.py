@@ -1,0 +1,75 @@
+"""``[[webhook]]``: an address that is told, in a form that Slack and those like it show.
+
+https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.publishers.neutral import described
+from pytest_ephemeral.publishers.text import one_line
+from pytest_ephemeral.publishers.web import session
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.ci import Build
+    from pytest_ephemeral.publishers.outbox import Attempts, Outbox
+
+
+def message(event: Event, build: Build | None) -> dict[str, Any]:
+    """The body: ``text`` for people, the rest for programs."""
+    return {
+        "text": _text(event, build),
+        "event": event.outcome,
+        "environment": described(event),
+        "build": build and {"ci": build.ci, "url": build.url, "revision": build.revision},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """One address.
+
+    Attributes:
+        events: Which ones it wants; all when empty.
+    """
+
+    outbox: Outbox
+    url: str
+    headers: Mapping[str, str]
+    events: frozenset[str]
+    build: Build | None
+
+    def tell(self, event: Event) -> None:
+        """Send it; at least once, so that each has an id by which a second one is known."""
+        if self.events and event.outcome not in self.events:
+            return
+        body = {"id": str(uuid.uuid4()), **message(event, self.build)}
+        self.outbox.put(lambda attempts: self._send(body, attempts))
+
+    def _send(self, body: Mapping[str, Any], attempts: Attempts) -> None:
+        with session("", self.headers) as http:
+            attempts.request(http, "POST", self.url, json=body)
+
+
+def _text(event: Event, build: Build | None) -> str:
+    sentence = _escape(event.sentence())
+    if event.is_up:
+        sentence = sentence.replace(_escape(event.url), f"<{_link(event.url)}>", 1)
+    where = f" (<{_link(build.url)}|{_escape(build.ci)}>)" if build and build.url else ""
+    return sentence + where
+
+
+def _escape(text: str) -> str:
+    """The three letters that mean something in a message's text."""
+    text = one_line(text).replace("&", "&amp;")
+    return text.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _link(url: str) -> str:
+    return _escape(quote(url, safe=":/?#[]@!$&'()*+,;=%~"))
