@@ -1,0 +1,35 @@
+"""A project of its own for every test of the plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from plugin_project import PluginProject, make_project
+
+# Loaded here once: what a pytest inside pytest imports is forgotten again with it.
+import pytest_ephemeral.providers.local
+import pytest_ephemeral.pytest_plugin.remote
+import pytest_ephemeral.pytest_plugin.session
+
+
+@pytest.fixture
+def project(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[PluginProject]:
+    """A project with a tiny application. Nothing of its environments may be left."""
+    project = make_project(pytester.path, monkeypatch, tmp_path_factory)
+    yield project
+    assert project.clean_within(3), project.traces()
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    """Run pytest in the project, in this process."""
+
+    def run(*arguments: str) -> pytest.RunResult:
+        return pytester.runpytest_inprocess("-p", "no:randomly", "--ephemeral-env", *arguments)
+
+    return run

@@ -1,0 +1,189 @@
+"""Fixtures, scopes and the marker, with real environments."""
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+
+def test_session_fixture_and_url_share_one_environment(project, run):
+    """Many tests, many fixtures, one environment; gone at the end."""
+    project.write(
+        test_it="""
+def test_a(ephemeral_env): assert get(ephemeral_env.url) == "plain"
+def test_b(ephemeral_url, ephemeral_env): assert ephemeral_url == ephemeral_env.url
+def test_c(ephemeral_env): assert ephemeral_env.run(["true"]).returncode == 0
+"""
+    )
+    result = run()
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(
+        [
+            f"ephemeral: ephemeral.toml, template {project.one}, bake missing",
+            f"ephemeral: {project.one}-* is up at http://*",
+            "*= ephemeral environments =*",
+            f"{project.one}-*({project.one}, image app *)*bake*launch*ready*destroy*destroyed",
+        ]
+    )
+    assert sum(" is up at " in line for line in result.outlines) == 1
+
+
+def test_each_scope_has_an_environment_for_each_instance(project, run):
+    """Per module, class and function; tests of the same instance share it."""
+    modules = """
+def test_m(ephemeral_env_module): seen("module", ephemeral_env_module)
+class TestX:
+    def test_1(self, ephemeral_env_class, ephemeral_env_module):
+        seen("class", ephemeral_env_class); seen("module", ephemeral_env_module)
+    def test_2(self, ephemeral_env_class): seen("class", ephemeral_env_class)
+def test_f1(ephemeral_env_function): seen("function", ephemeral_env_function)
+def test_f2(ephemeral_env_function): seen("function", ephemeral_env_function)
+def seen(scope, environment):
+    get(environment.url)
+    with open("seen.txt", "a") as file:
+        print(__name__, scope, environment.id, file=file)
+"""
+    project.write(test_one=modules, test_two=modules)
+    run().assert_outcomes(passed=10)
+    seen = [line.split() for line in (project.folder / "seen.txt").read_text().splitlines()]
+
+    def ids(module, scope):
+        return {id for where, what, id in seen if (where, what) == (module, scope)}
+
+    for module in ("test_one", "test_two"):
+        assert [len(ids(module, scope)) for scope in ("module", "class", "function")] == [1, 1, 2]
+    assert len({id for _, _, id in seen}) == 8
+
+
+def test_the_nearest_marker_wins(project, run):
+    """Function before class before module."""
+    project.write(
+        test_it="""
+pytestmark = pytest.mark.ephemeral_env(TWO)
+def test_module(ephemeral_env): assert ephemeral_env.template == TWO
+class TestX:
+    pytestmark = pytest.mark.ephemeral_env(ONE)
+    def test_class(self, ephemeral_env): assert ephemeral_env.template == ONE
+    @pytest.mark.ephemeral_env(TWO)
+    def test_function(self, ephemeral_env): assert get(ephemeral_env.url) == "two"
+def test_unrelated(): pass
+"""
+    )
+    run().assert_outcomes(passed=4)
+
+
+def test_several_templates_parametrize_the_test(project, run):
+    """Once against each; the rest of the test's parameters stay."""
+    project.write(
+        test_it="""
+@pytest.mark.ephemeral_env(ONE, TWO)
+@pytest.mark.parametrize("number", [1, 2])
+def test_it(ephemeral_env, number, request):
+    assert ephemeral_env.template in request.node.name
+"""
+    )
+    result = run("-v")
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["*2 workers*"] if False else [f"*{project.two}*PASSED*"])
+
+
+def test_declared_fixtures(project, run):
+    """``environment_fixture``: named by its variable or by ``name``; sharing what is the same."""
+    project.write(
+        conftest="""
+from pytest_ephemeral import environment_fixture
+shop = environment_fixture(TWO, scope="module")
+other = environment_fixture(TWO, scope="module", name="same_shop")
+default = environment_fixture()
+""",
+        test_it="""
+def test_a(shop, same_shop, default, ephemeral_env):
+    assert shop.id == same_shop.id != default.id
+    assert default.id == ephemeral_env.id
+    assert shop.template == TWO
+@pytest.mark.ephemeral_env(TWO)
+def test_b(default, shop): assert default.template == TWO and default.id != shop.id
+""",
+    )
+    run().assert_outcomes(passed=2)
+
+
+def test_an_overridden_fixture_that_uses_the_original(project, run):
+    """A conftest.py may wrap ``ephemeral_env``; one that replaces it brings nothing up."""
+    project.write(
+        conftest="""
+@pytest.fixture(scope="session")
+def ephemeral_env(ephemeral_env): return ephemeral_env.id
+@pytest.fixture(scope="session")
+def ephemeral_env_module(): return "mine"
+""",
+        test_it="""
+def test_a(ephemeral_env): assert ephemeral_env.startswith(ONE)
+def test_b(ephemeral_env_module): assert ephemeral_env_module == "mine"
+""",
+    )
+    result = run()
+    result.assert_outcomes(passed=2)
+    assert sum(line.startswith(f"{project.one}-") for line in result.outlines) == 1
+
+
+def test_a_fixture_that_is_asked_for_late(project, run):
+    """``request.getfixturevalue`` gives the default template's environment."""
+    project.write(
+        test_it="""
+def test_a(request): assert request.getfixturevalue("ephemeral_env").template == ONE
+def test_b(request): assert get(request.getfixturevalue("ephemeral_env_function").url)
+"""
+    )
+    run().assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize("first", ["", "def test_0(ephemeral_env): pass"])
+def test_a_marker_that_cannot_reach_is_never_the_wrong_template(project, run, first):
+    """Whether or not the environment of the default template is there already."""
+    project.write(
+        test_it=first
+        + """
+@pytest.mark.ephemeral_env(TWO)
+def test_late(request): request.getfixturevalue("ephemeral_env")
+def test_z(request): assert request.getfixturevalue("ephemeral_env").template == ONE
+"""
+    )
+    result = run()
+    result.assert_outcomes(passed=2 if first else 1, failed=1)
+    result.stdout.fnmatch_lines(["*environment_fixture*"])
+
+
+def test_base_url_is_the_environments(project, run):
+    """For tests that use it, and only for those."""
+    project.write(
+        test_it="""
+def test_a(base_url): assert get(base_url) == "plain"
+"""
+    )
+    result = run()
+    result.assert_outcomes(passed=1)
+    project.write(test_it="def test_b(): pass")
+    result = run()
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*ephemeral environments*")
+
+
+def test_base_url_that_the_user_set_stays(project, run):
+    """It was said on purpose."""
+    project.write(test_it='def test_a(base_url): assert base_url == "http://set.example"')
+    run("--base-url", "http://set.example").assert_outcomes(passed=1)
+
+
+def test_reruns_get_a_fresh_environment_of_their_own(project, run):
+    """A function's environment is not used twice; the module's is."""
+    project.write(
+        test_it="""
+ids = []
+@pytest.mark.flaky(reruns=1)
+def test_a(ephemeral_env_function, ephemeral_env_module):
+    ids.append((ephemeral_env_function.id, ephemeral_env_module.id))
+    assert len(ids) == 2
+    assert ids[0][0] != ids[1][0] and ids[0][1] == ids[1][1]
+"""
+    )
+    run().assert_outcomes(passed=1)

@@ -1,0 +1,87 @@
+"""Without ``--ephemeral-env``: nothing is brought up, loaded or changed."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+TESTS = """
+def test_plain(): pass
+def test_home(ephemeral_url): raise AssertionError
+def test_fresh(ephemeral_env_function): raise AssertionError
+@pytest.mark.ephemeral_env(ONE)
+def test_one(ephemeral_env): raise AssertionError
+@pytest.mark.ephemeral_env(ONE, TWO)
+def test_both(ephemeral_env): raise AssertionError
+"""
+
+
+def test_tests_that_need_an_environment_are_skipped_and_say_why(pytester, project):
+    """The reason names the option; everything else runs."""
+    project.write(test_it=TESTS)
+    result = pytester.runpytest_inprocess("-rs", "-p", "no:randomly")
+    result.assert_outcomes(passed=1, skipped=5)
+    result.stdout.fnmatch_lines(["*needs an environment: run pytest with --ephemeral-env*"])
+    assert not (project.folder / ".ephemeral").exists()
+
+
+def test_ids_are_the_same_on_or_off(pytester, project):
+    """One template leaves the id as it is; of several, the names are the ids."""
+    project.write(test_it=TESTS)
+
+    def ids(*arguments):
+        result = pytester.runpytest_inprocess(
+            "--collect-only", "-q", "-p", "no:randomly", *arguments
+        )
+        return sorted(line for line in result.outlines if "::" in line)
+
+    assert ids() == ids("--ephemeral-env")
+    assert ids() == sorted(
+        f"test_it.py::test_{name}"
+        for name in ("plain", "home", "fresh", "one", f"both[[]{project.one}]", f"both[{project.two}]")
+        for name in [name.replace("[[]", "[")]
+    )
+
+
+def test_a_broken_configuration_is_not_even_read(pytester, project):
+    """Nor is a missing one."""
+    project.configure("this is = = not TOML")
+    project.write(test_it="def test_plain(): pass")
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_a_marker_called_wrongly_is_told(pytester, project):
+    """In one clean message, without a traceback."""
+    project.write(test_it="@pytest.mark.ephemeral_env()\ndef test_it(ephemeral_env): pass")
+    result = pytester.runpytest_inprocess()
+    result.stdout.fnmatch_lines(["*test_it.py::test_it: @pytest.mark.ephemeral_env: name a templ*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_nothing_heavy_is_imported():
+    """Every run of every project that has this installed would pay for it."""
+    heavy = ("boto3", "docker", "requests", "rich", "msgspec", "asyncio", "multiprocessing")
+    program = (
+        "import sys; from unittest import mock; import pytest\n"
+        "before = set(sys.modules)\n"
+        "import pytest_ephemeral.pytest_plugin.plugin, pytest_ephemeral.hookspecs\n"
+        f"print(sorted({heavy!r} & (set(sys.modules) - before)))\n"
+        "print(sorted(m for m in set(sys.modules) - before if m.startswith('pytest_ephemeral')))\n"
+    ).replace(f"{heavy!r} &", f"set({heavy!r}) &")
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded, own = done.stdout.splitlines()
+    assert loaded == "[]"
+    assert "session" not in own
+    assert "broker" not in own
+
+
+@pytest.mark.parametrize("option", ["--help", "--version", "--markers"])
+def test_asking_for_help_works_with_a_broken_configuration(pytester, project, option):
+    """Also with everything switched on."""
+    project.configure("[templates.x]\nnonsense = 1")
+    result = pytester.runpytest_inprocess("--ephemeral-env", option)
+    assert result.ret == 0
