@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -67,7 +66,7 @@ def _written(target: Path, content: Iterable[bytes]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # it would be read as "the target exists"
         raise NotADirectoryError(errno.ENOTDIR, "not a folder", target.parent) from error
-    temporary = target.with_name(TEMPORARY + secrets.token_hex(8))
+    temporary = target.with_name(TEMPORARY + os.urandom(8).hex())
     try:
         with temporary.open("xb") as file:
             file.writelines(content)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -18,12 +17,12 @@ import msgspec
 from pytest_ephemeral import files, machine, providers
 from pytest_ephemeral.artifacts import Repository
 from pytest_ephemeral.errors import (
+    BakeError,
     ConfigurationError,
     ImageChangedError,
     ImageInUseError,
     ImageMissingError,
 )
-from pytest_ephemeral.images import bundle
 from pytest_ephemeral.images import key as keys
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.claim import claimed
@@ -91,15 +90,16 @@ class Images:
             ConfigurationError: The recipe can't be right.
         """
         wanted = self._wanted(recipe)
-        if mode != "always" and (image := self._existing(wanted, say)):
-            return image
-        if mode == "never":
-            raise self._missing(wanted)
-        with claimed(self._store, wanted.key, recipe.name, say):
-            # Whoever was waited for has baked it, unless that failed.
+        with _explained(recipe.name):
             if mode != "always" and (image := self._existing(wanted, say)):
                 return image
-            return self._make(wanted, again=mode == "always", say=say, live=live)
+            if mode == "never":
+                raise self._missing(wanted)
+            with claimed(self._store, wanted.key, recipe.name, say):
+                # Whoever was waited for has baked it, unless that failed.
+                if mode != "always" and (image := self._existing(wanted, say)):
+                    return image
+                return self._make(wanted, again=mode == "always", say=say, live=live)
 
     def prune(self, keep: int, in_use: Collection[str]) -> list[Image]:
         """Remove old images: content, archive, and record.
@@ -125,12 +125,14 @@ class Images:
             ImageMissingError: Its content can't be had.
             ConfigurationError: It was taken as it is, or the file can't be written.
         """
+        from pytest_ephemeral.images import bundle
+
         if image.archive is None:
             raise ConfigurationError(
                 f"the image {image.name!r} was taken as it is from {image.reference}, and is not "
                 "kept here: copy that instead"
             )
-        with self._archive_of(image) as archive:
+        with _explained(image.name), self._archive_of(image) as archive:
             bundle.write(file, image, archive)
 
     def import_(self, file: Path) -> Image:
@@ -140,7 +142,9 @@ class Images:
             ConfigurationError: It is no such file.
             ImageChangedError: It is not what it says it is.
         """
-        with _scratch() as archive:
+        from pytest_ephemeral.images import bundle
+
+        with _explained(file.name), _scratch() as archive:
             image = bundle.read(file, archive)
             self._store.upload(_archive_path(image), archive)
         self.catalog.record(image)
@@ -200,11 +204,11 @@ class Images:
         started = time.monotonic()
         name, baker = wanted.recipe.name, wanted.baker
         job = self._job(wanted, say, live)
-        if not again and (image := baker.adopt(job)):
-            return self._finish(wanted, job, image, started)
+        if not again and (image := self._adopted(wanted, job, started)):
+            return image
         with baker.exclusive(wanted.key, f"baking {name}", say) as descriptors:
-            if not again and (image := baker.adopt(job)):
-                return self._finish(wanted, job, image, started)
+            if not again and (image := self._adopted(wanted, job, started)):
+                return image
             say(f"baking {name} ({wanted.key[:19]}…)")
             try:
                 image = baker.bake(dataclasses.replace(job, descriptors=descriptors))
@@ -212,6 +216,14 @@ class Images:
             except BaseException:
                 baker.discard(wanted.key)
                 raise
+
+    def _adopted(self, wanted: _Wanted, job: BakeJob, started: float) -> Image | None:
+        """What a bake for another store, or under another name, has left on this machine."""
+        image = wanted.baker.adopt(job)
+        if image is None:
+            return None
+        job.say(f"{image.name} is on this machine already: it is verified and recorded")
+        return self._finish(wanted, job, image, started)
 
     def _job(self, wanted: _Wanted, say: Say, live: Say | None) -> BakeJob:
         artifact = wanted.artifact
@@ -304,6 +316,18 @@ def _archive_path(image: Image) -> str:
 
 
 @contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn the system's errors into ours: a full disk, a folder that is not this user's."""
+    try:
+        yield
+    except OSError as error:
+        raise BakeError(
+            f"the image {name!r} can't be made or brought here: {error}. See that there is room "
+            f"(`df -h {error.filename or '.'}`), and that this user may write there"
+        ) from error
+
+
+@contextmanager
 def _scratch() -> Iterator[Path]:
     """A file for an archive on its way; those of processes that were killed are swept."""
     folder = machine.state_directory() / "transfers"
@@ -312,7 +336,7 @@ def _scratch() -> Iterator[Path]:
         pid = left.name.partition("-")[0]
         if pid.isdigit() and not machine.process_started(int(pid)):
             left.unlink(missing_ok=True)
-    file = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
+    file = folder / f"{os.getpid()}-{os.urandom(4).hex()}"
     try:
         yield file
     finally:

@@ -1,5 +1,6 @@
 """Images: from a recipe to what was baked, on this machine and on another."""
 
+import errno
 import gzip
 import os
 import tarfile
@@ -18,7 +19,7 @@ from pytest_ephemeral.errors import (
     NothingMatchedError,
     UnavailableError,
 )
-from pytest_ephemeral.providers.local import guard, prefix, tree
+from pytest_ephemeral.providers.local import archive, guard, prefix, tree
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 
 
@@ -162,6 +163,26 @@ def test_an_interrupted_bake_leaves_nothing(here, monkeypatch):
     assert list(here.store.paths("")) == []
 
 
+def test_a_full_disk_is_explained(here, monkeypatch):
+    """And leaves nothing behind."""
+
+    def fail(top, file):
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr(archive, "pack", fail)
+    with pytest.raises(BakeError, match=r"No space left on device.*df -h"):
+        here.obtain()
+    assert here.installed() == set()
+    assert list(here.store.paths("")) == []
+
+
+def test_a_state_folder_that_cant_be_written_is_explained(here):
+    """Its path is said."""
+    (here.folder / "state").write_text("")
+    with pytest.raises(BakeError, match=r"can't be made.*state"):
+        here.obtain()
+
+
 def test_baking_again_replaces_the_record(here):
     """``always`` bakes anew under the same key; each time the catalog has one record."""
     first = here.obtain(install=["date +%N > $PREFIX/now"])
@@ -209,6 +230,7 @@ def test_another_store_adopts_what_is_here(here):
     finally:
         os.close(running)
     assert not other.baked
+    assert "shop is on this machine already" in other.said[0]
     assert adopted.digest == image.digest
     assert any("verifying" in line for line in other.said)
     assert other.store.has(f"images/{adopted.archive.removeprefix('sha256:')}")
@@ -258,9 +280,9 @@ def test_a_restored_image_is_recognised(here, monkeypatch):
     """Other inodes and times, the same content: looked into once, and known from then on."""
     image = here.obtain()
     content = Path(image.reference)
-    tree.pack(content, here.folder / "backup")
+    archive.pack(content, here.folder / "backup")
     tree.remove(content)
-    tree.unpack(here.folder / "backup", content)
+    archive.unpack(here.folder / "backup", content)
     assert here.obtain() == image
     monkeypatch.setattr(tree, "manifest", lambda top: pytest.fail("looked into again"))
     assert here.obtain() == image
@@ -306,8 +328,8 @@ def test_a_changed_archive_is_refused(here):
     """Before anything of it is unpacked."""
     image = here.obtain()
     here.forget()
-    archive = here.folder / "store/images" / image.archive.removeprefix("sha256:")
-    archive.write_bytes(gzip.compress(b"poison"))
+    blob = here.folder / "store/images" / image.archive.removeprefix("sha256:")
+    blob.write_bytes(gzip.compress(b"poison"))
     with pytest.raises(ImageChangedError, match="archive of the image 'shop'"):
         here.obtain()
     assert here.installed() == set()

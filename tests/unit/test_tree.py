@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral.providers.local import tree
+from pytest_ephemeral.providers.local import archive, tree
 
 ODD_NAMES = ["two words", "line\nend", "\nfirst", "ünï", os.fsdecode(b"\xff\xfe"), "n" * 200]
 
@@ -39,19 +39,19 @@ def digest(top: Path) -> str:
 def test_a_tree_comes_back_from_its_archive(installed, tmp_path):
     """Content, kinds, modes, links and odd names; and packed again it is the same archive."""
     tree.seal(installed)
-    tree.pack(installed, tmp_path / "archive")
-    tree.unpack(tmp_path / "archive", tmp_path / "back")
+    archive.pack(installed, tmp_path / "archive")
+    archive.unpack(tmp_path / "archive", tmp_path / "back")
     assert tree.manifest(tmp_path / "back") == tree.manifest(installed)
     assert os.readlink(tmp_path / "back/lib/same") == "./deep/"  # noqa: PTH115 - as it is
-    tree.pack(tmp_path / "back", tmp_path / "again")
+    archive.pack(tmp_path / "back", tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "archive").read_bytes()
 
 
 def test_compiled_python_stays_valid_in_an_archive(installed, tmp_path):
     """It names its source's modification time, so that is kept."""
     os.utime(installed / "lib/data", (1_000_000_000, 1_000_000_000))
-    tree.pack(installed, tmp_path / "archive")
-    tree.unpack(tmp_path / "archive", tmp_path / "back")
+    archive.pack(installed, tmp_path / "archive")
+    archive.unpack(tmp_path / "archive", tmp_path / "back")
     assert (tmp_path / "back/lib/data").stat().st_mtime == 1_000_000_000
 
 
@@ -159,7 +159,7 @@ def test_nothing_is_unpacked_outside(tmp_path, members):
     """Nor anything that ``pack`` never writes."""
     file = archive_of(tmp_path / "archive", *members)
     with pytest.raises(tree.BadTreeError):
-        tree.unpack(file, tmp_path / "top")
+        archive.unpack(file, tmp_path / "top")
     assert {path.name for path in tmp_path.iterdir()} == {"archive", "top"}
 
 
@@ -167,10 +167,10 @@ def test_nothing_is_unpacked_outside(tmp_path, members):
 def test_a_damaged_archive_is_refused(installed, tmp_path, damage):
     """Empty, something else, or cut off."""
     file = tmp_path / "archive"
-    tree.pack(installed, file)
+    archive.pack(installed, file)
     file.write_bytes(file.read_bytes()[:-500] if damage is None else damage)
     with pytest.raises(tree.BadTreeError, match="can't be read"):
-        tree.unpack(file, tmp_path / "top")
+        archive.unpack(file, tmp_path / "top")
 
 
 def test_removing_is_whole_and_may_be_repeated(installed):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import secrets
 import shlex
 import sys
 import time
@@ -57,7 +55,7 @@ class LocalBaker:
         """What decides the tree: the platform and where it is installed; or a folder's content."""
         if recipe.reference is None:
             return {
-                "platform": f"{sys.platform} {platform.machine()}",
+                "platform": f"{sys.platform} {os.uname().machine}",
                 "prefix": str(prefix_root()),
             }
         folder = _reference(recipe.reference, root)
@@ -139,16 +137,20 @@ class LocalBaker:
 
     def pack(self, image: Image, file: Path) -> None:
         """Write the tree into one file."""
-        tree.pack(Path(image.reference), file)
+        from pytest_ephemeral.providers.local import archive
+
+        archive.pack(Path(image.reference), file)
 
     def unpack(self, image: Image, file: Path) -> None:
         """Bring the tree here from such a file, under the lock of ``exclusive``."""
+        from pytest_ephemeral.providers.local import archive
+
         prefix = Prefix.at(image)
         links = [link for link in image.handle.get("links", "").split("\n") if link]
         _require(image.name, links)
         prefix.clear()
         try:
-            tree.unpack(file, prefix.unpacking)
+            archive.unpack(file, prefix.unpacking)
             manifest = tree.manifest(prefix.unpacking)
             tree.require(manifest, image.digest)
         except tree.BadTreeError as error:
@@ -217,7 +219,7 @@ def _run(
     last: deque[str] = deque(maxlen=_LAST_LINES)
     with _working_directory(prefix) as work, _output(job, last) as on_output:
         spec = guard.Spec(
-            id=f"bake-{prefix.tree.name[:12]}-{secrets.token_hex(4)}",
+            id=f"bake-{prefix.tree.name[:12]}-{os.urandom(4).hex()}",
             processes={"bake": argv},
             directory=work / "here",
             variables={**variables, "TMPDIR": str(work / "tmp")},
@@ -242,7 +244,7 @@ def _run(
 def _working_directory(prefix: Prefix) -> Iterator[Path]:
     """A folder with one to start in, and one for what is needed for a while; gone afterwards."""
     trusted_root()
-    work = prefix.work(secrets.token_hex(4))
+    work = prefix.work(os.urandom(4).hex())
     for name in ("here", "tmp"):
         (work / name).mkdir(mode=0o700, parents=True)
     try:

@@ -1,4 +1,4 @@
-"""An installed tree: sealed, told apart from any other by its content, packed and unpacked.
+"""An installed tree: sealed, and told apart from any other by its content.
 
 Its *manifest* has three fields for each of its entries: kind and mode, what it holds (a digest, a
 link's target), and its path. The manifest's own SHA-256 is the tree's digest. Owners and times are
@@ -8,19 +8,17 @@ without moving the change time, which no program can set back, so an equal one m
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import shutil
 import stat
-import tarfile
-import zlib
 from pathlib import Path
 from typing import Final
 
 from pytest_ephemeral import files
 
-_NOT_WRITABLE: Final = 0o555
+#: The permissions that are left to a sealed entry.
+SEALED: Final = 0o555
 _WRITABLE_FOLDER: Final = 0o700
 
 
@@ -58,12 +56,12 @@ def seal(top: Path) -> None:
         if stat.S_ISREG(status.st_mode):
             if status.st_nlink > 1:
                 _make_own(entry, status.st_ino)
-            entry.chmod(status.st_mode & _NOT_WRITABLE)
+            entry.chmod(status.st_mode & SEALED)
         elif stat.S_ISDIR(status.st_mode):
-            entry.chmod(status.st_mode & _NOT_WRITABLE)
+            entry.chmod(status.st_mode & SEALED)
         elif not stat.S_ISLNK(status.st_mode):
             raise BadTreeError(f"{path} is neither a file nor a folder nor a symbolic link")
-    top.chmod(_NOT_WRITABLE)
+    top.chmod(SEALED)
 
 
 def _make_own(file: Path, inode: int) -> None:
@@ -78,9 +76,9 @@ def manifest(top: Path) -> bytes:
 
 
 def _line(top: Path, path: str, status: os.stat_result) -> bytes:
-    mode = stat.S_IMODE(status.st_mode) & _NOT_WRITABLE
+    mode = stat.S_IMODE(status.st_mode) & SEALED
     if stat.S_ISLNK(status.st_mode):
-        said = "l", _target(top, path)
+        said = "l", target(top, path)
     elif stat.S_ISDIR(status.st_mode):
         said = f"d{mode:o}", ""
     else:
@@ -90,7 +88,8 @@ def _line(top: Path, path: str, status: os.stat_result) -> bytes:
     return os.fsencode("\0".join((*said, path, "")))
 
 
-def _target(top: Path, path: str) -> str:
+def target(top: Path, path: str) -> str:
+    """What a link of the tree says, to the letter."""
     return os.readlink(top / path)  # noqa: PTH115 - a Path would drop "./" and a last slash
 
 
@@ -144,9 +143,9 @@ def outside_links(top: Path) -> list[str]:
     found = []
     for path, status in walk(top):
         if stat.S_ISLNK(status.st_mode):
-            target = Path(_target(top, path))
-            if target.is_absolute() and not target.is_relative_to(top) and target.exists():
-                found.append(f"{path} -> {target}")
+            there = Path(target(top, path))
+            if there.is_absolute() and not there.is_relative_to(top) and there.exists():
+                found.append(f"{path} -> {there}")
     return found
 
 
@@ -162,79 +161,3 @@ def remove(top: Path) -> None:
             if not inner.is_symlink():
                 inner.chmod(_WRITABLE_FOLDER)
     shutil.rmtree(top)
-
-
-def pack(top: Path, file: Path) -> None:
-    """Write the tree into one file, a compressed tar; the same image gives the same bytes.
-
-    Owners are left out. Modification times are kept, in whole seconds: compiled Python names its
-    source's, and would be compiled anew at every start.
-    """
-    with (
-        file.open("wb") as raw,
-        gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for path, status in walk(top):
-            member = _member(top, path, status)
-            if member.isreg():
-                with (top / path).open("rb") as content:
-                    tar.addfile(member, content)
-            else:
-                tar.addfile(member)
-
-
-def _member(top: Path, path: str, status: os.stat_result) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(path)
-    member.mode = stat.S_IMODE(status.st_mode) & _NOT_WRITABLE
-    member.mtime = int(status.st_mtime)
-    if stat.S_ISLNK(status.st_mode):
-        member.type, member.linkname, member.mode = tarfile.SYMTYPE, _target(top, path), 0o777
-    elif stat.S_ISDIR(status.st_mode):
-        member.type = tarfile.DIRTYPE
-    else:
-        member.size = status.st_size
-    return member
-
-
-def unpack(file: Path, top: Path) -> None:
-    """Make the tree that ``pack`` wrote, in a folder that is not there yet, and seal it.
-
-    Every entry must stand in a folder that came before it, as ``pack`` has them, so nothing can
-    be written through a link or outside of ``top``.
-
-    Raises:
-        BadTreeError: It is not such a file.
-    """
-    top.mkdir(mode=0o755)
-    folders = {""}
-    try:
-        # Not tarfile's own reading of gzip, which takes what is cut off for what has ended.
-        with gzip.open(file) as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
-            for member in tar:
-                parent, slash, name = member.name.rpartition("/")
-                if parent not in folders or name in {"", ".", ".."} or (slash and not parent):
-                    raise BadTreeError(f"{member.name!r} stands in no folder of the archive")
-                if member.isdir():
-                    folders.add(member.name)
-                _extract(tar, member, top / member.name)
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadTreeError(f"it can't be read: {error}") from error
-    seal(top)
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    if member.issym():
-        target.symlink_to(member.linkname)
-        return
-    if member.isdir():
-        target.mkdir()
-        target.chmod(member.mode | _WRITABLE_FOLDER)
-        return
-    content = tar.extractfile(member) if member.isreg() else None
-    if content is None:
-        raise BadTreeError(f"{member.name!r} is neither a file nor a folder nor a symbolic link")
-    with content, target.open("xb") as file:
-        shutil.copyfileobj(content, file)
-    target.chmod(member.mode)
-    os.utime(target, (member.mtime, member.mtime))
