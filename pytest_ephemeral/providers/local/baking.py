@@ -164,9 +164,9 @@ class LocalBaker:
 
     def remove(self, image: Image) -> None:
         """Remove the tree from here, if it is that image's."""
-        if _AS_IT_IS in image.handle:
+        prefix = Prefix.of(image.key)
+        if str(prefix.tree) != image.reference:  # someone's folder, or under another root
             return
-        prefix = Prefix.at(image)
         trusted(prefix)
         if not prefix.tree.exists():
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from os.path import abspath, dirname
 
@@ -11,4 +12,4 @@ if __name__ == "__main__":
 
     from supervisor.loop import main  # type: ignore[import-not-found]
 
-    sys.exit(main())
+    os._exit(main())  # there is nothing left to be tidied up

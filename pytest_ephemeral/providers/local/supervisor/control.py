@@ -63,15 +63,15 @@ class Client:
         return taken
 
     def answer(self, answer: Mapping[str, Any]) -> None:
-        """Send the answer, and close. A client that has gone away misses it."""
+        """Send the answer; the client waits until the connection is closed, too.
+
+        A client that has gone away misses it.
+        """
         try:
-            self.connection.setblocking(True)
             self.connection.settimeout(1)
             self.connection.sendall(json.dumps(answer).encode() + b"\n")
         except OSError:
             pass
-        finally:
-            self.close()
 
     def close(self) -> None:
         """Close the connection, and descriptors that nobody took."""
@@ -107,7 +107,7 @@ def is_same_user(connection: socket.socket) -> bool:
 def exchange(
     connection: socket.socket, request: Mapping[str, Any], descriptors: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """The client's side: send a request, and wait for its answer.
+    """The client's side: send a request, and wait for its answer, and the connection's end.
 
     Raises:
         EOFError: The guard ended without answering.
@@ -118,13 +118,13 @@ def exchange(
             raise PermissionError("the guard's address is held by another user")
         data = json.dumps(request).encode() + b"\n"
         sent = socket.send_fds(connection, [data], list(descriptors))
-        if data[sent:]:  # sending nothing fails if the answer is there already
+        if data[sent:]:  # sending nothing fails with EPIPE when the answer is there already
             connection.sendall(data[sent:])
         with connection.makefile("rb") as lines:
-            line = lines.readline()
+            received = lines.read()
     except (ConnectionError, BrokenPipeError) as error:
         raise EOFError from error
-    if not line.endswith(b"\n"):
+    if not received.endswith(b"\n"):
         raise EOFError
-    answer: dict[str, Any] = json.loads(line)
+    answer: dict[str, Any] = json.loads(received)
     return answer

@@ -174,7 +174,7 @@ class Supervisor:
             "crash": self._crash,
         }
         _tell(1, answer)
-        for client in self._stops:
+        for client in self._stops:  # their connections end with this process
             client.answer(answer)
         if self._settle and orphaned:
             _detach(self._settle)
@@ -279,8 +279,7 @@ class Supervisor:
         while ended := processes.reap():
             pid, status = ended
             if client := self._runs.pop(pid, None):
-                self._unwatch(client.connection.fileno())
-                client.answer({"status": status})
+                self._dismiss(client, {"status": status})
             for process in self._processes:
                 if process.pid == pid and process.status is None:
                     self._drain(process)
@@ -307,17 +306,18 @@ class Supervisor:
         try:
             request = client.receive()
         except EOFError:
-            self._unwatch(client.connection.fileno())
-            client.close()
+            self._dismiss(client, None)
             if self._runs.pop(client.pid, None):
                 processes.kill_tree(client.pid)
             return
-        if request is None:
-            return
-        answer = self._serve(client, request)
+        if request is not None and (answer := self._serve(client, request)) is not None:
+            self._dismiss(client, answer)
+
+    def _dismiss(self, client: Client, answer: Mapping[str, Any] | None) -> None:
+        self._unwatch(client.connection.fileno())
         if answer is not None:
-            self._unwatch(client.connection.fileno())
             client.answer(answer)
+        client.close()
 
     def _serve(self, client: Client, request: Mapping[str, Any]) -> dict[str, Any] | None:
         """Do what is asked: the answer, or None when it comes later."""

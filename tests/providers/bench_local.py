@@ -1,0 +1,98 @@
+"""The local provider on the bench."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import Kind
+
+from pytest_ephemeral import machine
+from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
+from pytest_ephemeral.models import Environment, Recipe, Template
+from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
+
+SERVE = f'exec "{sys.executable}" "$PREFIX/application.py" "$HOST"'
+
+
+class Bench:
+    """See ``bench.Bench``."""
+
+    def unavailable(self) -> str:
+        return "the local provider does not run on Windows" if sys.platform == "win32" else ""
+
+    def recipe(self, root: Path) -> Recipe:
+        shutil.copy(Path(__file__).with_name("application.py"), root)
+        return LocalRecipe(
+            name="app",
+            install=[f'cp "{root}/application.py" "$PREFIX"'],
+            verify=['test -f "$PREFIX/application.py"'],
+        )
+
+    def template(self, kind: Kind) -> Template:
+        # A high port: below 10000, the machine's other programs listen.
+        match kind:
+            case "web":
+                return LocalTemplate(
+                    name="web", image="app", command=f'{SERVE} "$PORT"', port=18473
+                )
+            case "pair":
+                worker = f"echo working; {SERVE} $PORT_ADMIN"
+                return LocalTemplate(
+                    name="pair",
+                    image="app",
+                    command={"web": f"{SERVE} $PORT", "worker": worker},
+                    ports={"http": 18474, "admin": 18475},
+                )
+            case "crash":
+                return LocalTemplate(
+                    name="crash", image="app", command="echo no database >&2; exit 3", port=18476
+                )
+            case "elsewhere":
+                return LocalTemplate(
+                    name="elsewhere", image="app", command=f"{SERVE} 18478", port=18477
+                )
+
+    def traces(self, environment: Environment) -> Sequence[str]:
+        return [
+            *marked_processes(environment.id),
+            *_folder(environment.id),
+            *_sockets(environment),
+        ]
+
+
+def marked_processes(id: str) -> list[str]:
+    """The processes whose environment has the id: the process table, seen by other means."""
+    marker = f"{ENVIRONMENT_VARIABLE}={id}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker in (process / "environ").read_bytes().split(b"\0"):
+                found.append(f"process {process.name}: {(process / 'cmdline').read_bytes()!r}")
+        except OSError:
+            continue  # it has just ended, or is another user's
+    return found
+
+
+def _folder(id: str) -> list[str]:
+    folder = machine.state_directory() / "environments" / id
+    return [str(path) for path in (folder, *folder.rglob("*")) if path.exists()]
+
+
+def _sockets(environment: Environment) -> list[str]:
+    """Ports that still answer, and names of the abstract namespace that are still held."""
+    found = []
+    for endpoint in environment.endpoints.values():
+        with socket.socket() as probe:
+            probe.settimeout(5)
+            if probe.connect_ex((endpoint.host, endpoint.port)) == 0:
+                found.append(f"port {endpoint.host}:{endpoint.port} answers")
+    names = Path("/proc/net/unix").read_text().split() if sys.platform == "linux" else []
+    hosts = {endpoint.host for endpoint in environment.endpoints.values()}
+    claims = {f"@pytest-ephemeral/address/{host}" for host in hosts}
+    claims.add(f"@pytest-ephemeral/{os.getuid()}/{environment.id}")
+    return found + [f"socket {name}" for name in claims.intersection(names)]
