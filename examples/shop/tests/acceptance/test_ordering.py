@@ -48,13 +48,12 @@ def test_the_order_form_leads_to_the_order(shop: str, http: requests.Session) ->
 
 def test_what_is_not_there_is_not_sold(shop: str, http: requests.Session) -> None:
     """A refused order takes nothing, not even what there would have been enough of."""
-    before = http.get(f"{shop}api/products").json()
     basket = {"genmaicha": 1, "gyokuro": 4}
     refused = http.post(f"{shop}api/orders", json={"customer": "Ada", "basket": basket})
     assert refused.status_code == 409
     assert refused.json()["error"] == "There are only 3 of Gyokuro left."
-    after = http.get(f"{shop}api/products").json()
-    assert [tea["stock"] for tea in after] == [tea["stock"] for tea in before]
+    # Other tests of this module buy other teas meanwhile, from another xdist worker.
+    assert http.get(f"{shop}api/products/genmaicha").json()["stock"] == 30
 
 
 class TestDestructive:
