@@ -64,7 +64,7 @@ def fill(
     variables = {}
     for key, value in values.items():
         variables[key] = _REFERENCE.sub(replaced, value)
-    return Filled(variables, _worth_masking(secrets))
+    return Filled(variables, worth_masking(secrets))
 
 
 def references(text: str, kind: str) -> list[str]:
@@ -79,7 +79,7 @@ def references(text: str, kind: str) -> list[str]:
 
 def mask(text: str, secrets: Iterable[str]) -> str:
     """The text with every secret in it shown as ``***``."""
-    for secret in _worth_masking(secrets):
+    for secret in worth_masking(secrets):
         text = text.replace(secret, MASK)
     return text
 
@@ -101,8 +101,11 @@ def _image(name: str, images: Mapping[str, Image], where: str) -> str:
         raise ConfigurationError(f"{where}: no image {name!r}.{closest(name, images)}") from None
 
 
-def _worth_masking(secrets: Iterable[str]) -> tuple[str, ...]:
-    """Longest first, since one may be part of another; logs are masked by line, so lines too."""
+def worth_masking(secrets: Iterable[str]) -> tuple[str, ...]:
+    """The secrets that a log should not show, without those that would be found all over it.
+
+    Longest first, since one may be part of another; logs are masked by line, so lines too.
+    """
     parts = {part for secret in secrets for part in (secret, *secret.splitlines())}
     worth = (part for part in parts if len(part) >= SHORTEST_SECRET)
     return tuple(sorted(worth, key=lambda part: (-len(part), part)))

@@ -57,7 +57,7 @@ def claimed(store: Store, key: str, image: str, say: Callable[[str], None]) -> I
         store: What all who might bake it share.
         key: The image's key.
         image: Its name, for people.
-        say: Told who is waited for, for which image and since when.
+        say: Told who is waited for, for which image and how long.
     """
     path = f"bakes/{key.removeprefix('sha256:')}.json"
     claim = Claim(owner=machine.this_owner("bake"), image=image, since=datetime.now(UTC))
@@ -135,7 +135,4 @@ def _waiting(data: bytes, seconds: float) -> str:
         claim = decode(data, Claim)
     except msgspec.MsgspecError:
         return f"waiting for someone whose claim can't be read, {seconds:.0f} s"
-    return (
-        f"waiting for {claim.owner}, who has been baking {claim.image} since "
-        f"{claim.since.astimezone():%H:%M:%S}, {seconds:.0f} s"
-    )
+    return f"waiting for {claim.owner}, who is baking {claim.image}, {seconds:.0f} s"

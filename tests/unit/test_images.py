@@ -442,6 +442,8 @@ def test_an_image_for_another_root_says_so(here, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
     with pytest.raises(UnavailableError, match="PYTEST_EPHEMERAL_PREFIX_ROOT"):
         Prefix.at(image)
+    assert here.images.prune(0, in_use=()) == [image]  # only the store's part of it is here
+    assert Path(image.reference).exists()
 
 
 # -- folders prepared elsewhere ------------------------------------------------------------

@@ -22,6 +22,7 @@ from pytest_ephemeral.errors import (
     ImageChangedError,
     UnavailableError,
 )
+from pytest_ephemeral.interpolation import worth_masking
 from pytest_ephemeral.models import Image, Recipe
 from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.local import guard, tree
@@ -226,7 +227,7 @@ def _run(
             logs=work / "logs",
             readonly=readonly,
             remove_orphaned=[work] if readonly else [work, prefix.tree],
-            secrets=[value for name in job.recipe.pass_env if (value := os.environ.get(name))],
+            secrets=worth_masking(os.environ.get(name, "") for name in job.recipe.pass_env),
             descriptors=job.descriptors,
         )
         status = guard.run_to_end(spec, on_output=on_output, timeout=None)
