@@ -18,7 +18,17 @@ import msgspec
 
 from pytest_ephemeral import interpolation, providers
 from pytest_ephemeral.errors import ConfigurationError, closest
-from pytest_ephemeral.models import Name, Promotion, Ready, Recipe, Table, Template, Variable
+from pytest_ephemeral.models import (
+    Audience,
+    Name,
+    Outcome,
+    Promotion,
+    Ready,
+    Recipe,
+    Table,
+    Template,
+    Variable,
+)
 from pytest_ephemeral.reading import Problem, join, read, read_table, shown
 
 T = TypeVar("T")
@@ -41,13 +51,13 @@ class Webhook(Table, frozen=True, kw_only=True):
     """``[[webhook]]``: an address that is told of environments.
 
     Attributes:
-        url: Where to.
+        url: Where to; ``{env:…}`` works here.
         events: Which events; all when none are named.
         headers: Sent with each; ``{env:…}`` works here.
     """
 
     url: str
-    events: list[str] = msgspec.field(default_factory=list)
+    events: list[Outcome] = msgspec.field(default_factory=list)
     headers: dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -66,7 +76,7 @@ class Document(Table, frozen=True, kw_only=True):
     images: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
     templates: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
     promotion: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
-    publish: list[str] = msgspec.field(default_factory=lambda: ["auto"])
+    publish: list[Audience] = msgspec.field(default_factory=lambda: ["auto"])
     webhook: list[Webhook] = msgspec.field(default_factory=list)
 
 
@@ -89,7 +99,7 @@ class Config:
     images: Mapping[str, Recipe]
     templates: Mapping[str, Template]
     promotions: Mapping[str, Promotion]
-    publish: tuple[str, ...]
+    publish: tuple[Audience, ...]
     webhooks: tuple[Webhook, ...]
 
     def template(self, name: str | None) -> Template:

@@ -32,6 +32,27 @@ T = TypeVar("T")
 State = Literal["launching", "ready", "destroying"]
 Health = Literal["fail", "report"]
 
+#: What publishers tell of an environment: it is up, or what became of it.
+Outcome = Literal["up", "kept", "destroyed", "died", "leaked"]
+
+#: Who can be told. ``auto`` is the CI that this runs in, or ``json`` in one that is not known.
+Audience = Literal[
+    "auto",
+    "github",
+    "gitlab",
+    "jenkins",
+    "buildkite",
+    "azure",
+    "teamcity",
+    "circleci",
+    "bitbucket",
+    "woodpecker",
+    "drone",
+    "tekton",
+    "travis",
+    "json",
+]
+
 
 class Duration(float):
     """A length of time in seconds, written ``"90s"``, ``"5m"`` or ``"2h"``."""

@@ -17,9 +17,9 @@ import pluggy
 
 from pytest_ephemeral import ci, interpolation
 from pytest_ephemeral.config import Config
-from pytest_ephemeral.models import Environment
+from pytest_ephemeral.models import Environment, Outcome
 from pytest_ephemeral.publishers.channels import Channel, Host
-from pytest_ephemeral.publishers.events import Event, Outcome, clean
+from pytest_ephemeral.publishers.events import Event, clean
 from pytest_ephemeral.publishers.outbox import Outbox
 from pytest_ephemeral.publishers.webhook import Webhook
 

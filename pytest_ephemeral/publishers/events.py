@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 from urllib.parse import urlsplit
 
 from pytest_ephemeral import interpolation
-from pytest_ephemeral.models import Environment
-
-Outcome = Literal["up", "kept", "destroyed", "died", "leaked"]
+from pytest_ephemeral.models import Environment, Outcome
 
 #: The variables, outputs, parameters and keys of meta-data; the same in every CI. Each template
 #: has its own URL besides, such as EPHEMERAL_STAGING_URL or EPHEMERAL_STAGING_URL_EXPIRED.

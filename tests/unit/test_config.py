@@ -57,7 +57,7 @@ requires = ["tests", "approval"]
 
 [[webhook]]
 url = "https://chat.example.com/hook"
-events = ["ready"]
+events = ["up"]
 """
 
 
@@ -91,7 +91,7 @@ def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
     assert read.templates["two-ports"].endpoints() == {"http": 8080, "admin": 9000}
     assert read.promotions["production"].keep_old == Duration(3600)
     assert read.publish == ("github",)
-    assert read.webhooks[0].events == ["ready"]
+    assert read.webhooks[0].events == ["up"]
 
 
 def test_an_empty_configuration_has_defaults(tmp_path: Path) -> None:
