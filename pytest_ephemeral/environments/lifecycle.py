@@ -21,7 +21,8 @@ import msgspec
 
 from pytest_ephemeral import interpolation, labels, machine, providers
 from pytest_ephemeral.environments import readiness, watchdog
-from pytest_ephemeral.environments.ledger import Ledger, register
+from pytest_ephemeral.environments.ledger import register
+from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Duration, Environment, Image, ImageReference, Template
 from pytest_ephemeral.project import Project
@@ -254,7 +255,7 @@ class Lifecycle:
     def _abandon(self, environment: Environment, error: BaseException) -> None:
         """Take down what came up only in part; the error says so when that fails."""
         try:
-            self._remove(environment)
+            remove(self.project.ledger, environment)
         except EphemeralError as leak:
             error.add_note(str(leak))
 
@@ -303,7 +304,7 @@ class Lifecycle:
         started = time.monotonic()
         self.say(Progress(environment.id, "destroy"))
         try:
-            self._remove(environment)
+            remove(self.project.ledger, environment)
         except EphemeralError:
             self._emit("environment_stopped", environment=environment, outcome="leaked")
             raise
@@ -311,9 +312,6 @@ class Lifecycle:
         self.say(Progress(environment.id, "destroyed", seconds=seconds))
         self._emit("environment_stopped", environment=environment, outcome=outcome)
         return seconds
-
-    def _remove(self, environment: Environment) -> None:
-        remove(self.project.ledger, environment)
 
     def close(self) -> None:
         """The run is over and has seen to all it brought up: let the watchdog go."""
@@ -361,21 +359,6 @@ class _Clock:
 
     def total(self) -> float:
         return sum(self.seconds.values())
-
-
-def remove(ledger: Ledger, environment: Environment) -> None:
-    """Remove all of an environment, then its record: never the other way round.
-
-    Args:
-        ledger: Where its record is.
-        environment: Up, half-made, or gone already.
-
-    Raises:
-        DestroyError: Something remains.
-    """
-    ledger.change(environment.id, state="destroying")
-    providers.load(environment.provider).destroy(environment)
-    ledger.remove(environment.id)
 
 
 def _seed(environment: Environment, provider: Provider, command: str) -> None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from pytest_ephemeral import labels, machine, providers
 from pytest_ephemeral.environments.ledger import Ledger
-from pytest_ephemeral.environments.lifecycle import remove
+from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.errors import DestroyError, EphemeralError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.project import Project

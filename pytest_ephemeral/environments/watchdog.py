@@ -74,7 +74,7 @@ def guard(store_url: str, run: str, pipe: IO[bytes]) -> None:
         run: Whose environments.
         pipe: What the owner holds the other end of.
     """
-    from pytest_ephemeral.environments import lifecycle
+    from pytest_ephemeral.environments.removal import remove
     from pytest_ephemeral.errors import EphemeralError
 
     ledger = _ledger(store_url)  # loaded before it is needed, so that only the removing takes time
@@ -83,17 +83,17 @@ def guard(store_url: str, run: str, pipe: IO[bytes]) -> None:
     for environment in ledger.entries():
         if environment.owner.run == run and not environment.kept:
             with contextlib.suppress(EphemeralError):  # its record stays, for reap
-                lifecycle.remove(ledger, environment)
+                remove(ledger, environment)
 
 
 def settle(store_url: str, id: str) -> None:
     """Remove the record of an environment, and whatever may be left of it."""
-    from pytest_ephemeral.environments import lifecycle
+    from pytest_ephemeral.environments.removal import remove
     from pytest_ephemeral.errors import EphemeralError
 
     ledger = _ledger(store_url)
     with contextlib.suppress(EphemeralError):  # gone already, or its record stays for reap
-        lifecycle.remove(ledger, ledger.get(id))
+        remove(ledger, ledger.get(id))
 
 
 def _ledger(store_url: str) -> Ledger:

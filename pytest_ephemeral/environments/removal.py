@@ -1,0 +1,22 @@
+"""Removing an environment: what every way down ends in, whoever goes it."""
+
+from __future__ import annotations
+
+from pytest_ephemeral import providers
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.models import Environment
+
+
+def remove(ledger: Ledger, environment: Environment) -> None:
+    """Remove all of an environment, then its record: never the other way round.
+
+    Args:
+        ledger: Where its record is.
+        environment: Up, half-made, or gone already.
+
+    Raises:
+        DestroyError: Something remains, and so does the record.
+    """
+    ledger.change(environment.id, state="destroying")
+    providers.load(environment.provider).destroy(environment)
+    ledger.remove(environment.id)
