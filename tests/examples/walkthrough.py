@@ -76,9 +76,8 @@ class Walk:
             self.folder /= command.removeprefix("cd ")
             return
         done = self.run(command)
-        output = done.stdout + done.stderr
-        assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{output}"
-        compare(printed, output, command)
+        assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}"
+        compare(printed, done.stdout, command)
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
         """Run one command in a shell, as in this virtual environment, activated."""
@@ -86,7 +85,8 @@ class Walk:
             ["sh", "-c", command],
             cwd=self.folder,
             env=self.variables(),
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=120,
             check=False,
@@ -137,7 +137,8 @@ def alike(line: str) -> str:
         (r"\b(staging(?:-[a-z]+)?)-[a-z0-9]{6}\b", r"\1-ID"),
         (r"\b[0-9a-f]{8,64}\b", "DIGEST"),
         (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?", "TIME"),
-        (r"\d+(\.\d+)? ?(ms|s|m)\b", "SECONDS"),
+        (r"\S+@\S+:\d+", "OWNER"),
+        (r"(\d+(\.\d+)? ?(ms|s|m|h)\b ?)+", "SECONDS "),
         (r"={3,}", "="),
         (r"-{3,}", "-"),
         (r"\s+", " "),
