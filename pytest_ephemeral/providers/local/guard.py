@@ -26,7 +26,7 @@ from pytest_ephemeral.providers.local.supervisor.control import exchange
 
 _PROGRAM = Path(__file__).with_name("supervisor") / "__main__.py"
 #: Seconds a guard may take to answer, and to end everything (it gives up after 5).
-_ANSWER_TIME, _END_TIME = 5.0, 15.0
+_ANSWER_TIME, _END_TIME = 5.0, 8.0
 #: Seconds between two looks at a running script's output.
 _OUTPUT_INTERVAL = 0.05
 
@@ -292,7 +292,7 @@ def status(id: str) -> dict[str, Any]:
     Raises:
         EnvironmentGoneError: There is no such guard.
     """
-    return _ask(id, {"do": "status"})
+    return _ask(id, {"do": "status"}, timeout=_ANSWER_TIME)
 
 
 def extend(id: str, expires_at: float | None) -> None:
@@ -301,7 +301,7 @@ def extend(id: str, expires_at: float | None) -> None:
     Raises:
         EnvironmentGoneError: There is no such guard.
     """
-    _ask(id, {"do": "extend", "expires_at": expires_at})
+    _ask(id, {"do": "extend", "expires_at": expires_at}, timeout=_ANSWER_TIME)
 
 
 def keep(id: str) -> None:
@@ -310,7 +310,7 @@ def keep(id: str) -> None:
     Raises:
         EnvironmentGoneError: There is no such guard.
     """
-    _ask(id, {"do": "keep"})
+    _ask(id, {"do": "keep"}, timeout=_ANSWER_TIME)
 
 
 def stop(id: str) -> None:
@@ -360,7 +360,7 @@ def _ask(
     request: Mapping[str, Any],
     descriptors: Sequence[int] = (),
     *,
-    timeout: float | None = _ANSWER_TIME,
+    timeout: float | None,
 ) -> dict[str, Any]:
     try:
         with host.connect(id) as connection:

@@ -32,7 +32,7 @@ def listen(id: str) -> socket.socket:
     except OSError as error:
         listener.close()
         raise EphemeralError(
-            f"{id} can't be started: a guard of that id seems to run already ({error}). "
+            f"{id} can't be started: a guard of that id runs already ({error.strerror}). "
             f"See it with: pytest-ephemeral show {id}"
         ) from error
     return listener

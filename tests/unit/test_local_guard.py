@@ -1,0 +1,273 @@
+"""The guard: what it starts, what of it is seen, and that all of it ends."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import until
+
+from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
+from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
+from pytest_ephemeral.providers.local import guard, logs
+from pytest_ephemeral.providers.local.guard import Guard, Spec
+from pytest_ephemeral.providers.local.supervisor import loop
+from pytest_ephemeral.providers.local.supervisor.logs import SEGMENT_SIZE, SEGMENTS_KEPT
+from pytest_ephemeral.providers.local.supervisor.processes import marked
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no guard on Windows")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
+
+Start = Callable[..., Guard]
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Callable[..., Spec]:
+    """A spec of shell commands by name, in folders of this test."""
+
+    def make(commands: dict[str, str], **changes: Any) -> Spec:
+        (tmp_path / "here").mkdir(exist_ok=True)
+        wanted: dict[str, Any] = {
+            "id": f"guarded-{secrets.token_hex(4)}",
+            "processes": {name: ["/bin/sh", "-c", text] for name, text in commands.items()},
+            "directory": tmp_path / "here",
+            "variables": {"PATH": os.environ["PATH"]},
+            "logs": tmp_path / "logs",
+        }
+        return Spec(**{**wanted, **changes})
+
+    return make
+
+
+@pytest.fixture
+def start(spec: Callable[..., Spec]) -> Iterator[Start]:
+    """Start a guard that is stopped behind the test."""
+    started: list[Guard] = []
+
+    def begin(commands: dict[str, str], **changes: Any) -> Guard:
+        started.append(guard.start(spec(commands, **changes)))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.stop()
+
+
+def test_the_marker_is_the_labels_one() -> None:
+    """The supervisor can't import it, and says the same."""
+    assert loop.MARKER == ENVIRONMENT_VARIABLE
+
+
+def test_its_processes_get_their_variables_and_no_others(start: Start, tmp_path: Path) -> None:
+    """Nothing of this process leaks into them but the marker."""
+    one = start({"a": "env"}, variables={"COLOUR": "blue"})
+    until(lambda: guard.status(one.id)["processes"][0]["ended_at"])
+    lines = set(logs.read(tmp_path / "logs", "a").decode().split())
+    assert {"COLOUR=blue", f"{ENVIRONMENT_VARIABLE}={one.id}"} <= lines
+    assert {line.split("=")[0] for line in lines} <= {"COLOUR", ENVIRONMENT_VARIABLE, "PWD", "_"}
+
+
+def test_its_processes_hold_nothing_of_ours(start: Start, tmp_path: Path) -> None:
+    """Of open files they have their three, and no input."""
+    one = start(
+        {"a": f"exec {sys.executable} -I -S -c 'import os; print(os.listdir(\"/dev/fd\"))'"}
+    )
+    until(lambda: guard.status(one.id)["processes"][0]["ended_at"])
+    assert logs.read(tmp_path / "logs", "a") == b"['0', '1', '2', '3']\n"  # 3 is the listing's own
+
+
+def test_exit_statuses_and_signals_are_told(start: Start) -> None:
+    """Each process's, and which were still running, also after the end."""
+    one = start({"a": "exit 3", "b": "kill -9 $$", "c": "exec sleep 100"})
+    until(lambda: sum(p["ended_at"] is not None for p in guard.status(one.id)["processes"]) == 2)
+    statuses = {p["name"]: p["status"] for p in guard.status(one.id)["processes"]}
+    assert statuses == {"a": 3, "b": -9, "c": None}
+    one.stop()
+    assert one.wait() == {"a": 3, "b": -9, "c": None}
+
+
+def test_a_command_that_is_not_there_says_so_in_its_log(start: Start, tmp_path: Path) -> None:
+    """As a shell does: status 127, and a line that names it."""
+    one = start({"a": ""}, processes={"a": ["/no/such/program"]})
+    until(lambda: guard.status(one.id)["processes"][0]["status"] == 127)
+    assert b"/no/such/program: No such file" in logs.read(tmp_path / "logs", "a")
+
+
+def test_an_id_is_guarded_once(start: Start, spec: Callable[..., Spec]) -> None:
+    """A second guard of the same id is refused before anything starts."""
+    one = start({"a": "exec sleep 100"})
+    with pytest.raises(EphemeralError, match="runs already"):
+        guard.start(spec({"a": "exec sleep 100"}, id=one.id))
+
+
+def test_a_process_name_is_no_path(spec: Callable[..., Spec]) -> None:
+    """A log can't be written somewhere else by a name."""
+    with pytest.raises(ValueError, match="can't be called"):
+        guard.start(spec({"../a": "true"}))
+
+
+@linux_only
+def test_a_daemon_ends_too(start: Start, tmp_path: Path) -> None:
+    """Forked twice, in a session of its own, without its parent: it dies with the rest."""
+    script = "(setsid sh -c 'echo $$ > daemon; exec sleep 1000' &) ; exec sleep 1000"
+    one = start({"a": script})
+    pid = int(until((tmp_path / "here/daemon").read_text))
+    assert Path(f"/proc/{pid}").exists()
+    one.stop()
+    assert marked(f"{ENVIRONMENT_VARIABLE}={one.id}") == []
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@linux_only
+def test_a_growing_tree_of_processes_ends(start: Start, tmp_path: Path) -> None:
+    """Processes that keep starting others are killed faster than they start."""
+    script = "f() { while :; do (exec sleep 1000) & touch up; sleep 0.02; done; }; f & f & f & wait"
+    one = start({"a": script})
+    until(lambda: len(marked(f"{ENVIRONMENT_VARIABLE}={one.id}")) > 30)
+    one.stop()
+    assert marked(f"{ENVIRONMENT_VARIABLE}={one.id}") == []
+
+
+def test_a_hundred_megabytes_do_not_block(start: Start, tmp_path: Path) -> None:
+    """All of it is taken, the log keeps its cap, and its last line is there."""
+    one = start({"a": "head -c 100000000 /dev/zero; echo done"})
+    until(lambda: guard.status(one.id)["processes"][0]["status"] == 0, within=60)
+    assert logs.end(tmp_path / "logs", "a") == 100_000_005
+    assert logs.read(tmp_path / "logs", "a", 99_999_990).endswith(b"\0done\n")
+    kept = sum(path.stat().st_size for path in (tmp_path / "logs").iterdir())
+    assert kept <= SEGMENT_SIZE * SEGMENTS_KEPT
+
+
+def test_a_secret_in_two_writes_is_masked(start: Start, tmp_path: Path) -> None:
+    """What is printed in pieces is masked as one, and a prompt is not held back."""
+    script = "printf 'key: hid'; while [ ! -e go ]; do sleep 0.01; done; printf 'den\\nmore? '"
+    one = start({"a": f"{script}; exec sleep 100"}, secrets=["hidden"])
+    until(lambda: logs.read(tmp_path / "logs", "a") == b"key: ")
+    (tmp_path / "here/go").touch()
+    until(lambda: logs.read(tmp_path / "logs", "a") == b"key: ***\nmore? ")
+    guard.status(one.id)
+
+
+@linux_only
+def test_a_tree_is_read_only_even_for_root(start: Start, tmp_path: Path) -> None:
+    """Neither its processes nor what is run beside them can write there; we still can."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    one = start({"a": f"echo x > {tree}/file; exec sleep 100"}, readonly=[tree])
+    if refused := guard.status(one.id)["writable"]:
+        pytest.skip(f"the kernel does not let us: {refused}")
+    until(lambda: b"Read-only file system" in logs.read(tmp_path / "logs", "a"))
+    assert guard.run(one.id, ["touch", f"{tree}/file"], 20).returncode == 1
+    (tree / "file").touch()
+
+
+def test_it_ends_when_its_processes_have_if_told_to(spec: Callable[..., Spec]) -> None:
+    """A bake: the status and every line, and what it left running is dead on return."""
+    lines: list[str] = []
+    script = "echo one; (setsid sleep 1000 &) ; printf two; exit 7"
+    wanted = spec({"install": script})
+    assert guard.run_to_end(wanted, on_output=lines.append) == 7
+    assert lines == ["one", "two"]
+    assert marked(f"{ENVIRONMENT_VARIABLE}={wanted.id}") == []
+    with pytest.raises(EnvironmentGoneError):
+        guard.status(wanted.id)
+
+
+def test_running_to_the_end_has_a_time_out(spec: Callable[..., Spec]) -> None:
+    """A script that takes too long is killed with all it started."""
+    wanted = spec({"install": "sleep 1000 & wait"})
+    with pytest.raises(subprocess.TimeoutExpired):
+        guard.run_to_end(wanted, timeout=0.3)
+    assert marked(f"{ENVIRONMENT_VARIABLE}={wanted.id}") == []
+
+
+def test_folders_go_with_it_even_unwritable_ones(start: Start, tmp_path: Path) -> None:
+    """What an application made unwritable is removed all the same."""
+    one = start(
+        {"a": "mkdir -p sub/deep && touch sub/deep/file && chmod 500 sub/deep sub; exec sleep 100"},
+        remove=[tmp_path / "here", tmp_path / "logs"],
+    )
+    until(lambda: (tmp_path / "here/sub").stat().st_mode & 0o777 == 0o500)
+    one.stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_expiry_can_be_moved_both_ways(start: Start) -> None:
+    """Disarmed it has none; set to now it ends at once."""
+    one = start({"a": "exec sleep 1000"}, expires_at=time.time() + 1000)
+    guard.extend(one.id, None)
+    assert guard.status(one.id)["expires_at"] is None
+    guard.extend(one.id, time.time())
+    assert one.wait(20) == {"a": None}
+
+
+def test_settling_is_for_those_that_ended_without_their_owner(start: Start, tmp_path: Path) -> None:
+    """Stopped, nothing is settled; expired, the command runs, outside of what is guarded."""
+    settle = [
+        "/bin/sh",
+        "-c",
+        f"env > {tmp_path}/settling; mv {tmp_path}/settling {tmp_path}/settled",
+    ]
+    stopped = start({"a": "exec sleep 1000"}, settle=settle)
+    stopped.stop()
+    assert not (tmp_path / "settled").exists()
+    start({"a": "exec sleep 1000"}, settle=settle, expires_at=time.time())
+    variables = until((tmp_path / "settled").read_text)
+    assert ENVIRONMENT_VARIABLE not in variables
+
+
+def test_a_client_that_says_nonsense_harms_nobody(start: Start) -> None:
+    """It is answered with an error, or not at all; the guard goes on."""
+    from pytest_ephemeral.providers.local import host
+
+    one = start({"a": "exec sleep 1000"})
+    for data in (
+        b"{]\n",
+        b'"x"\n',
+        b"\xff\n",
+        b'{"do": "run"}\n',
+        b'{"do": "run", "argv": ["x"]}\n',
+    ):
+        with host.connect(one.id) as connection:
+            connection.sendall(data)
+            connection.shutdown(1)
+            answer = connection.recv(1000)
+        assert not answer or b"error" in answer
+    assert guard.status(one.id)["processes"][0]["status"] is None
+
+
+def test_stopping_ends_what_is_being_run(start: Start) -> None:
+    """Who waits for a command is told that the environment went away."""
+    one = start({"a": "exec sleep 1000"})
+    caught: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            guard.run(one.id, ["sleep", "1000"], None)
+        except EphemeralError as error:
+            caught.append(error)
+
+    waiting = threading.Thread(target=run)
+    waiting.start()
+    until(lambda: len(marked(f"{ENVIRONMENT_VARIABLE}={one.id}")) == 3)
+    one.stop()
+    waiting.join(20)
+    assert isinstance(caught[0], EnvironmentGoneError)
+
+
+def test_a_guard_that_breaks_down_says_why(start: Start, tmp_path: Path) -> None:
+    """A folder for logs that can't be written: everything ended, and the reason is told."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/a.00000000000000000000.log").mkdir()
+    one = start({"a": "exec sleep 1000"})
+    with pytest.raises(EphemeralError, match=r"(?s)broke down.*IsADirectoryError"):
+        one.wait(20)
+    assert marked(f"{ENVIRONMENT_VARIABLE}={one.id}") == []

@@ -1,0 +1,92 @@
+"""Logs of local processes: masked whatever way the bytes arrive, exact by offset, capped."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_ephemeral.providers.local import logs
+from pytest_ephemeral.providers.local.supervisor.logs import (
+    SEGMENT_SIZE,
+    SEGMENTS_KEPT,
+    Log,
+    Mask,
+)
+
+SECRETS = st.lists(st.text("ab", min_size=1, max_size=5).map(str.encode), min_size=1, max_size=3)
+
+
+@given(secrets=SECRETS, pieces=st.lists(st.text("abc", max_size=6).map(str.encode), max_size=12))
+def test_masking_does_not_depend_on_how_bytes_arrive(
+    secrets: list[bytes], pieces: list[bytes]
+) -> None:
+    """However a stream is cut into pieces, the same comes out as when it is masked in one."""
+    whole, cut = Mask(secrets), Mask(secrets)
+    together = whole.feed(b"".join(pieces)) + whole.flush()
+    assert b"".join(map(cut.feed, pieces)) + cut.flush() == together
+
+
+@given(secret=st.text("ab", min_size=2, max_size=6).map(str.encode), text=st.text("abc\n"))
+def test_no_secret_is_left(secret: bytes, text: str) -> None:
+    """What comes out holds no secret."""
+    mask = Mask([secret])
+    assert secret not in mask.feed(text.encode()) + mask.flush()
+
+
+def test_only_a_possible_beginning_is_held_back() -> None:
+    """A prompt without a line's end shows at once; half a secret does not."""
+    mask = Mask([b"s3cret"])
+    assert mask.feed(b"password: ") == b"password: "
+    assert mask.feed(b"it is s3c") == b"it is "
+    assert mask.feed(b"ret!") == b"***!"
+    assert mask.feed(b"s3") == b""
+    assert mask.feed(b"cond") == b"s3cond"
+
+
+def test_the_longer_of_two_secrets_is_masked_whole() -> None:
+    """One secret that begins with another leaves no tail of it to be seen."""
+    mask = Mask([b"abc", b"abcdef"])
+    assert mask.feed(b"abc") == b""
+    assert mask.feed(b"def.") == b"***."
+    assert mask.feed(b"abc-") == b"***-"
+
+
+def test_a_log_is_capped_and_its_offsets_stay_exact(tmp_path: Path) -> None:
+    """Old segments go; a position counted from the first byte leads to the same bytes."""
+    log = Log(str(tmp_path), "web", [])
+    total = 0
+    for number in range(SEGMENTS_KEPT * 2 + 1):
+        log.write(b"%04d" % number * (SEGMENT_SIZE // 4))
+        total += SEGMENT_SIZE
+    mark = logs.end(tmp_path, "web")
+    assert mark == total
+    log.write(b"the end")
+    log.close()
+    assert logs.read(tmp_path, "web", mark) == b"the end"
+    assert logs.read(tmp_path, "web", mark - 4, mark + 3) == b"0008the"
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= SEGMENT_SIZE * SEGMENTS_KEPT
+    assert logs.read(tmp_path, "web", 0).endswith(b"0008the end")
+
+
+def test_a_full_disk_loses_output_and_nothing_else(tmp_path: Path) -> None:
+    """What can't be written is dropped: whoever prints must not block, nor the guard fail."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = Log(str(folder), "web", [])
+    shutil.rmtree(folder)
+    log.write(b"x" * (SEGMENT_SIZE * 3))
+    log.close()
+
+
+def test_several_processes_are_told_apart(tmp_path: Path) -> None:
+    """Names may hold what is also in a segment's name."""
+    for name in ("web", "web.1"):
+        log = Log(str(tmp_path), name, [])
+        log.write(name.encode())
+        log.close()
+    assert logs.processes(tmp_path) == ["web", "web.1"]
+    assert logs.read(tmp_path, "web.1") == b"web.1"
+    assert logs.read(tmp_path, "web") == b"web"

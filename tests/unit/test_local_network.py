@@ -1,0 +1,103 @@
+"""Loopback addresses: claimed by one at a time, and a clear word when a port is taken."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.providers.local import network
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8 for itself"
+)
+
+HOLD = """
+import sys
+from pytest_ephemeral.providers.local import network
+holder = network._hold(sys.argv[1])
+print("held" if holder else "taken", flush=True)
+sys.stdin.readline()
+"""
+
+
+def _holding(host: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, host],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_claim_is_exclusive_between_processes_and_ends_with_its_holder() -> None:
+    """Another process can't have the address until this one lets go of it."""
+    claim = network.claim({"http": 18481})
+    with claim.holder, _holding(claim.host) as other:
+        assert other.communicate("\n")[0] == "taken\n"
+    with _holding(claim.host) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert network._hold(claim.host) is None
+        other.kill()
+    again = network._hold(claim.host)
+    assert again is not None
+    again.close()
+
+
+def test_a_claim_gives_the_ports_that_were_asked_for() -> None:
+    """The template's own ports, on an address that is out of people's way."""
+    claim = network.claim({"http": 18482, "admin": 18483})
+    with claim.holder:
+        assert claim.ports == {"http": 18482, "admin": 18483}
+        assert 64 <= int(claim.host.split(".")[1]) <= 254
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_port_that_is_taken_everywhere_is_told_with_its_holder(host: str) -> None:
+    """The message names the port, the process that listens on it, and what to do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as server:
+        try:
+            server.bind((host, 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        server.listen()
+        port = server.getsockname()[1]
+        with pytest.raises(LaunchError) as caught:
+            network.claim({"http": port})
+    message = str(caught.value)
+    assert f"port {port} is taken" in message
+    assert f"(pid {os.getpid()})" in message
+    assert "another port" in message
+
+
+def test_a_port_taken_on_one_address_is_no_obstacle() -> None:
+    """Someone's server on 127.0.0.1 is not in the way of an address of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        claim = network.claim({"http": port})
+        claim.holder.close()
+        assert claim.ports == {"http": port}
+
+
+def test_listeners_are_named_with_address_and_port() -> None:
+    """Who listens where, for IPv4 and for this process alone."""
+    with socket.create_server(("127.77.1.2", 0)) as server:
+        port = server.getsockname()[1]
+        found = network.listeners([os.getpid()])
+    assert ("127.77.1.2", port) in {(one.host, one.port) for one in found}
+    assert all(f"(pid {os.getpid()}) listens on" in str(one) for one in found)
+
+
+def test_where_there_is_one_address_ports_are_free_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS: 127.0.0.1, and other ports than the template's."""
+    monkeypatch.setattr(network, "has_own_addresses", lambda: False)
+    claim = network.claim({"http": 80, "admin": 443})
+    with claim.holder:
+        assert claim.host == "127.0.0.1"
+        assert len({80, 443, *claim.ports.values()}) == 4
