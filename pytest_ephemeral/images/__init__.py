@@ -27,7 +27,7 @@ from pytest_ephemeral.images import key as keys
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.claim import claimed
 from pytest_ephemeral.models import Artifact, Image, Recipe
-from pytest_ephemeral.providers import BakeJob, Baker
+from pytest_ephemeral.providers import UNKNOWN, BakeJob, Baker
 from pytest_ephemeral.store import Store
 
 BakeMode = Literal["missing", "always", "never"]
@@ -163,7 +163,17 @@ class Images:
             artifact=None if artifact is None else artifact.digest,
             resolved=baker.resolve(recipe, self._root),
         )
+        inputs = self._as_last_baked(recipe.name, inputs)
         return _Wanted(recipe, baker, artifact, inputs, keys.key(inputs))
+
+    def _as_last_baked(self, name: str, inputs: dict[str, str]) -> dict[str, str]:
+        """The inputs, what is unknown among them as in the newest image made from the same else."""
+        unknown = [one for one, value in inputs.items() if value == UNKNOWN]
+        for image in reversed(self.catalog.entries() if unknown else []):
+            then = {**inputs, **{one: image.inputs.get(one, UNKNOWN) for one in unknown}}
+            if image.name == name and image.inputs == then:
+                return then
+        return inputs
 
     def _existing(self, wanted: _Wanted, say: Say) -> Image | None:
         """The image as the catalog has it, brought here if it is not."""

@@ -15,7 +15,7 @@ from datetime import datetime
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Final, Literal, Protocol, runtime_checkable
 
 from pytest_ephemeral.errors import ConfigurationError, UnavailableError, closest
 from pytest_ephemeral.models import Environment, Image, Recipe, Template
@@ -23,7 +23,12 @@ from pytest_ephemeral.models import Environment, Image, Recipe, Template
 #: Name → ``module:class``, and the extra to install for it.
 TABLE: Mapping[str, tuple[str, str | None]] = {
     "local": ("pytest_ephemeral.providers.local:LocalProvider", None),
+    "docker": ("pytest_ephemeral.providers.docker:DockerProvider", "docker"),
 }
+
+#: Stands for what ``Baker.resolve`` can't ask for now, such as the digest of a base that neither
+#: this machine has nor a registry gives. An image that was baked from the same is good all the same.
+UNKNOWN: Final = "?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +221,8 @@ class Baker(Protocol):
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
         """All that decides the content besides recipe text, scripts and artifact, made exact.
 
-        Such as the digest a base's tag points to now. Goes into the key, under these names.
+        Such as the digest a base's tag points to now. Goes into the key, under these names. What
+        can't be told for now, though it may have been before, is ``UNKNOWN``.
 
         Raises:
             ConfigurationError: The recipe can't be right.

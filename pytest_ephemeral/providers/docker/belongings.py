@@ -1,0 +1,192 @@
+"""All that an environment has on an engine, found by its labels and by nothing else."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from pytest_ephemeral import labels, machine
+from pytest_ephemeral.errors import DestroyError, EphemeralError
+from pytest_ephemeral.models import Environment, Owner, decode
+from pytest_ephemeral.providers import Owned
+from pytest_ephemeral.providers.docker.engine import Engine, EngineError
+
+#: Which provider made it, since two of them use the same engine.
+PROVIDER: Final = labels.PREFIX + "provider"
+
+#: On a volume that holds nothing but its labels: the expiry has moved, and to when. No engine
+#: can change the labels of what is there already.
+EXTENDED: Final = labels.PREFIX + "extended-at"
+
+#: On a bake's container: the process that bakes, without which nobody wants it.
+PROCESS: Final = labels.PREFIX + "process"
+
+#: Seconds until what is being removed has to be gone.
+PATIENCE: Final = 20.0
+PAUSE: Final = 0.02
+
+#: Seconds in which an engine still carries out what a client that was killed had asked for.
+IN_FLIGHT: Final = 0.5
+
+_GONE, _CONFLICT, _IN_USE = 404, 409, 403
+
+
+@dataclass(frozen=True, slots=True)
+class Belongings:
+    """Containers and networks by their ids, volumes by their names."""
+
+    containers: Sequence[str] = ()
+    networks: Sequence[str] = ()
+    volumes: Sequence[str] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.containers or self.networks or self.volumes)
+
+    def __str__(self) -> str:
+        kinds = {
+            "container": [id[:12] for id in self.containers],
+            "network": [id[:12] for id in self.networks],
+            "volume": self.volumes,
+        }
+        return ", ".join(f"{kind} {name}" for kind, names in kinds.items() for name in names)
+
+
+def name_of(id: str) -> str:
+    """What an environment's container and network are called."""
+    return f"pytest-ephemeral-{id}"
+
+
+def labelled(environment: Environment, provider: str) -> dict[str, str]:
+    """What everything of an environment is labelled with."""
+    return {**environment.labels, PROVIDER: provider}
+
+
+def find(engine: Engine, id: str) -> Belongings:
+    """All that an environment has there."""
+    containers, networks, volumes = _listed(engine, f"{labels.ID}={id}")
+    return Belongings(
+        [one["Id"] for one in containers],
+        [one["Id"] for one in networks],
+        [one["Name"] for one in volumes],
+    )
+
+
+def destroy(engine: Engine, environment: Environment) -> None:
+    """Remove all that an environment has there: killed, not asked to stop.
+
+    Raises:
+        DestroyError: Something remains, or it can't be told.
+    """
+    try:
+        remove(engine, environment.id)
+        if not environment.handle and environment.owner.pid != os.getpid():
+            # Its owner died while it was launching: the engine may still be at its last request.
+            time.sleep(IN_FLIGHT)
+            remove(engine, environment.id)
+    except (EphemeralError, TimeoutError) as error:
+        raise DestroyError(
+            f"{environment.id} could not be removed: {error}. Its record stays: "
+            "`pytest-ephemeral reap` removes it when that is mended"
+        ) from error
+
+
+def remove(engine: Engine, id: str) -> None:
+    """Remove all that carries an environment's label.
+
+    Raises:
+        DestroyError: Something remains.
+        NoEngineError: The engine does not answer.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while remaining := find(engine, id):
+        refused = _remove(engine, remaining)
+        if time.monotonic() > deadline:
+            raise DestroyError(f"{id} still has {remaining}: {'; '.join(refused)}")
+        if refused:
+            time.sleep(PAUSE)
+
+
+def owned(engine: Engine, provider: str) -> Iterator[Owned]:
+    """All environments of one provider that have something there."""
+    things: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
+    kinds = ("container", "network", "volume")
+    for kind, found in zip(kinds, _listed(engine, f"{PROVIDER}={provider}"), strict=True):
+        for thing in found:
+            marks = thing.get("Labels") or {}
+            if id := marks.get(labels.ID):
+                things.setdefault(id, []).append((kind, marks))
+    for id, parts in things.items():
+        newest = max((marks for _, marks in parts), key=lambda marks: marks.get(EXTENDED, ""))
+        detail = ", ".join(sorted({kind for kind, _ in parts}))
+        yield Owned(id=id, labels=dict(newest), detail=detail, abandoned=_abandoned(newest))
+
+
+def extend(engine: Engine, environment: Environment, provider: str, expires: str) -> None:
+    """Move the expiry that ``owned`` reads.
+
+    Args:
+        engine: Where it is.
+        environment: Which.
+        provider: The name of its provider.
+        expires: As the label says it.
+    """
+    before = [name for name in find(engine, environment.id).volumes if "-until-" in name]
+    now = datetime.now(UTC).isoformat()
+    marks = {**labelled(environment, provider), labels.EXPIRES: expires, EXTENDED: now}
+    name = f"{name_of(environment.id)}-until-{time.time_ns()}"
+    engine.call("POST", "/volumes/create", body={"Name": name, "Labels": marks})
+    for old in before:
+        engine.call("DELETE", f"/volumes/{old}")
+
+
+def _abandoned(marks: Mapping[str, str]) -> bool:
+    try:
+        owner = decode(marks.get(PROCESS, "").encode(), Owner)
+    except msgspec.MsgspecError:
+        return False
+    return machine.is_alive(owner) is False
+
+
+def _listed(engine: Engine, label: str) -> tuple[list[Any], list[Any], list[Any]]:
+    filters = {"label": [label]}
+    containers = engine.call("GET", "/containers/json", query={"all": True, "filters": filters})
+    networks = engine.call("GET", "/networks", query={"filters": filters})
+    volumes = engine.call("GET", "/volumes", query={"filters": filters})
+    return containers, networks, volumes["Volumes"] or []
+
+
+def _remove(engine: Engine, belongings: Belongings) -> list[str]:
+    """Remove containers, then what they use; what could not be, and why."""
+    killed = {"force": True, "v": True}
+    containers = [f"/containers/{id}" for id in belongings.containers]
+    rest = [f"/networks/{id}" for id in belongings.networks]
+    rest += [f"/volumes/{name}" for name in belongings.volumes]
+    return [
+        *_each(containers, lambda path: engine.call("DELETE", path, query=killed)),
+        *_each(rest, lambda path: engine.call("DELETE", path)),
+    ]
+
+
+def _each(paths: Sequence[str], delete: Callable[[str], Any]) -> list[str]:
+    def refusal(path: str) -> str:
+        try:
+            delete(path)
+        except EngineError as error:
+            if error.status == _GONE:
+                return ""
+            if error.status in {_CONFLICT, _IN_USE}:
+                return str(error)  # someone else is at it, or it is used until that one is gone
+            raise
+        return ""
+
+    if len(paths) < 2:
+        return [said for path in paths if (said := refusal(path))]
+    with ThreadPoolExecutor(len(paths)) as pool:
+        return [said for said in pool.map(refusal, paths) if said]

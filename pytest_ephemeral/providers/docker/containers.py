@@ -1,0 +1,271 @@
+"""What one container says of itself: whether it runs, what it has printed, where it listens."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.interpolation import mask
+from pytest_ephemeral.providers import Status
+from pytest_ephemeral.providers.docker.engine import Engine, EngineError, frames
+
+#: Which parts of which variables are secret: ``KEY=0+24 URL=16+8``. The values themselves stand
+#: in the container's variables, where the engine keeps them, and nowhere else.
+SECRETS_LABEL: Final = "pytest-ephemeral.secrets"
+
+#: A mark in an empty log: before everything, but not 0, which the engine takes for "no mark".
+BEGINNING: Final = "1.000000000"
+
+#: So that an application that prints without end does not fill the engine's disk.
+LOG_LIMITS: Final = {"Type": "json-file", "Config": {"max-size": "64m", "max-file": "2"}}
+
+_EXEC_VARIABLE: Final = "PYTEST_EPHEMERAL_EXEC"
+_NOT_FOUND: Final = 404
+
+
+def inspect(engine: Engine, container: str) -> dict[str, Any]:
+    """All that the engine knows of a container, by name or id.
+
+    Raises:
+        EngineError: 404: there is none.
+    """
+    found: dict[str, Any] = engine.call("GET", f"/containers/{container}/json", timeout=10)
+    return found
+
+
+def state_of(engine: Engine, container: str) -> Status:
+    """How a container is; one that can't be asked for is gone."""
+    try:
+        found = inspect(engine, container)
+    except EngineError as error:
+        return Status("gone", "" if error.status == _NOT_FOUND else str(error))
+    except EphemeralError as error:
+        return Status("gone", str(error))
+    except TimeoutError:
+        return Status("gone", f"the container engine at {engine.address} gives no answer")
+    state = found["State"]
+    if state["Running"]:
+        return Status("running", "paused" if state.get("Paused") else "")
+    return Status("exited", fate(state) + foreign(engine, found))
+
+
+def fate(state: Mapping[str, Any]) -> str:
+    """How a container has ended, from its ``State``."""
+    code = state.get("ExitCode", 0)
+    how = f"exited with status {code}"
+    if state.get("OOMKilled"):
+        how = "was killed: it used more memory than it may"
+    elif code > 128 and code - 128 in set(signal.Signals):
+        how = f"was ended by {signal.Signals(code - 128).name}"
+    finished = str(state.get("FinishedAt", ""))
+    when = f" at {finished[11:19]} UTC" if finished > "0001-01-02" else ""
+    said = f": {state['Error']}" if state.get("Error") else ""
+    return how + when + said
+
+
+def foreign(engine: Engine, found: Mapping[str, Any]) -> str:
+    """A note on an image made for another architecture, which may be why it does not run."""
+    try:
+        image = engine.call("GET", f"/images/{found['Image']}/json", timeout=10)
+        version = engine.call("GET", "/version", timeout=10)
+    except (EphemeralError, TimeoutError):
+        return ""
+    made, here = image.get("Architecture"), version.get("Arch")
+    if not made or made == here:
+        return ""
+    return f" (its image is made for {made}, and this engine runs {here}: bake it for {here})"
+
+
+# -- what it has printed -----------------------------------------------------------------------
+
+
+def log(
+    engine: Engine,
+    container: str,
+    *,
+    since: str | None = None,
+    until: str | None = None,
+    tail: int | None = None,
+    timestamps: bool = False,
+) -> str:
+    """What a container has printed, its secrets masked.
+
+    Args:
+        engine: Where it runs.
+        container: Its name or id.
+        since: Seconds since 1970, to the nanosecond.
+        until: Likewise.
+        tail: A number of lines.
+        timestamps: Whether each line begins with when it was printed.
+
+    Raises:
+        EngineError: It is gone.
+    """
+    found = inspect(engine, container)
+    query = {
+        "stdout": True,
+        "stderr": True,
+        "since": since,
+        "until": until,
+        "tail": None if tail is None else str(tail),
+        "timestamps": timestamps,
+    }
+    with engine.stream("GET", f"/containers/{container}/logs", query=query) as answer:
+        if found["Config"].get("Tty"):
+            data = answer.read()
+        else:
+            data = b"".join(part for _, part in frames(answer))
+    return mask(data.decode(errors="replace"), secrets_in(found["Config"]))
+
+
+def mark(engine: Engine, container: str) -> str:
+    """Where a container's log ends: right after its last line, by the engine's clock."""
+    query = {"stdout": True, "stderr": True, "tail": "1", "timestamps": True}
+    try:
+        with engine.stream(
+            "GET", f"/containers/{container}/logs", query=query, timeout=10
+        ) as answer:
+            stamps = [part.split(b" ", 1)[0].decode() for _, part in frames(answer)]
+    except (EngineError, TimeoutError):
+        return BEGINNING
+    return _after(stamps[-1]) if stamps else BEGINNING
+
+
+def _after(stamp: str) -> str:
+    """A nanosecond after ``2026-01-02T03:04:05.123456789Z``, as seconds since 1970."""
+    found = re.fullmatch(r"(.{19})(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", stamp)
+    if found is None:
+        return BEGINNING
+    seconds = int(datetime.fromisoformat(found[1] + found[3].replace("Z", "+00:00")).timestamp())
+    nanoseconds = seconds * 10**9 + int((found[2] or "0").ljust(9, "0")) + 1
+    return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09d}"
+
+
+def secret_spans(variables: Mapping[str, str], secrets: Sequence[str]) -> str:
+    """Where in a container's variables the secrets stand: the value of ``SECRETS_LABEL``."""
+    spans = []
+    for name, value in variables.items():
+        for secret in secrets:
+            start = value.find(secret) if secret else -1
+            while start >= 0:
+                spans.append(f"{name}={start}+{len(secret)}")
+                start = value.find(secret, start + len(secret))
+    return " ".join(spans)
+
+
+def secrets_in(config: Mapping[str, Any]) -> list[str]:
+    """The secrets of a container, from its ``Config``."""
+    variables = dict(one.partition("=")[::2] for one in config.get("Env") or ())
+    found = []
+    for span in (config.get("Labels") or {}).get(SECRETS_LABEL, "").split():
+        name, _, where = span.partition("=")
+        start, length = map(int, where.split("+"))
+        found.append(variables.get(name, "")[start : start + length])
+    return found
+
+
+# -- commands inside it ----------------------------------------------------------------------------
+
+
+def run(
+    engine: Engine, container: str, argv: Sequence[str], *, timeout: float | None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command inside a container, and wait for it.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer, and was killed.
+        EngineError: The container is gone, or does not run.
+    """
+    token = f"{time.monotonic_ns():x}"
+    made = engine.call(
+        "POST",
+        f"/containers/{container}/exec",
+        body={
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "Cmd": list(argv),
+            "Env": [f"{_EXEC_VARIABLE}={token}"],
+        },
+    )
+    deadline = None if timeout is None else time.monotonic() + timeout
+    output: dict[int, list[bytes]] = {1: [], 2: []}
+    try:
+        for channel, data in _output(engine, made["Id"], deadline):
+            output[channel].append(data)
+    except TimeoutError:
+        _kill(engine, container, token)
+        raise subprocess.TimeoutExpired(
+            list(argv), timeout or 0.0, b"".join(output[1]), b"".join(output[2])
+        ) from None
+    stdout, stderr = (b"".join(output[channel]).decode(errors="replace") for channel in (1, 2))
+    return subprocess.CompletedProcess(list(argv), _status(engine, made["Id"]), stdout, stderr)
+
+
+def _output(engine: Engine, exec_id: str, deadline: float | None) -> Iterator[tuple[int, bytes]]:
+    """What a command prints, as it does; TimeoutError when its time is over."""
+    patience = None if deadline is None else max(0.001, deadline - time.monotonic())
+    with engine.stream(
+        "POST",
+        f"/exec/{exec_id}/start",
+        body=b'{"Detach": false, "Tty": false}',
+        headers={"Content-Type": "application/json"},
+        timeout=patience,
+    ) as answer:
+        for frame in frames(answer):
+            yield frame
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError
+
+
+def _status(engine: Engine, exec_id: str) -> int:
+    """A command's exit status; the engine learns of it a moment after the output has ended."""
+    for _ in range(200):
+        found = engine.call("GET", f"/exec/{exec_id}/json", timeout=10)
+        if not found["Running"]:
+            return int(found["ExitCode"])
+        time.sleep(0.005)
+    raise EphemeralError("the command's output has ended, but the command has not")
+
+
+def _kill(engine: Engine, container: str, token: str) -> None:
+    """Kill a command and all it started, which the engine has no call for: by its variable."""
+    script = (
+        f"for one in /proc/[0-9]*; do grep -q {_EXEC_VARIABLE}={token} $one/environ && "
+        "kill -9 ${one#/proc/}; done"
+    )
+    made = engine.call(
+        "POST",
+        f"/containers/{container}/exec",
+        # Without the output attached, starting it would not wait for it.
+        body={"AttachStdout": True, "Cmd": ["/bin/sh", "-c", script], "User": "0"},
+    )
+    for _ in _output(engine, made["Id"], time.monotonic() + 10):
+        pass
+
+
+def listening(engine: Engine, container: str) -> list[str]:
+    """What listens inside a container: ``0.0.0.0:8080``, or ``127.0.0.1:8080`` for nobody else."""
+    tables = run(engine, container, ["cat", "/proc/net/tcp", "/proc/net/tcp6"], timeout=5).stdout
+    found = set()
+    for line in tables.splitlines():
+        fields = line.split()
+        if len(fields) > 3 and fields[3] == "0A":
+            address, _, port = fields[1].partition(":")
+            # The engine's own name server listens on 127.0.0.11 in every container.
+            if address != "0B00007F":
+                found.add(f"{_HOSTS.get(address, 'another address')}:{int(port, 16)}")
+    return sorted(found)
+
+
+_HOSTS: Final = {
+    "00000000": "0.0.0.0",  # noqa: S104 - what it says, not what is bound
+    "0" * 32: "0.0.0.0",  # noqa: S104
+    "0100007F": "127.0.0.1",
+    "0" * 24 + "01000000": "127.0.0.1",
+}

@@ -1,0 +1,160 @@
+"""What a Dockerfile is built from: the files of its context, their digest, and a tar of them.
+
+``.dockerignore`` means what https://docs.docker.com/build/concepts/context/#dockerignore-files
+says: the last pattern that matches a path, or a folder above it, decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from pytest_ephemeral import files
+from pytest_ephemeral.errors import ConfigurationError
+
+IGNORE_FILE = ".dockerignore"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A context.
+
+    Attributes:
+        folder: Where it is.
+        dockerfile: Its Dockerfile, relative to it; never ignored.
+    """
+
+    folder: Path
+    dockerfile: str
+
+    @classmethod
+    def at(cls, folder: Path, dockerfile: str) -> Context:
+        """A context that is there.
+
+        Raises:
+            ConfigurationError: It is not, or it has no such Dockerfile.
+        """
+        if not folder.is_dir():
+            raise ConfigurationError(f"context: {folder} is no folder")
+        if not (folder / dockerfile).is_file():
+            raise ConfigurationError(
+                f"there is no Dockerfile {folder / dockerfile}: `dockerfile` says where it is in "
+                "the context"
+            )
+        return cls(folder, PurePosixPath(os.path.normpath(dockerfile)).as_posix())
+
+    def paths(self) -> list[str]:
+        """All that belongs to it, relative to it, sorted; folders and links too."""
+        rules = _rules(self._ignore_file())
+        always = {self.dockerfile, IGNORE_FILE}
+        return sorted(
+            path for path in _walk(self.folder, "", rules) if path in always or _kept(path, rules)
+        )
+
+    def digest(self) -> str:
+        """``sha256:…`` over names, contents, links and who may execute; not over times."""
+        total = hashlib.sha256()
+        for path in self.paths():
+            entry = self.folder / path
+            mode = entry.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                what = f"link {entry.readlink()}"
+            elif stat.S_ISDIR(mode):
+                what = "folder"
+            elif stat.S_ISREG(mode):
+                content = files.digest_of(files.chunks(entry))
+                what = f"{'program' if mode & stat.S_IXUSR else 'file'} {content}"
+            else:
+                continue
+            total.update(f"{path}\0{what}\0".encode(errors="surrogateescape"))
+        return f"sha256:{total.hexdigest()}"
+
+    def write(self, target: IO[bytes], extra: Mapping[str, Path]) -> None:
+        """Write it as a tar, all of it owned by root, as the docker command does.
+
+        Args:
+            target: Where to.
+            extra: Files from elsewhere, by their paths in the context.
+        """
+
+        def owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            return member
+
+        with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for path in self.paths():
+                tar.add(self.folder / path, path, recursive=False, filter=owned_by_root)
+            for path, file in extra.items():
+                tar.add(file, path, filter=owned_by_root)
+
+    def _ignore_file(self) -> Sequence[str]:
+        """The lines of ``Dockerfile.dockerignore`` beside the Dockerfile, or ``.dockerignore``."""
+        for name in (f"{self.dockerfile}.dockerignore", IGNORE_FILE):
+            try:
+                return (self.folder / name).read_text().splitlines()
+            except FileNotFoundError:
+                continue
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    pattern: re.Pattern[str]
+    keeps: bool
+
+
+def _rules(lines: Sequence[str]) -> list[_Rule]:
+    rules = []
+    for line in lines:
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        keeps = text.startswith("!")
+        path = os.path.normpath(text.removeprefix("!").strip()).lstrip("/")
+        if path != ".":
+            rules.append(_Rule(_expression(path), keeps))
+    return rules
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    """Go's filepath.Match, and ``**`` for any number of folders; what is below matches too."""
+    text, at = "", 0
+    tokens = re.compile(r"\*\*/|\*\*|\*|\?|\[[^]]+\]|\\.|.")
+    while found := tokens.match(pattern, at):
+        token, at = found[0], found.end()
+        if token in _WILDCARDS:
+            text += _WILDCARDS[token]
+        elif token.startswith("["):
+            text += token
+        else:
+            text += re.escape(token[-1])
+    return re.compile(f"{text}(/.*)?", re.DOTALL)
+
+
+_WILDCARDS = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+
+def _kept(path: str, rules: Sequence[_Rule]) -> bool:
+    for rule in reversed(rules):
+        if rule.pattern.fullmatch(path):
+            return rule.keeps
+    return True
+
+
+def _walk(folder: Path, below: str, rules: Sequence[_Rule]) -> Iterator[str]:
+    """Every path; an ignored folder is only looked into where something may be kept again."""
+    returns = any(rule.keeps for rule in rules)
+    with os.scandir(folder / below) as entries:
+        for entry in list(entries):
+            path = f"{below}/{entry.name}" if below else entry.name
+            yield path
+            if entry.is_dir(follow_symlinks=False) and (returns or _kept(path, rules)):
+                yield from _walk(folder, path, rules)

@@ -1,0 +1,142 @@
+"""Which engine: found as the docker command finds it, and Podman's where there is no other.
+
+The order is that of https://docs.docker.com/engine/manage-resources/contexts/: ``DOCKER_HOST``,
+``DOCKER_CONTEXT``, the current context of ``~/.docker/config.json``, the usual sockets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pytest_ephemeral.errors import ConfigurationError, closest
+from pytest_ephemeral.providers.docker.engine import Address, Engine, NoEngineError
+
+
+def find(environ: Mapping[str, str] | None = None) -> Engine:
+    """The engine to use.
+
+    Args:
+        environ: Variables; by default this process's.
+
+    Raises:
+        NoEngineError: There is none; a line that says what was tried.
+        ConfigurationError: What is set names one that can't be used.
+    """
+    environ = os.environ if environ is None else environ
+    if chosen := _chosen(environ):
+        _check_scheme(chosen)
+        return Engine(chosen)
+    refused: PermissionError | None = None
+    tried = []
+    for candidate in _candidates(environ):
+        try:
+            _connect(candidate)
+        except PermissionError as error:
+            refused = error
+            tried.append(f"{candidate} (no permission)")
+        except OSError as error:
+            tried.append(f"{candidate} ({(error.strerror or str(error)).lower()})")
+        else:
+            return Engine(Address(f"unix://{candidate}"))
+    remedy = (
+        "join its group (sudo usermod -aG docker $USER, then log in again), or run one rootless"
+        if refused
+        else "start one (sudo systemctl start docker), or set DOCKER_HOST"
+    )
+    raise NoEngineError(f"no container engine answers; tried {', '.join(tried)}: {remedy}")
+
+
+def at(handle: Mapping[str, str]) -> Engine:
+    """The engine that an environment's or image's handle names; the usual one if it names none."""
+    if "engine" not in handle:
+        return find()
+    verify = handle.get("verify") != "no"
+    return Engine(Address(handle["engine"], handle.get("certificates", ""), verify))
+
+
+def handle_of(engine: Engine) -> dict[str, str]:
+    """What ``at`` finds it again by."""
+    address = engine.address
+    handle = {"engine": address.url}
+    if address.certificates:
+        handle["certificates"] = address.certificates
+    if not address.verify:
+        handle["verify"] = "no"
+    return handle
+
+
+def _chosen(environ: Mapping[str, str]) -> Address | None:
+    """The engine that somebody has chosen, if somebody has."""
+    folder = Path(environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    if url := environ.get("DOCKER_HOST"):
+        verify = bool(environ.get("DOCKER_TLS_VERIFY"))
+        tls = verify or bool(environ.get("DOCKER_TLS"))
+        certificates = environ.get("DOCKER_CERT_PATH") or str(folder)
+        return Address(url, certificates if tls else "", verify, "DOCKER_HOST")
+    name = environ.get("DOCKER_CONTEXT")
+    said_by = "DOCKER_CONTEXT"
+    if not name:
+        name = str(_json(folder / "config.json").get("currentContext") or "default")
+        said_by = f"the context {name!r}"
+    return None if name == "default" else _context(folder / "contexts", name, said_by)
+
+
+def _context(folder: Path, name: str, said_by: str) -> Address:
+    """A context: its folder is called after the digest of its name."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    endpoint = _json(folder / "meta" / digest / "meta.json").get("Endpoints", {}).get("docker")
+    if not endpoint:
+        known = [str(_json(meta).get("Name")) for meta in folder.glob("meta/*/meta.json")]
+        raise ConfigurationError(
+            f"there is no docker context {name!r} (from {said_by}).{closest(name, known)}"
+        )
+    tls = folder / "tls" / digest / "docker"
+    verify = not endpoint.get("SkipTLSVerify", False)
+    return Address(str(endpoint["Host"]), str(tls) if tls.is_dir() else "", verify, said_by)
+
+
+def _check_scheme(address: Address) -> None:
+    parts = urlsplit(address.url)
+    if parts.scheme == "ssh":
+        raise ConfigurationError(
+            f"the container engine at {address} is reached over ssh, which is not supported: "
+            "use an engine of this machine, or one that listens on tcp with TLS"
+        )
+    good = bool(parts.path) if parts.scheme == "unix" else parts.scheme == "tcp" and parts.hostname
+    if not good:
+        raise ConfigurationError(
+            f"{address} is not the address of a container engine: "
+            "expected unix:///path/to/socket or tcp://host:port"
+        )
+
+
+def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
+    """The sockets to look for: Docker's, then rootless Docker's and Docker Desktop's, Podman's."""
+    yield Path("/var/run/docker.sock")
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        yield Path(runtime) / "docker.sock"
+    yield Path.home() / ".docker" / "run" / "docker.sock"
+    yield Path(runtime, "podman", "podman.sock") if runtime else Path("/run/podman/podman.sock")
+
+
+def _connect(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2)
+        probe.connect(str(path))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A file of the docker command's; empty when it is not there or not readable, as there."""
+    try:
+        read = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}

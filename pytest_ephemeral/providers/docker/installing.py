@@ -1,0 +1,238 @@
+"""Commands of a bake: an install script in a container that is committed, verify in fresh ones.
+
+What the script needs stands in a folder that it removes before the commit, so that nothing of it
+gets into the image: not the artifact, nor the values of ``pass-env``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import shlex
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from pytest_ephemeral import labels, machine
+from pytest_ephemeral.errors import ConfigurationError, EphemeralError
+from pytest_ephemeral.models import Image, encode
+from pytest_ephemeral.providers import BakeJob
+from pytest_ephemeral.providers.docker import belongings, containers
+from pytest_ephemeral.providers.docker.engine import TAR_TYPE, Engine, EngineError, frames
+from pytest_ephemeral.providers.docker.output import Output
+
+BAKE: Final = labels.PREFIX + "bake"
+
+#: What is there besides the artifact, in the container that is baked in.
+FOLDER: Final = "/pytest-ephemeral-bake"
+
+#: Variables that every install script sees: where this machine gets packages from.
+ALLOWED: Final = ("*_proxy", "*_PROXY", "PIP_*", "UV_*", "npm_config_*")
+
+#: Seconds after which a bake's container may be reaped even if it can't be told whose it is.
+LONGEST: Final = 6 * 3600
+
+_SHELL: Final = ["/bin/sh"]
+
+
+def prefix_of(name: str) -> str:
+    """``$PREFIX`` in an image of that name."""
+    return f"/opt/{name}"
+
+
+def install(
+    engine: Engine, job: BakeJob, base: Mapping[str, Any], marks: Mapping[str, str], output: Output
+) -> str:
+    """Run the install script in a container of the base, and commit it.
+
+    Args:
+        engine: Where.
+        job: What is baked.
+        base: The image to install into, as the engine describes it.
+        marks: The labels of the new image.
+        output: Takes what is printed.
+
+    Returns:
+        The new image's id.
+    """
+    prefix = prefix_of(job.recipe.name)
+    body = {
+        "Image": base["Id"],
+        "Entrypoint": _SHELL,
+        "Cmd": [f"{FOLDER}/run"],
+        "User": "0",
+        "Env": [f"PREFIX={prefix}"],
+    }
+    with _container(engine, job, body) as id:
+        files = _tar(job)
+        with engine.stream(
+            "PUT", f"/containers/{id}/archive", query={"path": "/"}, body=files, headers=TAR_TYPE
+        ):
+            pass
+        status = _run(engine, id, output)
+        if status != 0:
+            raise output.failure(f"its install script {_how(engine, id, status)}")
+        job.say("committing it")
+        config = _config(base["Config"], prefix, {**_unmarked(job), **marks})
+        query = {"container": id, "pause": False}
+        return str(engine.call("POST", "/commit", query=query, body=config)["Id"])
+
+
+def verify(engine: Engine, job: BakeJob, image: Image, command: str, output: Output) -> None:
+    """Run a command in a fresh container.
+
+    Raises:
+        BakeError: It failed.
+    """
+    body = {"Image": image.reference, "Entrypoint": _SHELL, "Cmd": ["-ec", command]}
+    with _container(engine, job, body) as id:
+        try:
+            status = _run(engine, id, output)
+        except EngineError as error:
+            raise output.failure(f"verifying failed: `{command}`: {error}") from error
+        if status != 0:
+            raise output.failure(f"verifying failed: `{command}` {_how(engine, id, status)}")
+
+
+def discard(engine: Engine, key: str) -> None:
+    """Remove the containers that bakes of that key have left."""
+    query = {"all": True, "filters": {"label": [f"{BAKE}={key}"]}}
+    for found in engine.call("GET", "/containers/json", query=query):
+        _remove(engine, found["Id"])
+
+
+@contextmanager
+def _container(engine: Engine, job: BakeJob, body: Mapping[str, Any]) -> Iterator[str]:
+    """A container that is there for a while, and labelled so that it is found if it stays."""
+    made = engine.call("POST", "/containers/create", body={**body, "Labels": _marks(job)})
+    try:
+        yield made["Id"]
+    finally:
+        _remove(engine, made["Id"])
+
+
+def _marks(job: BakeJob) -> dict[str, str]:
+    owner = machine.this_owner("bake")
+    expires = datetime.now(UTC) + timedelta(seconds=LONGEST)
+    digits = job.key.removeprefix("sha256:")[:12]
+    return {
+        BAKE: job.key,
+        belongings.PROVIDER: "docker",
+        belongings.PROCESS: encode(owner).decode(),
+        labels.ID: f"bake-{job.recipe.name}-{digits}",
+        labels.OWNER: str(owner),
+        labels.EXPIRES: expires.isoformat(timespec="seconds"),
+    }
+
+
+def _unmarked(job: BakeJob) -> dict[str, str]:
+    """A commit takes the container's labels over, which say what no image is: they are emptied."""
+    return dict.fromkeys(_marks(job), "")
+
+
+def _run(engine: Engine, id: str, output: Output) -> int:
+    """Start it, take what it prints, and return its exit status."""
+    engine.call("POST", f"/containers/{id}/start")
+    query = {"stdout": True, "stderr": True, "follow": True}
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    with engine.stream("GET", f"/containers/{id}/logs", query=query, timeout=None) as answer:
+        for _, data in frames(answer):
+            output.write(decode(data))
+    return int(engine.call("POST", f"/containers/{id}/wait", timeout=None)["StatusCode"])
+
+
+def _how(engine: Engine, id: str, status: int) -> str:
+    try:
+        found = containers.inspect(engine, id)
+    except EphemeralError:
+        return f"exited with status {status}"
+    return containers.fate(found["State"]) + containers.foreign(engine, found)
+
+
+def _remove(engine: Engine, id: str) -> None:
+    try:
+        engine.call("DELETE", f"/containers/{id}", query={"force": True, "v": True})
+    except EngineError as error:
+        if error.status not in {404, 409}:  # gone, or on its way
+            raise
+
+
+def _config(base: Mapping[str, Any], prefix: str, marks: Mapping[str, str]) -> dict[str, Any]:
+    """The new image's configuration: the base's, but for what was only for the script.
+
+    What is not given is taken from the container, so that an entrypoint has to be given as empty.
+    """
+    kept = [one for one in base.get("Env") or () if not one.startswith("PREFIX=")]
+    return {
+        **base,
+        "Entrypoint": base.get("Entrypoint") or [],
+        "Cmd": base.get("Cmd") or _SHELL,
+        "User": base.get("User") or "0",
+        "Env": [*kept, f"PREFIX={prefix}"],
+        "Labels": {**(base.get("Labels") or {}), **marks},
+    }
+
+
+def _tar(job: BakeJob) -> bytes:
+    """The folder as a tar: the script, the artifact, and ``run``, which uses both."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as tar:
+        _add_folder(tar, FOLDER)
+        _add_folder(tar, f"{FOLDER}/here")
+        if job.artifact is not None:
+            tar.add(job.artifact, f"{FOLDER}/{job.artifact.name}", filter=_roots)
+        if isinstance(job.recipe.install, str):
+            tar.add(job.root / job.recipe.install, f"{FOLDER}/install", filter=_roots)
+        script = tarfile.TarInfo(f"{FOLDER}/run")
+        text = _script(job).encode()
+        script.size, script.mode = len(text), 0o700
+        tar.addfile(script, io.BytesIO(text))
+    return target.getvalue()
+
+
+def _add_folder(tar: tarfile.TarFile, name: str) -> None:
+    folder = tarfile.TarInfo(name)
+    folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o700, int(time.time())
+    tar.addfile(folder)
+
+
+def _roots(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    return member
+
+
+def _script(job: BakeJob) -> str:
+    """What runs: the user's commands, one after the other, and the folder's removal."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in _variables(job).items()]
+    lines += [f"cd {FOLDER}/here", "status=0"]
+    if isinstance(job.recipe.install, str):
+        direct = os.access(job.root / job.recipe.install, os.X_OK)
+        commands = [f"{FOLDER}/install" if direct else f"/bin/sh {FOLDER}/install"]
+    else:
+        commands = [f"/bin/sh -ec {shlex.quote(text)}" for text in job.recipe.install or ()]
+    # Each only after the one before it has succeeded.
+    lines += [f"[ $status -ne 0 ] || {command} || status=$?" for command in commands]
+    lines += [f"cd / && rm -rf {FOLDER}", "exit $status"]
+    return "\n".join(lines) + "\n"
+
+
+def _variables(job: BakeJob) -> dict[str, str]:
+    """What the commands see besides what the base sets."""
+    missing = [name for name in job.recipe.pass_env if name not in os.environ]
+    if missing:
+        raise ConfigurationError(
+            f"the image {job.recipe.name!r} passes {', '.join(missing)} to its install script "
+            "(pass-env), which is not set here: set it, or remove it there"
+        )
+    allowed = {
+        name: value
+        for name, value in os.environ.items()
+        if name in job.recipe.pass_env or any(fnmatchcase(name, one) for one in ALLOWED)
+    }
+    artifact = {} if job.artifact is None else {"ARTIFACT": f"{FOLDER}/{job.artifact.name}"}
+    return {**allowed, **artifact}

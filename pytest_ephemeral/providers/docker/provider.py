@@ -1,0 +1,295 @@
+"""The docker provider: an environment is a container on a network of its own."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, ClassVar, Final
+
+import msgspec
+
+from pytest_ephemeral import labels
+from pytest_ephemeral.errors import EphemeralError, LaunchError
+from pytest_ephemeral.models import (
+    Endpoint,
+    Environment,
+    Image,
+    Recipe,
+    Template,
+    endpoints_at,
+)
+from pytest_ephemeral.providers import Check, Order, Owned, Status
+from pytest_ephemeral.providers.docker import belongings, containers, finding
+from pytest_ephemeral.providers.docker.baking import DockerBaker
+from pytest_ephemeral.providers.docker.belongings import name_of
+from pytest_ephemeral.providers.docker.doctor import engine_check
+from pytest_ephemeral.providers.docker.engine import Engine, EngineError, NoEngineError
+from pytest_ephemeral.providers.docker.tables import (
+    DockerRecipe,
+    DockerTemplate,
+    bytes_of,
+    volume_of,
+)
+
+LOOPBACK: Final = "127.0.0.1"
+
+#: Hosts by which a tcp engine of this machine is addressed.
+_HERE: Final = frozenset({"", LOOPBACK, "localhost", "::1"})
+_ANYWHERE: Final = "0.0.0.0"  # noqa: S104 - a remote engine's ports are reached from here
+_LAST_LINES: Final = 20
+
+
+class DockerProvider(DockerBaker):
+    """Runs environments as containers; see ``Provider`` for what is promised."""
+
+    name: ClassVar[str] = "docker"
+    template_type: ClassVar[type[Template]] = DockerTemplate
+    recipe_type: ClassVar[type[Recipe] | None] = DockerRecipe
+    guards_itself: ClassVar[bool] = False
+    #: The engine forwards its ports, and accepts whether or not anybody listens behind them.
+    forwards_ports: ClassVar[bool] = True
+
+    def doctor(self) -> Sequence[Check]:
+        """Whether an engine answers."""
+        return [engine_check()]
+
+    def launch(self, order: Order) -> Environment:
+        """Create a network and a container on it, and start it."""
+        environment, template, image = order.environment, order.template, order.image
+        if not isinstance(template, DockerTemplate) or image is None:
+            raise LaunchError(f"{environment.id}: its template is none for containers")
+        _check_exposed(template, image)
+        engine = finding.find()
+        try:
+            return _launch(engine, order, template, image)
+        except NoEngineError:
+            raise
+        except (EngineError, TimeoutError) as error:
+            raise LaunchError(f"{environment.id} could not be launched: {told(error)}") from error
+
+    def status(self, environment: Environment) -> Status:
+        """How its container is."""
+        return containers.state_of(_engine(environment), name_of(environment.id))
+
+    def logs(
+        self,
+        environment: Environment,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        tail: int | None = None,
+    ) -> str:
+        """What its container has printed."""
+        engine, name = _engine(environment), name_of(environment.id)
+        return containers.log(engine, name, since=since, until=until, tail=tail)
+
+    def log_mark(self, environment: Environment) -> str:
+        """The time of its last line, by the engine's clock."""
+        return containers.mark(_engine(environment), name_of(environment.id))
+
+    def log_files(self, environment: Environment) -> Mapping[str, str]:
+        """Its one log."""
+        return {"app": self.logs(environment)}
+
+    def run(
+        self, environment: Environment, argv: Sequence[str], *, timeout: float | None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in its container."""
+        return containers.run(_engine(environment), name_of(environment.id), argv, timeout=timeout)
+
+    def hint(self, environment: Environment) -> str:
+        """Where it listens instead of where it should."""
+        return listens_elsewhere(_engine(environment), name_of(environment.id))
+
+    def extend(self, environment: Environment, expires_at: datetime | None) -> None:
+        """Note its new expiry on the engine."""
+        expires = labels.NEVER if expires_at is None else expires_at.isoformat(timespec="seconds")
+        belongings.extend(_engine(environment), environment, self.name, expires)
+
+    def keep(self, environment: Environment) -> None:
+        """Nothing to do: only the watchdog ends it with its owner, and that reads the ledger."""
+
+    def destroy(self, environment: Environment) -> None:
+        """Remove its container, network and volumes."""
+        belongings.destroy(_engine(environment), environment)
+
+    def owned(self) -> Iterator[Owned]:
+        """All containers, networks and volumes of this provider's, by environment."""
+        yield from belongings.owned(finding.find(), self.name)
+
+    def sweep(self, owned: Owned) -> None:
+        """Remove all of one."""
+        belongings.remove(finding.find(), owned.id)
+
+
+def _engine(environment: Environment) -> Engine:
+    return finding.at(environment.handle)
+
+
+def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image) -> Environment:
+    environment = order.environment
+    name, marks = name_of(environment.id), belongings.labelled(environment, DockerProvider.name)
+    network = engine.call("POST", "/networks/create", body={"Name": name, "Labels": marks})
+    body = _container(order, template, image, publish_on(engine))
+    body["Labels"] |= marks
+    made = engine.call("POST", "/containers/create", query={"name": name}, body=body)
+    if template.network is not None:
+        joined = f"/networks/{template.network}/connect"
+        engine.call("POST", joined, body={"Container": made["Id"]})
+    engine.call("POST", f"/containers/{made['Id']}/start")
+    found = containers.inspect(engine, made["Id"])
+    if not found["State"]["Running"]:
+        raise LaunchError(_stopped(engine, environment, found))
+    endpoints = published(engine, found, template.endpoints())
+    return msgspec.structs.replace(
+        environment,
+        endpoints=endpoints,
+        url=next((endpoint.url for endpoint in endpoints.values()), ""),
+        handle={
+            **finding.handle_of(engine),
+            "container": made["Id"],
+            "network": network["Id"],
+        },
+    )
+
+
+def _container(
+    order: Order, template: DockerTemplate, image: Image, address: str
+) -> dict[str, Any]:
+    """The request for a container, as /containers/create takes it."""
+    name = name_of(order.environment.id)
+    marks = belongings.labelled(order.environment, DockerProvider.name)
+    ports = [f"{port}/tcp" for port in template.endpoints().values()]
+    command = template.command
+    if isinstance(command, str):
+        command = ["/bin/sh", "-c", command]
+    host: dict[str, Any] = {
+        "NetworkMode": name,
+        "PortBindings": {port: [{"HostIp": address, "HostPort": ""}] for port in ports},
+        "Mounts": [_mount(volume, name, marks) for volume in template.volumes],
+        "Tmpfs": dict(folder.partition(":")[::2] for folder in template.tmpfs),
+        "LogConfig": containers.LOG_LIMITS,
+    }
+    if template.memory is not None:
+        # Memory and swap together: what does not fit is killed, and does not crawl.
+        host["Memory"] = host["MemorySwap"] = bytes_of(template.memory)
+    if template.cpus is not None:
+        host["NanoCpus"] = round(template.cpus * 10**9)
+    return {
+        "Image": image.reference,
+        "Cmd": command,
+        "Env": [f"{key}={value}" for key, value in order.variables.items()],
+        "Labels": {
+            containers.SECRETS_LABEL: containers.secret_spans(order.variables, order.secrets)
+        },
+        "ExposedPorts": {port: {} for port in ports},
+        "HostConfig": host,
+    }
+
+
+def _mount(volume: str, prefix: str, marks: Mapping[str, str]) -> dict[str, Any]:
+    """A volume that is made with the container, and labelled as it is."""
+    name, path = volume_of(volume)
+    mount = {"Type": "volume", "Target": path, "VolumeOptions": {"Labels": dict(marks)}}
+    return {**mount, "Source": f"{prefix}-{name}"} if name else mount
+
+
+def publish_on(engine: Engine) -> str:
+    """The address its ports are published on: this machine's loopback, or, on another, all."""
+    return LOOPBACK if engine.address.host in _HERE else _ANYWHERE
+
+
+def published(
+    engine: Engine, found: Mapping[str, Any], ports: Mapping[str, int]
+) -> dict[str, Endpoint]:
+    """Where its ports are reached from here, by the ports that the engine chose.
+
+    Args:
+        engine: Where it runs.
+        found: The container, as ``inspect`` gives it.
+        ports: The ports inside it, by endpoint.
+    """
+    host = LOOPBACK if engine.address.host in _HERE else engine.address.host
+    bindings = found["NetworkSettings"]["Ports"]
+    return {
+        name: msgspec.structs.replace(
+            endpoint, port=int(bindings[f"{endpoint.port}/tcp"][0]["HostPort"])
+        )
+        for name, endpoint in endpoints_at(host, ports).items()
+    }
+
+
+def _check_exposed(template: DockerTemplate, image: Image) -> None:
+    """Refuse a port that the image does not expose, if it exposes any: nobody would listen."""
+    exposed = image.handle.get("exposed", "").split()
+    for name, port in template.endpoints().items():
+        if exposed and str(port) not in exposed:
+            raise LaunchError(unexposed(template.name, name, port, image.name, exposed))
+
+
+def unexposed(template: str, name: str, port: int, what: str, exposed: Sequence[str]) -> str:
+    """The message for a port that is not exposed."""
+    return (
+        f"templates.{template}: port {port} ({name}) is not exposed by {what!r}, which exposes "
+        f"{', '.join(exposed)}: ask for one of these, or add `EXPOSE {port}` to its Dockerfile "
+        "if the application does listen there"
+    )
+
+
+def _stopped(engine: Engine, environment: Environment, found: Mapping[str, Any]) -> str:
+    said = containers.log(engine, found["Id"], tail=_LAST_LINES).rstrip()
+    lines = "\n".join(f"    {line}" for line in said.splitlines())
+    return (
+        f"{environment.id} stopped while it was starting: "
+        f"{containers.fate(found['State'])}{containers.foreign(engine, found)}\n"
+        + (f"  the last lines of its log:\n{lines}" if said else "  it has printed nothing")
+    )
+
+
+def told(error: Exception) -> str:
+    """What the engine refused, without its stack of components, and what helps."""
+    if isinstance(error, TimeoutError):
+        return "the container engine gave no answer in time; is its machine overloaded?"
+    text = str(error)
+    if "OCI runtime" in text or "failed to create shim" in text:
+        text = text.rpartition("exec: ")[2] if "exec: " in text else text
+        text = text.removesuffix(": unknown")
+    remedies = {
+        "no space left on device": "its disk is full: see `docker system df`, and free some",
+        "address pool": "too many networks: see `docker network ls`; `pytest-ephemeral reap` and "
+        "`docker network prune` remove unused ones",
+        "not enough memory": "ask for less in the template",
+        "executable file not found": "its command is not in the image: see `command`",
+        "no such file or directory": "the image lacks what its command needs (text is for "
+        "/bin/sh; a list starts a program without one)",
+        "No such image": "it was removed since: bake it again with `pytest-ephemeral bake`",
+        "exec format error": "the image is made for another architecture, or what it starts is "
+        "no program",
+    }
+    for symptom, remedy in remedies.items():
+        if symptom in text:
+            return f"{text}; {remedy}"
+    return text
+
+
+def listens_elsewhere(engine: Engine, container: str) -> str:
+    """A line on where a container listens, for one that does not answer."""
+    try:
+        found = containers.inspect(engine, container)
+        wanted = {int(port.partition("/")[0]) for port in found["NetworkSettings"]["Ports"]}
+        places = containers.listening(engine, container)
+    except (EphemeralError, TimeoutError, subprocess.TimeoutExpired):
+        return ""
+    ports = ", ".join(map(str, sorted(wanted)))
+    if not places:
+        return f"nothing listens inside it, on port {ports} or any other"
+    by_port = {int(place.rpartition(":")[2]): place for place in places}
+    if loopback := [by_port[port] for port in wanted if by_port.get(port, "").startswith("127.")]:
+        return (
+            f"it listens on {', '.join(loopback)} inside: bind 0.0.0.0, or nobody else gets there"
+        )
+    if missing := wanted - by_port.keys():
+        missed = ", ".join(map(str, sorted(missing)))
+        return f"nothing listens on port {missed} inside it; these do: {', '.join(places)}"
+    return ""

@@ -1,0 +1,107 @@
+"""The keys that recipes and templates of the docker provider have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Final
+
+import msgspec
+
+from pytest_ephemeral.models import Recipe, Template
+
+_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+#: An amount of memory: ``"512M"``, ``"2G"``.
+Size = Annotated[str, msgspec.Meta(pattern="^[0-9]+[KMGkmg]?$")]
+#: A volume's name; it becomes part of the name that the engine knows it by.
+_VOLUME: Final = r"[a-zA-Z0-9][a-zA-Z0-9_.-]*"
+
+
+class DockerRecipe(Recipe, frozen=True, kw_only=True):
+    """A container image: from a Dockerfile, from ``base`` and ``install``, or a ``reference``.
+
+    Attributes:
+        context: The folder a Dockerfile is built in; its ``.dockerignore`` is honoured.
+        dockerfile: Relative to the context.
+        target: The stage of the Dockerfile to stop at.
+        build_args: Values of the Dockerfile's ``ARG``.
+        base: The image to install into, for ``install``.
+        registry: A repository it is pushed to once baked (``registry.example/team/shop``), from
+            where engines that don't have it pull it by its digest.
+    """
+
+    provider: str = "docker"
+    context: str | None = None
+    dockerfile: str = "Dockerfile"
+    target: str | None = None
+    build_args: dict[str, str] = msgspec.field(default_factory=dict)
+    base: str | None = None
+    registry: str | None = None
+
+    def check(self) -> None:
+        """It is made in one way."""
+        ways = {"context": self.context, "base": self.base, "reference": self.reference}
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) != 1:
+            said = f"it has {' and '.join(given)}" if given else "nothing says what it is made from"
+            raise ValueError(f"{said}: give one of context (a Dockerfile), base, or reference")
+        if self.base is not None and not self.install:
+            raise ValueError("it has a base: give install too (what puts the artifact into it)")
+        if self.context is not None and self.install:
+            raise ValueError("a Dockerfile installs by itself: remove install, or context")
+
+
+class DockerTemplate(Template, frozen=True, kw_only=True):
+    """A container.
+
+    Attributes:
+        command: Instead of the image's own: text is for its ``/bin/sh``, a list is the command
+            and its arguments, as in a Dockerfile's ``CMD``.
+        volumes: ``"/path"`` or ``"name:/path"``. They are the environment's, and die with it.
+        tmpfs: ``"/path"`` or ``"/path:size=64m"``: folders in memory.
+        memory: At most so much, such as ``"512M"``; it is killed beyond.
+        cpus: At most so many.
+        network: A network that is there already, joined besides its own.
+    """
+
+    provider: str = "docker"
+    command: str | list[str] | None = None
+    volumes: list[str] = msgspec.field(default_factory=list)
+    tmpfs: list[str] = msgspec.field(default_factory=list)
+    memory: Size | None = None
+    cpus: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    network: str | None = None
+
+    def check(self) -> None:
+        """Something runs, and nothing of the machine's own is mounted."""
+        if self.image is None:
+            raise ValueError("it needs an image")
+        for volume in self.volumes:
+            volume_of(volume)
+        for folder in self.tmpfs:
+            if not PurePosixPath(folder).is_absolute():
+                raise ValueError(f'tmpfs: expected "/path" or "/path:size=64m", got {folder!r}')
+
+
+def volume_of(text: str) -> tuple[str, str]:
+    """A volume's name (empty for one without) and where it is mounted.
+
+    Raises:
+        ValueError: It is none, or a folder of this machine, which would outlive the environment.
+    """
+    name, _, path = text.rpartition(":")
+    if "/" in name or name.startswith("."):
+        raise ValueError(
+            f'volumes: {text!r} mounts a folder of this machine: expected "/path" or "name:/path", '
+            "which die with the environment; what it reads belongs into its image"
+        )
+    if (name and not re.fullmatch(_VOLUME, name)) or not PurePosixPath(path).is_absolute():
+        raise ValueError(f'volumes: expected "/path" or "name:/path", got {text!r}')
+    return name, path
+
+
+def bytes_of(size: str) -> int:
+    """An amount of memory in bytes."""
+    unit = size[-1].lower() if size[-1].isalpha() else ""
+    return int(size.removesuffix(size[-1]) if unit else size) * _UNITS[unit]
