@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError, ReadinessError
 from pytest_ephemeral.models import Endpoint, Environment, Ready, Template
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FIRST_PAUSE: Final = 0.002
 LONGEST_PAUSE: Final = 0.05
 LOG_LINES: Final = 20
+
+#: Seconds in which a forwarder hangs up when nobody listens behind it.
+HANG_UP: Final = 0.01
 
 #: Seconds for a template that has no ``ready`` of its own.
 DEFAULT_TIMEOUT: Final = 60.0
@@ -60,11 +63,13 @@ def probes_for(
         headers: ``ready.headers`` with everything filled in.
     """
     ready = template.ready
+    forwarded = getattr(provider, "forwards_ports", False)
+    probes: list[Probe] = [*_own_probes(environment, provider)]
     if ready is None:
-        return [TcpProbe(endpoint) for endpoint in environment.endpoints.values()]
-    probes: list[Probe] = []
+        endpoints = environment.endpoints.values()
+        return [*probes, *(TcpProbe(endpoint, forwarded) for endpoint in endpoints)]
     if ready.tcp:
-        probes.append(TcpProbe(_endpoint(environment, ready)))
+        probes.append(TcpProbe(_endpoint(environment, ready), forwarded))
     if ready.http is not None:
         probes.append(
             HttpProbe(_endpoint(environment, ready), ready.http, _accepted(ready), headers)
@@ -120,18 +125,48 @@ def wait(
 
 @dataclass(frozen=True, slots=True)
 class TcpProbe:
-    """A port that accepts a connection."""
+    """A port that accepts a connection.
+
+    Attributes:
+        endpoint: Where it is.
+        forwarded: Whether something in between accepts in the application's name (a container
+            engine's proxy), and hangs up at once when nobody listens behind it.
+    """
 
     endpoint: Endpoint
+    forwarded: bool = False
 
     def look(self, seconds: float) -> str:
         """See ``Probe``."""
         address = (self.endpoint.host, self.endpoint.port)
+        where = f"connect to {address[0]}:{address[1]}"
         try:
-            socket.create_connection(address, timeout=seconds).close()
+            with socket.create_connection(address, timeout=seconds) as connection:
+                if self.forwarded and _hangs_up(connection):
+                    return f"{where}: accepted, but nobody listens behind it"
         except OSError as error:
-            return f"connect to {address[0]}:{address[1]}: {_reason(error)}"
+            return f"{where}: {_reason(error)}"
         return ""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A provider whose platform checks by itself whether an environment is up."""
+
+    def unready(self, environment: Environment) -> str:
+        """What it is not content with yet, such as a health check; empty when with everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformProbe:
+    """What the platform itself thinks."""
+
+    environment: Environment
+    provider: Checked
+
+    def look(self, seconds: float) -> str:  # noqa: ARG002
+        """See ``Probe``."""
+        return self.provider.unready(self.environment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +265,21 @@ def last_lines(environment: Environment, provider: Provider) -> str:
     return "\n  the last lines of its log:\n" + "\n".join(
         f"    {line}" for line in text.splitlines()
     )
+
+
+def _own_probes(environment: Environment, provider: object) -> list[Probe]:
+    return [PlatformProbe(environment, provider)] if isinstance(provider, Checked) else []
+
+
+def _hangs_up(connection: socket.socket) -> bool:
+    """Whether the other side ends a connection right away."""
+    connection.settimeout(HANG_UP)
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
 
 
 def _endpoint(environment: Environment, ready: Ready) -> Endpoint:
