@@ -27,7 +27,7 @@ TABLE: Mapping[str, tuple[str, str | None]] = {
 }
 
 #: Stands for what ``Baker.resolve`` can't ask for now, such as the digest of a base that neither
-#: this machine has nor a registry gives. An image that was baked from the same is good all the same.
+#: this machine has nor a registry gives. An image baked from the same is good all the same.
 UNKNOWN: Final = "?"
 
 
