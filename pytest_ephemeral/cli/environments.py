@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +18,7 @@ from pytest_ephemeral.cli.output import Output, since, until
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.ledger import Ledger
-from pytest_ephemeral.errors import DestroyError, EphemeralError
+from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.models import Environment, to_builtins
 from pytest_ephemeral.providers import Provider, Status
 
@@ -272,13 +273,15 @@ def _status(environment: Environment) -> Status | None:
 
 
 def _follow(provider: Provider, environment: Environment, mark: str) -> None:
+    """Print what comes, until the environment is gone and its log with it."""
     pause = threading.Event()
-    while provider.status(environment).state != "gone":
-        pause.wait(_FOLLOW_EVERY)
-        reached = provider.log_mark(environment)
-        if reached != mark:
-            _write(provider.logs(environment, since=mark, until=reached))
-            mark = reached
+    with suppress(EnvironmentGoneError):
+        while provider.status(environment).state != "gone":
+            pause.wait(_FOLLOW_EVERY)
+            reached = provider.log_mark(environment)
+            if reached != mark:
+                _write(provider.logs(environment, since=mark, until=reached))
+                mark = reached
 
 
 def _write(text: str) -> None:

@@ -116,11 +116,13 @@ def find_script(pyproject: Path) -> Script | None:
         raise ConfigurationError(f"{pyproject}: can't be read: {error}") from None
     project = document.get("project")
     scripts: Any = project.get("scripts") if isinstance(project, dict) else None
-    if not isinstance(scripts, dict) or not scripts:
+    scripts = scripts if isinstance(scripts, dict) else {}
+    # What a shell would need quotes for is no program anyone calls by hand.
+    names = [name for name in scripts if re.fullmatch(r"[\w.-]+", name)]
+    if not names:
         return None
-    first = next(iter(scripts))
-    name = str(document["project"].get("name", first))
-    return Script(name, name if name in scripts else first)
+    name = str(document["project"].get("name", names[0]))
+    return Script(name, name if name in names else names[0])
 
 
 def starter(script: Script | None) -> str:

@@ -1,0 +1,291 @@
+"""The verbs on real environments of this machine: up, kept, looked at, taken down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_ephemeral import cli
+from pytest_ephemeral.config import load
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.store import open_store
+
+PROGRAM = [
+    sys.executable, "-c", "import sys; from pytest_ephemeral.cli import main; sys.exit(main())"
+]  # fmt: skip
+
+SLOW = """
+[templates.slow]
+image = "hello"
+command = "exec sleep 600"
+port = 8080
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with what ``init`` writes, on a machine of its own; all is taken down after."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "prefixes"))
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    if (folder / "ephemeral.toml").exists():
+        assert cli.main(["down", "--all"]) == 0
+    left = tmp_path / "state" / "environments"
+    assert not left.exists() or list(left.iterdir()) == []
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Run a line that has to succeed; gives its JSON."""
+
+    def run(*words: str) -> Any:
+        capsys.readouterr()
+        status = cli.main(["--json", *words])
+        printed = capsys.readouterr()
+        assert status == 0, printed.err
+        return json.loads(printed.out)
+
+    return run
+
+
+@pytest.fixture
+def hello(here: Path, run: Callable[..., Any]) -> Path:
+    """The example that ``init`` writes, and a template that never answers."""
+    run("init")
+    file = here / "ephemeral.toml"
+    file.write_text(file.read_text() + SLOW)
+    return file
+
+
+def page(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def until(holds: Callable[[], Any]) -> Any:
+    """What it gives as soon as it gives something."""
+    deadline = time.monotonic() + 20
+    while not (found := holds()):
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.02)
+    return found
+
+
+def test_what_init_writes_is_baked_and_answers(
+    hello: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """stdout is the URL and nothing else, so that a shell script can use it."""
+    assert cli.main(["bake", "hello"]) == 0
+    assert capsys.readouterr().out.startswith("hello sha256:")
+    assert cli.main(["up"]) == 0
+    printed = capsys.readouterr()
+    url = printed.out.strip()
+    assert page(url) == "Hello from an environment of its own.\n"
+    assert "launching" in printed.err
+    assert cli.main(["list"]) == 0
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["ID", "TEMPLATE", "STATE", "URL", "AGE", "EXPIRES", "OWNER"]
+    assert row.split()[1:4] == ["staging", "kept", url]
+
+
+def test_what_init_writes_for_a_console_script_runs(here: Path, run: Callable[..., Any]) -> None:
+    """A real wheel, installed by pip into a virtual environment that is the image."""
+    (here / "pyproject.toml").write_text(
+        '[project]\nname = "shop"\nversion = "1"\nscripts = { shop = "shop:main" }\n'
+    )
+    (here / "dist").mkdir()
+    with zipfile.ZipFile(here / "dist" / "shop-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("shop.py", SHOP)
+        wheel.writestr("shop-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: shop\nVersion: 1")
+        wheel.writestr(
+            "shop-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\nRoot-Is-Purelib: true"
+        )
+        wheel.writestr("shop-1.dist-info/entry_points.txt", "[console_scripts]\nshop = shop:main")
+        wheel.writestr("shop-1.dist-info/RECORD", "")
+    run("init")
+    environment = run("up", "staging")["environment"]
+    assert environment["image"]["name"] == "shop"
+    assert page(environment["url"]) == "open"
+
+
+SHOP = """\
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Shop(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"open")
+
+def main():
+    HTTPServer((os.environ["HOST"], int(os.environ["PORT"])), Shop).serve_forever()
+"""
+
+
+def test_an_environment_is_named_by_the_beginning_of_its_id(
+    hello: Path, run: Callable[..., Any]
+) -> None:
+    """As long as it is the only one that begins so."""
+    first = run("up")["environment"]["id"]
+    shown = run("show", "stag")
+    assert shown["environment"]["id"] == first
+    assert shown["status"]["state"] == "running"
+    second = run("up")["environment"]["id"]
+    assert cli.main(["show", "staging-"]) == 3
+    assert run("down", first[:-1], first) == {"version": 1, "destroyed": [first], "errors": {}}
+    assert [one["id"] for one in run("list")["environments"]] == [second]
+
+
+def test_a_command_runs_inside_and_its_status_is_ours(
+    hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its two streams on ours; what a signal ended as a shell would say it."""
+    id = run("up")["environment"]["id"]
+    capsys.readouterr()
+    shell = ["run", id, "--", "sh", "-c"]
+    assert cli.main([*shell, "echo $PORT; echo wrong >&2; exit 7"]) == 7
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("8080\n", "wrong\n")
+    assert cli.main([*shell, "kill -9 $$"]) == 137
+    assert cli.main(["run", id, "--timeout", "100ms", "--", "sleep", "60"]) == 5
+    assert cli.main(["run", id, "--json", "--", "echo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stdout"] == "--json\n"
+
+
+def test_logs_are_printed_and_followed_to_the_end(
+    hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was there and what comes, each line once; it ends when the environment does."""
+    environment = run("up")["environment"]
+    page(environment["url"] + "?before")
+    assert cli.main(["logs", environment["id"], "--tail", "1"]) == 0
+    assert "?before" in capsys.readouterr().out
+    follower = subprocess.Popen(
+        [*PROGRAM, "logs", environment["id"], "-f"], stdout=subprocess.PIPE, text=True
+    )
+    with follower:
+        assert follower.stdout is not None
+        while "?before" not in follower.stdout.readline():
+            pass
+        for number in range(5):
+            page(f"{environment['url']}?now-{number}")
+        seen = [follower.stdout.readline() for _ in range(5)]
+        run("down", environment["id"])
+        assert follower.wait(timeout=20) == 0
+    for number, line in enumerate(seen):
+        assert f"?now-{number} " in line
+
+
+def test_an_expiry_is_moved(hello: Path, run: Callable[..., Any]) -> None:
+    """By so much from where it was, on record and in the guard."""
+    before = run("up", "--ttl", "2m")["environment"]
+    after = run("extend", before["id"], "1h")["environment"]
+    minutes = [
+        int(one["expires_at"][14:16]) + 60 * int(one["expires_at"][11:13])
+        for one in (before, after)
+    ]
+    assert (minutes[1] - minutes[0]) % (24 * 60) == 60
+    assert run("show", before["id"])["environment"]["expires_at"] == after["expires_at"]
+
+
+def test_what_has_expired_is_gone_and_reaped(hello: Path, run: Callable[..., Any]) -> None:
+    """Its own clock ends it; at the latest, reap forgets it."""
+    id = run("up", "--ttl", "1s")["environment"]["id"]
+    until(lambda: all(one["condition"] != "kept" for one in run("list")["environments"]))
+    assert {one["id"] for one in run("reap", "--dry-run")["reaped"]} <= {id}
+    run("reap")
+    assert run("list")["environments"] == []
+
+
+def test_an_environment_that_never_answers_is_an_error_with_nothing_left(
+    hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 5, the last it printed, and no record."""
+    hello.write_text(hello.read_text() + 'ready = { http = "/", timeout = "300ms" }\n')
+    assert cli.main(["up", "slow"]) == 5
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "error: slow-" in printed.err
+    assert run("list")["environments"] == []
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_it_comes_up_nothing_is_left(
+    hello: Path, run: Callable[..., Any], which: signal.Signals
+) -> None:
+    """Ctrl-C and SIGTERM alike: 130, no record, no process."""
+    ledger = Ledger(open_store(load(hello).store, hello.parent))
+    with subprocess.Popen([*PROGRAM, "up", "slow"], stderr=subprocess.PIPE, text=True) as starting:
+        found = until(lambda: [one for one in ledger.entries() if one.handle])
+        starting.send_signal(which)
+        _, talk = starting.communicate(timeout=20)
+    assert starting.returncode == 130
+    assert "interrupted" in talk
+    assert ledger.entries() == []
+    guard = int(found[0].handle["supervisor"])
+    until(lambda: not Path(f"/proc/{guard}").exists() if sys.platform == "linux" else True)
+
+
+def test_killed_while_it_comes_up_nothing_is_left(hello: Path) -> None:
+    """Nobody is there to clean up but the guard, and it does."""
+    ledger = Ledger(open_store(load(hello).store, hello.parent))
+    with subprocess.Popen([*PROGRAM, "up", "slow"], stderr=subprocess.DEVNULL) as starting:
+        until(lambda: [one for one in ledger.entries() if one.handle])
+        os.kill(starting.pid, signal.SIGKILL)
+    until(lambda: not ledger.entries())
+
+
+def test_a_broken_record_is_told_of_and_stepped_over(
+    hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It hides no other."""
+    id = run("up")["environment"]["id"]
+    broken = hello.parent / ".ephemeral" / "environments" / "staging-broken.json"
+    broken.write_text("{")
+    assert cli.main(["list"]) == 0
+    printed = capsys.readouterr()
+    assert id in printed.out
+    assert "staging-broken.json" in printed.err
+    broken.unlink()
+
+
+def test_images_are_looked_after(hello: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+    """Listed, shown, written out, brought in again; never pruned while one runs from it."""
+    image = run("bake")["images"][0]
+    assert run("images")["images"] == [image]
+    assert run("images", "show", image["key"][7:15])["image"] == image
+    file = tmp_path / "hello.image"
+    run("images", "export", "hello", str(file))
+    id = run("up")["environment"]["id"]
+    assert run("images", "prune", "--keep", "0")["removed"] == []
+    run("down", id)
+    assert run("images", "prune", "--keep", "0")["removed"] == [image]
+    assert run("images", "import", str(file))["image"]["digest"] == image["digest"]
+
+
+def test_artifacts_are_pushed_and_listed(here: Path, run: Callable[..., Any]) -> None:
+    """Under the name and version they are given, or those they bear."""
+    run("init")
+    (here / "shop-1.4.2.tar.gz").write_bytes(b"built")
+    pushed = run("artifact", "push", "shop-1.4.2.tar.gz")["artifact"]
+    assert (pushed["name"], pushed["version"]) == ("shop", "1.4.2")
+    run("artifact", "push", "shop-1.4.2.tar.gz", "--name", "shop", "--version", "2")
+    listed = run("artifact", "list")["artifacts"]
+    assert [one["version"] for one in listed] == ["1.4.2", "2"]
