@@ -134,7 +134,8 @@ def register(
         return made
 
     host = Host(environ, config.root / FOLDER, console, ci.detect(environ), outbox)
-    for name, channel in (*_channels(config, host), *_webhooks(config, host)):
+    told = [*_channels(config, host), *_webhooks(config, host)]
+    for name, channel in reversed(told):  # pluggy calls the last one first
         manager.register(Publisher(name, channel, warn, secrets), f"ephemeral publisher: {name}")
     return publishing
 

@@ -43,7 +43,7 @@ class Outbox:
 
     name: str
     warn: Callable[[str], None]
-    _messages: queue.SimpleQueue[Callable[[Attempts], None]] = field(
+    _messages: queue.SimpleQueue[Callable[[Attempts], None] | None] = field(
         default_factory=queue.SimpleQueue
     )
     _unsent: int = 0
@@ -79,12 +79,12 @@ class Outbox:
         with self._changed:
             left = max(0.0, deadline - time.monotonic())
             done = self._changed.wait_for(lambda: self._unsent == 0, left)
+        self._messages.put(None)
         if not done:
             self._complain(f"gave up on {self._unsent} messages at the end of the run")
 
     def _work(self) -> None:
-        while True:
-            message = self._messages.get()
+        while message := self._messages.get():
             try:
                 message(Attempts(min(time.monotonic() + PATIENCE, self._deadline), self))
             except Exception as error:  # noqa: BLE001 - a warning, whatever it is

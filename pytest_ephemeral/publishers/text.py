@@ -33,8 +33,8 @@ def link(url: str, text: str = "") -> str:
 def markdown_line(event: Event) -> str:
     """An environment in one line of Markdown. What is gone is struck out, and is no link."""
     environment = event.environment
-    head = f"**{markdown(environment.template)}** (`{environment.id}`)"
-    image = f", image `{event.image[:19]}`" if event.image else ""
+    head = f"**{markdown(environment.template)}** ({_code(environment.id)})"
+    image = f", image {_code(event.image[:19])}" if event.image else ""
     if not event.is_up:
         said = {"died": "stopped by itself", "leaked": "could not be destroyed"}
         return f"{head} {said.get(event.outcome, 'expired')}: ~~{_code(event.url)}~~{image}"

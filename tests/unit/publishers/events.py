@@ -1,0 +1,37 @@
+"""Environments to publish, plain and hostile."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pytest_ephemeral.models import Environment, ImageReference, Outcome, Owner
+from pytest_ephemeral.publishers.events import Event
+
+URL = "http://127.4.9.3:8080/"
+
+#: Everything that means something to some CI, shell or markup.
+HOSTILE = "http://x/?a=%0A&b='\"`$(id)`\\|[y](z);,:!<b>*_~\r\n::error::no\n##vso[x]é\U0001f600"
+
+
+def environment(template: str = "staging", id: str = "", **changes: Any) -> Environment:
+    values: dict[str, Any] = {
+        "id": id or f"{template}-7f3k2q",
+        "template": template,
+        "provider": "local",
+        "image": ImageReference(
+            name="shop", key="sha256:" + "ab" * 32, reference="/prefix", artifact=None
+        ),
+        "url": URL,
+        "created_at": datetime(2026, 5, 4, 10, 0, tzinfo=UTC),
+        "expires_at": datetime(2026, 5, 4, 12, 0, tzinfo=UTC),
+        "owner": Owner(user="anna", host="box", boot="b", pid=12, started="1", run="r"),
+        **changes,
+    }
+    return Environment(**values)
+
+
+def event(
+    outcome: Outcome = "up", url: str = URL, template: str = "staging", id: str = "", **changes: Any
+) -> Event:
+    return Event(environment(template, id, url=url, **changes), url, outcome)

@@ -1,0 +1,320 @@
+"""What every CI is given, letter for letter, for plain values and for hostile ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+from unit.publishers.events import HOSTILE, URL, event
+
+from pytest_ephemeral.publishers import (
+    azure,
+    buildkite,
+    events,
+    github,
+    gitlab,
+    neutral,
+    teamcity,
+    tekton,
+    text,
+    webhook,
+)
+from pytest_ephemeral.publishers.channels import filled
+
+IMAGE = "sha256:" + "ab" * 32
+
+
+# -- the names -------------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_handed_over_under_the_names_of_the_docs() -> None:
+    """The same names in every CI; a template's own URL besides."""
+    assert events.variables([event("kept", template="staging-arm")]) == {
+        "EPHEMERAL_URL": URL,
+        "EPHEMERAL_URL_EXPIRED": "",
+        "EPHEMERAL_ENVIRONMENT": "staging-arm-7f3k2q",
+        "EPHEMERAL_TEMPLATE": "staging-arm",
+        "EPHEMERAL_IMAGE": IMAGE,
+        "EPHEMERAL_STAGING_ARM_URL": URL,
+        "EPHEMERAL_STAGING_ARM_URL_EXPIRED": "",
+    }
+
+
+@pytest.mark.parametrize("outcome", ["destroyed", "died", "leaked"])
+def test_what_is_gone_is_handed_over_only_as_expired(outcome: events.Outcome) -> None:
+    """A later step that follows EPHEMERAL_URL must find something there."""
+    values = events.variables([event(outcome)])
+    assert {name for name, value in values.items() if value == URL} == {
+        "EPHEMERAL_URL_EXPIRED",
+        "EPHEMERAL_STAGING_URL_EXPIRED",
+    }
+
+
+def test_of_several_the_first_that_is_up_stands_for_all() -> None:
+    """However many came and went before it."""
+    told = [
+        event("destroyed", "http://one/", "one"),
+        event("kept", "http://two/", "two"),
+        event("kept", "http://three/", "three"),
+    ]
+    values = events.variables(told)
+    assert values["EPHEMERAL_URL"] == "http://two/"
+    assert values["EPHEMERAL_ENVIRONMENT"] == "two-7f3k2q"
+    assert values["EPHEMERAL_URL_EXPIRED"] == ""
+    assert values["EPHEMERAL_ONE_URL_EXPIRED"] == "http://one/"
+    assert values["EPHEMERAL_THREE_URL"] == "http://three/"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://anna:pass@shop.example/x", "https://shop.example/x"),
+        ("https://token@shop.example:81/", "https://shop.example:81/"),
+        ("https://shop.example/?key=swordfish", "https://shop.example/?key=***"),
+        ("https://shop.example/@anna", "https://shop.example/@anna"),
+    ],
+)
+def test_a_url_is_shown_without_what_must_not_be_shown(url: str, shown: str) -> None:
+    """Neither a password in front of the host nor the value of a variable."""
+    assert events.clean(url, ["swordfish"]) == shown
+
+
+# -- GitHub ----------------------------------------------------------------------------------
+
+
+def test_a_notice_of_github() -> None:
+    """One workflow command, in one line."""
+    assert github.notice(event()) == (
+        "::notice title=Environment staging-7f3k2q::staging (staging-7f3k2q) is up: "
+        "http://127.4.9.3:8080/, until 2026-05-04 12:00 UTC at the latest"
+    )
+    assert github.notice(event("destroyed")) == ""
+
+
+def test_a_notice_of_github_can_not_be_broken_out_of() -> None:
+    """No second command, no other property."""
+    said = github.notice(event(url=HOSTILE, id="a:b,c%\nd"))
+    assert "\n" not in said
+    assert "\r" not in said
+    assert said.startswith("::notice title=Environment a%3Ab%2Cc%25%0Ad::")
+    assert "http://x/?a=%250A&b=" in said
+    assert "%0D%0A::error::no%0A##vso[x]é" in said
+
+
+def test_outputs_of_github() -> None:
+    """Each value between two lines that it can't hold."""
+    assert github.assignments({"A": "1\n2", "B": ""}, "end") == "A<<end\n1\n2\nend\nB<<end\n\nend\n"
+
+
+def test_an_output_of_github_that_holds_its_delimiter_is_refused() -> None:
+    """It could set any other variable."""
+    with pytest.raises(ValueError, match="A holds the delimiter"):
+        github.assignments({"A": "x\nend\nPATH<<end\n/evil"}, "end")
+
+
+def test_a_summary_of_github() -> None:
+    """What is kept is a link; what is gone is struck out."""
+    assert github.summary(event()) == ""
+    assert github.summary(event("kept")) == (
+        "- **staging** (`staging-7f3k2q`) "
+        "[http://127.4.9.3:8080/](<http://127.4.9.3:8080/>) until 2026-05-04 12:00 UTC"
+        ", image `sha256:abababababab`\n"
+    )
+    assert github.summary(event("destroyed")) == (
+        "- **staging** (`staging-7f3k2q`) expired: ~~`http://127.4.9.3:8080/`~~"
+        ", image `sha256:abababababab`\n"
+    )
+
+
+def test_deployments_of_github() -> None:
+    """In progress, a success with the URL, and inactive when it is gone."""
+    assert github.deployment(event(), "c0ffee") == {
+        "ref": "c0ffee",
+        "task": "ephemeral:staging-7f3k2q",
+        "auto_merge": False,
+        "required_contexts": [],
+        "payload": {"environment": "staging-7f3k2q", "image": IMAGE},
+        "environment": "staging",
+        "description": "staging-7f3k2q, by pytest-ephemeral",
+        "transient_environment": True,
+        "production_environment": False,
+    }
+    up = github.statuses(event(), "https://ci/1")
+    assert [status["state"] for status in up] == ["in_progress", "success"]
+    assert up[1]["environment_url"] == URL
+    assert up[1]["log_url"] == "https://ci/1"
+    assert github.statuses(event("kept"), "") == []
+    assert [status["state"] for status in github.statuses(event("died"), "")] == ["inactive"]
+
+
+# -- files -----------------------------------------------------------------------------------
+
+
+def test_a_dotenv_report_of_gitlab() -> None:
+    """Plain lines: no quotes, nothing empty, nothing of more than one line."""
+    values = {"A": "1", "EMPTY": "", "B": HOSTILE, "C": "x y"}
+    assert gitlab.dotenv(values) == "A=1\nC=x y\n"
+
+
+def test_a_dotenv_report_is_never_more_than_gitlab_takes() -> None:
+    """It refuses a report of more than 20 variables or 5 KB as a whole."""
+    many = gitlab.dotenv({f"V{at}": "x" for at in range(50)})
+    assert many.count("\n") == 20
+    long = gitlab.dotenv({f"V{at}": "é" * 500 for at in range(10)})
+    assert 0 < len(long.encode()) <= 5 * 1024
+    assert long.endswith("\n")
+
+
+def test_a_properties_file_of_jenkins() -> None:
+    """As java.util.Properties reads it."""
+    values = {"A": "http://x/?a=b:c#d!", "B": " C:\\temp\n\té\U0001f600"}
+    assert text.properties(values) == (
+        "A=http://x/?a=b:c#d!\nB=\\ C:\\\\temp\\n\\t\\u00e9\\ud83d\\ude00\n"
+    )
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_exports_are_what_a_shell_reads() -> None:
+    """CircleCI, Woodpecker and the like source them."""
+    script = text.exports({"A": HOSTILE, "B": ""})
+    done = subprocess.run(
+        ["bash", "-c", f'{script}\nprintf "%s|%s" "$A" "$B"'],
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
+    assert done.stdout.decode() == f"{HOSTILE}|"
+    assert done.stderr == b""
+
+
+def test_assignments_of_bitbucket() -> None:
+    """A line each; what has several lines could be another variable."""
+    assert text.assignments({"A": "a b", "B": "x\nPATH=/evil", "C": ""}) == "A=a b\nC=\n"
+
+
+def test_results_of_tekton() -> None:
+    """No line end, and never so many bytes that the task fails for them."""
+    values = events.variables([event("kept")])
+    assert tekton.results(values) == {
+        "ephemeral-url": URL,
+        "ephemeral-url-expired": "",
+        "ephemeral-environment": "staging-7f3k2q",
+        "ephemeral-image": IMAGE,
+    }
+    long = tekton.results(events.variables([event("kept", url="http://x/" + "é" * 4000)]))
+    assert sum(len(value.encode()) for value in long.values()) <= 4096
+    assert long["ephemeral-url"] == ""
+
+
+# -- logging commands ------------------------------------------------------------------------
+
+
+def test_variables_of_azure() -> None:
+    """Once for the steps of this job, once as an output."""
+    assert azure.set_variables({"A": "50%\r\n##vso[x];]"}) == (
+        "##vso[task.setvariable variable=A]50%AZP25%0D%0A##vso[x];]\n"
+        "##vso[task.setvariable variable=A;isOutput=true]50%AZP25%0D%0A##vso[x];]"
+    )
+
+
+def test_a_summary_of_azure() -> None:
+    """By its path."""
+    assert (
+        azure.upload_summary(Path("/w/100%/a.md")) == "##vso[task.uploadsummary]/w/100%AZP25/a.md"
+    )
+
+
+def test_messages_of_teamcity() -> None:
+    """In one line of ASCII, everything special behind a bar."""
+    assert teamcity.set_parameters({"A": "it's [a] |\r\né\U0001f600"}) == (
+        "##teamcity[setParameter name='env.A' value='it|'s |[a|] |||r|n|0x00E9|0xD83D|0xDE00']"
+    )
+    assert teamcity.progress(event()) == (
+        "##teamcity[progressMessage 'staging (staging-7f3k2q) is up: http://127.4.9.3:8080/, "
+        "until 2026-05-04 12:00 UTC at the latest']"
+    )
+    assert "\n" not in teamcity.progress(event(url=HOSTILE))
+    assert teamcity.progress(event("kept")) == ""
+
+
+def test_commands_for_buildkite() -> None:
+    """What is gone replaces what was up, by its context; a value is never an argument."""
+    command, body = buildkite.annotation(event())
+    assert command == [
+        "buildkite-agent",
+        "annotate",
+        "--context",
+        "ephemeral-staging-7f3k2q",
+        "--style",
+        "info",
+    ]
+    assert f"(<{URL}>)" in body
+    command, body = buildkite.annotation(event("destroyed", id="x" * 200))
+    assert len(command[3]) == 100
+    assert "--style" not in command
+    assert "expired" in body
+    assert buildkite.meta_data("A", HOSTILE) == (
+        ["buildkite-agent", "meta-data", "set", "A"],
+        HOSTILE,
+    )
+    assert filled({"A": "", "B": "x"}) == {"B": "x"}
+
+
+# -- Markdown and JSON -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("outcome", "links"), [("kept", 1), ("destroyed", 0)])
+def test_markdown_stays_one_line_of_text(outcome: events.Outcome, links: int) -> None:
+    """Nothing of a URL becomes markup, another line or another link."""
+    line = text.markdown_line(event(outcome, url=HOSTILE, id="x-`y`<i>"))
+    html = MarkdownIt().render(line)
+    assert html.count("<p>") == 1
+    assert html.count("<a ") == links
+    assert 'href="http://x/?' in html or not links
+    assert not {"<b>", "<em>", "<i>", "<h1>"} & set(re.findall(r"<[a-z0-9]+>", html))
+
+
+def test_what_is_no_web_address_is_no_link() -> None:
+    """Such as javascript:."""
+    assert text.link("javascript:alert(1)") == "javascript:alert\\(1\\)"
+
+
+def test_the_neutral_file_tells_all_that_is_known() -> None:
+    """Also of what merely runs, which no variable tells."""
+    told = json.loads(neutral.document([event("destroyed"), event("up", id="staging-b")]))
+    assert told["version"] == 1
+    assert [one["state"] for one in told["environments"]] == ["destroyed", "up"]
+    gone, here = told["environments"]
+    assert (gone["url"], gone["expired_url"]) == (None, URL)
+    assert (here["url"], here["expired_url"]) == (URL, None)
+    assert here["owner"] == "anna@box:12"
+    assert here["expires_at"] == "2026-05-04T12:00:00Z"
+    assert told["variables"]["EPHEMERAL_URL_EXPIRED"] == URL
+    assert told["variables"]["EPHEMERAL_URL"] == ""
+
+
+def test_a_message_for_slack() -> None:
+    """A sentence with a link that works, and the same as data."""
+    body = webhook.message(event(), None)
+    assert body["text"] == (
+        "staging (staging-7f3k2q) is up: <http://127.4.9.3:8080/>, "
+        "until 2026-05-04 12:00 UTC at the latest"
+    )
+    assert body["event"] == "up"
+    assert body["environment"]["url"] == URL
+    assert body["environment"]["image"]["key"] == IMAGE
+    gone = webhook.message(event("died"), None)
+    assert gone["text"] == "staging (staging-7f3k2q) stopped by itself; it was " + URL
+
+
+def test_a_message_for_slack_can_not_be_broken_out_of() -> None:
+    """No mention of everybody, no other link."""
+    said = webhook.message(event(url="http://x/<!channel>|&\n"), None)["text"]
+    assert "<!channel>" not in said
+    assert "\n" not in said
+    assert said.count("<") == 1

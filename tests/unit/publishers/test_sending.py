@@ -1,0 +1,323 @@
+"""The clients of the services, against servers that answer as the real ones: failures included."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+from unit.publishers.events import URL, event
+from unit.publishers.services import GitHub, GitLab, Service
+
+from pytest_ephemeral.publishers import github, gitlab, outbox
+from pytest_ephemeral.publishers.outbox import Outbox
+from pytest_ephemeral.publishers.webhook import Webhook
+
+RATE_LIMITED = {"X-RateLimit-Remaining": "0"}
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    """What was warned of."""
+    return []
+
+
+@pytest.fixture
+def sending(warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Outbox]:
+    """An outbox whose attempts follow each other quickly."""
+    monkeypatch.setattr(outbox, "BACKOFF", 0.01)
+    box = Outbox("service", warnings.append)
+    yield box
+    flush(box)
+
+
+def flush(box: Outbox, seconds: float = 10) -> None:
+    box.close(time.monotonic() + seconds)
+
+
+@pytest.fixture
+def hub() -> Iterator[GitHub]:
+    """GitHub."""
+    with (service := GitHub()).running():
+        yield service
+
+
+@pytest.fixture
+def lab() -> Iterator[GitLab]:
+    """GitLab."""
+    with (service := GitLab()).running():
+        yield service
+
+
+@pytest.fixture
+def hook() -> Iterator[Service]:
+    """Whoever takes webhooks."""
+    with (service := Service(lambda *_: (200, {}, "ok"))).running():
+        yield service
+
+
+def deployments(box: Outbox, hub: GitHub, token: str = "secret") -> github.Deployments:
+    return github.Deployments(box, hub.url + hub.PATH, token, "c0ffee", "https://ci/1")
+
+
+def environments(
+    box: Outbox, lab: GitLab, headers: dict[str, str] | None = None, *, may_refuse: bool = False
+) -> gitlab.Environments:
+    headers = headers or {"PRIVATE-TOKEN": "secret"}
+    return gitlab.Environments(box, lab.url + lab.PATH, headers, may_refuse)
+
+
+def webhook(box: Outbox, url: str, *events: str) -> Webhook:
+    return Webhook(box, url, {"X-Key": "abc"}, frozenset(events), None)
+
+
+# -- GitHub ----------------------------------------------------------------------------------
+
+
+def test_a_deployment_is_in_progress_a_success_and_inactive(
+    hub: GitHub, sending: Outbox, warnings: list[str]
+) -> None:
+    """Shown while it is up, with its URL, and as destroyed when it is."""
+    client = deployments(sending, hub)
+    client.tell(event("up"))
+    client.tell(event("destroyed"))
+    flush(sending)
+    assert hub.states() == [["in_progress", "success", "inactive"]]
+    assert hub.deployments[0]["statuses"][1]["environment_url"] == URL
+    assert hub.headers["accept"] == "application/vnd.github+json"
+    assert hub.headers["x-github-api-version"] == "2022-11-28"
+    assert warnings == []
+
+
+def test_a_deployment_of_what_is_kept_stays_a_success(hub: GitHub, sending: Outbox) -> None:
+    """And another process, which ends it later, finds it again."""
+    client = deployments(sending, hub)
+    client.tell(event("up"))
+    client.tell(event("kept"))
+    flush(sending)
+    assert hub.states() == [["in_progress", "success"]]
+    later = Outbox("service", pytest.fail)
+    deployments(later, hub).tell(event("destroyed"))
+    flush(later)
+    assert hub.states() == [["in_progress", "success", "inactive"]]
+
+
+def test_nothing_is_deployed_for_what_was_never_told_of(hub: GitHub, sending: Outbox) -> None:
+    """Such as an environment of before this was installed."""
+    deployments(sending, hub).tell(event("destroyed"))
+    flush(sending)
+    assert hub.deployments == []
+
+
+@pytest.mark.parametrize("status", [403, 429])
+@pytest.mark.parametrize("how", ["retry-after", "reset", "date"])
+def test_a_rate_limit_is_waited_for(
+    hub: GitHub, sending: Outbox, warnings: list[str], status: int, how: str
+) -> None:
+    """Both of GitHub's: the secondary one says how long, the primary one says when."""
+    now = datetime.now(UTC)
+    headers = {
+        "retry-after": {"Retry-After": "0"},
+        "reset": {**RATE_LIMITED, "X-RateLimit-Reset": str(int(now.timestamp()) - 1)},
+        "date": {"Retry-After": format_datetime(now - timedelta(seconds=1))},
+    }[how]
+    limited = (status, headers, {"message": "API rate limit exceeded"})
+    hub.faults.extend([None, limited, limited])
+    deployments(sending, hub).tell(event("up"))
+    flush(sending)
+    assert hub.states() == [["in_progress", "success"]]
+    assert warnings == []
+
+
+def test_a_rate_limit_that_outlasts_patience_is_a_warning(
+    hub: GitHub, sending: Outbox, warnings: list[str]
+) -> None:
+    """In GitHub's words, at once; nobody waits for an hour."""
+    limited = (403, {"Retry-After": "3600"}, {"message": "API rate limit exceeded"})
+    hub.faults.append(limited)
+    started = time.monotonic()
+    deployments(sending, hub).tell(event("up"))
+    flush(sending)
+    assert time.monotonic() - started < 5
+    assert warnings == ["service: HTTP 403 Forbidden: API rate limit exceeded"]
+
+
+def test_a_deployment_whose_answer_was_lost_is_not_made_twice(
+    hub: GitHub, sending: Outbox, warnings: list[str]
+) -> None:
+    """It is looked for before another attempt."""
+    hub.faults.extend([None, Service.LOST])
+    deployments(sending, hub).tell(event("up"))
+    flush(sending)
+    assert hub.states() == [["in_progress", "success"]]
+    assert warnings == []
+
+
+def test_a_status_is_sent_again_after_a_server_error(hub: GitHub, sending: Outbox) -> None:
+    """A second one of the same state is no harm."""
+    hub.faults.extend([None, None, (502, {}, None), (503, {}, None)])
+    deployments(sending, hub).tell(event("up"))
+    flush(sending)
+    assert hub.states() == [["in_progress", "success"]]
+
+
+def test_a_wrong_token_is_one_warning(hub: GitHub, sending: Outbox, warnings: list[str]) -> None:
+    """Told once, however many environments there are; the token is not in it."""
+    client = deployments(sending, hub, token="hidden")
+    for number in range(3):
+        client.tell(event("up", id=f"staging-{number}"))
+    flush(sending)
+    assert warnings == ["service: HTTP 401 Unauthorized: Bad credentials"]
+
+
+def test_the_token_goes_before_a_netrc(
+    hub: GitHub, sending: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """requests would send the password of ~/.netrc in its place."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login anna password wrong\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    deployments(sending, hub).tell(event("up"))
+    flush(sending)
+    assert hub.states() == [["in_progress", "success"]]
+
+
+def test_a_pull_request_is_deployed_by_its_own_commit(tmp_path: Path) -> None:
+    """GITHUB_SHA is a merge that no page shows."""
+    file = tmp_path / "event.json"
+    file.write_text('{"pull_request": {"head": {"sha": "feed"}}}')
+    assert github.revision({"GITHUB_SHA": "beef", "GITHUB_EVENT_PATH": str(file)}) == "feed"
+    file.write_text('{"ref": "main"}')
+    assert github.revision({"GITHUB_SHA": "beef", "GITHUB_EVENT_PATH": str(file)}) == "beef"
+    assert github.revision({"GITHUB_SHA": "beef"}) == "beef"
+
+
+# -- GitLab ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", ["PRIVATE-TOKEN", "JOB-TOKEN"])
+def test_an_environment_of_gitlab_is_made_and_stopped(
+    lab: GitLab, sending: Outbox, warnings: list[str], header: str
+) -> None:
+    """In a folder of its own, with its URL."""
+    client = environments(sending, lab, {header: "secret"})
+    client.tell(event("up"))
+    client.tell(event("kept"))
+    client.tell(event("died"))
+    flush(sending)
+    (made,) = lab.environments
+    assert made["name"] == "ephemeral/staging-7f3k2q"
+    assert made["external_url"] == URL
+    assert made["state"] == "stopped"
+    assert warnings == []
+
+
+def test_an_environment_of_gitlab_whose_answer_was_lost_is_not_an_error(
+    lab: GitLab, sending: Outbox, warnings: list[str]
+) -> None:
+    """Its name would be taken at another attempt; it is looked for first."""
+    lab.faults.extend([None, Service.LOST])
+    client = environments(sending, lab)
+    client.tell(event("up"))
+    client.tell(event("destroyed"))
+    flush(sending)
+    assert [one["state"] for one in lab.environments] == ["stopped"]
+    assert warnings == []
+
+
+def test_the_job_token_may_be_refused(lab: GitLab, sending: Outbox, warnings: list[str]) -> None:
+    """Most projects don't let it; nobody asked for it, so nobody is told."""
+    client = environments(sending, lab, {"JOB-TOKEN": "no"}, may_refuse=True)
+    client.tell(event("up"))
+    flush(sending)
+    asked = len(lab.asked)
+    client.tell(event("destroyed"))
+    assert len(lab.asked) == asked
+    assert warnings == []
+
+
+def test_a_token_that_was_given_may_not_be_refused(
+    lab: GitLab, sending: Outbox, warnings: list[str]
+) -> None:
+    """Somebody meant it to work."""
+    environments(sending, lab, {"PRIVATE-TOKEN": "no"}).tell(event("up"))
+    flush(sending)
+    assert warnings == ["service: HTTP 401 Unauthorized: 401 Unauthorized"]
+
+
+# -- webhooks --------------------------------------------------------------------------------
+
+
+def test_a_webhook_is_told_what_it_wants_to_hear(hook: Service, sending: Outbox) -> None:
+    """With its headers, and an id by which it knows a repetition."""
+    client = webhook(sending, hook.url, "up", "died")
+    for outcome in ("up", "kept", "destroyed", "died"):
+        client.tell(event(outcome))
+    flush(sending)
+    assert [body["event"] for _, _, body in hook.asked] == ["up", "died"]
+    assert hook.headers["x-key"] == "abc"
+    assert len({body["id"] for _, _, body in hook.asked}) == 2
+
+
+def test_a_webhook_is_tried_again(hook: Service, sending: Outbox, warnings: list[str]) -> None:
+    """The same message, until it is accepted."""
+    hook.faults.extend([(500, {}, None), Service.LOST, (429, {"Retry-After": "0"}, None)])
+    webhook(sending, hook.url).tell(event("up"))
+    flush(sending)
+    assert len(hook.asked) == 4
+    assert len({body["id"] for _, _, body in hook.asked}) == 1
+    assert warnings == []
+
+
+def test_a_webhook_that_says_no_is_not_tried_again(
+    hook: Service, sending: Outbox, warnings: list[str]
+) -> None:
+    """It would say no again."""
+    hook.faults.append((404, {}, {"error": "no_such_channel"}))
+    webhook(sending, hook.url).tell(event("up"))
+    flush(sending)
+    assert len(hook.asked) == 1
+    assert warnings == ["service: HTTP 404 Not Found: no_such_channel"]
+
+
+def test_a_webhook_that_leads_elsewhere_is_not_followed(
+    hook: Service, sending: Outbox, warnings: list[str]
+) -> None:
+    """What is said in its headers is for it alone."""
+    hook.faults.append((302, {"Location": hook.url + "/other"}, None))
+    webhook(sending, hook.url).tell(event("up"))
+    flush(sending)
+    assert [path for _, path, _ in hook.asked] == ["/"]
+    assert warnings == ["service: HTTP 302 Found"]
+
+
+def test_a_dead_webhook_delays_nobody(warnings: list[str]) -> None:
+    """Telling takes no time, and the end of the run waits as long as it was told to, no longer."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        box = Outbox("service", warnings.append)
+        client = webhook(box, f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        started = time.monotonic()
+        for _ in range(20):
+            client.tell(event("up"))
+        told = time.monotonic()
+        flush(box, 0.3)
+        ended = time.monotonic()
+    assert told - started < 1
+    assert ended - told < 2
+    assert warnings == ["service: gave up on 20 messages at the end of the run"]
+
+
+def test_a_webhook_of_nobody_is_one_warning(sending: Outbox, warnings: list[str]) -> None:
+    """Its address is no secret of the message: only what kind of failure it was is told."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    client = webhook(sending, f"http://127.0.0.1:{port}/token")
+    client.tell(event("up"))
+    client.tell(event("destroyed"))
+    flush(sending, 0.5)
+    assert len(warnings) == 1
+    assert "token" not in warnings[0]
