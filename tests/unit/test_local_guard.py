@@ -169,6 +169,15 @@ def test_a_tree_is_read_only_even_for_root(start: Start, tmp_path: Path) -> None
     (tree / "file").touch()
 
 
+@linux_only
+def test_where_no_tree_can_be_read_only_it_goes_on(start: Start, tmp_path: Path) -> None:
+    """What the kernel refuses is reported, and keeps nothing from starting."""
+    one = start({"a": "exec sleep 100"}, readonly=[tmp_path / "missing"])
+    found = guard.status(one.id)
+    assert "No such file" in found["writable"]
+    assert found["processes"][0]["status"] is None
+
+
 def test_it_ends_when_its_processes_have_if_told_to(spec: Callable[..., Spec]) -> None:
     """A bake: the status and every line, and what it left running is dead on return."""
     lines: list[str] = []

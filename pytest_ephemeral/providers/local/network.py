@@ -17,7 +17,7 @@ from pytest_ephemeral.errors import LaunchError
 #: Of 127.0.0.0/8, what neither people nor systemd-resolved (127.0.0.53) nor Debian (127.0.1.1) use.
 _FIRST, _LAST = 64, 254
 _ATTEMPTS = 50
-_EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
+EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
 _LISTENING = "0A"
 
 
@@ -120,9 +120,9 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _raise_if_taken_everywhere(ports: Iterable[int]) -> None:
-    everywhere = {port for host, port in _listening_sockets().values() if host in _EVERY_ADDRESS}
+    everywhere = {port for host, port in _listening_sockets().values() if host in EVERY_ADDRESS}
     for port in everywhere.intersection(ports):
-        known = [one for one in listeners() if one.port == port and one.host in _EVERY_ADDRESS]
+        known = [one for one in listeners() if one.port == port and one.host in EVERY_ADDRESS]
         who = str(known[0]) if known else "by another user's process (sudo ss -ltnp names it)"
         raise LaunchError(
             f"port {port} is taken on every address of this machine: {who}. "

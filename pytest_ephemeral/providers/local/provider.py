@@ -137,17 +137,21 @@ class LocalProvider(LocalBaker):
         except EphemeralError:
             return ""
         found = network.listeners(descendants(pid))
-        for endpoint in environment.endpoints.values():
-            right = {(endpoint.host, endpoint.port), ("0.0.0.0", endpoint.port)}  # noqa: S104
-            if any((one.host, one.port) in right for one in found):
-                continue
-            if not found:
-                return f"nothing of it listens on any port; {endpoint.host}:{endpoint.port} is due"
+        due = {endpoint.port: endpoint.host for endpoint in environment.endpoints.values()}
+        everywhere = network.EVERY_ADDRESS
+        right = [
+            one for one in found if one.port in due and one.host in {due[one.port], *everywhere}
+        ]
+        missing = due.keys() - {one.port for one in right}
+        if not missing:
+            return ""
+        port = min(missing)
+        if strays := [one for one in found if one not in right]:
             return (
-                f"{found[0]}; the template says {endpoint.host}:{endpoint.port}: "
+                f"{strays[0]}; the template says {due[port]}:{port}: "
                 f"let its command listen on $HOST and $PORT"
             )
-        return ""
+        return f"nothing of it listens on {due[port]}:{port}"
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
         """The guard's own clock is the only one."""

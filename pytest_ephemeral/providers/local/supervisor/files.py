@@ -7,7 +7,7 @@ import shutil
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder with all that is in it, or a file, as far as this user can.
+    """Remove a folder with all that is in it, as far as this user can.
 
     That it is not there is no error; that it stays is for the caller to see.
     """

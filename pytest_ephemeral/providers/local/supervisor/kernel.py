@@ -19,10 +19,6 @@ _MS_BIND = 4096
 _MS_REC = 16384
 _MS_SLAVE = 1 << 19
 _MS_RELATIME = 1 << 21
-#: Flags of a mount that have the same value in statvfs(3) and mount(2), and that a remount has to
-#: repeat, or the kernel refuses it (mount_namespaces(7), "locked").
-_KEPT = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME
-
 _LINUX = sys.platform == "linux"
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -93,8 +89,11 @@ def _own_namespace() -> None:
 
 def _make_read_only(path: bytes) -> None:
     _checked(_libc.mount(path, path, None, _MS_BIND | _MS_REC, None))
+    # What a mount has of these, its remount has to repeat, or the kernel refuses it
+    # (mount_namespaces(7), "locked"). All but one have the same value in statvfs(3) and mount(2).
+    same = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME
     flags = os.statvfs(path).f_flag
-    keep = flags & _KEPT | (_MS_RELATIME if flags & os.ST_RELATIME else 0)
+    keep = flags & same | (_MS_RELATIME if flags & os.ST_RELATIME else 0)
     _checked(_libc.mount(b"none", path, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | keep, None))
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: Keep in step with labels.ENVIRONMENT_VARIABLE, which can't be imported here.
 MARKER = "PYTEST_EPHEMERAL_ENVIRONMENT"
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 _READ_SIZE = 1 << 18
 #: Once a process has ended, how much of what it has printed is read before that is told.
 _LAST_WORDS = 16 << 20
@@ -152,7 +154,8 @@ class Supervisor:
 
     def _end(self) -> None:
         orphaned = self._ending in {"owner", "expired"}
-        left = processes.end_descendants(self._marker)
+        started = [*self._runs, *(process.pid for process in self._processes)]
+        left = processes.end_descendants(self._marker, started)
         for process in self._processes:
             if process.log:
                 self._drain(process)
@@ -195,12 +198,12 @@ class Supervisor:
         os.set_blocking(reading, False)
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (*_STOPPING, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
 
         def handle() -> None:
             caught = os.read(reading, 4096)
-            if signal.SIGTERM in caught or signal.SIGINT in caught:
+            if any(number in caught for number in _STOPPING):
                 self._ending = "stop" if self._owner else "owner"
             self._reap()
 
@@ -292,15 +295,16 @@ class Supervisor:
     def _open_control(self) -> None:
         import socket
 
-        self._listener = socket.socket(fileno=self._listener_descriptor)
-        self._listener.setblocking(False)
-        self._watch(self._listener_descriptor, self._accept)
-
-    def _accept(self) -> None:
         from .control import accept
 
-        if self._listener and (client := accept(self._listener)):
-            self._watch(client.connection.fileno(), lambda: self._converse(client))
+        listener = self._listener = socket.socket(fileno=self._listener_descriptor)
+        listener.setblocking(False)
+
+        def handle() -> None:
+            if client := accept(listener):
+                self._watch(client.connection.fileno(), lambda: self._converse(client))
+
+        self._watch(self._listener_descriptor, handle)
 
     def _converse(self, client: Client) -> None:
         try:

@@ -164,7 +164,7 @@ def end_marked(marker: str, patience: float = 5.0) -> list[int]:
     return left
 
 
-def end_descendants(marker: str, patience: float = 5.0) -> list[int]:
+def end_descendants(marker: str, groups: Sequence[int] = (), patience: float = 5.0) -> list[int]:
     """Kill all that this process has started, and all with its marker, until there are none.
 
     A process that is being killed no longer forks, and its children become this one's, which is
@@ -172,6 +172,8 @@ def end_descendants(marker: str, patience: float = 5.0) -> list[int]:
 
     Args:
         marker: ``NAME=value``, for those that have slipped away to another subreaper.
+        groups: The ids of what ``spawn`` started. Where there is no subreaper, their process
+            groups lead to those that have lost their parent.
         patience: Seconds after which to give up.
 
     Returns:
@@ -182,6 +184,8 @@ def end_descendants(marker: str, patience: float = 5.0) -> list[int]:
         left = descendants(os.getpid())
         for pid in left:
             _signal(pid, signal.SIGKILL)
+        for group in groups if sys.platform != "linux" else ():
+            _signal(-group, signal.SIGKILL)
         left = kill_marked(marker) if _all_reaped() else left
         if not left or time.monotonic() > deadline:
             return left
