@@ -103,8 +103,16 @@ class UnansweredError(EphemeralError):
     exit_status = 5
 
 
+class DecidedError(EphemeralError):
+    """Someone has decided otherwise already. One decision stands."""
+
+
 class PromotionError(EphemeralError):
     """A production name was not moved, or was moved back; the message says which, and why."""
+
+
+class SupersededError(PromotionError):
+    """Another process has taken a promotion over from this one, which stops."""
 
 
 class DnsError(EphemeralError):

@@ -95,7 +95,7 @@ class Backend(Protocol):
 
         Args:
             expected: What all of them should say.
-            change: What ``swap`` returned.
+            change: What ``swap`` returned; empty when nothing was swapped.
 
         Returns:
             Empty when all do.

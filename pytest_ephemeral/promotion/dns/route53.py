@@ -107,9 +107,10 @@ class Route53:
 
     def lagging(self, expected: Sequence[Record], change: str) -> str:
         """Route 53 says itself when all its servers answer with a change: INSYNC."""
-        status = self._call("get_change", Id=change)["ChangeInfo"]["Status"]
-        if status != "INSYNC":
-            return f"Route 53 says {status} of change {change.rpartition('/')[2]}"
+        if change:
+            status = self._call("get_change", Id=change)["ChangeInfo"]["Status"]
+            if status != "INSYNC":
+                return f"Route 53 says {status} of change {change.rpartition('/')[2]}"
         now = self.read()
         return "" if now == arranged(expected) else f"Route 53 says {shown(now)}"
 

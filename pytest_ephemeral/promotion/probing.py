@@ -1,0 +1,111 @@
+"""Whether what is to be production answers: directly, and through the production name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pytest_ephemeral import interpolation, providers
+from pytest_ephemeral.environments import readiness
+from pytest_ephemeral.environments.readiness import HttpProbe, Probe
+from pytest_ephemeral.models import Endpoint, Environment, Promotion, Ready, Template
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
+
+def direct(promotion: Promotion, environment: Environment) -> list[Probe]:
+    """What must succeed at the environment's own address."""
+    return _probes(promotion, environment, _verify(promotion), {})
+
+
+def through_name(
+    promotion: Promotion, environment: Environment, addresses: Sequence[str]
+) -> list[Probe]:
+    """What must succeed for clients that ask for the production name.
+
+    Args:
+        promotion: Its name, and how it is verified.
+        environment: What should answer.
+        addresses: Where the name's servers send clients now: asked of them, because this
+            machine's own resolver may remember for a while where the name pointed before.
+    """
+    verify = _verify(promotion)
+    # What is looked at from inside has been looked at already, and no name leads to it.
+    outside = msgspec.structs.replace(verify, log=None, command=None)
+    if outside.http is None:
+        outside = msgspec.structs.replace(outside, tcp=True)
+    probes: list[Probe] = []
+    for address in addresses:
+        moved = {
+            name: msgspec.structs.replace(endpoint, host=address)
+            for name, endpoint in environment.endpoints.items()
+        }
+        there = msgspec.structs.replace(environment, endpoints=moved)
+        host = {"Host": _authority(promotion, environment, verify)}
+        for probe in _probes(promotion, there, outside, host):
+            secure = isinstance(probe, HttpProbe) and probe.endpoint.scheme == "https"
+            probes.append(_named(probe, promotion.record) if secure else probe)
+    return probes
+
+
+@dataclass(frozen=True, slots=True)
+class TlsProbe(HttpProbe):
+    """A path that answers at an address under another name, whose certificate must hold there."""
+
+    name: str
+
+    def _connection(self, seconds: float) -> HTTPConnection:
+        import socket
+        import ssl
+        from http.client import HTTPSConnection
+
+        address = (self.endpoint.host, self.endpoint.port)
+        context = ssl.create_default_context()
+
+        class There(HTTPSConnection):
+            def connect(self) -> None:
+                plain = socket.create_connection(address, timeout=self.timeout)
+                self.sock = context.wrap_socket(plain, server_hostname=self.host)
+
+        return There(self.name, self.endpoint.port, timeout=seconds, context=context)
+
+
+def _named(probe: Probe, name: str) -> TlsProbe:
+    assert isinstance(probe, HttpProbe)
+    return TlsProbe(probe.endpoint, probe.path, probe.accepted, probe.headers, name)
+
+
+def _verify(promotion: Promotion) -> Ready:
+    return promotion.verify or Ready(tcp=True)
+
+
+def _authority(promotion: Promotion, environment: Environment, verify: Ready) -> str:
+    """The name as an HTTP client says it."""
+    endpoint = endpoint_of(environment, verify.port)
+    default = {"http": 80, "https": 443}.get(endpoint.scheme)
+    return promotion.record + ("" if endpoint.port == default else f":{endpoint.port}")
+
+
+def endpoint_of(environment: Environment, name: str | None = None) -> Endpoint:
+    """One of an environment's endpoints; by default the first, which is the URL's."""
+    if name is not None:
+        return environment.endpoints[name]
+    return next(iter(environment.endpoints.values()))
+
+
+def _probes(
+    promotion: Promotion, environment: Environment, ready: Ready, more: dict[str, str]
+) -> list[Probe]:
+    where = f"promotion.{promotion.name}.verify.headers"
+    filled = interpolation.fill(ready.headers, environ=os.environ, images={}, where=where)
+    return readiness.probes_for(
+        environment,
+        Template(name=environment.template, provider=environment.provider, ready=ready),
+        providers.load(environment.provider),
+        {**more, **filled.variables},
+    )
