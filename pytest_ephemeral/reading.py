@@ -203,4 +203,6 @@ def _constraint(meta: Any) -> str:
         return _PATTERNS.get(meta.pattern, f" that matches {meta.pattern}")
     if meta.ge is not None and meta.le is not None:
         return f" from {meta.ge} to {meta.le}"
+    if meta.gt is not None:
+        return f" above {meta.gt}"
     return " that is not empty" if meta.min_length else ""

@@ -53,6 +53,18 @@ port = 8080
 #   ready = {{ http = "/healthz", timeout = "60s" }}
 """
 
+_CONTAINER: Final = """
+[images.{image}]                # built from the Dockerfile here
+provider = "docker"
+context = "."
+
+[templates.{template}]
+image = "{image}"
+port = {port}                   # where the application listens in its container
+# It is ready when the port accepts connections; better, when a page answers:
+#   ready = {{ http = "/healthz", timeout = "60s" }}
+"""
+
 _EXAMPLE: Final = """
 # Nothing to install was found here, so this is an example that works: put your own in its place.
 [images.hello]                  # baked once, and the same in every stage
@@ -78,6 +90,13 @@ class Script(NamedTuple):
     name: str
 
 
+class Container(NamedTuple):
+    """What a Dockerfile makes, and the port that it says is served."""
+
+    name: str
+    port: int
+
+
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
     add_verb(verbs, "init", init, f"write a starter {FILE_NAME} for what is found here")
@@ -91,10 +110,16 @@ def init(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.config is None and found is not None and found.parent == folder:
         raise ConfigurationError(f"{found} configures this folder already; it stays as it is")
     script = find_script(folder / "pyproject.toml")
-    _write(path, starter(script))
+    container = find_container(folder / "Dockerfile")
+    _write(path, starter(script, container))
     unsupported = [name for name in _NOT_YET if (folder / name).exists()]
     if output.as_json:
-        output.data(path=str(path), script=script and script.name, unsupported=unsupported)
+        output.data(
+            path=str(path),
+            script=script and script.name,
+            container=container and container.name,
+            unsupported=unsupported,
+        )
     else:
         output.line(str(path))
     for line in _advice(script, unsupported):
@@ -125,25 +150,49 @@ def find_script(pyproject: Path) -> Script | None:
     return Script(name, name if name in names else names[0])
 
 
-def starter(script: Script | None) -> str:
+def find_container(dockerfile: Path) -> Container | None:
+    """What is built here, called as the folder is."""
+    try:
+        text = dockerfile.read_bytes().decode(errors="replace")
+    except OSError:
+        return None
+    exposed = re.findall(r"^\s*EXPOSE\s+([0-9]+)", text, re.MULTILINE | re.IGNORECASE)
+    return Container(dockerfile.absolute().parent.name, int(exposed[-1]) if exposed else 8080)
+
+
+def starter(script: Script | None, container: Container | None = None) -> str:
     """What is written.
 
     Args:
-        script: What the template runs; None for an example that needs nothing.
+        script: What the template ``staging`` runs.
+        container: What it runs where there is no script, and ``staging-docker`` where there is.
     """
-    if script is None:
-        return _HEAD + _EXAMPLE
+    parts = [_HEAD]
+    if script is not None:
+        parts.append(_application(script))
+    if container is not None:
+        template = "staging" if script is None else "staging-docker"
+        image = f"{_name(container.name)[:38]}-container"
+        parts.append(_CONTAINER.format(image=image, template=template, port=container.port))
+    return "".join(parts) if len(parts) > 1 else _HEAD + _EXAMPLE
+
+
+def _application(script: Script) -> str:
     # As wheels spell it: the binary distribution format's escaped name.
     wheel = re.sub(r"[-_.]+", "_", script.project).lower()
-    image = re.sub(r"[^a-z0-9]+", "-", script.project.lower()).strip("-")[:48].strip("-")
     program = f"$PREFIX/bin/{script.name}"
-    return _HEAD + _APPLICATION.format(
-        image=image or "app",
+    return _APPLICATION.format(
+        image=_name(script.project),
         artifact=json.dumps(f"dist/{wheel}-*.whl"),
         script=script.name,
         command=json.dumps(program),
         verify=json.dumps(f"test -x {program}"),
     )
+
+
+def _name(text: str) -> str:
+    """Anything as an image may be called."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-") or "app"
 
 
 def _write(path: Path, text: str) -> None:
@@ -158,7 +207,7 @@ def _write(path: Path, text: str) -> None:
 
 def _advice(script: Script | None, unsupported: list[str]) -> Iterator[str]:
     for name in unsupported:
-        yield f"{name} was seen; containers are not supported yet, so nothing was made of it."
+        yield f"{name} was seen; Compose files are not supported yet, so nothing was made of it."
     if script is not None:
         yield f"It installs {script.project} and runs {script.name}. Build the wheel first:"
         yield "  python -m build --wheel"

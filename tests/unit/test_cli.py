@@ -14,7 +14,7 @@ import pytest
 
 from pytest_ephemeral import cli, config
 from pytest_ephemeral.cli import output
-from pytest_ephemeral.cli.init import Script, starter
+from pytest_ephemeral.cli.init import Container, Script, starter
 
 MINIMAL = """\
 [images.shop]
@@ -263,10 +263,23 @@ def test_init_uses_a_console_script(here: Path, capsys: pytest.CaptureFixture[st
     assert read.template(None).processes() == {"app": "$PREFIX/bin/My.Shop"}  # type: ignore[attr-defined]
 
 
+def test_init_uses_a_dockerfile(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alone it is the default template; beside a console script, another one."""
+    (here / "ephemeral.toml").unlink()
+    (here / "Dockerfile").write_text("FROM scratch\nEXPOSE 9000/tcp\n")
+    assert cli.main(["init", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["container"] == "here"
+    read = config.load(here / "ephemeral.toml")
+    assert read.template(None).port == 9000
+    assert read.template(None).provider == "docker"
+    both = starter(Script("shop", "shop"), Container("shop", 80))
+    assert set(tomllib.loads(both)["templates"]) == {"staging", "staging-docker"}
+
+
 @pytest.mark.parametrize("name", ["shop", "Shop_2", "x" * 80, "ß", '"\\', "---"])
 def test_whatever_a_project_is_called_what_init_writes_can_be_read(name: str, here: Path) -> None:
     """Names become table names, globs and strings of TOML."""
-    text = starter(Script(name, name))
+    text = starter(Script(name, name), Container(name, 80))
     tomllib.loads(text)
     (here / "ephemeral.toml").write_text(text)
     assert config.load(here / "ephemeral.toml").images

@@ -1,0 +1,106 @@
+"""Every key and every option is on its reference page."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral import cli, schema
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+CONFIGURATION = (REFERENCE / "configuration.md").read_text()
+COMMAND_LINE = (REFERENCE / "command-line.md").read_text()
+
+#: Where each table of the configuration stands. A provider's own are on any page here.
+SECTIONS = {
+    "": "## At the top",
+    "Artifacts": "## `[artifacts]`",
+    "LocalRecipe": "## `[images.NAME]`",
+    "LocalTemplate": "## `[templates.NAME]`",
+    "Ready": "### `ready`",
+    "Promotion": "## `[promotion.NAME]`",
+    "Webhook": "## `[[webhook]]`",
+}
+
+
+def section(page: str, heading: str) -> str:
+    """What stands under a heading, up to the next of any level."""
+    _, found, rest = page.partition(f"\n{heading}\n")
+    assert found, f"no section {heading!r}"
+    return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def keys() -> Iterator[tuple[str, str]]:
+    """Every table's keys, by the table's name."""
+    document = schema.schema()
+    for name, table in {"": document, **document["$defs"]}.items():
+        yield from ((name, key) for key in table["properties"])
+
+
+@pytest.mark.parametrize(("table", "key"), list(keys()))
+def test_every_key_is_documented(table: str, key: str) -> None:
+    """With its type, its default and its meaning: a row of the table's table."""
+    heading = SECTIONS.get(table)
+    pages = "".join(page.read_text() for page in REFERENCE.glob("*.md"))
+    place = pages if heading is None else section(CONFIGURATION, heading)
+    assert f"\n| `{key}` |" in place
+
+
+def test_no_key_is_documented_that_there_is_not() -> None:
+    """A key that is gone is gone from the page."""
+    known = {(table, key) for table, key in keys()}
+    for table, heading in SECTIONS.items():
+        for key in re.findall(r"^\| `([a-z-]+)` \|", section(CONFIGURATION, heading), re.MULTILINE):
+            assert (table, key) in known
+
+
+def verbs(
+    parser: argparse.ArgumentParser, name: str = ""
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Every verb with its parser, nouns' verbs as ``images prune``."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, inner in action.choices.items():
+                yield f"{name} {word}".strip(), inner
+                yield from verbs(inner, f"{name} {word}".strip())
+
+
+PARSER = cli.build_parser()
+SHARED = {option for action in PARSER._actions for option in action.option_strings}
+
+
+@pytest.mark.parametrize(
+    ("name", "parser"), [pytest.param(*one, id=one[0]) for one in verbs(PARSER)]
+)
+def test_every_verb_and_option_is_documented(name: str, parser: argparse.ArgumentParser) -> None:
+    """Under the verb's own heading, but for what every verb takes."""
+    if name == "artifact":
+        return  # it does nothing by itself
+    place = section(COMMAND_LINE, f"## `{name}`")
+    own = {option for action in parser._actions for option in action.option_strings} - SHARED
+    for option in own:
+        assert f"`{option}" in place
+
+
+def test_what_every_verb_takes_is_documented() -> None:
+    """Once, for all of them."""
+    place = section(COMMAND_LINE, "## Everywhere")
+    for option in SHARED:
+        assert f"`{option}" in place
+
+
+def test_no_verb_is_documented_that_there_is_not() -> None:
+    """Nor one that was renamed."""
+    headings = set(re.findall(r"^## `(.+)`$", COMMAND_LINE, re.MULTILINE))
+    assert headings == {name for name, _ in verbs(PARSER)} - {"artifact"}
+
+
+@pytest.mark.parametrize("name", [name for name, _ in verbs(PARSER)])
+def test_every_verb_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs, and says more than the usage."""
+    assert cli.main([*name.split(), "--help"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 5
