@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from pytest_ephemeral import publishers
 from pytest_ephemeral.environments.lifecycle import Lifecycle, Progress
 from pytest_ephemeral.project import Project
+
+if TYPE_CHECKING:
+    import pluggy
 
 
 def open_project(arguments: argparse.Namespace) -> Project:
@@ -29,15 +35,28 @@ def lifecycle(project: Project, say: Callable[[Progress], None]) -> Iterator[Lif
     Args:
         project: Whose environments.
         say: Told what is going on.
+
+    Raises:
+        ConfigurationError: Someone is to be told of them who can't be.
     """
-    made = Lifecycle(project, hooks=_hooks(), run=f"cli-{secrets.token_hex(4)}", say=say)
+    run = f"cli-{secrets.token_hex(4)}"
+    manager = plugin_manager()
+    publishing = publishers.register(
+        manager,
+        project.config,
+        os.environ,
+        console=lambda text: print(text, file=sys.stderr, flush=True),  # stdout is for data
+        warn=lambda text: say(Progress("pytest-ephemeral", "warning", text)),
+    )
+    made = Lifecycle(project, hooks=manager.hook, run=run, say=say)
     try:
         yield made
     finally:
         made.close()
+        publishing.close()
 
 
-def _hooks() -> Any:
+def plugin_manager() -> pluggy.PluginManager:
     """Whoever listens: what is installed under the entry-point group ``pytest_ephemeral``."""
     import pluggy
 
@@ -47,4 +66,4 @@ def _hooks() -> Any:
     manager = pluggy.PluginManager("pytest")
     manager.add_hookspecs(hookspecs)
     manager.load_setuptools_entrypoints("pytest_ephemeral")
-    return manager.hook
+    return manager

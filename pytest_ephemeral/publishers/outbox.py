@@ -159,6 +159,8 @@ class Attempts:
                 )
             except requests.RequestException as error:
                 problem, wait = type(error).__name__, None
+                if isinstance(error, ValueError):  # the address itself is wrong
+                    raise DeliveryError(problem) from None
             else:
                 if response.status_code < 300:
                     return response

@@ -53,7 +53,7 @@ class Reporter:
         self._terminal: Any = config.pluginmanager.getplugin("terminalreporter")
         self._capture: Any = config.pluginmanager.getplugin("capturemanager")
         self._verbosity = config.get_verbosity()
-        self._told: deque[Progress] = deque()
+        self._told: deque[Progress | str] = deque()
         self._phases: dict[int, Phase] = {}
         self._routine: set[int] = set()
         self._moving = False
@@ -70,6 +70,14 @@ class Reporter:
         elif not progress.text:
             text = f"{progress.subject}: {WORDS[progress.phase]}"
             self._phases[thread] = Phase(text, time.monotonic())
+
+    def print(self, text: str) -> None:
+        """Have lines written as they are, however quiet this run is: a CI reads them."""
+        self._told.append(text)
+
+    def warn(self, text: str) -> None:
+        """Have a warning written now and at the end."""
+        self._told.append(Progress("", "warning", text))
 
     @contextmanager
     def following(self, *, routine: bool) -> Iterator[None]:
@@ -109,6 +117,7 @@ class Reporter:
             if lines and self._terminal is not None:
                 with self._visible():
                     self._erase()
+                    self._begin_line()
                     for line, markup in lines:
                         self._terminal.write_line(line, **markup)
 
@@ -151,6 +160,12 @@ class Reporter:
             with self._capture.global_and_fixture_disabled():
                 yield
 
+    def _begin_line(self) -> None:
+        """End a line of dots and percents: CIs read commands at a line's beginning only."""
+        self._terminal.ensure_newline()
+        if self._terminal._tw.width_of_current_line:  # noqa: SLF001
+            self._terminal.line("")
+
     def _erase(self) -> None:
         if self._moving:
             self._terminal.rewrite("", erase=True)
@@ -160,8 +175,12 @@ class Reporter:
     def _lines(self) -> list[tuple[str, dict[str, bool]]]:
         """All that is new, as lines and their markup."""
         lines: list[tuple[str, dict[str, bool]]] = []
+        verbatim: list[tuple[str, dict[str, bool]]] = []
         while self._told:
             progress = self._told.popleft()
+            if isinstance(progress, str):
+                verbatim += [(line, {}) for line in progress.splitlines()]
+                continue
             lines += [
                 (f"ephemeral: {text}", {"yellow": True} if progress.phase == "warning" else {})
                 for text in self._texts(progress)
@@ -170,7 +189,7 @@ class Reporter:
             if not phase.said and time.monotonic() - phase.since >= NOTICEABLE and self._in_a_log():
                 phase.said = True
                 lines.append((f"ephemeral: {phase.text}", {}))
-        return lines if self._verbosity >= 0 else [line for line in lines if line[1]]
+        return verbatim + (lines if self._verbosity >= 0 else [line for line in lines if line[1]])
 
     def _in_a_log(self) -> bool:
         return self._terminal is not None and not self._terminal.isatty

@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 import pytest
 
 from pytest_ephemeral import config as configuration
+from pytest_ephemeral import publishers
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Template
 from pytest_ephemeral.project import Project
+from pytest_ephemeral.publishers import Publishing
 from pytest_ephemeral.pytest_plugin import records
 from pytest_ephemeral.pytest_plugin.broker import Broker, Entry
 from pytest_ephemeral.pytest_plugin.keeper import RunKeeper, attach
@@ -29,6 +31,7 @@ class Run:
         id: Sorts by when the run began.
         project: None when tests run against a plain URL, and there is no configuration.
         default: The template of tests that name none; None if there are several and no default.
+        publishing: Whoever is told of environments; None where none is brought up.
         complaints: What went wrong besides the environments themselves.
     """
 
@@ -39,6 +42,7 @@ class Run:
     reporter: Reporter
     broker: Broker
     default: str | None
+    publishing: Publishing | None = None
     complaints: list[str] = field(default_factory=list)
     _pid: int = field(default_factory=os.getpid)
     _closed: bool = False
@@ -70,7 +74,16 @@ class Run:
         else:
             assert lifecycle is not None
             broker = Broker(RunKeeper(lifecycle, settings, reporter))
-        return cls(id, settings, project, lifecycle, reporter, broker, default)
+        made = cls(id, settings, project, lifecycle, reporter, broker, default)
+        if project is not None and settings.attach is None:
+            made.publishing = publishers.register(
+                config.pluginmanager,
+                project.config,
+                os.environ,
+                console=reporter.print,
+                warn=reporter.warn,
+            )
+        return made
 
     @property
     def templates(self) -> list[str]:
@@ -97,6 +110,8 @@ class Run:
         clean = all(entry.fate is not None or entry.state == "failed" for entry in self.entries)
         if self.lifecycle is not None and clean and not any(map(leaked, self.entries)):
             self.lifecycle.close()
+        if self.publishing is not None:
+            self.publishing.close()
 
     @property
     def entries(self) -> list[Entry]:

@@ -1,0 +1,145 @@
+"""A run tells people and later steps where its environments are, and what became of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests  # here, because what a pytest inside pytest imports is forgotten again with it
+from plugin_project import PluginProject
+from unit.publishers.services import GitHub, Service
+
+from pytest_ephemeral import ci
+
+Run = Callable[..., pytest.RunResult]
+
+TESTS = """
+def test_it(ephemeral_url):
+    assert get(ephemeral_url) == "plain"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests may run in a CI themselves."""
+    for vendor in ci.VENDORS.values():
+        monkeypatch.delenv(vendor.marker, raising=False)
+    monkeypatch.delenv("BUILD_NUMBER", raising=False)
+
+
+@pytest.fixture
+def on_github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A step of GitHub Actions; the folder of its files."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    for name in ("GITHUB_OUTPUT", "GITHUB_ENV", "GITHUB_STEP_SUMMARY"):
+        (tmp_path / name).touch()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("verbosity", ["-q", "-v"])
+def test_github_is_told_while_it_is_up_and_when_it_is_gone(
+    project: PluginProject, run: Run, on_github: Path, workers: tuple[str, ...], verbosity: str
+) -> None:
+    """A notice at a line's beginning, whatever pytest captures; then only an expired URL."""
+    project.write(test_it=TESTS)
+    result = run(verbosity, *workers)
+    result.assert_outcomes(passed=1)
+    (notice,) = [line for line in result.outlines if "::notice" in line]
+    url = re.search(r"http://[0-9.]+:8080/", notice)
+    assert notice.startswith(f"::notice title=Environment {project.one}-")
+    assert url is not None
+    output = (on_github / "GITHUB_OUTPUT").read_text()
+    assert re.search(rf"EPHEMERAL_URL_EXPIRED<<(\S+)\n{url[0]}\n\1\n", output)
+    assert re.search(r"EPHEMERAL_URL<<(\S+)\n\n\1\n", output)
+    assert (on_github / "GITHUB_STEP_SUMMARY").read_text().count("expired") == 1
+
+
+def test_what_is_kept_is_handed_over(project: PluginProject, run: Run, on_github: Path) -> None:
+    """So that the next step can use it; and take it down."""
+    project.write(test_it=TESTS)
+    run("--ephemeral-keep", "always").assert_outcomes(passed=1)
+    output = (on_github / "GITHUB_ENV").read_text()
+    found = re.search(r"EPHEMERAL_ENVIRONMENT<<\S+\n(\S+)\n", output)
+    assert found is not None
+    assert re.search(r"EPHEMERAL_URL<<\S+\nhttp", output)
+    from pytest_ephemeral.cli import main
+
+    # The command line publishes as a test run does: it hands over that the URL has expired.
+    assert main(["down", found[1], "--config", str(project.folder / "ephemeral.toml")]) == 0
+    output = (on_github / "GITHUB_ENV").read_text()
+    assert re.search(r"EPHEMERAL_URL_EXPIRED<<\S+\nhttp", output)
+
+
+def test_a_deployment_and_a_webhook_go_with_the_environment(
+    project: PluginProject, run: Run, on_github: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is delivered before pytest ends."""
+    project.write(test_it=TESTS)
+    hook = Service(lambda *_: (200, {}, "ok"))
+    with (hub := GitHub()).running(), hook.running():
+        monkeypatch.setenv("GITHUB_API_URL", hub.url)
+        monkeypatch.setenv("GITHUB_REPOSITORY", "anna/shop")
+        monkeypatch.setenv("GITHUB_TOKEN", "secret")
+        monkeypatch.setenv("GITHUB_SHA", "c0ffee")
+        project.reconfigure("[images.app]", f'[[webhook]]\nurl = "{hook.url}"\n\n[images.app]')
+        run().assert_outcomes(passed=1)
+    assert hub.states() == [["in_progress", "success", "inactive"]]
+    assert [body["event"] for _, _, body in hook.asked] == ["up", "destroyed"]
+
+
+def test_a_publisher_that_fails_is_a_warning_and_no_failure(
+    project: PluginProject, run: Run, on_github: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where every warning of Python's is an error."""
+    monkeypatch.setenv("GITHUB_OUTPUT", str(on_github))
+    project.reconfigure("[images.app]", '[[webhook]]\nurl = "gopher://x/"\n\n[images.app]')
+    project.write(test_it=TESTS)
+    result = run("-W", "error")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines_random(
+        [
+            "publishing to github GITHUB_OUTPUT failed: IsADirectoryError:*",
+            f"publishing to webhook[[]0[]]: {requests.exceptions.InvalidSchema.__name__}",
+        ]
+    )
+
+
+def test_a_hook_of_a_conftest_hears_it_as_well(
+    project: PluginProject, run: Run, pytester: pytest.Pytester, tmp_path: Path
+) -> None:
+    """Whatever the built-in publishers do, and with pytest's configuration."""
+    project.write(test_it=TESTS)
+    pytester.makeconftest(
+        f"""
+        from pathlib import Path
+        FILE = Path({str(tmp_path / "heard")!r})
+        def tell(text):
+            with FILE.open("a") as stream: stream.write(text + "\\n")
+        def pytest_ephemeral_environment_ready(environment):
+            tell(f"ready {{environment.state}}")
+        def pytest_ephemeral_publish_url(environment, url, config):
+            tell(f"url {{url == environment.url}} {{config.rootpath.name}}")
+        def pytest_ephemeral_environment_stopped(environment, outcome):
+            tell(f"stopped {{outcome}}")
+        """
+    )
+    run().assert_outcomes(passed=1)
+    heard = (tmp_path / "heard").read_text().splitlines()
+    assert heard == ["ready ready", f"url True {pytester.path.name}", "stopped destroyed"]
+
+
+def test_a_ci_that_nobody_knows_gets_the_neutral_file(
+    project: PluginProject, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the configuration."""
+    monkeypatch.setenv("CI", "true")
+    project.write(test_it=TESTS)
+    run().assert_outcomes(passed=1)
+    told = json.loads((project.folder / ".ephemeral/environments.json").read_text())
+    assert [one["state"] for one in told["environments"]] == ["destroyed"]
