@@ -48,20 +48,20 @@ def _moving() -> Iterator[Callable[[Progress], None]]:
 
         def say(progress: Progress) -> None:
             if progress.live:
-                console.print(f"  {progress.text}", style="dim")
+                console.print(_sentence(progress), style="dim")
             elif progress.phase in _LASTING:
                 console.print(_sentence(progress))
             else:
-                bar.update(task, description=_sentence(progress))
+                bar.update(task, description=_sentence(progress, timed=False))
 
         yield say
 
 
-def _sentence(progress: Progress) -> str:
+def _sentence(progress: Progress, *, timed: bool = True) -> str:
     if progress.live:
         return f"  {progress.text}"
     baking = progress.phase == "bake" and progress.text  # it says itself what it is doing
     words = [f"{progress.subject}:", "" if baking else _WORDS[progress.phase], progress.text]
-    if progress.seconds >= 0.005:
+    if timed and progress.seconds >= 0.005:
         words.append(f"({progress.seconds:.2f} s)")
     return " ".join(word for word in words if word)
