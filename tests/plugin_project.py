@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 #: Starts in a few milliseconds: it imports next to nothing.
-APPLICATION = '''\
+APPLICATION = """\
 import os, socket, sys
 server = socket.create_server((sys.argv[1], int(sys.argv[2])))
 print("serving", os.environ.get("FLAVOUR", "plain"), flush=True)
@@ -33,10 +33,10 @@ while True:
     body = os.environ.get("FLAVOUR", "plain").encode()
     connection.sendall(b"HTTP/1.0 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
     connection.close()
-'''
+"""
 
 #: What the tests of the tests use; a client that imports next to nothing.
-CLIENT = '''\
+CLIENT = """\
 import socket
 from urllib.parse import urlsplit
 
@@ -48,7 +48,7 @@ def get(url, path="/"):
         while data := connection.recv(65536):
             answer += data
     return answer.partition(b"\\r\\n\\r\\n")[2].decode()
-'''
+"""
 
 CONFIGURATION = """\
 default-template = "{one}"
@@ -114,9 +114,7 @@ class PluginProject:
         """Write test modules. ONE, TWO and BROKEN stand for the templates' names."""
         for name, text in modules.items():
             head = "import os, signal, time\nimport pytest\nfrom client import get\n"
-            names = (
-                f"ONE, TWO, BROKEN = {self.one!r}, {self.two!r}, {self.broken!r}\n"
-            )
+            names = f"ONE, TWO, BROKEN = {self.one!r}, {self.two!r}, {self.broken!r}\n"
             (self.folder / f"{name}.py").write_text(head + names + text)
 
     def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -146,19 +144,28 @@ class PluginProject:
                     found.append(int(entry.name))
         return found
 
-    def traces(self) -> list[str]:
+    def remains(self) -> list[str]:
         """All that is left of this project's environments, as the system sees it."""
         found = [f"process {pid}" for pid in self.processes()]
         sockets = Path("/proc/net/unix").read_text().splitlines()
         names = tuple(f"/{name}-" for name in (self.one, self.two, self.broken))
         found += [line for line in sockets if any(name in line for name in names)]
         found += [str(path) for path in self.state.glob("environments/*")]
-        found += [str(path) for path in self.folder.glob(".ephemeral/environments/*.json")]
         return found
+
+    def traces(self) -> list[str]:
+        """All that is left, and the ledger's records of what is left."""
+        records = self.folder.glob(".ephemeral/environments/*.json")
+        return [*self.remains(), *map(str, records)]
 
     def clean_within(self, seconds: float) -> bool:
         """Whether every trace is gone within that time."""
         return eventually(lambda: not self.traces(), seconds)
+
+    def reap(self) -> None:
+        """Close the records of environments that ended while they were being destroyed."""
+        program = Path(sys.executable).with_name("pytest-ephemeral")
+        subprocess.run([program, "reap"], cwd=self.folder, check=True, capture_output=True)
 
 
 def eventually(condition: Callable[[], bool], seconds: float) -> bool:

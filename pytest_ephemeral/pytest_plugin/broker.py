@@ -8,6 +8,7 @@ needs what, and when.
 
 from __future__ import annotations
 
+import os
 import threading
 import traceback
 from collections import Counter, defaultdict, deque
@@ -150,6 +151,7 @@ class Broker:
         self._broken: dict[str, Entry] = {}
         self._proven: set[str] = set()
         self._closing = False
+        self._pid = os.getpid()
         self._changed = threading.Condition()
 
     # -- what tests need -----------------------------------------------------------------------
@@ -373,6 +375,8 @@ class Broker:
             self._end(entry)
 
     def _end(self, entry: Entry) -> None:
+        if os.getpid() != self._pid:
+            return  # a test has forked, and its child runs on: it owns nothing
         entry.state = "ending"
         self._ending.add(entry)
         self._spare.discard(entry)
@@ -442,7 +446,8 @@ class Broker:
         with self._changed:
             entry.fate = fate
             entry.problem = entry.problem or fate.died
-            entry.seconds["destroy"] = fate.seconds
+            if fate.word == "destroyed":
+                entry.seconds["destroy"] = fate.seconds
             entry.state = "ended"
             self._ending.discard(entry)
             self._changed.notify_all()

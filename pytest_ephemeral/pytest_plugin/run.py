@@ -133,6 +133,8 @@ class Run:
 
     def record(self, exit_status: int) -> None:
         """Write down what became of the run, where that was asked for."""
+        if os.getpid() != self._pid:
+            return
         try:
             if self.settings.report is not None:
                 records.write_report(self.settings.report, self.id, self.entries)

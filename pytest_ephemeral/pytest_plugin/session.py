@@ -130,14 +130,18 @@ class Owner:
     # -- pytest-xdist --------------------------------------------------------------------------
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_setupnodes(self, specs: Sequence[Any]) -> None:
+        """Refuse workers that could not reach the environments, before any is started."""
+        for spec in specs:
+            if spec.ssh or spec.socket:
+                raise pytest.UsageError(
+                    f"--ephemeral-env: the worker {spec} may be on another machine, and can't "
+                    "reach the environments of this one: use workers of this machine (-n NUM)"
+                )
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Tell a worker where the broker is."""
-        spec = node.gateway.spec
-        if spec.ssh or spec.socket:
-            raise pytest.UsageError(
-                f"--ephemeral-env: the worker {spec} may be on another machine, and can't reach "
-                "the environments of this one: use workers of this machine (-n NUM)"
-            )
         server = self._serving()
         self._run.broker.ahead = node.workerinput["workercount"]
         node.workerinput[WORKER_INPUT] = {

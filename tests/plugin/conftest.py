@@ -10,7 +10,7 @@ from plugin_project import PluginProject, make_project
 # Loaded here once: what a pytest inside pytest imports is forgotten again with it.
 import pytest_ephemeral.providers.local
 import pytest_ephemeral.pytest_plugin.remote
-import pytest_ephemeral.pytest_plugin.session
+import pytest_ephemeral.pytest_plugin.session  # noqa: F401
 
 
 @pytest.fixture

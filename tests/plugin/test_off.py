@@ -40,7 +40,14 @@ def test_ids_are_the_same_on_or_off(pytester, project):
     assert ids() == ids("--ephemeral-env")
     assert ids() == sorted(
         f"test_it.py::test_{name}"
-        for name in ("plain", "home", "fresh", "one", f"both[[]{project.one}]", f"both[{project.two}]")
+        for name in (
+            "plain",
+            "home",
+            "fresh",
+            "one",
+            f"both[[]{project.one}]",
+            f"both[{project.two}]",
+        )
         for name in [name.replace("[[]", "[")]
     )
 

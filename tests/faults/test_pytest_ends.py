@@ -1,0 +1,200 @@
+"""However pytest ends, nothing of its environments is left within two seconds.
+
+What counts is what the system says: its processes, sockets and folders, and the ledger's files.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from plugin_project import PluginProject, end, eventually, make_project
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+
+#: Seconds after the end of pytest that anything may still be there.
+SOON = 2.0
+
+WAITS = """
+from pathlib import Path
+def test_waits(ephemeral_env, ephemeral_env_module, ephemeral_env_function):
+    for environment in (ephemeral_env, ephemeral_env_module, ephemeral_env_function):
+        assert get(environment.url) == "plain"
+    Path("waiting").write_text(str(os.getpid()))
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PluginProject]:
+    """A project whose only test waits; whatever happens, it is cleaned up after."""
+    project = make_project(tmp_path, monkeypatch, tmp_path_factory)
+    project.write(test_it=WAITS)
+    yield project
+    for pid in project.processes():
+        os.kill(pid, signal.SIGKILL)
+
+
+def waiting(project: PluginProject, *arguments: str):
+    """Pytest as a process, with a test that is waiting; and the pid that test runs in."""
+    process = project.spawn("--ephemeral-env", *arguments)
+    sign = project.folder / "waiting"
+    arrived = eventually(
+        lambda: (sign.exists() and sign.read_text()) or process.poll() is not None, 40
+    )
+    if not arrived or not sign.exists():
+        raise AssertionError(end(process))
+    assert len(project.processes()) >= 3
+    return process, int(sign.read_text())
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("to", ["pytest", "everyone"])
+def test_ctrl_c(project, arguments, to):
+    """To pytest alone, or as a terminal does it, to the whole process group."""
+    process, _ = waiting(project, *arguments)
+    if to == "pytest":
+        os.kill(process.pid, signal.SIGINT)
+    else:
+        os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert project.clean_within(0.2), project.traces()
+    assert output.count("destroyed") >= 3
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_sigterm(project, arguments):
+    """As a CI server cancels a job: torn down like Ctrl-C."""
+    process, _ = waiting(project, *arguments)
+    process.terminate()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert project.clean_within(0.2), project.traces()
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_kill(project, arguments):
+    """Nobody is left to clean up but the guards."""
+    process, _ = waiting(project, *arguments)
+    process.kill()
+    process.wait(10)
+    gone = project.clean_within(SOON)
+    left = project.traces()
+    end(process)
+    assert gone, left
+
+
+def test_kill_while_it_comes_up(project):
+    """The record is there before anything else is."""
+    project.reconfigure("tcp = true", 'tcp = true, log = "never printed"')
+    process = project.spawn("--ephemeral-env")
+    assert eventually(lambda: len(project.processes()) >= 1, 40), end(process)
+    process.kill()
+    process.wait(10)
+    gone = project.clean_within(SOON)
+    left = project.traces()
+    end(process)
+    assert gone, left
+
+
+def test_ctrl_c_while_it_comes_up(project):
+    """What is still coming up is not waited for."""
+    project.reconfigure("tcp = true", 'tcp = true, log = "never printed"')
+    process = project.spawn("--ephemeral-env")
+    assert eventually(lambda: len(project.processes()) >= 1, 40), end(process)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=10)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert project.clean_within(SOON), project.traces()
+
+
+def test_a_second_ctrl_c_leaves_at_once(project):
+    """Someone will not wait for what is slow to destroy; the guards finish it."""
+    project.write(
+        conftest="""
+def pytest_ephemeral_environment_stopped():
+    open("stopping", "w").close()
+    time.sleep(60)
+"""
+    )
+    process, _ = waiting(project)
+    os.kill(process.pid, signal.SIGINT)
+    assert eventually((project.folder / "stopping").exists, 10), end(process)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=5)
+    assert eventually(lambda: not project.remains(), SOON), project.remains()
+    project.reap()
+    assert not project.traces()
+    assert "Traceback" not in output
+    assert "interrupted again" in output
+
+
+def test_a_second_sigterm_ends_at_once(project):
+    """As a CI server that loses its patience does it."""
+    project.write(
+        conftest="""
+def pytest_ephemeral_environment_stopped():
+    open("stopping", "w").close()
+    time.sleep(60)
+"""
+    )
+    process, _ = waiting(project)
+    process.terminate()
+    assert eventually((project.folder / "stopping").exists, 10), end(process)
+    process.terminate()
+    assert process.wait(5) == -signal.SIGTERM
+    gone = eventually(lambda: not project.remains(), SOON)
+    left = project.remains()
+    end(process)
+    assert gone, left
+    project.reap()
+    assert not project.traces()
+
+
+def test_a_worker_that_is_killed(project):
+    """Its test failed; what it alone used goes, and the run goes on and ends clean."""
+    process, worker = waiting(project, "-n", "2", "--max-worker-restart", "0")
+    os.kill(worker, signal.SIGKILL)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "crashed" in output
+    assert project.clean_within(0.2), project.traces()
+
+
+def test_interrupted_before_the_first_test(project):
+    """An interrupt while the session starts skips pytest_sessionfinish, not the clean-up."""
+    project.write(
+        conftest="""
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(): raise KeyboardInterrupt
+"""
+    )
+    process = project.spawn("--ephemeral-env")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert project.clean_within(0.2), project.traces()
+
+
+def test_a_child_that_a_test_forks_ends_nothing(project):
+    """It owns nothing, though it has a copy of everything."""
+    project.write(
+        test_it="""
+def test_forks(ephemeral_env):
+    child = os.fork()
+    if not child:
+        raise SystemExit  # runs through all of pytest's clean-up
+    os.waitpid(child, 0)
+    assert get(ephemeral_env.url) == "plain"
+"""
+    )
+    process = project.spawn("--ephemeral-env", "-W", "ignore", "-p", "no:terminalreporter")
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert project.clean_within(0.2), project.traces()

@@ -1,0 +1,307 @@
+"""What a run says and leaves: failures, deaths, reports, logs, kept and attached environments."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from plugin_project import answers
+
+pytest_plugins = ["pytester"]
+
+
+def test_a_failed_bring_up_is_told_once_and_tried_once(project, run):
+    """In full with the last lines, then in one line for each test, of any scope."""
+    project.write(
+        test_it="""
+pytestmark = pytest.mark.ephemeral_env(BROKEN)
+def test_a(ephemeral_env): pass
+def test_b(ephemeral_env): pass
+def test_c(ephemeral_url): pass
+def test_d(request, ephemeral_env): pass
+"""
+    )
+    result = run("--durations=3")
+    result.assert_outcomes(errors=4)
+    assert result.ret == 1
+    output = result.stdout.str()
+    assert output.count("the database is not there") == 1
+    assert "status 3" in output
+    assert "Traceback" not in output
+    assert len(set(re.findall(rf"{project.broken}-\w+", output))) == 1
+
+
+def test_a_death_between_tests_is_an_error_that_says_so(project, run):
+    """With its exit status and last lines the first time, then in one line."""
+    project.write(
+        test_it="""
+def test_a(ephemeral_env):
+    with pytest.raises(Exception): get_all(ephemeral_env.url)
+    wait_until_dead(ephemeral_env)
+def get_all(url): assert get(url, "/crash")
+def wait_until_dead(environment):
+    while True:
+        try: get(environment.url)
+        except OSError: return
+def test_b(ephemeral_env): pass
+def test_c(ephemeral_env): pass
+"""
+    )
+    result = run()
+    result.assert_outcomes(passed=1, errors=2)
+    output = result.stdout.str()
+    assert "has stopped by itself" in output
+    assert "status 7" in output
+    assert output.count("asked for /crash") == 1
+    assert "told in full where it was first needed" in output
+
+
+CRASH_AT_THE_END = """
+def test_a(ephemeral_env):
+    get(ephemeral_env.url, "/crash")
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "1"], ["-q"]])
+def test_a_crash_that_no_test_noticed_turns_the_run_red(project, run, arguments):
+    """With the evidence in the closing section."""
+    project.write(test_it=CRASH_AT_THE_END)
+    result = run(*arguments)
+    assert "1 passed" in result.stdout.str()
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*has stopped by itself*status 7*", "*asked for /crash*"])
+
+
+def test_a_crash_may_be_only_reported(project, run):
+    """``health = "report"``."""
+    project.reconfigure("port = 8080\nready", 'port = 8080\nhealth = "report"\nready')
+    project.write(test_it=CRASH_AT_THE_END)
+    result = run()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*has stopped by itself*status 7*"])
+
+
+def test_the_failure_of_a_test_shows_its_own_share_of_the_log(project, run):
+    """Not what was printed during other tests; once, though two phases fail."""
+    project.write(
+        test_it="""
+@pytest.fixture
+def messy():
+    yield
+    raise RuntimeError
+def test_a(ephemeral_env): get(ephemeral_env.url, "/before")
+def test_b(ephemeral_env, messy):
+    get(ephemeral_env.url, "/during")
+    raise AssertionError
+"""
+    )
+    result = run()
+    output = result.stdout.str()
+    assert "asked for /during" in output
+    assert "asked for /before" not in output
+    assert output.count("run it again:") == 1
+
+
+def test_the_report_and_the_logs(project, run):
+    """As the contract says; the folder holds a file for each process."""
+    project.write(
+        test_it="""
+def test_a(ephemeral_env): get(ephemeral_env.url, "/a")
+def test_b(ephemeral_env): raise AssertionError
+@pytest.mark.skip
+def test_c(ephemeral_env): pass
+def test_d(ephemeral_env): pytest.skip("late")
+"""
+    )
+    run("--ephemeral-report", "out/report.json", "--ephemeral-logs", "logs").assert_outcomes(
+        passed=1, failed=1, skipped=2
+    )
+    report = json.loads((project.folder / "out" / "report.json").read_text())
+    assert report["version"] == 1
+    assert report["run"]
+    (one,) = report["environments"]
+    assert one["template"] == project.one
+    assert one["provider"] == "local"
+    assert one["image"]["name"] == "app"
+    assert one["image"]["key"].startswith("sha256:")
+    assert one["endpoints"] == {"http": one["url"]}
+    assert (one["state"], one["kept"]) == ("destroyed", False)
+    assert set(one["seconds"]) == {"bake", "launch", "ready", "destroy"}
+    assert one["tests"] == {"passed": 1, "failed": 1, "skipped": 1}
+    (log,) = (project.folder / "logs" / one["id"]).iterdir()
+    assert "asked for /a" in log.read_text()
+
+
+def test_the_outcome_is_recorded_against_the_image(project, run):
+    """Under the stage's name, where promotion will look for it."""
+    project.write(test_it="def test_a(ephemeral_env): pass")
+    run("--ephemeral-stage", "acceptance").assert_outcomes(passed=1)
+    (record,) = (project.folder / ".ephemeral").glob("stages/*/acceptance/*.json")
+    outcome = json.loads(record.read_text())
+    assert outcome["image"] == f"sha256:{record.parts[-3]}"
+    assert (outcome["stage"], outcome["exit_status"]) == ("acceptance", 0)
+    assert outcome["tests"] == {"passed": 1, "failed": 0, "skipped": 0}
+
+
+def test_what_failed_is_kept_reached_and_attached_to(project, run, pytester):
+    """The reproducer in the report works as it stands, and so does the command that destroys."""
+    project.write(
+        test_good="def test_good(ephemeral_env_module): pass",
+        test_it="""
+def test_bad(ephemeral_env_module):
+    get(ephemeral_env_module.url, "/bad")
+    raise AssertionError
+""",
+    )
+    # A process of its own, whose end the kept environment has to outlive.
+    result = pytester.runpytest_subprocess(
+        "--ephemeral-env", "--ephemeral-keep", "failed", "--ephemeral-report", "report.json"
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    states = {
+        one["state"]: one
+        for one in json.loads((project.folder / "report.json").read_text())["environments"]
+    }
+    assert set(states) == {"kept", "destroyed"}
+    kept = states["kept"]
+    try:
+        assert answers(kept["url"])
+        assert not answers(states["destroyed"]["url"])
+        rerun = f"pytest --ephemeral-env --ephemeral-attach {kept['id']} test_it.py::test_bad"
+        result.stdout.fnmatch_lines(
+            [f"    {rerun}", f"    pytest-ephemeral down {kept['id']}", f"*reach it:*{kept['url']}"]
+        )
+        again = run("--ephemeral-attach", kept["id"], "test_it.py::test_bad")
+        again.assert_outcomes(failed=1)
+        again.stdout.fnmatch_lines(["*attached"])
+        assert answers(kept["url"]), "what is attached to is never torn down"
+    finally:
+        done = pytester.run(Path(sys.executable).with_name("pytest-ephemeral"), "down", kept["id"])
+    assert done.ret == 0
+    assert not answers(kept["url"])
+    refused = run("--ephemeral-attach", kept["id"])
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_attaching_to_a_plain_url_needs_no_configuration(project, run):
+    """A static server, which is left alone."""
+    import socket
+
+    (project.folder / "ephemeral.toml").unlink()
+    project.write(
+        test_it="""
+def test_a(ephemeral_url, ephemeral_env_function):
+    assert ephemeral_url == ephemeral_env_function.url
+@pytest.mark.ephemeral_env("any")
+def test_b(ephemeral_env, base_url): assert base_url == ephemeral_env.url
+"""
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/shop"
+        result = run("--ephemeral-attach", url)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines([f"ephemeral: attached to {url}"])
+
+
+def test_hooks_hear_of_everything_and_may_fail(project, run):
+    """A listener that fails is a warning; a template may be changed."""
+    project.write(
+        conftest="""
+import msgspec
+def pytest_ephemeral_modify_template(template):
+    return msgspec.structs.replace(template, env={"FLAVOUR": "changed"})
+def pytest_ephemeral_environment_ready(environment): print("ready", file=open("heard", "a"))
+def pytest_ephemeral_publish_url(environment, url, config):
+    assert config.option.ephemeral_env
+    print("url", url, file=open("heard", "a"))
+    raise RuntimeError("nobody listens")
+def pytest_ephemeral_environment_stopped(outcome): print(outcome, file=open("heard", "a"))
+""",
+        test_it="def test_a(ephemeral_env): assert get(ephemeral_env.url) == 'changed'",
+    )
+    result = run("-W", "ignore")
+    result.assert_outcomes(passed=1)
+    heard = (project.folder / "heard").read_text().split()
+    assert heard[:2] == ["ready", "url"]
+    assert heard[-1] == "destroyed"
+    result.stdout.fnmatch_lines(
+        ["pytest_ephemeral_publish_url failed: RuntimeError: nobody listens"]
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-p", "no:terminalreporter"],
+        ["-p", "no:cacheprovider"],
+        ["-s"],
+        ["-q"],
+        ["-qq"],
+        ["-p", "no:xdist"],
+        ["-p", "no:logging"],
+        ["--capture=sys"],
+        ["--no-header", "--no-summary"],
+        ["-n0"],
+        ["-x", "--lf"],
+    ],
+    ids=" ".join,
+)
+def test_pytest_in_other_moods(project, run, arguments):
+    """Plugins that are not there and output that nobody wants are no trouble."""
+    project.write(test_it="def test_a(ephemeral_env): assert get(ephemeral_env.url)")
+    assert run(*arguments).ret == 0
+
+
+def test_quiet_runs_say_only_what_someone_must_see_to(project, run):
+    """No progress, no closing section."""
+    project.write(test_it="def test_a(ephemeral_env): pass")
+    result = run("-q")
+    result.stdout.no_fnmatch_line("*ephemeral*")
+
+
+def test_stopping_at_the_first_failure_leaves_nothing(project, run):
+    """What was made ready for the tests that will not run is destroyed too."""
+    project.write(
+        test_a="def test_a(ephemeral_env_module): raise AssertionError",
+        test_b="def test_b(ephemeral_env_module): pass",
+        test_c="def test_c(ephemeral_env_module): pass",
+    )
+    run("-x").assert_outcomes(failed=1)
+    assert not project.traces()
+
+
+def test_environments_come_ahead_of_the_tests_and_go_behind_them(project, run):
+    """The next module's is up before it starts; a module's is gone soon after its last test."""
+    module = """
+from pathlib import Path
+def running():
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return {line.rpartition("/")[2] for line in lines if f"/{ONE}-" in line}
+def eventually(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+"""
+    project.write(
+        test_a=module
+        + """
+def test_it(ephemeral_env_module):
+    eventually(lambda: len(running()) == 2)
+    Path("first").write_text(ephemeral_env_module.id)
+""",
+        test_b=module
+        + """
+def test_it(ephemeral_env_module):
+    eventually(lambda: Path("first").read_text() not in running())
+    assert ephemeral_env_module.id in running()
+    Path("second").write_text(ephemeral_env_module.id)
+""",
+        test_c=module
+        + """
+def test_it(): eventually(lambda: Path("second").read_text() not in running())
+def test_last(ephemeral_env_function): assert ephemeral_env_function.id in running()
+""",
+    )
+    run().assert_outcomes(passed=4)

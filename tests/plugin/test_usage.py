@@ -1,0 +1,155 @@
+"""What is wrong before the first test: a clear message, exit status 4, nothing brought up."""
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+UNITTEST = """
+import unittest
+@pytest.mark.usefixtures("ephemeral_env")
+@pytest.mark.ephemeral_env(TWO)
+class TestOld(unittest.TestCase):
+    def test_it(self): pass
+"""
+
+DECLARED = """
+from pytest_ephemeral import environment_fixture
+shop = environment_fixture("nowhere")
+def test_it(shop): pass
+"""
+
+MARKERS = [
+    (
+        "@pytest.mark.ephemeral_env('stagin')\ndef test_it(ephemeral_env): pass",
+        "no template 'stagin'",
+    ),
+    ("@pytest.mark.ephemeral_env()\ndef test_it(ephemeral_env): pass", "name a template"),
+    ("@pytest.mark.ephemeral_env(ONE, ONE)\ndef test_it(ephemeral_env): pass", "twice"),
+    ("@pytest.mark.ephemeral_env(7)\ndef test_it(ephemeral_env): pass", "is a str, not 7"),
+    ("@pytest.mark.ephemeral_env(name=ONE)\ndef test_it(ephemeral_env): pass", "keyword argument"),
+    (UNITTEST, "environment_fixture"),
+    (DECLARED, "no template 'nowhere'"),
+]
+
+
+def refused(result, text):
+    """Whether pytest refused to run, saying so, without a traceback."""
+    assert result.ret == pytest.ExitCode.USAGE_ERROR, result.stdout.str()
+    message = result.stderr.str() + result.stdout.str()
+    assert text in message
+    assert "Traceback" not in message
+    assert "INTERNALERROR" not in message
+    assert " is up at " not in message
+
+
+@pytest.mark.parametrize(("module", "text"), MARKERS, ids=[text for _, text in MARKERS])
+def test_markers_that_are_wrong(project, run, module, text):
+    """Unknown names, wrong calls, and tests that pytest can't parametrize."""
+    project.write(test_it=module)
+    refused(run(), text)
+
+
+def test_markers_that_are_wrong_under_xdist(project, run):
+    """Workers find out; the controller says it once, and no worker crashes."""
+    project.write(test_it=MARKERS[0][0])
+    result = run("-n", "2")
+    refused(result, "no template 'stagin'")
+    result.stdout.no_fnmatch_line("*crashed*")
+
+
+def test_the_closest_template_is_named(project, run):
+    """A slip of the finger is shown as what was meant."""
+    project.write(
+        test_it=f"@pytest.mark.ephemeral_env({project.one[:-1]!r})\ndef test(ephemeral_env): pass"
+    )
+    refused(run(), f"Did you mean {project.one!r}?")
+
+
+def test_several_templates_and_no_default(project, run):
+    """Only tests that need the default one are stopped by that."""
+    project.reconfigure(f'default-template = "{project.one}"', "")
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    refused(run(), "names no template")
+    project.write(test_it="@pytest.mark.ephemeral_env(TWO)\ndef test_it(ephemeral_env): pass")
+    run().assert_outcomes(passed=1)
+    project.write(test_it="def test_it(ephemeral_env): assert ephemeral_env.template == TWO")
+    run("--ephemeral-template", project.two).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "text"),
+    [
+        ("this is = = not TOML", "not valid TOML"),
+        ("[templates.x]\nimage = 'nowhere'\nport = 1\ncommand = 'x'", "no image 'nowhere'"),
+        ("[templates.x]\nprovider = 'locl'", "Did you mean 'local'?"),
+        ("", "names no template"),
+    ],
+)
+def test_configurations_that_are_wrong(project, run, configuration, text):
+    """The file, the key and what was expected."""
+    project.configure(configuration)
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    refused(run(), text)
+
+
+def test_no_configuration_at_all(project, run):
+    """The next command to run is named."""
+    (project.folder / "ephemeral.toml").unlink()
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    refused(run(), "pytest-ephemeral init")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--ephemeral-config", "nowhere.toml"], "nowhere.toml"),
+        (["--ephemeral-template", "nowhere"], "no template 'nowhere'"),
+        (["--ephemeral-attach", "staging-gone"], "no environment 'staging-gone'"),
+        (["--ephemeral-attach", "http://127.0.0.1:1/"], "nothing answers there"),
+        (["--ephemeral-stage", "a/b"], "--ephemeral-stage"),
+        (["--ephemeral-bake", "perhaps"], "perhaps"),
+        (["-o", "ephemeral_keep=perhaps"], "perhaps"),
+    ],
+)
+def test_options_that_are_wrong(project, run, arguments, text):
+    """Names that are not there, things that are dead, values that are none."""
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    refused(run(*arguments), text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--collect-only"],
+        ["--setup-plan"],
+        ["--fixtures"],
+        ["--fixtures-per-test"],
+        ["-k", "nothing"],
+    ],
+)
+def test_runs_that_use_nothing_bring_nothing_up(project, run, arguments):
+    """Nor bake, nor make a ledger."""
+    project.write(test_it="def test_it(ephemeral_env, ephemeral_env_module): pass")
+    result = run(*arguments)
+    assert result.ret in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}
+    assert not list((project.folder / ".ephemeral").glob("catalog/*"))
+
+
+def test_tests_that_will_be_skipped_need_nothing(project, run):
+    """What is marked as skipped is known before the first test."""
+    project.write(
+        test_it="""
+@pytest.mark.skip
+def test_a(ephemeral_env): pass
+@pytest.mark.skipif(True, reason="always")
+def test_b(ephemeral_env_module): pass
+"""
+    )
+    run().assert_outcomes(skipped=2)
+    assert not list((project.folder / ".ephemeral").glob("catalog/*"))
+
+
+def test_workers_on_other_machines_are_refused(project, run):
+    """They could not reach the environments."""
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    refused(run("-d", "--tx", "socket=127.0.0.1:1"), "use workers of this machine")

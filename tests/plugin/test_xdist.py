@@ -1,0 +1,86 @@
+"""Under pytest-xdist: the controller owns, workers borrow."""
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+MODULE = """
+def test_session(ephemeral_env): note("session", ephemeral_env)
+def test_module_1(ephemeral_env_module): note("module", ephemeral_env_module)
+def test_module_2(ephemeral_env_module): note("module", ephemeral_env_module)
+def test_module_3(ephemeral_env_module): note("module", ephemeral_env_module)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_function(ephemeral_env_function, n): note("function", ephemeral_env_function)
+def note(scope, environment):
+    assert get(environment.url) == "plain"
+    with open("notes.txt", "a") as file:
+        file.write(f"{__name__} {scope} {environment.id}\\n")
+"""
+
+
+@pytest.mark.parametrize("dist", ["load", "loadscope", "loadfile", "worksteal"])
+def test_one_environment_for_each_instance_whatever_the_schedule(project, run, dist):
+    """One for the session, for each module, for each function; never one for each worker."""
+    project.write(test_one=MODULE, test_two=MODULE)
+    result = run("-n", "2", "--dist", dist)
+    result.assert_outcomes(passed=14)
+    notes = [line.split() for line in (project.folder / "notes.txt").read_text().splitlines()]
+
+    def ids(scope, module=""):
+        return {id for where, what, id in notes if what == scope and where.startswith(module)}
+
+    assert len(ids("session")) == 1
+    assert [len(ids("module", name)) for name in ("test_one", "test_two")] == [1, 1]
+    assert len(ids("module")) == 2
+    assert len(ids("function")) == 6
+
+
+def test_failures_carry_their_evidence_to_the_controller(project, run):
+    """The section with id, URL and log lines crosses over, and the counts are right."""
+    project.write(
+        test_it="""
+def test_good(ephemeral_env): get(ephemeral_env.url, "/good")
+def test_bad(ephemeral_env):
+    get(ephemeral_env.url, "/bad")
+    raise AssertionError
+"""
+    )
+    result = run("-n", "2", "--ephemeral-report", "report.json")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            f"*- ephemeral environment {project.one}-* -*",
+            "*asked for /bad",
+            "    pytest --ephemeral-env --ephemeral-bake never test_it.py::test_bad",
+        ]
+    )
+    assert '"failed": 1' in (project.folder / "report.json").read_text()
+
+
+def test_a_worker_that_dies_gives_back_what_it_held(project, run):
+    """The crashed test is a failure, the others go on, and nothing is left."""
+    project.write(
+        test_it="""
+def test_dies(ephemeral_env, ephemeral_env_function): os._exit(1)
+@pytest.mark.parametrize("n", range(4))
+def test_lives(ephemeral_env, n): assert get(ephemeral_env.url)
+"""
+    )
+    result = run("-n", "2", "--ephemeral-report", "report.json")
+    result.assert_outcomes(passed=4, failed=1)
+    assert result.ret == 1
+
+
+def test_bring_up_that_fails_is_told_once(project, run):
+    """In full in one report, in a line in the others, whichever worker they ran in."""
+    project.write(
+        test_it="""
+pytestmark = pytest.mark.ephemeral_env(BROKEN)
+@pytest.mark.parametrize("n", range(4))
+def test_it(ephemeral_env, n): pass
+"""
+    )
+    result = run("-n", "2")
+    result.assert_outcomes(errors=4)
+    assert sum("the database is not there" in line for line in result.outlines) == 1
+    assert sum("told in full where it was first needed" in line for line in result.outlines) >= 3
