@@ -35,6 +35,12 @@ PAUSE: Final = 0.02
 #: Seconds in which an engine still carries out what a client that was killed had asked for.
 IN_FLIGHT: Final = 0.5
 
+#: The labels that an environment itself has.
+_ENVIRONMENTS: Final = (
+    *(labels.ID, labels.TEMPLATE, labels.RUN),
+    *(labels.OWNER, labels.EXPIRES, labels.IMAGE),
+)
+
 _GONE, _CONFLICT, _IN_USE = 404, 409, 403
 
 
@@ -76,6 +82,13 @@ def find(engine: Engine, id: str) -> Belongings:
         [one["Id"] for one in networks],
         [one["Name"] for one in volumes],
     )
+
+
+def containers(engine: Engine, id: str) -> list[Any]:
+    """An environment's containers, as the engine lists them."""
+    query = {"all": True, "filters": {"label": [f"{labels.ID}={id}"]}}
+    found: list[Any] = engine.call("GET", "/containers/json", query=query, timeout=10)
+    return found
 
 
 def destroy(engine: Engine, environment: Environment) -> None:
@@ -125,7 +138,8 @@ def owned(engine: Engine, provider: str) -> Iterator[Owned]:
     for id, parts in things.items():
         newest = max((marks for _, marks in parts), key=lambda marks: marks.get(EXTENDED, ""))
         detail = ", ".join(sorted({kind for kind, _ in parts}))
-        yield Owned(id=id, labels=dict(newest), detail=detail, abandoned=_abandoned(newest))
+        ours = {name: newest[name] for name in _ENVIRONMENTS if name in newest}
+        yield Owned(id=id, labels=ours, detail=detail, abandoned=_abandoned(newest))
 
 
 def extend(engine: Engine, environment: Environment, provider: str, expires: str) -> None:

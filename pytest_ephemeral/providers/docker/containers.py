@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.interpolation import mask
-from pytest_ephemeral.providers import Status
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError, frames
 
 #: Which parts of which variables are secret: ``KEY=0+24 URL=16+8``. The values themselves stand
@@ -26,7 +25,6 @@ BEGINNING: Final = "1.000000000"
 LOG_LIMITS: Final = {"Type": "json-file", "Config": {"max-size": "64m", "max-file": "2"}}
 
 _EXEC_VARIABLE: Final = "PYTEST_EPHEMERAL_EXEC"
-_NOT_FOUND: Final = 404
 
 
 def inspect(engine: Engine, container: str) -> dict[str, Any]:
@@ -37,22 +35,6 @@ def inspect(engine: Engine, container: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = engine.call("GET", f"/containers/{container}/json", timeout=10)
     return found
-
-
-def state_of(engine: Engine, container: str) -> Status:
-    """How a container is; one that can't be asked for is gone."""
-    try:
-        found = inspect(engine, container)
-    except EngineError as error:
-        return Status("gone", "" if error.status == _NOT_FOUND else str(error))
-    except EphemeralError as error:
-        return Status("gone", str(error))
-    except TimeoutError:
-        return Status("gone", f"the container engine at {engine.address} gives no answer")
-    state = found["State"]
-    if state["Running"]:
-        return Status("running", "paused" if state.get("Paused") else "")
-    return Status("exited", fate(state) + foreign(engine, found))
 
 
 def fate(state: Mapping[str, Any]) -> str:
@@ -92,8 +74,7 @@ def log(
     since: str | None = None,
     until: str | None = None,
     tail: int | None = None,
-    timestamps: bool = False,
-) -> str:
+) -> list[tuple[str, str]]:
     """What a container has printed, its secrets masked.
 
     Args:
@@ -102,26 +83,28 @@ def log(
         since: Seconds since 1970, to the nanosecond.
         until: Likewise.
         tail: A number of lines.
-        timestamps: Whether each line begins with when it was printed.
+
+    Returns:
+        Lines, each with when it was printed in a form that sorts.
 
     Raises:
         EngineError: It is gone.
     """
-    found = inspect(engine, container)
     query = {
         "stdout": True,
         "stderr": True,
+        "timestamps": True,
         "since": since,
         "until": until,
         "tail": None if tail is None else str(tail),
-        "timestamps": timestamps,
     }
+    secrets = secrets_in(inspect(engine, container)["Config"])
+    found = []
     with engine.stream("GET", f"/containers/{container}/logs", query=query) as answer:
-        if found["Config"].get("Tty"):
-            data = answer.read()
-        else:
-            data = b"".join(part for _, part in frames(answer))
-    return mask(data.decode(errors="replace"), secrets_in(found["Config"]))
+        for _, data in frames(answer):
+            stamp, _, line = data.decode(errors="replace").partition(" ")
+            found.append((stamp, mask(line, secrets)))
+    return found
 
 
 def mark(engine: Engine, container: str) -> str:
@@ -247,6 +230,28 @@ def _kill(engine: Engine, container: str, token: str) -> None:
     )
     for _ in _output(engine, made["Id"], time.monotonic() + 10):
         pass
+
+
+# -- where it listens ------------------------------------------------------------------------------
+
+
+def listens_elsewhere(engine: Engine, container: str) -> str:
+    """A line on where a container listens, if not where it is asked for; else empty."""
+    found = inspect(engine, container)
+    bindings = found["NetworkSettings"]["Ports"]
+    wanted = {int(port.partition("/")[0]) for port, hosts in bindings.items() if hosts}
+    places = listening(engine, container)
+    ports = ", ".join(map(str, sorted(wanted)))
+    if not places:
+        return f"nothing listens inside it, on port {ports} or any other"
+    by_port = {int(place.rpartition(":")[2]): place for place in places}
+    if loopback := [by_port[port] for port in wanted if by_port.get(port, "").startswith("127.")]:
+        where = ", ".join(loopback)
+        return f"it listens on {where} inside, where nobody else gets to: bind 0.0.0.0"
+    if missing := wanted - by_port.keys():
+        missed = ", ".join(map(str, sorted(missing)))
+        return f"nothing listens on port {missed} inside it; these do: {', '.join(places)}"
+    return ""
 
 
 def listening(engine: Engine, container: str) -> list[str]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import msgspec
 
-from pytest_ephemeral import labels
-from pytest_ephemeral.errors import EphemeralError, LaunchError
+from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.models import (
     Endpoint,
     Environment,
@@ -19,12 +16,18 @@ from pytest_ephemeral.models import (
     Template,
     endpoints_at,
 )
-from pytest_ephemeral.providers import Check, Order, Owned, Status
+from pytest_ephemeral.providers import Check, Order
 from pytest_ephemeral.providers.docker import belongings, containers, finding
 from pytest_ephemeral.providers.docker.baking import DockerBaker
 from pytest_ephemeral.providers.docker.belongings import name_of
 from pytest_ephemeral.providers.docker.doctor import engine_check
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError, NoEngineError
+from pytest_ephemeral.providers.docker.environments import (
+    APP,
+    MAIN,
+    SERVING,
+    ContainerEnvironments,
+)
 from pytest_ephemeral.providers.docker.tables import (
     DockerRecipe,
     DockerTemplate,
@@ -40,15 +43,12 @@ _ANYWHERE: Final = "0.0.0.0"  # noqa: S104 - a remote engine's ports are reached
 _LAST_LINES: Final = 20
 
 
-class DockerProvider(DockerBaker):
+class DockerProvider(ContainerEnvironments, DockerBaker):
     """Runs environments as containers; see ``Provider`` for what is promised."""
 
     name: ClassVar[str] = "docker"
     template_type: ClassVar[type[Template]] = DockerTemplate
     recipe_type: ClassVar[type[Recipe] | None] = DockerRecipe
-    guards_itself: ClassVar[bool] = False
-    #: The engine forwards its ports, and accepts whether or not anybody listens behind them.
-    forwards_ports: ClassVar[bool] = True
 
     def doctor(self) -> Sequence[Check]:
         """Whether an engine answers."""
@@ -67,64 +67,6 @@ class DockerProvider(DockerBaker):
             raise
         except (EngineError, TimeoutError) as error:
             raise LaunchError(f"{environment.id} could not be launched: {told(error)}") from error
-
-    def status(self, environment: Environment) -> Status:
-        """How its container is."""
-        return containers.state_of(_engine(environment), name_of(environment.id))
-
-    def logs(
-        self,
-        environment: Environment,
-        *,
-        since: str | None = None,
-        until: str | None = None,
-        tail: int | None = None,
-    ) -> str:
-        """What its container has printed."""
-        engine, name = _engine(environment), name_of(environment.id)
-        return containers.log(engine, name, since=since, until=until, tail=tail)
-
-    def log_mark(self, environment: Environment) -> str:
-        """The time of its last line, by the engine's clock."""
-        return containers.mark(_engine(environment), name_of(environment.id))
-
-    def log_files(self, environment: Environment) -> Mapping[str, str]:
-        """Its one log."""
-        return {"app": self.logs(environment)}
-
-    def run(
-        self, environment: Environment, argv: Sequence[str], *, timeout: float | None
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command in its container."""
-        return containers.run(_engine(environment), name_of(environment.id), argv, timeout=timeout)
-
-    def hint(self, environment: Environment) -> str:
-        """Where it listens instead of where it should."""
-        return listens_elsewhere(_engine(environment), name_of(environment.id))
-
-    def extend(self, environment: Environment, expires_at: datetime | None) -> None:
-        """Note its new expiry on the engine."""
-        expires = labels.NEVER if expires_at is None else expires_at.isoformat(timespec="seconds")
-        belongings.extend(_engine(environment), environment, self.name, expires)
-
-    def keep(self, environment: Environment) -> None:
-        """Nothing to do: only the watchdog ends it with its owner, and that reads the ledger."""
-
-    def destroy(self, environment: Environment) -> None:
-        """Remove its container, network and volumes."""
-        belongings.destroy(_engine(environment), environment)
-
-    def owned(self) -> Iterator[Owned]:
-        """All containers, networks and volumes of this provider's, by environment."""
-        yield from belongings.owned(finding.find(), self.name)
-
-    def sweep(self, owned: Owned) -> None:
-        """Remove all of one."""
-        belongings.remove(finding.find(), owned.id)
-
-
-def _engine(environment: Environment) -> Engine:
-    return finding.at(environment.handle)
 
 
 def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image) -> Environment:
@@ -150,6 +92,8 @@ def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image
             **finding.handle_of(engine),
             "container": made["Id"],
             "network": network["Id"],
+            MAIN: APP,
+            SERVING: APP,
         },
     )
 
@@ -238,12 +182,12 @@ def unexposed(template: str, name: str, port: int, what: str, exposed: Sequence[
 
 
 def _stopped(engine: Engine, environment: Environment, found: Mapping[str, Any]) -> str:
-    said = containers.log(engine, found["Id"], tail=_LAST_LINES).rstrip()
-    lines = "\n".join(f"    {line}" for line in said.splitlines())
+    said = "".join(line for _, line in containers.log(engine, found["Id"], tail=_LAST_LINES))
+    lines = "\n".join(f"    {line}" for line in said.rstrip().splitlines())
     return (
         f"{environment.id} stopped while it was starting: "
-        f"{containers.fate(found['State'])}{containers.foreign(engine, found)}\n"
-        + (f"  the last lines of its log:\n{lines}" if said else "  it has printed nothing")
+        f"{APP} {containers.fate(found['State'])}{containers.foreign(engine, found)}\n"
+        + (f"  the last lines of its log:\n{lines}" if lines else "  it has printed nothing")
     )
 
 
@@ -271,25 +215,3 @@ def told(error: Exception) -> str:
         if symptom in text:
             return f"{text}; {remedy}"
     return text
-
-
-def listens_elsewhere(engine: Engine, container: str) -> str:
-    """A line on where a container listens, for one that does not answer."""
-    try:
-        found = containers.inspect(engine, container)
-        wanted = {int(port.partition("/")[0]) for port in found["NetworkSettings"]["Ports"]}
-        places = containers.listening(engine, container)
-    except (EphemeralError, TimeoutError, subprocess.TimeoutExpired):
-        return ""
-    ports = ", ".join(map(str, sorted(wanted)))
-    if not places:
-        return f"nothing listens inside it, on port {ports} or any other"
-    by_port = {int(place.rpartition(":")[2]): place for place in places}
-    if loopback := [by_port[port] for port in wanted if by_port.get(port, "").startswith("127.")]:
-        return (
-            f"it listens on {', '.join(loopback)} inside: bind 0.0.0.0, or nobody else gets there"
-        )
-    if missing := wanted - by_port.keys():
-        missed = ", ".join(map(str, sorted(missing)))
-        return f"nothing listens on port {missed} inside it; these do: {', '.join(places)}"
-    return ""

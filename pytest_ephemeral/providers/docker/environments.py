@@ -1,0 +1,217 @@
+"""What environments of containers have in common, whoever made them: everything but launching.
+
+An environment's containers are found by its label. Each is a part with a name: the service's in a
+Compose file, ``app`` where there is only one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, ClassVar, Final
+
+from pytest_ephemeral import labels
+from pytest_ephemeral.errors import DestroyError, EphemeralError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers import Owned, Status
+from pytest_ephemeral.providers.docker import belongings, containers, finding
+from pytest_ephemeral.providers.docker.engine import Engine, EngineError
+
+#: The part of an environment that has no services.
+APP: Final = "app"
+
+#: In a handle: the part that commands run in, and those that have endpoints.
+MAIN, SERVING = "main", "serving"
+
+_SERVICE: Final = "com.docker.compose.service"
+
+
+class ContainerEnvironments:
+    """Environments that an engine runs; see ``Provider`` for what is promised.
+
+    Attributes:
+        forwards_ports: The engine accepts connections whether or not anybody listens behind it.
+    """
+
+    name: ClassVar[str]
+    guards_itself: ClassVar[bool] = False
+    forwards_ports: ClassVar[bool] = True
+
+    def status(self, environment: Environment) -> Status:
+        """How its parts are. A part without endpoints may end with status 0: it was a job."""
+        engine = finding.at(environment.handle)
+        try:
+            found = belongings.containers(engine, environment.id)
+            ended = [_ending(engine, one, environment) for one in found]
+        except (EphemeralError, TimeoutError) as error:
+            return Status("gone", _reason(engine, error))
+        missing = _serving(environment) - {part_of(one) for one in found}
+        if not found or missing:
+            return Status("gone", f"{', '.join(sorted(missing))} is not there" if found else "")
+        said = "; ".join(text for text in ended if text)
+        return Status("exited", said) if said else Status("running", _odd(found))
+
+    def logs(
+        self,
+        environment: Environment,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        tail: int | None = None,
+    ) -> str:
+        """What its parts have printed, in the order of time; of several, each line says whose."""
+        first, last = _marks(since), _marks(until)
+        lines: list[tuple[str, str]] = []
+        with _about(environment) as engine:
+            parts = _parts(engine, environment)
+            for name, id in parts.items():
+                text = containers.log(
+                    engine,
+                    id,
+                    since=first.get(name),
+                    until=None if until is None else last.get(name, containers.BEGINNING),
+                    tail=tail,
+                )
+                mark = f"{name} | " if len(parts) > 1 else ""
+                lines += [(stamp, mark + line) for stamp, line in text]
+        lines.sort(key=lambda line: line[0])
+        if tail is not None:
+            lines = lines[-tail:] if tail > 0 else []
+        if len(parts) == 1:
+            return "".join(line for _, line in lines)
+        return "".join(line if line.endswith("\n") else f"{line}\n" for _, line in lines)
+
+    def log_mark(self, environment: Environment) -> str:
+        """When each part has printed its last line, by the engine's clock."""
+        with _about(environment) as engine:
+            parts = _parts(engine, environment)
+            return json.dumps({name: containers.mark(engine, id) for name, id in parts.items()})
+
+    def log_files(self, environment: Environment) -> Mapping[str, str]:
+        """What each part has printed."""
+        with _about(environment) as engine:
+            return {
+                name: "".join(line for _, line in containers.log(engine, id))
+                for name, id in _parts(engine, environment).items()
+            }
+
+    def run(
+        self, environment: Environment, argv: Sequence[str], *, timeout: float | None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in its main part."""
+        with _about(environment) as engine:
+            return containers.run(engine, _main(engine, environment), argv, timeout=timeout)
+
+    def hint(self, environment: Environment) -> str:
+        """Where it listens instead of where it should."""
+        try:
+            with _about(environment) as engine:
+                parts = _parts(engine, environment)
+                hints = (
+                    containers.listens_elsewhere(engine, id)
+                    for name, id in parts.items()
+                    if name in _serving(environment)
+                )
+                return "; ".join(hint for hint in hints if hint)
+        except (EphemeralError, TimeoutError, subprocess.TimeoutExpired):
+            return ""
+
+    def extend(self, environment: Environment, expires_at: datetime | None) -> None:
+        """Note its new expiry on the engine."""
+        expires = labels.NEVER if expires_at is None else expires_at.isoformat(timespec="seconds")
+        with _about(environment) as engine:
+            _parts(engine, environment)
+            belongings.extend(engine, environment, self.name, expires)
+
+    def keep(self, environment: Environment) -> None:
+        """Nothing to do: only the watchdog ends it with its owner, and that reads the ledger."""
+        with _about(environment) as engine:
+            _parts(engine, environment)
+
+    def destroy(self, environment: Environment) -> None:
+        """Remove its containers, networks and volumes."""
+        belongings.destroy(finding.at(environment.handle), environment)
+
+    def owned(self) -> Iterator[Owned]:
+        """All containers, networks and volumes of this provider's, by environment."""
+        yield from belongings.owned(finding.find(), self.name)
+
+    def sweep(self, owned: Owned) -> None:
+        """Remove all of one."""
+        try:
+            belongings.remove(finding.find(), owned.id)
+        except DestroyError:
+            raise
+        except (EphemeralError, TimeoutError) as error:
+            raise DestroyError(f"{owned.id} could not be removed: {error}") from error
+
+
+def part_of(container: Mapping[str, Any]) -> str:
+    """A container's name as a part; of several of one service, numbered from the second on."""
+    marks = container.get("Labels") or {}
+    number = marks.get("com.docker.compose.container-number", "1")
+    return f"{marks.get(_SERVICE, APP)}" + ("" if number == "1" else f"-{number}")
+
+
+def _parts(engine: Engine, environment: Environment) -> dict[str, str]:
+    """The ids of its containers by their parts' names."""
+    found = {part_of(one): one["Id"] for one in belongings.containers(engine, environment.id)}
+    if not found:
+        raise EphemeralError(f"{environment.id} is gone: none of its containers is there")
+    return dict(sorted(found.items()))
+
+
+def _main(engine: Engine, environment: Environment) -> str:
+    parts = _parts(engine, environment)
+    main = environment.handle.get(MAIN, APP)
+    if main not in parts:
+        raise EphemeralError(f"{environment.id} has no container {main} any more")
+    return parts[main]
+
+
+def _serving(environment: Environment) -> set[str]:
+    return set(environment.handle.get(SERVING, "").split())
+
+
+def _ending(engine: Engine, container: Mapping[str, Any], environment: Environment) -> str:
+    """How a part has ended; empty for one that runs, or was to end."""
+    if container["State"] not in {"exited", "dead"}:
+        return ""
+    found = containers.inspect(engine, container["Id"])
+    part = part_of(container)
+    if found["State"]["ExitCode"] == 0 and part not in _serving(environment):
+        return ""
+    return f"{part} {containers.fate(found['State'])}{containers.foreign(engine, found)}"
+
+
+def _odd(found: Sequence[Mapping[str, Any]]) -> str:
+    """What is worth saying of parts that run."""
+    states = {"paused": "is paused", "restarting": "is being restarted"}
+    odd = [f"{part_of(one)} {states[one['State']]}" for one in found if one["State"] in states]
+    odd += [f"{part_of(one)} is unhealthy" for one in found if "(unhealthy)" in one["Status"]]
+    return "; ".join(odd)
+
+
+def _marks(text: str | None) -> dict[str, str]:
+    return {} if text is None else dict(json.loads(text))
+
+
+def _reason(engine: Engine, error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"the container engine at {engine.address} gives no answer"
+    return str(error)
+
+
+@contextmanager
+def _about(environment: Environment) -> Iterator[Engine]:
+    """The environment's engine; whatever it refuses is said to be about this environment."""
+    engine = finding.at(environment.handle)
+    try:
+        yield engine
+    except EngineError as error:
+        raise EphemeralError(f"{environment.id}: {error}") from error
+    except TimeoutError as error:
+        raise EphemeralError(f"{environment.id}: {_reason(engine, error)}") from error
