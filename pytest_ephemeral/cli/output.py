@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Of every object that ``--json`` prints; raised when a reader of the old one would go wrong.
 JSON_VERSION: Final = 1
 
-#: Columns for who is no terminal: nothing is cut or folded in a pipe.
+#: Columns enough that nothing is cut or folded.
 _UNLIMITED: Final = 100_000
 
 
@@ -46,14 +46,17 @@ class Output:
         print(text, file=sys.stderr, flush=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print rows under headings; in a pipe every row is one line."""
+        """Print rows under headings, a line each.
+
+        A narrow terminal wraps them by itself, and what is copied from it is still whole.
+        """
         from rich.table import Table
         from rich.text import Text
 
         table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for row in rows:
-            table.add_row(*(Text(cell, overflow="fold") for cell in row))
-        console(sys.stdout).print(table)
+            table.add_row(*(Text(cell) for cell in row))
+        console(sys.stdout, width=_UNLIMITED).print(table)
 
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
         """Print what is known of one thing, a line each; what is empty is left out."""
@@ -77,15 +80,20 @@ def moves(stream: IO[str]) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def console(stream: IO[str]) -> Console:
-    """rich, as this stream can take it."""
+def console(stream: IO[str], *, width: int | None = None) -> Console:
+    """rich, as this stream can take it.
+
+    Args:
+        stream: Where it prints.
+        width: Columns, instead of the terminal's.
+    """
     from rich.console import Console
 
     return Console(
         file=stream,
         force_terminal=paints(stream),
         no_color=not paints(stream),
-        width=None if stream.isatty() else _UNLIMITED,
+        width=width,
         highlight=False,
         markup=False,
     )
