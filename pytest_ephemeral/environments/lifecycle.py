@@ -229,6 +229,8 @@ class Lifecycle:
             variables=filled.variables,
             secrets=(*filled.secrets, *headers.secrets),
             settle=watchdog.settle_command(self.project.store.url, environment.id),
+            root=self.project.config.root,
+            journal=lambda changed: self._record(changed, "handle"),
         )
 
     def _headers(self, template: Template) -> interpolation.Filled:

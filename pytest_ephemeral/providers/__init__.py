@@ -42,6 +42,9 @@ class Order:
         variables: The template's ``env`` with everything filled in. Not to be recorded.
         secrets: The values that came from ``{env:…}``, to be masked in every log.
         settle: The command that closes the ledger's record, for a guard whose owner has died.
+        root: The folder of the configuration file, for paths in the template.
+        journal: Puts an environment's ``handle`` into the ledger in the middle of launching:
+            before a request whose answer may be lost, and as soon as there is one.
     """
 
     environment: Environment
@@ -50,6 +53,8 @@ class Order:
     variables: Mapping[str, str] = field(default_factory=dict)
     secrets: Sequence[str] = ()
     settle: Sequence[str] = ()
+    root: Path = Path()
+    journal: Callable[[Environment], None] = lambda _: None
 
     @property
     def image(self) -> Image | None:

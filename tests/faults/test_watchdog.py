@@ -31,7 +31,9 @@ class Hooks:
         return lambda **arguments: None
 
 store = DirectoryStore(Path(sys.argv[1]))
-lifecycle = Lifecycle(SimpleNamespace(ledger=Ledger(store), store=store), Hooks(), run=sys.argv[2])
+config = SimpleNamespace(root=Path())
+project = SimpleNamespace(ledger=Ledger(store), store=store, config=config)
+lifecycle = Lifecycle(project, Hooks(), run=sys.argv[2])
 ups = [lifecycle.bring_up(Template(name="staging", provider="folders")) for _ in range(2)]
 if "keep" in sys.argv:
     lifecycle.keep(ups[0].environment)

@@ -119,7 +119,9 @@ def told() -> list[Progress]:
 @pytest.fixture
 def lifecycle(tmp_path: Path, hooks: Hooks, told: list[Progress]) -> Lifecycle:
     store = DirectoryStore(tmp_path / "store")
-    project: Any = SimpleNamespace(ledger=Ledger(store), store=store)
+    project: Any = SimpleNamespace(
+        ledger=Ledger(store), store=store, config=SimpleNamespace(root=Path())
+    )
     return Lifecycle(project, hooks, run="run1", say=told.append)
 
 
