@@ -24,6 +24,7 @@ from pytest_ephemeral.models import Environment, Image, Recipe, Template
 TABLE: Mapping[str, tuple[str, str | None]] = {
     "local": ("pytest_ephemeral.providers.local:LocalProvider", None),
     "docker": ("pytest_ephemeral.providers.docker:DockerProvider", "docker"),
+    "compose": ("pytest_ephemeral.providers.compose:ComposeProvider", "docker"),
 }
 
 #: Stands for what ``Baker.resolve`` can't ask for now, such as the digest of a base that neither

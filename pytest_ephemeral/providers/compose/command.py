@@ -1,0 +1,159 @@
+"""The compose command: ``docker compose`` where it is, else ``docker-compose``, whichever version.
+
+No file is written for it: what it is to bring up goes through its standard input, so that values
+of ``{env:…}`` never touch the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pytest_ephemeral.errors import UnavailableError
+from pytest_ephemeral.providers.docker.engine import Address
+
+#: Variables of whoever runs the tests that would make it another project, or another file.
+_NOT_PASSED: Final = frozenset(
+    {"COMPOSE_FILE", "COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES", "DOCKER_CONTEXT"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the command gave: its status, its output, and what it told people."""
+
+    status: int
+    output: str
+    talk: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compose:
+    """A compose command.
+
+    Attributes:
+        argv: How it is called.
+    """
+
+    argv: tuple[str, ...]
+
+    @classmethod
+    def find(cls) -> Compose:
+        """The one of this machine.
+
+        Raises:
+            UnavailableError: There is none.
+        """
+        plugin = cls(("docker", "compose"))
+        if shutil.which("docker") and plugin.version():
+            return plugin
+        if shutil.which("docker-compose"):  # not asked for its version: that takes it half a second
+            return cls(("docker-compose",))
+        raise UnavailableError(
+            "the provider 'compose' needs `docker compose` or `docker-compose`, and neither is "
+            "here: install Docker's compose plugin, or (Debian) docker-compose"
+        )
+
+    def version(self) -> str:
+        """What it says it is; empty when it does not work."""
+        try:
+            done = subprocess.run(
+                [*self.argv, "version", "--short"], capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return ""
+        found = re.fullmatch(r"v?(\d+\.\d+\S*)", done.stdout.strip())
+        return found[1] if found and done.returncode == 0 else ""
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        project: str,
+        folder: Path,
+        variables: Mapping[str, str],
+        address: Address,
+        text: str = "",
+    ) -> Said:
+        """Run it, to its end.
+
+        Args:
+            arguments: After those that say which project this is.
+            project: Its name.
+            folder: What relative paths in the file are relative to.
+            variables: For the file's ``${…}``, besides this process's own.
+            address: The engine.
+            text: Its standard input.
+        """
+        named = ["--project-name", project, "--project-directory", str(folder)]
+        process = subprocess.Popen(
+            [*_dying_with_us(), *self.argv, *named, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=_environ(variables, address),
+            cwd=folder,
+            start_new_session=True,  # a Ctrl-C is for us, and would leave half of it
+        )
+        with process:
+            try:
+                output, talk = process.communicate(text)
+            except BaseException:
+                _kill(process)
+                raise
+        return Said(process.returncode, output, talk)
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """What the command says a file means: JSON, or YAML from those that know no other.
+
+    Raises:
+        UnavailableError: It is YAML, and nothing here can read that.
+    """
+    if text.lstrip().startswith("{"):
+        read: dict[str, Any] = json.loads(text)
+        return read
+    try:
+        import yaml
+    except ImportError:
+        raise UnavailableError(
+            "this docker-compose speaks only YAML, and PyYAML is not installed: "
+            "pip install 'pytest-ephemeral[docker]'"
+        ) from None
+    loaded: dict[str, Any] = yaml.safe_load(text)
+    return loaded
+
+
+def _environ(variables: Mapping[str, str], address: Address) -> dict[str, str]:
+    environ = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED}
+    environ["DOCKER_HOST"] = address.url
+    if address.certificates:
+        environ["DOCKER_CERT_PATH"] = address.certificates
+        environ["DOCKER_TLS_VERIFY" if address.verify else "DOCKER_TLS"] = "1"
+    return {**environ, **variables}
+
+
+def _dying_with_us() -> Sequence[str]:
+    """What makes a command end when this process is killed, before it can make anything more."""
+    if sys.platform == "linux" and shutil.which("setpriv"):
+        return ["setpriv", "--pdeathsig", "KILL"]
+    return []
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill it with what it has started."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)

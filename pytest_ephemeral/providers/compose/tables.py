@@ -1,0 +1,66 @@
+"""The keys that templates of the compose provider have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from pytest_ephemeral.models import Name, Port, Table, Template
+
+
+class Place(Table, frozen=True, kw_only=True):
+    """A port of a service."""
+
+    service: str
+    port: Port
+
+
+class At(NamedTuple):
+    """Where an endpoint is: a service, and a port inside it."""
+
+    service: str
+    port: int
+
+
+class ComposeTemplate(Template, frozen=True, kw_only=True):
+    """What a Compose file describes. ``env`` is what the file's ``${…}`` are filled in from.
+
+    Attributes:
+        file: The Compose file.
+        replaced: Called ``images``: by service, the baked image that it runs.
+        service: The service that the URL leads to; commands run in it.
+        further: Called ``endpoints``: ports of other services, by name.
+        profiles: Those of the file's profiles that are wanted.
+    """
+
+    provider: str = "compose"
+    file: str
+    replaced: dict[str, str] = msgspec.field(name="images", default_factory=dict)
+    service: str
+    further: dict[Name, Place] = msgspec.field(name="endpoints", default_factory=dict)
+    profiles: list[str] = msgspec.field(default_factory=list)
+
+    def check(self) -> None:
+        """Every endpoint has a name of its own, and every image a service."""
+        if self.image is not None:
+            raise ValueError('it has image: say whose it is, images = { SERVICE = "IMAGE" }')
+        if both := super().endpoints().keys() & self.further.keys():
+            raise ValueError(
+                f"the endpoint {min(both)!r} is named twice: {self.service} has it too"
+            )
+
+    def places(self) -> dict[str, At]:
+        """Where its endpoints are, the URL's first."""
+        own = {name: At(self.service, port) for name, port in super().endpoints().items()}
+        further = {name: At(place.service, place.port) for name, place in self.further.items()}
+        return {**own, **further}
+
+    def endpoints(self) -> dict[str, int]:
+        """Its ports by name, the URL's first."""
+        return {name: place.port for name, place in self.places().items()}
+
+    def images(self) -> Sequence[str]:
+        """The names of the images it is made of."""
+        return list(dict.fromkeys(self.replaced.values()))
