@@ -6,8 +6,10 @@ Woodpecker both have ``CI_PIPELINE_ID``, and mean different things by it.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from pytest_ephemeral.models import Model
@@ -144,6 +146,29 @@ def detect(environ: Mapping[str, str]) -> Build | None:
 def is_ci(environ: Mapping[str, str]) -> bool:
     """Whether this is any CI at all: what pytest goes by, or one that we know."""
     return bool(environ.get("CI") or environ.get("BUILD_NUMBER")) or detect(environ) is not None
+
+
+def revision(folder: Path, environ: Mapping[str, str]) -> str:
+    """The commit that is worked on: by the CI's word, or git's; empty where neither knows.
+
+    Args:
+        folder: Inside the work tree.
+        environ: The CI's variables.
+
+    Returns:
+        Its hash; with ``-dirty`` behind it where files differ from it.
+    """
+    build = detect(environ)
+    if build is not None and build.revision:
+        return build.revision
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _filled(template: str, environ: Mapping[str, str]) -> str:

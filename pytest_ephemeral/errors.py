@@ -58,6 +58,10 @@ class ImageChangedError(EphemeralError):
     """A sealed image is no longer, byte for byte, what was baked."""
 
 
+class ProvenanceError(EphemeralError):
+    """What is said of an image's making is missing, not signed by that key, or not about it."""
+
+
 class ImageInUseError(EphemeralError):
     """An image can be neither replaced nor removed: an environment runs from it."""
 

@@ -160,6 +160,21 @@ class Recipe(Table, frozen=True, kw_only=True):
     pass_env: list[Variable] = []
 
 
+class Signature(Model, frozen=True, kw_only=True):
+    """Who vouches for a statement, in base64; ``keyid`` only helps to find the key."""
+
+    keyid: str
+    sig: str
+
+
+class Envelope(Model, frozen=True, kw_only=True, rename="camel"):
+    """A statement, in base64, with its signatures (DSSE, github.com/secure-systems-lab/dsse)."""
+
+    payload_type: str
+    payload: str
+    signatures: list[Signature] = []
+
+
 class Image(Model, frozen=True, kw_only=True):
     """A baked image, as the catalog records it.
 
@@ -175,6 +190,7 @@ class Image(Model, frozen=True, kw_only=True):
         size: Bytes of its content.
         seconds: How long the bake took.
         baked_by: ``user@host``.
+        provenance: Who says what it was made from, by whom, in which build.
         handle: What else the provider needs to find it again.
     """
 
@@ -190,6 +206,7 @@ class Image(Model, frozen=True, kw_only=True):
     seconds: float = 0.0
     baked_at: datetime
     baked_by: str = ""
+    provenance: Envelope | None = None
     handle: dict[str, str] = {}
 
 

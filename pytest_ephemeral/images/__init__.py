@@ -150,6 +150,20 @@ class Images:
         self.catalog.record(image)
         return image
 
+    def check(self, image: Image) -> None:
+        """Make sure that an image's content is what was baked, in the store or else here.
+
+        Raises:
+            ImageMissingError: Its content can't be had.
+            ImageChangedError: It is not.
+        """
+        if image.archive is None:
+            if not _baker(image.provider).present(image):
+                raise self._gone(image)
+            return
+        with self._archive_of(image):
+            pass  # it is checked on its way out
+
     # -- from recipe to image ----------------------------------------------------------------
 
     def _wanted(self, recipe: Recipe) -> _Wanted:
@@ -211,6 +225,9 @@ class Images:
 
     def _make(self, wanted: _Wanted, *, again: bool, say: Say, live: Say | None) -> Image:
         """Bake it, verify it, put its content into the store, and then record it."""
+        from pytest_ephemeral.images import provenance
+
+        provenance.check_key(os.environ)
         started = time.monotonic()
         name, baker = wanted.recipe.name, wanted.baker
         job = self._job(wanted, say, live)
@@ -250,6 +267,8 @@ class Images:
         )
 
     def _finish(self, wanted: _Wanted, job: BakeJob, image: Image, started: float) -> Image:
+        from pytest_ephemeral.images import provenance
+
         wanted.baker.verify(job, image)
         if wanted.recipe.reference is None:
             job.say("putting it into the store")
@@ -262,6 +281,10 @@ class Images:
             seconds=round(time.monotonic() - started, 3),
             baked_by=f"{owner.user}@{owner.host}",
         )
+        said = provenance.state(
+            image, wanted.recipe, wanted.artifact, root=self._root, environ=os.environ
+        )
+        image = msgspec.structs.replace(image, provenance=said)
         self.catalog.record(image)
         return image
 
@@ -283,11 +306,7 @@ class Images:
             elif _baker(image.provider).present(image):
                 _baker(image.provider).pack(image, archive)
             else:
-                raise ImageMissingError(
-                    f"the content of the image {image.name!r} ({image.key[:19]}…) is neither here "
-                    f"nor in the store {self._store.url}. Bake it again with "
-                    f"`pytest-ephemeral bake {image.name} --force`"
-                )
+                raise self._gone(image)
             found = files.digest_of(files.chunks(archive))
             if found != image.archive:
                 raise ImageChangedError(
@@ -296,6 +315,13 @@ class Images:
                     f"with `pytest-ephemeral bake {image.name} --force`"
                 )
             yield archive
+
+    def _gone(self, image: Image) -> ImageMissingError:
+        return ImageMissingError(
+            f"the content of the image {image.name!r} ({image.key[:19]}…) is neither here nor in "
+            f"the store {self._store.url}. Bake it again with "
+            f"`pytest-ephemeral bake {image.name} --force`"
+        )
 
     def _remove(self, image: Image) -> bool:
         """Remove an image; what another record refers to stays. Whether it could be removed."""

@@ -1,0 +1,324 @@
+"""Where an image comes from: an in-toto statement with SLSA's provenance, signed if there is a key.
+
+https://slsa.dev/spec/v1.0/provenance
+https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
+https://github.com/secure-systems-lab/dsse/blob/master/protocol.md
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from pytest_ephemeral.ci import Build, detect, revision
+from pytest_ephemeral.errors import ConfigurationError, ProvenanceError, UnavailableError
+from pytest_ephemeral.models import Artifact, Envelope, Image, Recipe, Signature, to_builtins
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+STATEMENT: Final = "https://in-toto.io/Statement/v1"
+PREDICATE: Final = "https://slsa.dev/provenance/v1"
+OURS: Final = "https://pytest-ephemeral.readthedocs.io/provenance"
+
+#: A private Ed25519 key, as PEM or the path of such a file; every statement is signed with it.
+KEY_VARIABLE: Final = "PYTEST_EPHEMERAL_SIGNING_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How an image was made, as far as the image itself does not tell.
+
+    Attributes:
+        artifact: What was installed.
+        build: The CI's build that it was made in.
+        revision: The commit that the recipe was read from.
+    """
+
+    recipe: Recipe
+    artifact: Artifact | None
+    build: Build | None
+    revision: str
+
+
+def state(
+    image: Image,
+    recipe: Recipe,
+    artifact: Artifact | None,
+    *,
+    root: Path,
+    environ: Mapping[str, str],
+) -> Envelope:
+    """Say of an image that has just been made what is known, and sign it if there is a key.
+
+    Args:
+        image: Whole, but for this.
+        recipe: What it was made by.
+        artifact: What was installed.
+        root: The folder that the recipe belongs to.
+        environ: The variables of this process.
+
+    Raises:
+        ConfigurationError: The key is none.
+        UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
+    """
+    making = Making(recipe, artifact, detect(environ), revision(root, environ))
+    return enveloped(statement(image, making), environ.get(KEY_VARIABLE))
+
+
+def check_key(environ: Mapping[str, str]) -> None:
+    """Find out before a bake, not after it, whether its statement can be signed.
+
+    Raises:
+        ConfigurationError: The key is none.
+        UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
+    """
+    if key := environ.get(KEY_VARIABLE):
+        _private_key(key)
+
+
+def statement(image: Image, making: Making) -> dict[str, Any]:
+    """What is said of an image.
+
+    Args:
+        image: Whole, as the catalog will record it.
+        making: What else is known.
+    """
+    return {
+        "_type": STATEMENT,
+        "subject": _subjects(image),
+        "predicateType": PREDICATE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": f"{OURS}/bake/v1",
+                "externalParameters": {"recipe": _recipe(making.recipe)},
+                "internalParameters": {
+                    "key": image.key,
+                    "inputs": image.inputs,
+                    "bakedBy": image.baked_by,
+                },
+                "resolvedDependencies": _dependencies(image, making),
+            },
+            "runDetails": _run(image, making.build),
+        },
+    }
+
+
+def enveloped(said: Mapping[str, Any], key: str | None) -> Envelope:
+    """A statement in its envelope.
+
+    Args:
+        said: The statement.
+        key: A private key, or its file, to sign it with; None for no signature.
+
+    Raises:
+        ConfigurationError: It is no such key.
+        UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
+    """
+    payload = json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+    envelope = Envelope(payload_type=PAYLOAD_TYPE, payload=base64.b64encode(payload).decode())
+    if not key:
+        return envelope
+    private = _private_key(key)
+    signature = Signature(
+        keyid=_key_id(private.public_key()),
+        sig=base64.b64encode(private.sign(_signed(PAYLOAD_TYPE, payload))).decode(),
+    )
+    return msgspec.structs.replace(envelope, signatures=[signature])
+
+
+def read(image: Image) -> dict[str, Any]:
+    """The statement about an image.
+
+    Raises:
+        ProvenanceError: There is none, or it is not about this image.
+    """
+    if image.provenance is None:
+        raise ProvenanceError(
+            f"nothing is said of how {image.name} ({image.key[:19]}…) was made: it was baked by an "
+            f"older version. Bake it again: pytest-ephemeral bake {image.name} --force"
+        )
+    try:
+        said: dict[str, Any] = json.loads(base64.b64decode(image.provenance.payload, validate=True))
+        definition = said["predicate"]["buildDefinition"]
+        about = (said["subject"], definition["internalParameters"]["key"])
+    except (ValueError, KeyError, TypeError):
+        raise ProvenanceError(f"what is said of {image.name} can't be read") from None
+    if about != (_subjects(image), image.key):
+        raise ProvenanceError(
+            f"what is said of {image.name} ({image.key[:19]}…) is said of another image: the "
+            "record was changed, or put together from two. Bake it again, or bring it in again"
+        )
+    return said
+
+
+def verify(image: Image, public_key: Path) -> str:
+    """Make sure that the owner of a key says so.
+
+    Args:
+        image: With its provenance.
+        public_key: A PEM file.
+
+    Returns:
+        The key's id.
+
+    Raises:
+        ProvenanceError: Nobody says it, or somebody else does.
+        ConfigurationError: The file holds no such key.
+        UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
+    """
+    read(image)
+    envelope = image.provenance
+    assert envelope is not None
+    if not envelope.signatures:
+        raise ProvenanceError(
+            f"what is said of {image.name} ({image.key[:19]}…) is not signed: set "
+            f"{KEY_VARIABLE} to a private key where it is baked"
+        )
+    key = _public_key(public_key)
+    for signature in envelope.signatures:
+        if envelope.payload_type == PAYLOAD_TYPE and _matches(key, envelope, signature):
+            return _key_id(key)
+    known = ", ".join(signature.keyid[:16] for signature in envelope.signatures)
+    raise ProvenanceError(
+        f"what is said of {image.name} ({image.key[:19]}…) is not signed by {public_key} "
+        f"({_key_id(key)[:16]}), but by {known}"
+    )
+
+
+# -- the statement's parts -------------------------------------------------------------------
+
+
+def _subjects(image: Image) -> list[dict[str, Any]]:
+    """What the statement is about: the image's content, and the archive it is kept in."""
+    subjects = [_described(image.name, image.digest)]
+    if image.archive is not None:
+        subjects.append(_described(f"{image.name} archive", image.archive))
+    return subjects
+
+
+def _recipe(recipe: Recipe) -> dict[str, Any]:
+    written: dict[str, Any] = to_builtins(recipe)
+    return {key: value for key, value in written.items() if value not in (None, "", [], {})}
+
+
+def _dependencies(image: Image, making: Making) -> list[dict[str, Any]]:
+    """All that the image was made from, each by its digest, or else by its name."""
+    found = []
+    for name, value in sorted(image.inputs.items()):
+        described = _described(name, value)
+        if name == "artifact" and making.artifact is not None:
+            artifact = making.artifact
+            described["name"] = artifact.filename
+            described["annotations"] = {"name": artifact.name, "version": artifact.version}
+        if "digest" in described:
+            found.append(described)
+        elif name in {"base", "reference"}:
+            found.append({"name": name, "uri": value})
+    if making.revision:
+        commit, _, dirty = making.revision.partition("-")
+        source: dict[str, Any] = {"name": "source", "digest": {"gitCommit": commit}}
+        found.append(source | ({"annotations": {"dirty": True}} if dirty else {}))
+    return found
+
+
+def _run(image: Image, build: Build | None) -> dict[str, Any]:
+    """Who made it, and when."""
+    started = image.baked_at - timedelta(seconds=image.seconds)
+    times = {"startedOn": _time(started), "finishedOn": _time(image.baked_at)}
+    invocation = {"invocationId": build.url} if build and build.url else {}
+    return {
+        "builder": {
+            "id": f"{OURS}/builders/{image.provider}",
+            "version": {"pytest-ephemeral": metadata.version("pytest-ephemeral")},
+        },
+        "metadata": {**invocation, **times},
+    }
+
+
+def _described(name: str, digest: str) -> dict[str, Any]:
+    """A resource as in-toto describes it, with its digest if that is one."""
+    algorithm, separator, digits = digest.partition(":")
+    if (
+        not separator
+        or not digits
+        or not algorithm.isalnum()
+        or set(digits) - set("0123456789abcdef")
+    ):
+        return {"name": name}
+    return {"name": name, "digest": {algorithm: digits}}
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+# -- signatures ------------------------------------------------------------------------------
+
+
+def _signed(payload_type: str, payload: bytes) -> bytes:
+    """What a signature is over: the type and the payload, each with its length (DSSE's PAE)."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+def _matches(key: Ed25519PublicKey, envelope: Envelope, signature: Signature) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        payload = base64.b64decode(envelope.payload, validate=True)
+        key.verify(base64.b64decode(signature.sig), _signed(envelope.payload_type, payload))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _key_id(key: Ed25519PublicKey) -> str:
+    import hashlib
+
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()
+
+
+def _private_key(key: str) -> Any:
+    return _loaded(key, private=True)
+
+
+def _public_key(file: Path) -> Any:
+    return _loaded(str(file), private=False)
+
+
+def _loaded(key: str, *, private: bool) -> Any:
+    """An Ed25519 key from PEM, or from a file of it. The message never holds the key."""
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise UnavailableError(
+            "signatures need the cryptography package: pip install 'pytest-ephemeral[sign]'"
+        ) from None
+    where = KEY_VARIABLE if private else key
+    try:
+        pem = key.encode() if key.startswith("-----BEGIN") else Path(key).read_bytes()
+        if private:
+            found: Any = serialization.load_pem_private_key(pem, password=None)
+        else:
+            found = serialization.load_pem_public_key(pem)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"{where}: no key can be read there ({type(error).__name__}): expected PEM without a "
+            "password, such as `openssl genpkey -algorithm ed25519` makes"
+        ) from None
+    if not isinstance(found, ed25519.Ed25519PrivateKey | ed25519.Ed25519PublicKey):
+        raise ConfigurationError(
+            f"{where}: it is no Ed25519 key: openssl genpkey -algorithm ed25519"
+        )
+    return found

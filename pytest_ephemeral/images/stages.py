@@ -1,0 +1,82 @@
+"""The stages an image has been through: how each test run that used it came out.
+
+``stages/KEY/STAGE/RUN.json`` in the store; what is recorded is never changed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from pytest_ephemeral.errors import RecordMissingError
+from pytest_ephemeral.models import Model, decode, encode
+from pytest_ephemeral.store import Store
+
+FOLDER: Final = "stages/"
+
+
+class Stage(Model, frozen=True, kw_only=True):
+    """How one test run came out for one image.
+
+    Attributes:
+        stage: Its name, as ``--ephemeral-stage`` gave it.
+        run: The run's id.
+        image: The image's key.
+        environments: The ids of those that ran it.
+        tests: How many passed, failed and were skipped.
+        exit_status: pytest's.
+        revision: The commit that the tests were taken from.
+        ci: The CI's name, and where it shows the build; empty outside of any.
+        report: The digest of the run's report.
+    """
+
+    version: int = 1
+    stage: str
+    run: str
+    image: str = ""
+    environments: list[str] = msgspec.field(default_factory=list)
+    tests: dict[str, int] = msgspec.field(default_factory=dict)
+    exit_status: int
+    finished_at: datetime
+    revision: str = ""
+    ci: str = ""
+    ci_url: str = ""
+    report: str = ""
+
+    @property
+    def problem(self) -> str:
+        """Why it has not passed; empty when it has."""
+        if self.exit_status:
+            return f"failed (run {self.run}, exit status {self.exit_status})"
+        return "" if self.tests.get("passed") else f"ran no test that passed (run {self.run})"
+
+
+def record(store: Store, stage: Stage) -> None:
+    """Record how a run came out.
+
+    Raises:
+        StoreError: The store can't be written.
+    """
+    store.create(f"{_folder(stage.image)}{stage.stage}/{stage.run}.json", encode(stage))
+
+
+def recorded(store: Store, key: str) -> list[Stage]:
+    """All that is recorded of an image, oldest first. Broken records are stepped over."""
+    found = []
+    for path in store.paths(_folder(key)):
+        try:
+            found.append(decode(store.read(path).data, Stage))
+        except (RecordMissingError, msgspec.MsgspecError):
+            continue
+    return sorted(found, key=lambda stage: stage.finished_at)
+
+
+def latest(store: Store, key: str) -> dict[str, Stage]:
+    """The last run of each stage against an image, by the stage's name: a later failure counts."""
+    return {stage.stage: stage for stage in recorded(store, key)}
+
+
+def _folder(key: str) -> str:
+    return f"{FOLDER}{key.rpartition(':')[2]}/"
