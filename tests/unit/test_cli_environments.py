@@ -207,7 +207,8 @@ def test_an_expiry_is_moved(hello: Path, run: Callable[..., Any]) -> None:
 
 def test_what_has_expired_is_gone_and_reaped(hello: Path, run: Callable[..., Any]) -> None:
     """Its own clock ends it; at the latest, reap forgets it."""
-    id = run("up", "--ttl", "1s")["environment"]["id"]
+    run("bake")
+    id = run("up", "--ttl", "3s")["environment"]["id"]
     until(lambda: all(one["condition"] != "kept" for one in run("list")["environments"]))
     assert {one["id"] for one in run("reap", "--dry-run")["reaped"]} <= {id}
     run("reap")
