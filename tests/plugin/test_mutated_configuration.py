@@ -1,0 +1,86 @@
+"""Whatever is wrong with a configuration, a run ends with a message, and leaves nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest_plugins = ["pytester"]
+
+#: In the place of a line's value: other types, names of nothing, ports and paths that can't be.
+VALUES = st.sampled_from(
+    [
+        '"nowhere"',
+        '""',
+        '"\\u0000"',
+        "7",
+        "0",
+        "99999",
+        "-1.5",
+        "true",
+        "[]",
+        '["x"]',
+        "{}",
+        '{ tcp = true, timeout = "200ms" }',
+        '{ http = "/", timeout = "200ms", status = 500 }',
+        '{ FLAVOUR = "{env:NOT_THERE}" }',
+        '{ FLAVOUR = "{image:nowhere}" }',
+        '"exit 3"',
+        '"sleep 60"',
+        '"docker"',
+        '"1ms"',
+    ]
+)
+LINES = st.sampled_from(
+    ["seed", "health", "ttl", "ports", "provider", "env", "ready", "image", "colour", "verify"]
+)
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> tuple[str, int, str, str]:
+    """What is done to which line, counted from the top."""
+    kind = draw(st.sampled_from(["drop", "replace", "insert", "garble"]))
+    return kind, draw(st.integers(0, 60)), draw(LINES), draw(VALUES)
+
+
+def mutated(text: str, mutation: tuple[str, int, str, str]) -> str:
+    """A configuration to which that is done."""
+    kind, number, key, value = mutation
+    lines = text.replace("20s", "500ms").splitlines()
+    at = number % len(lines)
+    line = lines[at]
+    if kind == "drop":
+        del lines[at]
+    elif kind == "replace" and "=" in line:
+        lines[at] = f"{line.partition('=')[0]}= {value}"
+    elif kind == "insert":
+        lines.insert(at, f"{key} = {value}")
+    else:
+        lines[at] = line[::-1]
+    return "\n".join(lines)
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(mutation=mutations())
+def test_a_mutated_configuration_is_refused_or_works(project, run, mutation):
+    """Usage error, failed run or green run; never a traceback, never something left running."""
+    original = (project.folder / "ephemeral.toml").read_text()
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    try:
+        project.configure(mutated(original, mutation))
+        result = run("-p", "no:hypothesispytest", "-p", "no:rerunfailures")
+    finally:
+        project.configure(original)
+    output = result.stdout.str() + result.stderr.str()
+    assert result.ret in {
+        pytest.ExitCode.OK,
+        pytest.ExitCode.TESTS_FAILED,
+        pytest.ExitCode.USAGE_ERROR,
+    }, output
+    assert "Traceback" not in output
+    assert "INTERNALERROR" not in output
+    assert "internal error" not in output
+    assert project.clean_within(3), project.traces()
