@@ -1,0 +1,246 @@
+"""Who needs what, and when: the broker, with a keeper that only takes notes."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+
+import pytest
+from plugin_project import eventually
+
+from pytest_ephemeral.errors import EnvironmentDiedError, LaunchError
+from pytest_ephemeral.models import Environment, Owner
+from pytest_ephemeral.pytest_plugin.broker import PARALLEL, Broker, Fate
+from pytest_ephemeral.pytest_plugin.needs import Key
+from pytest_ephemeral.pytest_plugin.remote import RemoteDesk, Server
+
+OWNER = Owner(user="anna", host="here", boot="", pid=1, started="", run="r")
+
+
+class Notes:
+    """A keeper whose environments are only names. ``gate`` holds back what comes up."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.launched: list[str] = []
+        self.ended: list[str] = []
+        self.failing: dict[str, Exception] = {}
+        self.dead: dict[str, str] = {}
+        self.cancelled = False
+        self._lock = threading.Lock()
+
+    def bring_up(self, key):
+        with self._lock:
+            self.launched.append(f"{key.template}{key.instance}")
+            number = len(self.launched)
+        self.gate.wait(10)
+        if key.template in self.failing:
+            raise self.failing[key.template]
+        environment = Environment(
+            id=f"{key.template}-{number}",
+            template=key.template,
+            provider="notes",
+            created_at=datetime.now(UTC),
+            expires_at=None,
+            owner=OWNER,
+        )
+        return environment, {"ready": 0.1}
+
+    def died(self, environment):
+        return self.dead.get(environment.id, "")
+
+    def mark(self, environment):
+        return f"mark of {environment.id}"
+
+    def logs(self, environment, since):
+        return f"since {since}"
+
+    def keeps(self, *, failed):
+        return False
+
+    def end(self, environment, *, failed):
+        self.ended.append(environment.id)
+        return Fate("destroyed", 0.1, died=self.died(environment))
+
+    def cancel(self):
+        self.cancelled = True
+        self.gate.set()
+
+
+def session(template: str) -> Key:
+    return Key(template, "session", "")
+
+
+def function(number: int) -> Key:
+    return Key("f", "function", f"/{number}")
+
+
+@pytest.fixture
+def notes():
+    return Notes()
+
+
+@pytest.fixture
+def broker(notes):
+    broker = Broker(notes)
+    yield broker
+    notes.gate.set()
+    broker.close()
+
+
+def test_one_plan_however_many_workers_say_it(broker, notes):
+    """Also when some tests are over by then."""
+    needs = {session("a"): ["t1", "t2"]}
+    broker.plan(needs)
+    first = broker.lease(session("a"), "gw0")
+    broker.finished("t1")
+    broker.plan(needs)
+    assert broker.lease(session("a"), "gw1") == first
+    broker.finished("t2")
+    broker.release(session("a"), "gw0")
+    assert notes.ended == []
+    broker.release(session("a"), "gw1")
+    assert eventually(lambda: notes.ended == [first.id], 5)
+    assert notes.launched == ["a"]
+
+
+def test_no_more_at_once_than_the_limit_but_nobody_waits_for_others(broker, notes):
+    """What a test waits for is brought up whatever else is coming up."""
+    notes.gate.clear()
+    broker.plan({session(f"s{number}"): ["t"] for number in range(PARALLEL + 3)})
+    assert eventually(lambda: len(notes.launched) == PARALLEL, 5)
+    last = session(f"s{PARALLEL + 2}")
+    waiting = threading.Thread(target=broker.lease, args=(last, "main"), daemon=True)
+    waiting.start()
+    assert eventually(lambda: last.template in notes.launched, 5)
+    notes.gate.set()
+    waiting.join(5)
+    assert not waiting.is_alive()
+    assert eventually(lambda: len(notes.launched) == PARALLEL + 3, 5)
+
+
+def test_what_is_needed_next_is_made_ready_and_no_more(broker, notes):
+    """As many ahead as there are workers; the next when one of them is taken."""
+    broker.ahead = 2
+    broker.plan({function(number): [f"t{number}"] for number in range(5)})
+    assert eventually(lambda: len(notes.launched) == 2, 5)
+    broker.lease(function(0), "main")
+    assert eventually(lambda: len(notes.launched) == 3, 5)
+    broker.release(function(0), "main")
+    broker.finished("t0")
+    assert eventually(lambda: notes.ended == ["f-1"], 5)
+    assert len(notes.launched) == 3
+
+
+def test_what_no_test_took_is_ended_when_its_tests_are_over(broker, notes):
+    """They were skipped, or failed before."""
+    broker.plan({session("a"): ["t"]})
+    broker.finished("t")
+    assert eventually(lambda: notes.ended == ["a-1"], 5)
+
+
+def test_what_was_not_planned_is_kept_until_the_end_for_who_may_ask_again(broker, notes):
+    """But for a function's own."""
+    broker.lease(session("a"), "main")
+    broker.release(session("a"), "main")
+    broker.lease(function(1), "main")
+    broker.release(function(1), "main")
+    assert eventually(lambda: notes.ended == ["f-2"], 5)
+    broker.close()
+    assert notes.ended == ["f-2", "a-1"]
+
+
+def test_a_failure_is_told_once_and_not_repeated(broker, notes):
+    """Also not for another scope of the same template."""
+    notes.failing["a"] = LaunchError("it exited\nwith these last lines")
+    broker.plan({session("a"): ["t1"], Key("a", "module", "m"): ["t2"]})
+    with pytest.raises(LaunchError, match="last lines"):
+        broker.lease(session("a"), "main")
+    for key in (session("a"), Key("a", "module", "m"), Key("a", "function", "x")):
+        with pytest.raises(LaunchError, match=r"^it exited \(told in full"):
+            broker.lease(key, "main")
+    assert notes.launched.count("a") <= 2
+
+
+def test_an_unexpected_error_hangs_nobody(broker, notes):
+    """It is told as what it is."""
+    notes.failing["a"] = ZeroDivisionError("division by zero")
+    with pytest.raises(LaunchError, match=r"(?s)internal error.*division by zero"):
+        broker.lease(session("a"), "main")
+
+
+def test_a_failure_after_a_success_is_that_environments_own(broker, notes):
+    """A template that has come up before is tried again."""
+    broker.lease(session("f"), "main")
+    notes.failing["f"] = LaunchError("no capacity")
+    with pytest.raises(LaunchError, match="no capacity"):
+        broker.lease(function(1), "main")
+    del notes.failing["f"]
+    assert broker.lease(function(2), "main").id == "f-3"
+
+
+def test_a_death_is_told_once(broker, notes):
+    """To whoever asks first: the next test, or the next to lease it."""
+    environment = broker.lease(session("a"), "main")
+    assert broker.look(session("a")).problem == ""
+    assert broker.look(session("a")).mark == "mark of a-1"
+    notes.dead[environment.id] = "a-1 has stopped\nlast lines"
+    assert "last lines" in broker.look(session("a")).problem
+    assert "last lines" not in broker.look(session("a")).problem
+    with pytest.raises(EnvironmentDiedError, match="told in full"):
+        broker.lease(session("a"), "gw1")
+
+
+def test_a_worker_that_is_gone_holds_nothing(broker, notes):
+    """However often it had leased it."""
+    broker.plan({session("a"): ["t"]})
+    broker.lease(session("a"), "gw0")
+    broker.lease(session("a"), "gw0")
+    broker.crashed("t")
+    assert notes.ended == []
+    broker.gone("gw0")
+    assert eventually(lambda: notes.ended == ["a-1"], 5)
+    assert broker.entries[0].failed
+
+
+def test_closing_waits_for_nothing_that_is_coming_up(notes):
+    """And what comes up too late is ended."""
+    broker = Broker(notes)
+    notes.gate.clear()
+    broker.plan({session("a"): ["t"]})
+    assert eventually(lambda: notes.launched == ["a"], 5)
+    broker.close()
+    assert notes.cancelled
+    assert eventually(lambda: notes.ended == ["a-1"], 5)
+    with pytest.raises(LaunchError, match="the run is ending"):
+        broker.lease(session("b"), "main")
+
+
+def test_over_a_socket(broker, notes):
+    """The same, with its errors; the end of a connection gives everything back."""
+    server = Server(broker)
+    try:
+        desk = RemoteDesk(server.address, server.authkey)
+        desk.plan({session("a"): ["t"]})
+        environment = desk.lease(session("a"))
+        assert environment.id == "a-1"
+        assert desk.look(session("a")).mark == "mark of a-1"
+        evidence = desk.evidence(session("a"), "m")
+        assert evidence is not None
+        assert evidence.logs == "since m"
+        notes.failing["b"] = LaunchError("no")
+        with pytest.raises(LaunchError, match=r"^no$"):
+            desk.lease(session("b"))
+        desk.refuse("a marker is wrong")
+        assert server.refused == "a marker is wrong"
+        broker.finished("t")
+        assert notes.ended == []
+        desk.close()
+        assert eventually(lambda: notes.ended == ["a-1"], 5)
+        with pytest.raises(LaunchError, match="can't reach"):
+            RemoteDesk(server.address, b"another key").lease(session("a"))
+    finally:
+        server.close()
+    with pytest.raises(LaunchError, match="workers of the same machine"):
+        RemoteDesk(server.address, server.authkey).lease(session("a"))
