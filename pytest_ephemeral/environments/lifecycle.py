@@ -11,7 +11,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -128,7 +128,7 @@ class Lifecycle:
             self._wait(environment, template, provider, order)
         if template.seed is not None:
             with clock.phase(subject, "seed"):
-                _seed(environment, provider, template.seed)
+                _seed(environment, provider, template.seed, order.secrets)
         environment = msgspec.structs.replace(environment, state="ready")
         self._record(environment, "state")
         self.say(Progress(subject, "up", environment.url, clock.total()))
@@ -363,7 +363,9 @@ class _Clock:
         return sum(self.seconds.values())
 
 
-def _seed(environment: Environment, provider: Provider, command: str) -> None:
+def _seed(
+    environment: Environment, provider: Provider, command: str, secrets: Sequence[str]
+) -> None:
     try:
         done = provider.run(environment, ["/bin/sh", "-c", command], timeout=SEED_TIMEOUT)
     except subprocess.TimeoutExpired:
@@ -371,7 +373,8 @@ def _seed(environment: Environment, provider: Provider, command: str) -> None:
             f"the seed of {environment.id} had not ended after {SEED_TIMEOUT:g} s: {command}"
         ) from None
     if done.returncode != 0:
-        said = f"{done.stdout}{done.stderr}".rstrip().splitlines()[-readiness.LOG_LINES :]
+        output = interpolation.mask(f"{done.stdout}{done.stderr}", secrets)
+        said = output.rstrip().splitlines()[-readiness.LOG_LINES :]
         raise LaunchError(
             "\n".join(
                 [

@@ -58,7 +58,8 @@ class Scripted:
 
     def run(self, environment, argv, *, timeout):
         self._called("run", environment.id)
-        return subprocess.CompletedProcess(argv, self.seed_exit, "seeding\n", "no table\n")
+        said = f"no table; key {self.orders[-1].variables['KEY']}\n"
+        return subprocess.CompletedProcess(argv, self.seed_exit, "seeding\n", said)
 
     def logs(self, environment, *, since=None, tail=None):
         return "hello\n"
@@ -270,10 +271,10 @@ def test_an_unset_variable_stops_it_before_anything_is_made(
 
 
 def test_a_seed_that_fails_fails_the_launch(lifecycle: Lifecycle, provider: Scripted) -> None:
-    """With its exit status and what it said; the environment is gone."""
+    """With its exit status and what it said, secrets masked; the environment is gone."""
     provider.seed_exit = 7
 
-    with pytest.raises(LaunchError, match=r"(?s)exited with status 7: load.*no table"):
+    with pytest.raises(LaunchError, match=r"(?s)exited with status 7: load.*no table; key \*\*\*"):
         lifecycle.bring_up(replaced(TEMPLATE, seed="load"))
 
     assert provider.exists == set()
