@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ from pytest_ephemeral.cli.output import Output, plural, short, since, size
 from pytest_ephemeral.cli.session import open_project
 from pytest_ephemeral.environments.lifecycle import Progress
 from pytest_ephemeral.errors import NothingMatchedError
-from pytest_ephemeral.models import Image, Recipe
+from pytest_ephemeral.images import provenance, stages
+from pytest_ephemeral.images.stages import Stage
+from pytest_ephemeral.models import Image, Recipe, Signature
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Verbs
@@ -31,6 +34,25 @@ def add_to(verbs: Verbs) -> None:
     add_verb(under, "list", list_, "list the images in the catalog")
     showing = add_verb(under, "show", show, "show what an image was made from")
     showing.add_argument("image", metavar="IMAGE", help="a name, or the beginning of a key")
+    showing.add_argument(
+        "--provenance",
+        action="store_true",
+        help="print the in-toto statement of how it was made (SLSA provenance, JSON)",
+    )
+    verifying = add_verb(
+        under,
+        "verify",
+        verify,
+        "make sure that an image is what was baked, and who says so",
+        epilog="Statements are signed where $PYTEST_EPHEMERAL_SIGNING_KEY is set while baking.",
+    )
+    verifying.add_argument("image", metavar="IMAGE", help="a name, or the beginning of a key")
+    verifying.add_argument(
+        "--key",
+        metavar="FILE",
+        type=Path,
+        help="the public Ed25519 key (PEM) whose owner must have signed its provenance",
+    )
     pruning = add_verb(
         under,
         "prune",
@@ -103,9 +125,14 @@ def list_(arguments: argparse.Namespace, output: Output) -> int:
 
 def show(arguments: argparse.Namespace, output: Output) -> int:
     """Show one image."""
-    image = open_project(arguments).images.catalog.get(arguments.image)
+    project = open_project(arguments)
+    image = project.images.catalog.get(arguments.image)
+    if arguments.provenance:
+        output.line(json.dumps(provenance.read(image), indent=2))
+        return 0
+    stages_ = stages.recorded(project.store, image.key)
     if output.as_json:
-        output.data(image=image)
+        output.data(image=image, stages=stages_)
         return 0
     output.facts(
         [
@@ -119,8 +146,27 @@ def show(arguments: argparse.Namespace, output: Output) -> int:
             ("baked", f"{image.baked_at:%Y-%m-%d %H:%M:%S} UTC, in {image.seconds:.1f} s"),
             ("by", image.baked_by),
             *((f"input {name}", value) for name, value in sorted(image.inputs.items())),
+            ("signed", ", ".join(one.keyid[:16] for one in _signatures(image))),
+            *((f"stage {stage.stage}", _stage(stage)) for stage in stages_),
         ]
     )
+    return 0
+
+
+def verify(arguments: argparse.Namespace, output: Output) -> int:
+    """Hold an image's content and its provenance against its record."""
+    images = open_project(arguments).images
+    image = images.catalog.get(arguments.image)
+    provenance.read(image)
+    signed_by = None if arguments.key is None else provenance.verify(image, arguments.key)
+    images.check(image)
+    if output.as_json:
+        output.data(image=image, signed_by=signed_by)
+        return 0
+    by = f"; signed by {signed_by[:16]}" if signed_by else ""
+    output.line(f"{image.name} {short(image.key)} is what was baked{by}")
+    if signed_by is None and _signatures(image):
+        output.say("its signature was not looked at: --key FILE")
     return 0
 
 
@@ -158,6 +204,23 @@ def import_(arguments: argparse.Namespace, output: Output) -> int:
     else:
         output.line(f"{image.name} {short(image.key)} {image.reference}")
     return 0
+
+
+def _signatures(image: Image) -> Sequence[Signature]:
+    return image.provenance.signatures if image.provenance else ()
+
+
+def _stage(stage: Stage) -> str:
+    """How one run of a stage came out, in a line."""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in stage.tests.items() if count)
+    parts = [
+        stage.problem or "passed",
+        counts,
+        f"{stage.finished_at:%Y-%m-%d %H:%M} UTC",
+        stage.revision[:12],
+        stage.ci_url,
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _obtain(

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pytest_ephemeral import files, providers
+from pytest_ephemeral import ci, providers
+from pytest_ephemeral.images import stages
+from pytest_ephemeral.images.stages import Stage
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.project import Project
 from pytest_ephemeral.pytest_plugin.broker import Entry
-from pytest_ephemeral.store import Store
 
 OUTCOMES = ("passed", "failed", "skipped")
 
 
-def write_report(file: Path, run: str, entries: Sequence[Entry]) -> None:
-    """Write the JSON document of all that was brought up, whole or not at all.
+def report(run: str, entries: Sequence[Entry]) -> bytes:
+    """The JSON document of all that was brought up; ``report.schema.json`` describes it.
 
     Args:
-        file: Where to; its folder is made when it is not there.
         run: The run's id.
         entries: All that was asked for; what never came up is left out.
-
-    Raises:
-        OSError: It can't be written.
     """
     environments = [
         _described(entry, entry.environment) for entry in entries if entry.environment is not None
     ]
     document = {"version": 1, "run": run, "environments": environments}
-    files.replace(file, [json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"])
+    return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _described(entry: Entry, environment: Environment) -> dict[str, Any]:
@@ -72,30 +71,48 @@ def write_logs(folder: Path, environment: Environment) -> None:
 
 
 def record_stage(
-    store: Store, *, stage: str, run: str, entries: Sequence[Entry], exit_status: int
+    project: Project,
+    *,
+    stage: str,
+    run: str,
+    entries: Sequence[Entry],
+    exit_status: int,
+    report: str,
 ) -> None:
     """Record how a run came out against every image that it tested.
+
+    Args:
+        project: Whose images they are.
+        stage: The stage's name.
+        run: The run's id.
+        entries: All that was asked for.
+        exit_status: pytest's.
+        report: The digest of the run's report.
 
     Raises:
         StoreError: The store can't be written.
     """
-    for key in dict.fromkeys(_image_key(entry) for entry in entries if entry.used):
-        if not key:
-            continue
-        tested = [entry for entry in entries if _image_key(entry) == key and entry.used]
-        counts = {name: sum(one.counts[name] for one in tested) for name in OUTCOMES}
-        outcome = {
-            "version": 1,
-            "stage": stage,
-            "run": run,
-            "image": key,
-            "environments": [one.environment.id for one in tested if one.environment],
-            "tests": counts,
-            "exit_status": exit_status,
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        path = f"stages/{key.rpartition(':')[2]}/{stage}/{run}.json"
-        store.create(path, json.dumps(outcome, indent=2).encode() + b"\n")
+    used = [entry for entry in entries if entry.used and _image_key(entry)]
+    if not used:
+        return
+    build = ci.detect(os.environ)
+    revision = ci.revision(project.config.root, os.environ)
+    for key in dict.fromkeys(_image_key(entry) for entry in used):
+        tested = [entry for entry in used if _image_key(entry) == key]
+        outcome = Stage(
+            stage=stage,
+            run=run,
+            image=key,
+            environments=[one.environment.id for one in tested if one.environment],
+            tests={name: sum(one.counts[name] for one in tested) for name in OUTCOMES},
+            exit_status=exit_status,
+            finished_at=datetime.now(UTC).replace(microsecond=0),
+            revision=revision,
+            ci=build.ci if build else "",
+            ci_url=build.url if build else "",
+            report=report,
+        )
+        stages.record(project.store, outcome)
 
 
 def _image_key(entry: Entry) -> str:

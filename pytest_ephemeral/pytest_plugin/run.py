@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from pytest_ephemeral import config as configuration
-from pytest_ephemeral import publishers
+from pytest_ephemeral import files, publishers
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Template
@@ -135,20 +135,22 @@ class Run:
         """Write down what became of the run, where that was asked for."""
         if os.getpid() != self._pid:
             return
+        report = records.report(self.id, self.entries)
         try:
             if self.settings.report is not None:
-                records.write_report(self.settings.report, self.id, self.entries)
+                files.replace(self.settings.report, [report])
         except OSError as error:
             self.complaints.append(f"the report is not in {self.settings.report}: {error}")
         if self.project is None:
             return
         try:
             records.record_stage(
-                self.project.store,
+                self.project,
                 stage=self.settings.stage,
                 run=self.id,
                 entries=self.entries,
                 exit_status=exit_status,
+                report=files.digest_of([report]),
             )
         except (EphemeralError, OSError) as error:
             self.complaints.append(f"the outcome of this run is not recorded: {error}")
