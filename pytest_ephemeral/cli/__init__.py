@@ -54,7 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The whole grammar of the command line."""
-    from pytest_ephemeral.cli import artifact, doctor, environments, images, init, schema, up
+    from pytest_ephemeral.cli import (
+        approval,
+        artifact,
+        board,
+        doctor,
+        environments,
+        images,
+        init,
+        promote,
+        schema,
+        up,
+    )
     from pytest_ephemeral.cli.arguments import Parser
 
     parser = Parser(
@@ -65,7 +76,8 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=_version())
     parser.set_defaults(json=False, config=None, traceback=False)
     verbs = parser.add_subparsers(metavar="VERB", title="verbs", required=True)
-    for noun in (init, doctor, artifact, images, up, environments, schema):
+    nouns = (init, doctor, artifact, images, up, environments, approval, board, promote, schema)
+    for noun in nouns:
         noun.add_to(verbs)
     return parser
 

@@ -18,7 +18,7 @@ from pytest_ephemeral.cli.output import Output, since, until
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.ledger import Ledger
-from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
+from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError, PromotionError
 from pytest_ephemeral.models import Environment, to_builtins
 from pytest_ephemeral.providers import Provider, Status
 
@@ -44,6 +44,9 @@ def add_to(verbs: Verbs) -> None:
     downing.add_argument("ids", metavar="ENV", nargs="*", help="ids, or their beginnings")
     downing.add_argument(
         "--all", action="store_true", help="every one in the store, whoever's, that has an expiry"
+    )
+    downing.add_argument(
+        "--production", action="store_true", help="also what is production, if it is named"
     )
     reaping = add_verb(
         verbs, "reap", reap, "destroy environments whose time is over or whose owner is gone"
@@ -199,6 +202,8 @@ def down(arguments: argparse.Namespace, output: Output) -> int:
         arguments.parser.error("name environments, or give --all")
     project = open_project(arguments)
     chosen = _chosen(project.ledger, arguments.ids)
+    if not arguments.production:
+        _refuse_production(chosen)
     errors: dict[str, str] = {}
     with progress.shown() as say, lifecycle(project, say) as life:
         for environment in chosen:
@@ -248,6 +253,16 @@ def _chosen(ledger: Ledger, ids: Iterable[str]) -> list[Environment]:
     return [environment for environment in ledger.entries() if environment.expires_at is not None]
 
 
+def _refuse_production(chosen: Iterable[Environment]) -> None:
+    """What never expires is production, or is just becoming it."""
+    live = [environment.id for environment in chosen if environment.expires_at is None]
+    if live:
+        raise PromotionError(
+            f"{', '.join(live)} is production, or is becoming it: nothing was destroyed. The next "
+            "`pytest-ephemeral promote` retires it; to destroy it now: down --production"
+        )
+
+
 def _state(environment: Environment, now: datetime, status: Status | None) -> str:
     """In a word or two, the worst that can be said of it."""
     if environment.expires_at is not None and environment.expires_at <= now:
@@ -260,7 +275,7 @@ def _state(environment: Environment, now: datetime, status: Status | None) -> st
         return "unknown"
     if status.state != "running":
         return status.state
-    return "kept" if environment.kept else "ready"
+    return environment.production or ("kept" if environment.kept else "ready")
 
 
 def _status(environment: Environment) -> Status | None:

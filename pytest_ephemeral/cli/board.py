@@ -1,0 +1,67 @@
+"""``board``: serve the page on which people see environments and decide."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pytest_ephemeral.cli.arguments import add_verb, count
+from pytest_ephemeral.cli.output import Output
+from pytest_ephemeral.cli.session import open_project
+from pytest_ephemeral.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.cli.arguments import Verbs
+
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8765
+
+
+def add_to(verbs: Verbs) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        verbs,
+        "board",
+        board,
+        "serve the page where people see environments and decide",
+        epilog="Prints the page's URL with its token, and serves it until interrupted. Without "
+        "TLS:\nput a proxy that speaks it in front of what others than this machine reach.",
+    )
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        default=DEFAULT_HOST,
+        help=f"the address to listen on; by default {DEFAULT_HOST}",
+    )
+    parser.add_argument(
+        "--port", type=count, default=DEFAULT_PORT, help=f"by default {DEFAULT_PORT}; 0: any"
+    )
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        type=Path,
+        help="where the token is kept; by default with this machine's other state",
+    )
+
+
+def board(arguments: argparse.Namespace, output: Output) -> int:
+    """Serve it until interrupted."""
+    project = open_project(arguments)
+    try:
+        from pytest_ephemeral.promotion.board import serving
+    except ImportError as error:
+        raise UnavailableError(
+            f"the board needs {error.name!r}, which is not installed: "
+            "pip install 'pytest-ephemeral[board]'"
+        ) from error
+    token = serving.token(arguments.token_file)
+    with serving.server(project, token, arguments.host, arguments.port) as (url, run):
+        if output.as_json:
+            output.data(url=url)
+        else:
+            output.line(url)
+        sys.stdout.flush()  # whoever reads it in a pipe needs it now
+        run()
+    return 0

@@ -1,0 +1,149 @@
+"""The board as a web application: one page, and one thing that can be done on it.
+
+Whoever has the token may look and decide. It comes in the address once and is a cookie from then
+on; what a form sends has to carry a second one, which no other site can know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import flask
+from flask import Response, request
+
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.project import Project
+from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.board import words
+from pytest_ephemeral.promotion.board.view import gather
+
+LONGEST_NAME: Final = 80
+LONGEST_COMMENT: Final = 2000
+
+_YEAR: Final = 365 * 86400
+_DECISIONS: Final = ("approved", "rejected")
+
+#: Nothing but the page itself, from this very server: no other site's code, frames or forms.
+_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; "
+    "base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def create(project: Project, token: str) -> Any:
+    """The WSGI application.
+
+    Args:
+        project: Whose environments.
+        token: What lets people in.
+    """
+    app = flask.Flask(__name__)
+    app.jinja_env.filters.update(words.FILTERS)
+    board = _Board(project, token)
+    app.before_request(board.let_in)
+    app.after_request(_secure)
+    app.add_url_rule("/", "page", board.page)
+    app.add_url_rule("/decide/<id>", "decide", board.decide, methods=["POST"])
+    return app
+
+
+class _Board:
+    def __init__(self, project: Project, token: str) -> None:
+        self._project = project
+        self._token = token
+        self._session = _derived(token, "session")
+        self._form_token = _derived(token, "form")
+        # Cookies know no ports: another board on this host has one of another name.
+        self._cookie = f"board-{_derived(token, 'cookie')[:8]}"
+
+    def let_in(self) -> Any:
+        """Stop whoever does not have the token. A link with it becomes a cookie without it."""
+        if request.endpoint == "static":
+            return None
+        given = request.args.get("token", "")
+        if given and _same(given, self._token):
+            entered = flask.redirect(flask.url_for("page"), 303)
+            self._remember(entered, self._cookie, self._session)
+            return entered
+        if not given and (self._has_cookie() or self._has_header()):
+            return None
+        return Response(flask.render_template("locked.html", wrong=bool(given)), 401)
+
+    def page(self, problem: str = "") -> Any:
+        """Everything."""
+        try:
+            board = gather(self._project, datetime.now(UTC))
+        except EphemeralError as error:
+            return Response(flask.render_template("broken.html", problem=str(error)), 503)
+        return flask.render_template(
+            "board.html",
+            board=board,
+            problem=problem,
+            form_token=self._form_token,
+            name=request.cookies.get(f"{self._cookie}-name", ""),
+            longest_name=LONGEST_NAME,
+            longest_comment=LONGEST_COMMENT,
+        )
+
+    def decide(self, id: str) -> Any:
+        """Decide, and show the page again."""
+        form = request.form
+        if not self._has_header() and not _same(form.get("form-token", ""), self._form_token):
+            return self._refused("this form is not from this page: decide again", 403)
+        name, decision = form.get("by", "").strip(), form.get("decision", "")
+        comment = form.get("comment", "").strip()
+        if decision not in _DECISIONS or not name:
+            return self._refused("say who decides, and what", 400)
+        if len(name) > LONGEST_NAME or len(comment) > LONGEST_COMMENT:
+            return self._refused("that name or comment is too long", 400)
+        try:
+            Approvals(self._project.store).decide(
+                id,
+                decision,  # type: ignore[arg-type]  # held against _DECISIONS above
+                by=name,
+                comment=comment,
+                now=datetime.now(UTC),
+            )
+        except EphemeralError as error:
+            return self._refused(str(error), 409)
+        decided = flask.redirect(flask.url_for("page", _anchor="decided"), 303)
+        self._remember(decided, f"{self._cookie}-name", name)
+        return decided
+
+    def _refused(self, problem: str, status: int) -> Any:
+        return flask.make_response(self.page(problem), status)
+
+    def _has_cookie(self) -> bool:
+        return _same(request.cookies.get(self._cookie, ""), self._session)
+
+    def _has_header(self) -> bool:
+        kind, _, given = request.headers.get("Authorization", "").partition(" ")
+        return kind == "Bearer" and _same(given, self._token)
+
+    def _remember(self, response: Any, name: str, value: str) -> None:
+        # Lax, not Strict: a link in a chat has to lead in. Forms are held by their own token.
+        response.set_cookie(
+            name, value, max_age=_YEAR, httponly=True, samesite="Lax", secure=request.is_secure
+        )
+
+
+def _secure(response: Any) -> Any:
+    response.headers.update(_HEADERS)
+    return response
+
+
+def _derived(token: str, purpose: str) -> str:
+    return hmac.new(token.encode(), purpose.encode(), hashlib.sha256).hexdigest()
+
+
+def _same(one: str, other: str) -> bool:
+    """Compared in a time that tells nothing."""
+    return hmac.compare_digest(one.encode(), other.encode())

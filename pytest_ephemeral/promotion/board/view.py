@@ -1,0 +1,175 @@
+"""What the board shows, gathered from the store: nothing on the page is looked up by the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+from pytest_ephemeral import machine, providers
+from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.models import Environment, Image, Promotion
+from pytest_ephemeral.project import Project
+from pytest_ephemeral.promotion import journal, requirements
+from pytest_ephemeral.promotion.approval import Approval, Approvals
+from pytest_ephemeral.promotion.journal import Entry, Head, Journal
+from pytest_ephemeral.promotion.requirements import Stage
+
+#: How much of the past is shown.
+ENTRIES = 12
+DECISIONS = 8
+
+#: What the colours stand for; the word is always there beside them.
+Tone: TypeAlias = Literal["good", "busy", "warn", "bad", "quiet"]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """An environment, as the board shows it.
+
+    Attributes:
+        word: How it is, in a word or two.
+        image: The catalog's record of what it runs; None where there is none.
+        artifact: What that was baked from, for people.
+        stages: The last run of each stage.
+    """
+
+    environment: Environment
+    word: str
+    tone: Tone
+    image: Image | None
+    artifact: str
+    stages: Sequence[Stage]
+
+    @property
+    def link(self) -> str:
+        """Its URL, if a browser may follow it."""
+        url = self.environment.url
+        return url if url.startswith(("http://", "https://")) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Production:
+    """A production name, as the board shows it."""
+
+    promotion: Promotion
+    head: Head
+    card: Card | None
+    history: Sequence[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A request that waits for a decision; the environment may be gone already."""
+
+    approval: Approval
+    card: Card | None
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """All of it."""
+
+    project: str
+    now: datetime
+    pending: Sequence[Pending]
+    decided: Sequence[Approval]
+    productions: Sequence[Production]
+    cards: Sequence[Card]
+
+
+def gather(project: Project, now: datetime) -> Board:
+    """Everything that is known now.
+
+    Args:
+        project: Whose.
+        now: In UTC.
+
+    Raises:
+        StoreError: The store can't be read.
+    """
+    names = _Names(project)
+    cards = [_card(project, names, one, now) for one in project.ledger.entries()]
+    by_id = {card.environment.id: card for card in cards}
+    approvals = Approvals(project.store).entries()
+    waiting = [one for one in approvals if one.state == "pending" and now < one.deadline]
+    decided = [one for one in approvals if one.state != "pending" or now >= one.deadline]
+    asked = {one.environment for one in waiting}
+    return Board(
+        project=project.config.root.name,
+        now=now,
+        pending=[Pending(one, by_id.get(one.environment)) for one in waiting],
+        decided=list(reversed(decided))[:DECISIONS],
+        productions=[
+            _production(project, promotion, by_id)
+            for promotion in project.config.promotions.values()
+        ],
+        cards=[
+            card
+            for card in reversed(cards)
+            if card.environment.id not in asked and card.environment.production is None
+        ],
+    )
+
+
+class _Names:
+    """What images and artifacts are called, read once a page."""
+
+    def __init__(self, project: Project) -> None:
+        self._images = {image.key: image for image in project.images.catalog.entries()}
+        try:
+            entries = project.artifacts.entries()
+        except EphemeralError:  # a repository that is away takes only names away
+            entries = []
+        self._artifacts = {one.digest: f"{one.name} {one.version}" for one in entries}
+
+    def image(self, environment: Environment) -> Image | None:
+        return self._images.get(environment.image.key) if environment.image else None
+
+    def artifact(self, environment: Environment) -> str:
+        digest = environment.image.artifact if environment.image else None
+        return self._artifacts.get(digest, digest[:19]) if digest else ""
+
+
+def _card(project: Project, names: _Names, environment: Environment, now: datetime) -> Card:
+    word, tone = _state(environment, now)
+    stages = requirements.latest_stages(project.store, environment)
+    return Card(
+        environment=environment,
+        word=word,
+        tone=tone,
+        image=names.image(environment),
+        artifact=names.artifact(environment),
+        stages=sorted(stages.values(), key=lambda stage: stage.finished_at),
+    )
+
+
+def _state(environment: Environment, now: datetime) -> tuple[str, Tone]:
+    """In a word or two, the worst that can be said of it."""
+    if reaper.why_overdue(environment, now):
+        return "expired", "bad"
+    if environment.state != "ready":
+        return environment.state, "busy"
+    if machine.is_here(environment.owner) and not _runs(environment):
+        return "stopped", "bad"
+    return ("production", "good") if environment.production else ("up", "good")
+
+
+def _runs(environment: Environment) -> bool:
+    try:
+        return providers.load(environment.provider).status(environment).state == "running"
+    except EphemeralError:
+        return True  # it can't be told from here
+
+
+def _production(project: Project, promotion: Promotion, cards: dict[str, Card]) -> Production:
+    head = Journal(project.store, promotion.name).head
+    current = head.current
+    return Production(
+        promotion=promotion,
+        head=head,
+        card=cards.get(current.environment) if current else None,
+        history=list(reversed(journal.history(project.store, promotion.name)))[:ENTRIES],
+    )
