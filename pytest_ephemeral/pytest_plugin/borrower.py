@@ -12,7 +12,7 @@ from _pytest.outcomes import Failed  # pytest.fail.Exception, as a class for typ
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.pytest_plugin import markers, needs
+from pytest_ephemeral.pytest_plugin import links, markers, needs
 from pytest_ephemeral.pytest_plugin.broker import Evidence, Look
 from pytest_ephemeral.pytest_plugin.evidence import section
 from pytest_ephemeral.pytest_plugin.fixtures import LENDER, Spec
@@ -179,6 +179,7 @@ class Borrower:
         used = [key for key in keys if key in self._lent]
         if used:
             setattr(report, REPORT_ATTRIBUTE, [self._lent[key].id for key in used])
+            links.add(item, report, [self._lent[key] for key in used])
         if report.failed and not item.stash.get(_TOLD, False):
             item.stash[_TOLD] = True
             report.sections += self._sections(item, used)
