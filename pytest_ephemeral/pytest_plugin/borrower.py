@@ -17,7 +17,7 @@ from pytest_ephemeral.pytest_plugin.broker import Evidence, Look
 from pytest_ephemeral.pytest_plugin.evidence import section
 from pytest_ephemeral.pytest_plugin.fixtures import LENDER, Spec
 from pytest_ephemeral.pytest_plugin.needs import Key
-from pytest_ephemeral.pytest_plugin.options import Settings
+from pytest_ephemeral.pytest_plugin.settings import Settings
 
 #: Reports carry the ids of the environments that their test used, also from worker to controller.
 REPORT_ATTRIBUTE = "ephemeral_environments"
@@ -176,7 +176,8 @@ class Borrower:
         if report.when == "call" and report.passed and late and needs.asks_in_vain(item):
             report.outcome, report.longrepr = "failed", needs.UNREACHED
         keys = dict.fromkeys([*self._keys.get(item.nodeid, ()), *needs.keys(late, self._default)])
-        used = [key for key in keys if key in self._lent]
+        skipped = report.when == "setup" and report.skipped and not getattr(item, "funcargs", None)
+        used = [] if skipped else [key for key in keys if key in self._lent]
         if used:
             setattr(report, REPORT_ATTRIBUTE, [self._lent[key].id for key in used])
             links.add(item, report, [self._lent[key] for key in used])

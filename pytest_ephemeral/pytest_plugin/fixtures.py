@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 import pytest
 
@@ -19,8 +18,7 @@ ATTRIBUTE: Final = "_ephemeral_environment"
 OFF: Final = "needs an environment: run pytest with --ephemeral-env"
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(NamedTuple):
     """What a fixture lends.
 
     Attributes:

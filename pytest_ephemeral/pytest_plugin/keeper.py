@@ -14,8 +14,8 @@ from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.pytest_plugin import records
 from pytest_ephemeral.pytest_plugin.broker import Fate
 from pytest_ephemeral.pytest_plugin.needs import Key
-from pytest_ephemeral.pytest_plugin.options import Settings
 from pytest_ephemeral.pytest_plugin.progress import Reporter
+from pytest_ephemeral.pytest_plugin.settings import Settings
 
 #: The provider's name of what was given as a plain URL.
 PLAIN_URL = "url"

@@ -19,8 +19,8 @@ from pytest_ephemeral.publishers import Publishing
 from pytest_ephemeral.pytest_plugin import records
 from pytest_ephemeral.pytest_plugin.broker import Broker, Entry
 from pytest_ephemeral.pytest_plugin.keeper import RunKeeper, attach
-from pytest_ephemeral.pytest_plugin.options import Settings
 from pytest_ephemeral.pytest_plugin.progress import Reporter
+from pytest_ephemeral.pytest_plugin.settings import Settings
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Run:
                 hooks=config.hook,
                 run=id,
                 config=config,
-                bake=settings.bake,  # type: ignore[arg-type]  # options.read has checked it
+                bake=settings.bake,  # type: ignore[arg-type]  # settings.read has checked it
                 say=reporter.say,
             )
         default = None if project is None else _default(project, settings)

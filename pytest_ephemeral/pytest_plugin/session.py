@@ -13,11 +13,12 @@ import pytest
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.pytest_plugin import base_url, options, signals, summary
+from pytest_ephemeral.pytest_plugin import base_url, signals, summary
 from pytest_ephemeral.pytest_plugin.borrower import REPORT_ATTRIBUTE, Borrower, Desk
 from pytest_ephemeral.pytest_plugin.broker import Evidence, Look
 from pytest_ephemeral.pytest_plugin.needs import Key
 from pytest_ephemeral.pytest_plugin.run import Run
+from pytest_ephemeral.pytest_plugin.settings import Settings, read
 
 if TYPE_CHECKING:
     from pytest_ephemeral.pytest_plugin.remote import Server
@@ -31,7 +32,7 @@ MAIN: Final = "main"
 
 def begin(config: pytest.Config) -> None:
     """Take part in a run: as the owner, or as a worker."""
-    settings = options.read(config)
+    settings = read(config)
     if not hasattr(config, "workerinput"):
         signals.interrupt_on_sigterm(config)
         config.pluginmanager.register(Opener(config, settings), "ephemeral-opener")
@@ -46,7 +47,7 @@ def begin(config: pytest.Config) -> None:
 
 def _borrow(
     config: pytest.Config,
-    settings: options.Settings,
+    settings: Settings,
     desk: Desk,
     *,
     known: Sequence[str],
@@ -97,7 +98,7 @@ class DirectDesk:
 class Opener:
     """Reads the configuration when a session starts: ``--help`` and ``--markers`` start none."""
 
-    def __init__(self, config: pytest.Config, settings: options.Settings) -> None:
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self._config = config
         self._settings = settings
 

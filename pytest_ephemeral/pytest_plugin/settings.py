@@ -1,0 +1,75 @@
+"""What a run with ``--ephemeral-env`` was told to do."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from pytest_ephemeral.pytest_plugin.options import OPTIONS, Option
+
+#: What a stage may be called: it becomes part of a path in the store.
+STAGE_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one run was told to do. Paths are absolute."""
+
+    template: str | None
+    bake: str
+    keep: str
+    attach: str | None
+    stage: str
+    report: Path | None
+    logs: Path | None
+    config: Path | None
+
+
+def read(config: pytest.Config) -> Settings:
+    """What this run was told to do, on the command line or else in the configuration file.
+
+    Raises:
+        pytest.UsageError: A value in the configuration file is none that there is.
+    """
+    values = {option.key: _value(config, option) for option in OPTIONS}
+    stage = values["ephemeral_stage"] or ""
+    if not STAGE_PATTERN.fullmatch(stage):
+        raise pytest.UsageError(
+            f"--ephemeral-stage: expected letters, digits, '.', '_' and '-', got {stage!r}"
+        )
+    return Settings(
+        template=values["ephemeral_template"],
+        bake=values["ephemeral_bake"] or "",
+        keep=values["ephemeral_keep"] or "",
+        attach=values["ephemeral_attach"],
+        stage=stage,
+        report=_path(config, "ephemeral_report"),
+        logs=_path(config, "ephemeral_logs"),
+        config=_path(config, "ephemeral_config"),
+    )
+
+
+def _value(config: pytest.Config, option: Option) -> str | None:
+    given: str | None = config.getoption(option.key)
+    if given is None and option.ini:
+        given = str(config.getini(option.key)) or None
+        if given is not None and option.choices and given not in option.choices:
+            raise pytest.UsageError(
+                f"{config.inipath}: {option.key}: expected one of {', '.join(option.choices)}, "
+                f"got {given!r}"
+            )
+    return option.default if given is None else given
+
+
+def _path(config: pytest.Config, key: str) -> Path | None:
+    """A file or folder: as typed, from where it was typed; else from the configuration file."""
+    if given := config.getoption(key):
+        return Path(config.invocation_params.dir, given).absolute()
+    if written := config.getini(key):
+        folder = config.inipath.parent if config.inipath else config.rootpath
+        return Path(folder, str(written)).absolute()
+    return None
