@@ -18,7 +18,12 @@ from pytest_ephemeral.cli.output import Output, since, until
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.ledger import Ledger
-from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError, PromotionError
+from pytest_ephemeral.errors import (
+    DestroyError,
+    EnvironmentGoneError,
+    EphemeralError,
+    PromotionError,
+)
 from pytest_ephemeral.models import Environment, to_builtins
 from pytest_ephemeral.providers import Provider, Status
 

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Final
 
 import msgspec
 
-from pytest_ephemeral.errors import NothingMatchedError, PromotionError, RecordMissingError
-from pytest_ephemeral.models import Environment, Model, Promotion, decode
+from pytest_ephemeral.errors import NothingMatchedError, PromotionError
+from pytest_ephemeral.images import stages
+from pytest_ephemeral.images.stages import Stage
+from pytest_ephemeral.models import Environment, Model, Promotion
 from pytest_ephemeral.promotion.approval import Approval, Approvals
 from pytest_ephemeral.store import Store
 
 APPROVAL: Final = "approval"
-
-
-class Stage(Model, frozen=True, kw_only=True):
-    """How one test run came out for one image, as ``--ephemeral-stage`` records it.
-
-    Attributes:
-        tests: Counts by outcome.
-        exit_status: pytest's.
-        revision: What version control said of the tests' folder, where it said something.
-    """
-
-    stage: str
-    run: str
-    tests: dict[str, int] = msgspec.field(default_factory=dict)
-    exit_status: int
-    finished_at: datetime
-    revision: str = ""
-
-    @property
-    def problem(self) -> str:
-        """Why it has not passed; empty when it has."""
-        if self.exit_status:
-            return f"failed (run {self.run}, exit status {self.exit_status})"
-        return "" if self.tests.get("passed") else f"ran no test that passed (run {self.run})"
 
 
 class Evidence(Model, frozen=True, kw_only=True):
@@ -48,8 +25,8 @@ class Evidence(Model, frozen=True, kw_only=True):
     @property
     def revision(self) -> str:
         """What version control said when the last of the stages ran."""
-        stages = sorted(self.stages.values(), key=lambda stage: stage.finished_at)
-        return stages[-1].revision if stages else ""
+        latest = max(self.stages.values(), key=lambda stage: stage.finished_at, default=None)
+        return latest.revision if latest else ""
 
 
 def check(store: Store, promotion: Promotion, environment: Environment) -> Evidence:
@@ -63,8 +40,8 @@ def check(store: Store, promotion: Promotion, environment: Environment) -> Evide
     Raises:
         PromotionError: Something is missing; names all of it, and how to get it.
     """
-    stages: dict[str, Stage] = {}
-    missing: list[str] = msgspec.field(default_factory=list)
+    found: dict[str, Stage] = {}
+    missing: list[str] = []
     passed = latest_stages(store, environment)
     for name in promotion.requires:
         if name == APPROVAL:
@@ -72,7 +49,7 @@ def check(store: Store, promotion: Promotion, environment: Environment) -> Evide
         if problem := passed[name].problem if name in passed else "was never run against it":
             missing.append(f"the stage {name!r} {problem}: pytest --ephemeral-stage {name}")
         else:
-            stages[name] = passed[name]
+            found[name] = passed[name]
     approval = None
     if APPROVAL in promotion.requires:
         approval, problem = _approval(store, environment)
@@ -88,23 +65,12 @@ def check(store: Store, promotion: Promotion, environment: Environment) -> Evide
                 ]
             )
         )
-    return Evidence(stages=stages, approval=approval)
+    return Evidence(stages=found, approval=approval)
 
 
 def latest_stages(store: Store, environment: Environment) -> dict[str, Stage]:
-    """The last run of each stage against an environment's image: a later failure counts."""
-    latest: dict[str, Stage] = {}
-    if environment.image is None:
-        return latest
-    for path in store.paths(f"stages/{environment.image.key.rpartition(':')[2]}/"):
-        try:
-            found = decode(store.read(path).data, Stage)
-        except (RecordMissingError, msgspec.MsgspecError):
-            continue
-        known = latest.get(found.stage)
-        if known is None or known.finished_at <= found.finished_at:
-            latest[found.stage] = found
-    return latest
+    """The last run of each stage against an environment's image, by the stage's name."""
+    return {} if environment.image is None else stages.latest(store, environment.image.key)
 
 
 def _approval(store: Store, environment: Environment) -> tuple[Approval | None, str]:

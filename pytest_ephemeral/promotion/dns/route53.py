@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from pytest_ephemeral.errors import (
     ConfigurationError,
     DnsError,
@@ -133,6 +131,7 @@ class Route53:
     def _service(self, name: str) -> Any:
         import boto3
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
         # Route 53 takes five requests a second of a whole account: be patient with each other.
         config = Config(retries={"mode": "adaptive", "max_attempts": 8})
@@ -142,6 +141,8 @@ class Route53:
             raise DnsError(f"AWS can't be asked: {error}") from error
 
     def _call(self, operation: str, *, client: Any = None, **arguments: Any) -> Any:
+        from botocore.exceptions import BotoCoreError, ClientError
+
         try:
             return getattr(client or self._client, operation)(**arguments)
         except ClientError as error:
@@ -229,7 +230,8 @@ class _RefusedError(DnsError):
         self.code = code
 
 
-def _refused(error: ClientError) -> DnsError:
+def _refused(error: Any) -> DnsError:
+    """What a ``ClientError`` of botocore means."""
     code = error.response["Error"]["Code"]
     message = f"AWS answered {code}: {error.response['Error'].get('Message', '')}"
     return DnsUnavailableError(message) if code in _PASSING else _RefusedError(message, code)
