@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from examples.walkthrough import ROOT, blocks
+
+from pytest_ephemeral import providers
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
@@ -38,6 +41,21 @@ def test_every_target_that_is_named_is_there(page: str) -> None:
 def page_of(name: str) -> str:
     """A page of the project's root."""
     return (ROOT / name).read_text()
+
+
+def test_the_readme_says_what_there_is() -> None:
+    """Its table names every provider and every verb that there is, and no other verb."""
+    rows = dict(re.findall(r"^\| ([A-Z]\w+.*?) \| (.+) \|$", page_of("README.md"), re.MULTILINE))
+    assert set(providers.TABLE) <= set(re.findall(r"`(\w+)`", rows["Providers"]))
+    helped = subprocess.run(
+        [sys.executable, "-c", "from pytest_ephemeral.cli import main; main(['--help'])"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "200"},
+    ).stdout
+    verbs = set(re.findall(r"^    ([a-z]+) {2,}", helped.partition("verbs:")[2], re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", rows["Command line"] + rows["Production"])) == verbs
 
 
 def test_ci_runs_what_the_readme_promises() -> None:
