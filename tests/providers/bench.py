@@ -19,7 +19,11 @@ from pytest_ephemeral.models import Environment, Image, Recipe, Template
 from pytest_ephemeral.providers import BakeJob, Order
 
 #: Name → the module that has a class ``Bench``.
-TABLE: Mapping[str, str] = {"local": "bench_local"}
+TABLE: Mapping[str, str] = {
+    "local": "bench_local",
+    "docker": "bench_docker",
+    "compose": "bench_compose",
+}
 
 Kind = Literal["web", "pair", "crash", "elsewhere"]
 
@@ -30,7 +34,13 @@ class Bench(Protocol):
     Its image holds a small web application that prints ``started`` (and its ``$GREETING``, if it
     has one) when it listens, prints ``GET /path`` for each request, answers ``/`` with 200 and
     ``/variable/NAME`` with that variable's value, and on ``/exit/3`` exits with status 3.
+
+    Attributes:
+        parts: What its processes or services are called in logs and when one ends; of a provider
+            that has no several, the one name.
     """
+
+    parts: Sequence[str]
 
     def unavailable(self) -> str:
         """Why the provider can't be tested here; empty when it can."""
@@ -41,9 +51,10 @@ class Bench(Protocol):
     def template(self, kind: Kind) -> Template:
         """A template of that image.
 
-        ``web``: the application on one port, ``http``. ``pair``: two parts, called ``web`` and
-        ``worker``, and two ports, ``http`` and ``admin``. ``crash``: prints ``no database`` and
-        exits with status 3. ``elsewhere``: the application listens on another port than said.
+        ``web``: the application on one port, ``http``. ``pair``: the ``parts`` (of which the
+        first serves, and the second prints ``working``), and two ports, ``http`` and ``admin``.
+        ``crash``: prints ``no database`` and exits with status 3. ``elsewhere``: the application
+        listens on another port than said.
         """
 
     def traces(self, environment: Environment) -> Sequence[str]:
@@ -54,6 +65,16 @@ def load(name: str) -> Bench:
     """The bench of one provider."""
     bench: Bench = import_module(TABLE[name]).Bench()
     return bench
+
+
+def self_guarding() -> list[str]:
+    """The providers whose environments end by themselves; the watchdog ends the others'."""
+    return [name for name in TABLE if providers.load(name).guards_itself]
+
+
+def with_parts() -> list[str]:
+    """The providers whose environments have several processes or services."""
+    return [name for name in TABLE if len(load(name).parts) > 1]
 
 
 def bake(bench: Bench, root: Path) -> Image:

@@ -22,6 +22,8 @@ SERVE = f'exec "{sys.executable}" "$PREFIX/application.py" "$HOST"'
 class Bench:
     """See ``bench.Bench``."""
 
+    parts = ("web", "worker")
+
     def unavailable(self) -> str:
         return "the local provider does not run on Windows" if sys.platform == "win32" else ""
 

@@ -41,9 +41,9 @@ def image(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Im
 
 
 @pytest.fixture
-def provider(image: Image) -> Any:
+def provider(bench: Bench) -> Any:
     """The provider itself."""
-    return providers.load(image.provider)
+    return providers.load(bench.template("web").provider)
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent.parent))  # as pytest has it
+
 import bench
 
 from pytest_ephemeral import models, providers

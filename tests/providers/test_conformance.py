@@ -11,21 +11,22 @@ from typing import Any
 
 import msgspec
 import pytest
-from bench import Bench, Launcher, get, order
+from bench import Bench, Launcher, get, order, self_guarding, with_parts
 from conftest import Owner
 from waiting import until
 
-from pytest_ephemeral import labels
+from pytest_ephemeral import labels, providers
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers import Owned
 
 
-def test_an_image_that_was_baked_is_there(provider: Any, image: Image) -> None:
+def test_an_image_that_was_baked_is_there(image: Image) -> None:
     """A baked image names its content, and is found again unchanged."""
     assert image.digest.startswith("sha256:")
     assert image.reference
-    assert provider.present(image)
+    baker: Any = providers.load(image.provider)
+    assert baker.present(image)
 
 
 def test_its_endpoint_answers(launch: Launcher) -> None:
@@ -69,14 +70,14 @@ def test_a_crash_is_told_at_once(launch: Launcher, provider: Any) -> None:
     assert "no database" in provider.logs(environment)
 
 
-def test_a_later_crash_is_told_too(launch: Launcher, provider: Any) -> None:
+def test_a_later_crash_is_told_too(launch: Launcher, provider: Any, bench: Bench) -> None:
     """One that was up and then exits is exited, and says which part and how."""
     environment = launch("pair")
     until(lambda: get(environment))
     with suppress(OSError):
         get(environment, "/exit/5")
     status = until(lambda: (s := provider.status(environment)).state == "exited" and s)
-    assert "web" in status.detail
+    assert bench.parts[0] in status.detail
     assert "status 5" in status.detail
 
 
@@ -101,6 +102,7 @@ def test_logs_between_marks(launch: Launcher, provider: Any) -> None:
     assert provider.logs(environment, since=second) == "GET /after\n"
 
 
+@pytest.mark.parametrize("bench", with_parts(), indirect=True)
 def test_logs_of_several_parts(launch: Launcher, provider: Any) -> None:
     """Each part has its log; shown together, each line says whose it is."""
     environment = launch("pair")
@@ -165,10 +167,9 @@ def test_no_hint_where_all_is_well(launch: Launcher, provider: Any) -> None:
     assert provider.hint(environment) == ""
 
 
+@pytest.mark.parametrize("bench", self_guarding(), indirect=True)
 def test_it_ends_at_its_expiry(launch: Launcher, provider: Any, bench: Bench) -> None:
-    """Where it guards itself, it ends by itself when its time is over; nothing is left."""
-    if not provider.guards_itself:
-        pytest.skip("ended by the watchdog")
+    """It ends by itself when its time is over; nothing is left."""
     environment = launch(lifetime=1.0)
     until(lambda: provider.status(environment).state == "gone")
     until(lambda: not bench.traces(environment))
@@ -268,10 +269,9 @@ def test_any_process_can_act_on_it(owner: Owner, provider: Any, bench: Bench) ->
     assert bench.traces(environment) == []
 
 
+@pytest.mark.parametrize("bench", self_guarding(), indirect=True)
 def test_it_dies_with_its_owner(owner: Owner, provider: Any, bench: Bench) -> None:
-    """Where it guards itself: two seconds after kill -9 of its owner, nothing is left."""
-    if not provider.guards_itself:
-        pytest.skip("ended by the watchdog")
+    """Two seconds after kill -9 of its owner, nothing is left."""
     process, environment = owner(kind="pair")
     until(lambda: get(environment))
     process.kill()
@@ -288,10 +288,9 @@ def test_kept_it_outlives_its_owner(owner: Owner, provider: Any) -> None:
     assert not _owned(provider, environment).abandoned
 
 
+@pytest.mark.parametrize("bench", self_guarding(), indirect=True)
 def test_kept_it_still_expires(owner: Owner, provider: Any, bench: Bench) -> None:
-    """Where it guards itself, one that was kept ends at its expiry all the same."""
-    if not provider.guards_itself:
-        pytest.skip("ended by the watchdog")
+    """One that was kept ends at its expiry all the same."""
     process, environment = owner(keep=True, lifetime=2.0)
     process.communicate("\n", timeout=20)
     until(lambda: not bench.traces(environment))

@@ -118,10 +118,6 @@ class _Launching:
         endpoints: dict[str, Endpoint] = {}
         for name, at in self.template.places().items():
             one = containers.inspect(self.engine, found[at.service])
-            if not one["State"]["Running"]:
-                raise LaunchError(
-                    f"{environment.id} stopped while it was starting:{self._last_words()}"
-                )
             endpoints |= published(self.engine, one, {name: at.port})
         return msgspec.structs.replace(
             environment,

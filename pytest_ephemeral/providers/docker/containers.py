@@ -24,6 +24,9 @@ BEGINNING: Final = "1.000000000"
 #: So that an application that prints without end does not fill the engine's disk.
 LOG_LIMITS: Final = {"Type": "json-file", "Config": {"max-size": "64m", "max-file": "2"}}
 
+#: What a command ends with that could not be started.
+_NOT_STARTED: Final = frozenset({126, 127, 255})
+
 _EXEC_VARIABLE: Final = "PYTEST_EPHEMERAL_EXEC"
 
 
@@ -187,7 +190,11 @@ def run(
             list(argv), timeout or 0.0, b"".join(output[1]), b"".join(output[2])
         ) from None
     stdout, stderr = (b"".join(output[channel]).decode(errors="replace") for channel in (1, 2))
-    return subprocess.CompletedProcess(list(argv), _status(engine, made["Id"]), stdout, stderr)
+    status = _status(engine, made["Id"])
+    if status in _NOT_STARTED and stdout.startswith("OCI runtime exec failed"):
+        # What the engine says in the command's place; a shell would say so too, but on stderr.
+        return subprocess.CompletedProcess(list(argv), 127, "", stdout.strip() + "\n")
+    return subprocess.CompletedProcess(list(argv), status, stdout, stderr)
 
 
 def _output(engine: Engine, exec_id: str, deadline: float | None) -> Iterator[tuple[int, bytes]]:

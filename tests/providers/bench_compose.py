@@ -1,0 +1,45 @@
+"""The compose provider on the bench: its templates are the Compose files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import bench_docker
+import engine_images
+from bench import Kind
+
+from pytest_ephemeral.errors import UnavailableError
+from pytest_ephemeral.models import Environment, Recipe, Template
+from pytest_ephemeral.providers.compose.command import Compose
+from pytest_ephemeral.providers.compose.tables import ComposeTemplate, Place
+
+
+class Bench:
+    """See ``bench.Bench``."""
+
+    parts = ("web", "worker")
+
+    def unavailable(self) -> str:
+        try:
+            Compose.find()
+        except UnavailableError as error:
+            return str(error)
+        return engine_images.unavailable()
+
+    def recipe(self, root: Path) -> Recipe:
+        return bench_docker.recipe(root)
+
+    def template(self, kind: Kind) -> Template:
+        worker = {"admin": Place(service="worker", port=9000)} if kind == "pair" else {}
+        return ComposeTemplate(
+            name=kind,
+            file=str(Path(__file__).with_name("compose") / f"{kind}.yaml"),
+            service="web",
+            port=18477 if kind == "elsewhere" else 8080,
+            replaced=dict.fromkeys(self.parts if worker else ["web"], "app"),
+            further=worker,
+        )
+
+    def traces(self, environment: Environment) -> Sequence[str]:
+        return bench_docker.traces(environment.id)

@@ -1,0 +1,78 @@
+"""The docker provider on the bench."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import engine_images
+from bench import Kind
+
+from pytest_ephemeral.models import Environment, Recipe, Template
+from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker.tables import DockerRecipe, DockerTemplate
+
+SERVE = ["python3", "/application.py", "0.0.0.0"]
+
+
+class Bench:
+    """See ``bench.Bench``."""
+
+    parts = ("app",)
+
+    def unavailable(self) -> str:
+        return engine_images.unavailable()
+
+    def recipe(self, root: Path) -> Recipe:
+        return recipe(root)
+
+    def template(self, kind: Kind) -> Template:
+        match kind:
+            case "web":
+                return _template(kind, command=[*SERVE, "8080"], port=8080)
+            case "pair":
+                serve = " ".join(SERVE)
+                return _template(
+                    kind,
+                    command=f"{serve} 9000 & exec {serve} 8080",
+                    ports={"http": 8080, "admin": 9000},
+                )
+            case "crash":
+                return _template(kind, command="echo no database >&2; exit 3", port=8080)
+            case "elsewhere":
+                return _template(kind, command=[*SERVE, "18478"], port=18477)
+
+    def traces(self, environment: Environment) -> Sequence[str]:
+        return traces(environment.id)
+
+
+def recipe(root: Path) -> DockerRecipe:
+    """The application in a container image."""
+    context = root / "context"
+    context.mkdir()
+    shutil.copy(Path(__file__).with_name("application.py"), context)
+    (context / "Dockerfile").write_text(
+        f"FROM {engine_images.python()}\nCOPY application.py /\nENV PYTHONDONTWRITEBYTECODE=1\n"
+    )
+    return DockerRecipe(name="app", context="context", verify=["test -f /application.py"])
+
+
+def traces(id: str) -> list[str]:
+    """All whose name or labels have the id, of everything that the engine has."""
+    engine = finding.find()
+    everything = {
+        "container": engine.call("GET", "/containers/json", query={"all": True}),
+        "network": engine.call("GET", "/networks"),
+        "volume": engine.call("GET", "/volumes")["Volumes"] or [],
+    }
+    return [
+        f"{kind} {thing.get('Names') or thing.get('Name')}"
+        for kind, things in everything.items()
+        for thing in things
+        if id in str(thing)
+    ]
+
+
+def _template(name: str, **keys: object) -> DockerTemplate:
+    return DockerTemplate(name=name, image="app", volumes=["data:/data"], **keys)  # type: ignore[arg-type]
