@@ -1,0 +1,419 @@
+"""Promotion when processes, servers, stores and clocks fail. Whatever happens, three things never:
+
+a name that points to nothing, two environments that are both production, and a production that
+ends itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from promoting import NAME, V1, V2, Site, Stage, make_stage, served, stage
+from waiting import until
+
+from pytest_ephemeral import labels, machine
+from pytest_ephemeral.errors import PromotionError, StoreError, SupersededError
+from pytest_ephemeral.promotion import journal
+from pytest_ephemeral.promotion.journal import Journal
+from pytest_ephemeral.promotion.moving import Times
+
+__all__ = ["make_stage", "served", "stage"]
+
+TESTS = Path(__file__).parents[1]
+
+#: Every point between two acts of a promotion that goes well.
+POINTS = [
+    *(
+        f"{step}: {when}"
+        for step in ("disarm", "journal", "lower-ttl")
+        for when in ("begun", "done")
+    ),
+    "check: begun",
+    "check: done",
+    "switch: begun",
+    "switch: moved",
+    "switch: done",
+    "propagate: begun",
+    "propagate: done",
+    "verify: begun",
+    "verify: done",
+    "record: begun",
+    "retire: begun",
+    "retire: done",
+]
+#: Those of one that is taken back.
+BACKWARD = ["restore: begun", "restore: done", "rearm: begun", "rearm: done"]
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from promoting import Stage
+
+def die(point):
+    print(point, flush=True)
+    if point == sys.argv[4]:
+        os._exit(9)
+
+stage = Stage(Path(sys.argv[1]), int(sys.argv[2]))
+switch = stage.switch(at=die)
+switch.rollback() if sys.argv[3] == "rollback" else switch.promote(sys.argv[3])
+"""
+
+
+def killed(stage: Stage, what: str, point: str) -> None:
+    """Promote (or roll back) in another process, which dies at that point."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(stage.folder), str(stage.port), what, point],
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 9, done.stderr
+
+
+def check_promises(stage: Stage) -> str:
+    """Hold all that must never be untrue; returns who has the name."""
+    [address] = stage.addresses()
+    holder = {V1: "v1", V2: "v2"}[address]
+    assert stage.own_word(holder)["expires"] == labels.NEVER, "production would end itself"
+    assert stage.get(holder).expires_at is None
+    assert not stage.own_word(holder)["ended"]
+    assert len(stage.marked()) <= 1, "two are believed to be production"
+    current = Journal(stage.project.store, "production").head.current
+    assert current is not None
+    assert stage.own_word(current.environment)["expires"] == labels.NEVER
+    return holder
+
+
+def test_the_points_are_all_there_are(stage: Stage) -> None:
+    """So that a new step is killed at as well."""
+    seen: list[str] = []
+    stage.switch(at=seen.append).promote("v2")
+    assert seen == POINTS
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_promotion_is_finished_by_running_it_again(stage: Stage, point: str) -> None:
+    """At whatever point it was killed."""
+    killed(stage, "v2", point)
+    check_promises(stage)
+
+    stage.switch().promote("v2")
+
+    assert check_promises(stage) == "v2"
+    assert stage.marked() == ["v2"]
+    assert stage.get("v1").expires_at is not None
+    head = Journal(stage.project.store, "production").head
+    assert head.run is None
+    assert head.previous is not None
+    assert head.previous.environment == "v1"
+    told = journal.history(stage.project.store, "production")
+    assert [entry.target.environment for entry in told] == ["v1", "v2"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_promotion_is_taken_back_by_a_rollback(stage: Stage, point: str) -> None:
+    """v1 is production again (or still), and v2 has an end."""
+    killed(stage, "v2", point)
+
+    stage.switch().rollback()
+
+    assert check_promises(stage) == "v1"
+    assert stage.marked() == ["v1"]
+    assert stage.get("v2").expires_at is not None
+    assert Journal(stage.project.store, "production").head.run is None
+
+
+@pytest.mark.parametrize("point", BACKWARD)
+def test_a_taking_back_that_is_killed_is_finished_by_running_it_again(
+    stage: Stage, served: dict[str, Site], point: str
+) -> None:
+    """The same command goes on taking it back, and says why."""
+    served["v2"].refuses = NAME
+    killed(stage, "v2", point)
+    served["v2"].refuses = None  # what has failed has failed
+
+    with pytest.raises(PromotionError, match="503"):
+        stage.switch().promote("v2")
+
+    assert check_promises(stage) == "v1"
+    assert stage.get("v2").expires_at is not None
+
+
+@pytest.mark.parametrize(
+    "point", ["disarm: done", "switch: moved", "record: begun", "retire: done"]
+)
+def test_a_killed_rollback_is_finished_by_running_it_again(stage: Stage, point: str) -> None:
+    """As a promotion is."""
+    stage.switch().promote("v2")
+    killed(stage, "rollback", point)
+    check_promises(stage)
+
+    stage.switch().rollback()
+
+    assert check_promises(stage) == "v1"
+    assert stage.marked() == ["v1"]
+
+
+def test_a_killed_promotion_of_another_environment_is_told(stage: Stage) -> None:
+    """Nothing else is promoted over what was left unfinished; how to finish it is said."""
+    killed(stage, "v2", "switch: moved")
+    stage.add("v3", "127.77.0.3")
+
+    with pytest.raises(PromotionError, match="promote v2 --to production"):
+        stage.switch().promote("v3")
+
+
+def test_of_two_at_once_one_wins_and_the_other_is_told_by_whom(stage: Stage) -> None:
+    """As long as the first one lives, nobody takes over."""
+    at_switch, go = threading.Event(), threading.Event()
+
+    def hold(point: str) -> None:
+        if point == "switch: begun":
+            at_switch.set()
+            assert go.wait(20)
+
+    first = threading.Thread(target=lambda: stage.switch(at=hold).promote("v2"))
+    first.start()
+    assert at_switch.wait(20)
+    try:
+        owner = f"{machine.this_owner('').user}@{machine.this_owner('').host}:{os.getpid()}"
+        with pytest.raises(PromotionError, match=f"{owner} is promoting v2"):
+            stage.switch().promote("v2")
+        with pytest.raises(PromotionError, match="is promoting v2"):
+            stage.switch().rollback()
+        with pytest.raises(PromotionError, match="is promoting v2"):
+            stage.switch().plan("v2")
+    finally:
+        go.set()
+        first.join()
+    assert stage.marked() == ["v2"]
+
+
+def test_many_at_the_same_moment(stage: Stage) -> None:
+    """They begin together; exactly one promotion happens."""
+    outcomes: list[Any] = []
+    together = threading.Barrier(6)
+
+    def promote() -> None:
+        switch = stage.switch()
+        together.wait()
+        try:
+            outcomes.append(switch.promote("v2"))
+        except PromotionError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=promote) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    done = [one for one in outcomes if isinstance(one, journal.Entry)]
+    assert len(done) == 1
+    assert check_promises(stage) == "v2"
+    told = journal.history(stage.project.store, "production")
+    assert [entry.target.environment for entry in told] == ["v1", "v2"]
+
+
+def _abroad(stage: Stage) -> None:
+    """Make the unfinished run another machine's."""
+    mine = Journal(stage.project.store, "production")
+    mine.note(owner=msgspec.structs.replace(mine.run.owner, host="elsewhere"))
+
+
+def test_a_process_of_another_machine_that_gives_signs_of_life_is_left_alone(stage: Stage) -> None:
+    """Whether it lives is not told by any clock but the watcher's own."""
+    killed(stage, "v2", "switch: begun")
+    _abroad(stage)
+    other = Journal(stage.project.store, "production")
+
+    def meanwhile(_: float) -> None:
+        other.refresh()
+        other.beat()
+
+    with pytest.raises(PromotionError, match="@elsewhere:"):
+        stage.switch(times=Times(pause=meanwhile)).promote("v2")
+
+
+def test_a_process_of_another_machine_that_is_silent_is_taken_over_from(stage: Stage) -> None:
+    """After watching it long enough."""
+    killed(stage, "v2", "switch: begun")
+    _abroad(stage)
+    watched: list[float] = []
+
+    stage.switch(times=Times(pause=watched.append, patience=2, propagation=5)).promote("v2")
+
+    assert sum(watched) >= journal.SILENCE
+    assert check_promises(stage) == "v2"
+
+
+def test_one_that_was_only_suspended_withdraws(stage: Stage) -> None:
+    """Taken for dead and taken back, it wakes up, moves the name, and puts it back."""
+    killed(stage, "v2", "switch: begun")
+    suspended = stage.switch()
+    mine = suspended._journal()
+    real = suspended.backend.swap
+
+    def late(old: Any, new: Any) -> str:
+        """Between its look at the journal and its update, all this happens."""
+        suspended.backend.swap = real  # type: ignore[method-assign]
+        _dead(stage)
+        stage.switch().rollback()
+        return real(old, new)
+
+    suspended.backend.swap = late  # type: ignore[method-assign]
+    mine.take_over()
+
+    with pytest.raises(SupersededError):
+        suspended._carry_out(mine)
+
+    assert check_promises(stage) == "v1"
+    assert stage.marked() == ["v1"]
+
+
+def _dead(stage: Stage) -> None:
+    """Make the unfinished run that of a process which is gone."""
+    mine = Journal(stage.project.store, "production")
+    mine.note(owner=msgspec.structs.replace(mine.run.owner, started="1"))
+
+
+@pytest.mark.parametrize(
+    "point", ["disarm: begun", "switch: begun", "switch: done", "retire: begun"]
+)
+def test_a_store_that_is_lost_stops_everything(
+    stage: Stage, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is done that can't be written down; when the store is back, it is gone on with."""
+    real = stage.project.store.replace
+
+    def lost(*_: Any) -> str:
+        raise StoreError("the disk is gone")
+
+    def lose(seen: str) -> None:
+        if seen == point:
+            monkeypatch.setattr(stage.project.store, "replace", lost)
+
+    with pytest.raises(StoreError) as caught:
+        stage.switch(at=lose).promote("v2")
+    assert any("run the same again" in note for note in caught.value.__notes__)
+
+    monkeypatch.setattr(stage.project.store, "replace", real)
+    check_promises(stage)
+    _dead(stage)
+    stage.switch().promote("v2")
+    assert check_promises(stage) == "v2"
+
+
+def test_a_broken_journal_is_said_and_nothing_is_done(stage: Stage) -> None:
+    """Half a record is no state to begin from."""
+    (stage.folder / "store" / "promotions" / "production" / "current.json").write_text('{"cur')
+
+    with pytest.raises(StoreError, match="is broken"):
+        stage.switch().promote("v2")
+
+    assert stage.addresses() == [V1]
+
+
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_a_clock_that_is_wrong_ends_no_production(stage: Stage, hours: int) -> None:
+    """What is production is so without any date; the old one may only end at another time."""
+    wrong = Times(now=lambda: datetime.now(UTC) + timedelta(hours=hours), patience=2, propagation=5)
+
+    stage.switch(times=wrong).promote("v2")
+
+    assert check_promises(stage) == "v2"
+    stage.switch(times=wrong).rollback()
+    assert check_promises(stage) == "v1"
+
+
+def test_interrupted_before_it_is_production_it_is_taken_back(stage: Stage) -> None:
+    """Ctrl-C is answered by putting everything back."""
+
+    def interrupt(point: str) -> None:
+        if point == "verify: begun":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage.switch(at=interrupt).promote("v2")
+
+    assert check_promises(stage) == "v1"
+    assert Journal(stage.project.store, "production").head.run is None
+
+
+def test_an_old_one_that_has_died_is_no_obstacle(stage: Stage) -> None:
+    """Production is down: that is when a promotion is needed most."""
+    (stage.folder / "served" / "v1.json").unlink()
+
+    stage.switch().promote("v2")
+
+    assert stage.addresses() == [V2]
+    assert stage.get("v1").expires_at is not None  # so that reap closes its record
+
+
+def test_taking_back_that_fails_is_said_and_gone_on_with(
+    make_stage: Callable[..., Stage], served: dict[str, Site]
+) -> None:
+    """Both stay up meanwhile: whichever the name points to, it is there."""
+    stage = make_stage()
+    stage.switch().promote("v1")
+    served["v2"].refuses = NAME
+    switch = stage.switch()
+    file = stage.folder / "hosts"
+
+    def freeze(point: str) -> None:
+        if point == "restore: begun":
+            file.rename(stage.folder / "kept")
+            file.mkdir()
+
+    switch.at = freeze
+    with pytest.raises(Exception, match="503") as caught:
+        switch.promote("v2")
+    assert "taking it back failed" in "".join(caught.value.__notes__)
+    assert stage.own_word("v1")["expires"] == labels.NEVER
+    assert stage.own_word("v2")["expires"] == labels.NEVER
+
+    file.rmdir()
+    (stage.folder / "kept").rename(file)
+    _dead(stage)
+    with pytest.raises(PromotionError, match="what it was before"):
+        stage.switch().promote("v2")
+    assert check_promises(stage) == "v1"
+
+
+def test_clients_never_meet_nothing(stage: Stage, served: dict[str, Site]) -> None:
+    """One that resolves and asks in a loop sees v1, then v2, and not one failure."""
+    import urllib.request
+
+    seen: list[str] = []
+    stop = threading.Event()
+
+    def client() -> None:
+        while not stop.is_set():
+            [address] = stage.addresses()
+            with urllib.request.urlopen(f"http://{address}:{stage.port}/", timeout=5) as answer:
+                seen.append(answer.read().decode())
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    until(lambda: len(seen) > 20)
+    stage.switch().promote("v2")
+    count = len(seen)
+    until(lambda: len(seen) > count + 20)
+    stop.set()
+    thread.join()
+
+    assert sorted(seen) == seen
+    assert set(seen) == {"site 1", "site 2"}
+    assert json.loads((stage.folder / "served" / "v1.json").read_text())["ended"] is False

@@ -1,0 +1,274 @@
+"""A production name to move, for tests: environments that are web servers of this process.
+
+The provider ``served`` keeps of each environment only what promotion has to do with: whether it
+runs, whether it outlives its owner, and when it ends, in a file that every process sees.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from pytest_ephemeral import labels, machine, providers
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.models import (
+    Artifact,
+    Duration,
+    Endpoint,
+    Environment,
+    ImageReference,
+    Promotion,
+    Ready,
+    Template,
+)
+from pytest_ephemeral.promotion import dns
+from pytest_ephemeral.promotion.moving import Times
+from pytest_ephemeral.promotion.switch import Switch
+from pytest_ephemeral.providers import Owned, Status
+from pytest_ephemeral.store import open_store
+
+#: Loopback addresses of this process alone, so that parallel workers do not meet.
+BLOCK = 10 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+V1, V2 = f"127.77.{BLOCK}.1", f"127.77.{BLOCK}.2"
+NAME = "shop.example.test"
+FOLDER = "SERVED_FOLDER"
+
+
+class ServedProvider:
+    """What promotion asks of a provider, and nothing else."""
+
+    name: ClassVar[str] = "served"
+    template_type: ClassVar[type[Template]] = Template
+    recipe_type: ClassVar[None] = None
+    guards_itself: ClassVar[bool] = True
+
+    def status(self, environment: Environment) -> Status:
+        known = _read(environment.id)
+        if known is None or known["ended"]:
+            return Status("gone", "it is not there")
+        return Status("running")
+
+    def extend(self, environment: Environment, expires_at: datetime | None) -> None:
+        _change(environment.id, expires=labels.NEVER if expires_at is None else str(expires_at))
+
+    def keep(self, environment: Environment) -> None:
+        _change(environment.id, kept=True)
+
+    def destroy(self, environment: Environment) -> None:
+        _change(environment.id, ended=True)
+
+    def owned(self) -> Iterator[Owned]:
+        for file in Path(os.environ[FOLDER]).glob("*.json"):
+            known = json.loads(file.read_text())
+            if not known["ended"]:
+                yield Owned(file.stem, {labels.ID: file.stem, labels.EXPIRES: known["expires"]})
+
+    def run(self, environment: Environment, argv: Sequence[str], *, timeout: float | None) -> Any:
+        raise NotImplementedError
+
+
+def install() -> None:
+    """Let this process know the provider."""
+    table: Any = providers.TABLE
+    table["served"] = ("promoting:ServedProvider", None)
+
+
+def _read(id: str) -> dict[str, Any] | None:
+    file = Path(os.environ[FOLDER]) / f"{id}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _change(id: str, **changes: Any) -> None:
+    file = Path(os.environ[FOLDER]) / f"{id}.json"
+    known = _read(id) or {}
+    temporary = file.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+    temporary.write_text(json.dumps({**known, **changes}))
+    temporary.replace(file)
+
+
+class Site:
+    """A web server that says what it is, and may be told to misbehave."""
+
+    def __init__(self, host: str, port: int, text: str) -> None:
+        self.text = text
+        self.healthy = True
+        #: The name under which it is not itself: a virtual host that was forgotten.
+        self.refuses: str | None = None
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked = (self.headers.get("Host") or "").partition(":")[0]
+                well = site.healthy and asked != site.refuses
+                body = site.text.encode()
+                self.send_response(200 if well else 503)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Not on stderr."""
+
+        self._server = ThreadingHTTPServer((host, port), Handler)
+        self._server.daemon_threads = False
+        self._server.block_on_close = True
+        self.thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def stop(self) -> None:
+        if self.thread.is_alive():
+            self._server.shutdown()
+            self.thread.join()
+            self._server.server_close()
+
+
+class Stage:
+    """A project with environments, and a name in a hosts file unless told otherwise."""
+
+    def __init__(self, folder: Path, port: int, **settings: Any) -> None:
+        install()
+        self.folder = folder
+        self.port = port
+        store = open_store(str(folder / "store"), folder)
+        self.project: Any = SimpleNamespace(
+            store=store,
+            ledger=Ledger(store),
+            artifacts=SimpleNamespace(entries=list[Artifact]),
+            config=SimpleNamespace(root=folder),
+        )
+        self.ledger: Ledger = self.project.ledger
+        defaults = {
+            "name": "production",
+            "dns": "hosts",
+            "record": NAME,
+            "file": "hosts",
+            "verify": Ready(http="/healthz", timeout=Duration(0.6)),
+            "record_ttl": Duration(1),
+            "drain": Duration(60),
+            "keep_old": Duration(600),
+        }
+        self.promotion = Promotion(**{**defaults, **settings})
+        self.events: list[Any] = []
+        self.published: list[tuple[str, str]] = []
+
+    def switch(self, **changes: Any) -> Switch:
+        promotion = changes.pop("promotion", self.promotion)
+        backend = changes.pop("backend", None) or dns.load(promotion, self.folder)
+        return Switch(
+            self.project,
+            promotion,
+            backend,
+            publish=lambda environment, url: self.published.append((environment.id, url)),
+            say=self.events.append,
+            times=changes.pop("times", Times(patience=2.0, propagation=5.0)),
+            **changes,
+        )
+
+    def add(self, id: str, host: str, *, ttl: float = 3600, **changes: Any) -> Environment:
+        """Record an environment that runs."""
+        expires_at = datetime.now(UTC) + timedelta(seconds=ttl)
+        environment = Environment(
+            **{
+                "id": id,
+                "template": "staging",
+                "provider": "served",
+                "image": ImageReference(name="shop", key=f"sha256:{id:0<64}", reference="x"),
+                "url": f"http://{host}:{self.port}/",
+                "endpoints": {"http": Endpoint(host=host, port=self.port)},
+                "created_at": datetime.now(UTC),
+                "expires_at": expires_at,
+                "owner": machine.this_owner("run"),
+                "state": "ready",
+                **changes,
+            }
+        )
+        _change(id, expires=str(expires_at), kept=False, ended=False)
+        self.ledger.create(environment, Template(name="staging", provider="served"))
+        return environment
+
+    def get(self, id: str) -> Environment:
+        return self.ledger.get(id)
+
+    def own_word(self, id: str) -> Mapping[str, Any]:
+        """What the provider itself would do with it."""
+        known = _read(id)
+        assert known is not None
+        return known
+
+    def marked(self) -> list[str]:
+        """Who is believed to be production."""
+        return [one.id for one in self.ledger.entries() if one.production]
+
+    def addresses(self) -> list[str]:
+        """Where clients are sent."""
+        return dns.load(self.promotion, self.folder).addresses()
+
+
+def free_port(*hosts: str) -> int:
+    """A port that is free on all these addresses."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((hosts[0], 0))
+            port: int = probe.getsockname()[1]
+        try:
+            for host in hosts:
+                with socket.socket() as probe:
+                    probe.bind((host, port))
+        except OSError:
+            continue
+        return port
+
+
+@contextmanager
+def sites(*hosts: str) -> Iterator[dict[str, Site]]:
+    """Web servers on these addresses and one port, by address."""
+    port = free_port(*hosts)
+    made = {host: Site(host, port, f"site {number}") for number, host in enumerate(hosts, 1)}
+    try:
+        yield made
+    finally:
+        for site in made.values():
+            site.stop()
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Site]]:
+    """The web servers of v1 and v2, by their ids."""
+    (tmp_path / "served").mkdir()
+    monkeypatch.setenv(FOLDER, str(tmp_path / "served"))
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    with sites(V1, V2) as made:
+        yield {"v1": made[V1], "v2": made[V2]}
+
+
+@pytest.fixture
+def make_stage(served: dict[str, Site], tmp_path: Path) -> Callable[..., Stage]:
+    """Makes a project of which v1 and v2 are up, and none is production yet."""
+
+    def make(**settings: Any) -> Stage:
+        port = served["v1"]._server.server_address[1]
+        made = Stage(tmp_path, port, **settings)
+        made.add("v1", V1)
+        made.add("v2", V2)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def stage(make_stage: Callable[..., Stage]) -> Stage:
+    """A project of which v1 is production and v2 is up."""
+    made = make_stage()
+    made.switch().promote("v1")
+    return made

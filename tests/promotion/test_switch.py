@@ -1,0 +1,417 @@
+"""Promotion and rollback: the order of things, and what is never true in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from promoting import NAME, V1, V2, Site, Stage
+
+from pytest_ephemeral import labels
+from pytest_ephemeral.errors import NameChangedError, NothingMatchedError, PromotionError
+from pytest_ephemeral.models import Duration, ImageReference
+from pytest_ephemeral.promotion import journal
+from pytest_ephemeral.promotion.journal import Journal
+
+STEPS = [
+    "disarm",
+    "journal",
+    "lower-ttl",
+    "check",
+    "switch",
+    "propagate",
+    "verify",
+    "record",
+    "retire",
+]
+
+
+def test_the_first_promotion_points_the_name(make_stage: Callable[..., Stage]) -> None:
+    """From nothing to v1, which never ends from then on, by its record and its provider's word."""
+    stage = make_stage()
+
+    entry = stage.switch().promote("v1")
+
+    assert entry is not None
+    assert entry.outcome == "done"
+    assert [done.step for done in entry.steps] == STEPS
+    assert stage.addresses() == [V1]
+    v1 = stage.get("v1")
+    assert (v1.production, v1.expires_at, v1.kept) == ("production", None, True)
+    assert stage.own_word("v1") == {"expires": labels.NEVER, "kept": True, "ended": False}
+    assert stage.published == [("v1", f"http://{NAME}:{stage.port}/")]
+
+
+def test_the_next_one_retires_the_one_before(stage: Stage) -> None:
+    """v2 is production; v1 ends by itself after drain and keep-old, and not before."""
+    before = datetime.now(UTC)
+
+    stage.switch().promote("v2")
+
+    assert stage.addresses() == [V2]
+    assert stage.marked() == ["v2"]
+    expires = stage.get("v1").expires_at
+    assert expires is not None
+    assert timedelta(0) <= expires - before - timedelta(seconds=660) < timedelta(seconds=30)
+    assert stage.own_word("v1")["expires"] == str(expires)
+
+
+def test_production_is_already_production(stage: Stage) -> None:
+    """Doing it again does nothing."""
+    assert stage.switch().promote("v1") is None
+    assert len(journal.history(stage.project.store, "production")) == 1
+
+
+def test_the_old_one_is_touched_only_after_the_name_has_been_verified(stage: Stage) -> None:
+    """At every point before that, v1 is production and never ends."""
+    seen = {}
+
+    def look(point: str) -> None:
+        word = stage.own_word("v1")["expires"]
+        seen[point] = (stage.marked(), word, stage.own_word("v2")["expires"], stage.addresses())
+
+    stage.switch(at=look).promote("v2")
+
+    for point, (marked, v1, v2, addresses) in seen.items():
+        if point == "retire: done":
+            continue
+        assert marked == ["v1"], point
+        assert v1 == labels.NEVER, point
+        if addresses == [V2]:
+            assert v2 == labels.NEVER, point
+    assert seen["switch: begun"][3] == [V1]
+    assert seen["switch: begun"][2] == labels.NEVER
+    assert seen["switch: moved"][3] == [V2]
+
+
+def test_what_fails_its_verification_is_taken_back(stage: Stage, served: dict[str, Site]) -> None:
+    """v1 has the name again and stays production, v2 gets an expiry again, and why is told."""
+    served["v2"].refuses = NAME
+
+    with pytest.raises(PromotionError, match=r"what it was before.*status 503"):
+        stage.switch().promote("v2")
+
+    assert stage.addresses() == [V1]
+    assert stage.marked() == ["v1"]
+    assert stage.own_word("v1")["expires"] == labels.NEVER
+    assert stage.get("v2").expires_at is not None
+    last = journal.history(stage.project.store, "production")[-1]
+    assert (last.outcome, last.target.environment) == ("undone", "v2")
+    assert "503" in last.reason
+    assert [done.step for done in last.steps][-2:] == ["restore", "rearm"]
+
+
+def test_what_does_not_answer_directly_never_gets_the_name(
+    stage: Stage, served: dict[str, Site]
+) -> None:
+    """It is checked before anything is moved."""
+    served["v2"].healthy = False
+    moved = []
+
+    with pytest.raises(PromotionError, match="503"):
+        stage.switch(at=moved.append).promote("v2")
+
+    assert "switch: begun" not in moved
+    assert stage.addresses() == [V1]
+
+
+def test_an_environment_that_dies_before_the_switch_does_not_get_the_name(stage: Stage) -> None:
+    """It was checked, but it must be alive when the name moves."""
+
+    def die(point: str) -> None:
+        if point == "check: done":
+            (stage.folder / "served" / "v2.json").unlink()
+
+    with pytest.raises(PromotionError, match="v2 has stopped by itself"):
+        stage.switch(at=die).promote("v2")
+
+    assert stage.addresses() == [V1]
+    assert stage.own_word("v1")["expires"] == labels.NEVER
+    assert Journal(stage.project.store, "production").head.run is None
+
+
+def test_an_environment_that_dies_after_the_switch_loses_the_name(
+    stage: Stage, served: dict[str, Site]
+) -> None:
+    """The name never stays with what is not there."""
+
+    def die(point: str) -> None:
+        if point == "switch: done":
+            served["v2"].stop()
+            (stage.folder / "served" / "v2.json").unlink()
+
+    with pytest.raises(PromotionError, match="v2 has stopped"):
+        stage.switch(at=die).promote("v2")
+
+    assert stage.addresses() == [V1]
+
+
+def test_a_name_that_someone_else_has_changed_is_left_alone(stage: Stage) -> None:
+    """Both are shown: what it is, and what it was left as."""
+    (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
+
+    with pytest.raises(PromotionError, match=rf"A 127.9.9.9, .*left it as A {V1}.*--accept-record"):
+        stage.switch().promote("v2")
+
+    assert stage.addresses() == ["127.9.9.9"]
+    assert stage.get("v2").expires_at is not None
+
+
+def test_a_name_that_is_changed_between_looking_and_moving_is_left_alone(stage: Stage) -> None:
+    """That is what compare-and-swap is for."""
+
+    def meddle(point: str) -> None:
+        if point == "switch: begun":
+            (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
+
+    with pytest.raises(PromotionError, match="changed by someone else"):
+        stage.switch(at=meddle).promote("v2")
+
+    assert stage.addresses() == ["127.9.9.9"]
+
+
+def test_a_changed_name_can_be_accepted(stage: Stage) -> None:
+    """On request, what it says now is what is gone on from."""
+    (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
+
+    stage.switch(accept=True).promote("v2")
+
+    assert stage.addresses() == [V2]
+
+
+def test_another_port_is_refused(stage: Stage) -> None:
+    """A name carries no port, and clients know the old one."""
+    stage.port += 1
+    stage.add("v3", "127.77.0.3")
+
+    with pytest.raises(PromotionError, match="clients know production as"):
+        stage.switch().promote("v3")
+
+
+def test_what_is_not_up_is_refused(make_stage: Callable[..., Stage]) -> None:
+    """An environment that is still coming up has nothing to point to."""
+    stage = make_stage()
+    stage.add("v3", "127.77.0.3", state="launching")
+
+    with pytest.raises(PromotionError, match="not up"):
+        stage.switch().promote("v3")
+    with pytest.raises(NothingMatchedError):
+        stage.switch().promote("v4")
+
+
+def test_an_expiry_that_can_not_be_disarmed_stops_everything(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is proven by the provider's own word, not by having asked."""
+    monkeypatch.setattr("promoting.ServedProvider.extend", lambda *_: None)
+
+    with pytest.raises(PromotionError, match="may still end by itself"):
+        stage.switch().promote("v2")
+
+    assert stage.addresses() == [V1]
+
+
+def test_a_long_time_to_live_is_lowered_and_waited_out(make_stage: Callable[..., Stage]) -> None:
+    """And only then does the name move."""
+    stage = make_stage(record_ttl=Duration(1))
+    zone = Zone(ttl=3)
+    waited: list[float] = []
+    times = _times(pause=waited.append)
+
+    stage.switch(backend=zone, times=times).promote("v1")
+
+    assert [(old[0].ttl, new[0].ttl, new[0].values) for old, new in zone.swaps] == [
+        (3, 1, ["127.9.9.9"]),
+        (1, 1, [V1]),
+    ]
+    assert sum(waited) >= 3
+
+
+def test_a_failure_puts_the_long_time_to_live_back(
+    make_stage: Callable[..., Stage], served: dict[str, Site]
+) -> None:
+    """Byte for byte what it was."""
+    stage = make_stage()
+    zone = Zone(ttl=3)
+    served["v1"].healthy = False
+
+    with pytest.raises(PromotionError):
+        stage.switch(backend=zone, times=_times()).promote("v1")
+
+    assert zone.records == zone.first
+
+
+def test_a_server_that_has_it_late_is_waited_for(make_stage: Callable[..., Stage]) -> None:
+    """Nothing is verified before all authoritative servers answer with the new record."""
+    stage = make_stage()
+    zone = Zone(ttl=1, behind=5)
+
+    stage.switch(backend=zone, times=_times()).promote("v1")
+
+    assert zone.behind == 0
+
+
+def test_a_server_that_never_has_it_means_going_back(make_stage: Callable[..., Stage]) -> None:
+    """A name that is two things at once is not a promotion."""
+    stage = make_stage()
+    zone = Zone(ttl=1, stuck=V1)
+
+    with pytest.raises(PromotionError, match="ns2 says nothing of it"):
+        stage.switch(backend=zone, times=_times()).promote("v1")
+
+    assert zone.records == zone.first
+
+
+def test_an_update_whose_answer_is_lost_is_not_done_twice(
+    make_stage: Callable[..., Stage],
+) -> None:
+    """Asked again, it is seen that it was done."""
+    stage = make_stage()
+    zone = Zone(ttl=1, losing=1)
+
+    stage.switch(backend=zone, times=_times()).promote("v1")
+
+    assert zone.records[0].values == [V1]
+
+
+def test_rollback_goes_back(stage: Stage) -> None:
+    """v1 never ends again, then gets the name; v2 gets an end."""
+    stage.switch().promote("v2")
+
+    entry = stage.switch().rollback()
+
+    assert (entry.kind, entry.outcome, entry.target.environment) == ("rollback", "done", "v1")
+    assert stage.addresses() == [V1]
+    assert stage.marked() == ["v1"]
+    assert stage.own_word("v1")["expires"] == labels.NEVER
+    assert stage.get("v2").expires_at is not None
+    assert stage.switch().rollback().target.environment == "v2"
+
+
+def test_rollback_to_what_is_broken_stays(stage: Stage, served: dict[str, Site]) -> None:
+    """It is checked like any other."""
+    stage.switch().promote("v2")
+    served["v1"].healthy = False
+
+    with pytest.raises(PromotionError, match="503"):
+        stage.switch().rollback()
+
+    assert stage.addresses() == [V2]
+    assert stage.marked() == ["v2"]
+
+
+def test_rollback_to_what_is_gone_is_refused(stage: Stage) -> None:
+    """After keep-old there is nothing to go back to."""
+    stage.switch().promote("v2")
+    stage.ledger.remove("v1")
+
+    with pytest.raises(NothingMatchedError, match="v1, which was production before, is gone"):
+        stage.switch().rollback()
+
+
+def test_rollback_from_the_first_promotion(make_stage: Callable[..., Stage]) -> None:
+    """What the name said before there was any is not ours, but it can be put back."""
+    stage = make_stage()
+    (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
+    stage.switch().promote("v1")
+
+    stage.switch().rollback()
+
+    assert stage.addresses() == ["127.9.9.9"]
+    assert stage.marked() == []
+    assert stage.get("v1").expires_at is not None
+
+
+def test_rollback_to_no_name_at_all_is_refused(stage: Stage) -> None:
+    """A name that points to nothing is nobody's wish."""
+    with pytest.raises(PromotionError, match="no production before"):
+        stage.switch().rollback()
+
+
+def test_the_plan_changes_nothing(stage: Stage, tmp_path: Path) -> None:
+    """It says each step, and refuses what would be refused."""
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    plan = stage.switch().plan("v2")
+
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert f"move {NAME} from A {V1} to A {V2}" in plan
+    assert stage.switch().plan("v1") == []
+    with pytest.raises(PromotionError, match="lacks"):
+        stage.switch(promotion=_requiring(stage, "tests")).plan("v2")
+
+
+def test_history_tells_who_what_and_when(stage: Stage) -> None:
+    """Oldest first, with each step's time."""
+    stage.switch().promote("v2")
+
+    first, second = journal.history(stage.project.store, "production")
+
+    assert (first.target.environment, second.target.environment) == ("v1", "v2")
+    assert second.before is not None
+    assert second.before.environment == "v1"
+    assert "@" in second.by
+    assert isinstance(second.target.image, ImageReference)
+
+
+def _requiring(stage: Stage, *requires: str) -> Any:
+    import msgspec
+
+    return msgspec.structs.replace(stage.promotion, requires=list(requires))
+
+
+def _times(pause: Callable[[float], object] = lambda _: None) -> Any:
+    """Time that passes as it is waited for."""
+    from pytest_ephemeral.promotion.moving import Times
+
+    clock = [0.0]
+
+    def passing(seconds: float) -> None:
+        clock[0] += seconds
+        pause(seconds)
+
+    return Times(patience=2.0, propagation=5.0, monotonic=lambda: clock[0], pause=passing)
+
+
+class Zone:
+    """A name in memory, whose servers may lag or lose answers."""
+
+    def __init__(self, *, ttl: int, behind: int = 0, stuck: str = "", losing: int = 0) -> None:
+        from pytest_ephemeral.promotion.dns import Record
+
+        self.first = self.records = [Record(kind="A", ttl=ttl, values=["127.9.9.9"])]
+        self.swaps: list[Any] = []
+        self.behind, self.stuck, self.losing = behind, stuck, losing
+
+    def read(self) -> Any:
+        return self.records
+
+    def pointing_to(self, host: str, ttl: int, now: Any) -> Any:
+        from pytest_ephemeral.promotion.dns import Record
+
+        return [Record(kind="A", ttl=ttl, values=[host])]
+
+    def swap(self, old: Any, new: Any) -> str:
+        from pytest_ephemeral.errors import DnsUnavailableError
+
+        if self.records != list(old):
+            raise NameChangedError("changed")
+        if self.records != list(new):
+            self.swaps.append((list(old), list(new)))
+        self.records = list(new)
+        if self.losing:
+            self.losing -= 1
+            raise DnsUnavailableError("no answer")
+        return ""
+
+    def lagging(self, expected: Any, change: str) -> str:
+        if expected[0].values == [self.stuck]:
+            return "ns2 says nothing of it"
+        self.behind = max(0, self.behind - 1)
+        return "ns2" if self.behind else ""
+
+    def addresses(self) -> Any:
+        return [value for record in self.records for value in record.values]
