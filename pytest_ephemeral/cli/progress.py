@@ -14,6 +14,7 @@ _WORDS: Final = {
     "bake": "obtaining its image",
     "launch": "launching",
     "ready": "waiting until it answers",
+    "seen": "waiting until it answers:",
     "seed": "seeding",
     "up": "up",
     "destroy": "destroying",
@@ -33,7 +34,12 @@ def shown() -> Iterator[Callable[[Progress], None]]:
         with _moving() as say:
             yield say
     else:
-        yield lambda progress: print(_sentence(progress), file=sys.stderr, flush=True)
+        yield _log
+
+
+def _log(progress: Progress) -> None:
+    if progress.phase != "seen":  # it is for a line that moves
+        print(_sentence(progress), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -29,7 +29,9 @@ from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import Order, Provider, Status
 
 BakeMode = Literal["missing", "always", "never"]
-Phase = Literal["bake", "launch", "ready", "seed", "up", "destroy", "destroyed", "kept", "warning"]
+Phase = Literal[
+    "bake", "launch", "ready", "seen", "seed", "up", "destroy", "destroyed", "kept", "warning"
+]
 
 #: Seconds a seed may take; it is a command of the user's, and has no time-out of its own.
 SEED_TIMEOUT: Final = 600.0
@@ -41,7 +43,7 @@ class Progress:
 
     Attributes:
         subject: The environment's id, or the image's name while it is baked.
-        phase: What is going on.
+        phase: What is going on; ``seen`` is what it is not ready for yet.
         text: More about it; the URL when it is up.
         seconds: Since the phase began, or for ``up`` since bringing it up began.
         live: A line that the phase's own program printed.
@@ -66,6 +68,10 @@ def _silent(_: Progress) -> None:
     """Nobody waits."""
 
 
+def _untouched(_: Environment) -> None:
+    """Nobody wants to see it before it is removed."""
+
+
 @dataclass(slots=True)
 class Lifecycle:
     """Brings environments up and takes them down, for one run.
@@ -77,6 +83,7 @@ class Lifecycle:
         config: What the hooks get as ``config``.
         bake: Whether images that are missing are baked.
         say: Told what is going on, from whichever thread it goes on in.
+        before_removal: Given what did not come up, as long as something of it is there.
         cancelled: Once set, nothing that is still coming up is waited for.
     """
 
@@ -86,6 +93,7 @@ class Lifecycle:
     config: Any = None
     bake: BakeMode = "missing"
     say: Callable[[Progress], None] = _silent
+    before_removal: Callable[[Environment], None] = _untouched
     cancelled: threading.Event = field(default_factory=threading.Event)
     _hook_lock: threading.RLock = field(default_factory=threading.RLock)
     _image_locks: dict[str, threading.Lock] = field(default_factory=dict)
@@ -244,8 +252,21 @@ class Lifecycle:
         headers = self._headers(template).variables
         probes = readiness.probes_for(environment, template, provider, headers)
         timeout = template.ready.timeout if template.ready else readiness.DEFAULT_TIMEOUT
+        started = time.monotonic()
+
+        def tell(seen: str) -> None:
+            text = interpolation.mask(seen, order.secrets)
+            self.say(Progress(environment.id, "seen", text, time.monotonic() - started))
+
         try:
-            readiness.wait(environment, provider, probes, timeout=timeout, cancelled=self.cancelled)
+            readiness.wait(
+                environment,
+                provider,
+                probes,
+                timeout=timeout,
+                cancelled=self.cancelled,
+                tell=tell,
+            )
         except LaunchError as error:
             raise type(error)(interpolation.mask(str(error), order.secrets)) from None
 
@@ -256,6 +277,12 @@ class Lifecycle:
 
     def _abandon(self, environment: Environment, error: BaseException) -> None:
         """Take down what came up only in part; the error says so when that fails."""
+        try:
+            self.before_removal(environment)
+        finally:
+            self._take_down(environment, error)
+
+    def _take_down(self, environment: Environment, error: BaseException) -> None:
         try:
             remove(self.project.ledger, environment)
         except EphemeralError as leak:

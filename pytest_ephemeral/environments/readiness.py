@@ -88,6 +88,7 @@ def wait(
     *,
     timeout: float,
     cancelled: threading.Event,
+    tell: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Wait until every probe has succeeded once.
@@ -98,6 +99,7 @@ def wait(
         probes: What must succeed.
         timeout: Seconds all of it may take.
         cancelled: Set by whoever no longer wants it.
+        tell: Given what is seen that is not as it should be, whenever that has changed.
         clock: Monotonic seconds.
 
     Raises:
@@ -106,13 +108,16 @@ def wait(
         ReadinessError: Its time was over; tells what was last seen, and why that may be.
     """
     deadline = clock() + timeout
-    pending, pause = list(probes), FIRST_PAUSE
+    pending, pause, told = list(probes), FIRST_PAUSE, ""
     while True:
         _check_alive(environment, provider)
         seen = [(probe, probe.look(min(ONE_LOOK, timeout))) for probe in pending]
         pending = [probe for probe, what in seen if what]
         if not pending:
             return
+        if (problems := "; ".join(what for _, what in seen if what)) != told:
+            told = problems
+            tell(problems)
         if clock() >= deadline:
             _check_alive(environment, provider)
             raise ReadinessError(

@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 from pytest_ephemeral import machine, providers
 from pytest_ephemeral.environments import readiness
-from pytest_ephemeral.environments.lifecycle import Lifecycle, Progress
+from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError
 from pytest_ephemeral.models import Endpoint, Environment
-from pytest_ephemeral.pytest_plugin import records
 from pytest_ephemeral.pytest_plugin.broker import Fate
+from pytest_ephemeral.pytest_plugin.dossier import Dossier
 from pytest_ephemeral.pytest_plugin.needs import Key
 from pytest_ephemeral.pytest_plugin.progress import Reporter
 from pytest_ephemeral.pytest_plugin.settings import Settings
@@ -26,14 +26,18 @@ class RunKeeper:
 
     Args:
         lifecycle: Does it.
-        settings: Say what is kept, and where logs go.
+        settings: Say what is kept.
         reporter: Shows how it goes.
+        dossier: Keeps what each has to show.
     """
 
-    def __init__(self, lifecycle: Lifecycle, settings: Settings, reporter: Reporter) -> None:
+    def __init__(
+        self, lifecycle: Lifecycle, settings: Settings, reporter: Reporter, dossier: Dossier
+    ) -> None:
         self._lifecycle = lifecycle
         self._settings = settings
         self._reporter = reporter
+        self._dossier = dossier
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
         """See ``Keeper``."""
@@ -61,8 +65,7 @@ class RunKeeper:
     def end(self, environment: Environment, *, failed: bool) -> Fate:
         """See ``Keeper``."""
         died = self.died(environment)
-        if self._settings.logs is not None:
-            self._save_logs(environment)
+        self._dossier.save(environment)
         try:
             if self.keeps(failed=failed):
                 self._lifecycle.keep(environment)
@@ -76,15 +79,6 @@ class RunKeeper:
     def cancel(self) -> None:
         """See ``Keeper``."""
         self._lifecycle.cancelled.set()
-
-    def _save_logs(self, environment: Environment) -> None:
-        folder = self._settings.logs
-        try:
-            if folder is not None:
-                records.write_logs(folder, environment)
-        except (EphemeralError, OSError) as error:
-            text = f"the logs of {environment.id} are not in {folder}: {error}"
-            self._lifecycle.say(Progress(environment.id, "warning", text))
 
 
 class AttachedKeeper:

@@ -62,6 +62,8 @@ class Reporter:
 
     def say(self, progress: Progress) -> None:
         """Take note of progress, in the thread that makes it."""
+        if progress.phase == "seen":
+            return
         thread = threading.get_ident()
         if self._verbosity > 0 or progress.phase != "up" or thread not in self._routine:
             self._told.append(progress)

@@ -1,4 +1,4 @@
-"""What a run leaves behind on purpose: its report, its environments' logs, its outcome."""
+"""What a run leaves behind on purpose: its report, and its outcome against each image."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from pytest_ephemeral import ci, providers
+from pytest_ephemeral import ci
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage
 from pytest_ephemeral.models import Environment
@@ -54,20 +53,6 @@ def _described(entry: Entry, environment: Environment) -> dict[str, Any]:
         "seconds": {phase: round(seconds, 3) for phase, seconds in entry.seconds.items()},
         "tests": {outcome: entry.counts[outcome] for outcome in OUTCOMES},
     }
-
-
-def write_logs(folder: Path, environment: Environment) -> None:
-    """Write all that an environment has printed, a file a process, into a folder of its own.
-
-    Raises:
-        EphemeralError: Its logs can't be had any more.
-        OSError: They can't be written.
-    """
-    own = folder / environment.id
-    own.mkdir(parents=True, exist_ok=True)
-    logs = providers.load(environment.provider).log_files(environment)
-    for name, text in logs.items():
-        (own / f"{name}.log").write_text(text, encoding="utf-8", errors="replace")
 
 
 def record_stage(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -11,13 +12,14 @@ import pytest
 
 from pytest_ephemeral import config as configuration
 from pytest_ephemeral import files, publishers
-from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.environments.lifecycle import Lifecycle, Progress
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Template
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.publishers import Publishing
 from pytest_ephemeral.pytest_plugin import records
 from pytest_ephemeral.pytest_plugin.broker import Broker, Entry
+from pytest_ephemeral.pytest_plugin.dossier import Dossier
 from pytest_ephemeral.pytest_plugin.keeper import RunKeeper, attach
 from pytest_ephemeral.pytest_plugin.progress import Reporter
 from pytest_ephemeral.pytest_plugin.settings import Settings
@@ -31,6 +33,7 @@ class Run:
         id: Sorts by when the run began.
         project: None when tests run against a plain URL, and there is no configuration.
         default: The template of tests that name none; None if there are several and no default.
+        dossier: What is kept of environments; None where there is no project.
         publishing: Whoever is told of environments; None where none is brought up.
         complaints: What went wrong besides the environments themselves.
     """
@@ -42,6 +45,7 @@ class Run:
     reporter: Reporter
     broker: Broker
     default: str | None
+    dossier: Dossier | None = None
     publishing: Publishing | None = None
     complaints: list[str] = field(default_factory=list)
     _pid: int = field(default_factory=os.getpid)
@@ -57,15 +61,17 @@ class Run:
         id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         reporter = Reporter(config)
         project = _project(config, settings)
-        lifecycle = None
+        lifecycle = dossier = None
         if project is not None:
+            dossier = Dossier(settings.logs, project)
             lifecycle = Lifecycle(
                 project,
                 hooks=config.hook,
                 run=id,
                 config=config,
                 bake=settings.bake,  # type: ignore[arg-type]  # settings.read has checked it
-                say=reporter.say,
+                say=_both(reporter.say, dossier.note),
+                before_removal=dossier.save,
             )
         default = None if project is None else _default(project, settings)
         if settings.attach is not None:
@@ -73,8 +79,9 @@ class Run:
             default = default or settings.template or "attached"
         else:
             assert lifecycle is not None
-            broker = Broker(RunKeeper(lifecycle, settings, reporter))
-        made = cls(id, settings, project, lifecycle, reporter, broker, default)
+            assert dossier is not None
+            broker = Broker(RunKeeper(lifecycle, settings, reporter, dossier))
+        made = cls(id, settings, project, lifecycle, reporter, broker, default, dossier)
         if project is not None and settings.attach is None:
             made.publishing = publishers.register(
                 config.pluginmanager,
@@ -112,6 +119,10 @@ class Run:
             self.lifecycle.close()
         if self.publishing is not None:
             self.publishing.close()
+        if self.dossier is not None:
+            self.dossier.close()
+            for problem in self.dossier.problems:
+                self.reporter.warn(problem)
 
     @property
     def entries(self) -> list[Entry]:
@@ -157,6 +168,16 @@ class Run:
 
     def _template(self, name: str) -> Template | None:
         return None if self.project is None else self.project.config.templates.get(name)
+
+
+def _both(
+    first: Callable[[Progress], None], second: Callable[[Progress], None]
+) -> Callable[[Progress], None]:
+    def say(progress: Progress) -> None:
+        first(progress)
+        second(progress)
+
+    return say
 
 
 def leaked(entry: Entry) -> bool:

@@ -129,7 +129,7 @@ def test_d(ephemeral_env): pytest.skip("late")
     assert (one["state"], one["kept"]) == ("destroyed", False)
     assert set(one["seconds"]) == {"bake", "launch", "ready", "destroy"}
     assert one["tests"] == {"passed": 1, "failed": 1, "skipped": 1}
-    (log,) = (project.folder / "logs" / one["id"]).iterdir()
+    (log,) = (project.folder / "logs" / one["id"]).glob("*.log")
     assert "asked for /a" in log.read_text()
 
 

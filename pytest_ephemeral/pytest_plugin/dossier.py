@@ -1,0 +1,102 @@
+"""What ``--ephemeral-logs DIR`` keeps of each environment: a folder, read when it is long gone.
+
+Its logs, a file a process; ``timeline.json``: what was going on when, and what was seen while it
+was not ready yet; ``provenance.json``: how its image was made.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pytest_ephemeral import files, providers
+from pytest_ephemeral.environments.lifecycle import Progress
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.project import Project
+
+
+class Dossier:
+    """Collects it all while environments come and go.
+
+    Args:
+        folder: Where it is kept; None to keep nothing.
+        project: Whose images they run.
+
+    Attributes:
+        problems: What could not be kept.
+    """
+
+    def __init__(self, folder: Path | None, project: Project) -> None:
+        self.problems: list[str] = []
+        self._folder = folder
+        self._project = project
+        self._moments: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._saved: set[str] = set()
+        self._lock = threading.Lock()
+
+    def note(self, progress: Progress) -> None:
+        """Take note of what goes on, in the thread that makes it."""
+        if self._folder is None or progress.live:
+            return
+        moment = {
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "phase": progress.phase,
+            "text": progress.text,
+            "seconds": round(progress.seconds, 3),
+        }
+        with self._lock:
+            self._moments[progress.subject].append(moment)
+
+    def save(self, environment: Environment) -> None:
+        """Keep what an environment has to show, while it is still there."""
+        if self._folder is None:
+            return
+        own = self._folder / environment.id
+        try:
+            self._saved.add(environment.id)
+            logs = providers.load(environment.provider).log_files(environment)
+            for name, text in logs.items():
+                files.replace(own / f"{name}.log", [text.encode(errors="replace")])
+            _write(own / "provenance.json", self._provenance(environment))
+        except (EphemeralError, OSError) as error:
+            self.problems.append(f"the logs of {environment.id} are not in {own}: {error}")
+
+    def close(self) -> None:
+        """Write down when everything happened."""
+        if self._folder is None:
+            return
+        with self._lock:
+            for id in sorted(self._saved):
+                try:
+                    _write(self._folder / id / "timeline.json", self._timeline(id))
+                except OSError as error:
+                    self.problems.append(f"the timeline of {id} is not there: {error}")
+
+    def _timeline(self, id: str) -> dict[str, Any]:
+        moments = self._moments[id]
+        return {
+            "environment": id,
+            "timeline": [moment for moment in moments if moment["phase"] != "seen"],
+            "readiness": [
+                {"at": moment["at"], "seconds": moment["seconds"], "seen": moment["text"]}
+                for moment in moments
+                if moment["phase"] == "seen"
+            ],
+        }
+
+    def _provenance(self, environment: Environment) -> dict[str, Any] | None:
+        from pytest_ephemeral.images import provenance
+
+        image = environment.image
+        baked = image and self._project.images.catalog.find(image.name, image.key)
+        return provenance.read(baked) if baked and baked.provenance else None
+
+
+def _write(file: Path, document: dict[str, Any] | None) -> None:
+    if document is not None:
+        files.replace(file, [json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"])

@@ -1,0 +1,218 @@
+"""What is left of a run for those who look at it later: reports, logs, the outcome of a stage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import jsonschema
+import pytest
+from plugin_project import PluginProject
+
+import pytest_ephemeral
+from pytest_ephemeral import files
+from pytest_ephemeral.cli import main
+
+Run = Callable[..., pytest.RunResult]
+
+SCHEMA = Path(pytest_ephemeral.__file__).with_name("report.schema.json")
+
+TESTS = """
+def test_it(ephemeral_env): get(ephemeral_env.url, "/it")
+def test_late(request): request.getfixturevalue("ephemeral_env")
+def test_without(): pass
+@pytest.mark.ephemeral_env(TWO)
+def test_two(ephemeral_env): pass
+"""
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def test_the_reports_schema_is_one() -> None:
+    """Of the draft that editors and validators know."""
+    jsonschema.Draft7Validator.check_schema(read(SCHEMA))
+
+
+@pytest.mark.parametrize("keep", ["never", "always"])
+def test_a_report_is_what_its_schema_says(
+    project: PluginProject, pytester: pytest.Pytester, keep: str
+) -> None:
+    """Whatever became of the environments: gone, kept, never up."""
+    project.write(
+        test_it=TESTS + "\n@pytest.mark.ephemeral_env(BROKEN)\ndef test_b(ephemeral_env): 1"
+    )
+    pytester.runpytest_subprocess(
+        "--ephemeral-env", "--ephemeral-report=r.json", "--ephemeral-keep", keep
+    )
+    report = read(project.folder / "r.json")
+    jsonschema.validate(report, read(SCHEMA), jsonschema.Draft7Validator)
+    assert {one["kept"] for one in report["environments"]} == {keep == "always"}
+    assert len(report["environments"]) == 2
+    main(["down", "--all", "--config", str(project.folder / "ephemeral.toml")])
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_junit_xml_says_which_environment_each_test_used(
+    project: PluginProject, run: Run, workers: tuple[str, ...]
+) -> None:
+    """Its id, template, image and URL, on the test case; nothing on one that used none."""
+    project.write(test_it=TESTS)
+    run("--junitxml=j.xml", "--ephemeral-report=r.json", *workers).assert_outcomes(passed=4)
+    environments = {one["id"]: one for one in read(project.folder / "r.json")["environments"]}
+    cases = {
+        case.get("name"): {one.get("name"): one.get("value") for one in case.iter("property")}
+        for case in ET.parse(project.folder / "j.xml").iter("testcase")
+    }
+    assert cases.pop("test_without") == {}
+    for name, template in {
+        "test_it": project.one,
+        "test_late": project.one,
+        "test_two": project.two,
+    }.items():
+        properties = cases[name]
+        environment = environments[properties["ephemeral_environment"]]
+        assert properties == {
+            "ephemeral_environment": environment["id"],
+            "ephemeral_template": template,
+            "ephemeral_image": environment["image"]["key"],
+            "ephemeral_url": environment["url"],
+        }
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_pytest_html_and_allure_get_links(
+    project: PluginProject, pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    """One for each environment a test used."""
+    project.write(test_it=TESTS)
+    arguments = [
+        "--html=h.html",
+        "--self-contained-html",
+        "--alluredir=allure",
+        "--ephemeral-report=r.json",
+    ]
+    pytester.runpytest_subprocess("--ephemeral-env", *arguments, *workers).assert_outcomes(passed=4)
+    html = (project.folder / "h.html").read_text()
+    results = [read(file) for file in (project.folder / "allure").glob("*-result.json")]
+    links = {result["name"]: result.get("links", []) for result in results}
+    for environment in read(project.folder / "r.json")["environments"]:
+        assert environment["url"] in html
+        link = {"type": "link", "url": environment["url"], "name": environment["id"]}
+        assert links["test_two" if environment["template"] == project.two else "test_it"] == [link]
+    assert links["test_without"] == []
+    assert len(links["test_late"]) == 1
+
+
+def test_the_logs_folder_tells_an_environments_whole_life(project: PluginProject, run: Run) -> None:
+    """What it printed, what went on when, what was seen before it was ready, where it came from."""
+    project.write(test_it="def test_it(ephemeral_env): get(ephemeral_env.url, '/it')")
+    run("--ephemeral-logs=logs").assert_outcomes(passed=1)
+    (folder,) = (project.folder / "logs").iterdir()
+    (log,) = folder.glob("*.log")
+    assert "asked for /it" in log.read_text()
+    told = read(folder / "timeline.json")
+    assert told["environment"] == folder.name
+    phases = [moment["phase"] for moment in told["timeline"]]
+    assert phases == ["launch", "ready", "up", "destroy", "destroyed"]
+    moments = [moment["at"] for moment in told["timeline"]]
+    assert moments == sorted(moments)
+    assert all("connect to" in look["seen"] for look in told["readiness"])
+    said = read(folder / "provenance.json")
+    assert said["predicateType"] == "https://slsa.dev/provenance/v1"
+    assert said["subject"][0]["name"] == "app"
+
+
+def test_what_did_not_come_up_leaves_its_logs_too(project: PluginProject, run: Run) -> None:
+    """Nobody could look at it while it was there."""
+    project.write(test_it="@pytest.mark.ephemeral_env(BROKEN)\ndef test_it(ephemeral_env): pass")
+    run("--ephemeral-logs=logs").assert_outcomes(errors=1)
+    (folder,) = (project.folder / "logs").iterdir()
+    (log,) = folder.glob("*.log")
+    assert "the database is not there" in log.read_text()
+    assert [moment["phase"] for moment in read(folder / "timeline.json")["timeline"]] == [
+        "launch",
+        "ready",
+    ]
+
+
+def test_a_failed_bring_up_is_told_in_full_once(project: PluginProject, run: Run) -> None:
+    """And in one line for each of the other tests, under the first of which it stands."""
+    project.write(
+        test_it="@pytest.mark.parametrize('n', range(100))\n"
+        "@pytest.mark.ephemeral_env(BROKEN)\ndef test_it(ephemeral_env, n): pass"
+    )
+    result = run()
+    result.assert_outcomes(errors=100)
+    assert result.stdout.str().count("the database is not there") == 1
+
+
+def test_the_log_of_a_failed_test_is_told_once(project: PluginProject, run: Run) -> None:
+    """Only what was printed during that test, also when its teardown fails as well."""
+    project.write(
+        test_it="""
+@pytest.fixture
+def bad(ephemeral_env):
+    yield
+    raise RuntimeError
+
+@pytest.mark.parametrize("n", range(5))
+def test_it(ephemeral_env, bad, n):
+    get(ephemeral_env.url, f"/number-{n}")
+    raise AssertionError
+"""
+    )
+    result = run()
+    result.assert_outcomes(failed=5, errors=5)
+    for number in range(5):
+        assert result.stdout.str().count(f"asked for /number-{number}") == 1
+
+
+def test_a_stage_is_recorded_with_commit_build_and_report(
+    project: PluginProject,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And shown with the image: the stages that it has passed."""
+    monkeypatch.setenv("GITLAB_CI", "true")
+    monkeypatch.setenv("CI_JOB_URL", "https://gitlab.example/anna/shop/-/jobs/7")
+    monkeypatch.setenv("CI_COMMIT_SHA", "c0ffee" + "0" * 34)
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    run("--ephemeral-stage=acceptance", "--ephemeral-report=r.json").assert_outcomes(passed=1)
+    (file,) = (project.folder / ".ephemeral").glob("stages/*/acceptance/*.json")
+    recorded = read(file)
+    assert recorded["revision"] == "c0ffee" + "0" * 34
+    assert recorded["ci"] == "gitlab"
+    assert recorded["ci_url"] == "https://gitlab.example/anna/shop/-/jobs/7"
+    report = project.folder / "r.json"
+    assert recorded["report"] == files.digest_of(files.chunks(report))
+    capsys.readouterr()
+    assert main(["images", "show", "app", "--config", str(project.folder / "ephemeral.toml")]) == 0
+    shown = capsys.readouterr().out
+    assert "stage acceptance" in shown
+    assert "passed; 1 passed;" in shown
+    assert "c0ffee000000; https://gitlab.example/anna/shop/-/jobs/7" in shown
+
+
+def test_a_stage_outside_of_ci_is_recorded_with_gits_commit(
+    project: PluginProject, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Marked where files differ from it."""
+    for variable in ("GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+    for command in (["init", "-q"], ["add", "ephemeral.toml"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], cwd=project.folder, check=True)
+    project.configure((project.folder / "ephemeral.toml").read_text() + "\n")
+    run().assert_outcomes(passed=1)
+    (file,) = (project.folder / ".ephemeral").glob("stages/*/tests/*.json")
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=project.folder, text=True)
+    assert read(file)["revision"] == f"{head.strip()}-dirty"
