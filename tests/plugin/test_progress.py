@@ -1,0 +1,69 @@
+"""What people see while an environment comes up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture
+def slow(project):
+    """A project whose application takes its time, and says when nobody needs to wait for more."""
+    project.reconfigure('command = "exec', 'command = "sleep 1; exec')
+    project.write(test_it="def test_a(ephemeral_env): pass\ndef test_b(ephemeral_env): pass")
+    return project
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_in_a_log_a_phase_that_takes_time_is_a_line(slow, run, arguments):
+    """Once, and the URL while it is up; not what ``print`` prints."""
+    result = run(*arguments)
+    result.assert_outcomes(passed=2)
+    output = result.stdout.str()
+    assert output.count("waiting until it is ready") == 1
+    assert "\r" not in output
+    ready, up = (output.index(text) for text in ("waiting until", " is up at "))
+    assert ready < up < output.index("ephemeral environments =")
+
+
+def test_what_the_install_script_prints_is_shown_live(project, run):
+    """Each line as it comes, and what is being done."""
+    project.reconfigure(
+        'reference = "image"',
+        f'install = ["cp {project.folder}/image/app.py $PREFIX", "echo halfway", "echo done"]',
+    )
+    project.write(test_it="def test_a(ephemeral_env): pass")
+    result = run()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        ["ephemeral: baking app*", "ephemeral: app | * s  halfway", "ephemeral: app | * s  done"]
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no pseudo-terminals")
+def test_on_a_terminal_one_line_moves(slow):
+    """It is rewritten as time passes, and gone when the environment is up."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "pytest", "--ephemeral-env", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    process = subprocess.Popen(
+        command, cwd=slow.folder, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    output = b""
+    while True:
+        try:
+            output += os.read(ours, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+    os.close(ours)
+    assert process.wait(30) == 0, output
+    moving = output.count(b"\rephemeral: " + slow.one.encode())
+    assert moving >= 2
+    assert b"\r" + b" " * 79 in output
+    assert output.index(b" is up at ") > output.rindex(b"waiting until")
