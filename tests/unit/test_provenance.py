@@ -1,0 +1,284 @@
+"""What is said of an image's making, and whom one can hold to it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from machines import Machine, machine_in
+
+from pytest_ephemeral.ci import Build
+from pytest_ephemeral.cli import main
+from pytest_ephemeral.errors import ConfigurationError, ImageChangedError, ProvenanceError
+from pytest_ephemeral.images import provenance
+from pytest_ephemeral.images.provenance import KEY_VARIABLE, Making
+from pytest_ephemeral.models import Artifact, Image
+from pytest_ephemeral.providers.local.tables import LocalRecipe
+
+DIGEST = "sha256:" + "ab" * 32
+ARTIFACT = "sha256:" + "cd" * 32
+WHEN = datetime(2026, 5, 4, 10, 0, 30, tzinfo=UTC)
+
+IMAGE = Image(
+    name="shop",
+    key="sha256:" + "01" * 32,
+    provider="local",
+    reference="/var/tmp/x",
+    digest=DIGEST,
+    artifact=ARTIFACT,
+    inputs={
+        "format": "1",
+        "artifact": ARTIFACT,
+        "install": "sha256:" + "ef" * 32,
+        "base": "debian",
+    },
+    archive="sha256:" + "23" * 32,
+    seconds=30.0,
+    baked_at=WHEN,
+    baked_by="anna@box",
+)
+
+MAKING = Making(
+    LocalRecipe(name="shop", provider="local", artifact="dist/*.whl", install="deploy/install.sh"),
+    Artifact(
+        name="shop",
+        version="1.4.2",
+        filename="shop-1.4.2-py3-none-any.whl",
+        digest=ARTIFACT,
+        size=7,
+        pushed_at=WHEN,
+    ),
+    Build(ci="github", url="https://ci/7", revision="c0ffee"),
+    "c0ffee-dirty",
+)
+
+
+def test_the_statement_says_all_that_is_known() -> None:
+    """As in-toto and SLSA have it, letter for letter."""
+    said = provenance.statement(IMAGE, MAKING)
+    version = said["predicate"]["runDetails"]["builder"].pop("version")
+    assert list(version) == ["pytest-ephemeral"]
+    assert said == {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [
+            {"name": "shop", "digest": {"sha256": "ab" * 32}},
+            {"name": "shop archive", "digest": {"sha256": "23" * 32}},
+        ],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": "https://pytest-ephemeral.readthedocs.io/provenance/bake/v1",
+                "externalParameters": {
+                    "recipe": {
+                        "name": "shop",
+                        "provider": "local",
+                        "artifact": "dist/*.whl",
+                        "install": "deploy/install.sh",
+                    }
+                },
+                "internalParameters": {
+                    "key": IMAGE.key,
+                    "inputs": IMAGE.inputs,
+                    "bakedBy": "anna@box",
+                },
+                "resolvedDependencies": [
+                    {
+                        "name": "shop-1.4.2-py3-none-any.whl",
+                        "digest": {"sha256": "cd" * 32},
+                        "annotations": {"name": "shop", "version": "1.4.2"},
+                    },
+                    {"name": "base", "uri": "debian"},
+                    {"name": "install", "digest": {"sha256": "ef" * 32}},
+                    {
+                        "name": "source",
+                        "digest": {"gitCommit": "c0ffee"},
+                        "annotations": {"dirty": True},
+                    },
+                ],
+            },
+            "runDetails": {
+                "builder": {
+                    "id": "https://pytest-ephemeral.readthedocs.io/provenance/builders/local",
+                },
+                "metadata": {
+                    "invocationId": "https://ci/7",
+                    "startedOn": "2026-05-04T10:00:00Z",
+                    "finishedOn": "2026-05-04T10:00:30Z",
+                },
+            },
+        },
+    }
+
+
+# -- signatures ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    """A private and a public key, in files."""
+    return new_keys(tmp_path, "key")
+
+
+def new_keys(folder: Path, name: str) -> tuple[Path, Path]:
+    private = Ed25519PrivateKey.generate()
+    files = folder / f"{name}.pem", folder / f"{name}.pub"
+    pkcs8 = serialization.PrivateFormat.PKCS8
+    info = serialization.PublicFormat.SubjectPublicKeyInfo
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    files[0].write_bytes(private.private_bytes(pem, pkcs8, plain))
+    files[1].write_bytes(private.public_key().public_bytes(pem, info))
+    return files
+
+
+def said_of(image: Image, key: str | None) -> Image:
+    envelope = provenance.enveloped(provenance.statement(image, MAKING), key)
+    return msgspec.structs.replace(image, provenance=envelope)
+
+
+def test_a_signature_holds_for_its_key_only(keys: tuple[Path, Path], tmp_path: Path) -> None:
+    """By the key's file or by the key itself, as CIs hand out secrets."""
+    private, public = keys
+    for key in (str(private), private.read_text()):
+        assert len(provenance.verify(said_of(IMAGE, key), public)) == 64
+    _, other = new_keys(tmp_path, "other")
+    with pytest.raises(ProvenanceError, match=r"is not signed by .*other\.pub"):
+        provenance.verify(said_of(IMAGE, str(private)), other)
+
+
+def test_a_signature_is_what_others_verify(keys: tuple[Path, Path], tmp_path: Path) -> None:
+    """DSSE: openssl says the same of the bytes that the protocol names."""
+    private, public = keys
+    envelope = said_of(IMAGE, str(private)).provenance
+    assert envelope is not None
+    payload = base64.b64decode(envelope.payload)
+    signed = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)
+    (tmp_path / "signed").write_bytes(signed)
+    (tmp_path / "sig").write_bytes(base64.b64decode(envelope.signatures[0].sig))
+    command = ["openssl", "pkeyutl", "-verify", "-rawin", "-pubin"]
+    files = [
+        "-inkey",
+        str(public),
+        "-in",
+        str(tmp_path / "signed"),
+        "-sigfile",
+        str(tmp_path / "sig"),
+    ]
+    done = subprocess.run([*command, *files], capture_output=True, text=True, check=True)
+    assert "Verified Successfully" in done.stdout, done.stderr
+
+
+def test_nothing_of_a_signed_statement_can_be_changed(keys: tuple[Path, Path]) -> None:
+    """Neither the statement nor its type."""
+    private, public = keys
+    image = said_of(IMAGE, str(private))
+    assert image.provenance is not None
+    said = json.loads(base64.b64decode(image.provenance.payload))
+    said["predicate"]["runDetails"]["metadata"]["invocationId"] = "https://ci/8"
+    changed = base64.b64encode(json.dumps(said).encode()).decode()
+    for changes in ({"payload": changed}, {"payload_type": "text/plain"}):
+        envelope = msgspec.structs.replace(image.provenance, **changes)
+        with pytest.raises(ProvenanceError, match="is not signed by"):
+            provenance.verify(msgspec.structs.replace(image, provenance=envelope), public)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"digest": DIGEST[:-1] + "0"}, {"key": IMAGE.key[:-1] + "2"}, {"archive": None}]
+)
+def test_a_statement_is_of_its_own_image_only(
+    keys: tuple[Path, Path], changes: dict[str, Any]
+) -> None:
+    """A true one moved to another record is found out."""
+    other = msgspec.structs.replace(said_of(IMAGE, str(keys[0])), **changes)
+    with pytest.raises(ProvenanceError, match="is said of another image"):
+        provenance.verify(other, keys[1])
+
+
+def test_what_is_missing_is_said(keys: tuple[Path, Path]) -> None:
+    """No statement, or no signature: what to do about it."""
+    with pytest.raises(ProvenanceError, match="pytest-ephemeral bake shop --force"):
+        provenance.read(IMAGE)
+    with pytest.raises(ProvenanceError, match=f"is not signed: set {KEY_VARIABLE}"):
+        provenance.verify(said_of(IMAGE, None), keys[1])
+
+
+def test_what_is_no_key_is_a_wrong_configuration(tmp_path: Path) -> None:
+    """Found before the bake; the message holds nothing of what was given."""
+    file = tmp_path / "key.pem"
+    file.write_text("-----BEGIN swordfish-----\n")
+    for key in (str(file), file.read_text(), str(tmp_path / "none")):
+        with pytest.raises(ConfigurationError, match=KEY_VARIABLE) as caught:
+            provenance.check_key({KEY_VARIABLE: key})
+        assert "swordfish" not in str(caught.value)
+    command = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(file)]
+    subprocess.run(command, check=True, timeout=30, capture_output=True)
+    with pytest.raises(ConfigurationError, match="it is no Ed25519 key"):
+        provenance.check_key({KEY_VARIABLE: str(file)})
+
+
+# -- with real bakes -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
+    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
+    with machine_in(tmp_path / "project") as machine:
+        yield machine
+
+
+def test_a_bake_says_what_it_did_and_signs_it(
+    here: Machine, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all of it goes with the image to another machine."""
+    monkeypatch.setenv(KEY_VARIABLE, str(keys[0]))
+    image = here.obtain()
+    assert provenance.verify(image, keys[1])
+    said = provenance.read(image)
+    assert said["subject"][0]["digest"] == {"sha256": image.digest.removeprefix("sha256:")}
+    here.images.export(image, here.folder / "image")
+    here.images.catalog.forget(image)
+    assert provenance.verify(here.images.import_(here.folder / "image"), keys[1])
+
+
+def test_a_wrong_key_is_found_before_the_bake(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after minutes of it."""
+    monkeypatch.setenv(KEY_VARIABLE, "/nowhere.pem")
+    with pytest.raises(ConfigurationError, match="no key can be read there"):
+        here.obtain()
+    assert not here.baked
+
+
+def test_verify_on_the_command_line(
+    here: Machine,
+    keys: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What was baked, and by whom; then the content is damaged in the store."""
+    monkeypatch.setenv(KEY_VARIABLE, str(keys[0]))
+    image = here.obtain(name="shop")
+    (here.folder / "ephemeral.toml").write_text("")
+    config = ["--config", str(here.folder / "ephemeral.toml")]
+    store = here.images._store
+    monkeypatch.setattr("pytest_ephemeral.project.open_store", lambda *_: store)
+    assert main(["images", "verify", "shop", "--key", str(keys[1]), *config]) == 0
+    assert "is what was baked; signed by" in capsys.readouterr().out
+    assert main(["images", "show", "shop", "--provenance", *config]) == 0
+    assert json.loads(capsys.readouterr().out) == provenance.read(image)
+    assert image.archive is not None
+    blob = next(Path(store.url).rglob(image.archive.removeprefix("sha256:")))
+    blob.chmod(0o600)
+    blob.write_bytes(blob.read_bytes()[:-1])
+    assert main(["images", "verify", "shop", *config]) == ImageChangedError.exit_status
+    assert "is now sha256:" in capsys.readouterr().err
