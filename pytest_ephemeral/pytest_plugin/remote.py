@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Client, Connection, Listener
@@ -40,11 +38,11 @@ class Server:
         self.authkey = secrets.token_bytes(32)
         self._broker = broker
         self._closing = False
-        self._folder = None if sys.platform == "linux" else tempfile.mkdtemp(prefix="ephemeral-")
-        # Linux has names for sockets that leave no file behind, however this process ends.
-        name = f"\0pytest-ephemeral-{secrets.token_hex(8)}"
-        self.address = f"{self._folder}/s" if self._folder else name
-        self._listener = Listener(self.address, "AF_UNIX", backlog=64, authkey=self.authkey)
+        # Linux has names for sockets that leave no file behind, however this process ends;
+        # elsewhere the standard library chooses.
+        name = f"\0pytest-ephemeral-{secrets.token_hex(8)}" if sys.platform == "linux" else None
+        self._listener = Listener(name, backlog=64, authkey=self.authkey)
+        self.address: Any = self._listener.address
         self._thread = threading.Thread(target=self._accept, name="ephemeral broker", daemon=True)
         self._thread.start()
 
@@ -52,11 +50,9 @@ class Server:
         """Take no more workers; those there were have ended."""
         self._closing = True
         with contextlib.suppress(OSError, EOFError, AuthenticationError):
-            Client(self.address, "AF_UNIX", authkey=self.authkey).close()  # wakes the acceptor
+            Client(self.address, authkey=self.authkey).close()  # wakes the acceptor
         self._thread.join(1)
         self._listener.close()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _accept(self) -> None:
         while not self._closing:
@@ -98,7 +94,7 @@ class Server:
 class RemoteDesk:
     """A worker's side of the broker."""
 
-    def __init__(self, address: str, authkey: bytes) -> None:
+    def __init__(self, address: Any, authkey: bytes) -> None:
         self._address = address
         self._authkey = authkey
         self._connection: Connection[Any, Any] | None = None
@@ -157,7 +153,7 @@ class RemoteDesk:
 
     def _connect(self) -> Connection[Any, Any]:
         if self._connection is None:
-            self._connection = Client(self._address, "AF_UNIX", authkey=self._authkey)
+            self._connection = Client(self._address, authkey=self._authkey)
         return self._connection
 
     def _receive(self, connection: Connection[Any, Any]) -> tuple[bool, Any]:
