@@ -99,6 +99,7 @@ class Lifecycle:
     _image_locks: dict[str, threading.Lock] = field(default_factory=dict)
     _images: dict[str, Image] = field(default_factory=dict)
     _watchdog: watchdog.Watchdog | None = None
+    _left: set[str] = field(default_factory=set)
 
     # -- up ------------------------------------------------------------------------------
 
@@ -338,14 +339,32 @@ class Lifecycle:
             self._emit("environment_stopped", environment=environment, outcome="leaked")
             raise
         seconds = time.monotonic() - started
+        if environment.id in self._left:
+            return seconds  # that was told already
         self.say(Progress(environment.id, "destroyed", seconds=seconds))
         self._emit("environment_stopped", environment=environment, outcome=outcome)
         return seconds
 
+    def leave(self, environment: Environment, *, outcome: str = "destroyed") -> bool:
+        """Let the watchdog finish a removal that is going on in another thread.
+
+        What the engine of a provider takes its time for (an address, a bridge) is nothing that
+        people should wait for. Its record stays until it is done, and longer if it fails.
+
+        Returns:
+            Whether there is a watchdog that will; if not, the removal has to be waited for.
+        """
+        if self._watchdog is None or providers.load(environment.provider).guards_itself:
+            return False
+        self._left.add(environment.id)
+        self.say(Progress(environment.id, "destroyed"))
+        self._emit("environment_stopped", environment=environment, outcome=outcome)
+        return True
+
     def close(self) -> None:
         """The run is over and has seen to all it brought up: let the watchdog go."""
         if self._watchdog is not None:
-            self._watchdog.release()
+            self._watchdog.release(sorted(self._left))
             self._watchdog = None
 
     # -- what both need ----------------------------------------------------------------------

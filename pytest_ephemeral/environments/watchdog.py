@@ -1,8 +1,9 @@
 """A small process that outlives its owner by as long as it takes to clean up after it.
 
 It holds one end of a pipe. When the other end closes without a word, the owner has died, in
-whatever way, and the watchdog reaps what that run brought up. It needs no privileges, no daemon
-and no container. Providers whose environments guard themselves (``guards_itself``) need none;
+whatever way, and the watchdog reaps what that run brought up. An owner that ends well may leave it
+removals that have begun, so that nobody waits for them. It needs no privileges, no daemon and no
+container. Providers whose environments guard themselves (``guards_itself``) need none;
 those only run its ``settle`` to close the record of what they have ended.
 """
 
@@ -32,14 +33,22 @@ class Watchdog:
     process: subprocess.Popen[bytes]
     pipe: IO[bytes]
 
-    def release(self) -> None:
-        """Tell it that all was seen to: it goes away and does nothing."""
+    def release(self, unfinished: Sequence[str] = ()) -> None:
+        """Tell it that all was seen to: it goes away and does nothing more.
+
+        Args:
+            unfinished: The ids of environments whose removal it finishes first. It is not waited
+                for then: what it can't remove stays in the ledger, for reap.
+        """
         with contextlib.suppress(BrokenPipeError):  # it has died: nothing is left to tell
-            self.pipe.write(RELEASED)
+            self.pipe.write("".join(f"{id}\n" for id in unfinished).encode() + RELEASED)
             self.pipe.flush()
         with contextlib.suppress(BrokenPipeError):
             self.pipe.close()
-        self.process.wait()
+        if unfinished:
+            self.process.returncode = 0  # it outlives this process: Popen need not warn of that
+        else:
+            self.process.wait()
 
 
 def start(store_url: str, run: str) -> Watchdog:
@@ -67,7 +76,7 @@ def settle_command(store_url: str, id: str) -> list[str]:
 
 
 def guard(store_url: str, run: str, pipe: IO[bytes]) -> None:
-    """Wait for the owner's word, or its death; after a death, remove what the run brought up.
+    """Wait for the owner's word, or its death; then remove what it left, or all it brought up.
 
     Args:
         store_url: Where the ledger is.
@@ -78,10 +87,13 @@ def guard(store_url: str, run: str, pipe: IO[bytes]) -> None:
     from pytest_ephemeral.errors import EphemeralError
 
     ledger = _ledger(store_url)  # loaded before it is needed, so that only the removing takes time
-    if pipe.read().endswith(RELEASED):
+    told = pipe.read()
+    left = told.removesuffix(RELEASED).decode().split() if told.endswith(RELEASED) else None
+    if left == []:
         return
     for environment in ledger.entries():
-        if environment.owner.run == run and not environment.kept:
+        own = environment.owner.run == run and not environment.kept
+        if own and (left is None or environment.id in left):
             with contextlib.suppress(EphemeralError):  # its record stays, for reap
                 remove(ledger, environment)
 

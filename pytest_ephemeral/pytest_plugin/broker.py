@@ -26,6 +26,9 @@ PARALLEL: Final = 4
 #: Seconds that the end of a run waits for what is still coming up; its guard ends it otherwise.
 GRACE: Final = 2.0
 
+#: Seconds that the end of a run waits for what is being destroyed, if that goes on without it.
+PATIENCE: Final = 0.08
+
 #: Seconds between two looks at what a waiting test could show.
 TICK: Final = 0.1
 
@@ -84,6 +87,9 @@ class Keeper(Protocol):
 
     def end(self, environment: Environment, *, failed: bool) -> Fate:
         """Destroy or keep it. Never raises: what went wrong is its fate."""
+
+    def leaves(self, environment: Environment) -> bool:
+        """Let what is being destroyed be finished without this process, if that can be."""
 
     def cancel(self) -> None:
         """Hurry: nothing that is still coming up is wanted."""
@@ -286,6 +292,8 @@ class Broker:
         self._keeper.cancel()
         with self._changed:
             self._changed.wait_for(lambda: not self._launching, GRACE)
+            if not self._changed.wait_for(lambda: not self._ending, PATIENCE):
+                self._leave()
             self._changed.wait_for(lambda: not self._ending)
 
     # -- with the lock held --------------------------------------------------------------------
@@ -382,6 +390,15 @@ class Broker:
         self._spare.discard(entry)
         self._in_background(self._finish, entry)
 
+    def _leave(self) -> None:
+        """Don't wait for those whose end is seen to without this process."""
+        for entry in list(self._ending):
+            if entry.environment is not None and self._keeper.leaves(entry.environment):
+                entry.fate = Fate("destroyed", PATIENCE)
+                entry.seconds["destroy"] = PATIENCE
+                entry.state = "ended"
+                self._ending.discard(entry)
+
     def _tell(self, entry: Entry) -> str:
         """A problem: all of it the first time, one line from then on."""
         source = entry
@@ -444,6 +461,8 @@ class Broker:
         except BaseException:  # noqa: BLE001 - a leak must be told, whatever it came from
             fate = Fate("leaked", detail=traceback.format_exc())
         with self._changed:
+            if entry.state == "ended":
+                return  # it was left, and has come to its end all the same
             entry.fate = fate
             entry.problem = entry.problem or fate.died
             if fate.word == "destroyed":

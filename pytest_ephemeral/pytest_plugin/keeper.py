@@ -76,6 +76,10 @@ class RunKeeper:
             return Fate("leaked", detail=str(error), died=died)
         return Fate("destroyed", seconds, died=died)
 
+    def leaves(self, environment: Environment) -> bool:
+        """See ``Keeper``."""
+        return self._lifecycle.leave(environment)
+
     def cancel(self) -> None:
         """See ``Keeper``."""
         self._lifecycle.cancelled.set()
@@ -113,6 +117,10 @@ class AttachedKeeper:
     def end(self, environment: Environment, *, failed: bool) -> Fate:  # noqa: ARG002
         """See ``Keeper``."""
         return Fate("attached", died=self.died(environment))
+
+    def leaves(self, environment: Environment) -> bool:  # noqa: ARG002
+        """See ``Keeper``."""
+        return False
 
     def cancel(self) -> None:
         """See ``Keeper``."""

@@ -37,6 +37,9 @@ lifecycle = Lifecycle(project, Hooks(), run=sys.argv[2])
 ups = [lifecycle.bring_up(Template(name="staging", provider="folders")) for _ in range(2)]
 if "keep" in sys.argv:
     lifecycle.keep(ups[0].environment)
+if "leave" in sys.argv:
+    lifecycle.leave(ups[0].environment)
+    lifecycle.close()
 if "close" in sys.argv:
     lifecycle.close()
 print("up", flush=True)
@@ -139,3 +142,16 @@ def test_a_released_watchdog_does_nothing(
     process.wait()
 
     assert len(list(folders.iterdir())) == 2
+
+
+def test_a_watchdog_finishes_what_it_was_left(
+    owner: Callable[..., subprocess.Popen[bytes]], folders: Path, tmp_path: Path
+) -> None:
+    """That, and nothing else, while its owner is still there."""
+    process = owner("leave")
+
+    assert until(lambda: len(list(folders.iterdir())) == 1)
+    (remaining,) = folders.iterdir()
+    ledger = Ledger(DirectoryStore(tmp_path / "store"))
+    assert until(lambda: [one.id for one in ledger.entries()] == [remaining.name])
+    assert process.poll() is None

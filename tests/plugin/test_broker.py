@@ -28,6 +28,9 @@ class Notes:
         self.failing: dict[str, Exception] = {}
         self.dead: dict[str, str] = {}
         self.cancelled = False
+        self.left: list[str] = []
+        self.ending = threading.Event()
+        self.ending.set()
         self._lock = threading.Lock()
 
     def bring_up(self, key):
@@ -60,8 +63,13 @@ class Notes:
         return False
 
     def end(self, environment, *, failed):
+        self.ending.wait(10)
         self.ended.append(environment.id)
         return Fate("destroyed", 0.1, died=self.died(environment))
+
+    def leaves(self, environment):
+        self.left.append(environment.id)
+        return True
 
     def cancel(self):
         self.cancelled = True
@@ -244,3 +252,14 @@ def test_over_a_socket(broker, notes):
         server.close()
     with pytest.raises(LaunchError, match="workers of the same machine"):
         RemoteDesk(server.address, server.authkey).lease(session("a"))
+
+
+def test_the_end_of_a_run_does_not_wait_for_what_goes_on_without_it(broker, notes):
+    """What takes its time is left to whoever finishes it, and counts as destroyed."""
+    environment = broker.lease(session("a"), "main")
+    notes.ending.clear()
+    broker.close()
+    assert notes.left == [environment.id]
+    assert broker.entries[0].fate.word == "destroyed"
+    notes.ending.set()
+    assert eventually(lambda: notes.ended == [environment.id], 5)

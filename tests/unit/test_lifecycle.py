@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -376,11 +377,49 @@ def test_providers_that_do_not_guard_themselves_get_a_watchdog_first(
     def start(store_url: str, run: str) -> SimpleNamespace:
         assert provider.calls == []
         started.append(run)
-        return SimpleNamespace(release=lambda: started.append("released"))
+        return SimpleNamespace(release=lambda left: started.append(f"released {left}"))
 
     monkeypatch.setattr(watchdog, "start", start)
     for _ in range(2):
         lifecycle.destroy(lifecycle.bring_up(TEMPLATE).environment)
     lifecycle.close()
 
-    assert started == ["run1", "released"]
+    assert started == ["run1", "released []"]
+
+
+def test_a_removal_that_takes_its_time_is_left_to_the_watchdog(
+    lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is told once, and its record stays until it is done."""
+    provider.guards_itself = False
+    released: list[list[str]] = []
+    watching = SimpleNamespace(release=released.append)
+    monkeypatch.setattr(watchdog, "start", lambda store_url, run: watching)
+    environment = lifecycle.bring_up(TEMPLATE).environment
+    going_on, go_on = threading.Event(), threading.Event()
+
+    def slowly(call: str, id: str) -> None:
+        if call == "destroy":
+            going_on.set()
+            go_on.wait(20)
+
+    provider.before = slowly
+    destroying = threading.Thread(target=lifecycle.destroy, args=[environment])
+    destroying.start()
+    assert going_on.wait(20)
+
+    assert lifecycle.leave(environment)
+    assert lifecycle.project.ledger.get(environment.id).state == "destroying"
+    go_on.set()
+    destroying.join(20)
+    lifecycle.close()
+
+    assert released == [[environment.id]]
+    assert [event for event, _ in lifecycle.hooks.heard].count("environment_stopped") == 1
+
+
+def test_nothing_is_left_to_a_watchdog_that_is_not_there(
+    lifecycle: Lifecycle, provider: Scripted
+) -> None:
+    """What guards itself has none: its removal is waited for."""
+    assert not lifecycle.leave(lifecycle.bring_up(TEMPLATE).environment)
