@@ -110,7 +110,8 @@ class Workshop:
         wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
         subprocess.run([*wheel, folder, SHOP], check=True)
         variables = {
-            **os.environ,
+            # An installed package has its bytecode; a checkout has it after the first round.
+            **{name: os.environ[name] for name in os.environ if name != "PYTHONDONTWRITEBYTECODE"},
             "PYTEST_EPHEMERAL_STATE": str(folder / "state"),
             "PYTEST_EPHEMERAL_PREFIX_ROOT": str(prefixes),
         }
