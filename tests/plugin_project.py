@@ -16,6 +16,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+#: Plugins that only a few tests need; every pytest inside pytest would import them anew.
+WITHOUT = " ".join(
+    f"-p no:{name}" for name in ("playwright", "allure_pytest", "html", "html_fixtures", "metadata")
+)
+
 #: Starts in a few milliseconds: it imports next to nothing.
 APPLICATION = """\
 import os, socket, sys
@@ -204,5 +209,5 @@ def make_project(
     prefixes.mkdir(mode=0o755, exist_ok=True)
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(state))
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(prefixes))
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    monkeypatch.setenv("PYTEST_ADDOPTS", WITHOUT)
     return PluginProject(folder, state)

@@ -87,9 +87,13 @@ def test_junit_xml_says_which_environment_each_test_used(
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
 def test_pytest_html_and_allure_get_links(
-    project: PluginProject, pytester: pytest.Pytester, workers: tuple[str, ...]
+    project: PluginProject,
+    pytester: pytest.Pytester,
+    workers: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One for each environment a test used."""
+    monkeypatch.delenv("PYTEST_ADDOPTS")
     project.write(test_it=TESTS)
     arguments = [
         "--html=h.html",

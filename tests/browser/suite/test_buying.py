@@ -1,0 +1,35 @@
+"""Somebody buys tea, with a browser."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+
+def test_tea_is_bought_and_packed(page: Page) -> None:
+    """From the shelf to the packing room; the page is found without a word about where."""
+    page.goto("/")
+    expect(page.get_by_role("listitem")).to_have_count(8)
+    page.get_by_role("link", name=re.compile("Assam")).click()
+    page.get_by_label("Your name").fill("Ada <b>")
+    page.get_by_label("How many").fill("2")
+    page.get_by_role("button", name="Order").click()
+    expect(page.get_by_role("heading")).to_contain_text("Thank you, Ada <b>.")
+    expect(page.locator("tr.total")).to_contain_text("19.00")
+
+
+def test_the_address_is_the_environments(page: Page, base_url: str, ephemeral_url: str) -> None:
+    """Its own address of this machine."""
+    assert base_url == ephemeral_url
+    page.goto("healthz")
+    assert page.url == f"{ephemeral_url}healthz"
+    assert page.evaluate("location.origin") + "/" == ephemeral_url
+
+
+@pytest.mark.ephemeral_env("staging-german")
+def test_another_shop_is_another_address(page: Page, ephemeral_env_module) -> None:
+    """A test that names another template goes there by itself."""
+    page.goto(ephemeral_env_module.url)
+    expect(page).to_have_title(re.compile("Der Teeschrank"))
