@@ -21,6 +21,7 @@ from pytest_ephemeral.errors import (
     RecordExistsError,
     RecordMissingError,
     StoreError,
+    UnavailableError,
 )
 from pytest_ephemeral.models import Model, Owner, decode, encode
 from pytest_ephemeral.store import Store, Versioned
@@ -89,8 +90,8 @@ class _Held:
                 self._version = self._store.replace(self._path, encode(claim), self._version)
             except RecordConflictError:
                 return  # it was taken over: this machine was asleep
-            except StoreError:
-                continue  # the store may be back before the claim is void
+            except (StoreError, UnavailableError):
+                continue  # store or credentials may be back before the claim is void
             self._claim = claim
 
     def release(self) -> None:

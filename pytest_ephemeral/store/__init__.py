@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.errors import ConfigurationError, StoreError
 
 
 class Versioned(NamedTuple):
@@ -81,8 +81,29 @@ def open_store(url: str, root: Path) -> Store:
     Raises:
         ConfigurationError: No store is of that kind.
     """
+    if url.startswith("s3://"):
+        from pytest_ephemeral.store.s3 import S3Store
+
+        return S3Store(url)
     if "://" not in url:
         from pytest_ephemeral.store.directory import DirectoryStore
 
         return DirectoryStore(root / url)
-    raise ConfigurationError(f"no store is of the kind {url!r}: give a folder")
+    raise ConfigurationError(
+        f"no store is of the kind {url!r}: give a folder, or s3://bucket/prefix"
+    )
+
+
+def parts_of(path: str) -> list[str]:
+    """The parts of a path, in whichever kind of store.
+
+    Raises:
+        StoreError: It would lead out of the store, or to a name the store needs itself.
+    """
+    parts = path.split("/")
+    if "\0" in path or "\\" in path or any(not part or part.startswith(".") for part in parts):
+        raise StoreError(
+            f"{path!r} can't be a path in a store: its parts may not be empty, begin with "
+            "a dot or hold a backslash"
+        )
+    return parts

@@ -22,7 +22,7 @@ from pytest_ephemeral.errors import (
     RecordMissingError,
     StoreError,
 )
-from pytest_ephemeral.store import Versioned
+from pytest_ephemeral.store import Versioned, parts_of
 
 _LOCK: Final = ".lock"
 _DAY: Final = 86400.0
@@ -123,13 +123,7 @@ class DirectoryStore:
         Raises:
             StoreError: It would lead out of the store, or to a name the store needs itself.
         """
-        parts = path.split("/")
-        if "\0" in path or "\\" in path or any(not part or part.startswith(".") for part in parts):
-            raise StoreError(
-                f"{path!r} can't be a path in a store: its parts may not be empty, begin with "
-                "a dot or hold a backslash"
-            )
-        return self.folder.joinpath(*parts)
+        return self.folder.joinpath(*parts_of(path))
 
     @contextmanager
     def _locked(self, path: str) -> Iterator[None]:

@@ -1,0 +1,53 @@
+"""Stores and repositories of every kind, for the suites that all of them pass."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stores.s3_server import Server, serving
+
+from pytest_ephemeral import aws
+from pytest_ephemeral.store import Store, open_store
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """One S3 for all tests of a process."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    """That S3, as this process and those that it starts are configured to use it."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server.url,
+        "AWS_ACCESS_KEY_ID": "AKIATEST",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return s3_server
+
+
+@pytest.fixture
+def bucket(s3: Server) -> str:
+    """The name of a bucket that is this test's alone."""
+    name = f"test-{secrets.token_hex(8)}"
+    aws.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(params=["directory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A store of each kind."""
+    if request.param == "directory":
+        return open_store("store", tmp_path)
+    return open_store(f"s3://{request.getfixturevalue('bucket')}/team/shop", tmp_path)

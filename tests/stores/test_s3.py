@@ -1,0 +1,276 @@
+"""The S3 store when S3, the network or the credentials are not as they should be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pytest_ephemeral import aws
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    RecordConflictError,
+    RecordExistsError,
+    StoreError,
+    UnavailableError,
+)
+from pytest_ephemeral.store.s3 import S3Store
+
+MEBIBYTE = 1 << 20
+
+
+@pytest.fixture
+def store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    return S3Store(f"s3://{bucket}/team/shop")
+
+
+# -- answers that are lost, cut off or put off ----------------------------------------------
+
+
+def test_a_created_record_whose_answer_was_lost_was_created(store, s3):
+    """boto3 sends it again, S3 says that it is there already: by this very request."""
+    s3.fail("lost", method="PUT", part="environments/a")
+    version = store.create("environments/a", b"mine")
+    assert store.read("environments/a") == (b"mine", version)
+
+
+def test_a_replaced_record_whose_answer_was_lost_was_replaced(store, s3):
+    """By the one that is told so, who goes on with the new version."""
+    first = store.create("a", b"one")
+    s3.fail("lost", method="PUT", part="/a?")
+    second = store.replace("a", b"two", first)
+    assert store.read("a") == (b"two", second)
+
+
+def test_the_same_content_from_someone_else_is_not_mine(store, s3):
+    """Two who count from 5 to 6 are two: what was written is known by its writer, not its bytes."""
+    first = store.create("a", b"5")
+    store.replace("a", b"6", first)
+    with pytest.raises(RecordConflictError):
+        store.replace("a", b"6", first)
+    with pytest.raises(RecordExistsError):
+        store.create("a", b"6")
+
+
+def test_writers_that_are_told_to_come_again_do(store, s3):
+    """S3 answers 409 when another conditional write is under way."""
+    s3.fail("409 ConditionalRequestConflict", method="PUT", part="/a?", times=3)
+    store.create("a", b"one")
+    assert store.read("a").data == b"one"
+
+
+def test_a_busy_s3_is_asked_again(store, s3):
+    """By boto3, within its attempts."""
+    s3.fail("503 SlowDown", method="PUT", part="/a?", times=2)
+    store.create("a", b"one")
+    s3.fail("503 SlowDown", method="GET", part="/a?", times=2)
+    assert store.read("a").data == b"one"
+
+
+def test_a_record_that_breaks_off_is_read_again(store, s3):
+    """Half of one is never handed out."""
+    store.create("a", b"0123456789")
+    s3.fail("cut", method="GET", part="/a?")
+    assert store.read("a").data == b"0123456789"
+
+
+def test_a_record_damaged_on_its_way_is_not_written(store, s3):
+    """S3 holds it against its SHA-256."""
+    s3.fail("damaged", method="PUT", part="/a?")
+    with pytest.raises(StoreError, match="BadDigest"):
+        store.create("a", b"one")
+    assert not store.has("a")
+
+
+# -- blobs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "part"), [(MEBIBYTE, "/blob?"), (20 * MEBIBYTE, "partNumber=2")])
+def test_a_blob_damaged_on_its_way_in_is_not_there(store, s3, tmp_path, size, part):
+    """Neither a small one, nor one of which a part was damaged."""
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * size)
+    s3.fail("damaged", method="PUT", part=part)
+    with pytest.raises(StoreError, match="BadDigest"):
+        store.upload("images/blob", source)
+    assert not store.has("images/blob")
+    uploads = aws.client("s3").list_multipart_uploads(Bucket=store.bucket)
+    assert "Uploads" not in uploads
+
+
+def test_a_blob_that_is_not_what_was_uploaded_is_refused(store, tmp_path):
+    """Naming it and both digests; no file is left of it."""
+    source = tmp_path / "source"
+    source.write_bytes(b"content")
+    store.upload("images/blob", source)
+    kept = aws.client("s3").head_object(Bucket=store.bucket, Key="team/shop/images/blob")
+    aws.client("s3").put_object(
+        Bucket=store.bucket,
+        Key="team/shop/images/blob",
+        Body=b"contenT",
+        Metadata=kept["Metadata"],
+    )
+    with pytest.raises(StoreError, match=r"images/blob .* is not what was put there") as caught:
+        store.download("images/blob", tmp_path / "back" / "blob")
+    assert str(caught.value).count("sha256:") == 2
+    assert not list((tmp_path / "back").iterdir())
+
+
+def test_a_blob_that_breaks_off_is_fetched_again(store, s3, tmp_path):
+    """All of it or nothing."""
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * MEBIBYTE)
+    store.upload("images/blob", source)
+    s3.fail("cut", method="GET", part="/blob")
+    store.download("images/blob", tmp_path / "back")
+    assert tmp_path.joinpath("back").read_bytes() == source.read_bytes()
+
+
+# -- many records --------------------------------------------------------------------------
+
+
+def test_lists_of_more_than_a_page_are_whole(store):
+    """S3 lists a thousand at a time."""
+    names = [f"many/{number:04}" for number in range(1001)]
+    client = aws.client("s3")
+    for name in names:
+        client.put_object(Bucket=store.bucket, Key=f"team/shop/{name}", Body=b"")
+    assert list(store.paths("many")) == names
+
+
+def test_a_folder_made_in_the_console_is_no_record(store):
+    """It is an object whose name ends in a slash."""
+    store.create("catalog/a", b"")
+    aws.client("s3").put_object(Bucket=store.bucket, Key="team/shop/catalog/", Body=b"")
+    assert list(store.paths("catalog")) == ["catalog/a"]
+
+
+# -- what can be wrong with it ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://", "s3:///x", "s3://Bucket", "s3://a_b/x", "s3://bucket/x?y"]
+)
+def test_a_url_without_a_bucket_is_a_configuration_error(url):
+    """And says what one looks like."""
+    with pytest.raises(ConfigurationError, match="s3://BUCKET/PREFIX"):
+        S3Store(url)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/a/b/"])
+def test_a_slash_at_the_end_means_nothing(url):
+    """One store has one URL."""
+    assert S3Store(url).url == url.rstrip("/")
+
+
+def test_a_missing_bucket_is_named_with_what_makes_it(s3):
+    """In one line, whatever is asked of it."""
+    store = S3Store("s3://not-there/x")
+    for act in (store.read, store.has, lambda path: list(store.paths(path))):
+        with pytest.raises(StoreError, match=r"no bucket 'not-there'.*aws s3 mb") as caught:
+            act("a")
+        assert "\n" not in str(caught.value)
+
+
+def test_what_these_credentials_may_not_is_said(store, s3):
+    """With the permissions that the store needs."""
+    s3.fail("403 AccessDenied", method="PUT", part="/a?")
+    with pytest.raises(StoreError, match=rf"s3:PutObject .* {store.bucket}/team/shop/\*") as caught:
+        store.create("a", b"")
+    assert "aws sts get-caller-identity" in str(caught.value)
+
+
+def test_expired_credentials_are_said_to_be(store, s3):
+    """In one line, with what renews them."""
+    s3.fail("400 ExpiredToken", method="GET", part="/a?")
+    with pytest.raises(UnavailableError, match="have expired") as caught:
+        store.read("a")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_credentials_are_said_to_be(store, monkeypatch):
+    """With the ways to give some."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(UnavailableError, match=r"no credentials.*AWS_PROFILE"):
+        store.read("a")
+
+
+def test_an_unknown_profile_is_said_to_be(store, monkeypatch):
+    """By its name."""
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    with pytest.raises(UnavailableError, match="no-such-profile"):
+        store.read("a")
+
+
+def test_a_profile_gives_credentials_region_and_endpoint(store, s3, monkeypatch, tmp_path):
+    """As with every program that uses boto3."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile ci]\naws_access_key_id = AKIACI\naws_secret_access_key = secret\n"
+        f"region = eu-west-1\nendpoint_url = {s3.url}\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_PROFILE", "ci")
+    store.create("a", b"one")
+    assert store.read("a").data == b"one"
+
+
+def test_a_role_is_assumed(store, s3, monkeypatch, tmp_path):
+    """With the profile's `role_arn`; boto3 renews it by itself."""
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile base]\naws_access_key_id = AKIABASE\naws_secret_access_key = secret\n"
+        "[profile deploy]\nrole_arn = arn:aws:iam::123456789012:role/deploy\n"
+        "source_profile = base\nregion = eu-west-1\n"
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_PROFILE", "deploy")
+    s3.requests()
+    store.create("a", b"one")
+    assert [target.partition("?")[0] for target in s3.requests()] == [
+        "POST /",  # STS
+        f"PUT /{store.bucket}/team/shop/a",
+    ]
+
+
+def test_an_s3_that_does_not_answer_is_a_store_that_is_away(store, monkeypatch):
+    """It may come back: not a matter of configuration."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(StoreError, match=r"can't read a in the store .*127\.0\.0\.1:9"):
+        store.read("a")
+
+
+def test_without_boto3_the_extra_is_named():
+    """Before anything is done."""
+    code = (
+        "import sys; sys.modules['boto3'] = sys.modules['botocore'] = None\n"
+        "from pytest_ephemeral.errors import UnavailableError\n"
+        "from pytest_ephemeral.store.s3 import S3Store\n"
+        "try: S3Store('s3://bucket')\n"
+        "except UnavailableError as error: print(error)"
+    )
+    assert "pip install 'pytest-ephemeral[aws]'" in _printed(code)
+
+
+def test_opening_asks_nothing_and_loads_nothing():
+    """boto3 takes half a second to load."""
+    code = (
+        "import sys; from pathlib import Path; from pytest_ephemeral.store import open_store\n"
+        "open_store('s3://bucket/x', Path('/')); print('boto3' in sys.modules)"
+    )
+    assert _printed(code) == "False\n"
+
+
+def _printed(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout

@@ -1,0 +1,153 @@
+"""What every store promises, whichever kind it is."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral.errors import (
+    RecordConflictError,
+    RecordExistsError,
+    RecordMissingError,
+    StoreError,
+)
+from pytest_ephemeral.store import open_store
+
+SPAWN = multiprocessing.get_context("spawn")
+PROCESSES = 8
+MEBIBYTE = 1 << 20
+
+
+def test_a_record_is_read_as_it_was_created(store):
+    """Create, read and the version agree."""
+    version = store.create("environments/a.json", b"one")
+    assert store.read("environments/a.json") == (b"one", version)
+    assert store.has("environments/a.json")
+
+
+def test_a_record_is_created_once(store):
+    """The second creator is told, and the first one's record stays."""
+    store.create("a", b"one")
+    with pytest.raises(RecordExistsError, match="already"):
+        store.create("a", b"two")
+    with pytest.raises(RecordExistsError, match="already"):
+        store.create("a", b"one")
+    assert store.read("a").data == b"one"
+
+
+def test_replacing_needs_the_version_that_was_read(store):
+    """A record changed or removed meanwhile is a conflict, and is left as it is."""
+    first = store.create("a", b"one")
+    second = store.replace("a", b"two", first)
+    with pytest.raises(RecordConflictError, match="changed"):
+        store.replace("a", b"three", first)
+    assert store.read("a") == (b"two", second)
+    store.delete("a")
+    with pytest.raises(RecordConflictError, match="removed"):
+        store.replace("a", b"three", second)
+    assert not store.has("a")
+
+
+def test_deleting_what_is_gone_is_no_error(store):
+    """Also in a store that was never written to."""
+    store.delete("never/was")
+
+
+@pytest.mark.parametrize("path", ["a", "folder", "folder/xy"])
+def test_what_is_not_there_is_missing(store, path):
+    """A folder is no record, nor is the beginning of a name."""
+    store.create("folder/xyz", b"")
+    assert not store.has(path)
+    with pytest.raises(RecordMissingError, match="has no"):
+        store.read(path)
+
+
+def test_paths_are_those_of_records(store):
+    """Sorted, from the folder asked for and below, and not from one that is called alike."""
+    for path in ("catalog/shop/2.json", "catalog/shop/1.json", "catalog/shop-x/1.json"):
+        store.create(path, b"{}")
+    assert list(store.paths("catalog/shop")) == ["catalog/shop/1.json", "catalog/shop/2.json"]
+    assert list(store.paths("catalog/")) == sorted(
+        ["catalog/shop/1.json", "catalog/shop/2.json", "catalog/shop-x/1.json"]
+    )
+    assert list(store.paths("nothing")) == []
+    assert len(list(store.paths(""))) == 3
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "", "a//b", ".lock", "a\\b"])
+def test_no_path_leads_out_of_the_store(store, path):
+    """Nor to the names it needs itself."""
+    for act in (store.read, store.has, store.delete, lambda path: store.create(path, b"")):
+        with pytest.raises(StoreError, match="can't be a path"):
+            act(path)
+
+
+@pytest.mark.parametrize("size", [0, 3, 20 * MEBIBYTE], ids=["nothing", "small", "in parts"])
+def test_a_blob_comes_back_and_the_first_stays(store, tmp_path, size):
+    """Byte for byte; uploading under a path that is taken changes nothing."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_bytes(b"0123456789abcdef" * (size // 16) + b"x" * (size % 16))
+    second.write_bytes(b"other")
+    store.upload("images/x", first)
+    store.upload("images/x", second)
+    store.download("images/x", tmp_path / "back" / "file")
+    assert (tmp_path / "back" / "file").read_bytes() == first.read_bytes()
+    assert [path.name for path in (tmp_path / "back").iterdir()] == ["file"]
+
+
+def test_a_blob_that_is_not_there_leaves_no_file(store, tmp_path):
+    """Nor a half-written one."""
+    with pytest.raises(RecordMissingError):
+        store.download("images/y", tmp_path / "back" / "no")
+    assert not list(tmp_path.glob("back/*"))
+
+
+def test_its_url_opens_the_same_store_from_any_folder(store):
+    """As the watchdog does, which is told no more than that."""
+    store.create("a", b"one")
+    again = open_store(store.url, Path("/"))
+    assert again.url == store.url
+    assert again.read("a") == store.read("a")
+
+
+def test_of_many_creators_one_wins(store):
+    """Between processes, again and again."""
+    with SPAWN.Pool(PROCESSES) as pool:
+        won = pool.map(_creates_each, [store.url] * PROCESSES, chunksize=1)
+    for number in range(10):
+        winners = [process for process in won if number in process]
+        assert len(winners) == 1
+
+
+def test_no_update_is_lost(store):
+    """Processes that count up by compare-and-swap count every step."""
+    store.create("counter", b"0")
+    with SPAWN.Pool(PROCESSES) as pool:
+        pool.map(_counts_to_10, [store.url] * PROCESSES, chunksize=1)
+    assert store.read("counter").data == str(10 * PROCESSES).encode()
+
+
+def _creates_each(url: str) -> list[int]:
+    """Which of ten records this process has created."""
+    store, won = open_store(url, Path("/")), []
+    for number in range(10):
+        try:
+            store.create(f"the/{number}", b"same")
+        except RecordExistsError:
+            continue
+        won.append(number)
+    return won
+
+
+def _counts_to_10(url: str) -> None:
+    store = open_store(url, Path("/"))
+    for _ in range(10):
+        while True:
+            data, version = store.read("counter")
+            try:
+                store.replace("counter", str(int(data) + 1).encode(), version)
+            except RecordConflictError:
+                continue
+            break
