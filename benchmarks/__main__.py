@@ -21,8 +21,8 @@ from pytest_ephemeral import hookspecs
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.project import Project
 
-NO_PLUGIN = ("-p", "no:ephemeral")
-NO_XDIST = ("-p", "no:xdist")
+PLUGIN = ("-p", "pytest_ephemeral.pytest_plugin.plugin")
+FOUR_WORKERS = ("-p", "xdist", "-n4")
 
 
 class Row(NamedTuple):
@@ -80,8 +80,8 @@ def idle(workshop: Workshop, rounds: int) -> Row:
     """A run that wants no environment: with the plugin, over one with the plugin disabled."""
 
     def measure() -> tuple[float, float]:
-        base = workshop.pytest("idle", *NO_XDIST, *NO_PLUGIN)
-        return base, workshop.pytest("idle", *NO_XDIST)
+        base = workshop.pytest("idle")
+        return base, workshop.pytest("idle", *PLUGIN)
 
     base, ours, over = compare(measure, rounds, difference)
     return Row("pytest without --ephemeral-env", base, ours, over * 1000, 10, "ms over")
@@ -107,12 +107,9 @@ def two_tests(workshop: Workshop, application: Application, rounds: int) -> Row:
 
     def measure() -> tuple[float, float]:
         with started(application) as start:
-            bare = workshop.pytest("bare/two", *NO_XDIST, *NO_PLUGIN, BENCH_URL=application.url)
+            bare = workshop.pytest("bare/two", BENCH_URL=application.url)
         ours = workshop.pytest(
-            "ephemeral/two",
-            *NO_XDIST,
-            "--ephemeral-env",
-            f"--ephemeral-template={application.name}",
+            "ephemeral/two", *PLUGIN, "--ephemeral-env", f"--ephemeral-template={application.name}"
         )
         return start + bare, ours
 
@@ -125,9 +122,13 @@ def four_workers(workshop: Workshop, application: Application, rounds: int) -> R
 
     def measure() -> tuple[float, float]:
         with started(application):
-            bare = workshop.pytest("bare/many", "-n4", *NO_PLUGIN, BENCH_URL=application.url)
+            bare = workshop.pytest("bare/many", *FOUR_WORKERS, BENCH_URL=application.url)
         ours = workshop.pytest(
-            "ephemeral/many", "-n4", "--ephemeral-env", f"--ephemeral-template={application.name}"
+            "ephemeral/many",
+            *FOUR_WORKERS,
+            *PLUGIN,
+            "--ephemeral-env",
+            f"--ephemeral-template={application.name}",
         )
         return bare, ours
 

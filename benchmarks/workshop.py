@@ -112,6 +112,8 @@ class Workshop:
         variables = {
             # An installed package has its bytecode; a checkout has it after the first round.
             **{name: os.environ[name] for name in os.environ if name != "PYTHONDONTWRITEBYTECODE"},
+            # Plugins that neither side needs would only add noise.
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "PYTEST_EPHEMERAL_STATE": str(folder / "state"),
             "PYTEST_EPHEMERAL_PREFIX_ROOT": str(prefixes),
         }
@@ -119,12 +121,9 @@ class Workshop:
 
     def pytest(self, *arguments: str, **variables: str) -> float:
         """Run pytest in a process of its own, and say how many seconds that took."""
-        # Plugins that neither side needs would only add noise.
-        others = ["randomly", "hypothesispytest", "rerunfailures", "timeout", "cacheprovider"]
-        switches = [word for name in others for word in ("-p", f"no:{name}")]
         started = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *switches, *arguments],
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
             cwd=self.folder,
             env={**self.variables, **variables},
             capture_output=True,
