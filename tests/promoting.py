@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from pytest_ephemeral import labels, machine, providers
@@ -33,6 +34,7 @@ from pytest_ephemeral.models import (
     Template,
 )
 from pytest_ephemeral.promotion import dns
+from pytest_ephemeral.promotion.journal import Journal
 from pytest_ephemeral.promotion.moving import Times
 from pytest_ephemeral.promotion.switch import Switch
 from pytest_ephemeral.providers import Owned, Status
@@ -209,6 +211,11 @@ class Stage:
     def marked(self) -> list[str]:
         """Who is believed to be production."""
         return [one.id for one in self.ledger.entries() if one.production]
+
+    def give_up(self) -> None:
+        """Make what is under way that of a process which is dead."""
+        left = Journal(self.project.store, "production")
+        left.note(owner=msgspec.structs.replace(left.run.owner, started="long ago"))
 
     def addresses(self) -> list[str]:
         """Where clients are sent."""

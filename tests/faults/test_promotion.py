@@ -269,7 +269,7 @@ def test_one_that_was_only_suspended_withdraws(stage: Stage) -> None:
     def late(old: Any, new: Any) -> str:
         """Between its look at the journal and its update, all this happens."""
         suspended.backend.swap = real  # type: ignore[method-assign]
-        _dead(stage)
+        stage.give_up()
         stage.switch().rollback()
         return real(old, new)
 
@@ -281,12 +281,6 @@ def test_one_that_was_only_suspended_withdraws(stage: Stage) -> None:
 
     assert check_promises(stage) == "v1"
     assert stage.marked() == ["v1"]
-
-
-def _dead(stage: Stage) -> None:
-    """Make the unfinished run that of a process which is gone."""
-    mine = Journal(stage.project.store, "production")
-    mine.note(owner=msgspec.structs.replace(mine.run.owner, started="1"))
 
 
 @pytest.mark.parametrize(
@@ -311,7 +305,7 @@ def test_a_store_that_is_lost_stops_everything(
 
     monkeypatch.setattr(stage.project.store, "replace", real)
     check_promises(stage)
-    _dead(stage)
+    stage.give_up()
     stage.switch().promote("v2")
     assert check_promises(stage) == "v2"
 
@@ -386,7 +380,7 @@ def test_taking_back_that_fails_is_said_and_gone_on_with(
 
     file.rmdir()
     (stage.folder / "kept").rename(file)
-    _dead(stage)
+    stage.give_up()
     with pytest.raises(PromotionError, match="what it was before"):
         stage.switch().promote("v2")
     assert check_promises(stage) == "v1"

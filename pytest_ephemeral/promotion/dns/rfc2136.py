@@ -206,9 +206,15 @@ class Rfc2136:
             raise DnsError(
                 f"{_shown(server)} does not take the key {key and key.name}: {error}"
             ) from error
+        except dns.tsig.BadSignature as error:
+            raise DnsError(f"the answer of {_shown(server)} is signed with another key") from error
         except dns.exception.Timeout as error:
             raise DnsUnavailableError(
                 f"{_shown(server)} did not answer within {TIMEOUT:g} s"
+            ) from error
+        except dns.exception.FormError as error:
+            raise DnsUnavailableError(
+                f"an answer came that {_shown(server)} has not signed, or that is broken: {error}"
             ) from error
         except (dns.exception.DNSException, OSError, EOFError) as error:
             raise DnsUnavailableError(f"{_shown(server)} can't be asked: {error}") from error

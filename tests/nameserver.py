@@ -1,0 +1,213 @@
+"""Real name servers for tests: BIND on loopback, a primary and a secondary, unprivileged."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import socketserver
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import dns.message
+import dns.query
+import dns.rdatatype
+from promoting import BLOCK, free_port
+from waiting import until
+
+ZONE = "example.test"
+#: Where clients find the two. BIND itself listens only on addresses that an interface has, so
+#: each stands on a port of its own of 127.0.0.1, and a relay hands on what comes to these.
+PRIMARY, SECONDARY = f"127.78.{BLOCK}.1", f"127.78.{BLOCK}.2"
+
+OPTIONS = """
+include "{folder}/key"; include "{folder}/reader";
+controls {{ }};
+options {{
+  directory "{folder}"; pid-file "{folder}/pid"; session-keyfile "{folder}/session.key";
+  listen-on port {own} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }};
+  recursion no; dnssec-validation no; allow-transfer {{ any; }}; allow-notify {{ any; }};
+  notify-delay 0; serial-query-rate 1000;
+}};
+"""
+PRIMARY_ZONE = """
+zone "{zone}" {{
+  type primary; file "zone"; allow-update {{ key "promote"; }};
+  notify explicit; also-notify {{ 127.0.0.1 port {second}; }};
+}};
+"""
+SECONDARY_ZONE = """
+zone "{zone}" {{ type secondary; file "copy"; primaries {{ 127.0.0.1 port {first}; }}; }};
+"""
+RECORDS = """\
+$TTL 60
+@ SOA ns1 hostmaster 1 60 1 3600 1
+@ NS ns1
+@ NS ns2
+ns1 A {primary}
+ns2 A {secondary}
+old 300 A 127.9.9.9
+"""
+
+
+class Nameserver:
+    """The zone's primary, its secondary, and the key that may change it."""
+
+    def __init__(self, folder: Path, port: int, own_port: int) -> None:
+        self.folder = folder
+        self.port = port
+        self.own_port = own_port
+        #: The key that may change the zone, and one that may not.
+        self.key = folder / "primary" / "key"
+        self.reader = folder / "primary" / "reader"
+        self.address = f"{PRIMARY}:{port}"
+
+    def ask(self, name: str, kind: str = "A", server: str = PRIMARY) -> tuple[list[str], int]:
+        """What a server says to a client: the values, and how long to remember them."""
+        query = dns.message.make_query(f"{name}.", kind)
+        answer = dns.query.udp(query, server, port=self.port, timeout=5)
+        for rrset in answer.answer:
+            if rrset.rdtype == dns.rdatatype.from_text(kind):
+                return sorted(str(value) for value in rrset), rrset.ttl
+        return [], 0
+
+    def update(self, *commands: str) -> None:
+        """Change the zone as anyone with the key could: with BIND's own ``nsupdate``."""
+        script = "\n".join([f"server {PRIMARY} {self.port}", f"zone {ZONE}", *commands, "send", ""])
+        subprocess.run(
+            ["nsupdate", "-k", self.key], input=script, text=True, check=True, capture_output=True
+        )
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Nameserver]:
+    """Both servers, answering."""
+    port, first, second = (free_port(PRIMARY, SECONDARY, "127.0.0.1") for _ in range(3))
+    made = Nameserver(folder, port, first)
+    words = {"primary": PRIMARY, "secondary": SECONDARY, "first": first, "second": second}
+    with ExitStack() as stack:
+        for name, address, own, zone in (
+            ("primary", PRIMARY, first, PRIMARY_ZONE),
+            ("secondary", SECONDARY, second, SECONDARY_ZONE),
+        ):
+            place = folder / name
+            place.mkdir()
+            for key, owner in (("key", "promote"), ("reader", "reader")):
+                made_key = subprocess.run(["tsig-keygen", owner], check=True, capture_output=True)
+                (place / key).write_bytes(made_key.stdout)
+            (place / "zone").write_text(RECORDS.format(**words))
+            text = OPTIONS.format(folder=place, own=own) + zone.format(zone=ZONE, **words)
+            (place / "named.conf").write_text(text)
+            stack.enter_context(_named(place))
+            until(lambda own=own: _listens("127.0.0.1", own))
+            stack.callback(Relay(address, port, own).stop)
+            until(lambda address=address: made.ask(f"ns1.{ZONE}", server=address)[0])
+        yield made
+
+
+def _listens(address: str, port: int) -> bool:
+    socket.create_connection((address, port)).close()
+    return True
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    program = shutil.which("named") or "/usr/sbin/named"
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [program, "-g", "-n", "1", "-c", folder / "named.conf"], stdout=log, stderr=log
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+#: What a relay does to one message: the answer for the client, or None for none.
+Fault = Callable[[bytes, Callable[[bytes], bytes]], bytes | None]
+
+
+class Relay:
+    """Stands before a name server, hands everything on, and spoils what it is told to."""
+
+    def __init__(self, host: str, port: int, there: int) -> None:
+        self._there = ("127.0.0.1", there)
+        self.fault: Fault | None = None
+        relay = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                head = self.rfile.read(2)
+                if len(head) < 2:
+                    return
+                message = self.rfile.read(struct.unpack("!H", head)[0])
+                if (answer := relay._answered(message)) is not None:
+                    self.wfile.write(struct.pack("!H", len(answer)) + answer)
+
+        class DatagramHandler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                message, back = self.request
+                if (answer := relay._answered(message)) is not None:
+                    back.sendto(answer, self.client_address)
+
+        self.address = f"{host}:{port}"
+        self._servers: list[Any] = [
+            socketserver.ThreadingTCPServer((host, port), Handler),
+            socketserver.ThreadingUDPServer((host, port), DatagramHandler),
+        ]
+        self._threads = [
+            threading.Thread(target=server.serve_forever, args=(0.01,)) for server in self._servers
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        for server, thread in zip(self._servers, self._threads, strict=True):
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    def _answered(self, message: bytes) -> bytes | None:
+        return self._pass(message) if self.fault is None else self.fault(message, self._pass)
+
+    def _pass(self, message: bytes) -> bytes:
+        with socket.create_connection(self._there, timeout=5) as there:
+            there.sendall(struct.pack("!H", len(message)) + message)
+            with there.makefile("rb") as answer:
+                return answer.read(struct.unpack("!H", answer.read(2))[0])
+
+
+def is_update(message: bytes) -> bool:
+    """Whether a message wants to change something (RFC 2136, 2.2: opcode 5)."""
+    return message[2] >> 3 & 15 == 5
+
+
+def answering(code: int, *, only_updates: bool = True) -> Fault:
+    """A fault: answer with that code, and do nothing."""
+
+    def fault(message: bytes, on: Callable[[bytes], bytes]) -> bytes | None:
+        if only_updates and not is_update(message):
+            return on(message)
+        flags = bytes([message[2] | 0x80, message[3] & 0xF0 | code])
+        return message[:2] + flags + bytes(8)
+
+    return fault
+
+
+def losing(count: int) -> Fault:
+    """A fault: do what is asked, and lose the answer to so many updates."""
+    left = [count]
+
+    def fault(message: bytes, on: Callable[[bytes], bytes]) -> bytes | None:
+        answer = on(message)
+        if is_update(message) and left[0] > 0:
+            left[0] -= 1
+            return None
+        return answer
+
+    return fault

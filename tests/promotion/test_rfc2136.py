@@ -1,0 +1,400 @@
+"""Dynamic updates, against BIND: every step seen by asking the servers."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from nameserver import PRIMARY, SECONDARY, ZONE, Nameserver, Relay, answering, losing, running
+from promoting import V1, V2, Site, Stage, free_port
+from waiting import until
+
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    DnsError,
+    DnsUnavailableError,
+    NameChangedError,
+    PromotionError,
+)
+from pytest_ephemeral.models import Duration, Promotion
+from pytest_ephemeral.promotion import dns
+from pytest_ephemeral.promotion.dns import Record, rfc2136
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def nameserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nameserver]:
+    """BIND, primary and secondary."""
+    if not (shutil.which("named") or Path("/usr/sbin/named").exists()):
+        pytest.skip("BIND is not installed: apt-get install bind9 bind9-dnsutils")
+    with running(tmp_path_factory.mktemp("bind")) as made:
+        yield made
+
+
+@pytest.fixture
+def name() -> str:
+    """A name of the zone that no other test uses."""
+    return f"shop-{next(_numbers)}.{ZONE}"
+
+
+@pytest.fixture
+def relay(nameserver: Nameserver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    """Something between us and BIND that can go wrong, and little patience with it."""
+    monkeypatch.setattr(rfc2136, "TIMEOUT", 0.4)
+    made = Relay("127.0.0.1", free_port("127.0.0.1"), nameserver.own_port)
+    yield made
+    made.stop()
+
+
+def promotion(nameserver: Nameserver, name: str, **changes: Any) -> Promotion:
+    settings = {
+        "name": "production",
+        "dns": "rfc2136",
+        "zone": ZONE,
+        "record": name,
+        "server": nameserver.address,
+        "key": str(nameserver.key),
+    }
+    return Promotion(**{**settings, **changes})
+
+
+def backend(nameserver: Nameserver, name: str, **changes: Any) -> Any:
+    return dns.load(promotion(nameserver, name, **changes), Path("/"))
+
+
+A = Record(kind="A", ttl=5, values=["127.1.1.1"])
+B = Record(kind="A", ttl=7, values=["127.2.2.2"])
+SIX = Record(kind="AAAA", ttl=5, values=["2001:db8::1"])
+ALIAS = Record(kind="CNAME", ttl=5, values=["elsewhere.example.org"])
+
+
+def test_a_name_is_created_moved_and_removed(nameserver: Nameserver, name: str) -> None:
+    """Clients see each at once, by the primary's word."""
+    zone = backend(nameserver, name)
+    assert zone.read() == []
+
+    zone.swap([], [A])
+    assert nameserver.ask(name) == (["127.1.1.1"], 5)
+    zone.swap([A], [B])
+    assert nameserver.ask(name) == (["127.2.2.2"], 7)
+    assert zone.addresses() == ["127.2.2.2"]
+    zone.swap([B], [])
+    assert nameserver.ask(name) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [([A], [SIX]), ([A], [ALIAS]), ([ALIAS], [A]), ([A, SIX], [B]), ([A], [B, SIX])]
+)
+def test_one_type_gives_way_to_another(
+    nameserver: Nameserver, name: str, old: list[Record], new: list[Record]
+) -> None:
+    """In one update: beside a CNAME nothing may be, at no moment."""
+    zone = backend(nameserver, name)
+    zone.swap([], old)
+
+    zone.swap(old, new)
+
+    assert zone.read() == new
+
+
+@pytest.mark.parametrize("wrong", [[], [B], [SIX], [A, SIX], [ALIAS]])
+def test_what_is_not_there_is_not_replaced(
+    nameserver: Nameserver, name: str, wrong: list[Record]
+) -> None:
+    """The server itself holds it against the zone, and changes nothing; what is there is shown."""
+    zone = backend(nameserver, name)
+    zone.swap([], [A])
+
+    with pytest.raises(NameChangedError, match=r"it is A 5s 127\.1\.1\.1 by"):
+        zone.swap(wrong, [B])
+
+    assert nameserver.ask(name) == (["127.1.1.1"], 5)
+
+
+def test_all_authoritative_servers_are_asked(nameserver: Nameserver, name: str) -> None:
+    """Those that the zone names, at the addresses the zone gives; the secondary has it later."""
+    zone = backend(nameserver, name)
+
+    zone.swap([], [A])
+
+    until(lambda: not zone.lagging([A], ""))
+    assert nameserver.ask(name, server=SECONDARY) == (["127.1.1.1"], 5)
+    behind = zone.lagging([B], "")
+    assert f"ns1.{ZONE} ({PRIMARY}:{nameserver.port}: A 5s 127.1.1.1)" in behind
+    assert f"ns2.{ZONE} ({SECONDARY}:{nameserver.port}: A 5s 127.1.1.1)" in behind
+
+
+def test_the_servers_can_be_said(nameserver: Nameserver, name: str) -> None:
+    """Where those that the zone names can't be reached from here."""
+    zone = backend(nameserver, name, servers=[nameserver.address, "127.78.0.99:1"])
+    zone.swap([], [A])
+
+    assert "127.78.0.99:1" in zone.lagging([A], "")
+
+
+def test_a_wrong_key_is_refused(nameserver: Nameserver, name: str, tmp_path: Path) -> None:
+    """And the message says which key."""
+    other = tmp_path / "other.key"
+    other.write_text(nameserver.key.read_text().replace("promote", "nobody"))
+
+    with pytest.raises(DnsError, match="does not take the key nobody"):
+        backend(nameserver, name, key=str(other)).swap([], [A])
+
+
+def test_no_key_is_refused(nameserver: Nameserver, name: str) -> None:
+    """Anyone may look; nobody may change."""
+    zone = backend(nameserver, name, key=None)
+    assert zone.read() == []
+
+    with pytest.raises(DnsError, match=r"REFUSED.*is `key` the one"):
+        zone.swap([], [A])
+
+
+def test_a_clock_that_differs_is_said(
+    nameserver: Nameserver, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signature is good for five minutes."""
+    import time
+
+    monkeypatch.setattr("dns.message.time.time", lambda now=time.time: now() - 3600)
+
+    with pytest.raises(DnsError, match="the clocks differ"):
+        backend(nameserver, name).swap([], [A])
+
+
+@pytest.mark.parametrize("form", ["file", "hmac-sha256:promote:{secret}", "promote:{secret}"])
+def test_the_key_can_be_in_a_variable(
+    nameserver: Nameserver, name: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tsig-keygen writes it, or as nsupdate -y takes it."""
+    text = nameserver.key.read_text()
+    secret = text.partition('secret "')[2].partition('"')[0]
+    monkeypatch.setenv("SHOP_KEY", text if form == "file" else form.format(secret=secret))
+
+    backend(nameserver, name, key="{env:SHOP_KEY}").swap([], [A])
+
+    assert nameserver.ask(name)[0] == ["127.1.1.1"]
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", 'key "a" { secret "%%"; };', "a:b:c:d"])
+def test_what_is_no_key_is_said(nameserver: Nameserver, tmp_path: Path, text: str) -> None:
+    """Before anything is asked; the secret is not shown."""
+    (tmp_path / "key").write_text(text)
+
+    with pytest.raises(ConfigurationError, match=r"production\.key: no TSIG key"):
+        backend(nameserver, f"a.{ZONE}", key=str(tmp_path / "key"))
+    with pytest.raises(ConfigurationError, match="can't be read"):
+        backend(nameserver, f"a.{ZONE}", key=str(tmp_path / "none"))
+
+
+def test_a_name_outside_of_its_zone_is_said(nameserver: Nameserver) -> None:
+    """Before anything is asked."""
+    with pytest.raises(ConfigurationError, match=r"shop\.other\.test is not in the zone"):
+        backend(nameserver, "shop.other.test")
+
+
+def test_the_zones_own_name_can_not_be_an_alias(nameserver: Nameserver) -> None:
+    """DNS does not allow it, and servers would ignore it silently."""
+    with pytest.raises(DnsError, match="the zone's own name"):
+        backend(nameserver, ZONE).pointing_to("elsewhere.example.org", 5, [])
+
+
+def test_a_server_that_does_not_speak_for_the_zone_is_said(nameserver: Nameserver) -> None:
+    """A resolver would answer from memory."""
+    zone = backend(nameserver, "shop.other.test", zone="other.test")
+
+    with pytest.raises(DnsError):
+        zone.read()
+
+
+def test_nobody_there(name: str, nameserver: Nameserver) -> None:
+    """A server that is down may come back."""
+    with pytest.raises(DnsUnavailableError):
+        backend(nameserver, name, server="127.78.0.98:1").read()
+
+
+# -- a whole promotion ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def production(
+    make_stage: Callable[..., Stage], nameserver: Nameserver, name: str
+) -> Callable[..., Stage]:
+    """Makes a project whose production name is served by BIND."""
+
+    def make(**changes: Any) -> Stage:
+        settings = {
+            "dns": "rfc2136",
+            "zone": ZONE,
+            "record": name,
+            "server": nameserver.address,
+            "servers": [],
+            "key": str(nameserver.key),
+            "record_ttl": Duration(1),
+        }
+        return make_stage(**{**settings, **changes})
+
+    return make
+
+
+def test_promotion_and_rollback_are_seen_by_asking(
+    production: Callable[..., Stage], nameserver: Nameserver, name: str
+) -> None:
+    """At each step, both servers say what they should."""
+    stage = production()
+    stage.switch().promote("v1")
+    assert nameserver.ask(name) == ([V1], 1)
+    assert nameserver.ask(name, server=SECONDARY) == ([V1], 1)
+    seen = {}
+
+    def look(point: str) -> None:
+        answers = [nameserver.ask(name, server=server)[0] for server in (PRIMARY, SECONDARY)]
+        seen[point] = answers
+
+    stage.switch(at=look).promote("v2")
+
+    assert seen["switch: begun"] == [[V1], [V1]]
+    assert seen["switch: moved"][0] == [V2]
+    assert seen["verify: begun"] == [[V2], [V2]]
+    stage.switch().rollback()
+    assert nameserver.ask(name, server=SECONDARY) == ([V1], 1)
+
+
+def test_an_old_record_with_a_long_time_to_live_is_shortened_first(
+    production: Callable[..., Stage], nameserver: Nameserver, name: str
+) -> None:
+    """Both servers say the old address with the short time, before the name moves."""
+    nameserver.update(f"update add {name} 2 A 127.9.9.9")
+    stage = production()
+    seen = {}
+
+    def look(point: str) -> None:
+        seen[point] = [nameserver.ask(name, server=each) for each in (PRIMARY, SECONDARY)]
+
+    stage.switch(at=look).promote("v1")
+
+    assert seen["lower-ttl: begun"][0] == (["127.9.9.9"], 2)
+    assert seen["lower-ttl: done"] == [(["127.9.9.9"], 1)] * 2
+    assert nameserver.ask(name) == ([V1], 1)
+
+
+def test_what_nsupdate_has_changed_meanwhile_is_left_alone(
+    production: Callable[..., Stage], nameserver: Nameserver, name: str
+) -> None:
+    """Someone else's update is not undone, and is shown."""
+    stage = production()
+    stage.switch().promote("v1")
+
+    def meddle(point: str) -> None:
+        if point == "switch: begun":
+            nameserver.update(f"update delete {name} A", f"update add {name} 9 A 127.9.9.9")
+
+    with pytest.raises(PromotionError, match=r"it is A 9s 127\.9\.9\.9 by"):
+        stage.switch(at=meddle).promote("v2")
+
+    assert nameserver.ask(name) == (["127.9.9.9"], 9)
+
+
+def test_a_server_that_refuses_means_going_back(
+    production: Callable[..., Stage], nameserver: Nameserver, name: str
+) -> None:
+    """A key that may not is refused at once: the name stays, and v2 gets its expiry back."""
+    stage = production()
+    stage.switch().promote("v1")
+    powerless = msgspec.structs.replace(stage.promotion, key=str(nameserver.reader))
+
+    with pytest.raises(PromotionError, match=f"{nameserver.address} answered REFUSED"):
+        stage.switch(promotion=powerless).promote("v2")
+
+    assert nameserver.ask(name)[0] == [V1]
+    assert stage.get("v2").expires_at is not None
+
+
+def test_an_answer_that_nobody_has_signed_is_not_believed(
+    production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
+) -> None:
+    """Anyone could have sent it: neither a yes nor a no."""
+    stage = production(server=relay.address, servers=[nameserver.address])
+    stage.switch().promote("v1")
+    relay.fault = answering(5)
+
+    with pytest.raises(PromotionError, match="has not signed"):
+        stage.switch().promote("v2")
+
+    assert nameserver.ask(name)[0] == [V1]
+
+
+def test_a_server_that_fails_for_a_moment_is_asked_again(
+    production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
+) -> None:
+    """SERVFAIL is not final."""
+    stage = production(server=relay.address, servers=[nameserver.address])
+    failing, count = answering(2), itertools.count()
+    relay.fault = lambda message, on: (
+        failing(message, on) if next(count) in {1, 5, 6} else on(message)
+    )
+
+    stage.switch().promote("v1")
+
+    assert nameserver.ask(name)[0] == [V1]
+
+
+def test_an_answer_that_is_lost_is_not_believed_lost(
+    production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
+) -> None:
+    """The update was done: asked again, that is seen."""
+    stage = production(server=relay.address, servers=[nameserver.address])
+    stage.switch().promote("v1")
+    relay.fault = losing(1)
+
+    stage.switch().promote("v2")
+
+    assert nameserver.ask(name)[0] == [V2]
+
+
+def test_a_server_that_stays_silent_means_both_stay_up(
+    production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
+) -> None:
+    """Whether the name has moved can't be told, so nothing may end; later it is taken back."""
+    stage = production(server=relay.address, servers=[nameserver.address])
+    stage.switch().promote("v1")
+    switch = stage.switch()
+
+    def silence(point: str) -> None:
+        if point == "switch: begun":
+            relay.fault = lambda *_: None
+
+    switch.at = silence
+    with pytest.raises(DnsUnavailableError, match="did not answer") as caught:
+        switch.promote("v2")
+
+    assert "Run the same again" in "".join(caught.value.__notes__)
+    assert stage.get("v1").expires_at is None
+    assert stage.get("v2").expires_at is None
+    relay.fault = None
+    stage.give_up()
+    with pytest.raises(PromotionError, match="what it was before"):
+        stage.switch().promote("v2")
+    assert nameserver.ask(name)[0] == [V1]
+    assert stage.get("v2").expires_at is not None
+
+
+def test_a_failed_verification_puts_the_record_back(
+    production: Callable[..., Stage], nameserver: Nameserver, name: str, served: dict[str, Site]
+) -> None:
+    """On both servers."""
+    stage = production()
+    stage.switch().promote("v1")
+    served["v2"].refuses = name
+
+    with pytest.raises(PromotionError, match="503"):
+        stage.switch().promote("v2")
+
+    assert nameserver.ask(name, server=PRIMARY) == ([V1], 1)
+    assert nameserver.ask(name, server=SECONDARY) == ([V1], 1)
