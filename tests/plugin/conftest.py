@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 
 import pytest
 from plugin_project import PluginProject, make_project
 
 # Loaded here once: what a pytest inside pytest imports is forgotten again with it.
-import pytest_ephemeral.providers.local
-import pytest_ephemeral.pytest_plugin.remote
-import pytest_ephemeral.pytest_plugin.session  # noqa: F401
+for name in ("providers.local", "pytest_plugin.owner", "pytest_plugin.remote"):
+    import_module(f"pytest_ephemeral.{name}")
 
 
 @pytest.fixture
