@@ -88,8 +88,11 @@ class Hosts:
         address, names = _parsed(line)
         if self.name not in names:
             return line
-        others = [name for name in line.partition("#")[0].split()[1:] if plain(name) != self.name]
-        return f"{address}\t{' '.join(others)}\n" if others else None
+        said, mark, comment = line.partition("#")
+        others = [name for name in said.split()[1:] if plain(name) != self.name]
+        if not others:
+            return None
+        return " ".join([address, *others]) + (f" #{comment}" if mark else "\n")
 
     def _replace(self, text: str) -> None:
         try:

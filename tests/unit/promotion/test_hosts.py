@@ -1,0 +1,165 @@
+"""A name in a hosts file: moved whole or not at all, and nothing else touched."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_ephemeral.errors import ConfigurationError, DnsError, NameChangedError
+from pytest_ephemeral.models import Promotion
+from pytest_ephemeral.promotion import dns
+from pytest_ephemeral.promotion.dns import Record
+
+NAME = "shop.example.test"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The file; it is not there yet."""
+    return tmp_path / "etc" / "hosts"
+
+
+@pytest.fixture
+def hosts(file: Path) -> Any:
+    """What moves the name in it."""
+    return dns.load(Promotion(name="p", dns="hosts", record=NAME, file=str(file)), file.parent)
+
+
+def a(*values: str) -> list[Record]:
+    return [Record(kind="A", values=list(values))]
+
+
+def test_a_name_that_is_not_there_yet(hosts: Any, file: Path) -> None:
+    """The file is made, and everyone may read it."""
+    assert hosts.read() == []
+
+    hosts.swap([], a("127.0.0.5"))
+
+    assert file.read_text() == f"127.0.0.5\t{NAME}\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert hosts.addresses() == ["127.0.0.5"]
+    assert hosts.lagging(a("127.0.0.5"), "") == ""
+    assert "A 127.0.0.5" in hosts.lagging(a("127.0.0.6"), "")
+
+
+def test_everything_else_stays_byte_for_byte(hosts: Any, file: Path) -> None:
+    """Comments, other names, blanks, and what is not even text."""
+    before = b"# mine\n\n127.0.0.1\tlocalhost  me\n::1 localhost\n127.0.0.9 SHOP.example.test\n"
+    after = b"\xff\xfe odd\n10.0.0.1 shop.example.test.other not-shop.example.test"
+    file.parent.mkdir()
+    file.write_bytes(before + after)
+
+    hosts.swap(a("127.0.0.9"), a("127.0.0.5"))
+
+    kept = before.replace(b"127.0.0.9 SHOP.example.test\n", b"")
+    assert file.read_bytes() == kept + after + b"\n127.0.0.5\tshop.example.test\n"
+
+
+def test_a_line_that_others_share_keeps_them(hosts: Any, file: Path) -> None:
+    """And its comment."""
+    file.parent.mkdir()
+    file.write_text(f"127.0.0.9 one {NAME} two # both\n127.0.0.9 {NAME} three\n")
+
+    hosts.swap(a("127.0.0.9", "127.0.0.9"), a("127.0.0.5"))
+
+    assert file.read_text() == f"127.0.0.9 one two # both\n127.0.0.9 three\n127.0.0.5\t{NAME}\n"
+
+
+@pytest.mark.parametrize("wrong", [[], a("127.0.0.8"), a("127.0.0.9", "127.0.0.8")])
+def test_what_is_not_there_is_not_replaced(hosts: Any, file: Path, wrong: list[Record]) -> None:
+    """It is shown, and left alone."""
+    hosts.swap([], a("127.0.0.9"))
+    before = file.read_bytes()
+
+    with pytest.raises(NameChangedError, match=r"A 127\.0\.0\.9 there"):
+        hosts.swap(wrong, a("127.0.0.5"))
+
+    assert file.read_bytes() == before
+
+
+def test_both_families(hosts: Any) -> None:
+    """A name may have addresses of both."""
+    both = [Record(kind="A", values=["127.0.0.1"]), Record(kind="AAAA", values=["::1"])]
+
+    hosts.swap([], both)
+
+    assert hosts.read() == both
+    assert hosts.pointing_to("::1", 30, []) == [both[1]]
+
+
+def test_it_holds_no_names(hosts: Any) -> None:
+    """A load balancer's name has no place in it; what has is said."""
+    with pytest.raises(DnsError, match="can only hold addresses"):
+        hosts.pointing_to("balancer.example.org", 30, [])
+
+
+def test_permissions_stay(hosts: Any, file: Path) -> None:
+    """Whatever this process's umask."""
+    hosts.swap([], a("127.0.0.9"))
+    file.chmod(0o640)
+    before = os.umask(0o077)
+    try:
+        hosts.swap(a("127.0.0.9"), a("127.0.0.5"))
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+def test_a_link_is_followed(tmp_path: Path, file: Path) -> None:
+    """The file it leads to changes; it stays a link."""
+    file.parent.mkdir()
+    file.write_text("")
+    link = tmp_path / "link"
+    link.symlink_to(file)
+
+    hosts = dns.load(Promotion(dns="hosts", record=NAME, file="link"), tmp_path)
+    hosts.swap([], a("127.0.0.5"))
+
+    assert link.is_symlink()
+    assert NAME in file.read_text()
+
+
+def test_of_many_at_once_one_wins(hosts: Any) -> None:
+    """Compare and swap is one act."""
+    hosts.swap([], a("127.0.0.1"))
+    won: list[str] = []
+    together = threading.Barrier(8)
+
+    def swap(address: str) -> None:
+        together.wait()
+        try:
+            hosts.swap(a("127.0.0.1"), a(address))
+            won.append(address)
+        except NameChangedError:
+            pass
+
+    threads = [threading.Thread(target=swap, args=(f"127.0.1.{n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(won) == 1
+    assert hosts.addresses() == won
+
+
+def test_a_file_that_can_not_be_read_or_changed_is_said(hosts: Any, file: Path) -> None:
+    """With the file's name."""
+    file.mkdir(parents=True)
+
+    with pytest.raises(DnsError, match="can't be read"):
+        hosts.read()
+
+
+def test_an_unknown_backend_is_answered_with_the_closest(tmp_path: Path) -> None:
+    """As every name is."""
+    with pytest.raises(
+        ConfigurationError, match=r"promotion\.p: no dns 'host'\. Did you mean 'hosts'"
+    ):
+        dns.load(Promotion(name="p", dns="host", record=NAME), tmp_path)
