@@ -57,9 +57,20 @@ class Mover:
     times: Times = field(default_factory=Times)
     _last_beat: float = float("-inf")
 
-    def read(self) -> list[Record]:
-        """What the name says, asked until there is an answer."""
-        return self._patiently(self.backend.read)
+    def patiently(self, act: Callable[[], T]) -> T:
+        """Ask a name server, and ask again when it does not answer.
+
+        Raises:
+            DnsUnavailableError: It did not in all this time.
+        """
+        deadline = self.times.monotonic() + self.times.patience
+        while True:
+            try:
+                return act()
+            except DnsUnavailableError:
+                if self.times.monotonic() >= deadline:
+                    raise
+            self.wait(INTERVAL)
 
     def move(self, old: Sequence[Record], new: Sequence[Record]) -> str:
         """Swap. A server that did not answer is asked again, having looked what it did.
@@ -77,7 +88,7 @@ class Mover:
             done = self.backend.read() == arranged(new)
             return self.backend.swap(new if done else old, new)
 
-        return self._patiently(act)
+        return self.patiently(act)
 
     def settle(self, expected: Sequence[Record], change: str) -> None:
         """Wait until all authoritative servers answer with it.
@@ -141,16 +152,6 @@ class Mover:
         """Give a sign of life; raise if somebody has taken over."""
         self.journal.beat()
         self._last_beat = self.times.monotonic()
-
-    def _patiently(self, act: Callable[[], T]) -> T:
-        deadline = self.times.monotonic() + self.times.patience
-        while True:
-            try:
-                return act()
-            except DnsUnavailableError:
-                if self.times.monotonic() >= deadline:
-                    raise
-            self.wait(INTERVAL)
 
 
 def check_alive(environment: Environment) -> None:

@@ -110,7 +110,8 @@ class Steps:
 
     def _note_old(self) -> str:
         run = self.journal.run
-        old = unchanged(self.promotion, self.backend, self.journal.head, accept=self.accept)
+        now = self._mover().patiently(self.backend.read)
+        old = unchanged(self.promotion, now, self.journal.head, accept=self.accept)
         target = run.target
         if not target.records:
             host = probing.endpoint_of(self.ledger.get(target.environment)).host
@@ -160,7 +161,8 @@ class Steps:
         return "all authoritative servers answer with it"
 
     def _verify(self) -> str:
-        environment, addresses = self._environment(), self.backend.addresses()
+        environment = self._environment()
+        addresses = self._mover().patiently(self.backend.addresses)
         if not addresses:
             raise PromotionError(f"{self.promotion.record} leads to no address")
         where = f"{self.promotion.record} at {', '.join(addresses)}"
@@ -209,7 +211,7 @@ class Steps:
         run, mover = self.journal.run, self._mover()
         if run.old is None:
             return "the name was not touched"
-        now, change = mover.read(), ""
+        now, change = mover.patiently(self.backend.read), ""
         if now not in (run.old, run.lowered, run.target.records):
             return f"someone else has changed {self.promotion.record} to {shown(now)}: left alone"
         if now != run.old:
@@ -241,19 +243,18 @@ class Steps:
         return readiness.DEFAULT_TIMEOUT if verify is None else float(verify.timeout)
 
 
-def unchanged(promotion: Promotion, backend: Backend, head: Head, *, accept: bool) -> list[Record]:
+def unchanged(promotion: Promotion, now: list[Record], head: Head, *, accept: bool) -> list[Record]:
     """What a name says, which must be what the last promotion has made it say.
 
     Args:
         promotion: Whose name.
-        backend: What serves it.
+        now: What it says.
         head: What is known of it.
         accept: Take it as it is, whatever it says.
 
     Raises:
         NameChangedError: Somebody else has changed it; shows both.
     """
-    now = backend.read()
     current = head.current
     if current is None or accept or now == arranged(current.records):
         return now

@@ -116,7 +116,7 @@ class Switch:
         if before is not None and before.environment == environment.id:
             return []
         self._target(environment, journal)
-        old = unchanged(self.promotion, self.backend, journal.head, accept=self.accept)
+        old = unchanged(self.promotion, self.backend.read(), journal.head, accept=self.accept)
         ttl, host = int(self.promotion.record_ttl), probing.endpoint_of(environment).host
         new = self.backend.pointing_to(host, ttl, old)
         longest = max((record.ttl for record in old), default=0)

@@ -1,0 +1,371 @@
+"""Route 53: on moto's server over the wire, and on a stand-in that is as strict as AWS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from promoting import V1, V2, Site, Stage
+from strict_route53 import StrictRoute53
+
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    DnsError,
+    DnsUnavailableError,
+    NameChangedError,
+    PromotionError,
+)
+from pytest_ephemeral.models import Duration, Promotion
+from pytest_ephemeral.promotion import dns
+from pytest_ephemeral.promotion.dns import Record
+from pytest_ephemeral.promotion.switch import Switch
+
+ZONE = "example.test"
+NAME = f"shop.{ZONE}"
+BALANCER = "shop-123.eu-central-1.elb.amazonaws.com"
+ALIAS = {"HostedZoneId": "Z215", "DNSName": f"{BALANCER}.", "EvaluateTargetHealth": False}
+
+A = Record(kind="A", ttl=30, values=["127.1.1.1"])
+B = Record(kind="A", ttl=60, values=["127.2.2.2"])
+SIX = Record(kind="AAAA", ttl=30, values=["2001:db8::1"])
+NAMED = Record(kind="CNAME", ttl=30, values=["elsewhere.example.org"])
+BALANCED = Record(kind="A", rest={"AliasTarget": ALIAS})
+
+
+def promotion(**changes: Any) -> Promotion:
+    return Promotion(
+        **{"name": "production", "dns": "route53", "zone": ZONE, "record": NAME, **changes}
+    )
+
+
+@pytest.fixture
+def strict() -> StrictRoute53:
+    """AWS, as it is where moto is not."""
+    return StrictRoute53(ZONE)
+
+
+@pytest.fixture
+def make_backend(strict: StrictRoute53) -> Callable[..., Any]:
+    """Makes the backend of a promotion, with the strict stand-in behind it."""
+
+    def make(**changes: Any) -> Any:
+        made: Any = dns.load(promotion(**changes), Path("/"))
+        made._client = strict
+        return made
+
+    return make
+
+
+@pytest.fixture
+def backend(make_backend: Callable[..., Any]) -> Any:
+    """The backend of a plain promotion."""
+    return make_backend()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ([A], [B]),
+        ([A], [SIX]),
+        ([A], [NAMED]),
+        ([NAMED], [A]),
+        ([BALANCED], [A]),
+        ([A, SIX], [BALANCED]),
+        ([A], [B, SIX]),
+    ],
+)
+def test_a_name_moves_in_one_batch(
+    backend: Any, strict: StrictRoute53, old: list[Record], new: list[Record]
+) -> None:
+    """Whatever it was, and whatever it becomes."""
+    backend.swap([], old)
+
+    backend.swap(old, new)
+
+    assert backend.read() == new
+    assert strict.batches[-1] == ["DELETE"] * len(old) + ["CREATE"] * len(new)
+    backend.swap(new, old)
+    assert backend.read() == old
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [],
+        [B],
+        [SIX],
+        [Record(kind="A", ttl=31, values=["127.1.1.1"])],
+        [Record(kind="A", ttl=30, values=["127.1.1.1", "127.1.1.2"])],
+        [BALANCED],
+    ],
+)
+def test_what_is_not_there_is_not_replaced(
+    backend: Any, strict: StrictRoute53, wrong: list[Record]
+) -> None:
+    """A DELETE must match in every part, the time to live as well; what is there is shown."""
+    backend.swap([], [A])
+
+    with pytest.raises(NameChangedError, match=r"it is A 30s 127\.1\.1\.1 in Route 53"):
+        backend.swap(wrong, [B])
+
+    assert backend.read() == [A]
+
+
+def test_a_change_is_waited_for_until_all_servers_have_it(backend: Any) -> None:
+    """By Route 53's own word."""
+    change = backend.swap([], [A])
+
+    assert "PENDING" in backend.lagging([A], change)
+    assert backend.lagging([A], change) == ""
+    assert "A 30s" in backend.lagging([B], change)
+
+
+def test_what_the_service_will_not_have_is_no_change_of_someone_else(backend: Any) -> None:
+    """The message is AWS's own."""
+    backend.swap([], [A])
+
+    with pytest.raises(DnsError, match="beside nothing else") as caught:
+        backend.swap([A], [NAMED, SIX])
+
+    assert not isinstance(caught.value, NameChangedError)
+
+
+def test_weighted_records_are_told_apart(
+    make_backend: Callable[..., Any], strict: StrictRoute53
+) -> None:
+    """One of them moves, with its weight; its neighbours stay."""
+    for who, weight in (("blue", 90), ("green", 10)):
+        strict.sets.append(
+            {
+                "Name": f"{NAME}.",
+                "Type": "A",
+                "TTL": 30,
+                "SetIdentifier": who,
+                "Weight": weight,
+                "ResourceRecords": [{"Value": f"127.0.0.{weight}"}],
+            }
+        )
+    with pytest.raises(ConfigurationError, match="set-identifier = one of blue, green"):
+        make_backend().read()
+    backend = make_backend(set_identifier="blue")
+    old = backend.read()
+
+    backend.swap(old, backend.pointing_to("127.2.2.2", 30, old))
+
+    moved = {one["SetIdentifier"]: one for one in strict.sets if "SetIdentifier" in one}
+    assert moved["blue"]["Weight"] == 90
+    assert moved["blue"]["ResourceRecords"] == [{"Value": "127.2.2.2"}]
+    assert moved["green"]["ResourceRecords"] == [{"Value": "127.0.0.10"}]
+    with pytest.raises(DnsError, match="no record with the set identifier 'red'"):
+        make_backend(set_identifier="red").pointing_to("127.2.2.2", 30, [])
+
+
+def test_only_the_names_own_records_are_read(backend: Any, strict: StrictRoute53) -> None:
+    """Not those of its neighbours, nor its other types, over as many pages as there are."""
+    for name, kind in (
+        (f"a.{ZONE}", "A"),
+        (NAME, "TXT"),
+        (NAME, "MX"),
+        (NAME, "AAAA"),
+        (NAME, "A"),
+        (f"x.{NAME}", "A"),
+        (f"zz.{ZONE}", "A"),
+    ):
+        value = {"A": "127.1.1.1", "AAAA": "2001:db8::1"}.get(kind, "x")
+        strict.sets.append(
+            {"Name": f"{name}.", "Type": kind, "TTL": 30, "ResourceRecords": [{"Value": value}]}
+        )
+
+    assert backend.read() == [A, SIX]
+
+
+@pytest.mark.parametrize("code", ["PriorRequestNotComplete", "Throttling", "ServiceUnavailable"])
+def test_what_passes_is_told_from_what_does_not(
+    backend: Any, strict: StrictRoute53, code: str
+) -> None:
+    """The one is asked again, the other is a refusal."""
+    strict.failing = [code]
+    with pytest.raises(DnsUnavailableError):
+        backend.read()
+    strict.failing = ["AccessDenied"]
+    with pytest.raises(DnsError, match="AccessDenied") as caught:
+        backend.read()
+    assert not isinstance(caught.value, DnsUnavailableError)
+
+
+def test_the_zones_own_name_takes_addresses_only(make_backend: Callable[..., Any]) -> None:
+    """And aliases, which are Route 53's own."""
+    backend = make_backend(record=ZONE)
+
+    with pytest.raises(DnsError, match="the zone's own name"):
+        backend.pointing_to("elsewhere.example.org", 30, [])
+    backend.swap([], backend.pointing_to("127.1.1.1", 30, []))
+
+
+def test_addresses_of_an_alias(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client is sent to where the alias leads."""
+    monkeypatch.setattr(
+        "pytest_ephemeral.promotion.dns.route53.resolved", lambda name: [f"addresses of {name}"]
+    )
+    backend.swap([], [BALANCED])
+    assert backend.addresses() == [f"addresses of {BALANCER}."]
+
+
+def test_a_whole_promotion(
+    make_stage: Callable[..., Stage], strict: StrictRoute53, make_backend: Callable[..., Any]
+) -> None:
+    """Lowered, moved, waited for, and back again."""
+    stage = make_stage(dns="route53", zone=ZONE, record=NAME, record_ttl=Duration(1))
+    backend = make_backend()
+    backend.swap([], [Record(kind="A", ttl=2, values=["127.9.9.9"])])
+    strict.failing = ["PriorRequestNotComplete", "Throttling"]  # asked again
+
+    entry = stage.switch(backend=backend).promote("v1")
+    assert entry is not None
+    assert backend.read() == [Record(kind="A", ttl=1, values=[V1])]
+    stage.switch(backend=backend).promote("v2")
+    assert backend.read() == [Record(kind="A", ttl=1, values=[V2])]
+    stage.switch(backend=backend).rollback()
+    assert backend.read() == [Record(kind="A", ttl=1, values=[V1])]
+    assert all(set(batch) <= {"DELETE", "CREATE"} for batch in strict.batches)
+
+
+def test_a_change_id_that_was_lost_is_no_matter(
+    make_stage: Callable[..., Stage],
+    strict: StrictRoute53,
+    make_backend: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed right after the batch, one that changes nothing gets a new id to wait for."""
+    stage = make_stage(dns="route53", zone=ZONE, record=NAME, record_ttl=Duration(1))
+
+    class Dead(BaseException):
+        pass
+
+    def die(point: str) -> None:
+        if point == "switch: moved":
+            raise Dead
+
+    monkeypatch.setattr(Switch, "_take_back", lambda *_: None)  # the dead do nothing
+    with pytest.raises(Dead):
+        stage.switch(backend=make_backend(), at=die).promote("v1")
+    stage.give_up()
+
+    stage.switch(backend=make_backend()).promote("v1")
+
+    assert strict.batches == [["CREATE"], ["DELETE", "CREATE"]]
+
+
+def test_a_failed_verification_goes_back(
+    make_stage: Callable[..., Stage], make_backend: Callable[..., Any], served: dict[str, Site]
+) -> None:
+    """To the exact record, rest and all."""
+    stage = make_stage(dns="route53", zone=ZONE, record=NAME, record_ttl=Duration(1))
+    backend = make_backend()
+    backend.swap([], [BALANCED])
+    served["v1"].refuses = NAME
+
+    with pytest.raises(PromotionError, match="503"):
+        stage.switch(backend=backend).promote("v1")
+
+    assert backend.read() == [BALANCED]
+
+
+# -- over the wire ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """moto's server; its address."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def account(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An account with the zone in it, found as everywhere in boto3; gives the zone's id."""
+    for key, value in {
+        "AWS_ENDPOINT_URL": moto,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "eu-central-1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    client = boto3.client("route53")
+    made = client.create_hosted_zone(Name=ZONE, CallerReference="test")
+    id = made["HostedZone"]["Id"]
+    yield id.rpartition("/")[2]
+    for one in client.list_resource_record_sets(HostedZoneId=id)["ResourceRecordSets"]:
+        if one["Type"] not in {"NS", "SOA"}:
+            change = {"Action": "DELETE", "ResourceRecordSet": one}
+            client.change_resource_record_sets(HostedZoneId=id, ChangeBatch={"Changes": [change]})
+    client.delete_hosted_zone(Id=id)
+    client.close()
+
+
+@pytest.mark.parametrize("by", ["name", "id"])
+def test_over_the_wire(account: str, by: str) -> None:
+    """The zone found by its name or its id; created, moved, in sync."""
+    backend: Any = dns.load(promotion(zone=account if by == "id" else ZONE), Path("/"))
+
+    change = backend.swap([], [A])
+    assert backend.lagging([A], change) == ""
+    backend.swap([A], [NAMED])
+    assert backend.read() == [NAMED]
+    backend.swap([NAMED], [B, SIX])
+
+    assert backend.read() == [B, SIX]
+    assert backend.addresses() == ["127.2.2.2", "2001:db8::1"]
+    with pytest.raises(NameChangedError):
+        backend.swap([A], [B])
+    backend._client.close()
+
+
+def test_no_zone_or_two_over_the_wire(account: str) -> None:
+    """Both are said, with the ids there are."""
+    missing: Any = dns.load(promotion(zone="other.test", record="shop.other.test"), Path("/"))
+    with pytest.raises(ConfigurationError, match="there is none"):
+        missing.read()
+    client = boto3.client("route53")
+    second = client.create_hosted_zone(Name=ZONE, CallerReference="again")["HostedZone"]["Id"]
+    double: Any = dns.load(promotion(), Path("/"))
+    with pytest.raises(ConfigurationError, match=f"there are several: .*{account}"):
+        double.read()
+    client.delete_hosted_zone(Id=second)
+    for each in (client, missing._client, double._client):
+        each.close()
+
+
+def test_a_load_balancer_over_the_wire(account: str) -> None:
+    """An environment whose host is a load balancer's becomes an alias, in the balancer's zone."""
+    ec2, elb = boto3.client("ec2"), boto3.client("elbv2")
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    subnets = [
+        ec2.create_subnet(
+            VpcId=vpc, CidrBlock=f"10.9.{n}.0/24", AvailabilityZone=f"eu-central-1{z}"
+        )
+        for n, z in enumerate("ab")
+    ]
+    made = elb.create_load_balancer(
+        Name="shop", Subnets=[one["Subnet"]["SubnetId"] for one in subnets]
+    )["LoadBalancers"][0]
+    backend: Any = dns.load(promotion(), Path("/"))
+
+    [record] = backend.pointing_to(made["DNSName"], 30, [])
+
+    assert record.kind == "A"
+    assert record.rest["AliasTarget"]["HostedZoneId"] == made["CanonicalHostedZoneId"]
+    backend.swap([], [record])
+    assert backend.read() == [record]
+    with pytest.raises(DnsError, match="no load balancer"):
+        backend.pointing_to(BALANCER, 30, [])
+    elb.delete_load_balancer(LoadBalancerArn=made["LoadBalancerArn"])
+    for each in (ec2, elb, backend._client):
+        each.close()
