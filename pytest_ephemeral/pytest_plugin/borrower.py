@@ -13,9 +13,9 @@ from _pytest.outcomes import Failed  # pytest.fail.Exception, as a class for typ
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.pytest_plugin import links, markers, needs
-from pytest_ephemeral.pytest_plugin.broker import Evidence, Look
 from pytest_ephemeral.pytest_plugin.evidence import section
 from pytest_ephemeral.pytest_plugin.fixtures import LENDER, Spec
+from pytest_ephemeral.pytest_plugin.lending import Evidence, Look
 from pytest_ephemeral.pytest_plugin.needs import Key
 from pytest_ephemeral.pytest_plugin.settings import Settings
 

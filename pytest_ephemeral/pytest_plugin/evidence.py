@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from pytest_ephemeral.pytest_plugin.broker import Evidence
+from pytest_ephemeral.pytest_plugin.lending import Evidence
 from pytest_ephemeral.pytest_plugin.settings import Settings
 
 #: More lines than this of one test's share of the log are cut off at the front.

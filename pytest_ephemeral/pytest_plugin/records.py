@@ -13,7 +13,7 @@ from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.pytest_plugin.broker import Entry
+from pytest_ephemeral.pytest_plugin.lending import Entry
 
 OUTCOMES = ("passed", "failed", "skipped")
 

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.pytest_plugin.broker import Broker, Evidence, Look
+from pytest_ephemeral.pytest_plugin.broker import Broker
+from pytest_ephemeral.pytest_plugin.lending import Evidence, Look
 from pytest_ephemeral.pytest_plugin.needs import Key
 
 #: Seconds between two looks for an answer, so that an interrupt never finds half of one read.

@@ -18,9 +18,10 @@ from pytest_ephemeral.models import Template
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.publishers import Publishing
 from pytest_ephemeral.pytest_plugin import records
-from pytest_ephemeral.pytest_plugin.broker import Broker, Entry
+from pytest_ephemeral.pytest_plugin.broker import Broker
 from pytest_ephemeral.pytest_plugin.dossier import Dossier
 from pytest_ephemeral.pytest_plugin.keeper import RunKeeper, attach
+from pytest_ephemeral.pytest_plugin.lending import Entry
 from pytest_ephemeral.pytest_plugin.progress import Reporter
 from pytest_ephemeral.pytest_plugin.settings import Settings
 

@@ -8,8 +8,8 @@ from typing import Final
 import pytest
 
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.pytest_plugin.broker import Entry
 from pytest_ephemeral.pytest_plugin.evidence import destroy
+from pytest_ephemeral.pytest_plugin.lending import Entry
 from pytest_ephemeral.pytest_plugin.run import Run, leaked, unnoticed
 
 TITLE: Final = "ephemeral environments"
