@@ -1,0 +1,242 @@
+"""The pipelines that the docs show: valid for their CI, and whole when they are run.
+
+No CI is here, but what its runner does is little: it runs each job's commands in order, with the
+variables that the file says, and carries from job to job what commands have left in certain files.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from examples.walkthrough import ROOT, Walk
+
+from pytest_ephemeral.cli import build_parser
+
+PIPELINES = ROOT / "docs" / "how-to" / "pipelines"
+GITHUB = PIPELINES / "github-actions.yml"
+GITLAB = PIPELINES / "gitlab-ci.yml"
+JENKINS = PIPELINES / "Jenkinsfile"
+
+PROMOTION = """
+[promotion.production]
+dns = "hosts"
+record = "shop.test"
+file = "hosts"
+verify = { http = "/healthz" }
+requires = ["acceptance", "approval"]
+drain = "1s"
+"""
+
+#: What the docs promise of a pipeline, in this order.
+STAGES = ["artifact push", "bake", "up", "approval request", "approve", "promote"]
+
+
+# -- as files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments"),
+    [
+        (GITHUB, ["--builtin-schema", "vendor.github-workflows"]),
+        (GITHUB, ["--builtin-schema", "custom.github-workflows-require-timeout"]),
+        (GITLAB, ["--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci"]),
+    ],
+    ids=["github", "github-timeouts", "gitlab"],
+)
+def test_a_pipeline_is_valid_for_its_ci(file: Path, arguments: list[str]) -> None:
+    """By the CI's own schema."""
+    command = [sys.executable, "-m", "check_jsonschema", *arguments, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_jenkinsfile_is_a_declarative_pipeline() -> None:
+    """Its blocks are closed, its strings too, and every stage has steps."""
+    text = re.sub(r"//.*", "", JENKINS.read_text())
+    text = re.sub(r"'''.*?'''|'[^'\n]*'|\"[^\"\n]*\"", "S", text, flags=re.DOTALL)
+    assert not set("'\"") & set(text)
+    depth = 0
+    for letter in text:
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        assert depth >= 0
+    assert depth == 0
+    assert text.strip().startswith("pipeline {")
+    assert text.count("stage(S)") == text.count("steps {") == 7
+    for part in ("agent {", "options {", "triggers {", "environment {", "post {"):
+        assert part in text
+
+
+def test_every_pipeline_cancels_and_reaps_on_a_schedule() -> None:
+    """What a newer push makes useless is ended, and what is left over does not stay."""
+    github, gitlab, jenkins = (
+        yaml.safe_load(GITHUB.read_text()),
+        yaml.safe_load(GITLAB.read_text()),
+        JENKINS.read_text(),
+    )
+    assert github[True]["schedule"]  # YAML 1.1 reads the key `on` so
+    assert "pull_request" in github["concurrency"]["cancel-in-progress"]
+    assert github["jobs"]["reap"]["if"] == "github.event_name == 'schedule'"
+    assert gitlab["workflow"]["auto_cancel"] == {"on_new_commit": "interruptible"}
+    assert gitlab["reap"]["rules"] == [{"if": '$CI_PIPELINE_SOURCE == "schedule"'}]
+    assert "abortPrevious: true" in jenkins
+    assert "cron(" in jenkins
+
+
+# -- run -------------------------------------------------------------------------------------
+
+
+class Project:
+    """A copy of the example that is to be released, on the one machine of all runners."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk = walk
+        self.folder = walk.folder
+        self.commands: list[str] = []
+
+    def run(self, script: str, variables: Mapping[str, str]) -> None:
+        """Run one step's commands."""
+        self.commands += commands_of(script)
+        done = subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", script],
+            cwd=self.folder,
+            env={**self.walk.variables(), "SHOP_KEY": "of-this-test", **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{script}\n{done.stdout}"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """It ends with production running, as it should; that is taken down here."""
+    folder = tmp_path / "shop"
+    ignored = shutil.ignore_patterns("dist", ".ephemeral", "__pycache__")
+    shutil.copytree(ROOT / "examples" / "shop", folder, ignore=ignored)
+    with (folder / "ephemeral.toml").open("a") as configuration:
+        configuration.write(PROMOTION)
+    walk = Walk(folder, tmp_path / "machine")
+    yield Project(walk)
+    walk.run(shlex.join(["pytest-ephemeral", "down", "--production", *walk.left()]))
+    assert walk.left() == []
+
+
+def commands_of(script: str) -> list[str]:
+    """The commands of ours in a script, without what the shell does to them."""
+    joined = re.sub(r"\\\n\s*", " ", script)
+    return re.findall(r"pytest-ephemeral ([^\n|)]+)", joined)
+
+
+def check(project: Project) -> None:
+    """The whole way was gone, every command is one that there is, and a person is on record."""
+    for command in project.commands:
+        build_parser().parse_args(shlex.split(command))
+    ran = [stage for command in project.commands for stage in STAGES if command.startswith(stage)]
+    assert [stage for stage in ran if stage != "reap"] == STAGES
+    done = project.walk.run("pytest-ephemeral history production --json")
+    assert '"anna"' in done.stdout
+    assert "shop.test" in (project.folder / "hosts").read_text()
+
+
+def test_the_pipeline_of_gitlab_releases(project: Project) -> None:
+    """Each job's script, with the variables of the dotenv reports before it."""
+    pipeline = yaml.safe_load(GITLAB.read_text())
+    handed = {"GITLAB_CI": "true", "CI_PIPELINE_ID": "7", "GITLAB_USER_LOGIN": "anna"}
+    for name in ("build", "bake", "acceptance", "candidate", "approve", "promote"):
+        job = pipeline[name]
+        project.run("\n".join(job["script"]), handed)
+        project.run("\n".join(job.get("after_script", [])), handed)
+        if report := job.get("artifacts", {}).get("reports", {}).get("dotenv"):
+            lines = (project.folder / report).read_text().splitlines()
+            handed |= dict(line.split("=", 1) for line in lines)
+    check(project)
+    assert handed["EPHEMERAL_URL"].startswith("http://127.")
+
+
+def test_the_pipeline_of_github_releases(project: Project, tmp_path: Path) -> None:
+    """Each job's steps, with outputs and variables as GitHub carries them; and it is signed."""
+    private = Ed25519PrivateKey.generate()
+    pem = private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode()
+    context = {"secrets.SIGNING_KEY": pem, "secrets.SHOP_KEY": "of-this-test", "github.token": ""}
+    gh = tmp_path / "bin" / "gh"
+    gh.parent.mkdir()
+    gh.write_text("#!/bin/sh\necho anna\n")
+    gh.chmod(0o755)
+    pipeline = yaml.safe_load(GITHUB.read_text())
+    for name in ("build", "bake", "acceptance", "candidate", "promote"):
+        run_job(project, name, pipeline["jobs"][name], context, tmp_path)
+    check(project)
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    (tmp_path / "key.pub").write_bytes(public)
+    verified = project.walk.run(f"pytest-ephemeral images verify shop --key {tmp_path}/key.pub")
+    assert verified.returncode == 0, verified.stdout
+
+
+def run_job(
+    project: Project, name: str, job: Mapping[str, Any], context: dict[str, str], scratch: Path
+) -> None:
+    """What GitHub's runner does with one job."""
+    variables = {
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_REPOSITORY": "anna/shop",
+        "GITHUB_RUN_ID": "7",
+        "PATH": f"{scratch / 'bin'}:{project.walk.variables()['PATH']}",
+        **{key: resolved(value, context) for key, value in job.get("env", {}).items()},
+    }
+    for at, step in enumerate(job["steps"]):
+        if "run" not in step:
+            continue
+        files = {key: scratch / f"{name}-{at}-{key}" for key in ("GITHUB_OUTPUT", "GITHUB_ENV")}
+        for file in files.values():
+            file.touch()
+        own = {key: resolved(value, context) for key, value in step.get("env", {}).items()}
+        project.run(step["run"], {**variables, **{k: str(v) for k, v in files.items()}, **own})
+        variables |= read_commands(files["GITHUB_ENV"])
+        for key, value in read_commands(files["GITHUB_OUTPUT"]).items():
+            context[f"steps.{step.get('id')}.outputs.{key}"] = value
+    for key, value in job.get("outputs", {}).items():
+        context[f"needs.{name}.outputs.{key}"] = resolved(value, context)
+
+
+def resolved(text: str, context: Mapping[str, str]) -> str:
+    """A text with its expressions filled in."""
+    return re.sub(r"\$\{\{ ([\w.-]+) \}\}", lambda found: context[found[1]], text)
+
+
+def read_commands(file: Path) -> dict[str, str]:
+    """What GitHub reads from a file of outputs or variables."""
+    found = re.findall(r"^(\w+)<<(\S+)\n(.*?)\n?\2\n", file.read_text(), re.MULTILINE | re.DOTALL)
+    return {name: value for name, _, value in found}
+
+
+def test_the_pipeline_of_jenkins_releases(project: Project) -> None:
+    """The shell steps of all stages, with what its Groovy reads and asks between them."""
+    text = JENKINS.read_text().partition("stage('Build')")[2].rpartition("\n    post {")[0]
+    variables = {"JENKINS_URL": "https://jenkins", "BUILD_TAG": "shop-7", "APPROVER": "anna"}
+    for long, short in re.findall(r"sh '''(.*?)'''|sh '([^']*)'", text, re.DOTALL):
+        project.run(long or short, variables)
+        file = project.folder / ".ephemeral" / "environments.properties"
+        if file.exists() and "CANDIDATE" not in variables:
+            handed = dict(line.split("=", 1) for line in file.read_text().splitlines())
+            if handed["EPHEMERAL_URL"]:
+                variables["CANDIDATE"] = handed["EPHEMERAL_ENVIRONMENT"]
+    check(project)
