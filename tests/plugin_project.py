@@ -169,8 +169,16 @@ class PluginProject:
 
     def reap(self) -> None:
         """Close the records of environments that ended while they were being destroyed."""
+        self._command("reap")
+
+    def destroy_all(self) -> None:
+        """Destroy what a test has left, kept ones too."""
+        self._command("down", "--all")
+        self._command("reap")
+
+    def _command(self, *arguments: str) -> None:
         program = Path(sys.executable).with_name("pytest-ephemeral")
-        subprocess.run([program, "reap"], cwd=self.folder, check=True, capture_output=True)
+        subprocess.run([program, *arguments], cwd=self.folder, check=True, capture_output=True)
 
 
 def eventually(condition: Callable[[], bool], seconds: float) -> bool:

@@ -154,6 +154,14 @@ class Guard:
         self._process.kill()
         self._ends_within(None)
 
+    def let_go(self) -> None:
+        """Have no more to do with a guard that was told to outlive its owner."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+        # Nobody waits for it any more, and subprocess need not warn that nobody did.
+        self._process.returncode = 0
+
     def _ends_within(self, timeout: float | None) -> bool:
         """Wait for its end: read its report until the pipe closes, and collect its status."""
         reports = self._process.stdout

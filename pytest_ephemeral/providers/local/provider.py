@@ -160,6 +160,8 @@ class LocalProvider(LocalBaker):
     def keep(self, environment: Environment) -> None:
         """The guard looks at its owner no more."""
         guard.keep(environment.id)
+        if held := _held.pop(environment.id, None):
+            held.let_go()
 
     def destroy(self, environment: Environment) -> None:
         """The guard does it; where there is none (any more), what carries its marker is killed."""
