@@ -43,6 +43,10 @@ class ArtifactError(EphemeralError):
     usage = True
 
 
+class UnlistedError(ArtifactError):
+    """This kind of artifact repository can't say what it holds; artifacts are found by name."""
+
+
 class BakeError(EphemeralError):
     """An image could not be baked, or did not verify. Nothing entered the catalog."""
 

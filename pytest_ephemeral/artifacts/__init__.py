@@ -10,7 +10,7 @@ from pytest_ephemeral.models import Artifact
 
 
 class Repository(Protocol):
-    """Where artifacts are kept.
+    """Where artifacts are kept. All methods raise ``StoreError`` when that can't be reached.
 
     Attributes:
         url: What opens the same repository again, from any folder of this machine.
@@ -31,7 +31,11 @@ class Repository(Protocol):
         """
 
     def entries(self) -> list[Artifact]:
-        """All of them, by name and then by the time they were pushed."""
+        """All of them, by name and then by the time they were pushed.
+
+        Raises:
+            UnlistedError: This kind of repository can't say what it holds.
+        """
 
     def find(self, wanted: str, root: Path) -> Artifact:
         """The artifact that a recipe wants.
@@ -59,14 +63,27 @@ def open_repository(url: str, root: Path) -> Repository:
     """The repository at a URL.
 
     Args:
-        url: A folder.
+        url: A folder, ``s3://bucket/prefix``, or where files can be put and got by plain HTTP.
         root: What a relative folder is relative to.
 
     Raises:
-        ConfigurationError: No repository is of that kind.
+        ConfigurationError: No repository is of that kind, or the URL is none.
     """
-    if "://" not in url:
+    kind = url.partition("://")[0] if "://" in url else ""
+    if kind == "s3":
+        from pytest_ephemeral.artifacts.stored import StoredRepository
+        from pytest_ephemeral.store.s3 import S3Store
+
+        return StoredRepository(S3Store(url))
+    if kind in {"http", "https"}:
+        from pytest_ephemeral.artifacts.http import HttpRepository
+
+        return HttpRepository(url)
+    if not kind:
         from pytest_ephemeral.artifacts.directory import DirectoryRepository
 
         return DirectoryRepository(root / url)
-    raise ConfigurationError(f"no artifact repository is of the kind {url!r}: give a folder")
+    raise ConfigurationError(
+        f"no artifact repository is of the kind {url!r}: give a folder, s3://bucket/prefix, or "
+        "https://host/path"
+    )

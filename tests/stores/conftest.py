@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stores import http_server
+from stores.http_server import Files
 from stores.s3_server import Server, serving
 
 from pytest_ephemeral import aws
+from pytest_ephemeral.artifacts import Repository, open_repository
 from pytest_ephemeral.store import Store, open_store
 
 
@@ -51,3 +54,38 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "directory":
         return open_store("store", tmp_path)
     return open_store(f"s3://{request.getfixturevalue('bucket')}/team/shop", tmp_path)
+
+
+@pytest.fixture
+def http(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Files]:
+    """A server where files are put and got, and no credentials for it."""
+    for name in ("USER", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"PYTEST_EPHEMERAL_REPOSITORY_{name}", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with http_server.serving() as files:
+        yield files
+
+
+@pytest.fixture(params=["directory", "s3", "http"])
+def repository(request: pytest.FixtureRequest, tmp_path: Path) -> Repository:
+    """An artifact repository of each kind."""
+    return _repository(request, tmp_path)
+
+
+@pytest.fixture(params=["directory", "s3"])
+def listing(request: pytest.FixtureRequest, tmp_path: Path) -> Repository:
+    """An artifact repository of each kind that can say what it holds."""
+    return _repository(request, tmp_path)
+
+
+def _repository(request: pytest.FixtureRequest, folder: Path) -> Repository:
+    state = str(folder / "state")
+    request.getfixturevalue("monkeypatch").setenv("PYTEST_EPHEMERAL_STATE", state)
+    match request.param:
+        case "s3":
+            url = f"s3://{request.getfixturevalue('bucket')}/artifacts"
+        case "http":
+            url = f"{request.getfixturevalue('http').url}/builds/shop"
+        case _:
+            url = "artifacts"
+    return open_repository(url, folder)

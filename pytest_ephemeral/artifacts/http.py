@@ -1,0 +1,326 @@
+"""An artifact repository on any server where files are put and got: Artifactory, Nexus, WebDAV.
+
+Nothing is asked of the server but GET, HEAD and PUT. As no such server lists its files in a way
+that others share, there is a file more for each artifact, ``digests/HEX.json``, by which its
+digest finds it. All files are written once, so a repository that forbids overwriting will do.
+
+A server that honours ``If-None-Match: *`` decides between two who push at once. With one that
+does not, each looks first and reads back after: who comes second is refused, unless both put
+their entry within the same moment; then the later one stands, and the other one was told that
+its own does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from http import HTTPStatus
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote, urlsplit
+
+from pytest_ephemeral import files
+from pytest_ephemeral.artifacts.stored import SHA256, StoredRepository, blob_path, entry_path
+from pytest_ephemeral.errors import (
+    ArtifactError,
+    ConfigurationError,
+    RecordExistsError,
+    RecordMissingError,
+    StoreError,
+    UnavailableError,
+    UnlistedError,
+)
+from pytest_ephemeral.models import Artifact, encode
+from pytest_ephemeral.store import Versioned, parts_of
+
+if TYPE_CHECKING:
+    from requests import Response, Session
+
+USER: Final = "PYTEST_EPHEMERAL_REPOSITORY_USER"
+PASSWORD: Final = "PYTEST_EPHEMERAL_REPOSITORY_PASSWORD"  # noqa: S105 - a variable's name
+TOKEN: Final = "PYTEST_EPHEMERAL_REPOSITORY_TOKEN"  # noqa: S105 - a variable's name
+
+T = TypeVar("T")
+
+#: To connect, and between two packets of an answer.
+_TIMEOUT: Final = (10.0, 60.0)
+_ATTEMPTS: Final = 4
+_CHUNK: Final = 1 << 20
+
+
+class HttpRepository(StoredRepository):
+    """Artifacts on a server.
+
+    Args:
+        url: Where they are, such as ``https://nexus.example.com/repository/builds/shop``.
+
+    Raises:
+        ConfigurationError: It is no such URL, or holds a password.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._server = HttpKeeper(url)
+        super().__init__(self._server)
+
+    def _keep(self, artifact: Artifact, file: Path) -> Artifact:
+        """Entry last: what has one can be fetched, and be found by its digest."""
+        entry = entry_path(artifact)
+        if self._server.size(entry) and self._server.size(blob_path(artifact)) == artifact.size:
+            raise RecordExistsError(entry)  # its bytes were checked before it was made
+        self._keeper.upload(blob_path(artifact), file)
+        with suppress(RecordExistsError):  # of these bytes under another name or version
+            self._keeper.create(_digest_path(artifact.digest), encode(artifact))
+        self._keeper.create(entry, encode(artifact))
+        return artifact
+
+    def _by_digest(self, wanted: str) -> Artifact:
+        if len(wanted) != len(SHA256) + 64:
+            raise ArtifactError(
+                f"{wanted} is not a whole digest, and {self.url} can't be searched for what begins "
+                f"so: give all 64 digits, or name@version"
+            )
+        try:
+            return self._read(_digest_path(wanted))
+        except RecordMissingError:
+            raise ArtifactError(
+                f"no artifact {wanted} is in the repository {self.url}. "
+                "Push it with `pytest-ephemeral artifact push FILE`"
+            ) from None
+
+
+class HttpKeeper:
+    """Files on a server; see ``Keeper``.
+
+    Args:
+        url: Where they are.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if not parts.hostname or parts.query or parts.fragment:
+            raise ConfigurationError(f"{url!r} is no repository: give https://HOST/PATH")
+        if "@" in parts.netloc:
+            raise ConfigurationError(
+                f"the repository's URL holds a user or password ({parts.hostname}): set {USER} and "
+                f"{PASSWORD}, or {TOKEN}, or write them into ~/.netrc"
+            )
+        self.url = url.rstrip("/")
+
+    def create(self, path: str, data: bytes) -> str:
+        """Create a file that is not there yet."""
+        taken = RecordExistsError(f"{path} is in the repository {self.url} already")
+        if self._head(path) is not None:
+            raise taken
+        answer = self._put(path, data, {"If-None-Match": "*"})
+        try:
+            kept = self.read(path).data
+        except RecordMissingError:
+            raise self._lost(answer, path) from None
+        if kept != data:  # it is the same after a put that was sent twice as its answer was lost
+            raise taken
+        return files.digest_of([data])
+
+    def read(self, path: str) -> Versioned:
+        """Read a file into memory."""
+        data = self._get(path, b"".join)
+        return Versioned(data, files.digest_of([data]))
+
+    def paths(self, prefix: str) -> Iterator[str]:  # noqa: ARG002 - as in other keepers
+        """Nothing says which files there are."""
+        raise UnlistedError(
+            f"the repository {self.url} is reached by plain HTTP, which lists nothing. "
+            "Look with the server's own browser, or name what you want: name@version or a digest"
+        )
+
+    def upload(self, path: str, source: Path) -> None:
+        """Put a file's content there, and make sure that all of it is."""
+        size, digest = source.stat().st_size, files.digest_of(files.chunks(source))
+        if self._holds(path, size, digest):
+            return
+        with source.open("rb") as content:
+            # requests would send nothing at all in chunks, which some servers refuse.
+            checksum = {"X-Checksum-Sha256": digest.removeprefix(SHA256)}
+            answer = self._put(path, content if size else b"", checksum)
+        if not self._holds(path, size, digest):
+            raise self._lost(answer, path)
+
+    def download(self, path: str, destination: Path) -> None:
+        """Write a file's content to a local one, all of it or nothing."""
+        try:
+            self._get(path, lambda content: files.replace(destination, content))
+        except OSError as error:
+            raise StoreError(
+                f"{path} can't be kept on this machine: {destination}: {error.strerror}"
+            ) from error
+
+    def size(self, path: str) -> int | None:
+        """How large a file is, in bytes; None when it is not there, or that is not said."""
+        answer = self._head(path)
+        said = answer.headers.get("Content-Length", "") if answer is not None else ""
+        return int(said) if said.isdecimal() else None
+
+    # -- requests --------------------------------------------------------------------------
+
+    @cached_property
+    def _session(self) -> Session:
+        """One that sends the credentials of the environment, else those of a netrc file."""
+        import requests
+        from requests.adapters import HTTPAdapter
+        from urllib3 import Retry
+
+        session = requests.Session()
+        session.auth = _authorization(os.environ)
+        # A proxy's cache must not say that nothing is there, and gzip would be another file.
+        session.headers.update(
+            {
+                "User-Agent": "pytest-ephemeral",
+                "Cache-Control": "no-cache",
+                "Accept-Encoding": "identity",
+            }
+        )
+        again = Retry(
+            total=_ATTEMPTS - 1,
+            backoff_factor=0.5,
+            status_forcelist=(429, 500, 502, 503, 504),
+            allowed_methods=("GET", "HEAD", "PUT"),
+            raise_on_status=False,
+            respect_retry_after_header=False,  # it may say an hour
+        )
+        session.mount(self.url, HTTPAdapter(max_retries=again))
+        return session
+
+    def _address(self, path: str) -> str:
+        return f"{self.url}/{quote('/'.join(parts_of(path)))}"
+
+    def _put(self, path: str, content: bytes | IO[bytes], headers: dict[str, str]) -> Response:
+        with self._reached():
+            # Followed, a redirect would be got instead of put to.
+            return self._session.put(
+                self._address(path),
+                data=content,
+                headers={"Content-Type": "application/octet-stream", **headers},
+                timeout=_TIMEOUT,
+                allow_redirects=False,
+            )
+
+    def _get(self, path: str, consume: Callable[[Iterator[bytes]], T]) -> T:
+        """Read a file; one that breaks off is read again from its beginning.
+
+        Args:
+            path: Which.
+            consume: Given its content in parts, at each attempt anew.
+
+        Raises:
+            RecordMissingError: It is not there.
+        """
+        from requests.exceptions import ChunkedEncodingError
+
+        with self._reached():
+            for _ in range(_ATTEMPTS - 1):
+                with suppress(ChunkedEncodingError):
+                    return self._got(path, consume)
+            return self._got(path, consume)
+
+    def _got(self, path: str, consume: Callable[[Iterator[bytes]], T]) -> T:
+        with self._session.get(self._address(path), stream=True, timeout=_TIMEOUT) as answer:
+            if answer.status_code == HTTPStatus.NOT_FOUND:
+                raise RecordMissingError(f"the repository {self.url} has no {path}")
+            if answer.status_code != HTTPStatus.OK:
+                raise self._refused(answer, f"read {path}")
+            return consume(answer.iter_content(_CHUNK))
+
+    def _head(self, path: str) -> Response | None:
+        """What is said of a file, without it; None when it is not there."""
+        with self._reached():
+            answer = self._session.head(self._address(path), timeout=_TIMEOUT, allow_redirects=True)
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            return None
+        if answer.status_code != HTTPStatus.OK:
+            raise self._refused(answer, f"read {path}")
+        return answer
+
+    def _holds(self, path: str, size: int, digest: str) -> bool:
+        """Whether a file is there with exactly that content: as the server says, else read."""
+        if (answer := self._head(path)) is None:
+            return False
+        if answer.headers.get("Content-Length", str(size)) != str(size):
+            return False
+        if said := answer.headers.get("X-Checksum-Sha256"):  # Artifactory's own count
+            return f"{SHA256}{said.lower()}" == digest
+        return self._get(path, files.digest_of) == digest
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Turn the network's errors into ours. Neither says anything of the credentials."""
+        import requests
+
+        try:
+            yield
+        except requests.RequestException as error:
+            raise StoreError(
+                f"the artifact repository {self.url} can't be reached: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+
+    def _lost(self, answer: Response, path: str) -> StoreError | UnavailableError:
+        """The error for a put after which a file is not there."""
+        if answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
+            return StoreError(f"{path} did not arrive whole in {self.url}. Push it again")
+        return self._refused(answer, f"write {path}")
+
+    def _refused(self, answer: Response, what: str) -> StoreError | UnavailableError:
+        """The error for an answer that is none of those expected."""
+        said = f"can't {what}: the artifact repository {self.url} answered {answer.status_code}"
+        said = f"{said} {answer.reason or ''}".rstrip()
+        if answer.status_code == HTTPStatus.UNAUTHORIZED:
+            return UnavailableError(
+                f"{said}. Set {USER} and {PASSWORD}, or {TOKEN}, or write them into ~/.netrc"
+            )
+        if answer.status_code == HTTPStatus.FORBIDDEN:
+            return StoreError(f"{said}. Look what these credentials may do there{_words(answer)}")
+        if answer.is_redirect:
+            address = urlsplit(answer.headers["Location"])  # its query may hold a signature
+            where = f"{address.scheme}://{address.netloc}{address.path}"
+            return StoreError(f"{said}: it is at {where} now. Make that the `repository`")
+        return StoreError(f"{said}{_words(answer)}")
+
+
+def _authorization(environ: Mapping[str, str]) -> Callable[[Any], Any] | None:
+    """What puts a header on requests; None to leave them to requests, which looks into netrc.
+
+    Raises:
+        UnavailableError: There is a user without a password.
+    """
+    from requests.auth import HTTPBasicAuth
+
+    if token := environ.get(TOKEN):
+        return _Bearer(token)
+    if not (user := environ.get(USER)):
+        return None
+    if PASSWORD not in environ:
+        raise UnavailableError(f"{USER} is set, and {PASSWORD} is not: set both, or {TOKEN}")
+    return HTTPBasicAuth(user.encode(), environ[PASSWORD].encode())  # as bytes: in UTF-8
+
+
+class _Bearer:
+    """Puts a token on requests: as `auth`, so that a netrc's password does not replace it."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: Any) -> Any:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+def _words(answer: Response) -> str:
+    """What an answer says itself, where it was written for people or programs to read."""
+    if not answer.headers.get("Content-Type", "").startswith(("text/plain", "application/json")):
+        return ""
+    return f": {' '.join(answer.text.split())[:200]}"
+
+
+def _digest_path(digest: str) -> str:
+    return f"digests/{digest.removeprefix(SHA256)}.json"

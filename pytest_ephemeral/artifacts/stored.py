@@ -1,0 +1,248 @@
+"""What all repositories have in common: files and entries by path, in whatever keeps them.
+
+The bytes are ``blobs/sha256/HEX/FILENAME``; what they are called, ``entries/NAME/VERSION.json``.
+Neither ever changes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from pytest_ephemeral import files, machine
+from pytest_ephemeral.artifacts.naming import (
+    check_label,
+    matching_files,
+    name_and_version,
+)
+from pytest_ephemeral.errors import (
+    ArtifactError,
+    RecordExistsError,
+    RecordMissingError,
+    UnlistedError,
+    closest,
+)
+from pytest_ephemeral.models import Artifact, decode, encode
+from pytest_ephemeral.store import Versioned, parts_of
+
+SHA256: Final = "sha256:"
+_MONTH: Final = 30 * 86400.0
+
+
+class Keeper(Protocol):
+    """What a repository needs of whatever keeps its files: of a ``Store``, what adds and reads."""
+
+    url: str
+
+    def create(self, path: str, data: bytes) -> str:
+        """As ``Store.create``."""
+
+    def read(self, path: str) -> Versioned:
+        """As ``Store.read``."""
+
+    def paths(self, prefix: str) -> Iterator[str]:
+        """As ``Store.paths``.
+
+        Raises:
+            UnlistedError: It can't say.
+        """
+
+    def upload(self, path: str, source: Path) -> None:
+        """As ``Store.upload``."""
+
+    def download(self, path: str, destination: Path) -> None:
+        """As ``Store.download``."""
+
+
+class StoredRepository:
+    """Artifacts in whatever keeps them; see ``Repository`` for what each method promises.
+
+    Args:
+        keeper: What keeps them.
+    """
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self.url = keeper.url
+
+    def push(self, file: Path, *, name: str | None = None, version: str | None = None) -> Artifact:
+        """Keep a file."""
+        artifact = _described(file, name, version)
+        try:
+            return self._keep(artifact, file)
+        except RecordExistsError:
+            kept = self._read(entry_path(artifact))
+        if kept.digest == artifact.digest:
+            return kept
+        raise ArtifactError(
+            f"{artifact.name}@{artifact.version} already stands for {kept.digest} "
+            f"({kept.filename}), and {file} is {artifact.digest}: what a version means never "
+            "changes. Build it under another version, or give one with `--version`"
+        )
+
+    def entries(self) -> list[Artifact]:
+        """All of them, by name and then by the time they were pushed."""
+        found = [self._read(path) for path in self._keeper.paths("entries")]
+        return sorted(found, key=lambda artifact: (artifact.name, artifact.pushed_at))
+
+    def find(self, wanted: str, root: Path) -> Artifact:
+        """The artifact that a recipe wants."""
+        if wanted.startswith(SHA256):
+            return self._by_digest(wanted)
+        matches = matching_files(wanted, root)
+        if not matches and "@" in wanted and not set(wanted) & set("*?[/"):
+            return self._by_version(wanted)
+        return self._pushed_match(wanted, root, matches)
+
+    def fetch(self, artifact: Artifact) -> Path:
+        """The artifact as a checked file: a copy in this machine's state folder, made once."""
+        file = machine.state_directory() / "artifacts" / "/".join(parts_of(blob_path(artifact))[2:])
+        if not file.is_file() or files.digest_of(files.chunks(file)) != artifact.digest:
+            _sweep(file.parent.parent)
+            self._download(artifact, file)
+        os.utime(file)  # for the sweep: it was asked for today
+        return file
+
+    def _download(self, artifact: Artifact, file: Path) -> None:
+        said = f"{artifact.name}@{artifact.version} in the repository {self.url}"
+        again = "Push it again with `pytest-ephemeral artifact push`"
+        try:
+            self._keeper.download(blob_path(artifact), file)
+        except RecordMissingError:
+            raise ArtifactError(f"{said} is gone: {blob_path(artifact)}. {again}") from None
+        digest = files.digest_of(files.chunks(file))
+        if digest != artifact.digest:
+            file.unlink()
+            raise ArtifactError(
+                f"{said} is no longer what was pushed: {blob_path(artifact)} is now {digest}, and "
+                f"was {artifact.digest}. Remove it there. {again}"
+            )
+
+    def _keep(self, artifact: Artifact, file: Path) -> Artifact:
+        """Blob first, entry after: an entry always has its bytes."""
+        self._keeper.upload(blob_path(artifact), file)
+        self._keeper.create(entry_path(artifact), encode(artifact))
+        return artifact
+
+    def _read(self, path: str) -> Artifact:
+        try:
+            return decode(self._keeper.read(path).data, Artifact)
+        except msgspec.MsgspecError as error:
+            raise ArtifactError(
+                f"{self.url}/{path} can't be read as an artifact's entry: {error}. "
+                "Remove it, and push the artifact again with `pytest-ephemeral artifact push`"
+            ) from error
+
+    def _by_digest(self, wanted: str) -> Artifact:
+        found = {a.digest: a for a in self.entries() if a.digest.startswith(wanted)}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        if not found:
+            raise ArtifactError(
+                f"no artifact {wanted} is in the repository {self.url}. "
+                "See what is with `pytest-ephemeral artifact list`"
+            )
+        raise ArtifactError(
+            f"{wanted} is the beginning of several artifacts: {', '.join(sorted(found))}. "
+            "Give more digits"
+        )
+
+    def _by_version(self, wanted: str) -> Artifact:
+        name, _, version = wanted.rpartition("@")
+        try:
+            return self._read(f"entries/{check_label(name)}/{check_label(version)}.json")
+        except RecordMissingError:
+            meant = closest(wanted, self._known())
+            raise ArtifactError(
+                f"no artifact {wanted} is in the repository {self.url}.{meant} "
+                "Push it with `pytest-ephemeral artifact push FILE`"
+            ) from None
+
+    def _known(self) -> list[str]:
+        try:
+            return [f"{artifact.name}@{artifact.version}" for artifact in self.entries()]
+        except UnlistedError:
+            return []
+
+    def _pushed_match(self, wanted: str, root: Path, matches: list[Path]) -> Artifact:
+        """Push the one file that a glob found, under a local version if its own is taken."""
+        by_digest = {_digest(match): match for match in matches}
+        if not by_digest:
+            raise _nothing_built(wanted, root)
+        if len(by_digest) > 1:
+            raise ArtifactError(
+                f"{wanted!r} matches {len(by_digest)} different files in {root}: "
+                f"{', '.join(match.name for match in matches)}. Remove the old ones, or name one"
+            )
+        ((digest, file),) = by_digest.items()
+        name, version = name_and_version(file, digest)
+        try:
+            taken = self._read(f"entries/{name}/{version}.json").digest != digest
+        except RecordMissingError:
+            taken = False
+        return self.push(file, version=f"{version}+{_short(digest)}" if taken else version)
+
+
+def _described(file: Path, name: str | None, version: str | None) -> Artifact:
+    digest = _digest(file)
+    said_name, said_version = name_and_version(file, digest)
+    return Artifact(
+        name=check_label(name or said_name),
+        version=check_label(version or said_version),
+        filename=file.name,
+        digest=digest,
+        size=file.stat().st_size,
+        pushed_at=datetime.now(UTC),
+    )
+
+
+def _digest(file: Path) -> str:
+    try:
+        return files.digest_of(files.chunks(file))
+    except OSError as error:
+        raise ArtifactError(f"{file} can't be read as an artifact: {error.strerror}") from error
+
+
+def entry_path(artifact: Artifact) -> str:
+    """Where an artifact's entry is."""
+    return f"entries/{artifact.name}/{artifact.version}.json"
+
+
+def blob_path(artifact: Artifact) -> str:
+    """Where an artifact's bytes are."""
+    return f"blobs/sha256/{artifact.digest.removeprefix(SHA256)}/{artifact.filename}"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove copies that nobody has asked for in a month, and what downloads left half-written."""
+    for copy in folder.glob("*/*"):
+        with suppress(OSError):  # someone else sweeps
+            if copy.stat().st_mtime < time.time() - _MONTH:
+                copy.unlink()
+                copy.parent.rmdir()
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix(SHA256)[:12]
+
+
+def _nothing_built(wanted: str, root: Path) -> ArtifactError:
+    folder = (root / wanted).parent
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        there = f"{folder} holds {', '.join(names[:8]) or 'nothing'}"
+        there += f" and {len(names) - 8} more" if len(names) > 8 else ""
+    except (OSError, ValueError):
+        there = f"there is no folder {folder} that can be read"
+    python = wanted.endswith((".whl", ".tar.gz"))
+    build = "`python -m build`" if python else "the command that builds it"
+    return ArtifactError(
+        f"no file matches the artifact {wanted!r} in {root}: {there}. Build it first, with {build}"
+    )

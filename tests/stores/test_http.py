@@ -1,0 +1,293 @@
+"""The repository over plain HTTP, against servers of several manners, and ones that fail."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import pytest
+from stores import http_server
+from stores.http_server import Files
+
+from pytest_ephemeral.artifacts import http as http_repository
+from pytest_ephemeral.artifacts import open_repository
+from pytest_ephemeral.artifacts.http import HttpRepository
+from pytest_ephemeral.errors import (
+    ArtifactError,
+    ConfigurationError,
+    StoreError,
+    UnavailableError,
+    UnlistedError,
+)
+
+WHEEL = "shop-1.4.2-py3-none-any.whl"
+BASIC = "Basic YW5uYTpnZWhlaW0="  # anna:geheim
+
+
+@pytest.fixture
+def repository(http: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HttpRepository:
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    return HttpRepository(f"{http.url}/builds")
+
+
+def built(folder: Path, content: bytes = b"wheel" * 1000) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / WHEEL
+    file.write_bytes(content)
+    return file
+
+
+def entries(http: Files) -> list[str]:
+    """The entries that a server holds."""
+    return [path for path in http.content if "/entries/" in path]
+
+
+def blob(http: Files) -> str:
+    """The one blob that a server holds."""
+    (path,) = [path for path in http.content if "/blobs/" in path]
+    return path
+
+
+def test_what_is_on_the_server(repository, http, tmp_path):
+    """As in a folder's repository, and a file more by which its digest finds it."""
+    digest = repository.push(built(tmp_path)).digest.removeprefix("sha256:")
+    assert sorted(http.content) == [
+        f"/builds/blobs/sha256/{digest}/{WHEEL}",
+        f"/builds/digests/{digest}.json",
+        "/builds/entries/shop/1.4.2.json",
+    ]
+
+
+def test_nothing_can_be_listed(repository, tmp_path):
+    """Which is said, with what can be done instead."""
+    artifact = repository.push(built(tmp_path))
+    with pytest.raises(UnlistedError, match=r"lists nothing.*name@version"):
+        repository.entries()
+    with pytest.raises(ArtifactError, match=r"all 64 digits, or name@version"):
+        repository.find(artifact.digest[:20], tmp_path)
+
+
+# -- who decides -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conditions", [True, False])
+@pytest.mark.parametrize("overwriting", [True, False])
+def test_a_version_never_changes_its_meaning(repository, http, tmp_path, conditions, overwriting):
+    """Whether or not the server knows conditions, and whether or not it forbids overwriting."""
+    http.conditions, http.overwriting = conditions, overwriting
+    kept = repository.push(built(tmp_path / "a"))
+    assert repository.push(built(tmp_path / "b")) == kept
+    with pytest.raises(ArtifactError, match="already stands for"):
+        repository.push(built(tmp_path / "c", b"other"))
+    assert repository.find("shop@1.4.2", tmp_path) == kept
+    assert repository.fetch(kept).read_bytes() == b"wheel" * 1000
+
+
+@pytest.mark.parametrize("overwriting", [True, False])
+def test_who_comes_between_the_look_and_the_put_wins(
+    repository, http, tmp_path, monkeypatch, overwriting
+):
+    """On a server that knows conditions, or one that forbids overwriting."""
+    http.overwriting, http.conditions = overwriting, overwriting
+    faster = HttpRepository(repository.url)
+    put = http_repository.HttpKeeper._put
+
+    def later(keeper, path, *arguments):
+        if keeper is repository._keeper and path.startswith("entries/"):
+            faster.push(built(tmp_path / "faster", b"faster"))
+        return put(keeper, path, *arguments)
+
+    monkeypatch.setattr(http_repository.HttpKeeper, "_put", later)
+    with pytest.raises(ArtifactError, match="already stands for"):
+        repository.push(built(tmp_path / "slower", b"slower"))
+    assert faster.fetch(faster.find("shop@1.4.2", tmp_path)).read_bytes() == b"faster"
+
+
+def test_a_push_that_is_there_already_moves_no_bytes(repository, http, tmp_path):
+    """Every test run pushes what its glob finds."""
+    repository.push(built(tmp_path))
+    http.seen.clear()
+    repository.push(built(tmp_path))
+    entry = "/builds/entries/shop/1.4.2.json"
+    assert http.seen == [f"HEAD {entry}", f"HEAD {blob(http)}", f"GET {entry}"]
+
+
+# -- faults ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("counting", [True, False])
+def test_half_an_upload_is_no_artifact(repository, http, tmp_path, counting):
+    """It is seen, said, and made good by pushing again."""
+    http.counting = counting
+    http.faults.append(("PUT", "/blobs/", "cut"))
+    with pytest.raises(StoreError, match="did not arrive whole"):
+        repository.push(built(tmp_path))
+    assert entries(http) == []
+    assert repository.fetch(repository.push(built(tmp_path))).read_bytes() == b"wheel" * 1000
+
+
+@pytest.mark.parametrize("counting", [True, False])
+def test_other_bytes_of_the_same_length_are_no_artifact(repository, http, tmp_path, counting):
+    """A blob that is there is believed only by its digest."""
+    http.counting = counting
+    repository.push(built(tmp_path))
+    place = blob(http)
+    http.content = {place: b"wheeL" * 1000}
+    repository.push(built(tmp_path))
+    assert http.content[place] == b"wheel" * 1000
+
+
+def test_an_entry_without_its_bytes_is_made_good(repository, http, tmp_path):
+    """By pushing again, as the message says."""
+    artifact = repository.push(built(tmp_path))
+    del http.content[blob(http)]
+    with pytest.raises(ArtifactError, match=r"is gone.*artifact push"):
+        repository.fetch(artifact)
+    repository.push(built(tmp_path))
+    assert repository.fetch(artifact).read_bytes() == b"wheel" * 1000
+
+
+def test_changed_bytes_are_refused(repository, http, tmp_path):
+    """Naming the artifact and both digests; nothing is left of them."""
+    artifact = repository.push(built(tmp_path))
+    http.content[blob(http)] = b"wheeL" * 1000
+    with pytest.raises(ArtifactError, match=r"shop@1\.4\.2 .* no longer what was pushed") as caught:
+        repository.fetch(artifact)
+    assert str(caught.value).count("sha256:") == 2
+    assert not list((tmp_path / "state").rglob("*.whl"))
+
+
+def test_a_download_that_breaks_off_is_begun_again(repository, http, tmp_path):
+    """All of it or nothing."""
+    artifact = repository.push(built(tmp_path))
+    http.faults += [("GET", "/blobs/", "cut")] * 2
+    assert repository.fetch(artifact).read_bytes() == b"wheel" * 1000
+    copies = tmp_path / "state" / "artifacts"
+    assert [path.name for path in copies.rglob("*") if path.is_file()] == [WHEEL]
+
+
+def test_a_put_whose_answer_is_lost_counts(repository, http, tmp_path):
+    """It is sent again, refused, and found to be there as it was sent."""
+    http.faults += [("PUT", "/blobs/", "lost"), ("PUT", "/entries/", "lost")]
+    artifact = repository.push(built(tmp_path))
+    assert repository.fetch(artifact).read_bytes() == b"wheel" * 1000
+
+
+def test_a_busy_server_is_asked_again(repository, http, tmp_path):
+    """A few times; then it is said."""
+    http.faults += [("PUT", "/blobs/", "503"), ("GET", "/entries/", "502")]
+    repository.push(built(tmp_path))
+    http.faults += [("GET", "/entries/", "503")] * 4
+    with pytest.raises(StoreError, match=r"answered 503 Service Unavailable"):
+        repository.find("shop@1.4.2", tmp_path)
+
+
+def test_a_server_that_is_away_is_said_to_be(tmp_path):
+    """By its address."""
+    repository = HttpRepository("http://127.0.0.1:9/builds")
+    with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9/builds can't be reached"):
+        repository.find("shop@1.4.2", tmp_path)
+
+
+def test_what_the_server_says_is_passed_on(repository, http, tmp_path):
+    """Here: that it forbids overwriting what was uploaded half."""
+    http.overwriting = False
+    file = built(tmp_path)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    http.content[f"/builds/blobs/sha256/{digest}/{WHEEL}"] = b"half"
+    with pytest.raises(StoreError, match=r"403 Forbidden.*no overwriting here"):
+        repository.push(file)
+
+
+def test_a_repository_that_has_moved_is_not_put_to(repository, http, tmp_path):
+    """A put that is followed elsewhere becomes a get; where to is said, without its signature."""
+    http.faults.append(("PUT", "/blobs/", "307"))
+    http.location = "https://elsewhere.test/builds?signature=secret"
+    with pytest.raises(StoreError, match=r"at https://elsewhere\.test/builds now") as caught:
+        repository.push(built(tmp_path))
+    assert "secret" not in str(caught.value)
+
+
+# -- credentials -------------------------------------------------------------------------------
+
+
+def test_user_and_password_come_from_the_environment(repository, http, tmp_path, monkeypatch):
+    """With every request, and into no message or log."""
+    http.authorization = BASIC
+    monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_USER", "anna")
+    monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_PASSWORD", "geheim")
+    assert repository.fetch(repository.push(built(tmp_path))).name == WHEEL
+    assert set(http.sent) == {BASIC}
+
+
+def test_a_token_comes_from_the_environment(repository, http, tmp_path, monkeypatch):
+    """And is not replaced by what a netrc file says."""
+    http.authorization = "Bearer t0ken"
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login anna password geheim\n")
+    monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_TOKEN", "t0ken")
+    repository.push(built(tmp_path))
+    assert set(http.sent) == {"Bearer t0ken"}
+
+
+def test_else_they_come_from_netrc(repository, http, tmp_path):
+    """By the server's name."""
+    http.authorization = BASIC
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login anna password geheim\n")
+    repository.push(built(tmp_path))
+    assert entries(http)
+
+
+def test_missing_credentials_are_asked_for(repository, http, tmp_path):
+    """By the names of the variables."""
+    http.authorization = BASIC
+    with pytest.raises(UnavailableError, match=r"401.*REPOSITORY_USER.*_TOKEN.*netrc"):
+        repository.push(built(tmp_path))
+    assert http.content == {}
+
+
+def test_a_user_without_a_password_is_said_to_be(repository, tmp_path, monkeypatch):
+    """Before anything is asked."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_USER", "anna")
+    with pytest.raises(UnavailableError, match="PASSWORD is not"):
+        repository.push(built(tmp_path))
+
+
+def test_wrong_credentials_are_not_shown(repository, http, tmp_path, monkeypatch, caplog):
+    """Neither in the message, nor in what libraries log at their most talkative."""
+    caplog.set_level(logging.DEBUG)
+    http.authorization = "Basic other"
+    monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_USER", "anna")
+    monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_PASSWORD", "geheim")
+    with pytest.raises(UnavailableError) as caught:
+        repository.push(built(tmp_path))
+    for said in (str(caught.value), repr(caught.value.__cause__), caplog.text):
+        assert "geheim" not in said
+        assert BASIC not in said
+
+
+def test_credentials_stay_with_their_server(repository, http, tmp_path, monkeypatch):
+    """A download that is sent elsewhere, as to a cloud's storage, goes there without them."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_TOKEN", "t0ken")
+    artifact = repository.push(built(tmp_path))
+    with http_server.serving() as elsewhere:
+        elsewhere.content = {f"{blob(http)}?signature=secret": http.content[blob(http)]}
+        http.faults.append(("GET", "/blobs/", "307"))
+        http.location = f"{elsewhere.url}{blob(http)}?signature=secret"
+        assert repository.fetch(artifact).read_bytes() == b"wheel" * 1000
+        assert elsewhere.sent == [None]
+
+
+@pytest.mark.parametrize("user", ["anna:geheim@", "anna@"])
+def test_credentials_do_not_belong_into_the_configuration(tmp_path, user):
+    """Where they would be seen; nor is the password repeated."""
+    with pytest.raises(ConfigurationError, match="REPOSITORY_PASSWORD") as caught:
+        open_repository(f"https://{user}nexus.test/builds", tmp_path)
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://", "https:///x", "https://host/x?y", "https://host/#x"])
+def test_what_is_no_url_is_a_configuration_error(tmp_path, url):
+    """And says what one looks like."""
+    with pytest.raises(ConfigurationError, match="https://HOST/PATH"):
+        open_repository(url, tmp_path)

@@ -1,0 +1,183 @@
+"""What every artifact repository promises, whichever kind it is."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral.artifacts import open_repository
+from pytest_ephemeral.errors import ArtifactError
+
+SPAWN = multiprocessing.get_context("spawn")
+WHEEL = "shop-1.4.2-py3-none-any.whl"
+
+
+def built(folder: Path, name: str = WHEEL, content: bytes = b"wheel") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / name
+    file.write_bytes(content)
+    return file
+
+
+def test_the_same_bytes_twice_are_one_entry(repository, tmp_path):
+    """The second push gives the first one's entry back."""
+    first = repository.push(built(tmp_path / "a"))
+    assert repository.push(built(tmp_path / "b")) == first
+    assert repository.find("shop@1.4.2", tmp_path) == first
+    assert (first.name, first.version, first.filename, first.size) == ("shop", "1.4.2", WHEEL, 5)
+
+
+def test_a_version_never_changes_its_meaning(repository, tmp_path):
+    """Other bytes under the same name and version are refused, naming both digests."""
+    kept = repository.push(built(tmp_path / "a"))
+    with pytest.raises(ArtifactError, match="already stands for") as caught:
+        repository.push(built(tmp_path / "b", content=b"other"))
+    assert kept.digest in str(caught.value)
+    assert str(caught.value).count("sha256:") == 2
+    assert repository.find("shop@1.4.2", tmp_path) == kept
+    assert repository.fetch(kept).read_bytes() == b"wheel"
+
+
+def test_name_and_version_can_be_given(repository, tmp_path):
+    """For files whose names say nothing; what can't be a name is refused."""
+    artifact = repository.push(built(tmp_path, "out.bin"), name="shop", version="2.0")
+    assert repository.find("shop@2.0", tmp_path) == artifact
+    with pytest.raises(ArtifactError, match="can't be an artifact's name"):
+        repository.push(built(tmp_path), name="../shop")
+
+
+def test_fetching_gives_the_file_under_its_own_name(repository, tmp_path):
+    """pip goes by it."""
+    file = repository.fetch(repository.push(built(tmp_path)))
+    assert file.name == WHEEL
+    assert file.read_bytes() == b"wheel"
+
+
+def test_a_glob_finds_and_pushes_its_one_match(repository, tmp_path):
+    """Relative to the root; copies of the same bytes are one match."""
+    built(tmp_path / "dist")
+    built(tmp_path / "dist", "shop-1.4.2-1-py3-none-any.whl")
+    artifact = repository.find("dist/shop-*.whl", tmp_path)
+    assert repository.find("shop@1.4.2", tmp_path) == artifact
+    assert repository.find(str(tmp_path / "dist" / "*.whl"), Path("/")) == artifact
+
+
+def test_a_glob_with_several_matches_is_refused(repository, tmp_path):
+    """All are named; none is guessed."""
+    built(tmp_path / "dist")
+    built(tmp_path / "dist", "shop-1.5.0-py3-none-any.whl", b"newer")
+    with pytest.raises(ArtifactError, match="2 different files") as caught:
+        repository.find("dist/*.whl", tmp_path)
+    assert WHEEL in str(caught.value)
+    assert "shop-1.5.0" in str(caught.value)
+    with pytest.raises(ArtifactError, match="no artifact"):
+        repository.find("shop@1.5.0", tmp_path)
+
+
+def test_building_again_needs_no_new_version(repository, tmp_path):
+    """A glob's match whose version is taken gets a local version, and the published one stays."""
+    published = repository.push(built(tmp_path / "dist"))
+    again = built(tmp_path / "dist", content=b"built again")
+    local = repository.find("dist/*.whl", tmp_path)
+    assert local.version == f"1.4.2+{local.digest[7:19]}"
+    assert repository.fetch(local).read_bytes() == again.read_bytes()
+    assert repository.find("shop@1.4.2", tmp_path) == published
+    assert repository.find("dist/*.whl", tmp_path) == local
+
+
+def test_a_glob_without_a_match_says_what_is_there(repository, tmp_path):
+    """What was looked for, what the folder holds, and what to run."""
+    built(tmp_path / "dist", "README.txt")
+    with pytest.raises(ArtifactError, match=r"README\.txt.*python -m build"):
+        repository.find("dist/shop-*.whl", tmp_path)
+    with pytest.raises(ArtifactError, match="there is no folder"):
+        repository.find("nowhere/shop-*.whl", tmp_path)
+
+
+def test_an_unknown_version_is_said_to_be(repository, tmp_path):
+    """With what puts it there."""
+    repository.push(built(tmp_path))
+    with pytest.raises(ArtifactError, match=r"no artifact shop@1\.4\.3.*artifact push"):
+        repository.find("shop@1.4.3", tmp_path)
+
+
+def test_a_digest_finds_its_artifact(repository, tmp_path):
+    """Whatever it is called."""
+    artifact = repository.push(built(tmp_path))
+    repository.push(built(tmp_path, "other", b"other"))
+    assert repository.find(artifact.digest, tmp_path) == artifact
+    with pytest.raises(ArtifactError, match="no artifact sha256:0000"):
+        repository.find(f"sha256:{'0' * 64}", tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 20 << 20], ids=["nothing", "large"])
+def test_files_of_any_size_come_back(repository, tmp_path, size):
+    """Byte for byte."""
+    content = bytes(range(256)) * (size // 256)
+    artifact = repository.push(built(tmp_path, content=content))
+    assert artifact.size == size
+    assert repository.fetch(artifact).read_bytes() == content
+
+
+def test_a_filename_may_hold_what_urls_may_not(repository, tmp_path):
+    """Spaces, percent signs, a plus, a hash."""
+    name = "shop 100%+x#1?.bin"
+    artifact = repository.push(built(tmp_path, name), name="shop", version="1.0+local")
+    assert repository.find("shop@1.0+local", tmp_path) == artifact
+    assert repository.fetch(artifact).name == name
+
+
+def test_its_url_opens_the_same_repository_from_any_folder(repository, tmp_path):
+    """And another process finds there what this one has pushed."""
+    artifact = repository.push(built(tmp_path))
+    again = open_repository(repository.url, Path("/"))
+    assert again.url == repository.url
+    assert again.find("shop@1.4.2", tmp_path) == artifact
+
+
+def test_of_many_who_push_at_once_one_decides(repository, tmp_path):
+    """Between processes: a version stands for one of the files, and all others are told."""
+    with SPAWN.Pool(4) as pool:
+        told = pool.starmap(_pushes, [(repository.url, tmp_path / str(n), n) for n in range(8)])
+    assert [text for text in told if "already stands for" not in text] == ["kept"]
+    kept = repository.find("shop@1.4.2", tmp_path)
+    assert repository.fetch(kept).read_bytes() == f"wheel {told.index('kept')}".encode()
+
+
+# -- what can be listed, too ------------------------------------------------------------------
+
+
+def test_what_is_pushed_is_listed(listing, tmp_path):
+    """By name, and then by the time it was pushed."""
+    second = listing.push(built(tmp_path, "shop-2.0.tar.gz"))
+    first = listing.push(built(tmp_path, "shop-1.0.tar.gz"))
+    other = listing.push(built(tmp_path, "other-1.0.tar.gz"))
+    assert listing.entries() == [other, second, first]
+
+
+def test_an_unknown_version_names_the_closest(listing, tmp_path):
+    """What was meant is one character away."""
+    listing.push(built(tmp_path))
+    with pytest.raises(ArtifactError, match=r"Did you mean 'shop@1\.4\.2'"):
+        listing.find("shop@1.4.3", tmp_path)
+
+
+def test_the_beginning_of_a_digest_is_enough(listing, tmp_path):
+    """As long as it is one artifact's only."""
+    artifact = listing.push(built(tmp_path))
+    assert listing.find(artifact.digest[:14], tmp_path) == artifact
+    listing.push(built(tmp_path, "other", b"other"))
+    with pytest.raises(ArtifactError, match="several artifacts"):
+        listing.find("sha256:", tmp_path)
+    with pytest.raises(ArtifactError, match="artifact list"):
+        listing.find("sha256:nope", tmp_path)
+
+
+def _pushes(url: str, folder: Path, number: int) -> str:
+    try:
+        open_repository(url, Path("/")).push(built(folder, content=f"wheel {number}".encode()))
+    except ArtifactError as error:
+        return str(error)
+    return "kept"
