@@ -21,7 +21,7 @@ PACKAGE = "pytest_ephemeral"
 LAYERS = [
     ["errors"],
     ["models"],
-    ["ci", "files", "hookspecs", "interpolation", "labels", "machine", "reading"],
+    ["aws", "ci", "files", "hookspecs", "interpolation", "labels", "machine", "reading"],
     ["store"],
     ["providers"],
     ["config", "schema", "artifacts", "images", "environments.ledger"],
