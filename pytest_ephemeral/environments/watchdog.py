@@ -25,6 +25,9 @@ MODULE: Final = "pytest_ephemeral.environments.watchdog"
 
 RELEASED: Final = b"released\n"
 
+#: Seconds in which an owner brings its first environment up.
+HEAD_START: Final = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Watchdog:
@@ -83,6 +86,7 @@ def guard(store_url: str, run: str, pipe: IO[bytes]) -> None:
         run: Whose environments.
         pipe: What the owner holds the other end of.
     """
+    _let_go_first(pipe)
     from pytest_ephemeral.environments.removal import remove
     from pytest_ephemeral.errors import EphemeralError
 
@@ -96,6 +100,14 @@ def guard(store_url: str, run: str, pipe: IO[bytes]) -> None:
         if own and (left is None or environment.id in left):
             with contextlib.suppress(EphemeralError):  # its record stays, for reap
                 remove(ledger, environment)
+
+
+def _let_go_first(pipe: IO[bytes]) -> None:
+    """Load nothing while the environment is coming up: that has better use for the processors."""
+    if sys.platform != "win32":
+        import select
+
+        select.select([pipe], [], [], HEAD_START)
 
 
 def settle(store_url: str, id: str) -> None:

@@ -27,7 +27,7 @@ PARALLEL: Final = 4
 GRACE: Final = 2.0
 
 #: Seconds that the end of a run waits for what is being destroyed, if that goes on without it.
-PATIENCE: Final = 0.08
+PATIENCE: Final = 0.03
 
 #: Seconds between two looks at what a waiting test could show.
 TICK: Final = 0.1

@@ -8,8 +8,6 @@ layer; names are for people, and so that the engine does not take it for litter.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -155,6 +153,8 @@ class DockerBaker:
 
     def pack(self, image: Image, file: Path) -> None:
         """Write it into one file, as ``docker save`` does."""
+        import shutil
+
         path = f"/images/{image.reference}/get"
         with finding.find().stream("GET", path) as answer, file.open("wb") as target:
             shutil.copyfileobj(answer, target, 1 << 20)
@@ -223,6 +223,8 @@ def _built(
     engine: Engine, job: BakeJob, context: Context, marks: Mapping[str, str], output: Output
 ) -> str:
     """Build a Dockerfile; the engine cleans up when this process goes away meanwhile."""
+    import tempfile
+
     recipe = _recipe(job.recipe)
     arguments, extra = dict(recipe.build_args), {}
     if job.artifact is not None:

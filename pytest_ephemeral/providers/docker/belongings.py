@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -202,5 +201,7 @@ def _each(paths: Sequence[str], delete: Callable[[str], Any]) -> list[str]:
 
     if len(paths) < 2:
         return [said for path in paths if (said := refusal(path))]
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(len(paths)) as pool:
         return [said for said in pool.map(refusal, paths) if said]

@@ -10,14 +10,16 @@ import hashlib
 import os
 import re
 import stat
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import tarfile
 
 IGNORE_FILE = ".dockerignore"
 
@@ -83,6 +85,7 @@ class Context:
             target: Where to.
             extra: Files from elsewhere, by their paths in the context.
         """
+        import tarfile
 
         def owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
             member.uid = member.gid = 0

@@ -10,13 +10,12 @@ import codecs
 import io
 import os
 import shlex
-import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError
@@ -25,6 +24,9 @@ from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.docker import belongings, containers
 from pytest_ephemeral.providers.docker.engine import TAR_TYPE, Engine, EngineError, frames
 from pytest_ephemeral.providers.docker.output import Output
+
+if TYPE_CHECKING:
+    import tarfile
 
 BAKE: Final = labels.PREFIX + "bake"
 
@@ -180,6 +182,8 @@ def _config(base: Mapping[str, Any], prefix: str, marks: Mapping[str, str]) -> d
 
 def _tar(job: BakeJob) -> bytes:
     """The folder as a tar: the script, the artifact, and ``run``, which uses both."""
+    import tarfile
+
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as tar:
         _add_folder(tar, FOLDER)
@@ -196,6 +200,8 @@ def _tar(job: BakeJob) -> bytes:
 
 
 def _add_folder(tar: tarfile.TarFile, name: str) -> None:
+    import tarfile
+
     folder = tarfile.TarInfo(name)
     folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o700, int(time.time())
     tar.addfile(folder)
