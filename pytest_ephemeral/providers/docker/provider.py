@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Self
 
 import msgspec
 
-from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import (
     Endpoint,
     Environment,
@@ -71,10 +72,12 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
 def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image) -> Environment:
     environment = order.environment
     name, marks = name_of(environment.id), belongings.labelled(environment, DockerProvider.name)
-    network = engine.call("POST", "/networks/create", body={"Name": name, "Labels": marks})
     body = _container(order, template, image, publish_on(engine))
     body["Labels"] |= marks
-    made = engine.call("POST", "/containers/create", query={"name": name}, body=body)
+    with _Network(engine, name, marks) as network:
+        made = network.joined_by(
+            lambda: engine.call("POST", "/containers/create", query={"name": name}, body=body)
+        )
     if template.network is not None:
         joined = f"/networks/{template.network}/connect"
         engine.call("POST", joined, body={"Container": made["Id"]})
@@ -88,11 +91,52 @@ def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image
         handle={
             **finding.handle_of(engine),
             "container": made["Id"],
-            "network": network["Id"],
+            "network": network.id,
             MAIN: APP,
             SERVING: APP,
         },
     )
+
+
+class _Network:
+    """An environment's network, created while its container is.
+
+    A bridge takes an engine 0.1 s, for its rules in the kernel's packet filter; Docker asks for it
+    only when the container starts, Podman when it is created.
+    """
+
+    def __init__(self, engine: Engine, name: str, marks: Mapping[str, str]) -> None:
+        self.id = ""
+        self._engine = engine
+        self._body = {"Name": name, "Labels": dict(marks)}
+        self._error: EphemeralError | TimeoutError | None = None
+        self._thread = threading.Thread(target=self._create, name=f"network {name}")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._wait()
+
+    def joined_by(self, create: Callable[[], Any]) -> Any:
+        """Create a container, now or when the network is there."""
+        try:
+            return create()
+        except EngineError:
+            self._wait()
+            return create()
+
+    def _wait(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _create(self) -> None:
+        try:
+            self.id = self._engine.call("POST", "/networks/create", body=self._body)["Id"]
+        except (EphemeralError, TimeoutError) as error:
+            self._error = error
 
 
 def _container(
