@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from pytest_ephemeral import ci
+
 #: Plugins that only a few tests need; every pytest inside pytest would import them anew.
 WITHOUT = " ".join(
     f"-p no:{name}" for name in ("playwright", "allure_pytest", "html", "html_fixtures", "metadata")
@@ -218,4 +220,6 @@ def make_project(
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(state))
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(prefixes))
     monkeypatch.setenv("PYTEST_ADDOPTS", WITHOUT)
+    for variable in ("CI", "BUILD_NUMBER", *(vendor.marker for vendor in ci.VENDORS.values())):
+        monkeypatch.delenv(variable, raising=False)  # what publishes in this run's own CI
     return PluginProject(folder, state)

@@ -18,7 +18,7 @@ import pluggy
 from pytest_ephemeral import ci, interpolation
 from pytest_ephemeral.config import Config
 from pytest_ephemeral.models import Environment, Outcome
-from pytest_ephemeral.publishers.channels import Channel, Host
+from pytest_ephemeral.publishers.channels import Channel, Host, Limited
 from pytest_ephemeral.publishers.events import Event, clean
 from pytest_ephemeral.publishers.outbox import Outbox
 from pytest_ephemeral.publishers.webhook import Webhook
@@ -26,7 +26,7 @@ from pytest_ephemeral.publishers.webhook import Webhook
 hookimpl = pluggy.HookimplMarker("pytest")
 
 #: Seconds that the end of a run waits for what is still being sent.
-LAST_WAIT: Final = 5.0
+LAST_WAIT: Final = 3.0
 
 #: Where files are left that no CI says a place for, in the configuration's folder.
 FOLDER: Final = ".ephemeral"
@@ -162,10 +162,8 @@ def _webhooks(config: Config, host: Host) -> Iterator[tuple[str, Channel]]:
             {"url": table.url, **table.headers}, environ=host.environ, images={}, where=where
         ).variables
         url = filled.pop("url")
-        yield (
-            where,
-            Webhook(host.outbox(where), url, filled, frozenset(table.events), host.build),
-        )
+        wanted = frozenset(table.events)
+        yield where, Limited(Webhook(host.outbox(where), url, filled, wanted, host.build))
 
 
 def _secrets(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:

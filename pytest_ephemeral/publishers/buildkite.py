@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, filled
+from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, Limited, filled
 from pytest_ephemeral.publishers.events import Event
 from pytest_ephemeral.publishers.outbox import ATTEMPT, DeliveryError
 from pytest_ephemeral.publishers.text import markdown_line
@@ -39,7 +39,7 @@ def meta_data(name: str, value: str) -> tuple[list[str], str]:
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     """What there is of Buildkite's here."""
     outbox = host.outbox("buildkite-agent")
-    yield "annotation", _Annotated(outbox)
+    yield "annotation", Limited(_Annotated(outbox))
 
     def put(values: dict[str, str]) -> None:
         for name, value in filled(values).items():

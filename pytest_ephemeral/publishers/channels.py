@@ -68,6 +68,30 @@ class Printed:
 
 
 @dataclass(slots=True)
+class Limited:
+    """A channel over the network, which is not told of hundreds of environments.
+
+    A run with one for every test would exceed any service's limits, and any person's patience.
+
+    Attributes:
+        limit: Of how many it is told; of what is kept, or leaked, in any case.
+    """
+
+    channel: Channel
+    limit: int = 20
+    _told: set[str] = field(default_factory=set)
+    _untold: set[str] = field(default_factory=set)
+
+    def tell(self, event: Event) -> None:
+        """Pass it on, if the environment is one of the first."""
+        id = event.environment.id
+        if event.outcome == "up" and id not in self._told:
+            (self._told if len(self._told) < self.limit else self._untold).add(id)
+        if id not in self._untold or event.outcome in {"kept", "leaked"}:
+            self.channel.tell(event)
+
+
+@dataclass(slots=True)
 class HandedOver:
     """The variables that later steps get, each time that what is true of them has changed.
 
@@ -92,15 +116,23 @@ class HandedOver:
 
 @dataclass(slots=True)
 class Listed:
-    """A file with all environments of this run, written anew at every event."""
+    """A file with the environments of this run, written anew at every event.
+
+    Attributes:
+        limit: How many it holds of those that are gone, the last ones.
+    """
 
     file: Path
     render: Callable[[Events], str]
+    limit: int = 100
     _events: dict[str, Event] = field(default_factory=dict)
 
     def tell(self, event: Event) -> None:
         """Write it, whole or not at all."""
         self._events[event.environment.id] = event
+        gone = [id for id, known in self._events.items() if not known.is_up]
+        for id in gone[: -self.limit]:
+            del self._events[id]
         write(self.file, self.render(self._events.values()))
 
 

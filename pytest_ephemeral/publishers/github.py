@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, Printed, append
+from pytest_ephemeral.publishers.channels import (
+    Channel,
+    HandedOver,
+    Host,
+    Limited,
+    Printed,
+    append,
+)
 from pytest_ephemeral.publishers.events import Event
 from pytest_ephemeral.publishers.text import markdown_line
 from pytest_ephemeral.publishers.web import session
@@ -104,16 +111,14 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     repository = environ.get("GITHUB_REPOSITORY")
     if token and repository:
         api = environ.get("GITHUB_API_URL", "https://api.github.com")
-        yield (
-            "deployments",
-            Deployments(
-                outbox=host.outbox("GitHub Deployments"),
-                url=f"{api}/repos/{repository}/deployments",
-                token=token,
-                revision=revision(environ),
-                log_url=host.build.url if host.build else "",
-            ),
+        client = Deployments(
+            outbox=host.outbox("GitHub Deployments"),
+            url=f"{api}/repos/{repository}/deployments",
+            token=token,
+            revision=revision(environ),
+            log_url=host.build.url if host.build else "",
         )
+        yield "deployments", Limited(client)
 
 
 def revision(environ: Mapping[str, str]) -> str:

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, filled, write
+from pytest_ephemeral.publishers.channels import (
+    Channel,
+    HandedOver,
+    Host,
+    Limited,
+    filled,
+    write,
+)
 from pytest_ephemeral.publishers.events import Event
 from pytest_ephemeral.publishers.outbox import DeliveryError
 from pytest_ephemeral.publishers.text import assignments
@@ -54,15 +61,13 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     token = environ.get("GITLAB_TOKEN")
     job_token = environ.get("CI_JOB_TOKEN")
     if api and project and (token or job_token):
-        yield (
-            "environments",
-            Environments(
-                outbox=host.outbox("GitLab Environments"),
-                url=f"{api}/projects/{quote(project, safe='')}/environments",
-                headers={"PRIVATE-TOKEN": token} if token else {"JOB-TOKEN": job_token or ""},
-                may_refuse=not token,
-            ),
+        client = Environments(
+            outbox=host.outbox("GitLab Environments"),
+            url=f"{api}/projects/{quote(project, safe='')}/environments",
+            headers={"PRIVATE-TOKEN": token} if token else {"JOB-TOKEN": job_token or ""},
+            may_refuse=not token,
         )
+        yield "environments", Limited(client)
 
 
 @dataclass(slots=True)

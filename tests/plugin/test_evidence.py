@@ -191,7 +191,6 @@ def test_a_stage_is_recorded_with_commit_build_and_report(
     monkeypatch.setenv("GITLAB_CI", "true")
     monkeypatch.setenv("CI_JOB_URL", "https://gitlab.example/anna/shop/-/jobs/7")
     monkeypatch.setenv("CI_COMMIT_SHA", "c0ffee" + "0" * 34)
-    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     project.write(test_it="def test_it(ephemeral_env): pass")
     run("--ephemeral-stage=acceptance", "--ephemeral-report=r.json").assert_outcomes(passed=1)
     (file,) = (project.folder / ".ephemeral").glob("stages/*/acceptance/*.json")
@@ -210,11 +209,9 @@ def test_a_stage_is_recorded_with_commit_build_and_report(
 
 
 def test_a_stage_outside_of_ci_is_recorded_with_gits_commit(
-    project: PluginProject, run: Run, monkeypatch: pytest.MonkeyPatch
+    project: PluginProject, run: Run
 ) -> None:
     """Marked where files differ from it."""
-    for variable in ("GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL"):
-        monkeypatch.delenv(variable, raising=False)
     project.write(test_it="def test_it(ephemeral_env): pass")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
     for command in (["init", "-q"], ["add", "ephemeral.toml"], ["commit", "-qm", "x"]):

@@ -12,7 +12,7 @@ import requests  # here, because what a pytest inside pytest imports is forgotte
 from plugin_project import PluginProject
 from unit.publishers.services import GitHub, Service
 
-from pytest_ephemeral import ci
+from pytest_ephemeral.cli import main
 
 Run = Callable[..., pytest.RunResult]
 
@@ -22,16 +22,8 @@ def test_it(ephemeral_url):
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_ci(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests may run in a CI themselves."""
-    for vendor in ci.VENDORS.values():
-        monkeypatch.delenv(vendor.marker, raising=False)
-    monkeypatch.delenv("BUILD_NUMBER", raising=False)
-
-
 @pytest.fixture
-def on_github(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def on_github(project: PluginProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A step of GitHub Actions; the folder of its files."""
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     for name in ("GITHUB_OUTPUT", "GITHUB_ENV", "GITHUB_STEP_SUMMARY"):
@@ -67,8 +59,6 @@ def test_what_is_kept_is_handed_over(project: PluginProject, run: Run, on_github
     found = re.search(r"EPHEMERAL_ENVIRONMENT<<\S+\n(\S+)\n", output)
     assert found is not None
     assert re.search(r"EPHEMERAL_URL<<\S+\nhttp", output)
-    from pytest_ephemeral.cli import main
-
     # The command line publishes as a test run does: it hands over that the URL has expired.
     assert main(["down", found[1], "--config", str(project.folder / "ephemeral.toml")]) == 0
     output = (on_github / "GITHUB_ENV").read_text()
@@ -143,3 +133,16 @@ def test_a_ci_that_nobody_knows_gets_the_neutral_file(
     run().assert_outcomes(passed=1)
     told = json.loads((project.folder / ".ephemeral/environments.json").read_text())
     assert [one["state"] for one in told["environments"]] == ["destroyed"]
+
+
+def test_up_prints_its_url_alone(
+    project: PluginProject, on_github: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is for the CI goes to where talk goes: scripts read the other."""
+    configuration = ["--config", str(project.folder / "ephemeral.toml")]
+    assert main(["up", *configuration]) == 0
+    printed = capfd.readouterr()
+    assert re.fullmatch(r"http://[0-9.]+:8080/\n", printed.out)
+    assert "\n::notice title=Environment " in f"\n{printed.err}"
+    assert re.search(r"EPHEMERAL_URL<<\S+\nhttp", (on_github / "GITHUB_OUTPUT").read_text())
+    assert main(["down", "--all", *configuration]) == 0

@@ -385,3 +385,18 @@ def test_the_end_waits_for_all_together(tmp_path: Path, monkeypatch: pytest.Monk
     published.publishing.close()
     assert time.monotonic() - started < 2
     assert len(published.warnings) == 10
+
+
+def test_nobody_is_flooded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One environment for each of a thousand tests: the first twenty, and what someone must see."""
+    with (hook := Service(lambda *_: (200, {}, "ok"))).running():
+        published = Published(tmp_path, {"CI": "1"}, f'[[webhook]]\nurl = "{hook.url}"\n')
+        for number in range(150):
+            published.up(id=f"staging-{number}")
+            published.over("leaked" if number == 140 else "destroyed", id=f"staging-{number}")
+        published.publishing.close()
+    told = [(body["environment"]["id"], body["event"]) for _, _, body in hook.asked]
+    assert len(told) == 41
+    assert told[-1] == ("staging-140", "leaked")
+    listed = json.loads((published.folder / "environments.json").read_text())["environments"]
+    assert [one["id"] for one in listed] == [f"staging-{number}" for number in range(50, 150)]
