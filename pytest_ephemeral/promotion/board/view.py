@@ -101,7 +101,7 @@ def gather(project: Project, now: datetime) -> Board:
         project=project.config.root.name,
         now=now,
         pending=[Pending(one, by_id.get(one.environment)) for one in waiting],
-        decided=list(reversed(decided))[:DECISIONS],
+        decided=sorted(decided, key=_ended, reverse=True)[:DECISIONS],
         productions=[
             _production(project, promotion, by_id)
             for promotion in project.config.promotions.values()
@@ -112,6 +112,10 @@ def gather(project: Project, now: datetime) -> Board:
             if card.environment.id not in asked and card.environment.production is None
         ],
     )
+
+
+def _ended(approval: Approval) -> datetime:
+    return approval.decided_at or approval.deadline
 
 
 class _Names:

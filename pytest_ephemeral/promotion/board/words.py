@@ -19,8 +19,9 @@ def span(seconds: float) -> str:
 
 
 def ago(moment: datetime, now: datetime) -> str:
-    """How long ago something was."""
-    return f"{span((now - moment).total_seconds())} ago"
+    """How long ago something was, in its largest unit: the past needs no seconds hand."""
+    seconds = (now - moment).total_seconds()
+    return f"{span(seconds).partition(' ')[0]} ago" if seconds >= 5 else "just now"
 
 
 def left(moment: datetime, now: datetime) -> str:

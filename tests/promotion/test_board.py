@@ -1,0 +1,224 @@
+"""The board's locks: who gets in, what a form must carry, and that nothing is believed."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boarding import HOSTILE, BoardStage, furnish
+from promoting import V1, Site
+
+from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.board import app, serving
+
+TOKEN = "a token that nobody can guess"
+
+
+@pytest.fixture
+def stage(served: dict[str, Site], tmp_path: Path) -> BoardStage:
+    """A project with something of everything."""
+    made = BoardStage(tmp_path, served["v1"]._server.server_address[1])
+    furnish(made, served)
+    return made
+
+
+@pytest.fixture
+def application(stage: BoardStage) -> Any:
+    """The board of it."""
+    return app.create(stage.project, TOKEN)
+
+
+@pytest.fixture
+def browser(application: Any) -> Any:
+    """A browser that has opened the link."""
+    client = application.test_client()
+    client.get("/", query_string={"token": TOKEN})
+    return client
+
+
+@pytest.fixture
+def decide(browser: Any) -> Callable[..., Any]:
+    """Sends the form of the page, with changes."""
+    page = browser.get("/").text
+    token = re.search(r'name="form-token" value="([^"]+)"', page)
+    assert token is not None
+
+    def send(id: str = "staging-m4x8wd", **changes: str) -> Any:
+        form = {"form-token": token[1], "by": "Anna", "decision": "approved", "comment": ""}
+        return browser.post(f"/decide/{id}", data={**form, **changes})
+
+    return send
+
+
+def test_the_link_lets_in_and_the_token_leaves_the_address(application: Any) -> None:
+    """It is a cookie from then on, that no script can read."""
+    client = application.test_client()
+    entered = client.get("/", query_string={"token": TOKEN})
+
+    assert (entered.status_code, entered.location) == (303, "/")
+    cookie = entered.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert TOKEN not in cookie
+    assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("query", [{}, {"token": "wrong"}, {"token": ""}, {"token": "ü"}])
+@pytest.mark.parametrize("path", ["/", "/nowhere", "/decide/staging-m4x8wd"])
+def test_nobody_else_gets_in(application: Any, query: dict[str, str], path: str) -> None:
+    """Not a word of what is there."""
+    answer = application.test_client().get(path, query_string=query)
+
+    assert answer.status_code == 401
+    assert "staging" not in answer.text
+
+
+def test_a_wrong_token_does_not_get_in_on_an_old_cookie(browser: Any) -> None:
+    """Someone who pastes a token wants to know whether it is right."""
+    assert browser.get("/", query_string={"token": "wrong"}).status_code == 401
+
+
+def test_a_program_gives_the_token_as_a_header(application: Any, stage: BoardStage) -> None:
+    """And needs no form's token: a browser can't be made to send such a header."""
+    client = application.test_client()
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+
+    assert client.get("/", headers=headers).status_code == 200
+    data = {"by": "robot", "decision": "rejected"}
+    assert client.post("/decide/staging-m4x8wd", data=data, headers=headers).status_code == 303
+    assert Approvals(stage.project.store).get("staging-m4x8wd").decided_by == "robot"
+    assert client.get("/", headers={"Authorization": "Bearer wrong"}).status_code == 401
+
+
+def test_a_decision_is_recorded(
+    decide: Callable[..., Any], stage: BoardStage, browser: Any
+) -> None:
+    """Who, what and why; the name is remembered for the next time."""
+    answer = decide(comment="Looks right.")
+
+    assert (answer.status_code, answer.location) == (303, "/#decided")
+    found = Approvals(stage.project.store).get("staging-m4x8wd")
+    assert (found.state, found.decided_by, found.comment) == ("approved", "Anna", "Looks right.")
+    stage.add("staging-again2", V1)
+    stage.ask("staging-again2")
+    assert 'name="by" required maxlength="80" value="Anna"' in browser.get("/").text
+
+
+@pytest.mark.parametrize("changes", [{"form-token": ""}, {"form-token": "x" * 64}])
+def test_a_form_of_another_site_is_refused(
+    decide: Callable[..., Any], stage: BoardStage, changes: dict[str, str]
+) -> None:
+    """The cookie alone decides nothing."""
+    assert decide(**changes).status_code == 403
+    assert Approvals(stage.project.store).get("staging-m4x8wd").state == "pending"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"by": " "},
+        {"decision": "timed out"},
+        {"decision": ""},
+        {"by": "x" * 81},
+        {"comment": "x" * 2001},
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    decide: Callable[..., Any], stage: BoardStage, changes: dict[str, str]
+) -> None:
+    """And nothing is decided."""
+    assert decide(**changes).status_code == 400
+    assert Approvals(stage.project.store).get("staging-m4x8wd").state == "pending"
+
+
+def test_the_second_is_told_who_was_first(decide: Callable[..., Any], stage: BoardStage) -> None:
+    """On the page itself."""
+    stage.decide("staging-m4x8wd", "rejected", "Bo")
+
+    answer = decide()
+
+    assert answer.status_code == 409
+    assert "rejected by Bo" in answer.text
+    assert "One decision stands" in answer.text
+
+
+def test_an_environment_nobody_asked_about_is_said(decide: Callable[..., Any]) -> None:
+    """Its id comes from the address, and may be anything."""
+    for id in ("nothing", "..", "%2e%2e%2fx", "a/b"):
+        assert decide(id).status_code in {404, 409}
+
+
+def test_everything_is_escaped(stage: BoardStage, browser: Any, decide: Callable[..., Any]) -> None:
+    """Names, comments, reasons, links: they come from people and from other machines."""
+    stage.add(
+        "staging-evil22",
+        V1,
+        template=HOSTILE,
+        url="javascript:alert(1)",
+        owner=stage.get("staging-m4x8wd").owner,
+    )
+    stage.ask("staging-evil22")
+    decide(by=HOSTILE, comment=HOSTILE)
+
+    page = browser.get("/").text
+
+    assert HOSTILE not in page
+    assert "&lt;script&gt;document.title" in page
+    assert 'href="javascript:' not in page
+
+
+def test_no_other_site_can_run_frame_or_send_anything(browser: Any) -> None:
+    """By the page's own policy."""
+    headers = browser.get("/").headers
+    policy = headers["Content-Security-Policy"]
+
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "form-action 'self'" in policy
+    assert "unsafe" not in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert not re.search(r"<script>|style=|onclick=", browser.get("/").text)
+
+
+def test_a_store_that_can_not_be_read_is_said(
+    browser: Any, stage: BoardStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come back."""
+    folder = stage.project.store.folder
+    (folder / "promotions" / "production" / "current.json").write_text("{")
+
+    answer = browser.get("/")
+
+    assert answer.status_code == 503
+    assert "The store can" in answer.text
+
+
+def test_an_expired_request_is_not_offered_any_more(browser: Any, stage: BoardStage) -> None:
+    """Nobody's word is a no, though nobody has recorded it yet."""
+    stage.add("staging-late22", V1)
+    stage.ask("staging-late22", wait=0.001)
+
+    page = browser.get("/").text
+
+    assert "decide-staging-late22" not in page
+    assert "timed out" in page
+
+
+def test_the_token_is_made_once_and_kept_to_oneself(tmp_path: Path) -> None:
+    """So that links stay good when the board is started again."""
+    file = tmp_path / "state" / "token"
+
+    token = serving.token(file)
+
+    assert len(token) >= 32
+    assert serving.token(file) == token
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.write_text("short")
+    with pytest.raises(ConfigurationError, match="holds no token"):
+        serving.token(file)

@@ -1,0 +1,241 @@
+"""The board in Debian's Chromium, as people use it; ``SCREENSHOTS=DIR`` keeps its looks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boarding import HOSTILE, BoardStage, furnish
+from promoting import V1, Site
+from waiting import until
+
+from pytest_ephemeral.promotion.approval import Approvals
+
+WAITING = "staging-m4x8wd"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """The browser."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # In a container it is often root who tests, and Chromium's own sandbox refuses that.
+        made = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def stage(served: dict[str, Site], tmp_path: Path) -> BoardStage:
+    """A project with something of everything."""
+    made = BoardStage(tmp_path, served["v1"]._server.server_address[1])
+    furnish(made, served)
+    return made
+
+
+@pytest.fixture
+def link(stage: BoardStage) -> Iterator[str]:
+    """The board, served as users serve it; its link."""
+    config = stage.project.config.path
+    process = subprocess.Popen(
+        [
+            Path(sys.executable).with_name("pytest-ephemeral"),
+            "board",
+            "--port",
+            "0",
+            "--config",
+            config,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    yield process.stdout.readline().strip()
+    process.terminate()
+    process.communicate()
+
+
+@pytest.fixture
+def page(chromium: Any, link: str) -> Iterator[Callable[..., Any]]:
+    """Opens the board in a window; whatever goes wrong in it fails the test."""
+    contexts, wrong = [], []
+
+    def open_it(**settings: Any) -> Any:
+        context = chromium.new_context(viewport={"width": 1180, "height": 900}, **settings)
+        contexts.append(context)
+        made = context.new_page()
+        made.set_default_timeout(15_000)
+        made.on("pageerror", lambda error: wrong.append(str(error)))
+        made.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+        made.goto(link)
+        return made
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def test_the_token_does_not_stay_in_the_address(page: Callable[..., Any]) -> None:
+    """Where it would be in histories and screenshots."""
+    assert "token" not in page().url
+
+
+def test_approving(page: Callable[..., Any], stage: BoardStage) -> None:
+    """A person opens the link, looks, says yes; the board shows it, and who."""
+    window = page()
+    card = window.locator(f"#decide-{WAITING}")
+    assert card.locator("a.link").get_attribute("href") == stage.get(WAITING).url
+    card.get_by_label("Your name").fill("Anna Keller")
+    card.get_by_label("Comment").fill("Checkout works.")
+
+    card.get_by_role("button", name="Approve").click()
+
+    decided = window.locator("#decided li").first
+    decided.get_by_text("Checkout works.").wait_for()
+    assert "Anna Keller" in decided.inner_text()
+    found = Approvals(stage.project.store).get(WAITING)
+    assert (found.state, found.decided_by) == ("approved", "Anna Keller")
+
+
+def test_a_name_has_to_be_given(page: Callable[..., Any], stage: BoardStage) -> None:
+    """The browser itself asks for it."""
+    window = page()
+
+    window.get_by_role("button", name="Reject").click()
+
+    assert Approvals(stage.project.store).get(WAITING).state == "pending"
+    assert window.get_by_label("Your name").evaluate("field => field === document.activeElement")
+
+
+def test_it_refreshes_by_itself(page: Callable[..., Any], stage: BoardStage) -> None:
+    """What happens elsewhere is seen without touching anything."""
+    window = page()
+    stage.add("staging-new222", V1)
+
+    window.get_by_role("heading", name="staging-new222").wait_for()
+    stage.ledger.remove("staging-new222")
+    window.get_by_role("heading", name="staging-new222").wait_for(state="detached")
+
+
+def test_what_is_being_written_is_not_taken_away(
+    page: Callable[..., Any], stage: BoardStage
+) -> None:
+    """While the rest of the page goes on."""
+    window = page()
+    comment = window.locator(f"#decide-{WAITING}").get_by_label("Comment")
+    comment.fill("Half a sent")
+    stage.add("staging-new222", V1)
+
+    window.get_by_role("heading", name="staging-new222").wait_for()
+
+    assert comment.input_value() == "Half a sent"
+
+
+def test_time_runs(page: Callable[..., Any]) -> None:
+    """Expiries count down by the second."""
+    time = page().locator(f"#decide-{WAITING} time[data-until]").last
+    first = time.inner_text()
+    assert first.startswith("in ")
+    assert until(lambda: time.inner_text() != first)
+
+
+def test_deciding_works_without_scripts(page: Callable[..., Any], stage: BoardStage) -> None:
+    """It is a form."""
+    window = page(java_script_enabled=False)
+    window.get_by_label("Your name").fill("Bo")
+
+    window.get_by_role("button", name="Reject").click()
+
+    window.locator("#decided").get_by_text("by Bo").first.wait_for()
+    assert Approvals(stage.project.store).get(WAITING).state == "rejected"
+
+
+def test_hostile_text_is_only_text(page: Callable[..., Any], stage: BoardStage) -> None:
+    """It is shown, and does nothing."""
+    stage.decide(WAITING, "rejected", HOSTILE, HOSTILE)
+
+    window = page()
+
+    window.locator("#decided").get_by_text(HOSTILE).first.wait_for()
+    assert window.title() == "shop · board"
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1180])
+def test_nothing_sticks_out(page: Callable[..., Any], width: int) -> None:
+    """On a phone as on a desk, there is no sideways scrolling."""
+    window = page()
+    window.set_viewport_size({"width": width, "height": 800})
+    assert window.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_can_be_read(page: Callable[..., Any], scheme: str) -> None:
+    """Every text has a contrast of 4.5 to what is behind it (WCAG 2.2, 1.4.3), in both schemes."""
+    assert page(color_scheme=scheme).evaluate(FAINT) == []
+
+
+def test_everything_can_be_reached_by_keyboard(page: Callable[..., Any]) -> None:
+    """From the first link to the decision, in the order in which it is read."""
+    window = page()
+    reached = []
+    for _ in range(12):
+        window.keyboard.press("Tab")
+        reached.append(window.evaluate("document.activeElement.textContent.trim()"))
+        if reached[-1] == "Reject":
+            break
+    assert reached[-2:] == ["Approve", "Reject"]
+
+
+def test_what_it_looks_like(page: Callable[..., Any], tmp_path: Path) -> None:
+    """For the documentation: by day, by night, and on a phone."""
+    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    for name, settings, width in (
+        ("board", {}, 1180),
+        ("board-dark", {"color_scheme": "dark"}, 1180),
+        ("board-phone", {"device_scale_factor": 2}, 390),
+    ):
+        window = page(**settings)
+        window.set_viewport_size({"width": width, "height": 900})
+        window.screenshot(path=folder / f"{name}.png", full_page=name != "board-phone")
+        assert (folder / f"{name}.png").stat().st_size > 10_000
+
+
+#: The texts whose contrast is too low, with the contrast.
+FAINT = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const colour = (text) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = text; canvas.fillRect(0, 0, 1, 1);
+    return canvas.getImageData(0, 0, 1, 1).data;
+  };
+  const light = ([r, g, b]) => [r, g, b].map((one) => one / 255)
+    .map((one) => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, one, index) => sum + one * [0.2126, 0.7152, 0.0722][index], 0);
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const ground = colour(getComputedStyle(at).backgroundColor);
+      if (ground[3] === 255) return ground;
+    }
+    return colour("white");
+  };
+  const faint = [];
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || element.matches("script, .unseen, .unseen *")) continue;
+    const [one, other] = [light(colour(getComputedStyle(element).color)), light(behind(element))];
+    const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (contrast < 4.5) faint.push(`${texts.currentNode.data.trim()}: ${contrast.toFixed(2)}`);
+  }
+  return faint;
+}"""
