@@ -1,7 +1,8 @@
 """When an environment is up: it is looked at until every probe has succeeded.
 
-The first look is at once; from 2 ms the pauses grow to 50 ms, so that an application is noticed
-within a few milliseconds of answering, and one that takes a minute costs next to nothing.
+The first look is at once. From 2 ms the pauses grow to 50 ms, each a twentieth of what was waited
+so far: an application is noticed late by at most that share of its own start, and one that takes a
+minute costs next to nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE: Final = 0.002
 LONGEST_PAUSE: Final = 0.05
+PAUSE_SHARE: Final = 0.05
 LOG_LINES: Final = 20
 
 #: Seconds in which a forwarder hangs up when nobody listens behind it.
@@ -107,8 +109,9 @@ def wait(
             any more.
         ReadinessError: Its time was over; tells what was last seen, and why that may be.
     """
-    deadline = clock() + timeout
-    pending, pause, told = list(probes), FIRST_PAUSE, ""
+    started = clock()
+    deadline = started + timeout
+    pending, told = list(probes), ""
     while True:
         _check_alive(environment, provider)
         seen = [(probe, probe.look(min(ONE_LOOK, timeout))) for probe in pending]
@@ -123,9 +126,10 @@ def wait(
             raise ReadinessError(
                 _time_out(environment, provider, timeout, [what for _, what in seen if what])
             )
-        if cancelled.wait(max(0.0, min(pause, deadline - clock()))):
+        now = clock()
+        pause = min(max(FIRST_PAUSE, (now - started) * PAUSE_SHARE), LONGEST_PAUSE)
+        if cancelled.wait(max(0.0, min(pause, deadline - now))):
             raise LaunchError(f"{environment.id} is no longer wanted: the run is ending")
-        pause = min(pause * 1.5, LONGEST_PAUSE)
 
 
 @dataclass(frozen=True, slots=True)
