@@ -190,7 +190,8 @@ class S3Store:
 
         When the answer to a put is lost, boto3 sends it again, and S3 refuses it because of the
         first one. So every put has a mark of its own: what was refused and is there all the same
-        was written by this.
+        was written by this. One that someone has replaced by then counts as refused: whoever is
+        told so reads what is there now, and decides anew.
         """
         from botocore.exceptions import ClientError
 

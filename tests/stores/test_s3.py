@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.store.s3 import S3Store
 
+SPAWN = multiprocessing.get_context("spawn")
 MEBIBYTE = 1 << 20
 
 
@@ -52,6 +54,29 @@ def test_the_same_content_from_someone_else_is_not_mine(store, s3):
         store.replace("a", b"6", first)
     with pytest.raises(RecordExistsError):
         store.create("a", b"6")
+
+
+def test_no_update_is_lost_while_answers_are(store, s3):
+    """Eight processes add to one record while every kind of thing goes wrong with their puts."""
+    store.create("tokens", b"")
+    for fault in ("lost", "503 SlowDown", "lost", "409 ConditionalRequestConflict") * 3:
+        s3.fail(fault, method="PUT", part="/tokens?")
+    with SPAWN.Pool(8) as pool:
+        pool.starmap(_adds, [(store.url, number) for number in range(8)], chunksize=1)
+    added = store.read("tokens").data.decode().split()
+    assert set(added) == {f"{number}.{count}" for number in range(8) for count in range(5)}
+
+
+def _adds(url: str, number: int) -> None:
+    store = S3Store(url)
+    for count in range(5):
+        while True:
+            data, version = store.read("tokens")
+            try:
+                store.replace("tokens", data + f"{number}.{count} ".encode(), version)
+            except RecordConflictError:
+                continue
+            break
 
 
 def test_writers_that_are_told_to_come_again_do(store, s3):
