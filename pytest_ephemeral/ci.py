@@ -162,9 +162,16 @@ def revision(folder: Path, environ: Mapping[str, str]) -> str:
     if build is not None and build.revision:
         return build.revision
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    unlocked = {**environ, "GIT_OPTIONAL_LOCKS": "0"}  # somebody may be committing meanwhile
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=10, check=False
+            command,
+            cwd=folder,
+            env=unlocked,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -48,12 +48,17 @@ class Event:
         expires_at = self.environment.expires_at
         return "" if expires_at is None else f"{expires_at:%Y-%m-%d %H:%M} UTC"
 
+    @property
+    def fate(self) -> str:
+        """What became of it, for people, when it is not up any more."""
+        said = {"died": "stopped by itself", "leaked": "could not be destroyed"}
+        return said.get(self.outcome, "is gone")
+
     def sentence(self) -> str:
         """All of it in one line, for people."""
         who = f"{self.environment.template} ({self.environment.id})"
         if not self.is_up:
-            said = {"died": "stopped by itself", "leaked": "could not be destroyed"}
-            return f"{who} {said.get(self.outcome, 'is gone')}; it was {self.url}"
+            return f"{who} {self.fate}; it was {self.url}"
         until = f", until {self.until} at the latest" if self.until else ""
         return f"{who} is up: {self.url}{until}"
 

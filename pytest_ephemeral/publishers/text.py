@@ -36,8 +36,7 @@ def markdown_line(event: Event) -> str:
     head = f"**{markdown(environment.template)}** ({_code(environment.id)})"
     image = f", image {_code(event.image[:19])}" if event.image else ""
     if not event.is_up:
-        said = {"died": "stopped by itself", "leaked": "could not be destroyed"}
-        return f"{head} {said.get(event.outcome, 'expired')}: ~~{_code(event.url)}~~{image}"
+        return f"{head} {event.fate}: ~~{_code(event.url)}~~{image}"
     until = f" until {event.until}" if event.until else ""
     return f"{head} {link(event.url)}{until}{image}"
 

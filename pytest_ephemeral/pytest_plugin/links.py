@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -52,4 +53,5 @@ def _link(config: pytest.Config, report: pytest.TestReport, environment: Environ
     if config.pluginmanager.hasplugin("allure_listener"):
         import allure
 
-        allure.dynamic.link(environment.url, name=environment.id)
+        dynamic: Any = allure.dynamic  # it has no annotations
+        dynamic.link(environment.url, name=environment.id)

@@ -48,7 +48,7 @@ def test_github_is_told_while_it_is_up_and_when_it_is_gone(
     output = (on_github / "GITHUB_OUTPUT").read_text()
     assert re.search(rf"EPHEMERAL_URL_EXPIRED<<(\S+)\n{url[0]}\n\1\n", output)
     assert re.search(r"EPHEMERAL_URL<<(\S+)\n\n\1\n", output)
-    assert (on_github / "GITHUB_STEP_SUMMARY").read_text().count("expired") == 1
+    assert (on_github / "GITHUB_STEP_SUMMARY").read_text().count("is gone") == 1
 
 
 def test_what_is_kept_is_handed_over(project: PluginProject, run: Run, on_github: Path) -> None:

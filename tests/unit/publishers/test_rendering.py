@@ -126,7 +126,7 @@ def test_a_summary_of_github() -> None:
         ", image `sha256:abababababab`\n"
     )
     assert github.summary(event("destroyed")) == (
-        "- **staging** (`staging-7f3k2q`) expired: ~~`http://127.4.9.3:8080/`~~"
+        "- **staging** (`staging-7f3k2q`) is gone: ~~`http://127.4.9.3:8080/`~~"
         ", image `sha256:abababababab`\n"
     )
 
@@ -257,7 +257,7 @@ def test_commands_for_buildkite() -> None:
     command, body = buildkite.annotation(event("destroyed", id="x" * 200))
     assert len(command[3]) == 100
     assert "--style" not in command
-    assert "expired" in body
+    assert "is gone" in body
     assert buildkite.meta_data("A", HOSTILE) == (
         ["buildkite-agent", "meta-data", "set", "A"],
         HOSTILE,
