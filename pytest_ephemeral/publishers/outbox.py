@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -93,6 +93,10 @@ class Outbox:
                 self._unsent -= 1
                 self._changed.notify_all()
 
+    def hurries(self, attempts: int) -> bool:
+        """Whether the run is over, and so many attempts at a message are enough."""
+        return self._closing.is_set() and (attempts > 1 or self._warned)
+
     def rest(self, seconds: float) -> None:
         """Wait, but no longer than the run lasts."""
         if self._closing.is_set():
@@ -104,6 +108,13 @@ class Outbox:
         if not self._warned:
             self._warned = True
             self.warn(f"{self.name}: {problem}")
+
+
+class _Failure(NamedTuple):
+    """Why an attempt failed, and how many seconds to wait, if the service says so."""
+
+    problem: str
+    wait: float | None = None
 
 
 @dataclass(slots=True)
@@ -149,31 +160,42 @@ class Attempts:
             LostError: It may have been carried out, and may not be repeated.
             DeliveryError: It was refused, or every attempt failed until the deadline.
         """
-        import requests
-
-        backoff = BACKOFF
+        attempts, backoff = 0, BACKOFF
         while True:
-            try:
-                response = session.request(
-                    method, url, timeout=self._timeout(), allow_redirects=False, **arguments
-                )
-            except requests.RequestException as error:
-                problem, wait = type(error).__name__, None
-                if isinstance(error, ValueError):  # the address itself is wrong
-                    raise DeliveryError(problem) from None
-            else:
-                if response.status_code < 300:
-                    return response
-                problem, wait = _refusal(response), retry_after(response, time.time())
-                if wait is None and response.status_code not in _BUSY:
-                    raise DeliveryError(problem)
-            pause = backoff if wait is None else wait
-            if time.monotonic() + pause >= self.deadline:
-                raise DeliveryError(problem)
-            if wait is None and not again:
-                raise LostError(problem)
+            attempts += 1
+            answer = self._attempt(session, method, url, arguments)
+            if not isinstance(answer, _Failure):
+                return answer
+            told_to_wait = answer.wait is not None
+            pause = answer.wait if answer.wait is not None else backoff
+            is_last = not told_to_wait and self.outbox.hurries(attempts)
+            if is_last or time.monotonic() + pause >= self.deadline:
+                raise DeliveryError(answer.problem)
+            if not (again or told_to_wait):
+                raise LostError(answer.problem)
             self.outbox.rest(pause)
             backoff *= 2
+
+    def _attempt(
+        self, session: Session, method: str, url: str, arguments: dict[str, Any]
+    ) -> Response | _Failure:
+        """Make a request once; raises DeliveryError when another time would be no better."""
+        import requests
+
+        try:
+            response = session.request(
+                method, url, timeout=self._timeout(), allow_redirects=False, **arguments
+            )
+        except requests.RequestException as error:
+            if isinstance(error, ValueError):  # the address itself is wrong
+                raise DeliveryError(type(error).__name__) from None
+            return _Failure(type(error).__name__)
+        if response.status_code < 300:
+            return response
+        failure = _Failure(_refusal(response), retry_after(response, time.time()))
+        if failure.wait is None and response.status_code not in _BUSY:
+            raise DeliveryError(failure.problem)
+        return failure
 
     def _timeout(self) -> float:
         return max(0.1, min(ATTEMPT, self.deadline - time.monotonic()))

@@ -39,6 +39,12 @@ def flush(box: Outbox, seconds: float = 10) -> None:
     box.close(time.monotonic() + seconds)
 
 
+def settle(box: Outbox) -> None:
+    """Wait until all is sent, as long as the run is not over."""
+    with box._changed:
+        assert box._changed.wait_for(lambda: not box._unsent, 10)
+
+
 @pytest.fixture
 def hub() -> Iterator[GitHub]:
     """GitHub."""
@@ -161,7 +167,7 @@ def test_a_status_is_sent_again_after_a_server_error(hub: GitHub, sending: Outbo
     """A second one of the same state is no harm."""
     hub.faults.extend([None, None, (502, {}, None), (503, {}, None)])
     deployments(sending, hub).tell(event("up"))
-    flush(sending)
+    settle(sending)
     assert hub.states() == [["in_progress", "success"]]
 
 
@@ -267,7 +273,7 @@ def test_a_webhook_is_tried_again(hook: Service, sending: Outbox, warnings: list
     """The same message, until it is accepted."""
     hook.faults.extend([(500, {}, None), Service.LOST, (429, {"Retry-After": "0"}, None)])
     webhook(sending, hook.url).tell(event("up"))
-    flush(sending)
+    settle(sending)
     assert len(hook.asked) == 4
     assert len({body["id"] for _, _, body in hook.asked}) == 1
     assert warnings == []
@@ -309,6 +315,20 @@ def test_a_dead_webhook_delays_nobody(warnings: list[str]) -> None:
     assert told - started < 1
     assert ended - told < 2
     assert warnings == ["service: gave up on 20 messages at the end of the run"]
+
+
+def test_at_the_end_of_the_run_nobody_is_tried_for_long(
+    hook: Service, sending: Outbox, warnings: list[str]
+) -> None:
+    """A second attempt at the message on its way; after that one each, and all at once."""
+    hook.faults.extend([(500, {}, None)] * 10)
+    client = webhook(sending, hook.url)
+    sending._closing.set()
+    for _ in range(3):
+        client.tell(event("up"))
+    flush(sending)
+    assert len(hook.asked) == 4
+    assert warnings == ["service: HTTP 500 Internal Server Error"]
 
 
 def test_a_webhook_of_nobody_is_one_warning(sending: Outbox, warnings: list[str]) -> None:
