@@ -26,7 +26,7 @@ from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Duration, Environment, Image, ImageReference, Template
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.providers import Order, Provider, Status
+from pytest_ephemeral.providers import Order, Provider, Reachable, Status
 
 BakeMode = Literal["missing", "always", "never"]
 Phase = Literal[
@@ -100,6 +100,16 @@ class Lifecycle:
     _images: dict[str, Image] = field(default_factory=dict)
     _watchdog: watchdog.Watchdog | None = None
     _left: set[str] = field(default_factory=set)
+
+    def check(self, template: str) -> None:
+        """See whether what a template's provider needs is there, before anything is begun.
+
+        Raises:
+            UnavailableError: It is not.
+        """
+        provider = providers.load(self.project.config.template(template).provider)
+        if isinstance(provider, Reachable):
+            provider.reach()
 
     # -- up ------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ TABLE: Mapping[str, tuple[str, str | None]] = {
     "local": ("pytest_ephemeral.providers.local:LocalProvider", None),
     "docker": ("pytest_ephemeral.providers.docker:DockerProvider", "docker"),
     "compose": ("pytest_ephemeral.providers.compose:ComposeProvider", "docker"),
+    "ec2": ("pytest_ephemeral.providers.ec2:Ec2Provider", "aws"),
 }
 
 #: Stands for what ``Baker.resolve`` can't ask for now, such as the digest of a base that neither
@@ -217,6 +218,18 @@ class Provider(Protocol):
 
         Raises:
             DestroyError: It remains.
+        """
+
+
+@runtime_checkable
+class Reachable(Protocol):
+    """A provider that depends on something else that may not answer: an engine."""
+
+    def reach(self) -> None:
+        """See whether it answers, before anything is begun. Cheap.
+
+        Raises:
+            UnavailableError: It does not; says what was tried.
         """
 
 

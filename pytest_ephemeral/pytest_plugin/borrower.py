@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pytest
 from _pytest.outcomes import Failed  # pytest.fail.Exception, as a class for type checkers
 
-from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.errors import EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.pytest_plugin import links, markers, needs
 from pytest_ephemeral.pytest_plugin.evidence import section
@@ -99,8 +99,13 @@ class Borrower:
             if not needs.is_skipped(item):
                 for key in self._keys[item.nodeid]:
                     planned.setdefault(key, []).append(item.nodeid)
-        if planned and self._will_run(session):
+        if not planned or not self._will_run(session):
+            return
+        try:
             self._desk.plan(planned)
+        except UnavailableError as error:
+            session.items.clear()
+            self._desk.refuse(str(error))
 
     def _will_run(self, session: pytest.Session) -> bool:
         option = self._config.option

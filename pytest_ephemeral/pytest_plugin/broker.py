@@ -40,12 +40,16 @@ class Broker:
         entries: All that were asked for, in that order; what is only planned is not among them.
         ahead: How many that no test has yet asked for are made ready besides session-wide ones.
         alone: One environment serves every key (``--ephemeral-attach``).
+        lasting: Those of the whole session stay until the end, whoever needs them.
     """
 
-    def __init__(self, keeper: Keeper, *, ahead: int = 1, alone: bool = False) -> None:
+    def __init__(
+        self, keeper: Keeper, *, ahead: int = 1, alone: bool = False, lasting: bool = False
+    ) -> None:
         self.entries: list[Entry] = []
         self.ahead = ahead
         self.alone = alone
+        self.lasting = lasting
         self._keeper = keeper
         self._current: dict[Key, Entry] = {}
         self._needing: defaultdict[str, list[Entry]] = defaultdict(list)
@@ -68,7 +72,12 @@ class Broker:
         """Say which tests need which environments, first needed first.
 
         Every worker says so, and all say the same: what is known already changes nothing.
+
+        Raises:
+            UnavailableError: None of it can be had: what it runs on is not there.
         """
+        for template in dict.fromkeys(key.template for key in needs):
+            self._keeper.check(template)
         with self._changed:
             for key, tests in needs.items():
                 entry = self._current.get(self._same(key)) or self._add(key, planned=True)
@@ -281,6 +290,8 @@ class Broker:
 
     def _settle(self, entry: Entry) -> None:
         """End it if nobody needs it any more."""
+        if self.lasting and entry.key.scope == "session":
+            return
         if entry.state == "up" and not entry.lasts():
             self._end(entry)
 

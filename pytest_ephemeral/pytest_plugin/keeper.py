@@ -38,6 +38,12 @@ class RunKeeper:
         self._settings = settings
         self._reporter = reporter
         self._dossier = dossier
+        #: The ids of those that somebody said yes to: they stay up, to be promoted.
+        self.approved: set[str] = set()
+
+    def check(self, template: str) -> None:
+        """See ``Keeper``."""
+        self._lifecycle.check(template)
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
         """See ``Keeper``."""
@@ -67,7 +73,7 @@ class RunKeeper:
         died = self.died(environment)
         self._dossier.save(environment)
         try:
-            if self.keeps(failed=failed):
+            if self.keeps(failed=failed) or environment.id in self.approved:
                 self._lifecycle.keep(environment)
                 return Fate("kept", died=died)
             outcome = "died" if died else "destroyed"
@@ -77,7 +83,9 @@ class RunKeeper:
         return Fate("destroyed", seconds, died=died)
 
     def leaves(self, environment: Environment) -> bool:
-        """See ``Keeper``."""
+        """See ``Keeper``. What may have to stay is waited for."""
+        if self._settings.keep != "never" or environment.id in self.approved:
+            return False
         return self._lifecycle.leave(environment)
 
     def cancel(self) -> None:
@@ -91,6 +99,9 @@ class AttachedKeeper:
     def __init__(self, environment: Environment, lifecycle: Lifecycle | None) -> None:
         self._environment = environment
         self._lifecycle = lifecycle
+
+    def check(self, template: str) -> None:
+        """See ``Keeper``."""
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:  # noqa: ARG002
         """See ``Keeper``."""

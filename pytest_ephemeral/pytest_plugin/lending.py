@@ -47,6 +47,13 @@ class Evidence(NamedTuple):
 class Keeper(Protocol):
     """Who brings environments up and ends them, for a broker. Called from its threads."""
 
+    def check(self, template: str) -> None:
+        """See whether what a template runs on is there.
+
+        Raises:
+            UnavailableError: It is not.
+        """
+
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
         """Bring one up: it is ready, and how many seconds each phase took."""
 

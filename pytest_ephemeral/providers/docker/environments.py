@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Final
 
 from pytest_ephemeral import labels
-from pytest_ephemeral.errors import DestroyError, EphemeralError
+from pytest_ephemeral.errors import DestroyError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import Owned, Status
 from pytest_ephemeral.providers.docker import belongings, containers, finding
@@ -39,6 +39,15 @@ class ContainerEnvironments:
     name: ClassVar[str]
     guards_itself: ClassVar[bool] = False
     forwards_ports: ClassVar[bool] = True
+
+    def reach(self) -> None:
+        """See whether an engine answers."""
+        try:
+            finding.find().call("GET", "/_ping", timeout=10)
+        except (EngineError, TimeoutError) as error:
+            raise UnavailableError(
+                f"the container engine gives no sensible answer: {error}"
+            ) from None
 
     def status(self, environment: Environment) -> Status:
         """How its parts are. A part without endpoints may end with status 0: it was a job."""
