@@ -1,0 +1,173 @@
+"""What a container costs, beside what it costs with others: ``python -m benchmarks.containers``.
+
+The same image, the same two tests, each in a pytest of its own with only the plugins it needs; one
+round runs all of them, one after the other. Given are medians. The peers are installed into
+``benchmarks/.venv`` by the first run.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).parent
+SUITES = HERE / "suites"
+PYTHON = HERE / ".venv" / "bin" / "python"
+PEERS = ("docker", "pytest-docker", "pytest-docker-tools", "pytest-xdist", "testcontainers")
+
+#: Seconds after its start at which the slow application listens.
+SLOW = 0.35
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of getting a container for two tests.
+
+    Attributes:
+        name: For the table.
+        suite: Its folder below ``suites``: what its users write.
+        plugins: Modules of the plugins it needs.
+        arguments: Options of its own.
+        modes: What it is measured at.
+        variables: Of its environment.
+    """
+
+    name: str
+    suite: str
+    plugins: Sequence[str] = ()
+    arguments: Sequence[str] = ()
+    modes: Sequence[str] = ("fast", "slow", "-n 4")
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+OURS = ("pytest_ephemeral.pytest_plugin.plugin",)
+WAYS = (
+    Way("bare pytest, a server in its own process", "bare", modes=("fast", "-n 4")),
+    Way("prototype: raw engine API", "raw", modes=("fast", "slow", "-n 4")),
+    Way("the same, on a network of its own", "raw", variables={"OWN_NETWORK": "yes"}),
+    Way("pytest-ephemeral", "ours", OURS, ["--ephemeral-env"]),
+    Way("plain docker SDK, looking every 10 ms", "sdk"),
+    Way("pytest-docker-tools", "docker_tools", ["pytest_docker_tools.plugin"]),
+    Way("testcontainers, without its reaper", "testcontainers"),
+    Way(
+        "pytest-docker, `down -v -t 0`", "pytest_docker", ["pytest_docker"], modes=("fast", "slow")
+    ),
+)
+
+
+def main(rounds: int) -> int:
+    """Measure everything, and print the table."""
+    install()
+    images = {"fast": image(0.0), "slow": image(SLOW)}
+    with tempfile.TemporaryDirectory(prefix="ephemeral-bench-") as state:
+        os.environ["PYTEST_EPHEMERAL_STATE"] = state
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for number in range(rounds + 1):  # the first fills caches, and does not count
+            say(f"round {number} of {rounds}")
+            for way in WAYS:
+                for mode in way.modes:
+                    took = timed(way, mode, images["slow" if mode == "slow" else "fast"], state)
+                    if number:
+                        seconds.setdefault((way.name, mode), []).append(took)
+        noticed, destroyed = by_itself(images["slow"], state, rounds)
+    show({key: median(values) for key, values in seconds.items()}, rounds)
+    print(f"\nnoticed after it listens   {noticed * 1000:6.1f} ms   target ≤ 20 ms")
+    print(f"destroyed altogether       {destroyed * 1000:6.1f} ms   of which people wait ≤ 80 ms")
+    return 0
+
+
+def install() -> None:
+    """The environment that the peers run in, and this package with them."""
+    if PYTHON.exists():
+        return
+    say("installing the peers")
+    venv.create(HERE / ".venv", with_pip=True)
+    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *PEERS, "--editable", HERE.parent], check=True)
+
+
+def image(delay: float) -> str:
+    """The image that all of them run: Busybox's web server, listening after a delay."""
+    sys.path.append(str(HERE.parent / "tests"))
+    import engine_images
+
+    name = f"ephemeral-bench:{'slow' if delay else 'fast'}"
+    serve = "exec httpd -f -p 8080 -h /www"
+    # PID 1 that ignores SIGTERM, as many an application's shell script does.
+    command = f'trap "" TERM; sleep {delay}; {serve}' if delay else serve
+    dockerfile = f"FROM {engine_images.busybox()}\nEXPOSE 8080\nCMD {command}\n"
+    build = ["docker", "build", "--quiet", "--tag", name, "-"]
+    environ = {**os.environ, "DOCKER_BUILDKIT": "0"}
+    subprocess.run(build, input=dockerfile, text=True, check=True, capture_output=True, env=environ)
+    return name
+
+
+def timed(way: Way, mode: str, name: str, state: str) -> float:
+    """The seconds that a whole run takes."""
+    plugins = [*way.plugins, *(["xdist"] if mode == "-n 4" else [])]
+    arguments = ["-n", "4"] if mode == "-n 4" else []
+    environ = {
+        **os.environ,
+        **way.variables,
+        "BENCH_IMAGE": name,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_EPHEMERAL_STATE": state,
+        "TESTCONTAINERS_RYUK_DISABLED": "true",
+        "TESTCONTAINERS_HOST_OVERRIDE": "127.0.0.1",
+    }
+    argv = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    argv += [word for plugin in plugins for word in ("-p", plugin)]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*argv, *way.arguments, *arguments, *_template(way, mode)],
+        cwd=SUITES / way.suite,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    took = time.perf_counter() - started
+    if done.returncode != 0:
+        raise SystemExit(f"{way.name} ({mode}) failed:\n{done.stdout}{done.stderr}")
+    return took
+
+
+def _template(way: Way, mode: str) -> Sequence[str]:
+    if way.plugins != OURS:
+        return ()
+    return ["--ephemeral-template", "slow" if mode == "slow" else "fast"]
+
+
+def by_itself(name: str, state: str, rounds: int) -> tuple[float, float]:
+    """How long after it listens our readiness notices, and how long destroying takes."""
+    from benchmarks.launching import detection
+
+    found = [detection(name, Path(state)) for _ in range(rounds)]
+    return median(one for one, _ in found), median(other for _, other in found)
+
+
+def show(medians: Mapping[tuple[str, str], float], rounds: int) -> None:
+    """Print the table."""
+    print(f"\nwhole run in seconds, medians of {rounds} rounds\n")
+    modes = ("fast", "slow", "-n 4")
+    print(f"{'':48}" + "".join(f"{mode:>8}" for mode in modes))
+    for way in WAYS:
+        cells = (medians.get((way.name, mode)) for mode in modes)
+        print(f"{way.name:48}" + "".join(f"{'–' if s is None else f'{s:.2f}':>8}" for s in cells))
+
+
+def say(text: str) -> None:
+    """Tell who waits what is being measured."""
+    print(f"… {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 7))

@@ -1,0 +1,83 @@
+"""Launching by itself, without pytest around it: how soon readiness notices, how long it ends."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pytest_ephemeral import labels, machine
+from pytest_ephemeral.environments import readiness
+from pytest_ephemeral.models import Environment, Image, Ready
+from pytest_ephemeral.providers import Order
+from pytest_ephemeral.providers.docker import DockerProvider
+from pytest_ephemeral.providers.docker.tables import DockerTemplate
+
+
+def detection(reference: str, state: Path) -> tuple[float, float]:
+    """Bring one container up and take it down.
+
+    Args:
+        reference: The image.
+        state: A folder for whatever is needed.
+
+    Returns:
+        Seconds from the first answer that anybody could have had until it was noticed, and
+        seconds that destroying took.
+    """
+    provider, order = DockerProvider(), _order(reference, state)
+    try:
+        environment = provider.launch(order)
+        answered: list[float] = []
+        looking = threading.Thread(target=_look, args=(environment, answered))
+        looking.start()
+        probes = readiness.probes_for(environment, order.template, provider, {})
+        readiness.wait(environment, provider, probes, timeout=30, cancelled=threading.Event())
+        noticed = time.perf_counter()
+        looking.join()
+    finally:
+        started = time.perf_counter()
+        provider.destroy(order.environment)
+        destroyed = time.perf_counter() - started
+    return noticed - answered[0], destroyed
+
+
+def _look(environment: Environment, answered: list[float]) -> None:
+    """Look without a pause until it answers."""
+    endpoint = environment.endpoints["http"]
+    while not answered:
+        connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
+        try:
+            connection.request("GET", "/")
+            connection.getresponse()
+            answered.append(time.perf_counter())
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.0005)
+        finally:
+            connection.close()
+
+
+def _order(reference: str, root: Path) -> Order:
+    template = DockerTemplate(name="bench", image="bench", port=8080, ready=Ready(http="/"))
+    now = datetime.now(UTC)
+    owner = machine.this_owner("bench")
+    id = f"bench-{time.time_ns()}"
+    expires_at = now + timedelta(minutes=10)
+    marks = labels.for_environment(
+        id=id, template="bench", run="bench", owner=str(owner), expires_at=expires_at, image=""
+    )
+    environment = Environment(
+        id=id,
+        template="bench",
+        provider="docker",
+        created_at=now,
+        expires_at=expires_at,
+        owner=owner,
+        labels=marks,
+    )
+    image = Image(
+        name="bench", key="", provider="docker", reference=reference, digest="", baked_at=now
+    )
+    return Order(environment=environment, template=template, images={"bench": image}, root=root)
