@@ -23,6 +23,7 @@ TABLE: Mapping[str, str] = {
     "local": "bench_local",
     "docker": "bench_docker",
     "compose": "bench_compose",
+    "ec2": "bench_ec2",
 }
 
 Kind = Literal["web", "pair", "crash", "elsewhere"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ Owner = Callable[..., tuple[subprocess.Popen[str], Environment]]
 
 
 @pytest.fixture(scope="module", params=sorted(benches.TABLE))
-def bench(request: pytest.FixtureRequest) -> Bench:
-    """One provider's bench."""
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """One provider's bench, with whatever platform it brings along for as long as it is used."""
     found = benches.load(request.param)
     if why := found.unavailable():
         pytest.skip(why)
-    return found
+    with getattr(found, "platform", nullcontext)():
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,216 @@
+"""Baking an AMI: an instance of the base installs, is stopped, imaged, and booted fresh to verify.
+
+Everything carries the key from its creation on, so that whatever a bake leaves that was killed,
+at whichever point, is found by the next one of that key, and by ``reap``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from pytest_ephemeral import aws
+from pytest_ephemeral.errors import (
+    BakeError,
+    ConfigurationError,
+    ImageChangedError,
+    ImageInUseError,
+    ImageMissingError,
+)
+from pytest_ephemeral.models import Image, Recipe
+from pytest_ephemeral.providers import BakeJob
+from pytest_ephemeral.providers.ec2 import amis, belongings, launching
+from pytest_ephemeral.providers.ec2.builders import (
+    builder,
+    client_of,
+    digits,
+    marks_of,
+    prefix_of,
+    recipe_of,
+    region_of,
+    steps_of,
+    stop,
+    succeed,
+)
+from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
+from pytest_ephemeral.providers.ec2.tagging import KEY, VERIFIED, tags_of
+
+#: In an image's handle: it was baked elsewhere, and is taken as it is.
+AS_IT_IS: Final = "as-it-is"
+
+
+class Ec2Baker:
+    """The part of the ec2 provider that makes images; see ``Baker`` for what is promised."""
+
+    def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:  # noqa: ARG002
+        """What the base is now; or whether what was baked elsewhere is there."""
+        wanted, region = recipe_of(recipe), region_of(recipe)
+        if wanted.reference is not None:
+            _taken(wanted)
+            return {"region": region, "reference": wanted.reference}
+        if wanted.base is None:
+            raise ConfigurationError(f"the image {recipe.name!r} has no base")
+        resolved = _bases.get((region, repr(wanted.base)))
+        if resolved is None:
+            resolved = amis.resolve(wanted.base, wanted.region)
+            _bases[region, repr(wanted.base)] = resolved
+        return {"region": region, "base": resolved}
+
+    def exclusive(
+        self,
+        key: str,  # noqa: ARG002
+        what: str,  # noqa: ARG002
+        say: Callable[[str], None],  # noqa: ARG002
+    ) -> AbstractContextManager[Sequence[int]]:
+        """Nothing of this machine is held: an AMI is made under a claim in the store."""
+        return contextlib.nullcontext(())
+
+    def adopt(self, job: BakeJob) -> Image | None:
+        """The verified AMI of that key, if another store's bake, or one cut short, has made it."""
+        recipe = recipe_of(job.recipe)
+        if recipe.reference is not None:
+            return None
+        with aws.explained():
+            found = amis.of_key(client_of(recipe), job.key, VERIFIED)
+        available = [one for one in found if one["State"] == "available"]
+        return (
+            amis.as_image(available[0], region_of(recipe), prefix_of(job.key))
+            if available
+            else None
+        )
+
+    def bake(self, job: BakeJob) -> Image:
+        """Install on an instance of the base, stop it, and make an AMI of it."""
+        recipe = recipe_of(job.recipe)
+        if recipe.reference is not None:
+            found = _taken(recipe)
+            image = amis.as_image(found, region_of(recipe), "")
+            handle = {**image.handle, AS_IT_IS: "yes"}
+            return msgspec.structs.replace(image, name=recipe.name, key=job.key, handle=handle)
+        _regions[job.key] = recipe.region
+        self.discard(job.key)
+        base = self.resolve(recipe, job.root)["base"]
+        with _explained(job), builder(job, base, steps_of(job), job.artifact) as built:
+            job.say(f"installing on {built.instance}")
+            succeed(built, "its install script")
+            stop(built)
+            name = f"pytest-ephemeral-{recipe.name}-{digits(job.key)}"
+            ami = amis.create(built.client, built.instance, name, marks_of(job, built.id))
+            job.say(f"making the AMI {ami} of {built.instance}")
+            found = amis.wait(built.client, ami, job.say)
+        return amis.as_image(found, region_of(recipe), prefix_of(job.key))
+
+    def verify(self, job: BakeJob, image: Image) -> None:
+        """Boot it fresh and run ``verify`` there; then let it out of quarantine, and copy it."""
+        recipe = recipe_of(job.recipe)
+        if AS_IT_IS in image.handle and not recipe.verify:
+            return
+        client = client_of(recipe)
+        with _explained(job):
+            with builder(job, image.reference, recipe.verify, None) as built:
+                job.say(f"verifying it on {built.instance}")
+                succeed(built, "verifying it")
+            if AS_IT_IS in image.handle:
+                return
+            found = amis.wait(client, image.reference, job.say)
+            amis.verify(client, found)
+            amis.copy(found, image.handle["region"], recipe.copy_to, job.say)
+
+    def discard(self, key: str) -> None:
+        """Remove builders, groups, quarantined AMIs and snapshots of that key."""
+        _discard(aws.client("ec2", _regions.get(key)), key)
+
+    def present(self, image: Image) -> bool:
+        """Whether the AMI is there and available."""
+        with aws.explained():
+            found = amis.described(_client_of(image), image.reference)
+        if found is None:
+            return False
+        content = amis.as_image(found, image.handle["region"], "").digest
+        if found["State"] != "available" or content != image.digest:
+            raise ImageChangedError(
+                f"the AMI {image.reference} of the image {image.name!r} is {found['State']}, or "
+                f"made of other snapshots than when it was baked. Bake it again with "
+                f"`pytest-ephemeral bake {image.name} --force`"
+            )
+        return True
+
+    def pack(self, image: Image, file: Path) -> None:
+        """AMIs stay in AWS: what goes into the store says where."""
+        where = {"reference": image.reference, "region": image.handle["region"]}
+        file.write_text(json.dumps(where, sort_keys=True) + "\n")
+
+    def unpack(self, image: Image, file: Path) -> None:
+        """An AMI that is not there can't be brought from anywhere."""
+        where = json.loads(file.read_text())
+        raise ImageMissingError(
+            f"the AMI {where['reference']} of the image {image.name!r} is not in "
+            f"{where['region']} any more, or this account may not see it. Bake it again with "
+            f"`pytest-ephemeral bake {image.name} --force`"
+        )
+
+    def remove(self, image: Image) -> None:
+        """Deregister the AMI and delete its snapshots, unless it was taken as it is."""
+        if AS_IT_IS in image.handle:
+            return
+        client = _client_of(image)
+        with aws.explained():
+            users = belongings.running_from(client, image.reference)
+            if users:
+                raise ImageInUseError(
+                    f"instances run from the image {image.name!r}: {', '.join(users)}"
+                )
+            found = amis.described(client, image.reference)
+            if found is not None and tags_of(found).get(KEY) == image.key:
+                amis.remove(client, found)
+
+
+#: What bases mean, for as long as this process lives: its key and its bake must mean the same.
+_bases: dict[tuple[str, str], str] = {}
+#: Where this process bakes which key, when not in boto3's own region.
+_regions: dict[str, str | None] = {}
+
+
+def _discard(client: Any, key: str) -> None:
+    with aws.explained():
+        for id in belongings.with_tag(client, KEY, key):
+            belongings.remove(client, id)
+        amis.discard(client, {KEY: key})
+
+
+@contextmanager
+def _explained(job: BakeJob) -> Iterator[None]:
+    """Turn what AWS refuses into our error."""
+    from botocore.exceptions import ClientError
+
+    try:
+        with aws.explained():
+            yield
+    except ClientError as error:
+        raise BakeError(
+            f"the image {job.recipe.name!r} was not baked: {launching.told(error)}"
+        ) from error
+
+
+def _taken(recipe: Ec2Recipe) -> Mapping[str, Any]:
+    """The AMI that a recipe takes as it is."""
+    with aws.explained():
+        found = amis.described(client_of(recipe), recipe.reference or "")
+    if found is None or found["State"] != "available":
+        state = "not there" if found is None else found["State"]
+        raise ConfigurationError(
+            f"the image {recipe.name!r}: the AMI {recipe.reference} is {state} in "
+            f"{region_of(recipe)}, for this account. See `aws ec2 describe-images --image-ids "
+            f"{recipe.reference}`, and region in images.{recipe.name}"
+        )
+    return found
+
+
+def _client_of(image: Image) -> Any:
+    return aws.client("ec2", image.handle["region"])

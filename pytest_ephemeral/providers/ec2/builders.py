@@ -1,0 +1,293 @@
+"""The instance of a bake: launched, listened to, stopped, and gone afterwards, however it ends."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from pytest_ephemeral import aws, files, labels, machine
+from pytest_ephemeral.errors import BakeError, ConfigurationError
+from pytest_ephemeral.models import Recipe
+from pytest_ephemeral.providers import BakeJob
+from pytest_ephemeral.providers.ec2 import amis, belongings, console, groups, guest, launching
+from pytest_ephemeral.providers.ec2.fleet import state
+from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
+from pytest_ephemeral.providers.ec2.tagging import (
+    KEY,
+    PROCESS,
+    RECIPE,
+    TRANSFER,
+    as_tags,
+    process_of,
+)
+from pytest_ephemeral.providers.ec2.transfers import MARGIN, Transfer
+
+#: Seconds between looks at a bake.
+POLL: Final = 2.0
+#: Seconds in which an instance stops.
+STOPPING: Final = 600.0
+#: Seconds between looks at an instance's console: EC2 counts those calls closely.
+CONSOLE_POLL: Final = 5.0
+
+_LAST_LINES: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An instance of a bake, and how to hear from it."""
+
+    client: Any
+    job: BakeJob
+    recipe: Ec2Recipe
+    id: str
+    instance: str
+    transfer: Transfer | None
+
+
+@contextmanager
+def builder(
+    job: BakeJob, image: str, steps: str | Sequence[str], artifact: Path | None
+) -> Iterator[Built]:
+    """An instance that runs some steps; it and its group are gone afterwards, however it ends."""
+    recipe = recipe_of(job.recipe)
+    client = client_of(recipe)
+    id = f"bake-{recipe.name}-{digits(job.key)[:6]}-{secrets.token_hex(3)}"
+    marks = marks_of(job, id)
+    seconds = int(recipe.timeout) + MARGIN
+    transfer = recipe.bucket and Transfer(recipe.bucket, id, seconds, recipe.region)
+    if transfer:
+        marks[TRANSFER] = transfer.url
+    try:
+        group = groups.ensure(client, id, as_tags(marks), _vpc(client, recipe.subnet), ())
+        script = _script(job, recipe, steps, artifact, transfer or None)
+        wanted = launching.Wanted(
+            id=id,
+            image=image,
+            types=[recipe.instance_type],
+            subnets=[] if recipe.subnet is None else [recipe.subnet],
+            groups=[group],
+            marks=marks,
+            user_data=script,
+            more=_profile(recipe),
+        )
+        launched = launching.run(client, wanted, lambda _: None)
+        instance = launched[0]["InstanceId"]
+        yield Built(client, job, recipe, id, instance, transfer or None)
+    finally:
+        belongings.remove_running(client, id)
+
+
+def _script(
+    job: BakeJob,
+    recipe: Ec2Recipe,
+    steps: str | Sequence[str],
+    artifact: Path | None,
+    transfer: Transfer | None,
+) -> str:
+    """The user data of a bake; what does not fit goes through the bucket."""
+    delivery = None
+    if artifact is not None:
+        digest = files.digest_of(files.chunks(artifact))
+        if transfer is not None:
+            url = transfer.give(artifact.name, artifact)
+            delivery = guest.Delivery(artifact.name, digest, url=url)
+        elif artifact.stat().st_size < guest.USER_DATA_LIMIT:
+            delivery = guest.Delivery(artifact.name, digest, content=artifact.read_bytes())
+        else:
+            raise _too_large(recipe, f"{artifact.name} has {artifact.stat().st_size} bytes")
+    script = guest.bake_script(
+        steps,
+        prefix=prefix_of(job.key),
+        artifact=delivery,
+        variables=_passed(recipe),
+        result_url="" if transfer is None else transfer.taking("result"),
+        minutes=int(recipe.timeout // 60) + MARGIN // 60,
+    )
+    if len(script.encode()) <= guest.USER_DATA_LIMIT:
+        return script
+    if transfer is None:
+        raise _too_large(recipe, f"with it, its user data has {len(script.encode())} bytes")
+    return guest.fetching(transfer.give("boot", script.encode()))
+
+
+def _too_large(recipe: Ec2Recipe, said: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the image {recipe.name!r} can't be installed by user data alone, of which EC2 takes "
+        f"{guest.USER_DATA_LIMIT} bytes: {said}. Give images.{recipe.name} a bucket, which takes "
+        "it there"
+    )
+
+
+def succeed(built: Built, what: str) -> None:
+    """Wait until an instance has said how it went, showing what it prints.
+
+    Raises:
+        BakeError: It went wrong, took too long, or the instance ended.
+    """
+    started = time.monotonic()
+    shown = _Shown(built.job)
+    while True:
+        status = _outcome(built, shown)
+        if status == "0":
+            return
+        if status:
+            raise shown.failure(f"{what} exited with status {status}")
+        if time.monotonic() - started > built.recipe.timeout:
+            raise shown.failure(f"{what} had not ended after {built.recipe.timeout}")
+        found = _described(built)
+        if found is not None and state(found) not in {"pending", "running"}:
+            shown.console(console.output(built.client, built.instance))
+            reason = found.get("StateReason", {}).get("Message", "no reason given")
+            raise shown.failure(f"{built.instance} is {state(found)} by itself: {reason}")
+        time.sleep((POLL if built.transfer else CONSOLE_POLL) * random.uniform(1, 1.2))  # noqa: S311
+
+
+def _outcome(built: Built, shown: _Shown) -> str:
+    """The exit status it has told; empty while it has not."""
+    if built.transfer is not None:
+        result = built.transfer.taken("result")
+        if result is None:
+            return ""
+        status, _, log = result.partition("\n")
+        shown.lines(log.splitlines())
+        return status.strip()
+    return shown.console(console.output(built.client, built.instance))
+
+
+class _Shown:
+    """What a bake has printed: logged, and shown once."""
+
+    def __init__(self, job: BakeJob) -> None:
+        self._job = job
+        self._number = 0
+        self._lines: list[str] = []
+
+    def console(self, text: str) -> str:
+        """Show what is new on a console; the outcome, if it says so."""
+        new = [
+            line for line in guest.lines(text) if line.part == "bake" and line.number > self._number
+        ]
+        if new:
+            self._number = new[-1].number
+            self.lines([line.text for line in new])
+        return guest.last_words(text)
+
+    def lines(self, lines: Sequence[str]) -> None:
+        """Show lines."""
+        self._lines += lines
+        self._job.log.parent.mkdir(parents=True, exist_ok=True)
+        with self._job.log.open("a") as log:
+            log.writelines(f"{line}\n" for line in lines)
+        if self._job.live is not None:
+            for line in lines:
+                self._job.live(line)
+
+    def failure(self, what: str) -> BakeError:
+        """The error for a bake that went wrong."""
+        last = [f"    {line}" for line in self._lines[-_LAST_LINES:]]
+        said = ["  the last lines it printed:", *last] if last else ["  it has printed nothing"]
+        name = self._job.recipe.name
+        where = f"  all of them: {self._job.log}" if last else ""
+        head = f"the image {name!r} was not baked: {what}"
+        return BakeError("\n".join(filter(None, [head, *said, where])))
+
+
+def stop(built: Built) -> None:
+    """Stop it to be imaged, and see to it that its own shutdown does not destroy it."""
+    client, id = built.client, built.instance
+    client.modify_instance_attribute(
+        InstanceId=id, InstanceInitiatedShutdownBehavior={"Value": "stop"}
+    )
+    client.stop_instances(InstanceIds=[id])
+    deadline = time.monotonic() + STOPPING
+    while (found := _described(built)) is None or state(found) != "stopped":
+        if time.monotonic() > deadline:
+            raise BakeError(f"{id} has not stopped after {STOPPING:g} s")
+        if found is not None and state(found) in {"shutting-down", "terminated"}:
+            raise BakeError(f"{id} was terminated while it was being stopped")
+        time.sleep(POLL * random.uniform(1, 1.2))  # noqa: S311
+
+
+def _described(built: Built) -> Mapping[str, Any] | None:
+    """The instance as EC2 has it; None while that can't be told."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return belongings.described(built.client, built.instance)
+    except ClientError as error:
+        if aws.code(error) in aws.THROTTLED:
+            return None
+        raise
+
+
+def marks_of(job: BakeJob, id: str) -> dict[str, str]:
+    """What all that a bake makes is tagged with."""
+    owner = machine.this_owner("bake")
+    lifetime = timedelta(seconds=recipe_of(job.recipe).timeout + amis.PENDING + MARGIN)
+    return {
+        **labels.for_environment(
+            id=id,
+            template=job.recipe.name,
+            run=f"bake-{digits(job.key)}",
+            owner=str(owner),
+            expires_at=datetime.now(UTC) + lifetime,
+            image=job.key,
+        ),
+        KEY: job.key,
+        RECIPE: job.recipe.name,
+        PROCESS: process_of(owner),
+        "Name": id,
+    }
+
+
+def steps_of(job: BakeJob) -> str | list[str]:
+    """The script's text, or the commands."""
+    install = job.recipe.install
+    if isinstance(install, str):
+        return (job.root / install).read_text()
+    return install or []
+
+
+def _passed(recipe: Ec2Recipe) -> dict[str, str]:
+    return {name: os.environ[name] for name in recipe.pass_env if name in os.environ}
+
+
+def _profile(recipe: Ec2Recipe) -> dict[str, Any]:
+    if recipe.instance_profile is None:
+        return {}
+    return {"IamInstanceProfile": {"Name": recipe.instance_profile}}
+
+
+def _vpc(client: Any, subnet: str | None) -> str | None:
+    return None if subnet is None else belongings.vpc_of(client, subnet)[0]
+
+
+def client_of(recipe: Ec2Recipe) -> Any:
+    return aws.client("ec2", recipe.region)
+
+
+def region_of(recipe: Recipe) -> str:
+    return str(client_of(recipe_of(recipe)).meta.region_name)
+
+
+def recipe_of(recipe: Recipe) -> Ec2Recipe:
+    if not isinstance(recipe, Ec2Recipe):
+        raise ConfigurationError(f"the recipe {recipe.name!r} is none for AMIs")
+    return recipe
+
+
+def prefix_of(key: str) -> str:
+    return f"{guest.PREFIX}/{digits(key)}"
+
+
+def digits(key: str) -> str:
+    """As much of a key as names need."""
+    return key.removeprefix("sha256:")[:24]

@@ -1,0 +1,83 @@
+"""What instances print on their consoles, and what that says of an environment's processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_ephemeral import aws
+from pytest_ephemeral.providers.ec2 import guest
+
+
+def output(client: Any, instance: str) -> str:
+    """All that EC2 has of an instance's console: the last 64 KB, as new as EC2 has it.
+
+    ``Latest`` is for instances on the Nitro system; others have what was there minutes ago.
+    """
+    from botocore.exceptions import ClientError
+
+    for latest in ({"Latest": True}, {}):
+        try:
+            found = client.get_console_output(InstanceId=instance, **latest)
+        except ClientError as error:
+            if aws.code(error) in {"UnsupportedOperation", "InvalidParameterCombination"}:
+                continue
+            if aws.code(error) in {"InvalidInstanceID.NotFound", *aws.THROTTLED}:
+                return ""
+            raise
+        return str(found.get("Output", ""))
+    return ""
+
+
+class Log:
+    """The processes' output, as it stands on the consoles of an environment's instances.
+
+    Args:
+        consoles: Their text, in the order of the instances.
+        own: Whether the processes were started by the boot script, which marks their lines. If
+            not, all that is on the consoles is the log.
+    """
+
+    def __init__(self, consoles: Sequence[str], *, own: bool) -> None:
+        self._parts: dict[str, list[tuple[int, str]]] = {}
+        for place, text in enumerate(consoles):
+            suffix = f"-{place + 1}" if place else ""
+            if not own:
+                numbered = enumerate(text.splitlines(), start=1)
+                self._parts[f"console{suffix}"] = [(number, line) for number, line in numbered]
+                continue
+            for line in guest.lines(text):
+                if line.number:
+                    part = self._parts.setdefault(line.part + suffix, [])
+                    part.append((line.number, line.text))
+
+    def mark(self) -> str:
+        """Where it ends now."""
+        return json.dumps({part: lines[-1][0] for part, lines in self._parts.items() if lines})
+
+    def text(self, since: str | None, until: str | None, tail: int | None) -> str:
+        """What was printed; of several processes, each line says whose it is."""
+        first, last = _numbers(since), _numbers(until)
+        shown = []
+        for part, numbered in sorted(self._parts.items()):
+            end = None if until is None else last.get(part, 0)
+            lines = [
+                line
+                for number, line in numbered
+                if number > first.get(part, 0) and (end is None or number <= end)
+            ]
+            lines = lines if tail is None else lines[-tail:] if tail > 0 else []
+            prefix = "" if len(self._parts) == 1 else f"{part} | "
+            shown += [f"{prefix}{line}\n" for line in lines]
+        return "".join(shown)
+
+    def files(self) -> Mapping[str, str]:
+        """Everything, by process."""
+        return {
+            part: "".join(f"{line}\n" for _, line in lines) for part, lines in self._parts.items()
+        }
+
+
+def _numbers(mark: str | None) -> dict[str, int]:
+    return {} if mark is None else json.loads(mark)

@@ -1,0 +1,253 @@
+"""One look at all instances of a process's environments, every two seconds, shared by all.
+
+Whatever waits for an instance, or asks how it is, reads what the last look saw. So polling costs
+the account the same for one environment as for two hundred, and a look that is throttled fails
+nothing: the next one sees.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pytest_ephemeral import aws, labels
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.ec2.tagging import tags_of
+
+#: Seconds between looks, and how much of it is left to chance, so that processes don't march in
+#: step through the account's common limit.
+INTERVAL: Final = 2.0
+JITTER: Final = 0.1
+#: Between looks while the account is over its limit.
+LONGEST_INTERVAL: Final = 15.0
+#: Without anyone who asked for so long, looking ends.
+IDLE: Final = 30.0
+#: For how long an instance may not be visible yet, after it was launched: "eventual consistency"
+#: in the EC2 user guide.
+UNSEEN: Final = 60.0
+#: How long those who end instances wait for each other, to do it in one call.
+GATHER: Final = 0.05
+#: At most this many in one call.
+PAGE: Final = 1000
+
+Instance = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Instances that are terminated in one call, and what came of those that could not be."""
+
+    ids: list[str] = field(default_factory=list)
+    errors: dict[str, Exception] = field(default_factory=dict)
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+_fleets: dict[tuple[Any, ...], Fleet] = {}
+_fleets_lock = threading.Lock()
+
+
+def fleet(region: str | None) -> Fleet:
+    """The fleet of a region, the same for all who ask in this process.
+
+    Raises:
+        UnavailableError: AWS can't be asked from here.
+    """
+    client = aws.client("ec2", region)
+    with _fleets_lock:
+        key = (id(client), os.getpid())
+        if key not in _fleets:
+            _fleets[key] = Fleet(client)
+        return _fleets[key]
+
+
+class Fleet:
+    """The instances of one region that carry the labels of runs someone has asked about.
+
+    Args:
+        client: Of EC2.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self._changed = threading.Condition()
+        self._seen: dict[str, Instance] = {}
+        self._launched: dict[str, float] = {}
+        self._asked: dict[str, float] = {}  # a run, and when it was asked about last
+        self._looks: dict[str, int] = {}  # a run, and how many looks have covered it
+        self._thread: threading.Thread | None = None
+        self._batch = _Batch()
+
+    def add(self, instances: Sequence[Instance]) -> None:
+        """Know instances by what launching them gave, before any look sees them."""
+        with self._changed:
+            for instance in instances:
+                self._seen.setdefault(instance["InstanceId"], instance)
+                self._launched[instance["InstanceId"]] = time.monotonic()
+
+    def instances(self, environment: Environment) -> list[Instance]:
+        """The instances of an environment, as they were last seen: no more than a look ago.
+
+        Raises:
+            EphemeralError: It was never seen, and now can't be looked at.
+        """
+        run = environment.labels[labels.RUN]
+        with self._changed:
+            self._ask(run)
+            if self._looks.get(run) or environment.id in map(_environment, self._seen.values()):
+                return self._of(environment.id)
+        self.look([run])
+        with self._changed:
+            return self._of(environment.id)
+
+    def known(self, environment: Environment) -> list[Instance]:
+        """As ``instances``, but nothing is asked: what is not known is missing."""
+        with self._changed:
+            return self._of(environment.id)
+
+    def wait(
+        self, environment: Environment, content: Callable[[list[Instance]], bool], seconds: float
+    ) -> bool:
+        """Wait until an environment's instances are as they should be.
+
+        Args:
+            environment: Whose.
+            content: Whether they are.
+            seconds: How long, at most.
+
+        Returns:
+            Whether they came to be so.
+        """
+        deadline = time.monotonic() + seconds
+        run = environment.labels[labels.RUN]
+        with self._changed:
+            looked = self._looks.get(run, 0)
+            while True:
+                self._ask(run)
+                # What launching or ending gave may be older than what is waited for.
+                if self._looks.get(run, 0) > looked and content(self._of(environment.id)):
+                    return True
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(min(left, LONGEST_INTERVAL))
+
+    def look(self, runs: Collection[str]) -> None:
+        """Look once at all instances of some runs.
+
+        Raises:
+            EphemeralError: AWS can't be asked from here.
+            ClientError: It refuses, or has too much to do.
+        """
+        pages = self.client.get_paginator("describe_instances").paginate(
+            Filters=[{"Name": f"tag:{labels.RUN}", "Values": sorted(runs)}],
+            PaginationConfig={"PageSize": PAGE},
+        )
+        with aws.explained():
+            found = {
+                instance["InstanceId"]: instance
+                for page in pages
+                for reservation in page["Reservations"]
+                for instance in reservation["Instances"]
+            }
+        with self._changed:
+            for id, instance in list(self._seen.items()):
+                if id not in found and _run(instance) in runs and not self._is_young(id):
+                    del self._seen[id]
+            self._seen |= found
+            for run in runs:
+                self._looks[run] = self._looks.get(run, 0) + 1
+            self._changed.notify_all()
+
+    def end(self, ids: Sequence[str]) -> None:
+        """Terminate instances, in one call with all who want the same now.
+
+        Raises:
+            EphemeralError: AWS can't be asked from here.
+            ClientError: One of them can't be.
+        """
+        with self._changed:
+            batch, leads = self._batch, not self._batch.ids
+            batch.ids += ids
+        if leads:
+            time.sleep(GATHER)
+            with self._changed:
+                self._batch = _Batch()
+            try:
+                for start in range(0, len(batch.ids), PAGE):
+                    self._end(batch, batch.ids[start : start + PAGE])
+            finally:
+                batch.done.set()
+        batch.done.wait()
+        errors = [batch.errors[id] for id in ids if id in batch.errors]
+        if errors:
+            raise errors[0]
+
+    def _end(self, batch: _Batch, ids: Sequence[str]) -> None:
+        """Terminate; where one spoils the call for the others, each by itself."""
+        try:
+            with aws.explained():
+                self.client.terminate_instances(InstanceIds=sorted(set(ids)))
+        except Exception as error:  # noqa: BLE001 - it is given to whoever waits for it
+            if len(set(ids)) == 1:
+                batch.errors[ids[0]] = error
+                return
+            for id in ids:
+                self._end(batch, [id])
+
+    def _of(self, environment_id: str) -> list[Instance]:
+        found = [one for one in self._seen.values() if _environment(one) == environment_id]
+        return sorted(found, key=lambda one: (one.get("AmiLaunchIndex", 0), one["InstanceId"]))
+
+    def _is_young(self, id: str) -> bool:
+        return time.monotonic() - self._launched.get(id, float("-inf")) < UNSEEN
+
+    def _ask(self, run: str) -> None:
+        """Have a run looked at from now on; called with the lock held."""
+        self._asked[run] = time.monotonic()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._watch, name="looks at EC2 instances", daemon=True
+            )
+            self._thread.start()
+
+    def _watch(self) -> None:
+        from botocore.exceptions import ClientError
+
+        interval = INTERVAL
+        while True:
+            with self._changed:
+                now = time.monotonic()
+                self._asked = {r: at for r, at in self._asked.items() if now - at < IDLE}
+                runs = list(self._asked)
+                if not runs:
+                    self._thread = None
+                    self._looks.clear()  # what was seen is too old to be told to anyone
+                    self._seen.clear()
+                    return
+            started = time.monotonic()
+            try:
+                self.look(runs)
+                interval = INTERVAL
+            except (ClientError, EphemeralError):
+                interval = min(interval * 2, LONGEST_INTERVAL)
+            pause = interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+            time.sleep(max(0.0, pause - (time.monotonic() - started)))
+
+
+def state(instance: Instance) -> str:
+    """``pending``, ``running``, ``shutting-down``, ``terminated``, ``stopping`` or ``stopped``."""
+    return str(instance["State"]["Name"])
+
+
+def _environment(instance: Instance) -> str:
+    return tags_of(instance).get(labels.ID, "")
+
+
+def _run(instance: Instance) -> str:
+    return tags_of(instance).get(labels.RUN, "")

@@ -1,0 +1,164 @@
+"""What instances run at boot: the shell scripts beside this file, under settings of their own."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+from pytest_ephemeral.interpolation import worth_masking
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.ec2.tables import Ec2Template
+
+#: EC2 takes no more user data than this, before base64.
+USER_DATA_LIMIT: Final = 16384
+
+#: Where the image's content is installed, and found again.
+PREFIX: Final = "/opt/pytest-ephemeral"
+
+#: Where a running instance keeps its variables; see ``common.sh``.
+VARIABLES: Final = '"${PYTEST_EPHEMERAL_RUN:-/run/pytest-ephemeral}/variables"'
+
+_LINE: Final = re.compile(r"pytest-ephemeral:([a-z0-9-]+):(\d+)\| ?(.*?)\r?$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line on a console that one of the scripts has put there.
+
+    Attributes:
+        part: The process that printed it, or ``bake``, or ``end``.
+        number: Which of its lines; 0 when a script itself says it.
+    """
+
+    part: str
+    number: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How an artifact gets to a bake: from a URL, or in the script itself."""
+
+    name: str
+    digest: str
+    url: str = ""
+    content: bytes = b""
+
+
+def boot_script(
+    environment: Environment,
+    template: Ec2Template,
+    variables: Mapping[str, str],
+    secrets: Sequence[str],
+    prefix: str,
+) -> str:
+    """What an environment's instance runs at its first boot.
+
+    Args:
+        environment: Which.
+        template: Its processes and ports.
+        variables: Of the template, filled in; they win.
+        secrets: What must not be on the console.
+        prefix: Where its image has been installed.
+    """
+    ports: dict[str, str] = {}
+    for name, port in template.endpoints().items():
+        ports[f"PORT_{name.upper().replace('-', '_')}"] = str(port)
+        ports.setdefault("PORT", str(port))
+    settings = {
+        "PREFIX": prefix,
+        "SECRETS": "\n".join(worth_masking(secrets)),
+        "EXPIRE": _base64(_text("expire.sh").encode()),
+        "VARIABLES": _assignments({"PYTEST_EPHEMERAL_ENVIRONMENT": environment.id, **ports}),
+        "OVERRIDES": _assignments(variables),
+    }
+    processes = [
+        f"process {name} {shlex.quote(command)}" for name, command in template.processes().items()
+    ]
+    own = [] if template.user_data is None else [f"sh -c {shlex.quote(template.user_data)}"]
+    return _script(settings, "boot.sh", [*own, *processes])
+
+
+def bake_script(
+    steps: str | Sequence[str],
+    *,
+    prefix: str,
+    artifact: Delivery | None,
+    variables: Mapping[str, str],
+    result_url: str,
+    minutes: int,
+) -> str:
+    """What a bake's instance, or a verifying one, runs at its first boot.
+
+    Args:
+        steps: A script's text, or shell commands.
+        prefix: Where it installs.
+        artifact: What it installs.
+        variables: What the script may see besides; shown nowhere.
+        result_url: Where the outcome and the log are put; empty to tell by the console alone.
+        minutes: After how many it ends itself, should nobody come back for it.
+    """
+    given = artifact or Delivery("", "")
+    settings = {
+        "PREFIX": prefix,
+        "SECRETS": "\n".join(worth_masking(variables.values())),
+        "EXPIRE": _base64(_text("expire.sh").encode()),
+        "MINUTES": str(minutes),
+        "ARTIFACT_NAME": given.name,
+        "ARTIFACT_DIGEST": given.digest.removeprefix("sha256:"),
+        "ARTIFACT_URL": given.url,
+        "ARTIFACT_CONTENT": _base64(given.content),
+        "RESULT_URL": result_url,
+    }
+    exported = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    if isinstance(steps, str):
+        written = f"printf '%s' {_base64(steps.encode())} | base64 -d >\"$1/install\""
+        body = [written, 'chmod +x "$1/install"', '"$1/install"']
+    else:
+        body = [f"sh -ec {shlex.quote(step)}" for step in steps] or [":"]
+    function = ["steps() {", *exported, *body, "}"]
+    return _script(settings, "bake.sh", [], before=function)
+
+
+def fetching(url: str) -> str:
+    """A script that runs another, which is too large for user data, from its URL."""
+    return (
+        "#!/bin/sh\n"
+        f"curl -sSf --retry 5 {shlex.quote(url)} -o /tmp/pytest-ephemeral-boot &&\n"
+        "exec sh /tmp/pytest-ephemeral-boot\n"
+    )
+
+
+def lines(console: str) -> list[Line]:
+    """What the scripts have put on a console, among all that a kernel and others have."""
+    return [Line(found[1], int(found[2]), found[3]) for found in _LINE.finditer(console)]
+
+
+def last_words(console: str) -> str:
+    """What was said last of all: how a process ended, or a bake's exit status; or nothing."""
+    said = [line.text for line in lines(console) if line.part == "end"]
+    return said[-1] if said else ""
+
+
+def _script(
+    settings: Mapping[str, str], name: str, after: Sequence[str], before: Sequence[str] = ()
+) -> str:
+    head = ["#!/bin/sh", *(f"{key}={shlex.quote(value)}" for key, value in settings.items())]
+    return "\n".join([*head, *before, _text("common.sh"), _text(name), *after, ""])
+
+
+def _text(name: str) -> str:
+    return files(__package__).joinpath(name).read_text()
+
+
+def _assignments(variables: Mapping[str, str]) -> str:
+    return "\n".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,25 @@
+# An environment's boot: its variables, its clock, then its processes.
+arm
+HOST=$(metadata local-ipv4)
+STATE=$root/var/lib/pytest-ephemeral
+mkdir -p "$STATE"
+{
+    printf '%s\n' "$VARIABLES"
+    printf "HOST='%s'\nSTATE='%s'\nPREFIX='%s'\n" "$HOST" "$STATE" "$root$PREFIX"
+    printf '%s\n' "$OVERRIDES"
+} >"$run/variables"
+set -a
+. "$run/variables"
+set +a
+umask 022
+cd "$STATE"
+
+# Run one process; when it ends, the environment does.
+process() {
+    {
+        { sh -c "$2" </dev/null 2>&1; echo "$?" >"$run/$1.status"; } | relay "$1"
+        status=$(cat "$run/$1.status")
+        say end "$1 exited with status $status"
+        shutdown -h now
+    } >/dev/null 2>&1 &
+}

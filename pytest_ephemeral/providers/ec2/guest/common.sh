@@ -1,0 +1,76 @@
+# What runs inside an instance, as root. Settings (in capitals) stand above this text.
+# The PYTEST_EPHEMERAL_… variables move the guest's places elsewhere, for tests.
+umask 077
+root=${PYTEST_EPHEMERAL_ROOT:-}
+run=${PYTEST_EPHEMERAL_RUN:-/run/pytest-ephemeral}
+console=${PYTEST_EPHEMERAL_CONSOLE:-/dev/console}
+imds=${PYTEST_EPHEMERAL_IMDS:-http://169.254.169.254}
+mkdir -p "$run"
+
+# Read one item of the instance's metadata (IMDSv2 only).
+metadata() {
+    token=$(curl -sSf -m 5 -X PUT "$imds/latest/api/token" \
+        -H 'X-aws-ec2-metadata-token-ttl-seconds: 60') || return
+    curl -sSf -m 5 -H "X-aws-ec2-metadata-token: $token" "$imds/latest/meta-data/$1"
+}
+
+# A line with every secret in it shown as ***.
+masked() {
+    line=$1
+    while IFS= read -r secret; do
+        [ -n "$secret" ] || continue
+        shown=
+        while :; do
+            case $line in
+                *"$secret"*) shown="$shown${line%%"$secret"*}***"; line=${line#*"$secret"} ;;
+                *) break ;;
+            esac
+        done
+        line=$shown$line
+    done <<END_OF_SECRETS
+$SECRETS
+END_OF_SECRETS
+}
+
+# Number each line of a part's output and put it on the console, where it can be read from outside.
+relay() {
+    number=0
+    while IFS= read -r line || [ -n "$line" ]; do
+        number=$((number + 1))
+        [ -z "$SECRETS" ] || masked "$line"
+        printf 'pytest-ephemeral:%s:%d| %s\n' "$1" "$number" "$line" >>"$console"
+    done
+}
+
+say() {
+    printf 'pytest-ephemeral:%s:0| %s\n' "$1" "$2" >>"$console"
+}
+
+# Have the instance end itself when the time that stands in its own tag has passed.
+arm() {
+    lib=$root/usr/local/lib/pytest-ephemeral
+    units=$root/etc/systemd/system
+    mkdir -p "$lib" "$units"
+    printf '%s' "$EXPIRE" | base64 -d >"$lib/expire"
+    chmod 755 "$lib" "$lib/expire"
+    cat >"$units/pytest-ephemeral-expire.service" <<END_OF_UNIT
+[Unit]
+Description=End this instance when its environment has expired
+[Service]
+Type=oneshot
+ExecStart=/bin/sh /usr/local/lib/pytest-ephemeral/expire
+END_OF_UNIT
+    cat >"$units/pytest-ephemeral-expire.timer" <<END_OF_UNIT
+[Unit]
+Description=Look once a minute whether its environment has expired
+[Timer]
+OnBootSec=60
+OnUnitActiveSec=60
+[Install]
+WantedBy=timers.target
+END_OF_UNIT
+    if command -v systemctl >/dev/null && [ -z "$root" ]; then
+        systemctl daemon-reload
+        systemctl enable --now pytest-ephemeral-expire.timer
+    fi
+}

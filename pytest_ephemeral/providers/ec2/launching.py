@@ -1,0 +1,175 @@
+"""Launching instances so that a crash at any point can be told from outside, and undone.
+
+The exact request is journaled, with its client token, before it is sent. Whoever finds it sends it
+once more and gets the same instances, or, if it never arrived, others that it ends: see ``replay``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pytest_ephemeral import aws
+from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.providers.ec2.fleet import Instance
+from pytest_ephemeral.providers.ec2.tagging import tagged
+
+#: In a handle: a request that may be under way.
+REQUEST: Final = "request"
+
+#: Lack of capacity or quota: another type or another zone may have it.
+LACKING: Final = frozenset(
+    {
+        "InsufficientInstanceCapacity",
+        "InsufficientHostCapacity",
+        "InsufficientCapacity",
+        "InsufficientFreeAddressesInSubnet",
+        "InstanceLimitExceeded",
+        "MaxSpotInstanceCountExceeded",
+        "ReservationCapacityExceeded",
+        "SpotMaxPriceTooLow",
+        "Unsupported",
+        "VcpuLimitExceeded",
+    }
+)
+
+#: IMDSv2 only; the hop more is for containers in the instance. Tags are where the expiry is.
+METADATA: Final = {
+    "HttpEndpoint": "enabled",
+    "HttpTokens": "required",
+    "HttpPutResponseHopLimit": 2,
+    "InstanceMetadataTags": "enabled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Instances that are wanted.
+
+    Attributes:
+        id: Whose: every client token is made from it.
+        image: The AMI.
+        types: Tried in turn.
+        subnets: Tried in turn; empty for the default VPC's.
+        groups: Security groups.
+        marks: Tags of all that is made.
+        user_data: What runs at boot.
+        secret: Whether that must not be recorded.
+        public: Whether they get a public address, whatever the subnet says.
+        count: How many.
+        more: What else the request has.
+    """
+
+    id: str
+    image: str
+    types: list[str]
+    subnets: list[str]
+    groups: list[str]
+    marks: Mapping[str, str]
+    user_data: str
+    secret: bool = False
+    public: bool = False
+    count: int = 1
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def requests(self) -> Iterator[dict[str, Any]]:
+        """What is asked in turn, each under a token of its own."""
+        attempts = [(kind, subnet) for kind in self.types for subnet in self.subnets or [""]]
+        for number, (kind, subnet) in enumerate(attempts):
+            token = f"{self.id}|{number}|{kind}|{subnet}"
+            yield {
+                "ImageId": self.image,
+                "InstanceType": kind,
+                "MinCount": self.count,
+                "MaxCount": self.count,
+                "ClientToken": hashlib.sha256(token.encode()).hexdigest(),
+                "InstanceInitiatedShutdownBehavior": "terminate",
+                "MetadataOptions": METADATA,
+                "TagSpecifications": tagged(self.marks, "instance", "volume", "network-interface"),
+                "UserData": self.user_data,
+                **self._network(subnet),
+                **self.more,
+            }
+
+    def _network(self, subnet: str) -> dict[str, Any]:
+        if not self.public:
+            place = {"SubnetId": subnet} if subnet else {}
+            return {**place, "SecurityGroupIds": self.groups}
+        interface: dict[str, Any] = {
+            "DeviceIndex": 0,
+            "AssociatePublicIpAddress": True,
+            "DeleteOnTermination": True,
+            "Groups": self.groups,
+        }
+        return {"NetworkInterfaces": [{**interface, "SubnetId": subnet} if subnet else interface]}
+
+
+def run(client: Any, wanted: Wanted, journal: Callable[[str], None]) -> list[Instance]:
+    """Launch, with whichever type and subnet there is capacity for.
+
+    Args:
+        client: Of EC2.
+        wanted: What.
+        journal: Given each request before it is sent.
+
+    Raises:
+        LaunchError: There is none of any; says what each was refused for.
+    """
+    from botocore.exceptions import ClientError
+
+    refused = []
+    for request in wanted.requests():
+        recorded = {**request, "UserData": ""} if wanted.secret else request
+        journal(json.dumps(recorded, sort_keys=True))
+        try:
+            return list(client.run_instances(**request)["Instances"])
+        except ClientError as error:
+            if aws.code(error) not in LACKING:
+                raise
+            where = f" in {request['SubnetId']}" if "SubnetId" in request else ""
+            refused.append(f"{request['InstanceType']}{where}: {told(error)}")
+    raise LaunchError("\n  ".join(["no capacity, or no quota, for any of them:", *refused]))
+
+
+def replay(client: Any, recorded: str, find: Callable[[], list[str]], unseen: float) -> list[str]:
+    """What became of a request that was journaled, and whose answer nobody heard.
+
+    The same request under the same token gives the same instances. One that was recorded without
+    its secret user data differs, and is refused if the first had arrived: then they can be found
+    by their tags, as soon as they are visible.
+
+    Args:
+        client: Of EC2.
+        recorded: The request.
+        find: Finds their ids by tags.
+        unseen: Seconds in which instances become visible.
+
+    Returns:
+        Ids of instances, possibly launched by this very call: they are to be ended.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        made = client.run_instances(**json.loads(recorded))
+        return [str(instance["InstanceId"]) for instance in made["Instances"]]
+    except ClientError as error:
+        if aws.code(error) == "IdempotentInstanceTerminated":
+            return []
+        if aws.code(error) != "IdempotentParameterMismatch":
+            return find()  # it could not be launched: neither now, nor then
+    deadline = time.monotonic() + unseen
+    while not (found := find()) and time.monotonic() < deadline:
+        time.sleep(1)
+    return found
+
+
+def told(error: Exception) -> str:
+    """What AWS answered, in one line, without boto's own words around it."""
+    response: Mapping[str, Any] = getattr(error, "response", {}).get("Error", {})
+    if not response:
+        return " ".join(str(error).split())
+    return f"{response.get('Code')}: {' '.join(str(response.get('Message', '')).split())}"

@@ -1,0 +1,78 @@
+"""What our resources in EC2 are tagged with, and reading it off them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pytest_ephemeral import labels, machine
+from pytest_ephemeral.models import Owner
+
+#: The image's key, on all that a bake makes.
+KEY: Final = labels.PREFIX + "key"
+#: The recipe's name, on an image.
+RECIPE: Final = labels.PREFIX + "recipe"
+#: What has become of an image: one that was not verified is nobody's.
+STATE: Final = labels.PREFIX + "state"
+QUARANTINED: Final = "quarantined"
+VERIFIED: Final = "verified"
+#: Regions that an image is copied to.
+COPIES: Final = labels.PREFIX + "copies"
+#: The process that bakes: who it was can be told from it on the same machine.
+PROCESS: Final = labels.PREFIX + "process"
+#: Where in S3 a bake's artifact and log are meanwhile.
+TRANSFER: Final = labels.PREFIX + "transfer"
+
+_OURS: Final = (
+    *(labels.ID, labels.TEMPLATE, labels.RUN),
+    *(labels.OWNER, labels.EXPIRES, labels.IMAGE),
+)
+
+
+def as_tags(marks: Mapping[str, str]) -> list[dict[str, str]]:
+    """A mapping, as EC2 takes tags."""
+    return [{"Key": key, "Value": value} for key, value in marks.items()]
+
+
+def tagged(marks: Mapping[str, str], *kinds: str) -> list[dict[str, Any]]:
+    """``TagSpecifications`` for resources of several kinds."""
+    return [{"ResourceType": kind, "Tags": as_tags(marks)} for kind in kinds]
+
+
+def tags_of(resource: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of anything in EC2 or CloudFormation, as a mapping."""
+    return {tag["Key"]: tag["Value"] for tag in resource.get("Tags") or ()}
+
+
+def labels_of(marks: Mapping[str, str]) -> dict[str, str]:
+    """Those of the tags that are every provider's labels."""
+    return {name: marks[name] for name in _OURS if name in marks}
+
+
+def expiry(expires_at: datetime | None) -> str:
+    """An expiry as its label has it, in UTC: the guest's timer compares it as text."""
+    if expires_at is None:
+        return labels.NEVER
+    return expires_at.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def process_of(owner: Owner) -> str:
+    """An owner's process, to be recognised by ``is_dead``."""
+    return "|".join((owner.host, owner.boot, str(owner.pid), owner.started))
+
+
+def is_dead(process: str) -> bool:
+    """Whether a process that ``process_of`` wrote is known to be gone."""
+    try:
+        host, boot, pid, started = process.split("|")
+    except ValueError:
+        return False  # not written by us
+    owner = Owner(user="", host=host, boot=boot, pid=int(pid), started=started, run="")
+    return machine.is_alive(owner) is False
+
+
+def latest(expiries: Iterable[str]) -> str:
+    """The last of several expiries: parts of one environment may have been told at other times."""
+    known = set(expiries)
+    return labels.NEVER if labels.NEVER in known else max(known, default=labels.NEVER)

@@ -1,0 +1,82 @@
+"""What goes to a bake and comes back from it through S3: under presigned URLs, and then removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pytest_ephemeral import aws
+
+FOLDER: Final = "pytest-ephemeral/bakes"
+
+#: How long the URLs hold, unless the credentials end before: the bake's time and then some.
+MARGIN: Final = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One bake's folder in a bucket.
+
+    Attributes:
+        bucket: Its name.
+        folder: The bake's id.
+        seconds: How long URLs are good.
+        region: The bucket's.
+    """
+
+    bucket: str
+    folder: str
+    seconds: int
+    region: str | None = None
+
+    @property
+    def url(self) -> str:
+        """What finds it again: the value of a tag."""
+        return f"s3://{self.bucket}/{FOLDER}/{self.folder}/"
+
+    def give(self, name: str, content: Path | bytes) -> str:
+        """Put something there, and give the URL it can be got from."""
+        client, key = aws.client("s3", self.region), self._key(name)
+        if isinstance(content, bytes):
+            client.put_object(Bucket=self.bucket, Key=key, Body=content)
+        else:
+            client.upload_file(str(content), self.bucket, key)
+        parameters = {"Bucket": self.bucket, "Key": key}
+        url: str = client.generate_presigned_url("get_object", parameters, self.seconds)
+        return url
+
+    def taking(self, name: str) -> str:
+        """The URL that something can be put to."""
+        parameters = {"Bucket": self.bucket, "Key": self._key(name)}
+        client = aws.client("s3", self.region)
+        url: str = client.generate_presigned_url("put_object", parameters, self.seconds)
+        return url
+
+    def taken(self, name: str) -> str | None:
+        """What was put there; None while nothing is."""
+        client = aws.client("s3", self.region)
+        from botocore.exceptions import ClientError
+
+        try:
+            found = client.get_object(Bucket=self.bucket, Key=self._key(name))
+        except ClientError as error:
+            if aws.code(error) in {"NoSuchKey", "404"}:
+                return None
+            raise
+        content: bytes = found["Body"].read()
+        return content.decode(errors="replace")
+
+    def _key(self, name: str) -> str:
+        return f"{FOLDER}/{self.folder}/{name}"
+
+
+def remove(url: str) -> None:
+    """Remove what is left in a transfer's folder; no other place of a bucket is ever touched."""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not prefix.startswith(f"{FOLDER}/") or not prefix.endswith("/"):
+        return
+    client = aws.client("s3")
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for one in page.get("Contents", ()):
+            client.delete_object(Bucket=bucket, Key=one["Key"])

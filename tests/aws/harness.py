@@ -1,0 +1,151 @@
+"""The test's side of the harness: starts the server, prepares an account, steers faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+REGION = "us-east-1"
+TESTS = Path(__file__).parents[1]
+
+
+class Account:
+    """A simulated account, with a network whose addresses are this machine's own.
+
+    Attributes:
+        url: Where AWS is: ``AWS_ENDPOINT_URL``.
+        subnets: Two, in two zones.
+        base: An AMI to bake from.
+        variables: What a process needs to use it.
+    """
+
+    def __init__(self, url: str, octet: int) -> None:
+        import boto3
+
+        self.url = url
+        self.variables = {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": "127.0.0.0/8,127.0.0.1",
+        }
+        self.ec2 = boto3.client(
+            "ec2",
+            region_name=REGION,
+            endpoint_url=url,
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+        )
+        vpc = self.ec2.create_vpc(CidrBlock="127.77.0.0/16")["Vpc"]["VpcId"]
+        self.subnets = [
+            self.ec2.create_subnet(
+                VpcId=vpc, CidrBlock=f"127.77.{octet + at}.0/23", AvailabilityZone=f"{REGION}{zone}"
+            )["Subnet"]["SubnetId"]
+            for at, zone in ((0, "a"), (2, "b"))
+        ]
+        self.base = self.ec2.register_image(Name="base", RootDeviceName="/dev/xvda")["ImageId"]
+        self.calls()
+
+    def tell(self, verb: str, **what: Any) -> Any:
+        """Steer the harness."""
+        data = json.dumps(what).encode()
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{self.url}/_harness/{verb}", data=data, timeout=30) as answer:
+            return json.load(answer)
+
+    def calls(self) -> list[str]:
+        """The calls since they were last asked for, such as ``ec2:RunInstances``."""
+        return [name for name, _ in self.tell("calls")]
+
+    def fault(
+        self, action: str, code: str = "", *, kind: str = "refuse", times: int = 1, after: int = 0
+    ) -> None:
+        """Let calls go wrong.
+
+        Args:
+            action: A regular expression.
+            code: What is answered.
+            kind: ``refuse``, ``throttle``, or ``lost``: done, and the answer never arrives.
+            times: How many calls.
+            after: After how many that go well.
+        """
+        self.tell("fault", action=action, code=code, kind=kind, times=times, after=after)
+
+    def left(self) -> list[str]:
+        """All that is there and was not before: instances, groups, quarantined AMIs and such."""
+        found = [
+            f"{one['InstanceId']} {one['State']['Name']}"
+            for page in self.ec2.get_paginator("describe_instances").paginate()
+            for reservation in page["Reservations"]
+            for one in reservation["Instances"]
+            if one["State"]["Name"] != "terminated"
+        ]
+        groups = self.ec2.describe_security_groups()["SecurityGroups"]
+        found += [one["GroupName"] for one in groups if one["GroupName"] != "default"]
+        images = self.ec2.describe_images(Owners=["self"])["Images"]
+        kept = {self.base}
+        for image in images:
+            tags = {tag["Key"]: tag["Value"] for tag in image.get("Tags", ())}
+            if tags.get("pytest-ephemeral.state") == "verified":
+                kept.add(image["ImageId"])
+        found += [one["ImageId"] for one in images if one["ImageId"] not in kept]
+        used = {
+            one["Ebs"]["SnapshotId"]
+            for image in images
+            if image["ImageId"] in kept
+            for one in image["BlockDeviceMappings"]
+        }
+        snapshots = self.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
+        found += [one["SnapshotId"] for one in snapshots if one["SnapshotId"] not in used]
+        return found
+
+
+@contextmanager
+def account(*, real: bool = True) -> Iterator[Account]:
+    """A simulated account of its own.
+
+    Args:
+        real: Whether instances run what they boot.
+    """
+    with ExitStack() as stack:
+        octet = stack.enter_context(_claimed_octet())
+        # pip and virtual environments write long paths into their scripts' first lines.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ec2-"))) / "g"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "aws.server", str(folder), *([] if real else ["--hollow"])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(TESTS), "PYTHONWARNINGS": "ignore"},
+        )
+        stack.enter_context(process)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stack.callback(process.stdin.close)
+        yield Account(process.stdout.readline().strip(), octet)
+
+
+@contextmanager
+def _claimed_octet() -> Iterator[int]:
+    """Four of the 256 networks in 127.77.0.0/16 that no other harness of this machine uses."""
+    with socket.socket(socket.AF_UNIX) as claim:
+        for octet in range(0, 256, 4):
+            try:
+                claim.bind(f"\0pytest-ephemeral-harness-{octet}")
+            except OSError:
+                continue
+            yield octet
+            return
+    raise RuntimeError("64 harnesses run on this machine already")

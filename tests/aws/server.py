@@ -1,0 +1,164 @@
+"""moto as a server of its own, strict, with a data plane, and with faults where they are asked for.
+
+``python -m aws.server FOLDER THIRD-OCTET [--hollow]`` prints its URL. ``/_harness/…`` steers it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
+
+from aws.guests import Guests
+from aws.strict import Strict, Times
+from aws.wire import Answer, Request, as_json, refuse, refuse_json
+
+
+class Harness:
+    """The WSGI application."""
+
+    def __init__(self, moto: Any, guests: Guests) -> None:
+        self.strict = Strict(moto, guests, Times())
+        self.guests = guests
+        self.calls: list[tuple[str, float]] = []
+        self.faults: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        path = environ["PATH_INFO"]
+        if path.startswith("/_harness/"):
+            return self._control(environ, path.removeprefix("/_harness/")).send(start_response)
+        if path.startswith("/_imds/"):
+            return self._metadata(environ, path).send(start_response)
+        request = Request.read(environ)
+        fault = self._fault(request)
+        if fault is not None and fault["kind"] == "kill":
+            return self._kill(request, fault, start_response)
+        if fault is not None and fault["kind"] != "lost":
+            return self._refusal(request, fault).send(start_response)
+        answer = self.strict.answer(request)
+        if fault is not None:
+            raise ConnectionAbortedError("the answer is lost")
+        return answer.send(start_response)
+
+    def _fault(self, request: Request) -> dict[str, Any] | None:
+        """The fault that this call is to meet, if any."""
+        with self._lock:
+            self.calls.append((f"{request.service}:{request.action}", time.time()))
+            for fault in self.faults:
+                if fault["times"] > 0 and re.fullmatch(fault["action"], request.action):
+                    if fault["after"] > 0:
+                        fault["after"] -= 1
+                        continue
+                    fault["times"] -= 1
+                    return fault
+        return None
+
+    def _kill(self, request: Request, fault: dict[str, Any], start_response: Any) -> Any:
+        """Kill who asks: before it is done, or after, with nobody there to hear of it."""
+        if fault["late"]:
+            self.strict.answer(request)
+        os.kill(fault["pid"], signal.SIGKILL)
+        raise ConnectionAbortedError("who asked is dead")
+
+    def _refusal(self, request: Request, fault: dict[str, Any]) -> Answer:
+        if request.service == "ssm":
+            return refuse_json(fault["code"], "said the harness")
+        status = "503 Service Unavailable" if fault["kind"] == "throttle" else "400 Bad Request"
+        return refuse(fault["code"], "said the harness", status=status)
+
+    def _control(self, environ: dict[str, Any], verb: str) -> Answer:
+        size = int(environ.get("CONTENT_LENGTH") or 0)
+        sent = json.loads(environ["wsgi.input"].read(size) or b"{}")
+        if verb == "fault":
+            with self._lock:
+                self.faults.append(sent)
+        elif verb == "faults":
+            with self._lock:
+                self.faults = []
+        elif verb == "calls":
+            with self._lock:
+                calls, self.calls = self.calls, []
+            return as_json(calls)
+        elif verb == "times":
+            for name, seconds in sent.items():
+                setattr(self.strict.times, name, seconds)
+        elif verb == "facts":
+            return as_json(self.strict.facts)
+        elif verb == "reclaim":
+            self.strict.reclaim(sent["id"], sent["reason"])
+        elif verb == "expire":
+            guest = self.guests.get(sent["id"])
+            assert guest is not None
+            script = guest.disk / "usr/local/lib/pytest-ephemeral/expire"
+            self.guests.run(guest, ["/bin/sh", str(script)], guest.folder / "expire.log")
+        return as_json({})
+
+    def _metadata(self, environ: dict[str, Any], path: str) -> Answer:
+        """The instance metadata service, version 2 alone."""
+        _, _, id, *rest = path.split("/")
+        what, method = "/".join(rest), environ["REQUEST_METHOD"]
+        plain = [("Content-Type", "text/plain")]
+        if what == "shutdown" and method == "POST":
+            self.strict.shutdown(id)
+            return Answer(headers=plain)
+        if what == "latest/api/token":
+            asked = method == "PUT" and "HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS" in environ
+            status = "200 OK" if asked else "400 Bad Request"
+            return Answer(status, b"token", plain)
+        if environ.get("HTTP_X_AWS_EC2_METADATA_TOKEN") != "token":
+            return Answer("401 Unauthorized", b"", plain)
+        instance = self.strict.instance(id)
+        item = what.removeprefix("latest/meta-data/")
+        if item == "local-ipv4":
+            return Answer(body=instance.private_ip.encode(), headers=plain)
+        name = item.removeprefix("tags/instance/")
+        tags = {tag["key"]: tag["value"] for tag in instance.get_tags()}
+        if name not in tags:
+            return Answer("404 Not Found", b"", plain)
+        return Answer(body=tags[name].encode(), headers=plain)
+
+
+def main(folder: Path, *, real: bool) -> None:
+    """Serve until standard input ends."""
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        MotoRequestHandler,
+        create_backend_app,
+    )
+    from werkzeug.serving import make_server
+
+    class Quiet(MotoRequestHandler):
+        def log(self, *_: Any) -> None:
+            """Not a word."""
+
+        def run_wsgi(self) -> None:
+            try:
+                super().run_wsgi()
+            except ConnectionError:
+                self.close_connection = True
+
+        def connection_dropped(self, *_: Any) -> None:
+            """Whoever asked was killed."""
+
+    moto = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", 0, lambda *_: [], threaded=True, request_handler=Quiet)
+    url = f"http://127.0.0.1:{server.server_port}"
+    guests = Guests(folder, url, real=real)
+    server.app = Harness(moto, guests)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(url, flush=True)
+    sys.stdin.read()
+    guests.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), real="--hollow" not in sys.argv)

@@ -1,0 +1,101 @@
+"""The ec2 provider on the bench: a simulated account whose instances run on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import Kind
+from bench_local import marked_processes
+
+from pytest_ephemeral import aws, labels
+from pytest_ephemeral.models import Environment, Recipe, Template
+from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
+
+SUBNETS = "EPHEMERAL_BENCH_SUBNETS"
+SERVE = f'exec "{sys.executable}" "$PREFIX/application.py" "$HOST"'
+
+
+class Bench:
+    """See ``bench.Bench``."""
+
+    parts = ("web", "worker")
+
+    def unavailable(self) -> str:
+        if sys.platform != "linux":
+            return "the simulated instances need Linux: a loopback address each"
+        missing = [name for name in ("boto3", "moto", "flask") if find_spec(name) is None]
+        missing += [name for name in ("curl", "base64", "timeout") if shutil.which(name) is None]
+        return f"not installed: {', '.join(missing)}" if missing else ""
+
+    @contextmanager
+    def platform(self) -> Iterator[None]:
+        """An account, for this process and all that it starts."""
+        from aws.harness import account
+
+        with account() as self.account, pytest.MonkeyPatch.context() as patch:
+            for name, value in self.account.variables.items():
+                patch.setenv(name, value)
+            patch.setenv(SUBNETS, ",".join(self.account.subnets))
+            quick(patch)
+            yield
+
+    def recipe(self, root: Path) -> Recipe:
+        content = Path(__file__).with_name("application.py").read_text()
+        return Ec2Recipe(
+            name="app",
+            base=self.account.base,
+            subnet=self.account.subnets[0],
+            install=[f"cat > $PREFIX/application.py <<'END'\n{content}\nEND"],
+            verify=['test -f "$PREFIX/application.py"'],
+        )
+
+    def template(self, kind: Kind) -> Template:
+        keys: dict[str, Any] = {"image": "app", "subnet": os.environ[SUBNETS].split(",")}
+        match kind:
+            case "web":
+                return Ec2Template(name="web", command=f'{SERVE} "$PORT"', port=18473, **keys)
+            case "pair":
+                worker = f"echo working; {SERVE} $PORT_ADMIN"
+                return Ec2Template(
+                    name="pair",
+                    command={"web": f"{SERVE} $PORT", "worker": worker},
+                    ports={"http": 18474, "admin": 18475},
+                    **keys,
+                )
+            case "crash":
+                return Ec2Template(
+                    name="crash", command="echo no database >&2; exit 3", port=18476, **keys
+                )
+            case "elsewhere":
+                return Ec2Template(name="elsewhere", command=f"{SERVE} 18478", port=18477, **keys)
+
+    def traces(self, environment: Environment) -> Sequence[str]:
+        client = aws.client("ec2")
+        filters = [{"Name": f"tag:{labels.ID}", "Values": [environment.id]}]
+        found = client.describe_instances(Filters=filters)["Reservations"]
+        states = [one["State"]["Name"] for each in found for one in each["Instances"]]
+        groups = client.describe_security_groups(Filters=filters)["SecurityGroups"]
+        return [
+            *(state for state in states if state != "terminated"),
+            *(group["GroupName"] for group in groups),
+            *marked_processes(environment.id),
+        ]
+
+
+def quick(patch: pytest.MonkeyPatch) -> None:
+    """Look more often: here, nobody counts the calls."""
+    from pytest_ephemeral.providers.ec2 import amis, builders, fleet, groups
+
+    patch.setattr(fleet, "INTERVAL", 0.1)
+    patch.setattr(groups, "PAUSE", 0.1)
+    for module in (amis, builders):
+        patch.setattr(module, "POLL", 0.1)
+    patch.setattr(builders, "CONSOLE_POLL", 0.1)
