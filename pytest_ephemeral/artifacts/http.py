@@ -127,7 +127,7 @@ class HttpKeeper:
         data = self._get(path, b"".join)
         return Versioned(data, files.digest_of([data]))
 
-    def paths(self, prefix: str) -> Iterator[str]:  # noqa: ARG002 - as in other keepers
+    def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:  # noqa: ARG002 - as in other keepers
         """Nothing says which files there are."""
         raise UnlistedError(
             f"the repository {self.url} is reached by plain HTTP, which lists nothing. "

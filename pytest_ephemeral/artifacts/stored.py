@@ -47,8 +47,8 @@ class Keeper(Protocol):
     def read(self, path: str) -> Versioned:
         """As ``Store.read``."""
 
-    def paths(self, prefix: str) -> Iterator[str]:
-        """As ``Store.paths``.
+    def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """As ``Store.records``.
 
         Raises:
             UnlistedError: It can't say.
@@ -89,7 +89,7 @@ class StoredRepository:
 
     def entries(self) -> list[Artifact]:
         """All of them, by name and then by the time they were pushed."""
-        found = [self._read(path) for path in self._keeper.paths("entries")]
+        found = [self._decoded(*record) for record in self._keeper.records("entries")]
         return sorted(found, key=lambda artifact: (artifact.name, artifact.pushed_at))
 
     def find(self, wanted: str, root: Path) -> Artifact:
@@ -132,8 +132,11 @@ class StoredRepository:
         return artifact
 
     def _read(self, path: str) -> Artifact:
+        return self._decoded(path, self._keeper.read(path).data)
+
+    def _decoded(self, path: str, data: bytes) -> Artifact:
         try:
-            return decode(self._keeper.read(path).data, Artifact)
+            return decode(data, Artifact)
         except msgspec.MsgspecError as error:
             raise ArtifactError(
                 f"{self.url}/{path} can't be read as an artifact's entry: {error}. "

@@ -112,11 +112,9 @@ class Ledger:
     def entries(self) -> list[Environment]:
         """All environments, oldest first. Broken records are stepped over; see ``broken``."""
         found, self.broken = [], []
-        for path in self.store.paths(FOLDER):
+        for path, data in self.store.records(FOLDER):
             try:
-                found.append(decode(self.store.read(path).data, Record).environment)
-            except RecordMissingError:
-                continue  # removed since it was listed
+                found.append(decode(data, Record).environment)
             except msgspec.MsgspecError:
                 self.broken.append(path)
         return sorted(found, key=lambda one: one.created_at)

@@ -34,11 +34,9 @@ class Catalog:
     def entries(self) -> list[Image]:
         """All images, by name, oldest first. Broken records are stepped over; see ``broken``."""
         found, self.broken = [], []
-        for path in self._store.paths(FOLDER):
+        for path, data in self._store.records(FOLDER):
             try:
-                found.append(decode(self._store.read(path).data, Image))
-            except RecordMissingError:
-                continue  # removed since it was listed
+                found.append(decode(data, Image))
             except msgspec.MsgspecError:
                 self.broken.append(path)
         return sorted(found, key=lambda image: (image.name, image.baked_at))

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
 import msgspec
 
-from pytest_ephemeral.errors import RecordMissingError
 from pytest_ephemeral.models import Model, decode, encode
 from pytest_ephemeral.store import Store
 
@@ -65,11 +65,9 @@ def record(store: Store, stage: Stage) -> None:
 def recorded(store: Store, key: str) -> list[Stage]:
     """All that is recorded of an image, oldest first. Broken records are stepped over."""
     found = []
-    for path in store.paths(_folder(key)):
-        try:
-            found.append(decode(store.read(path).data, Stage))
-        except (RecordMissingError, msgspec.MsgspecError):
-            continue
+    for _, data in store.records(_folder(key)):
+        with suppress(msgspec.MsgspecError):
+            found.append(decode(data, Stage))
     return sorted(found, key=lambda stage: stage.finished_at)
 
 

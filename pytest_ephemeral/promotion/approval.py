@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
@@ -108,10 +109,8 @@ class Approvals:
         Raises:
             NothingMatchedError: Nobody has asked for one; names the closest.
         """
-        try:
-            return decode(self._store.read(_path(id)).data, Approval)
-        except (RecordMissingError, msgspec.MsgspecError):
-            pass
+        if found := self.find(id):
+            return found
         entries = self.entries()
         matching = [one for one in entries if id and one.environment.startswith(id)]
         if len(matching) == 1:
@@ -128,19 +127,17 @@ class Approvals:
     def entries(self) -> list[Approval]:
         """All of them, oldest first; a broken record is none."""
         found = []
-        for path in self._store.paths(FOLDER):
-            try:
-                found.append(decode(self._store.read(path).data, Approval))
-            except (RecordMissingError, msgspec.MsgspecError):
-                continue
+        for _, data in self._store.records(FOLDER):
+            with suppress(msgspec.MsgspecError):
+                found.append(decode(data, Approval))
         return sorted(found, key=lambda one: one.requested_at)
 
-    def request(self, environment: Environment, *, wait: Duration, now: datetime) -> Approval:
+    def request(self, environment: Environment, *, deadline: datetime, now: datetime) -> Approval:
         """Ask, or ask again for what is still pending; a decision that was made stands.
 
         Args:
             environment: What is to be decided on.
-            wait: How long; asking again moves the deadline, within ``LONGEST_WAIT``.
+            deadline: From then on, no answer is a no.
             now: In UTC.
         """
         owner = machine.this_owner("")
@@ -151,15 +148,21 @@ class Approvals:
             url=environment.url,
             requested_at=now,
             requested_by=f"{owner.user}@{owner.host}",
-            deadline=now + timedelta(seconds=wait),
+            deadline=deadline,
             expires_at=environment.expires_at,
         )
         try:
             self._store.create(_path(environment.id), encode(asked))
         except RecordExistsError:
-            latest = self.get(environment.id).requested_at + timedelta(seconds=LONGEST_WAIT)
-            return self._change(environment.id, deadline=min(asked.deadline, latest))
+            return self._change(environment.id, deadline=deadline)
         return asked
+
+    def find(self, id: str) -> Approval | None:
+        """The approval of exactly that environment, if anybody has asked for one."""
+        try:
+            return decode(self._store.read(_path(id)).data, Approval)
+        except (RecordMissingError, msgspec.MsgspecError):
+            return None
 
     def decide(
         self, id: str, decision: Decision, *, by: str, comment: str = "", now: datetime
@@ -232,10 +235,16 @@ def ask(
     status = providers.load(environment.provider).status(environment)
     if status.state != "running":
         raise NothingMatchedError(f"{environment.id} does not run: {status.detail}")
-    approval = Approvals(ledger.store).request(environment, wait=wait, now=datetime.now(UTC))
-    if approval.state == "pending":
-        protection.hold(ledger, environment, approval.deadline + AFTER_YES)
-        publish(environment, environment.url)
+    approvals, now = Approvals(ledger.store), datetime.now(UTC)
+    deadline = now + timedelta(seconds=wait)
+    if known := approvals.find(environment.id):
+        if known.state != "pending":
+            return known
+        deadline = min(deadline, known.requested_at + timedelta(seconds=LONGEST_WAIT))
+    # Held first: nobody shall find a request for what may go with its owner at any moment.
+    protection.hold(ledger, environment, deadline + AFTER_YES)
+    approval = approvals.request(environment, deadline=deadline, now=now)
+    publish(environment, environment.url)
     return approval
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -288,9 +289,7 @@ class Journal:
 def history(store: Store, name: str) -> list[Entry]:
     """All that was done to one production name, oldest first; a broken record is left out."""
     found = []
-    for path in store.paths(f"{FOLDER}{name}/history/"):
-        try:
-            found.append(decode(store.read(path).data, Entry))
-        except (RecordMissingError, msgspec.MsgspecError):
-            continue
+    for _, data in store.records(f"{FOLDER}{name}/history/"):
+        with suppress(msgspec.MsgspecError):
+            found.append(decode(data, Entry))
     return sorted(found, key=lambda entry: entry.started_at)

@@ -57,6 +57,9 @@ class Store(Protocol):
     def paths(self, prefix: str) -> Iterator[str]:
         """The paths of all whole records under a prefix, sorted."""
 
+    def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Those records with what they hold, by path; one removed meanwhile is left out."""
+
     def upload(self, path: str, source: Path) -> None:
         """Put a file's content there; what is there already under that path stays."""
 

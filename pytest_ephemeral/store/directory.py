@@ -91,6 +91,15 @@ class DirectoryStore:
                 found += [(base / name).as_posix() for name in names if not name.startswith(".")]
         yield from sorted(found)
 
+    def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        """Those records with what they hold."""
+        for path in self.paths(prefix):
+            try:
+                data = self.read(path).data
+            except RecordMissingError:
+                continue
+            yield path, data
+
     def upload(self, path: str, source: Path) -> None:
         """Put a file's content there, unless something is there already."""
         file = self.file(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -56,8 +57,9 @@ def test_the_same_content_from_someone_else_is_not_mine(store, s3):
         store.create("a", b"6")
 
 
-def test_no_update_is_lost_while_answers_are(store, s3):
+def test_no_update_is_lost_while_answers_are(store, s3, monkeypatch):
     """Eight processes add to one record while every kind of thing goes wrong with their puts."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "12")  # all may befall one of them
     store.create("tokens", b"")
     for fault in ("lost", "503 SlowDown", "lost", "409 ConditionalRequestConflict") * 3:
         s3.fail(fault, method="PUT", part="/tokens?")
@@ -163,6 +165,21 @@ def test_lists_of_more_than_a_page_are_whole(store):
     for name in names:
         client.put_object(Bucket=store.bucket, Key=f"team/shop/{name}", Body=b"")
     assert list(store.paths("many")) == names
+
+
+def test_records_are_read_many_at_a_time(store, monkeypatch):
+    """A ledger of two hundred would take seconds, one after the other."""
+    for number in range(8):
+        store.create(f"many/{number}", b"")
+    together = threading.Barrier(8)
+    read = store._read
+
+    def meets_the_others(path):
+        together.wait(timeout=30)
+        return read(path)
+
+    monkeypatch.setattr(store, "_read", meets_the_others)
+    assert len(list(store.records("many"))) == 8
 
 
 def test_a_folder_made_in_the_console_is_no_record(store):

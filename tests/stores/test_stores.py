@@ -76,6 +76,18 @@ def test_paths_are_those_of_records(store):
     assert len(list(store.paths(""))) == 3
 
 
+def test_records_are_read_with_what_they_hold(store, monkeypatch):
+    """By path, as they are listed; one that is removed meanwhile is left out."""
+    for number in range(40):
+        store.create(f"many/{number:02}", str(number).encode())
+    store.create("many-more/1", b"")
+    paths = [f"many/{number:02}" for number in range(40)]
+    assert list(store.records("many")) == [(path, str(int(path[5:])).encode()) for path in paths]
+    monkeypatch.setattr(store, "paths", lambda prefix: iter(paths))
+    store.delete("many/07")
+    assert [path for path, _ in store.records("many")] == [*paths[:7], *paths[8:]]
+
+
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "", "a//b", ".lock", "a\\b"])
 def test_no_path_leads_out_of_the_store(store, path):
     """Nor to the names it needs itself."""
