@@ -69,6 +69,13 @@ OPTIONS: Final = (
     ),
     Option("ephemeral-report", "FILE", "write one JSON document of all that was brought up"),
     Option("ephemeral-logs", "DIR", "write every environment's logs there, one folder each"),
+    Option(
+        "ephemeral-approval",
+        "SECONDS",
+        "after the tests have passed, keep what was tested up, show its link, and wait so long for "
+        "a person's decision; anything but a yes fails the run",
+        ini=False,
+    ),
     Option("ephemeral-config", "FILE", "the ephemeral.toml to use (by default found from rootdir)"),
 )
 

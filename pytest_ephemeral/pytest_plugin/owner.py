@@ -157,6 +157,8 @@ class Owner:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """End everything after the last fixture, and before pytest sums up."""
+        if session.exitstatus == pytest.ExitCode.OK and not self._run.failed():
+            self._run.decide()
         self._run.close()
         self._run.reporter.flush()
         self._judge(session)

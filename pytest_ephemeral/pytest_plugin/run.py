@@ -37,6 +37,7 @@ class Run:
         dossier: What is kept of environments; None where there is no project.
         publishing: Whoever is told of environments; None where none is brought up.
         complaints: What went wrong besides the environments themselves.
+        approved: The ids of those that somebody said yes to.
     """
 
     id: str
@@ -49,6 +50,8 @@ class Run:
     dossier: Dossier | None = None
     publishing: Publishing | None = None
     complaints: list[str] = field(default_factory=list)
+    approved: set[str] = field(default_factory=set)
+    _staged: bool = False
     _pid: int = field(default_factory=os.getpid)
     _closed: bool = False
 
@@ -62,7 +65,7 @@ class Run:
         id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         reporter = Reporter(config)
         project = _project(config, settings)
-        lifecycle = dossier = None
+        lifecycle = dossier = keeper = None
         if project is not None:
             dossier = Dossier(settings.logs, project)
             lifecycle = Lifecycle(
@@ -81,8 +84,10 @@ class Run:
         else:
             assert lifecycle is not None
             assert dossier is not None
-            broker = Broker(RunKeeper(lifecycle, settings, reporter, dossier))
+            keeper = RunKeeper(lifecycle, settings, reporter, dossier)
+            broker = Broker(keeper, lasting=settings.approval is not None)
         made = cls(id, settings, project, lifecycle, reporter, broker, default, dossier)
+        made.approved = set() if keeper is None else keeper.approved
         if project is not None and settings.attach is None:
             made.publishing = publishers.register(
                 config.pluginmanager,
@@ -153,8 +158,35 @@ class Run:
                 files.replace(self.settings.report, [report])
         except OSError as error:
             self.complaints.append(f"the report is not in {self.settings.report}: {error}")
-        if self.project is None:
+        self._record_stage(exit_status, files.digest_of([report]))
+
+    def decide(self) -> None:
+        """Have a person decide on what was tested, and wait; anything but a yes is a complaint."""
+        if self.settings.approval is None or self.lifecycle is None or os.getpid() != self._pid:
             return
+        from pytest_ephemeral.pytest_plugin import deciding
+
+        self._record_stage(0, "")  # what people decide by; the report is not written yet
+        up = [
+            entry.environment
+            for entry in self.entries
+            if entry.state == "up" and entry.used and entry.environment is not None
+        ]
+        approved, problems = deciding.decide(
+            self.lifecycle, up, self.settings.approval, self._say_now
+        )
+        self.approved.update(approved)
+        self.complaints += problems
+
+    def _say_now(self, text: str) -> None:
+        self.reporter.print(text)
+        self.reporter.flush()
+
+    def _record_stage(self, exit_status: int, report: str) -> None:
+        """Record how the tests came out, once."""
+        if self.project is None or self._staged:
+            return
+        self._staged = True
         try:
             records.record_stage(
                 self.project,
@@ -162,7 +194,7 @@ class Run:
                 run=self.id,
                 entries=self.entries,
                 exit_status=exit_status,
-                report=files.digest_of([report]),
+                report=report,
             )
         except (EphemeralError, OSError) as error:
             self.complaints.append(f"the outcome of this run is not recorded: {error}")

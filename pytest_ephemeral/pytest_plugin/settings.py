@@ -27,6 +27,7 @@ class Settings:
     report: Path | None
     logs: Path | None
     config: Path | None
+    approval: float | None
 
 
 def read(config: pytest.Config) -> Settings:
@@ -50,7 +51,25 @@ def read(config: pytest.Config) -> Settings:
         report=_path(config, "ephemeral_report"),
         logs=_path(config, "ephemeral_logs"),
         config=_path(config, "ephemeral_config"),
+        approval=_seconds(values["ephemeral_approval"]),
     )
+
+
+def _seconds(given: str | None) -> float | None:
+    """A length of time in seconds.
+
+    Raises:
+        pytest.UsageError: It is none.
+    """
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise pytest.UsageError(f"--ephemeral-approval: expected seconds, got {given!r}")
+    return seconds
 
 
 def _value(config: pytest.Config, option: Option) -> str | None:

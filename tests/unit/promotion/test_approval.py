@@ -78,7 +78,8 @@ def test_there_is_an_upper_bound(stage: Stage) -> None:
     with pytest.raises(ConfigurationError, match="7d at most"):
         ask(stage, wait=approving.LONGEST_WAIT + 1)
     first = Approvals(stage.project.store)
-    first.request(stage.get("v1"), wait=Duration(60), now=NOW - timedelta(days=6.5))
+    then = NOW - timedelta(days=6.5)
+    first.request(stage.get("v1"), deadline=then + timedelta(days=1), now=then)
 
     again = ask(stage, wait=approving.LONGEST_WAIT)
 

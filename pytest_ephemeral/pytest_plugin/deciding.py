@@ -1,0 +1,86 @@
+"""After the tests have passed: a person looks at what was tested, and decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.models import Duration, Environment
+from pytest_ephemeral.promotion import approval
+from pytest_ephemeral.promotion.approval import Approval
+
+
+def decide(
+    lifecycle: Lifecycle,
+    environments: Sequence[Environment],
+    seconds: float,
+    say: Callable[[str], None],
+) -> tuple[list[str], list[str]]:
+    """Ask for a decision on each environment, and wait for all of them.
+
+    Args:
+        lifecycle: Of this run.
+        environments: What was tested, and is still up.
+        seconds: How long to wait; no answer means no.
+        say: Told the links, and how it went.
+
+    Returns:
+        The ids of those that somebody said yes to, and why the run is not green.
+    """
+    if not environments:
+        return [], ["nothing was left up on which somebody could decide"]
+    asking = _Asking(lifecycle, seconds, say)
+    try:
+        for one in [asking.ask(environment) for environment in environments]:
+            if one is not None:
+                asking.await_decision(one)
+    except KeyboardInterrupt:
+        ids = [environment.id for environment in environments]
+        said = "the request stays open: pytest-ephemeral approval request {} --wait TIME"
+        return ids, [*asking.problems, *(f"interrupted, and {said.format(id)}" for id in ids)]
+    return asking.approved, asking.problems
+
+
+class _Asking:
+    """What has been asked and answered so far."""
+
+    def __init__(self, lifecycle: Lifecycle, seconds: float, say: Callable[[str], None]) -> None:
+        self.approved: list[str] = []
+        self.problems: list[str] = []
+        self._lifecycle = lifecycle
+        self._ledger = lifecycle.project.ledger
+        self._wait = Duration(seconds)
+        self._say = say
+
+    def ask(self, environment: Environment) -> Approval | None:
+        """Record a request and show its link; None when that is not possible."""
+        publish = self._lifecycle.publish
+        try:
+            one = approval.ask(self._ledger, environment, wait=self._wait, publish=publish)
+        except EphemeralError as error:
+            self.problems.append(str(error))
+            return None
+        self._say(f"{one.environment} {one}\n  {one.url}\n{_how(one)}")
+        return one
+
+    def await_decision(self, one: Approval) -> None:
+        """Wait until somebody decides, or nobody has."""
+        try:
+            found = approval.await_decision(self._ledger, one)
+        except EphemeralError as error:
+            self.problems.append(str(error))
+            return
+        if found.state == "approved":
+            self._say(f"{found.environment}: {found}")
+            self.approved.append(found.environment)
+        else:
+            self.problems.append(f"{found.environment}: {found}")
+
+
+def _how(one: Approval) -> str:
+    """What to type, besides looking at the board."""
+    return (
+        f"  yes: pytest-ephemeral approve {one.environment}\n"
+        f"  no:  pytest-ephemeral reject {one.environment}"
+    )

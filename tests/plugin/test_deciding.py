@@ -1,0 +1,163 @@
+"""``--ephemeral-approval``: a person decides on what was tested, and the run follows."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plugin_project import answers
+from waiting import until
+
+from pytest_ephemeral.images import stages
+from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.store import open_store
+
+pytest_plugins = ["pytester"]
+
+TESTS = "def test_a(ephemeral_url): assert get(ephemeral_url) == 'plain'"
+
+
+@pytest.fixture
+def store(project: Any) -> Any:
+    """The project's store."""
+    return open_store(".ephemeral", project.folder)
+
+
+def decide(store: Any, decision: Any) -> threading.Thread:
+    """A person who decides as soon as somebody asks, and has looked at the link."""
+
+    def person() -> None:
+        approvals = Approvals(store)
+        [asked] = until(approvals.entries)
+        assert answers(asked.url)
+        assert asked.image is not None
+        [stage] = stages.recorded(store, asked.image.key)
+        assert (stage.stage, stage.tests["passed"]) == ("acceptance", 1)
+        approvals.decide(
+            asked.environment, decision, by="anna", comment="I looked", now=datetime.now(UTC)
+        )
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    return thread
+
+
+def test_a_yes_keeps_the_environment_and_the_run_is_green(
+    project: Any, run: Any, store: Any
+) -> None:
+    """Its link is shown while it is waited for; afterwards it is there to be promoted."""
+    project.write(test_it=TESTS)
+    person = decide(store, "approved")
+
+    result = run("--ephemeral-approval", "30", "--ephemeral-stage", "acceptance")
+
+    person.join()
+    assert result.ret == 0
+    output = result.stdout.str()
+    [asked] = Approvals(store).entries()
+    assert f"yes: pytest-ephemeral approve {asked.environment}" in output
+    assert re.search(r"approved by anna at .*: I looked", output)
+    assert answers(asked.url)
+    project.destroy_all()
+
+
+def test_a_no_fails_the_run_and_ends_the_environment(project: Any, run: Any, store: Any) -> None:
+    """The tests have passed, and are recorded as passed; the run has not."""
+    project.write(test_it=TESTS)
+    person = decide(store, "rejected")
+
+    result = run("--ephemeral-approval", "30", "--ephemeral-stage", "acceptance")
+
+    person.join()
+    assert result.ret == 1
+    result.assert_outcomes(passed=1)
+    assert "rejected by anna" in result.stdout.str()
+    [asked] = Approvals(store).entries()
+    assert asked.image is not None
+    assert stages.latest(store, asked.image.key)["acceptance"].exit_status == 0
+
+
+def test_nobodys_word_is_a_no(project: Any, run: Any, store: Any) -> None:
+    """And is recorded, so that a late yes is told."""
+    project.write(test_it=TESTS)
+
+    result = run("--ephemeral-approval", "0.2", "-n", "2", "--ephemeral-report", "report.json")
+
+    assert result.ret == 1
+    assert "which means no" in result.stdout.str()
+    assert [one.state for one in Approvals(store).entries()] == ["timed out"]
+    [told] = json.loads((project.folder / "report.json").read_text())["environments"]
+    assert told["state"] == "destroyed"
+
+
+def test_failed_tests_ask_nobody(project: Any, run: Any, store: Any) -> None:
+    """There is nothing to decide on."""
+    project.write(test_it="def test_a(ephemeral_url): assert 0")
+
+    assert run("--ephemeral-approval", "30").ret == 1
+
+    assert Approvals(store).entries() == []
+
+
+def test_nothing_left_to_decide_on_is_said(project: Any, run: Any) -> None:
+    """An environment of one function is gone with it."""
+    project.write(test_it="def test_a(ephemeral_env_function): pass")
+
+    result = run("--ephemeral-approval", "30")
+
+    assert result.ret == 1
+    assert "nothing was left up" in result.stdout.str()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan"])
+def test_it_takes_seconds(project: Any, run: Any, value: str) -> None:
+    """Anything else is a usage error."""
+    project.write(test_it=TESTS)
+    result = run(f"--ephemeral-approval={value}")
+    assert result.ret == 4
+    assert "--ephemeral-approval: expected seconds" in result.stderr.str()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_a_waiting_run_that_ends_leaves_the_request_open(
+    project: Any, store: Any, end: int
+) -> None:
+    """The environment stays, and whoever asks again waits on."""
+    project.write(test_it=TESTS)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "--ephemeral-env", "--ephemeral-approval", "60"],
+        cwd=project.folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    [asked] = until(Approvals(store).entries)
+    process.send_signal(end)
+    output, _ = process.communicate()
+
+    assert answers(asked.url)
+    if end == signal.SIGINT:
+        assert process.returncode != 0
+        assert f"approval request {asked.environment} --wait" in output
+    Approvals(store).decide(asked.environment, "approved", by="anna", now=datetime.now(UTC))
+    again = subprocess.run(
+        [
+            Path(sys.executable).with_name("pytest-ephemeral"),
+            "approval",
+            "request",
+            asked.environment,
+            "--wait",
+            "5s",
+        ],
+        cwd=project.folder,
+        check=False,
+    )
+    assert again.returncode == 0
+    project.destroy_all()
