@@ -109,7 +109,12 @@ class Engine:
             method, path, query=query, body=data, headers=headers, timeout=timeout
         ) as answer:
             text = answer.read()
-        return json.loads(text) if text.strip() else None
+        try:
+            return json.loads(text) if text.strip() else None
+        except ValueError:
+            raise NoEngineError(
+                f"what answers at {self.address} is no container engine: it speaks no JSON"
+            ) from None
 
     @contextmanager
     def stream(

@@ -43,7 +43,7 @@ class ContainerEnvironments:
     def reach(self) -> None:
         """See whether an engine answers."""
         try:
-            finding.find().call("GET", "/_ping", timeout=10)
+            finding.find().call("GET", "/version", timeout=10)
         except (EngineError, TimeoutError) as error:
             raise UnavailableError(
                 f"the container engine gives no sensible answer: {error}"
