@@ -98,6 +98,7 @@ class Lifecycle:
     _hook_lock: threading.RLock = field(default_factory=threading.RLock)
     _image_locks: dict[str, threading.Lock] = field(default_factory=dict)
     _images: dict[str, Image] = field(default_factory=dict)
+    _guard_lock: threading.Lock = field(default_factory=threading.Lock)
     _watchdog: watchdog.Watchdog | None = None
     _left: set[str] = field(default_factory=set)
 
@@ -283,8 +284,9 @@ class Lifecycle:
 
     def _guard(self) -> None:
         """Have someone there who outlives this process, before anything is made."""
-        if self._watchdog is None:
-            self._watchdog = watchdog.start(self.project.store.url, self.run)
+        with self._guard_lock:  # a second one, dropped, would take this process for dead
+            if self._watchdog is None:
+                self._watchdog = watchdog.start(self.project.store.url, self.run)
 
     def _abandon(self, environment: Environment, error: BaseException) -> None:
         """Take down what came up only in part; the error says so when that fails."""

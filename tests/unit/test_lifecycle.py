@@ -387,6 +387,28 @@ def test_providers_that_do_not_guard_themselves_get_a_watchdog_first(
     assert started == ["run1", "released []"]
 
 
+def test_one_watchdog_for_all_that_come_up_at_once(
+    lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one would be dropped, and take the run for dead."""
+    provider.guards_itself = False
+    started: list[str] = []
+    others = threading.Event()
+
+    def start(store_url: str, run: str) -> SimpleNamespace:
+        started.append(run)
+        others.wait(0.05)
+        return SimpleNamespace(release=lambda left: None)
+
+    monkeypatch.setattr(watchdog, "start", start)
+    threads = [threading.Thread(target=lifecycle.bring_up, args=[TEMPLATE]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert started == ["run1"]
+
+
 def test_a_removal_that_takes_its_time_is_left_to_the_watchdog(
     lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
