@@ -11,9 +11,13 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlencode
 
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import EphemeralError
@@ -32,11 +36,19 @@ CMD ["httpd", "-f", "-p", "8080", "-h", "/www"]
 """
 
 DEBIAN = (
-    *("mmdebstrap", "--variant=apt", "--include=python3,python3-venv,ca-certificates"),
+    *("mmdebstrap", "--variant=apt"),
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-exclude=/usr/share/locale/*",
-    "bookworm",
 )
+PATH = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: What the shop of examples/ depends on, for a build that has no package index.
+WHEELS = ("Flask>=3,<4", "waitress>=3,<4")
+WITH_WHEELS = """\
+FROM {base}
+COPY wheels /wheels
+ENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels
+"""
 
 
 def unavailable() -> str:
@@ -56,53 +68,73 @@ def busybox() -> str:
     name = _named("busybox", BUSYBOX)
     with files.locked(_cache() / "busybox.lock"):
         if bases.local(finding.find(), name) is None:
-            _build(name, program)
+            _build(name, BUSYBOX, {"busybox": Path(program)})
     return name
 
 
 @cache
 def python() -> str:
     """A Debian with Python and venv."""
-    name = _named("python", " ".join(DEBIAN))
-    with files.locked(_cache() / "python.lock"):
+    return _debian("python", "python3,python3-venv,ca-certificates", [PATH])
+
+
+@cache
+def redis() -> str:
+    """A Redis server."""
+    serve = 'CMD ["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no"]'
+    return _debian("redis", "redis-server", [PATH, "EXPOSE 6379", serve])
+
+
+@cache
+def python_for_shop() -> str:
+    """As ``python``, with the packages that the shop needs."""
+    dockerfile = WITH_WHEELS.format(base=python())
+    name = _named("shop", dockerfile + " ".join(WHEELS))
+    with files.locked(_cache() / "shop.lock"), tempfile.TemporaryDirectory() as folder:
         if bases.local(finding.find(), name) is None:
-            _import(name, _debian(name.rpartition(":")[2]))
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
+            debian = ["--python-version=3.11", f"--dest={folder}"]
+            subprocess.run([*pip, *debian, *WHEELS], check=True)
+            _build(name, dockerfile, {"wheels": Path(folder)})
     return name
 
 
-def _debian(digits: str) -> Path:
-    kept = _cache() / f"debian-{digits}.tar"
-    if not kept.exists():
-        half = kept.with_suffix(".half.tar")
-        subprocess.run([*DEBIAN, str(half)], check=True, capture_output=True)
-        half.rename(kept)
-    return kept
+def _debian(what: str, packages: str, changes: Sequence[str]) -> str:
+    argv = [*DEBIAN, f"--include={packages}", "bookworm"]
+    name = _named(what, " ".join([*argv, *changes]))
+    kept = _cache() / f"{what}-{name.rpartition(':')[2]}.tar"
+    with files.locked(_cache() / f"{what}.lock"):
+        if bases.local(finding.find(), name) is None:
+            if not kept.exists():
+                half = kept.with_suffix(".half.tar")
+                subprocess.run([*argv, str(half)], check=True, capture_output=True)
+                half.rename(kept)
+            _import(name, kept, changes)
+    return name
 
 
-def _import(name: str, tar: Path) -> None:
+def _import(name: str, tar: Path, changes: Sequence[str]) -> None:
     repository, _, tag = name.rpartition(":")
-    query = {
-        "fromSrc": "-",
-        "repo": repository,
-        "tag": tag,
-        "changes": "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    }
+    query = urlencode(
+        [("fromSrc", "-"), ("repo", repository), ("tag", tag), *(("changes", c) for c in changes)]
+    )
     with (
         tar.open("rb") as source,
         finding.find().stream(
-            "POST", "/images/create", query=query, body=source, headers=TAR_TYPE
+            "POST", f"/images/create?{query}", body=source, headers=TAR_TYPE
         ) as answer,
     ):
         answer.read()
 
 
-def _build(name: str, program: str) -> None:
+def _build(name: str, dockerfile: str, contents: Mapping[str, Path]) -> None:
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
-        tar.add(program, "busybox")
-        dockerfile = tarfile.TarInfo("Dockerfile")
-        dockerfile.size = len(BUSYBOX)
-        tar.addfile(dockerfile, io.BytesIO(BUSYBOX.encode()))
+        for place, file in contents.items():
+            tar.add(file, place)
+        member = tarfile.TarInfo("Dockerfile")
+        member.size = len(dockerfile)
+        tar.addfile(member, io.BytesIO(dockerfile.encode()))
     with finding.find().stream(
         "POST", "/build", query={"t": name}, body=context.getvalue(), headers=TAR_TYPE
     ) as answer:
@@ -121,4 +153,4 @@ def _cache() -> Path:
 
 
 if __name__ == "__main__":
-    print(busybox(), python())
+    print(busybox(), python(), redis(), python_for_shop())

@@ -16,12 +16,14 @@ class Settings:
         mode: Where this shop stands, for the page's footer: ``staging``, ``production``.
         language: ``en`` or ``de``.
         key: What a request to change the catalogue must bring along; empty: nobody may.
+        redis: The Redis server of the packing room's bell, ``host:port``; empty: there is none.
     """
 
     database: Path
     mode: str
     language: str
     key: str
+    redis: str
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Settings:
@@ -32,4 +34,5 @@ class Settings:
             mode=environ.get("SHOP_MODE", "development"),
             language=environ.get("SHOP_LANGUAGE", "en"),
             key=environ.get("SHOP_KEY", ""),
+            redis=environ.get("SHOP_REDIS", ""),
         )

@@ -21,7 +21,7 @@ from flask import render_template as render
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
-from shop import __version__, catalogue, database, orders
+from shop import __version__, bell, catalogue, database, orders
 from shop.catalogue import Product
 from shop.settings import Settings
 from shop.texts import TEXTS, money
@@ -80,6 +80,7 @@ def order_from_page(slug: str) -> AnyResponse:
     quantity = request.form.get("quantity", 1, type=int)
     with _open() as db:
         number = orders.place(db, customer, {slug: quantity})
+    bell.ring(_settings().redis)
     return redirect(url_for("pages.order_page", number=number), code=303)
 
 
@@ -148,7 +149,9 @@ def place_order() -> tuple[Response, int]:
             abort(400, 'An order looks like {"customer": "Ada", "basket": {"assam": 2}}.')
     with _open() as db:
         number = orders.place(db, customer, basket)
-        return jsonify(orders.order(db, number)), 201
+        placed = orders.order(db, number)
+    bell.ring(_settings().redis)
+    return jsonify(placed), 201
 
 
 @api.get("/orders/<int:number>")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from shop import database, orders
+from shop import bell, database, orders
 from shop.settings import Settings
 
 #: Seconds between two looks at an empty queue.
@@ -18,6 +18,17 @@ def work(settings: Settings, stop: threading.Event) -> None:
         with database.transaction(settings.database) as open_database:
             number = orders.pack_next(open_database)
         if number is None:
-            stop.wait(PAUSE)
+            _wait(settings, stop)
         else:
             print(f"worker: packed order {number}", flush=True)
+
+
+def _wait(settings: Settings, stop: threading.Event) -> None:
+    """Until there may be another order."""
+    try:
+        if settings.redis:
+            bell.wait(settings.redis, seconds=1)
+            return
+    except OSError as error:
+        print("worker: the bell is broken:", error, flush=True)
+    stop.wait(PAUSE)
