@@ -100,15 +100,16 @@ class HandedOver:
     """
 
     put: Callable[[dict[str, str]], None]
-    _events: dict[str, Event] = field(default_factory=dict)
+    _events: dict[str, Event | None] = field(default_factory=dict)
     _last: dict[str, str] = field(default_factory=dict)
 
     def tell(self, event: Event) -> None:
         """Hand over what is over or kept; what merely runs may be gone when the step has ended."""
         if event.outcome == "up":
+            self._events.setdefault(event.environment.id)  # the first to come up stands for all
             return
         self._events[event.environment.id] = event
-        values = variables(self._events.values())
+        values = variables(known for known in self._events.values() if known)
         if values != self._last:
             self._last = values
             self.put(values)

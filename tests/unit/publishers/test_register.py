@@ -247,6 +247,17 @@ def test_the_same_variables_are_handed_over_once(tmp_path: Path) -> None:
     assert file.read_text().count("EPHEMERAL_ENVIRONMENT<<") == 1
 
 
+def test_the_first_to_come_up_stands_for_all(tmp_path: Path) -> None:
+    """Not the first to go: that is the one that the fewest tests have used."""
+    published = Published(tmp_path, CIS["gitlab"])
+    published.up(id="staging-a")
+    published.up(id="staging-b")
+    published.over("destroyed", id="staging-b")
+    published.over("destroyed", id="staging-a")
+    handed = (published.folder / "environments.env").read_text()
+    assert "EPHEMERAL_ENVIRONMENT=staging-a\n" in handed
+
+
 def test_tekton_gets_results(tmp_path: Path) -> None:
     """Named, since nothing tells of it."""
     folder = tmp_path / "results"
