@@ -17,6 +17,8 @@ import pytest_ephemeral
 from pytest_ephemeral import files
 from pytest_ephemeral.cli import main
 
+pytest_plugins = ["pytester"]
+
 Run = Callable[..., pytest.RunResult]
 
 SCHEMA = Path(pytest_ephemeral.__file__).with_name("report.schema.json")

@@ -14,6 +14,8 @@ from unit.publishers.services import GitHub, Service
 
 from pytest_ephemeral.cli import main
 
+pytest_plugins = ["pytester"]
+
 Run = Callable[..., pytest.RunResult]
 
 TESTS = """
