@@ -123,7 +123,7 @@ def furnish(stage: BoardStage, sites: dict[str, Site]) -> None:
     stage.ask("staging-k2v6nj")
     stage.decide("staging-k2v6nj", "approved", "Anna Keller")
     with suppress(PromotionError):
-        sites["v2"].refuses = NAME
+        sites["v2"].refuses = lambda asked: asked == NAME
         stage.switch().promote("staging-k2v6nj")
     stage.passed(odd, "tests", passed=38, failed=3)
     stage.ledger.remove("staging-k2v6nj")

@@ -105,14 +105,15 @@ class Site:
     def __init__(self, host: str, port: int, text: str) -> None:
         self.text = text
         self.healthy = True
-        #: The name under which it is not itself: a virtual host that was forgotten.
-        self.refuses: str | None = None
+        #: Whether it breaks under a name: a virtual host that was forgotten, or a fault that
+        #: only shows when real clients come.
+        self.refuses: Callable[[str], bool] = lambda _: False
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 asked = (self.headers.get("Host") or "").partition(":")[0]
-                well = site.healthy and asked != site.refuses
+                well = site.healthy and not site.refuses(asked)
                 body = site.text.encode()
                 self.send_response(200 if well else 503)
                 self.send_header("Content-Length", str(len(body)))
@@ -207,6 +208,11 @@ class Stage:
         known = _read(id)
         assert known is not None
         return known
+
+    def when_live(self, id: str) -> Callable[[str], bool]:
+        """For ``Site.refuses``: well until the production name leads there."""
+        host = self.get(id).endpoints["http"].host
+        return lambda asked: asked == self.promotion.record and host in self.addresses()
 
     def marked(self) -> list[str]:
         """Who is believed to be production."""

@@ -105,23 +105,33 @@ def history(arguments: argparse.Namespace, output: Output) -> int:
     elif not entries:
         output.say(f"nothing was promoted to {promotion.name} yet")
     else:
-        columns = ("WHEN", "WHAT", "ENVIRONMENT", "ARTIFACT", "IMAGE", "REVISION", "BY", "APPROVED")
+        columns = (
+            "WHEN",
+            "WHAT",
+            "ENVIRONMENT",
+            "ARTIFACT",
+            "IMAGE",
+            "REVISION",
+            "BY",
+            "APPROVED BY",
+            "WHY NOT",
+        )
         output.table(columns, map(_row, reversed(entries)))
     return 0
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
     target = entry.target
-    what = entry.kind if entry.outcome == "done" else f"{entry.kind}, undone: {entry.reason}"
     return (
         f"{entry.finished_at:%Y-%m-%d %H:%M:%S}",
-        what.partition("\n")[0],
+        entry.kind if entry.outcome == "done" else f"{entry.kind}, undone",
         target.environment or "-",
         target.artifact or "-",
         short(target.image.key) if target.image else "-",
-        target.revision or "-",
+        target.revision[:12] or "-",
         entry.by,
         target.approved_by or "-",
+        entry.reason.partition("\n")[0],
     )
 
 

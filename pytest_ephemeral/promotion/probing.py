@@ -31,8 +31,8 @@ def through_name(
     Args:
         promotion: Its name, and how it is verified.
         environment: What should answer.
-        addresses: Where the name's servers send clients now: asked of them, because this
-            machine's own resolver may remember for a while where the name pointed before.
+        addresses: Where the name leads, or will: this machine's own resolver is not asked,
+            because it may remember for a while where the name pointed before.
     """
     verify = _verify(promotion)
     # What is looked at from inside has been looked at already, and no name leads to it.

@@ -142,9 +142,14 @@ class Steps:
         environment = self._environment()
         if environment is None:
             return "what it pointed to before is not ours to check"
-        probes = probing.direct(self.promotion, environment)
+        host = probing.endpoint_of(environment).host
+        probes = [
+            *probing.direct(self.promotion, environment),
+            # As it will be asked: what does not know the name is found before a client meets it.
+            *probing.through_name(self.promotion, environment, [host]),
+        ]
         self._mover().until_all(probes, environment, environment.url, self._verify_timeout())
-        return f"{environment.url} is as it should be"
+        return f"{environment.url} is as it should be, under either name"
 
     def _switch(self) -> str:
         if (environment := self._environment()) is not None:

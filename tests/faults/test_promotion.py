@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from promoting import NAME, V1, V2, Site, Stage, make_stage, served, stage
+from promoting import V1, V2, Site, Stage, make_stage, served, stage
 from waiting import until
 
 from pytest_ephemeral import labels, machine
@@ -140,9 +140,9 @@ def test_a_taking_back_that_is_killed_is_finished_by_running_it_again(
     stage: Stage, served: dict[str, Site], point: str
 ) -> None:
     """The same command goes on taking it back, and says why."""
-    served["v2"].refuses = NAME
+    served["v2"].refuses = stage.when_live("v2")
     killed(stage, "v2", point)
-    served["v2"].refuses = None  # what has failed has failed
+    served["v2"].refuses = lambda _: False  # what has failed has failed
 
     with pytest.raises(PromotionError, match="503"):
         stage.switch().promote("v2")
@@ -362,7 +362,7 @@ def test_taking_back_that_fails_is_said_and_gone_on_with(
     """Both stay up meanwhile: whichever the name points to, it is there."""
     stage = make_stage()
     stage.switch().promote("v1")
-    served["v2"].refuses = NAME
+    served["v2"].refuses = stage.when_live("v2")
     switch = stage.switch()
     file = stage.folder / "hosts"
 

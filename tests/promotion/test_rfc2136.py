@@ -391,7 +391,7 @@ def test_a_failed_verification_puts_the_record_back(
     """On both servers."""
     stage = production()
     stage.switch().promote("v1")
-    served["v2"].refuses = name
+    served["v2"].refuses = stage.when_live("v2")
 
     with pytest.raises(PromotionError, match="503"):
         stage.switch().promote("v2")

@@ -267,7 +267,7 @@ def test_a_failed_verification_goes_back(
     stage = make_stage(dns="route53", zone=ZONE, record=NAME, record_ttl=Duration(1))
     backend = make_backend()
     backend.swap([], [BALANCED])
-    served["v1"].refuses = NAME
+    served["v1"].refuses = lambda asked: asked == NAME and backend.read() != [BALANCED]
 
     with pytest.raises(PromotionError, match="503"):
         stage.switch(backend=backend).promote("v1")

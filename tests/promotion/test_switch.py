@@ -89,7 +89,7 @@ def test_the_old_one_is_touched_only_after_the_name_has_been_verified(stage: Sta
 
 def test_what_fails_its_verification_is_taken_back(stage: Stage, served: dict[str, Site]) -> None:
     """v1 has the name again and stays production, v2 gets an expiry again, and why is told."""
-    served["v2"].refuses = NAME
+    served["v2"].refuses = stage.when_live("v2")
 
     with pytest.raises(PromotionError, match=r"what it was before.*status 503"):
         stage.switch().promote("v2")
@@ -116,6 +116,17 @@ def test_what_does_not_answer_directly_never_gets_the_name(
 
     assert "switch: begun" not in moved
     assert stage.addresses() == [V1]
+
+
+def test_what_does_not_know_the_name_never_gets_it(stage: Stage, served: dict[str, Site]) -> None:
+    """It is asked under the name before any client can."""
+    served["v2"].refuses = lambda asked: asked == NAME
+    moved: list[str] = []
+
+    with pytest.raises(PromotionError, match="503"):
+        stage.switch(at=moved.append).promote("v2")
+
+    assert "switch: begun" not in moved
 
 
 def test_an_environment_that_dies_before_the_switch_does_not_get_the_name(stage: Stage) -> None:
