@@ -2,7 +2,7 @@
 # what it needs is installed into .venv first, and nowhere else.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo demo-pipeline test lint docs bench clean
 
 # The Python that .venv is made with; by default the first that is new enough.
 PYTHON ?=
@@ -16,7 +16,7 @@ SHOP := examples/shop
 
 help: ## Say what there is to make
 	@echo "Usage: make TARGET"
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(VENV)/test.stamp ## Bake a web shop, bring it up, test it, and show that nothing is left
 	@echo "== Building the artifact: $(SHOP)/dist/shop-*.whl"
@@ -27,13 +27,17 @@ demo: $(VENV)/test.stamp ## Bake a web shop, bring it up, test it, and show that
 	@echo "== Looking for what is left"
 	@cd $(SHOP) && $(BIN)/python ../nothing_left.py dist/report.json && $(BIN)/pytest-ephemeral list
 
+demo-pipeline: $(VENV)/test.stamp ## Take three versions of the shop to production: one replaces another, one fails
+	@rm -rf build/pipeline
+	@PATH="$(BIN):$$PATH" python examples/pipeline/demo.py build/pipeline $(ARGS)
+
 test: $(VENV)/test.stamp ## Run the project's tests
 	@PATH="$(BIN):$$PATH" python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/test.stamp $(VENV)/lint.stamp ## Check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy --strict pytest_ephemeral benchmarks examples/nothing_left.py .ci/skips.py
+	@$(BIN)/mypy --strict pytest_ephemeral benchmarks examples/nothing_left.py examples/pipeline/demo.py .ci/skips.py
 
 docs: $(VENV)/docs.stamp ## Build the documentation into docs/_build
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html

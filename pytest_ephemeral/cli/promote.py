@@ -35,7 +35,7 @@ _WORDS: Final = {
     "record": "recording it",
     "retire": "giving the old one its end",
     "undo": "taking it back",
-    "restore": "moving the name back",
+    "restore": "putting the name back",
     "rearm": "giving it an expiry again",
 }
 

@@ -148,8 +148,9 @@ class Steps:
             # As it will be asked: what does not know the name is found before a client meets it.
             *probing.through_name(self.promotion, environment, [host]),
         ]
-        self._mover().until_all(probes, environment, environment.url, self._verify_timeout())
-        return f"{environment.url} is as it should be, under either name"
+        where = f"{environment.url}, also asked as {self.promotion.record},"
+        self._mover().until_all(probes, environment, where, self._verify_timeout())
+        return f"{where} is as it should be"
 
     def _switch(self) -> str:
         if (environment := self._environment()) is not None:
@@ -221,8 +222,9 @@ class Steps:
             return f"someone else has changed {self.promotion.record} to {shown(now)}: left alone"
         if now != run.old:
             change = mover.move(now, run.old)
-        if run.lowered is not None or run.has_done("check"):  # it may have been moved
-            mover.settle(run.old, change)
+        elif run.lowered is None and not run.has_done("check"):
+            return "the name was not moved"
+        mover.settle(run.old, change)
         return f"{self.promotion.record} is {shown(run.old)}"
 
     def _rearm(self) -> str:
