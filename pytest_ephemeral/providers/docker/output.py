@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
 from types import TracebackType
@@ -13,6 +14,9 @@ from pytest_ephemeral.interpolation import mask
 from pytest_ephemeral.providers import BakeJob
 
 _LAST_LINES: Final = 15
+
+#: The engine paints red what a build prints to its standard error.
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Output:
@@ -45,7 +49,7 @@ class Output:
         """Take a piece."""
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
-            self._take(mask(line.rstrip("\r"), self._secrets))
+            self._take(mask(_COLOURS.sub("", line).rstrip("\r"), self._secrets))
 
     def failure(self, what: str) -> BakeError:
         """The error for a bake that did not work.

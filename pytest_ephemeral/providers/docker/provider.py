@@ -66,7 +66,10 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
         except NoEngineError:
             raise
         except (EngineError, TimeoutError) as error:
-            raise LaunchError(f"{environment.id} could not be launched: {told(error)}") from error
+            note = containers.foreign(engine, {"Image": image.reference})
+            raise LaunchError(
+                f"{environment.id} could not be launched: {told(error)}{note}"
+            ) from error
 
 
 def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image) -> Environment:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.providers.docker.engine import Engine, json_lines
+from pytest_ephemeral.providers.docker.engine import Engine, EngineError, json_lines
 
 #: What names of images without a host stand for, in the docker command's files.
 _HUB: Final = "https://index.docker.io/v1/"
@@ -25,7 +25,10 @@ def pull(engine: Engine, reference: str) -> None:
     name, separator, digest = reference.partition("@")
     if not separator:
         name, digest = split(reference)
-    _follow(engine, "/images/create", {"fromImage": name, "tag": digest}, name)
+    try:
+        _follow(engine, "/images/create", {"fromImage": name, "tag": digest}, name)
+    except EngineError as error:
+        raise EphemeralError(f"{reference} is not here, and can't be pulled: {error}") from error
 
 
 def push(engine: Engine, image: str, repository: str, tag: str) -> str:

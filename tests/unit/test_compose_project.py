@@ -1,0 +1,142 @@
+"""A Compose file made into one environment's: baked images, our labels, no ports but ours."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.compose import project
+from pytest_ephemeral.providers.compose.command import parsed
+from pytest_ephemeral.providers.compose.tables import At, ComposeTemplate, Place
+
+IMAGE = Image(
+    name="shop",
+    key="k",
+    provider="docker",
+    reference="sha256:1",
+    digest="d",
+    baked_at=datetime.now(UTC),
+)
+
+FILE = """
+name: theirs
+version: "3.8"
+services:
+  web:
+    build: {context: /there}
+    container_name: web
+    environment: {KEY: "a$$b-s3cret", NONE: }
+    labels: ["theirs=yes"]
+    ports: ["8080:80", {published: 1, target: 9000}]
+    restart: always
+  db:
+    image: postgres:16
+    expose: ["5432"]
+    profiles: [full]
+networks:
+  default: {name: theirs_default}
+  shared: {external: true, name: shared}
+volumes:
+  data: {name: theirs_data}
+"""
+
+
+def template(**keys: Any) -> ComposeTemplate:
+    given = {
+        "service": "web",
+        "port": 80,
+        "replaced": {"web": "shop"},
+        "profiles": ["full"],
+        **keys,
+    }
+    return ComposeTemplate(name="t", file="compose.yaml", **given)
+
+
+def prepared(**keys: Any) -> dict[str, Any]:
+    return project.prepared(
+        parsed(FILE),
+        template(**keys),
+        {"shop": IMAGE},
+        marks={"ours": "yes"},
+        secrets=["s3cret"],
+        address="127.0.0.1",
+    )
+
+
+def test_services_are_made_our_own() -> None:
+    """The baked image instead of a build; only the endpoint's port; what else is said stays."""
+    web = prepared()["services"]["web"]
+    assert web["image"] == "sha256:1"
+    assert web["ports"] == ["127.0.0.1::80"]
+    assert web["restart"] == "always"
+    assert web["labels"]["theirs"] == web["labels"]["ours"] == "yes"
+    assert not {"build", "container_name"} & web.keys()
+
+
+def test_secrets_are_marked_where_they_stand() -> None:
+    """By their place in the value that the container will see."""
+    assert prepared()["services"]["web"]["labels"]["pytest-ephemeral.secrets"] == "KEY=4+6"
+
+
+def test_names_that_would_be_shared_are_dropped() -> None:
+    """But for what is someone else's: that is neither named nor labelled."""
+    made = prepared()
+    assert "name" not in made
+    assert made["networks"] == {
+        "default": {"labels": {"ours": "yes"}},
+        "shared": {"external": True, "name": "shared"},
+    }
+    assert made["volumes"] == {"data": {"labels": {"ours": "yes"}}}
+
+
+def test_other_services_have_no_port_here() -> None:
+    """Unless an endpoint is theirs."""
+    assert prepared()["services"]["db"]["ports"] == []
+    further = {"db": Place(service="db", port=5432)}
+    assert prepared(further=further)["services"]["db"]["ports"] == ["127.0.0.1::5432"]
+
+
+def test_a_service_without_its_profile() -> None:
+    """Is not brought up; one that is asked for says which profile it needs."""
+    assert set(prepared(profiles=[])["services"]) == {"web"}
+    with pytest.raises(ConfigurationError, match="only there with a profile: add one of full"):
+        prepared(profiles=[], further={"db": Place(service="db", port=1)})
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"service": "wbe"}, r"t\.service: there is no service 'wbe'.*'web'"),
+        ({"replaced": {"wbe": "shop"}}, r"t\.images\.wbe: there is no service"),
+        ({"further": {"x": Place(service="cache", port=1)}}, r"t\.endpoints\.x: there is no"),
+        ({"replaced": {}}, r"'web' of compose.yaml has build: .*images = \{ web = "),
+    ],
+)
+def test_what_the_file_does_not_have(keys: dict[str, Any], said: str) -> None:
+    """The key, and what would be right."""
+    with pytest.raises(ConfigurationError, match=said):
+        prepared(**keys)
+
+
+def test_the_ports_a_file_exposes() -> None:
+    """However they are written."""
+    service = {"expose": ["1", "2/tcp"], "ports": ["8080:3", "127.0.0.1::4/tcp", {"target": 5}, 6]}
+    assert project.exposed(service) == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_endpoints() -> None:
+    """The URL's first, with the services they are of."""
+    made = template(further={"db": Place(service="db", port=5432)})
+    assert made.places() == {"http": At("web", 80), "db": At("db", 5432)}
+    assert made.endpoints() == {"http": 80, "db": 5432}
+    assert made.images() == ["shop"]
+
+
+def test_an_endpoint_that_is_named_twice() -> None:
+    """One of them could not be reached."""
+    with pytest.raises(ValueError, match="'http' is named twice"):
+        template(further={"http": Place(service="db", port=1)}).check()

@@ -1,0 +1,152 @@
+"""Which engine is used: as the docker command would choose, and a clear word when there is none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral.errors import ConfigurationError, UnavailableError
+from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker.engine import Address, Engine, NoEngineError, why_not
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with nothing in it, on a machine without an engine."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    usual = list(finding._candidates({}))
+    monkeypatch.setattr(
+        finding,
+        "_candidates",
+        lambda environ: [tmp_path / str(path).lstrip("/") for path in usual],
+    )
+    return tmp_path
+
+
+def context(home: Path, name: str, endpoint: dict[str, object], *, tls: bool = False) -> None:
+    """Write a context, as `docker context create` does."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    meta = home / ".docker" / "contexts" / "meta" / digest
+    meta.mkdir(parents=True)
+    text = json.dumps({"Name": name, "Endpoints": {"docker": endpoint}})
+    (meta / "meta.json").write_text(text)
+    if tls:
+        (home / ".docker" / "contexts" / "tls" / digest / "docker").mkdir(parents=True)
+
+
+def test_docker_host_goes_first(home: Path) -> None:
+    """Before the context that is current."""
+    context(home, "far", {"Host": "tcp://far:2376"})
+    (home / ".docker" / "config.json").write_text('{"currentContext": "far"}')
+    found = finding.find({"DOCKER_HOST": "tcp://near:2375"}).address
+    assert found == Address("tcp://near:2375", "", verify=False, said_by="DOCKER_HOST")
+
+
+def test_docker_host_with_certificates(home: Path) -> None:
+    """As DOCKER_TLS_VERIFY and DOCKER_CERT_PATH say."""
+    environ = {
+        "DOCKER_HOST": "tcp://near:2376",
+        "DOCKER_TLS_VERIFY": "1",
+        "DOCKER_CERT_PATH": "/certificates",
+    }
+    found = finding.find(environ).address
+    assert (found.certificates, found.verify) == ("/certificates", True)
+
+
+def test_the_current_context(home: Path) -> None:
+    """With its certificates, and a handle leads there again."""
+    context(home, "far", {"Host": "tcp://far:2376", "SkipTLSVerify": True}, tls=True)
+    (home / ".docker" / "config.json").write_text('{"currentContext": "far"}')
+    engine = finding.find({})
+    assert engine.address.url == "tcp://far:2376"
+    assert engine.address.certificates.startswith(str(home))
+    assert not engine.address.verify
+    again = finding.at(finding.handle_of(engine)).address
+    assert again.url == engine.address.url
+    assert (again.certificates, again.verify) == (engine.address.certificates, False)
+
+
+def test_a_context_that_is_not_there(home: Path) -> None:
+    """The closest is named."""
+    context(home, "production", {"Host": "tcp://far:2376"})
+    with pytest.raises(ConfigurationError, match=r"'prodution' .*Did you mean 'production'"):
+        finding.find({"DOCKER_CONTEXT": "prodution"})
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("ssh://me@far", "ssh, which is not supported"), ("far:2375", "not the address")],
+)
+def test_addresses_that_can_not_be_used(home: Path, url: str, said: str) -> None:
+    """Refused before anything is tried."""
+    with pytest.raises(ConfigurationError, match=said):
+        finding.find({"DOCKER_HOST": url})
+
+
+def test_no_engine(home: Path) -> None:
+    """One line: what was tried, and what helps."""
+    with pytest.raises(UnavailableError) as caught:
+        finding.find({})
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "docker.sock (no such file or directory)" in text
+    assert "podman.sock" in text
+    assert "DOCKER_HOST" in text
+
+
+@pytest.fixture
+def podman(home: Path) -> Iterator[Path]:
+    """Podman's socket, and no other."""
+    path = next(path for path in finding._candidates({}) if path.name == "podman.sock")
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        # A socket's address is short, a test's folder long.
+        here = os.open(path.parent, os.O_RDONLY)
+        listener.bind(f"/proc/self/fd/{here}/{path.name}")
+        os.close(here)
+        listener.listen()
+        yield path
+
+
+def test_podman_where_there_is_no_docker(podman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket speaks the same language."""
+    monkeypatch.setattr(finding, "_connect", lambda path: path.stat())
+    assert finding.find({}).address.url == f"unix://{podman}"
+
+
+def test_no_permission(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said how to get it, whether the socket was found or given."""
+
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(finding, "_connect", refused)
+    with pytest.raises(NoEngineError, match=r"no permission.*usermod -aG docker"):
+        finding.find({})
+    given = why_not(Address("unix:///run/docker.sock"), PermissionError(13, "Permission denied"))
+    assert "usermod -aG docker" in given
+
+
+def test_what_answers_may_be_no_engine(home: Path) -> None:
+    """A web server on that port, say."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        engine = Engine(Address(f"tcp://127.0.0.1:{server.getsockname()[1]}"))
+        with pytest.raises(NoEngineError, match="no container engine"):
+            engine.call("GET", "/version", timeout=10)
+        thread.join()

@@ -1,0 +1,144 @@
+"""What decides a container image's content: the context, and the images it is made from."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.providers.docker import bases, registry
+from pytest_ephemeral.providers.docker.context import Context
+from pytest_ephemeral.providers.docker.tables import DockerRecipe, bytes_of, volume_of
+
+
+def context(root: Path, ignored: str = "", **contents: str) -> Context:
+    """A context with a Dockerfile and some files; ``__`` in a name is a slash."""
+    for name, text in {"Dockerfile": "FROM scratch\n", **contents}.items():
+        file = root / name.replace("__", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (root / ".dockerignore").write_text(ignored)
+    return Context.at(root, "Dockerfile")
+
+
+FILES = {"a.py": "", "b.md": "", "src__c.py": "", "src__d__e.py": "", "src__d__f.md": "", "z": ""}
+ALWAYS = {".dockerignore", "Dockerfile"}
+
+
+@pytest.mark.parametrize(
+    ("ignored", "kept"),
+    [
+        ("", {"a.py", "b.md", "src", "src/c.py", "src/d", "src/d/e.py", "src/d/f.md", "z"}),
+        ("src\n# a.py\n", {"a.py", "b.md", "z"}),
+        ("*.md", {"a.py", "src", "src/c.py", "src/d", "src/d/e.py", "src/d/f.md", "z"}),
+        ("**/*.md\n?\n", {"a.py", "src", "src/c.py", "src/d", "src/d/e.py"}),
+        ("*\n!src/d/*.py\n", {"src/d/e.py"}),
+        ("src/**\n!**/f.md\n/[ab].*\n", {"src", "src/d/f.md", "z"}),
+        ("**\n", set()),
+    ],
+)
+def test_what_is_ignored(tmp_path: Path, ignored: str, kept: set[str]) -> None:
+    """The last pattern that matches decides; the Dockerfile always goes along."""
+    assert set(context(tmp_path, ignored, **FILES).paths()) == kept | ALWAYS
+
+
+def test_the_digest_is_of_content(tmp_path: Path) -> None:
+    """Not of times, nor of what is ignored; of names, contents, links and who may execute."""
+    made = context(tmp_path, "b.md", **FILES)
+    before = made.digest()
+    (tmp_path / "b.md").write_text("changed")
+    (tmp_path / "a.py").touch()
+    assert made.digest() == before
+    (tmp_path / "a.py").chmod(0o755)
+    executable = made.digest()
+    (tmp_path / "z").unlink()
+    (tmp_path / "z").symlink_to("a.py")
+    assert len({before, executable, made.digest()}) == 3
+
+
+def test_the_tar_is_roots(tmp_path: Path) -> None:
+    """And has what is given besides."""
+    target = io.BytesIO()
+    artifact = tmp_path / "made.whl"
+    artifact.write_text("wheel")
+    context(tmp_path, "*").write(target, {".artifact/made.whl": artifact})
+    target.seek(0)
+    with tarfile.open(fileobj=target) as tar:
+        members = tar.getmembers()
+    assert {member.name for member in members} == {*ALWAYS, ".artifact/made.whl"}
+    assert all(member.uid == member.gid == 0 for member in members)
+
+
+def test_a_dockerfile_that_is_not_there(tmp_path: Path) -> None:
+    """Its path is named, and the key."""
+    with pytest.raises(ConfigurationError, match=r"no Dockerfile .*other.*`dockerfile`"):
+        Context.at(tmp_path, "other")
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "named"),
+    [
+        ("FROM scratch\n", []),
+        ("# FROM no\nFROM --platform=x a:1 AS one\nRUN FROM\nFROM b\nFROM one\n", ["a:1", "b"]),
+        ("ARG V=1\nARG W\nFROM a:${V}\nFROM b:$W\nFROM c:${X:-3}\n", ["a:1", "b:2", "c:3"]),
+        ("FROM a AS One\nFROM scratch\nCOPY --from=one / /\nCOPY --from=0 / /\n", ["a"]),
+        ("FROM a\nCOPY --chown=1 --from=b:2 \\\n  / /\n", ["a", "b:2"]),
+    ],
+)
+def test_the_images_a_dockerfile_names(dockerfile: str, named: list[str]) -> None:
+    """Stages are none, arguments are filled in."""
+    assert bases.named_in(dockerfile, {"W": "2"}, None) == named
+
+
+def test_only_what_the_target_needs() -> None:
+    """Stages after it are not built."""
+    dockerfile = "FROM a AS one\nFROM b AS two\nFROM c AS three\n"
+    assert bases.named_in(dockerfile, {}, "two") == ["a", "b"]
+    with pytest.raises(ConfigurationError, match="no stage 'four'; its stages: one, two, three"):
+        bases.named_in(dockerfile, {}, "four")
+
+
+@pytest.mark.parametrize(
+    ("reference", "parts"),
+    [
+        ("app", ("app", "latest")),
+        ("app:1.4", ("app", "1.4")),
+        ("host:5000/app", ("host:5000/app", "latest")),
+        ("host:5000/app:1", ("host:5000/app", "1")),
+    ],
+)
+def test_references(reference: str, parts: tuple[str, str]) -> None:
+    """A host's port is no tag."""
+    assert registry.split(reference) == parts
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, "nothing says what it is made from"),
+        ({"context": ".", "base": "a"}, "context and base"),
+        ({"base": "a"}, "give install too"),
+        ({"context": ".", "install": "x"}, "remove install"),
+    ],
+)
+def test_recipes_that_can_not_be_right(keys: dict[str, str], said: str) -> None:
+    """An image is made in one way."""
+    with pytest.raises(ValueError, match=said):
+        DockerRecipe(name="app", **keys).check()  # type: ignore[arg-type]
+
+
+def test_volumes() -> None:
+    """Those that die with the environment, and no folder of this machine."""
+    assert volume_of("/data") == ("", "/data")
+    assert volume_of("data:/data") == ("data", "/data")
+    for wrong in ("./here:/data", "/etc:/data", "data", "data:relative", "-x:/data"):
+        with pytest.raises(ValueError, match="expected"):
+            volume_of(wrong)
+
+
+def test_sizes() -> None:
+    """As people write them."""
+    assert [bytes_of(size) for size in ("512", "1k", "512M", "2g")] == [512, 1024, 2**29, 2**31]
