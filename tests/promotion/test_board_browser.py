@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boarding import HOSTILE, BoardStage, furnish
+from boarding import HOSTILE, BoardStage, furnish, pose
 from promoting import V1, Site
 from waiting import until
 
@@ -36,8 +36,10 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def stage(served: dict[str, Site], tmp_path: Path) -> BoardStage:
-    """A project with something of everything."""
+def stage(served: dict[str, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BoardStage:
+    """A project with something of everything, as a build machine has left it."""
+    monkeypatch.setenv("LOGNAME", "ci")
+    monkeypatch.setattr("socket.gethostname", lambda: "build-7")
     made = BoardStage(tmp_path, served["v1"]._server.server_address[1])
     furnish(made, served)
     return made
@@ -197,8 +199,9 @@ def test_everything_can_be_reached_by_keyboard(page: Callable[..., Any]) -> None
     assert reached[-2:] == ["Approve", "Reject"]
 
 
-def test_what_it_looks_like(page: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_it_looks_like(page: Callable[..., Any], stage: BoardStage, tmp_path: Path) -> None:
     """For the documentation: by day, by night, and on a phone."""
+    pose(stage)
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
     for name, settings, width in (
         ("board", {}, 1180),
