@@ -44,7 +44,8 @@ def pytest_ephemeral_environment_stopped(
 
     Args:
         environment: As it last was.
-        outcome: ``destroyed``; ``kept`` (it is still up); ``died`` (it stopped by itself, and is
-            destroyed); ``leaked`` (destroying it failed).
+        outcome: ``destroyed``; ``destroying`` (its watchdog is at it, and nobody waits for that);
+            ``kept`` (it is still up); ``died`` (it stopped by itself, and is destroyed);
+            ``leaked`` (destroying it failed).
         config: pytest's configuration, or None.
     """

@@ -33,7 +33,7 @@ State = Literal["launching", "ready", "destroying"]
 Health = Literal["fail", "report"]
 
 #: What publishers tell of an environment: it is up, or what became of it.
-Outcome = Literal["up", "kept", "destroyed", "died", "leaked"]
+Outcome = Literal["up", "kept", "destroyed", "destroying", "died", "leaked"]
 
 #: Who can be told. ``auto`` is the CI that this runs in, or ``json`` in one that is not known.
 Audience = Literal[

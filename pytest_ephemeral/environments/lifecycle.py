@@ -357,7 +357,7 @@ class Lifecycle:
         self._emit("environment_stopped", environment=environment, outcome=outcome)
         return seconds
 
-    def leave(self, environment: Environment, *, outcome: str = "destroyed") -> bool:
+    def leave(self, environment: Environment) -> bool:
         """Let the watchdog finish a removal that is going on in another thread.
 
         What the engine of a provider takes its time for (an address, a bridge) is nothing that
@@ -369,8 +369,7 @@ class Lifecycle:
         if self._watchdog is None or providers.load(environment.provider).guards_itself:
             return False
         self._left.add(environment.id)
-        self.say(Progress(environment.id, "destroyed"))
-        self._emit("environment_stopped", environment=environment, outcome=outcome)
+        self._emit("environment_stopped", environment=environment, outcome="destroying")
         return True
 
     def close(self) -> None:

@@ -51,7 +51,11 @@ class Event:
     @property
     def fate(self) -> str:
         """What became of it, for people, when it is not up any more."""
-        said = {"died": "stopped by itself", "leaked": "could not be destroyed"}
+        said = {
+            "died": "stopped by itself",
+            "destroying": "is being destroyed",
+            "leaked": "could not be destroyed",
+        }
         return said.get(self.outcome, "is gone")
 
     def sentence(self) -> str:

@@ -307,8 +307,7 @@ class Broker:
         """Don't wait for those whose end is seen to without this process."""
         for entry in list(self._ending):
             if entry.environment is not None and self._keeper.leaves(entry.environment):
-                entry.fate = Fate("destroyed", PATIENCE)
-                entry.seconds["destroy"] = PATIENCE
+                entry.fate = Fate("destroying")
                 entry.state = "ended"
                 self._ending.discard(entry)
 

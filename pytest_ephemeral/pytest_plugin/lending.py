@@ -16,7 +16,8 @@ class Fate(NamedTuple):
     """What became of an environment.
 
     Attributes:
-        word: ``destroyed``, ``kept``, ``attached`` or ``leaked``.
+        word: ``destroyed``, ``destroying`` (by its watchdog, and nobody waits), ``kept``,
+            ``attached`` or ``leaked``.
         seconds: How long ending it took.
         detail: What remains of it, when it leaked.
         died: How it had stopped by itself, if it had.

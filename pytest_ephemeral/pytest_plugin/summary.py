@@ -54,7 +54,7 @@ def write(terminal: pytest.TerminalReporter, run: Run) -> None:
     for entry in shown:
         _write_entry(terminal, run, entry)
     for template, number in Counter(entry.key.template for entry in counted).items():
-        terminal.write_line(f"{template}: {number} environments, all destroyed (-v lists them)")
+        terminal.write_line(f"{template}: {number} environments, all ended (-v lists them)")
     for warning in run.reporter.warnings:
         terminal.write_line(warning, yellow=True)
     for complaint in run.complaints:
@@ -63,7 +63,7 @@ def write(terminal: pytest.TerminalReporter, run: Run) -> None:
 
 def _is_routine(entry: Entry) -> bool:
     """Whether it came up, and was destroyed, and that is all there is to say."""
-    destroyed = entry.fate is not None and entry.fate.word == "destroyed"
+    destroyed = entry.fate is not None and entry.fate.word in {"destroyed", "destroying"}
     return entry.environment is not None and destroyed and not entry.problem
 
 
@@ -74,8 +74,9 @@ def _write_entry(terminal: pytest.TerminalReporter, run: Run, entry: Entry) -> N
         terminal.write_line(f"{entry.key.template}: not brought up: {problem}", red=True)
         return
     word = "still up" if entry.fate is None else entry.fate.word
+    said = "being destroyed by its watchdog" if word == "destroying" else word
     bad = leaked(entry) or run.crashed(entry)
-    parts = [environment.id, _of(environment), _times(entry), word]
+    parts = [environment.id, _of(environment), _times(entry), said]
     terminal.write_line("  ".join(part for part in parts if part), red=bad)
     if entry.problem:
         lines = entry.problem.splitlines()

@@ -259,11 +259,11 @@ def test_over_a_socket(broker, notes):
 
 
 def test_the_end_of_a_run_does_not_wait_for_what_goes_on_without_it(broker, notes):
-    """What takes its time is left to whoever finishes it, and counts as destroyed."""
+    """What takes its time is left to whoever finishes it, and is not called done."""
     environment = broker.lease(session("a"), "main")
     notes.ending.clear()
     broker.close()
     assert notes.left == [environment.id]
-    assert broker.entries[0].fate.word == "destroyed"
+    assert broker.entries[0].fate.word == "destroying"
     notes.ending.set()
     assert eventually(lambda: notes.ended == [environment.id], 5)
