@@ -11,7 +11,12 @@ from pytest_ephemeral.models import Name, Port, Table, Template
 
 
 class Place(Table, frozen=True, kw_only=True):
-    """A port of a service."""
+    """A port of a service.
+
+    Attributes:
+        service: The service.
+        port: The port inside it.
+    """
 
     service: str
     port: Port
