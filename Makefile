@@ -45,9 +45,10 @@ docs: $(VENV)/docs.stamp ## Build the documentation into docs/_build
 
 bench: $(VENV)/test.stamp ## Measure what an environment costs, side by side with doing without
 	@PATH="$(BIN):$$PATH" python -m benchmarks
+	@PATH="$(BIN):$$PATH" python -m benchmarks.containers
 
 clean: ## Remove all that these targets made here
-	rm -rf $(VENV) docs/_build build dist $(SHOP)/dist $(SHOP)/.ephemeral
+	rm -rf $(VENV) benchmarks/$(VENV) docs/_build build dist $(SHOP)/dist $(SHOP)/.ephemeral
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis $(SHOP)/.pytest_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
