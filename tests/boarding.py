@@ -33,6 +33,8 @@ port = 8080
 dns = "hosts"
 record = "shop.example.test"
 file = "hosts"
+verify = { http = "/healthz", timeout = "600ms" }
+requires = ["tests", "acceptance", "approval"]
 """
 
 HOSTILE = "<script>document.title = 'stolen'</script>"

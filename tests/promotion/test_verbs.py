@@ -1,0 +1,229 @@
+"""The verbs: what they print, and what they exit with."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boarding import BoardStage, furnish
+from promoting import NAME, V1, V2, Site
+from waiting import until
+
+from pytest_ephemeral import cli
+from pytest_ephemeral.promotion.approval import Approvals
+
+LIVE, WAITING, OTHER = "staging-7f3k2q", "staging-m4x8wd", "staging-c9t2vb"
+
+
+@pytest.fixture
+def stage(served: dict[str, Site], tmp_path: Path) -> BoardStage:
+    """A project with something of everything, whose name is served by its own hosts file."""
+    made = BoardStage(tmp_path, served["v1"]._server.server_address[1])
+    furnish(made, served)
+    served["v2"].refuses = lambda _: False
+    (tmp_path / "hosts").rename(tmp_path / "shop" / "hosts")
+    return made
+
+
+@pytest.fixture
+def run(
+    stage: BoardStage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line in the project; gives its exit status, stdout and stderr."""
+    monkeypatch.chdir(stage.folder / "shop")
+
+    def run_it(*argv: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = cli.main(argv)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run_it
+
+
+def address(stage: BoardStage) -> str:
+    return (stage.folder / "shop" / "hosts").read_text().split()[0]
+
+
+def test_promote_moves_the_name_and_tells_each_step(run: Any, stage: BoardStage) -> None:
+    """The URL on stdout, the steps with their times on stderr."""
+    stage.decide(WAITING, "approved", "Anna")
+
+    status, out, err = run("promote", WAITING, "--to", "production")
+
+    assert (status, out) == (0, f"http://{NAME}:{stage.port}/\n")
+    assert address(stage) == V2
+    assert [line.partition(":")[0] for line in err.splitlines()] == [
+        "disarming its expiry",
+        "noting what the name says",
+        "shortening what resolvers remember",
+        "checking it directly",
+        "moving the name",
+        "waiting for the authoritative servers",
+        "checking it through the name",
+        "recording it",
+        "giving the old one its end",
+    ]
+    assert run("promote", WAITING, "--to", "production")[::2] == (
+        0,
+        f"{WAITING} is production already\n",
+    )
+
+
+def test_a_dry_run_prints_the_plan(run: Any, stage: BoardStage) -> None:
+    """And does nothing."""
+    stage.decide(WAITING, "approved", "Anna")
+
+    status, out, _ = run("promote", WAITING, "--to", "production", "--dry-run")
+
+    assert status == 0
+    assert out.splitlines()[0] == f"1. disarm the expiry of {WAITING}, and prove it"
+    assert f"move {NAME} from A {V1} to A {V2}" in out
+    assert address(stage) == V1
+
+
+def test_promote_refuses_what_lacks_something(run: Any, stage: BoardStage) -> None:
+    """All of it, in words."""
+    status, _, err = run("promote", WAITING, "--to", "production")
+    assert status == 1
+    assert "waits for a decision" in err
+    status, _, err = run("promote", OTHER, "--to", "production")
+    assert status == 1
+    assert "the stage 'tests' failed" in err
+    assert "rejected by Bo Lindqvist" in err
+
+
+def test_promote_json(run: Any, stage: BoardStage) -> None:
+    """One object, with every step."""
+    stage.decide(WAITING, "approved", "Anna")
+
+    status, out, _ = run("promote", WAITING, "--to", "production", "--json")
+
+    promoted = json.loads(out)["promoted"]
+    assert (status, promoted["outcome"]) == (0, "done")
+    assert promoted["target"]["artifact"] == "shop@1.5.0"
+    assert promoted["target"]["revision"].startswith("4be71c09")
+    assert [step["step"] for step in promoted["steps"]][-1] == "retire"
+
+
+@pytest.mark.parametrize("verb", [("promote", "x", "--to"), ("rollback",), ("history",)])
+def test_an_unknown_promotion_is_answered_with_the_closest(run: Any, verb: tuple[str]) -> None:
+    """As a usage error."""
+    status, _, err = run(*verb, "produktion")
+    assert status == 2
+    assert "no promotion 'produktion'. Did you mean 'production'?" in err
+
+
+def test_rollback_and_history(run: Any, stage: BoardStage) -> None:
+    """There and back, and all of it is written down."""
+    assert run("rollback", "production")[0] == 1  # there was nothing before
+    stage.decide(WAITING, "approved", "Anna")
+    run("promote", WAITING, "--to", "production")
+
+    status, out, _ = run("rollback", "production")
+
+    assert (status, out) == (0, f"http://{NAME}:{stage.port}/\n")
+    assert address(stage) == V1
+    _, out, _ = run("history", "production")
+    head, *rows = out.splitlines()
+    assert head.split()[:3] == ["WHEN", "WHAT", "ENVIRONMENT"]
+    assert [row[21:].split()[0].rstrip(",") for row in rows] == [
+        "rollback",
+        "promote",
+        "promote",
+        "promote",
+    ]
+    assert "shop@1.5.0" in rows[1]
+    assert "Anna" in rows[1]
+    assert "undone" in rows[2]
+    told = json.loads(run("history", "production", "--json")[1])["history"]
+    assert [one["kind"] for one in told] == ["promote", "promote", "promote", "rollback"]
+
+
+def test_a_request_is_made_and_answered(run: Any, stage: BoardStage) -> None:
+    """Its link on stdout; how to decide on stderr."""
+    stage.add("staging-new222", V1)
+
+    status, out, err = run("approval", "request", "staging-new")
+
+    assert (status, out) == (0, f"http://{V1}:{stage.port}/\n")
+    assert "yes: pytest-ephemeral approve staging-new222" in err
+    status, out, _ = run("approve", "staging-new", "--by", "Anna", "--comment", "good")
+    assert status == 0
+    assert "staging-new222: approved by Anna at" in out
+    assert run("approval", "request", "staging-new", "--wait", "1m")[0] == 0
+    status, _, err = run("reject", "staging-new", "--by", "Bo")
+    assert status == 1
+    assert "approved by Anna" in err
+
+
+@pytest.mark.parametrize(("verb", "expected"), [("approve", 0), ("reject", 4)])
+def test_waiting_ends_with_the_decision(
+    run: Any, stage: BoardStage, verb: str, expected: int
+) -> None:
+    """0 for a yes, 4 for a no, whoever says it, and wherever."""
+
+    def person() -> None:
+        until(lambda: Approvals(stage.project.store).get(WAITING).deadline)
+        stage.decide(WAITING, {"approve": "approved", "reject": "rejected"}[verb], "Anna", "so")
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    status, _, err = run("approval", "request", WAITING, "--wait", "1m")
+    thread.join()
+
+    assert status == expected
+    assert "by Anna" in err
+
+
+def test_nobody_decides(run: Any, stage: BoardStage) -> None:
+    """5, and the late yes is told the same."""
+    stage.add("staging-new222", V1)
+    status, out, _ = run("approval", "request", "staging-new222", "--wait", "10ms", "--json")
+    assert status == 5
+    assert json.loads(out)["approval"]["state"] == "timed out"
+    assert run("approve", "staging-new222")[0] == 5
+
+
+def test_what_is_not_there(run: Any, stage: BoardStage) -> None:
+    """3, with the closest."""
+    for verb in (
+        ("approve", "nothing"),
+        ("reject", "nothing"),
+        ("approval", "request", "nothing"),
+        ("promote", "nothing", "--to", "production"),
+    ):
+        assert run(*verb)[0] == 3
+
+
+def test_production_is_not_taken_down_by_accident(run: Any, stage: BoardStage) -> None:
+    """Neither by `down --all` nor by its id; nor is anything else that was named with it."""
+    status, _, err = run("down", LIVE, OTHER)
+    assert status == 1
+    assert f"{LIVE} is production" in err
+    assert run("down", "--all")[0] == 0
+    assert [one.id for one in stage.ledger.entries()] == [LIVE]
+    assert run("reap")[0] == 0
+    assert [one.id for one in stage.ledger.entries()] == [LIVE]
+
+    assert run("down", "--production", LIVE)[0] == 0
+
+    assert stage.ledger.entries() == []
+
+
+def test_production_is_said_to_be_production(run: Any, stage: BoardStage) -> None:
+    """In the list, among the others."""
+    _, out, _ = run("list")
+    [row] = [line for line in out.splitlines() if line.startswith(LIVE)]
+    assert "production" in row
+    assert "never" in row
+
+
+def test_extending_production_changes_nothing(run: Any, stage: BoardStage) -> None:
+    """It never expires, and stays so."""
+    assert run("extend", LIVE, "1h")[0] == 0
+    assert stage.get(LIVE).expires_at is None
