@@ -1,0 +1,90 @@
+"""What is promoted lives on: a real local environment, past its expiry and its owner's end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plugin_project import PluginProject, answers, make_project
+from waiting import until
+
+PROMOTION = """
+[promotion.production]
+dns = "hosts"
+record = "app.example.test"
+file = "hosts"
+drain = "100ms"
+keep-old = "100ms"
+"""
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PluginProject]:
+    """A project with a tiny application and a production name; nothing may be left of it."""
+    made = make_project(tmp_path, monkeypatch, tmp_path_factory)
+    made.configure((tmp_path / "ephemeral.toml").read_text() + PROMOTION)
+    yield made
+    ids = [file.stem for file in (tmp_path / ".ephemeral" / "environments").glob("*.json")]
+    if ids:
+        run(made, "down", "--production", *ids)
+    assert made.clean_within(5), made.traces()
+
+
+def run(project: PluginProject, *arguments: str, status: int = 0) -> str:
+    """Run a command as users do: in a process that is gone afterwards."""
+    program = Path(sys.executable).with_name("pytest-ephemeral")
+    done = subprocess.run(
+        [program, *arguments], cwd=project.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def record(project: PluginProject, id: str) -> Path:
+    """Where the ledger has it."""
+    return project.folder / ".ephemeral" / "environments" / f"{id}.json"
+
+
+def bring_up(project: PluginProject, ttl: str) -> tuple[str, str]:
+    """Its id and its URL."""
+    url = run(project, "up", project.one, "--ttl", ttl).strip()
+    known: dict[str, Any] = {
+        file.stem: file.read_text()
+        for file in (project.folder / ".ephemeral" / "environments").glob("*.json")
+    }
+    return next(id for id, text in known.items() if url in text), url
+
+
+def test_production_outlives_its_expiry_and_the_next_one_retires_it(project: PluginProject) -> None:
+    """Its guard does not end it, nor does `reap`; the promotion after it does, by itself."""
+    first, url = bring_up(project, "4s")
+    over = time.monotonic() + 4
+    run(project, "promote", first, "--to", "production")
+
+    until(lambda: time.monotonic() > over + 0.5)
+    assert answers(url)
+    assert run(project, "reap") == ""
+    assert answers(url)
+    run(project, "down", first, status=1)
+
+    second, next_url = bring_up(project, "60s")
+    run(project, "promote", second, "--to", "production")
+
+    until(lambda: not answers(url))
+    until(lambda: not record(project, first).exists())
+    assert answers(next_url)
+    assert "app.example.test" in (project.folder / "hosts").read_text()
+
+
+def test_what_was_not_promoted_expires(project: PluginProject) -> None:
+    """The proof of the one above: without a promotion, its guard ends it."""
+    id, url = bring_up(project, "1s")
+    until(lambda: not answers(url))
+    until(lambda: not record(project, id).exists())
