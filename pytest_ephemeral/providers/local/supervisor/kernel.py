@@ -44,47 +44,54 @@ def protect(paths: list[str]) -> str:
         paths: Folders or files that exist.
 
     Returns:
-        Why the kernel does not allow it; empty when it is done. Nothing is changed when it fails.
+        Why the kernel does not allow it; empty when it is done.
     """
     if not paths:
         return ""
     if not _LINUX:
         return "only Linux has mount namespaces"
-    # A user namespace that was entered but may not be set up (AppArmor does that on Ubuntu 24.04)
-    # leaves a process without a user. So a child tries it first.
-    pid = os.fork()
-    if pid == 0:
-        os._exit(_attempt(paths))
-    _, status = os.waitpid(pid, 0)
-    failed = os.waitstatus_to_exitcode(status) or _attempt(paths)
+    failed = _mount(paths) if _libc.unshare(_CLONE_NEWNS) == 0 else _protect_as_user(paths)
     return os.strerror(failed) if failed else ""
 
 
-def _attempt(paths: list[str]) -> int:
-    """Make the view; 0, or the error's number."""
+def _protect_as_user(paths: list[str]) -> int:
+    """The same in a user namespace, which needs no privileges; 0, or the error's number."""
+    # One that was entered but may not be set up (AppArmor does that on Ubuntu 24.04) leaves a
+    # process without a user. So a child tries it first.
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_enter(paths))
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) or _enter(paths)
+
+
+def _enter(paths: list[str]) -> int:
+    user, group = os.geteuid(), os.getegid()
     try:
-        _own_namespace()
+        _checked(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
+        # user_namespaces(7): without CAP_SETGID, setgroups has to be given up before a gid is
+        # mapped.
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    except OSError as error:
+        return error.errno or 1
+    return _mount(paths)
+
+
+def _mount(paths: list[str]) -> int:
+    """Make the view, in a mount namespace of its own; 0, or the error's number."""
+    try:
         _checked(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
         for path in paths:
             _make_read_only(os.fsencode(path))
     except OSError as error:
         return error.errno or 1
     return 0
-
-
-def _own_namespace() -> None:
-    user, group = os.geteuid(), os.getegid()
-    if _libc.unshare(_CLONE_NEWNS) == 0:
-        return
-    _checked(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
-    # user_namespaces(7): without CAP_SETGID, setgroups has to be given up before a gid is mapped.
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{user} {user} 1"),
-        ("gid_map", f"{group} {group} 1"),
-    ):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
 
 
 def _make_read_only(path: bytes) -> None:

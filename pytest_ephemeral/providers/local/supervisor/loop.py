@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import _signal as signal  # what signal wraps in enums, whose import takes longer than a fork
 import fcntl
 import marshal
 import os
 import select
-import signal
 import sys
 import time
-from functools import partial
 
 from . import kernel, processes
 
@@ -251,6 +250,8 @@ class Supervisor:
         self._processes.append(Process(name, pid, reading))
 
     def _open_logs(self) -> None:
+        from functools import partial
+
         from .logs import Log
 
         for process in self._processes:

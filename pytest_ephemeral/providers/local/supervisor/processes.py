@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _signal as signal  # see loop
 import os
-import signal
 import sys
 import time
 
