@@ -12,12 +12,15 @@ from _pytest.outcomes import Failed  # pytest.fail.Exception, as a class for typ
 
 from pytest_ephemeral.errors import EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.pytest_plugin import links, markers, needs
+from pytest_ephemeral.pytest_plugin import base_url, links, markers, needs
 from pytest_ephemeral.pytest_plugin.evidence import section
 from pytest_ephemeral.pytest_plugin.fixtures import LENDER, Spec
 from pytest_ephemeral.pytest_plugin.lending import Evidence, Look
 from pytest_ephemeral.pytest_plugin.needs import Key
 from pytest_ephemeral.pytest_plugin.settings import Settings
+
+#: What a worker finds in its ``workerinput`` about the controller's broker.
+WORKER_INPUT = "pytest_ephemeral"
 
 #: Reports carry the ids of the environments that their test used, also from worker to controller.
 REPORT_ATTRIBUTE = "ephemeral_environments"
@@ -54,6 +57,29 @@ class Desk(Protocol):
 
     def evidence(self, key: Key, mark: str | None) -> Evidence | None:
         """See ``Broker.evidence``."""
+
+
+def borrow(
+    config: pytest.Config,
+    settings: Settings,
+    desk: Desk,
+    *,
+    known: Sequence[str],
+    default: str | None,
+) -> None:
+    """Let the tests of this process borrow at a desk.
+
+    Args:
+        config: Of this process.
+        settings: What this run was told to do.
+        desk: Where environments are to be had.
+        known: The templates there are; empty when anything goes.
+        default: The template of tests that name none; None when that can't be told.
+    """
+    borrower = Borrower(config, settings, desk, known=known, default=default)
+    config.pluginmanager.register(borrower, "ephemeral-borrower")
+    if default is not None and base_url.applies(config):
+        config.pluginmanager.register(base_url, "ephemeral-base-url")
 
 
 class Borrower:

@@ -10,11 +10,10 @@ import pytest
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.pytest_plugin import summary
-from pytest_ephemeral.pytest_plugin.borrower import REPORT_ATTRIBUTE
+from pytest_ephemeral.pytest_plugin.borrower import REPORT_ATTRIBUTE, WORKER_INPUT, borrow
 from pytest_ephemeral.pytest_plugin.lending import Evidence, Look
 from pytest_ephemeral.pytest_plugin.needs import Key
 from pytest_ephemeral.pytest_plugin.run import Run
-from pytest_ephemeral.pytest_plugin.session import WORKER_INPUT, borrow
 from pytest_ephemeral.pytest_plugin.settings import Settings
 
 if TYPE_CHECKING:

@@ -7,17 +7,11 @@ of what only the owner needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
-
 import pytest
 
-from pytest_ephemeral.pytest_plugin import base_url, signals
-from pytest_ephemeral.pytest_plugin.borrower import Borrower, Desk
-from pytest_ephemeral.pytest_plugin.settings import Settings, read
-
-#: What a worker finds in its ``workerinput`` about the controller's broker.
-WORKER_INPUT: Final = "pytest_ephemeral"
+from pytest_ephemeral.pytest_plugin import signals
+from pytest_ephemeral.pytest_plugin.borrower import WORKER_INPUT, borrow
+from pytest_ephemeral.pytest_plugin.settings import read
 
 
 def begin(config: pytest.Config) -> None:
@@ -35,26 +29,3 @@ def begin(config: pytest.Config) -> None:
     desk = RemoteDesk(given["address"], given["authkey"])
     config.add_cleanup(desk.close)
     borrow(config, settings, desk, known=given["templates"], default=given["default"])
-
-
-def borrow(
-    config: pytest.Config,
-    settings: Settings,
-    desk: Desk,
-    *,
-    known: Sequence[str],
-    default: str | None,
-) -> None:
-    """Let the tests of this process borrow at a desk.
-
-    Args:
-        config: Of this process.
-        settings: What this run was told to do.
-        desk: Where environments are to be had.
-        known: The templates there are; empty when anything goes.
-        default: The template of tests that name none; None when that can't be told.
-    """
-    borrower = Borrower(config, settings, desk, known=known, default=default)
-    config.pluginmanager.register(borrower, "ephemeral-borrower")
-    if default is not None and base_url.applies(config):
-        config.pluginmanager.register(base_url, "ephemeral-base-url")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Final
 
 import pytest
 
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers import HOURLY
 from pytest_ephemeral.pytest_plugin.evidence import destroy
 from pytest_ephemeral.pytest_plugin.lending import Entry
 from pytest_ephemeral.pytest_plugin.run import Run, leaked, unnoticed
@@ -55,10 +57,22 @@ def write(terminal: pytest.TerminalReporter, run: Run) -> None:
         _write_entry(terminal, run, entry)
     for template, number in Counter(entry.key.template for entry in counted).items():
         terminal.write_line(f"{template}: {number} environments, all ended (-v lists them)")
+    if spent := _spent(run, datetime.now(UTC)):
+        terminal.write_line(f"these have cost ${spent:.2f} at most, by the table of prices")
     for warning in run.reporter.warnings:
         terminal.write_line(warning, yellow=True)
     for complaint in run.complaints:
         terminal.write_line(complaint, red=True)
+
+
+def _spent(run: Run, until: datetime) -> float:
+    """What the environments that have a price have cost up to now, in dollars."""
+    brought_up = [entry.environment for entry in run.entries if entry.environment is not None]
+    return sum(
+        float(one.handle[HOURLY]) * (until - one.created_at).total_seconds() / 3600
+        for one in brought_up
+        if HOURLY in one.handle
+    )
 
 
 def _is_routine(entry: Entry) -> bool:
