@@ -58,8 +58,13 @@ WAYS = (
     Way("pytest-docker-tools", "docker_tools", ["pytest_docker_tools.plugin"]),
     Way("testcontainers, without its reaper", "testcontainers"),
     Way(
-        "pytest-docker, `down -v -t 0`", "pytest_docker", ["pytest_docker"], modes=("fast", "slow")
+        "pytest-docker, `down -v -t 0`",
+        "pytest_docker",
+        ["pytest_docker"],
+        modes=("fast", "slow"),
+        variables={"CLEANUP": "down -v -t 0"},
     ),
+    Way("pytest-docker as it is", "pytest_docker", ["pytest_docker"], modes=("fast",)),
 )
 
 
