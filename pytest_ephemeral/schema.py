@@ -148,4 +148,5 @@ def _recipe(definition: dict[str, Any], provider: str) -> None:
 def _template(definition: dict[str, Any], provider: str) -> None:
     """Say what only holds between the keys of a template."""
     definition["properties"]["provider"] = {"const": provider, "description": "What runs it."}
-    definition["oneOf"] = [{"required": ["port"]}, {"required": ["ports"]}]
+    if "url" not in definition["required"]:  # such a template says its ports there
+        definition["oneOf"] = [{"required": ["port"]}, {"required": ["ports"]}]

@@ -26,7 +26,11 @@ TABLE: Mapping[str, tuple[str, str | None]] = {
     "docker": ("pytest_ephemeral.providers.docker:DockerProvider", "docker"),
     "compose": ("pytest_ephemeral.providers.compose:ComposeProvider", "docker"),
     "ec2": ("pytest_ephemeral.providers.ec2:Ec2Provider", "aws"),
+    "cloudformation": ("pytest_ephemeral.providers.cloudformation:CloudFormationProvider", "aws"),
 }
+
+#: In an environment's handle, where it costs something: dollars an hour.
+HOURLY: Final = "dollars-an-hour"
 
 #: Stands for what ``Baker.resolve`` can't ask for now, such as the digest of a base that neither
 #: this machine has nor a registry gives. An image baked from the same is good all the same.

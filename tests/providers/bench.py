@@ -24,6 +24,7 @@ TABLE: Mapping[str, str] = {
     "docker": "bench_docker",
     "compose": "bench_compose",
     "ec2": "bench_ec2",
+    "cloudformation": "bench_cloudformation",
 }
 
 Kind = Literal["web", "pair", "crash", "elsewhere"]

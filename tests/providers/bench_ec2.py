@@ -38,6 +38,7 @@ class Bench:
     @contextmanager
     def platform(self) -> Iterator[None]:
         """An account, for this process and all that it starts."""
+        from aws.conftest import quick
         from aws.harness import account
 
         with account() as self.account, pytest.MonkeyPatch.context() as patch:
@@ -88,14 +89,3 @@ class Bench:
             *(group["GroupName"] for group in groups),
             *marked_processes(environment.id),
         ]
-
-
-def quick(patch: pytest.MonkeyPatch) -> None:
-    """Look more often: here, nobody counts the calls."""
-    from pytest_ephemeral.providers.ec2 import amis, builders, fleet, groups
-
-    patch.setattr(fleet, "INTERVAL", 0.1)
-    patch.setattr(groups, "PAUSE", 0.1)
-    for module in (amis, builders):
-        patch.setattr(module, "POLL", 0.1)
-    patch.setattr(builders, "CONSOLE_POLL", 0.1)

@@ -247,6 +247,17 @@ def remove(client: Any, found: Mapping[str, Any]) -> None:
     _remove(client, found)
 
 
+def remove_snapshots(client: Any, key: str) -> None:
+    """Delete the snapshots that were made under a key, and that no AMI has any more.
+
+    Raises:
+        DestroyError: One can't be deleted.
+    """
+    filters = [{"Name": f"tag:{KEY}", "Values": [key]}]
+    for snapshot in client.describe_snapshots(OwnerIds=["self"], Filters=filters)["Snapshots"]:
+        _delete_snapshot(client, snapshot["SnapshotId"])
+
+
 def _remove(client: Any, found: Mapping[str, Any]) -> None:
     from botocore.exceptions import ClientError
 

@@ -167,7 +167,9 @@ class Ec2Baker:
                     f"instances run from the image {image.name!r}: {', '.join(users)}"
                 )
             found = amis.described(client, image.reference)
-            if found is not None and tags_of(found).get(KEY) == image.key:
+            if found is None:  # someone else has deregistered it, which leaves its snapshots
+                amis.remove_snapshots(client, image.key)
+            elif tags_of(found).get(KEY) == image.key:
                 amis.remove(client, found)
 
 

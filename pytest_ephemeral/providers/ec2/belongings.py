@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -27,7 +28,8 @@ from pytest_ephemeral.providers.ec2.tagging import (
 #: What CloudFormation has made carries its stack's tags, and is the stack's to remove.
 _OF_A_STACK: Final = "aws:cloudformation:stack-id"
 
-#: Seconds in which instances end.
+#: Seconds between looks at instances that end, and in which they do.
+POLL: Final = 2.0
 ENDING: Final = 600
 
 _MISSING: Final = frozenset({"InvalidInstanceID.NotFound"})
@@ -142,21 +144,21 @@ def end(client: Any, ids: list[str], id: str) -> None:
     Raises:
         DestroyError: They have not.
     """
-    from botocore.exceptions import ClientError, WaiterError
+    from botocore.exceptions import ClientError
 
     if not ids:
         return
     try:
         client.terminate_instances(InstanceIds=ids)
-        waiter = client.get_waiter("instance_terminated")
-        waiter.wait(InstanceIds=ids, WaiterConfig={"Delay": 2, "MaxAttempts": ENDING // 2})
     except ClientError as error:
         if aws.code(error) in _MISSING:
             return
         raise remaining(id, ids, str(error)) from error
-    except WaiterError as error:
-        if not all(state(one) == "terminated" for one in _described(client, ids)):
-            raise remaining(id, ids, str(error)) from error
+    deadline = time.monotonic() + ENDING
+    while not all(state(one) == "terminated" for one in _described(client, ids)):
+        if time.monotonic() > deadline:
+            raise remaining(id, ids, "they are still shutting down")
+        time.sleep(POLL)
 
 
 def remaining(id: str, ids: list[str], why: str) -> DestroyError:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 
 from pytest_ephemeral.errors import ConfigurationError
-from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.ec2.tables import Ec2Template
-
-#: In an environment's handle: dollars an hour.
-HOURLY = "dollars-an-hour"
 
 
 class Prices:
@@ -83,17 +78,3 @@ def check(template: Ec2Template, prices: Prices, region: str, hours: float) -> N
                 f"would cost ${cost:.2f} in {region}, more than {template.max_cost}: nothing was "
                 "launched. Shorten its ttl, or take a smaller instance-type"
             )
-
-
-def spent(environment: Environment, until: datetime) -> float | None:
-    """What an environment has cost so far, in dollars; None when that is not known.
-
-    Args:
-        environment: Up, or destroyed.
-        until: When it was destroyed, or now. AWS bills by the second, a minute at least.
-    """
-    hourly = environment.handle.get(HOURLY)
-    if hourly is None:
-        return None
-    seconds = max(60.0, (until - environment.created_at).total_seconds())
-    return float(hourly) * seconds / 3600

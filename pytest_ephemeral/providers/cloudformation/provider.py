@@ -1,0 +1,214 @@
+"""Environments that are stacks: the template is CloudFormation's own file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from pytest_ephemeral import aws, interpolation
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    DestroyError,
+    EnvironmentGoneError,
+    EphemeralError,
+    LaunchError,
+    closest,
+)
+from pytest_ephemeral.labels import EXPIRES, ID, NEVER, RUN
+from pytest_ephemeral.models import Endpoint, Environment, Recipe, Template
+from pytest_ephemeral.providers import Check, Order, Owned, Status
+from pytest_ephemeral.providers.cloudformation import stacks
+from pytest_ephemeral.providers.cloudformation.tables import (
+    StackTemplate,
+    outputs_in,
+    with_outputs,
+)
+from pytest_ephemeral.providers.ec2.doctor import checks
+from pytest_ephemeral.providers.ec2.environments import Instances, explained
+from pytest_ephemeral.providers.ec2.fleet import fleet
+from pytest_ephemeral.providers.ec2.tagging import as_tags, expiry, labels_of, tags_of
+
+#: In a handle.
+REGION: Final = "region"
+STACK: Final = "stack"
+
+
+class CloudFormationProvider(Instances):
+    """See ``Provider`` for what is promised. Logs and commands are those of its instances."""
+
+    name: ClassVar[str] = "cloudformation"
+    template_type: ClassVar[type[Template]] = StackTemplate
+    recipe_type: ClassVar[type[Recipe] | None] = None
+    guards_itself: ClassVar[bool] = False
+
+    def doctor(self) -> Sequence[Check]:
+        """Whether AWS can be asked."""
+        return checks()
+
+    def launch(self, order: Order) -> Environment:
+        """Make the stack; its outputs say where it answers."""
+        with explained(order.environment, "could not be launched", LaunchError):
+            return _launch(order)
+
+    def status(self, environment: Environment) -> Status:
+        """How the stack is, and then its instances."""
+        with explained(environment, "can't be looked at", EphemeralError):
+            found = stacks.seen(_client(environment), _stack(environment))
+            if found is None or found["StackStatus"] == "DELETE_IN_PROGRESS":
+                return Status("gone", "its stack is gone")
+            instances = fleet(environment.handle.get(REGION)).instances(environment)
+        if not instances:
+            return Status("running", f"stack {found['StackStatus']}")
+        return super().status(environment)
+
+    def extend(self, environment: Environment, expires_at: datetime | None) -> None:
+        """Move the tag of the stack's instances, which their guests may read, and of the stack."""
+        with explained(environment, "could not be extended", EphemeralError):
+            client = _client(environment)
+            found = stacks.seen(client, _stack(environment), older=0.0)
+            if found is None:
+                raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
+            _retag(client, found, {EXPIRES: expiry(expires_at)})
+            if expires_at is None or tags_of(found).get(EXPIRES) == NEVER:
+                _protect(client, str(found["StackId"]), on=expires_at is None)
+
+    def keep(self, environment: Environment) -> None:
+        """Only the watchdog ends it with its owner, and that reads the ledger."""
+        if self.status(environment).state == "gone":
+            raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
+
+    def destroy(self, environment: Environment) -> None:
+        """Delete the stack."""
+        with explained(environment, "could not be destroyed", DestroyError):
+            client, stack = _client(environment), _stack(environment)
+            found = stacks.seen(client, stack, older=0.0)
+            if found is not None:
+                if environment.production is None and tags_of(found).get(EXPIRES) == NEVER:
+                    _protect(client, stack, on=False)
+                stacks.delete(client, stack, environment.id)
+
+    def owned(self) -> Iterator[Owned]:
+        """All stacks in boto3's region that are tagged as ours."""
+        with aws.explained():
+            client = aws.client("cloudformation")
+            for page in client.get_paginator("describe_stacks").paginate():
+                for stack in page["Stacks"]:
+                    marks = tags_of(stack)
+                    if marks.get(ID) and stack["StackStatus"] != "DELETE_COMPLETE":
+                        detail = f"stack {stack['StackName']}, {stack['StackStatus']}"
+                        yield Owned(id=marks[ID], labels=labels_of(marks), detail=detail)
+
+    def sweep(self, owned: Owned) -> None:
+        """Delete the stack of that id; one that is protected from termination stays."""
+        from botocore.exceptions import ClientError
+
+        client = aws.client("cloudformation")
+        try:
+            with aws.explained():
+                found = stacks.seen(client, stacks.name_of(owned.id), older=0.0)
+                if found is not None:
+                    stacks.delete(client, found["StackId"], owned.id)
+        except ClientError as error:
+            raise DestroyError(f"{owned.id} remains: {error}") from error
+
+
+def _launch(order: Order) -> Environment:
+    template, environment = order.template, order.environment
+    if not isinstance(template, StackTemplate):
+        raise LaunchError(f"{environment.id}: its template is none for CloudFormation")
+    client = aws.client("cloudformation", template.region)
+    body = _read(order.root / template.file, template)
+    parameters = _parameters(client, order, template, body)
+    handle = {REGION: str(client.meta.region_name)}
+    order.journal(msgspec.structs.replace(environment, handle=handle))
+    stack = stacks.create(client, environment, template, body, parameters)
+    environment = msgspec.structs.replace(environment, handle={**handle, STACK: stack})
+    order.journal(environment)
+    try:
+        found = stacks.wait_until_made(client, stack)
+    except LaunchError as error:
+        said = interpolation.mask(str(error), order.secrets)
+        raise LaunchError(f"{environment.id} could not be launched: {said}") from None
+    fleet(handle[REGION]).look([environment.labels[RUN]])
+    outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs", ())}
+    endpoints = {
+        name: _endpoint(template, name, url, outputs) for name, url in template.urls().items()
+    }
+    url = next(iter(endpoints.values())).url
+    return msgspec.structs.replace(environment, endpoints=endpoints, url=url)
+
+
+def _read(file: Path, template: StackTemplate) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"templates.{template.name}.file: {file} can't be read: {error}"
+        ) from error
+
+
+def _parameters(client: Any, order: Order, template: StackTemplate, body: str) -> dict[str, str]:
+    """What the stack is given: its parameters, filled in, and such of ``env`` as it asks for."""
+    where = f"templates.{template.name}.parameters"
+    filled = interpolation.fill(
+        template.parameters, environ=os.environ, images=order.images, where=where
+    )
+    declared = {
+        one["ParameterKey"] for one in client.get_template_summary(TemplateBody=body)["Parameters"]
+    }
+    given = {**order.variables, **filled.variables}
+    for name in given:
+        if name not in declared:
+            raise ConfigurationError(
+                f"{where}: {template.file} has no parameter {name!r}.{closest(name, declared)}"
+            )
+    return given
+
+
+def _endpoint(template: StackTemplate, name: str, url: str, outputs: dict[str, str]) -> Endpoint:
+    for output in outputs_in(url):
+        if output not in outputs:
+            raise LaunchError(
+                f"templates.{template.name}: {template.file} has no output {output!r}."
+                f"{closest(output, outputs)}"
+            )
+    found = urlsplit(with_outputs(url, outputs))
+    scheme = found.scheme or "http"
+    if not found.hostname:
+        raise LaunchError(f"templates.{template.name}: {found.geturl()!r} of {name} is no URL")
+    port = found.port or (443 if scheme == "https" else 80)
+    return Endpoint(host=found.hostname, port=port, scheme=scheme)
+
+
+def _retag(client: Any, found: Mapping[str, Any], marks: Mapping[str, str]) -> None:
+    """Change a stack's tags; CloudFormation changes its resources' with them."""
+    stack = str(found["StackId"])
+    client.update_stack(
+        StackName=stack,
+        UsePreviousTemplate=True,
+        Parameters=[
+            {"ParameterKey": one["ParameterKey"], "UsePreviousValue": True}
+            for one in found.get("Parameters", ())
+        ],
+        Capabilities=list(found.get("Capabilities", ())),
+        Tags=as_tags({**tags_of(found), **marks}),
+    )
+    stacks.forget(client, stack)
+
+
+def _protect(client: Any, stack: str, *, on: bool) -> None:
+    client.update_termination_protection(StackName=stack, EnableTerminationProtection=on)
+
+
+def _client(environment: Environment) -> Any:
+    return aws.client("cloudformation", environment.handle.get(REGION))
+
+
+def _stack(environment: Environment) -> str:
+    return environment.handle.get(STACK) or stacks.name_of(environment.id)

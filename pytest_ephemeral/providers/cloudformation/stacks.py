@@ -1,0 +1,187 @@
+"""Stacks: made, waited for, explained when they fail, and deleted, naming what is retained."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from pytest_ephemeral import aws
+from pytest_ephemeral.errors import DestroyError, LaunchError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
+from pytest_ephemeral.providers.ec2.tagging import as_tags
+
+#: Seconds between looks at a stack, and in which one is deleted.
+POLL: Final = 2.0
+DELETING: Final = 3600.0
+
+_GOOD: Final = frozenset({"CREATE_COMPLETE", "UPDATE_COMPLETE"})
+
+_seen: dict[tuple[int, str], tuple[float, Mapping[str, Any] | None]] = {}
+_seen_lock = threading.Lock()
+
+
+def name_of(id: str) -> str:
+    """What an environment's stack is called."""
+    return f"pytest-ephemeral-{id}"
+
+
+def create(
+    client: Any,
+    environment: Environment,
+    template: StackTemplate,
+    body: str,
+    parameters: Mapping[str, str],
+) -> str:
+    """Ask for a stack; asked for before, it is found. Its id."""
+    from botocore.exceptions import ClientError
+
+    name = name_of(environment.id)
+    role = {} if template.role_arn is None else {"RoleARN": template.role_arn}
+    try:
+        made = client.create_stack(
+            StackName=name,
+            TemplateBody=body,
+            Parameters=[
+                {"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()
+            ],
+            Capabilities=list(template.capabilities),
+            Tags=as_tags({key: value for key, value in environment.labels.items() if value}),
+            # What failed stays until it has been told of; then all of it is deleted.
+            OnFailure="DO_NOTHING",
+            ClientRequestToken=hashlib.sha256(name.encode()).hexdigest(),
+            **role,
+        )
+        return str(made["StackId"])
+    except ClientError as error:
+        if aws.code(error) != "AlreadyExistsException":
+            raise
+    return str(client.describe_stacks(StackName=name)["Stacks"][0]["StackId"])
+
+
+def wait_until_made(client: Any, stack: str) -> Mapping[str, Any]:
+    """Wait until a stack is there, at most as long as CloudFormation itself does.
+
+    Raises:
+        LaunchError: It failed; says which resources, and why.
+    """
+    while True:
+        found = seen(client, stack)
+        status = "" if found is None else str(found["StackStatus"])
+        if found is not None and status in _GOOD:
+            return found
+        if found is None or not status.endswith("_IN_PROGRESS") or "ROLLBACK" in status:
+            raise LaunchError(
+                "\n".join([f"its stack is {status or 'gone'}:", *failures(client, stack)])
+            )
+        time.sleep(POLL * random.uniform(0.9, 1.1))  # noqa: S311
+
+
+def seen(client: Any, stack: str, *, older: float | None = None) -> Mapping[str, Any] | None:
+    """A stack as it was last seen, no more than a look ago; None when there is none.
+
+    Args:
+        client: Of CloudFormation.
+        stack: Its name or id.
+        older: Seconds that what was seen may be old; by default as long as between looks.
+    """
+    from botocore.exceptions import ClientError
+
+    limit = POLL if older is None else older
+    with _seen_lock:
+        at, found = _seen.get((id(client), stack), (float("-inf"), None))
+        if time.monotonic() - at < limit:
+            return found
+        try:
+            found = client.describe_stacks(StackName=stack)["Stacks"][0]
+        except ClientError as error:
+            if aws.code(error) in aws.THROTTLED and at != float("-inf"):
+                return found
+            if not is_missing(error):
+                raise
+            found = None
+        if found is not None and found["StackStatus"] == "DELETE_COMPLETE":
+            found = None
+        _seen[id(client), stack] = (time.monotonic(), found)
+        return found
+
+
+def forget(client: Any, stack: str) -> None:
+    """Look anew the next time."""
+    with _seen_lock:
+        _seen.pop((id(client), stack), None)
+
+
+def is_missing(error: Any) -> bool:
+    """Whether CloudFormation says that there is no such stack."""
+    return aws.code(error) == "ValidationError" and "does not exist" in str(error)
+
+
+def failures(client: Any, stack: str) -> list[str]:
+    """What failed in a stack, first things first: not only that it rolled back."""
+    lines = [
+        f"  {event['LogicalResourceId']} ({event['ResourceType']}): {event['ResourceStatusReason']}"
+        for event in reversed(list(events(client, stack)))
+        if event["ResourceStatus"].endswith("_FAILED") and event.get("ResourceStatusReason")
+    ]
+    # The others were only cancelled because of the first.
+    told = [line for line in lines if "cancelled" not in line.lower()]
+    return told or lines or ["  its events give no reason"]
+
+
+def events(client: Any, stack: str) -> Iterator[Mapping[str, Any]]:
+    """The events of a stack, the newest first."""
+    from botocore.exceptions import ClientError
+
+    try:
+        for page in client.get_paginator("describe_stack_events").paginate(StackName=stack):
+            yield from page["StackEvents"]
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+
+
+def delete(client: Any, stack: str, id: str) -> None:
+    """Delete a stack, and wait until it is gone.
+
+    Args:
+        client: Of CloudFormation.
+        stack: Its id, under which it can be seen when it is gone; or its name.
+        id: The environment's, for messages.
+
+    Raises:
+        DestroyError: Something of it remains: it can't be deleted, or its template retains it.
+    """
+    client.delete_stack(StackName=stack)
+    deadline = time.monotonic() + DELETING
+    while (found := seen(client, stack, older=0.0)) is not None:
+        status = str(found["StackStatus"])
+        if status == "DELETE_FAILED":
+            lines = "\n".join(failures(client, stack))
+            raise DestroyError(
+                f"{id}: its stack can't be deleted, because of\n{lines}\n"
+                "Empty or delete these (a bucket must be empty), then: pytest-ephemeral reap"
+            )
+        if time.monotonic() > deadline:
+            raise DestroyError(f"{id}: its stack is still {status}. See it: pytest-ephemeral reap")
+        time.sleep(POLL * random.uniform(0.9, 1.1))  # noqa: S311
+    if kept := retained(client, stack):
+        raise DestroyError(
+            f"{id}: its template says DeletionPolicy: Retain, so these are still there: "
+            f"{', '.join(kept)}. Delete them by hand, and take that out of the template"
+        )
+
+
+def retained(client: Any, stack: str) -> list[str]:
+    """What a deleted stack has left because its template says so."""
+    return sorted(
+        {
+            f"{event['LogicalResourceId']} ({event['ResourceType']} {event['PhysicalResourceId']})"
+            for event in events(client, stack)
+            if event["ResourceStatus"] == "DELETE_SKIPPED"
+        }
+    )

@@ -1,0 +1,183 @@
+"""Bringing an environment up: what is asked for, in which order, and what is journaled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
+from pytest_ephemeral.providers import HOURLY, Order
+from pytest_ephemeral.providers.ec2 import amis, belongings, groups, guest, launching, prices
+from pytest_ephemeral.providers.ec2.destroying import GROUP, INSTANCES
+from pytest_ephemeral.providers.ec2.environments import ENDED, PARTS, REGION, status_of
+from pytest_ephemeral.providers.ec2.fleet import Fleet, Instance, fleet, state
+from pytest_ephemeral.providers.ec2.tables import Ec2Template
+from pytest_ephemeral.providers.ec2.tagging import VERIFIED, as_tags
+
+#: Seconds in which a public address is given.
+ADDRESSING: Final = 120.0
+
+
+def bring_up(order: Order) -> Environment:
+    """Launch what an order asks for; see ``Provider.launch``."""
+    template, image = order.template, order.image
+    if not isinstance(template, Ec2Template) or image is None:
+        raise LaunchError(f"{order.environment.id}: its template is none for EC2")
+    squad = fleet(template.region or image.handle.get(REGION))
+    region = str(squad.client.meta.region_name)
+    table = prices.Prices(None if template.prices is None else order.root / template.prices)
+    prices.check(template, table, region, template.ttl / 3600)
+    draft = _Draft(order)
+    draft.note({REGION: region, PARTS: " ".join(template.processes())})
+    joined = _join(squad, order.environment, template)
+    draft.note({GROUP: "" if template.security_groups else joined[0]})
+    wanted = _wanted(order, template, image, _image_in(squad, image, region), joined)
+    launched = launching.run(
+        squad.client, wanted, lambda request: draft.note({launching.REQUEST: request})
+    )
+    draft.forget(launching.REQUEST)
+    draft.note({INSTANCES: ",".join(one["InstanceId"] for one in launched)})
+    hourly = table.hourly(launched[0]["InstanceType"], region)
+    if hourly is not None:
+        draft.note({HOURLY: f"{hourly * template.count:g}"}, journal=False)
+    squad.add(launched)
+    if template.address == "public":
+        launched = _addressed(squad, draft.environment)
+    return _with_endpoints(draft.environment, template, launched)
+
+
+class _Draft:
+    """An environment whose handle grows while it is launched, each time into the ledger first."""
+
+    def __init__(self, order: Order) -> None:
+        self.environment = order.environment
+        self._journal = order.journal
+
+    def note(self, facts: Mapping[str, str], *, journal: bool = True) -> None:
+        handle = {**self.environment.handle, **facts}
+        self.environment = msgspec.structs.replace(self.environment, handle=handle)
+        if journal:
+            self._journal(self.environment)
+
+    def forget(self, name: str) -> None:
+        handle = {key: value for key, value in self.environment.handle.items() if key != name}
+        self.environment = msgspec.structs.replace(self.environment, handle=handle)
+
+
+def _join(squad: Fleet, environment: Environment, template: Ec2Template) -> list[str]:
+    """The groups it is in: one of its own, unless it joins the user's."""
+    if template.security_groups:
+        return list(template.security_groups)
+    # Where nothing says which network, any address outside decides by which way one goes there.
+    vpc, target = None, "10.0.0.1"
+    if template.subnets():
+        vpc, target = belongings.vpc_of(squad.client, template.subnets()[0])
+    permissions = groups.permissions_for(
+        template.ingress,
+        template.endpoints().values(),
+        target,
+        public=template.address == "public",
+    )
+    marks = as_tags(environment.labels)
+    return [groups.ensure(squad.client, environment.id, marks, vpc, permissions)]
+
+
+def _wanted(
+    order: Order, template: Ec2Template, image: Image, ami: str, joined: list[str]
+) -> launching.Wanted:
+    environment = order.environment
+    script = guest.boot_script(
+        environment, template, order.variables, order.secrets, image.handle.get("prefix", "")
+    )
+    if len(script.encode()) > guest.USER_DATA_LIMIT:
+        raise LaunchError(
+            f"templates.{template.name}: its variables, command and user-data make "
+            f"{len(script.encode())} bytes of user data, and EC2 takes {guest.USER_DATA_LIMIT}: "
+            "put what is large into the image"
+        )
+    return launching.Wanted(
+        id=environment.id,
+        image=ami,
+        types=template.instance_types(),
+        subnets=template.subnets(),
+        groups=joined,
+        marks={**environment.labels, "Name": environment.id},
+        user_data=script,
+        secret=bool(order.secrets),
+        public=template.address == "public",
+        count=template.count,
+        more=_options(template, image),
+    )
+
+
+def _options(template: Ec2Template, image: Image) -> dict[str, Any]:
+    """What a template may add to a request."""
+    more: dict[str, Any] = {}
+    if template.instance_profile is not None:
+        more["IamInstanceProfile"] = {"Name": template.instance_profile}
+    if template.key_name is not None:
+        more["KeyName"] = template.key_name
+    if template.spot:
+        more["InstanceMarketOptions"] = {
+            "MarketType": "spot",
+            "SpotOptions": {
+                "SpotInstanceType": "one-time",
+                "InstanceInterruptionBehavior": "terminate",
+            },
+        }
+    sizes = dict(template.volumes)
+    if template.volume_size is not None:
+        sizes[image.handle.get("root-device") or "/dev/xvda"] = template.volume_size
+    if sizes:
+        more["BlockDeviceMappings"] = [
+            {"DeviceName": name, "Ebs": {"VolumeSize": size, "DeleteOnTermination": True}}
+            for name, size in sizes.items()
+        ]
+    return more
+
+
+def _image_in(squad: Fleet, image: Image, region: str) -> str:
+    """The AMI of an image in a region: itself, or the copy that was made of it."""
+    if image.handle.get(REGION) in {None, region}:
+        return image.reference
+    found = amis.of_key(squad.client, image.key, VERIFIED)
+    if not found:
+        raise LaunchError(
+            f"the image {image.name!r} is in {image.handle[REGION]}, and was not copied to "
+            f"{region}: name that in copy-to of images.{image.name}, and bake it again"
+        )
+    return str(found[0]["ImageId"])
+
+
+def _addressed(squad: Fleet, environment: Environment) -> list[Instance]:
+    """Its instances, once they have public addresses."""
+
+    def content(seen: list[Instance]) -> bool:
+        return any(state(one) in ENDED for one in seen) or (
+            bool(seen) and all(one.get("PublicIpAddress") for one in seen)
+        )
+
+    squad.wait(environment, content, ADDRESSING)
+    found = squad.instances(environment)
+    if not found or not all(one.get("PublicIpAddress") for one in found):
+        status = status_of(environment, found)
+        raise LaunchError(
+            f"{environment.id} has no public address: {status.detail or 'none was given'}. Its "
+            'subnet needs a way to the internet; else: address = "private"'
+        )
+    return found
+
+
+def _with_endpoints(
+    environment: Environment, template: Ec2Template, launched: Sequence[Instance]
+) -> Environment:
+    key = "PublicIpAddress" if template.address == "public" else "PrivateIpAddress"
+    endpoints: dict[str, Endpoint] = {}
+    for place, instance in enumerate(launched):
+        found = endpoints_at(str(instance[key]), template.endpoints())
+        endpoints |= {f"{name}-{place + 1}" if place else name: at for name, at in found.items()}
+    url = next((endpoint.url for endpoint in endpoints.values()), "")
+    return msgspec.structs.replace(environment, endpoints=endpoints, url=url)
