@@ -57,6 +57,12 @@ def add_to(verbs: Verbs) -> None:
         verbs, "reap", reap, "destroy environments whose time is over or whose owner is gone"
     )
     reaping.add_argument("--dry-run", action="store_true", help="only say what would be destroyed")
+    reaping.add_argument(
+        "--account",
+        action="append",
+        default=[],
+        help="a cloud account in which what no ledger here knows may be destroyed too",
+    )
 
 
 def _add_logs(verbs: Verbs) -> None:
@@ -229,21 +235,29 @@ def down(arguments: argparse.Namespace, output: Output) -> int:
 def reap(arguments: argparse.Namespace, output: Output) -> int:
     """Destroy what is overdue, and print each."""
     project = open_project(arguments)
-    found = reaper.reap(project, dry_run=arguments.dry_run)
+    found = reaper.reap(project, dry_run=arguments.dry_run, accounts=arguments.account)
     if output.as_json:
         output.data(
             dry_run=arguments.dry_run,
             reaped=[
-                {"id": one.id, "provider": one.provider, "reason": one.reason, "error": one.error}
+                {
+                    "id": one.id,
+                    "provider": one.provider,
+                    "reason": one.reason,
+                    "error": one.error,
+                    "unnamed-account": one.account,
+                }
                 for one in found
             ],
         )
     else:
-        verb = "would destroy" if arguments.dry_run else "destroyed"
         for one in found:
+            verb = "would destroy" if arguments.dry_run or one.account else "destroyed"
             output.line(f"{'could not destroy' if one.error else verb} {one.id}: {one.reason}")
         if not found:
             output.say("nothing is overdue")
+    for account in sorted({one.account for one in found if one.account}):
+        output.say(f"to destroy these in account {account}: reap --account {account}")
     for path in project.ledger.broken:
         output.say(f"warning: the record {path} of {project.store.url} can't be read")
     reaper.leftovers(found)

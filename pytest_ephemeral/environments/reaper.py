@@ -7,12 +7,12 @@ without our labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol, runtime_checkable
 
 from pytest_ephemeral import labels, machine, providers
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.errors import DestroyError, EphemeralError
 from pytest_ephemeral.models import Environment
@@ -29,12 +29,22 @@ class Reaped:
         provider: What ran it.
         reason: Why it may be removed.
         error: Why it could not be; empty when it was.
+        account: The cloud account it is in, if it was only looked at because nobody has named that.
     """
 
     id: str
     provider: str
     reason: str
     error: str = ""
+    account: str = ""
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A provider whose resources are in an account that others use too."""
+
+    def account(self) -> str:
+        """Which it is, as its owner names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +53,15 @@ class _Overdue:
     provider: str
     reason: str
     remove: Callable[[], None]
+    account: str = ""
 
 
 def reap(
-    project: Project, *, dry_run: bool, say: Callable[[Reaped], None] = lambda _: None
+    project: Project,
+    *,
+    dry_run: bool,
+    say: Callable[[Reaped], None] = lambda _: None,
+    accounts: Collection[str] | None = None,
 ) -> list[Reaped]:
     """Remove all that is overdue. Two may run at once: destroying twice is no error.
 
@@ -54,14 +69,17 @@ def reap(
         project: Whose ledger.
         dry_run: Only tell what would be removed.
         say: Told of each as it is dealt with.
+        accounts: Those in which what the ledger does not know may be removed too; elsewhere, that
+            is only told. None for all.
 
     Returns:
         Each of them. Those that could not be removed carry the error, and keep their records.
     """
     reaped = []
-    for overdue in _overdue(project.ledger, datetime.now(UTC)):
-        error = "" if dry_run else _removing(overdue)
-        reaped.append(Reaped(overdue.id, overdue.provider, overdue.reason, error))
+    for overdue in _overdue(project, datetime.now(UTC), asked=bool(accounts)):
+        unnamed = "" if accounts is None or overdue.account in accounts else overdue.account
+        error = "" if dry_run or unnamed else _removing(overdue)
+        reaped.append(Reaped(overdue.id, overdue.provider, overdue.reason, error, unnamed))
         say(reaped[-1])
     return reaped
 
@@ -101,7 +119,8 @@ def _removing(overdue: _Overdue) -> str:
     return ""
 
 
-def _overdue(ledger: Ledger, now: datetime) -> Iterator[_Overdue]:
+def _overdue(project: Project, now: datetime, *, asked: bool) -> Iterator[_Overdue]:
+    ledger = project.ledger
     known = ledger.entries()
     for environment in known:
         if reason := why_overdue(environment, now):
@@ -113,7 +132,21 @@ def _overdue(ledger: Ledger, now: datetime) -> Iterator[_Overdue]:
             )
     ids = {environment.id for environment in known}
     for name in providers.names():
-        yield from _unrecorded(name, ids, now)
+        if asked or name in _used(project) or not _is_shared(name):
+            yield from _unrecorded(name, ids, now)
+
+
+def _is_shared(name: str) -> bool:
+    try:
+        return isinstance(providers.load(name), Shared)
+    except EphemeralError:
+        return True
+
+
+def _used(project: Project) -> set[str]:
+    """The providers of a project: nobody's account is looked into for one that is none of them."""
+    templates = {template.provider for template in project.config.templates.values()}
+    return templates | {recipe.provider for recipe in project.config.images.values()}
 
 
 def _unrecorded(name: str, known: set[str], now: datetime) -> Iterator[_Overdue]:
@@ -124,12 +157,13 @@ def _unrecorded(name: str, known: set[str], now: datetime) -> Iterator[_Overdue]
     try:
         provider = providers.load(name)
         found = list(provider.owned())
+        account = provider.account() if found and isinstance(provider, Shared) else ""
     except EphemeralError:
         return  # it can't be reached from here, so nothing of it can be looked for
     for owned in found:
         reason = _why_abandoned(owned, now)
         if owned.id not in known and reason:
-            yield _Overdue(owned.id, name, reason, _sweep(provider, owned))
+            yield _Overdue(owned.id, name, reason, _sweep(provider, owned), account)
 
 
 def _sweep(provider: Provider, owned: Owned) -> Callable[[], None]:

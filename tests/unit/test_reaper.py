@@ -63,7 +63,8 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Any:
-    return SimpleNamespace(ledger=Ledger(DirectoryStore(tmp_path / "store")))
+    config = SimpleNamespace(templates={}, images={})
+    return SimpleNamespace(ledger=Ledger(DirectoryStore(tmp_path / "store")), config=config)
 
 
 def dead_owner() -> Owner:
