@@ -11,11 +11,24 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 REGION = "us-east-1"
 TESTS = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What another process must know of an account to use it."""
+
+    base: str
+    subnets: list[str]
+
+    @classmethod
+    def of(cls, text: str) -> Known:
+        return cls(**json.loads(text))
 
 
 class Account:
@@ -57,6 +70,10 @@ class Account:
         ]
         self.base = self.ec2.register_image(Name="base", RootDeviceName="/dev/xvda")["ImageId"]
         self.calls()
+
+    def known(self) -> str:
+        """What ``Known.of`` reads."""
+        return json.dumps({"base": self.base, "subnets": self.subnets})
 
     def tell(self, verb: str, **what: Any) -> Any:
         """Steer the harness."""

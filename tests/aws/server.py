@@ -140,14 +140,9 @@ def main(folder: Path, *, real: bool) -> None:
         def log(self, *_: Any) -> None:
             """Not a word."""
 
-        def run_wsgi(self) -> None:
-            try:
-                super().run_wsgi()
-            except ConnectionError:
-                self.close_connection = True
-
         def connection_dropped(self, *_: Any) -> None:
-            """Whoever asked was killed."""
+            """The answer is lost, or whoever asked was killed."""
+            self.close_connection = True
 
     moto = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, lambda *_: [], threaded=True, request_handler=Quiet)

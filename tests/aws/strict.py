@@ -71,7 +71,7 @@ class Strict:
         self.facts: dict[str, dict[str, float]] = {}
         self._tokens: dict[str, tuple[str, Answer]] = {}
         self._lingering: dict[str, float] = {}
-        self._pending: dict[str, str] = {}
+        self.protected: dict[str, bool] = {}
 
     def answer(self, request: Request) -> Answer:
         name = f"_{request.service}_{request.action}"
@@ -150,7 +150,7 @@ class Strict:
                     self._end(before[id], "Client.UserInitiatedShutdown")
         return answer
 
-    def _end(self, instance: Any, reason: str) -> None:
+    def _end(self, instance: Any, reason: str, after: float | None = None) -> None:
         from moto.ec2.models.instances import StateReason
 
         instance.state_reason = StateReason(f"{reason}: {reason.partition('.')[2]}", reason)
@@ -164,13 +164,24 @@ class Strict:
                 self._lingering[instance.id] = time.monotonic() + self.times.linger
                 self.facts[instance.id]["terminated"] = time.time()
 
-        self.clock.after(self.times.end, done)
+        if after == 0:
+            done()
+        else:
+            self.clock.after(self.times.end, done)
 
     def _ec2_StopInstances(self, request: Request) -> Answer:
         answer = forward(self.moto, request)
         for id in request.listed("InstanceId") if answer.ok else ():
             self.guests.end(id)
         return answer
+
+    def _ec2_ModifyInstanceAttribute(self, request: Request) -> Answer:
+        behaviour = request.form.get("InstanceInitiatedShutdownBehavior.Value")
+        if behaviour is None:
+            return forward(self.moto, request)
+        instance = self.instance(request.form["InstanceId"])
+        instance.instance_initiated_shutdown_behavior = behaviour
+        return xml("ModifyInstanceAttribute", "<return>true</return>")
 
     def shutdown(self, id: str) -> None:
         """The guest shuts itself down: what that means is its instance's own attribute."""
@@ -238,6 +249,13 @@ class Strict:
         self._tokens[token] = ("", answer)
         return answer
 
+    def _ec2_RegisterImage(self, request: Request) -> Answer:
+        answer = forward(self.moto, request)
+        for id in answer.found("imageId"):
+            image = self.backend(request.region).amis[id]
+            image.architecture = request.form.get("Architecture", "x86_64")
+        return answer
+
     def _make_image(self, request: Request, instance: str) -> Answer:
         backend = self.backend(request.region)
         if any(one.name == request.form["Name"] for one in backend.amis.values()):
@@ -257,6 +275,72 @@ class Strict:
             self.guests.image(instance, id)
             self.clock.after(self.times.ami, lambda: setattr(image, "state", "available"))
         return answer
+
+    # -- CloudFormation ----------------------------------------------------------------------
+
+    def _cloudformation_UpdateTerminationProtection(self, request: Request) -> Answer:
+        self.protected[request.form["StackName"]] = (
+            request.form["EnableTerminationProtection"] == "true"
+        )
+        inner = f"<StackId>{request.form['StackName']}</StackId>"
+        return xml(
+            "UpdateTerminationProtection",
+            f"<UpdateTerminationProtectionResult>{inner}</UpdateTerminationProtectionResult>",
+        )
+
+    def _cloudformation_DeleteStack(self, request: Request) -> Answer:
+        name = request.form["StackName"]
+        if self.protected.get(name):
+            return refuse("ValidationError", f"Stack [{name}] cannot be deleted while protected")
+        before = self._instances_of_stack(name)
+        answer = forward(self.moto, request)
+        for instance in before if answer.ok else ():
+            if instance._state.name == "terminated":  # a stack is gone when all in it is
+                self._end(instance, "Client.UserInitiatedShutdown", after=0)
+        return answer
+
+    def _cloudformation_CreateStack(self, request: Request) -> Answer:
+        answer = forward(self.moto, request)
+        for name in answer.found("StackId"):
+            for instance in self._instances_of_stack(name):
+                instance.add_tags(self._stack_tags(request))
+                self._boot(instance.id)
+        return answer
+
+    def _cloudformation_UpdateStack(self, request: Request) -> Answer:
+        """Tags alone are changed: moto thinks that nothing is."""
+        name, tags = request.form["StackName"], self._stack_tags(request)
+        self._stack(name).tags = tags
+        for instance in self._instances_of_stack(name):
+            instance.add_tags(tags)
+        inner = f"<StackId>{name}</StackId>"
+        return xml("UpdateStack", f"<UpdateStackResult>{inner}</UpdateStackResult>")
+
+    @staticmethod
+    def _stack_tags(request: Request) -> dict[str, str]:
+        """The tags of a stack, which are its resources' too."""
+        form = request.form
+        return {
+            text: form[name.removesuffix("Key") + "Value"]
+            for name, text in form.items()
+            if name.startswith("Tags.member.") and name.endswith(".Key")
+        }
+
+    @staticmethod
+    def _stack(name: str) -> Any:
+        from moto.backends import get_backend
+
+        for backend in get_backend("cloudformation")[ACCOUNT].values():
+            for one in [*backend.stacks.values(), *backend.deleted_stacks.values()]:
+                if name in {one.stack_id, one.name}:
+                    return one
+        return None
+
+    def _instances_of_stack(self, name: str) -> list[Any]:
+        stack = self._stack(name)
+        ids = [] if stack is None else [one.physical_resource_id for one in stack.stack_resources]
+        found = [self.instance(id) for id in ids if str(id).startswith("i-")]
+        return [one for one in found if one is not None]
 
     # -- Systems Manager ---------------------------------------------------------------------
 

@@ -1,0 +1,118 @@
+"""A simulated account for the tests beside this file, one a worker; faults are each test's own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from aws.harness import Account, account
+from pytest_ephemeral.artifacts import open_repository
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.images import Images
+from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.ec2 import amis, belongings, builders, fleet, groups
+from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
+from pytest_ephemeral.store import open_store
+
+APPLICATION = Path(__file__).parents[1] / "providers" / "application.py"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a loopback address each")
+
+
+class Hooks:
+    """Nobody listens."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda **_: None
+
+
+class Bench:
+    """A project on the simulated account: what a test bakes, launches and destroys with."""
+
+    def __init__(self, account: Any, folder: Path, store: Path | None = None) -> None:
+        self.account = account
+        self.folder = folder
+        self.said: list[str] = []
+        self.keys: dict[str, Any] = {}
+        self.store = open_store(str(store or folder / "store"), folder)
+        artifacts = open_repository(str(folder / "artifacts"), folder)
+        self.images = Images(store=self.store, artifacts=artifacts, root=folder)
+        self.ledger = Ledger(self.store)
+        self.config = SimpleNamespace(
+            root=folder,
+            recipe=lambda _: self.recipe(),
+            images={"app": self.recipe()},
+            templates={"web": self.template()},
+        )
+        self.lifecycle = Lifecycle(self, Hooks(), run=f"run-{folder.name}")  # type: ignore[arg-type]
+
+    def recipe(self, **keys: Any) -> Ec2Recipe:
+        return Ec2Recipe(
+            **{
+                "name": "app",
+                "base": self.account.base,
+                "subnet": self.account.subnets[0],
+                "install": ['cp "$ARTIFACT" "$PREFIX/application.py"; echo installed'],
+                "verify": ['test -f "$PREFIX/application.py"'],
+                "artifact": str(APPLICATION),
+                **self.keys,
+                **keys,
+            }
+        )
+
+    def template(self, **keys: Any) -> Ec2Template:
+        serve = f'exec "{sys.executable}" "$PREFIX/application.py" "$HOST" "$PORT"'
+        return Ec2Template(
+            **{
+                "name": "web",
+                "image": "app",
+                "command": serve,
+                "subnet": self.account.subnets,
+                "port": 18573,
+                **keys,
+            }
+        )
+
+    def bake(self, mode: Any = "missing", **keys: Any) -> Image:
+        return self.images.obtain(self.recipe(**keys), mode=mode, say=self.said.append)
+
+
+@pytest.fixture(scope="session")
+def _account() -> Iterator[Account]:
+    with account() as made:
+        yield made
+
+
+@pytest.fixture
+def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A project of its own; afterwards, nothing of it may be left but what was verified."""
+    for name, value in _account.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    quick(monkeypatch)
+    _account.tell("faults")
+    _account.tell("times", boot=0.1, end=0.1, linger=0.0, ami=0.1)
+    made = Bench(_account, tmp_path)
+    yield made
+    made.lifecycle.close()
+    _account.tell("faults")
+    for image in made.images.catalog.entries():
+        importlib.import_module("pytest_ephemeral.providers").load("ec2").remove(image)
+    assert _account.left() == []
+
+
+def quick(patch: pytest.MonkeyPatch, every: float = 0.1) -> None:
+    """Look more often: here, nobody counts the calls."""
+    patch.setattr(fleet, "INTERVAL", every)
+    patch.setattr(groups, "PAUSE", every)
+    for module in (amis, builders):
+        patch.setattr(module, "POLL", every)
+    patch.setattr(builders, "CONSOLE_POLL", every)
+    patch.setattr(belongings, "POLL", every)

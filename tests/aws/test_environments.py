@@ -1,0 +1,293 @@
+"""Environments on EC2: brought up whatever goes wrong on the way, and gone without a trace."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from waiting import until
+
+from aws.conftest import Bench
+from pytest_ephemeral import providers
+from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    DestroyError,
+    EphemeralError,
+    LaunchError,
+    UnavailableError,
+)
+from pytest_ephemeral.models import Environment, Ready
+
+
+def instance(bench: Bench, environment: Environment) -> dict[str, Any]:
+    """Its first instance, as the account has it."""
+    id = environment.handle["instances"].split(",")[0]
+    found = bench.account.ec2.describe_instances(InstanceIds=[id])
+    made: dict[str, Any] = found["Reservations"][0]["Instances"][0]
+    return made
+
+
+def get(url: str) -> str:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=10) as answer:
+        body: bytes = answer.read()
+    return body.decode()
+
+
+def test_up_and_down(bench: Bench) -> None:
+    """Only the runner is let in, IMDSv2 is required, all is tagged; afterwards nothing is left."""
+    timed = bench.lifecycle.bring_up(bench.template(ready=Ready(http="/healthz")))
+    environment = timed.environment
+    assert get(environment.url) == "hello"
+    made = instance(bench, environment)
+    assert made["MetadataOptions"]["HttpTokens"] == "required"
+    tags = {tag["Key"]: tag["Value"] for tag in made["Tags"]}
+    assert tags.items() >= environment.labels.items()
+    group = bench.account.ec2.describe_security_groups(GroupIds=[environment.handle["group"]])
+    (rule,) = group["SecurityGroups"][0]["IpPermissions"]
+    assert (rule["FromPort"], rule["ToPort"]) == (18573, 18573)
+    assert [one["CidrIp"] for one in rule["IpRanges"]] == ["127.0.0.1/32"]
+    bench.lifecycle.destroy(environment)
+    assert bench.account.left() == []
+    assert bench.ledger.entries() == []
+
+
+def test_lack_of_capacity_goes_to_the_next(bench: Bench) -> None:
+    """Types and subnets are tried in turn, each under a token of its own."""
+    bench.bake()
+    for code in ("InsufficientInstanceCapacity", "VcpuLimitExceeded", "Unsupported"):
+        bench.account.fault("RunInstances", code)
+    template = bench.template(instance_type=["t3.small", "t3a.small"])
+    environment = bench.lifecycle.bring_up(template).environment
+    made = instance(bench, environment)
+    assert (made["InstanceType"], made["SubnetId"]) == ("t3a.small", bench.account.subnets[1])
+    bench.lifecycle.destroy(environment)
+
+
+def test_no_capacity_anywhere_says_each_refusal(bench: Bench) -> None:
+    """And leaves no group behind."""
+    bench.bake()
+    bench.account.fault("RunInstances", "InsufficientInstanceCapacity", times=9)
+    with pytest.raises(LaunchError, match=r"t3.small in subnet-.*InsufficientInstanceCapacity"):
+        bench.lifecycle.bring_up(bench.template())
+    assert bench.account.left() == []
+
+
+@pytest.mark.parametrize(
+    "action", ["CreateSecurityGroup", "AuthorizeSecurityGroupIngress", "RunInstances"]
+)
+def test_a_lost_answer_launches_nothing_twice(bench: Bench, action: str) -> None:
+    """What was done without our hearing of it is not done again."""
+    bench.bake()
+    bench.account.fault(action, kind="lost")
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    assert len([one for one in bench.account.left() if one.startswith("i-")]) == 1
+    bench.lifecycle.destroy(environment)
+
+
+def test_throttled_looks_fail_nothing(bench: Bench) -> None:
+    """While no look gets through, bringing up and destroying go on."""
+    bench.bake()
+    bench.account.fault("DescribeInstances", "RequestLimitExceeded", kind="throttle", times=3)
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    bench.account.fault("DescribeInstances", "RequestLimitExceeded", kind="throttle", times=2)
+    bench.lifecycle.destroy(environment)
+
+
+def test_what_aws_takes_back_is_told_with_its_reason(bench: Bench) -> None:
+    """EC2's own reason, and the last lines on the console, are in the error."""
+    bench.bake()
+    template = bench.template(command="echo starting; sleep 100", ready=Ready(http="/"))
+    launched: list[str] = []
+
+    def said(progress: Any) -> None:
+        if progress.phase == "ready":
+            found = bench.ledger.get(progress.subject)
+            launched.append(found.handle["instances"])
+
+    bench.lifecycle.say = said
+    import threading
+
+    def reclaim() -> None:
+        until(lambda: launched)
+        time.sleep(0.5)
+        bench.account.tell("reclaim", id=launched[0], reason="Server.SpotInstanceTermination")
+
+    thread = threading.Thread(target=reclaim)
+    thread.start()
+    with pytest.raises(LaunchError, match="SpotInstanceTermination") as caught:
+        bench.lifecycle.bring_up(template)
+    thread.join()
+    assert "starting" in str(caught.value)
+
+
+def test_a_group_that_is_still_used_is_tried_again(bench: Bench) -> None:
+    """Network interfaces linger after their instance; the group goes when they have."""
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    bench.account.tell("times", linger=1.0)
+    bench.lifecycle.destroy(environment)
+    assert bench.account.calls().count("ec2:DeleteSecurityGroup") > 1
+    assert bench.account.left() == []
+
+
+def test_half_made_it_is_found_by_its_request(bench: Bench) -> None:
+    """The answer to RunInstances was never heard, nor asked for again: replayed, it is found."""
+    image = bench.bake()
+    provider = providers.load("ec2")
+    journaled: list[Environment] = []
+    template = bench.template()
+    environment = bench.lifecycle._register(template, {"app": image}, template.ttl)
+    order = bench.lifecycle._order(environment, template, {"app": image})
+    order = type(order)(
+        **{name: getattr(order, name) for name in order.__slots__} | {"journal": journaled.append}
+    )
+    provider.launch(order)
+    (halfway,) = [
+        one for one in journaled if "request" in one.handle and "instances" not in one.handle
+    ]
+    provider.destroy(halfway)
+    assert bench.account.left() == []
+    bench.ledger.remove(environment.id)
+
+
+def test_the_guest_ends_itself_at_its_expiry(bench: Bench) -> None:
+    """Its own timer reads the tag by IMDSv2: not before its time, then for certain."""
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    id = environment.handle["instances"]
+    provider = providers.load("ec2")
+    bench.account.tell("expire", id=id)
+    time.sleep(0.5)
+    assert instance(bench, environment)["State"]["Name"] == "running"
+    provider.extend(environment, datetime.now(UTC) - timedelta(seconds=5))
+    bench.account.tell("expire", id=id)
+    until(lambda: instance(bench, environment)["State"]["Name"] == "terminated")
+    until(lambda: bench.lifecycle.status(environment).state == "gone")
+    bench.lifecycle.destroy(environment)
+
+
+def test_promotion_disarms_it(bench: Bench) -> None:
+    """Never to expire: tag, shutdown behaviour and termination protection; and back again."""
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    id, provider = environment.handle["instances"], providers.load("ec2")
+    provider.extend(environment, None)
+    bench.account.tell("expire", id=id)
+
+    def attribute(name: str) -> Any:
+        found = bench.account.ec2.describe_instance_attribute(InstanceId=id, Attribute=name)
+        return found[name[0].upper() + name[1:]]["Value"]
+
+    assert attribute("instanceInitiatedShutdownBehavior") == "stop"
+    assert attribute("disableApiTermination")
+    production = msgspec.structs.replace(environment, production="production", expires_at=None)
+    with pytest.raises(DestroyError, match="production"):
+        provider.destroy(production)
+    (owned,) = [one for one in provider.owned() if one.id == environment.id]
+    assert owned.labels["pytest-ephemeral.expires-at"] == "never"
+    with pytest.raises(DestroyError):
+        provider.sweep(owned)
+    assert instance(bench, environment)["State"]["Name"] == "running"
+    bench.lifecycle.destroy(environment)
+
+
+def test_reap_takes_what_is_expired_and_nothing_untagged(bench: Bench) -> None:
+    """Without a record, by tags alone; what is not ours, or not over, stays."""
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    living = bench.lifecycle.bring_up(bench.template()).environment
+    other = bench.account.ec2.run_instances(ImageId=bench.account.base, MinCount=1, MaxCount=1)
+    untagged = other["Instances"][0]["InstanceId"]
+    providers.load("ec2").extend(environment, datetime.now(UTC) - timedelta(minutes=1))
+    for one in (environment, living):
+        bench.ledger.remove(one.id)
+    reaped = reaper.reap(bench, dry_run=True)  # type: ignore[arg-type]
+    assert environment.id in {one.id for one in reaped}
+    assert instance(bench, environment)["State"]["Name"] == "running"
+    unnamed = reaper.reap(bench, dry_run=False, accounts=["1"])  # type: ignore[arg-type]
+    assert {one.account for one in unnamed if one.id == environment.id} == {"123456789012"}
+    assert instance(bench, environment)["State"]["Name"] == "running"
+    reaped = reaper.reap(bench, dry_run=False)  # type: ignore[arg-type]
+    assert [one.error for one in reaped if one.id == environment.id] == [""]
+    assert living.id not in {one.id for one in reaped}
+    left = bench.account.left()
+    assert any(untagged in one for one in left)
+    assert any(living.handle["instances"] in one for one in left)
+    bench.account.ec2.terminate_instances(InstanceIds=[untagged])
+    providers.load("ec2").destroy(living)
+    until(lambda: not bench.account.left())
+
+
+def test_too_dear_is_refused_before_anything_is_made(bench: Bench) -> None:
+    """Hours times price; a type whose price nobody knows is refused too."""
+    bench.bake()
+    bench.account.calls()
+    with pytest.raises(ConfigurationError, match=r"\$0.04 in us-east-1, more than \$0.01"):
+        bench.lifecycle.bring_up(bench.template(max_cost="$0.01"))
+    with pytest.raises(ConfigurationError, match="prices = FILE"):
+        bench.lifecycle.bring_up(bench.template(max_cost="$9", instance_type="x9.huge"))
+    assert "ec2:RunInstances" not in bench.account.calls()
+    (bench.folder / "prices.json").write_text('{"*": {"x9.huge": 1.5}}')
+    template = bench.template(max_cost="$9", instance_type="x9.huge", prices="prices.json")
+    environment = bench.lifecycle.bring_up(template).environment
+    assert environment.handle["dollars-an-hour"] == "1.5"
+    bench.lifecycle.destroy(environment)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("ExpiredToken", "expired"),
+        ("AuthFailure", "does not know"),
+        ("UnauthorizedOperation", "may not"),
+    ],
+)
+def test_bad_credentials_are_one_line(bench: Bench, code: str, said: str) -> None:
+    """Expired, unknown, or not allowed: a line, and no traceback."""
+    bench.account.fault("DescribeInstances", code, times=20)
+    bench.account.fault("DescribeSecurityGroups", code, times=20)
+    with pytest.raises(UnavailableError, match=said) as caught:
+        list(providers.load("ec2").owned())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_credentials_and_no_region(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is missing is named, with what to set."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(UnavailableError, match="AWS_PROFILE"):
+        list(providers.load("ec2").owned())
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(UnavailableError, match="nobody"):
+        list(providers.load("ec2").owned())
+    monkeypatch.delenv("AWS_PROFILE")
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    with pytest.raises(UnavailableError, match="AWS_REGION"):
+        list(providers.load("ec2").owned())
+
+
+def test_several_instances_answer_each(bench: Bench) -> None:
+    """Each has endpoints of its own; all of them go."""
+    environment = bench.lifecycle.bring_up(bench.template(count=2)).environment
+    assert set(environment.endpoints) == {"http", "http-2"}
+    assert get(environment.url_for("http-2")) == "hello"
+    bench.lifecycle.destroy(environment)
+
+
+def test_an_instance_without_an_agent_says_what_it_needs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands need Systems Manager, and it is said what that needs."""
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    bench.account.fault("SendCommand", "InvalidInstanceId", times=99)
+    with pytest.raises(EphemeralError, match="AmazonSSMManagedInstanceCore"):
+        environment.run(["true"], timeout=1)
+    bench.lifecycle.destroy(environment)
