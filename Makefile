@@ -46,6 +46,7 @@ docs: $(VENV)/docs.stamp ## Build the documentation into docs/_build
 bench: $(VENV)/test.stamp ## Measure what an environment costs, side by side with doing without
 	@PATH="$(BIN):$$PATH" python -m benchmarks
 	@PATH="$(BIN):$$PATH" python -m benchmarks.containers
+	@PATH="$(BIN):$$PATH" python -m benchmarks.cloud
 
 clean: ## Remove all that these targets made here
 	rm -rf $(VENV) benchmarks/$(VENV) docs/_build build dist $(SHOP)/dist $(SHOP)/.ephemeral

@@ -83,6 +83,7 @@ class Guests:
             "EPHEMERAL_GUEST": instance.id,
             "PYTEST_EPHEMERAL_ROOT": str(disk),
             "PYTEST_EPHEMERAL_RUN": str(folder / "run"),
+            "PYTEST_EPHEMERAL_HOME": str(folder / "home"),
             "PYTEST_EPHEMERAL_CONSOLE": str(guest.console),
             "PYTEST_EPHEMERAL_IMDS": f"{self.url}/_imds/{instance.id}",
         }

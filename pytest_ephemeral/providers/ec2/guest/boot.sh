@@ -1,7 +1,7 @@
 # An environment's boot: its variables, its clock, then its processes.
 arm
 HOST=$(metadata local-ipv4)
-STATE=$root/var/lib/pytest-ephemeral
+STATE=${PYTEST_EPHEMERAL_HOME:-$root/var/lib/pytest-ephemeral}
 mkdir -p "$STATE"
 {
     printf '%s\n' "$VARIABLES"
