@@ -1,0 +1,54 @@
+"""The shop, on EC2: baked into an AMI, and its acceptance suite run against its instances."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+
+from aws.conftest import Bench
+
+SHOP = Path(__file__).parents[2] / "examples" / "shop"
+
+
+def test_the_acceptance_suite_passes_on_ec2(bench: Bench, tmp_path: Path) -> None:
+    """Bake, launch, readiness by HTTP, the suite, terminate; then nothing is left."""
+    folder = tmp_path / "shop"
+    shutil.copytree(SHOP, folder, ignore=shutil.ignore_patterns(".ephemeral", "dist"))
+    wheel = ["wheel", "--quiet", "--no-deps", "--wheel-dir", "dist", "."]
+    subprocess.run([sys.executable, "-m", "pip", *wheel], cwd=folder, check=True)
+    boto3.client("s3").create_bucket(Bucket="shop")
+    configuration(folder / "ephemeral.toml", bench)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    argv = ["--ephemeral-env", "--ephemeral-report", "report.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *argv],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "these have cost $0.01 at most" in done.stdout
+    report = json.loads((folder / "report.json").read_text())
+    assert {one["state"] for one in report["environments"]} == {"destroyed"}
+    assert bench.account.left() == []
+
+
+def configuration(file: Path, bench: Bench) -> None:
+    """The shop's own, with its image and templates on EC2."""
+    image = (
+        f'provider = "ec2"\nbase = "{bench.account.base}"\n'
+        f'subnet = "{bench.account.subnets[0]}"\nbucket = "shop"'
+    )
+    subnets = json.dumps(bench.account.subnets)
+    text = file.read_text().replace('provider = "local"', image)
+    templates = re.compile(r'(\[templates\.[a-z-]+\]\nimage = "shop")')
+    file.write_text(templates.sub(rf"\1\nsubnet = {subnets}", text))
