@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -150,20 +151,24 @@ def write_tests(folder: Path) -> None:
 
 @contextmanager
 def started(application: Application) -> Iterator[float]:
-    """Start an application the bare way; gives the seconds until it accepted a connection."""
-    begun = time.perf_counter()
-    process = subprocess.Popen(
-        application.argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        while not _accepts(application.port):
-            if process.poll() is not None:
-                raise SystemExit(f"{application.name} exited with {process.returncode}")
-            time.sleep(0.002)
-        yield time.perf_counter() - begun
-    finally:
-        process.kill()
-        process.wait()
+    """Start an application the bare way; gives the seconds until it accepted a connection.
+
+    In an empty folder of its own, as every environment has one: the same work on both sides.
+    """
+    with tempfile.TemporaryDirectory(prefix="ephemeral-bench-") as folder:
+        begun = time.perf_counter()
+        process = subprocess.Popen(
+            application.argv, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            while not _accepts(application.port):
+                if process.poll() is not None:
+                    raise SystemExit(f"{application.name} exited with {process.returncode}")
+                time.sleep(0.002)
+            yield time.perf_counter() - begun
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _accepts(port: int) -> bool:
