@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import engine_images
@@ -17,8 +18,8 @@ SHOP = Path(__file__).parents[2] / "examples" / "shop"
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example as it stands, on base images that need no registry."""
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The example as it stands, on base images that need no registry; what it bakes is removed."""
     if why := engine_images.unavailable():
         pytest.skip(why)
     folder = tmp_path_factory.mktemp("example") / "shop"
@@ -33,7 +34,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / file).write_text(text.replace(public, here))
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist"]
     subprocess.run([*wheel, "."], cwd=folder, check=True)
-    return folder
+    yield folder
+    prune = "import pytest_ephemeral.cli as c; raise SystemExit(c.main())"
+    argv = [sys.executable, "-c", prune, "images", "prune", "--keep", "0"]
+    subprocess.run(argv, cwd=folder, check=True, capture_output=True)
 
 
 @pytest.mark.timeout(600)

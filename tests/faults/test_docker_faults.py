@@ -19,12 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import engine_images
+import msgspec
 import pytest
 from waiting import until
 
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.lifecycle import Lifecycle
-from pytest_ephemeral.errors import BakeError, DestroyError, EphemeralError, LaunchError
+from pytest_ephemeral.errors import (
+    BakeError,
+    DestroyError,
+    EphemeralError,
+    ImageChangedError,
+    LaunchError,
+)
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import finding
@@ -440,3 +447,60 @@ def test_a_service_that_crashes(opened: Opened, tmp_path: Path) -> None:
     error = refusal(opened(more), "odd")
     assert "db exited with status 9" in str(error)
     assert "db | disk broken" in str(error)
+
+
+# -- another engine -------------------------------------------------------------------------------
+
+
+def test_another_engine_gets_the_image_from_the_store(opened: Opened, tmp_path: Path) -> None:
+    """Neither the image nor its base is there: it is the same image all the same, by its id."""
+    engine = finding.find()
+    base = f"localhost:1/{WEB}:base"
+    query = {"repo": base.rpartition(":")[0], "tag": "base"}
+    engine.call("POST", f"/images/{engine_images.busybox()}/tag", query=query)
+    project = opened(dockerfile=f"FROM {base}\nLABEL test={tmp_path}\n").project
+    recipe = project.config.recipe("web")
+    baked = project.images.obtain(recipe, mode="missing", say=print)
+    for name in (base, f"pytest-ephemeral/web:{baked.key[7:19]}"):
+        engine.call("DELETE", f"/images/{name}")
+    with pytest.raises(EphemeralError):
+        engine.call("GET", f"/images/{baked.reference}/json")
+
+    brought = project.images.obtain(recipe, mode="never", say=print)
+
+    assert brought == baked
+    found = engine.call("GET", f"/images/{baked.reference}/json")
+    assert found["Id"] == baked.digest
+    assert found["Config"]["Labels"]["pytest-ephemeral.key"] == baked.key
+
+
+def test_an_image_is_packed_the_same_every_time(opened: Opened, tmp_path: Path) -> None:
+    """So that the store has it once."""
+    image = opened().image("web")
+    for name in ("one", "two"):
+        load("docker").pack(image, tmp_path / name)  # type: ignore[attr-defined]
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_an_archive_that_is_another_image(opened: Opened, tmp_path: Path) -> None:
+    """It is refused by the id that comes out of it."""
+    image = opened().image("web")
+    load("docker").pack(image, tmp_path / "archive")  # type: ignore[attr-defined]
+    other = msgspec.structs.replace(image, reference="sha256:" + "0" * 64)
+    with pytest.raises(ImageChangedError, match="archive of the image"):
+        load("docker").unpack(other, tmp_path / "archive")  # type: ignore[attr-defined]
+
+
+def test_pruning_removes_what_was_baked_and_only_that(opened: Opened) -> None:
+    """Not while an environment runs from it; never the base."""
+    lifecycle = opened()
+    environment = up(lifecycle)
+    images = lifecycle.project.images
+    assert images.prune(0, set()) == []
+    lifecycle.destroy(environment)
+    (removed,) = images.prune(0, set())
+    engine = finding.find()
+    with pytest.raises(EphemeralError):
+        engine.call("GET", f"/images/{removed.reference}/json")
+    assert engine.call("GET", f"/images/{engine_images.busybox()}/json")
+    lifecycle.close()
