@@ -80,22 +80,20 @@ def test_an_artifact_too_large_for_user_data_asks_for_a_bucket(bench: Bench) -> 
 
 
 def test_a_base_by_owner_and_name(bench: Bench) -> None:
-    """The newest that matches is what is baked from, and stands in the key."""
-    bench.account.ec2.register_image(
-        Name="debian-1", RootDeviceName="/dev/xvda", Architecture="x86_64"
+    """What matches, for the processors that are asked for, is baked from and stands in the key."""
+    ec2 = bench.account.ec2
+    wanted, other = (
+        ec2.register_image(Name=name, RootDeviceName="/dev/xvda", Architecture=architecture)
+        for name, architecture in (("debian-1", "x86_64"), ("debian-2", "arm64"))
     )
-    newest = bench.account.ec2.register_image(
-        Name="debian-2", RootDeviceName="/dev/xvda", Architecture="x86_64"
-    )["ImageId"]
     try:
         image = bench.bake(base=BaseQuery(owner="self", name="debian-*"))
-        assert image.inputs["base"] == newest
+        assert image.inputs["base"] == wanted["ImageId"]
     finally:
-        for one in bench.account.ec2.describe_images(Owners=["self"])["Images"]:
-            if one["Name"].startswith("debian-"):
-                bench.account.ec2.deregister_image(ImageId=one["ImageId"])
-                snapshot = one["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
-                bench.account.ec2.delete_snapshot(SnapshotId=snapshot)
+        for one in (wanted, other):
+            (found,) = ec2.describe_images(ImageIds=[one["ImageId"]])["Images"]
+            ec2.deregister_image(ImageId=one["ImageId"])
+            ec2.delete_snapshot(SnapshotId=found["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"])
 
 
 def test_an_ami_baked_elsewhere_is_taken_as_it_is(bench: Bench) -> None:
