@@ -21,6 +21,7 @@ from typing import Any
 import engine_images
 import msgspec
 import pytest
+import registry
 from waiting import until
 
 from pytest_ephemeral.environments import reaper
@@ -504,3 +505,44 @@ def test_pruning_removes_what_was_baked_and_only_that(opened: Opened) -> None:
         engine.call("GET", f"/images/{removed.reference}/json")
     assert engine.call("GET", f"/images/{engine_images.busybox()}/json")
     lifecycle.close()
+
+
+def test_another_engine_pulls_from_the_registry(opened: Opened) -> None:
+    """By the digest that was pushed, where the store has lost it; the tag there is not needed."""
+    base = engine_images.busybox()
+    engine = finding.find()
+    with registry.running() as pushed_to:
+        repository = f"127.0.0.1:{pushed_to.server_port}/team/{WEB}"
+        more = (
+            f'[images.shared]\nprovider = "docker"\nbase = "{base}"\n'
+            f'install = ["echo {WEB} > /it"]\n'
+            f'registry = "{repository}"\nverify = ["grep {WEB} /it"]\n'
+        )
+        project = opened(more).project
+        recipe = project.config.recipe("shared")
+        baked = project.images.obtain(recipe, mode="missing", say=print)
+        assert baked.handle["pull"].startswith(f"{repository}@sha256:")
+        engine.call("DELETE", f"/images/pytest-ephemeral/shared:{baked.key[7:19]}")
+        project.store.delete(f"images/{baked.archive[7:]}")
+        with pytest.raises(EphemeralError):
+            engine.call("GET", f"/images/{baked.reference}/json")
+
+        assert project.images.obtain(recipe, mode="never", say=print) == baked
+
+        assert engine.call("GET", f"/images/{baked.reference}/json")["Id"] == baked.digest
+        engine.call("DELETE", f"/images/{baked.handle['pull']}")
+        taken(opened, repository, pushed_to)
+
+
+def taken(opened: Opened, repository: str, pushed_to: registry.Registry) -> None:
+    """A reference by a tag is pulled once, and pinned by what the tag pointed to."""
+    tag = next(name for name in pushed_to.manifests if not name.startswith("sha256:"))
+    more = f'[images.taken]\nprovider = "docker"\nreference = "{repository}:{tag}"\n'
+    project = opened(more).project
+    image = project.images.obtain(project.config.recipe("taken"), mode="missing", say=print)
+    digest = hashlib.sha256(pushed_to.manifests[tag][1]).hexdigest()
+    assert image.inputs["content"] == f"sha256:{digest}"
+    assert image.handle["pull"] == f"{repository}@sha256:{digest}"
+    finding.find().call("DELETE", f"/images/{image.reference}", query={"force": True})
+    again = project.images.obtain(project.config.recipe("taken"), mode="never", say=print)
+    assert again == image

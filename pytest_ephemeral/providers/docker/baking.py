@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from pytest_ephemeral import files, labels, machine
 from pytest_ephemeral.errors import (
     BakeError,
@@ -79,13 +81,12 @@ class DockerBaker:
             yield ()
 
     def adopt(self, job: BakeJob) -> Image | None:
-        """The image of that key, if the engine has it, verified, and the registry too."""
+        """The image of that key, if the engine has it, verified."""
         recipe, engine = _recipe(job.recipe), finding.find()
         found = None if recipe.reference else bases.local(engine, _tag(job.recipe.name, job.key))
         if found is None or (found["Config"].get("Labels") or {}).get(KEY) != job.key:
             return None
-        image = _image(job, found)
-        return image if recipe.registry is None or PULL in image.handle else None
+        return _pushed(engine, job, _image(job, found))
 
     def bake(self, job: BakeJob) -> Image:
         """Build it, install it, or take it as it is; and push it where a registry is named."""
@@ -95,12 +96,9 @@ class DockerBaker:
             try:
                 id = _made(engine, job, recipe, output)
                 image = _image(job, _found(engine, id))
-                if recipe.registry is None:
-                    return image
-                self.verify(job, image)
-                job.say(f"pushing it to {recipe.registry}")
-                registry.push(engine, id, recipe.registry, _digits(job.key))
-                return _image(job, _found(engine, id))
+                if recipe.registry is not None:
+                    self.verify(job, image)
+                return _pushed(engine, job, image)
             except (BakeError, ConfigurationError):
                 raise
             except (EphemeralError, TimeoutError) as error:
@@ -256,12 +254,22 @@ def _built(
     return id
 
 
+def _pushed(engine: Engine, job: BakeJob, image: Image) -> Image:
+    """The image, and where it can be pulled from if its recipe names a registry."""
+    repository = _recipe(job.recipe).registry
+    if repository is None:
+        return image
+    job.say(f"pushing it to {repository}")
+    pushed = registry.push(engine, image.reference, repository, _digits(job.key))
+    return msgspec.structs.replace(image, handle={**image.handle, PULL: pushed})
+
+
 def _image(job: BakeJob, found: Mapping[str, Any]) -> Image:
     recipe = _recipe(job.recipe)
     handle = {"platform": f"{found['Os']}/{found['Architecture']}"}
     if ports := exposed(found["Config"]):
         handle["exposed"] = " ".join(ports)
-    repository = recipe.registry or registry.split(recipe.reference or "")[0].partition("@")[0]
+    repository = registry.split(recipe.reference or "")[0].partition("@")[0]
     for digest in found.get("RepoDigests") or ():
         if repository and digest.partition("@")[0].endswith(repository):
             handle[PULL] = digest

@@ -1,0 +1,123 @@
+"""A container registry of the smallest kind, for pushing to and pulling from on loopback.
+
+As https://github.com/opencontainers/distribution-spec/blob/main/spec.md describes it, without
+asking who anybody is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Registry(ThreadingHTTPServer):
+    """Blobs and manifests, in memory."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.blobs: dict[str, bytes] = {}
+        self.manifests: dict[str, tuple[str, bytes]] = {}
+        self.uploads: dict[str, bytes] = {}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Registry
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.path == "/v2/":
+            return self._answer(200)
+        kind, name = self.path.rpartition("/")[0].rpartition("/")[2], self._name()
+        if kind == "blobs" and name in self.server.blobs:
+            return self._answer(200, self.server.blobs[name], digest=name)
+        if kind == "manifests" and name in self.server.manifests:
+            media, data = self.server.manifests[name]
+            return self._answer(200, data, digest=_digest(data), media=media)
+        return self._answer(404, b'{"errors": [{"code": "NAME_UNKNOWN"}]}')
+
+    do_HEAD = do_GET  # noqa: N815 - http.server's
+
+    def do_POST(self) -> None:
+        self._body()
+        upload = uuid.uuid4().hex
+        self.server.uploads[upload] = b""
+        self._answer(202, location=f"{self.path.rstrip('/')}/{upload}")
+
+    def do_PATCH(self) -> None:
+        self.server.uploads[self._name()] += self._body()
+        size = len(self.server.uploads[self._name()])
+        self._answer(202, location=self.path, extent=f"0-{size - 1}")
+
+    def do_PUT(self) -> None:
+        if "/manifests/" in self.path:
+            data = self._body()
+            stored = (self.headers["Content-Type"], data)
+            self.server.manifests[self._name()] = self.server.manifests[_digest(data)] = stored
+        else:
+            data = self.server.uploads.pop(self._name()) + self._body()
+            self.server.blobs[_digest(data)] = data
+        self._answer(201, digest=_digest(data), location=self.path)
+
+    def _name(self) -> str:
+        return self.path.partition("?")[0].rpartition("/")[2]
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
+
+    def _answer(
+        self,
+        status: int,
+        data: bytes = b"",
+        *,
+        digest: str = "",
+        media: str = "application/octet-stream",
+        location: str = "",
+        extent: str = "",
+    ) -> None:
+        self.send_response(status)
+        headers = {
+            "Content-Type": media,
+            "Content-Length": str(len(data)),
+            "Docker-Content-Digest": digest,
+            "Location": location,
+            "Range": extent,
+        }
+        for name, value in headers.items():
+            if value:
+                self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+@contextmanager
+def running() -> Iterator[Registry]:
+    """A registry, and its address in ``server_port``."""
+    with Registry() as registry:
+        thread = threading.Thread(target=registry.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield registry
+        finally:
+            registry.shutdown()
+            thread.join()
