@@ -80,10 +80,9 @@ class ServedProvider:
         raise NotImplementedError
 
 
-def install() -> None:
+def install(patch: pytest.MonkeyPatch) -> None:
     """Let this process know the provider."""
-    table: Any = providers.TABLE
-    table["served"] = ("promoting:ServedProvider", None)
+    patch.setitem(providers.TABLE, "served", ("promoting:ServedProvider", None))
 
 
 def _read(id: str) -> dict[str, Any] | None:
@@ -140,7 +139,6 @@ class Stage:
     """A project with environments, and a name in a hosts file unless told otherwise."""
 
     def __init__(self, folder: Path, port: int, **settings: Any) -> None:
-        install()
         self.folder = folder
         self.port = port
         store = open_store(str(folder / "store"), folder)
@@ -259,6 +257,7 @@ def sites(*hosts: str) -> Iterator[dict[str, Site]]:
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Site]]:
     """The web servers of v1 and v2, by their ids."""
     (tmp_path / "served").mkdir()
+    install(monkeypatch)
     monkeypatch.setenv(FOLDER, str(tmp_path / "served"))
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     with sites(V1, V2) as made:

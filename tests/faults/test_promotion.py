@@ -57,13 +57,15 @@ BACKWARD = ["restore: begun", "restore: done", "rearm: begun", "rearm: done"]
 KILLED = """
 import os, sys
 from pathlib import Path
-from promoting import Stage
+import pytest
+from promoting import Stage, install
 
 def die(point):
     print(point, flush=True)
     if point == sys.argv[4]:
         os._exit(9)
 
+install(pytest.MonkeyPatch())
 stage = Stage(Path(sys.argv[1]), int(sys.argv[2]))
 switch = stage.switch(at=die)
 switch.rollback() if sys.argv[3] == "rollback" else switch.promote(sys.argv[3])
