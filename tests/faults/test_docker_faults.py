@@ -546,3 +546,4 @@ def taken(opened: Opened, repository: str, pushed_to: registry.Registry) -> None
     finding.find().call("DELETE", f"/images/{image.reference}", query={"force": True})
     again = project.images.obtain(project.config.recipe("taken"), mode="never", say=print)
     assert again == image
+    finding.find().call("DELETE", f"/images/{image.reference}", query={"force": True})

@@ -189,6 +189,8 @@ class DockerBaker:
                 ) from error
             if error.status != _NOT_FOUND:
                 raise
+        if image.archive is not None and PULL in image.handle:  # baked here or elsewhere by us
+            _delete(engine, image.handle[PULL])
 
 
 def exposed(config: Mapping[str, Any]) -> list[str]:
