@@ -58,7 +58,9 @@ def write(terminal: pytest.TerminalReporter, run: Run) -> None:
     for template, number in Counter(entry.key.template for entry in counted).items():
         terminal.write_line(f"{template}: {number} environments, all ended (-v lists them)")
     if spent := _spent(run, datetime.now(UTC)):
-        terminal.write_line(f"these have cost ${max(spent, 0.01):.2f} at most, by the table of prices")
+        terminal.write_line(
+            f"these have cost ${max(spent, 0.01):.2f} at most, by the table of prices"
+        )
     for warning in run.reporter.warnings:
         terminal.write_line(warning, yellow=True)
     for complaint in run.complaints:
