@@ -174,6 +174,14 @@ def _why_abandoned(owned: Owned, now: datetime) -> str:
     if owned.abandoned:
         return f"no record of it is left, and its owner is gone: {owned.detail}"
     expires = owned.labels.get(labels.EXPIRES, labels.NEVER)
-    if expires == labels.NEVER or datetime.fromisoformat(expires) > now:
+    if not _is_past(expires, now):
         return ""
     return f"no record of it is left, and it expired at {expires}: {owned.detail}"
+
+
+def _is_past(expires: str, now: datetime) -> bool:
+    """Whether a label says that the time is over; one that can't be read does not say so."""
+    try:
+        return expires != labels.NEVER and datetime.fromisoformat(expires) <= now
+    except (ValueError, TypeError):  # not a date, or one without a time zone
+        return False

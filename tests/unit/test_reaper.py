@@ -148,9 +148,11 @@ def test_what_no_ledger_knows_goes_only_by_its_own_labels(project: Any, provider
     held(provider, "b-current", expires=future)
     held(provider, "c-production", expires=labels.NEVER)
     held(provider, "d-abandoned", expires=future, abandoned=True)
+    held(provider, "e-garbled", expires="tomorrow")
+    held(provider, "f-zoneless", expires="2020-01-01T00:00:00")
 
     assert set(reaped(project)) == {"a-expired", "d-abandoned"}
-    assert set(provider.held) == {"b-current", "c-production"}
+    assert set(provider.held) == {"b-current", "c-production", "e-garbled", "f-zoneless"}
 
 
 def test_a_record_outranks_labels(project: Any, provider: Scripted) -> None:
