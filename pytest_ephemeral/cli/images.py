@@ -172,8 +172,11 @@ def verify(arguments: argparse.Namespace, output: Output) -> int:
 
 def prune(arguments: argparse.Namespace, output: Output) -> int:
     """Remove what is old and not in use."""
+    from pytest_ephemeral.promotion import journal
+
     project = open_project(arguments)
-    removed = project.images.prune(arguments.keep, project.ledger.in_use())
+    in_use = project.ledger.in_use() | journal.images(project.store)
+    removed = project.images.prune(arguments.keep, in_use)
     if output.as_json:
         output.data(removed=removed)
         return 0

@@ -293,3 +293,30 @@ def history(store: Store, name: str) -> list[Entry]:
         with suppress(msgspec.MsgspecError):
             found.append(decode(data, Entry))
     return sorted(found, key=lambda entry: entry.started_at)
+
+
+def images(store: Store) -> set[str]:
+    """The keys of all images that a production name points to, pointed to, or shall.
+
+    Raises:
+        StoreError: A record is broken, so that it can't be told which images are to stay.
+    """
+    found: set[str] = set()
+    for path, data in store.records(FOLDER):
+        try:
+            places = _places(data, is_head=path.endswith("/current.json"))
+        except msgspec.MsgspecError as error:
+            raise StoreError(
+                f"{path} in {store.url} is broken, and may refer to an image: {error}"
+            ) from error
+        found |= {place.image.key for place in places if place is not None and place.image}
+    return found
+
+
+def _places(data: bytes, *, is_head: bool) -> list[Deployed | None]:
+    """What one record says that a name points to, pointed to, or shall."""
+    if not is_head:
+        entry = decode(data, Entry)
+        return [entry.target, entry.before]
+    head = decode(data, Head)
+    return [head.current, head.previous, None if head.run is None else head.run.target]

@@ -14,6 +14,7 @@ from promoting import NAME, V1, V2, Site
 from waiting import until
 
 from pytest_ephemeral import cli
+from pytest_ephemeral.promotion import journal
 from pytest_ephemeral.promotion.approval import Approvals
 
 LIVE, WAITING, OTHER = "staging-7f3k2q", "staging-m4x8wd", "staging-c9t2vb"
@@ -227,3 +228,31 @@ def test_extending_production_changes_nothing(run: Any, stage: BoardStage) -> No
     """It never expires, and stays so."""
     assert run("extend", LIVE, "1h")[0] == 0
     assert stage.get(LIVE).expires_at is None
+
+
+def test_what_was_ever_production_is_not_pruned(run: Any, stage: BoardStage) -> None:
+    """Rollback, and whoever asks what ran when, need its image; others go."""
+    unrelated = stage.bake("0.0.1", minutes=999)
+    stage.decide(WAITING, "approved", "Anna")
+    assert run("promote", WAITING, "--to", "production")[0] == 0
+    promoted = {one.target.image for one in journal.history(stage.project.store, "production")}
+    for environment in stage.ledger.entries():
+        stage.ledger.remove(environment.id)
+
+    status, out, _ = run("--json", "images", "prune", "--keep", "0")
+
+    assert status == 0
+    removed = {image["key"] for image in json.loads(out)["removed"]}
+    assert unrelated.key in removed
+    assert promoted
+    assert not removed & {image.key for image in promoted if image is not None}
+
+
+def test_nothing_is_pruned_while_a_promotion_can_not_be_read(run: Any, stage: BoardStage) -> None:
+    """It may refer to any image."""
+    stage.project.store.create("promotions/production/history/broken.json", b"{")
+
+    status, _, err = run("images", "prune", "--keep", "0")
+
+    assert status == 1
+    assert "promotions/production/history/broken.json" in err
