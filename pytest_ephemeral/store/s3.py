@@ -222,7 +222,7 @@ class S3Store:
                     break
                 if aws.code(error) != "ConditionalRequestConflict" or attempt == _ATTEMPTS - 1:
                     raise
-            time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311 - spreads writers out
+            time.sleep(random.SystemRandom().uniform(0, 0.05 * 2**attempt))
         found = self._head(path)
         return str(found["ETag"]) if found and found["Metadata"].get("write") == mark else None
 

@@ -98,10 +98,12 @@ def test_kill_while_it_comes_up(project):
     assert eventually(lambda: len(project.processes()) >= 1, 40), end(process)
     process.kill()
     process.wait(10)
-    gone = project.clean_within(SOON)
-    left = project.traces()
+    gone = eventually(lambda: not project.remains(), SOON)
+    left = project.remains()
     end(process)
     assert gone, left
+    project.reap()  # a record that nothing had been made for yet
+    assert not project.traces()
 
 
 def test_ctrl_c_while_it_comes_up(project):

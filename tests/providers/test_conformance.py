@@ -124,6 +124,7 @@ def test_secrets_are_masked(launch: Launcher, provider: Any) -> None:
 def test_a_command_runs_inside(launch: Launcher, provider: Any) -> None:
     """It gets the application's variables, and gives its status and what it printed."""
     environment = launch(variables={"COLOUR": "blue"})
+    assert until(lambda: get(environment)) == "hello"
     done = environment.run(["sh", "-c", "echo $COLOUR; echo red >&2; exit 7"])
     assert (done.returncode, done.stdout, done.stderr) == (7, "blue\n", "red\n")
 

@@ -78,7 +78,7 @@ def wait_until_made(client: Any, stack: str) -> Mapping[str, Any]:
             raise LaunchError(
                 "\n".join([f"its stack is {status or 'gone'}:", *failures(client, stack)])
             )
-        time.sleep(POLL * random.uniform(0.9, 1.1))  # noqa: S311
+        time.sleep(POLL * random.SystemRandom().uniform(0.9, 1.1))
 
 
 def seen(client: Any, stack: str, *, older: float | None = None) -> Mapping[str, Any] | None:
@@ -168,7 +168,7 @@ def delete(client: Any, stack: str, id: str) -> None:
             )
         if time.monotonic() > deadline:
             raise DestroyError(f"{id}: its stack is still {status}. See it: pytest-ephemeral reap")
-        time.sleep(POLL * random.uniform(0.9, 1.1))  # noqa: S311
+        time.sleep(POLL * random.SystemRandom().uniform(0.9, 1.1))
     if kept := retained(client, stack):
         raise DestroyError(
             f"{id}: its template says DeletionPolicy: Retain, so these are still there: "

@@ -143,7 +143,7 @@ def wait(
         if now - said > SAY_AGAIN:
             say(f"the AMI {id} is {state}, {now - started:.0f} s")
             said = now
-        time.sleep(POLL * random.uniform(1.0, 1.2))  # noqa: S311
+        time.sleep(POLL * random.SystemRandom().uniform(1.0, 1.2))
 
 
 def verify(client: Any, found: Mapping[str, Any]) -> None:

@@ -147,7 +147,9 @@ def succeed(built: Built, what: str) -> None:
             shown.console(console.output(built.client, built.instance))
             reason = found.get("StateReason", {}).get("Message", "no reason given")
             raise shown.failure(f"{built.instance} is {state(found)} by itself: {reason}")
-        time.sleep((POLL if built.transfer else CONSOLE_POLL) * random.uniform(1, 1.2))  # noqa: S311
+        time.sleep(
+            (POLL if built.transfer else CONSOLE_POLL) * random.SystemRandom().uniform(1, 1.2)
+        )
 
 
 def _outcome(built: Built, shown: _Shown) -> str:
@@ -213,7 +215,7 @@ def stop(built: Built) -> None:
             raise BakeError(f"{id} has not stopped after {STOPPING:g} s")
         if found is not None and state(found) in {"shutting-down", "terminated"}:
             raise BakeError(f"{id} was terminated while it was being stopped")
-        time.sleep(POLL * random.uniform(1, 1.2))  # noqa: S311
+        time.sleep(POLL * random.SystemRandom().uniform(1, 1.2))
 
 
 def _described(built: Built) -> Mapping[str, Any] | None:

@@ -236,7 +236,7 @@ class Fleet:
                 interval = INTERVAL
             except (ClientError, EphemeralError):
                 interval = min(interval * 2, LONGEST_INTERVAL)
-            pause = interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+            pause = interval * random.SystemRandom().uniform(1 - JITTER, 1 + JITTER)
             time.sleep(max(0.0, pause - (time.monotonic() - started)))
 
 

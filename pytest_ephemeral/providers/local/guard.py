@@ -200,9 +200,11 @@ def start(spec: Spec) -> Guard:
         if not name or name.startswith(".") or "/" in name:
             raise ValueError(f"a process can't be called {name!r}: its log is a file of that name")
     spec.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folders = [*spec.remove, *spec.remove_orphaned]
     with host.listen(spec.id) as listener:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_PROGRAM), spec.id],
+            # The folders are in its orders too; here they are for orders that never come.
+            [sys.executable, "-I", "-S", str(_PROGRAM), spec.id, *map(str, folders)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # What a guard holds open is what a CI step that ended may wait for.

@@ -380,9 +380,18 @@ def _read_exactly(size: int) -> bytes:
     data = b""
     while len(data) < size:
         if not (part := os.read(0, size - len(data))):
-            sys.exit(1)  # the owner died while it was starting this: nothing is there to be ended
+            _tidy_up(sys.argv[2:])  # the owner died while it was starting this
+            sys.exit(1)
         data += part
     return data
+
+
+def _tidy_up(folders: Sequence[str]) -> None:
+    """Remove what was made for orders that never came: nothing runs that could be ended."""
+    from .files import remove_tree
+
+    for folder in folders:
+        remove_tree(folder)
 
 
 def _tell(descriptor: int, report: Mapping[str, Any]) -> None:
