@@ -13,7 +13,7 @@ from pytest_ephemeral.cli import progress
 from pytest_ephemeral.cli.arguments import add_group, add_verb, count
 from pytest_ephemeral.cli.output import Output, plural, short, since, size
 from pytest_ephemeral.cli.session import open_project
-from pytest_ephemeral.environments.lifecycle import Progress
+from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import NothingMatchedError
 from pytest_ephemeral.images import provenance, stages
 from pytest_ephemeral.images.stages import Stage

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from pytest_ephemeral.cli import output
-from pytest_ephemeral.environments.lifecycle import Progress
+from pytest_ephemeral.environments.progress import Progress
 
 _WORDS: Final = {
     "bake": "obtaining its image",

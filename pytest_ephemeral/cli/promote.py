@@ -12,7 +12,7 @@ from pytest_ephemeral.cli import output as printing
 from pytest_ephemeral.cli.arguments import add_verb
 from pytest_ephemeral.cli.output import Output, short
 from pytest_ephemeral.cli.session import lifecycle, open_project
-from pytest_ephemeral.environments.lifecycle import Progress
+from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import ConfigurationError, closest
 from pytest_ephemeral.models import Promotion
 from pytest_ephemeral.promotion import dns, journal

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_ephemeral import publishers
-from pytest_ephemeral.environments.lifecycle import Lifecycle, Progress
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.project import Project
 
 if TYPE_CHECKING:

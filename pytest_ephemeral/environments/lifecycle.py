@@ -8,52 +8,27 @@ told.
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from pytest_ephemeral import interpolation, labels, machine, providers
 from pytest_ephemeral.environments import readiness, watchdog
 from pytest_ephemeral.environments.ledger import register
+from pytest_ephemeral.environments.progress import Clock, Progress
 from pytest_ephemeral.environments.removal import remove
+from pytest_ephemeral.environments.seeding import seed
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Duration, Environment, Image, ImageReference, Template
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import Order, Provider, Reachable, Status
 
 BakeMode = Literal["missing", "always", "never"]
-Phase = Literal[
-    "bake", "launch", "ready", "seen", "seed", "up", "destroy", "destroyed", "kept", "warning"
-]
-
-#: Seconds a seed may take; it is a command of the user's, and has no time-out of its own.
-SEED_TIMEOUT: Final = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Something that people who wait would like to know.
-
-    Attributes:
-        subject: The environment's id, or the image's name while it is baked.
-        phase: What is going on; ``seen`` is what it is not ready for yet.
-        text: More about it; the URL when it is up.
-        seconds: Since the phase began, or for ``up`` since bringing it up began.
-        live: A line that the phase's own program printed.
-    """
-
-    subject: str
-    phase: Phase
-    text: str = ""
-    seconds: float = 0.0
-    live: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +101,7 @@ class Lifecycle:
         """
         template = self._modified(template)
         provider = providers.load(template.provider)
-        clock = _Clock(self.say)
+        clock = Clock(self.say)
         with clock.phase(template.name, "bake"):
             images = self._obtain(template)
         environment = self._register(template, images, ttl or template.ttl)
@@ -137,7 +112,7 @@ class Lifecycle:
             self._abandon(environment, error)
             raise
 
-    def _launch(self, order: Order, provider: Provider, clock: _Clock) -> Timed:
+    def _launch(self, order: Order, provider: Provider, clock: Clock) -> Timed:
         template, subject = order.template, order.environment.id
         if not provider.guards_itself:
             self._guard()
@@ -148,7 +123,7 @@ class Lifecycle:
             self._wait(environment, template, provider, order)
         if template.seed is not None:
             with clock.phase(subject, "seed"):
-                _seed(environment, provider, template.seed, order.secrets)
+                seed(environment, provider, template.seed, order.secrets)
         environment = msgspec.structs.replace(environment, state="ready")
         self._record(environment, "state")
         self.say(Progress(subject, "up", environment.url, clock.total()))
@@ -309,7 +284,9 @@ class Lifecycle:
         expires_at = environment.expires_at
         if status.state == "gone" and expires_at is not None and expires_at <= datetime.now(UTC):
             lived = Duration((expires_at - environment.created_at).total_seconds())
-            return Status("gone", f"its time ({lived}) was over; `ttl` in its template is longer")
+            return Status(
+                "gone", f"its time ({lived}) was over: a longer `ttl` in its template helps"
+            )
         return status
 
     def extend(self, environment: Environment, expires_at: datetime) -> Environment:
@@ -398,49 +375,6 @@ class Lifecycle:
         except Exception as error:  # noqa: BLE001 - anyone's code
             text = f"pytest_ephemeral_{event} failed: {type(error).__name__}: {error}"
             self.say(Progress(arguments["environment"].id, "warning", text))
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Times the phases of one bringing up, and tells of each as it begins."""
-
-    say: Callable[[Progress], None]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, subject: str, phase: Phase) -> Iterator[None]:
-        self.say(Progress(subject, phase))
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = time.monotonic() - started
-
-    def total(self) -> float:
-        return sum(self.seconds.values())
-
-
-def _seed(
-    environment: Environment, provider: Provider, command: str, secrets: Sequence[str]
-) -> None:
-    try:
-        done = provider.run(environment, ["/bin/sh", "-c", command], timeout=SEED_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        raise LaunchError(
-            f"the seed of {environment.id} had not ended after {SEED_TIMEOUT:g} s: {command}"
-        ) from None
-    if done.returncode != 0:
-        output = interpolation.mask(f"{done.stdout}{done.stderr}", secrets)
-        said = output.rstrip().splitlines()[-readiness.LOG_LINES :]
-        raise LaunchError(
-            "\n".join(
-                [
-                    f"the seed of {environment.id} exited with status {done.returncode}: {command}",
-                    *(f"    {line}" for line in said),
-                ]
-            )
-            + readiness.last_lines(environment, provider)
-        )
 
 
 def _image_names(template: Template) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_ephemeral import files, providers
-from pytest_ephemeral.environments.lifecycle import Progress
+from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.project import Project

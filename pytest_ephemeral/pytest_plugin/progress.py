@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_ephemeral.environments.lifecycle import Progress
+from pytest_ephemeral.environments.progress import Progress
 
 #: Seconds after which a phase is worth a line of its own.
 NOTICEABLE: Final = 0.5

@@ -12,7 +12,8 @@ import pytest
 
 from pytest_ephemeral import config as configuration
 from pytest_ephemeral import files, publishers
-from pytest_ephemeral.environments.lifecycle import Lifecycle, Progress
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Template
 from pytest_ephemeral.project import Project

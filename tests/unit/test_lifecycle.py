@@ -16,7 +16,8 @@ import pytest
 from pytest_ephemeral import providers
 from pytest_ephemeral.environments import watchdog
 from pytest_ephemeral.environments.ledger import Ledger
-from pytest_ephemeral.environments.lifecycle import Lifecycle, Progress
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import DestroyError, LaunchError
 from pytest_ephemeral.models import Environment, Template
 from pytest_ephemeral.providers import Order, Owned, Status
