@@ -23,7 +23,7 @@ from aws.harness import Account, account  # type: ignore[import-not-found]
 from aws.kills import kill_runs  # type: ignore[import-not-found]
 
 from pytest_ephemeral.environments import reaper
-from pytest_ephemeral.models import Ready
+from pytest_ephemeral.tables import Ready
 
 AT_ONCE = 200
 KILLED = 200

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_ephemeral.errors import EphemeralError
-    from pytest_ephemeral.models import Endpoint, Environment, Template
+    from pytest_ephemeral.models import Endpoint, Environment
     from pytest_ephemeral.pytest_plugin.fixtures import environment_fixture
+    from pytest_ephemeral.tables import Template
 
 __all__ = ["Endpoint", "Environment", "EphemeralError", "Template", "environment_fixture"]
 
@@ -19,7 +20,7 @@ _HOMES = {
     "Endpoint": "pytest_ephemeral.models",
     "Environment": "pytest_ephemeral.models",
     "EphemeralError": "pytest_ephemeral.errors",
-    "Template": "pytest_ephemeral.models",
+    "Template": "pytest_ephemeral.tables",
     "environment_fixture": "pytest_ephemeral.pytest_plugin.fixtures",
 }
 

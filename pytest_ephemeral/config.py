@@ -18,10 +18,11 @@ import msgspec
 
 from pytest_ephemeral import interpolation, providers
 from pytest_ephemeral.errors import ConfigurationError, closest
-from pytest_ephemeral.models import (
+from pytest_ephemeral.models import Outcome
+from pytest_ephemeral.reading import Problem, join, read, read_table, shown
+from pytest_ephemeral.tables import (
     Audience,
     Name,
-    Outcome,
     Promotion,
     Ready,
     Recipe,
@@ -29,7 +30,6 @@ from pytest_ephemeral.models import (
     Template,
     Variable,
 )
-from pytest_ephemeral.reading import Problem, join, read, read_table, shown
 
 T = TypeVar("T")
 

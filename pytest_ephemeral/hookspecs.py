@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.models import Environment, Template
+    from pytest_ephemeral.models import Environment
+    from pytest_ephemeral.tables import Template
 
 hookspec = pluggy.HookspecMarker("pytest")
 

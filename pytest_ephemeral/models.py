@@ -1,93 +1,30 @@
 """What passes through the house: frozen, slotted, plain data.
 
-msgspec structs rather than dataclasses, because the same types read the configuration
-strictly, make its JSON Schema, and go to and from the ledger's JSON.
+msgspec structs rather than dataclasses, because they go to and from the ledger's JSON by
+themselves. What people write has types of its own, in ``tables``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
+
+from pytest_ephemeral.durations import Duration
 
 if TYPE_CHECKING:
     import subprocess
 
     from pytest_ephemeral.providers import Provider
 
-NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
-VARIABLE_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
-
-#: The name of an image, a template, an endpoint, a process: it goes into ids and file names.
-Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
-Variable = Annotated[str, msgspec.Meta(pattern=VARIABLE_PATTERN)]
-Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-UrlPath = Annotated[str, msgspec.Meta(pattern="^/")]
-
 T = TypeVar("T")
 
 State = Literal["launching", "ready", "destroying"]
-Health = Literal["fail", "report"]
 
 #: What publishers tell of an environment: it is up, or what became of it.
 Outcome = Literal["up", "kept", "destroyed", "destroying", "died", "leaked"]
-
-#: Who can be told. ``auto`` is the CI that this runs in, or ``json`` in one that is not known.
-Audience = Literal[
-    "auto",
-    "github",
-    "gitlab",
-    "jenkins",
-    "buildkite",
-    "azure",
-    "teamcity",
-    "circleci",
-    "bitbucket",
-    "woodpecker",
-    "drone",
-    "tekton",
-    "travis",
-    "json",
-]
-
-
-class Duration(float):
-    """A length of time in seconds, written ``"90s"``, ``"5m"`` or ``"2h"``."""
-
-    __slots__ = ()
-    PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
-    #: A hundred years. What is longer is a slip, and no date can be told from it.
-    LONGEST: Final = 36500 * 86400.0
-    _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-    @classmethod
-    def parse(cls, text: str) -> Duration:
-        """Read a duration as people write it.
-
-        Args:
-            text: A number and a unit: ms, s, m, h or d.
-
-        Raises:
-            ValueError: It is not one; the message shows what one looks like.
-        """
-        found = re.fullmatch(cls.PATTERN, text) if isinstance(text, str) else None
-        if found is None:
-            raise ValueError(f'expected a duration such as "90s", "5m" or "2h", got {text!r}')
-        unit = found[2]
-        seconds = float(text.removesuffix(unit)) * cls._SECONDS[unit]
-        if seconds > cls.LONGEST:
-            raise ValueError(f"expected at most {cls(cls.LONGEST)}, got {text!r}")
-        return cls(seconds)
-
-    def __str__(self) -> str:
-        for unit in ("d", "h", "m", "s"):
-            count = self / self._SECONDS[unit]
-            if count >= 1 and count == int(count):
-                return f"{int(count)}{unit}"
-        return f"{self * 1000:g}ms" if self < 1 else f"{float(self):g}s"
 
 
 def decode_hook(kind: type, value: Any) -> Any:
@@ -108,17 +45,6 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     """What this program wrote and reads again: tolerant of fields that a later version adds."""
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """What people write in ``ephemeral.toml``: every key is known, or an error."""
-
-    def check(self) -> None:
-        """Hold keys against each other; called once, when the configuration is read.
-
-        Raises:
-            ValueError: They can't go together; says what to change.
-        """
-
-
 # -- what is built and baked ---------------------------------------------------------------
 
 
@@ -136,28 +62,6 @@ class Artifact(Model, frozen=True, kw_only=True):
     digest: str
     size: int
     pushed_at: datetime
-
-
-class Recipe(Table, frozen=True, kw_only=True):
-    """How an image is baked: ``[images.NAME]``. Each provider adds keys of its own.
-
-    Attributes:
-        name: The table's name; not a key of it.
-        provider: Which provider bakes it, and runs it.
-        artifact: A glob of files, ``name@version`` or ``sha256:…``.
-        install: A script's path, or a list of shell commands. Sees ``$PREFIX``, ``$ARTIFACT``.
-        verify: Shell commands that must succeed on a fresh copy of the image.
-        reference: An image made elsewhere, taken as it is and pinned; nothing is baked.
-        pass_env: Names of variables the install script may see besides the usual ones.
-    """
-
-    name: str = ""
-    provider: str
-    artifact: str | None = None
-    install: str | list[str] | None = None
-    verify: list[str] = []
-    reference: str | None = None
-    pass_env: list[Variable] = []
 
 
 class Signature(Model, frozen=True, kw_only=True):
@@ -211,66 +115,6 @@ class Image(Model, frozen=True, kw_only=True):
 
 
 # -- what is brought up --------------------------------------------------------------------
-
-
-class Ready(Table, frozen=True, kw_only=True):
-    """When an environment is ready: every probe that is given must succeed.
-
-    Attributes:
-        http: A path; ready when it answers with ``status``.
-        status: The accepted statuses; by default any from 200 to 399.
-        headers: Sent with the request; ``{env:…}`` works here.
-        tcp: Ready when the port accepts a connection.
-        log: A regular expression to be found in the log.
-        command: A shell command run inside the environment, to succeed.
-        port: The endpoint's name that http and tcp look at; by default the URL's.
-        timeout: How long all of it may take.
-    """
-
-    http: UrlPath | None = None
-    status: int | list[int] | None = None
-    headers: dict[str, str] = {}
-    tcp: bool = False
-    log: str | None = None
-    command: str | None = None
-    port: str | None = None
-    timeout: Duration = Duration(60)
-
-
-class Template(Table, frozen=True, kw_only=True):
-    """What an environment looks like: ``[templates.NAME]``. Each provider adds keys of its own.
-
-    Attributes:
-        name: The table's name; not a key of it.
-        provider: What runs it; by default what its image was baked for.
-        image: The image's name.
-        port: The one port it answers on; the endpoint is called ``http``.
-        ports: Several, by name; the first is the URL's.
-        ready: When it is up; by default when its ports accept connections.
-        env: Variables of the application. ``{env:NAME}`` and ``{image:NAME}`` are filled in.
-        seed: A shell command run once inside it, when it answers, before the first test.
-        health: Whether a crash that no test noticed fails the run.
-        ttl: How long it may live.
-    """
-
-    name: str = ""
-    provider: str = ""
-    image: str | None = None
-    port: Port | None = None
-    ports: dict[Name, Port] = {}
-    ready: Ready | None = None
-    env: dict[Variable, str] = {}
-    seed: str | None = None
-    health: Health = "fail"
-    ttl: Duration = Duration(7200)
-
-    def endpoints(self) -> dict[str, int]:
-        """Its ports by name, the URL's first."""
-        return {"http": self.port} if self.port is not None else dict(self.ports)
-
-    def images(self) -> Sequence[str]:
-        """The names of the images it is made of."""
-        return [] if self.image is None else [self.image]
 
 
 class Endpoint(Model, frozen=True, kw_only=True):
@@ -402,54 +246,6 @@ def _provider(environment: Environment) -> Provider:
     from pytest_ephemeral.providers import load
 
     return load(environment.provider)
-
-
-# -- what is decided -------------------------------------------------------------------------
-
-
-class Promotion(Table, frozen=True, kw_only=True):
-    """Where a production name points: ``[promotion.NAME]``. Each DNS backend reads its part.
-
-    Attributes:
-        name: The table's name; not a key of it.
-        dns: What serves the name: ``hosts``, ``rfc2136``, ``route53``, or a third party's.
-        zone: The zone that the name is in; Route 53 takes a hosted zone's id as well.
-        record: The name, such as ``shop.example.com``.
-        record_ttl: How long resolvers may remember where it points.
-        server: rfc2136: where updates go, ``host`` or ``host:port``.
-        servers: rfc2136: the servers that must answer with the new record; by default those
-            that the zone itself names.
-        key: rfc2136: the TSIG key's file, as ``tsig-keygen`` writes it, or ``{env:NAME}``.
-        set_identifier: route53: which of several weighted records is the one to switch.
-        file: hosts: the file, by default ``.ephemeral/hosts``.
-        verify: How the new environment is checked, directly and then through the name; by
-            default its port must accept connections.
-        requires: Stages its image must have passed; ``approval`` is a person's yes.
-        drain: How long the old one still serves after the name has moved.
-        keep_old: How long rollback stays possible after that.
-    """
-
-    name: str = ""
-    dns: str
-    zone: str | None = None
-    record: str
-    record_ttl: Duration = Duration(30)
-    server: str | None = None
-    servers: list[str] = []
-    key: str | None = None
-    set_identifier: str | None = None
-    file: str | None = None
-    verify: Ready | None = None
-    requires: list[str] = []
-    drain: Duration = Duration(60)
-    keep_old: Duration = Duration(3600)
-
-    def check(self) -> None:
-        """Hold keys against each other."""
-        if self.dns in {"route53", "rfc2136"} and self.zone is None:
-            raise ValueError(f'dns = "{self.dns}" needs the zone that {self.record} is in')
-        if self.dns == "rfc2136" and self.server is None:
-            raise ValueError('dns = "rfc2136" needs the server that takes updates')
 
 
 def to_builtins(value: Any) -> Any:

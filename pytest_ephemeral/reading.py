@@ -13,16 +13,16 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import closest
-from pytest_ephemeral.models import (
+from pytest_ephemeral.models import decode_hook
+from pytest_ephemeral.tables import (
     NAME_PATTERN,
     VARIABLE_PATTERN,
-    Duration,
     Promotion,
     Recipe,
     Table,
     Template,
-    decode_hook,
 )
 
 T = TypeVar("T")

@@ -17,8 +17,10 @@ import msgspec
 
 from pytest_ephemeral import providers
 from pytest_ephemeral.config import Document
-from pytest_ephemeral.models import NAME_PATTERN, Duration, Promotion, Table, to_builtins
+from pytest_ephemeral.durations import Duration
+from pytest_ephemeral.models import to_builtins
 from pytest_ephemeral.reading import keys_of
+from pytest_ephemeral.tables import NAME_PATTERN, Promotion, Table
 
 DIALECT: Final = "http://json-schema.org/draft-07/schema#"
 ID: Final = "https://pytest-ephemeral.readthedocs.io/ephemeral.schema.json"

@@ -11,10 +11,11 @@ from typing import Any
 from promoting import NAME, V1, V2, Site, Stage
 
 from pytest_ephemeral import machine
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import PromotionError
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage as Passed
-from pytest_ephemeral.models import Duration, Image, ImageReference
+from pytest_ephemeral.models import Image, ImageReference
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion import approval
 from pytest_ephemeral.promotion.approval import Approvals

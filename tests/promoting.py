@@ -22,23 +22,16 @@ import msgspec
 import pytest
 
 from pytest_ephemeral import labels, machine, providers
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments.ledger import Ledger
-from pytest_ephemeral.models import (
-    Artifact,
-    Duration,
-    Endpoint,
-    Environment,
-    ImageReference,
-    Promotion,
-    Ready,
-    Template,
-)
+from pytest_ephemeral.models import Artifact, Endpoint, Environment, ImageReference
 from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.journal import Journal
 from pytest_ephemeral.promotion.moving import Times
 from pytest_ephemeral.promotion.switch import Switch
 from pytest_ephemeral.providers import Owned, Status
 from pytest_ephemeral.store import open_store
+from pytest_ephemeral.tables import Promotion, Ready, Template
 
 #: Loopback addresses of this process alone, so that parallel workers do not meet.
 BLOCK = 10 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

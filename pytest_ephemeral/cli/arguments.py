@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_ephemeral.cli.output import Output
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import closest
-from pytest_ephemeral.models import Duration
 
 #: A verb: does it, and returns the exit status.
 Do: TypeAlias = Callable[[argparse.Namespace, Output], int]

@@ -17,7 +17,8 @@ from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import NothingMatchedError
 from pytest_ephemeral.images import provenance, stages
 from pytest_ephemeral.images.stages import Stage
-from pytest_ephemeral.models import Image, Recipe, Signature
+from pytest_ephemeral.models import Image, Signature
+from pytest_ephemeral.tables import Recipe
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Verbs

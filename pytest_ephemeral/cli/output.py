@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from pytest_ephemeral.durations import span
 from pytest_ephemeral.models import to_builtins
 
 if TYPE_CHECKING:
@@ -107,17 +108,6 @@ def size(count: int) -> str:
             return f"{amount:.0f} {unit}"
         amount /= 1024
     return f"{amount:.1f} GiB"
-
-
-def span(seconds: float) -> str:
-    """A length of time in its two largest units, such as ``1h 59m``."""
-    parts = []
-    rest = max(0, int(seconds))
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, rest = divmod(rest, length)
-        if count:
-            parts.append(f"{count}{unit}")
-    return " ".join(parts[:2]) or "0s"
 
 
 def since(moment: datetime) -> str:

@@ -14,10 +14,10 @@ from pytest_ephemeral.cli.output import Output, short
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import ConfigurationError, closest
-from pytest_ephemeral.models import Promotion
 from pytest_ephemeral.promotion import dns, journal
 from pytest_ephemeral.promotion.steps import Event
 from pytest_ephemeral.promotion.switch import Switch
+from pytest_ephemeral.tables import Promotion
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Parser, Verbs

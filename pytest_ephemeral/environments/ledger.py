@@ -19,8 +19,9 @@ from pytest_ephemeral.errors import (
     RecordMissingError,
     closest,
 )
-from pytest_ephemeral.models import Environment, Model, Template, decode, encode, to_builtins
+from pytest_ephemeral.models import Environment, Model, decode, encode, to_builtins
 from pytest_ephemeral.store import Store
+from pytest_ephemeral.tables import Template
 
 FOLDER: Final = "environments/"
 

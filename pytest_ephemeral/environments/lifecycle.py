@@ -18,15 +18,17 @@ from typing import Any, Literal
 import msgspec
 
 from pytest_ephemeral import interpolation, labels, machine, providers
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import readiness, watchdog
 from pytest_ephemeral.environments.ledger import register
 from pytest_ephemeral.environments.progress import Clock, Progress
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.environments.seeding import seed
 from pytest_ephemeral.errors import EphemeralError, LaunchError
-from pytest_ephemeral.models import Duration, Environment, Image, ImageReference, Template
+from pytest_ephemeral.models import Environment, Image, ImageReference
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import Order, Provider, Reachable, Status
+from pytest_ephemeral.tables import Template
 
 BakeMode = Literal["missing", "always", "never"]
 

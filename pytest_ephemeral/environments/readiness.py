@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError, ReadinessError
-from pytest_ephemeral.models import Endpoint, Environment, Ready, Template
+from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import Provider
+from pytest_ephemeral.tables import Ready, Template
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection

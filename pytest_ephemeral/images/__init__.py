@@ -26,9 +26,10 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.images import key as keys
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.claim import claimed
-from pytest_ephemeral.models import Artifact, Image, Recipe
+from pytest_ephemeral.models import Artifact, Image
 from pytest_ephemeral.providers import UNKNOWN, BakeJob, Baker
 from pytest_ephemeral.store import Store
+from pytest_ephemeral.tables import Recipe
 
 BakeMode = Literal["missing", "always", "never"]
 Say = Callable[[str], None]

@@ -14,7 +14,8 @@ import msgspec
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import ConfigurationError, ImageChangedError
 from pytest_ephemeral.images.key import key
-from pytest_ephemeral.models import NAME_PATTERN, Image, decode, encode
+from pytest_ephemeral.models import Image, decode, encode
+from pytest_ephemeral.tables import NAME_PATTERN
 
 _RECORD: Final = "image.json"
 _CONTENT: Final = "content"

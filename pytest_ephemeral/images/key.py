@@ -9,7 +9,8 @@ from typing import Final
 
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import ConfigurationError
-from pytest_ephemeral.models import Recipe, to_builtins
+from pytest_ephemeral.models import to_builtins
+from pytest_ephemeral.tables import Recipe
 
 #: Raised when what a bake does with the same inputs changes.
 FORMAT: Final = "1"

@@ -20,7 +20,8 @@ import msgspec
 
 from pytest_ephemeral.ci import Build, detect, revision
 from pytest_ephemeral.errors import ConfigurationError, ProvenanceError, UnavailableError
-from pytest_ephemeral.models import Artifact, Envelope, Image, Recipe, Signature, to_builtins
+from pytest_ephemeral.models import Artifact, Envelope, Image, Signature, to_builtins
+from pytest_ephemeral.tables import Recipe
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

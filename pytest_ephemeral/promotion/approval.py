@@ -15,6 +15,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from pytest_ephemeral import machine, providers
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import (
     ConfigurationError,
@@ -28,14 +29,7 @@ from pytest_ephemeral.errors import (
     UnansweredError,
     closest,
 )
-from pytest_ephemeral.models import (
-    Duration,
-    Environment,
-    ImageReference,
-    Model,
-    decode,
-    encode,
-)
+from pytest_ephemeral.models import Environment, ImageReference, Model, decode, encode
 from pytest_ephemeral.promotion import protection
 from pytest_ephemeral.store import Store
 

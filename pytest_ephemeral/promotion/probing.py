@@ -12,7 +12,8 @@ import msgspec
 from pytest_ephemeral import interpolation, providers
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.environments.readiness import HttpProbe, Probe
-from pytest_ephemeral.models import Endpoint, Environment, Promotion, Ready, Template
+from pytest_ephemeral.models import Endpoint, Environment
+from pytest_ephemeral.tables import Promotion, Ready, Template
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection

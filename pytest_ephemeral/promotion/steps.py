@@ -15,11 +15,12 @@ import msgspec
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import NameChangedError, PromotionError
-from pytest_ephemeral.models import Environment, Promotion
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.promotion import probing, protection
 from pytest_ephemeral.promotion.dns import Backend, Record, arranged, shown
 from pytest_ephemeral.promotion.journal import Deployed, Done, Head, Journal
 from pytest_ephemeral.promotion.moving import Mover, Times, check_alive
+from pytest_ephemeral.tables import Promotion
 
 
 @dataclass(frozen=True, slots=True)

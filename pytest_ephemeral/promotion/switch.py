@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from pytest_ephemeral import machine
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import (
     EphemeralError,
     NameChangedError,
@@ -22,13 +23,14 @@ from pytest_ephemeral.errors import (
     StoreError,
     SupersededError,
 )
-from pytest_ephemeral.models import Duration, Environment, Promotion
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion import probing, requirements
 from pytest_ephemeral.promotion.dns import Backend, shown
 from pytest_ephemeral.promotion.journal import Deployed, Entry, Journal, Run
 from pytest_ephemeral.promotion.moving import Times
 from pytest_ephemeral.promotion.steps import Event, Steps, kept_for, unchanged
+from pytest_ephemeral.tables import Promotion
 
 
 @dataclass(slots=True)

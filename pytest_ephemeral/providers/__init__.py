@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import ClassVar, Final, Literal, Protocol, runtime_checkable
 
 from pytest_ephemeral.errors import ConfigurationError, UnavailableError, closest
-from pytest_ephemeral.models import Environment, Image, Recipe, Template
+from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.tables import Recipe, Template
 
 #: Name → ``module:class``, and the extra to install for it.
 TABLE: Mapping[str, tuple[str, str | None]] = {

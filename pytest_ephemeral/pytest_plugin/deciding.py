@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.models import Duration, Environment
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.promotion import approval
 from pytest_ephemeral.promotion.approval import Approval
 

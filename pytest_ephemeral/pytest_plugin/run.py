@@ -15,7 +15,6 @@ from pytest_ephemeral import files, publishers
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.models import Template
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.publishers import Publishing
 from pytest_ephemeral.pytest_plugin import records
@@ -25,6 +24,7 @@ from pytest_ephemeral.pytest_plugin.keeper import RunKeeper, attach
 from pytest_ephemeral.pytest_plugin.lending import Entry
 from pytest_ephemeral.pytest_plugin.progress import Reporter
 from pytest_ephemeral.pytest_plugin.settings import Settings
+from pytest_ephemeral.tables import Template
 
 
 @dataclass(slots=True)

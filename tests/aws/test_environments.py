@@ -22,7 +22,8 @@ from pytest_ephemeral.errors import (
     LaunchError,
     UnavailableError,
 )
-from pytest_ephemeral.models import Environment, Ready
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.tables import Ready
 
 
 def instance(bench: Bench, environment: Environment) -> dict[str, Any]:

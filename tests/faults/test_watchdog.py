@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.lifecycle import Lifecycle
-from pytest_ephemeral.models import Template
+from pytest_ephemeral.tables import Template
 from pytest_ephemeral.store.directory import DirectoryStore
 
 class Hooks:

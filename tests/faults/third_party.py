@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from pytest_ephemeral.models import Environment, Template
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import Check, Order, Owned, Status
+from pytest_ephemeral.tables import Template
 
 
 class FolderProvider:

@@ -14,6 +14,7 @@ from nameserver import PRIMARY, SECONDARY, ZONE, Nameserver, Relay, answering, l
 from promoting import V1, V2, Site, Stage, free_port
 from waiting import until
 
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import (
     ConfigurationError,
     DnsError,
@@ -21,9 +22,9 @@ from pytest_ephemeral.errors import (
     NameChangedError,
     PromotionError,
 )
-from pytest_ephemeral.models import Duration, Promotion
 from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.dns import Record, rfc2136
+from pytest_ephemeral.tables import Promotion
 
 _numbers = itertools.count()
 

@@ -12,6 +12,7 @@ from moto.server import ThreadedMotoServer
 from promoting import V1, V2, Site, Stage
 from strict_route53 import StrictRoute53
 
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import (
     ConfigurationError,
     DnsError,
@@ -19,10 +20,10 @@ from pytest_ephemeral.errors import (
     NameChangedError,
     PromotionError,
 )
-from pytest_ephemeral.models import Duration, Promotion
 from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.dns import Record
 from pytest_ephemeral.promotion.switch import Switch
+from pytest_ephemeral.tables import Promotion
 
 ZONE = "example.test"
 NAME = f"shop.{ZONE}"

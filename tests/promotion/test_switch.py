@@ -11,8 +11,9 @@ import pytest
 from promoting import NAME, V1, V2, Site, Stage
 
 from pytest_ephemeral import labels
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import NameChangedError, NothingMatchedError, PromotionError
-from pytest_ephemeral.models import Duration, ImageReference
+from pytest_ephemeral.models import ImageReference
 from pytest_ephemeral.promotion import journal
 from pytest_ephemeral.promotion.journal import Journal
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pytest_ephemeral import labels, machine, providers
-from pytest_ephemeral.models import Environment, Image, Recipe, Template
+from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers import BakeJob, Order
+from pytest_ephemeral.tables import Recipe, Template
 
 #: Name → the module that has a class ``Bench``.
 TABLE: Mapping[str, str] = {

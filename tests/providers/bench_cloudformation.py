@@ -20,10 +20,11 @@ import msgspec
 from bench import Kind
 
 from pytest_ephemeral import aws
-from pytest_ephemeral.models import Environment, Template
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.cloudformation.stacks import name_of
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
 from pytest_ephemeral.providers.ec2.guest import PREFIX, boot_script
+from pytest_ephemeral.tables import Template
 
 PARAMETERS = ("COLOUR", "NAME", "GREETING")
 

@@ -10,9 +10,10 @@ import engine_images
 from bench import Kind
 
 from pytest_ephemeral.errors import UnavailableError
-from pytest_ephemeral.models import Environment, Recipe, Template
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.compose.command import Compose
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate, Place
+from pytest_ephemeral.tables import Recipe, Template
 
 
 class Bench:

@@ -9,9 +9,10 @@ from pathlib import Path
 import engine_images
 from bench import Kind
 
-from pytest_ephemeral.models import Environment, Recipe, Template
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.docker import finding
 from pytest_ephemeral.providers.docker.tables import DockerRecipe, DockerTemplate
+from pytest_ephemeral.tables import Recipe, Template
 
 SERVE = ["python3", "/application.py", "0.0.0.0"]
 

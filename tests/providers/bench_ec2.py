@@ -16,8 +16,9 @@ from bench import Kind
 from bench_local import marked_processes
 
 from pytest_ephemeral import aws, labels
-from pytest_ephemeral.models import Environment, Recipe, Template
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
+from pytest_ephemeral.tables import Recipe, Template
 
 SUBNETS = "EPHEMERAL_BENCH_SUBNETS"
 SERVE = f'exec "{sys.executable}" "$PREFIX/application.py" "$HOST"'

@@ -13,8 +13,9 @@ from bench import Kind
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
-from pytest_ephemeral.models import Environment, Recipe, Template
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
+from pytest_ephemeral.tables import Recipe, Template
 
 SERVE = f'exec "{sys.executable}" "$PREFIX/application.py" "$HOST"'
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pytest_ephemeral import config
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import ConfigurationError
-from pytest_ephemeral.models import Duration
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
 
 WHOLE = """\

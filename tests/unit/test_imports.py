@@ -20,7 +20,8 @@ PACKAGE = "pytest_ephemeral"
 #: stands for all in it that is not named itself.
 LAYERS = [
     ["errors"],
-    ["models"],
+    ["durations"],
+    ["models", "tables"],
     ["aws", "ci", "files", "hookspecs", "interpolation", "labels", "machine", "reading"],
     ["store"],
     ["providers"],

@@ -11,8 +11,9 @@ import pytest
 from pytest_ephemeral import machine
 from pytest_ephemeral.environments.ledger import Ledger, register
 from pytest_ephemeral.errors import NothingMatchedError, RecordExistsError
-from pytest_ephemeral.models import Environment, Template
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.store.directory import DirectoryStore
+from pytest_ephemeral.tables import Template
 
 TEMPLATE = Template(name="staging", provider="local", env={"KEY": "{env:SECRET}"})
 

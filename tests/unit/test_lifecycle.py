@@ -19,9 +19,10 @@ from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import DestroyError, LaunchError
-from pytest_ephemeral.models import Environment, Template
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import Order, Owned, Status
 from pytest_ephemeral.store.directory import DirectoryStore
+from pytest_ephemeral.tables import Template
 
 TEMPLATE = Template(name="staging", provider="scripted", env={"KEY": "{env:LIFECYCLE_KEY}"})
 

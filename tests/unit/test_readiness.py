@@ -15,10 +15,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pytest_ephemeral import machine
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.errors import LaunchError, ReadinessError
-from pytest_ephemeral.models import Duration, Environment, Ready, Template, endpoints_at
+from pytest_ephemeral.models import Environment, endpoints_at
 from pytest_ephemeral.providers import Status
+from pytest_ephemeral.tables import Ready, Template
 
 
 class Scripted:

@@ -15,9 +15,10 @@ from pytest_ephemeral import labels, machine, providers
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import DestroyError, UnavailableError
-from pytest_ephemeral.models import Environment, Owner, Template
+from pytest_ephemeral.models import Environment, Owner
 from pytest_ephemeral.providers import Owned
 from pytest_ephemeral.store.directory import DirectoryStore
+from pytest_ephemeral.tables import Template
 
 HOUR = timedelta(hours=1)
 TEMPLATE = Template(name="staging", provider="scripted")

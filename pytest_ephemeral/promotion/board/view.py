@@ -11,11 +11,12 @@ from pytest_ephemeral import machine, providers
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.images.stages import Stage
-from pytest_ephemeral.models import Environment, Image, Promotion
+from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion import journal, requirements
 from pytest_ephemeral.promotion.approval import Approval, Approvals
 from pytest_ephemeral.promotion.journal import Entry, Head, Journal
+from pytest_ephemeral.tables import Promotion
 
 #: How much of the past is shown.
 ENTRIES = 12

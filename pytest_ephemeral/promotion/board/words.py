@@ -6,16 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
-
-def span(seconds: float) -> str:
-    """A length of time in its two largest units, such as ``1h 59m``."""
-    parts = []
-    rest = max(0, int(seconds))
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, rest = divmod(rest, length)
-        if count:
-            parts.append(f"{count}{unit}")
-    return " ".join(parts[:2]) or "0s"
+from pytest_ephemeral.durations import span
 
 
 def ago(moment: datetime, now: datetime) -> str:

@@ -18,7 +18,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from pytest_ephemeral.errors import ConfigurationError, DnsError, UnavailableError, closest
-from pytest_ephemeral.models import Model, Promotion
+from pytest_ephemeral.models import Model
+from pytest_ephemeral.tables import Promotion
 
 #: Name → ``module:class``, and the extra to install for it.
 TABLE: Mapping[str, tuple[str, str | None]] = {

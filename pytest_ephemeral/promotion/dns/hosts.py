@@ -14,8 +14,8 @@ from typing import Final
 
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import DnsError, NameChangedError
-from pytest_ephemeral.models import Promotion
 from pytest_ephemeral.promotion.dns import Record, arranged, kind_of, plain, shown
+from pytest_ephemeral.tables import Promotion
 
 DEFAULT_FILE: Final = ".ephemeral/hosts"
 

@@ -32,7 +32,6 @@ from pytest_ephemeral.errors import (
     DnsUnavailableError,
     NameChangedError,
 )
-from pytest_ephemeral.models import Promotion
 from pytest_ephemeral.promotion.dns import (
     KINDS,
     Record,
@@ -44,6 +43,7 @@ from pytest_ephemeral.promotion.dns import (
     resolved,
     shown,
 )
+from pytest_ephemeral.tables import Promotion
 
 #: Seconds a server may take to answer once.
 TIMEOUT: Final = 5.0

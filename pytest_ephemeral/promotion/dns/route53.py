@@ -18,7 +18,6 @@ from pytest_ephemeral.errors import (
     DnsUnavailableError,
     NameChangedError,
 )
-from pytest_ephemeral.models import Promotion
 from pytest_ephemeral.promotion.dns import (
     KINDS,
     Record,
@@ -30,6 +29,7 @@ from pytest_ephemeral.promotion.dns import (
     resolved,
     shown,
 )
+from pytest_ephemeral.tables import Promotion
 
 #: Answers after which the same request may succeed.
 _PASSING: Final = frozenset({"PriorRequestNotComplete", "ServiceUnavailable", "Throttling"})

@@ -21,7 +21,7 @@ from pytest_ephemeral.errors import (
     closest,
 )
 from pytest_ephemeral.labels import EXPIRES, ID, NEVER, RUN
-from pytest_ephemeral.models import Endpoint, Environment, Recipe, Template
+from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import Check, Order, Owned, Status
 from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.cloudformation.tables import (
@@ -33,6 +33,7 @@ from pytest_ephemeral.providers.ec2.doctor import checks
 from pytest_ephemeral.providers.ec2.environments import Instances, explained
 from pytest_ephemeral.providers.ec2.fleet import fleet
 from pytest_ephemeral.providers.ec2.tagging import as_tags, expiry, labels_of, tags_of
+from pytest_ephemeral.tables import Recipe, Template
 
 #: In a handle.
 REGION: Final = "region"

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from pytest_ephemeral import interpolation
-from pytest_ephemeral.models import Name, Template
+from pytest_ephemeral.tables import Name, Template
 
 _OUTPUT: Final = re.compile(r"\{output:([A-Za-z0-9]+)\}")
 

@@ -11,7 +11,7 @@ import msgspec
 
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError, LaunchError
 from pytest_ephemeral.interpolation import mask
-from pytest_ephemeral.models import Endpoint, Environment, Recipe, Template
+from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import Check, Order
 from pytest_ephemeral.providers.compose import project
 from pytest_ephemeral.providers.compose.command import Compose, Said, parsed
@@ -27,6 +27,7 @@ from pytest_ephemeral.providers.docker.environments import (
     part_of,
 )
 from pytest_ephemeral.providers.docker.provider import publish_on, published, unexposed
+from pytest_ephemeral.tables import Recipe, Template
 
 _LAST_LINES: Final = 20
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from pytest_ephemeral.models import Name, Port, Table, Template
+from pytest_ephemeral.tables import Name, Port, Table, Template
 
 
 class Place(Table, frozen=True, kw_only=True):

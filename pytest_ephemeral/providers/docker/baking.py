@@ -24,13 +24,14 @@ from pytest_ephemeral.errors import (
     ImageChangedError,
     ImageInUseError,
 )
-from pytest_ephemeral.models import Image, Recipe
+from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import UNKNOWN, BakeJob
 from pytest_ephemeral.providers.docker import bases, finding, installing, registry
 from pytest_ephemeral.providers.docker.context import Context
 from pytest_ephemeral.providers.docker.engine import TAR_TYPE, Engine, EngineError, json_lines
 from pytest_ephemeral.providers.docker.output import Output
 from pytest_ephemeral.providers.docker.tables import DockerRecipe
+from pytest_ephemeral.tables import Recipe
 
 KEY: Final = labels.PREFIX + "key"
 ARTIFACT: Final = labels.PREFIX + "artifact"

@@ -9,14 +9,7 @@ from typing import Any, ClassVar, Final, Self
 import msgspec
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError
-from pytest_ephemeral.models import (
-    Endpoint,
-    Environment,
-    Image,
-    Recipe,
-    Template,
-    endpoints_at,
-)
+from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
 from pytest_ephemeral.providers import Check, Order
 from pytest_ephemeral.providers.docker import belongings, containers, finding
 from pytest_ephemeral.providers.docker.baking import DockerBaker
@@ -35,6 +28,7 @@ from pytest_ephemeral.providers.docker.tables import (
     bytes_of,
     volume_of,
 )
+from pytest_ephemeral.tables import Recipe, Template
 
 LOOPBACK: Final = "127.0.0.1"
 

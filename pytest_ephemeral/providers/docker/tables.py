@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from pytest_ephemeral.models import Recipe, Template
+from pytest_ephemeral.tables import Recipe, Template
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 

@@ -23,7 +23,7 @@ from pytest_ephemeral.errors import (
     ImageInUseError,
     ImageMissingError,
 )
-from pytest_ephemeral.models import Image, Recipe
+from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.ec2 import amis, belongings, launching
 from pytest_ephemeral.providers.ec2.builders import (
@@ -40,6 +40,7 @@ from pytest_ephemeral.providers.ec2.builders import (
 )
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
 from pytest_ephemeral.providers.ec2.tagging import KEY, VERIFIED, tags_of
+from pytest_ephemeral.tables import Recipe
 
 #: In an image's handle: it was baked elsewhere, and is taken as it is.
 AS_IT_IS: Final = "as-it-is"

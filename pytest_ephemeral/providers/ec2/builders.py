@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from pytest_ephemeral import aws, files, labels, machine
 from pytest_ephemeral.errors import BakeError, ConfigurationError
-from pytest_ephemeral.models import Recipe
 from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.ec2 import amis, belongings, console, groups, guest, launching
 from pytest_ephemeral.providers.ec2.fleet import state
@@ -29,6 +28,7 @@ from pytest_ephemeral.providers.ec2.tagging import (
     process_of,
 )
 from pytest_ephemeral.providers.ec2.transfers import MARGIN, Transfer
+from pytest_ephemeral.tables import Recipe
 
 #: Seconds between looks at a bake.
 POLL: Final = 2.0

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import DestroyError, EphemeralError, LaunchError
 from pytest_ephemeral.labels import EXPIRES, NEVER
-from pytest_ephemeral.models import Environment, Recipe, Template
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import Check, Order, Owned
 from pytest_ephemeral.providers.ec2 import belongings, destroying, launching
 from pytest_ephemeral.providers.ec2.baking import Ec2Baker
@@ -20,6 +20,7 @@ from pytest_ephemeral.providers.ec2.environments import Instances, explained, fl
 from pytest_ephemeral.providers.ec2.fleet import Instance
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.providers.ec2.tagging import as_tags, expiry, tags_of
+from pytest_ephemeral.tables import Recipe, Template
 
 
 class Ec2Provider(Instances, Ec2Baker):

@@ -8,7 +8,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from pytest_ephemeral.models import Duration, Name, Recipe, Table, Template
+from pytest_ephemeral.durations import Duration
+from pytest_ephemeral.tables import Name, Recipe, Table, Template
 
 AMI: Final = r"^ami-[0-9a-f]+$"
 RUNNER: Final = "runner"

@@ -23,7 +23,7 @@ from pytest_ephemeral.errors import (
     UnavailableError,
 )
 from pytest_ephemeral.interpolation import worth_masking
-from pytest_ephemeral.models import Image, Recipe
+from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.local import guard, tree
 from pytest_ephemeral.providers.local.prefix import (
@@ -34,6 +34,7 @@ from pytest_ephemeral.providers.local.prefix import (
     trusted,
     trusted_root,
 )
+from pytest_ephemeral.tables import Recipe
 
 #: What an install script sees of this process's variables. The rest is the project's or this
 #: user's own business, and would make two machines bake two different images.

@@ -22,7 +22,7 @@ from pytest_ephemeral.errors import (
     EphemeralError,
     LaunchError,
 )
-from pytest_ephemeral.models import Environment, Image, Recipe, Template, endpoints_at
+from pytest_ephemeral.models import Environment, Image, endpoints_at
 from pytest_ephemeral.providers import Check, Order, Owned, Status
 from pytest_ephemeral.providers.local import folder, guard, logs, network
 from pytest_ephemeral.providers.local.baking import LocalBaker
@@ -31,6 +31,7 @@ from pytest_ephemeral.providers.local.folder import Folder
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 from pytest_ephemeral.providers.local.supervisor.processes import descendants, end_marked
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
+from pytest_ephemeral.tables import Recipe, Template
 
 #: What an application sees of this process's variables; the rest is the template's to say.
 _ALLOWED: Final = ("PATH", "LANG", "LC_*", "TZ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_ephemeral.models import Name, Recipe, Template
+from pytest_ephemeral.tables import Name, Recipe, Template
 
 
 class LocalRecipe(Recipe, frozen=True, kw_only=True):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pytest_ephemeral.errors import UnavailableError
-from pytest_ephemeral.models import Recipe, Template
 from pytest_ephemeral.providers import Check
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
+from pytest_ephemeral.tables import Recipe, Template
 
 _HINT = "use the docker provider, or run this under WSL"
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from promoting import V1, Stage, make_stage, served
 
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import (
     ConfigurationError,
     DecidedError,
@@ -21,7 +22,6 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage as Passed
-from pytest_ephemeral.models import Duration
 from pytest_ephemeral.promotion import approval as approving
 from pytest_ephemeral.promotion import requirements
 from pytest_ephemeral.promotion.approval import Approvals

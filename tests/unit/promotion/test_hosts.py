@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pytest_ephemeral.errors import ConfigurationError, DnsError, NameChangedError
-from pytest_ephemeral.models import Promotion
 from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.dns import Record
+from pytest_ephemeral.tables import Promotion
 
 NAME = "shop.example.test"
 
