@@ -18,7 +18,7 @@ from pytest_ephemeral.store.directory import DirectoryStore
 HERE = Path(__file__).parent
 
 OWNER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from pytest_ephemeral.environments.ledger import Ledger
@@ -42,6 +42,9 @@ if "leave" in sys.argv:
     lifecycle.close()
 if "close" in sys.argv:
     lifecycle.close()
+if "fork" in sys.argv and os.fork() == 0:
+    time.sleep(60)  # what a test has forked, and nobody ends
+    os._exit(0)
 print("up", flush=True)
 sys.stdin.read()
 """
@@ -72,6 +75,7 @@ def owner(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process = subprocess.Popen(
             [
                 sys.executable,
+                "-P",
                 "-c",
                 OWNER,
                 str(tmp_path / "store"),
@@ -155,3 +159,49 @@ def test_a_watchdog_finishes_what_it_was_left(
     ledger = Ledger(DirectoryStore(tmp_path / "store"))
     assert until(lambda: [one.id for one in ledger.entries()] == [remaining.name])
     assert process.poll() is None
+
+
+def test_what_a_test_has_forked_is_not_taken_for_the_owner(
+    owner: Callable[..., subprocess.Popen[bytes]], folders: Path
+) -> None:
+    """A child that outlives the owner holds nothing open: all goes when the owner does."""
+    process = owner("fork")
+    (child,) = children(process.pid)
+
+    process.kill()
+
+    assert until(lambda: not list(folders.iterdir()))
+    os.kill(child, signal.SIGKILL)  # it was there all the time
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(
+    owner: Callable[..., subprocess.Popen[bytes]],
+    folders: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A project may have a module that is called like one of the standard library's."""
+    (tmp_path / "here").mkdir()
+    for name in ("select", "secrets", "queue", "threading"):
+        (tmp_path / "here" / f"{name}.py").write_text("raise SystemExit\n")
+    monkeypatch.chdir(tmp_path / "here")
+    process = owner()
+    assert len(list(folders.iterdir())) == 2
+
+    process.kill()
+
+    assert until(lambda: not list(folders.iterdir()))
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started by forking, and that still run its program."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = stat.read_text().rpartition(")")[2].split()[1]
+            command = (stat.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == str(pid) and b"vigil" not in command:
+            found.append(int(stat.parent.name))
+    return found
