@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from pytest_ephemeral.models import Model
 
@@ -33,8 +34,7 @@ class Build(Model, frozen=True, kw_only=True):
     branch: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Vendor:
+class _Vendor(msgspec.Struct, frozen=True):
     """Where a CI says things: templates over its variables, empty where it doesn't."""
 
     marker: str

@@ -10,7 +10,6 @@ import re
 import tomllib
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -80,8 +79,7 @@ class Document(Table, frozen=True, kw_only=True):
     webhook: list[Webhook] = msgspec.field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(msgspec.Struct, frozen=True):
     """A configuration that holds together.
 
     Attributes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from pytest_ephemeral import config
 from pytest_ephemeral.artifacts import Repository, open_repository
@@ -13,8 +14,7 @@ from pytest_ephemeral.images import Images
 from pytest_ephemeral.store import Store, open_store
 
 
-@dataclass(frozen=True, slots=True)
-class Project:
+class Project(msgspec.Struct, frozen=True):
     """Everything that is the same for all runs of one project."""
 
     config: config.Config

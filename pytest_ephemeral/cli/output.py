@@ -6,9 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from pytest_ephemeral.durations import span
 from pytest_ephemeral.models import to_builtins
@@ -23,8 +24,7 @@ JSON_VERSION: Final = 1
 _UNLIMITED: Final = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """Where a verb puts what it has to say.
 
     Attributes:

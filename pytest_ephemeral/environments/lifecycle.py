@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -33,8 +32,7 @@ from pytest_ephemeral.tables import Template
 BakeMode = Literal["missing", "always", "never"]
 
 
-@dataclass(frozen=True, slots=True)
-class Timed:
+class Timed(msgspec.Struct, frozen=True):
     """An environment that is up, and how long each phase took, in seconds."""
 
     environment: Environment
@@ -49,8 +47,7 @@ def _untouched(_: Environment) -> None:
     """Nobody wants to see it before it is removed."""
 
 
-@dataclass(slots=True)
-class Lifecycle:
+class Lifecycle(msgspec.Struct):
     """Brings environments up and takes them down, for one run.
 
     Attributes:
@@ -71,13 +68,13 @@ class Lifecycle:
     bake: BakeMode = "missing"
     say: Callable[[Progress], None] = _silent
     before_removal: Callable[[Environment], None] = _untouched
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    _hook_lock: threading.RLock = field(default_factory=threading.RLock)
-    _image_locks: dict[str, threading.Lock] = field(default_factory=dict)
-    _images: dict[str, Image] = field(default_factory=dict)
-    _guard_lock: threading.Lock = field(default_factory=threading.Lock)
+    cancelled: threading.Event = msgspec.field(default_factory=threading.Event)
+    _hook_lock: threading.RLock = msgspec.field(default_factory=threading.RLock)
+    _image_locks: dict[str, threading.Lock] = msgspec.field(default_factory=dict)
+    _images: dict[str, Image] = msgspec.field(default_factory=dict)
+    _guard_lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
     _watchdog: watchdog.Watchdog | None = None
-    _left: set[str] = field(default_factory=set)
+    _left: set[str] = msgspec.field(default_factory=set)
 
     def check(self, template: str) -> None:
         """See whether what a template's provider needs is there, before anything is begun.

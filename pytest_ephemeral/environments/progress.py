@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 Phase = Literal[
     "bake", "launch", "ready", "seen", "seed", "up", "destroy", "destroyed", "kept", "warning"
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """Something that people who wait would like to know.
 
     Attributes:
@@ -32,12 +32,11 @@ class Progress:
     live: bool = False
 
 
-@dataclass(slots=True)
-class Clock:
+class Clock(msgspec.Struct):
     """Times the phases of one bringing up, and tells of each as it begins."""
 
     say: Callable[[Progress], None]
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = msgspec.field(default_factory=dict)
 
     @contextmanager
     def phase(self, subject: str, phase: Phase) -> Iterator[None]:

@@ -13,8 +13,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+
+import msgspec
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError, ReadinessError
 from pytest_ephemeral.models import Endpoint, Environment
@@ -133,8 +134,7 @@ def wait(
             raise LaunchError(f"{environment.id} is no longer wanted: the run is ending")
 
 
-@dataclass(frozen=True, slots=True)
-class TcpProbe:
+class TcpProbe(msgspec.Struct, frozen=True):
     """A port that accepts a connection.
 
     Attributes:
@@ -167,8 +167,7 @@ class Checked(Protocol):
         """What it is not content with yet, such as a health check; empty when with everything."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlatformProbe:
+class PlatformProbe(msgspec.Struct, frozen=True):
     """What the platform itself thinks."""
 
     environment: Environment
@@ -179,8 +178,7 @@ class PlatformProbe:
         return self.provider.unready(self.environment)
 
 
-@dataclass(frozen=True, slots=True)
-class HttpProbe:
+class HttpProbe(msgspec.Struct, frozen=True):
     """A path that answers with an accepted status.
 
     The standard library's client: a look takes less than importing a better one.
@@ -221,15 +219,14 @@ class HttpProbe:
         return HTTPSConnection(host, port, timeout=seconds, context=context)
 
 
-@dataclass(slots=True)
-class LogProbe:
+class LogProbe(msgspec.Struct):
     """A regular expression that is found in what the application prints."""
 
     environment: Environment
     provider: Provider
     pattern: re.Pattern[str]
     _mark: str | None = None
-    _text: str = field(default="", repr=False)
+    _text: str = ""
 
     def look(self, seconds: float) -> str:  # noqa: ARG002
         """See ``Probe``. Each look reads only what is new, and the end of what was read before."""
@@ -241,8 +238,7 @@ class LogProbe:
         return f"/{self.pattern.pattern}/ is not in its log"
 
 
-@dataclass(frozen=True, slots=True)
-class CommandProbe:
+class CommandProbe(msgspec.Struct, frozen=True):
     """A command run inside the environment that succeeds."""
 
     environment: Environment

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -35,8 +34,7 @@ BakeMode = Literal["missing", "always", "never"]
 Say = Callable[[str], None]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(msgspec.Struct, frozen=True):
     """An image that is asked for."""
 
     recipe: Recipe
@@ -239,7 +237,7 @@ class Images:
                 return image
             say(f"baking {name} ({wanted.key[:19]}…)")
             try:
-                image = baker.bake(dataclasses.replace(job, descriptors=descriptors))
+                image = baker.bake(msgspec.structs.replace(job, descriptors=descriptors))
                 return self._finish(wanted, job, image, started)
             except BaseException:
                 baker.discard(wanted.key)

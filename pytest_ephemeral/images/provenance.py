@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -35,8 +34,7 @@ OURS: Final = "https://pytest-ephemeral.readthedocs.io/provenance"
 KEY_VARIABLE: Final = "PYTEST_EPHEMERAL_SIGNING_KEY"
 
 
-@dataclass(frozen=True, slots=True)
-class Making:
+class Making(msgspec.Struct, frozen=True):
     """How an image was made, as far as the image itself does not tell.
 
     Attributes:

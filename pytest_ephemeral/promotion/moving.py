@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, TypeVar
+
+import msgspec
 
 from pytest_ephemeral import providers
 from pytest_ephemeral.environments import readiness
@@ -31,8 +32,7 @@ PROPAGATION: Final = 300.0
 INTERVAL: Final = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
+class Times(msgspec.Struct, frozen=True):
     """How time passes, and how long things may take in seconds; other ones in tests."""
 
     patience: float = PATIENCE
@@ -42,8 +42,7 @@ class Times:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 
-@dataclass(slots=True)
-class Mover:
+class Mover(msgspec.Struct):
     """What the steps of a promotion do with a name, for as long as it is theirs to do.
 
     Attributes:
@@ -54,7 +53,7 @@ class Mover:
 
     backend: Backend
     journal: Journal
-    times: Times = field(default_factory=Times)
+    times: Times = msgspec.field(default_factory=Times)
     _last_beat: float = float("-inf")
 
     def patiently(self, act: Callable[[], T]) -> T:

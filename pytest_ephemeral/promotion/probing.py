@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -54,8 +53,7 @@ def through_name(
     return probes
 
 
-@dataclass(frozen=True, slots=True)
-class TlsProbe(HttpProbe):
+class TlsProbe(HttpProbe, msgspec.Struct, frozen=True):
     """A path that answers at an address under another name, whose certificate must hold there."""
 
     name: str

@@ -7,7 +7,6 @@ production, and only the old one remains to be seen to.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 import msgspec
@@ -23,8 +22,7 @@ from pytest_ephemeral.promotion.moving import Mover, Times, check_alive
 from pytest_ephemeral.tables import Promotion
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Something that whoever waits would like to know.
 
     Attributes:
@@ -38,8 +36,7 @@ class Event:
     seconds: float = 0.0
 
 
-@dataclass(slots=True)
-class Steps:
+class Steps(msgspec.Struct):
     """What is done for one run.
 
     Attributes:

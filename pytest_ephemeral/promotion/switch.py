@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -33,8 +32,7 @@ from pytest_ephemeral.promotion.steps import Event, Steps, kept_for, unchanged
 from pytest_ephemeral.tables import Promotion
 
 
-@dataclass(slots=True)
-class Switch:
+class Switch(msgspec.Struct):
     """Moves one production name.
 
     Attributes:
@@ -54,7 +52,7 @@ class Switch:
     publish: Callable[[Environment, str], None]
     say: Callable[[Event], None]
     accept: bool = False
-    times: Times = field(default_factory=Times)
+    times: Times = msgspec.field(default_factory=Times)
     at: Callable[[str], None] = lambda _: None
 
     def promote(self, id: str) -> Entry | None:

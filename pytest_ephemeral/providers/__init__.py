@@ -10,12 +10,13 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar, Final, Literal, Protocol, runtime_checkable
+
+import msgspec
 
 from pytest_ephemeral.errors import ConfigurationError, UnavailableError, closest
 from pytest_ephemeral.models import Environment, Image
@@ -38,8 +39,7 @@ HOURLY: Final = "dollars-an-hour"
 UNKNOWN: Final = "?"
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True):
     """What is to be brought up: everything a provider needs, and nothing to look up.
 
     Attributes:
@@ -56,8 +56,8 @@ class Order:
 
     environment: Environment
     template: Template
-    images: Mapping[str, Image] = field(default_factory=dict)
-    variables: Mapping[str, str] = field(default_factory=dict)
+    images: Mapping[str, Image] = msgspec.field(default_factory=dict)
+    variables: Mapping[str, str] = msgspec.field(default_factory=dict)
     secrets: Sequence[str] = ()
     settle: Sequence[str] = ()
     root: Path = Path()
@@ -69,8 +69,7 @@ class Order:
         return None if self.template.image is None else self.images[self.template.image]
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(msgspec.Struct, frozen=True):
     """How an environment is.
 
     Attributes:
@@ -83,8 +82,7 @@ class Status:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Owned:
+class Owned(msgspec.Struct, frozen=True):
     """Something a provider holds that carries our labels, whether or not a ledger knows it.
 
     Attributes:
@@ -101,8 +99,7 @@ class Owned:
     abandoned: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """One thing a provider needs, and whether it is there (``doctor``)."""
 
     name: str
@@ -111,8 +108,7 @@ class Check:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class BakeJob:
+class BakeJob(msgspec.Struct, frozen=True):
     """What is to be baked.
 
     Attributes:

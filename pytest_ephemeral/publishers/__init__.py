@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import pluggy
 
 from pytest_ephemeral import ci, interpolation
@@ -51,11 +51,10 @@ MODULES: Final[Mapping[str, str]] = {
 ALWAYS: Final = frozenset({"tekton", "json"})
 
 
-@dataclass(slots=True)
-class Publishing:
+class Publishing(msgspec.Struct):
     """What was registered, to be closed at the end of the run."""
 
-    outboxes: list[Outbox] = field(default_factory=list)
+    outboxes: list[Outbox] = msgspec.field(default_factory=list)
 
     def close(self) -> None:
         """Wait, a few seconds at most for all, for what is still being sent."""
@@ -64,8 +63,7 @@ class Publishing:
             outbox.close(deadline)
 
 
-@dataclass(slots=True)
-class Publisher:
+class Publisher(msgspec.Struct):
     """One channel, listening to the hooks. What it can't do is a warning, and told once.
 
     Attributes:

@@ -6,8 +6,9 @@ https://learn.microsoft.com/azure/devops/pipelines/scripts/logging-commands
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, write
 from pytest_ephemeral.publishers.events import Event
@@ -35,8 +36,7 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     yield "summary", _Summary(host.folder, console)
 
 
-@dataclass(frozen=True, slots=True)
-class _Summary:
+class _Summary(msgspec.Struct, frozen=True):
     """A page for each environment, once it is known what became of it."""
 
     folder: Path

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, Limited, filled
 from pytest_ephemeral.publishers.events import Event
@@ -48,8 +49,7 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     yield "meta-data", HandedOver(put)
 
 
-@dataclass(frozen=True, slots=True)
-class _Annotated:
+class _Annotated(msgspec.Struct, frozen=True):
     outbox: Outbox
 
     def tell(self, event: Event) -> None:

@@ -7,9 +7,10 @@ is up, those that hand over for what has become of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from pytest_ephemeral import files
 from pytest_ephemeral.publishers.events import Event, variables
@@ -28,8 +29,7 @@ class Channel(Protocol):
         """Pass on what is this channel's, without waiting for anybody."""
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(msgspec.Struct, frozen=True):
     """Where publishers are at home: a test run, or a command.
 
     Attributes:
@@ -47,8 +47,7 @@ class Host:
     outbox: Callable[[str], Outbox]
 
 
-@dataclass(slots=True)
-class Printed:
+class Printed(msgspec.Struct):
     """What the CI reads off the output, at once.
 
     Attributes:
@@ -67,8 +66,7 @@ class Printed:
             self.console(text)
 
 
-@dataclass(slots=True)
-class Limited:
+class Limited(msgspec.Struct):
     """A channel over the network, which is not told of hundreds of environments.
 
     A run with one for every test would exceed any service's limits, and any person's patience.
@@ -79,8 +77,8 @@ class Limited:
 
     channel: Channel
     limit: int = 20
-    _told: set[str] = field(default_factory=set)
-    _untold: set[str] = field(default_factory=set)
+    _told: set[str] = msgspec.field(default_factory=set)
+    _untold: set[str] = msgspec.field(default_factory=set)
 
     def tell(self, event: Event) -> None:
         """Pass it on, if the environment is one of the first."""
@@ -91,8 +89,7 @@ class Limited:
             self.channel.tell(event)
 
 
-@dataclass(slots=True)
-class HandedOver:
+class HandedOver(msgspec.Struct):
     """The variables that later steps get, each time that what is true of them has changed.
 
     Attributes:
@@ -100,8 +97,8 @@ class HandedOver:
     """
 
     put: Callable[[dict[str, str]], None]
-    _events: dict[str, Event | None] = field(default_factory=dict)
-    _last: dict[str, str] = field(default_factory=dict)
+    _events: dict[str, Event | None] = msgspec.field(default_factory=dict)
+    _last: dict[str, str] = msgspec.field(default_factory=dict)
 
     def tell(self, event: Event) -> None:
         """Hand over what is over or kept; what merely runs may be gone when the step has ended."""
@@ -115,8 +112,7 @@ class HandedOver:
             self.put(values)
 
 
-@dataclass(slots=True)
-class Listed:
+class Listed(msgspec.Struct):
     """A file with the environments of this run, written anew at every event.
 
     Attributes:
@@ -126,7 +122,7 @@ class Listed:
     file: Path
     render: Callable[[Events], str]
     limit: int = 100
-    _events: dict[str, Event] = field(default_factory=dict)
+    _events: dict[str, Event] = msgspec.field(default_factory=dict)
 
     def tell(self, event: Event) -> None:
         """Write it, whole or not at all."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from pytest_ephemeral import interpolation
 from pytest_ephemeral.models import Environment, Outcome
@@ -19,8 +20,7 @@ TEMPLATE: Final = "EPHEMERAL_TEMPLATE"
 IMAGE: Final = "EPHEMERAL_IMAGE"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """An environment is up, or its life with this run is over.
 
     Attributes:

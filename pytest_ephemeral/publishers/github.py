@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from pytest_ephemeral.publishers.channels import (
     Channel,
@@ -134,8 +135,7 @@ def revision(environ: Mapping[str, str]) -> str:
         return environ.get("GITHUB_SHA", "")
 
 
-@dataclass(slots=True)
-class Deployments:
+class Deployments(msgspec.Struct):
     """Environments as GitHub's deployments: in progress, a success, inactive."""
 
     outbox: Outbox
@@ -143,7 +143,7 @@ class Deployments:
     token: str
     revision: str
     log_url: str
-    _ids: dict[str, int] = field(default_factory=dict)
+    _ids: dict[str, int] = msgspec.field(default_factory=dict)
 
     def tell(self, event: Event) -> None:
         """Send it."""
@@ -172,16 +172,14 @@ class Deployments:
         return find()  # made by another process
 
 
-@dataclass(frozen=True, slots=True)
-class _Summary:
+class _Summary(msgspec.Struct, frozen=True):
     file: Path
 
     def tell(self, event: Event) -> None:
         append(self.file, summary(event), limit=SUMMARY_LIMIT)
 
 
-@dataclass(frozen=True, slots=True)
-class _Appending:
+class _Appending(msgspec.Struct, frozen=True):
     file: Path
 
     def __call__(self, values: dict[str, str]) -> None:

@@ -7,9 +7,10 @@ https://docs.gitlab.com/api/environments/
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
+
+import msgspec
 
 from pytest_ephemeral.publishers.channels import (
     Channel,
@@ -70,8 +71,7 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
         yield "environments", Limited(client)
 
 
-@dataclass(slots=True)
-class Environments:
+class Environments(msgspec.Struct):
     """Environments as GitLab's own: made when one is up, stopped when it is gone.
 
     Attributes:
@@ -83,7 +83,7 @@ class Environments:
     url: str
     headers: Mapping[str, str]
     may_refuse: bool
-    _ids: dict[str, int] = field(default_factory=dict)
+    _ids: dict[str, int] = msgspec.field(default_factory=dict)
     _refused: bool = False
 
     def tell(self, event: Event) -> None:

@@ -6,9 +6,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -32,8 +33,7 @@ class LostError(DeliveryError):
     """Nobody knows whether a request was carried out: its answer was lost."""
 
 
-@dataclass(slots=True)
-class Outbox:
+class Outbox(msgspec.Struct):
     """Messages on their way, one after the other, in a thread of their own.
 
     Attributes:
@@ -43,12 +43,12 @@ class Outbox:
 
     name: str
     warn: Callable[[str], None]
-    _messages: queue.SimpleQueue[Callable[[Attempts], None] | None] = field(
+    _messages: queue.SimpleQueue[Callable[[Attempts], None] | None] = msgspec.field(
         default_factory=queue.SimpleQueue
     )
     _unsent: int = 0
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _closing: threading.Event = field(default_factory=threading.Event)
+    _changed: threading.Condition = msgspec.field(default_factory=threading.Condition)
+    _closing: threading.Event = msgspec.field(default_factory=threading.Event)
     _deadline: float = float("inf")
     _thread: threading.Thread | None = None
     _warned: bool = False
@@ -117,8 +117,7 @@ class _Failure(NamedTuple):
     wait: float | None = None
 
 
-@dataclass(slots=True)
-class Attempts:
+class Attempts(msgspec.Struct):
     """The attempts at one message: as many as fit before its deadline."""
 
     deadline: float

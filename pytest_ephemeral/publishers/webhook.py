@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+import msgspec
 
 from pytest_ephemeral.publishers.events import Event
 from pytest_ephemeral.publishers.neutral import described
@@ -31,8 +32,7 @@ def message(event: Event, build: Build | None) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Webhook:
+class Webhook(msgspec.Struct, frozen=True):
     """One address.
 
     Attributes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
+
+import msgspec
 
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.pytest_plugin.needs import Key
@@ -80,8 +81,7 @@ class Keeper(Protocol):
         """Hurry: nothing that is still coming up is wanted."""
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """One environment, from being planned to its end.
 
     Attributes:
@@ -96,17 +96,17 @@ class Entry:
     """
 
     key: Key
-    tests: set[str] = field(default_factory=set)
+    tests: set[str] = msgspec.field(default_factory=set)
     planned: bool = True
     state: State = "planned"
     environment: Environment | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    leases: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = msgspec.field(default_factory=dict)
+    leases: Counter[str] = msgspec.field(default_factory=Counter)
     used: bool = False
     problem: str = ""
     told: bool = False
     failed: bool = False
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = msgspec.field(default_factory=Counter)
     fate: Fate | None = None
 
     def lasts(self) -> bool:

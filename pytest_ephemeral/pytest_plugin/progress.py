@@ -13,9 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from pytest_ephemeral.environments.progress import Progress
@@ -36,8 +36,7 @@ WORDS: Final = {
 }
 
 
-@dataclass(slots=True)
-class Phase:
+class Phase(msgspec.Struct):
     """Something that goes on now in one thread, and whether that has been said."""
 
     text: str

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from pytest_ephemeral import config as configuration
@@ -27,8 +27,7 @@ from pytest_ephemeral.pytest_plugin.settings import Settings
 from pytest_ephemeral.tables import Template
 
 
-@dataclass(slots=True)
-class Run:
+class Run(msgspec.Struct):
     """One run of pytest that owns environments.
 
     Attributes:
@@ -50,10 +49,10 @@ class Run:
     default: str | None
     dossier: Dossier | None = None
     publishing: Publishing | None = None
-    complaints: list[str] = field(default_factory=list)
-    approved: set[str] = field(default_factory=set)
+    complaints: list[str] = msgspec.field(default_factory=list)
+    approved: set[str] = msgspec.field(default_factory=set)
     _staged: bool = False
-    _pid: int = field(default_factory=os.getpid)
+    _pid: int = msgspec.field(default_factory=os.getpid)
     _closed: bool = False
 
     @classmethod

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import pytest
 
 from pytest_ephemeral.pytest_plugin.options import OPTIONS, Option
@@ -15,8 +15,7 @@ from pytest_ephemeral.pytest_plugin.options import OPTIONS, Option
 STAGE_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """What one run was told to do. Paths are absolute."""
 
     template: str | None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias
+
+import msgspec
 
 from pytest_ephemeral import machine, providers
 from pytest_ephemeral.environments import reaper
@@ -26,8 +27,7 @@ DECISIONS = 8
 Tone: TypeAlias = Literal["good", "busy", "warn", "bad", "quiet"]
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(msgspec.Struct, frozen=True):
     """An environment, as the board shows it.
 
     Attributes:
@@ -51,8 +51,7 @@ class Card:
         return url if url.startswith(("http://", "https://")) else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Production:
+class Production(msgspec.Struct, frozen=True):
     """A production name, as the board shows it."""
 
     promotion: Promotion
@@ -61,16 +60,14 @@ class Production:
     history: Sequence[Entry]
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(msgspec.Struct, frozen=True):
     """A request that waits for a decision; the environment may be gone already."""
 
     approval: Approval
     card: Card | None
 
 
-@dataclass(frozen=True, slots=True)
-class Board:
+class Board(msgspec.Struct, frozen=True):
     """All of it."""
 
     project: str

@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from pytest_ephemeral.errors import UnavailableError
 from pytest_ephemeral.providers.docker.engine import Address
@@ -27,8 +28,7 @@ _NOT_PASSED: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(msgspec.Struct, frozen=True):
     """What the command gave: its status, its output, and what it told people."""
 
     status: int
@@ -36,8 +36,7 @@ class Said:
     talk: str
 
 
-@dataclass(frozen=True, slots=True)
-class Compose:
+class Compose(msgspec.Struct, frozen=True):
     """A compose command.
 
     Attributes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -43,8 +42,7 @@ _ENVIRONMENTS: Final = (
 _GONE, _CONFLICT, _IN_USE = 404, 409, 403
 
 
-@dataclass(frozen=True, slots=True)
-class Belongings:
+class Belongings(msgspec.Struct, frozen=True):
     """Containers and networks by their ids, volumes by their names."""
 
     containers: Sequence[str] = ()

@@ -11,9 +11,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
+
+import msgspec
 
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import ConfigurationError
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 IGNORE_FILE = ".dockerignore"
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(msgspec.Struct, frozen=True):
     """A context.
 
     Attributes:
@@ -108,8 +108,7 @@ class Context:
         return ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
+class _Rule(msgspec.Struct, frozen=True):
     pattern: re.Pattern[str]
     keeps: bool
 

@@ -13,10 +13,11 @@ import json
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
 
 from pytest_ephemeral.errors import EphemeralError, UnavailableError
 
@@ -50,8 +51,7 @@ class NoEngineError(UnavailableError):
     """No engine answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """Where an engine listens.
 
     Attributes:

@@ -11,8 +11,9 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.errors import EphemeralError
@@ -23,8 +24,7 @@ from pytest_ephemeral.providers.local.supervisor.files import remove_tree
 _BEING_MADE = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(msgspec.Struct, frozen=True):
     """The folder of one environment."""
 
     path: Path

@@ -15,9 +15,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
+
+import msgspec
 
 from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
@@ -31,8 +32,7 @@ _ANSWER_TIME, _END_TIME = 5.0, 8.0
 _OUTPUT_INTERVAL = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(msgspec.Struct, frozen=True):
     """What a guard is to start, and to end.
 
     Attributes:
@@ -242,7 +242,7 @@ def run_to_end(
     """
     (name,) = spec.processes
     deadline = None if timeout is None else time.monotonic() + timeout
-    with start(replace(spec, keep_after_exit=False)) as guard:
+    with start(msgspec.structs.replace(spec, keep_after_exit=False)) as guard:
         lines = _Lines(spec.logs, name, on_output or (lambda _: None))
         while True:
             try:

@@ -8,9 +8,10 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from pytest_ephemeral.errors import LaunchError
 
@@ -21,8 +22,7 @@ EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared wit
 _LISTENING = "0A"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """An address that no other environment of this machine gets.
 
     Attributes:
@@ -36,8 +36,7 @@ class Claim:
     holder: socket.socket
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
+class Listener(msgspec.Struct, frozen=True):
     """A process that accepts connections."""
 
     pid: int

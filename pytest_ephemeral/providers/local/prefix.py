@@ -13,7 +13,6 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -51,8 +50,7 @@ class Seal(Model, frozen=True, kw_only=True):
     links: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
+class Prefix(msgspec.Struct, frozen=True):
     """The tree of one image, and what is beside it."""
 
     tree: Path

@@ -314,7 +314,8 @@ def test_a_dead_webhook_delays_nobody(warnings: list[str]) -> None:
         ended = time.monotonic()
     assert told - started < 1
     assert ended - told < 2
-    assert warnings == ["service: gave up on 20 messages at the end of the run"]
+    (said,) = warnings  # whichever is first: the one that waits for an answer, or the end
+    assert said in {"service: gave up on 20 messages at the end of the run", "service: ReadTimeout"}
 
 
 def test_at_the_end_of_the_run_nobody_is_tried_for_long(
