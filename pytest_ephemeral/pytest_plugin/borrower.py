@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from _pytest.outcomes import Failed  # pytest.fail.Exception, as a class for type checkers
 
 from pytest_ephemeral.errors import EphemeralError, UnavailableError
-from pytest_ephemeral.models import Environment
 from pytest_ephemeral.pytest_plugin import base_url, links, markers, needs
 from pytest_ephemeral.pytest_plugin.evidence import section
 from pytest_ephemeral.pytest_plugin.fixtures import LENDER, Spec
 from pytest_ephemeral.pytest_plugin.lending import Evidence, Look
 from pytest_ephemeral.pytest_plugin.needs import Key
 from pytest_ephemeral.pytest_plugin.settings import Settings
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.models import Environment
 
 #: What a worker finds in its ``workerinput`` about the controller's broker.
 WORKER_INPUT = "pytest_ephemeral"

@@ -17,7 +17,8 @@ from typing import Final
 
 from pytest_ephemeral.errors import EnvironmentDiedError, EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.pytest_plugin.lending import Entry, Evidence, Fate, Keeper, Look
+from pytest_ephemeral.pytest_plugin.entries import Entry, Fate, Keeper
+from pytest_ephemeral.pytest_plugin.lending import Evidence, Look
 from pytest_ephemeral.pytest_plugin.needs import Key
 
 #: How many are brought up at once ahead of the tests. One that a test waits for is never delayed.
@@ -27,7 +28,7 @@ PARALLEL: Final = 4
 GRACE: Final = 2.0
 
 #: Seconds that the end of a run waits for what is being destroyed, if that goes on without it.
-PATIENCE: Final = 0.03
+PATIENCE: Final = 0.01
 
 #: Seconds between two looks at what a waiting test could show.
 TICK: Final = 0.1

@@ -12,7 +12,7 @@ from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.pytest_plugin.dossier import Dossier
-from pytest_ephemeral.pytest_plugin.lending import Fate
+from pytest_ephemeral.pytest_plugin.entries import Fate
 from pytest_ephemeral.pytest_plugin.needs import Key
 from pytest_ephemeral.pytest_plugin.progress import Reporter
 from pytest_ephemeral.pytest_plugin.settings import Settings

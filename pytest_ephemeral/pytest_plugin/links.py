@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ephemeral.models import Environment
+if TYPE_CHECKING:
+    from pytest_ephemeral.models import Environment
 
 _LINKED = pytest.StashKey[set[str]]()
 

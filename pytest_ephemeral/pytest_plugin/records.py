@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.pytest_plugin.lending import Entry
+from pytest_ephemeral.pytest_plugin.entries import Entry
 
 OUTCOMES = ("passed", "failed", "skipped")
 
@@ -55,6 +56,30 @@ def _described(entry: Entry, environment: Environment) -> dict[str, Any]:
     }
 
 
+def revision(project: Project) -> Callable[[], str]:
+    """The commit that the tests are taken from, looked up while other things go on.
+
+    Args:
+        project: Whose work tree.
+
+    Returns:
+        Gives it, and waits for it if need be; see ``ci.revision``.
+    """
+    found: list[str] = []
+    thread = threading.Thread(
+        target=lambda: found.append(ci.revision(project.config.root, os.environ)),
+        name="ephemeral revision",
+        daemon=True,
+    )
+    thread.start()
+
+    def result() -> str:
+        thread.join()
+        return "".join(found)
+
+    return result
+
+
 def record_stage(
     project: Project,
     *,
@@ -63,6 +88,7 @@ def record_stage(
     entries: Sequence[Entry],
     exit_status: int,
     report: str,
+    revision: Callable[[], str],
 ) -> None:
     """Record how a run came out against every image that it tested.
 
@@ -73,6 +99,7 @@ def record_stage(
         entries: All that was asked for.
         exit_status: pytest's.
         report: The digest of the run's report.
+        revision: Gives the commit that the tests were taken from.
 
     Raises:
         StoreError: The store can't be written.
@@ -81,7 +108,6 @@ def record_stage(
     if not used:
         return
     build = ci.detect(os.environ)
-    revision = ci.revision(project.config.root, os.environ)
     for key in dict.fromkeys(_image_key(entry) for entry in used):
         tested = [entry for entry in used if _image_key(entry) == key]
         outcome = Stage(
@@ -92,7 +118,7 @@ def record_stage(
             tests={name: sum(one.counts[name] for one in tested) for name in OUTCOMES},
             exit_status=exit_status,
             finished_at=datetime.now(UTC).replace(microsecond=0),
-            revision=revision,
+            revision=revision(),
             ci=build.ci if build else "",
             ci_url=build.url if build else "",
             report=report,

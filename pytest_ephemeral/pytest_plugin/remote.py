@@ -13,13 +13,15 @@ import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Client, Connection, Listener
 from multiprocessing.context import AuthenticationError
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError
-from pytest_ephemeral.models import Environment
-from pytest_ephemeral.pytest_plugin.broker import Broker
 from pytest_ephemeral.pytest_plugin.lending import Evidence, Look
 from pytest_ephemeral.pytest_plugin.needs import Key
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.models import Environment
+    from pytest_ephemeral.pytest_plugin.broker import Broker
 
 #: Seconds between two looks for an answer, so that an interrupt never finds half of one read.
 TICK: Final = 0.2

@@ -20,8 +20,8 @@ from pytest_ephemeral.publishers import Publishing
 from pytest_ephemeral.pytest_plugin import records
 from pytest_ephemeral.pytest_plugin.broker import Broker
 from pytest_ephemeral.pytest_plugin.dossier import Dossier
+from pytest_ephemeral.pytest_plugin.entries import Entry
 from pytest_ephemeral.pytest_plugin.keeper import RunKeeper, attach
-from pytest_ephemeral.pytest_plugin.lending import Entry
 from pytest_ephemeral.pytest_plugin.progress import Reporter
 from pytest_ephemeral.pytest_plugin.settings import Settings
 from pytest_ephemeral.tables import Template
@@ -38,6 +38,7 @@ class Run(msgspec.Struct):
         publishing: Whoever is told of environments; None where none is brought up.
         complaints: What went wrong besides the environments themselves.
         approved: The ids of those that somebody said yes to.
+        revision: Gives the commit that the tests were taken from.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Run(msgspec.Struct):
     publishing: Publishing | None = None
     complaints: list[str] = msgspec.field(default_factory=list)
     approved: set[str] = msgspec.field(default_factory=set)
+    revision: Callable[[], str] = str
     _staged: bool = False
     _pid: int = msgspec.field(default_factory=os.getpid)
     _closed: bool = False
@@ -88,6 +90,8 @@ class Run(msgspec.Struct):
             broker = Broker(keeper, lasting=settings.approval is not None)
         made = cls(id, settings, project, lifecycle, reporter, broker, default, dossier)
         made.approved = set() if keeper is None else keeper.approved
+        if project is not None:
+            made.revision = records.revision(project)
         if project is not None and settings.attach is None:
             made.publishing = publishers.register(
                 config.pluginmanager,
@@ -195,6 +199,7 @@ class Run(msgspec.Struct):
                 entries=self.entries,
                 exit_status=exit_status,
                 report=report,
+                revision=self.revision,
             )
         except (EphemeralError, OSError) as error:
             self.complaints.append(f"the outcome of this run is not recorded: {error}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-import msgspec
 import pytest
 
 from pytest_ephemeral.pytest_plugin.options import OPTIONS, Option
@@ -15,7 +14,7 @@ from pytest_ephemeral.pytest_plugin.options import OPTIONS, Option
 STAGE_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class Settings(msgspec.Struct, frozen=True):
+class Settings(NamedTuple):
     """What one run was told to do. Paths are absolute."""
 
     template: str | None

@@ -10,8 +10,8 @@ import pytest
 
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import HOURLY
+from pytest_ephemeral.pytest_plugin.entries import Entry
 from pytest_ephemeral.pytest_plugin.evidence import destroy
-from pytest_ephemeral.pytest_plugin.lending import Entry
 from pytest_ephemeral.pytest_plugin.run import Run, leaked, unnoticed
 
 TITLE: Final = "ephemeral environments"

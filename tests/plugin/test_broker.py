@@ -11,7 +11,7 @@ from plugin_project import eventually
 from pytest_ephemeral.errors import EnvironmentDiedError, LaunchError
 from pytest_ephemeral.models import Environment, Owner
 from pytest_ephemeral.pytest_plugin.broker import PARALLEL, Broker
-from pytest_ephemeral.pytest_plugin.lending import Fate
+from pytest_ephemeral.pytest_plugin.entries import Fate
 from pytest_ephemeral.pytest_plugin.needs import Key
 from pytest_ephemeral.pytest_plugin.remote import RemoteDesk, Server
 

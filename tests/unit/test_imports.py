@@ -127,6 +127,21 @@ def test_the_plugin_costs_a_bare_run_next_to_nothing() -> None:
     assert not loaded & set(EXPENSIVE)
 
 
+def test_a_worker_loads_nothing_of_what_only_the_owner_needs() -> None:
+    """Of the many that xdist starts at once, each delays the others."""
+    code = (
+        "import sys, pytest, pytest_ephemeral.pytest_plugin.plugin;"
+        "from pytest_ephemeral.pytest_plugin import session, remote;"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    ours = {"broker", "run", "keeper", "entries"}
+    loaded = set(done.stdout.split())
+    assert not loaded & {"msgspec", *(f"{PACKAGE}.pytest_plugin.{name}" for name in ours)}
+
+
 @pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
 def test_nothing_reads_the_environment_while_it_is_imported(name: str, path: Path) -> None:
     """What is read at import is read once, too early, and can't be changed by a test."""
