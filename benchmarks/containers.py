@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -120,7 +120,8 @@ def timed(way: Way, mode: str, name: str, state: str) -> float:
     plugins = [*way.plugins, *(["xdist"] if mode == "-n 4" else [])]
     arguments = ["-n", "4"] if mode == "-n 4" else []
     environ = {
-        **os.environ,
+        # What is installed has its bytecode; a checkout has it after the first round.
+        **{name: os.environ[name] for name in os.environ if name != "PYTHONDONTWRITEBYTECODE"},
         **way.variables,
         "BENCH_IMAGE": name,
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
@@ -143,6 +144,18 @@ def timed(way: Way, mode: str, name: str, state: str) -> float:
     if done.returncode != 0:
         raise SystemExit(f"{way.name} ({mode}) failed:\n{done.stdout}{done.stderr}")
     return took
+
+
+def settle(images: Iterable[str]) -> None:
+    """Wait until nothing of a run is left that would slow the next one down.
+
+    Some leave a removal to the engine, or to a process of their own, and end before it has.
+    """
+    for name in images:
+        listing = ["docker", "ps", "--all", "--quiet", f"--filter=ancestor={name}"]
+        while subprocess.run(listing, check=True, capture_output=True).stdout:
+            time.sleep(0.05)
+    time.sleep(0.3)  # the networks go after the containers
 
 
 def _template(way: Way, mode: str) -> Sequence[str]:
@@ -168,6 +181,25 @@ def show(medians: Mapping[tuple[str, str], float], rounds: int) -> None:
         cells = (medians.get((way.name, mode)) for mode in modes)
         texts = ("" if cell is None else f"{cell:.2f}" for cell in cells)
         print(f"{way.name:48}" + "".join(f"{text:>8}" for text in texts))
+
+
+def judge(seconds: Mapping[tuple[str, str], Sequence[float]]) -> None:
+    """Print how ours compare with what is to be reached: medians of the differences by round."""
+    bare, raw, ours, peers = WAYS[0].name, WAYS[1].name, WAYS[3].name, WAYS[4:]
+
+    def over(other: str, mode: str) -> float:
+        pairs = zip(seconds[ours, mode], seconds[other, mode], strict=True)
+        return median(mine - theirs for mine, theirs in pairs)
+
+    print()
+    for mode in ("fast", "slow"):
+        print(f"over the raw API, {mode}     {over(raw, mode):+6.2f} s    target ≤ 0.05 s")
+    print(f"over bare pytest, -n 4     {over(bare, '-n 4'):+6.2f} s    target ≤ 0.20 s")
+    measured = [(way.name, mode) for way in peers for mode in way.modes]
+    behind = [f"{name} ({mode})" for name, mode in measured if over(name, mode) >= 0]
+    print(
+        f"ahead of every peer        {'yes' if not behind else 'no: behind ' + ', '.join(behind)}"
+    )
 
 
 def say(text: str) -> None:
