@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -117,8 +119,10 @@ class Lifecycle(msgspec.Struct):
             self._guard()
         with clock.phase(subject, "launch"):
             environment = provider.launch(order)
-            self._record(environment, "url", "endpoints", "handle")
-        with clock.phase(subject, "ready"):
+        with (
+            self._recording(environment, "url", "endpoints", "handle"),
+            clock.phase(subject, "ready"),
+        ):
             self._wait(environment, template, provider, order)
         if template.seed is not None:
             with clock.phase(subject, "seed"):
@@ -360,6 +364,14 @@ class Lifecycle(msgspec.Struct):
         self.project.ledger.change(
             environment.id, **{name: getattr(environment, name) for name in names}
         )
+
+    @contextmanager
+    def _recording(self, environment: Environment, *names: str) -> Iterator[None]:
+        """Record it while something else is waited for: a disk takes its time."""
+        with ThreadPoolExecutor(1) as pool:
+            recorded = pool.submit(self._record, environment, *names)
+            yield
+            recorded.result()
 
     def _changed(self, environment: Environment, **changes: Any) -> Environment:
         self.project.ledger.change(environment.id, **changes)
