@@ -114,10 +114,8 @@ def _debian(what: str, packages: str, changes: Sequence[str]) -> str:
 
 
 def _import(name: str, tar: Path, changes: Sequence[str]) -> None:
-    repository, _, tag = name.rpartition(":")
-    query = urlencode(
-        [("fromSrc", "-"), ("repo", repository), ("tag", tag), *(("changes", c) for c in changes)]
-    )
+    # The name whole, as its repository: Podman doesn't look at a tag that stands by itself.
+    query = urlencode([("fromSrc", "-"), ("repo", name), *(("changes", c) for c in changes)])
     with (
         tar.open("rb") as source,
         finding.find().stream(
