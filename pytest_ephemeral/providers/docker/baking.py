@@ -8,6 +8,7 @@ layer; names are for people, and so that the engine does not take it for litter.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -40,6 +41,9 @@ BAKED: Final = labels.PREFIX + "baked-at"
 
 #: What baked images are called: ``pytest-ephemeral/NAME:KEY``.
 REPOSITORY: Final = "pytest-ephemeral"
+
+#: The names of those as engines list them: Podman says of each where it would be pulled from.
+_OURS: Final = re.compile(rf"((docker\.io|localhost)/)?{REPOSITORY}/")
 
 #: In an image's handle: where any engine can pull it, by its digest.
 PULL: Final = "pull"
@@ -127,8 +131,7 @@ class DockerBaker:
         installing.discard(engine, key)
         query = {"filters": {"label": [f"{KEY}={key}"]}}
         for found in engine.call("GET", "/images/json", query=query):
-            tags = found.get("RepoTags") or ()
-            if not any(tag.startswith(f"{REPOSITORY}/") for tag in tags):
+            if not any(_OURS.match(tag) for tag in found.get("RepoTags") or ()):
                 _delete(engine, found["Id"])
 
     def present(self, image: Image) -> bool:
@@ -180,9 +183,12 @@ class DockerBaker:
 
     def remove(self, image: Image) -> None:
         """Remove our name for it, and with its last name the image."""
-        engine = finding.find()
+        engine, tag = finding.find(), _tag(image.name, image.key)
+        found = bases.local(engine, tag)
+        if found is not None and found["Id"] != image.reference:
+            return  # someone has given the name to an image of theirs
         try:
-            engine.call("DELETE", f"/images/{_tag(image.name, image.key)}")
+            engine.call("DELETE", f"/images/{tag}")
         except EngineError as error:
             if error.status == _CONFLICT:
                 raise ImageInUseError(
