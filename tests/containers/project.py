@@ -72,26 +72,30 @@ def refusal(lifecycle: Lifecycle, template: str = WEB) -> EphemeralError:
     return caught.value
 
 
-def a_run(folder: Path) -> subprocess.Popen[bytes]:
-    """A run of pytest whose one test has the environment, and does not end."""
+def a_run(
+    folder: Path, *arguments: str, template: str = WEB, seconds: int = 100
+) -> subprocess.Popen[bytes]:
+    """A run of pytest whose one test has the environment, whose id it writes into ``id``.
+
+    Args:
+        folder: Where the project is.
+        arguments: For pytest.
+        template: The environment's.
+        seconds: How long the test takes.
+    """
     (folder / "test_waits.py").write_text(
-        "import sys\ndef test_waits(ephemeral_env):\n"
-        "    print(ephemeral_env.id, file=sys.__stderr__, flush=True)\n"
-        "    import time; time.sleep(100)\n"
+        "import pathlib, time\ndef test_waits(ephemeral_env):\n"
+        "    pathlib.Path('half').write_text(ephemeral_env.id)\n"
+        "    pathlib.Path('half').rename('id')\n"
+        f"    time.sleep({seconds})\n"
     )
-    argv = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-s",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:randomly",
-    ]
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    environment = ["--ephemeral-env", "--ephemeral-template", template]
     return subprocess.Popen(
-        [*argv, "--ephemeral-env", "test_waits.py"], cwd=folder, stderr=subprocess.PIPE
+        [*argv, *environment, *arguments, "test_waits.py"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 

@@ -27,7 +27,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import UNKNOWN, BakeJob
-from pytest_ephemeral.providers.docker import bases, finding, installing, registry
+from pytest_ephemeral.providers.docker import bases, finding, guard, installing, registry
 from pytest_ephemeral.providers.docker.context import Context
 from pytest_ephemeral.providers.docker.engine import TAR_TYPE, Engine, EngineError, json_lines
 from pytest_ephemeral.providers.docker.output import Output
@@ -79,10 +79,8 @@ class DockerBaker:
         what: str,  # noqa: ARG002 - there is nobody to tell it
         say: Callable[[str], None],  # noqa: ARG002
     ) -> Iterator[Sequence[int]]:
-        """Hold the image of that key alone on this machine."""
-        folder = machine.state_directory() / "bakes"
-        folder.mkdir(parents=True, exist_ok=True)
-        with files.locked(folder / f"{_digits(key)}.lock"):
+        """Hold the image of that key alone on this machine, with someone to clean up after us."""
+        with held(key), guard.watching(key):
             yield ()
 
     def adopt(self, job: BakeJob) -> Image | None:
@@ -198,6 +196,15 @@ class DockerBaker:
                 raise
         if image.archive is not None and PULL in image.handle:  # baked here or elsewhere by us
             _delete(engine, image.handle[PULL])
+
+
+@contextmanager
+def held(key: str) -> Iterator[None]:
+    """Hold the image of that key alone on this machine, until this process ends at the latest."""
+    folder = machine.state_directory() / "bakes"
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder / f"{_digits(key)}.lock"):
+        yield
 
 
 def exposed(config: Mapping[str, Any]) -> list[str]:
