@@ -15,7 +15,6 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -60,7 +59,6 @@ def unavailable() -> str:
     return ""
 
 
-@cache
 def busybox() -> str:
     """An image with Busybox's tools, and a web server on 8080 that answers with ``ok``."""
     program = shutil.which("busybox")
@@ -72,20 +70,17 @@ def busybox() -> str:
     return name
 
 
-@cache
 def python() -> str:
     """A Debian with Python and venv."""
     return _debian("python", "python3,python3-venv,ca-certificates", [PATH])
 
 
-@cache
 def redis() -> str:
     """A Redis server."""
     serve = 'CMD ["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no"]'
     return _debian("redis", "redis-server", [PATH, "EXPOSE 6379", serve])
 
 
-@cache
 def python_for_shop() -> str:
     """As ``python``, with the packages that the shop needs."""
     dockerfile = WITH_WHEELS.format(base=python())
@@ -114,10 +109,8 @@ def _debian(what: str, packages: str, changes: Sequence[str]) -> str:
 
 
 def _import(name: str, tar: Path, changes: Sequence[str]) -> None:
-    repository, _, tag = name.rpartition(":")
-    query = urlencode(
-        [("fromSrc", "-"), ("repo", repository), ("tag", tag), *(("changes", c) for c in changes)]
-    )
+    # The name whole, as its repository: Podman doesn't look at a tag that stands by itself.
+    query = urlencode([("fromSrc", "-"), ("repo", name), *(("changes", c) for c in changes)])
     with (
         tar.open("rb") as source,
         finding.find().stream(

@@ -23,7 +23,9 @@ from pytest_ephemeral.tables import Recipe, Template
 TABLE: Mapping[str, str] = {
     "local": "bench_local",
     "docker": "bench_docker",
+    "podman": "bench_podman",
     "compose": "bench_compose",
+    "compose-v2": "bench_compose_v2",
     "ec2": "bench_ec2",
     "cloudformation": "bench_cloudformation",
 }
@@ -46,7 +48,7 @@ class Bench(Protocol):
     parts: Sequence[str]
 
     def unavailable(self) -> str:
-        """Why the provider can't be tested here; empty when it can."""
+        """Why this can't be tested here; empty when it can."""
 
     def recipe(self, root: Path) -> Recipe:
         """How the image is baked; may write what it needs into ``root``."""
@@ -71,13 +73,18 @@ def load(name: str) -> Bench:
 
 
 def self_guarding() -> list[str]:
-    """The providers whose environments end by themselves; the watchdog ends the others'."""
-    return [name for name in TABLE if providers.load(name).guards_itself]
+    """The rows whose environments end by themselves; the watchdog ends the others'."""
+    return [name for name in TABLE if _provider(name).guards_itself]
 
 
 def with_parts() -> list[str]:
-    """The providers whose environments have several processes or services."""
+    """The rows whose environments have several processes or services."""
     return [name for name in TABLE if len(load(name).parts) > 1]
+
+
+def _provider(name: str) -> Any:
+    """The provider of a row, which some benches say: two rows may be the same provider's."""
+    return providers.load(getattr(load(name), "provider", name))
 
 
 def bake(bench: Bench, root: Path) -> Image:
@@ -96,8 +103,12 @@ def bake(bench: Bench, root: Path) -> Image:
             say=print,
             descriptors=descriptors,
         )
-        image = baker.bake(job)
-        baker.verify(job, image)
+        try:
+            image = baker.bake(job)
+            baker.verify(job, image)
+        except BaseException:
+            baker.discard(key)
+            raise
     return image
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import bench_docker
+import compose_versions
 import engine_images
 from bench import Kind
 
@@ -27,6 +29,9 @@ class Bench:
         except UnavailableError as error:
             return str(error)
         return engine_images.unavailable()
+
+    def platform(self) -> AbstractContextManager[object]:
+        return compose_versions.without_plugin()
 
     def recipe(self, root: Path) -> Recipe:
         return bench_docker.recipe(root)

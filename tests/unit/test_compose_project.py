@@ -12,6 +12,7 @@ from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.compose import project
 from pytest_ephemeral.providers.compose.command import parsed
 from pytest_ephemeral.providers.compose.tables import At, ComposeTemplate, Place
+from pytest_ephemeral.providers.docker.masking import Masking
 
 IMAGE = Image(
     name="shop",
@@ -80,6 +81,12 @@ def test_services_are_made_our_own() -> None:
 def test_secrets_are_marked_where_they_stand() -> None:
     """By their place in the value that the container will see."""
     assert prepared()["services"]["web"]["labels"]["pytest-ephemeral.secrets"] == "KEY=4+6"
+
+
+def test_a_service_that_is_not_given_a_secret_hides_it_too() -> None:
+    """Another may tell it, and it may log what it was told."""
+    labels = prepared()["services"]["db"]["labels"]
+    assert Masking.of({"Labels": labels})("login with s3cret\n") == "login with ***\n"
 
 
 def test_names_that_would_be_shared_are_dropped() -> None:

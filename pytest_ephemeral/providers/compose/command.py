@@ -1,4 +1,4 @@
-"""The compose command: ``docker compose`` where it is, else ``docker-compose``, whichever version.
+"""The compose command: Docker's plugin where it is, else ``docker-compose``, whichever version.
 
 No file is written for it: what it is to bring up goes through its standard input, so that values
 of ``{env:…}`` never touch the disk.
@@ -20,11 +20,16 @@ from typing import Any, Final
 import msgspec
 
 from pytest_ephemeral.errors import UnavailableError
+from pytest_ephemeral.providers.docker import finding
 from pytest_ephemeral.providers.docker.engine import Address
 
-#: Variables of whoever runs the tests that would make it another project, or another file.
+#: Variables of whoever runs the tests that would make it another project, another file, or have it
+#: use another engine.
 _NOT_PASSED: Final = frozenset(
-    {"COMPOSE_FILE", "COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES", "DOCKER_CONTEXT"}
+    {
+        *("COMPOSE_FILE", "COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"),
+        *("DOCKER_CONTEXT", "DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS", "DOCKER_TLS_VERIFY"),
+    }
 )
 
 
@@ -49,12 +54,15 @@ class Compose(msgspec.Struct, frozen=True):
     def find(cls) -> Compose:
         """The one of this machine.
 
+        The plugin's own program, which is whole by itself: killed with us, ``docker compose``
+        would leave it at work.
+
         Raises:
             UnavailableError: There is none.
         """
-        plugin = cls(("docker", "compose"))
-        if shutil.which("docker") and plugin.version():
-            return plugin
+        for folder in finding.plugin_folders(os.environ):
+            if program := shutil.which("docker-compose", path=str(folder)):
+                return cls((program,))
         if shutil.which("docker-compose"):  # not asked for its version: that takes it half a second
             return cls(("docker-compose",))
         raise UnavailableError(

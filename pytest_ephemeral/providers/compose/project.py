@@ -13,7 +13,7 @@ from typing import Any, Final
 from pytest_ephemeral.errors import ConfigurationError, closest
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
-from pytest_ephemeral.providers.docker import containers
+from pytest_ephemeral.providers.docker import masking
 
 File = dict[str, Any]
 
@@ -119,12 +119,12 @@ def _image(name: str, service: File, template: ComposeTemplate, images: Mapping[
 
 
 def _spans(service: File, secrets: Sequence[str]) -> dict[str, str]:
-    """The label that says where in a service's variables the secrets stand."""
+    """The labels by which a service's logs are masked."""
     variables = {
         name: "" if value is None else str(value).replace("$$", "$")
         for name, value in _mapping(service.get("environment")).items()
     }
-    return {containers.SECRETS_LABEL: containers.secret_spans(variables, secrets)}
+    return masking.marks(variables, secrets)
 
 
 def _own(thing: File | None, marks: Mapping[str, str]) -> File:

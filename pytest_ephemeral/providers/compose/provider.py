@@ -16,7 +16,14 @@ from pytest_ephemeral.providers import Check, Order
 from pytest_ephemeral.providers.compose import project
 from pytest_ephemeral.providers.compose.command import Compose, Said, parsed
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
-from pytest_ephemeral.providers.docker import baking, bases, belongings, containers, finding
+from pytest_ephemeral.providers.docker import (
+    baking,
+    bases,
+    belongings,
+    containers,
+    finding,
+    printed,
+)
 from pytest_ephemeral.providers.docker.belongings import name_of
 from pytest_ephemeral.providers.docker.doctor import engine_check
 from pytest_ephemeral.providers.docker.engine import Engine
@@ -158,7 +165,7 @@ class _Launching:
                 found = containers.inspect(self.engine, one["Id"])
                 if found["State"]["ExitCode"] == 0 and "(unhealthy)" not in one["Status"]:
                     continue
-                log = containers.log(self.engine, one["Id"], tail=_LAST_LINES)
+                log = printed.log(self.engine, one["Id"], tail=_LAST_LINES)
             except EphemeralError:
                 continue
             how = containers.fate(found["State"]) + containers.foreign(self.engine, found)

@@ -8,6 +8,7 @@ layer; names are for people, and so that the engine does not take it for litter.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import UNKNOWN, BakeJob
-from pytest_ephemeral.providers.docker import bases, finding, installing, registry
+from pytest_ephemeral.providers.docker import bases, finding, guard, installing, registry
 from pytest_ephemeral.providers.docker.context import Context
 from pytest_ephemeral.providers.docker.engine import TAR_TYPE, Engine, EngineError, json_lines
 from pytest_ephemeral.providers.docker.output import Output
@@ -40,6 +41,9 @@ BAKED: Final = labels.PREFIX + "baked-at"
 
 #: What baked images are called: ``pytest-ephemeral/NAME:KEY``.
 REPOSITORY: Final = "pytest-ephemeral"
+
+#: The names of those as engines list them: Podman says of each where it would be pulled from.
+_OURS: Final = re.compile(rf"((docker\.io|localhost)/)?{REPOSITORY}/")
 
 #: In an image's handle: where any engine can pull it, by its digest.
 PULL: Final = "pull"
@@ -75,10 +79,8 @@ class DockerBaker:
         what: str,  # noqa: ARG002 - there is nobody to tell it
         say: Callable[[str], None],  # noqa: ARG002
     ) -> Iterator[Sequence[int]]:
-        """Hold the image of that key alone on this machine."""
-        folder = machine.state_directory() / "bakes"
-        folder.mkdir(parents=True, exist_ok=True)
-        with files.locked(folder / f"{_digits(key)}.lock"):
+        """Hold the image of that key alone on this machine, with someone to clean up after us."""
+        with held(key), guard.watching(key):
             yield ()
 
     def adopt(self, job: BakeJob) -> Image | None:
@@ -127,8 +129,7 @@ class DockerBaker:
         installing.discard(engine, key)
         query = {"filters": {"label": [f"{KEY}={key}"]}}
         for found in engine.call("GET", "/images/json", query=query):
-            tags = found.get("RepoTags") or ()
-            if not any(tag.startswith(f"{REPOSITORY}/") for tag in tags):
+            if not any(_OURS.match(tag) for tag in found.get("RepoTags") or ()):
                 _delete(engine, found["Id"])
 
     def present(self, image: Image) -> bool:
@@ -180,9 +181,12 @@ class DockerBaker:
 
     def remove(self, image: Image) -> None:
         """Remove our name for it, and with its last name the image."""
-        engine = finding.find()
+        engine, tag = finding.find(), _tag(image.name, image.key)
+        found = bases.local(engine, tag)
+        if found is not None and found["Id"] != image.reference:
+            return  # someone has given the name to an image of theirs
         try:
-            engine.call("DELETE", f"/images/{_tag(image.name, image.key)}")
+            engine.call("DELETE", f"/images/{tag}")
         except EngineError as error:
             if error.status == _CONFLICT:
                 raise ImageInUseError(
@@ -192,6 +196,15 @@ class DockerBaker:
                 raise
         if image.archive is not None and PULL in image.handle:  # baked here or elsewhere by us
             _delete(engine, image.handle[PULL])
+
+
+@contextmanager
+def held(key: str) -> Iterator[None]:
+    """Hold the image of that key alone on this machine, until this process ends at the latest."""
+    folder = machine.state_directory() / "bakes"
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder / f"{_digits(key)}.lock"):
+        yield
 
 
 def exposed(config: Mapping[str, Any]) -> list[str]:

@@ -99,7 +99,8 @@ def destroy(engine: Engine, environment: Environment) -> None:
         if not environment.handle and environment.owner.pid != os.getpid():
             # Its owner died while it was launching: the engine may still be at its last request.
             time.sleep(IN_FLIGHT)
-            remove(engine, environment.id)
+            while remove(engine, environment.id):
+                time.sleep(IN_FLIGHT)
     except (EphemeralError, TimeoutError) as error:
         raise DestroyError(
             f"{environment.id} could not be removed: {error}. Its record stays: "
@@ -107,20 +108,25 @@ def destroy(engine: Engine, environment: Environment) -> None:
         ) from error
 
 
-def remove(engine: Engine, id: str) -> None:
+def remove(engine: Engine, id: str) -> bool:
     """Remove all that carries an environment's label.
+
+    Returns:
+        Whether there was anything.
 
     Raises:
         DestroyError: Something remains.
         NoEngineError: The engine does not answer.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline, found = time.monotonic() + PATIENCE, False
     while remaining := find(engine, id):
+        found = True
         refused = _remove(engine, remaining)
         if time.monotonic() > deadline:
             raise DestroyError(f"{id} still has {remaining}: {'; '.join(refused)}")
         if refused:
             time.sleep(PAUSE)
+    return found
 
 
 def owned(engine: Engine, provider: str) -> Iterator[Owned]:

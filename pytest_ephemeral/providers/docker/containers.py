@@ -1,25 +1,15 @@
-"""What one container says of itself: whether it runs, what it has printed, where it listens."""
+"""What one container says of itself: whether it runs, where it listens; and commands in it."""
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final
 
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.interpolation import mask
-from pytest_ephemeral.providers.docker.engine import Engine, EngineError, frames
-
-#: Which parts of which variables are secret: ``KEY=0+24 URL=16+8``. The values themselves stand
-#: in the container's variables, where the engine keeps them, and nowhere else.
-SECRETS_LABEL: Final = "pytest-ephemeral.secrets"
-
-#: A mark in an empty log: before everything, but not 0, which the engine takes for "no mark".
-BEGINNING: Final = "1.000000000"
+from pytest_ephemeral.providers.docker.engine import Engine, frames
 
 #: So that an application that prints without end does not fill the engine's disk.
 LOG_LIMITS: Final = {"Type": "json-file", "Config": {"max-size": "64m", "max-file": "2"}}
@@ -65,95 +55,6 @@ def foreign(engine: Engine, found: Mapping[str, Any]) -> str:
     if not made or made == here:
         return ""
     return f" (its image is made for {made}, and this engine runs {here}: bake it for {here})"
-
-
-# -- what it has printed -----------------------------------------------------------------------
-
-
-def log(
-    engine: Engine,
-    container: str,
-    *,
-    since: str | None = None,
-    until: str | None = None,
-    tail: int | None = None,
-) -> list[tuple[str, str]]:
-    """What a container has printed, its secrets masked.
-
-    Args:
-        engine: Where it runs.
-        container: Its name or id.
-        since: Seconds since 1970, to the nanosecond.
-        until: Likewise.
-        tail: A number of lines.
-
-    Returns:
-        Lines, each with when it was printed in a form that sorts.
-
-    Raises:
-        EngineError: It is gone.
-    """
-    query = {
-        "stdout": True,
-        "stderr": True,
-        "timestamps": True,
-        "since": since,
-        "until": until,
-        "tail": None if tail is None else str(tail),
-    }
-    secrets = secrets_in(inspect(engine, container)["Config"])
-    found = []
-    with engine.stream("GET", f"/containers/{container}/logs", query=query) as answer:
-        for _, data in frames(answer):
-            stamp, _, line = data.decode(errors="replace").partition(" ")
-            found.append((stamp, mask(line, secrets)))
-    return found
-
-
-def mark(engine: Engine, container: str) -> str:
-    """Where a container's log ends: right after its last line, by the engine's clock."""
-    query = {"stdout": True, "stderr": True, "tail": "1", "timestamps": True}
-    try:
-        with engine.stream(
-            "GET", f"/containers/{container}/logs", query=query, timeout=10
-        ) as answer:
-            stamps = [part.split(b" ", 1)[0].decode() for _, part in frames(answer)]
-    except (EngineError, TimeoutError):
-        return BEGINNING
-    return _after(stamps[-1]) if stamps else BEGINNING
-
-
-def _after(stamp: str) -> str:
-    """A nanosecond after ``2026-01-02T03:04:05.123456789Z``, as seconds since 1970."""
-    found = re.fullmatch(r"(.{19})(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", stamp)
-    if found is None:
-        return BEGINNING
-    seconds = int(datetime.fromisoformat(found[1] + found[3].replace("Z", "+00:00")).timestamp())
-    nanoseconds = seconds * 10**9 + int((found[2] or "0").ljust(9, "0")) + 1
-    return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09d}"
-
-
-def secret_spans(variables: Mapping[str, str], secrets: Sequence[str]) -> str:
-    """Where in a container's variables the secrets stand: the value of ``SECRETS_LABEL``."""
-    spans = []
-    for name, value in variables.items():
-        for secret in secrets:
-            start = value.find(secret) if secret else -1
-            while start >= 0:
-                spans.append(f"{name}={start}+{len(secret)}")
-                start = value.find(secret, start + len(secret))
-    return " ".join(spans)
-
-
-def secrets_in(config: Mapping[str, Any]) -> list[str]:
-    """The secrets of a container, from its ``Config``."""
-    variables = dict(one.partition("=")[::2] for one in config.get("Env") or ())
-    found = []
-    for span in (config.get("Labels") or {}).get(SECRETS_LABEL, "").split():
-        name, _, where = span.partition("=")
-        start, length = map(int, where.split("+"))
-        found.append(variables.get(name, "")[start : start + length])
-    return found
 
 
 # -- commands inside it ----------------------------------------------------------------------------

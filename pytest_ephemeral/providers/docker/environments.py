@@ -17,8 +17,9 @@ from pytest_ephemeral import labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import Owned, Status
-from pytest_ephemeral.providers.docker import belongings, containers, finding
+from pytest_ephemeral.providers.docker import belongings, containers, finding, printed
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
+from pytest_ephemeral.providers.docker.printed import Mark
 
 #: The part of an environment that has no services.
 APP: Final = "app"
@@ -73,19 +74,19 @@ class ContainerEnvironments:
     ) -> str:
         """What its parts have printed, in the order of time; of several, each line says whose."""
         first, last = _marks(since), _marks(until)
-        lines: list[tuple[str, str]] = []
+        lines: list[tuple[int, str]] = []
         with _about(environment) as engine:
             parts = _parts(engine, environment)
             for name, id in parts.items():
-                text = containers.log(
+                text = printed.log(
                     engine,
                     id,
                     since=first.get(name),
-                    until=None if until is None else last.get(name, containers.BEGINNING),
+                    until=None if until is None else last.get(name, printed.BEGINNING),
                     tail=tail,
                 )
                 mark = f"{name} | " if len(parts) > 1 else ""
-                lines += [(stamp, mark + line) for stamp, line in text]
+                lines += [(when, mark + line) for when, line in text]
         lines.sort(key=lambda line: line[0])
         if tail is not None:
             lines = lines[-tail:] if tail > 0 else []
@@ -97,13 +98,13 @@ class ContainerEnvironments:
         """When each part has printed its last line, by the engine's clock."""
         with _about(environment) as engine:
             parts = _parts(engine, environment)
-            return json.dumps({name: containers.mark(engine, id) for name, id in parts.items()})
+            return json.dumps({name: str(printed.mark(engine, id)) for name, id in parts.items()})
 
     def log_files(self, environment: Environment) -> Mapping[str, str]:
         """What each part has printed."""
         with _about(environment) as engine:
             return {
-                name: "".join(line for _, line in containers.log(engine, id))
+                name: "".join(line for _, line in printed.log(engine, id))
                 for name, id in _parts(engine, environment).items()
             }
 
@@ -204,8 +205,8 @@ def _odd(found: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(odd)
 
 
-def _marks(text: str | None) -> dict[str, str]:
-    return {} if text is None else dict(json.loads(text))
+def _marks(text: str | None) -> dict[str, Mark]:
+    return {name: Mark.read(mark) for name, mark in json.loads(text or "{}").items()}
 
 
 def _reason(engine: Engine, error: Exception) -> str:

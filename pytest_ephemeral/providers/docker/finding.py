@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,28 @@ def handle_of(engine: Engine) -> dict[str, str]:
     return handle
 
 
+def plugin_folders(environ: Mapping[str, str]) -> list[Path]:
+    """Where the docker command looks for its plugins, such as compose, in its order."""
+    folder = _folder(environ)
+    extra = _json(folder / "config.json").get("cliPluginsExtraDirs") or []
+    usual = ("/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec")
+    if sys.platform == "win32":
+        usual = (environ.get("ProgramData", ""), environ.get("ProgramFiles", ""))
+    return [
+        folder / "cli-plugins",
+        *map(Path, extra),
+        *(Path(one, "docker", "cli-plugins") for one in usual),
+    ]
+
+
+def _folder(environ: Mapping[str, str]) -> Path:
+    """Where the docker command keeps what it was told."""
+    return Path(environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+
+
 def _chosen(environ: Mapping[str, str]) -> Address | None:
     """The engine that somebody has chosen, if somebody has."""
-    folder = Path(environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    folder = _folder(environ)
     if url := environ.get("DOCKER_HOST"):
         verify = bool(environ.get("DOCKER_TLS_VERIFY"))
         tls = verify or bool(environ.get("DOCKER_TLS"))
@@ -124,7 +144,9 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
     if runtime:
         yield Path(runtime) / "docker.sock"
     yield Path.home() / ".docker" / "run" / "docker.sock"
-    yield Path(runtime, "podman", "podman.sock") if runtime else Path("/run/podman/podman.sock")
+    if runtime:
+        yield Path(runtime, "podman", "podman.sock")
+    yield Path("/run/podman/podman.sock")
 
 
 def _connect(path: Path) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
 from pytest_ephemeral.providers import Check, Order
-from pytest_ephemeral.providers.docker import belongings, containers, finding
+from pytest_ephemeral.providers.docker import belongings, containers, finding, masking
 from pytest_ephemeral.providers.docker.baking import DockerBaker
 from pytest_ephemeral.providers.docker.belongings import name_of
 from pytest_ephemeral.providers.docker.doctor import engine_check
@@ -72,6 +72,8 @@ def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image
     body = _container(order, template, image, publish_on(engine))
     body["Labels"] |= marks
     with _Network(engine, name, marks) as network:
+        for mount in body["HostConfig"]["Mounts"]:
+            _make_volume(engine, mount, marks)
         made = network.joined_by(
             lambda: engine.call("POST", "/containers/create", query={"name": name}, body=body)
         )
@@ -141,7 +143,6 @@ def _container(
 ) -> dict[str, Any]:
     """The request for a container, as /containers/create takes it."""
     name = name_of(order.environment.id)
-    marks = belongings.labelled(order.environment, DockerProvider.name)
     ports = [f"{port}/tcp" for port in template.endpoints().values()]
     command = template.command
     if isinstance(command, str):
@@ -149,7 +150,7 @@ def _container(
     host: dict[str, Any] = {
         "NetworkMode": name,
         "PortBindings": {port: [{"HostIp": address, "HostPort": ""}] for port in ports},
-        "Mounts": [_mount(volume, name, marks) for volume in template.volumes],
+        "Mounts": [_mount(volume, name) for volume in template.volumes],
         "Tmpfs": dict(folder.partition(":")[::2] for folder in template.tmpfs),
         "LogConfig": containers.LOG_LIMITS,
     }
@@ -162,19 +163,23 @@ def _container(
         "Image": image.reference,
         "Cmd": command,
         "Env": [f"{key}={value}" for key, value in order.variables.items()],
-        "Labels": {
-            containers.SECRETS_LABEL: containers.secret_spans(order.variables, order.secrets)
-        },
+        "Labels": masking.marks(order.variables, order.secrets),
         "ExposedPorts": {port: {} for port in ports},
         "HostConfig": host,
     }
 
 
-def _mount(volume: str, prefix: str, marks: Mapping[str, str]) -> dict[str, Any]:
-    """A volume that is made with the container, and labelled as it is."""
+def _mount(volume: str, prefix: str) -> dict[str, Any]:
+    """A volume; one without a name is the container's own, and removed with it."""
     name, path = volume_of(volume)
-    mount = {"Type": "volume", "Target": path, "VolumeOptions": {"Labels": dict(marks)}}
+    mount = {"Type": "volume", "Target": path}
     return {**mount, "Source": f"{prefix}-{name}"} if name else mount
+
+
+def _make_volume(engine: Engine, mount: Mapping[str, Any], marks: Mapping[str, str]) -> None:
+    """Make a volume that has a name, labelled: Podman labels none that a container brings along."""
+    if name := mount.get("Source"):
+        engine.call("POST", "/volumes/create", body={"Name": name, "Labels": dict(marks)})
 
 
 def publish_on(engine: Engine) -> str:

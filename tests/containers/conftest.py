@@ -1,0 +1,36 @@
+"""Fixtures for tests of containers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import engine_images
+import pytest
+
+from containers.project import CONFIGURATION, DOCKERFILE, WEB, Hooks, Opened
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.project import Project
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
+    """Opens a project with containers; what it has baked is removed afterwards."""
+    if why := engine_images.unavailable():
+        pytest.skip(why)
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    (tmp_path / "context").mkdir()
+    projects = []
+
+    def open_(more: str = "", dockerfile: str = "") -> Lifecycle:
+        base = engine_images.busybox()
+        (tmp_path / "ephemeral.toml").write_text(CONFIGURATION.format(more=more, name=WEB))
+        text = dockerfile or DOCKERFILE + f"LABEL test={tmp_path}\n"
+        (tmp_path / "context" / "Dockerfile").write_text(text.format(base=base))
+        projects.append(Project.open(tmp_path / "ephemeral.toml", tmp_path))
+        return Lifecycle(projects[-1], Hooks(), run=f"faults-{secrets.token_hex(6)}")
+
+    yield open_
+    for project in projects:
+        project.images.prune(0, set())

@@ -1,0 +1,107 @@
+"""A project with containers, what it leaves on the engine, and a run of it that does not end."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.providers.docker import finding
+
+CONFIGURATION = """
+[images.web]
+provider = "docker"
+context = "context"
+
+[templates.{name}]
+image = "web"
+port = 8080
+ready = {{ http = "/" }}
+volumes = ["data:/data"]
+{more}
+"""
+
+#: A name that no other worker's tests have on the engine that all share.
+WEB = f"web{secrets.token_hex(3)}"
+
+DOCKERFILE = "FROM {base}\nEXPOSE 8080 9000\n"
+
+
+COMMAND = (sys.executable, "-c", "import pytest_ephemeral.cli as c; raise SystemExit(c.main())")
+
+
+class Hooks:
+    """Nobody listens."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda **arguments: None
+
+
+Opened = Callable[..., Lifecycle]
+
+
+def left(id: str) -> list[str]:
+    """All on the engine whose name or labels have the id."""
+    engine = finding.find()
+    everything = [
+        *engine.call("GET", "/containers/json", query={"all": True}),
+        *engine.call("GET", "/networks"),
+        *(engine.call("GET", "/volumes")["Volumes"] or []),
+    ]
+    return [str(thing.get("Names") or thing["Name"]) for thing in everything if id in str(thing)]
+
+
+def up(lifecycle: Lifecycle, template: str = WEB) -> Any:
+    return lifecycle.bring_up(lifecycle.project.config.template(template)).environment
+
+
+def refusal(lifecycle: Lifecycle, template: str = WEB) -> EphemeralError:
+    """How bringing it up fails; nothing of it is left, on the engine or in the ledger."""
+    with pytest.raises(EphemeralError) as caught:
+        up(lifecycle, template)
+    assert lifecycle.project.ledger.entries() == []
+    assert left(lifecycle.run) == []
+    lifecycle.close()
+    return caught.value
+
+
+def a_run(
+    folder: Path, *arguments: str, template: str = WEB, seconds: int = 100
+) -> subprocess.Popen[bytes]:
+    """A run of pytest whose one test has the environment, whose id it writes into ``id``.
+
+    Args:
+        folder: Where the project is.
+        arguments: For pytest.
+        template: The environment's.
+        seconds: How long the test takes.
+    """
+    (folder / "test_waits.py").write_text(
+        "import pathlib, time\ndef test_waits(ephemeral_env):\n"
+        "    pathlib.Path('half').write_text(ephemeral_env.id)\n"
+        "    pathlib.Path('half').rename('id')\n"
+        f"    time.sleep({seconds})\n"
+    )
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    environment = ["--ephemeral-env", "--ephemeral-template", template]
+    return subprocess.Popen(
+        [*argv, *environment, *arguments, "test_waits.py"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def compose(service: str) -> str:
+    """A template of ``compose.yaml``."""
+    return (
+        '[templates.odd]\nprovider = "compose"\nfile = "compose.yaml"\n'
+        f'service = "{service}"\nport = 8080\n'
+    )

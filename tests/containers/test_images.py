@@ -1,0 +1,112 @@
+"""Images on their way: into the store, to another engine, to a registry, and away."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import engine_images
+import msgspec
+import pytest
+import registry
+
+from containers.project import WEB, Opened, up
+from pytest_ephemeral.errors import EphemeralError, ImageChangedError
+from pytest_ephemeral.providers import load
+from pytest_ephemeral.providers.docker import finding
+
+
+def test_another_engine_gets_the_image_from_the_store(opened: Opened, tmp_path: Path) -> None:
+    """Neither the image nor its base is there: it is the same image all the same, by its id."""
+    engine = finding.find()
+    base = f"localhost:1/{WEB}:base"
+    query = {"repo": base.rpartition(":")[0], "tag": "base"}
+    engine.call("POST", f"/images/{engine_images.busybox()}/tag", query=query)
+    project = opened(dockerfile=f"FROM {base}\nLABEL test={tmp_path}\n").project
+    recipe = project.config.recipe("web")
+    baked = project.images.obtain(recipe, mode="missing", say=print)
+    for name in (base, f"pytest-ephemeral/web:{baked.key[7:19]}"):
+        engine.call("DELETE", f"/images/{name}")
+    with pytest.raises(EphemeralError):
+        engine.call("GET", f"/images/{baked.reference}/json")
+
+    brought = project.images.obtain(recipe, mode="never", say=print)
+
+    assert brought == baked
+    found = engine.call("GET", f"/images/{baked.reference}/json")
+    assert found["Id"] == baked.digest
+    assert found["Config"]["Labels"]["pytest-ephemeral.key"] == baked.key
+
+
+def test_an_image_is_packed_the_same_every_time(opened: Opened, tmp_path: Path) -> None:
+    """So that the store has it once."""
+    image = opened().image("web")
+    for name in ("one", "two"):
+        load("docker").pack(image, tmp_path / name)  # type: ignore[attr-defined]
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_an_archive_that_is_another_image(opened: Opened, tmp_path: Path) -> None:
+    """It is refused by the id that comes out of it."""
+    image = opened().image("web")
+    load("docker").pack(image, tmp_path / "archive")  # type: ignore[attr-defined]
+    other = msgspec.structs.replace(image, reference="sha256:" + "0" * 64)
+    with pytest.raises(ImageChangedError, match="archive of the image"):
+        load("docker").unpack(other, tmp_path / "archive")  # type: ignore[attr-defined]
+
+
+def test_pruning_removes_what_was_baked_and_only_that(opened: Opened) -> None:
+    """Not while an environment runs from it; never the base."""
+    lifecycle = opened()
+    environment = up(lifecycle)
+    images = lifecycle.project.images
+    assert images.prune(0, set()) == []
+    lifecycle.destroy(environment)
+    (removed,) = images.prune(0, set())
+    engine = finding.find()
+    with pytest.raises(EphemeralError):
+        engine.call("GET", f"/images/{removed.reference}/json")
+    assert engine.call("GET", f"/images/{engine_images.busybox()}/json")
+    lifecycle.close()
+
+
+def test_another_engine_pulls_from_the_registry(opened: Opened) -> None:
+    """By the digest that was pushed, where the store has lost it; the tag there is not needed."""
+    base = engine_images.busybox()
+    engine = finding.find()
+    with registry.running() as pushed_to:
+        repository = f"127.0.0.1:{pushed_to.server_port}/team/{WEB}"
+        more = (
+            f'[images.shared]\nprovider = "docker"\nbase = "{base}"\n'
+            f'install = ["echo {WEB} > /it"]\n'
+            f'registry = "{repository}"\nverify = ["grep {WEB} /it"]\n'
+        )
+        project = opened(more).project
+        recipe = project.config.recipe("shared")
+        baked = project.images.obtain(recipe, mode="missing", say=print)
+        assert baked.handle["pull"].startswith(f"{repository}@sha256:")
+        engine.call("DELETE", f"/images/pytest-ephemeral/shared:{baked.key[7:19]}")
+        project.store.delete(f"images/{baked.archive[7:]}")
+        with pytest.raises(EphemeralError):
+            engine.call("GET", f"/images/{baked.reference}/json")
+
+        assert project.images.obtain(recipe, mode="never", say=print) == baked
+
+        assert engine.call("GET", f"/images/{baked.reference}/json")["Id"] == baked.digest
+        engine.call("DELETE", f"/images/{baked.handle['pull']}")
+        taken(opened, repository, pushed_to)
+
+
+def taken(opened: Opened, repository: str, pushed_to: registry.Registry) -> None:
+    """A reference by a tag is pulled once, and pinned by what the tag pointed to."""
+    tag = next(name for name in pushed_to.manifests if not name.startswith("sha256:"))
+    more = f'[images.taken]\nprovider = "docker"\nreference = "{repository}:{tag}"\n'
+    project = opened(more).project
+    image = project.images.obtain(project.config.recipe("taken"), mode="missing", say=print)
+    digest = hashlib.sha256(pushed_to.manifests[tag][1]).hexdigest()
+    assert image.inputs["content"] == f"sha256:{digest}"
+    assert image.handle["pull"] == f"{repository}@sha256:{digest}"
+    finding.find().call("DELETE", f"/images/{image.reference}", query={"force": True})
+    again = project.images.obtain(project.config.recipe("taken"), mode="never", say=print)
+    assert again == image
+    finding.find().call("DELETE", f"/images/{image.reference}", query={"force": True})

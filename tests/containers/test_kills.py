@@ -1,0 +1,192 @@
+"""Owners that are killed: three seconds later, nothing that they had asked for is left."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import compose_versions
+import engine_images
+import pytest
+from waiting import until
+
+from containers.project import COMMAND, WEB, Opened, a_run, left
+from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.providers.docker import finding
+
+#: Seconds after which nothing may be left.
+SOON = 3.0
+
+STACK = """
+services:
+  web: {{build: ., volumes: ["data:/data", /anonymous], depends_on: [db]}}
+  db: {{image: "{base}", networks: [back], stop_signal: SIGUSR1, restart: always}}
+networks: {{back: }}
+volumes: {{data: }}
+"""
+TEMPLATE = f"""
+[templates.{WEB}s]
+provider = "compose"
+file = "compose.yaml"
+service = "web"
+port = 8080
+images = {{{{ web = "web" }}}}
+ready = {{{{ http = "/" }}}}
+"""
+
+#: By name: the template, and what the machine has to bring it up.
+WAYS: dict[str, tuple[str, Callable[[], AbstractContextManager[object]]]] = {
+    "docker": (WEB, nullcontext),
+    "compose": (f"{WEB}s", compose_versions.without_plugin),
+    "compose-v2": (f"{WEB}s", compose_versions.with_plugin),
+}
+
+
+class Killable:
+    """A project with one template of containers.
+
+    Attributes:
+        template: Its name, which no other test's environments have.
+        folder: Where it is.
+        lifecycle: It, opened.
+    """
+
+    def __init__(self, template: str, folder: Path, lifecycle: Lifecycle) -> None:
+        self.template = template
+        self.folder = folder
+        self.lifecycle = lifecycle
+
+    def run(self, *arguments: str, seconds: int = 100) -> subprocess.Popen[bytes]:
+        return a_run(self.folder, *arguments, template=self.template, seconds=seconds)
+
+    def id(self) -> str:
+        """The environment's id, once the test has it."""
+        return until((self.folder / "id").read_text, within=60)
+
+    def left(self) -> list[str]:
+        """All that its environments have on the engine."""
+        return left(f"pytest-ephemeral-{self.template}-")
+
+    def gone_soon(self) -> None:
+        """Nothing is left on the engine nor in the ledger."""
+        until(lambda: not self.left(), within=SOON)
+        until(lambda: not self.lifecycle.project.ledger.entries(), within=SOON)
+        assert self.left() == []
+
+
+@pytest.fixture(params=list(WAYS))
+def killable(request: pytest.FixtureRequest, opened: Opened, tmp_path: Path) -> Iterator[Killable]:
+    """Each way to containers, its image baked."""
+    template, platform = WAYS[request.param]
+    if request.param == "compose-v2" and compose_versions.v2() is None:
+        pytest.skip("version 2 of Compose is not here (.ci/compose fetches it)")
+    (tmp_path / "compose.yaml").write_text(STACK.format(base=engine_images.busybox()))
+    with platform():
+        lifecycle = opened(TEMPLATE.format())
+        lifecycle.image("web")
+        yield Killable(template, tmp_path, lifecycle)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_nothing_outlives_a_killed_run(killable: Killable, arguments: list[str]) -> None:
+    """No container, no network, no volume, no record."""
+    with killable.run(*arguments) as run:
+        killable.id()
+        assert len(killable.left()) >= 3
+        run.kill()
+        killable.gone_soon()
+
+
+@pytest.mark.parametrize("kind", ["networks", "volumes", "containers/json?all=1"])
+def test_nothing_outlives_a_run_killed_while_it_launches(killable: Killable, kind: str) -> None:
+    """Whatever the engine was just asked for, by us or by the compose command."""
+    engine, name = finding.find(), f"pytest-ephemeral-{killable.template}-"
+    with killable.run() as run:
+        until(lambda: name in str(engine.call("GET", f"/{kind}")), within=60)
+        run.kill()
+        killable.gone_soon()
+
+
+def test_nothing_outlives_a_run_killed_while_it_tears_down(killable: Killable) -> None:
+    """What was half removed is removed whole."""
+    with killable.run(seconds=0) as run:
+        killable.id()
+        whole = len(killable.left())
+        until(lambda: len(killable.left()) < whole)
+        run.kill()
+        killable.gone_soon()
+
+
+SLOW = f"""
+[images.slow{WEB}]
+provider = "docker"
+base = "{{base}}"
+install = ["true"]
+verify = ["sleep 99"]
+"""
+
+
+@pytest.mark.parametrize("during", ["install", "verify"])
+def test_nothing_outlives_a_killed_bake(opened: Opened, tmp_path: Path, during: str) -> None:
+    """Neither its container nor the image that was half-made; nothing is in the catalog."""
+    more = SLOW.format(base=engine_images.busybox())
+    if during == "install":
+        more = more.replace('["true"]', '["sleep 99"]')
+    lifecycle = opened(more)
+    with a_bake(tmp_path, f"slow{WEB}") as bake:
+        until(lambda: running("sleep 99" if during == "verify" else "bake/run"))
+        assert bakes(reaper.reap(lifecycle.project, dry_run=True)) == []
+        bake.kill()
+        until(lambda: left(f"bake-slow{WEB}-") == [], within=SOON)
+    until(lambda: half_made() == [])
+    assert lifecycle.project.images.catalog.entries() == []
+
+
+def test_a_bake_whose_guard_dies_too_is_reaped(opened: Opened, tmp_path: Path) -> None:
+    """Its container says whose it was."""
+    lifecycle = opened(SLOW.format(base=engine_images.busybox()))
+    with a_bake(tmp_path, f"slow{WEB}") as bake:
+        until(lambda: running("sleep 99"))
+        subprocess.run(["pkill", "-KILL", "-P", str(bake.pid)], check=True)
+        bake.kill()
+    assert bakes(reaper.reap(lifecycle.project, dry_run=False)) == [""]
+    assert left(f"bake-slow{WEB}-") == []
+
+
+def half_made() -> list[str]:
+    """The images of these bakes, with a name of ours or without."""
+    query = {"all": True, "filters": {"label": [f"pytest-ephemeral.recipe=slow{WEB}"]}}
+    return [one["Id"] for one in finding.find().call("GET", "/images/json", query=query)]
+
+
+def bakes(reaped: list[reaper.Reaped]) -> list[str]:
+    """The errors of those that were bakes of these tests: the engine is others' too."""
+    return [one.error for one in reaped if one.id.startswith(f"bake-slow{WEB}-")]
+
+
+def a_bake(folder: Path, image: str) -> subprocess.Popen[bytes]:
+    argv = [*COMMAND, "bake", image]
+    return subprocess.Popen(argv, cwd=folder, stderr=subprocess.DEVNULL)
+
+
+def running(command: str) -> bool:
+    """Whether a container runs that command."""
+    return command in str(finding.find().call("GET", "/containers/json"))
+
+
+def test_a_killed_build_leaves_no_container(opened: Opened, tmp_path: Path) -> None:
+    """The engine ends a build whose client has gone."""
+    opened(dockerfile="FROM {base}\nRUN sleep 99.25\n")
+    engine = finding.find()
+
+    def building() -> bool:
+        found = engine.call("GET", "/containers/json", query={"all": True})
+        return "sleep 99.25" in str(found)
+
+    with a_bake(tmp_path, "web") as bake:
+        until(building)
+        bake.kill()
+        until(lambda: not building(), within=SOON)

@@ -1,0 +1,169 @@
+"""What can't be right: clear, prompt, and nothing left."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+import time
+from pathlib import Path
+
+import engine_images
+import pytest
+
+from containers.project import Opened, compose, refusal
+from pytest_ephemeral.errors import BakeError, LaunchError
+from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker.engine import TAR_TYPE
+
+
+def test_a_dockerfile_that_fails(opened: Opened) -> None:
+    """The step, what it said last, and where the rest is; no container stays."""
+    lifecycle = opened(
+        dockerfile="FROM {base}\nRUN echo one && echo no such package >&2 && exit 7\n"
+    )
+    error = refusal(lifecycle)
+    assert isinstance(error, BakeError)
+    assert "Step 2/" in str(error)
+    assert "RUN echo one" in str(error)
+    assert "    no such package" in str(error)
+    assert "code: 7" in str(error)
+    assert re.search(r"The whole log: .*\.log", str(error))
+    assert lifecycle.project.images.catalog.entries() == []
+
+
+def test_a_base_that_is_not_there(opened: Opened) -> None:
+    """Neither here nor in a registry: it is named."""
+    error = refusal(opened(dockerfile="FROM localhost:1/no/such:image\n"))
+    assert "localhost:1/no/such" in str(error)
+
+
+def test_a_verify_that_fails(opened: Opened) -> None:
+    """The image is not in the catalog, and not on the engine."""
+    base = engine_images.busybox()
+    more = (
+        f'[images.odd]\nprovider = "docker"\nbase = "{base}"\ninstall = ["true"]\n'
+        'verify = ["echo it is not there; exit 4"]\n'
+    )
+    lifecycle = opened(more)
+    with pytest.raises(BakeError, match=r"(?s)status 4.*it is not there"):
+        lifecycle.image("odd")
+    assert lifecycle.project.images.catalog.entries() == []
+    images = finding.find().call("GET", "/images/json", query={"all": True})
+    assert [one for one in images if "pytest-ephemeral.recipe': 'odd'" in str(one)] == []
+
+
+def test_a_port_that_is_not_exposed(opened: Opened) -> None:
+    """Said before anything is made, with those that are."""
+    more = '[templates.odd]\nimage = "web"\nport = 7777\n'
+    error = refusal(opened(more), "odd")
+    assert "port 7777 (http) is not exposed" in str(error)
+    assert "8080, 9000" in str(error)
+
+
+def test_a_port_where_nobody_listens(opened: Opened) -> None:
+    """The time-out says what does listen, though the engine accepts in anybody's name."""
+    more = '[templates.odd]\nimage = "web"\nport = 9000\nready = { tcp = true, timeout = "1s" }\n'
+    error = refusal(opened(more), "odd")
+    assert "nobody listens behind it" in str(error)
+    assert "nothing listens on port 9000 inside it; these do: 0.0.0.0:8080" in str(error)
+
+
+def test_a_container_that_exits_at_once(opened: Opened) -> None:
+    """At once, with its status and its log."""
+    more = '[templates.odd]\nimage = "web"\nport = 8080\ncommand = "echo no database >&2; exit 3"\n'
+    lifecycle = opened(more)
+    lifecycle.image("web")
+    started = time.monotonic()
+    error = refusal(lifecycle, "odd")
+    assert time.monotonic() - started < 10
+    assert "app exited with status 3" in str(error)
+    assert "    no database" in str(error)
+
+
+def test_a_command_that_is_not_in_the_image(opened: Opened) -> None:
+    """What it is, and no more of the engine's insides than needed."""
+    more = '[templates.odd]\nimage = "web"\nport = 8080\ncommand = ["no-such-program"]\n'
+    error = refusal(opened(more), "odd")
+    assert isinstance(error, LaunchError)
+    assert '"no-such-program": executable file not found' in str(error)
+    assert "runc" not in str(error)
+
+
+def test_a_network_that_is_not_there(opened: Opened) -> None:
+    """Named, and the container that was made already is gone."""
+    more = '[templates.odd]\nimage = "web"\nport = 8080\nnetwork = "no-such-network"\n'
+    assert "no-such-network" in str(refusal(opened(more), "odd"))
+
+
+def test_too_much_memory_is_told_as_such(opened: Opened) -> None:
+    """An application that is killed for it did not simply exit."""
+    eat = "tail /dev/zero"
+    more = f'[templates.odd]\nimage = "web"\nport = 8080\nmemory = "16M"\ncommand = "{eat}"\n'
+    assert "used more memory than it may" in str(refusal(opened(more), "odd"))
+
+
+def test_an_image_for_another_architecture(opened: Opened, tmp_path: Path) -> None:
+    """It is said that it is, and for which."""
+    lifecycle = opened(dockerfile="FROM {base}\nCOPY program /program\n")
+    program = tmp_path / "context" / "program"
+    program.write_bytes(b"\x7fELF")
+    program.chmod(0o755)
+    foreign = made_foreign(lifecycle.image("web").reference)
+    more = (
+        f'[images.foreign]\nprovider = "docker"\nreference = "{foreign}"\n'
+        '[templates.odd]\nimage = "foreign"\nport = 8080\ncommand = ["/program"]\n'
+    )
+    dockerfile = (tmp_path / "context" / "Dockerfile").read_text()
+    assert "made for s390x" in str(refusal(opened(more, dockerfile), "odd"))
+
+
+def made_foreign(reference: str) -> str:
+    """The same image, said to be made for another architecture; its id."""
+    engine = finding.find()
+    with engine.stream("GET", f"/images/{reference}/get") as answer:
+        saved = io.BytesIO(answer.read())
+    changed = io.BytesIO()
+    with tarfile.open(fileobj=saved) as source, tarfile.open(fileobj=changed, mode="w") as target:
+        name = json.load(source.extractfile("manifest.json"))[0]["Config"]  # type: ignore[arg-type]
+        for member in source:
+            data = source.extractfile(member).read() if member.isfile() else b""  # type: ignore[union-attr]
+            if member.name == name:
+                data = data.replace(b'"amd64"', b'"s390x"').replace(b'"arm64"', b'"s390x"')
+                id = hashlib.sha256(data).hexdigest()
+        for member in source:
+            data = source.extractfile(member).read() if member.isfile() else b""  # type: ignore[union-attr]
+            if member.name == name:
+                data = data.replace(b'"amd64"', b'"s390x"').replace(b'"arm64"', b'"s390x"')
+                member.name = f"{id}.json"
+            elif member.name == "manifest.json":
+                data = data.replace(name.encode(), f"{id}.json".encode())
+            member.size = len(data)
+            target.addfile(member, io.BytesIO(data))
+    with engine.stream("POST", "/images/load", body=changed.getvalue(), headers=TAR_TYPE) as answer:
+        answer.read()
+    return f"sha256:{id}"
+
+
+def test_a_service_that_is_not_in_the_file(opened: Opened, tmp_path: Path) -> None:
+    """The closest one is named, before anything is made."""
+    (tmp_path / "compose.yaml").write_text("services: {server: {image: whatever}}\n")
+    more = compose(service="sever")
+    error = refusal(opened(more), "odd")
+    assert "no service 'sever'" in str(error)
+    assert "Did you mean 'server'?" in str(error)
+
+
+def test_a_service_that_crashes(opened: Opened, tmp_path: Path) -> None:
+    """Which one, how, and what it said; the others are gone with it."""
+    base = engine_images.busybox()
+    (tmp_path / "compose.yaml").write_text(
+        f"services:\n  web: {{image: '{base}'}}\n"
+        f"  db: {{image: '{base}', command: sh -c 'echo disk broken; exit 9'}}\n"
+    )
+    more = compose(service="web") + 'ready = { http = "/nothing", timeout = "20s" }\n'
+    error = refusal(opened(more), "odd")
+    assert "db exited with status 9" in str(error)
+    assert "db | disk broken" in str(error)

@@ -1,0 +1,203 @@
+"""Container engines that tests start for themselves: a second Docker, and Podman.
+
+Each has everything of its own in a short-named folder (a socket's path must be short), and is
+ended, with all that runs in it, before its folder goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from waiting import until
+
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.providers.docker.engine import Address, Engine
+
+#: Networks of engines of one machine must not meet; each process of the tests has a range.
+_POOL = f"10.{128 + os.getpid() % 96}"
+
+
+def unavailable(program: str) -> str:
+    """Why an engine can't be started here; empty when it can."""
+    if os.geteuid() != 0:
+        return "an engine of the tests' own is started as root"
+    if shutil.which(program) is None:
+        return f"{program} is not installed (.ci/engine installs it)"
+    return ""
+
+
+@contextmanager
+def dockerd(*options: str, disk: str = "") -> Iterator[Engine]:
+    """A Docker besides the machine's own, with nothing in it.
+
+    Args:
+        options: For dockerd, besides those that keep it apart.
+        disk: The size of the disk that it has for itself, such as ``48m``.
+    """
+    with _folder() as folder, _disk(folder / "data", disk), _bridge() as bridge:
+        socket = f"unix://{folder}/docker.sock"
+        (folder / "none.json").write_text("{}")
+        argv = [
+            *("dockerd", "--host", socket, "--data-root", str(folder / "data")),
+            *("--exec-root", str(folder / "exec"), "--pidfile", str(folder / "pid")),
+            *("--config-file", str(folder / "none.json"), f"--bridge={bridge}"),
+            *("--iptables=false", "--ip-forward=false", "--ip-masq=false"),
+            *("--default-address-pool", f"base={_POOL}.0.0/17,size=26", *options),
+        ]
+        with _running(argv, folder, Engine(Address(socket))) as engine:
+            yield engine
+
+
+@contextmanager
+def podman() -> Iterator[Engine]:
+    """Podman's service, which speaks Docker's language."""
+    with _folder() as folder:
+        configuration = folder / "containers.conf"
+        configuration.write_text(_containers_conf(folder))
+        storage = ["--root", str(folder / "root"), "--runroot", str(folder / "run")]
+        socket = f"unix://{folder}/podman.sock"
+        argv = [
+            *("podman", *storage, "--tmpdir", str(folder / "tmp"), "--storage-driver=overlay"),
+            *("system", "service", "--time=0", socket),
+        ]
+        environ = {"CONTAINERS_CONF": str(configuration)}
+        with _running(argv, folder, Engine(Address(socket)), **environ) as engine:
+            yield engine
+
+
+def _containers_conf(folder: Path) -> str:
+    """Podman as it is set up by default, but for what a container without systemd can't have.
+
+    Its limits are those that this process may set, and its runtime is the one that takes either
+    version of cgroups, or both together.
+    """
+    files = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    lines = {
+        "network": [
+            'network_backend = "netavark"',
+            f'network_config_dir = "{folder}/networks"',
+            f'default_subnet = "{_POOL}.255.0/24"',
+            f'default_subnet_pools = [{{"base" = "{_POOL}.0.0/17", "size" = 24}}]',
+        ],
+        "engine": ['cgroup_manager = "cgroupfs"', 'events_logger = "file"', 'runtime = "runc"'],
+        "containers": [
+            'log_driver = "k8s-file"',
+            f'default_ulimits = ["nofile={files}:{files}", "nproc=4096:4096"]',
+        ],
+    }
+    return "".join(
+        f"[{table}]\n" + "".join(f"{line}\n" for line in entries)
+        for table, entries in lines.items()
+    )
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="pe-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            if line.split()[1].startswith(f"{folder}/"):  # Podman's storage is mounted on itself
+                subprocess.run(["umount", "--lazy", line.split()[1]], check=True)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _disk(folder: Path, size: str) -> Iterator[None]:
+    """A folder, on a disk of its own where a size is given."""
+    folder.mkdir()
+    if size:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        subprocess.run(mount, check=True)
+    try:
+        yield
+    finally:
+        if size:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def _bridge() -> Iterator[str]:
+    """A bridge of its own: a dockerd that is told to have none removes docker0, another's."""
+    name = f"pe{os.getpid()}"
+    for argv in (
+        ["link", "add", name, "type", "bridge"],
+        ["addr", "add", f"{_POOL}.254.1/24", "dev", name],
+        ["link", "set", name, "up"],
+    ):
+        subprocess.run(["ip", *argv], check=True)
+    try:
+        yield name
+    finally:
+        subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+@contextmanager
+def _running(argv: Sequence[str], folder: Path, engine: Engine, **environ: str) -> Iterator[Engine]:
+    """An engine that answers; it is emptied and told to end, so that it unmounts what it has."""
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "TERM", *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **environ},
+            start_new_session=True,
+        )
+    try:
+        until(lambda: process.poll() is not None or _answers(engine), within=60)
+        assert process.poll() is None, f"{argv[0]} did not start: {log.read_text()[-2000:]}"
+        try:
+            yield engine
+        finally:
+            _empty(engine)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _answers(engine: Engine) -> bool:
+    try:
+        engine.call("GET", "/version", timeout=10)
+    except EphemeralError:
+        return False
+    return True
+
+
+def _empty(engine: Engine) -> None:
+    """Remove all containers and networks, so that nothing runs or is mounted when it ends."""
+    for one in engine.call("GET", "/containers/json", query={"all": True}):
+        engine.call("DELETE", f"/containers/{one['Id']}", query={"force": True, "v": True})
+    for one in engine.call("GET", "/networks"):
+        if one["Name"] not in {"bridge", "host", "none", "podman"}:
+            engine.call("DELETE", f"/networks/{one['Id']}")
+
+
+@contextmanager
+def used(engine: Engine) -> Iterator[None]:
+    """Have this process, and those it starts, use that engine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", engine.address.url)
+        yield
+
+
+def everything(engine: Engine) -> list[str]:
+    """All containers, networks and volumes that an engine has, but for those it always has."""
+    networks = engine.call("GET", "/networks")
+    things = [
+        *engine.call("GET", "/containers/json", query={"all": True}),
+        *(one for one in networks if one["Name"] not in {"bridge", "host", "none", "podman"}),
+        *(engine.call("GET", "/volumes")["Volumes"] or []),
+    ]
+    return [json.dumps(thing.get("Names") or thing["Name"]) for thing in things]

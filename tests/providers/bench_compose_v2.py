@@ -1,0 +1,23 @@
+"""The compose provider on the bench, with the plugin of ``docker compose``."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import bench_compose
+import compose_versions
+import engine_images
+
+
+class Bench(bench_compose.Bench):
+    """See ``bench.Bench``."""
+
+    provider = "compose"
+
+    def unavailable(self) -> str:
+        if compose_versions.v2() is None:
+            return "version 2 of Compose is not here (.ci/compose fetches it)"
+        return engine_images.unavailable()
+
+    def platform(self) -> AbstractContextManager[object]:
+        return compose_versions.with_plugin()
