@@ -19,6 +19,7 @@ os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
 
 from aws.guests import Guests
 from aws.strict import Strict, Times
+from aws.swift import quicken
 from aws.wire import Answer, Request, as_json, refuse, refuse_json
 
 
@@ -144,6 +145,7 @@ def main(folder: Path, *, real: bool) -> None:
             """The answer is lost, or whoever asked was killed."""
             self.close_connection = True
 
+    quicken()
     moto = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, lambda *_: [], threaded=True, request_handler=Quiet)
     url = f"http://127.0.0.1:{server.server_port}"
