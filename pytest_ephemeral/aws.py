@@ -16,13 +16,6 @@ from pytest_ephemeral.errors import UnavailableError
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
-#: What decides who asks, where: a process (a test's, for one) may change it while it runs.
-_DECIDING: Final = (
-    *("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ENDPOINT_URL", "AWS_REGION"),
-    *("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_CONFIG_FILE"),
-    "AWS_SHARED_CREDENTIALS_FILE",
-)
-
 #: Codes with which services say that credentials are no longer, or not at all, good.
 _EXPIRED: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
 _REFUSED: Final = frozenset(
@@ -30,12 +23,34 @@ _REFUSED: Final = frozenset(
 )
 _UNAUTHORIZED: Final = frozenset({"UnauthorizedOperation", "AccessDenied", "AccessDeniedException"})
 
+#: By words in the names of botocore's exceptions: what can be done when nothing can be asked.
+_ADVICE: Final = {
+    "Credentials CredentialRetrieval": (
+        "AWS: no credentials ({said}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or give the CI job a role"
+    ),
+    "NoRegion": "AWS: no region: set AWS_REGION, or region in the profile",
+    "InvalidRegion": "AWS: {said} See AWS_REGION, and region in the profile",
+    "ProfileNotFound": "AWS: {said}: see `aws configure list-profiles`, and AWS_PROFILE",
+    "Config": "AWS: the configuration can't be right: {said}: see ~/.aws/config, and AWS_PROFILE",
+    "SSO Token": "AWS: the sign-in is over ({said}): aws sso login",
+}
+
 #: A service's way of saying: later.
 THROTTLED: Final = frozenset(
     {"RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequestsException"}
 )
 
-_clients: dict[tuple[str | None, ...], Any] = {}
+#: Who asks, to be told apart in CloudTrail from all others with the same credentials.
+USER_AGENT: Final = "pytest-ephemeral"
+
+#: How often a request is made that fails for reasons that may pass; by STS, which is asked who
+#: asks before anything is done, and whoever waits should hear soon.
+_PATIENT: Final = 10
+_IMPATIENT: Final = 3
+
+_clients: dict[tuple[Any, ...], Any] = {}
+_identities: dict[int, dict[str, str]] = {}
 _lock = threading.Lock()
 
 
@@ -49,11 +64,37 @@ def client(service: str, region: str | None = None) -> Any:
     Raises:
         UnavailableError: boto3 is not installed, or no region, profile or role can be found.
     """
-    key = (service, region, str(os.getpid()), *(os.environ.get(name) for name in _DECIDING))
+    # A process (a test's, for one) may change who asks, and where, while it runs.
+    said = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    key = (service, region, os.getpid(), *said)
     with _lock, explained():  # a session is not safe to share between threads, its clients are
         if key not in _clients:
             _clients[key] = _made(service, region)
         return _clients[key]
+
+
+def identity(region: str | None = None) -> dict[str, str]:
+    """Who asks: ``Account`` and ``Arn``, as STS has it. Asked for once in a process.
+
+    Args:
+        region: Another than the configured one.
+
+    Raises:
+        UnavailableError: Nobody that AWS knows; says why.
+    """
+    asked = client("sts", region)
+    if id(asked) not in _identities:
+        from botocore.exceptions import ClientError
+
+        try:
+            with explained():
+                _identities[id(asked)] = asked.get_caller_identity()
+        except ClientError as error:
+            said = " ".join(str(error).split())
+            raise UnavailableError(
+                f"AWS does not say whose credentials these are: {said}"
+            ) from error
+    return _identities[id(asked)]
 
 
 def code(error: ClientError) -> str:
@@ -82,37 +123,69 @@ def explained() -> Iterator[None]:
 
 def _made(service: str, region: str | None) -> Any:
     import boto3
+    import botocore.session
     from botocore.config import Config
 
-    # A user's own choice of retries (AWS_RETRY_MODE, AWS_MAX_ATTEMPTS) is not overridden.
+    core = botocore.session.get_session()
+    session = boto3.session.Session(botocore_session=core)
+    # A user's own choice of retries (in the environment or a profile) is not overridden.
+    chosen = core.get_scoped_config()
     retries: dict[str, Any] = {}
-    if "AWS_RETRY_MODE" not in os.environ:
+    if "AWS_RETRY_MODE" not in os.environ and "retry_mode" not in chosen:
         retries["mode"] = "adaptive"
-    if "AWS_MAX_ATTEMPTS" not in os.environ:
-        retries["total_max_attempts"] = 10
-    return boto3.session.Session().client(
+    if "AWS_MAX_ATTEMPTS" not in os.environ and "max_attempts" not in chosen:
+        retries["total_max_attempts"] = _IMPATIENT if service == "sts" else _PATIENT
+    made = _client(
+        session,
         service,
         region_name=region,
-        config=Config(retries=retries, connect_timeout=10, max_pool_connections=32),
+        config=Config(
+            retries=retries,
+            connect_timeout=10,
+            max_pool_connections=32,
+            user_agent_extra=USER_AGENT,
+            # Else presigned URLs of some regions are of version 2, which no bucket made since
+            # 2020 accepts.
+            signature_version="s3v4" if service == "s3" else None,
+        ),
     )
+    if service == "ec2":
+        made.meta.events.register_first("needs-retry.ec2.RunInstances", _lacking)
+    return made
+
+
+def _client(session: Any, service: str, **options: Any) -> Any:
+    """A client; what is no URL is, for once, no error of botocore's own kind."""
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return session.client(service, **options)
+    except BotoCoreError:
+        raise
+    except ValueError as error:
+        raise UnavailableError(f"AWS: {error}: see AWS_ENDPOINT_URL") from error
+
+
+def _lacking(response: tuple[Any, dict[str, Any]] | None = None, **_: Any) -> None:
+    """Have no more of the same asked for where there is none of it: another type may be had.
+
+    EC2 says so as a server's error, which boto3 would ask again and again.
+    https://github.com/aws/aws-sdk-ruby/issues/2786
+    """
+    from botocore.exceptions import ClientError
+
+    error = {} if response is None else response[1].get("Error", {})
+    if str(error.get("Code", "")).startswith("Insufficient"):
+        raise ClientError(response[1], "RunInstances")  # type: ignore[index]
 
 
 def _unreachable(error: Exception) -> str:
     name = type(error).__name__
     said = " ".join(str(error).split())
-    match name:
-        case "NoCredentialsError" | "PartialCredentialsError" | "CredentialRetrievalError":
-            return (
-                f"AWS: no credentials ({said}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or give the CI job a role"
-            )
-        case "NoRegionError":
-            return "AWS: no region: set AWS_REGION, or region in the profile"
-        case "ProfileNotFound":
-            return f"AWS: {said}: see `aws configure list-profiles`, and AWS_PROFILE"
-        case _ if "SSO" in name or "Token" in name:
-            return f"AWS: the sign-in is over ({said}): aws sso login"
-    return f"AWS can't be reached: {said}"
+    for words, advice in _ADVICE.items():
+        if any(word in name for word in words.split()):
+            return advice.format(said=said)
+    return f"AWS can't be reached: {said}: see AWS_REGION, AWS_ENDPOINT_URL and HTTPS_PROXY"
 
 
 def _refused(error: ClientError) -> str | None:
@@ -121,7 +194,13 @@ def _refused(error: ClientError) -> str | None:
     if found in _EXPIRED:
         return f"AWS: the credentials have expired ({found}): sign in again, such as aws sso login"
     if found in _REFUSED:
-        return f"AWS does not know these credentials ({found}): see `aws sts get-caller-identity`"
+        return (
+            f"AWS does not know these credentials ({found}), or not in this region: see "
+            "`aws sts get-caller-identity`, and that the region is enabled, and of their partition"
+        )
     if found in _UNAUTHORIZED:
-        return f"AWS: these credentials may not do this ({error.operation_name}): {said}"
+        # EC2 adds a thousand characters that only STS can read.
+        said, encoded, _ = said.partition(" Encoded authorization failure message:")
+        more = ": `aws sts decode-authorization-message` says which policy" if encoded else ""
+        return f"AWS: these credentials may not do this ({error.operation_name}): {said}{more}"
     return None

@@ -28,7 +28,7 @@ from pytest_ephemeral.environments.seeding import seed
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment, Image, ImageReference
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.providers import Order, Provider, Reachable, Status
+from pytest_ephemeral.providers import Considering, Order, Provider, Reachable, Status
 from pytest_ephemeral.tables import Template
 
 BakeMode = Literal["missing", "always", "never"]
@@ -83,10 +83,20 @@ class Lifecycle(msgspec.Struct):
 
         Raises:
             UnavailableError: It is not.
+            ConfigurationError: It would cost more than it may, or can't be right.
         """
-        provider = providers.load(self.project.config.template(template).provider)
+        wanted = self.project.config.template(template)
+        provider = providers.load(wanted.provider)
         if isinstance(provider, Reachable):
             provider.reach()
+        if isinstance(provider, Considering):
+            modify = self.hooks.pytest_ephemeral_modify_template
+            self._consider(wanted, provider, None if modify.get_hookimpls() else wanted.ttl)
+
+    def _consider(self, template: Template, provider: Considering, lifetime: float | None) -> None:
+        config = self.project.config
+        recipes = [config.recipe(name) for name in template.images()]
+        provider.consider(template, recipes, config.root, lifetime)
 
     # -- up ------------------------------------------------------------------------------
 
@@ -102,6 +112,8 @@ class Lifecycle(msgspec.Struct):
         """
         template = self._modified(template)
         provider = providers.load(template.provider)
+        if isinstance(provider, Considering):
+            self._consider(template, provider, ttl or template.ttl)
         clock = Clock(self.say)
         with clock.phase(template.name, "bake"):
             images = self._obtain(template)

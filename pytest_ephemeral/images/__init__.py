@@ -263,6 +263,7 @@ class Images:
             log=machine.state_directory() / "bakes" / log,
             say=say,
             live=live,
+            store=_shared_name(self._store.url),
         )
 
     def _finish(self, wanted: _Wanted, job: BakeJob, image: Image, started: float) -> Image:
@@ -343,6 +344,12 @@ def _baker(provider: str) -> Baker:
             f"the provider {provider!r} bakes no images: its templates say all themselves"
         )
     return baker
+
+
+def _shared_name(url: str) -> str:
+    """A store's name among all there are: a folder's path means another one on each machine."""
+    name = url if "://" in url else f"{machine.this_owner('').host}:{url}"
+    return files.digest_of([name.encode()])
 
 
 def _archive_path(image: Image) -> str:

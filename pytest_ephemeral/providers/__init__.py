@@ -120,6 +120,7 @@ class BakeJob(msgspec.Struct, frozen=True):
         say: Tells people what is going on, a line a call.
         live: Given each line that is printed, after the seconds it took to come.
         descriptors: What ``exclusive`` gave: they hold the image too.
+        store: For which store, the same for all who share it: nobody else bakes this key for it.
     """
 
     recipe: Recipe
@@ -130,6 +131,7 @@ class BakeJob(msgspec.Struct, frozen=True):
     say: Callable[[str], None]
     live: Callable[[str], None] | None = None
     descriptors: Sequence[int] = ()
+    store: str = ""
 
 
 class Provider(Protocol):
@@ -231,6 +233,28 @@ class Reachable(Protocol):
 
         Raises:
             UnavailableError: It does not; says what was tried.
+        """
+
+
+@runtime_checkable
+class Considering(Protocol):
+    """A provider that can tell beforehand that a template would come to nothing."""
+
+    def consider(
+        self, template: Template, recipes: Sequence[Recipe], root: Path, lifetime: float | None
+    ) -> None:
+        """Refuse a template before anything is baked or launched for it. Cheap.
+
+        Args:
+            template: What is to be brought up.
+            recipes: Of the images it is made of.
+            root: The folder of the configuration file.
+            lifetime: Seconds it may live, which decides what it costs; None while a hook may
+                still make it another template.
+
+        Raises:
+            ConfigurationError: It can't be right, or costs more than it may.
+            UnavailableError: What it needs (credentials) is not here.
         """
 
 

@@ -17,7 +17,15 @@ from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.images import Images
 from pytest_ephemeral.models import Image
-from pytest_ephemeral.providers.ec2 import amis, belongings, builders, fleet, groups
+from pytest_ephemeral.providers.cloudformation import stacks
+from pytest_ephemeral.providers.ec2 import (
+    amis,
+    belongings,
+    builders,
+    fleet,
+    groups,
+    launching,
+)
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.store import open_store
 
@@ -98,7 +106,8 @@ def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     quick(monkeypatch)
     _account.tell("faults")
-    _account.tell("times", boot=0.1, end=0.1, linger=0.0, ami=0.1)
+    _account.tell("times", boot=0.1, end=0.1, linger=0.0, ami=0.1, unseen=0.0, stack=0.1)
+    _account.tell("failing")
     made = Bench(_account, tmp_path)
     yield made
     made.lifecycle.close()
@@ -116,3 +125,5 @@ def quick(patch: pytest.MonkeyPatch, every: float = 0.1) -> None:
         patch.setattr(module, "POLL", every)
     patch.setattr(builders, "CONSOLE_POLL", every)
     patch.setattr(belongings, "POLL", every)
+    patch.setattr(launching, "PAUSE", every)
+    patch.setattr(stacks, "POLL", every)

@@ -45,6 +45,13 @@ class Guest:
         end_marked(f"EPHEMERAL_GUEST={self.id}")
 
 
+def keep_as_cloud_init_does(folder: Path, data: bytes) -> None:
+    """Write user data where cloud-init leaves it on an instance's disk."""
+    (folder / "scripts").mkdir(parents=True)
+    for name in ("user-data.txt", "user-data.txt.i", "obj.pkl", "scripts/part-001"):
+        (folder / name).write_bytes(data)
+
+
 class Guests:
     """All of them.
 
@@ -94,7 +101,9 @@ class Guests:
         with self._lock:
             self._guests[instance.id] = guest
         script = folder / "user-data"
-        script.write_bytes(base64.b64decode(str(instance.user_data or "")))
+        data = base64.b64decode(str(instance.user_data or ""))
+        script.write_bytes(data)
+        keep_as_cloud_init_does(disk / "var/lib/cloud/instances" / instance.id, data)
         if not self.real:
             guest.console.write_text("pytest-ephemeral:end:0| 0\n")
         elif script.stat().st_size:
@@ -117,6 +126,10 @@ class Guests:
         """Make an AMI of an instance's disk."""
         if guest := self._guests.get(instance):
             self._disks[ami] = guest.disk
+
+    def disk(self, ami: str) -> Path | None:
+        """Where what is on an AMI is."""
+        return self._disks.get(ami)
 
     def end(self, id: str) -> None:
         """Stop an instance, and all that runs in it."""

@@ -17,10 +17,12 @@ from typing import Any
 
 os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
 
+from aws import acceptance
 from aws.guests import Guests
 from aws.strict import Strict, Times
 from aws.swift import quicken
-from aws.wire import Answer, Request, as_json, refuse, refuse_json
+from aws.wire import Answer, Request, as_json, refuse, refuse_json, refuse_query
+from pytest_ephemeral.aws import USER_AGENT
 
 
 class Harness:
@@ -30,6 +32,7 @@ class Harness:
         self.strict = Strict(moto, guests, Times())
         self.guests = guests
         self.calls: list[tuple[str, float]] = []
+        self.own: set[str] = set()
         self.faults: list[dict[str, Any]] = []
         self._lock = threading.Lock()
 
@@ -53,7 +56,10 @@ class Harness:
     def _fault(self, request: Request) -> dict[str, Any] | None:
         """The fault that this call is to meet, if any."""
         with self._lock:
-            self.calls.append((f"{request.service}:{request.action}", time.time()))
+            name = f"{request.service}:{request.action}"
+            self.calls.append((name, time.time()))
+            if USER_AGENT in request.environ.get("HTTP_USER_AGENT", "").split():
+                self.own.add(name)
             for fault in self.faults:
                 if fault["times"] > 0 and re.fullmatch(fault["action"], request.action):
                     if fault["after"] > 0:
@@ -74,34 +80,63 @@ class Harness:
         if request.service == "ssm":
             return refuse_json(fault["code"], "said the harness")
         status = "503 Service Unavailable" if fault["kind"] == "throttle" else "400 Bad Request"
+        if fault["code"].startswith("Insufficient"):  # a server's error, which boto3 repeats
+            status = "500 Internal Server Error"
+        if request.service == "cloudformation":
+            return refuse_query(fault["code"], "said the harness")
         return refuse(fault["code"], "said the harness", status=status)
 
     def _control(self, environ: dict[str, Any], verb: str) -> Answer:
         size = int(environ.get("CONTENT_LENGTH") or 0)
         sent = json.loads(environ["wsgi.input"].read(size) or b"{}")
-        if verb == "fault":
-            with self._lock:
-                self.faults.append(sent)
-        elif verb == "faults":
-            with self._lock:
-                self.faults = []
-        elif verb == "calls":
-            with self._lock:
-                calls, self.calls = self.calls, []
-            return as_json(calls)
-        elif verb == "times":
-            for name, seconds in sent.items():
-                setattr(self.strict.times, name, seconds)
-        elif verb == "facts":
-            return as_json(self.strict.facts)
-        elif verb == "reclaim":
-            self.strict.reclaim(sent["id"], sent["reason"])
-        elif verb == "expire":
-            guest = self.guests.get(sent["id"])
-            assert guest is not None
-            script = guest.disk / "usr/local/lib/pytest-ephemeral/expire"
-            self.guests.run(guest, ["/bin/sh", str(script)], guest.folder / "expire.log")
-        return as_json({})
+        return as_json(getattr(self, f"_tell_{verb}")(**sent) or {})
+
+    # What each verb of the harness does, as it is told.
+
+    def _tell_fault(self, **fault: Any) -> None:
+        with self._lock:
+            self.faults.append(fault)
+
+    def _tell_faults(self) -> None:
+        with self._lock:
+            self.faults = []
+
+    def _tell_calls(self) -> Any:
+        with self._lock:
+            calls, self.calls = self.calls, []
+        return calls
+
+    def _tell_own(self) -> list[str]:
+        """The calls that the tool itself has made since the beginning, each once."""
+        return sorted(self.own)
+
+    def _tell_times(self, **times: float) -> None:
+        for name, seconds in times.items():
+            setattr(self.strict.times, name, seconds)
+
+    def _tell_facts(self) -> Any:
+        return self.strict.facts
+
+    def _tell_profile(self, name: str, after: float) -> None:
+        self.strict.profiles[name] = time.monotonic() + after
+
+    def _tell_failing(self, **resources: str) -> None:
+        self.strict.failing = resources
+
+    def _tell_volumes(self, image: str, region: str, volumes: list[Any]) -> None:
+        self.strict.backend(region).amis[image].kept_volumes = volumes
+
+    def _tell_reclaim(self, id: str, reason: str) -> None:
+        self.strict.reclaim(id, reason)
+
+    def _tell_disk(self, image: str) -> str:
+        return str(self.guests.disk(image))
+
+    def _tell_expire(self, id: str) -> None:
+        guest = self.guests.get(id)
+        assert guest is not None
+        script = guest.disk / "usr/local/lib/pytest-ephemeral/expire"
+        self.guests.run(guest, ["/bin/sh", str(script)], guest.folder / "expire.log")
 
     def _metadata(self, environ: dict[str, Any], path: str) -> Answer:
         """The instance metadata service, version 2 alone."""
@@ -130,6 +165,7 @@ class Harness:
 
 def main(folder: Path, *, real: bool) -> None:
     """Serve until standard input ends."""
+    from moto.ec2.models.amis import Ami
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         MotoRequestHandler,
@@ -146,6 +182,7 @@ def main(folder: Path, *, real: bool) -> None:
             self.close_connection = True
 
     quicken()
+    Ami.block_device_mappings = property(acceptance.mappings)
     moto = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, lambda *_: [], threaded=True, request_handler=Quiet)
     url = f"http://127.0.0.1:{server.server_port}"

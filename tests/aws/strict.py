@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from aws import acceptance
 from aws.guests import Guests
+from aws.stacks import Stacks
 from aws.wire import WSGI, Answer, Request, as_json, forward, refuse, refuse_json, xml
 
 ACCOUNT = "123456789012"
@@ -27,12 +29,23 @@ CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "st
 
 @dataclass
 class Times:
-    """How long, in seconds, what takes AWS its time takes here."""
+    """How long, in seconds, what takes AWS its time takes here.
+
+    Attributes:
+        boot: Until an instance runs.
+        end: Until one that was terminated is.
+        linger: How long its network interface is there after that.
+        ami: Until an AMI is available.
+        unseen: Until what was launched can be seen.
+        stack: Until a stack is made, changed or deleted.
+    """
 
     boot: float = 0.1
     end: float = 0.1
     linger: float = 0.0
     ami: float = 0.1
+    unseen: float = 0.0
+    stack: float = 0.1
 
 
 class Clock:
@@ -59,7 +72,7 @@ class Clock:
             action()
 
 
-class Strict:
+class Strict(Stacks):
     """Stands in front of moto, in the same process."""
 
     def __init__(self, moto: WSGI, guests: Guests, times: Times) -> None:
@@ -71,7 +84,10 @@ class Strict:
         self.facts: dict[str, dict[str, float]] = {}
         self._tokens: dict[str, tuple[str, Answer]] = {}
         self._lingering: dict[str, float] = {}
-        self.protected: dict[str, bool] = {}
+        self._unseen: dict[str, float] = {}
+        #: Instance profiles, and from when on EC2 knows of each.
+        self.profiles: dict[str, float] = {}
+        super().__init__()
 
     def answer(self, request: Request) -> Answer:
         name = f"_{request.service}_{request.action}"
@@ -102,15 +118,17 @@ class Strict:
         fingerprint = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
         if token in self._tokens:
             return self._again(token, fingerprint)
-        image = self.backend(request.region).amis.get(request.form["ImageId"])
-        if image is None:
-            return refuse("InvalidAMIID.NotFound", f"no {request.form['ImageId']}")
-        if image.state != "available":
-            return refuse("InvalidAMIID.Unavailable", f"{image.id} is {image.state}")
+        backend = self.backend(request.region)
+        if said := acceptance.refusal(request, backend, self.profiles):
+            return refuse(*said)
+        # moto makes the fewest that would do, AWS as many as it can.
+        request.replace_form({**request.form, "MinCount": request.form["MaxCount"]})
         answer = forward(self.moto, request)
         if answer.ok:
             ids = list(dict.fromkeys(answer.found("instanceId")))
             for id in ids:
+                self._unseen[id] = time.monotonic() + self.times.unseen
+                acceptance.complete(request, self.instance(id), backend)
                 self._boot(id)
             if token:
                 self._tokens[token] = (fingerprint, answer)
@@ -136,11 +154,35 @@ class Strict:
                     return
                 self._set(instance, "running")
                 self.facts[id]["running"] = time.time()
+                acceptance.address(instance)
                 self.guests.boot(instance)
 
         self.clock.after(self.times.boot, run)
 
+    def _ec2_DescribeInstances(self, request: Request) -> Answer:
+        """What was only just launched can't be seen yet."""
+        hidden = {id for id, at in self._unseen.items() if at > time.monotonic()}
+        if asked := hidden.intersection(request.listed("InstanceId")):
+            return refuse("InvalidInstanceID.NotFound", f"The instance IDs {asked} do not exist")
+        reservations = self.backend(request.region).reservations
+        away = {
+            id: one
+            for id, one in list(reservations.items())
+            if hidden.intersection(instance.id for instance in one.instances)
+        }
+        for id in away:
+            del reservations[id]
+        try:
+            return forward(self.moto, request)
+        finally:
+            reservations.update(away)
+
     def _ec2_TerminateInstances(self, request: Request) -> Answer:
+        for id in request.listed("InstanceId"):
+            if self._unseen.get(id, 0) > time.monotonic():
+                return refuse(
+                    "InvalidInstanceID.NotFound", f"The instance ID '{id}' does not exist"
+                )
         before = {id: self.instance(id) for id in request.listed("InstanceId")}
         states = {id: one._state.name for id, one in before.items() if one is not None}
         answer = forward(self.moto, request)
@@ -262,6 +304,7 @@ class Strict:
             return refuse("InvalidAMIName.Duplicate", f"{request.form['Name']} is taken")
         if instance and self.instance(instance)._state.name == "terminated":
             return refuse("IncorrectState", f"{instance} is terminated")
+        source = backend.amis.get(self.instance(instance).image_id) if instance else None
         marks, snapshot_marks = request.tags("image"), request.tags("snapshot")
         rest = {k: v for k, v in request.form.items() if not k.startswith("TagSpecification")}
         request.replace_form(rest)
@@ -272,75 +315,10 @@ class Strict:
             image.add_tags(marks)
             image.ebs_snapshot.add_tags(snapshot_marks)
             image.state = "pending"
+            image.kept_volumes = list(getattr(source, "kept_volumes", []))
             self.guests.image(instance, id)
             self.clock.after(self.times.ami, lambda: setattr(image, "state", "available"))
         return answer
-
-    # -- CloudFormation ----------------------------------------------------------------------
-
-    def _cloudformation_UpdateTerminationProtection(self, request: Request) -> Answer:
-        self.protected[request.form["StackName"]] = (
-            request.form["EnableTerminationProtection"] == "true"
-        )
-        inner = f"<StackId>{request.form['StackName']}</StackId>"
-        return xml(
-            "UpdateTerminationProtection",
-            f"<UpdateTerminationProtectionResult>{inner}</UpdateTerminationProtectionResult>",
-        )
-
-    def _cloudformation_DeleteStack(self, request: Request) -> Answer:
-        name = request.form["StackName"]
-        if self.protected.get(name):
-            return refuse("ValidationError", f"Stack [{name}] cannot be deleted while protected")
-        before = self._instances_of_stack(name)
-        answer = forward(self.moto, request)
-        for instance in before if answer.ok else ():
-            if instance._state.name == "terminated":  # a stack is gone when all in it is
-                self._end(instance, "Client.UserInitiatedShutdown", after=0)
-        return answer
-
-    def _cloudformation_CreateStack(self, request: Request) -> Answer:
-        answer = forward(self.moto, request)
-        for name in answer.found("StackId"):
-            for instance in self._instances_of_stack(name):
-                instance.add_tags(self._stack_tags(request))
-                self._boot(instance.id)
-        return answer
-
-    def _cloudformation_UpdateStack(self, request: Request) -> Answer:
-        """Tags alone are changed: moto thinks that nothing is."""
-        name, tags = request.form["StackName"], self._stack_tags(request)
-        self._stack(name).tags = tags
-        for instance in self._instances_of_stack(name):
-            instance.add_tags(tags)
-        inner = f"<StackId>{name}</StackId>"
-        return xml("UpdateStack", f"<UpdateStackResult>{inner}</UpdateStackResult>")
-
-    @staticmethod
-    def _stack_tags(request: Request) -> dict[str, str]:
-        """The tags of a stack, which are its resources' too."""
-        form = request.form
-        return {
-            text: form[name.removesuffix("Key") + "Value"]
-            for name, text in form.items()
-            if name.startswith("Tags.member.") and name.endswith(".Key")
-        }
-
-    @staticmethod
-    def _stack(name: str) -> Any:
-        from moto.backends import get_backend
-
-        for backend in get_backend("cloudformation")[ACCOUNT].values():
-            for one in [*backend.stacks.values(), *backend.deleted_stacks.values()]:
-                if name in {one.stack_id, one.name}:
-                    return one
-        return None
-
-    def _instances_of_stack(self, name: str) -> list[Any]:
-        stack = self._stack(name)
-        ids = [] if stack is None else [one.physical_resource_id for one in stack.stack_resources]
-        found = [self.instance(id) for id in ids if str(id).startswith("i-")]
-        return [one for one in found if one is not None]
 
     # -- Systems Manager ---------------------------------------------------------------------
 

@@ -229,10 +229,10 @@ def test_too_dear_is_refused_before_anything_is_made(bench: Bench) -> None:
     with pytest.raises(ConfigurationError, match=r"\$0.04 in us-east-1, more than \$0.01"):
         bench.lifecycle.bring_up(bench.template(max_cost="$0.01"))
     with pytest.raises(ConfigurationError, match="prices = FILE"):
-        bench.lifecycle.bring_up(bench.template(max_cost="$9", instance_type="x9.huge"))
+        bench.lifecycle.bring_up(bench.template(max_cost="$9", instance_type="x2gd.16xlarge"))
     assert "ec2:RunInstances" not in bench.account.calls()
-    (bench.folder / "prices.json").write_text('{"*": {"x9.huge": 1.5}}')
-    template = bench.template(max_cost="$9", instance_type="x9.huge", prices="prices.json")
+    (bench.folder / "prices.json").write_text('{"*": {"x2gd.16xlarge": 1.5}}')
+    template = bench.template(max_cost="$9", instance_type="x2gd.16xlarge", prices="prices.json")
     environment = bench.lifecycle.bring_up(template).environment
     assert environment.handle["dollars-an-hour"] == "1.5"
     bench.lifecycle.destroy(environment)

@@ -3,45 +3,89 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import boto3
+import msgspec
 import pytest
+from waiting import until
 
 from aws.conftest import Bench
+from pytest_ephemeral import labels, providers
+from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.errors import ConfigurationError, DestroyError, LaunchError
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
+from pytest_ephemeral.providers.ec2.tagging import expiry, tags_of
+from pytest_ephemeral.tables import Ready
 
 RESOURCES = {"Topic": {"Type": "AWS::SNS::Topic", "Properties": {"TopicName": "orders"}}}
 
 
-def template(bench: Bench, **keys: Any) -> StackTemplate:
-    """A stack without instances."""
-    file = Path(bench.folder) / "stack.json"
-    outputs = {"Host": {"Value": "127.0.0.1"}}
-    file.write_text(json.dumps({"Resources": RESOURCES, "Outputs": outputs}))
+def template(
+    bench: Bench, *, resources: Any = RESOURCES, host: Any = "127.0.0.1", **keys: Any
+) -> StackTemplate:
+    """A stack, by default without instances."""
+    body = {"Resources": resources, "Outputs": {"Host": {"Value": host}}}
+    if names := keys.get("parameters"):
+        body["Parameters"] = {name: {"Type": "String"} for name in names if name == "Given"}
+    (bench.folder / "stack.json").write_text(json.dumps(body))
     return StackTemplate(
-        **{"name": "stack", "file": file.name, "url": "http://{output:Host}", **keys}
+        **{"name": "stack", "file": "stack.json", "url": "http://{output:Host}", **keys}
     )
 
 
-def order(bench: Bench, wanted: StackTemplate) -> Any:
-    environment = bench.lifecycle._register(wanted, {}, wanted.ttl)
-    return bench.lifecycle._order(environment, wanted, {})
+def instance(bench: Bench) -> StackTemplate:
+    """One with an instance, which runs nothing."""
+    properties = {
+        "ImageId": bench.account.base,
+        "InstanceType": "t3.small",
+        "SubnetId": bench.account.subnets[0],
+    }
+    return template(
+        bench, resources={"One": {"Type": "AWS::EC2::Instance", "Properties": properties}}
+    )
+
+
+def parameters(bench: Bench, given: Mapping[str, str], **keys: Any) -> StackTemplate:
+    """One whose host is its parameter."""
+    return template(bench, host={"Ref": "Given"}, parameters=dict(given), **keys)
+
+
+def bucket(name: str) -> dict[str, Any]:
+    return {"Type": "AWS::S3::Bucket", "Properties": {"BucketName": name}}
+
+
+def up(bench: Bench, wanted: StackTemplate) -> Environment:
+    """Bring one up; there may be nobody to answer, so nobody is asked."""
+    return bench.lifecycle.bring_up(msgspec.structs.replace(wanted, ready=Ready())).environment
+
+
+def stack_of(environment: Environment) -> Any:
+    client = boto3.client("cloudformation")
+    (found,) = client.describe_stacks(StackName=environment.handle["stack"])["Stacks"]
+    return found
+
+
+def stacks_left() -> list[str]:
+    return [
+        one["StackName"]
+        for one in boto3.client("cloudformation").describe_stacks()["Stacks"]
+        if one["StackStatus"] != "DELETE_COMPLETE"
+    ]
 
 
 def test_its_outputs_are_its_urls(bench: Bench) -> None:
     """With their ports, or those of their scheme; and it goes whole."""
-    from pytest_ephemeral import providers
-
     provider = providers.load("cloudformation")
-    wanted = template(bench, further={"admin": "https://{output:Host}:9443/"})
-    environment = provider.launch(order(bench, wanted))
+    environment = up(bench, template(bench, further={"admin": "https://{output:Host}:9443/"}))
     assert environment.url == "http://127.0.0.1:80/"
     assert environment.url_for("admin") == "https://127.0.0.1:9443/"
     assert provider.status(environment).state == "running"
-    provider.destroy(environment)
+    bench.lifecycle.destroy(environment)
     assert provider.status(environment).state == "gone"
 
 
@@ -60,52 +104,160 @@ def test_what_is_wrong_is_named(bench: Bench, keys: Any, error: Any, said: str) 
     assert bench.ledger.entries() == []
 
 
-class Told:
-    """A CloudFormation that gives one stack's events."""
-
-    def __init__(self, status: str, *events: tuple[str, str, str]) -> None:
-        self.status = status
-        self.told = [
-            {
-                "LogicalResourceId": name,
-                "ResourceType": "AWS::S3::Bucket",
-                "PhysicalResourceId": f"{name.lower()}-1",
-                "ResourceStatus": status,
-                "ResourceStatusReason": reason,
-            }
-            for name, status, reason in events
-        ]
-
-    def describe_stacks(self, **_: Any) -> Any:
-        return {"Stacks": [{"StackStatus": self.status}]}
-
-    def get_paginator(self, _: str) -> Any:
-        return self
-
-    def paginate(self, **_: Any) -> Any:
-        return [{"StackEvents": self.told[::-1]}]
-
-    def delete_stack(self, **_: Any) -> None:
-        """Asked."""
+def test_it_carries_whose_it_is(bench: Bench) -> None:
+    """Id, owner and expiry are on the stack and on what is in it, from the beginning."""
+    environment = up(bench, instance(bench))
+    ec2 = bench.account.ec2
+    filters = [{"Name": f"tag:{labels.ID}", "Values": [environment.id]}]
+    (found,) = ec2.describe_instances(Filters=filters)["Reservations"]
+    said = {name: value for name, value in environment.labels.items() if value}
+    assert tags_of(found["Instances"][0]).items() >= said.items()
+    stack = stack_of(environment)
+    assert tags_of(stack).items() >= said.items()
+    assert stack["TimeoutInMinutes"] == 120
+    bench.lifecycle.destroy(environment)
 
 
-def test_a_failure_is_told_with_the_event_that_caused_it() -> None:
-    """Not what was only cancelled because of it."""
-    client = Told(
-        "CREATE_FAILED",
-        ("Bucket", "CREATE_FAILED", "shop-data already exists"),
-        ("Queue", "CREATE_FAILED", "Resource creation cancelled"),
-    )
-    with pytest.raises(LaunchError, match="shop-data already exists") as caught:
-        stacks.wait_until_made(client, "stack")
+def test_its_images_are_those_of_its_region(bench: Bench) -> None:
+    """``{image:…}`` is the AMI's id; in another region, that of the copy that was made there."""
+    bench.keys = {"copy_to": ["eu-west-1"]}
+    image = bench.bake()
+    ami = boto3.client("ec2", region_name="eu-west-1").describe_images(Owners=["self"])["Images"]
+    for region, wanted in (("us-east-1", image.reference), ("eu-west-1", ami[0]["ImageId"])):
+        environment = up(bench, parameters(bench, {"Given": "{image:app}"}, region=region))
+        assert environment.url == f"http://{wanted}:80/"
+        bench.lifecycle.destroy(environment)
+    with pytest.raises(LaunchError, match="not copied to eu-north-1"):
+        up(bench, parameters(bench, {"Given": "{image:app}"}, region="eu-north-1"))
+
+
+def test_a_failure_is_told_with_the_event_that_caused_it(bench: Bench) -> None:
+    """Not as ROLLBACK_COMPLETE, nor by what was only cancelled; then all of it is deleted."""
+    bench.account.tell("failing", Topic="orders already exists in another stack")
+    wanted = template(bench, resources={**RESOURCES, "Queue": {"Type": "AWS::SQS::Queue"}})
+    with pytest.raises(LaunchError, match="already exists in another stack") as caught:
+        bench.lifecycle.bring_up(wanted)
+    assert "Topic (AWS::SNS::Topic)" in str(caught.value)
     assert "cancelled" not in str(caught.value)
+    assert stacks_left() == []
+    assert bench.ledger.entries() == []
 
 
-def test_what_deleting_leaves_is_named() -> None:
-    """A bucket that is not empty, and what the template retains."""
-    full = Told("DELETE_FAILED", ("Bucket", "DELETE_FAILED", "The bucket is not empty"))
-    with pytest.raises(DestroyError, match="The bucket is not empty"):
-        stacks.delete(full, "stack", "staging-1")
-    kept = Told("DELETE_COMPLETE", ("Data", "DELETE_SKIPPED", ""))
-    with pytest.raises(DestroyError, match=r"Data \(AWS::S3::Bucket data-1\)"):
-        stacks.delete(kept, "stack", "staging-2")
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"X": {"Type": "AWS::Nope::Thing"}}, "Unrecognized resource types"),
+        ({"X": {"Type": "AWS::IAM::Role"}}, "capabilities = "),
+    ],
+)
+def test_what_cloudformation_refuses_is_passed_on(bench: Bench, resources: Any, said: str) -> None:
+    """With what can be done about it; no stack, and no record, is left."""
+    with pytest.raises(LaunchError, match=said) as caught:
+        bench.lifecycle.bring_up(template(bench, resources=resources))
+    assert len(str(caught.value).splitlines()) == 1
+    assert (stacks_left(), bench.ledger.entries()) == ([], [])
+
+
+def test_a_file_that_is_too_large_is_refused_before_anything_is_asked(bench: Bench) -> None:
+    """CloudFormation takes 51,200 bytes."""
+    wanted = template(bench)
+    (bench.folder / wanted.file).write_text("#" * 51201)
+    bench.account.calls()
+    with pytest.raises(ConfigurationError, match="takes 51200"):
+        bench.lifecycle.bring_up(wanted)
+    assert bench.account.calls() == []
+
+
+def test_a_lost_answer_makes_no_second_stack(bench: Bench) -> None:
+    """Asked again, it is found."""
+    bench.account.fault("CreateStack", kind="lost")
+    environment = up(bench, template(bench))
+    assert stacks_left() == [stacks.name_of(environment.id)]
+    bench.lifecycle.destroy(environment)
+
+
+def test_throttled_looks_fail_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither while it is made, nor while it is deleted, whatever boto3 makes of it."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    bench.account.fault("DescribeStacks", "Throttling", times=3)
+    environment = up(bench, template(bench))
+    bench.account.fault("DescribeStacks", "Throttling", times=3, after=1)
+    bench.lifecycle.destroy(environment)
+    assert stacks_left() == []
+
+
+def test_a_bucket_that_is_not_empty_is_named(bench: Bench) -> None:
+    """The stack stays, as does its record; once it is emptied, reap takes it all."""
+    environment = up(bench, template(bench, resources={"Data": bucket("full")}))
+    s3 = boto3.client("s3")
+    s3.put_object(Bucket="full", Key="order", Body=b"1")
+    with pytest.raises(DestroyError, match=r"Data \(AWS::S3::Bucket\): The bucket .* not empty"):
+        bench.lifecycle.destroy(environment)
+    assert [one.id for one in bench.ledger.entries()] == [environment.id]
+    assert stack_of(environment)["StackStatus"] == "DELETE_FAILED"
+    s3.delete_object(Bucket="full", Key="order")
+    bench.lifecycle.destroy(environment)
+    assert (stacks_left(), bench.ledger.entries()) == ([], [])
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_the_template_retains_is_named(bench: Bench, recorded: bool) -> None:
+    """Though the stack is gone; and also when only its name was known."""
+    kept = {"Data": {**bucket("retained"), "DeletionPolicy": "Retain"}, **RESOURCES}
+    environment = up(bench, template(bench, resources=kept))
+    if not recorded:
+        handle = {key: value for key, value in environment.handle.items() if key != "stack"}
+        environment = msgspec.structs.replace(environment, handle=handle)
+    with pytest.raises(DestroyError, match=r"Data \(AWS::S3::Bucket retained\)"):
+        bench.lifecycle.destroy(environment)
+    assert stacks_left() == []
+    bench.lifecycle.destroy(environment)  # there is nothing more to tell
+    boto3.client("s3").delete_bucket(Bucket="retained")
+
+
+def test_it_is_extended_on_all_that_it_is_made_of(bench: Bench) -> None:
+    """Instances at once, as their guests look at it; the stack behind it, though it is busy."""
+    environment = up(bench, instance(bench))
+    bench.account.tell("times", stack=0.5)
+    provider = providers.load("cloudformation")
+    later = datetime.now(UTC) + timedelta(hours=5)
+    for wanted in (later - timedelta(hours=1), later):
+        provider.extend(environment, wanted)
+    filters = [{"Name": f"tag:{labels.EXPIRES}", "Values": [expiry(later)]}]
+    assert bench.account.ec2.describe_instances(Filters=filters)["Reservations"]
+    assert tags_of(stack_of(environment))[labels.EXPIRES] == expiry(later)
+    provider.extend(environment, later)  # nothing to be changed is no error
+    bench.lifecycle.destroy(environment)
+
+
+def test_production_is_protected(bench: Bench) -> None:
+    """Neither destroying it nor reap takes it away; lifted, it goes."""
+    environment = up(bench, template(bench))
+    provider = providers.load("cloudformation")
+    provider.extend(environment, None)
+    production = msgspec.structs.replace(environment, production="production", expires_at=None)
+    with pytest.raises(DestroyError, match="TerminationProtection"):
+        provider.destroy(production)
+    (owned,) = [one for one in provider.owned() if one.id == environment.id]
+    assert owned.labels[labels.EXPIRES] == labels.NEVER
+    with pytest.raises(DestroyError, match="TerminationProtection"):
+        provider.sweep(owned)
+    assert provider.status(environment).state == "running"
+    bench.lifecycle.destroy(environment)
+
+
+def test_reap_takes_a_stack_that_nothing_records(bench: Bench) -> None:
+    """Past its expiry, by its tags alone; a stack of someone else's is none of ours."""
+    wanted = template(bench)
+    bench.config.templates = {"stack": wanted}  # nobody's account is looked into for nothing
+    environment = up(bench, wanted)
+    client = boto3.client("cloudformation")
+    body = (bench.folder / "stack.json").read_text().replace("orders", "theirs")
+    client.create_stack(StackName="theirs", TemplateBody=body)
+    providers.load("cloudformation").extend(environment, datetime.now(UTC) - timedelta(minutes=1))
+    bench.ledger.remove(environment.id)
+    reaped = reaper.reap(bench, dry_run=False)  # type: ignore[arg-type]
+    assert [(one.id, one.error) for one in reaped] == [(environment.id, "")]
+    assert stacks_left() == ["theirs"]
+    client.delete_stack(StackName="theirs")
+    until(lambda: stacks_left() == [])

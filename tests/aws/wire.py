@@ -51,7 +51,7 @@ class Request:
         return cls(environ, service, action, region, form, body)
 
     def replace_form(self, form: Mapping[str, str]) -> None:
-        """Send other parameters on."""
+        """Send other parameters on; those that were asked for can still be looked at."""
         body = urlencode(form).encode()
         self.environ["wsgi.input"] = io.BytesIO(body)
         self.environ["CONTENT_LENGTH"] = str(len(body))
@@ -121,6 +121,14 @@ def refuse(code: str, message: str, *, status: str = "400 Bad Request") -> Answe
         "</Errors><RequestID>harness</RequestID></Response>"
     )
     return Answer(status, body.encode())
+
+
+def refuse_query(code: str, message: str) -> Answer:
+    """An error, as CloudFormation says it."""
+    body = f"<ErrorResponse><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    return Answer(
+        "400 Bad Request", f"{body}<RequestId>harness</RequestId></ErrorResponse>".encode()
+    )
 
 
 def refuse_json(code: str, message: str) -> Answer:

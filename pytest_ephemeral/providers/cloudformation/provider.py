@@ -21,7 +21,7 @@ from pytest_ephemeral.errors import (
     closest,
 )
 from pytest_ephemeral.labels import EXPIRES, ID, NEVER, RUN
-from pytest_ephemeral.models import Endpoint, Environment
+from pytest_ephemeral.models import Endpoint, Environment, Image
 from pytest_ephemeral.providers import Check, Order, Owned, Status
 from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.cloudformation.tables import (
@@ -29,14 +29,17 @@ from pytest_ephemeral.providers.cloudformation.tables import (
     outputs_in,
     with_outputs,
 )
+from pytest_ephemeral.providers.ec2 import amis, refusals
 from pytest_ephemeral.providers.ec2.doctor import checks
-from pytest_ephemeral.providers.ec2.environments import Instances, explained
-from pytest_ephemeral.providers.ec2.fleet import fleet
+from pytest_ephemeral.providers.ec2.environments import ENDED, Instances, explained
+from pytest_ephemeral.providers.ec2.fleet import fleet, state
 from pytest_ephemeral.providers.ec2.tagging import as_tags, expiry, labels_of, tags_of
 from pytest_ephemeral.tables import Recipe, Template
 
 #: In a handle.
 REGION: Final = "region"
+#: CloudFormation takes no larger template in a request, in bytes.
+LARGEST: Final = 51200
 STACK: Final = "stack"
 
 
@@ -51,6 +54,19 @@ class CloudFormationProvider(Instances):
     def doctor(self) -> Sequence[Check]:
         """Whether AWS can be asked."""
         return checks()
+
+    def consider(
+        self,
+        template: Template,
+        recipes: Sequence[Recipe],  # noqa: ARG002
+        root: Path,
+        lifetime: float | None,  # noqa: ARG002
+    ) -> None:
+        """Whether there are credentials and a region, and the file is there."""
+        if not isinstance(template, StackTemplate):
+            raise ConfigurationError(f"the template {template.name!r} is none for CloudFormation")
+        _read(root / template.file, template)
+        aws.identity(aws.client("cloudformation", template.region).meta.region_name)
 
     def launch(self, order: Order) -> Environment:
         """Make the stack; its outputs say where it answers."""
@@ -75,7 +91,9 @@ class CloudFormationProvider(Instances):
             found = stacks.seen(client, _stack(environment), older=0.0)
             if found is None:
                 raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
-            _retag(client, found, {EXPIRES: expiry(expires_at)})
+            marks = {EXPIRES: expiry(expires_at)}
+            _retag_instances(environment, marks)
+            stacks.retag(client, found, marks)
             if expires_at is None or tags_of(found).get(EXPIRES) == NEVER:
                 _protect(client, str(found["StackId"]), on=expires_at is None)
 
@@ -92,7 +110,8 @@ class CloudFormationProvider(Instances):
             if found is not None:
                 if environment.production is None and tags_of(found).get(EXPIRES) == NEVER:
                     _protect(client, stack, on=False)
-                stacks.delete(client, stack, environment.id)
+                # By its id: under its name, nothing can be asked of it when it is gone.
+                stacks.delete(client, str(found["StackId"]), environment.id)
 
     def owned(self) -> Iterator[Owned]:
         """All stacks in boto3's region that are tagged as ours."""
@@ -101,6 +120,8 @@ class CloudFormationProvider(Instances):
             for page in client.get_paginator("describe_stacks").paginate():
                 for stack in page["Stacks"]:
                     marks = tags_of(stack)
+                    if stack.get("ParentId"):
+                        continue  # nested: it carries its parent's tags, and goes with it
                     if marks.get(ID) and stack["StackStatus"] != "DELETE_COMPLETE":
                         detail = f"stack {stack['StackName']}, {stack['StackStatus']}"
                         yield Owned(id=marks[ID], labels=labels_of(marks), detail=detail)
@@ -116,7 +137,7 @@ class CloudFormationProvider(Instances):
                 if found is not None:
                     stacks.delete(client, found["StackId"], owned.id)
         except ClientError as error:
-            raise DestroyError(f"{owned.id} remains: {error}") from error
+            raise DestroyError(f"{owned.id} remains: {refusals.told(error)}") from error
 
 
 def _launch(order: Order) -> Environment:
@@ -125,8 +146,9 @@ def _launch(order: Order) -> Environment:
         raise LaunchError(f"{environment.id}: its template is none for CloudFormation")
     client = aws.client("cloudformation", template.region)
     body = _read(order.root / template.file, template)
-    parameters = _parameters(client, order, template, body)
-    handle = {REGION: str(client.meta.region_name)}
+    region = str(client.meta.region_name)
+    parameters = _parameters(client, order, template, body, _images_in(region, order.images))
+    handle = {REGION: region}
     order.journal(msgspec.structs.replace(environment, handle=handle))
     stack = stacks.create(client, environment, template, body, parameters)
     environment = msgspec.structs.replace(environment, handle={**handle, STACK: stack})
@@ -147,19 +169,37 @@ def _launch(order: Order) -> Environment:
 
 def _read(file: Path, template: StackTemplate) -> str:
     try:
-        return file.read_text()
+        text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"templates.{template.name}.file: {file} can't be read: {error}"
         ) from error
+    if len(text.encode()) > LARGEST:
+        raise ConfigurationError(
+            f"templates.{template.name}.file: {file} has {len(text.encode())} bytes, and "
+            f"CloudFormation takes {LARGEST} at once: move parts of it into nested stacks"
+        )
+    return text
 
 
-def _parameters(client: Any, order: Order, template: StackTemplate, body: str) -> dict[str, str]:
+def _images_in(region: str, images: Mapping[str, Image]) -> dict[str, Image]:
+    """The images, each with the id that its AMI, or a copy of it, has in the stack's region."""
+    return {
+        name: msgspec.structs.replace(
+            image, reference=amis.in_region(aws.client("ec2", region), image, region)
+        )
+        if image.provider == "ec2"
+        else image
+        for name, image in images.items()
+    }
+
+
+def _parameters(
+    client: Any, order: Order, template: StackTemplate, body: str, images: Mapping[str, Image]
+) -> dict[str, str]:
     """What the stack is given: its parameters, filled in, and such of ``env`` as it asks for."""
     where = f"templates.{template.name}.parameters"
-    filled = interpolation.fill(
-        template.parameters, environ=os.environ, images=order.images, where=where
-    )
+    filled = interpolation.fill(template.parameters, environ=os.environ, images=images, where=where)
     declared = {
         one["ParameterKey"] for one in client.get_template_summary(TemplateBody=body)["Parameters"]
     }
@@ -187,20 +227,14 @@ def _endpoint(template: StackTemplate, name: str, url: str, outputs: dict[str, s
     return Endpoint(host=found.hostname, port=port, scheme=scheme)
 
 
-def _retag(client: Any, found: Mapping[str, Any], marks: Mapping[str, str]) -> None:
-    """Change a stack's tags; CloudFormation changes its resources' with them."""
-    stack = str(found["StackId"])
-    client.update_stack(
-        StackName=stack,
-        UsePreviousTemplate=True,
-        Parameters=[
-            {"ParameterKey": one["ParameterKey"], "UsePreviousValue": True}
-            for one in found.get("Parameters", ())
-        ],
-        Capabilities=list(found.get("Capabilities", ())),
-        Tags=as_tags({**tags_of(found), **marks}),
-    )
-    stacks.forget(client, stack)
+def _retag_instances(environment: Environment, marks: Mapping[str, str]) -> None:
+    """At once, as their guests look at their tags; the stack takes its time."""
+    squad = fleet(environment.handle.get(REGION))
+    ids = [
+        str(one["InstanceId"]) for one in squad.instances(environment) if state(one) not in ENDED
+    ]
+    if ids:
+        squad.client.create_tags(Resources=ids, Tags=as_tags(marks))
 
 
 def _protect(client: Any, stack: str, *, on: bool) -> None:

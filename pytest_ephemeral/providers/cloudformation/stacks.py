@@ -10,16 +10,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from pytest_ephemeral import aws
-from pytest_ephemeral.errors import DestroyError, LaunchError
+from pytest_ephemeral.errors import DestroyError, EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
-from pytest_ephemeral.providers.ec2.tagging import as_tags
+from pytest_ephemeral.providers.ec2.tagging import as_tags, tags_of
 
 #: Seconds between looks at a stack, and in which one is deleted.
 POLL: Final = 2.0
 DELETING: Final = 3600.0
+#: Seconds in which a stack can be changed that is being changed, or that nothing can be asked of.
+BUSY: Final = 300.0
 
-_GOOD: Final = frozenset({"CREATE_COMPLETE", "UPDATE_COMPLETE"})
+#: What was updated is good, though CloudFormation may still clean up behind it.
+_GOOD: Final = frozenset(
+    {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS"}
+)
 
 _seen: dict[tuple[int, str], tuple[float, Mapping[str, Any] | None]] = {}
 _seen_lock = threading.Lock()
@@ -53,6 +58,8 @@ def create(
             Tags=as_tags({key: value for key, value in environment.labels.items() if value}),
             # What failed stays until it has been told of; then all of it is deleted.
             OnFailure="DO_NOTHING",
+            # What waits for its signals for ever would outlive its expiry.
+            TimeoutInMinutes=max(1, int(template.ttl // 60)),
             ClientRequestToken=hashlib.sha256(name.encode()).hexdigest(),
             **role,
         )
@@ -97,7 +104,7 @@ def seen(client: Any, stack: str, *, older: float | None = None) -> Mapping[str,
         if time.monotonic() - at < limit:
             return found
         try:
-            found = client.describe_stacks(StackName=stack)["Stacks"][0]
+            found = _described(client, stack)
         except ClientError as error:
             if aws.code(error) in aws.THROTTLED and at != float("-inf"):
                 return found
@@ -108,6 +115,22 @@ def seen(client: Any, stack: str, *, older: float | None = None) -> Mapping[str,
             found = None
         _seen[id(client), stack] = (time.monotonic(), found)
         return found
+
+
+def _described(client: Any, stack: str) -> Mapping[str, Any]:
+    """A stack as CloudFormation has it, which may have too much to do for a while."""
+    from botocore.exceptions import ClientError
+
+    deadline = time.monotonic() + BUSY
+    while True:
+        try:
+            found: Mapping[str, Any] = client.describe_stacks(StackName=stack)["Stacks"][0]
+        except ClientError as error:
+            if aws.code(error) not in aws.THROTTLED or time.monotonic() > deadline:
+                raise
+        else:
+            return found
+        time.sleep(POLL * random.SystemRandom().uniform(0.9, 1.1))
 
 
 def forget(client: Any, stack: str) -> None:
@@ -131,6 +154,51 @@ def failures(client: Any, stack: str) -> list[str]:
     # The others were only cancelled because of the first.
     told = [line for line in lines if "cancelled" not in line.lower()]
     return told or lines or ["  its events give no reason"]
+
+
+def retag(client: Any, found: Mapping[str, Any], marks: Mapping[str, str]) -> None:
+    """Change a stack's tags; CloudFormation changes its resources' with them.
+
+    Raises:
+        EphemeralError: It took too long, or was taken back.
+    """
+    from botocore.exceptions import ClientError
+
+    stack = str(found["StackId"])
+    deadline = time.monotonic() + BUSY
+    while True:
+        try:
+            client.update_stack(
+                StackName=stack,
+                UsePreviousTemplate=True,
+                Parameters=[
+                    {"ParameterKey": one["ParameterKey"], "UsePreviousValue": True}
+                    for one in found.get("Parameters", ())
+                ],
+                Capabilities=list(found.get("Capabilities", ())),
+                Tags=as_tags({**tags_of(found), **marks}),
+            )
+            break
+        except ClientError as error:
+            if "No updates are to be performed" in str(error):
+                return
+            if "_IN_PROGRESS" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL * random.SystemRandom().uniform(0.9, 1.1))
+    _wait_until_changed(client, stack, deadline)
+
+
+def _wait_until_changed(client: Any, stack: str, deadline: float) -> None:
+    while (found := seen(client, stack, older=0.0)) is not None:
+        status = str(found["StackStatus"])
+        if status in _GOOD:
+            return
+        if not status.endswith("_IN_PROGRESS") or time.monotonic() > deadline:
+            lines = "\n".join(failures(client, stack))
+            raise EphemeralError(
+                f"the tags of its stack were not changed, it is {status}:\n{lines}"
+            )
+        time.sleep(POLL * random.SystemRandom().uniform(0.9, 1.1))
 
 
 def events(client: Any, stack: str) -> Iterator[Mapping[str, Any]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pytest_ephemeral import aws, files
-from pytest_ephemeral.errors import BakeError, ConfigurationError, DestroyError
+from pytest_ephemeral import aws, files, labels
+from pytest_ephemeral.errors import BakeError, ConfigurationError, DestroyError, LaunchError
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.ec2.tables import BaseQuery
 from pytest_ephemeral.providers.ec2.tagging import (
@@ -35,6 +35,11 @@ SAY_AGAIN: Final = 15.0
 #: Seconds in which a snapshot is let go of by the AMI that was deregistered.
 LETTING_GO: Final = 60.0
 
+#: In an image's handle: the volumes that are meant to be there when the instance is not any more,
+#: each with its size.
+OUTLIVING: Final = "outliving-volumes"
+
+_NOT_VISIBLE: Final = "not visible yet"
 _GONE: Final = frozenset(
     {"InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound"}
 )
@@ -92,7 +97,7 @@ def create(client: Any, instance: str, name: str, marks: Mapping[str, str]) -> s
     Args:
         client: Of EC2.
         instance: Its id.
-        name: The AMI's name: asked for twice, it is found.
+        name: The AMI's name, this bake's alone: asked for twice, it is found.
         marks: Tags of it and of its snapshots.
 
     Returns:
@@ -129,16 +134,18 @@ def wait(
     Raises:
         BakeError: It failed, or was not in time.
     """
-    started = said = time.monotonic()
+    started = said = seen = time.monotonic()
     while True:
         found, now = _looked(client, id), time.monotonic()
-        state = "not visible yet" if found is None else found["State"]
-        if found is not None and state == "available":
+        state = found["State"]
+        if state == "available":
             return found
-        if found is not None and state in {"failed", "error", "invalid", "deregistered"}:
+        if state in {"failed", "error", "invalid", "deregistered"}:
             reason = found.get("StateReason", {}).get("Message", "no reason given")
             raise BakeError(f"the AMI {id} is {state}: {reason}")
-        if now - started > (UNSEEN if found is None else within):
+        if state != _NOT_VISIBLE:
+            seen = now
+        if now - seen > UNSEEN or now - started > within:
             raise BakeError(f"the AMI {id} is still {state} after {now - started:.0f} s")
         if now - said > SAY_AGAIN:
             say(f"the AMI {id} is {state}, {now - started:.0f} s")
@@ -162,7 +169,8 @@ def copy(
     if not regions:
         return
     client = aws.client("ec2", source)
-    client.create_tags(Resources=[found["ImageId"]], Tags=as_tags({COPIES: " ".join(regions)}))
+    resources = [found["ImageId"], *snapshots_of(found)]
+    client.create_tags(Resources=resources, Tags=as_tags({COPIES: " ".join(regions)}))
     marks = {key: value for key, value in tags_of(found).items() if not key.startswith("aws:")}
     made = {}
     for region in regions:
@@ -192,6 +200,11 @@ def as_image(found: Mapping[str, Any], region: str, prefix: str) -> Image:
         "region": region,
         "prefix": prefix,
         "root-device": str(found.get("RootDeviceName", "")),
+        OUTLIVING: " ".join(
+            f"{one['DeviceName']}={one['Ebs'].get('VolumeSize', '')}"
+            for one in _volumes(found)
+            if not one["Ebs"].get("DeleteOnTermination", True)
+        ),
         "architecture": str(found.get("Architecture", "")),
     }
     return Image(
@@ -200,11 +213,7 @@ def as_image(found: Mapping[str, Any], region: str, prefix: str) -> Image:
         provider="ec2",
         reference=found["ImageId"],
         digest=files.digest_of([content.encode()]),
-        size=sum(
-            int(one["Ebs"].get("VolumeSize", 0)) << 30
-            for one in found.get("BlockDeviceMappings", ())
-            if "Ebs" in one
-        ),
+        size=sum(int(one["Ebs"].get("VolumeSize", 0)) << 30 for one in _volumes(found)),
         baked_at=datetime.now(UTC),
         handle=handle,
     )
@@ -212,11 +221,12 @@ def as_image(found: Mapping[str, Any], region: str, prefix: str) -> Image:
 
 def snapshots_of(found: Mapping[str, Any]) -> list[str]:
     """The snapshots an AMI is made of; none are known while it is pending."""
-    return [
-        str(one["Ebs"]["SnapshotId"])
-        for one in found.get("BlockDeviceMappings", ())
-        if one.get("Ebs", {}).get("SnapshotId")
-    ]
+    ids = (one["Ebs"].get("SnapshotId") for one in _volumes(found))
+    return [str(id) for id in ids if id]
+
+
+def _volumes(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [one for one in found.get("BlockDeviceMappings", ()) if "Ebs" in one]
 
 
 def discard(client: Any, marks: Mapping[str, str]) -> None:
@@ -239,12 +249,38 @@ def remove(client: Any, found: Mapping[str, Any]) -> None:
     Raises:
         DestroyError: Something of it remains.
     """
-    for region in tags_of(found).get(COPIES, "").split():
-        there = aws.client("ec2", region)
-        key = tags_of(found).get(KEY, "")
-        for copied in [*of_key(there, key, VERIFIED), *of_key(there, key, QUARANTINED)]:
-            _remove(there, copied)
+    for there, copied in copies_of(found):
+        _remove(there, copied)
     _remove(client, found)
+
+
+def copies_of(found: Mapping[str, Any]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """The copies of an AMI, or of the AMI that a snapshot is of: each with its region's client."""
+    marks = tags_of(found)
+    for region in marks.get(COPIES, "").split():
+        there = aws.client("ec2", region)
+        for state in (VERIFIED, QUARANTINED):
+            for copied in of_key(there, marks.get(KEY, ""), state):
+                if tags_of(copied).get(labels.ID) == marks.get(labels.ID):
+                    yield there, copied
+
+
+def in_region(client: Any, image: Image, region: str) -> str:
+    """The AMI of an image in a region: itself, or the copy that was made of it.
+
+    Raises:
+        LaunchError: It is in another, and no copy is in this one.
+    """
+    home = image.handle.get("region", region)
+    if home == region:
+        return image.reference
+    if found := of_key(client, image.key, VERIFIED):
+        return str(found[0]["ImageId"])
+    raise LaunchError(
+        f"the image {image.name!r} is in {home}, and was not copied to {region}: name that in "
+        f"copy-to of images.{image.name}, and bake it again; of one that was baked elsewhere, give "
+        "the region's own reference"
+    )
 
 
 def remove_snapshots(client: Any, key: str) -> None:
@@ -255,6 +291,8 @@ def remove_snapshots(client: Any, key: str) -> None:
     """
     filters = [{"Name": f"tag:{KEY}", "Values": [key]}]
     for snapshot in client.describe_snapshots(OwnerIds=["self"], Filters=filters)["Snapshots"]:
+        for there, copied in copies_of(snapshot):
+            _remove(there, copied)
         _delete_snapshot(client, snapshot["SnapshotId"])
 
 
@@ -307,13 +345,13 @@ def _newest(base: BaseQuery, region: str | None) -> str:
     return str(newest["ImageId"])
 
 
-def _looked(client: Any, id: str) -> Mapping[str, Any] | None:
-    """An AMI; None while it can't be seen, or the account is over its limit."""
+def _looked(client: Any, id: str) -> Mapping[str, Any]:
+    """An AMI; one that can't be seen has a state that says so."""
     from botocore.exceptions import ClientError
 
     try:
-        return described(client, id)
+        return described(client, id) or {"State": _NOT_VISIBLE}
     except ClientError as error:
         if aws.code(error) in aws.THROTTLED:
-            return None
+            return {"State": "not known, as AWS has too much to do"}
         raise

@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +24,10 @@ from pytest_ephemeral.errors import (
     ImageInUseError,
     ImageMissingError,
 )
+from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import BakeJob
-from pytest_ephemeral.providers.ec2 import amis, belongings, launching
+from pytest_ephemeral.providers.ec2 import amis, belongings, refusals
 from pytest_ephemeral.providers.ec2.builders import (
     builder,
     client_of,
@@ -39,7 +41,15 @@ from pytest_ephemeral.providers.ec2.builders import (
     succeed,
 )
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
-from pytest_ephemeral.providers.ec2.tagging import KEY, VERIFIED, tags_of
+from pytest_ephemeral.providers.ec2.tagging import (
+    KEY,
+    PROCESS,
+    STORE,
+    VERIFIED,
+    expiry,
+    is_dead,
+    tags_of,
+)
 from pytest_ephemeral.tables import Recipe
 
 #: In an image's handle: it was baked elsewhere, and is taken as it is.
@@ -94,14 +104,14 @@ class Ec2Baker:
             image = amis.as_image(found, region_of(recipe), "")
             handle = {**image.handle, AS_IT_IS: "yes"}
             return msgspec.structs.replace(image, name=recipe.name, key=job.key, handle=handle)
-        _regions[job.key] = recipe.region
+        _jobs[job.key] = job
         self.discard(job.key)
         base = self.resolve(recipe, job.root)["base"]
         with _explained(job), builder(job, base, steps_of(job), job.artifact) as built:
             job.say(f"installing on {built.instance}")
             succeed(built, "its install script")
             stop(built)
-            name = f"pytest-ephemeral-{recipe.name}-{digits(job.key)}"
+            name = f"pytest-ephemeral-{recipe.name}-{digits(job.key)}-{built.id[-6:]}"
             ami = amis.create(built.client, built.instance, name, marks_of(job, built.id))
             job.say(f"making the AMI {ami} of {built.instance}")
             found = amis.wait(built.client, ami, job.say)
@@ -112,6 +122,7 @@ class Ec2Baker:
         recipe = recipe_of(job.recipe)
         if AS_IT_IS in image.handle and not recipe.verify:
             return
+        _jobs[job.key] = job
         client = client_of(recipe)
         with _explained(job):
             with builder(job, image.reference, recipe.verify, None) as built:
@@ -122,10 +133,20 @@ class Ec2Baker:
             found = amis.wait(client, image.reference, job.say)
             amis.verify(client, found)
             amis.copy(found, image.handle["region"], recipe.copy_to, job.say)
+            _retire(client, job, image)
 
     def discard(self, key: str) -> None:
-        """Remove builders, groups, quarantined AMIs and snapshots of that key."""
-        _discard(aws.client("ec2", _regions.get(key)), key)
+        """Remove builders, groups, quarantined AMIs and snapshots of that key, here and in copies.
+
+        What another bake of the same key is making for another store is not touched.
+        """
+        job = _jobs.get(key)
+        if job is None:
+            return  # nothing of it was begun in this process
+        recipe = recipe_of(job.recipe)
+        for region in (recipe.region, *recipe.copy_to):
+            with aws.explained():
+                _discard(aws.client("ec2", region), key, job.store)
 
     def present(self, image: Image) -> bool:
         """Whether the AMI is there and available."""
@@ -162,12 +183,11 @@ class Ec2Baker:
             return
         client = _client_of(image)
         with aws.explained():
-            users = belongings.running_from(client, image.reference)
-            if users:
+            found = amis.described(client, image.reference)
+            if users := _users(client, found or {"ImageId": image.reference}):
                 raise ImageInUseError(
                     f"instances run from the image {image.name!r}: {', '.join(users)}"
                 )
-            found = amis.described(client, image.reference)
             if found is None:  # someone else has deregistered it, which leaves its snapshots
                 amis.remove_snapshots(client, image.key)
             elif tags_of(found).get(KEY) == image.key:
@@ -176,15 +196,39 @@ class Ec2Baker:
 
 #: What bases mean, for as long as this process lives: its key and its bake must mean the same.
 _bases: dict[tuple[str, str], str] = {}
-#: Where this process bakes which key, when not in boto3's own region.
-_regions: dict[str, str | None] = {}
+#: What this process bakes, by key.
+_jobs: dict[str, BakeJob] = {}
 
 
-def _discard(client: Any, key: str) -> None:
-    with aws.explained():
-        for id in belongings.with_tag(client, KEY, key):
+def _discard(client: Any, key: str, store: str) -> None:
+    for id, marks in belongings.of_bakes(client, key).items():
+        ours = marks.get(STORE) == store
+        over = marks.get(EXPIRES, NEVER) <= expiry(datetime.now(UTC))
+        if ours or over or is_dead(marks.get(PROCESS, "")):
             belongings.remove(client, id)
-        amis.discard(client, {KEY: key})
+
+
+def _retire(client: Any, job: BakeJob, image: Image) -> None:
+    """Remove what was baked before under the same key for the same store, if nothing runs from it.
+
+    A bake that was asked for again takes its place in the catalog.
+    """
+    for found in amis.of_key(client, job.key, VERIFIED):
+        id = found["ImageId"]
+        if id == image.reference or tags_of(found).get(STORE) != job.store:
+            continue
+        if users := _users(client, found):
+            job.say(f"the AMI {id}, baked before, stays: {', '.join(users)} run from it")
+        else:
+            amis.remove(client, found)
+
+
+def _users(client: Any, found: Mapping[str, Any]) -> list[str]:
+    """The instances that run from an AMI, or from a copy of it."""
+    users = belongings.running_from(client, found["ImageId"])
+    for there, copied in amis.copies_of(found):
+        users += belongings.running_from(there, copied["ImageId"])
+    return users
 
 
 @contextmanager
@@ -197,7 +241,7 @@ def _explained(job: BakeJob) -> Iterator[None]:
             yield
     except ClientError as error:
         raise BakeError(
-            f"the image {job.recipe.name!r} was not baked: {launching.told(error)}"
+            f"the image {job.recipe.name!r} was not baked: {refusals.told(error)}"
         ) from error
 
 

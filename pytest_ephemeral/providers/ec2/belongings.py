@@ -15,6 +15,7 @@ from pytest_ephemeral.providers import Owned
 from pytest_ephemeral.providers.ec2 import amis, groups, transfers
 from pytest_ephemeral.providers.ec2.fleet import Instance, state
 from pytest_ephemeral.providers.ec2.tagging import (
+    KEY,
     PROCESS,
     QUARANTINED,
     STATE,
@@ -84,12 +85,16 @@ def remove_running(client: Any, id: str) -> None:
         _remove_free(client, kind, id)
 
 
-def with_tag(client: Any, name: str, value: str) -> set[str]:
-    """The ids on instances and groups that carry a tag."""
-    filters = [{"Name": f"tag:{name}", "Values": [value]}]
+def of_bakes(client: Any, key: str) -> dict[str, dict[str, str]]:
+    """What bakes of a key have made and not finished: the tags of each, by its id."""
+    filters = [{"Name": f"tag:{KEY}", "Values": [key]}]
     found = [one for one in _instances(client, filters) if state(one) != "terminated"]
     found += client.describe_security_groups(Filters=filters)["SecurityGroups"]
-    return {tags_of(one)[labels.ID] for one in found if labels.ID in tags_of(one)}
+    filters.append({"Name": f"tag:{STATE}", "Values": [QUARANTINED]})
+    found += client.describe_images(Owners=["self"], Filters=filters)["Images"]
+    found += client.describe_snapshots(OwnerIds=["self"], Filters=filters)["Snapshots"]
+    marks = map(tags_of, found)
+    return {one[labels.ID]: one for one in marks if labels.ID in one}
 
 
 def running_from(client: Any, image: str) -> list[str]:

@@ -15,7 +15,7 @@ from pytest_ephemeral.providers.ec2.destroying import GROUP, INSTANCES
 from pytest_ephemeral.providers.ec2.environments import ENDED, PARTS, REGION, status_of
 from pytest_ephemeral.providers.ec2.fleet import Fleet, Instance, fleet, state
 from pytest_ephemeral.providers.ec2.tables import Ec2Template
-from pytest_ephemeral.providers.ec2.tagging import VERIFIED, as_tags
+from pytest_ephemeral.providers.ec2.tagging import as_tags
 
 #: Seconds in which a public address is given.
 ADDRESSING: Final = 120.0
@@ -28,13 +28,14 @@ def bring_up(order: Order) -> Environment:
         raise LaunchError(f"{order.environment.id}: its template is none for EC2")
     squad = fleet(template.region or image.handle.get(REGION))
     region = str(squad.client.meta.region_name)
-    table = prices.Prices(None if template.prices is None else order.root / template.prices)
-    prices.check(template, table, region, template.ttl / 3600)
+    table = prices.of(template, order.root)
+    prices.check(template, table, region, _hours(order.environment))
+    ami = amis.in_region(squad.client, image, region)
     draft = _Draft(order)
     draft.note({REGION: region, PARTS: " ".join(template.processes())})
     joined = _join(squad, order.environment, template)
     draft.note({GROUP: "" if template.security_groups else joined[0]})
-    wanted = _wanted(order, template, image, _image_in(squad, image, region), joined)
+    wanted = _wanted(order, template, image, ami, joined)
     launched = launching.run(
         squad.client, wanted, lambda request: draft.note({launching.REQUEST: request})
     )
@@ -47,6 +48,13 @@ def bring_up(order: Order) -> Environment:
     if template.address == "public":
         launched = _addressed(squad, draft.environment)
     return _with_endpoints(draft.environment, template, launched)
+
+
+def _hours(environment: Environment) -> float:
+    """How long it may live: by the word of whoever launches it, not always its template's."""
+    if environment.expires_at is None:
+        return 0.0
+    return (environment.expires_at - environment.created_at).total_seconds() / 3600
 
 
 class _Draft:
@@ -128,28 +136,29 @@ def _options(template: Ec2Template, image: Image) -> dict[str, Any]:
                 "InstanceInterruptionBehavior": "terminate",
             },
         }
-    sizes = dict(template.volumes)
-    if template.volume_size is not None:
-        sizes[image.handle.get("root-device") or "/dev/xvda"] = template.volume_size
-    if sizes:
+    if volumes := _volumes(template, image):
         more["BlockDeviceMappings"] = [
-            {"DeviceName": name, "Ebs": {"VolumeSize": size, "DeleteOnTermination": True}}
-            for name, size in sizes.items()
+            {"DeviceName": name, "Ebs": {**volume, "DeleteOnTermination": True}}
+            for name, volume in volumes.items()
         ]
     return more
 
 
-def _image_in(squad: Fleet, image: Image, region: str) -> str:
-    """The AMI of an image in a region: itself, or the copy that was made of it."""
-    if image.handle.get(REGION) in {None, region}:
-        return image.reference
-    found = amis.of_key(squad.client, image.key, VERIFIED)
-    if not found:
-        raise LaunchError(
-            f"the image {image.name!r} is in {image.handle[REGION]}, and was not copied to "
-            f"{region}: name that in copy-to of images.{image.name}, and bake it again"
-        )
-    return str(found[0]["ImageId"])
+def _volumes(template: Ec2Template, image: Image) -> dict[str, dict[str, Any]]:
+    """By device: the image's that would outlive their instance, and the template's.
+
+    What is not said of an image's volume stays as the image has it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for one in image.handle.get(amis.OUTLIVING, "").split():
+        name, _, gibibytes = one.partition("=")
+        found[name] = {"VolumeSize": int(gibibytes)} if gibibytes else {}
+    if template.volume_size is not None:
+        root = image.handle.get("root-device") or "/dev/xvda"
+        found[root] = {"VolumeSize": template.volume_size}
+    for name, size in template.volumes.items():
+        found[name] = {"VolumeSize": size, **({} if name in found else {"VolumeType": "gp3"})}
+    return found
 
 
 def _addressed(squad: Fleet, environment: Environment) -> list[Instance]:

@@ -16,13 +16,22 @@ from typing import Any, Final
 from pytest_ephemeral import aws, files, labels, machine
 from pytest_ephemeral.errors import BakeError, ConfigurationError
 from pytest_ephemeral.providers import BakeJob
-from pytest_ephemeral.providers.ec2 import amis, belongings, console, groups, guest, launching
+from pytest_ephemeral.providers.ec2 import (
+    amis,
+    belongings,
+    console,
+    groups,
+    guest,
+    launching,
+    transfers,
+)
 from pytest_ephemeral.providers.ec2.fleet import state
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
 from pytest_ephemeral.providers.ec2.tagging import (
     KEY,
     PROCESS,
     RECIPE,
+    STORE,
     TRANSFER,
     as_tags,
     process_of,
@@ -36,6 +45,8 @@ POLL: Final = 2.0
 STOPPING: Final = 600.0
 #: Seconds between looks at an instance's console: EC2 counts those calls closely.
 CONSOLE_POLL: Final = 5.0
+#: And where the outcome is expected in a bucket.
+SECOND_LOOK: Final = 15.0
 
 _LAST_LINES: Final = 15
 
@@ -62,12 +73,12 @@ def builder(
     id = f"bake-{recipe.name}-{digits(job.key)[:6]}-{secrets.token_hex(3)}"
     marks = marks_of(job, id)
     seconds = int(recipe.timeout) + MARGIN
-    transfer = recipe.bucket and Transfer(recipe.bucket, id, seconds, recipe.region)
-    if transfer:
+    transfer = None if recipe.bucket is None else transfers.opened(recipe, id, seconds)
+    if transfer is not None:
         marks[TRANSFER] = transfer.url
     try:
         group = groups.ensure(client, id, as_tags(marks), _vpc(client, recipe.subnet), ())
-        script = _script(job, recipe, steps, artifact, transfer or None)
+        script = _script(job, recipe, steps, artifact, transfer)
         wanted = launching.Wanted(
             id=id,
             image=image,
@@ -80,7 +91,7 @@ def builder(
         )
         launched = launching.run(client, wanted, lambda _: None)
         instance = launched[0]["InstanceId"]
-        yield Built(client, job, recipe, id, instance, transfer or None)
+        yield Built(client, job, recipe, id, instance, transfer)
     finally:
         belongings.remove_running(client, id)
 
@@ -153,15 +164,18 @@ def succeed(built: Built, what: str) -> None:
 
 
 def _outcome(built: Built, shown: _Shown) -> str:
-    """The exit status it has told; empty while it has not."""
-    if built.transfer is not None:
-        result = built.transfer.taken("result")
-        if result is None:
-            return ""
-        status, _, log = result.partition("\n")
-        shown.lines(log.splitlines())
-        return status.strip()
-    return shown.console(console.output(built.client, built.instance))
+    """The exit status it has told; empty while it has not.
+
+    Through the bucket, with the whole log; on the console, too, as what can't reach the bucket (its
+    URLs end with the credentials they were made with) must not be waited for in vain.
+    """
+    if built.transfer is None:
+        return shown.console(console.output(built.client, built.instance))
+    if not (result := built.transfer.taken("result")) and shown.is_due():
+        said = shown.console(console.output(built.client, built.instance))
+        if not said or not (result := built.transfer.taken("result")):
+            return said
+    return shown.whole(result) if result else ""
 
 
 class _Shown:
@@ -171,6 +185,21 @@ class _Shown:
         self._job = job
         self._number = 0
         self._lines: list[str] = []
+        self._looked = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the console was not looked at for a while, where it is not all there is."""
+        due = time.monotonic() - self._looked > SECOND_LOOK
+        self._looked = time.monotonic() if due else self._looked
+        return due
+
+    def whole(self, result: str) -> str:
+        """Show what is new in a whole log; the outcome that stands before it."""
+        head, _, log = result.partition("\n")
+        status, _, total = head.partition(" ")
+        new = max(0, int(total or 0) - self._number)
+        self.lines(log.splitlines()[-new:] if new else [])
+        return status
 
     def console(self, text: str) -> str:
         """Show what is new on a console; the outcome, if it says so."""
@@ -244,6 +273,7 @@ def marks_of(job: BakeJob, id: str) -> dict[str, str]:
             image=job.key,
         ),
         KEY: job.key,
+        STORE: job.store,
         RECIPE: job.recipe.name,
         PROCESS: process_of(owner),
         "Name": id,

@@ -10,7 +10,7 @@ from typing import Final
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import DestroyError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.ec2 import belongings, groups, launching
+from pytest_ephemeral.providers.ec2 import belongings, groups, launching, refusals
 from pytest_ephemeral.providers.ec2.fleet import UNSEEN, Fleet, Instance, state
 
 #: In a handle.
@@ -93,7 +93,7 @@ def _terminate(fleet: Fleet, environment: Environment, ids: Sequence[str]) -> No
                 case "OperationNotPermitted":
                     _unprotect(fleet, environment, ids)
                     continue
-            raise belongings.remaining(environment.id, list(ids), launching.told(error)) from error
+            raise belongings.remaining(environment.id, list(ids), refusals.told(error)) from error
         return
 
 

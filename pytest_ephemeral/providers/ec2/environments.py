@@ -18,7 +18,7 @@ from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import Status
-from pytest_ephemeral.providers.ec2 import commands, console, guest, launching
+from pytest_ephemeral.providers.ec2 import commands, console, guest, refusals
 from pytest_ephemeral.providers.ec2.fleet import Fleet, Instance, fleet, state
 from pytest_ephemeral.providers.ec2.tagging import expiry, tags_of
 
@@ -37,8 +37,7 @@ class Instances:
 
     def account(self) -> str:
         """The number of the account that boto3's credentials are of."""
-        with aws.explained():
-            return str(aws.client("sts").get_caller_identity()["Account"])
+        return aws.identity()["Account"]
 
     def status(self, environment: Environment) -> Status:
         """What the last look at all instances saw; costs no call of its own."""
@@ -186,4 +185,4 @@ def explained(
         with aws.explained():
             yield
     except ClientError as error:
-        raise error_type(f"{environment.id} {what}: {launching.told(error)}") from error
+        raise error_type(f"{environment.id} {what}: {refusals.told(error)}") from error

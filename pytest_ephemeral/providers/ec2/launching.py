@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.providers.ec2 import refusals
 from pytest_ephemeral.providers.ec2.fleet import Instance
 from pytest_ephemeral.providers.ec2.tagging import tagged
 
@@ -36,6 +37,10 @@ LACKING: Final = frozenset(
         "VcpuLimitExceeded",
     }
 )
+
+#: Seconds in which EC2 comes to know of an instance profile, and between tries.
+PROPAGATING: Final = 30.0
+PAUSE: Final = 2.0
 
 #: IMDSv2 only; the hop more is for containers in the instance. Tags are where the expiry is.
 METADATA: Final = {
@@ -89,11 +94,17 @@ class Wanted:
                 "ClientToken": hashlib.sha256(token.encode()).hexdigest(),
                 "InstanceInitiatedShutdownBehavior": "terminate",
                 "MetadataOptions": METADATA,
-                "TagSpecifications": tagged(self.marks, "instance", "volume", "network-interface"),
+                "TagSpecifications": tagged(self.marks, *self._kinds()),
                 "UserData": self.user_data,
                 **self._network(subnet),
                 **self.more,
             }
+
+    def _kinds(self) -> Iterator[str]:
+        """What the request makes that can be tagged."""
+        yield from ("instance", "volume", "network-interface")
+        if "InstanceMarketOptions" in self.more:
+            yield "spot-instances-request"
 
     def _network(self, subnet: str) -> dict[str, Any]:
         if not self.public:
@@ -126,13 +137,19 @@ def run(client: Any, wanted: Wanted, journal: Callable[[str], None]) -> list[Ins
         recorded = {**request, "UserData": ""} if wanted.secret else request
         journal(json.dumps(recorded, sort_keys=True))
         try:
-            return list(client.run_instances(**request)["Instances"])
+            return _sent(client, request)
         except ClientError as error:
             if aws.code(error) not in LACKING:
                 raise
-            where = f" in {request['SubnetId']}" if "SubnetId" in request else ""
-            refused.append(f"{request['InstanceType']}{where}: {told(error)}")
+            where = f" in {_subnet(request)}" if _subnet(request) else ""
+            refused.append(f"{request['InstanceType']}{where}: {refusals.told(error)}")
     raise LaunchError("\n  ".join(["no capacity, or no quota, for any of them:", *refused]))
+
+
+def _subnet(request: Mapping[str, Any]) -> str:
+    """Where a request would launch; empty for wherever the default VPC is."""
+    interfaces = request.get("NetworkInterfaces", [{}])
+    return str(request.get("SubnetId") or interfaces[0].get("SubnetId", ""))
 
 
 def replay(client: Any, recorded: str, find: Callable[[], list[str]], unseen: float) -> list[str]:
@@ -167,9 +184,15 @@ def replay(client: Any, recorded: str, find: Callable[[], list[str]], unseen: fl
     return found
 
 
-def told(error: Exception) -> str:
-    """What AWS answered, in one line, without boto's own words around it."""
-    response: Mapping[str, Any] = getattr(error, "response", {}).get("Error", {})
-    if not response:
-        return " ".join(str(error).split())
-    return f"{response.get('Code')}: {' '.join(str(response.get('Message', '')).split())}"
+def _sent(client: Any, request: Mapping[str, Any]) -> list[Instance]:
+    """Ask; an instance profile that was only just made takes a while until EC2 knows of it."""
+    from botocore.exceptions import ClientError
+
+    deadline = time.monotonic() + PROPAGATING
+    while True:
+        try:
+            return list(client.run_instances(**request)["Instances"])
+        except ClientError as error:
+            if not refusals.is_unknown_profile(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(PAUSE)

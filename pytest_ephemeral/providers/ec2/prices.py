@@ -49,6 +49,11 @@ class Prices:
         return None
 
 
+def of(template: Ec2Template, root: Path) -> Prices:
+    """The table that holds for a template: its own file, or the one that comes with this."""
+    return Prices(None if template.prices is None else root / template.prices)
+
+
 def check(template: Ec2Template, prices: Prices, region: str, hours: float) -> None:
     """Refuse what could cost more than it may.
 

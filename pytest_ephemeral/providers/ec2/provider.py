@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pytest_ephemeral import aws
-from pytest_ephemeral.errors import DestroyError, EphemeralError, LaunchError
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    DestroyError,
+    EphemeralError,
+    LaunchError,
+)
 from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import Check, Order, Owned
-from pytest_ephemeral.providers.ec2 import belongings, destroying, launching
+from pytest_ephemeral.providers.ec2 import belongings, destroying, prices, refusals
 from pytest_ephemeral.providers.ec2.baking import Ec2Baker
 from pytest_ephemeral.providers.ec2.bringing_up import bring_up
 from pytest_ephemeral.providers.ec2.destroying import GROUP
@@ -34,6 +40,18 @@ class Ec2Provider(Instances, Ec2Baker):
     def doctor(self) -> Sequence[Check]:
         """Whether AWS can be asked."""
         return checks()
+
+    def consider(
+        self, template: Template, recipes: Sequence[Recipe], root: Path, lifetime: float | None
+    ) -> None:
+        """Whether there are credentials and a region, and it costs no more than it may."""
+        if not isinstance(template, Ec2Template):
+            raise ConfigurationError(f"the template {template.name!r} is none for EC2")
+        named = (one.region for one in recipes if isinstance(one, Ec2Recipe) and one.region)
+        region = str(aws.client("ec2", template.region or next(named, None)).meta.region_name)
+        aws.identity(region)
+        if lifetime is not None:
+            prices.check(template, prices.of(template, root), region, lifetime / 3600)
 
     def launch(self, order: Order) -> Environment:
         """A security group, then instances of whichever type there is capacity for."""
@@ -68,13 +86,18 @@ class Ec2Provider(Instances, Ec2Baker):
             with aws.explained():
                 belongings.remove(aws.client("ec2"), owned.id)
         except ClientError as error:
-            raise DestroyError(f"{owned.id} remains: {launching.told(error)}") from error
+            raise DestroyError(f"{owned.id} remains: {refusals.told(error)}") from error
 
 
 def _extend(
     client: Any, environment: Environment, living: Sequence[Instance], expires_at: datetime | None
 ) -> None:
     """Tags first for a longer life; for none at all, whatever else could end it is disarmed too."""
+    if expires_at is None and any(one.get("InstanceLifecycle") == "spot" for one in living):
+        raise EphemeralError(
+            f"{environment.id} runs on spare capacity (spot = true), which AWS may take back and "
+            "does not protect: promote one of a template without it"
+        )
     resources = [name for one in living for name in _resources(one)]
     if group := environment.handle.get(GROUP):
         resources.append(group)

@@ -11,6 +11,8 @@ from pytest_ephemeral.models import Owner
 
 #: The image's key, on all that a bake makes.
 KEY: Final = labels.PREFIX + "key"
+#: The store that a bake is for: who holds its claim on a key may remove what a killed one has left.
+STORE: Final = labels.PREFIX + "store"
 #: The recipe's name, on an image.
 RECIPE: Final = labels.PREFIX + "recipe"
 #: What has become of an image: one that was not verified is nobody's.

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from pytest_ephemeral import aws
+from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
 
 FOLDER: Final = "pytest-ephemeral/bakes"
 
@@ -69,6 +71,27 @@ class Transfer:
 
     def _key(self, name: str) -> str:
         return f"{FOLDER}/{self.folder}/{name}"
+
+
+def opened(recipe: Ec2Recipe, folder: str, seconds: int) -> Transfer:
+    """The folder of a bake in its recipe's bucket, wherever that is.
+
+    Raises:
+        ConfigurationError: There is no such bucket, or it may not be used.
+    """
+    from botocore.exceptions import ClientError
+
+    bucket = str(recipe.bucket)
+    try:
+        found = aws.client("s3", recipe.region).head_bucket(Bucket=bucket)
+    except ClientError as error:  # without a body, and so without a reason
+        said = "there is none" if aws.code(error) == "404" else "these credentials may not use it"
+        raise ConfigurationError(
+            f"images.{recipe.name}.bucket: {bucket!r}: {said} ({aws.code(error)}). See "
+            f"`aws s3 ls s3://{bucket}`"
+        ) from error
+    region = found["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", recipe.region)
+    return Transfer(bucket, folder, seconds, region)
 
 
 def remove(url: str) -> None:

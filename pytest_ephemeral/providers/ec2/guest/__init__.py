@@ -129,8 +129,15 @@ def fetching(url: str) -> str:
     """A script that runs another, which is too large for user data, from its URL."""
     return (
         "#!/bin/sh\n"
-        f"curl -sSf --retry 5 {shlex.quote(url)} -o /tmp/pytest-ephemeral-boot &&\n"
-        "exec sh /tmp/pytest-ephemeral-boot\n"
+        "umask 077\n"
+        "boot=${PYTEST_EPHEMERAL_ROOT:-}/tmp/pytest-ephemeral-boot\n"
+        'mkdir -p "${boot%/*}"\n'
+        f'if curl -sSf --retry 5 {shlex.quote(url)} -o "$boot"; then exec sh "$boot"; fi\n'
+        "echo 'pytest-ephemeral:bake:1| this instance can not get its script from the bucket: see'"
+        " 'that its subnet leads there, and that the image has curl' >>"
+        '"${PYTEST_EPHEMERAL_CONSOLE:-/dev/console}"\n'
+        "echo 'pytest-ephemeral:end:0| 1' >>"
+        '"${PYTEST_EPHEMERAL_CONSOLE:-/dev/console}"\n'
     )
 
 

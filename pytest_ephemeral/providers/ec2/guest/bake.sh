@@ -29,19 +29,21 @@ installing() {
     # A shell of its own for "set -e", which would mean nothing in a condition.
     (installing) </dev/null 2>&1
     echo "$?" >"$run/status"
-} | tee "$work/log" | relay bake
+} | relay bake "$work/log"
 status=$(cat "$run/status")
 if [ -n "$RESULT_URL" ]; then
-    { echo "$status"; tail -c 1000000 "$work/log"; } >"$run/result"
+    touch "$work/log"
+    { echo "$status $(wc -l <"$work/log")"; tail -c 1000000 "$work/log"; } >"$run/result"
     curl -sSf --retry 5 -T "$run/result" "$RESULT_URL"
 fi
 cd /
 rm -rf "$work"
 # This script and what it was given (URLs, variables) must not be in the image, nor what makes an
-# instance this one: cloud-init makes new host keys for the next.
-if [ -z "$root" ]; then
-    rm -rf /var/lib/cloud/instances/*/user-data.txt* /var/lib/cloud/instances/*/scripts
-    rm -f /etc/ssh/ssh_host_*
-fi
+# instance this one: cloud-init makes new host keys for the next. It has the user data in several
+# places, obj.pkl among them.
+for instance in "$root"/var/lib/cloud/instances/*; do
+    rm -rf "$instance/scripts" "$instance/obj.pkl" "$instance"/user-data* "$instance"/cloud-config*
+done
+rm -f "$root"/etc/ssh/ssh_host_* "$root/tmp/pytest-ephemeral-boot"
 sync
 say end "$status"

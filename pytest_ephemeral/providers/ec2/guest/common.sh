@@ -32,13 +32,15 @@ $SECRETS
 END_OF_SECRETS
 }
 
-# Number each line of a part's output and put it on the console, where it can be read from outside.
+# Number each line of a part's output and put it on the console, where it can be read from outside,
+# and as it is into a file, if one is given.
 relay() {
     number=0
     while IFS= read -r line || [ -n "$line" ]; do
         number=$((number + 1))
         [ -z "$SECRETS" ] || masked "$line"
         printf 'pytest-ephemeral:%s:%d| %s\n' "$1" "$number" "$line" >>"$console"
+        [ -z "${2:-}" ] || printf '%s\n' "$line" >>"$2"
     done
 }
 
@@ -66,6 +68,7 @@ Description=Look once a minute whether its environment has expired
 [Timer]
 OnBootSec=60
 OnUnitActiveSec=60
+AccuracySec=5
 [Install]
 WantedBy=timers.target
 END_OF_UNIT

@@ -1,0 +1,92 @@
+"""A project as a user has it: an ``ephemeral.toml`` on the simulated account, and who runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from aws.conftest import APPLICATION, Bench
+
+PROGRAM = [
+    sys.executable, "-c", "import sys; from pytest_ephemeral.cli import main; sys.exit(main())"
+]  # fmt: skip
+
+CONFIGURATION = """\
+default-template = "web"
+
+[images.app]
+provider = "ec2"
+base = {base}
+subnet = {subnet}
+artifact = "application.py"
+install = ['cp "$ARTIFACT" "$PREFIX/application.py"']
+verify = ['test -f "$PREFIX/application.py"']
+
+[templates.web]
+image = "app"
+command = 'exec "{python}" "$PREFIX/application.py" "$HOST" "$PORT"'
+subnet = {subnets}
+port = 18573
+env = {{ COLOUR = "blue" }}
+ready = {{ http = "/" }}
+"""
+
+#: What a suite of a user's asks.
+SUITE = """\
+import urllib.request
+
+def get(url, path="/"):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url.rstrip("/") + path, timeout=10) as answer:
+        return answer.read().decode()
+
+def test_it_answers(ephemeral_url):
+    assert get(ephemeral_url) == "hello"
+
+def test_it_has_its_variables(ephemeral_env):
+    assert get(ephemeral_env.url, "/variable/COLOUR") == "blue"
+"""
+
+
+class Project:
+    """A folder with a configuration and a suite.
+
+    Args:
+        bench: Whose account it uses.
+    """
+
+    def __init__(self, bench: Bench, more: str = "") -> None:
+        self.bench = bench
+        self.folder = bench.folder / "project"
+        self.folder.mkdir()
+        (self.folder / "application.py").write_text(APPLICATION.read_text())
+        (self.folder / "test_suite.py").write_text(SUITE)
+        text = CONFIGURATION.format(
+            base=json.dumps(bench.account.base),
+            subnet=json.dumps(bench.account.subnets[0]),
+            subnets=json.dumps(bench.account.subnets),
+            python=sys.executable,
+        )
+        (self.folder / "ephemeral.toml").write_text(text + more)
+
+    def run(self, *words: str, status: int | None = 0, **variables: str) -> Any:
+        """Run ``pytest`` or a verb of ``pytest-ephemeral``; what was printed."""
+        verb = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words[1:]]
+        done = subprocess.run(
+            verb if words[0] == "pytest" else [*PROGRAM, *words],
+            cwd=self.folder,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+        assert status in {None, done.returncode}, done.stdout + done.stderr
+        return done
+
+    def json(self, *words: str) -> Any:
+        """What a verb says as data."""
+        return json.loads(self.run("--json", *words).stdout)

@@ -1,0 +1,218 @@
+"""CloudFormation where moto does all at once, or nothing: time, failures, what stays, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from aws.wire import Answer, Request, forward, refuse_query, xml
+
+ACCOUNT = "123456789012"
+FINAL = {"CREATE_COMPLETE", "CREATE_FAILED", "ROLLBACK_COMPLETE", "UPDATE_COMPLETE"}
+
+
+class Stacks:
+    """The part of ``Strict`` that is about stacks."""
+
+    moto: Any
+    times: Any
+    clock: Any
+    lock: Any
+    instance: Callable[[str], Any]
+    _boot: Callable[[str], None]
+    _end: Callable[..., None]
+
+    def __init__(self) -> None:
+        self.protected: dict[str, bool] = {}
+        #: Resources that can't be made, by logical name: why.
+        self.failing: dict[str, str] = {}
+        self._asked: dict[str, Answer] = {}
+
+    def _cloudformation_CreateStack(self, request: Request) -> Answer:
+        token = request.form.get("ClientRequestToken", "")
+        if token in self._asked:
+            return self._asked[token]
+        if said := _refusal(request):
+            return refuse_query(*said)
+        answer = forward(self.moto, request)
+        for name in answer.found("StackId"):
+            self._asked[token] = answer
+            stack = self._stack(name)
+            stack.verify_readiness = lambda: None  # moto's own word for "at once"
+            stack.status = "CREATE_IN_PROGRESS"
+            stack.timeout_in_minutes = int(request.form.get("TimeoutInMinutes", 0))
+            rollback = request.form.get("OnFailure", "ROLLBACK") == "ROLLBACK"
+            for instance in self._instances_of_stack(name):
+                instance.add_tags(self._stack_tags(request))
+                self._boot(instance.id)
+            self._later(partial(self._made, stack, rollback=rollback))
+        return answer
+
+    def _made(self, stack: Any, *, rollback: bool) -> None:
+        failed = [name for name in _resources(stack) if name in self.failing]
+        if not failed:
+            stack.status = "CREATE_COMPLETE"
+            return
+        for name in failed:
+            _event(stack, name, "CREATE_FAILED", self.failing[name])
+        for name in _resources(stack):
+            if name not in failed:
+                _event(stack, name, "CREATE_FAILED", "Resource creation cancelled")
+        stack.status = "ROLLBACK_COMPLETE" if rollback else "CREATE_FAILED"
+
+    def _cloudformation_UpdateTerminationProtection(self, request: Request) -> Answer:
+        name = request.form["StackName"]
+        self.protected[name] = request.form["EnableTerminationProtection"] == "true"
+        inner = f"<StackId>{name}</StackId>"
+        return xml(
+            "UpdateTerminationProtection",
+            f"<UpdateTerminationProtectionResult>{inner}</UpdateTerminationProtectionResult>",
+        )
+
+    def _cloudformation_UpdateStack(self, request: Request) -> Answer:
+        """Tags alone are changed: moto thinks that nothing is."""
+        name, tags = request.form["StackName"], self._stack_tags(request)
+        stack = self._stack(name)
+        if stack.status not in FINAL:
+            said = f"Stack:{name} is in {stack.status} state and can not be updated."
+            return refuse_query("ValidationError", said)
+        if tags == stack.tags:
+            return refuse_query("ValidationError", "No updates are to be performed.")
+        stack.status = "UPDATE_IN_PROGRESS"
+
+        def changed() -> None:
+            stack.tags, stack.status = tags, "UPDATE_COMPLETE"
+            for instance in self._instances_of_stack(name):
+                instance.add_tags(tags)
+
+        self._later(changed)
+        inner = f"<StackId>{name}</StackId>"
+        return xml("UpdateStack", f"<UpdateStackResult>{inner}</UpdateStackResult>")
+
+    def _cloudformation_DeleteStack(self, request: Request) -> Answer:
+        stack = self._stack(request.form["StackName"])
+        if stack is not None and self.protected.get(stack.stack_id):
+            said = f"Stack [{stack.name}] cannot be deleted while TerminationProtection is enabled"
+            return refuse_query("ValidationError", said)
+        if stack is not None and stack.status != "DELETE_COMPLETE":
+            stack.status = "DELETE_IN_PROGRESS"
+            self._later(lambda: self._deleted(stack))
+        return xml("DeleteStack", "")
+
+    def _deleted(self, stack: Any) -> None:
+        """Delete what can be; a stack is gone when all in it is."""
+        full = list(_full_buckets(stack))
+        if stack.status != "DELETE_IN_PROGRESS":
+            return  # asked for twice
+        for name in full:
+            reason = "The bucket you tried to delete is not empty (Service: S3, Status Code: 409)"
+            _event(stack, name, "DELETE_FAILED", reason)
+        if full:
+            stack.status = "DELETE_FAILED"
+            return
+        for name, resource in stack.template_dict["Resources"].items():
+            kept = resource.get("DeletionPolicy") == "Retain"
+            _event(stack, name, "DELETE_SKIPPED" if kept else "DELETE_COMPLETE", "")
+        before = self._instances_of_stack(stack.stack_id)
+        _backend("cloudformation", stack.region_name).delete_stack(stack.stack_id)
+        for instance in before:
+            if instance._state.name == "terminated":
+                self._end(instance, "Client.UserInitiatedShutdown", after=0)
+
+    def _later(self, action: Callable[[], None]) -> None:
+        def act() -> None:
+            with self.lock:
+                action()
+
+        self.clock.after(self.times.stack, act)
+
+    @staticmethod
+    def _stack_tags(request: Request) -> dict[str, str]:
+        """The tags of a stack, which are its resources' too."""
+        form = request.form
+        return {
+            text: form[name.removesuffix("Key") + "Value"]
+            for name, text in form.items()
+            if name.startswith("Tags.member.") and name.endswith(".Key")
+        }
+
+    @staticmethod
+    def _stack(name: str) -> Any:
+        from moto.backends import get_backend
+
+        for backend in get_backend("cloudformation")[ACCOUNT].values():
+            for one in [*backend.stacks.values(), *backend.deleted_stacks.values()]:
+                if name == one.stack_id or (name == one.name and one.status != "DELETE_COMPLETE"):
+                    return one
+        return None
+
+    def _instances_of_stack(self, name: str) -> list[Any]:
+        stack = self._stack(name)
+        ids = [] if stack is None else [one.physical_resource_id for one in stack.stack_resources]
+        found = [self.instance(id) for id in ids if str(id).startswith("i-")]
+        return [one for one in found if one is not None]
+
+
+def _backend(service: str, region: str) -> Any:
+    from moto.backends import get_backend
+
+    return get_backend(service)[ACCOUNT][region]
+
+
+def _refusal(request: Request) -> tuple[str, str] | None:
+    """Why CloudFormation would not begin with this stack."""
+    from moto.cloudformation.models import Stack
+    from moto.cloudformation.parsing import get_model_map
+
+    body = request.form["TemplateBody"]
+    if len(body.encode()) > 51200:
+        return "ValidationError", "Member must have length less than or equal to 51200"
+    template = json.loads(body) if body.lstrip().startswith("{") else Stack.parse_template(body)
+    kinds = {resource["Type"] for resource in template["Resources"].values()}
+    if unknown := sorted(kinds - set(get_model_map())):
+        return "ValidationError", f"Template format error: Unrecognized resource types: {unknown}"
+    capable = {value for key, value in request.form.items() if key.startswith("Capabilities.")}
+    if any(kind.startswith("AWS::IAM::") for kind in kinds) and not capable:
+        return "InsufficientCapabilitiesException", "Requires capabilities : [CAPABILITY_IAM]"
+    for key, value in Stacks._stack_tags(request).items():
+        if not 1 <= len(value) <= 256:
+            return "ValidationError", f"Tag {key} has a value of {len(value)} characters"
+    return None
+
+
+def _resources(stack: Any) -> list[str]:
+    return list(stack.template_dict["Resources"])
+
+
+def _full_buckets(stack: Any) -> Iterator[str]:
+    """The buckets of a stack that still hold something."""
+    buckets = _backend("s3", "aws").buckets
+    for name, resource in stack.template_dict["Resources"].items():
+        if resource["Type"] == "AWS::S3::Bucket" and resource.get("DeletionPolicy") != "Retain":
+            bucket = buckets.get(_physical(stack, name))
+            if bucket is not None and list(bucket.keys.values()):
+                yield name
+
+
+def _physical(stack: Any, name: str) -> str:
+    made = stack.resource_map._parsed_resources.get(name)
+    return str(getattr(made, "physical_resource_id", f"{stack.name}-{name}"))
+
+
+def _event(stack: Any, name: str, status: str, reason: str) -> None:
+    from moto.cloudformation.models import Event
+
+    stack.events.append(
+        Event(
+            stack_id=stack.stack_id,
+            stack_name=stack.name,
+            logical_resource_id=name,
+            physical_resource_id=_physical(stack, name),
+            resource_type=stack.template_dict["Resources"][name]["Type"],
+            resource_status=status,
+            resource_status_reason=reason,
+            resource_properties=None,
+        )
+    )

@@ -1,0 +1,191 @@
+"""Credentials, regions, endpoints: as for all that use boto3; else one line, and nothing done."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import ClientError
+
+from aws.conftest import Bench
+from aws.project import Project
+from pytest_ephemeral import aws, cli
+from pytest_ephemeral.errors import UnavailableError
+
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+
+SSO = """\
+[profile work]
+sso_session = corp
+sso_account_id = 123456789012
+sso_role_name = dev
+region = us-east-1
+[sso-session corp]
+sso_start_url = https://corp.awsapps.test/start
+sso_region = us-east-1
+"""
+ROLE = """\
+[profile base]
+aws_access_key_id = testing
+aws_secret_access_key = testing
+[profile work]
+role_arn = arn:aws:iam::123456789012:role/deploy
+source_profile = base
+region = us-east-1
+"""
+
+#: What is wrong → variables (None: not set), a configuration file, a fault, and what is said.
+WRONG = {
+    "no credentials": (dict.fromkeys(KEYS), "", (), "no credentials.*AWS_PROFILE"),
+    "no such profile": ({"AWS_PROFILE": "nobody"}, "", (), "nobody.*aws configure list-profiles"),
+    "no region": (dict.fromkeys(REGIONS), "", (), "no region: set AWS_REGION"),
+    "no word for a region": (dict.fromkeys(REGIONS, "eu west"), "", (), "eu west.*AWS_REGION"),
+    "no url": ({"AWS_ENDPOINT_URL": "localhost:4566"}, "", (), "localhost:4566.*AWS_ENDPOINT_URL"),
+    "nobody there": (
+        {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "", (), "can't be reached.*127.0.0.1:9"
+    ),
+    "no configuration": ({"AWS_PROFILE": "a"}, "[profile a\n", (), "configuration can't be right"),
+    "signed out": (
+        {"AWS_PROFILE": "work", **dict.fromkeys(KEYS)}, SSO, (), "sign-in is over.*aws sso login"
+    ),
+    "expired": ({}, "", ("GetCallerIdentity", "ExpiredToken"), "have expired.*sign in again"),
+    "wrong partition": (
+        {}, "", ("GetCallerIdentity", "InvalidClientTokenId"), "does not know.*their partition"
+    ),
+    "role refused": (
+        {"AWS_PROFILE": "work", **dict.fromkeys(KEYS)},
+        ROLE,
+        ("AssumeRole", "AccessDenied"),
+        r"may not do this \(AssumeRole\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def project(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Project:
+    made = Project(bench)
+    monkeypatch.chdir(made.folder)
+    return made
+
+
+def break_it(what: str, bench: Bench, folder: Path, patch: pytest.MonkeyPatch) -> str:
+    """Have something wrong with how AWS is asked; what has to be said of it."""
+    variables, text, fault, said = WRONG[what]
+    patch.setenv("AWS_CONFIG_FILE", str(folder / "aws"))
+    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "none"))
+    (folder / "aws").write_text(text)
+    for name, value in variables.items():
+        patch.delenv(name) if value is None else patch.setenv(name, value)
+    if fault:
+        bench.account.fault(*fault, times=9)
+    return said
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_the_command_line_says_so_in_one_line(
+    what: str,
+    bench: Bench,
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It exits with 2, before anything was baked, launched or recorded."""
+    with monkeypatch.context() as patch:
+        said = break_it(what, bench, project.folder, patch)
+        bench.account.calls()
+        assert cli.main(["up", "web"]) == 2
+    printed = capsys.readouterr().err
+    (line,) = printed.splitlines()
+    assert re.search(f"^error: AWS.*{said}", line), line
+    assert set(bench.account.calls()) <= {"sts:GetCallerIdentity", "sts:AssumeRole"}
+    assert not list((project.folder / ".ephemeral").glob("environments/*"))
+
+
+@pytest.mark.parametrize("what", ["no credentials", "no region", "expired"])
+def test_pytest_says_so_in_one_line(
+    what: str, bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It exits with 4 (a usage error) before the first test, without a traceback."""
+    with monkeypatch.context() as patch:
+        said = break_it(what, bench, project.folder, patch)
+        done = project.run("pytest", "--ephemeral-env", status=4)
+    assert re.search(f"ERROR: .*{said}", done.stdout + done.stderr), done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "passed" not in done.stdout
+
+
+SERVICES = """\
+[profile work]
+{who}
+region = us-east-1
+services = local
+[services local]
+ec2 =
+  endpoint_url = {url}
+sts =
+  endpoint_url = {url}
+"""
+
+
+def test_endpoints_of_single_services_in_a_profile(
+    bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``services`` in a configuration file has them."""
+    who = "\n".join(f"{name.lower()} = testing" for name in KEYS)
+    (project.folder / "aws").write_text(SERVICES.format(who=who, url=bench.account.url))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(project.folder / "aws"))
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    for name in (*KEYS, *REGIONS, "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    (check,) = project.json("doctor")["checks"]["ec2"]
+    assert (check["ok"], check["detail"].rpartition(" ")[2]) == (True, "us-east-1")
+
+
+def test_endpoints_of_single_services_in_the_environment(
+    bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``AWS_ENDPOINT_URL_EC2`` and such go before the one for all."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for service in ("EC2", "STS", "CLOUDFORMATION"):
+        monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", bench.account.url)
+    assert project.json("doctor")["checks"]["ec2"][0]["ok"]
+    bench.account.calls()
+    assert project.run("reap", "--account", "123456789012").returncode == 0
+    assert "ec2:DescribeInstances" in bench.account.calls()
+
+
+def test_a_role_is_assumed(bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a profile says; ``doctor`` says who one is then."""
+    (project.folder / "aws").write_text(ROLE)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(project.folder / "aws"))
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    (check,) = project.json("doctor")["checks"]["ec2"]
+    assert "assumed-role/deploy" in check["detail"]
+
+
+def test_doctor_says_what_is_wrong(
+    bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And exits with 1, as this project uses it."""
+    with monkeypatch.context() as patch:
+        said = break_it("expired", bench, project.folder, patch)
+        done = project.run("doctor", status=1)
+    assert re.search(f"FAIL AWS: .*{said}", done.stdout)
+
+
+def test_a_refusal_is_short(bench: Bench) -> None:
+    """EC2 puts a thousand characters into it that only STS can read."""
+    encoded = "Encoded authorization failure message: " + "x" * 1000
+    error = ClientError(
+        {"Error": {"Code": "UnauthorizedOperation", "Message": f"You may not. {encoded}"}},
+        "RunInstances",
+    )
+    said = pytest.raises(UnavailableError, match="decode-authorization-message")
+    with said as caught, aws.explained():
+        raise error
+    assert "You may not." in str(caught.value)
+    assert len(str(caught.value)) < 200
