@@ -30,6 +30,7 @@ from pytest_ephemeral.models import Environment, Image, ImageReference
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import Considering, Order, Provider, Reachable, Status
 from pytest_ephemeral.tables import Template
+from pytest_ephemeral.vigil import Vigil
 
 BakeMode = Literal["missing", "always", "never"]
 
@@ -75,7 +76,7 @@ class Lifecycle(msgspec.Struct):
     _image_locks: dict[str, threading.Lock] = msgspec.field(default_factory=dict)
     _images: dict[str, Image] = msgspec.field(default_factory=dict)
     _guard_lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
-    _watchdog: watchdog.Watchdog | None = None
+    _watchdog: Vigil | None = None
     _left: set[str] = msgspec.field(default_factory=set)
 
     def check(self, template: str) -> None:

@@ -1,98 +1,49 @@
 """A small process that outlives its owner by as long as it takes to clean up after it.
 
-It holds one end of a pipe. When the other end closes without a word, the owner has died, in
-whatever way, and the watchdog reaps what that run brought up. An owner that ends well may leave it
-removals that have begun, so that nobody waits for them. It needs no privileges, no daemon and no
-container. Until then it is a bare interpreter (``vigil.py``); this module is what the owner says to
-it, and what it becomes when there is something to do. Providers whose environments guard
-themselves (``guards_itself``) need none; those only run its ``settle`` to close the record of what
-they have ended.
+When the owner has died, in whatever way, the watchdog removes what that run brought up. An owner
+that ends well may leave it removals that have begun, so that nobody waits for them. Providers whose
+environments guard themselves (``guards_itself``) need none; those only run its ``settle`` to close
+the record of what they have ended.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
-from pytest_ephemeral.environments.vigil import DIED, RELEASED
+from pytest_ephemeral.vigil import DIED, Vigil, program
 
 if TYPE_CHECKING:
     from pytest_ephemeral.environments.ledger import Ledger
     from pytest_ephemeral.models import Environment
 
-# Run as a program, __name__ would be another. -P: what lies in the current folder and is called
-# like a module must not be taken for it.
-PROGRAM: Final = (sys.executable, "-P", "-m", "pytest_ephemeral.environments.watchdog")
-
-_VIGIL: Final = Path(__file__).with_name("vigil.py")
+# Run as a program, __name__ would be another.
+MODULE: Final = "pytest_ephemeral.environments.watchdog"
 
 #: How many environments are removed at once.
 AT_ONCE: Final = 8
 
 
-class Watchdog:
-    """The owner's side of the pipe.
-
-    Args:
-        process: What reads it.
-        pipe: Unbuffered. No child that the owner forks holds it open, or the watchdog would take
-            that for the owner.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
-        self._process = process
-        self._pipe = pipe
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=pipe.close)
-
-    def release(self, unfinished: Sequence[str] = ()) -> None:
-        """Tell it that all was seen to: it goes away and does nothing more.
-
-        Args:
-            unfinished: The ids of environments whose removal it finishes first. It is not waited
-                for then: what it can't remove stays in the ledger, for reap.
-        """
-        with contextlib.suppress(BrokenPipeError):  # it has died: nothing is left to tell
-            self._pipe.write("\n".join([*unfinished, RELEASED]).encode())
-        self._pipe.close()
-        if unfinished:
-            self._process.returncode = 0  # it outlives this process: Popen need not warn of that
-        else:
-            self._process.wait()
-
-
-def start(store_url: str, run: str) -> Watchdog:
-    """Start a watchdog for one run, in a session of its own so that no Ctrl-C reaches it.
+def start(store_url: str, run: str) -> Vigil:
+    """Start a watchdog for one run. What it is left unfinished are ids of environments.
 
     Args:
         store_url: Where the run's ledger is.
         run: The run's id, as owners carry it.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_VIGIL), *PROGRAM, "finish", store_url, run],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        start_new_session=True,
-    )
-    if process.stdin is None:  # asked for above; said for the type checker
-        raise RuntimeError("the watchdog has no pipe")
-    return Watchdog(process, process.stdin)
+    return Vigil(program(MODULE, "finish", store_url, run))
 
 
 def settle_command(store_url: str, id: str) -> list[str]:
     """The command that closes the record of an environment that was ended without its owner."""
-    return [*PROGRAM, "settle", store_url, id]
+    return program(MODULE, "settle", store_url, id)
 
 
 def finish(store_url: str, run: str, unfinished: Sequence[str]) -> None:
-    """Remove what an owner has left, or all it brought up.
+    """Remove what an owner has left, or all it brought up. What fails stays for reap.
 
     Args:
         store_url: Where the ledger is.
@@ -122,7 +73,7 @@ def _remove(ledger: Ledger, environment: Environment) -> None:
     from pytest_ephemeral.environments.removal import remove
     from pytest_ephemeral.errors import EphemeralError
 
-    with contextlib.suppress(EphemeralError):  # its record stays, for reap
+    with contextlib.suppress(EphemeralError):
         remove(ledger, environment)
 
 

@@ -202,6 +202,6 @@ def children(pid: int) -> list[int]:
             command = (stat.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == str(pid) and b"vigil" not in command:
+        if parent == str(pid) and b"watcher" not in command:
             found.append(int(stat.parent.name))
     return found

@@ -22,7 +22,7 @@ LAYERS = [
     ["errors"],
     ["durations"],
     ["models", "tables"],
-    ["aws", "ci", "files", "hookspecs", "interpolation", "labels", "machine", "reading"],
+    ["aws", "ci", "files", "hookspecs", "interpolation", "labels", "machine", "reading", "vigil"],
     ["store"],
     ["providers"],
     ["config", "schema", "artifacts", "images", "environments.ledger"],

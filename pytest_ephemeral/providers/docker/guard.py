@@ -1,44 +1,27 @@
-"""A small process that ends a bake whose own process has died, in whatever way.
-
-As the watchdog does for environments: it holds one end of a pipe, and acts when the other closes
-without a word. What a bake has on the engine is found by its key.
-"""
+"""What ends a bake whose own process has died, in whatever way: found by its image's key."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-_RELEASED: Final = b"released"
+from pytest_ephemeral.vigil import Vigil, program
 
-#: What it runs. It loads nothing of ours as long as there is nothing to do.
-_PROGRAM: Final = f"""
-import sys
-if sys.stdin.buffer.read() != {_RELEASED!r}:
-    from pytest_ephemeral.providers.docker.guard import clean_up
-    clean_up(sys.argv[1])
-"""
+# Run as a program, __name__ would be another.
+MODULE: Final = "pytest_ephemeral.providers.docker.guard"
 
 
 @contextmanager
 def watching(key: str) -> Iterator[None]:
     """Have someone there who outlives this process, as long as something is made for that key."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, key],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # no Ctrl-C is for it
-    )
+    vigil = Vigil(program(MODULE, key))
     try:
         yield
     finally:
-        # One that has died itself leaves no more than there would be without it.
-        process.communicate(_RELEASED)
+        vigil.release()
 
 
 def clean_up(key: str) -> None:
@@ -51,3 +34,7 @@ def clean_up(key: str) -> None:
         DockerBaker().discard(key)
         time.sleep(IN_FLIGHT)  # the engine may still be at its last request
         DockerBaker().discard(key)
+
+
+if __name__ == "__main__":
+    clean_up(sys.argv[1])

@@ -1,9 +1,9 @@
-"""The watchdog as long as its owner lives: a bare interpreter that reads a pipe to its end.
+"""The watcher: ``python -I -S watcher.py COMMAND…``, which reads a pipe to its end.
 
-``python -I -S vigil.py COMMAND…``. It imports nothing but what every interpreter has loaded, so
-that it takes next to nothing from the processors while an environment comes up, and little memory
-for as long as that stays. When the pipe ends, it becomes the command, given what was said in it;
-unless it was said that there is nothing to do.
+It imports nothing but what every interpreter has loaded, so that it takes next to nothing from the
+processors while an environment comes up, and little memory for as long as that stays. When the
+pipe ends, it becomes the command, given what was said in it; unless that is that there is nothing
+to do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-#: The last word of an owner that has seen to all it brought up.
+#: The last word of an owner that has seen to all it made.
 RELEASED = "released"
 
 #: What the command is told of an owner that ended without a word.
@@ -22,7 +22,7 @@ def main(command: list[str]) -> None:
     """Keep watch on standard input.
 
     Args:
-        command: What to become; the ids of unfinished removals, or ``DIED``, are added to it.
+        command: What to become.
     """
     said = b""
     while more := os.read(0, 4096):
