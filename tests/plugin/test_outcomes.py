@@ -58,8 +58,13 @@ def test_c(ephemeral_env): pass
 
 
 CRASH_AT_THE_END = """
+import time
+from pytest_ephemeral import providers
 def test_a(ephemeral_env):
     get(ephemeral_env.url, "/crash")
+    # The connection ends a moment before the process that was at its other end.
+    while providers.load(ephemeral_env.provider).status(ephemeral_env).state == "running":
+        time.sleep(0.01)
 """
 
 
