@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import engine_images
@@ -12,6 +14,7 @@ import registry
 
 from containers.project import WEB, Opened, up
 from pytest_ephemeral.errors import EphemeralError, ImageChangedError
+from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import finding
 
@@ -110,3 +113,25 @@ def taken(opened: Opened, repository: str, pushed_to: registry.Registry) -> None
     again = project.images.obtain(project.config.recipe("taken"), mode="never", say=print)
     assert again == image
     finding.find().call("DELETE", f"/images/{image.reference}", query={"force": True})
+
+
+def test_the_stage_after_baking_finds_the_image_of_the_whole_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What pytest and the store have written beside the Dockerfile makes no other image of it."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text(f"FROM {engine_images.busybox()}\nEXPOSE 8080\n")
+    (folder / "ephemeral.toml").write_text(
+        f'[images.{WEB}]\nprovider = "docker"\ncontext = "."\n\n'
+        f'[templates.staging]\nimage = "{WEB}"\nport = 8080\n'
+    )
+    (folder / "test_it.py").write_text("def test_it(ephemeral_url): assert ephemeral_url\n")
+    for mode in ("missing", "never"):
+        argv = ["-m", "pytest", "--ephemeral-env", "--ephemeral-bake", mode]
+        done = subprocess.run(
+            [sys.executable, *argv], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+    assert len(Project.open(None, folder).images.prune(0, set())) == 1

@@ -45,6 +45,20 @@ def test_what_is_ignored(tmp_path: Path, ignored: str, kept: set[str]) -> None:
     assert set(context(tmp_path, ignored, **FILES).paths()) == kept | ALWAYS
 
 
+@pytest.mark.parametrize(
+    ("ignored", "kept"),
+    [("", set()), ("!.git\n!src/__pycache__", {".git", ".git/HEAD", "src/__pycache__"})],
+)
+def test_what_changes_with_every_run_is_ignored(
+    tmp_path: Path, ignored: str, kept: set[str]
+) -> None:
+    """Unless it is asked for: it would be another image for every clone, and after every run."""
+    files = (".git__HEAD", ".ephemeral__a", "ephemeral.toml", ".pytest_cache__b", "src__a.py")
+    made = context(tmp_path, ignored, **dict.fromkeys(files, ""))
+    (tmp_path / "src" / "__pycache__").mkdir()
+    assert set(made.paths()) == {"src", "src/a.py", *kept} | ALWAYS
+
+
 def test_the_digest_is_of_content(tmp_path: Path) -> None:
     """Not of times, nor of what is ignored; of names, contents, links and who may execute."""
     made = context(tmp_path, "b.md", **FILES)

@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Final
 
 import msgspec
 
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     import tarfile
 
 IGNORE_FILE = ".dockerignore"
+
+#: What is no part of a context unless ``.dockerignore`` brings it back: it changes with every run of
+#: the tests, or differs between two clones of one commit. It would be another image each time.
+IGNORED: Final = (
+    *(".git", ".ephemeral", "ephemeral.toml"),
+    *("**/__pycache__", "**/.pytest_cache", "**/.hypothesis"),
+)
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -54,7 +61,7 @@ class Context(msgspec.Struct, frozen=True):
 
     def paths(self) -> list[str]:
         """All that belongs to it, relative to it, sorted; folders and links too."""
-        rules = _rules(self._ignore_file())
+        rules = _rules([*IGNORED, *self._ignore_file()])
         always = {self.dockerfile, IGNORE_FILE}
         return sorted(
             path for path in _walk(self.folder, "", rules) if path in always or _kept(path, rules)
