@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_ephemeral import cli, config
 from pytest_ephemeral.cli import output
-from pytest_ephemeral.cli.init import Container, Script, starter
+from pytest_ephemeral.cli.starter import Container, Found, Script, starter
 
 MINIMAL = """\
 [images.shop]
@@ -111,8 +112,11 @@ def test_what_every_verb_takes_may_stand_anywhere(
 
 
 @pytest.mark.parametrize("line", ["list", "images", "images list", "artifact list", "reap"])
-def test_nothing_is_no_error(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_no_error(
+    line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Said to whoever watches; a program that reads stdout reads nothing."""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")  # where others' containers may be overdue
     assert cli.main(line.split()) == 0
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -272,14 +276,52 @@ def test_init_uses_a_dockerfile(here: Path, capsys: pytest.CaptureFixture[str]) 
     read = config.load(here / "ephemeral.toml")
     assert read.template(None).port == 9000
     assert read.template(None).provider == "docker"
-    both = starter(Script("shop", "shop"), Container("shop", 80))
+    both = starter(Found(Script("shop", "shop"), Container("shop", 80)))
     assert set(tomllib.loads(both)["templates"]) == {"staging", "staging-docker"}
+
+
+COMPOSE = """
+services:
+  db: { image: "postgres:16" }
+  web:
+    build: .
+    ports: ["127.0.0.1:80:9000/tcp"]
+  worker: { build: { context: ./, dockerfile: Dockerfile } }
+  proxy: { build: { context: proxy, target: small, args: ["V=1"] }, expose: [8000] }
+"""
+
+
+def test_init_uses_a_compose_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The URL leads to the first service with a port; what services build is baked, each once."""
+    (here / "ephemeral.toml").unlink()
+    (here / "docker-compose.yml").write_text(COMPOSE)
+    (here / "Dockerfile").write_text("FROM scratch\nEXPOSE 9000\n")
+    assert cli.main(["init", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["service"] == "web"
+    read = config.load(here / "ephemeral.toml")
+    template: Any = read.template("staging-compose")
+    assert (template.file, template.service, template.port) == ("docker-compose.yml", "web", 9000)
+    assert template.replaced == {
+        "web": "here-container",
+        "worker": "here-container",
+        "proxy": "proxy-container",
+    }
+    proxy: Any = read.images["proxy-container"]
+    assert (proxy.context, proxy.target, proxy.build_args) == ("proxy", "small", {"V": "1"})
+
+
+@pytest.mark.parametrize("text", ["", "services: []", "services: { a: }", "a: [b"])
+def test_init_and_a_compose_file_of_nothing(here: Path, text: str) -> None:
+    """What is no Compose file is refused; one without services is as if it were not there."""
+    (here / "ephemeral.toml").unlink()
+    (here / "compose.yaml").write_text(text)
+    assert cli.main(["init"]) == (2 if text == "a: [b" else 0)
 
 
 @pytest.mark.parametrize("name", ["shop", "Shop_2", "x" * 80, "ß", '"\\', "---"])
 def test_whatever_a_project_is_called_what_init_writes_can_be_read(name: str, here: Path) -> None:
     """Names become table names, globs and strings of TOML."""
-    text = starter(Script(name, name), Container(name, 80))
+    text = starter(Found(Script(name, name), Container(name, 80)))
     tomllib.loads(text)
     (here / "ephemeral.toml").write_text(text)
     assert config.load(here / "ephemeral.toml").images

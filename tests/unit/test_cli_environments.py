@@ -39,6 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with what ``init`` writes, on a machine of its own; all is taken down after."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "prefixes"))
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")  # others' containers may be overdue there
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 IGNORE_FILE = ".dockerignore"
 
-#: What is no part of a context unless ``.dockerignore`` brings it back: it changes with every run of
-#: the tests, or differs between two clones of one commit. It would be another image each time.
+#: What is no part of a context unless ``.dockerignore`` brings it back: it changes with every run
+#: of the tests, or differs between two clones of one commit. It would be another image each time.
 IGNORED: Final = (
     *(".git", ".ephemeral", "ephemeral.toml"),
     *("**/__pycache__", "**/.pytest_cache", "**/.hypothesis"),
