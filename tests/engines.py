@@ -43,7 +43,7 @@ def dockerd(*options: str, disk: str = "") -> Iterator[Engine]:
         options: For dockerd, besides those that keep it apart.
         disk: The size of the disk that it has for itself, such as ``48m``.
     """
-    with _folder() as folder, _disk(folder / "data", disk), _bridge() as bridge:
+    with _folder() as folder, disk_of(folder / "data", disk), _bridge() as bridge:
         socket = f"unix://{folder}/docker.sock"
         (folder / "none.json").write_text("{}")
         argv = [
@@ -113,7 +113,7 @@ def _folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _disk(folder: Path, size: str) -> Iterator[None]:
+def disk_of(folder: Path, size: str) -> Iterator[None]:
     """A folder, on a disk of its own where a size is given."""
     folder.mkdir()
     if size:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +19,7 @@ from pytest_ephemeral.artifacts import Repository
 from pytest_ephemeral.errors import (
     BakeError,
     ConfigurationError,
+    EphemeralError,
     ImageChangedError,
     ImageInUseError,
     ImageMissingError,
@@ -238,10 +239,14 @@ class Images:
             if not again and (image := self._adopted(wanted, job, started)):
                 return image
             say(f"baking {name} ({wanted.key[:19]}…)")
+            image = None
             try:
                 image = baker.bake(dataclasses.replace(job, descriptors=descriptors))
                 return self._finish(wanted, job, image, started)
             except BaseException:
+                if image is not None and not again:  # whole, and yet no store could take it
+                    with suppress(EphemeralError):
+                        baker.remove(image)
                 baker.discard(wanted.key)
                 raise
 
