@@ -243,11 +243,11 @@ class Images:
             try:
                 image = baker.bake(dataclasses.replace(job, descriptors=descriptors))
                 return self._finish(wanted, job, image, started)
-            except BaseException:
+            except BaseException as error:
                 if image is not None and not again:  # whole, and yet no store could take it
                     with suppress(EphemeralError):
                         baker.remove(image)
-                baker.discard(wanted.key)
+                _discard(baker, wanted.key, error)
                 raise
 
     def _adopted(self, wanted: _Wanted, job: BakeJob, started: float) -> Image | None:
@@ -341,6 +341,16 @@ class Images:
             self._store.delete(_archive_path(image))
         self.catalog.forget(image)
         return True
+
+
+def _discard(baker: Baker, key: str, error: BaseException) -> None:
+    """Remove what was half-made; the error says so when that fails too, and stays what it was."""
+    try:
+        baker.discard(key)
+    except (EphemeralError, TimeoutError) as left:
+        error.add_note(
+            f"What was half-made could not be removed: {left}. `pytest-ephemeral reap` removes it"
+        )
 
 
 def _baker(provider: str) -> Baker:

@@ -126,6 +126,11 @@ class _Launching:
         }
         endpoints: dict[str, Endpoint] = {}
         for name, at in self.template.places().items():
+            if at.service not in found:
+                raise LaunchError(
+                    f"{environment.id}: the service {at.service!r} of {self.template.file} has no "
+                    "container: does the file ask for none of it (deploy.replicas, scale)?"
+                )
             one = containers.inspect(self.engine, found[at.service])
             endpoints |= published(self.engine, one, {name: at.port})
         return msgspec.structs.replace(

@@ -37,7 +37,13 @@ from pytest_ephemeral.providers.docker import (
     remedies,
 )
 from pytest_ephemeral.providers.docker.context import Context
-from pytest_ephemeral.providers.docker.engine import TAR_TYPE, Engine, EngineError, json_lines
+from pytest_ephemeral.providers.docker.engine import (
+    TAR_TYPE,
+    Engine,
+    EngineError,
+    NoEngineError,
+    json_lines,
+)
 from pytest_ephemeral.providers.docker.output import Output
 from pytest_ephemeral.providers.docker.tables import DockerRecipe
 from pytest_ephemeral.tables import Recipe
@@ -110,6 +116,8 @@ class DockerBaker:
                 if recipe.registry is not None:
                     self.verify(job, image)
                 return _pushed(engine, job, image)
+            except NoEngineError as error:  # it was there when this began
+                raise output.failure(f"baking failed: {error}") from error
             except (BakeError, ConfigurationError):
                 raise
             except (EphemeralError, TimeoutError) as error:

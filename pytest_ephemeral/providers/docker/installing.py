@@ -22,7 +22,13 @@ from pytest_ephemeral.errors import ConfigurationError, EphemeralError
 from pytest_ephemeral.models import Image, encode
 from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.docker import belongings, containers, remedies
-from pytest_ephemeral.providers.docker.engine import TAR_TYPE, Engine, EngineError, frames
+from pytest_ephemeral.providers.docker.engine import (
+    TAR_TYPE,
+    Engine,
+    EngineError,
+    NoEngineError,
+    frames,
+)
 from pytest_ephemeral.providers.docker.output import Output
 
 if TYPE_CHECKING:
@@ -95,7 +101,7 @@ def verify(engine: Engine, job: BakeJob, image: Image, command: str, output: Out
     with _container(engine, job, body) as id:
         try:
             status = _run(engine, id, output)
-        except EngineError as error:
+        except (EngineError, NoEngineError) as error:
             raise output.failure(f"verifying failed: `{command}`: {error}") from error
         if status != 0:
             raise output.failure(f"verifying failed: `{command}` {_how(engine, id, status)}")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Final
 
 from pytest_ephemeral.errors import UnavailableError
+
+#: How the library puts it that what came was no TLS at all.
+_NO_TLS: Final = ("wrong version", "http request", "unknown protocol", "record layer")
 
 
 def context(folder: Path, *, verify: bool) -> ssl.SSLContext:
@@ -49,12 +53,14 @@ def told(error: Exception, folder: str) -> str:
             f"shows a certificate that can't be trusted, {error.verify_message.rstrip('.')}: "
             f"{folder}/ca.pem must be that of who signed it, and it must be made for that host"
         )
-    if "alert" in _reason(error):
+    if any(sign in _reason(error) for sign in _NO_TLS):
         return (
-            f"does not accept our certificate, {_reason(error)}: "
-            f"cert.pem and key.pem in {folder} must be signed by its authority"
+            f"does not speak TLS, {_reason(error)}: unset DOCKER_TLS_VERIFY, or give its TLS port"
         )
-    return f"does not speak TLS, {_reason(error)}: unset DOCKER_TLS_VERIFY, or give its TLS port"
+    return (
+        f"does not accept our certificate, {_reason(error)}: "
+        f"cert.pem and key.pem in {folder} must be signed by its authority"
+    )
 
 
 def _reason(error: Exception) -> str:
