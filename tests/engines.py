@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ from pytest_ephemeral.providers.docker.engine import Address, Engine
 
 #: Networks of engines of one machine must not meet; each process of the tests has a range.
 _POOL = f"10.{128 + os.getpid() % 96}"
+
+#: Which of its bridges is whose.
+_NUMBERS = count()
 
 
 def unavailable(program: str) -> str:
@@ -43,7 +47,7 @@ def dockerd(*options: str, disk: str = "") -> Iterator[Engine]:
         options: For dockerd, besides those that keep it apart.
         disk: The size of the disk that it has for itself, such as ``48m``.
     """
-    with _folder() as folder, _disk(folder / "data", disk), _bridge() as bridge:
+    with _folder() as folder, disk_of(folder / "data", disk), _bridge() as bridge:
         socket = f"unix://{folder}/docker.sock"
         (folder / "none.json").write_text("{}")
         argv = [
@@ -51,7 +55,7 @@ def dockerd(*options: str, disk: str = "") -> Iterator[Engine]:
             *("--exec-root", str(folder / "exec"), "--pidfile", str(folder / "pid")),
             *("--config-file", str(folder / "none.json"), f"--bridge={bridge}"),
             *("--iptables=false", "--ip-forward=false", "--ip-masq=false"),
-            *("--default-address-pool", f"base={_POOL}.0.0/17,size=26", *options),
+            *("--default-address-pool", f"base={_POOL}.0.0/18,size=26", *options),
         ]
         with _running(argv, folder, Engine(Address(socket))) as engine:
             yield engine
@@ -86,7 +90,7 @@ def _containers_conf(folder: Path) -> str:
             'network_backend = "netavark"',
             f'network_config_dir = "{folder}/networks"',
             f'default_subnet = "{_POOL}.255.0/24"',
-            f'default_subnet_pools = [{{"base" = "{_POOL}.0.0/17", "size" = 24}}]',
+            f'default_subnet_pools = [{{"base" = "{_POOL}.64.0/18", "size" = 24}}]',
         ],
         "engine": ['cgroup_manager = "cgroupfs"', 'events_logger = "file"', 'runtime = "runc"'],
         "containers": [
@@ -113,7 +117,7 @@ def _folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _disk(folder: Path, size: str) -> Iterator[None]:
+def disk_of(folder: Path, size: str) -> Iterator[None]:
     """A folder, on a disk of its own where a size is given."""
     folder.mkdir()
     if size:
@@ -129,10 +133,11 @@ def _disk(folder: Path, size: str) -> Iterator[None]:
 @contextmanager
 def _bridge() -> Iterator[str]:
     """A bridge of its own: a dockerd that is told to have none removes docker0, another's."""
-    name = f"pe{os.getpid()}"
+    number = next(_NUMBERS)
+    name = f"pe{os.getpid()}-{number}"
     for argv in (
         ["link", "add", name, "type", "bridge"],
-        ["addr", "add", f"{_POOL}.254.1/24", "dev", name],
+        ["addr", "add", f"{_POOL}.{200 + number}.1/24", "dev", name],
         ["link", "set", name, "up"],
     ):
         subprocess.run(["ip", *argv], check=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from pytest_ephemeral import providers
 from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.errors import StoreError
 from pytest_ephemeral.models import Environment
 
 
@@ -17,6 +20,7 @@ def remove(ledger: Ledger, environment: Environment) -> None:
     Raises:
         DestroyError: Something remains, and so does the record.
     """
-    ledger.change(environment.id, state="destroying")
+    with suppress(StoreError):  # a store on a full disk takes no more changes, but removals
+        ledger.change(environment.id, state="destroying")
     providers.load(environment.provider).destroy(environment)
     ledger.remove(environment.id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +18,7 @@ from pytest_ephemeral.artifacts import Repository
 from pytest_ephemeral.errors import (
     BakeError,
     ConfigurationError,
+    EphemeralError,
     ImageChangedError,
     ImageInUseError,
     ImageMissingError,
@@ -236,11 +237,15 @@ class Images:
             if not again and (image := self._adopted(wanted, job, started)):
                 return image
             say(f"baking {name} ({wanted.key[:19]}…)")
+            image = None
             try:
                 image = baker.bake(msgspec.structs.replace(job, descriptors=descriptors))
                 return self._finish(wanted, job, image, started)
-            except BaseException:
-                baker.discard(wanted.key)
+            except BaseException as error:
+                if image is not None and not again:  # whole, and yet no store could take it
+                    with suppress(EphemeralError):
+                        baker.remove(image)
+                _discard(baker, wanted.key, error)
                 raise
 
     def _adopted(self, wanted: _Wanted, job: BakeJob, started: float) -> Image | None:
@@ -335,6 +340,16 @@ class Images:
             self._store.delete(_archive_path(image))
         self.catalog.forget(image)
         return True
+
+
+def _discard(baker: Baker, key: str, error: BaseException) -> None:
+    """Remove what was half-made; the error says so when that fails too, and stays what it was."""
+    try:
+        baker.discard(key)
+    except (EphemeralError, TimeoutError) as left:
+        error.add_note(
+            f"What was half-made could not be removed: {left}. `pytest-ephemeral reap` removes it"
+        )
 
 
 def _baker(provider: str) -> Baker:

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.docker import finding
 
 CONFIGURATION = """
@@ -60,6 +61,12 @@ def left(id: str) -> list[str]:
 
 def up(lifecycle: Lifecycle, template: str = WEB) -> Any:
     return lifecycle.bring_up(lifecycle.project.config.template(template)).environment
+
+
+def reopened(folder: Path) -> Lifecycle:
+    """The project as a later stage opens it, which bakes nothing."""
+    project = Project.open(folder / "ephemeral.toml", folder)
+    return Lifecycle(project, Hooks(), run=f"later-{secrets.token_hex(6)}", bake="never")
 
 
 def refusal(lifecycle: Lifecycle, template: str = WEB) -> EphemeralError:

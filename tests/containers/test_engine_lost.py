@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import engine_images
 import pytest
+from waiting import until
 
-from containers.project import Opened, left, up
+from containers.project import COMMAND, WEB, Opened, compose, left, up
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import DestroyError, EphemeralError
 from pytest_ephemeral.providers import load
+from pytest_ephemeral.providers.docker.engine import Address, Engine
 
 
 class Line:
@@ -22,12 +28,22 @@ class Line:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.cut = False
+        self._cut = False
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """From now on nothing goes through, nor what is under way."""
+        self._cut = True
+        for one in self._open:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        self._cut = False
 
     def close(self) -> None:
         self._listener.close()
@@ -36,11 +52,12 @@ class Line:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                if self.cut:
+                if self._cut:
                     client.close()
                     continue
                 engine = socket.socket(socket.AF_UNIX)
                 engine.connect("/var/run/docker.sock")
+                self._open += [client, engine]
                 for one, other in ((client, engine), (engine, client)):
                     threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
 
@@ -61,12 +78,17 @@ def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     line.close()
 
 
-def test_an_engine_that_goes_away(line: Line, opened: Opened) -> None:
+@pytest.mark.parametrize("provider", ["docker", "compose"])
+def test_an_engine_that_goes_away(
+    line: Line, opened: Opened, tmp_path: Path, provider: str
+) -> None:
     """Errors that say so, the record kept; when it is back, `reap` finishes."""
-    lifecycle = opened()
-    environment = up(lifecycle)
+    text = f"services: {{web: {{image: '{engine_images.busybox()}', volumes: [/data]}}}}\n"
+    (tmp_path / "compose.yaml").write_text(text)
+    lifecycle = opened(compose("web"))
+    environment = up(lifecycle, WEB if provider == "docker" else "odd")
     assert environment.handle["engine"] == f"unix://{line.path}"
-    line.cut = True
+    line.cut()
 
     status = lifecycle.status(environment)
     assert status.state == "gone"
@@ -78,12 +100,73 @@ def test_an_engine_that_goes_away(line: Line, opened: Opened) -> None:
     assert [one.id for one in lifecycle.project.ledger.entries()] == [environment.id]
     assert left_behind(lifecycle) == [environment.id]
 
-    line.cut = False
+    line.mend()
     lifecycle.extend(environment, environment.created_at)
-    (reaped,) = reaper.reap(lifecycle.project, dry_run=False)
-    assert (reaped.id, reaped.error) == (environment.id, "")
+    reaped = reaper.reap(lifecycle.project, dry_run=False)
+    assert (environment.id, "") in [(one.id, one.error) for one in reaped]
     assert left(environment.id) == []
     lifecycle.close()
+
+
+def test_an_engine_that_goes_away_while_it_launches(
+    line: Line, opened: Opened, tmp_path: Path
+) -> None:
+    """By the compose command, which says it in its own words."""
+    text = (
+        f"services: {{web: {{image: '{engine_images.busybox()}', depends_on: "
+        f"{{db: {{condition: service_healthy}}}}}}, db: {{image: '{engine_images.busybox()}', "
+        "healthcheck: {test: 'false', interval: 1s, retries: 99}}}\n"
+    )
+    (tmp_path / "compose.yaml").write_text(text)
+    lifecycle = opened(compose("web"))
+    template = lifecycle.project.config.template("odd")
+    with ThreadPoolExecutor(1) as pool:
+        launching = pool.submit(lifecycle.bring_up, template)
+        engine = Engine(Address("unix:///var/run/docker.sock"))
+        named = {"filters": {"label": [f"pytest-ephemeral.run={lifecycle.run}"]}}
+        until(lambda: engine.call("GET", "/containers/json", query=named))
+        line.cut()
+        error = launching.exception(60)
+    assert isinstance(error, EphemeralError)
+    (environment,) = lifecycle.project.ledger.entries()
+    assert "reap" in str(error.__notes__)
+    line.mend()
+    lifecycle.destroy(environment)
+    assert left(environment.id) == []
+    lifecycle.close()
+
+
+def test_an_engine_that_goes_away_while_it_bakes(
+    line: Line, opened: Opened, tmp_path: Path
+) -> None:
+    """The bake says so, though it can't clean up; `reap` does, and nothing is in the catalog."""
+    name = f"away{WEB}"
+    lifecycle = opened(
+        f'[images.{name}]\nprovider = "docker"\nbase = "{engine_images.busybox()}"\n'
+        'install = ["sleep 99"]\n'
+    )
+    argv = [*COMMAND, "bake", name]
+    with subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as bake:
+        until(lambda: "running" in states(f"bake-{name}-"))
+        line.cut()
+        _, said = bake.communicate(timeout=60)
+    assert bake.returncode == 1
+    assert "is not baked" in said
+    assert "does not answer" in said
+    assert "Traceback" not in said
+    assert "pytest-ephemeral reap" in said
+    line.mend()
+    reaped = reaper.reap(lifecycle.project, dry_run=False)
+    assert [one.error for one in reaped if one.id.startswith(f"bake-{name}-")] == [""]
+    assert left(f"bake-{name}-") == []
+    assert lifecycle.project.images.catalog.entries() == []
+
+
+def states(id: str) -> list[str]:
+    """The states of the containers of such an environment, past the line."""
+    engine = Engine(Address("unix:///var/run/docker.sock"))
+    found = engine.call("GET", "/containers/json", query={"all": True})
+    return [one["State"] for one in found if id in str(one)]
 
 
 def left_behind(lifecycle: Lifecycle) -> list[str]:
@@ -95,3 +178,45 @@ def left_behind(lifecycle: Lifecycle) -> list[str]:
             continue
         ids.append(environment.id)
     return ids
+
+
+# -- no permission ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only as root can a test be somebody else")
+@pytest.mark.parametrize("given", [True, False])
+def test_no_permission_on_the_socket(monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
+    """Whoever may not use it is told how to be allowed to, in one line."""
+    socket_file = Path("/var/run/docker.sock")
+    if not socket_file.exists() or socket_file.stat().st_mode & 0o006:
+        pytest.skip("this file system's /var/run/docker.sock is everybody's, or not there")
+    if given:
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{socket_file}")
+    else:
+        monkeypatch.delenv("DOCKER_HOST", raising=False)
+    said = as_nobody(lambda: load("docker").reach())  # type: ignore[attr-defined]
+    assert "no permission" in said
+    assert "sudo usermod -aG docker $USER" in said
+    assert "\n" not in said
+
+
+def as_nobody(act: Callable[[], None]) -> str:
+    """What a user without rights is told."""
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        said = b"nothing"
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            act()
+        except EphemeralError as error:
+            said = str(error).encode()
+        finally:
+            os.write(writing, said)
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    return text

@@ -29,6 +29,8 @@ _NOT_PASSED: Final = frozenset(
     {
         *("COMPOSE_FILE", "COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"),
         *("DOCKER_CONTEXT", "DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS", "DOCKER_TLS_VERIFY"),
+        # They are for the web; to docker-compose 1.29 they go before the engine's own authority.
+        *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     }
 )
 

@@ -13,9 +13,15 @@ from typing import Any, Final
 from pytest_ephemeral.errors import ConfigurationError, closest
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
-from pytest_ephemeral.providers.docker import masking
+from pytest_ephemeral.providers.docker import containers, masking
 
 File = dict[str, Any]
+
+#: For services that say nothing of it: what they print is not to fill the engine's disk.
+LOGGING: Final = {
+    "driver": containers.LOG_LIMITS["Type"],
+    "options": containers.LOG_LIMITS["Config"],
+}
 
 #: What would be shared with other environments, or is decided already.
 _NOT_KEPT: Final = frozenset({"container_name", "ports", "profiles", "build"})
@@ -80,10 +86,11 @@ def prepared(
     for name, service in checked(file, template).items():
         ports = sorted({at.port for at in template.places().values() if at.service == name})
         services[name] = {
+            "logging": LOGGING,
             **{key: value for key, value in service.items() if key not in _NOT_KEPT},
             "image": _image(name, service, template, images),
-            "labels": {**_mapping(service.get("labels")), **marks, **_spans(service, secrets)},
-            "ports": [f"{address}::{port}" for port in ports],
+            "labels": {**_mapping(service.get("labels")), **marks, **_masking(service, secrets)},
+            **_published(template, name, service, [f"{address}::{port}" for port in ports]),
         }
     networks = {"default": None, **(file.get("networks") or {})}
     volumes = file.get("volumes") or {}
@@ -105,6 +112,23 @@ def exposed(service: File) -> list[str]:
     return [port.partition("/")[0] for port in found]
 
 
+def _published(
+    template: ComposeTemplate, name: str, service: File, ports: Sequence[str]
+) -> dict[str, Sequence[str]]:
+    """Its ports on this machine; a service on the machine's own network has them there already."""
+    mode = str(service.get("network_mode") or "")
+    if mode in {"", "bridge", "default"}:
+        return {"ports": ports}
+    if ports and mode != "host":
+        whose = mode.partition(":")[2]
+        instead = f": that is the service {whose!r}, which endpoints have to name" if whose else ""
+        raise ConfigurationError(
+            f"templates.{template.name}: the service {name!r} of {template.file} has network_mode: "
+            f"{mode}, and so no ports of its own{instead}"
+        )
+    return {}
+
+
 def _image(name: str, service: File, template: ComposeTemplate, images: Mapping[str, Image]) -> str:
     """The image that a service runs: the baked one, or the file's."""
     if name in template.replaced:
@@ -118,7 +142,7 @@ def _image(name: str, service: File, template: ComposeTemplate, images: Mapping[
     return str(service["image"])
 
 
-def _spans(service: File, secrets: Sequence[str]) -> dict[str, str]:
+def _masking(service: File, secrets: Sequence[str]) -> dict[str, str]:
     """The labels by which a service's logs are masked."""
     variables = {
         name: "" if value is None else str(value).replace("$$", "$")

@@ -23,6 +23,7 @@ from pytest_ephemeral.providers.docker import (
     containers,
     finding,
     printed,
+    remedies,
 )
 from pytest_ephemeral.providers.docker.belongings import name_of
 from pytest_ephemeral.providers.docker.doctor import engine_check
@@ -125,6 +126,11 @@ class _Launching:
         }
         endpoints: dict[str, Endpoint] = {}
         for name, at in self.template.places().items():
+            if at.service not in found:
+                raise LaunchError(
+                    f"{environment.id}: the service {at.service!r} of {self.template.file} has no "
+                    "container: does the file ask for none of it (deploy.replicas, scale)?"
+                )
             one = containers.inspect(self.engine, found[at.service])
             endpoints |= published(self.engine, one, {name: at.port})
         return msgspec.structs.replace(
@@ -154,8 +160,11 @@ class _Launching:
     def _told(self, said: Said) -> str:
         """What the command complained of, without its progress."""
         lines = [line.strip() for line in said.talk.splitlines() if line.strip()]
-        errors = [line for line in lines if "rror" in line] or lines[-_LAST_LINES:]
-        return mask("; ".join(dict.fromkeys(errors)), self.order.secrets) or "it says nothing"
+        # Its progress says of each that there was an error, but not which.
+        lines = [line for line in lines if not line.endswith(("... error", " Error"))] or lines
+        errors = [line for line in lines if "error" in line.lower()] or lines[-_LAST_LINES:]
+        text = "; ".join(dict.fromkeys(errors)) or "it says nothing"
+        return mask(text + remedies.remedy(text), self.order.secrets)
 
     def _last_words(self) -> str:
         """How the parts that don't run have ended, with the last lines of their logs."""

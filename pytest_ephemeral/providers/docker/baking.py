@@ -27,9 +27,23 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import UNKNOWN, BakeJob
-from pytest_ephemeral.providers.docker import bases, finding, guard, installing, registry
+from pytest_ephemeral.providers.docker import (
+    archive,
+    bases,
+    finding,
+    guard,
+    installing,
+    registry,
+    remedies,
+)
 from pytest_ephemeral.providers.docker.context import Context
-from pytest_ephemeral.providers.docker.engine import TAR_TYPE, Engine, EngineError, json_lines
+from pytest_ephemeral.providers.docker.engine import (
+    TAR_TYPE,
+    Engine,
+    EngineError,
+    NoEngineError,
+    json_lines,
+)
 from pytest_ephemeral.providers.docker.output import Output
 from pytest_ephemeral.providers.docker.tables import DockerRecipe
 from pytest_ephemeral.tables import Recipe
@@ -102,6 +116,8 @@ class DockerBaker:
                 if recipe.registry is not None:
                     self.verify(job, image)
                 return _pushed(engine, job, image)
+            except NoEngineError as error:  # it was there when this began
+                raise output.failure(f"baking failed: {error}") from error
             except (BakeError, ConfigurationError):
                 raise
             except (EphemeralError, TimeoutError) as error:
@@ -156,8 +172,13 @@ class DockerBaker:
         import shutil
 
         path = f"/images/{image.reference}/get"
-        with finding.find().stream("GET", path) as answer, file.open("wb") as target:
-            shutil.copyfileobj(answer, target, 1 << 20)
+        try:
+            with finding.find().stream("GET", path) as answer, file.open("wb") as target:
+                shutil.copyfileobj(answer, target, 1 << 20)
+        except (EngineError, TimeoutError) as error:
+            said = f"the image {image.name!r} can't be saved: {remedies.told(error)}"
+            raise BakeError(said) from error
+        archive.check(image, file)
 
     def unpack(self, image: Image, file: Path) -> None:
         """Load it from such a file; the engine holds every layer against the configuration."""

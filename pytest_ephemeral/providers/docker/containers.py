@@ -149,6 +149,8 @@ def listens_elsewhere(engine: Engine, container: str) -> str:
     bindings = found["NetworkSettings"]["Ports"]
     wanted = {int(port.partition("/")[0]) for port, hosts in bindings.items() if hosts}
     places = listening(engine, container)
+    if places is None:
+        return ""
     ports = ", ".join(map(str, sorted(wanted)))
     if not places:
         return f"nothing listens inside it, on port {ports} or any other"
@@ -162,11 +164,16 @@ def listens_elsewhere(engine: Engine, container: str) -> str:
     return ""
 
 
-def listening(engine: Engine, container: str) -> list[str]:
-    """What listens inside a container: ``0.0.0.0:8080``, or ``127.0.0.1:8080`` for nobody else."""
-    tables = run(engine, container, ["cat", "/proc/net/tcp", "/proc/net/tcp6"], timeout=5).stdout
+def listening(engine: Engine, container: str) -> list[str] | None:
+    """What listens inside a container: ``0.0.0.0:8080``, or ``127.0.0.1:8080`` for nobody else.
+
+    None where it can't be told: its image has no ``cat``. A kernel without IPv6 has no tcp6.
+    """
+    done = run(engine, container, ["cat", "/proc/net/tcp", "/proc/net/tcp6"], timeout=5)
+    if not done.stdout:
+        return None
     found = set()
-    for line in tables.splitlines():
+    for line in done.stdout.splitlines():
         fields = line.split()
         if len(fields) > 3 and fields[3] == "0A":
             address, _, port = fields[1].partition(":")

@@ -140,11 +140,19 @@ class Engine:
                 connection.request(method, path + _query(query), body, dict(headers or {}))
                 answer = connection.getresponse()
             if answer.status >= http.client.BAD_REQUEST:
-                raise EngineError(answer.status, _message(answer))
+                raise self._refusal(answer.status, _message(answer))
             with self._told():
                 yield answer
         finally:
             connection.close()
+
+    def _refusal(self, status: int, message: str) -> EphemeralError:
+        if "HTTP request to an HTTPS server" in message:
+            return NoEngineError(
+                f"the container engine at {self.address} speaks TLS only: set DOCKER_TLS_VERIFY=1, "
+                "and DOCKER_CERT_PATH to the folder with ca.pem, cert.pem and key.pem"
+            )
+        return EngineError(status, message)
 
     def _connection(self, timeout: float | None) -> http.client.HTTPConnection:
         parts = urlsplit(self.address.url)
@@ -188,7 +196,14 @@ def why_not(address: Address, error: Exception) -> str:
             "(sudo usermod -aG docker $USER, then log in again), or run it rootless "
             "(dockerd-rootless-setuptool.sh install)"
         )
-    return f"the container engine at {address} does not answer: {reason.lower()}"
+    if type(error).__module__ == "ssl":
+        from pytest_ephemeral.providers.docker import tls
+
+        return f"the container engine at {address} {tls.told(error, address.certificates)}"
+    said = f"the container engine at {address} does not answer: {reason.lower()}"
+    if address.certificates and isinstance(error, ConnectionError):
+        said += f"; it may not accept the certificate in {address.certificates}"
+    return said
 
 
 def json_lines(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
@@ -236,20 +251,9 @@ def _message(answer: http.client.HTTPResponse) -> str:
 
 
 def _tls(address: Address) -> ssl.SSLContext:
-    import ssl
+    from pytest_ephemeral.providers.docker import tls
 
-    folder = Path(address.certificates)
     try:
-        authority = folder / "ca.pem"
-        context = ssl.create_default_context(cafile=authority if authority.exists() else None)
-        if (folder / "cert.pem").exists():
-            context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    except OSError as error:
-        raise NoEngineError(
-            f"the certificates for the container engine at {address} can't be read in {folder}: "
-            f"{error}"
-        ) from None
-    if not address.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+        return tls.context(Path(address.certificates), verify=address.verify)
+    except UnavailableError as error:
+        raise NoEngineError(f"the container engine at {address} can't be asked: {error}") from None

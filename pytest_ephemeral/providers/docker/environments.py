@@ -17,7 +17,7 @@ from pytest_ephemeral import labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import Owned, Status
-from pytest_ephemeral.providers.docker import belongings, containers, finding, printed
+from pytest_ephemeral.providers.docker import belongings, containers, finding, printed, remedies
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.docker.printed import Mark
 
@@ -188,13 +188,15 @@ def _serving(environment: Environment) -> set[str]:
 
 def _ending(engine: Engine, container: Mapping[str, Any], environment: Environment) -> str:
     """How a part has ended; empty for one that runs, or was to end."""
-    if container["State"] not in {"exited", "dead"}:
-        return ""
+    # Each is asked itself: where its disk is full, an engine goes on to list it as running.
     found = containers.inspect(engine, container["Id"])
+    if found["State"]["Status"] not in {"exited", "dead"}:
+        return ""
     part = part_of(container)
     if found["State"]["ExitCode"] == 0 and part not in _serving(environment):
         return ""
-    return f"{part} {containers.fate(found['State'])}{containers.foreign(engine, found)}"
+    notes = containers.foreign(engine, found) + remedies.full(engine)
+    return f"{part} {containers.fate(found['State'])}{notes}"
 
 
 def _odd(found: Sequence[Mapping[str, Any]]) -> str:

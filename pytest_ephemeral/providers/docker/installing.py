@@ -21,8 +21,14 @@ from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError
 from pytest_ephemeral.models import Image, encode
 from pytest_ephemeral.providers import BakeJob
-from pytest_ephemeral.providers.docker import belongings, containers
-from pytest_ephemeral.providers.docker.engine import TAR_TYPE, Engine, EngineError, frames
+from pytest_ephemeral.providers.docker import belongings, containers, remedies
+from pytest_ephemeral.providers.docker.engine import (
+    TAR_TYPE,
+    Engine,
+    EngineError,
+    NoEngineError,
+    frames,
+)
 from pytest_ephemeral.providers.docker.output import Output
 
 if TYPE_CHECKING:
@@ -95,7 +101,7 @@ def verify(engine: Engine, job: BakeJob, image: Image, command: str, output: Out
     with _container(engine, job, body) as id:
         try:
             status = _run(engine, id, output)
-        except EngineError as error:
+        except (EngineError, NoEngineError) as error:
             raise output.failure(f"verifying failed: `{command}`: {error}") from error
         if status != 0:
             raise output.failure(f"verifying failed: `{command}` {_how(engine, id, status)}")
@@ -153,7 +159,8 @@ def _how(engine: Engine, id: str, status: int) -> str:
         found = containers.inspect(engine, id)
     except EphemeralError:
         return f"exited with status {status}"
-    return containers.fate(found["State"]) + containers.foreign(engine, found)
+    notes = containers.foreign(engine, found) + remedies.full(engine)
+    return containers.fate(found["State"]) + notes
 
 
 def _remove(engine: Engine, id: str) -> None:

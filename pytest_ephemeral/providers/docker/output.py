@@ -12,6 +12,7 @@ from typing import IO, Final, Self
 from pytest_ephemeral.errors import BakeError
 from pytest_ephemeral.interpolation import mask
 from pytest_ephemeral.providers import BakeJob
+from pytest_ephemeral.providers.docker import remedies
 
 _LAST_LINES: Final = 15
 
@@ -59,6 +60,7 @@ class Output:
         """
         self.write("\n" if self._begun else "")
         said = "\n".join(f"    {line}" for line in self._last) or "    (it printed nothing)"
+        what += remedies.remedy(f"{what}\n{said}")
         return BakeError(
             f"the image {self._job.recipe.name!r} is not baked: {mask(what, self._secrets)}. "
             f"It printed last:\n{said}\nThe whole log: {self._job.log}"

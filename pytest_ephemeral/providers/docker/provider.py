@@ -11,7 +11,7 @@ import msgspec
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
 from pytest_ephemeral.providers import Check, Order
-from pytest_ephemeral.providers.docker import belongings, containers, finding, masking
+from pytest_ephemeral.providers.docker import belongings, containers, finding, masking, remedies
 from pytest_ephemeral.providers.docker.baking import DockerBaker
 from pytest_ephemeral.providers.docker.belongings import name_of
 from pytest_ephemeral.providers.docker.doctor import engine_check
@@ -62,7 +62,7 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
         except (EngineError, TimeoutError) as error:
             note = containers.foreign(engine, {"Image": image.reference})
             raise LaunchError(
-                f"{environment.id} could not be launched: {told(error)}{note}"
+                f"{environment.id} could not be launched: {remedies.told(error)}{note}"
             ) from error
 
 
@@ -223,29 +223,3 @@ def unexposed(template: str, name: str, port: int, what: str, exposed: Sequence[
         f"{', '.join(exposed)}: ask for one of these, or add `EXPOSE {port}` to its Dockerfile "
         "if the application does listen there"
     )
-
-
-def told(error: Exception) -> str:
-    """What the engine refused, without its stack of components, and what helps."""
-    if isinstance(error, TimeoutError):
-        return "the container engine gave no answer in time; is its machine overloaded?"
-    text = str(error)
-    if "OCI runtime" in text or "failed to create shim" in text:
-        text = text.rpartition("exec: ")[2] if "exec: " in text else text
-        text = text.removesuffix(": unknown")
-    remedies = {
-        "no space left on device": "its disk is full: see `docker system df`, and free some",
-        "address pool": "too many networks: see `docker network ls`; `pytest-ephemeral reap` and "
-        "`docker network prune` remove unused ones",
-        "not enough memory": "ask for less in the template",
-        "executable file not found": "its command is not in the image: see `command`",
-        "no such file or directory": "the image lacks what its command needs (text is for "
-        "/bin/sh; a list starts a program without one)",
-        "No such image": "it was removed since: bake it again with `pytest-ephemeral bake`",
-        "exec format error": "the image is made for another architecture, or what it starts is "
-        "no program",
-    }
-    for symptom, remedy in remedies.items():
-        if symptom in text:
-            return f"{text}; {remedy}"
-    return text

@@ -1,0 +1,36 @@
+"""What ``docker save`` writes, held against what it should have written."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+from pytest_ephemeral.errors import BakeError
+from pytest_ephemeral.models import Image
+
+
+def check(image: Image, file: Path) -> None:
+    """Make sure that an archive is whole: an engine that fails in the middle may simply stop.
+
+    Raises:
+        BakeError: It is not.
+    """
+    try:
+        with tarfile.open(file, "r:") as tar:
+            names = set(tar.getnames())
+            listing = tar.extractfile("manifest.json")
+            (said,) = json.load(listing) if listing else [{}]
+    except (tarfile.TarError, KeyError, ValueError, OSError) as error:
+        raise _broken(image, str(error)) from error
+    if missing := sorted(
+        {said.get("Config", "its configuration"), *said.get("Layers", ())} - names
+    ):
+        raise _broken(image, f"{missing[0]} is missing")
+
+
+def _broken(image: Image, why: str) -> BakeError:
+    return BakeError(
+        f"the archive of the image {image.name!r} that the container engine wrote is not whole "
+        f"({why}): see that it has room (`docker system df`), and bake the image again"
+    )

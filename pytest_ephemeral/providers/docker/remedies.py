@@ -1,0 +1,56 @@
+"""What engines complain of, and what helps."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Final
+
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.providers.docker.engine import Engine
+
+_FULL: Final = "a disk is full: see `docker system df` and `df -h`, and free some"
+
+_REMEDIES: Final = {
+    "no space left on device": _FULL,
+    "address pool": "too many networks: see `docker network ls`; `pytest-ephemeral reap` and "
+    "`docker network prune` remove unused ones",
+    "not enough memory": "ask for less in the template",
+    "executable file not found": "its command is not in the image: see `command`",
+    "no such file or directory": "the image lacks what its command needs (text is for "
+    "/bin/sh; a list starts a program without one)",
+    "no such image": "it was removed since: bake it again with `pytest-ephemeral bake`",
+    "exec format error": "the image is made for another architecture, or what it starts is "
+    "no program",
+    "requires buildkit": "images are built without it: build this one with `docker build`, and "
+    "give it as reference",
+}
+
+#: Bytes below which a disk is full.
+_NOTHING: Final = 1 << 20
+
+
+def told(error: Exception) -> str:
+    """What the engine refused, without its stack of components, and what helps."""
+    if isinstance(error, TimeoutError):
+        return "the container engine gave no answer in time; is its machine overloaded?"
+    text = str(error)
+    if "OCI runtime" in text or "failed to create shim" in text:
+        text = text.rpartition("exec: ")[2] if "exec: " in text else text
+        text = text.removesuffix(": unknown")
+    return text + remedy(text)
+
+
+def remedy(text: str) -> str:
+    """What helps against what a text says, after a semicolon; empty where nothing is known."""
+    lower = text.lower()
+    return next((f"; {helps}" for symptom, helps in _REMEDIES.items() if symptom in lower), "")
+
+
+def full(engine: Engine) -> str:
+    """A note on the engine's disk, if that is full: then it can't even write what is printed."""
+    try:
+        root = engine.call("GET", "/info", timeout=10)["DockerRootDir"]
+        free = _NOTHING if engine.address.host else shutil.disk_usage(root).free
+    except (EphemeralError, OSError, KeyError):
+        return ""
+    return f" (no space is left for the container engine, in {root}; {_FULL})" * (free < _NOTHING)

@@ -1,0 +1,205 @@
+"""A disk that is really full: an engine's own, or the one that has the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import engine_images
+import engines
+import pytest
+
+from containers.project import WEB, Opened, compose, left, refusal, up
+from pytest_ephemeral.errors import BakeError, EphemeralError, LaunchError, StoreError
+from pytest_ephemeral.providers import load
+from pytest_ephemeral.providers.docker import archive, finding
+from pytest_ephemeral.providers.docker.engine import Engine
+
+#: Writes more than fits.
+FILL = "dd if=/dev/zero of=/big bs=1M count=99"
+
+ODD = """
+[templates.odd]
+image = "{image}"
+port = 8080
+volumes = ["/data"]
+command = "{command}"
+"""
+
+#: Seconds within which it is told; the environment itself would be waited for for 60.
+PROMPT = 20.0
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Engine]:
+    """An engine with a disk of its own, which a hundred megabytes don't fit on."""
+    if why := engines.unavailable("dockerd"):
+        pytest.skip(why)
+    with engines.dockerd(disk="64m") as engine:
+        yield engine
+
+
+@pytest.fixture
+def here(small: Engine) -> Iterator[Engine]:
+    """That engine, used by all that follows; in the end, nothing but its base is left there."""
+    with engines.used(small):
+        base = engine_images.busybox()
+        yield small
+    assert engines.everything(small) == []
+    images = small.call("GET", "/images/json")
+    assert [one["RepoTags"] for one in images] == [[base]]
+
+
+@pytest.fixture
+def fill(small: Engine) -> Iterator[Callable[[], None]]:
+    """Fills its disk to the last byte."""
+    file = Path(small.call("GET", "/info")["DockerRootDir"], "filler")
+    yield lambda: filled(file)
+    file.unlink(missing_ok=True)
+
+
+def filled(file: Path) -> None:
+    with suppress(OSError), file.open("wb", buffering=0) as target:
+        while target.write(bytes(1 << 16)):
+            pass
+
+
+def promptly(lifecycle: object, template: str = WEB) -> EphemeralError:
+    """The refusal, which names the cause."""
+    started = time.monotonic()
+    error = refusal(lifecycle, template)  # type: ignore[arg-type]
+    assert time.monotonic() - started < PROMPT
+    assert "no space" in str(error).lower()
+    assert "docker system df" in str(error)
+    return error
+
+
+# -- the engine's disk -----------------------------------------------------------------------------
+
+
+def test_a_dockerfile_that_fills_it(here: Engine, opened: Opened) -> None:
+    """The step that did, and what it said."""
+    error = promptly(opened(dockerfile="FROM {base}\nRUN " + FILL + "\n"))
+    assert isinstance(error, BakeError)
+    assert f"RUN {FILL}" in str(error)
+
+
+def test_an_install_script_that_fills_it(here: Engine, opened: Opened) -> None:
+    """Though the engine has no room to keep what the script prints."""
+    image = (
+        f'[images.odd]\nprovider = "docker"\nbase = "{engine_images.busybox()}"\n'
+        f'install = ["{FILL}"]\n'
+    )
+    error = promptly(opened(image + ODD.format(image="odd", command="true")), "odd")
+    assert isinstance(error, BakeError)
+    assert "its install script exited with status 1" in str(error)
+
+
+@pytest.mark.parametrize("where", ["/big", "/data/big"])
+def test_an_application_that_fills_it(here: Engine, opened: Opened, where: str) -> None:
+    """Its own layer or a volume: at once, though the engine goes on to list it as running."""
+    command = FILL.replace("/big", where) + " || exit 3"
+    error = promptly(opened(ODD.format(image="web", command=command)), "odd")
+    assert isinstance(error, LaunchError)
+    assert "exited with status 3" in str(error)
+
+
+def test_launching_when_it_is_full(here: Engine, opened: Opened, fill: Callable[[], None]) -> None:
+    """The engine can't make a container."""
+    lifecycle = opened()
+    lifecycle.image("web")
+    fill()
+    assert isinstance(promptly(lifecycle), LaunchError)
+
+
+def test_compose_when_it_is_full(
+    here: Engine, opened: Opened, fill: Callable[[], None], tmp_path: Path
+) -> None:
+    """The command's own words for it, without its progress."""
+    text = f"services: {{web: {{image: '{engine_images.busybox()}'}}}}\n"
+    (tmp_path / "compose.yaml").write_text(text)
+    lifecycle = opened(compose("web"))
+    fill()
+    error = promptly(lifecycle, "odd")
+    assert isinstance(error, LaunchError)
+    assert "..." not in str(error)
+
+
+def test_baking_when_it_is_full(here: Engine, opened: Opened, fill: Callable[[], None]) -> None:
+    """There is no room for the context."""
+    lifecycle = opened()
+    fill()
+    assert isinstance(promptly(lifecycle), BakeError)
+
+
+def test_saving_when_it_is_full(
+    here: Engine, opened: Opened, fill: Callable[[], None], tmp_path: Path
+) -> None:
+    """An engine writes an archive on its own disk first; it is not taken for whole."""
+    image = opened().image("web")
+    fill()
+    with pytest.raises(BakeError, match=r"can't be saved: .*no space left"):
+        load("docker").pack(image, tmp_path / "archive")  # type: ignore[attr-defined]
+
+
+def test_an_archive_that_is_cut_short(here: Engine, opened: Opened, tmp_path: Path) -> None:
+    """Where an engine stops in the middle, without a word."""
+    image = opened().image("web")
+    file = tmp_path / "archive"
+    load("docker").pack(image, file)  # type: ignore[attr-defined]
+    whole = file.read_bytes()
+    for size in (0, len(whole) // 2, len(whole) - 20_000):
+        file.write_bytes(whole[:size])
+        with pytest.raises(BakeError, match="not whole"):
+            archive.check(image, file)
+
+
+# -- the store's disk ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Path]:
+    """The project's store, on a disk of its own that takes no image."""
+    if why := engines.unavailable("mount"):
+        pytest.skip(why)
+    with engines.disk_of(tmp_path / ".ephemeral", "1m"):
+        yield tmp_path / ".ephemeral"
+
+
+def test_a_store_that_an_archive_does_not_fit_into(store: Path, opened: Opened) -> None:
+    """The image is not baked then: later stages could not get it. Nothing of it is left."""
+    lifecycle = opened()
+    error = refusal(lifecycle)
+    assert isinstance(error, StoreError)
+    assert "the disk is full. Make room" in str(error)
+    assert lifecycle.project.images.catalog.entries() == []
+    assert [file.name for file in store.rglob("*") if file.is_file()] == [".lock"]
+    query = {"filters": {"label": [f"test={store.parent}"]}}
+    images = finding.find().call("GET", "/images/json", query=query)
+    assert [one for one in images if "pytest-ephemeral/" in str(one["RepoTags"])] == []
+
+
+def test_a_store_that_takes_no_record(store: Path, opened: Opened) -> None:
+    """Nothing is made that could not be recorded."""
+    lifecycle = opened()
+    filled(store / "filler")
+    error = refusal(lifecycle)
+    assert isinstance(error, StoreError)
+    assert "the disk is full. Make room" in str(error)
+
+
+def test_a_store_that_fills_up_meanwhile(tmp_path: Path, opened: Opened) -> None:
+    """What is up can be destroyed all the same, and its record removed."""
+    if why := engines.unavailable("mount"):
+        pytest.skip(why)
+    with engines.disk_of(tmp_path / ".ephemeral", "8m"):
+        lifecycle = opened()
+        environment = up(lifecycle)
+        filled(tmp_path / ".ephemeral" / "filler")
+        lifecycle.destroy(environment)
+        assert left(environment.id) == []
+        assert lifecycle.project.ledger.entries() == []
+        lifecycle.close()
+        lifecycle.project.images.prune(0, set())

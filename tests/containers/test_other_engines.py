@@ -1,0 +1,251 @@
+"""Other engines than the machine's own: what is baked on one, used on another; tcp with TLS."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import compose_versions
+import engine_images
+import engines
+import pytest
+import registry
+
+from containers.certificates import Authority
+from containers.project import WEB, Opened, compose, reopened, up
+from pytest_ephemeral.errors import UnavailableError
+from pytest_ephemeral.providers import load
+from pytest_ephemeral.providers.docker import bases, finding
+from pytest_ephemeral.providers.docker.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[Engine]:
+    """A second Docker, which has no images."""
+    if why := engines.unavailable("dockerd"):
+        pytest.skip(why)
+    with engines.dockerd() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def podman() -> Iterator[Engine]:
+    """A Podman, which has no images."""
+    if why := engines.unavailable("podman"):
+        pytest.skip(why)
+    with engines.podman() as engine:
+        yield engine
+
+
+# -- a later stage on another engine ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["other", "podman"])
+def test_an_image_from_the_store(
+    opened: Opened, request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    """The same image by its digest, where neither it nor its base ever was; and it runs there."""
+    stage = request.getfixturevalue(kind)
+    baking = opened()
+    baked = baking.image("web")
+    baking.close()
+    with engines.used(stage):
+        lifecycle = reopened(tmp_path)
+        assert bases.local(stage, baked.reference) is None
+        environment = up(lifecycle)
+        found = bases.local(stage, baked.reference)
+        assert found is not None
+        assert found["Id"] == baked.digest
+        assert found["Config"]["Labels"]["pytest-ephemeral.key"] == baked.key
+        assert environment.handle["engine"] == stage.address.url
+        assert fetched(environment.url) == "ok"
+        lifecycle.destroy(environment)
+        lifecycle.close()
+        assert engines.everything(stage) == []
+        load("docker").remove(baked)  # type: ignore[attr-defined]
+    assert bases.local(finding.find(), baked.reference) is not None
+
+
+def test_an_image_from_the_registry(opened: Opened, other: Engine, tmp_path: Path) -> None:
+    """By the digest that was pushed, though the store has lost it; another one is refused."""
+    with registry.running() as pushed_to:
+        repository = f"127.0.0.1:{pushed_to.server_port}/team/{WEB}"
+        more = (
+            f'[images.shared]\nprovider = "docker"\nbase = "{engine_images.busybox()}"\n'
+            f'install = ["echo {WEB} > /it"]\nregistry = "{repository}"\n'
+            f'[templates.shared]\nimage = "shared"\nport = 8080\nready = {{ http = "/" }}\n'
+        )
+        project = opened(more).project
+        recipe = project.config.recipe("shared")
+        baked = project.images.obtain(recipe, mode="missing", say=print)
+        project.store.delete(f"images/{str(baked.archive)[7:]}")
+        with engines.used(other):
+            lifecycle = reopened(tmp_path)
+            environment = up(lifecycle, "shared")
+            assert environment.run(["cat", "/it"]).stdout == f"{WEB}\n"
+            found = bases.local(other, baked.handle["pull"])
+            assert found is not None
+            assert found["Id"] == baked.digest
+            lifecycle.destroy(environment)
+            lifecycle.close()
+            load("docker").remove(baked)  # type: ignore[attr-defined]
+            assert bases.local(other, baked.reference) is None
+
+
+def fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode().strip())
+
+
+# -- tcp with TLS ----------------------------------------------------------------------------------
+
+
+class Secured(NamedTuple):
+    """An engine that takes only those who show a certificate of its authority.
+
+    Attributes:
+        engine: By its unix socket, for looking at it.
+        url: Where it listens.
+        ours: A folder with good certificates.
+        strangers: One with those of another authority.
+    """
+
+    engine: Engine
+    url: str
+    ours: Path
+    strangers: Path
+
+
+PEM = ("ca", "cert", "key")
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """One on loopback."""
+    if why := engines.unavailable("dockerd"):
+        pytest.skip(why)
+    folder = tmp_path_factory.mktemp("tls")
+    authority = Authority("engines")
+    server = authority.issue(folder / "server", "engine", "127.0.0.1")
+    ours = authority.issue(folder / "ours", "tester")
+    strangers = Authority("strangers").issue(folder / "strangers", "tester")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    shown = [f"--tls{kind}={server}/{kind.removeprefix('ca')}.pem" for kind in ("cert", "key")]
+    with engines.dockerd(
+        "-H", url, "--tlsverify", f"--tlscacert={server}/ca.pem", *shown
+    ) as engine:
+        yield Secured(engine, url, ours, strangers)
+
+
+@pytest.fixture(params=["variables", "context"])
+def chosen(
+    request: pytest.FixtureRequest,
+    secured: Secured,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Secured:
+    """That engine, named by the variables or by the current context of the docker command."""
+    if request.param == "variables":
+        named(monkeypatch, secured.url, secured.ours)
+    else:
+        folder = tmp_path / "docker"
+        digest = hashlib.sha256(b"far").hexdigest()
+        meta = folder / "contexts" / "meta" / digest
+        meta.mkdir(parents=True)
+        described = {"Name": "far", "Endpoints": {"docker": {"Host": secured.url}}}
+        (meta / "meta.json").write_text(json.dumps(described))
+        shutil.copytree(secured.ours, folder / "contexts" / "tls" / digest / "docker")
+        (folder / "config.json").write_text('{"currentContext": "far"}')
+        for name in ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+    return secured
+
+
+def named(monkeypatch: pytest.MonkeyPatch, url: str, certificates: Path | None) -> None:
+    monkeypatch.setenv("DOCKER_HOST", url)
+    if certificates is not None:
+        monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+        monkeypatch.setenv("DOCKER_CERT_PATH", str(certificates))
+
+
+def test_an_environment_over_tls(chosen: Secured, opened: Opened) -> None:
+    """Baked, launched, asked and destroyed there, and by a process that knows only its record."""
+    lifecycle = opened()
+    environment = up(lifecycle)
+    assert environment.handle["engine"] == chosen.url
+    assert fetched(environment.url) == "ok"
+    assert environment.run(["echo", "hi"]).stdout == "hi\n"
+    assert len(engines.everything(chosen.engine)) == 3
+    lifecycle.destroy(environment)
+    assert engines.everything(chosen.engine) == []
+    lifecycle.close()
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_compose_over_tls(
+    secured: Secured,
+    opened: Opened,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+) -> None:
+    """The compose command is told the same."""
+    if version == "v2" and compose_versions.v2() is None:
+        pytest.skip("version 2 of Compose is not here (.ci/compose fetches it)")
+    wanted = compose_versions.with_plugin if version == "v2" else compose_versions.without_plugin
+    with wanted():
+        named(monkeypatch, secured.url, secured.ours)
+        text = f"services: {{web: {{image: '{engine_images.busybox()}'}}}}\n"
+        (tmp_path / "compose.yaml").write_text(text)
+        lifecycle = opened(compose("web") + 'ready = { http = "/" }\n')
+        environment = up(lifecycle, "odd")
+        assert fetched(environment.url) == "ok"
+        lifecycle.destroy(environment)
+        assert engines.everything(secured.engine) == []
+        lifecycle.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("authority", "certificate that can't be trusted"),
+        ("certificate", "accept (our|the) certificate"),
+        ("key", "key values mismatch"),
+        ("nothing", "no such folder"),
+        ("plain", "speaks TLS only: set DOCKER_TLS_VERIFY=1"),
+        ("host", "can't be trusted.*made for that host"),
+    ],
+)
+def test_a_wrong_certificate(
+    secured: Secured,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: str,
+    said: str,
+) -> None:
+    """One line: what is wrong with it, and where it is; `doctor` says the same."""
+    folder = tmp_path / "certificates"
+    shutil.copytree(secured.ours, folder)
+    strange = {"authority": ["ca.pem"], "certificate": ["cert.pem", "key.pem"], "key": ["key.pem"]}
+    for name in strange.get(wrong, ()):
+        shutil.copy(secured.strangers / name, folder / name)
+    url = secured.url.replace("127.0.0.1", "localhost") if wrong == "host" else secured.url
+    where = tmp_path / "nowhere" if wrong == "nothing" else folder
+    named(monkeypatch, url, None if wrong == "plain" else where)
+    with pytest.raises(UnavailableError, match=said) as caught:
+        load("docker").reach()  # type: ignore[attr-defined]
+    assert "\n" not in str(caught.value)
+    assert url in str(caught.value)
+    check = load("docker").doctor()[0]
+    assert not check.ok
+    assert f"{check.detail}: {check.hint}" in str(caught.value)
+    assert wrong in {"plain", "host"} or str(where) in str(caught.value)
