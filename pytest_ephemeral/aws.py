@@ -56,9 +56,10 @@ def client(service: str, region: str | None = None) -> Any:
         return _clients[key]
 
 
-def code(error: ClientError) -> str:
+def code(error: Exception) -> str:
     """What a service answered, in one word, such as ``InsufficientInstanceCapacity``."""
-    return str(error.response.get("Error", {}).get("Code", ""))
+    response: dict[str, Any] = getattr(error, "response", {})
+    return str(response.get("Error", {}).get("Code", ""))
 
 
 @contextmanager

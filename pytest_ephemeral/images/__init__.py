@@ -27,7 +27,7 @@ from pytest_ephemeral.images import key as keys
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.claim import claimed
 from pytest_ephemeral.models import Artifact, Image
-from pytest_ephemeral.providers import UNKNOWN, BakeJob, Baker
+from pytest_ephemeral.providers import UNKNOWN, BakeJob, Baker, Recording
 from pytest_ephemeral.store import Store
 from pytest_ephemeral.tables import Recipe
 
@@ -286,7 +286,10 @@ class Images:
             image, wanted.recipe, wanted.artifact, root=self._root, environ=os.environ
         )
         image = msgspec.structs.replace(image, provenance=said)
+        before = self.catalog.find(image.name, image.key)
         self.catalog.record(image)
+        if isinstance(wanted.baker, Recording):
+            wanted.baker.recorded(image, before)
         return image
 
     # -- archives ----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.images import Images
 from pytest_ephemeral.models import Image
-from pytest_ephemeral.providers.ec2 import amis, belongings, builders, fleet, groups
+from pytest_ephemeral.providers.ec2 import amis, builders, fleet, groups, sweeping
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.store import open_store
 
@@ -115,4 +115,4 @@ def quick(patch: pytest.MonkeyPatch, every: float = 0.1) -> None:
     for module in (amis, builders):
         patch.setattr(module, "POLL", every)
     patch.setattr(builders, "CONSOLE_POLL", every)
-    patch.setattr(belongings, "POLL", every)
+    patch.setattr(sweeping, "POLL", every)

@@ -111,6 +111,7 @@ class Strict:
         if answer.ok:
             ids = list(dict.fromkeys(answer.found("instanceId")))
             for id in ids:
+                self.instance(id).client_token = token
                 self._boot(id)
             if token:
                 self._tokens[token] = (fingerprint, answer)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pytest_ephemeral import aws
+from pytest_ephemeral import aws, machine
 from pytest_ephemeral.errors import (
     BakeError,
     ConfigurationError,
@@ -25,11 +25,10 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import BakeJob
-from pytest_ephemeral.providers.ec2 import amis, belongings, launching
+from pytest_ephemeral.providers.ec2 import amis, belongings, launching, sweeping
 from pytest_ephemeral.providers.ec2.builders import (
     builder,
     client_of,
-    digits,
     marks_of,
     prefix_of,
     recipe_of,
@@ -39,7 +38,16 @@ from pytest_ephemeral.providers.ec2.builders import (
     succeed,
 )
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
-from pytest_ephemeral.providers.ec2.tagging import KEY, VERIFIED, tags_of
+from pytest_ephemeral.providers.ec2.tagging import (
+    KEY,
+    QUARANTINED,
+    STATE,
+    UNRECORDED,
+    VERIFIED,
+    is_dead,
+    process_of,
+    tags_of,
+)
 from pytest_ephemeral.tables import Recipe
 
 #: In an image's handle: it was baked elsewhere, and is taken as it is.
@@ -78,7 +86,7 @@ class Ec2Baker:
         if recipe.reference is not None:
             return None
         with aws.explained():
-            found = amis.of_key(client_of(recipe), job.key, VERIFIED)
+            found = amis.of_key(client_of(recipe), job.key, VERIFIED, UNRECORDED)
         available = [one for one in found if one["State"] == "available"]
         return (
             amis.as_image(available[0], region_of(recipe), prefix_of(job.key))
@@ -101,7 +109,8 @@ class Ec2Baker:
             job.say(f"installing on {built.instance}")
             succeed(built, "its install script")
             stop(built)
-            name = f"pytest-ephemeral-{recipe.name}-{digits(job.key)}"
+            # By the bake's own id: another of the same key, for another store, is another AMI.
+            name = f"pytest-ephemeral-{built.id}"
             ami = amis.create(built.client, built.instance, name, marks_of(job, built.id))
             job.say(f"making the AMI {ami} of {built.instance}")
             found = amis.wait(built.client, ami, job.say)
@@ -120,11 +129,25 @@ class Ec2Baker:
             if AS_IT_IS in image.handle:
                 return
             found = amis.wait(client, image.reference, job.say)
-            amis.verify(client, found)
+            if tags_of(found).get(STATE) == QUARANTINED:
+                amis.verify(client, found)
             amis.copy(found, image.handle["region"], recipe.copy_to, job.say)
 
+    def recorded(self, image: Image, before: Image | None) -> None:
+        """It is nobody's no longer; the AMI that was recorded before it has no use any more."""
+        if AS_IT_IS in image.handle:
+            return
+        with aws.explained():
+            if found := _own(image):
+                amis.record(_client_of(image), found)
+            if before and before.reference != image.reference and (old := _own(before)):
+                amis.remove(_client_of(before), old)
+
     def discard(self, key: str) -> None:
-        """Remove builders, groups, quarantined AMIs and snapshots of that key."""
+        """Remove builders, groups, quarantined AMIs and snapshots that bakes of that key left.
+
+        Of this process, or of one that is gone: elsewhere, the same may be baked for another store.
+        """
         _discard(aws.client("ec2", _regions.get(key)), key)
 
     def present(self, image: Image) -> bool:
@@ -133,6 +156,12 @@ class Ec2Baker:
             found = amis.described(_client_of(image), image.reference)
         if found is None:
             return False
+        marks = tags_of(found)
+        if marks.get(KEY) == image.key:
+            if marks.get(STATE) == QUARANTINED:  # its removal was cut short
+                return False
+            if marks.get(STATE) == UNRECORDED:  # its recording was
+                self.recorded(image, None)
         content = amis.as_image(found, image.handle["region"], "").digest
         if found["State"] != "available" or content != image.digest:
             raise ImageChangedError(
@@ -181,10 +210,19 @@ _regions: dict[str, str | None] = {}
 
 
 def _discard(client: Any, key: str) -> None:
+    me = process_of(machine.this_owner("bake"))
     with aws.explained():
-        for id in belongings.with_tag(client, KEY, key):
-            belongings.remove(client, id)
-        amis.discard(client, {KEY: key})
+        found = belongings.owned(client, KEY, [key], lambda one: one == me or is_dead(one))
+        left = {one.id for one in found if one.abandoned and not one.image}
+        errors = sweeping.remove(client, left)
+    for error in filter(None, errors.values()):
+        raise error
+
+
+def _own(image: Image) -> Mapping[str, Any] | None:
+    """The AMI of an image that was baked here; None if it is gone."""
+    found = amis.described(_client_of(image), image.reference)
+    return found if found is not None and tags_of(found).get(KEY) == image.key else None
 
 
 @contextmanager

@@ -16,7 +16,15 @@ from typing import Any, Final
 from pytest_ephemeral import aws, files, labels, machine
 from pytest_ephemeral.errors import BakeError, ConfigurationError
 from pytest_ephemeral.providers import BakeJob
-from pytest_ephemeral.providers.ec2 import amis, belongings, console, groups, guest, launching
+from pytest_ephemeral.providers.ec2 import (
+    amis,
+    belongings,
+    console,
+    groups,
+    guest,
+    launching,
+    sweeping,
+)
 from pytest_ephemeral.providers.ec2.fleet import state
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
 from pytest_ephemeral.providers.ec2.tagging import (
@@ -82,7 +90,7 @@ def builder(
         instance = launched[0]["InstanceId"]
         yield Built(client, job, recipe, id, instance, transfer or None)
     finally:
-        belongings.remove_running(client, id)
+        sweeping.remove_one(client, id, images=False)
 
 
 def _script(
@@ -223,7 +231,7 @@ def _described(built: Built) -> Mapping[str, Any] | None:
     from botocore.exceptions import ClientError
 
     try:
-        return belongings.described(built.client, built.instance)
+        return next(iter(belongings.described(built.client, [built.instance])), None)
     except ClientError as error:
         if aws.code(error) in aws.THROTTLED:
             return None
