@@ -97,9 +97,10 @@ def identity(region: str | None = None) -> dict[str, str]:
     return _identities[id(asked)]
 
 
-def code(error: ClientError) -> str:
+def code(error: Exception) -> str:
     """What a service answered, in one word, such as ``InsufficientInstanceCapacity``."""
-    return str(error.response.get("Error", {}).get("Code", ""))
+    response: dict[str, Any] = getattr(error, "response", {})
+    return str(response.get("Error", {}).get("Code", ""))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pytest_ephemeral.cli import progress
 from pytest_ephemeral.cli.arguments import add_verb, count, duration
 from pytest_ephemeral.cli.output import Output, since, until
 from pytest_ephemeral.cli.session import lifecycle, open_project
-from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.environments import overdue, reaper
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import (
     DestroyError,
@@ -246,14 +246,15 @@ def reap(arguments: argparse.Namespace, output: Output) -> int:
                     "reason": one.reason,
                     "error": one.error,
                     "unnamed-account": one.account,
+                    "spared": one.spared,
                 }
                 for one in found
             ],
         )
     else:
         for one in found:
-            verb = "would destroy" if arguments.dry_run or one.account else "destroyed"
-            output.line(f"{'could not destroy' if one.error else verb} {one.id}: {one.reason}")
+            if one.id:
+                output.line(_told(one, dry_run=arguments.dry_run))
         if not found:
             output.say("nothing is overdue")
     for account in sorted({one.account for one in found if one.account}):
@@ -262,6 +263,14 @@ def reap(arguments: argparse.Namespace, output: Output) -> int:
         output.say(f"warning: the record {path} of {project.store.url} can't be read")
     reaper.leftovers(found)
     return 0
+
+
+def _told(one: reaper.Reaped, *, dry_run: bool) -> str:
+    """What has become of one thing that was overdue."""
+    if one.spared:
+        return f"left {one.id}: it is not overdue any more"
+    verb = "would destroy" if dry_run or one.account else "destroyed"
+    return f"{'could not destroy' if one.error else verb} {one.id}: {one.reason}"
 
 
 def _chosen(ledger: Ledger, ids: Iterable[str]) -> list[Environment]:
@@ -286,7 +295,7 @@ def _state(environment: Environment, now: datetime, status: Status | None) -> st
     """In a word or two, the worst that can be said of it."""
     if environment.expires_at is not None and environment.expires_at <= now:
         return "expired"
-    if reaper.why_overdue(environment, now):
+    if overdue.why(environment, now):
         return "owner gone"
     if environment.state != "ready":
         return environment.state

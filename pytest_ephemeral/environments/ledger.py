@@ -61,7 +61,7 @@ class Ledger:
         record = Record(environment=environment, template=to_builtins(template))
         self.store.create(_path(environment.id), encode(record))
 
-    def change(self, id: str, **changes: Any) -> None:
+    def change(self, id: str, **changes: Any) -> Environment | None:
         """Record what has become of an environment; what is not named stays as it is.
 
         One that was removed meanwhile stays removed.
@@ -69,19 +69,48 @@ class Ledger:
         Args:
             id: Which.
             changes: Attributes of ``Environment``.
+
+        Returns:
+            It, as it is recorded now; None if it was removed.
         """
+        try:
+            return self._change(id, lambda _: True, changes)
+        except RecordMissingError:
+            return None
+
+    def condemn(self, id: str, still: Callable[[Environment], bool]) -> Environment | None:
+        """Record that an environment is being destroyed, if it is still to be.
+
+        Whoever changes its record first is right: one whose expiry is taken away is not condemned,
+        and whoever takes the expiry of one away that is condemned reads that in it.
+
+        Args:
+            id: Which.
+            still: Whether it is, by its record.
+
+        Returns:
+            It, as it is recorded now; None if it is not to be.
+
+        Raises:
+            RecordMissingError: It was removed.
+        """
+        return self._change(id, still, {"state": "destroying"})
+
+    def _change(
+        self, id: str, may: Callable[[Environment], bool], changes: dict[str, Any]
+    ) -> Environment | None:
         while True:
             try:
                 data, version = self.store.read(_path(id))
                 record = decode(data, Record)
+                if not may(record.environment):
+                    return None
                 environment = msgspec.structs.replace(record.environment, **changes)
                 changed = msgspec.structs.replace(record, environment=environment)
                 self.store.replace(_path(id), encode(changed), version)
-            except RecordMissingError:
-                return
             except RecordConflictError:
                 continue
-            return
+            return environment
 
     def remove(self, id: str) -> None:
         """Forget an environment of which nothing is left."""

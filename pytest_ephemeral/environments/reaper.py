@@ -1,23 +1,28 @@
 """Destroy every environment whose time is over or whose owner is gone, and prove it.
 
-Both halves are looked at: what the ledger records, and what carries our labels whether or not a
-record of it is left. What is neither expired nor abandoned is never touched, nor is anything
-without our labels.
+What is overdue is looked at once more right before it goes: it may have been extended, kept or
+promoted since it was found. Two may reap at once, from two places: destroying twice is no error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol, runtime_checkable
+from itertools import groupby
+from typing import Final
 
-from pytest_ephemeral import labels, machine, providers
+from pytest_ephemeral import providers
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.environments.overdue import Overdue, Unseen, overdue, why, why_abandoned
 from pytest_ephemeral.environments.removal import remove
-from pytest_ephemeral.errors import DestroyError, EphemeralError
-from pytest_ephemeral.models import Environment
+from pytest_ephemeral.errors import DestroyError, EphemeralError, RecordMissingError
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.providers import Owned, Provider
+from pytest_ephemeral.providers import Owned, Provider, Sweeper
+
+#: So many are removed at once. Most of that time is spent waiting for others to do it.
+AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +30,12 @@ class Reaped:
     """One thing that was, or in a dry run would be, removed.
 
     Attributes:
-        id: The environment's.
+        id: The environment's; empty where a provider can't be looked into at all.
         provider: What ran it.
         reason: Why it may be removed.
         error: Why it could not be; empty when it was.
         account: The cloud account it is in, if it was only looked at because nobody has named that.
+        spared: Whether it was left, as it was not overdue any more when its turn came.
     """
 
     id: str
@@ -37,23 +43,7 @@ class Reaped:
     reason: str
     error: str = ""
     account: str = ""
-
-
-@runtime_checkable
-class Shared(Protocol):
-    """A provider whose resources are in an account that others use too."""
-
-    def account(self) -> str:
-        """Which it is, as its owner names it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Overdue:
-    id: str
-    provider: str
-    reason: str
-    remove: Callable[[], None]
-    account: str = ""
+    spared: bool = False
 
 
 def reap(
@@ -62,8 +52,9 @@ def reap(
     dry_run: bool,
     say: Callable[[Reaped], None] = lambda _: None,
     accounts: Collection[str] | None = None,
+    at_once: int = AT_ONCE,
 ) -> list[Reaped]:
-    """Remove all that is overdue. Two may run at once: destroying twice is no error.
+    """Remove all that is overdue.
 
     Args:
         project: Whose ledger.
@@ -71,117 +62,107 @@ def reap(
         say: Told of each as it is dealt with.
         accounts: Those in which what the ledger does not know may be removed too; elsewhere, that
             is only told. None for all.
+        at_once: How many are removed at once.
 
     Returns:
         Each of them. Those that could not be removed carry the error, and keep their records.
     """
-    reaped = []
-    for overdue in _overdue(project, datetime.now(UTC), asked=bool(accounts)):
-        unnamed = "" if accounts is None or overdue.account in accounts else overdue.account
-        error = "" if dry_run or unnamed else _removing(overdue)
-        reaped.append(Reaped(overdue.id, overdue.provider, overdue.reason, error, unnamed))
-        say(reaped[-1])
-    return reaped
+    reaped: list[Reaped] = []
+    removable: list[Overdue] = []
+    for found in overdue(project, asked=bool(accounts), dry_run=dry_run):
+        if isinstance(found, Unseen):
+            reaped.append(Reaped("", found.provider, "it can't be looked into", found.error))
+            continue
+        unnamed = "" if accounts is None or found.account in accounts else found.account
+        if dry_run or unnamed:
+            reaped.append(Reaped(found.id, found.provider, found.reason, account=unnamed))
+        else:
+            removable.append(found)
+    for one in reaped:
+        say(one)
+    for one in _removed(project.ledger, removable, at_once):
+        reaped.append(one)
+        say(one)
+    return sorted(reaped, key=lambda one: (one.provider, one.id))
 
 
 def leftovers(reaped: list[Reaped]) -> None:
     """Raise if something of what was reaped remains.
 
     Raises:
-        DestroyError: Something remains; names all of it.
+        DestroyError: Something remains, or may; names all of it.
     """
-    remaining = [f"  {one.id} ({one.provider}): {one.error}" for one in reaped if one.error]
+    remaining = [
+        f"  {one.id or 'whatever there is'} ({one.provider}): {one.error}"
+        for one in reaped
+        if one.error
+    ]
     if remaining:
         raise DestroyError("\n".join(["not everything could be removed:", *remaining]))
 
 
-def why_overdue(environment: Environment, now: datetime) -> str:
-    """Why an environment may be removed; empty when it may not.
+def _removed(ledger: Ledger, found: Sequence[Overdue], at_once: int) -> Iterator[Reaped]:
+    """Remove things, and tell of each as it is done."""
+    if not found:
+        return
+    with ThreadPoolExecutor(min(at_once, len(found))) as pool:
+        jobs: list[Future[Iterable[Reaped]]] = [
+            pool.submit(_removing_recorded, ledger, one) for one in found if one.owned is None
+        ]
+        unrecorded = sorted(
+            (one for one in found if one.owned is not None), key=lambda one: one.provider
+        )
+        for name, theirs in groupby(unrecorded, key=lambda one: one.provider):
+            provider = providers.load(name)
+            if isinstance(provider, Sweeper):
+                jobs.append(pool.submit(_sweeping, provider, list(theirs)))
+            else:
+                jobs += [pool.submit(_sweeping_one, provider, one) for one in theirs]
+        for job in as_completed(jobs):
+            yield from job.result()
 
-    Args:
-        environment: As its record has it.
-        now: In UTC.
-    """
-    if environment.expires_at is None:
-        return ""
-    if environment.expires_at <= now:
-        return f"it expired at {environment.expires_at:%Y-%m-%d %H:%M:%S} UTC"
-    if not environment.kept and machine.is_alive(environment.owner) is False:
-        return f"its owner {environment.owner} is gone"
-    return ""
 
-
-def _removing(overdue: _Overdue) -> str:
+def _removing_recorded(ledger: Ledger, found: Overdue) -> list[Reaped]:
+    """By its record, which is changed only if it still says so: what is disarmed is let alone."""
+    error = ""
     try:
-        overdue.remove()
+        environment = ledger.condemn(found.id, lambda one: bool(why(one, datetime.now(UTC))))
+        if environment is None:
+            return [_told(found, spared=True)]
+        remove(ledger, environment)
+    except RecordMissingError:
+        pass  # someone else has removed it meanwhile
+    except EphemeralError as failure:
+        error = str(failure)
+    return [_told(found, error)]
+
+
+def _sweeping_one(provider: Provider, found: Overdue) -> list[Reaped]:
+    error = ""
+    try:
+        if found.owned is not None:
+            provider.sweep(found.owned)
+    except EphemeralError as failure:
+        error = str(failure)
+    return [_told(found, error)]
+
+
+def _sweeping(provider: Sweeper, found: Sequence[Overdue]) -> list[Reaped]:
+    owned = [one.owned for one in found if one.owned is not None]
+    outcome: Mapping[str, EphemeralError | None]
+    try:
+        outcome = provider.sweep_all(owned, _is_overdue)
     except EphemeralError as error:
-        return str(error)
-    return ""
+        outcome = {one.id: error for one in owned}
+    return [
+        _told(one, str(outcome[one.id] or "")) if one.id in outcome else _told(one, spared=True)
+        for one in found
+    ]
 
 
-def _overdue(project: Project, now: datetime, *, asked: bool) -> Iterator[_Overdue]:
-    ledger = project.ledger
-    known = ledger.entries()
-    for environment in known:
-        if reason := why_overdue(environment, now):
-            yield _Overdue(
-                environment.id,
-                environment.provider,
-                reason,
-                lambda found=environment: remove(ledger, found),  # type: ignore[misc]
-            )
-    ids = {environment.id for environment in known}
-    for name in providers.names():
-        if asked or name in _used(project) or not _is_shared(name):
-            yield from _unrecorded(name, ids, now)
+def _is_overdue(owned: Owned) -> bool:
+    return bool(why_abandoned(owned))
 
 
-def _is_shared(name: str) -> bool:
-    try:
-        return isinstance(providers.load(name), Shared)
-    except EphemeralError:
-        return True
-
-
-def _used(project: Project) -> set[str]:
-    """The providers of a project: nobody's account is looked into for one that is none of them."""
-    templates = {template.provider for template in project.config.templates.values()}
-    return templates | {recipe.provider for recipe in project.config.images.values()}
-
-
-def _unrecorded(name: str, known: set[str], now: datetime) -> Iterator[_Overdue]:
-    """What one provider holds of ours that this ledger knows nothing of.
-
-    Another project's ledger may know it, so only its own labels can say that it is overdue.
-    """
-    try:
-        provider = providers.load(name)
-        found = list(provider.owned())
-        account = provider.account() if found and isinstance(provider, Shared) else ""
-    except EphemeralError:
-        return  # it can't be reached from here, so nothing of it can be looked for
-    for owned in found:
-        reason = _why_abandoned(owned, now)
-        if owned.id not in known and reason:
-            yield _Overdue(owned.id, name, reason, _sweep(provider, owned), account)
-
-
-def _sweep(provider: Provider, owned: Owned) -> Callable[[], None]:
-    return lambda: provider.sweep(owned)
-
-
-def _why_abandoned(owned: Owned, now: datetime) -> str:
-    if owned.abandoned:
-        return f"no record of it is left, and its owner is gone: {owned.detail}"
-    expires = owned.labels.get(labels.EXPIRES, labels.NEVER)
-    if not _is_past(expires, now):
-        return ""
-    return f"no record of it is left, and it expired at {expires}: {owned.detail}"
-
-
-def _is_past(expires: str, now: datetime) -> bool:
-    """Whether a label says that the time is over; one that can't be read does not say so."""
-    try:
-        return expires != labels.NEVER and datetime.fromisoformat(expires) <= now
-    except (ValueError, TypeError):  # not a date, or one without a time zone
-        return False
+def _told(found: Overdue, error: str = "", *, spared: bool = False) -> Reaped:
+    return Reaped(found.id, found.provider, found.reason, error, spared=spared)

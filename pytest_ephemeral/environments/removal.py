@@ -20,7 +20,9 @@ def remove(ledger: Ledger, environment: Environment) -> None:
     Raises:
         DestroyError: Something remains, and so does the record.
     """
+    recorded = None
     with suppress(StoreError):  # a store on a full disk takes no more changes, but removals
-        ledger.change(environment.id, state="destroying")
-    providers.load(environment.provider).destroy(environment)
+        recorded = ledger.change(environment.id, state="destroying")
+    # The record knows more than whoever waited for a launch that failed: where, and what was asked.
+    providers.load(environment.provider).destroy(recorded or environment)
     ledger.remove(environment.id)

@@ -27,7 +27,7 @@ from pytest_ephemeral.images import key as keys
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.claim import claimed
 from pytest_ephemeral.models import Artifact, Image
-from pytest_ephemeral.providers import UNKNOWN, BakeJob, Baker
+from pytest_ephemeral.providers import UNKNOWN, BakeJob, Baker, Recording
 from pytest_ephemeral.store import Store
 from pytest_ephemeral.tables import Recipe
 
@@ -268,7 +268,6 @@ class Images:
             log=machine.state_directory() / "bakes" / log,
             say=say,
             live=live,
-            store=_shared_name(self._store.url),
         )
 
     def _finish(self, wanted: _Wanted, job: BakeJob, image: Image, started: float) -> Image:
@@ -290,7 +289,10 @@ class Images:
             image, wanted.recipe, wanted.artifact, root=self._root, environ=os.environ
         )
         image = msgspec.structs.replace(image, provenance=said)
+        before = self.catalog.find(image.name, image.key)
         self.catalog.record(image)
+        if isinstance(wanted.baker, Recording):
+            wanted.baker.recorded(image, before)
         return image
 
     # -- archives ----------------------------------------------------------------------------
@@ -359,12 +361,6 @@ def _baker(provider: str) -> Baker:
             f"the provider {provider!r} bakes no images: its templates say all themselves"
         )
     return baker
-
-
-def _shared_name(url: str) -> str:
-    """A store's name among all there are: a folder's path means another one on each machine."""
-    name = url if "://" in url else f"{machine.this_owner('').host}:{url}"
-    return files.digest_of([name.encode()])
 
 
 def _archive_path(image: Image) -> str:

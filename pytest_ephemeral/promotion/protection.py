@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from pytest_ephemeral import labels, providers
-from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.environments import overdue
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import EphemeralError, PromotionError
 from pytest_ephemeral.models import Environment
@@ -77,7 +77,9 @@ def disarm(ledger: Ledger, environment: Environment) -> str:
     provider.keep(environment)
     ledger.change(environment.id, expires_at=None, kept=True)
     recorded = ledger.get(environment.id)
-    if not recorded.kept or reaper.why_overdue(recorded, datetime.max.replace(tzinfo=UTC)):
+    if recorded.state == "destroying":
+        raise PromotionError(f"{environment.id} is being destroyed: bring up another")
+    if not recorded.kept or overdue.why(recorded, datetime.max.replace(tzinfo=UTC)):
         raise PromotionError(f"{environment.id} still expires, by its record in the ledger")
     found = (one for one in provider.owned() if one.id == environment.id)
     owned = next(found, None)

@@ -8,7 +8,7 @@ passes ``tests/providers``. Third parties register a class under the entry-point
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from importlib import import_module
@@ -18,7 +18,7 @@ from typing import ClassVar, Final, Literal, Protocol, runtime_checkable
 
 import msgspec
 
-from pytest_ephemeral.errors import ConfigurationError, UnavailableError, closest
+from pytest_ephemeral.errors import ConfigurationError, EphemeralError, UnavailableError, closest
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.tables import Recipe, Template
 
@@ -91,12 +91,18 @@ class Owned(msgspec.Struct, frozen=True):
         detail: What it is, for people.
         abandoned: Its owner and whatever guarded it are known to be gone, so that nobody else
             will ever end it, though its time may not be over.
+        place: Where it is, in the provider's own terms, if that has more than one place.
+        seen_at: When it was seen by the clock of where it is; None when there is only ours.
+        image: The ``reference`` of a finished image that may not be in a catalog yet.
     """
 
     id: str
     labels: Mapping[str, str]
     detail: str = ""
     abandoned: bool = False
+    place: str = ""
+    seen_at: datetime | None = None
+    image: str = ""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -120,7 +126,6 @@ class BakeJob(msgspec.Struct, frozen=True):
         say: Tells people what is going on, a line a call.
         live: Given each line that is printed, after the seconds it took to come.
         descriptors: What ``exclusive`` gave: they hold the image too.
-        store: For which store, the same for all who share it: nobody else bakes this key for it.
     """
 
     recipe: Recipe
@@ -131,7 +136,6 @@ class BakeJob(msgspec.Struct, frozen=True):
     say: Callable[[str], None]
     live: Callable[[str], None] | None = None
     descriptors: Sequence[int] = ()
-    store: str = ""
 
 
 class Provider(Protocol):
@@ -255,6 +259,57 @@ class Considering(Protocol):
         Raises:
             ConfigurationError: It can't be right, or costs more than it may.
             UnavailableError: What it needs (credentials) is not here.
+        """
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A provider whose resources are in an account that others use too."""
+
+    def account(self) -> str:
+        """Which it is, as its owner names it."""
+
+
+@runtime_checkable
+class Widespread(Protocol):
+    """A provider that holds things in several places, such as regions."""
+
+    def places(self, known: Iterable[Template | Recipe | Environment | Image]) -> Sequence[str]:
+        """Where there may be something, by all that is known of it; its default place included."""
+
+    def owned_in(self, place: str) -> Iterable[Owned]:
+        """As ``Provider.owned``, in one place."""
+
+
+@runtime_checkable
+class Sweeper(Protocol):
+    """A provider that removes many things with less ado than one by one."""
+
+    def sweep_all(
+        self, owned: Sequence[Owned], still: Callable[[Owned], bool]
+    ) -> Mapping[str, EphemeralError | None]:
+        """Look at things once more, and remove those that are still to be removed.
+
+        Args:
+            owned: What ``owned`` or ``owned_in`` gave.
+            still: Whether one, as it is now, is still to be removed.
+
+        Returns:
+            By id: None for what is gone, why it remains for what is not. What was spared is
+            missing.
+        """
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A baker that has to know which of its images stand in a catalog."""
+
+    def recorded(self, image: Image, before: Image | None) -> None:
+        """An image does, from now on. Done twice it is no error.
+
+        Args:
+            image: Which: only ``remove`` may take it away any more.
+            before: What stood there before it, and does no longer.
         """
 
 

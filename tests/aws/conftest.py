@@ -20,11 +20,11 @@ from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.ec2 import (
     amis,
-    belongings,
     builders,
     fleet,
     groups,
     launching,
+    sweeping,
 )
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.store import open_store
@@ -124,6 +124,6 @@ def quick(patch: pytest.MonkeyPatch, every: float = 0.1) -> None:
     for module in (amis, builders):
         patch.setattr(module, "POLL", every)
     patch.setattr(builders, "CONSOLE_POLL", every)
-    patch.setattr(belongings, "POLL", every)
+    patch.setattr(sweeping, "POLL", every)
     patch.setattr(launching, "PAUSE", every)
     patch.setattr(stacks, "POLL", every)

@@ -129,6 +129,7 @@ class Strict(Stacks):
             for id in ids:
                 self._unseen[id] = time.monotonic() + self.times.unseen
                 acceptance.complete(request, self.instance(id), backend)
+                self.instance(id).client_token = token
                 self._boot(id)
             if token:
                 self._tokens[token] = (fingerprint, answer)

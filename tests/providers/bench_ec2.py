@@ -84,9 +84,23 @@ class Bench:
         filters = [{"Name": f"tag:{labels.ID}", "Values": [environment.id]}]
         found = client.describe_instances(Filters=filters)["Reservations"]
         states = [one["State"]["Name"] for each in found for one in each["Instances"]]
-        groups = client.describe_security_groups(Filters=filters)["SecurityGroups"]
         return [
             *(state for state in states if state != "terminated"),
-            *(group["GroupName"] for group in groups),
+            *unused_groups(client, environment.labels[labels.RUN]),
             *marked_processes(environment.id),
         ]
+
+
+def unused_groups(client: Any, run: str) -> list[str]:
+    """The groups of a run's that no instance is in any more: who left last has left them."""
+    filters = [{"Name": f"tag:{labels.RUN}", "Values": [run]}]
+    groups = client.describe_security_groups(Filters=filters)["SecurityGroups"]
+    found = client.describe_instances(Filters=filters)["Reservations"]
+    used = {
+        group["GroupId"]
+        for each in found
+        for one in each["Instances"]
+        if one["State"]["Name"] != "terminated"
+        for group in one["SecurityGroups"]
+    }
+    return [one["GroupName"] for one in groups if one["GroupId"] not in used]

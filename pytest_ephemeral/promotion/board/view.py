@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from pytest_ephemeral import machine, providers
-from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.environments import overdue
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.images.stages import Stage
 from pytest_ephemeral.models import Environment, Image
@@ -150,7 +150,7 @@ def _card(project: Project, names: _Names, environment: Environment, now: dateti
 
 def _state(environment: Environment, now: datetime) -> tuple[str, Tone]:
     """In a word or two, the worst that can be said of it."""
-    if reaper.why_overdue(environment, now):
+    if overdue.why(environment, now):
         return "expired", "bad"
     if environment.state != "ready":
         return environment.state, "busy"

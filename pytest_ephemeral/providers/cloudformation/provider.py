@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -20,7 +21,7 @@ from pytest_ephemeral.errors import (
     LaunchError,
     closest,
 )
-from pytest_ephemeral.labels import EXPIRES, ID, NEVER, RUN
+from pytest_ephemeral.labels import EXPIRES, NEVER, RUN
 from pytest_ephemeral.models import Endpoint, Environment, Image
 from pytest_ephemeral.providers import Check, Order, Owned, Status
 from pytest_ephemeral.providers.cloudformation import stacks
@@ -29,11 +30,12 @@ from pytest_ephemeral.providers.cloudformation.tables import (
     outputs_in,
     with_outputs,
 )
-from pytest_ephemeral.providers.ec2 import amis, refusals
+from pytest_ephemeral.providers.ec2 import amis
 from pytest_ephemeral.providers.ec2.doctor import checks
-from pytest_ephemeral.providers.ec2.environments import ENDED, Instances, explained
+from pytest_ephemeral.providers.ec2.environments import ENDED, Instances, asked, explained
 from pytest_ephemeral.providers.ec2.fleet import fleet, state
-from pytest_ephemeral.providers.ec2.tagging import as_tags, expiry, labels_of, tags_of
+from pytest_ephemeral.providers.ec2.sweeping import AT_ONCE
+from pytest_ephemeral.providers.ec2.tagging import as_tags, expiry, tags_of
 from pytest_ephemeral.tables import Recipe, Template
 
 #: In a handle.
@@ -113,31 +115,50 @@ class CloudFormationProvider(Instances):
                 # By its id: under its name, nothing can be asked of it when it is gone.
                 stacks.delete(client, str(found["StackId"]), environment.id)
 
+    def places(self, known: Iterable[Template | Recipe | Environment | Image]) -> Sequence[str]:
+        """The regions where it may have stacks, boto3's own first."""
+        with aws.explained():
+            found = [str(aws.client("cloudformation").meta.region_name)]
+        for one in known:
+            match one:
+                case StackTemplate(region=str(region)):
+                    found.append(region)
+                case Environment(provider=self.name, handle=handle) if REGION in handle:
+                    found.append(handle[REGION])
+        return list(dict.fromkeys(found))
+
     def owned(self) -> Iterator[Owned]:
         """All stacks in boto3's region that are tagged as ours."""
-        with aws.explained():
-            client = aws.client("cloudformation")
-            for page in client.get_paginator("describe_stacks").paginate():
-                for stack in page["Stacks"]:
-                    marks = tags_of(stack)
-                    if stack.get("ParentId"):
-                        continue  # nested: it carries its parent's tags, and goes with it
-                    if marks.get(ID) and stack["StackStatus"] != "DELETE_COMPLETE":
-                        detail = f"stack {stack['StackName']}, {stack['StackStatus']}"
-                        yield Owned(id=marks[ID], labels=labels_of(marks), detail=detail)
+        yield from self.owned_in(self.places(())[0])
+
+    def owned_in(self, place: str) -> Sequence[Owned]:
+        """All stacks in a region that are tagged as ours, and called so."""
+        with asked(f"what is in {place} can't be seen"):
+            return stacks.owned(aws.client("cloudformation", place))
 
     def sweep(self, owned: Owned) -> None:
         """Delete the stack of that id; one that is protected from termination stays."""
-        from botocore.exceptions import ClientError
+        if error := self.sweep_all([owned], lambda _: True).get(owned.id):
+            raise error
 
-        client = aws.client("cloudformation")
-        try:
-            with aws.explained():
-                found = stacks.seen(client, stacks.name_of(owned.id), older=0.0)
-                if found is not None:
-                    stacks.delete(client, found["StackId"], owned.id)
-        except ClientError as error:
-            raise DestroyError(f"{owned.id} remains: {refusals.told(error)}") from error
+    def sweep_all(
+        self, owned: Sequence[Owned], still: Callable[[Owned], bool]
+    ) -> Mapping[str, EphemeralError | None]:
+        """Each as it is now, and several at once."""
+        outcome: dict[str, EphemeralError | None] = {}
+
+        def sweep(one: Owned) -> None:
+            try:
+                with asked(f"{one.id} remains"):
+                    client = aws.client("cloudformation", one.place or None)
+                    if stacks.sweep(client, one, still):
+                        outcome[one.id] = None
+            except EphemeralError as error:
+                outcome[one.id] = error
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(sweep, owned))
+        return outcome
 
 
 def _launch(order: Order) -> Environment:

@@ -6,14 +6,15 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from pytest_ephemeral import aws
+from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers import Owned
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
-from pytest_ephemeral.providers.ec2.tagging import as_tags, tags_of
+from pytest_ephemeral.providers.ec2.tagging import as_tags, clock, labels_of, tags_of
 
 #: Seconds between looks at a stack, and in which one is deleted.
 POLL: Final = 2.0
@@ -142,6 +143,44 @@ def forget(client: Any, stack: str) -> None:
 def is_missing(error: Any) -> bool:
     """Whether CloudFormation says that there is no such stack."""
     return aws.code(error) == "ValidationError" and "does not exist" in str(error)
+
+
+def owned(client: Any, name: str | None = None) -> list[Owned]:
+    """The stacks that are tagged as ours and called by their ids, or one of them."""
+    from botocore.exceptions import ClientError
+
+    only = {} if name is None else {"StackName": name}
+    try:
+        pages = list(client.get_paginator("describe_stacks").paginate(**only))
+    except ClientError as error:
+        if name is not None and is_missing(error):
+            return []
+        raise
+    found = [(stack, tags_of(stack)) for page in pages for stack in page["Stacks"]]
+    return [
+        Owned(
+            id=marks[labels.ID],
+            labels=labels_of(marks),
+            detail=f"stack {stack['StackName']}, {stack['StackStatus']}",
+            place=str(client.meta.region_name),
+            seen_at=clock(pages[0]),
+        )
+        for stack, marks in found
+        if stack["StackStatus"] != "DELETE_COMPLETE"
+        and stack["StackName"] == name_of(marks.get(labels.ID, ""))
+    ]
+
+
+def sweep(client: Any, wanted: Owned, still: Callable[[Owned], bool]) -> bool:
+    """Delete a stack if that is still to be done; whether it is gone."""
+    found = owned(client, name_of(wanted.id))
+    if not all(map(still, found)):
+        return False
+    for _ in found:
+        stack = seen(client, name_of(wanted.id), older=0.0)
+        if stack is not None:
+            delete(client, str(stack["StackId"]), wanted.id)
+    return True
 
 
 def failures(client: Any, stack: str) -> list[str]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
+import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pytest_ephemeral import aws, files, labels
+from pytest_ephemeral import aws, files, labels, machine
 from pytest_ephemeral.errors import BakeError, ConfigurationError, DestroyError, LaunchError
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.ec2.tables import BaseQuery
 from pytest_ephemeral.providers.ec2.tagging import (
     COPIES,
     KEY,
+    PROCESS,
     QUARANTINED,
     RECIPE,
     STATE,
+    UNRECORDED,
     VERIFIED,
     as_tags,
+    expiry,
+    process_of,
     tagged,
     tags_of,
 )
@@ -79,16 +83,30 @@ def described(client: Any, id: str) -> Mapping[str, Any] | None:
     return found[0] if found else None
 
 
-def of_key(client: Any, key: str, state: str) -> list[Mapping[str, Any]]:
+def of_key(client: Any, key: str, *states: str) -> list[Mapping[str, Any]]:
     """The AMIs of this account that were baked under a key."""
     filters = [
         {"Name": f"tag:{KEY}", "Values": [key]},
-        {"Name": f"tag:{STATE}", "Values": [state]},
+        {"Name": f"tag:{STATE}", "Values": list(states)},
     ]
-    found: list[Mapping[str, Any]] = client.describe_images(Owners=["self"], Filters=filters)[
-        "Images"
-    ]
-    return sorted(found, key=lambda image: image["ImageId"])
+    return sorted(_images(client, filters), key=lambda image: image["ImageId"])
+
+
+def unrecorded(client: Any, ours: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The AMIs that pass a filter and that no catalog has: not verified yet, or only just."""
+    states = {"Name": f"tag:{STATE}", "Values": [QUARANTINED, UNRECORDED]}
+    return _images(client, [ours, states])
+
+
+def unrecorded_snapshots(client: Any, ours: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The snapshots that pass a filter and are, or were, of such AMIs."""
+    states = {"Name": f"tag:{STATE}", "Values": [QUARANTINED, UNRECORDED]}
+    return _snapshots(client, [ours, states])
+
+
+def is_verified(found: Mapping[str, Any]) -> bool:
+    """Whether an AMI was let out of quarantine."""
+    return tags_of(found).get(STATE) in {UNRECORDED, VERIFIED}
 
 
 def create(client: Any, instance: str, name: str, marks: Mapping[str, str]) -> str:
@@ -115,9 +133,12 @@ def create(client: Any, instance: str, name: str, marks: Mapping[str, str]) -> s
     except ClientError as error:
         if aws.code(error) != "InvalidAMIName.Duplicate":
             raise
-    filters = [{"Name": "name", "Values": [name]}]
-    (found,) = client.describe_images(Owners=["self"], Filters=filters)["Images"]
-    return str(found["ImageId"])
+    deadline = time.monotonic() + UNSEEN
+    while not (found := _images(client, [{"Name": "name", "Values": [name]}])):
+        if time.monotonic() > deadline:
+            raise BakeError(f"the AMI {name} is there, and can't be seen")
+        time.sleep(POLL)
+    return str(found[0]["ImageId"])
 
 
 def wait(
@@ -154,9 +175,19 @@ def wait(
 
 
 def verify(client: Any, found: Mapping[str, Any]) -> None:
-    """Let an AMI and its snapshots out of quarantine."""
-    resources = [found["ImageId"], *snapshots_of(found)]
-    client.create_tags(Resources=resources, Tags=as_tags({STATE: VERIFIED}))
+    """Let an AMI and its snapshots out of quarantine; it is nobody's until it is recorded."""
+    _mark(client, found, {STATE: UNRECORDED})
+
+
+def record(client: Any, found: Mapping[str, Any]) -> None:
+    """An AMI stands in a catalog: nothing but its removal takes it away now.
+
+    Its copies know first. So whatever stops this, what is not known yet is seen by the AMI itself.
+    """
+    marks = {STATE: VERIFIED, labels.EXPIRES: labels.NEVER}
+    for there, one in [*copies_of(found), (client, found)]:
+        if not tags_of(one).items() >= marks.items():
+            _mark(there, one, marks)
 
 
 def copy(
@@ -169,24 +200,16 @@ def copy(
     if not regions:
         return
     client = aws.client("ec2", source)
+    known = dict.fromkeys([*tags_of(found).get(COPIES, "").split(), *regions])
     resources = [found["ImageId"], *snapshots_of(found)]
-    client.create_tags(Resources=resources, Tags=as_tags({COPIES: " ".join(regions)}))
-    marks = {key: value for key, value in tags_of(found).items() if not key.startswith("aws:")}
-    made = {}
-    for region in regions:
-        token = f"{found['ImageId']}|{region}"
-        answer = aws.client("ec2", region).copy_image(
-            Name=found["Name"],
-            SourceImageId=found["ImageId"],
-            SourceRegion=source,
-            ClientToken=hashlib.sha256(token.encode()).hexdigest(),
-            TagSpecifications=tagged({**marks, STATE: QUARANTINED}, "image", "snapshot"),
-        )
-        made[region] = str(answer["ImageId"])
+    client.create_tags(Resources=resources, Tags=as_tags({COPIES: " ".join(known)}))
+    made = {region: _copy(found, source, region) for region in regions}
     for region, id in made.items():
         say(f"copying it to {region} as {id}")
         there = aws.client("ec2", region)
-        verify(there, wait(there, id, say))
+        copied = wait(there, id, say)
+        if tags_of(copied).get(STATE) == QUARANTINED:
+            verify(there, copied)
 
 
 def as_image(found: Mapping[str, Any], region: str, prefix: str) -> Image:
@@ -229,40 +252,35 @@ def _volumes(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [one for one in found.get("BlockDeviceMappings", ()) if "Ebs" in one]
 
 
-def discard(client: Any, marks: Mapping[str, str]) -> None:
-    """Remove every AMI and snapshot with these tags that is still in quarantine.
-
-    Raises:
-        DestroyError: One can't be removed.
-    """
-    filters = [{"Name": f"tag:{key}", "Values": [value]} for key, value in marks.items()]
-    filters.append({"Name": f"tag:{STATE}", "Values": [QUARANTINED]})
-    for image in client.describe_images(Owners=["self"], Filters=filters)["Images"]:
-        remove(client, image)
-    for snapshot in client.describe_snapshots(OwnerIds=["self"], Filters=filters)["Snapshots"]:
-        _delete_snapshot(client, snapshot["SnapshotId"])
-
-
 def remove(client: Any, found: Mapping[str, Any]) -> None:
     """Deregister an AMI, here and where it was copied to, and delete the snapshots.
+
+    It is nobody's from the first moment on: what of it is left, if this is cut short, is reaped.
 
     Raises:
         DestroyError: Something of it remains.
     """
+    if tags_of(found).get(STATE) == VERIFIED:
+        now = expiry(datetime.now(UTC))
+        me = process_of(machine.this_owner("prune"))
+        _mark(client, found, {STATE: QUARANTINED, labels.EXPIRES: now, PROCESS: me})
     for there, copied in copies_of(found):
         _remove(there, copied)
     _remove(client, found)
 
 
-def copies_of(found: Mapping[str, Any]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+def copies_of(found: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
     """The copies of an AMI, or of the AMI that a snapshot is of: each with its region's client."""
+    clients = [aws.client("ec2", region) for region in tags_of(found).get(COPIES, "").split()]
+    return [(there, one) for there in clients for one in _copied(there, found)]
+
+
+def _copied(there: Any, found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What is a copy of an AMI in another region: it has the same key, and is of the same bake."""
     marks = tags_of(found)
-    for region in marks.get(COPIES, "").split():
-        there = aws.client("ec2", region)
-        for state in (VERIFIED, QUARANTINED):
-            for copied in of_key(there, marks.get(KEY, ""), state):
-                if tags_of(copied).get(labels.ID) == marks.get(labels.ID):
-                    yield there, copied
+    states = (QUARANTINED, UNRECORDED, VERIFIED)
+    same = of_key(there, marks.get(KEY, ""), *states)
+    return [one for one in same if tags_of(one).get(labels.ID) == marks.get(labels.ID)]
 
 
 def in_region(client: Any, image: Image, region: str) -> str:
@@ -289,26 +307,60 @@ def remove_snapshots(client: Any, key: str) -> None:
     Raises:
         DestroyError: One can't be deleted.
     """
-    filters = [{"Name": f"tag:{KEY}", "Values": [key]}]
-    for snapshot in client.describe_snapshots(OwnerIds=["self"], Filters=filters)["Snapshots"]:
+    for snapshot in _snapshots(client, [{"Name": f"tag:{KEY}", "Values": [key]}]):
         for there, copied in copies_of(snapshot):
             _remove(there, copied)
-        _delete_snapshot(client, snapshot["SnapshotId"])
+        delete_snapshot(client, snapshot["SnapshotId"])
+
+
+def _copy(found: Mapping[str, Any], source: str, region: str) -> str:
+    """Ask for one copy, unless one that was asked for before is there; its id."""
+    client = aws.client("ec2", region)
+    if there := _copied(client, found):
+        return str(there[0]["ImageId"])
+    marks = {key: value for key, value in tags_of(found).items() if not key.startswith("aws:")}
+    answer = client.copy_image(
+        Name=found["Name"],
+        SourceImageId=found["ImageId"],
+        SourceRegion=source,
+        # One a try: under one that was used, AWS gives what was made then, though it is gone.
+        ClientToken=secrets.token_hex(32),
+        TagSpecifications=tagged({**marks, STATE: QUARANTINED}, "image", "snapshot"),
+    )
+    return str(answer["ImageId"])
+
+
+def _mark(client: Any, found: Mapping[str, Any], marks: Mapping[str, str]) -> None:
+    resources = [found["ImageId"], *snapshots_of(found)]
+    client.create_tags(Resources=resources, Tags=as_tags(marks))
 
 
 def _remove(client: Any, found: Mapping[str, Any]) -> None:
     from botocore.exceptions import ClientError
 
+    snapshots = snapshots_of(found) or _appearing(client, found)
     try:
         client.deregister_image(ImageId=found["ImageId"])
     except ClientError as error:
         if aws.code(error) not in _GONE:
             raise DestroyError(f"the AMI {found['ImageId']} can't be removed: {error}") from error
-    for snapshot in snapshots_of(found):
-        _delete_snapshot(client, snapshot)
+    for snapshot in snapshots:
+        delete_snapshot(client, snapshot)
 
 
-def _delete_snapshot(client: Any, id: str) -> None:
+def _appearing(client: Any, found: Mapping[str, Any]) -> list[str]:
+    """The snapshots of a pending AMI: it is waited for until they are known, or can't come."""
+    deadline = time.monotonic() + UNSEEN
+    while found["State"] == "pending" and time.monotonic() < deadline:
+        if seen := _looked(client, found["ImageId"]):
+            found = seen
+        if snapshots := snapshots_of(found):
+            return snapshots
+        time.sleep(POLL)
+    return snapshots_of(found)
+
+
+def delete_snapshot(client: Any, id: str) -> None:
     """Delete a snapshot; the AMI that used it lets go of it a moment after it is gone."""
     from botocore.exceptions import ClientError
 
@@ -324,6 +376,16 @@ def _delete_snapshot(client: Any, id: str) -> None:
             if found not in _GONE:
                 raise DestroyError(f"the snapshot {id} can't be deleted: {error}") from error
         return
+
+
+def _images(client: Any, filters: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    pages = client.get_paginator("describe_images").paginate(Owners=["self"], Filters=filters)
+    return [image for page in pages for image in page["Images"]]
+
+
+def _snapshots(client: Any, filters: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    pages = client.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
+    return [snapshot for page in pages for snapshot in page["Snapshots"]]
 
 
 def _newest(base: BaseQuery, region: str | None) -> str:

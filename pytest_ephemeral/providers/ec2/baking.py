@@ -10,13 +10,12 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from pytest_ephemeral import aws
+from pytest_ephemeral import aws, machine
 from pytest_ephemeral.errors import (
     BakeError,
     ConfigurationError,
@@ -24,14 +23,12 @@ from pytest_ephemeral.errors import (
     ImageInUseError,
     ImageMissingError,
 )
-from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import BakeJob
-from pytest_ephemeral.providers.ec2 import amis, belongings, refusals
+from pytest_ephemeral.providers.ec2 import amis, belongings, refusals, sweeping
 from pytest_ephemeral.providers.ec2.builders import (
     builder,
     client_of,
-    digits,
     marks_of,
     prefix_of,
     recipe_of,
@@ -43,11 +40,12 @@ from pytest_ephemeral.providers.ec2.builders import (
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
 from pytest_ephemeral.providers.ec2.tagging import (
     KEY,
-    PROCESS,
-    STORE,
+    QUARANTINED,
+    STATE,
+    UNRECORDED,
     VERIFIED,
-    expiry,
     is_dead,
+    process_of,
     tags_of,
 )
 from pytest_ephemeral.tables import Recipe
@@ -88,7 +86,7 @@ class Ec2Baker:
         if recipe.reference is not None:
             return None
         with aws.explained():
-            found = amis.of_key(client_of(recipe), job.key, VERIFIED)
+            found = amis.of_key(client_of(recipe), job.key, VERIFIED, UNRECORDED)
         available = [one for one in found if one["State"] == "available"]
         return (
             amis.as_image(available[0], region_of(recipe), prefix_of(job.key))
@@ -111,7 +109,8 @@ class Ec2Baker:
             job.say(f"installing on {built.instance}")
             succeed(built, "its install script")
             stop(built)
-            name = f"pytest-ephemeral-{recipe.name}-{digits(job.key)}-{built.id[-6:]}"
+            # By the bake's own id: another of the same key, for another store, is another AMI.
+            name = f"pytest-ephemeral-{built.id}"
             ami = amis.create(built.client, built.instance, name, marks_of(job, built.id))
             job.say(f"making the AMI {ami} of {built.instance}")
             found = amis.wait(built.client, ami, job.say)
@@ -131,22 +130,29 @@ class Ec2Baker:
             if AS_IT_IS in image.handle:
                 return
             found = amis.wait(client, image.reference, job.say)
-            amis.verify(client, found)
+            if tags_of(found).get(STATE) == QUARANTINED:
+                amis.verify(client, found)
             amis.copy(found, image.handle["region"], recipe.copy_to, job.say)
-            _retire(client, job, image)
+
+    def recorded(self, image: Image, before: Image | None) -> None:
+        """It is nobody's no longer; the AMI that was recorded before it has no use any more."""
+        if AS_IT_IS in image.handle:
+            return
+        with aws.explained():
+            if found := _own(image):
+                amis.record(_client_of(image), found)
+            if before and before.reference != image.reference and (old := _own(before)):
+                amis.remove(_client_of(before), old)
 
     def discard(self, key: str) -> None:
-        """Remove builders, groups, quarantined AMIs and snapshots of that key, here and in copies.
+        """Remove builders, groups, quarantined AMIs and snapshots that bakes of that key left.
 
-        What another bake of the same key is making for another store is not touched.
+        Of this process, or of one that is gone: elsewhere, the same may be baked for another store.
         """
         job = _jobs.get(key)
-        if job is None:
-            return  # nothing of it was begun in this process
-        recipe = recipe_of(job.recipe)
-        for region in (recipe.region, *recipe.copy_to):
-            with aws.explained():
-                _discard(aws.client("ec2", region), key, job.store)
+        recipe = None if job is None else recipe_of(job.recipe)
+        for region in (None,) if recipe is None else (recipe.region, *recipe.copy_to):
+            _discard(aws.client("ec2", region), key)
 
     def present(self, image: Image) -> bool:
         """Whether the AMI is there and available."""
@@ -154,6 +160,12 @@ class Ec2Baker:
             found = amis.described(_client_of(image), image.reference)
         if found is None:
             return False
+        marks = tags_of(found)
+        if marks.get(KEY) == image.key:
+            if marks.get(STATE) == QUARANTINED:  # its removal was cut short
+                return False
+            if marks.get(STATE) == UNRECORDED:  # its recording was
+                self.recorded(image, None)
         content = amis.as_image(found, image.handle["region"], "").digest
         if found["State"] != "available" or content != image.digest:
             raise ImageChangedError(
@@ -200,27 +212,20 @@ _bases: dict[tuple[str, str], str] = {}
 _jobs: dict[str, BakeJob] = {}
 
 
-def _discard(client: Any, key: str, store: str) -> None:
-    for id, marks in belongings.of_bakes(client, key).items():
-        ours = marks.get(STORE) == store
-        over = marks.get(EXPIRES, NEVER) <= expiry(datetime.now(UTC))
-        if ours or over or is_dead(marks.get(PROCESS, "")):
-            belongings.remove(client, id)
+def _discard(client: Any, key: str) -> None:
+    me = process_of(machine.this_owner("bake"))
+    with aws.explained():
+        found = belongings.owned(client, KEY, [key], lambda one: one == me or is_dead(one))
+        left = {one.id for one in found if one.abandoned and not one.image}
+        errors = sweeping.remove(client, left)
+    for error in filter(None, errors.values()):
+        raise error
 
 
-def _retire(client: Any, job: BakeJob, image: Image) -> None:
-    """Remove what was baked before under the same key for the same store, if nothing runs from it.
-
-    A bake that was asked for again takes its place in the catalog.
-    """
-    for found in amis.of_key(client, job.key, VERIFIED):
-        id = found["ImageId"]
-        if id == image.reference or tags_of(found).get(STORE) != job.store:
-            continue
-        if users := _users(client, found):
-            job.say(f"the AMI {id}, baked before, stays: {', '.join(users)} run from it")
-        else:
-            amis.remove(client, found)
+def _own(image: Image) -> Mapping[str, Any] | None:
+    """The AMI of an image that was baked here; None if it is gone."""
+    found = amis.described(_client_of(image), image.reference)
+    return found if found is not None and tags_of(found).get(KEY) == image.key else None
 
 
 def _users(client: Any, found: Mapping[str, Any]) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from pytest_ephemeral import aws
 from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
 from pytest_ephemeral.providers import HOURLY, Order
@@ -15,7 +17,6 @@ from pytest_ephemeral.providers.ec2.destroying import GROUP, INSTANCES
 from pytest_ephemeral.providers.ec2.environments import ENDED, PARTS, REGION, status_of
 from pytest_ephemeral.providers.ec2.fleet import Fleet, Instance, fleet, state
 from pytest_ephemeral.providers.ec2.tables import Ec2Template
-from pytest_ephemeral.providers.ec2.tagging import as_tags
 
 #: Seconds in which a public address is given.
 ADDRESSING: Final = 120.0
@@ -33,11 +34,8 @@ def bring_up(order: Order) -> Environment:
     ami = amis.in_region(squad.client, image, region)
     draft = _Draft(order)
     draft.note({REGION: region, PARTS: " ".join(template.processes())})
-    joined = _join(squad, order.environment, template)
-    draft.note({GROUP: "" if template.security_groups else joined[0]})
-    wanted = _wanted(order, template, image, ami, joined)
-    launched = launching.run(
-        squad.client, wanted, lambda request: draft.note({launching.REQUEST: request})
+    launched = _launched(
+        squad, draft, template, lambda joined: _wanted(order, template, image, ami, joined)
     )
     draft.forget(launching.REQUEST)
     draft.note({INSTANCES: ",".join(one["InstanceId"] for one in launched)})
@@ -45,6 +43,7 @@ def bring_up(order: Order) -> Environment:
     if hourly is not None:
         draft.note({HOURLY: f"{hourly * template.count:g}"}, journal=False)
     squad.add(launched)
+    squad.ingress.arrived(draft.environment, draft.environment.handle[GROUP])
     if template.address == "public":
         launched = _addressed(squad, draft.environment)
     return _with_endpoints(draft.environment, template, launched)
@@ -75,10 +74,35 @@ class _Draft:
         self.environment = msgspec.structs.replace(self.environment, handle=handle)
 
 
-def _join(squad: Fleet, environment: Environment, template: Ec2Template) -> list[str]:
-    """The groups it is in: one of its own, unless it joins the user's."""
+def _launched(
+    squad: Fleet,
+    draft: _Draft,
+    template: Ec2Template,
+    wanted: Callable[[list[str]], launching.Wanted],
+) -> list[Instance]:
+    """Launch into the run's group; one that just went, or can't be seen yet, is looked for anew."""
+    from botocore.exceptions import ClientError
+
+    deadline = time.monotonic() + groups.UNSEEN
+    while True:
+        own = _own_group(squad, draft.environment, template)
+        draft.note({GROUP: own})
+        joined = [own] if own else list(template.security_groups)
+        try:
+            return launching.run(
+                squad.client, wanted(joined), lambda sent: draft.note({launching.REQUEST: sent})
+            )
+        except ClientError as error:
+            if not own or aws.code(error) not in groups.GONE or time.monotonic() > deadline:
+                raise
+            squad.ingress.lost(draft.environment, own)
+            time.sleep(groups.PAUSE)
+
+
+def _own_group(squad: Fleet, environment: Environment, template: Ec2Template) -> str:
+    """Its run's group for whom it lets in; none if it joins the user's instead."""
     if template.security_groups:
-        return list(template.security_groups)
+        return ""
     # Where nothing says which network, any address outside decides by which way one goes there.
     vpc, target = None, "10.0.0.1"
     if template.subnets():
@@ -89,8 +113,7 @@ def _join(squad: Fleet, environment: Environment, template: Ec2Template) -> list
         target,
         public=template.address == "public",
     )
-    marks = as_tags(environment.labels)
-    return [groups.ensure(squad.client, environment.id, marks, vpc, permissions)]
+    return squad.ingress.join(environment, vpc, permissions)
 
 
 def _wanted(

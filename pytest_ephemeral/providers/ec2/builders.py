@@ -23,6 +23,7 @@ from pytest_ephemeral.providers.ec2 import (
     groups,
     guest,
     launching,
+    sweeping,
     transfers,
 )
 from pytest_ephemeral.providers.ec2.fleet import state
@@ -31,7 +32,6 @@ from pytest_ephemeral.providers.ec2.tagging import (
     KEY,
     PROCESS,
     RECIPE,
-    STORE,
     TRANSFER,
     as_tags,
     process_of,
@@ -93,7 +93,7 @@ def builder(
         instance = launched[0]["InstanceId"]
         yield Built(client, job, recipe, id, instance, transfer)
     finally:
-        belongings.remove_running(client, id)
+        sweeping.remove_one(client, id, images=False)
 
 
 def _script(
@@ -252,7 +252,7 @@ def _described(built: Built) -> Mapping[str, Any] | None:
     from botocore.exceptions import ClientError
 
     try:
-        return belongings.described(built.client, built.instance)
+        return next(iter(belongings.described(built.client, [built.instance])), None)
     except ClientError as error:
         if aws.code(error) in aws.THROTTLED:
             return None
@@ -273,7 +273,6 @@ def marks_of(job: BakeJob, id: str) -> dict[str, str]:
             image=job.key,
         ),
         KEY: job.key,
-        STORE: job.store,
         RECIPE: job.recipe.name,
         PROCESS: process_of(owner),
         "Name": id,

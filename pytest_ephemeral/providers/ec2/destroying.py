@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from pytest_ephemeral import aws
+from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import DestroyError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.ec2 import belongings, groups, launching, refusals
+from pytest_ephemeral.providers.ec2 import belongings, ingress, launching, refusals, sweeping
 from pytest_ephemeral.providers.ec2.fleet import UNSEEN, Fleet, Instance, state
 
 #: In a handle.
 INSTANCES: Final = "instances"
 GROUP: Final = "group"
+
+#: Of an instance whose end has begun: whoever ends it looks after its group as well.
+_ENDING: Final = frozenset({"shutting-down", "terminated"})
 
 #: Between tries to end an instance that is not visible yet.
 _PAUSE: Final = 1.0
@@ -35,7 +38,7 @@ def destroy(fleet: Fleet, environment: Environment) -> None:
     if ids:
         _end(fleet, environment, ids)
     for group in _groups(fleet, environment):
-        groups.delete(fleet.client, group)
+        fleet.ingress.leave(environment, group, lambda: _is_shared(fleet, environment, group))  # noqa: B023 - called at once
 
 
 def _ids(fleet: Fleet, environment: Environment) -> list[str]:
@@ -44,7 +47,7 @@ def _ids(fleet: Fleet, environment: Environment) -> list[str]:
         return recorded.split(",")
 
     def find() -> list[str]:
-        found = belongings.instances_of(fleet.client, environment.id)
+        found = belongings.instances_of(fleet.client, [environment.id])
         return [str(instance["InstanceId"]) for instance in found]
 
     request = environment.handle.get(launching.REQUEST)
@@ -56,8 +59,22 @@ def _ids(fleet: Fleet, environment: Environment) -> list[str]:
 def _groups(fleet: Fleet, environment: Environment) -> list[str]:
     recorded = environment.handle.get(GROUP)
     if recorded is None:
-        return groups.find(fleet.client, environment.id)
+        return ingress.of_run(fleet.client, environment.labels[labels.RUN])
     return [recorded] if recorded else []  # empty: it joined groups of the user's
+
+
+def _is_shared(fleet: Fleet, environment: Environment, group: str) -> bool:
+    """Whether instances of other environments are in a group, whose ends come after this one."""
+    from botocore.exceptions import ClientError
+
+    try:
+        others = fleet.others(environment)
+    except ClientError as error:
+        if aws.code(error) not in aws.THROTTLED:
+            raise
+        return False  # then AWS refuses
+    ids = {id for one in others if state(one) not in _ENDING for id in belongings.groups_of(one)}
+    return group in ids
 
 
 def _end(fleet: Fleet, environment: Environment, ids: Sequence[str]) -> None:
@@ -70,8 +87,8 @@ def _end(fleet: Fleet, environment: Environment, ids: Sequence[str]) -> None:
     def ended(seen: list[Instance]) -> bool:
         return all(state(one) == "terminated" for one in seen)
 
-    if not fleet.wait(environment, ended, belongings.ENDING):
-        raise belongings.remaining(environment.id, living, "they are still shutting down")
+    if not fleet.wait(environment, ended, sweeping.ENDING):
+        raise sweeping.remaining(environment.id, living, "they are still shutting down")
 
 
 def _terminate(fleet: Fleet, environment: Environment, ids: Sequence[str]) -> None:
@@ -93,7 +110,7 @@ def _terminate(fleet: Fleet, environment: Environment, ids: Sequence[str]) -> No
                 case "OperationNotPermitted":
                     _unprotect(fleet, environment, ids)
                     continue
-            raise belongings.remaining(environment.id, list(ids), refusals.told(error)) from error
+            raise sweeping.remaining(environment.id, list(ids), refusals.told(error)) from error
         return
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pytest_ephemeral import aws
-from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
+from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import Status
@@ -172,6 +172,18 @@ def _listens_elsewhere(table: str, address: str, ports: set[int]) -> str:
 
 def fleet_of(environment: Environment) -> Fleet:
     return fleet(environment.handle.get(REGION))
+
+
+@contextmanager
+def asked(what: str) -> Iterator[None]:
+    """Turn what AWS refuses, or has too much to do for, into our error."""
+    from botocore.exceptions import ClientError
+
+    try:
+        with aws.explained():
+            yield
+    except ClientError as error:
+        raise DestroyError(f"{what}: {refusals.told(error)}") from error
 
 
 @contextmanager

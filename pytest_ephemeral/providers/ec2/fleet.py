@@ -18,7 +18,8 @@ from typing import Any, Final
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.ec2.tagging import tags_of
+from pytest_ephemeral.providers.ec2.ingress import Ingress
+from pytest_ephemeral.providers.ec2.tagging import OF_A_STACK, launched_by_us, tags_of
 
 #: Seconds between looks, and how much of it is left to chance, so that processes don't march in
 #: step through the account's common limit.
@@ -71,10 +72,14 @@ class Fleet:
 
     Args:
         client: Of EC2.
+
+    Attributes:
+        ingress: The groups that they are in.
     """
 
     def __init__(self, client: Any) -> None:
         self.client = client
+        self.ingress = Ingress(client)
         self._changed = threading.Condition()
         self._seen: dict[str, Instance] = {}
         self._launched: dict[str, float] = {}
@@ -104,6 +109,18 @@ class Fleet:
         self.look([run])
         with self._changed:
             return self._of(environment.id)
+
+    def others(self, environment: Environment) -> list[Instance]:
+        """The instances of the same run's other environments; see ``instances``."""
+        run = environment.labels[labels.RUN]
+        with self._changed:
+            self._ask(run)
+            looked = self._looks.get(run)
+        if not looked:
+            self.look([run])
+        with self._changed:
+            found = [one for one in self._seen.values() if _run(one) == run]
+        return [one for one in found if _environment(one) != environment.id]
 
     def known(self, environment: Environment) -> list[Instance]:
         """As ``instances``, but nothing is asked: what is not known is missing."""
@@ -154,6 +171,7 @@ class Fleet:
                 for page in pages
                 for reservation in page["Reservations"]
                 for instance in reservation["Instances"]
+                if launched_by_us(instance) or OF_A_STACK in tags_of(instance)
             }
         with self._changed:
             for id, instance in list(self._seen.items()):
@@ -179,26 +197,13 @@ class Fleet:
             with self._changed:
                 self._batch = _Batch()
             try:
-                for start in range(0, len(batch.ids), PAGE):
-                    self._end(batch, batch.ids[start : start + PAGE])
+                batch.errors = terminate(self.client, batch.ids)
             finally:
                 batch.done.set()
         batch.done.wait()
         errors = [batch.errors[id] for id in ids if id in batch.errors]
         if errors:
             raise errors[0]
-
-    def _end(self, batch: _Batch, ids: Sequence[str]) -> None:
-        """Terminate; where one spoils the call for the others, each by itself."""
-        try:
-            with aws.explained():
-                self.client.terminate_instances(InstanceIds=sorted(set(ids)))
-        except Exception as error:  # noqa: BLE001 - it is given to whoever waits for it
-            if len(set(ids)) == 1:
-                batch.errors[ids[0]] = error
-                return
-            for id in ids:
-                self._end(batch, [id])
 
     def _of(self, environment_id: str) -> list[Instance]:
         found = [one for one in self._seen.values() if _environment(one) == environment_id]
@@ -238,6 +243,28 @@ class Fleet:
                 interval = min(interval * 2, LONGEST_INTERVAL)
             pause = interval * random.SystemRandom().uniform(1 - JITTER, 1 + JITTER)
             time.sleep(max(0.0, pause - (time.monotonic() - started)))
+
+
+def terminate(client: Any, ids: Collection[str]) -> dict[str, Exception]:
+    """Terminate instances; where one spoils the call for the others, each by itself.
+
+    Returns:
+        Why those can't be that can't.
+    """
+    errors: dict[str, Exception] = {}
+    known = sorted(set(ids))
+    for start in range(0, len(known), PAGE):
+        page = known[start : start + PAGE]
+        try:
+            with aws.explained():
+                client.terminate_instances(InstanceIds=page)
+        except Exception as error:  # noqa: BLE001 - it is given to whoever waits for it
+            if len(page) == 1:
+                errors[page[0]] = error
+            else:
+                for id in page:
+                    errors |= terminate(client, [id])
+    return errors
 
 
 def state(instance: Instance) -> str:

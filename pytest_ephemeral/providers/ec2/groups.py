@@ -1,10 +1,10 @@
-"""The security group that each environment has of its own, and who may connect through it."""
+"""Security groups: made so that asking twice makes one, and deleted when nothing is in them."""
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -16,14 +16,19 @@ from pytest_ephemeral.providers.ec2.tables import source_of
 LINGER: Final = 330.0
 PAUSE: Final = 2.0
 
+#: Seconds in which a group that was just made becomes visible.
+UNSEEN: Final = 60.0
+
 #: AWS's own answer to who is asking; for a public address.
 WHO_AM_I: Final = "https://checkip.amazonaws.com"
 
-_GONE: Final = frozenset({"InvalidGroup.NotFound", "InvalidGroupId.NotFound"})
+GONE: Final = frozenset(
+    {"InvalidGroup.NotFound", "InvalidGroupId.NotFound", "InvalidSecurityGroupID.NotFound"}
+)
 
 
 def name_of(id: str) -> str:
-    """What an environment's group is called: whoever knows the id finds it."""
+    """What the group of an id is called: whoever knows the id finds it."""
     return f"pytest-ephemeral-{id}"
 
 
@@ -51,7 +56,7 @@ def ensure(
     try:
         made = client.create_security_group(
             GroupName=name_of(id),
-            Description=f"pytest-ephemeral environment {id}",
+            Description=f"pytest-ephemeral {id}",
             TagSpecifications=[{"ResourceType": "security-group", "Tags": list(marks)}],
             **({} if vpc is None else {"VpcId": vpc}),
         )
@@ -60,18 +65,18 @@ def ensure(
         if aws.code(error) != "InvalidGroup.Duplicate":
             raise
         # Asked before, and the answer was lost: names are unique so that this can be told.
-        (group,) = find(client, id)
+        group = _visible(client, id)
     if permissions:
         _authorize(client, group, permissions)
     return group
 
 
-def find(client: Any, id: str) -> list[str]:
-    """The group of an environment by its name, if there is one."""
-    found = client.describe_security_groups(
-        Filters=[{"Name": "group-name", "Values": [name_of(id)]}]
+def described(client: Any, name: str, values: Collection[str]) -> list[Mapping[str, Any]]:
+    """The groups that pass a filter, such as ``tag:name``, with one of some values."""
+    pages = client.get_paginator("describe_security_groups").paginate(
+        Filters=[{"Name": name, "Values": list(values)}]
     )
-    return [str(group["GroupId"]) for group in found["SecurityGroups"]]
+    return [group for page in pages for group in page["SecurityGroups"]]
 
 
 def permissions_for(
@@ -152,26 +157,38 @@ def delete(client: Any, group: str, *, within: float = LINGER) -> None:
     Raises:
         DestroyError: Something still does; says what.
     """
+    deadline = time.monotonic() + within
+    while not try_delete(client, group):
+        if time.monotonic() >= deadline:
+            raise still_used(client, group)
+        time.sleep(PAUSE)
+
+
+def try_delete(client: Any, group: str) -> bool:
+    """Delete a group; whether it is gone, and not still used."""
     from botocore.exceptions import ClientError
 
-    deadline = time.monotonic() + within
-    while True:
-        try:
-            client.delete_security_group(GroupId=group)
-        except ClientError as error:
-            found = aws.code(error)
-            if found in _GONE:
-                return
-            if found not in {"DependencyViolation", *aws.THROTTLED}:
-                raise
-            if time.monotonic() >= deadline:
-                raise DestroyError(
-                    f"the security group {group} is still used by {_users(client, group)}. See "
-                    f"what refers to it, then: pytest-ephemeral reap"
-                ) from error
-        else:
-            return
-        time.sleep(PAUSE)
+    try:
+        client.delete_security_group(GroupId=group)
+    except ClientError as error:
+        found = aws.code(error)
+        if found not in {"DependencyViolation", *aws.THROTTLED, *GONE}:
+            raise
+        return found in GONE
+    return True
+
+
+def still_used(client: Any, group: str) -> DestroyError:
+    """The error for a group that can't be deleted."""
+    found = client.describe_network_interfaces(Filters=[{"Name": "group-id", "Values": [group]}])[
+        "NetworkInterfaces"
+    ]
+    names = ", ".join(str(one["NetworkInterfaceId"]) for one in found)
+    users = f"the network interfaces {names}" if names else "something (another group's rules?)"
+    return DestroyError(
+        f"the security group {group} is still used by {users}. See what refers to it, then: "
+        "pytest-ephemeral reap"
+    )
 
 
 def _authorize(client: Any, group: str, permissions: Sequence[Mapping[str, Any]]) -> None:
@@ -184,9 +201,15 @@ def _authorize(client: Any, group: str, permissions: Sequence[Mapping[str, Any]]
             raise
 
 
-def _users(client: Any, group: str) -> str:
-    found = client.describe_network_interfaces(Filters=[{"Name": "group-id", "Values": [group]}])[
-        "NetworkInterfaces"
-    ]
-    names = ", ".join(str(one["NetworkInterfaceId"]) for one in found)
-    return f"the network interfaces {names}" if names else "something (another group's rules?)"
+def _visible(client: Any, id: str) -> str:
+    """The group of an id, which is there, as soon as it can be seen.
+
+    Raises:
+        LaunchError: It can't.
+    """
+    deadline = time.monotonic() + UNSEEN
+    while not (found := described(client, "group-name", [name_of(id)])):
+        if time.monotonic() >= deadline:
+            raise LaunchError(f"the security group {name_of(id)} is there, and can't be seen")
+        time.sleep(PAUSE)
+    return str(found[0]["GroupId"])

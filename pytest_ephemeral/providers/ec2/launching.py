@@ -6,7 +6,6 @@ once more and gets the same instances, or, if it never arrived, others that it e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from pytest_ephemeral import aws
 from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.providers.ec2 import refusals
 from pytest_ephemeral.providers.ec2.fleet import Instance
-from pytest_ephemeral.providers.ec2.tagging import tagged
+from pytest_ephemeral.providers.ec2.tagging import tagged, token
 
 #: In a handle: a request that may be under way.
 REQUEST: Final = "request"
@@ -85,13 +84,12 @@ class Wanted:
         """What is asked in turn, each under a token of its own."""
         attempts = [(kind, subnet) for kind in self.types for subnet in self.subnets or [""]]
         for number, (kind, subnet) in enumerate(attempts):
-            token = f"{self.id}|{number}|{kind}|{subnet}"
             yield {
                 "ImageId": self.image,
                 "InstanceType": kind,
                 "MinCount": self.count,
                 "MaxCount": self.count,
-                "ClientToken": hashlib.sha256(token.encode()).hexdigest(),
+                "ClientToken": token(self.id, str(number), kind, subnet, *self.groups),
                 "InstanceInitiatedShutdownBehavior": "terminate",
                 "MetadataOptions": METADATA,
                 "TagSpecifications": tagged(self.marks, *self._kinds()),

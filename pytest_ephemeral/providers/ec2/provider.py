@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,14 +15,21 @@ from pytest_ephemeral.errors import (
     LaunchError,
 )
 from pytest_ephemeral.labels import EXPIRES, NEVER
-from pytest_ephemeral.models import Environment
+from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers import Check, Order, Owned
-from pytest_ephemeral.providers.ec2 import belongings, destroying, prices, refusals
+from pytest_ephemeral.providers.ec2 import belongings, destroying, prices, sweeping
 from pytest_ephemeral.providers.ec2.baking import Ec2Baker
 from pytest_ephemeral.providers.ec2.bringing_up import bring_up
 from pytest_ephemeral.providers.ec2.destroying import GROUP
 from pytest_ephemeral.providers.ec2.doctor import checks
-from pytest_ephemeral.providers.ec2.environments import Instances, explained, fleet_of, living
+from pytest_ephemeral.providers.ec2.environments import (
+    REGION,
+    Instances,
+    asked,
+    explained,
+    fleet_of,
+    living,
+)
 from pytest_ephemeral.providers.ec2.fleet import Instance
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.providers.ec2.tagging import as_tags, expiry, tags_of
@@ -73,20 +80,52 @@ class Ec2Provider(Instances, Ec2Baker):
         with explained(environment, "could not be destroyed", DestroyError):
             destroying.destroy(fleet_of(environment), environment)
 
+    def places(self, known: Iterable[Template | Recipe | Environment | Image]) -> Sequence[str]:
+        """The regions where it may have something, boto3's own first."""
+        with aws.explained():
+            found = [str(aws.client("ec2").meta.region_name)]
+        for one in known:
+            found += filter(None, _regions_of(one))
+        return list(dict.fromkeys(found))
+
     def owned(self) -> Iterator[Owned]:
         """All in boto3's region that is tagged as ours, bakes and what they left included."""
-        with aws.explained():
-            yield from belongings.owned(aws.client("ec2"))
+        yield from self.owned_in(self.places(())[0])
+
+    def owned_in(self, place: str) -> Sequence[Owned]:
+        """All in a region."""
+        with asked(f"what is in {place} can't be seen"):
+            return belongings.owned(aws.client("ec2", place))
 
     def sweep(self, owned: Owned) -> None:
         """Remove all that carries its id; what is protected from termination stays."""
-        from botocore.exceptions import ClientError
+        if error := self.sweep_all([owned], lambda _: True).get(owned.id):
+            raise error
 
-        try:
-            with aws.explained():
-                belongings.remove(aws.client("ec2"), owned.id)
-        except ClientError as error:
-            raise DestroyError(f"{owned.id} remains: {refusals.told(error)}") from error
+    def sweep_all(
+        self, owned: Sequence[Owned], still: Callable[[Owned], bool]
+    ) -> Mapping[str, EphemeralError | None]:
+        """A region at a time, all of it at once."""
+        outcome: dict[str, EphemeralError | None] = {}
+        for place in sorted({one.place for one in owned}):
+            there = [one for one in owned if one.place == place]
+            try:
+                with asked(f"what is in {place} can't be removed"):
+                    outcome |= sweeping.sweep(aws.client("ec2", place or None), there, still)
+            except EphemeralError as error:
+                outcome |= {one.id: error for one in there if one.id not in outcome}
+        return outcome
+
+
+def _regions_of(one: Template | Recipe | Environment | Image) -> list[str | None]:
+    match one:
+        case Ec2Recipe():
+            return [one.region, *one.copy_to]
+        case Ec2Template():
+            return [one.region]
+        case Environment() | Image() if one.provider == Ec2Provider.name:
+            return [one.handle.get(REGION)]
+    return []
 
 
 def _extend(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from pytest_ephemeral import labels, machine
@@ -11,20 +13,24 @@ from pytest_ephemeral.models import Owner
 
 #: The image's key, on all that a bake makes.
 KEY: Final = labels.PREFIX + "key"
-#: The store that a bake is for: who holds its claim on a key may remove what a killed one has left.
-STORE: Final = labels.PREFIX + "store"
 #: The recipe's name, on an image.
 RECIPE: Final = labels.PREFIX + "recipe"
-#: What has become of an image: one that was not verified is nobody's.
+#: What has become of an image. One that was not verified is nobody's; one that was is good, but
+#: nobody's either, until it stands in a catalog.
 STATE: Final = labels.PREFIX + "state"
 QUARANTINED: Final = "quarantined"
+UNRECORDED: Final = "unrecorded"
 VERIFIED: Final = "verified"
 #: Regions that an image is copied to.
 COPIES: Final = labels.PREFIX + "copies"
-#: The process that bakes: who it was can be told from it on the same machine.
+#: The process that bakes, or whose environments share a group: on the same machine, whether it is
+#: gone can be told.
 PROCESS: Final = labels.PREFIX + "process"
 #: Where in S3 a bake's artifact and log are meanwhile.
 TRANSFER: Final = labels.PREFIX + "transfer"
+
+#: What CloudFormation has made carries its stack's tags, and is the stack's to remove.
+OF_A_STACK: Final = "aws:cloudformation:stack-id"
 
 _OURS: Final = (
     *(labels.ID, labels.TEMPLATE, labels.RUN),
@@ -50,6 +56,40 @@ def tags_of(resource: Mapping[str, Any]) -> dict[str, str]:
 def labels_of(marks: Mapping[str, str]) -> dict[str, str]:
     """Those of the tags that are every provider's labels."""
     return {name: marks[name] for name in _OURS if name in marks}
+
+
+def token(id: str, *attempt: str) -> str:
+    """A client token, of at most 64 characters: what an instance keeps of the call that made it.
+
+    Args:
+        id: Whose: the token begins alike for all that are made under it.
+        attempt: What tells one call from another.
+    """
+    return f"{_digest(id)[:24]}-{_digest('|'.join(attempt))[:32]}"
+
+
+def launched_by_us(instance: Mapping[str, Any]) -> bool:
+    """Whether an instance was launched under the id that it is tagged with.
+
+    Tags are copied: by an auto-scaling group to what it launches, by people from one to another.
+    """
+    marks = tags_of(instance)
+    started = str(instance.get("ClientToken", ""))
+    return started.startswith(_digest(marks.get(labels.ID, ""))[:24])
+
+
+def clock(answer: Mapping[str, Any]) -> datetime:
+    """When AWS answered: by this machine's clock, unless AWS's own is behind it.
+
+    Its own is in the answer, to the second. So a machine whose clock is ahead takes nothing for
+    expired that is not.
+    """
+    now = datetime.now(UTC)
+    try:
+        date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    except (KeyError, ValueError):
+        return now
+    return min(now, date + timedelta(seconds=1))
 
 
 def expiry(expires_at: datetime | None) -> str:
@@ -78,3 +118,7 @@ def latest(expiries: Iterable[str]) -> str:
     """The last of several expiries: parts of one environment may have been told at other times."""
     known = set(expiries)
     return labels.NEVER if labels.NEVER in known else max(known, default=labels.NEVER)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,175 @@
+"""What may be removed, and why: by the ledger's records, and by what providers hold of ours.
+
+Both halves are looked at, so that either of them is enough. What is neither expired nor abandoned
+is never overdue, nor is anything without our labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pytest_ephemeral import labels, machine, providers
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.project import Project
+from pytest_ephemeral.providers import Owned, Provider, Recording, Shared, Widespread
+from pytest_ephemeral.tables import Recipe, Template
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """One thing that may be removed.
+
+    Attributes:
+        id: Whose.
+        provider: What ran it.
+        reason: Why.
+        owned: What its provider holds of it, if no record of ours describes it.
+        account: The cloud account that is in, if its provider shares one with others.
+    """
+
+    id: str
+    provider: str
+    reason: str
+    owned: Owned | None = None
+    account: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """A provider, or one of its places, that can't be looked into."""
+
+    provider: str
+    error: str
+
+
+def overdue(project: Project, *, asked: bool, dry_run: bool) -> Iterator[Overdue | Unseen]:
+    """All that may be removed now.
+
+    Args:
+        project: Whose ledger and catalog.
+        asked: Whether accounts are looked into even for providers that are none of the project's.
+        dry_run: Whether nothing may be changed.
+    """
+    known = project.ledger.entries()
+    now = datetime.now(UTC)
+    for environment in known:
+        if reason := why(environment, now):
+            yield Overdue(environment.id, environment.provider, reason)
+    ids = {environment.id for environment in known}
+    used = _used(project, known)
+    for name in providers.names():
+        if asked or name in used or not _is_shared(name):
+            for found in _held(project, name, known):
+                if isinstance(found, Unseen):
+                    if name in used and _is_shared(name):
+                        yield found
+                elif found.id not in ids and not _is_recorded(project, name, found.owned, dry_run):
+                    yield found
+
+
+def why(environment: Environment, now: datetime) -> str:
+    """Why an environment may be removed; empty when it may not.
+
+    Args:
+        environment: As its record has it.
+        now: In UTC.
+    """
+    if environment.expires_at is None:
+        return ""
+    if environment.expires_at <= now:
+        return f"it expired at {environment.expires_at:%Y-%m-%d %H:%M:%S} UTC"
+    if not environment.kept and machine.is_alive(environment.owner) is False:
+        return f"its owner {environment.owner} is gone"
+    return ""
+
+
+def why_abandoned(owned: Owned) -> str:
+    """As ``why``, for what no ledger here describes: only its own labels can say.
+
+    Another project's ledger may know it. Its time is over when that is so by our clock and by the
+    clock of where it is.
+    """
+    if owned.abandoned:
+        return f"no record of it is left, and its owner is gone: {owned.detail}"
+    now = datetime.now(UTC)
+    expires = owned.labels.get(labels.EXPIRES, labels.NEVER)
+    if not _is_past(expires, min(now, owned.seen_at or now)):
+        return ""
+    return f"no record of it is left, and it expired at {expires}: {owned.detail}"
+
+
+def _held(project: Project, name: str, known: Iterable[Environment]) -> Iterator[Overdue | Unseen]:
+    """What one provider holds that is overdue by its labels."""
+    try:
+        provider = providers.load(name)
+        looks = _looks(project, provider, known)
+    except EphemeralError as error:
+        yield Unseen(name, str(error))
+        return
+    account = ""
+    for look in looks:
+        try:
+            found = [(one, reason) for one in look() if (reason := why_abandoned(one))]
+            if found and not account and isinstance(provider, Shared):
+                account = provider.account()
+        except EphemeralError as error:
+            yield Unseen(name, str(error))
+            continue
+        for one, reason in found:
+            yield Overdue(one.id, name, reason, one, account)
+
+
+def _looks(
+    project: Project, provider: Provider, known: Iterable[Environment]
+) -> list[Callable[[], Iterable[Owned]]]:
+    """One look a place, since one that can't be looked into says nothing of the others."""
+    if not isinstance(provider, Widespread):
+        return [provider.owned]
+    config = project.config
+    mentioned: list[Template | Recipe | Environment | Image] = []
+    mentioned += [*config.templates.values(), *config.images.values()]
+    mentioned += [*known, *project.images.catalog.entries()]
+    places = provider.places(mentioned)
+    return [lambda place=place: provider.owned_in(place) for place in places]  # type: ignore[misc]
+
+
+def _is_recorded(project: Project, name: str, owned: Owned | None, dry_run: bool) -> bool:
+    """Whether it is an image of our catalog, whose provider was not told of that any more."""
+    if owned is None or not owned.image:
+        return False
+    for image in project.images.catalog.entries():
+        if (image.provider, image.reference) == (name, owned.image):
+            _tell(name, image, dry_run)
+            return True
+    return False
+
+
+def _tell(name: str, image: Image, dry_run: bool) -> None:
+    provider = providers.load(name)
+    if isinstance(provider, Recording) and not dry_run:
+        provider.recorded(image, None)
+
+
+def _is_shared(name: str) -> bool:
+    try:
+        return isinstance(providers.load(name), Shared)
+    except EphemeralError:
+        return True
+
+
+def _used(project: Project, known: Collection[Environment]) -> set[str]:
+    """The providers of a project: nobody's account is looked into for one that is none of them."""
+    templates = {template.provider for template in project.config.templates.values()}
+    recipes = {recipe.provider for recipe in project.config.images.values()}
+    return templates | recipes | {environment.provider for environment in known}
+
+
+def _is_past(expires: str, now: datetime) -> bool:
+    """Whether a label says that the time is over; one that can't be read does not say so."""
+    try:
+        return expires != labels.NEVER and datetime.fromisoformat(expires) <= now
+    except (ValueError, TypeError):  # not a date, or one without a time zone
+        return False
