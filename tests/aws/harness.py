@@ -87,7 +87,7 @@ class Account:
         return [name for name, _ in self.tell("calls")]
 
     def asked(self, action: str) -> list[dict[str, str]]:
-        """What was asked for in such calls, since anything was last asked about."""
+        """What such calls asked for, since that was last wanted to be known."""
         asked: list[dict[str, str]] = self.tell("asked", action=action)
         return asked
 
@@ -134,7 +134,7 @@ class Account:
         return found
 
     def clear(self) -> None:
-        """End all instances, and remove the groups that tests have left."""
+        """Remove all that a test has left."""
         if ids := [one.split()[0] for one in self.left() if one.startswith("i-")]:
             for id in ids:
                 no = {"Value": False}
@@ -143,6 +143,12 @@ class Account:
             self.ec2.get_waiter("instance_terminated").wait(
                 InstanceIds=ids, WaiterConfig={"Delay": 1}
             )
+        for one in self.left():
+            if one.startswith("ami-"):
+                self.ec2.deregister_image(ImageId=one)
+        for one in self.left():
+            if one.startswith("snap-"):
+                self.ec2.delete_snapshot(SnapshotId=one)
         for group in self.ec2.describe_security_groups()["SecurityGroups"]:
             if group["GroupName"] != "default":
                 self.ec2.delete_security_group(GroupId=group["GroupId"])

@@ -108,10 +108,11 @@ class Harness:
         return calls
 
     def _tell_asked(self, action: str) -> list[dict[str, str]]:
-        """What those calls asked for, since it was last asked about."""
+        """What such calls asked for, since that was last wanted to be known."""
         with self._lock:
-            asked, self.asked = self.asked, []
-        return [form for name, form in asked if name == action]
+            found = [form for name, form in self.asked if name == action]
+            self.asked = [one for one in self.asked if one[0] != action]
+        return found
 
     def _tell_own(self) -> list[str]:
         """The calls that the tool itself has made since the beginning, each once."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -104,8 +105,8 @@ class Ec2Baker:
             image = amis.as_image(found, region_of(recipe), "")
             handle = {**image.handle, AS_IT_IS: "yes"}
             return msgspec.structs.replace(image, name=recipe.name, key=job.key, handle=handle)
-        _jobs[job.key] = job
-        self.discard(job.key)
+        _jobs[job.key, threading.get_ident()] = job
+        _clear(job)
         base = self.resolve(recipe, job.root)["base"]
         with _explained(job), builder(job, base, steps_of(job), job.artifact) as built:
             job.say(f"installing on {built.instance}")
@@ -122,7 +123,7 @@ class Ec2Baker:
         recipe = recipe_of(job.recipe)
         if AS_IT_IS in image.handle and not recipe.verify:
             return
-        _jobs[job.key] = job
+        _jobs[job.key, threading.get_ident()] = job
         client = client_of(recipe)
         with _explained(job):
             with builder(job, image.reference, recipe.verify, None) as built:
@@ -140,13 +141,8 @@ class Ec2Baker:
 
         What another bake of the same key is making for another store is not touched.
         """
-        job = _jobs.get(key)
-        if job is None:
-            return  # nothing of it was begun in this process
-        recipe = recipe_of(job.recipe)
-        for region in (recipe.region, *recipe.copy_to):
-            with aws.explained():
-                _discard(aws.client("ec2", region), key, job.store)
+        if job := _jobs.get((key, threading.get_ident())):  # else nothing of it was begun here
+            _clear(job)
 
     def present(self, image: Image) -> bool:
         """Whether the AMI is there and available."""
@@ -196,8 +192,15 @@ class Ec2Baker:
 
 #: What bases mean, for as long as this process lives: its key and its bake must mean the same.
 _bases: dict[tuple[str, str], str] = {}
-#: What this process bakes, by key.
-_jobs: dict[str, BakeJob] = {}
+#: What this process bakes, by key and thread: one key may be baked for two stores.
+_jobs: dict[tuple[str, int], BakeJob] = {}
+
+
+def _clear(job: BakeJob) -> None:
+    recipe = recipe_of(job.recipe)
+    for region in (recipe.region, *recipe.copy_to):
+        with aws.explained():
+            _discard(aws.client("ec2", region), job.key, job.store)
 
 
 def _discard(client: Any, key: str, store: str) -> None:
