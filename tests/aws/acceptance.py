@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,15 +14,13 @@ USER_DATA = 16384
 SHOWN = re.compile(r"[\w+\-=.,:@]{1,128}")
 
 
-def refusal(
-    request: Request, backend: Any, profiles: Mapping[str, float]
-) -> tuple[str, str] | None:
+def refusal(request: Request, backend: Any, profiles: dict[str, int]) -> tuple[str, str] | None:
     """Why AWS would not launch this; None when it would.
 
     Args:
         request: Of ``RunInstances``.
         backend: moto's, of the region.
-        profiles: Instance profiles, and from when on EC2 knows of each.
+        profiles: Instance profiles, and how often EC2 does not know of each yet.
     """
     form = request.form
     image = backend.amis.get(form["ImageId"])
@@ -34,7 +31,8 @@ def refusal(
     if not 1 <= int(form["MinCount"]) <= int(form["MaxCount"]):
         return "InvalidParameterValue", "The number of instances is not valid"
     profile = form.get("IamInstanceProfile.Name")
-    if profile and profiles.get(profile, float("inf")) > time.monotonic():
+    if profile and profiles.get(profile) != 0:
+        profiles[profile] = profiles.get(profile, 0) - 1
         said = f"Value ({profile}) for parameter iamInstanceProfile.name is invalid. "
         return "InvalidParameterValue", f"{said}Invalid IAM Instance Profile name"
     return _unknown(form, backend) or _ill_formed(request)
@@ -46,7 +44,7 @@ def _unknown(form: Mapping[str, str], backend: Any) -> tuple[str, str] | None:
 
     if (kind := form.get("InstanceType", "m1.small")) not in INSTANCE_TYPES:
         return "InvalidParameterValue", f"Invalid value '{kind}' for InstanceType."
-    if (key := form.get("KeyName")) and key not in backend.keypairs:
+    if (key := form.get("KeyName")) and key not in backend.key_pairs:
         return "InvalidKeyPair.NotFound", f"The key pair '{key}' does not exist"
     subnet = form.get("SubnetId") or form.get("NetworkInterface.1.SubnetId")
     known = {id: one for zone in backend.subnets.values() for id, one in zone.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from aws.harness import Account, account
+from pytest_ephemeral import providers
 from pytest_ephemeral.artifacts import open_repository
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.lifecycle import Lifecycle
@@ -112,9 +112,14 @@ def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     yield made
     made.lifecycle.close()
     _account.tell("faults")
+    running = [one for one in _account.left() if one.startswith("i-")]
+    if running:
+        _account.clear()  # or one test that fails would fail all that come after it
     for image in made.images.catalog.entries():
-        importlib.import_module("pytest_ephemeral.providers").load("ec2").remove(image)
-    assert _account.left() == []
+        providers.load("ec2").remove(image)
+    left = _account.left()
+    _account.clear()
+    assert (running, left) == ([], [])
 
 
 def quick(patch: pytest.MonkeyPatch, every: float = 0.1) -> None:

@@ -86,6 +86,11 @@ class Account:
         """The calls since they were last asked for, such as ``ec2:RunInstances``."""
         return [name for name, _ in self.tell("calls")]
 
+    def asked(self, action: str) -> list[dict[str, str]]:
+        """What such calls asked for, since that was last wanted to be known."""
+        asked: list[dict[str, str]] = self.tell("asked", action=action)
+        return asked
+
     def fault(
         self, action: str, code: str = "", *, kind: str = "refuse", times: int = 1, after: int = 0
     ) -> None:
@@ -119,7 +124,7 @@ class Account:
                 kept.add(image["ImageId"])
         found += [one["ImageId"] for one in images if one["ImageId"] not in kept]
         used = {
-            one["Ebs"]["SnapshotId"]
+            one["Ebs"].get("SnapshotId")
             for image in images
             if image["ImageId"] in kept
             for one in image["BlockDeviceMappings"]
@@ -127,6 +132,26 @@ class Account:
         snapshots = self.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
         found += [one["SnapshotId"] for one in snapshots if one["SnapshotId"] not in used]
         return found
+
+    def clear(self) -> None:
+        """Remove all that a test has left."""
+        if ids := [one.split()[0] for one in self.left() if one.startswith("i-")]:
+            for id in ids:
+                no = {"Value": False}
+                self.ec2.modify_instance_attribute(InstanceId=id, DisableApiTermination=no)
+            self.ec2.terminate_instances(InstanceIds=ids)
+            self.ec2.get_waiter("instance_terminated").wait(
+                InstanceIds=ids, WaiterConfig={"Delay": 1}
+            )
+        for one in self.left():
+            if one.startswith("ami-"):
+                self.ec2.deregister_image(ImageId=one)
+        for one in self.left():
+            if one.startswith("snap-"):
+                self.ec2.delete_snapshot(SnapshotId=one)
+        for group in self.ec2.describe_security_groups()["SecurityGroups"]:
+            if group["GroupName"] != "default":
+                self.ec2.delete_security_group(GroupId=group["GroupId"])
 
 
 @contextmanager

@@ -9,13 +9,15 @@ import sys
 from typing import Any
 
 from aws.conftest import APPLICATION, Bench
+from aws.harness import TESTS
 
-PROGRAM = [
-    sys.executable, "-c", "import sys; from pytest_ephemeral.cli import main; sys.exit(main())"
-]  # fmt: skip
+VERB = "import sys, aws.quickly; from pytest_ephemeral.cli import main; sys.exit(main())"
+PROGRAM = [sys.executable, "-c", VERB]
+PYTEST = [sys.executable, "-m", "pytest", "-p", "aws.quickly", "-p", "no:cacheprovider"]
 
 CONFIGURATION = """\
 default-template = "web"
+store = {store}
 
 [images.app]
 provider = "ec2"
@@ -65,6 +67,7 @@ class Project:
         (self.folder / "application.py").write_text(APPLICATION.read_text())
         (self.folder / "test_suite.py").write_text(SUITE)
         text = CONFIGURATION.format(
+            store=json.dumps(bench.store.url),
             base=json.dumps(bench.account.base),
             subnet=json.dumps(bench.account.subnets[0]),
             subnets=json.dumps(bench.account.subnets),
@@ -74,11 +77,10 @@ class Project:
 
     def run(self, *words: str, status: int | None = 0, **variables: str) -> Any:
         """Run ``pytest`` or a verb of ``pytest-ephemeral``; what was printed."""
-        verb = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words[1:]]
         done = subprocess.run(
-            verb if words[0] == "pytest" else [*PROGRAM, *words],
+            [*PYTEST, *words[1:]] if words[0] == "pytest" else [*PROGRAM, *words],
             cwd=self.folder,
-            env={**os.environ, **variables},
+            env={**os.environ, "PYTHONPATH": str(TESTS), **variables},
             capture_output=True,
             text=True,
             timeout=150,

@@ -33,6 +33,7 @@ class Harness:
         self.guests = guests
         self.calls: list[tuple[str, float]] = []
         self.own: set[str] = set()
+        self.asked: list[tuple[str, dict[str, str]]] = []
         self.faults: list[dict[str, Any]] = []
         self._lock = threading.Lock()
 
@@ -58,6 +59,7 @@ class Harness:
         with self._lock:
             name = f"{request.service}:{request.action}"
             self.calls.append((name, time.time()))
+            self.asked.append((request.action, request.form))
             if USER_AGENT in request.environ.get("HTTP_USER_AGENT", "").split():
                 self.own.add(name)
             for fault in self.faults:
@@ -106,6 +108,13 @@ class Harness:
             calls, self.calls = self.calls, []
         return calls
 
+    def _tell_asked(self, action: str) -> list[dict[str, str]]:
+        """What such calls asked for, since that was last wanted to be known."""
+        with self._lock:
+            found = [form for name, form in self.asked if name == action]
+            self.asked = [one for one in self.asked if one[0] != action]
+        return found
+
     def _tell_own(self) -> list[str]:
         """The calls that the tool itself has made since the beginning, each once."""
         return sorted(self.own)
@@ -117,8 +126,8 @@ class Harness:
     def _tell_facts(self) -> Any:
         return self.strict.facts
 
-    def _tell_profile(self, name: str, after: float) -> None:
-        self.strict.profiles[name] = time.monotonic() + after
+    def _tell_profile(self, name: str, after: int) -> None:
+        self.strict.profiles[name] = after
 
     def _tell_failing(self, **resources: str) -> None:
         self.strict.failing = resources

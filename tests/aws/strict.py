@@ -85,8 +85,8 @@ class Strict(Stacks):
         self._tokens: dict[str, tuple[str, Answer]] = {}
         self._lingering: dict[str, float] = {}
         self._unseen: dict[str, float] = {}
-        #: Instance profiles, and from when on EC2 knows of each.
-        self.profiles: dict[str, float] = {}
+        #: Instance profiles, and how often EC2 does not know of each yet.
+        self.profiles: dict[str, int] = {}
         super().__init__()
 
     def answer(self, request: Request) -> Answer:
@@ -122,7 +122,10 @@ class Strict(Stacks):
         if said := acceptance.refusal(request, backend, self.profiles):
             return refuse(*said)
         # moto makes the fewest that would do, AWS as many as it can.
-        request.replace_form({**request.form, "MinCount": request.form["MaxCount"]})
+        # It would ask IAM for the profile, which knows it before EC2 does.
+        form = {**request.form, "MinCount": request.form["MaxCount"]}
+        form.pop("IamInstanceProfile.Name", None)
+        request.replace_form(form)
         answer = forward(self.moto, request)
         if answer.ok:
             ids = list(dict.fromkeys(answer.found("instanceId")))

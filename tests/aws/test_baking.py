@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from aws.conftest import Bench
+from aws.wire import Request
 from pytest_ephemeral.errors import BakeError, ConfigurationError, ImageMissingError
+from pytest_ephemeral.providers.ec2 import amis, builders
 from pytest_ephemeral.providers.ec2.tables import BaseQuery
+from pytest_ephemeral.providers.ec2.tagging import tags_of
 
 
 def test_a_bake_is_verified_and_leaves_only_the_ami(bench: Bench) -> None:
@@ -71,8 +78,6 @@ def test_an_artifact_too_large_for_user_data_asks_for_a_bucket(bench: Bench) -> 
     keys["verify"] = ['test "$(wc -c < "$PREFIX/large.bin")" -eq 20000']
     with pytest.raises(ConfigurationError, match="bucket"):
         bench.bake(**keys)
-    import boto3
-
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="transfers")
     bench.bake(bucket="transfers", **keys)
@@ -125,8 +130,6 @@ def test_pruning_deregisters_and_deletes_snapshots(bench: Bench) -> None:
 
 def test_it_is_copied_to_other_regions(bench: Bench) -> None:
     """A copy is launched from there, and goes with the image."""
-    import boto3
-
     bench.bake(copy_to=["eu-west-1"])
     there = boto3.client("ec2", region_name="eu-west-1")
     (copied,) = there.describe_images(Owners=["self"])["Images"]
@@ -134,3 +137,194 @@ def test_it_is_copied_to_other_regions(bench: Bench) -> None:
     bench.images.prune(0, ())
     assert there.describe_images(Owners=["self"])["Images"] == []
     assert there.describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
+
+
+def test_a_builder_is_closed_tagged_and_ends_itself(bench: Bench) -> None:
+    """In the calls that make it: IMDSv2, no inbound rule, tags on all of it, a token of its own."""
+    for action in ("RunInstances", "CreateSecurityGroup", "CreateImage"):
+        bench.account.asked(action)
+    bench.account.calls()
+    image = bench.bake()
+    launched = bench.account.asked("RunInstances")
+    assert len({form["ClientToken"] for form in launched}) == 2  # the builder, and who verifies
+    for form in launched:
+        assert form["MetadataOptions.HttpTokens"] == "required"
+        assert form["MetadataOptions.HttpPutResponseHopLimit"] == "2"
+        assert form["InstanceInitiatedShutdownBehavior"] == "terminate"
+        for kind in ("instance", "volume", "network-interface"):
+            assert tags_in(form, kind)["pytest-ephemeral.key"] == image.key
+    assert "ec2:AuthorizeSecurityGroupIngress" not in bench.account.calls()
+    for form in bench.account.asked("CreateSecurityGroup"):
+        assert tags_in(form, "security-group")["pytest-ephemeral.key"] == image.key
+    (form,) = bench.account.asked("CreateImage")
+    for kind in ("image", "snapshot"):
+        assert tags_in(form, kind)["pytest-ephemeral.state"] == "quarantined"
+
+
+def tags_in(form: dict[str, str], kind: str) -> dict[str, str]:
+    return Request({}, "ec2", "", "", form, b"").tags(kind)
+
+
+def test_what_is_verified_is_said_to_be_on_all_of_it(bench: Bench) -> None:
+    """On the AMI, its snapshots, and its copies with theirs."""
+    image = bench.bake(copy_to=["eu-west-1"])
+    for region in ("us-east-1", "eu-west-1"):
+        ec2 = boto3.client("ec2", region_name=region)
+        filters = [{"Name": "tag:pytest-ephemeral.key", "Values": [image.key]}]
+        (ami,) = ec2.describe_images(Filters=filters)["Images"]
+        (snapshot,) = ec2.describe_snapshots(Filters=filters)["Snapshots"]
+        assert ami["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"] == snapshot["SnapshotId"]
+        for one in (ami, snapshot):
+            assert tags_of(one)["pytest-ephemeral.state"] == "verified"
+
+
+@pytest.mark.parametrize("bucket", [None, "secrets"])
+def test_what_a_bake_was_passed_is_neither_in_its_image_nor_in_its_log(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, bucket: str | None
+) -> None:
+    """Nor are the URLs that it was given: cloud-init keeps user data in several places."""
+    if bucket:
+        boto3.client("s3").create_bucket(Bucket=bucket)
+    monkeypatch.setenv("TOKEN", "t0p-s3cret")
+    install = ["echo token $TOKEN", 'cp "$ARTIFACT" "$PREFIX/application.py"']
+    image = bench.bake(pass_env=["TOKEN"], bucket=bucket, install=install)
+    (log,) = (bench.folder / "state" / "bakes").glob("*.log")
+    assert "token ***" in log.read_text().splitlines()
+    disk = Path(bench.account.tell("disk", image=image.reference))
+    found = [path for path in disk.rglob("*") if path.is_file()]
+    assert any(path.name == "application.py" for path in found)
+    for path in found:
+        content = path.read_bytes()
+        assert b"t0p-s3cret" not in content, path
+        assert b"X-Amz-Signature" not in content, path
+
+
+def test_what_can_not_reach_the_bucket_is_heard_on_the_console(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its URLs end with the credentials that made them: nobody waits an hour for that."""
+    boto3.client("s3").create_bucket(Bucket="closed")
+    monkeypatch.setattr(builders, "SECOND_LOOK", 0.2)
+    bench.account.fault("PUT", "AccessDenied", times=99)
+    shown: list[str] = []
+    recipe = bench.recipe(bucket="closed", artifact=None, install=["echo made it"], verify=[])
+    bench.images.obtain(recipe, mode="missing", say=print, live=shown.append)
+    assert "made it" in shown
+
+
+def test_a_bucket_that_is_not_there_is_named(bench: Bench) -> None:
+    """Before anything is launched."""
+    bench.account.calls()
+    with pytest.raises(ConfigurationError, match=r"images.app.bucket: 'nowhere': there is none"):
+        bench.bake(bucket="nowhere")
+    assert "ec2:RunInstances" not in bench.account.calls()
+
+
+def test_a_base_that_a_parameter_names(bench: Bench) -> None:
+    """It is looked up first, and what it holds stands in the key."""
+    ssm = boto3.client("ssm")
+    ssm.put_parameter(Name="/golden/base", Value=bench.account.base, Type="String")
+    assert bench.bake(base="ssm:/golden/base").inputs["base"] == bench.account.base
+    with pytest.raises(ConfigurationError, match="no parameter '/golden/none' in SSM"):
+        bench.bake(base="ssm:/golden/none")
+    ssm.delete_parameter(Name="/golden/base")
+
+
+def test_baked_again_it_is_another_and_the_first_is_gone(bench: Bench) -> None:
+    """With ``--force``, in all regions; unless something runs from it."""
+    bench.keys = {"copy_to": ["eu-west-1"]}
+    first = bench.bake()
+    second = bench.bake("always")
+    assert second.reference != first.reference
+    assert images_of("us-east-1") == {second.reference}
+    assert len(images_of("eu-west-1")) == 1
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    third = bench.bake("always")
+    assert images_of("us-east-1") == {second.reference, third.reference}
+    assert any(second.reference in line and "stays" in line for line in bench.said)
+    bench.lifecycle.destroy(environment)
+    fourth = bench.bake("always")
+    assert images_of("us-east-1") == {fourth.reference}
+
+
+def images_of(region: str) -> set[str]:
+    """The AMIs in a region that were baked."""
+    filters = [{"Name": "tag-key", "Values": ["pytest-ephemeral.key"]}]
+    found = boto3.client("ec2", region_name=region).describe_images(Filters=filters)
+    return {one["ImageId"] for one in found["Images"]}
+
+
+def test_two_stores_bake_one_key_side_by_side(bench: Bench, tmp_path: Path) -> None:
+    """Two people without a common store: neither removes what the other is making."""
+    other = Bench(bench.account, bench.folder, store=tmp_path / "other-store")
+    with ThreadPoolExecutor() as pool:
+        made = [pool.submit(one.bake, install=["sleep 1"], verify=[]) for one in (bench, other)]
+        references = {one.result().reference for one in made}
+    assert len(references) == 2
+    assert bench.account.left() == []
+    for one in (bench, other):
+        one.images.prune(0, ())
+
+
+def test_a_copy_that_fails_is_made_the_next_time(bench: Bench) -> None:
+    """What was verified stays, and is not baked again."""
+    bench.account.fault("CopyImage", "ResourceLimitExceeded")
+    with pytest.raises(BakeError, match="ResourceLimitExceeded"):
+        bench.bake(copy_to=["eu-west-1"])
+    assert bench.account.left() == []
+    (made,) = images_of("us-east-1")
+    assert bench.bake(copy_to=["eu-west-1"]).reference == made
+    assert len(images_of("eu-west-1")) == 1
+
+
+def test_an_image_that_something_runs_from_is_not_pruned(bench: Bench) -> None:
+    """Nor one that is production, whatever runs: see also the command line's tests."""
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    assert bench.images.prune(0, ()) == []
+    bench.lifecycle.destroy(environment)
+    (image,) = bench.images.catalog.entries()
+    assert bench.images.prune(0, {image.key}) == []
+    assert len(bench.images.prune(0, ())) == 1
+
+
+class Answers:
+    """An EC2 that answers one after the other, the last for ever."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+
+    def describe_images(self, **_: Any) -> Any:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer[0].isupper():
+            raise ClientError({"Error": {"Code": answer, "Message": ""}}, "DescribeImages")
+        return {"Images": [{"ImageId": "ami-1", "State": answer}]}
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amis, "POLL", 0.02)
+    monkeypatch.setattr(amis, "UNSEEN", 0.1)
+    monkeypatch.setattr(amis, "SAY_AGAIN", 0.05)
+
+
+GONE, BUSY = "InvalidAMIID.NotFound", "RequestLimitExceeded"
+
+
+@pytest.mark.usefixtures("hasty")
+def test_an_ami_is_waited_for_whatever_a_look_says() -> None:
+    """Not visible, pending for long, not visible again, throttled for long: it goes on."""
+    said: list[str] = []
+    seen = Answers(GONE, *["pending"] * 9, GONE, *[BUSY] * 9, "pending", "available")
+    assert amis.wait(seen, "ami-1", said.append)["State"] == "available"
+    assert any("ami-1 is pending" in line for line in said)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(GONE, "still not visible"), ("pending", "still pending"), ("failed", "is failed")],
+)
+def test_an_ami_that_never_comes_is_told(answer: str, said: str) -> None:
+    """Never seen within a minute, pending past its hour, or failed."""
+    with pytest.raises(BakeError, match=said):
+        amis.wait(Answers(answer), "ami-1", print, within=0.3)

@@ -100,7 +100,7 @@ def test_the_command_line_says_so_in_one_line(
     (line,) = printed.splitlines()
     assert re.search(f"^error: AWS.*{said}", line), line
     assert set(bench.account.calls()) <= {"sts:GetCallerIdentity", "sts:AssumeRole"}
-    assert not list((project.folder / ".ephemeral").glob("environments/*"))
+    assert bench.ledger.entries() == []
 
 
 @pytest.mark.parametrize("what", ["no credentials", "no region", "expired"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -102,8 +103,8 @@ class Ec2Baker:
             image = amis.as_image(found, region_of(recipe), "")
             handle = {**image.handle, AS_IT_IS: "yes"}
             return msgspec.structs.replace(image, name=recipe.name, key=job.key, handle=handle)
-        _jobs[job.key] = job
-        self.discard(job.key)
+        _jobs[job.key, threading.get_ident()] = job
+        _clear(job)
         base = self.resolve(recipe, job.root)["base"]
         with _explained(job), builder(job, base, steps_of(job), job.artifact) as built:
             job.say(f"installing on {built.instance}")
@@ -121,7 +122,7 @@ class Ec2Baker:
         recipe = recipe_of(job.recipe)
         if AS_IT_IS in image.handle and not recipe.verify:
             return
-        _jobs[job.key] = job
+        _jobs[job.key, threading.get_ident()] = job
         client = client_of(recipe)
         with _explained(job):
             with builder(job, image.reference, recipe.verify, None) as built:
@@ -149,10 +150,8 @@ class Ec2Baker:
 
         Of this process, or of one that is gone: elsewhere, the same may be baked for another store.
         """
-        job = _jobs.get(key)
-        recipe = None if job is None else recipe_of(job.recipe)
-        for region in (None,) if recipe is None else (recipe.region, *recipe.copy_to):
-            _discard(aws.client("ec2", region), key)
+        if job := _jobs.get((key, threading.get_ident())):  # else nothing of it was begun here
+            _clear(job)
 
     def present(self, image: Image) -> bool:
         """Whether the AMI is there and available."""
@@ -208,18 +207,23 @@ class Ec2Baker:
 
 #: What bases mean, for as long as this process lives: its key and its bake must mean the same.
 _bases: dict[tuple[str, str], str] = {}
-#: What this process bakes, by key.
-_jobs: dict[str, BakeJob] = {}
+#: What this process bakes, by key and thread: one key may be baked for two stores.
+_jobs: dict[tuple[str, int], BakeJob] = {}
 
 
-def _discard(client: Any, key: str) -> None:
-    me = process_of(machine.this_owner("bake"))
-    with aws.explained():
-        found = belongings.owned(client, KEY, [key], lambda one: one == me or is_dead(one))
-        left = {one.id for one in found if one.abandoned and not one.image}
-        errors = sweeping.remove(client, left)
-    for error in filter(None, errors.values()):
-        raise error
+def _clear(job: BakeJob) -> None:
+    recipe = recipe_of(job.recipe)
+    # What another thread makes meanwhile, for another store, is this process's too.
+    alone = {thread for key, thread in list(_jobs) if key == job.key} == {threading.get_ident()}
+    me = process_of(machine.this_owner("bake")) if alone else None
+    for region in (recipe.region, *recipe.copy_to):
+        with aws.explained():
+            client = aws.client("ec2", region)
+            found = belongings.owned(client, KEY, [job.key], lambda one: one == me or is_dead(one))
+            left = {one.id for one in found if one.abandoned and not one.image}
+            errors = sweeping.remove(client, left)
+        for error in filter(None, errors.values()):
+            raise error
 
 
 def _own(image: Image) -> Mapping[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -137,13 +138,15 @@ def runner_address(target: str, *, public: bool) -> str:
     try:
         answer = requests.get(WHO_AM_I, timeout=10)
         answer.raise_for_status()
-    except requests.RequestException as error:
+        # Not what a captive portal says, which answers everything.
+        return str(ipaddress.IPv4Address(answer.text.strip()))
+    except (requests.RequestException, ValueError) as error:
+        said = " ".join(str(error).split())
         host = urlsplit(WHO_AM_I).hostname
         raise LaunchError(
-            f"{host} does not say which address this machine has on the internet: {error}. Say in "
+            f"{host} does not say which address this machine has on the internet: {said}. Say in "
             "ingress who may connect"
         ) from error
-    return answer.text.strip()
 
 
 def delete(client: Any, group: str, *, within: float = LINGER) -> None:

@@ -1,0 +1,283 @@
+"""What runs inside instances, run for real: the scripts, against a metadata service of our own."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_ephemeral.providers.ec2 import guest
+from pytest_ephemeral.providers.ec2.tagging import expiry
+
+SCRIPTS = files("pytest_ephemeral.providers.ec2.guest")
+PAST = expiry(datetime.now(UTC) - timedelta(seconds=5))
+LATER = expiry(datetime.now(UTC) + timedelta(hours=2))
+
+#: What an instance's own commands are in these tests: shutdown leaves a note.
+SHUTDOWN = '#!/bin/sh\necho "$*" >>"$TOLD"\n'
+
+
+@dataclass
+class Metadata:
+    """An instance's metadata service, version 2.
+
+    Attributes:
+        expires: The tag's value; None when there is none.
+        state: ``up``, ``off`` (as by ``HttpEndpoint=disabled``) or ``hanging``.
+        plain: Requests that came without a token.
+    """
+
+    expires: str | None = LATER
+    state: str = "up"
+    plain: int = 0
+    url: str = ""
+
+
+@contextmanager
+def serving() -> Iterator[Metadata]:
+    told, over = Metadata(), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
+            if told.state == "hanging":
+                over.wait(30)
+            wrong = self.path != "/latest/api/token" or not seconds.isdigit()
+            self.say(403 if told.state == "off" else 400 if wrong else 200, "a-token")
+
+        def do_GET(self) -> None:
+            if self.headers.get("X-aws-ec2-metadata-token") != "a-token":
+                told.plain += 1
+                self.say(401, "")
+            elif self.path.endswith("/meta-data/tags/instance/pytest-ephemeral.expires-at"):
+                self.say(404 if told.expires is None else 200, told.expires or "")
+            else:
+                self.say(404, "")
+
+        def say(self, status: int, text: str) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Not a word."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        told.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield told
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def metadata() -> Iterator[Metadata]:
+    with serving() as told:
+        yield told
+
+
+class Machine:
+    """The inside of an instance: its disk, its console, and whether it was shut down."""
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        self.root = folder / "disk"
+        self.console = folder / "console"
+        self.told = folder / "told"
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.command("shutdown", SHUTDOWN)
+        self.environ = {
+            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
+            "TOLD": str(self.told),
+            "NO_PROXY": "127.0.0.1",
+            "PYTEST_EPHEMERAL_ROOT": str(self.root),
+            "PYTEST_EPHEMERAL_RUN": str(folder / "run"),
+            "PYTEST_EPHEMERAL_CONSOLE": str(self.console),
+            "PYTEST_EPHEMERAL_IMDS": metadata.url,
+        }
+
+    def command(self, name: str, text: str) -> None:
+        (self.bin / name).write_text(text)
+        (self.bin / name).chmod(0o755)
+
+    def run(self, shell: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [shell, *arguments],
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    @property
+    def is_shut_down(self) -> bool:
+        return self.told.exists() and self.told.read_text().splitlines()[-1] == "-h now"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, metadata: Metadata) -> Machine:
+    return Machine(tmp_path, metadata)
+
+
+EXPIRE = str(SCRIPTS / "expire.sh")
+shells = pytest.mark.parametrize("shell", ["sh", "bash"])
+
+
+@pytest.mark.parametrize("script", ["bake.sh", "boot.sh", "common.sh", "expire.sh"])
+@shells
+def test_scripts_are_well_formed(shell: str, script: str) -> None:
+    """For every shell that may be ``sh`` somewhere."""
+    subprocess.run([shell, "-n", str(SCRIPTS / script)], check=True)
+
+
+@shells
+def test_an_instance_ends_itself_when_its_time_is_over(
+    machine: Machine, metadata: Metadata, shell: str
+) -> None:
+    """It says so on its console, and shuts down, which terminates it; version 2 alone is asked."""
+    metadata.expires = PAST
+    machine.run(shell, EXPIRE)
+    assert machine.is_shut_down
+    assert f"expired at {PAST}" in machine.console.read_text()
+    assert metadata.plain == 0
+
+
+@shells
+@pytest.mark.parametrize(
+    "expires",
+    [
+        LATER,
+        "never",
+        None,
+        "",
+        "soon",
+        "2020-01-01",
+        "2020-01-01T00:00:00",
+        "2020-01-01T00:00:00+02:00",
+        "2020-01-01T00:00:00+00:00; rm -rf /",
+        "<html>404</html>",
+        "$(shutdown -h now)",
+    ],
+)
+def test_nothing_else_ends_it(
+    machine: Machine, metadata: Metadata, shell: str, expires: str | None
+) -> None:
+    """Not a time to come, not production's ``never``, not what can't be read as a time in UTC."""
+    metadata.expires = expires
+    machine.run(shell, EXPIRE)
+    assert not machine.told.exists()
+
+
+@pytest.mark.parametrize("state", ["off", "hanging", "gone"])
+def test_a_service_that_does_not_answer_ends_nothing(
+    machine: Machine, metadata: Metadata, state: str
+) -> None:
+    """It is asked again a minute later; nothing hangs for longer than a few seconds."""
+    metadata.expires, metadata.state = PAST, state
+    if state == "gone":
+        machine.environ["PYTEST_EPHEMERAL_IMDS"] = "http://127.0.0.1:9"
+    started = time.monotonic()
+    machine.run("sh", EXPIRE)
+    assert not machine.told.exists()
+    assert time.monotonic() - started < 20
+
+
+def test_a_clock_that_is_not_set_yet_ends_nothing(machine: Machine, metadata: Metadata) -> None:
+    """At boot it may be years behind, so nothing has expired; soon it is right."""
+    machine.command("date", "#!/bin/sh\necho 1970-01-01T00:00:09+00:00\n")
+    metadata.expires = PAST
+    machine.run("sh", EXPIRE)
+    assert not machine.told.exists()
+    (machine.bin / "date").unlink()
+    machine.run("sh", EXPIRE)
+    assert machine.is_shut_down
+
+
+def test_the_tag_is_read_anew_each_time(machine: Machine, metadata: Metadata) -> None:
+    """So extending holds at once, and so does promotion's disarming; and their taking back."""
+    for expires in (LATER, "never"):
+        metadata.expires = expires
+        machine.run("sh", EXPIRE)
+        assert not machine.told.exists()
+    metadata.expires = PAST
+    machine.run("sh", EXPIRE)
+    assert machine.is_shut_down
+
+
+def baked(machine: Machine, steps: list[str], **options: Any) -> list[guest.Line]:
+    """Run a bake as cloud-init does; what was put on the console."""
+    script = machine.root.with_name("user-data")
+    options = {"prefix": "/opt/x", "artifact": None, "variables": {}, "result_url": "", **options}
+    script.write_text(guest.bake_script(steps, minutes=75, **options))
+    machine.run("sh", str(script))
+    return guest.lines(machine.console.read_text())
+
+
+def test_a_bake_puts_the_timer_into_the_image(machine: Machine, metadata: Metadata) -> None:
+    """Units that systemd starts once a minute, and the very script, which works as installed."""
+    baked(machine, [":"])
+    units = machine.root / "etc/systemd/system"
+    timer, service = (configparser.ConfigParser() for _ in range(2))
+    timer.read(units / "pytest-ephemeral-expire.timer")
+    service.read(units / "pytest-ephemeral-expire.service")
+    assert timer["Timer"]["OnUnitActiveSec"] == timer["Timer"]["OnBootSec"] == "60"
+    assert timer["Install"]["WantedBy"] == "timers.target"
+    shell, _, path = service["Service"]["ExecStart"].partition(" ")
+    installed = machine.root / path.removeprefix("/")
+    assert installed.stat().st_mode & stat.S_IXUSR
+    machine.told.unlink()  # of the bake itself
+    metadata.expires = PAST
+    machine.run(shell, str(installed))
+    assert machine.is_shut_down
+
+
+def test_a_bake_ends_itself_should_nobody_come_back(machine: Machine) -> None:
+    """Before anything else, in as many minutes as it may take."""
+    baked(machine, [":"])
+    assert machine.told.read_text() == "-h +75\n"
+
+
+@pytest.mark.parametrize(("steps", "status"), [(["true"], "0"), (["true", "exit 3", "true"], "3")])
+def test_a_bake_says_last_how_it_went(machine: Machine, steps: list[str], status: str) -> None:
+    """Whatever came before: a step that fails is the last."""
+    assert baked(machine, ["echo one; echo two >&2", *steps])[-1] == guest.Line("end", 0, status)
+    said = [line.text for line in guest.lines(machine.console.read_text()) if line.part == "bake"]
+    assert said == ["one", "two"]
+
+
+def test_an_artifact_that_is_not_the_one_is_not_installed(machine: Machine) -> None:
+    """The instance holds it against its digest, before the script sees it."""
+    wrong = guest.Delivery("app.bin", "sha256:" + "0" * 64, content=b"other")
+    said = baked(machine, ["echo installed"], artifact=wrong)
+    assert said[-1].text != "0"
+    assert "installed" not in [line.text for line in said]
+
+
+def test_a_script_that_can_not_be_fetched_says_so(machine: Machine) -> None:
+    """On the console, as an end, so that nobody waits for it."""
+    script = machine.root.with_name("user-data")
+    script.write_text(guest.fetching("http://127.0.0.1:9/boot"))
+    machine.run("sh", str(script))
+    console = machine.console.read_text()
+    assert guest.last_words(console) == "1"
+    assert "can not get its script" in guest.lines(console)[0].text
