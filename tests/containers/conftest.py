@@ -11,6 +11,7 @@ import pytest
 
 from containers.project import CONFIGURATION, DOCKERFILE, WEB, Hooks, Opened
 from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.project import Project
 
 
@@ -33,4 +34,6 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
 
     yield open_
     for project in projects:
+        for environment in project.ledger.entries():  # of a test that has failed
+            remove(project.ledger, environment)
         project.images.prune(0, set())
