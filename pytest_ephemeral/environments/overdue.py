@@ -7,8 +7,9 @@ is never overdue, nor is anything without our labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+import msgspec
 
 from pytest_ephemeral import labels, machine, providers
 from pytest_ephemeral.errors import EphemeralError
@@ -18,8 +19,7 @@ from pytest_ephemeral.providers import Owned, Provider, Recording, Shared, Wides
 from pytest_ephemeral.tables import Recipe, Template
 
 
-@dataclass(frozen=True, slots=True)
-class Overdue:
+class Overdue(msgspec.Struct, frozen=True):
     """One thing that may be removed.
 
     Attributes:
@@ -37,8 +37,7 @@ class Overdue:
     account: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Unseen:
+class Unseen(msgspec.Struct, frozen=True):
     """A provider, or one of its places, that can't be looked into."""
 
     provider: str

@@ -30,8 +30,11 @@ LONGEST_PAUSE: Final = 0.05
 PAUSE_SHARE: Final = 0.05
 LOG_LINES: Final = 20
 
-#: Seconds in which a forwarder hangs up when nobody listens behind it.
-HANG_UP: Final = 0.01
+#: Seconds in which a forwarder hangs up when nobody listens behind it, as long as none has been
+#: seen to; then so many times as long as the slowest has taken, and at least so long.
+HANG_UP: Final = 0.05
+HANG_UP_FACTOR: Final = 3
+SHORTEST_HANG_UP: Final = 0.01
 
 #: Seconds for a template that has no ``ready`` of its own.
 DEFAULT_TIMEOUT: Final = 60.0
@@ -134,7 +137,7 @@ def wait(
             raise LaunchError(f"{environment.id} is no longer wanted: the run is ending")
 
 
-class TcpProbe(msgspec.Struct, frozen=True):
+class TcpProbe(msgspec.Struct):
     """A port that accepts a connection.
 
     Attributes:
@@ -145,6 +148,7 @@ class TcpProbe(msgspec.Struct, frozen=True):
 
     endpoint: Endpoint
     forwarded: bool = False
+    _slowest: float = 0.0
 
     def look(self, seconds: float) -> str:
         """See ``Probe``."""
@@ -152,11 +156,26 @@ class TcpProbe(msgspec.Struct, frozen=True):
         where = f"connect to {address[0]}:{address[1]}"
         try:
             with socket.create_connection(address, timeout=seconds) as connection:
-                if self.forwarded and _hangs_up(connection):
+                if self.forwarded and self._hangs_up(connection):
                     return f"{where}: accepted, but nobody listens behind it"
         except OSError as error:
             return f"{where}: {_reason(error)}"
         return ""
+
+    def _hangs_up(self, connection: socket.socket) -> bool:
+        """Whether the other side ends a connection right away; a busy machine takes its time."""
+        seen = max(SHORTEST_HANG_UP, HANG_UP_FACTOR * self._slowest)
+        connection.settimeout(seen if self._slowest else HANG_UP)
+        started = time.monotonic()
+        try:
+            if connection.recv(1, socket.MSG_PEEK):
+                return False
+        except TimeoutError:
+            return False
+        except OSError:
+            pass  # reset
+        self._slowest = max(self._slowest, time.monotonic() - started)
+        return True
 
 
 @runtime_checkable
@@ -275,17 +294,6 @@ def last_lines(environment: Environment, provider: Provider) -> str:
 
 def _own_probes(environment: Environment, provider: object) -> list[Probe]:
     return [PlatformProbe(environment, provider)] if isinstance(provider, Checked) else []
-
-
-def _hangs_up(connection: socket.socket) -> bool:
-    """Whether the other side ends a connection right away."""
-    connection.settimeout(HANG_UP)
-    try:
-        return not connection.recv(1, socket.MSG_PEEK)
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
 
 
 def _endpoint(environment: Environment, ready: Ready) -> Endpoint:

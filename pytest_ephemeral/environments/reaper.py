@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Final
+
+import msgspec
 
 from pytest_ephemeral import providers
 from pytest_ephemeral.environments.ledger import Ledger
@@ -25,8 +26,7 @@ from pytest_ephemeral.providers import Owned, Provider, Sweeper
 AT_ONCE: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Reaped:
+class Reaped(msgspec.Struct, frozen=True):
     """One thing that was, or in a dry run would be, removed.
 
     Attributes:

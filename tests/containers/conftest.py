@@ -11,6 +11,7 @@ import pytest
 
 from containers.project import CONFIGURATION, DOCKERFILE, WEB, Hooks, Opened
 from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.project import Project
 
 
@@ -26,11 +27,13 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     def open_(more: str = "", dockerfile: str = "") -> Lifecycle:
         base = engine_images.busybox()
         (tmp_path / "ephemeral.toml").write_text(CONFIGURATION.format(more=more, name=WEB))
-        text = dockerfile or DOCKERFILE + f"LABEL test={tmp_path}\n"
+        text = (dockerfile or DOCKERFILE) + f"\nLABEL test={tmp_path}\n"  # nobody else's image
         (tmp_path / "context" / "Dockerfile").write_text(text.format(base=base))
         projects.append(Project.open(tmp_path / "ephemeral.toml", tmp_path))
         return Lifecycle(projects[-1], Hooks(), run=f"faults-{secrets.token_hex(6)}")
 
     yield open_
     for project in projects:
+        for environment in project.ledger.entries():  # of a test that has failed
+            remove(project.ledger, environment)
         project.images.prune(0, set())

@@ -251,3 +251,45 @@ def test_pauses_grow_from_2_to_50_ms(unused_port: int) -> None:
     assert pauses[-1][1] == 0.05
     assert all(pause <= max(0.002, since * 0.05) for since, pause in pauses)
     assert len(pauses) < 150
+
+
+@contextmanager
+def forwarding(*, hangs_up_after: float | None) -> Iterator[readiness.TcpProbe]:
+    """A probe of a port that something accepts for in the application's name.
+
+    Args:
+        hangs_up_after: Seconds until it does, as nobody listens behind it; None: somebody does.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            while True:
+                try:
+                    client, _ = server.accept()
+                except OSError:
+                    return
+                with client:
+                    if hangs_up_after is None:
+                        client.recv(1)  # until the probe has gone
+                    else:
+                        time.sleep(hangs_up_after)
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        endpoint = endpoints_at("127.0.0.1", {"http": server.getsockname()[1]})["http"]
+        yield readiness.TcpProbe(endpoint, forwarded=True)
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_forwarder_that_takes_its_time_to_hang_up() -> None:
+    """On a busy machine, an accepted connection is not taken for the application's at once."""
+    with forwarding(hangs_up_after=0.02) as probe:
+        assert "nobody listens behind it" in probe.look(1.0)
+        assert "nobody listens behind it" in probe.look(1.0)
+
+
+def test_a_forwarder_with_somebody_behind_it() -> None:
+    """A connection that stays is the application's."""
+    with forwarding(hangs_up_after=None) as probe:
+        assert probe.look(1.0) == ""

@@ -121,7 +121,7 @@ class DockerBaker:
             except (BakeError, ConfigurationError):
                 raise
             except (EphemeralError, TimeoutError) as error:
-                raise output.failure(f"baking failed: {error}") from error
+                raise output.failure(f"baking failed: {remedies.plain(error)}") from error
 
     def verify(self, job: BakeJob, image: Image) -> None:
         """Run each command in a fresh container of it; then it gets its name."""

@@ -102,7 +102,8 @@ def verify(engine: Engine, job: BakeJob, image: Image, command: str, output: Out
         try:
             status = _run(engine, id, output)
         except (EngineError, NoEngineError) as error:
-            raise output.failure(f"verifying failed: `{command}`: {error}") from error
+            said = remedies.plain(error)
+            raise output.failure(f"verifying failed: `{command}`: {said}") from error
         if status != 0:
             raise output.failure(f"verifying failed: `{command}` {_how(engine, id, status)}")
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from pytest_ephemeral.interpolation import MASK, mask, worth_masking
 
@@ -43,8 +44,7 @@ def marks(variables: Mapping[str, str], secrets: Sequence[str]) -> dict[str, str
     return {SPANS: " ".join(spans), SEALED: " ".join(elsewhere)}
 
 
-@dataclass(frozen=True, slots=True)
-class Masking:
+class Masking(msgspec.Struct, frozen=True):
     """Shows text without a container's secrets."""
 
     known: Sequence[str]
@@ -69,8 +69,7 @@ class Masking:
         return mask(text, self.known)
 
 
-@dataclass(frozen=True, slots=True)
-class _Seal:
+class _Seal(msgspec.Struct, frozen=True):
     """A secret that can be recognised, and not be told."""
 
     length: int

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _SECOND: Final = 10**9
 
+#: What an engine says of a container whose logging driver keeps nothing here, such as ``none``.
+_UNREADABLE: Final = "does not support reading"
+
 #: Nanoseconds by which an engine may take a time for another: Podman reads it as a float.
 _ROUNDING: Final = 1000
 
@@ -89,11 +92,16 @@ def log(
     }
     masked = Masking.of(inspect(engine, container)["Config"])
     first, last = since or BEGINNING, until or _END
-    return [
-        (place.when, masked(line))
-        for place, line in _placed(engine, container, query)
-        if first <= place < last
-    ]
+    try:
+        return [
+            (place.when, masked(line))
+            for place, line in _placed(engine, container, query)
+            if first <= place < last
+        ]
+    except EngineError as error:
+        if _UNREADABLE not in str(error):
+            raise
+        return [] if since else [(0, f"({error})\n")]
 
 
 def mark(engine: Engine, container: str) -> Mark:

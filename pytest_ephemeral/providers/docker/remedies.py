@@ -30,14 +30,20 @@ _NOTHING: Final = 1 << 20
 
 
 def told(error: Exception) -> str:
-    """What the engine refused, without its stack of components, and what helps."""
+    """What the engine refused, and what helps."""
+    text = plain(error)
+    return text + remedy(text)
+
+
+def plain(error: Exception) -> str:
+    """What the engine refused, without its stack of components."""
     if isinstance(error, TimeoutError):
         return "the container engine gave no answer in time; is its machine overloaded?"
     text = str(error)
     if "OCI runtime" in text or "failed to create shim" in text:
         text = text.rpartition("exec: ")[2] if "exec: " in text else text
         text = text.removesuffix(": unknown")
-    return text + remedy(text)
+    return text
 
 
 def remedy(text: str) -> str:

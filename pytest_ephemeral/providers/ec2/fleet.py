@@ -12,8 +12,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+import msgspec
 
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import EphemeralError
@@ -40,13 +41,12 @@ PAGE: Final = 1000
 Instance = Mapping[str, Any]
 
 
-@dataclass(slots=True)
-class _Batch:
+class _Batch(msgspec.Struct):
     """Instances that are terminated in one call, and what came of those that could not be."""
 
-    ids: list[str] = field(default_factory=list)
-    errors: dict[str, Exception] = field(default_factory=dict)
-    done: threading.Event = field(default_factory=threading.Event)
+    ids: list[str] = msgspec.field(default_factory=list)
+    errors: dict[str, Exception] = msgspec.field(default_factory=dict)
+    done: threading.Event = msgspec.field(default_factory=threading.Event)
 
 
 _fleets: dict[tuple[Any, ...], Fleet] = {}

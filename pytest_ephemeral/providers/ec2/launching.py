@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+import msgspec
 
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import LaunchError
@@ -50,8 +51,7 @@ METADATA: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """Instances that are wanted.
 
     Attributes:
@@ -78,7 +78,7 @@ class Wanted:
     secret: bool = False
     public: bool = False
     count: int = 1
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     def requests(self) -> Iterator[dict[str, Any]]:
         """What is asked in turn, each under a token of its own."""

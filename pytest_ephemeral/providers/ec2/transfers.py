@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import ConfigurationError
@@ -16,8 +17,7 @@ FOLDER: Final = "pytest-ephemeral/bakes"
 MARGIN: Final = 900
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(msgspec.Struct, frozen=True):
     """One bake's folder in a bucket.
 
     Attributes:

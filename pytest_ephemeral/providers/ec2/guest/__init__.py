@@ -6,9 +6,10 @@ import base64
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
+
+import msgspec
 
 from pytest_ephemeral.interpolation import worth_masking
 from pytest_ephemeral.models import Environment
@@ -26,8 +27,7 @@ VARIABLES: Final = '"${PYTEST_EPHEMERAL_RUN:-/run/pytest-ephemeral}/variables"'
 _LINE: Final = re.compile(r"pytest-ephemeral:([a-z0-9-]+):(\d+)\| ?(.*?)\r?$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(msgspec.Struct, frozen=True):
     """A line on a console that one of the scripts has put there.
 
     Attributes:
@@ -40,8 +40,7 @@ class Line:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """How an artifact gets to a bake: from a URL, or in the script itself."""
 
     name: str

@@ -1,0 +1,244 @@
+"""What an environment has on the engine is what was asked for, labelled; and only that goes."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import compose_versions
+import engine_images
+import pytest
+
+from containers.project import Opened, compose, left, up
+from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker.engine import Engine
+
+#: Worth a mask, and full of what shells and Compose files take for something else.
+SECRET = "pa$$w0rd${HOME}'\""
+
+THEIRS = f"theirs-{secrets.token_hex(4)}"
+
+FULL = f"""
+[templates.full]
+image = "web"
+ports = {{{{ http = 8080, admin = 9000 }}}}
+ready = {{{{ http = "/", headers = {{{{ X-Key = "{{{{env:PROBE_KEY}}}}" }}}} }}}}
+command = ["sh", "-c", "echo asked $PROBE; exec httpd -f -p 8080 -h /www"]
+env = {{{{ SECRET = "{{{{env:SECRET}}}}", PROBE = "as pr0be-s3cret" }}}}
+volumes = ["data:/data", "/anonymous"]
+tmpfs = ["/scratch:size=8m"]
+memory = "64M"
+cpus = 0.5
+network = "{THEIRS}"
+"""
+
+
+@pytest.fixture
+def theirs() -> Iterator[Engine]:
+    """Someone else's network, volume and container, of whose names ours could be."""
+    engine = finding.find()
+    network = engine.call("POST", "/networks/create", body={"Name": THEIRS})
+    engine.call("POST", "/volumes/create", body={"Name": THEIRS})
+    yield engine
+    engine.call("DELETE", f"/networks/{network['Id']}")
+    engine.call("DELETE", f"/volumes/{THEIRS}")
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables that templates ask for."""
+    monkeypatch.setenv("SECRET", SECRET)
+    monkeypatch.setenv("PROBE_KEY", "pr0be-s3cret")
+
+
+def test_a_container_is_as_its_template_says(theirs: Engine, opened: Opened, known: None) -> None:
+    """Limits, mounts, networks, ports and variables, as the engine itself has them."""
+    lifecycle = opened(FULL.format())
+    environment = up(lifecycle, "full")
+    found = theirs.call("GET", f"/containers/{environment.handle['container']}/json")
+    host, config = found["HostConfig"], found["Config"]
+    assert (host["Memory"], host["MemorySwap"]) == (64 << 20, 64 << 20)
+    assert host["NanoCpus"] == 5 * 10**8
+    assert host["Tmpfs"] == {"/scratch": "size=8m"}
+    assert set(found["NetworkSettings"]["Networks"]) == {
+        f"pytest-ephemeral-{environment.id}",
+        THEIRS,
+    }
+    bindings = found["NetworkSettings"]["Ports"]
+    for name, port in {"http": 8080, "admin": 9000}.items():
+        (binding,) = bindings[f"{port}/tcp"]
+        assert binding["HostIp"] == "127.0.0.1"
+        assert int(binding["HostPort"]) == environment.endpoints[name].port
+    assert f"SECRET={SECRET}" in config["Env"]
+    assert {mount["Destination"] for mount in found["Mounts"]} >= {"/data", "/anonymous"}
+    anonymous = next(m["Name"] for m in found["Mounts"] if m["Destination"] == "/anonymous")
+    assert "8192" in environment.run(["df", "/scratch"]).stdout
+
+    lifecycle.destroy(environment)
+    assert left(environment.id) == []
+    with pytest.raises(EphemeralError):
+        theirs.call("GET", f"/volumes/{anonymous}")
+    assert theirs.call("GET", f"/networks/{THEIRS}")["Containers"] == {}
+    lifecycle.close()
+
+
+def test_everything_carries_the_labels_and_no_secret(
+    theirs: Engine, opened: Opened, known: None, tmp_path: Path
+) -> None:
+    """Whose, which run's and until when; what is secret stands in its variable alone."""
+    lifecycle = opened(FULL.format())
+    environment = up(lifecycle, "full")
+    query = {"all": True, "filters": {"label": [f"pytest-ephemeral.id={environment.id}"]}}
+    things = [
+        *theirs.call("GET", "/containers/json", query=query),
+        *theirs.call("GET", "/networks", query=query),
+        *theirs.call("GET", "/volumes", query=query)["Volumes"],
+    ]
+    assert len(things) == 3
+    for thing in things:
+        assert environment.labels.items() <= thing["Labels"].items()
+        assert SECRET not in json.dumps(thing, ensure_ascii=False)
+        assert "pr0be-s3cret" not in str(thing["Labels"])
+    assert {"pytest-ephemeral.owner", "pytest-ephemeral.run", "pytest-ephemeral.expires-at"} <= set(
+        environment.labels
+    )
+    assert environment.logs().startswith("asked as ***\n")
+    records = [file.read_text() for file in (tmp_path / ".ephemeral").rglob("*.json")]
+    assert not any("pr0be-s3cret" in text and "PROBE_KEY" not in text for text in records)
+    lifecycle.destroy(environment)
+    lifecycle.close()
+
+
+def test_what_only_sounds_like_ours_is_left_alone(theirs: Engine, opened: Opened) -> None:
+    """Neither destroying, nor reaping, nor pruning goes by names."""
+    lifecycle = opened()
+    environment = up(lifecycle)
+    name = f"pytest-ephemeral-{environment.id}-data-of-mine"
+    mine = {"Labels": {"pytest-ephemeral": "mine", "com.docker.compose.project": environment.id}}
+    theirs.call("POST", "/volumes/create", body={"Name": name, **mine})
+    network = theirs.call("POST", "/networks/create", body={"Name": name, **mine})["Id"]
+    body = {"Image": engine_images.busybox(), "Cmd": ["sleep", "100"], **mine}
+    made = theirs.call("POST", "/containers/create", query={"name": name}, body=body)["Id"]
+    tag = {"repo": "pytest-ephemeral/web", "tag": environment.id}
+    theirs.call("POST", f"/images/{engine_images.busybox()}/tag", query=tag)
+    try:
+        lifecycle.destroy(environment)
+        reaper.reap(lifecycle.project, dry_run=False)
+        lifecycle.project.images.prune(0, set())
+        assert len(left(name)) == 3
+        assert theirs.call("GET", f"/images/pytest-ephemeral/web:{environment.id}/json")
+    finally:
+        theirs.call("DELETE", f"/containers/{made}", query={"force": True})
+        theirs.call("DELETE", f"/networks/{network}")
+        theirs.call("DELETE", f"/volumes/{name}")
+        theirs.call("DELETE", f"/images/pytest-ephemeral/web:{environment.id}")
+    lifecycle.close()
+
+
+def test_a_name_given_to_another_image_stays_with_it(opened: Opened) -> None:
+    """Pruning removes what was baked, and not what someone has called so since."""
+    lifecycle = opened()
+    image, engine = lifecycle.image("web"), finding.find()
+    tag = {"repo": "pytest-ephemeral/web", "tag": image.key[7:19]}
+    engine.call("POST", f"/images/{engine_images.busybox()}/tag", query=tag)
+    name = f"pytest-ephemeral/web:{image.key[7:19]}"
+    lifecycle.project.images.prune(0, set())
+    assert engine.call("GET", f"/images/{name}/json")["Id"] != image.reference
+    engine.call("DELETE", f"/images/{name}")
+    with suppress(EphemeralError):
+        engine.call("DELETE", f"/images/{image.reference}")
+    lifecycle.close()
+
+
+# -- Compose files of all kinds --------------------------------------------------------------------
+
+FILE = """
+services:
+  web:
+    extends: {{service: template}}
+    environment: {{SECRET: "${{SECRET}}", DOTENV: "${{FROM_DOTENV}}"}}
+    env_file: [more.env]
+    networks: [default, theirs]
+    volumes: ["theirs:/theirs", "own:/own", /anonymous]
+    depends_on: [hosted, flaky]
+  template:
+    image: "{base}"
+    command: sh -c "echo given $$SECRET $$FROM_FILE; exec httpd -f -p 8080 -h /www"
+    expose: ["8080"]
+  scaled: {{image: "{base}", command: sleep 1000, scale: 2, init: true, cap_drop: [ALL]}}
+  hosted: {{image: "{base}", command: sleep 1000, network_mode: host}}
+  flaky: {{image: "{base}", command: sleep 1000, restart: always, logging: {{driver: none}}}}
+  hidden: {{build: ., profiles: [never]}}
+networks: {{theirs: {{external: true, name: {theirs}}}}}
+volumes: {{own: , theirs: {{external: true, name: {theirs}}}}}
+"""
+
+
+@pytest.fixture(params=["v1", "v2"])
+def command(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Either version of the compose command."""
+    if request.param == "v2" and compose_versions.v2() is None:
+        pytest.skip("version 2 of Compose is not here (.ci/compose fetches it)")
+    v2 = request.param == "v2"
+    with compose_versions.with_plugin() if v2 else compose_versions.without_plugin():
+        yield
+
+
+def file(folder: Path, text: str) -> None:
+    (folder / "compose.yaml").write_text(text.format(base=engine_images.busybox(), theirs=THEIRS))
+
+
+def test_a_compose_file_of_all_kinds(
+    command: None, theirs: Engine, opened: Opened, known: None, tmp_path: Path
+) -> None:
+    """It means what it always means; of what it brings up, nothing stays but what was there."""
+    file(tmp_path, FILE)
+    (tmp_path / ".env").write_text("FROM_DOTENV=dotted\n")
+    (tmp_path / "more.env").write_text("FROM_FILE=filed\n")
+    more = compose("web") + 'ready = { http = "/" }\nenv = { SECRET = "{env:SECRET}" }\n'
+    lifecycle = opened(more)
+    environment = up(lifecycle, "odd")
+    for name, value in {"SECRET": SECRET, "FROM_FILE": "filed", "DOTENV": "dotted"}.items():
+        said = environment.run(["sh", "-c", f'printf %s "${name}"'])
+        assert said.stdout == value
+    assert "given *** filed" in "".join(
+        line for line in environment.logs().splitlines() if line.startswith("web | ")
+    )
+    assert "flaky | (configured logging driver does not support reading)\n" in environment.logs()
+    parts = services(theirs, environment.id)
+    assert parts == ["flaky", "hosted", "scaled", "scaled", "template", "web"]
+    lifecycle.destroy(environment)
+    assert left(environment.id) == []
+    assert theirs.call("GET", f"/volumes/{THEIRS}")["Name"] == THEIRS
+    assert theirs.call("GET", f"/networks/{THEIRS}")["Containers"] == {}
+    lifecycle.close()
+
+
+def services(engine: Engine, id: str) -> list[str]:
+    query = {"all": True, "filters": {"label": [f"pytest-ephemeral.id={id}"]}}
+    found: list[Any] = engine.call("GET", "/containers/json", query=query)
+    return sorted(one["Labels"]["com.docker.compose.service"] for one in found)
+
+
+def test_a_service_on_the_network_of_the_machine(
+    command: None, opened: Opened, tmp_path: Path
+) -> None:
+    """Its URL is where it listens."""
+    file(
+        tmp_path,
+        'services: {{web: {{image: "{base}", network_mode: host, '
+        "command: httpd -f -p 127.0.0.1:8080 -h /www}}}}",
+    )
+    lifecycle = opened(compose("web"))
+    environment = up(lifecycle, "odd")
+    assert environment.url == "http://127.0.0.1:8080/"
+    assert environment.run(["cat", "/www/index.html"]).stdout == "ok\n"
+    lifecycle.destroy(environment)
+    assert left(environment.id) == []
+    lifecycle.close()

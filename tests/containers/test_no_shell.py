@@ -1,0 +1,69 @@
+"""An image with nothing in it but its application: no shell, no tools."""
+
+from __future__ import annotations
+
+import engine_images
+import pytest
+
+from containers.project import Opened, refusal, up
+from pytest_ephemeral.errors import BakeError, ReadinessError
+
+DOCKERFILE = """
+FROM {base} AS tools
+FROM scratch
+COPY --from=tools /bin/busybox /httpd
+COPY --from=tools /www /www
+EXPOSE 8080 9000
+CMD ["/httpd", "-f", "-p", "8080", "-h", "/www"]
+"""
+
+
+def test_it_is_used_like_any_other(opened: Opened) -> None:
+    """Up, a command that is not there, and down."""
+    lifecycle = opened(dockerfile=DOCKERFILE)
+    environment = up(lifecycle)
+    done = environment.run(["cat", "/www/index.html"])
+    assert done.returncode == 127
+    assert '"cat": executable file not found' in done.stderr
+    lifecycle.destroy(environment)
+    lifecycle.close()
+
+
+def test_where_it_listens_is_not_guessed(opened: Opened) -> None:
+    """The time-out says nothing of its ports: there was nobody to ask."""
+    more = '[templates.odd]\nimage = "web"\nport = 9000\nready = { tcp = true, timeout = "1s" }\n'
+    error = refusal(opened(more, DOCKERFILE), "odd")
+    assert isinstance(error, ReadinessError)
+    assert "hint:" not in str(error)
+
+
+@pytest.mark.parametrize("way", ["verify", "install", "command"])
+def test_what_needs_a_shell_says_so(opened: Opened, way: str) -> None:
+    """And how to do without."""
+    first = opened(dockerfile=DOCKERFILE)
+    base = first.image("web").reference
+    first.close()
+    keys = {
+        "verify": f'reference = "{base}"\nverify = ["true"]',
+        "install": f'base = "{base}"\ninstall = ["true"]',
+        "command": f'reference = "{base}"',
+    }
+    more = (
+        f'[images.bare]\nprovider = "docker"\n{keys[way]}\n'
+        '[templates.odd]\nimage = "bare"\nport = 8080\ncommand = "httpd"\n'
+    )
+    error = refusal(opened(more, DOCKERFILE), "odd")
+    assert isinstance(error, BakeError) == (way != "command")
+    assert '"/bin/sh"' in str(error)
+    assert "no such file or directory" in str(error)
+    assert "a list starts a program without one" in str(error)
+    assert "runc" not in str(error)
+
+
+def test_a_dockerfile_for_buildkit(opened: Opened) -> None:
+    """Engines build without it when they are asked directly: what to do instead."""
+    base = engine_images.busybox()
+    error = refusal(opened(dockerfile=f"FROM {base}\nRUN --mount=type=cache,target=/x true\n"))
+    assert isinstance(error, BakeError)
+    assert "requires BuildKit" in str(error)
+    assert "build this one with `docker build`, and give it as reference" in str(error)
