@@ -250,12 +250,13 @@ def remove(client: Any, found: Mapping[str, Any]) -> None:
     Raises:
         DestroyError: Something of it remains.
     """
-    if tags_of(found).get(STATE) == VERIFIED:
-        now = expiry(datetime.now(UTC))
-        me = process_of(machine.this_owner("prune"))
-        _mark(client, found, {STATE: QUARANTINED, labels.EXPIRES: now, PROCESS: me})
+    _condemn(client, found)
     for there, copied in _copies(found):
+        _condemn(there, copied)
         _remove(there, copied)
+    for there in _elsewhere(found):  # cut short before, it may have left these
+        for snapshot in unrecorded_snapshots(there, _of_bake(found)):
+            delete_snapshot(there, snapshot["SnapshotId"])
     _remove(client, found)
 
 
@@ -272,7 +273,7 @@ def remove_snapshots(client: Any, key: str) -> None:
 def _copy(found: Mapping[str, Any], source: str, region: str) -> str:
     """Ask for one copy, unless one that was asked for before is there; its id."""
     client = aws.client("ec2", region)
-    if there := of_key(client, tags_of(found)[KEY], QUARANTINED, UNRECORDED, VERIFIED):
+    if there := _images(client, [_of_bake(found)]):
         return str(there[0]["ImageId"])
     marks = {key: value for key, value in tags_of(found).items() if not key.startswith("aws:")}
     answer = client.copy_image(
@@ -288,10 +289,26 @@ def _copy(found: Mapping[str, Any], source: str, region: str) -> str:
 
 def _copies(found: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
     """An AMI's copies, each with a client of its region."""
-    key = tags_of(found).get(KEY, "")
-    clients = [aws.client("ec2", region) for region in tags_of(found).get(COPIES, "").split()]
-    states = (QUARANTINED, UNRECORDED, VERIFIED)
-    return [(there, one) for there in clients for one in of_key(there, key, *states)]
+    return [
+        (there, one) for there in _elsewhere(found) for one in _images(there, [_of_bake(found)])
+    ]
+
+
+def _elsewhere(found: Mapping[str, Any]) -> list[Any]:
+    """Clients of the regions that an AMI is copied to."""
+    return [aws.client("ec2", region) for region in tags_of(found).get(COPIES, "").split()]
+
+
+def _of_bake(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What finds all that one bake has made, wherever: another of the same key is another's."""
+    return {"Name": f"tag:{labels.ID}", "Values": [tags_of(found).get(labels.ID, "")]}
+
+
+def _condemn(client: Any, found: Mapping[str, Any]) -> None:
+    if tags_of(found).get(STATE) != QUARANTINED:
+        now = expiry(datetime.now(UTC))
+        me = process_of(machine.this_owner("prune"))
+        _mark(client, found, {STATE: QUARANTINED, labels.EXPIRES: now, PROCESS: me})
 
 
 def _mark(client: Any, found: Mapping[str, Any], marks: Mapping[str, str]) -> None:
