@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 REGION = "us-east-1"
+#: Where AMIs are copied to.
+COPIES = "eu-west-1"
 TESTS = Path(__file__).parents[1]
 
 
@@ -54,13 +56,19 @@ class Account:
             "AWS_EC2_METADATA_DISABLED": "true",
             "NO_PROXY": "127.0.0.0/8,127.0.0.1",
         }
-        self.ec2 = boto3.client(
-            "ec2",
-            region_name=REGION,
-            endpoint_url=url,
-            aws_access_key_id="testing",
-            aws_secret_access_key="testing",
-        )
+
+        def client(service: str, region: str) -> Any:
+            return boto3.client(
+                service,
+                region_name=region,
+                endpoint_url=url,
+                aws_access_key_id="testing",
+                aws_secret_access_key="testing",
+            )
+
+        self.ec2 = client("ec2", REGION)
+        self.regions = [self.ec2, client("ec2", COPIES)]
+        self.stacks = client("cloudformation", REGION)
         vpc = self.ec2.create_vpc(CidrBlock="127.77.0.0/16")["Vpc"]["VpcId"]
         self.subnets = [
             self.ec2.create_subnet(
@@ -107,21 +115,22 @@ class Account:
 
     def left(self) -> list[str]:
         """All that is there and was not before: instances, groups, quarantined AMIs and such."""
+        stacks = self.stacks.describe_stacks()["Stacks"]
+        found = [one["StackName"] for one in stacks if one["StackStatus"] != "DELETE_COMPLETE"]
+        return found + [name for region in self.regions for name in self._left(region)]
+
+    def _left(self, ec2: Any) -> list[str]:
         found = [
             f"{one['InstanceId']} {one['State']['Name']}"
-            for page in self.ec2.get_paginator("describe_instances").paginate()
+            for page in ec2.get_paginator("describe_instances").paginate()
             for reservation in page["Reservations"]
             for one in reservation["Instances"]
             if one["State"]["Name"] != "terminated"
         ]
-        groups = self.ec2.describe_security_groups()["SecurityGroups"]
+        groups = ec2.describe_security_groups()["SecurityGroups"]
         found += [one["GroupName"] for one in groups if one["GroupName"] != "default"]
-        images = self.ec2.describe_images(Owners=["self"])["Images"]
-        kept = {self.base}
-        for image in images:
-            tags = {tag["Key"]: tag["Value"] for tag in image.get("Tags", ())}
-            if tags.get("pytest-ephemeral.state") == "verified":
-                kept.add(image["ImageId"])
+        images = ec2.describe_images(Owners=["self"])["Images"]
+        kept = {self.base, *self.recorded(ec2)}
         found += [one["ImageId"] for one in images if one["ImageId"] not in kept]
         used = {
             one["Ebs"].get("SnapshotId")
@@ -129,7 +138,7 @@ class Account:
             if image["ImageId"] in kept
             for one in image["BlockDeviceMappings"]
         }
-        snapshots = self.ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
+        snapshots = ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
         found += [one["SnapshotId"] for one in snapshots if one["SnapshotId"] not in used]
         return found
 
@@ -152,6 +161,12 @@ class Account:
         for group in self.ec2.describe_security_groups()["SecurityGroups"]:
             if group["GroupName"] != "default":
                 self.ec2.delete_security_group(GroupId=group["GroupId"])
+
+    def recorded(self, ec2: Any = None) -> list[str]:
+        """The AMIs that say that they stand in a catalog."""
+        filters = [{"Name": "tag:pytest-ephemeral.state", "Values": ["verified"]}]
+        found = (ec2 or self.ec2).describe_images(Owners=["self"], Filters=filters)["Images"]
+        return [str(one["ImageId"]) for one in found]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Runs that bake, launch and destroy, each killed at an API call that chance decides."""
+"""Runs that bake, copy, launch, destroy and prune, each killed at an API call."""
 
 from __future__ import annotations
 
@@ -8,25 +8,52 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from aws.harness import TESTS, Account
 
-#: About as many calls as a whole run makes: one killed later than that is spared.
-CALLS = 55
+#: What changes something. Killed while it only looks, a run is as it is before its next change.
+CHANGING = "(?!Describe|Get|List|Head).*"
 
 
-def kill_runs(account: Account, folder: Path, number: int, seed: int) -> Counter[str]:
-    """Start runs one after the other, and kill each; how they ended.
+@dataclass(frozen=True)
+class Death:
+    """When a run dies.
 
-    Args:
-        account: Simulated, hollow.
-        folder: Theirs; ``store`` in it is what all of them share.
-        number: How many.
-        seed: Of chance.
+    Attributes:
+        after: How many changing calls it has made.
+        late: Whether the next is done, and only its answer is never heard.
+        lost: After how many changing calls the answer to one is lost, though the run lives on.
     """
+
+    after: int
+    late: bool
+    lost: int | None = None
+
+
+def by_chance(number: int, seed: int, calls: int) -> list[Death]:
+    """Deaths at calls that chance decides; every third after an answer that was lost."""
     chance = random.Random(seed)
-    ends: Counter[str] = Counter()
+    found = []
+    for run in range(number):
+        after = chance.randrange(calls)
+        lost = chance.randrange(after + 1) if run % 3 == 0 else None
+        found.append(Death(after, chance.random() < 0.5, lost))
+    return found
+
+
+def at_every(calls: int) -> list[Death]:
+    """Deaths before and after every single call."""
+    return [Death(after, late) for after in range(calls) for late in (False, True)]
+
+
+@contextmanager
+def victims(account: Account, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """What forks the runs; ``store`` in the folder is what all of them share."""
     with subprocess.Popen(
         [sys.executable, "-m", "aws.victim", str(folder), account.known()],
         stdin=subprocess.PIPE,
@@ -34,25 +61,59 @@ def kill_runs(account: Account, folder: Path, number: int, seed: int) -> Counter
         text=True,
         env={**os.environ, **account.variables, "PYTHONPATH": str(TESTS)},
     ) as parent:
-        assert parent.stdin is not None
-        assert parent.stdout is not None
-        for run in range(number):
-            print(f"run-{run}", file=parent.stdin, flush=True)
-            pid = int(parent.stdout.readline())
-            account.tell("faults")
-            account.tell(
-                "fault",
-                action=".*",
-                kind="kill",
-                pid=pid,
-                late=chance.random() < 0.5,
-                after=chance.randrange(CALLS),
-                times=1,
-            )
+        yield parent
+        _pipe(parent.stdin).close()
+
+
+def count_calls(account: Account, folder: Path, kind: str) -> int:
+    """How many changing calls a run makes that nobody kills, and that is not the first."""
+    with victims(account, folder) as parent:
+        for name in ("first", "second"):
+            _begin(parent, f"{kind}-{name} {kind}")
+            account.calls()
+            os.kill(int(_pipe(parent.stdout).readline()), signal.SIGCONT)
+            assert int(_pipe(parent.stdout).readline()) == 0
+    return sum(not name.partition(":")[2].startswith(_LOOKING) for name in account.calls())
+
+
+def kill_runs(account: Account, folder: Path, kind: str, deaths: Sequence[Death]) -> Counter[str]:
+    """Start runs one after the other, and kill each; how they ended.
+
+    Args:
+        account: Simulated, hollow.
+        folder: Theirs.
+        kind: What they do: see ``victim``.
+        deaths: One a run.
+    """
+    ends: Counter[str] = Counter()
+    with victims(account, folder) as parent:
+        for number, death in enumerate(deaths):
+            _begin(parent, f"{kind}-{number} {kind}")
+            pid = int(_pipe(parent.stdout).readline())
+            _arrange(account, pid, death)
             os.kill(pid, signal.SIGCONT)
-            status = int(parent.stdout.readline())
+            status = int(_pipe(parent.stdout).readline())
             killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
             ends["killed" if killed else "spared" if status == 0 else "failed"] += 1
-        account.tell("faults")
-        parent.stdin.close()
+    account.tell("faults")
     return ends
+
+
+_LOOKING = ("Describe", "Get", "List", "Head")
+
+
+def _arrange(account: Account, pid: int, death: Death) -> None:
+    account.tell("faults")
+    fate = {"action": CHANGING, "times": 1, "code": ""}
+    account.tell("fault", kind="kill", pid=pid, late=death.late, after=death.after, **fate)
+    if death.lost is not None:
+        account.tell("fault", kind="lost", after=death.lost, **fate)
+
+
+def _begin(parent: subprocess.Popen[str], line: str) -> None:
+    print(line, file=_pipe(parent.stdin), flush=True)
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    assert pipe is not None
+    return pipe

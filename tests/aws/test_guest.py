@@ -166,7 +166,7 @@ def test_an_instance_ends_itself_when_its_time_is_over(
 @pytest.mark.parametrize(
     "expires",
     [
-        LATER,
+        pytest.param(LATER, id="later"),
         "never",
         None,
         "",

@@ -1,40 +1,95 @@
 """Runs that are killed: forks once for each, so that a hundred cost no more than one to import.
 
-``python -m aws.victim FOLDER KNOWN``; each line on standard input is a run's name. The child stops
-itself until whoever watches has arranged its death; then its exit status is printed.
+``python -m aws.victim FOLDER KNOWN``; each line on standard input is a run's name and kind. The
+child stops itself until whoever watches has arranged its death; then its exit status is printed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from aws.conftest import Bench, quick
-from aws.harness import Known
+from aws.harness import COPIES, Known
+from pytest_ephemeral import providers
 from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
+from pytest_ephemeral.tables import Ready
+
+STACK = {
+    "Resources": {"Topic": {"Type": "AWS::SNS::Topic", "Properties": {}}},
+    "Outputs": {"Host": {"Value": "127.0.0.1"}},
+}
+
+
+def whole(bench: Bench) -> None:
+    """Bake, launch, destroy."""
+    # Nothing answers in a hollow instance, and nothing is asked: "ready" names no probe.
+    timed = bench.lifecycle.bring_up(bench.template(command=None, ready=Ready()))
+    bench.lifecycle.destroy(timed.environment)
+
+
+def launching(bench: Bench) -> None:
+    """Launch from what the first of these runs bakes, and destroy."""
+    bench.keys["install"] = ["echo shared"]
+    whole(bench)
+
+
+def baking(bench: Bench) -> None:
+    """Bake, copy to another region, and prune."""
+    image = bench.bake(copy_to=[COPIES])
+    others = [one.key for one in bench.images.catalog.entries() if one.key != image.key]
+    assert bench.images.prune(0, others) == [image]
+
+
+def stacking(bench: Bench) -> None:
+    """Make a stack, and delete it."""
+    (bench.folder / "stack.json").write_text(json.dumps(STACK))
+    template = StackTemplate(name="stack", file="stack.json", url="http://{output:Host}")
+    order = bench.lifecycle._order(
+        bench.lifecycle._register(template, {}, template.ttl), template, {}
+    )
+
+    bench.lifecycle.destroy(providers.load("cloudformation").launch(order))
+
+
+KINDS: Mapping[str, Callable[[Bench], None]] = {
+    "whole": whole,
+    "launching": launching,
+    "baking": baking,
+    "stacking": stacking,
+}
 
 
 def main(folder: Path, known: Known) -> None:
     """Fork a run a line."""
-    import boto3  # noqa: F401 - once, for all of them
+    import boto3
 
+    # What AWS's services are is read once, for all of them: that takes longer than most runs.
+    session = boto3.session.Session()
+    for service in ("ec2", "cloudformation"):
+        session.client(service)
+    boto3.session.Session = lambda: session  # type: ignore[assignment, misc]
     for line in sys.stdin:
+        name, kind = line.split()
         child = os.fork()
         if child == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
-            run(folder / line.strip(), known)
+            run(folder / name, known, KINDS[kind])
         _, status = os.waitpid(child, os.WUNTRACED)
         print(child, flush=True)
         _, status = os.waitpid(child, 0)
         print(status, flush=True)
 
 
-def run(folder: Path, known: Known) -> None:
-    """Bake, launch, destroy."""
+def run(folder: Path, known: Known, what: Callable[[Bench], None]) -> None:
+    """Do it, and end."""
     os.environ["PYTEST_EPHEMERAL_STATE"] = str(folder / "state")
     folder.mkdir()
     try:
@@ -43,9 +98,7 @@ def run(folder: Path, known: Known) -> None:
         bench.keys = {"install": [f"echo {folder.name}"], "artifact": None, "verify": []}
         # No watchdog: it would clean up at once, and what reap can do is what is asked.
         Lifecycle._guard = lambda _: None  # type: ignore[method-assign]
-        template = bench.template(command=None, port=None)
-        environment = bench.lifecycle.bring_up(template).environment
-        bench.lifecycle.destroy(environment)
+        what(bench)
     except BaseException as error:  # noqa: BLE001
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         os._exit(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from aws.conftest import Bench, quick
 from aws.harness import account
-from aws.kills import kill_runs
+from aws.kills import at_every, by_chance, count_calls, kill_runs
 from waiting import until
 
 from pytest_ephemeral.environments import reaper
@@ -16,18 +16,27 @@ from pytest_ephemeral.environments import reaper
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and loopback addresses")
 
 
-def test_one_reap_after_random_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve runs; `make bench` has two hundred."""
+@pytest.mark.parametrize("kind", ["launching", "baking", "stacking"])
+def test_one_reap_after_a_kill_at_every_call(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after each call that changes something: launches, bakes with copies, stacks.
+
+    What is verified and not recorded goes too, in every region; what is recorded stays.
+    """
     with account(real=False) as made:
         for name, value in made.variables.items():
             monkeypatch.setenv(name, value)
-        quick(monkeypatch)
+        quick(monkeypatch, every=0.02)
         made.tell("times", boot=0.02, end=0.02, ami=0.02)
-        ends = kill_runs(made, tmp_path, 12, seed=7)
-        assert ends["killed"] > 6
-        assert ends["failed"] == 0
+        deaths = at_every(count_calls(made, tmp_path, kind))
+        deaths += by_chance(4, seed=7, calls=len(deaths) // 2)
+        ends = kill_runs(made, tmp_path, kind, deaths)
+        assert ends == {"killed": len(deaths)}
         bench = Bench(made, tmp_path)
         reaped = reaper.reap(bench, dry_run=False)  # type: ignore[arg-type]
-        assert [one for one in reaped if one.error] == []
+        assert [one for one in reaped if one.error or one.spared] == []
         until(lambda: made.left() == [])
         assert bench.ledger.entries() == []
+        recorded = {image.reference for image in bench.images.catalog.entries()}
+        assert set(made.recorded()) <= recorded

@@ -260,27 +260,21 @@ def remove(client: Any, found: Mapping[str, Any]) -> None:
     Raises:
         DestroyError: Something of it remains.
     """
-    if tags_of(found).get(STATE) == VERIFIED:
-        now = expiry(datetime.now(UTC))
-        me = process_of(machine.this_owner("prune"))
-        _mark(client, found, {STATE: QUARANTINED, labels.EXPIRES: now, PROCESS: me})
+    _condemn(client, found)
     for there, copied in copies_of(found):
+        _condemn(there, copied)
         _remove(there, copied)
+    for there in _elsewhere(found):  # cut short before, it may have left these
+        for snapshot in unrecorded_snapshots(there, _of_bake(found)):
+            delete_snapshot(there, snapshot["SnapshotId"])
     _remove(client, found)
 
 
 def copies_of(found: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
     """The copies of an AMI, or of the AMI that a snapshot is of: each with its region's client."""
-    clients = [aws.client("ec2", region) for region in tags_of(found).get(COPIES, "").split()]
-    return [(there, one) for there in clients for one in _copied(there, found)]
-
-
-def _copied(there: Any, found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What is a copy of an AMI in another region: it has the same key, and is of the same bake."""
-    marks = tags_of(found)
-    states = (QUARANTINED, UNRECORDED, VERIFIED)
-    same = of_key(there, marks.get(KEY, ""), *states)
-    return [one for one in same if tags_of(one).get(labels.ID) == marks.get(labels.ID)]
+    return [
+        (there, one) for there in _elsewhere(found) for one in _images(there, [_of_bake(found)])
+    ]
 
 
 def in_region(client: Any, image: Image, region: str) -> str:
@@ -316,7 +310,7 @@ def remove_snapshots(client: Any, key: str) -> None:
 def _copy(found: Mapping[str, Any], source: str, region: str) -> str:
     """Ask for one copy, unless one that was asked for before is there; its id."""
     client = aws.client("ec2", region)
-    if there := _copied(client, found):
+    if there := _images(client, [_of_bake(found)]):
         return str(there[0]["ImageId"])
     marks = {key: value for key, value in tags_of(found).items() if not key.startswith("aws:")}
     answer = client.copy_image(
@@ -328,6 +322,23 @@ def _copy(found: Mapping[str, Any], source: str, region: str) -> str:
         TagSpecifications=tagged({**marks, STATE: QUARANTINED}, "image", "snapshot"),
     )
     return str(answer["ImageId"])
+
+
+def _elsewhere(found: Mapping[str, Any]) -> list[Any]:
+    """Clients of the regions that an AMI is copied to."""
+    return [aws.client("ec2", region) for region in tags_of(found).get(COPIES, "").split()]
+
+
+def _of_bake(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What finds all that one bake has made, wherever: another of the same key is another's."""
+    return {"Name": f"tag:{labels.ID}", "Values": [tags_of(found).get(labels.ID, "")]}
+
+
+def _condemn(client: Any, found: Mapping[str, Any]) -> None:
+    if tags_of(found).get(STATE) != QUARANTINED:
+        now = expiry(datetime.now(UTC))
+        me = process_of(machine.this_owner("prune"))
+        _mark(client, found, {STATE: QUARANTINED, labels.EXPIRES: now, PROCESS: me})
 
 
 def _mark(client: Any, found: Mapping[str, Any], marks: Mapping[str, str]) -> None:
