@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import compose_versions
 import engine_images
 import pytest
+from waiting import until
 
-from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker import containers, finding
 
+COMMAND = "import pytest_ephemeral.cli as c; raise SystemExit(c.main())"
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 
 
@@ -35,25 +41,95 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist"]
     subprocess.run([*wheel, "."], cwd=folder, check=True)
     yield folder
-    prune = "import pytest_ephemeral.cli as c; raise SystemExit(c.main())"
-    argv = [sys.executable, "-c", prune, "images", "prune", "--keep", "0"]
-    subprocess.run(argv, cwd=folder, check=True, capture_output=True)
+    done = run(folder, "-c", COMMAND, "images", "prune", "--keep", "0")
+    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("template", ["staging-docker", "staging-compose"])
-def test_the_acceptance_tests_pass_in_containers(shop: Path, template: str) -> None:
-    """All that read and all that order; nothing of it is left on the engine."""
-    argv = ["--ephemeral-env", "--ephemeral-template", template, "-v", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *argv, "-k", "browsing or ordering and not prices"],
+def run(shop: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """A command in the shop's folder, with a machine state of its own."""
+    prefixes = shop.parent / "prefixes"
+    prefixes.mkdir(mode=0o700, exist_ok=True)
+    environ = {
+        **os.environ,
+        "PYTEST_EPHEMERAL_STATE": str(shop.parent / "state"),
+        "PYTEST_EPHEMERAL_PREFIX_ROOT": str(prefixes),
+    }
+    return subprocess.run(
+        [sys.executable, *argv],
         cwd=shop,
-        env={**os.environ, "PYTEST_EPHEMERAL_STATE": str(shop.parent / "state")},
+        env={**environ, "SHOP_KEY": "letmein"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.fixture(params=["staging-docker", "staging-compose", "staging-compose-v2"])
+def template(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A template, and what brings it up."""
+    name = request.param.removesuffix("-v2")
+    if name == request.param:
+        with compose_versions.without_plugin():
+            yield name
+        return
+    if compose_versions.v2() is None:
+        pytest.skip("version 2 of Compose is not here (.ci/compose fetches it)")
+    with compose_versions.with_plugin():
+        yield name
+
+
+@pytest.mark.timeout(600)
+def test_the_acceptance_tests_pass_in_containers(shop: Path, template: str) -> None:
+    """All of them, as on the local provider; nothing of it is left on the engine."""
+    report = shop / "dist" / "report.json"
+    argv = ["--ephemeral-env", "--ephemeral-template", template, "-p", "no:cacheprovider"]
+    done = run(shop, "-m", "pytest", *argv, f"--ephemeral-report={report}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"({template}" in done.stdout
-    containers = finding.find().call("GET", "/containers/json", query={"all": True})
-    assert [one for one in containers if f"pytest-ephemeral-{template}-" in str(one)] == []
+    assert "16 passed" in done.stdout
+    environments = json.loads(report.read_bytes())["environments"]
+    assert template in {one["template"] for one in environments}
+    for environment in environments:  # its watchdog may still be at the last one
+        label = {"label": [f"pytest-ephemeral.id={environment['id']}"]}
+        query = {"all": True, "filters": label}
+        until(lambda q=query: not finding.find().call("GET", "/containers/json", query=q), within=5)
+
+
+@pytest.mark.timeout(600)
+def test_the_bell_is_a_real_redis(shop: Path) -> None:
+    """The packing room waits at it, and an order rings it."""
+    up = run(shop, "-c", COMMAND, "up", "staging-compose", "--json")
+    assert up.returncode == 0, up.stderr
+    environment = json.loads(up.stdout)["environment"]
+    id = environment["id"]
+    try:
+        query = {"filters": {"label": [f"pytest-ephemeral.id={id}"]}}
+        engine = finding.find()
+        redis = next(
+            one["Id"]
+            for one in engine.call("GET", "/containers/json", query=query)
+            if one["Labels"]["com.docker.compose.service"] == "redis"
+        )
+
+        def told(*asked: str) -> str:
+            return containers.run(engine, redis, ["redis-cli", *asked], timeout=20).stdout
+
+        assert "redis_version" in told("info", "server")
+        assert until(lambda: re.search(r"cmd=(\w*pop|subscribe)", told("client", "list")))
+        before = commands(told)
+        body = json.dumps({"customer": "Ada", "basket": {"assam": 1}}).encode()
+        order = urllib.request.Request(f"{environment['url']}api/orders", body)
+        order.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(order, timeout=10) as answer:
+            number = json.load(answer)["id"]
+        until(lambda: commands(told) > before)
+        url = f"{environment['url']}api/orders/{number}"
+        until(lambda: b"packed_at" in urllib.request.urlopen(url, timeout=10).read())
+    finally:
+        down = run(shop, "-c", COMMAND, "down", id)
+    assert down.returncode == 0, down.stderr
+
+
+def commands(told: Callable[..., str]) -> int:
+    """How often the bell was rung."""
+    found = re.search(r"cmdstat_(?:\wpush|publish):calls=(\d+)", told("info", "commandstats"))
+    return int(found[1]) if found else 0
