@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aws.guests import Guests
+from aws.swift import paged
 from aws.wire import WSGI, Answer, Request, as_json, forward, refuse, refuse_json, xml
 
 ACCOUNT = "123456789012"
@@ -27,12 +28,13 @@ CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "st
 
 @dataclass
 class Times:
-    """How long, in seconds, what takes AWS its time takes here."""
+    """How long, in seconds, what takes AWS its time takes here; and how many come in one page."""
 
     boot: float = 0.1
     end: float = 0.1
     linger: float = 0.0
     ami: float = 0.1
+    page: int = 0
 
 
 class Clock:
@@ -77,7 +79,8 @@ class Strict:
         name = f"_{request.service}_{request.action}"
         with self.lock:
             handler: Callable[[Request], Answer] | None = getattr(self, name, None)
-            return forward(self.moto, request) if handler is None else handler(request)
+            answer = forward(self.moto, request) if handler is None else handler(request)
+            return paged(answer, request, self.times.page) if self.times.page else answer
 
     def backend(self, region: str) -> Any:
         from moto.backends import get_backend
