@@ -53,7 +53,12 @@ def main(at_once: int = AT_ONCE, killed: int = KILLED, *seeds: int) -> None:
 @contextmanager
 def project(*, real: bool) -> Iterator[tuple[Account, Bench]]:
     """A project of its own, in an account of its own."""
-    with account(real=real) as made, tempfile.TemporaryDirectory() as folder:
+    with (
+        account(real=real) as made,
+        tempfile.TemporaryDirectory() as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(providers, "names", lambda: ["ec2", "cloudformation"])
         os.environ.update(made.variables)
         os.environ["PYTEST_EPHEMERAL_STATE"] = folder
         bench = Bench(made, Path(folder))

@@ -22,7 +22,7 @@ from pytest_ephemeral.errors import DestroyError, LaunchError, PromotionError
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.promotion import protection
-from pytest_ephemeral.providers.ec2 import groups, tagging
+from pytest_ephemeral.providers.ec2 import belongings, groups, tagging
 from pytest_ephemeral.providers.ec2.baking import Ec2Baker
 from pytest_ephemeral.providers.ec2.provider import Ec2Provider
 from pytest_ephemeral.tables import Ready
@@ -93,6 +93,19 @@ def test_a_clock_that_is_ahead_takes_nothing(bench: Bench, monkeypatch: pytest.M
     monkeypatch.setattr(overdue, "datetime", Ahead)
     monkeypatch.setattr(tagging, "datetime", Ahead)
     assert environment.id not in reap(bench)
+    has_ended(bench, environment)
+
+
+def test_what_is_younger_than_the_look_is_let_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launched after the look began, by AWS's clock: whatever its tags say by then."""
+    environment = forgotten(bench)
+    provider = providers.load("ec2")
+    assert environment.id in {one.id for one in provider.owned()}
+    earlier = datetime.now(UTC) - timedelta(minutes=10)
+    monkeypatch.setattr(belongings, "clock", lambda _: earlier)
+    assert environment.id not in {one.id for one in provider.owned()}
     has_ended(bench, environment)
 
 
