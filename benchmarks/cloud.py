@@ -1,7 +1,7 @@
 """Environments on a simulated AWS: what they cost in API calls, how soon they are seen, and leaks.
 
-Instances are hollow here: nothing runs in them, so that what is measured is this project and not
-this machine's processes.
+Instances are hollow here, but where readiness is measured: nothing runs in them, so that what is
+measured is this project and not this machine's processes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +23,48 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import pytest
 from aws.conftest import Bench, quick  # type: ignore[import-not-found]
 from aws.harness import Account, account  # type: ignore[import-not-found]
-from aws.kills import kill_runs  # type: ignore[import-not-found]
+from aws.kills import by_chance, count_calls, kill_runs  # type: ignore[import-not-found]
 
+from pytest_ephemeral import labels, providers
 from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.tables import Ready
 
 AT_ONCE = 200
 KILLED = 200
+SEEDS = (1,)
 
 
-def main(at_once: int = AT_ONCE, killed: int = KILLED) -> None:
+def main(at_once: int = AT_ONCE, killed: int = KILLED, *seeds: int) -> None:
     """Measure, and print a line each."""
-    with account(real=False) as made, tempfile.TemporaryDirectory() as folder:
+    with project(real=False) as (made, bench):
+        bench.bake()
+        calls(bench, made, at_once, {"security_groups": own_group(made)}, "joining a group")
+        calls(bench, made, at_once, {}, "a group of their own")
+        running(bench, made)
+        reaping(bench, made, at_once)
+    with project(real=True) as (_, bench):
+        ready(bench)
+    for seed in seeds or SEEDS:
+        with project(real=False) as (made, bench):
+            kills(bench, made, killed, seed)
+
+
+@contextmanager
+def project(*, real: bool) -> Iterator[tuple[Account, Bench]]:
+    """A project of its own, in an account of its own."""
+    with (
+        account(real=real) as made,
+        tempfile.TemporaryDirectory() as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(providers, "names", lambda: ["ec2", "cloudformation"])
         os.environ.update(made.variables)
         os.environ["PYTEST_EPHEMERAL_STATE"] = folder
         bench = Bench(made, Path(folder))
-        with pytest.MonkeyPatch.context() as patch:
-            quick(patch)
-            bench.keys = {"artifact": None, "install": ["true"], "verify": []}
-            bench.bake()
-        calls(bench, made, at_once, {"security_groups": own_group(made)}, "joining a group")
-        calls(bench, made, at_once, {}, "a group each")
-        detection(bench, made)
-    with account(real=False) as made, tempfile.TemporaryDirectory() as folder:
-        kills(made, Path(folder), killed)
+        bench.keys = {"artifact": None, "install": ["true"], "verify": []}
+        yield made, bench
+        bench.lifecycle.close()
 
 
 def own_group(made: Account) -> list[str]:
@@ -54,18 +75,13 @@ def own_group(made: Account) -> list[str]:
 
 
 def calls(bench: Bench, made: Account, number: int, keys: dict[str, Any], what: str) -> None:
-    """So many environments up and down at once: API calls, and what is left.
-
-    With a group each, four are the least: it is made, opened and deleted, and the instance is run.
-    """
+    """So many environments up and down at once: API calls, and what is left."""
     made.calls()
     before = len(made.left())
-    # Nothing answers in a hollow instance, and nothing is asked: "ready" names no probe.
-    template = bench.template(command=None, ready=Ready(), **keys)
     started = time.monotonic()
+    launched = launch(bench, number, **keys)
     with ThreadPoolExecutor(number) as pool:
-        timed = list(pool.map(lambda _: bench.lifecycle.bring_up(template), range(number)))
-        list(pool.map(lambda one: bench.lifecycle.destroy(one.environment), timed))
+        list(pool.map(bench.lifecycle.destroy, launched))
     seconds = time.monotonic() - started
     found = Counter(made.calls())
     polls = found.pop("ec2:DescribeInstances", 0)
@@ -77,9 +93,63 @@ def calls(bench: Bench, made: Account, number: int, keys: dict[str, Any], what: 
     )
 
 
-def detection(bench: Bench, made: Account, rounds: int = 8) -> None:
+def launch(bench: Bench, number: int, **keys: Any) -> list[Environment]:
+    """So many environments, at once."""
+    # Nothing answers in a hollow instance, and nothing is asked: "ready" names no probe.
+    template = bench.template(command=None, ready=Ready(), **keys)
+    with ThreadPoolExecutor(number) as pool:
+        timed = list(pool.map(lambda _: bench.lifecycle.bring_up(template), range(number)))
+    return [one.environment for one in timed]
+
+
+def reaping(bench: Bench, made: Account, number: int) -> None:
+    """Leftovers without a record, removed one by one and then by reap; the same with records."""
+    provider: Any = providers.load("ec2")
+
+    def one_by_one() -> None:
+        for owned in provider.owned():
+            provider.sweep(owned)
+
+    def reap(at_once: int = reaper.AT_ONCE) -> None:
+        found = reaper.reap(bench, dry_run=False, at_once=at_once)
+        assert len(found) == number, len(found)
+
+    made.tell("times", boot=0.02, end=0.2)
+    for what, recorded, slowly in (("tags", False, one_by_one), ("records", True, lambda: reap(1))):
+        taken = []
+        for go in (slowly, reap):
+            leave(bench, made, number, recorded=recorded)
+            made.calls()
+            started = time.monotonic()
+            with pytest.MonkeyPatch.context() as patch:
+                quick(patch)
+                go()
+            taken.append((time.monotonic() - started, len(made.calls())))
+        (before, many), (after, few) = taken
+        print(
+            f"{number} leftovers by their {what}: reaped in {after:.1f} s with {few} API calls; one"
+            f" by one {before:.1f} s with {many}: {before / after:.1f} times as long"
+        )
+
+
+def leave(bench: Bench, made: Account, number: int, *, recorded: bool) -> None:
+    """So many environments whose time is over."""
+    expired = datetime.now(UTC) - timedelta(hours=1)
+    launched = launch(bench, number)
+    for one in launched:
+        if recorded:
+            bench.ledger.change(one.id, expires_at=expired)
+        else:
+            bench.ledger.remove(one.id)
+    if not recorded:
+        made.ec2.create_tags(
+            Resources=[one.handle["instances"] for one in launched],
+            Tags=[{"Key": labels.EXPIRES, "Value": expired.isoformat(timespec="seconds")}],
+        )
+
+
+def running(bench: Bench, made: Account, rounds: int = 8) -> None:
     """From an instance running to its being seen so."""
-    from pytest_ephemeral import providers
     from pytest_ephemeral.providers.ec2.fleet import fleet, state
 
     late: list[float] = []
@@ -97,20 +167,42 @@ def detection(bench: Bench, made: Account, rounds: int = 8) -> None:
     print(f"running seen within {max(late):.2f} s of the fact at most (target 2.5)  {verdict}")
 
 
-def kills(made: Account, folder: Path, number: int) -> None:
+def ready(bench: Bench, rounds: int = 5) -> None:
+    """From an application's answering, on an instance that runs it, to its environment's being up.
+
+    It notes itself when it begins to answer: on the console, by its own clock, which is ours.
+    """
+    late: list[float] = []
+    for number in range(rounds):
+        serve = (
+            f'sleep 1.{number}; exec "{sys.executable}" -c "import http.server, time; '
+            "server = http.server.HTTPServer(('$HOST', $PORT), http.server.SimpleHTTPRequestHandler"
+            "); print('answers', time.time(), flush=True); server.serve_forever()\""
+        )
+        template = bench.template(command=serve, ready=Ready(http="/"))
+        environment = bench.lifecycle.bring_up(template).environment
+        up = time.time()
+        said = [line for line in environment.logs().splitlines() if "answers" in line]
+        late.append(up - float(said[0].rpartition(" ")[2]))
+        bench.lifecycle.destroy(environment)
+    verdict = "reached" if max(late) <= 2.5 else "MISSED"
+    print(f"ready seen within {max(late):.2f} s of the fact at most (target 2.5)  {verdict}")
+
+
+def kills(bench: Bench, made: Account, number: int, seed: int) -> None:
     """Runs killed at random API calls, then one reap."""
-    os.environ.update(made.variables)
     made.tell("times", boot=0.02, end=0.02, ami=0.02)
-    ends = kill_runs(made, folder, number, seed=1)
-    bench = Bench(made, folder)
+    deaths = by_chance(number, seed, count_calls(made, bench.folder, "whole"))
+    ends = kill_runs(made, bench.folder, "whole", deaths)
+    before = len(made.left())
     with pytest.MonkeyPatch.context() as patch:
         quick(patch, every=0.02)
         reaped = reaper.reap(bench, dry_run=False)
-    left = made.left()
+    left = [*made.left(), *(one.error for one in reaped if one.error)]
     verdict = "reached" if not left else f"MISSED: {left}"
     print(
-        f"{number} runs, {ends['killed']} killed at random API calls: {len(reaped)} reaped, "
-        f"left: {len(left)} (target 0)  {verdict}"
+        f"{number} runs, {ends['killed']} killed at random API calls (seed {seed}): {before} things"
+        f" were left, {len(reaped)} reaped by one reap, left: {len(left)} (target 0)  {verdict}"
     )
 
 

@@ -65,8 +65,8 @@ def overdue(project: Project, *, asked: bool, dry_run: bool) -> Iterator[Overdue
                 if isinstance(found, Unseen):
                     if name in used and _is_shared(name):
                         yield found
-                elif found.id not in ids and not _is_recorded(project, name, found.owned, dry_run):
-                    yield found
+                elif found.id not in ids:
+                    yield from _unless_recorded(project, found, dry_run=dry_run)
 
 
 def why(environment: Environment, now: datetime) -> str:
@@ -135,21 +135,21 @@ def _looks(
     return [lambda place=place: provider.owned_in(place) for place in places]  # type: ignore[misc]
 
 
-def _is_recorded(project: Project, name: str, owned: Owned | None, dry_run: bool) -> bool:
-    """Whether it is an image of our catalog, whose provider was not told of that any more."""
-    if owned is None or not owned.image:
-        return False
-    for image in project.images.catalog.entries():
-        if (image.provider, image.reference) == (name, owned.image):
-            _tell(name, image, dry_run)
-            return True
-    return False
-
-
-def _tell(name: str, image: Image, dry_run: bool) -> None:
-    provider = providers.load(name)
-    if isinstance(provider, Recording) and not dry_run:
-        provider.recorded(image, None)
+def _unless_recorded(
+    project: Project, found: Overdue, *, dry_run: bool
+) -> Iterator[Overdue | Unseen]:
+    """What was found; an image of our catalog is none, though its provider was not told of that."""
+    reference = "" if found.owned is None else found.owned.image
+    images = project.images.catalog.entries() if reference else []
+    known = [one for one in images if (one.provider, one.reference) == (found.provider, reference)]
+    provider = providers.load(found.provider)
+    if not known:
+        yield found
+    elif isinstance(provider, Recording) and not dry_run:
+        try:
+            provider.recorded(known[0], None)
+        except EphemeralError as error:
+            yield Unseen(found.provider, str(error))
 
 
 def _is_shared(name: str) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 from aws import acceptance
 from aws.guests import Guests
 from aws.stacks import Stacks
+from aws.swift import paged
 from aws.wire import WSGI, Answer, Request, as_json, forward, refuse, refuse_json, xml
 
 ACCOUNT = "123456789012"
@@ -37,6 +38,7 @@ class Times:
         linger: How long its network interface is there after that.
         ami: Until an AMI is available.
         unseen: Until what was launched can be seen.
+        page: How many of what is listed come in one page; 0 for all.
         stack: Until a stack is made, changed or deleted.
     """
 
@@ -46,6 +48,7 @@ class Times:
     ami: float = 0.1
     unseen: float = 0.0
     stack: float = 0.1
+    page: int = 0
 
 
 class Clock:
@@ -93,7 +96,8 @@ class Strict(Stacks):
         name = f"_{request.service}_{request.action}"
         with self.lock:
             handler: Callable[[Request], Answer] | None = getattr(self, name, None)
-            return forward(self.moto, request) if handler is None else handler(request)
+            answer = forward(self.moto, request) if handler is None else handler(request)
+            return paged(answer, request, self.times.page) if self.times.page else answer
 
     def backend(self, region: str) -> Any:
         from moto.backends import get_backend

@@ -1,11 +1,24 @@
-"""moto made quick: it finds the tags of one resource by reading those of all.
+"""What moto does with many resources, and AWS otherwise.
 
-With a few hundred resources, a single describe takes it seconds.
+It finds the tags of one resource by reading those of all: with a few hundred, a single describe
+takes it seconds. And it gives all in one answer, where AWS gives them by the page.
 """
 
 from __future__ import annotations
 
 from typing import Any
+from xml.etree import ElementTree as ET
+
+from aws.wire import Answer, Request
+
+#: What an answer lists, by action.
+_LISTS = {
+    "DescribeSecurityGroups": "securityGroupInfo",
+    "DescribeImages": "imagesSet",
+    "DescribeSnapshots": "snapshotSet",
+    "DescribeVolumes": "volumeSet",
+    "DescribeNetworkInterfaces": "networkInterfaceSet",
+}
 
 
 def quicken() -> None:
@@ -21,3 +34,23 @@ def quicken() -> None:
         ]
 
     TaggedEC2Resource.get_tags = get_tags
+
+
+def paged(answer: Answer, request: Request, size: int) -> Answer:
+    """A page of an answer, and the token for the next."""
+    if request.action not in _LISTS or not answer.ok:
+        return answer
+    root = ET.fromstring(answer.body)
+    space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
+    found = root.find(f"{space}{_LISTS[request.action]}")
+    if found is None:
+        return answer
+    start = int(request.form.get("NextToken") or 0)
+    items = list(found)
+    for item in [*items[:start], *items[start + size :]]:
+        found.remove(item)
+    for token in root.findall(f"{space}nextToken"):
+        root.remove(token)
+    if start + size < len(items):
+        ET.SubElement(root, f"{space}nextToken").text = str(start + size)
+    return Answer(body=ET.tostring(root))

@@ -38,6 +38,7 @@ from pytest_ephemeral.providers.ec2.builders import (
     stop,
     succeed,
 )
+from pytest_ephemeral.providers.ec2.environments import asked
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
 from pytest_ephemeral.providers.ec2.tagging import (
     KEY,
@@ -139,7 +140,7 @@ class Ec2Baker:
         """It is nobody's no longer; the AMI that was recorded before it has no use any more."""
         if AS_IT_IS in image.handle:
             return
-        with aws.explained():
+        with asked(f"the AMI {image.reference} can't be told that it is recorded"):
             if found := _own(image):
                 amis.record(_client_of(image), found)
             if before and before.reference != image.reference and (old := _own(before)):
@@ -193,7 +194,7 @@ class Ec2Baker:
         if AS_IT_IS in image.handle:
             return
         client = _client_of(image)
-        with aws.explained():
+        with asked(f"the image {image.name!r} can't be removed"):
             found = amis.described(client, image.reference)
             if users := _users(client, found or {"ImageId": image.reference}):
                 raise ImageInUseError(

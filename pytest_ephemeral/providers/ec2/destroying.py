@@ -1,4 +1,4 @@
-"""Ending one environment: its instances, then its group, however far its launch had come."""
+"""Ending one environment: its instances, then their group, however far its launch had come."""
 
 from __future__ import annotations
 

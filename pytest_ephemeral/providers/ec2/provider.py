@@ -1,4 +1,4 @@
-"""Environments on EC2: instances in a security group of their own, seen by one shared look."""
+"""Environments on EC2: instances in a group that lets in whom they say, seen by one shared look."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Ec2Provider(Instances, Ec2Baker):
             prices.check(template, prices.of(template, root), region, lifetime / 3600)
 
     def launch(self, order: Order) -> Environment:
-        """A security group, then instances of whichever type there is capacity for."""
+        """Its run's security group, then instances of whichever type there is capacity for."""
         with explained(order.environment, "could not be launched", LaunchError):
             return bring_up(order)
 
@@ -76,7 +76,7 @@ class Ec2Provider(Instances, Ec2Baker):
         living(environment)
 
     def destroy(self, environment: Environment) -> None:
-        """Instances, then its group."""
+        """Instances, then their group, unless others are in it."""
         with explained(environment, "could not be destroyed", DestroyError):
             destroying.destroy(fleet_of(environment), environment)
 

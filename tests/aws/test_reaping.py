@@ -1,0 +1,384 @@
+"""What reap takes, in whose account, and what it lets alone, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+import msgspec
+import pytest
+from waiting import until
+
+from aws.conftest import Bench
+from aws.harness import COPIES, REGION
+from pytest_ephemeral import labels, machine, providers
+from pytest_ephemeral.environments import overdue, reaper
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.environments.reaper import Reaped
+from pytest_ephemeral.errors import DestroyError, LaunchError, PromotionError
+from pytest_ephemeral.images.catalog import Catalog
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.promotion import protection
+from pytest_ephemeral.providers.ec2 import belongings, groups, tagging
+from pytest_ephemeral.providers.ec2.baking import Ec2Baker
+from pytest_ephemeral.providers.ec2.provider import Ec2Provider
+from pytest_ephemeral.tables import Ready
+
+PAST = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")
+FUTURE = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
+#: A process of this machine that is gone, and one of another of which nobody here can tell.
+DEAD = "|".join((machine.this_owner("").host, "another-boot", "1", "1"))
+ELSEWHERE = "elsewhere|boot|1|1"
+
+
+def up(bench: Bench, **keys: Any) -> Environment:
+    """An environment in which nothing runs."""
+    template = bench.template(**{"command": None, "ready": Ready(), **keys})
+    return bench.lifecycle.bring_up(template).environment
+
+
+def forgotten(bench: Bench, expires: str = PAST, **keys: Any) -> Environment:
+    """An environment without a record, whose tags say when it expires."""
+    environment = up(bench, **keys)
+    bench.ledger.remove(environment.id)
+    retag(bench, environment, expires)
+    return environment
+
+
+def retag(bench: Bench, environment: Environment, expires: str) -> None:
+    bench.account.ec2.create_tags(
+        Resources=environment.handle["instances"].split(","),
+        Tags=[{"Key": labels.EXPIRES, "Value": expires}],
+    )
+
+
+def reap(bench: Bench, **keys: Any) -> dict[str, Reaped]:
+    found = reaper.reap(bench, dry_run=False, **keys)  # type: ignore[arg-type]
+    return {one.id: one for one in found}
+
+
+def is_up(bench: Bench, environment: Environment) -> bool:
+    ids = environment.handle["instances"].split(",")
+    found = bench.account.ec2.describe_instances(InstanceIds=ids)["Reservations"]
+    return all(one["State"]["Name"] == "running" for each in found for one in each["Instances"])
+
+
+def has_ended(bench: Bench, environment: Environment) -> None:
+    """Bring a test to its end."""
+    providers.load("ec2").destroy(environment)
+    bench.ledger.remove(environment.id)
+
+
+@pytest.mark.parametrize("expires", ["yesterday", "", "2020-01-01T00:00:00", "never"])
+def test_a_tag_that_can_not_be_read_says_nothing(bench: Bench, expires: str) -> None:
+    """Not a date, or one without a zone: nobody knows when its time is over, so it is not."""
+    environment = forgotten(bench, expires)
+    assert environment.id not in reap(bench)
+    assert is_up(bench, environment)
+    has_ended(bench, environment)
+
+
+def test_a_clock_that_is_ahead_takes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day ahead of AWS's: what expires in an hour is not over there."""
+    environment = forgotten(bench, FUTURE)
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr(overdue, "datetime", Ahead)
+    monkeypatch.setattr(tagging, "datetime", Ahead)
+    assert environment.id not in reap(bench)
+    has_ended(bench, environment)
+
+
+def test_what_is_younger_than_the_look_is_let_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launched after the look began, by AWS's clock: whatever its tags say by then."""
+    environment = forgotten(bench)
+    provider = providers.load("ec2")
+    assert environment.id in {one.id for one in provider.owned()}
+    earlier = datetime.now(UTC) - timedelta(minutes=10)
+    monkeypatch.setattr(belongings, "clock", lambda _: earlier)
+    assert environment.id not in {one.id for one in provider.owned()}
+    has_ended(bench, environment)
+
+
+def test_tags_that_were_copied_make_nothing_ours(bench: Bench) -> None:
+    """An instance that someone else launched with them, and a group that is called otherwise."""
+    environment = up(bench)
+    ec2 = bench.account.ec2
+    marks = {**environment.labels, labels.EXPIRES: PAST, tagging.PROCESS: DEAD}
+    copied = [{"Key": key, "Value": value} for key, value in marks.items()]
+    foreign = ec2.run_instances(
+        ImageId=bench.account.base,
+        MinCount=1,
+        MaxCount=1,
+        TagSpecifications=[{"ResourceType": "instance", "Tags": copied}],
+    )["Instances"][0]["InstanceId"]
+    theirs = ec2.create_security_group(
+        GroupName="theirs",
+        Description="theirs",
+        TagSpecifications=[{"ResourceType": "security-group", "Tags": copied}],
+    )["GroupId"]
+    bench.lifecycle.destroy(environment)  # which waits for its own alone
+    assert reap(bench) == {}
+    state = ec2.describe_instances(InstanceIds=[foreign])["Reservations"][0]["Instances"][0]
+    assert state["State"]["Name"] == "running"
+    ec2.terminate_instances(InstanceIds=[foreign])
+    ec2.delete_security_group(GroupId=theirs)
+    until(lambda: not any(foreign in one for one in bench.account.left()))
+
+
+@pytest.mark.parametrize("until_when", [None, datetime.now(UTC) + timedelta(hours=3)])
+def test_what_is_extended_or_promoted_meanwhile_is_spared(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, until_when: datetime | None
+) -> None:
+    """By its tags alone: between being found and being removed, it was given more time."""
+    environment = forgotten(bench)
+    sweep = Ec2Provider.sweep_all
+
+    def late(self: Any, owned: Sequence[Any], still: Any) -> Any:
+        self.extend(environment, until_when)
+        return sweep(self, owned, still)
+
+    monkeypatch.setattr(Ec2Provider, "sweep_all", late)
+    found = reap(bench)[environment.id]
+    assert (found.spared, found.error) == (True, "")
+    assert is_up(bench, environment)
+    providers.load("ec2").extend(environment, datetime.now(UTC))
+    has_ended(bench, environment)
+
+
+def test_what_is_promoted_meanwhile_is_spared_by_its_record(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Disarmed between being found and being removed; and what is being removed is not promoted."""
+    environment, other = up(bench), up(bench)
+    for one in (environment, other):
+        bench.ledger.change(one.id, expires_at=datetime.now(UTC) - timedelta(hours=1))
+    condemn = Ledger.condemn
+
+    def late(self: Ledger, id: str, still: Any) -> Any:
+        if id == environment.id:
+            protection.disarm(self, environment)
+        return condemn(self, id, still)
+
+    monkeypatch.setattr(Ledger, "condemn", late)
+    found = reap(bench)
+    assert (found[environment.id].spared, found[other.id].spared) == (True, False)
+    assert is_up(bench, environment)
+    bench.ledger.change(environment.id, state="destroying")
+    with pytest.raises(PromotionError, match="being destroyed"):
+        protection.disarm(bench.ledger, environment)
+    bench.lifecycle.destroy(environment)
+
+
+def test_two_reap_at_once(bench: Bench) -> None:
+    """From two places over the same leftovers, recorded and not: all goes, and nobody complains."""
+    bench.bake()
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda _: up(bench), range(6)))
+    for number, environment in enumerate(made):
+        if number % 2:
+            bench.ledger.remove(environment.id)
+            retag(bench, environment, PAST)
+        else:
+            bench.ledger.change(environment.id, expires_at=datetime.now(UTC))
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: reap(bench), range(2)))
+    assert {one.error for found in both for one in found.values()} == {""}
+    assert set().union(*both) >= {environment.id for environment in made}
+    assert bench.account.left() == []
+
+
+def test_a_run_that_lives_elsewhere_is_let_alone(bench: Bench) -> None:
+    """A bake on another machine; its group goes when its time is over, and not before."""
+    key = "sha256:" + "ab" * 32
+    made = {}
+    for name, process, expires in (
+        ("elsewhere", ELSEWHERE, FUTURE),
+        ("overdue", ELSEWHERE, PAST),
+        ("dead", DEAD, FUTURE),
+    ):
+        id = f"bake-{name}"
+        marks = {labels.ID: id, labels.EXPIRES: expires, tagging.PROCESS: process, tagging.KEY: key}
+        made[name] = groups.ensure(bench.account.ec2, id, tagging.as_tags(marks), None, ())
+
+    def left() -> set[str]:
+        found = bench.account.ec2.describe_security_groups()["SecurityGroups"]
+        return {name for name, id in made.items() if id in {one["GroupId"] for one in found}}
+
+    providers.load("ec2").discard(key)  # type: ignore[attr-defined]
+    assert left() == {"elsewhere", "overdue"}
+    assert set(reap(bench)) == {"bake-overdue"}
+    assert left() == {"elsewhere"}
+    groups.delete(bench.account.ec2, made["elsewhere"])
+
+
+def test_what_comes_in_pages_is_found_whole(bench: Bench) -> None:
+    """Groups, images and snapshots, two a page."""
+    bench.account.tell("times", page=2)
+    try:
+        for number in range(5):
+            marks = {labels.ID: f"bake-{number}", tagging.PROCESS: DEAD, labels.EXPIRES: FUTURE}
+            tags = tagging.as_tags(marks)
+            groups.ensure(bench.account.ec2, f"bake-{number}", tags, None, ())
+        assert len(reap(bench)) == 5
+    finally:
+        bench.account.tell("times", page=0)
+    assert bench.account.left() == []
+
+
+def test_an_account_that_can_not_be_looked_into_is_told(bench: Bench) -> None:
+    """Nothing found there would be no proof that nothing is there."""
+    bench.account.fault("DescribeInstances", "UnauthorizedOperation", times=9)
+    found = reaper.reap(bench, dry_run=True)  # type: ignore[arg-type]
+    with pytest.raises(DestroyError, match=r"whatever there is \(ec2\).*may not do this"):
+        reaper.leftovers(found)
+
+
+def test_other_regions_are_looked_into(bench: Bench) -> None:
+    """Those that templates, recipes and records name; and a launch that fails there leaves none."""
+    bench.keys["copy_to"] = [COPIES]
+    bench.bake()
+    there: dict[str, Any] = {"region": COPIES, "subnet": [], "ingress": ["10.0.0.0/8"]}
+    away = boto3.client("ec2", region_name=COPIES)
+    bench.account.fault("RunInstances", "InsufficientInstanceCapacity")
+    with pytest.raises(LaunchError, match="InsufficientInstanceCapacity"):
+        up(bench, **there)
+    assert bench.account.left() == []
+    environment = up(bench, **there)
+    bench.ledger.remove(environment.id)
+    tags = [{"Key": labels.EXPIRES, "Value": PAST}]
+    away.create_tags(Resources=[environment.handle["instances"]], Tags=tags)
+    assert environment.id not in reap(bench)
+    bench.config.templates["away"] = bench.template(**there)
+    assert environment.id in reap(bench)
+    assert bench.account.left() == []
+    assert providers.load("ec2").places([bench.recipe(region=COPIES)]) == [REGION, COPIES]  # type: ignore[attr-defined]
+    bench.images.prune(0, ())
+
+
+def test_what_was_verified_and_not_recorded_is_adopted_or_reaped(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut short before the catalog: the next bake of the key takes it, else reap does."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "record", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bench.bake()
+    (unrecorded,) = amis(bench)
+    assert unrecorded not in bench.account.recorded()
+    bench.account.calls()
+    assert bench.bake().reference == unrecorded
+    assert "ec2:CreateImage" not in bench.account.calls()
+    assert unrecorded in bench.account.recorded()
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "record", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bench.bake(install=["echo another"], verify=[])
+    (another,) = set(amis(bench)) - {unrecorded}
+    assert reap(bench) == {}  # who bakes it still runs
+    die(bench, another)
+    assert len(reap(bench)) == 1
+    assert amis(bench) == [unrecorded]
+
+
+def test_what_is_recorded_is_not_reaped_though_it_does_not_say_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut short after the catalog: reap tells the AMI what the catalog knows; so does its use."""
+    for heal in (lambda: reap(bench), bench.bake):
+        with monkeypatch.context() as patch:
+            patch.setattr(Ec2Baker, "recorded", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                bench.bake(mode="always")
+        image = bench.images.catalog.entries()[0]
+        die(bench, image.reference)
+        assert image.reference not in bench.account.recorded()
+        heal()
+        assert image.reference in bench.account.recorded()
+        bench.images.prune(0, ())
+
+
+def test_baked_again_it_is_another_and_the_old_one_goes(bench: Bench) -> None:
+    """The same key, by force: what the catalog forgets does not stay behind."""
+    first = bench.bake()
+    second = bench.bake(mode="always")
+    assert first.key == second.key
+    assert amis(bench) == [second.reference]
+
+
+def test_a_run_shares_a_group_that_goes_with_the_last(bench: Bench) -> None:
+    """Those that let in the same; one that lets in others has another."""
+    one, two, other = up(bench), up(bench), up(bench, ingress=["10.0.0.0/8"])
+    assert one.handle["group"] == two.handle["group"] != other.handle["group"]
+    bench.lifecycle.destroy(one)
+    assert len([name for name in bench.account.left() if "ingress" in name]) == 2
+    bench.lifecycle.destroy(other)
+    bench.lifecycle.keep(two)
+    assert len([name for name in bench.account.left() if "ingress" in name]) == 1
+    has_ended(bench, msgspec.structs.replace(two, kept=True))
+    assert bench.account.left() == []
+
+
+def test_a_group_that_went_meanwhile_is_made_again(bench: Bench) -> None:
+    """Between joining it and launching into it, someone else has deleted it."""
+    bench.bake()
+    bench.account.fault("RunInstances", "InvalidGroup.NotFound")
+    environment = up(bench)
+    bench.lifecycle.destroy(environment)
+    assert bench.account.left() == []
+
+
+def test_secrets_are_not_in_the_ledger_and_recovery_does_not_need_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request as it is journaled lacks its user data; what was launched is found too."""
+    monkeypatch.setenv("REAPING_KEY", "hunter2hunter2")
+    bench.bake()
+    change = Ledger.change
+
+    def dies(self: Ledger, id: str, **changes: Any) -> Any:
+        if "instances" in changes.get("handle", {}):
+            raise KeyboardInterrupt
+        return change(self, id, **changes)
+
+    monkeypatch.setattr(bench.lifecycle, "before_removal", interrupted)
+    monkeypatch.setattr(bench.lifecycle.__class__, "_take_down", lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "change", dies)
+        with pytest.raises(KeyboardInterrupt):
+            up(bench, env={"KEY": "{env:REAPING_KEY}"})
+    (environment,) = bench.ledger.entries()
+    assert "request" in environment.handle
+    assert "instances" not in environment.handle
+    assert "hunter2" not in bench.store.read(f"environments/{environment.id}.json").data.decode()
+    assert any(one.startswith("i-") for one in bench.account.left())
+    bench.lifecycle.destroy(environment)
+    assert bench.account.left() == []
+
+
+def die(bench: Bench, ami: str) -> None:
+    """The process that has baked an AMI is gone."""
+    (found,) = bench.account.ec2.describe_images(ImageIds=[ami])["Images"]
+    (snapshot,) = [one["Ebs"]["SnapshotId"] for one in found["BlockDeviceMappings"]]
+    tags = [{"Key": tagging.PROCESS, "Value": DEAD}]
+    bench.account.ec2.create_tags(Resources=[ami, snapshot], Tags=tags)
+
+
+def amis(bench: Bench) -> list[str]:
+    """The AMIs that are there, but for the base."""
+    found = bench.account.ec2.describe_images(Owners=["self"])["Images"]
+    return [one["ImageId"] for one in found if one["ImageId"] != bench.account.base]
+
+
+def interrupted(*_: Any) -> None:
+    """The process is interrupted here."""
+    raise KeyboardInterrupt
