@@ -28,7 +28,7 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import BakeJob
-from pytest_ephemeral.providers.ec2 import amis, belongings, refusals
+from pytest_ephemeral.providers.ec2 import amis, belongings, launching, refusals
 from pytest_ephemeral.providers.ec2.builders import (
     builder,
     client_of,
@@ -126,7 +126,8 @@ class Ec2Baker:
         _jobs[job.key, threading.get_ident()] = job
         client = client_of(recipe)
         with _explained(job):
-            with builder(job, image.reference, recipe.verify, None) as built:
+            made = launching.NEW_IMAGE
+            with builder(job, image.reference, recipe.verify, None, young=made) as built:
                 job.say(f"verifying it on {built.instance}")
                 succeed(built, "verifying it")
             if AS_IT_IS in image.handle:

@@ -16,6 +16,8 @@ from pytest_ephemeral.providers.ec2.tables import source_of
 #: Network interfaces linger after their instances: so long is tried to delete their group.
 LINGER: Final = 330.0
 PAUSE: Final = 2.0
+#: Seconds in which a group that was only just made is known everywhere.
+UNSEEN: Final = 30.0
 
 #: AWS's own answer to who is asking; for a public address.
 WHO_AM_I: Final = "https://checkip.amazonaws.com"
@@ -180,11 +182,19 @@ def delete(client: Any, group: str, *, within: float = LINGER) -> None:
 def _authorize(client: Any, group: str, permissions: Sequence[Mapping[str, Any]]) -> None:
     from botocore.exceptions import ClientError
 
-    try:
-        client.authorize_security_group_ingress(GroupId=group, IpPermissions=list(permissions))
-    except ClientError as error:
-        if aws.code(error) != "InvalidPermission.Duplicate":
-            raise
+    deadline = time.monotonic() + UNSEEN
+    while True:
+        try:
+            client.authorize_security_group_ingress(GroupId=group, IpPermissions=list(permissions))
+        except ClientError as error:
+            found = aws.code(error)
+            if found == "InvalidPermission.Duplicate":
+                return
+            if found not in _GONE or time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE)
+        else:
+            return
 
 
 def _users(client: Any, group: str) -> str:
