@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from aws.harness import Account, account
+from aws.permissions import PAGE, documented, needed
 from pytest_ephemeral import providers
 from pytest_ephemeral.artifacts import open_repository
 from pytest_ephemeral.environments.ledger import Ledger
@@ -96,6 +97,8 @@ class Bench:
 def _account() -> Iterator[Account]:
     with account() as made:
         yield made
+        unlisted = needed(made.tell("own")) - documented()
+        assert not unlisted, f"calls whose permissions {PAGE.name} does not list: {unlisted}"
 
 
 @pytest.fixture

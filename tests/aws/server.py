@@ -43,6 +43,9 @@ class Harness:
             return self._control(environ, path.removeprefix("/_harness/")).send(start_response)
         if path.startswith("/_imds/"):
             return self._metadata(environ, path).send(start_response)
+        if "AWSAccessKeyId=" in environ.get("QUERY_STRING", ""):  # a URL signed as before 2014
+            said = "Please use AWS4-HMAC-SHA256: buckets made since 2020 take nothing else"
+            return refuse("InvalidRequest", said).send(start_response)
         request = Request.read(environ)
         fault = self._fault(request)
         if fault is not None and fault["kind"] == "kill":

@@ -63,7 +63,7 @@ class Stacks:
         stack.status = "ROLLBACK_COMPLETE" if rollback else "CREATE_FAILED"
 
     def _cloudformation_UpdateTerminationProtection(self, request: Request) -> Answer:
-        name = request.form["StackName"]
+        name = self._stack(request.form["StackName"]).stack_id
         self.protected[name] = request.form["EnableTerminationProtection"] == "true"
         inner = f"<StackId>{name}</StackId>"
         return xml(

@@ -212,6 +212,13 @@ def test_what_can_not_reach_the_bucket_is_heard_on_the_console(
     assert "made it" in shown
 
 
+def test_an_ami_that_can_not_be_launched_yet_is_waited_for(bench: Bench) -> None:
+    """One look says that it is available, the next that there is none: it is verified."""
+    bench.account.fault("RunInstances", "InvalidAMIID.NotFound", times=2, after=1)
+    bench.bake()
+    assert bench.account.left() == []
+
+
 def test_a_bucket_that_is_not_there_is_named(bench: Bench) -> None:
     """Before anything is launched."""
     bench.account.calls()

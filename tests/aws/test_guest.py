@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
@@ -23,8 +23,9 @@ from pytest_ephemeral.providers.ec2 import guest
 from pytest_ephemeral.providers.ec2.tagging import expiry
 
 SCRIPTS = files("pytest_ephemeral.providers.ec2.guest")
-PAST = expiry(datetime.now(UTC) - timedelta(seconds=5))
-LATER = expiry(datetime.now(UTC) + timedelta(hours=2))
+#: As the tag has them; the same in every worker, as they are in the names of tests.
+PAST = expiry(datetime(2020, 1, 1, tzinfo=UTC))
+LATER = expiry(datetime(2999, 1, 1, tzinfo=UTC))
 
 #: What an instance's own commands are in these tests: shutdown leaves a note.
 SHUTDOWN = '#!/bin/sh\necho "$*" >>"$TOLD"\n'

@@ -190,6 +190,16 @@ def test_what_can_not_be_seen_yet_is_waited_for_and_ended(bench: Bench) -> None:
     assert bench.account.left() == []
 
 
+def test_a_group_that_is_not_known_yet_is_waited_for(bench: Bench) -> None:
+    """Neither letting someone in nor launching into it fails because it was only just made."""
+    bench.bake()
+    for action in ("AuthorizeSecurityGroupIngress", "RunInstances"):
+        bench.account.fault(action, "InvalidGroup.NotFound", times=2)
+    environment = up(bench)
+    assert get(environment.url) == "hello"
+    bench.lifecycle.destroy(environment)
+
+
 # -- addresses -------------------------------------------------------------------------------
 
 

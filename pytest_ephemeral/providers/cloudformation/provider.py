@@ -110,10 +110,11 @@ class CloudFormationProvider(Instances):
             client, stack = _client(environment), _stack(environment)
             found = stacks.seen(client, stack, older=0.0)
             if found is not None:
+                # By its id: under its name, nothing can be asked of it when it is gone.
+                stack = str(found["StackId"])
                 if environment.production is None and tags_of(found).get(EXPIRES) == NEVER:
                     _protect(client, stack, on=False)
-                # By its id: under its name, nothing can be asked of it when it is gone.
-                stacks.delete(client, str(found["StackId"]), environment.id)
+                stacks.delete(client, stack, environment.id)
 
     def places(self, known: Iterable[Template | Recipe | Environment | Image]) -> Sequence[str]:
         """The regions where it may have stacks, boto3's own first."""

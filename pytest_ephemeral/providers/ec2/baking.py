@@ -26,7 +26,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import BakeJob
-from pytest_ephemeral.providers.ec2 import amis, belongings, refusals, sweeping
+from pytest_ephemeral.providers.ec2 import amis, belongings, launching, refusals, sweeping
 from pytest_ephemeral.providers.ec2.builders import (
     builder,
     client_of,
@@ -126,7 +126,8 @@ class Ec2Baker:
         _jobs[job.key, threading.get_ident()] = job
         client = client_of(recipe)
         with _explained(job):
-            with builder(job, image.reference, recipe.verify, None) as built:
+            made = launching.NEW_IMAGE
+            with builder(job, image.reference, recipe.verify, None, young=made) as built:
                 job.say(f"verifying it on {built.instance}")
                 succeed(built, "verifying it")
             if AS_IT_IS in image.handle:
@@ -137,14 +138,16 @@ class Ec2Baker:
             amis.copy(found, image.handle["region"], recipe.copy_to, job.say)
 
     def recorded(self, image: Image, before: Image | None) -> None:
-        """It is nobody's no longer; the AMI that was recorded before it has no use any more."""
+        """It is nobody's no longer; the AMI that was recorded before it goes, if it is not used."""
         if AS_IT_IS in image.handle:
             return
         with asked(f"the AMI {image.reference} can't be told that it is recorded"):
             if found := _own(image):
                 amis.record(_client_of(image), found)
             if before and before.reference != image.reference and (old := _own(before)):
-                amis.remove(_client_of(before), old)
+                client = _client_of(before)
+                if not _users(client, old):
+                    amis.remove(client, old)
 
     def discard(self, key: str) -> None:
         """Remove builders, groups, quarantined AMIs and snapshots that bakes of that key left.

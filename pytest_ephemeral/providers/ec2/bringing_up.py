@@ -140,6 +140,7 @@ def _wanted(
         secret=bool(order.secrets),
         public=template.address == "public",
         count=template.count,
+        young=() if template.security_groups else (launching.NEW_GROUP,),
         more=_options(template, image),
     )
 

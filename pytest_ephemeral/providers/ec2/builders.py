@@ -6,7 +6,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -65,9 +65,22 @@ class Built(msgspec.Struct, frozen=True):
 
 @contextmanager
 def builder(
-    job: BakeJob, image: str, steps: str | Sequence[str], artifact: Path | None
+    job: BakeJob,
+    image: str,
+    steps: str | Sequence[str],
+    artifact: Path | None,
+    *,
+    young: Collection[str] = (),
 ) -> Iterator[Built]:
-    """An instance that runs some steps; it and its group are gone afterwards, however it ends."""
+    """An instance that runs some steps; it and its group are gone afterwards, however it ends.
+
+    Args:
+        job: The bake.
+        image: What the instance is launched from.
+        steps: What it runs.
+        artifact: What it gets.
+        young: See ``launching.Wanted``.
+    """
     recipe = recipe_of(job.recipe)
     client = client_of(recipe)
     id = f"bake-{recipe.name}-{digits(job.key)[:6]}-{secrets.token_hex(3)}"
@@ -87,6 +100,7 @@ def builder(
             groups=[group],
             marks=marks,
             user_data=script,
+            young=(launching.NEW_GROUP, *young),
             more=_profile(recipe),
         )
         launched = launching.run(client, wanted, lambda _: None)

@@ -45,8 +45,7 @@ def run(
     """
     client = aws.client("ssm", region)
     limit = LONGEST if timeout is None else timeout
-    command = _send(client, id, instance, script(argv, timeout), limit)
-    started = time.monotonic()
+    command, started = _send(client, id, instance, script(argv, timeout), limit)
     pauses = chain(_PAUSES, repeat(_PAUSES[-1]))
     while (found := _invocation(client, command, instance))["Status"] not in _ENDED:
         if time.monotonic() - started > limit + GRACE:
@@ -75,11 +74,13 @@ def script(argv: Sequence[str], timeout: float | None) -> str:
     )
 
 
-def _send(client: Any, id: str, instance: str, text: str, limit: float) -> str:
+def _send(client: Any, id: str, instance: str, text: str, limit: float) -> tuple[str, float]:
+    """Have a script run; which command that is, and the time before which it did not begin."""
     from botocore.exceptions import ClientError
 
     deadline = time.monotonic() + min(limit, REGISTERING)
     while True:
+        started = time.monotonic()
         try:
             with aws.explained():
                 sent = client.send_command(
@@ -90,7 +91,7 @@ def _send(client: Any, id: str, instance: str, text: str, limit: float) -> str:
                         "executionTimeout": [str(max(1, math.ceil(limit + GRACE)))],
                     },
                 )
-            return str(sent["Command"]["CommandId"])
+            return str(sent["Command"]["CommandId"]), started
         except ClientError as error:
             if aws.code(error) != "InvalidInstanceId":
                 raise

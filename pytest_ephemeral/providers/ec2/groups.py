@@ -16,7 +16,6 @@ from pytest_ephemeral.providers.ec2.tables import source_of
 #: Network interfaces linger after their instances: so long is tried to delete their group.
 LINGER: Final = 330.0
 PAUSE: Final = 2.0
-
 #: Seconds in which a group that was just made becomes visible.
 UNSEEN: Final = 60.0
 
@@ -197,11 +196,19 @@ def still_used(client: Any, group: str) -> DestroyError:
 def _authorize(client: Any, group: str, permissions: Sequence[Mapping[str, Any]]) -> None:
     from botocore.exceptions import ClientError
 
-    try:
-        client.authorize_security_group_ingress(GroupId=group, IpPermissions=list(permissions))
-    except ClientError as error:
-        if aws.code(error) != "InvalidPermission.Duplicate":
-            raise
+    deadline = time.monotonic() + UNSEEN
+    while True:
+        try:
+            client.authorize_security_group_ingress(GroupId=group, IpPermissions=list(permissions))
+        except ClientError as error:
+            found = aws.code(error)
+            if found == "InvalidPermission.Duplicate":
+                return
+            if found not in GONE or time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE)
+        else:
+            return
 
 
 def _visible(client: Any, id: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -38,7 +38,12 @@ LACKING: Final = frozenset(
     }
 )
 
-#: Seconds in which EC2 comes to know of an instance profile, and between tries.
+#: What RunInstances may say of a group, or an AMI, that it has only just given: "eventual
+#: consistency" in the EC2 user guide.
+NEW_GROUP: Final = "InvalidGroup.NotFound"
+NEW_IMAGE: Final = ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable")
+
+#: Seconds in which EC2 comes to know of what was only just made, and between tries.
 PROPAGATING: Final = 30.0
 PAUSE: Final = 2.0
 
@@ -65,6 +70,7 @@ class Wanted(msgspec.Struct, frozen=True):
         secret: Whether that must not be recorded.
         public: Whether they get a public address, whatever the subnet says.
         count: How many.
+        young: Codes of refusals that mean "not yet": of what was only just made.
         more: What else the request has.
     """
 
@@ -78,6 +84,7 @@ class Wanted(msgspec.Struct, frozen=True):
     secret: bool = False
     public: bool = False
     count: int = 1
+    young: Collection[str] = (NEW_GROUP,)
     more: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     def requests(self) -> Iterator[dict[str, Any]]:
@@ -135,7 +142,7 @@ def run(client: Any, wanted: Wanted, journal: Callable[[str], None]) -> list[Ins
         recorded = {**request, "UserData": ""} if wanted.secret else request
         journal(json.dumps(recorded, sort_keys=True))
         try:
-            return _sent(client, request)
+            return _sent(client, request, wanted.young)
         except ClientError as error:
             if aws.code(error) not in LACKING:
                 raise
@@ -182,8 +189,8 @@ def replay(client: Any, recorded: str, find: Callable[[], list[str]], unseen: fl
     return found
 
 
-def _sent(client: Any, request: Mapping[str, Any]) -> list[Instance]:
-    """Ask; an instance profile that was only just made takes a while until EC2 knows of it."""
+def _sent(client: Any, request: Mapping[str, Any], young: Collection[str]) -> list[Instance]:
+    """Ask; of what was only just made, a profile among it, EC2 knows after a while."""
     from botocore.exceptions import ClientError
 
     deadline = time.monotonic() + PROPAGATING
@@ -191,6 +198,7 @@ def _sent(client: Any, request: Mapping[str, Any]) -> list[Instance]:
         try:
             return list(client.run_instances(**request)["Instances"])
         except ClientError as error:
-            if not refusals.is_unknown_profile(error) or time.monotonic() > deadline:
+            not_yet = refusals.is_unknown_profile(error) or aws.code(error) in young
+            if not not_yet or time.monotonic() > deadline:
                 raise
         time.sleep(PAUSE)

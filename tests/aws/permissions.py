@@ -1,0 +1,39 @@
+"""Which permissions calls take, and which of them the reference lists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "providers-aws.md"
+
+#: S3's calls are told by their methods; what each may take.
+S3 = {
+    "GET": {"s3:GetObject", "s3:ListBucket"},
+    "HEAD": {"s3:GetObject", "s3:ListBucket"},
+    "PUT": {"s3:PutObject"},
+    "POST": {"s3:PutObject"},
+    "DELETE": {"s3:DeleteObject"},
+}
+
+
+def documented() -> set[str]:
+    """The actions that the reference's policy allows."""
+    _, _, rest = PAGE.read_text().partition("### What it takes in permissions")
+    policy = json.loads(rest.partition("```json")[2].partition("```")[0])
+    found: set[str] = set()
+    for statement in policy["Statement"]:
+        actions = statement["Action"]
+        found |= {actions} if isinstance(actions, str) else set(actions)
+    return found
+
+
+def needed(calls: Iterable[str]) -> set[str]:
+    """What calls take, as ``ec2:RunInstances``; to know who one is takes none."""
+    found: set[str] = set()
+    for call in calls:
+        service, _, action = call.partition(":")
+        if service != "sts":
+            found |= S3[action] if service == "s3" else {call}
+    return found
