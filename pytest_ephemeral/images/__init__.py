@@ -242,7 +242,8 @@ class Images:
                 image = baker.bake(msgspec.structs.replace(job, descriptors=descriptors))
                 return self._finish(wanted, job, image, started)
             except BaseException as error:
-                if image is not None and not again:  # whole, and yet no store could take it
+                # Whole, and yet no store could take it. Interrupted, the next bake adopts it.
+                if image is not None and not again and isinstance(error, Exception):
                     with suppress(EphemeralError):
                         baker.remove(image)
                 _discard(baker, wanted.key, error)
