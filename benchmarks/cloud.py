@@ -39,9 +39,9 @@ def main(at_once: int = AT_ONCE, killed: int = KILLED, *seeds: int) -> None:
     """Measure, and print a line each."""
     with project(real=False) as (made, bench):
         bench.bake()
+        running(bench, made)  # first: the simulation takes seconds to describe what has been there
         calls(bench, made, at_once, {"security_groups": own_group(made)}, "joining a group")
         calls(bench, made, at_once, {}, "a group of their own")
-        running(bench, made)
         reaping(bench, made, at_once)
     with project(real=True) as (_, bench):
         ready(bench)

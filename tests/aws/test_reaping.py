@@ -135,6 +135,25 @@ def test_tags_that_were_copied_make_nothing_ours(bench: Bench) -> None:
     until(lambda: not any(foreign in one for one in bench.account.left()))
 
 
+@pytest.mark.parametrize(
+    ("instance", "ours"),
+    [
+        ({"ClientToken": tagging.token("web-1", "0", "t3.small")}, True),
+        ({"ClientToken": tagging.token("web-2", "0", "t3.small")}, False),
+        ({}, False),
+        ({"ClientToken": "of-the-request", "InstanceLifecycle": "spot"}, True),
+        ({"InstanceLifecycle": "spot", "aws:autoscaling:groupName": "theirs"}, False),
+        ({"InstanceLifecycle": "spot", "aws:ec2:fleet-id": "theirs"}, False),
+    ],
+)
+def test_whose_an_instance_is(instance: dict[str, str], ours: bool) -> None:
+    """By the token of the call that launched it; on spot capacity, unless others mark theirs."""
+    facts = {key: text for key, text in instance.items() if not key.startswith("aws:")}
+    marks = {key: text for key, text in instance.items() if key.startswith("aws:")}
+    tags = tagging.as_tags({labels.ID: "web-1", **marks})
+    assert tagging.launched_by_us({**facts, "Tags": tags}) is ours
+
+
 @pytest.mark.parametrize("until_when", [None, datetime.now(UTC) + timedelta(hours=3)])
 def test_what_is_extended_or_promoted_meanwhile_is_spared(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, until_when: datetime | None

@@ -75,7 +75,11 @@ def launched_by_us(instance: Mapping[str, Any]) -> bool:
     """
     marks = tags_of(instance)
     started = str(instance.get("ClientToken", ""))
-    return started.startswith(_digest(marks.get(labels.ID, ""))[:24])
+    if started.startswith(_digest(marks.get(labels.ID, ""))[:24]):
+        return True
+    # What fulfils a spot request may keep that request's token. Groups and fleets mark theirs.
+    is_spot = instance.get("InstanceLifecycle") == "spot"
+    return is_spot and not any(name.startswith("aws:") for name in marks)
 
 
 def clock(answer: Mapping[str, Any]) -> datetime:
