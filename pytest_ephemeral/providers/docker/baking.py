@@ -205,7 +205,8 @@ class DockerBaker:
         engine, tag = finding.find(), _tag(image.name, image.key)
         found = bases.local(engine, tag)
         if found is not None and found["Id"] != image.reference:
-            return  # someone has given the name to an image of theirs
+            _delete_nameless(engine, image)  # someone has given the name to another image
+            return
         try:
             engine.call("DELETE", f"/images/{tag}")
         except EngineError as error:
@@ -333,6 +334,13 @@ def _delete(engine: Engine, id: str) -> None:
     """Remove an image that nothing refers to; one that is used, or has other names, stays."""
     with suppress(EngineError):
         engine.call("DELETE", f"/images/{id}")
+
+
+def _delete_nameless(engine: Engine, image: Image) -> None:
+    """Remove what was baked, if nobody has another name for it."""
+    found = bases.local(engine, image.reference) or {"RepoTags": ["none is there"]}
+    if not found.get("RepoTags") and (found["Config"].get("Labels") or {}).get(KEY) == image.key:
+        _delete(engine, image.reference)
 
 
 def _recipe(recipe: Recipe) -> DockerRecipe:
