@@ -85,7 +85,7 @@ def main(rounds: int) -> int:
         noticed, destroyed = by_itself(images["slow"], state, rounds)
     show({key: median(values) for key, values in seconds.items()}, rounds)
     print(f"\nnoticed after it listens   {noticed * 1000:6.1f} ms   target ≤ 20 ms")
-    print(f"destroyed altogether       {destroyed * 1000:6.1f} ms   of which people wait 10 ms")
+    print(f"destroyed altogether       {destroyed * 1000:6.1f} ms   of which people wait for none")
     return 0
 
 

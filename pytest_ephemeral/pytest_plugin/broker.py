@@ -27,9 +27,6 @@ PARALLEL: Final = 4
 #: Seconds that the end of a run waits for what is still coming up; its guard ends it otherwise.
 GRACE: Final = 2.0
 
-#: Seconds that the end of a run waits for what is being destroyed, if that goes on without it.
-PATIENCE: Final = 0.01
-
 #: Seconds between two looks at what a waiting test could show.
 TICK: Final = 0.1
 
@@ -204,8 +201,7 @@ class Broker:
         self._keeper.cancel()
         with self._changed:
             self._changed.wait_for(lambda: not self._launching, GRACE)
-            if not self._changed.wait_for(lambda: not self._ending, PATIENCE):
-                self._leave()
+            self._leave()
             self._changed.wait_for(lambda: not self._ending)
 
     # -- with the lock held --------------------------------------------------------------------
