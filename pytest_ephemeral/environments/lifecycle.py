@@ -28,7 +28,8 @@ from pytest_ephemeral.environments.seeding import seed
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment, Image, ImageReference
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.providers import Considering, Order, Provider, Reachable, Status
+from pytest_ephemeral.providers import Order, Provider, Status
+from pytest_ephemeral.providers.abilities import Considering, Reachable
 from pytest_ephemeral.tables import Template
 from pytest_ephemeral.vigil import Vigil
 

@@ -15,7 +15,8 @@ from pytest_ephemeral import labels, machine, providers
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.providers import Owned, Provider, Recording, Shared, Widespread
+from pytest_ephemeral.providers import Owned, Provider
+from pytest_ephemeral.providers.abilities import Recording, Shared, Widespread
 from pytest_ephemeral.tables import Recipe, Template
 
 

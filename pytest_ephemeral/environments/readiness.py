@@ -13,13 +13,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError, ReadinessError
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import Provider
+from pytest_ephemeral.providers.abilities import Checked
 from pytest_ephemeral.tables import Ready, Template
 
 if TYPE_CHECKING:
@@ -176,14 +177,6 @@ class TcpProbe(msgspec.Struct):
             pass  # reset
         self._slowest = max(self._slowest, time.monotonic() - started)
         return True
-
-
-@runtime_checkable
-class Checked(Protocol):
-    """A provider whose platform checks by itself whether an environment is up."""
-
-    def unready(self, environment: Environment) -> str:
-        """What it is not content with yet, such as a health check; empty when with everything."""
 
 
 class PlatformProbe(msgspec.Struct, frozen=True):

@@ -20,7 +20,8 @@ from pytest_ephemeral.environments.overdue import Overdue, Unseen, overdue, why,
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.errors import DestroyError, EphemeralError, RecordMissingError
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.providers import Owned, Provider, Sweeper
+from pytest_ephemeral.providers import Owned, Provider
+from pytest_ephemeral.providers.abilities import Sweeper
 
 #: So many are removed at once. Most of that time is spent waiting for others to do it.
 AT_ONCE: Final = 64

@@ -27,7 +27,8 @@ from pytest_ephemeral.images import key as keys
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.claim import claimed
 from pytest_ephemeral.models import Artifact, Image
-from pytest_ephemeral.providers import UNKNOWN, BakeJob, Baker, Recording
+from pytest_ephemeral.providers import UNKNOWN, BakeJob, Baker
+from pytest_ephemeral.providers.abilities import Recording
 from pytest_ephemeral.store import Store
 from pytest_ephemeral.tables import Recipe
 

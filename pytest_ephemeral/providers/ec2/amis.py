@@ -9,22 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pytest_ephemeral import aws, files, labels, machine
-from pytest_ephemeral.errors import BakeError, ConfigurationError, DestroyError, LaunchError
+from pytest_ephemeral import aws, files, labels
+from pytest_ephemeral.errors import BakeError, ConfigurationError, LaunchError
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.ec2.tables import BaseQuery
 from pytest_ephemeral.providers.ec2.tagging import (
     COPIES,
     KEY,
-    PROCESS,
     QUARANTINED,
     RECIPE,
     STATE,
     UNRECORDED,
     VERIFIED,
     as_tags,
-    expiry,
-    process_of,
     tagged,
     tags_of,
 )
@@ -36,15 +33,12 @@ POLL: Final = 2.0
 UNSEEN: Final = 60.0
 #: How often people who wait are told.
 SAY_AGAIN: Final = 15.0
-#: Seconds in which a snapshot is let go of by the AMI that was deregistered.
-LETTING_GO: Final = 60.0
-
 #: In an image's handle: the volumes that are meant to be there when the instance is not any more,
 #: each with its size.
 OUTLIVING: Final = "outliving-volumes"
 
 _NOT_VISIBLE: Final = "not visible yet"
-_GONE: Final = frozenset(
+GONE: Final = frozenset(
     {"InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound"}
 )
 
@@ -77,7 +71,7 @@ def described(client: Any, id: str) -> Mapping[str, Any] | None:
     try:
         found = client.describe_images(ImageIds=[id])["Images"]
     except ClientError as error:
-        if aws.code(error) in _GONE or aws.code(error) == "InvalidAMIID.Malformed":
+        if aws.code(error) in GONE or aws.code(error) == "InvalidAMIID.Malformed":
             return None
         raise
     return found[0] if found else None
@@ -101,7 +95,7 @@ def unrecorded(client: Any, ours: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def unrecorded_snapshots(client: Any, ours: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The snapshots that pass a filter and are, or were, of such AMIs."""
     states = {"Name": f"tag:{STATE}", "Values": [QUARANTINED, UNRECORDED]}
-    return _snapshots(client, [ours, states])
+    return snapshots(client, [ours, states])
 
 
 def is_verified(found: Mapping[str, Any]) -> bool:
@@ -157,7 +151,7 @@ def wait(
     """
     started = said = seen = time.monotonic()
     while True:
-        found, now = _looked(client, id), time.monotonic()
+        found, now = looked(client, id), time.monotonic()
         state = found["State"]
         if state == "available":
             return found
@@ -176,7 +170,7 @@ def wait(
 
 def verify(client: Any, found: Mapping[str, Any]) -> None:
     """Let an AMI and its snapshots out of quarantine; it is nobody's until it is recorded."""
-    _mark(client, found, {STATE: UNRECORDED})
+    mark(client, found, {STATE: UNRECORDED})
 
 
 def record(client: Any, found: Mapping[str, Any]) -> None:
@@ -187,7 +181,7 @@ def record(client: Any, found: Mapping[str, Any]) -> None:
     marks = {STATE: VERIFIED, labels.EXPIRES: labels.NEVER}
     for there, one in [*copies_of(found), (client, found)]:
         if not tags_of(one).items() >= marks.items():
-            _mark(there, one, marks)
+            mark(there, one, marks)
 
 
 def copy(
@@ -252,29 +246,9 @@ def _volumes(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [one for one in found.get("BlockDeviceMappings", ()) if "Ebs" in one]
 
 
-def remove(client: Any, found: Mapping[str, Any]) -> None:
-    """Deregister an AMI, here and where it was copied to, and delete the snapshots.
-
-    It is nobody's from the first moment on: what of it is left, if this is cut short, is reaped.
-
-    Raises:
-        DestroyError: Something of it remains.
-    """
-    _condemn(client, found)
-    for there, copied in copies_of(found):
-        _condemn(there, copied)
-        _remove(there, copied)
-    for there in _elsewhere(found):  # cut short before, it may have left these
-        for snapshot in unrecorded_snapshots(there, _of_bake(found)):
-            delete_snapshot(there, snapshot["SnapshotId"])
-    _remove(client, found)
-
-
 def copies_of(found: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
     """The copies of an AMI, or of the AMI that a snapshot is of: each with its region's client."""
-    return [
-        (there, one) for there in _elsewhere(found) for one in _images(there, [_of_bake(found)])
-    ]
+    return [(there, one) for there in elsewhere(found) for one in _images(there, [of_bake(found)])]
 
 
 def in_region(client: Any, image: Image, region: str) -> str:
@@ -295,22 +269,10 @@ def in_region(client: Any, image: Image, region: str) -> str:
     )
 
 
-def remove_snapshots(client: Any, key: str) -> None:
-    """Delete the snapshots that were made under a key, and that no AMI has any more.
-
-    Raises:
-        DestroyError: One can't be deleted.
-    """
-    for snapshot in _snapshots(client, [{"Name": f"tag:{KEY}", "Values": [key]}]):
-        for there, copied in copies_of(snapshot):
-            _remove(there, copied)
-        delete_snapshot(client, snapshot["SnapshotId"])
-
-
 def _copy(found: Mapping[str, Any], source: str, region: str) -> str:
     """Ask for one copy, unless one that was asked for before is there; its id."""
     client = aws.client("ec2", region)
-    if there := _images(client, [_of_bake(found)]):
+    if there := _images(client, [of_bake(found)]):
         return str(there[0]["ImageId"])
     marks = {key: value for key, value in tags_of(found).items() if not key.startswith("aws:")}
     answer = client.copy_image(
@@ -324,69 +286,20 @@ def _copy(found: Mapping[str, Any], source: str, region: str) -> str:
     return str(answer["ImageId"])
 
 
-def _elsewhere(found: Mapping[str, Any]) -> list[Any]:
+def elsewhere(found: Mapping[str, Any]) -> list[Any]:
     """Clients of the regions that an AMI is copied to."""
     return [aws.client("ec2", region) for region in tags_of(found).get(COPIES, "").split()]
 
 
-def _of_bake(found: Mapping[str, Any]) -> Mapping[str, Any]:
+def of_bake(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """What finds all that one bake has made, wherever: another of the same key is another's."""
     return {"Name": f"tag:{labels.ID}", "Values": [tags_of(found).get(labels.ID, "")]}
 
 
-def _condemn(client: Any, found: Mapping[str, Any]) -> None:
-    if tags_of(found).get(STATE) != QUARANTINED:
-        now = expiry(datetime.now(UTC))
-        me = process_of(machine.this_owner("prune"))
-        _mark(client, found, {STATE: QUARANTINED, labels.EXPIRES: now, PROCESS: me})
-
-
-def _mark(client: Any, found: Mapping[str, Any], marks: Mapping[str, str]) -> None:
+def mark(client: Any, found: Mapping[str, Any], marks: Mapping[str, str]) -> None:
+    """Tag an AMI, and its snapshots with it."""
     resources = [found["ImageId"], *snapshots_of(found)]
     client.create_tags(Resources=resources, Tags=as_tags(marks))
-
-
-def _remove(client: Any, found: Mapping[str, Any]) -> None:
-    from botocore.exceptions import ClientError
-
-    snapshots = snapshots_of(found) or _appearing(client, found)
-    try:
-        client.deregister_image(ImageId=found["ImageId"])
-    except ClientError as error:
-        if aws.code(error) not in _GONE:
-            raise DestroyError(f"the AMI {found['ImageId']} can't be removed: {error}") from error
-    for snapshot in snapshots:
-        delete_snapshot(client, snapshot)
-
-
-def _appearing(client: Any, found: Mapping[str, Any]) -> list[str]:
-    """The snapshots of a pending AMI: it is waited for until they are known, or can't come."""
-    deadline = time.monotonic() + UNSEEN
-    while found["State"] == "pending" and time.monotonic() < deadline:
-        if seen := _looked(client, found["ImageId"]):
-            found = seen
-        if snapshots := snapshots_of(found):
-            return snapshots
-        time.sleep(POLL)
-    return snapshots_of(found)
-
-
-def delete_snapshot(client: Any, id: str) -> None:
-    """Delete a snapshot; the AMI that used it lets go of it a moment after it is gone."""
-    from botocore.exceptions import ClientError
-
-    deadline = time.monotonic() + LETTING_GO
-    while True:
-        try:
-            client.delete_snapshot(SnapshotId=id)
-        except ClientError as error:
-            found = aws.code(error)
-            if found == "InvalidSnapshot.InUse" and time.monotonic() < deadline:
-                time.sleep(POLL)
-                continue
-            if found not in _GONE:
-                raise DestroyError(f"the snapshot {id} can't be deleted: {error}") from error
-        return
 
 
 def _images(client: Any, filters: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -394,7 +307,8 @@ def _images(client: Any, filters: Sequence[Mapping[str, Any]]) -> list[Mapping[s
     return [image for page in pages for image in page["Images"]]
 
 
-def _snapshots(client: Any, filters: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def snapshots(client: Any, filters: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """This account's snapshots that match."""
     pages = client.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
     return [snapshot for page in pages for snapshot in page["Snapshots"]]
 
@@ -418,7 +332,7 @@ def _newest(base: BaseQuery, region: str | None) -> str:
     return str(newest["ImageId"])
 
 
-def _looked(client: Any, id: str) -> Mapping[str, Any]:
+def looked(client: Any, id: str) -> Mapping[str, Any]:
     """An AMI; one that can't be seen has a state that says so."""
     from botocore.exceptions import ClientError
 

@@ -26,7 +26,14 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import BakeJob
-from pytest_ephemeral.providers.ec2 import amis, belongings, launching, refusals, sweeping
+from pytest_ephemeral.providers.ec2 import (
+    amis,
+    belongings,
+    deregistering,
+    launching,
+    refusals,
+    sweeping,
+)
 from pytest_ephemeral.providers.ec2.builders import (
     builder,
     client_of,
@@ -147,7 +154,7 @@ class Ec2Baker:
             if before and before.reference != image.reference and (old := _own(before)):
                 client = _client_of(before)
                 if not _users(client, old):
-                    amis.remove(client, old)
+                    deregistering.remove(client, old)
 
     def discard(self, key: str) -> None:
         """Remove builders, groups, quarantined AMIs and snapshots that bakes of that key left.
@@ -204,9 +211,9 @@ class Ec2Baker:
                     f"instances run from the image {image.name!r}: {', '.join(users)}"
                 )
             if found is None:  # someone else has deregistered it, which leaves its snapshots
-                amis.remove_snapshots(client, image.key)
+                deregistering.remove_snapshots(client, image.key)
             elif tags_of(found).get(KEY) == image.key:
-                amis.remove(client, found)
+                deregistering.remove(client, found)
 
 
 #: What bases mean, for as long as this process lives: its key and its bake must mean the same.

@@ -15,7 +15,7 @@ from typing import Any, Final
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError
 from pytest_ephemeral.providers import Owned
-from pytest_ephemeral.providers.ec2 import amis, belongings, groups, transfers
+from pytest_ephemeral.providers.ec2 import amis, belongings, deregistering, groups, transfers
 from pytest_ephemeral.providers.ec2.fleet import state, terminate
 from pytest_ephemeral.providers.ec2.refusals import told
 from pytest_ephemeral.providers.ec2.tagging import TRANSFER, tags_of
@@ -130,10 +130,12 @@ class _Removal:
         """AMIs, and then the snapshots that no AMI has any more."""
         for filters in self._filters():
             found = amis.unrecorded(self.client, filters)
-            self._each(found, lambda one: amis.remove(self.client, one))
+            self._each(found, lambda one: deregistering.remove(self.client, one))
         for filters in self._filters():
             snapshots = amis.unrecorded_snapshots(self.client, filters)
-            self._each(snapshots, lambda o: amis.delete_snapshot(self.client, o["SnapshotId"]))
+            self._each(
+                snapshots, lambda o: deregistering.delete_snapshot(self.client, o["SnapshotId"])
+            )
 
     def _left(self) -> set[str]:
         return self.ids - self.errors.keys()
