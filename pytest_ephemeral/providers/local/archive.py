@@ -16,8 +16,8 @@ from pytest_ephemeral.providers.local import tree
 def pack(top: Path, file: Path) -> None:
     """Write the tree into one file, a compressed tar; the same image gives the same bytes.
 
-    Owners are left out. Modification times are kept, in whole seconds: compiled Python names its
-    source's, and would be compiled anew at every start.
+    Owners are left out. Files' modification times are kept, in whole seconds: compiled Python names
+    its source's, and would be compiled anew at every start. Those of folders and links are not.
     """
     with (
         file.open("wb") as raw,
@@ -36,13 +36,12 @@ def pack(top: Path, file: Path) -> None:
 def _member(top: Path, path: str, status: os.stat_result) -> tarfile.TarInfo:
     member = tarfile.TarInfo(path)
     member.mode = stat.S_IMODE(status.st_mode) & tree.SEALED
-    member.mtime = int(status.st_mtime)
     if stat.S_ISLNK(status.st_mode):
         member.type, member.linkname, member.mode = tarfile.SYMTYPE, tree.target(top, path), 0o777
     elif stat.S_ISDIR(status.st_mode):
         member.type = tarfile.DIRTYPE
     else:
-        member.size = status.st_size
+        member.size, member.mtime = status.st_size, int(status.st_mtime)
     return member
 
 
