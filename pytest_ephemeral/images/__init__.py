@@ -238,17 +238,26 @@ class Images:
             if not again and (image := self._adopted(wanted, job, started)):
                 return image
             say(f"baking {name} ({wanted.key[:19]}…)")
-            image = None
             try:
                 image = baker.bake(msgspec.structs.replace(job, descriptors=descriptors))
-                return self._finish(wanted, job, image, started)
+                baker.verify(job, image)
+                return self._kept(wanted, job, image, started)
             except BaseException as error:
-                # Whole, and yet no store could take it. Interrupted, the next bake adopts it.
-                if image is not None and not again and isinstance(error, Exception):
-                    with suppress(EphemeralError):
-                        baker.remove(image)
                 _discard(baker, wanted.key, error)
                 raise
+
+    def _kept(self, wanted: _Wanted, job: BakeJob, image: Image, started: float) -> Image:
+        """Record it; what is whole, and yet no store can take it, goes.
+
+        Interrupted, it stays: the next bake adopts it.
+        """
+        try:
+            return self._finish(wanted, job, image, started)
+        except Exception:
+            with suppress(EphemeralError):
+                if self.catalog.find(image.name, image.key) is None:
+                    wanted.baker.remove(image)
+            raise
 
     def _adopted(self, wanted: _Wanted, job: BakeJob, started: float) -> Image | None:
         """What a bake for another store, or under another name, has left on this machine."""
@@ -256,6 +265,7 @@ class Images:
         if image is None:
             return None
         job.say(f"{image.name} is on this machine already: it is verified and recorded")
+        wanted.baker.verify(job, image)
         return self._finish(wanted, job, image, started)
 
     def _job(self, wanted: _Wanted, say: Say, live: Say | None) -> BakeJob:
@@ -275,7 +285,6 @@ class Images:
     def _finish(self, wanted: _Wanted, job: BakeJob, image: Image, started: float) -> Image:
         from pytest_ephemeral.images import provenance
 
-        wanted.baker.verify(job, image)
         if wanted.recipe.reference is None:
             job.say("putting it into the store")
             image = self._archived(wanted.baker, image)

@@ -112,7 +112,7 @@ class Ec2Baker:
             handle = {**image.handle, AS_IT_IS: "yes"}
             return msgspec.structs.replace(image, name=recipe.name, key=job.key, handle=handle)
         _jobs[job.key, threading.get_ident()] = job
-        _clear(job)
+        self.discard(job.key)
         base = self.resolve(recipe, job.root)["base"]
         with _explained(job), builder(job, base, steps_of(job), job.artifact) as built:
             job.say(f"installing on {built.instance}")
@@ -145,7 +145,7 @@ class Ec2Baker:
             amis.copy(found, image.handle["region"], recipe.copy_to, job.say)
 
     def recorded(self, image: Image, before: Image | None) -> None:
-        """It is nobody's no longer; the AMI that was recorded before it goes, if it is not used."""
+        """It is nobody's no longer; what was recorded before it is, and goes unless it is used."""
         if AS_IT_IS in image.handle:
             return
         with asked(f"the AMI {image.reference} can't be told that it is recorded"):
@@ -153,7 +153,9 @@ class Ec2Baker:
                 amis.record(_client_of(image), found)
             if before and before.reference != image.reference and (old := _own(before)):
                 client = _client_of(before)
-                if not _users(client, old):
+                if _users(client, old):
+                    deregistering.leave(client, old)
+                else:
                     deregistering.remove(client, old)
 
     def discard(self, key: str) -> None:
@@ -161,8 +163,10 @@ class Ec2Baker:
 
         Of this process, or of one that is gone: elsewhere, the same may be baked for another store.
         """
-        if job := _jobs.get((key, threading.get_ident())):  # else nothing of it was begun here
-            _clear(job)
+        job = _jobs.get((key, threading.get_ident()))
+        recipe = None if job is None else recipe_of(job.recipe)
+        for region in (None,) if recipe is None else (recipe.region, *recipe.copy_to):
+            _clear(key, region)
 
     def present(self, image: Image) -> bool:
         """Whether the AMI is there and available."""
@@ -222,19 +226,17 @@ _bases: dict[tuple[str, str], str] = {}
 _jobs: dict[tuple[str, int], BakeJob] = {}
 
 
-def _clear(job: BakeJob) -> None:
-    recipe = recipe_of(job.recipe)
+def _clear(key: str, region: str | None) -> None:
     # What another thread makes meanwhile, for another store, is this process's too.
-    alone = {thread for key, thread in list(_jobs) if key == job.key} == {threading.get_ident()}
+    alone = {thread for baked, thread in list(_jobs) if baked == key} == {threading.get_ident()}
     me = process_of(machine.this_owner("bake")) if alone else None
-    for region in (recipe.region, *recipe.copy_to):
-        with aws.explained():
-            client = aws.client("ec2", region)
-            found = belongings.owned(client, KEY, [job.key], lambda one: one == me or is_dead(one))
-            left = {one.id for one in found if one.abandoned and not one.image}
-            errors = sweeping.remove(client, left)
-        for error in filter(None, errors.values()):
-            raise error
+    with aws.explained():
+        client = aws.client("ec2", region)
+        found = belongings.owned(client, KEY, [key], lambda one: one == me or is_dead(one))
+        left = {one.id for one in found if one.abandoned and not one.image}
+        errors = sweeping.remove(client, left)
+    for error in filter(None, errors.values()):
+        raise error
 
 
 def _own(image: Image) -> Mapping[str, Any] | None:

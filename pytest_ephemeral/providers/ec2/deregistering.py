@@ -15,6 +15,7 @@ from pytest_ephemeral.providers.ec2.tagging import (
     PROCESS,
     QUARANTINED,
     STATE,
+    UNRECORDED,
     expiry,
     process_of,
     tags_of,
@@ -40,6 +41,16 @@ def remove(client: Any, found: Mapping[str, Any]) -> None:
         for snapshot in amis.unrecorded_snapshots(there, amis.of_bake(found)):
             delete_snapshot(there, snapshot["SnapshotId"])
     _remove(client, found)
+
+
+def leave(client: Any, found: Mapping[str, Any]) -> None:
+    """Leave an AMI, and its copies, to reap: no catalog has it any more, and something still runs.
+
+    What runs from an AMI that was deregistered goes on running (EC2's guide, "Deregister an AMI").
+    """
+    marks = {STATE: UNRECORDED, labels.EXPIRES: expiry(datetime.now(UTC))}
+    for there, copied in [*amis.copies_of(found), (client, found)]:
+        amis.mark(there, copied, marks)
 
 
 def remove_snapshots(client: Any, key: str) -> None:
