@@ -75,7 +75,7 @@ def main(folder: Path, known: Known) -> None:
     session = boto3.session.Session()
     for service in ("ec2", "cloudformation"):
         session.client(service)
-    boto3.session.Session = lambda: session  # type: ignore[assignment, misc]
+    boto3.session.Session = lambda **_: session  # type: ignore[assignment, misc]
     for line in sys.stdin:
         name, kind = line.split()
         child = os.fork()
