@@ -140,7 +140,7 @@ def _wanted(
         secret=bool(order.secrets),
         public=template.address == "public",
         count=template.count,
-        young=() if template.security_groups else (launching.NEW_GROUP,),
+        young=(),  # a group that is not known may have gone with its last: it is made anew
         more=_options(template, image),
     )
 
