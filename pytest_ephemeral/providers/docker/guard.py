@@ -13,6 +13,9 @@ from pytest_ephemeral.vigil import Vigil, program
 # Run as a program, __name__ would be another.
 MODULE: Final = "pytest_ephemeral.providers.docker.guard"
 
+#: How often it is looked, ``IN_FLIGHT`` apart.
+ROUNDS: Final = 6
+
 
 @contextmanager
 def watching(key: str) -> Iterator[None]:
@@ -31,9 +34,9 @@ def clean_up(key: str) -> None:
     from pytest_ephemeral.providers.docker.belongings import IN_FLIGHT
 
     with held(key), suppress(EphemeralError, TimeoutError):  # reap finds it by its labels
-        DockerBaker().discard(key)
-        time.sleep(IN_FLIGHT)  # the engine may still be at its last request
-        DockerBaker().discard(key)
+        for _ in range(ROUNDS):  # an engine that is busy may still be at its last request
+            DockerBaker().discard(key)
+            time.sleep(IN_FLIGHT)
 
 
 if __name__ == "__main__":
