@@ -36,6 +36,8 @@ class Request:
     def read(cls, environ: dict[str, Any]) -> Request:
         size = int(environ.get("CONTENT_LENGTH") or 0)
         body = environ["wsgi.input"].read(size)
+        if len(body) < size:
+            raise ConnectionAbortedError("who asked has died while asking")
         environ["wsgi.input"] = io.BytesIO(body)
         scope = re.search(
             r"/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request", environ.get("HTTP_AUTHORIZATION", "")

@@ -11,6 +11,7 @@ import engine_images
 import msgspec
 import pytest
 import registry
+from waiting import until
 
 from containers.project import WEB, Opened, up
 from pytest_ephemeral.errors import EphemeralError, ImageChangedError
@@ -70,6 +71,31 @@ def test_pruning_removes_what_was_baked_and_only_that(opened: Opened) -> None:
     with pytest.raises(EphemeralError):
         engine.call("GET", f"/images/{removed.reference}/json")
     assert engine.call("GET", f"/images/{engine_images.busybox()}/json")
+    assert removed.key[7:19] not in str(engine.call("GET", "/images/json"))
+    lifecycle.close()
+
+
+def test_what_others_made_of_an_image_is_theirs(opened: Opened) -> None:
+    """A name they gave it, and an image they built from it, which has all of its labels."""
+    lifecycle = opened()
+    images, engine = lifecycle.project.images, finding.find()
+    recipe = lifecycle.project.config.recipe("web")
+    baked = images.obtain(recipe, mode="missing", say=print)
+    named = {"repo": f"theirs/{WEB}", "tag": "named"}
+    engine.call("POST", f"/images/{baked.reference}/tag", query=named)
+    container = engine.call("POST", "/containers/create", body={"Image": baked.reference})["Id"]
+    built = {"container": container, "repo": f"theirs/{WEB}", "tag": "built"}
+    derived = engine.call("POST", "/commit", query=built, body={"Env": ["A=1"]})["Id"]
+    engine.call("DELETE", f"/containers/{container}")
+    try:
+        until(lambda: images.obtain(recipe, mode="always", say=print).digest != baked.digest)
+        load("docker").discard(baked.key)  # type: ignore[attr-defined]
+        images.prune(0, set())
+        for tag, id in (("named", baked.digest), ("built", derived)):
+            assert engine.call("GET", f"/images/theirs/{WEB}:{tag}/json")["Id"] == id
+    finally:
+        for tag in ("built", "named"):
+            engine.call("DELETE", f"/images/theirs/{WEB}:{tag}")
     lifecycle.close()
 
 

@@ -146,7 +146,7 @@ def test_nothing_outlives_a_killed_bake(opened: Opened, tmp_path: Path, during: 
 
 
 def test_a_bake_whose_guard_dies_too_is_reaped(opened: Opened, tmp_path: Path) -> None:
-    """Its container says whose it was."""
+    """Its container says whose it was, and the image is half-made by its name."""
     lifecycle = opened(SLOW.format(base=engine_images.busybox()))
     with a_bake(tmp_path, f"slow{WEB}") as bake:
         until(lambda: running("sleep 99"))
@@ -154,6 +154,7 @@ def test_a_bake_whose_guard_dies_too_is_reaped(opened: Opened, tmp_path: Path) -
         bake.kill()
     assert bakes(reaper.reap(lifecycle.project, dry_run=False)) == [""]
     assert left(f"bake-slow{WEB}-") == []
+    assert half_made() == []
 
 
 def half_made() -> list[str]:

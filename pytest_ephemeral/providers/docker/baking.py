@@ -1,14 +1,13 @@
 """Baking a container image: from a Dockerfile, from a base and an install script, or as it is.
 
-A baked image has a name of ours only once it is verified, so what has none is half-made. The
-catalog knows it by its id, which is the digest of its configuration and through that of every
-layer; names are for people, and so that the engine does not take it for litter.
+A baked image has its name only once it is verified. The catalog knows it by its id, which is the
+digest of its configuration and through that of every layer; names are for people, and so that the
+engine does not take it for litter.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from pytest_ephemeral.providers.docker import (
     bases,
     finding,
     guard,
+    halfmade,
     installing,
     registry,
     remedies,
@@ -48,16 +48,11 @@ from pytest_ephemeral.providers.docker.output import Output
 from pytest_ephemeral.providers.docker.tables import DockerRecipe
 from pytest_ephemeral.tables import Recipe
 
-KEY: Final = labels.PREFIX + "key"
 ARTIFACT: Final = labels.PREFIX + "artifact"
 RECIPE: Final = labels.PREFIX + "recipe"
-BAKED: Final = labels.PREFIX + "baked-at"
 
 #: What baked images are called: ``pytest-ephemeral/NAME:KEY``.
 REPOSITORY: Final = "pytest-ephemeral"
-
-#: The names of those as engines list them: Podman says of each where it would be pulled from.
-_OURS: Final = re.compile(rf"((docker\.io|localhost)/)?{REPOSITORY}/")
 
 #: In an image's handle: where any engine can pull it, by its digest.
 PULL: Final = "pull"
@@ -65,7 +60,7 @@ PULL: Final = "pull"
 #: Where the artifact stands in the context, for ``ARG ARTIFACT`` and ``COPY $ARTIFACT …``.
 _ARTIFACT_FOLDER: Final = ".artifact"
 
-_NOT_FOUND, _CONFLICT = 404, 409
+_CONFLICT: Final = 409
 
 
 class DockerBaker:
@@ -101,7 +96,7 @@ class DockerBaker:
         """The image of that key, if the engine has it, verified."""
         recipe, engine = _recipe(job.recipe), finding.find()
         found = None if recipe.reference else bases.local(engine, _tag(job.recipe.name, job.key))
-        if found is None or (found["Config"].get("Labels") or {}).get(KEY) != job.key:
+        if found is None or (found["Config"].get("Labels") or {}).get(halfmade.KEY) != job.key:
             return None
         return _pushed(engine, job, _image(job, found))
 
@@ -127,8 +122,9 @@ class DockerBaker:
         """Run each command in a fresh container of it; then it gets its name."""
         engine, tag = finding.find(), _tag(image.name, image.key)
         before = bases.local(engine, tag)
-        if before is not None and before["Id"] == image.reference:
-            return  # it was verified when it was made
+        if before is not None and before["Id"] == image.reference:  # since it was made, or before
+            halfmade.forget(engine, ":".join(halfmade.name_of(job)))
+            return
         with Output(job) as output:
             for command in job.recipe.verify:
                 job.say(f"verifying: {command}")
@@ -136,17 +132,15 @@ class DockerBaker:
         repository, _, digits = tag.rpartition(":")
         query = {"repo": repository, "tag": digits}
         engine.call("POST", f"/images/{image.reference}/tag", query=query)
+        halfmade.forget(engine, ":".join(halfmade.name_of(job)))
         if before is not None:
-            _delete(engine, before["Id"])
+            _delete_nameless(engine, before["Id"], image.key)
 
     def discard(self, key: str) -> None:
-        """Remove the containers of its bakes, and what they made that has no name of ours."""
+        """Remove the containers of its bakes, and what they made that was not verified."""
         engine = finding.find()
         installing.discard(engine, key)
-        query = {"filters": {"label": [f"{KEY}={key}"]}}
-        for found in engine.call("GET", "/images/json", query=query):
-            if not any(_OURS.match(tag) for tag in found.get("RepoTags") or ()):
-                _delete(engine, found["Id"])
+        halfmade.discard(engine, key)
 
     def present(self, image: Image) -> bool:
         """Whether the engine has it, or could pull it by its digest."""
@@ -205,19 +199,19 @@ class DockerBaker:
         engine, tag = finding.find(), _tag(image.name, image.key)
         found = bases.local(engine, tag)
         if found is not None and found["Id"] != image.reference:
-            _delete_nameless(engine, image)  # someone has given the name to another image
+            # Someone has given the name to another image.
+            _delete_nameless(engine, image.reference, image.key)
             return
         try:
-            engine.call("DELETE", f"/images/{tag}")
+            halfmade.forget(engine, tag)
+            if image.archive is not None and PULL in image.handle:  # baked here or elsewhere by us
+                halfmade.forget(engine, image.handle[PULL])
         except EngineError as error:
-            if error.status == _CONFLICT:
-                raise ImageInUseError(
-                    f"an environment runs from the image {image.name!r}: {error}"
-                ) from error
-            if error.status != _NOT_FOUND:
+            if error.status != _CONFLICT:
                 raise
-        if image.archive is not None and PULL in image.handle:  # baked here or elsewhere by us
-            _delete(engine, image.handle[PULL])
+            raise ImageInUseError(
+                f"an environment runs from the image {image.name!r}: {error}"
+            ) from error
 
 
 @contextmanager
@@ -240,9 +234,9 @@ def _made(engine: Engine, job: BakeJob, recipe: DockerRecipe, output: Output) ->
     if recipe.reference is not None:
         return str(bases.obtained(engine, recipe.reference)["Id"])
     marks = {
-        KEY: job.key,
+        halfmade.KEY: job.key,
         RECIPE: recipe.name,
-        BAKED: datetime.now(UTC).isoformat(timespec="seconds"),
+        halfmade.BAKED: datetime.now(UTC).isoformat(timespec="seconds"),
         ARTIFACT: "" if job.artifact is None else files.digest_of(files.chunks(job.artifact)),
     }
     if recipe.context is None:
@@ -270,6 +264,7 @@ def _built(
         "dockerfile": context.dockerfile,
         "target": recipe.target,
         "buildargs": json.dumps(arguments),
+        "t": ":".join(halfmade.name_of(job)),
         "labels": json.dumps(dict(marks)),
         "rm": True,
         "forcerm": True,
@@ -330,17 +325,13 @@ def _found(engine: Engine, reference: str) -> dict[str, Any]:
     return found
 
 
-def _delete(engine: Engine, id: str) -> None:
-    """Remove an image that nothing refers to; one that is used, or has other names, stays."""
+def _delete_nameless(engine: Engine, id: str, key: str) -> None:
+    """Remove what was baked, if nobody has a name for it and no container is of it."""
+    found = bases.local(engine, id) or {"RepoTags": ["none is there"]}
+    if found.get("RepoTags") or (found["Config"].get("Labels") or {}).get(halfmade.KEY) != key:
+        return
     with suppress(EngineError):
         engine.call("DELETE", f"/images/{id}")
-
-
-def _delete_nameless(engine: Engine, image: Image) -> None:
-    """Remove what was baked, if nobody has another name for it."""
-    found = bases.local(engine, image.reference) or {"RepoTags": ["none is there"]}
-    if not found.get("RepoTags") and (found["Config"].get("Labels") or {}).get(KEY) == image.key:
-        _delete(engine, image.reference)
 
 
 def _recipe(recipe: Recipe) -> DockerRecipe:

@@ -151,12 +151,19 @@ class ContainerEnvironments:
 
     def sweep(self, owned: Owned) -> None:
         """Remove all of one."""
-        try:
+        with removing(owned):
             belongings.remove(finding.find(), owned.id)
-        except DestroyError:
-            raise
-        except (EphemeralError, TimeoutError) as error:
-            raise DestroyError(f"{owned.id} could not be removed: {error}") from error
+
+
+@contextmanager
+def removing(owned: Owned) -> Iterator[None]:
+    """Whatever is refused is said to be of that one."""
+    try:
+        yield
+    except DestroyError:
+        raise
+    except (EphemeralError, TimeoutError) as error:
+        raise DestroyError(f"{owned.id} could not be removed: {error}") from error
 
 
 def part_of(container: Mapping[str, Any]) -> str:

@@ -33,9 +33,10 @@ def clean_up(key: str) -> None:
     from pytest_ephemeral.providers.docker.baking import DockerBaker, held
     from pytest_ephemeral.providers.docker.belongings import IN_FLIGHT
 
-    with held(key), suppress(EphemeralError, TimeoutError):  # reap finds it by its labels
+    with held(key):
         for _ in range(ROUNDS):  # an engine that is busy may still be at its last request
-            DockerBaker().discard(key)
+            with suppress(EphemeralError, TimeoutError):  # reap finds it
+                DockerBaker().discard(key)
             time.sleep(IN_FLIGHT)
 
 

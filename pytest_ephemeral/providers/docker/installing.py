@@ -13,7 +13,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,7 @@ from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError
 from pytest_ephemeral.models import Image, encode
 from pytest_ephemeral.providers import BakeJob
-from pytest_ephemeral.providers.docker import belongings, containers, remedies
+from pytest_ephemeral.providers.docker import belongings, containers, halfmade, remedies
 from pytest_ephemeral.providers.docker.engine import (
     TAR_TYPE,
     Engine,
@@ -41,9 +41,6 @@ FOLDER: Final = "/pytest-ephemeral-bake"
 
 #: Variables that every install script sees: where this machine gets packages from.
 ALLOWED: Final = ("*_proxy", "*_PROXY", "PIP_*", "UV_*", "npm_config_*")
-
-#: Seconds after which a bake's container may be reaped even if it can't be told whose it is.
-LONGEST: Final = 6 * 3600
 
 _SHELL: Final = ["/bin/sh"]
 
@@ -87,7 +84,8 @@ def install(
             raise output.failure(f"its install script {_how(engine, id, status)}")
         job.say("committing it")
         config = _config(base["Config"], prefix, {**_unmarked(job), **marks})
-        query = {"container": id, "pause": False}
+        repository, tag = halfmade.name_of(job)
+        query = {"container": id, "pause": False, "repo": repository, "tag": tag}
         return str(engine.call("POST", "/commit", query=query, body=config)["Id"])
 
 
@@ -127,13 +125,12 @@ def _container(engine: Engine, job: BakeJob, body: Mapping[str, Any]) -> Iterato
 
 def _marks(job: BakeJob) -> dict[str, str]:
     owner = machine.this_owner("bake")
-    expires = datetime.now(UTC) + timedelta(seconds=LONGEST)
-    digits = job.key.removeprefix("sha256:")[:12]
+    expires = datetime.now(UTC) + halfmade.LONGEST
     return {
         BAKE: job.key,
         belongings.PROVIDER: "docker",
         belongings.PROCESS: encode(owner).decode(),
-        labels.ID: f"bake-{job.recipe.name}-{digits}",
+        labels.ID: halfmade.id_of(job),
         labels.OWNER: str(owner),
         labels.EXPIRES: expires.isoformat(timespec="seconds"),
     }

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, Self
 
 import msgspec
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
-from pytest_ephemeral.providers import Check, Order
-from pytest_ephemeral.providers.docker import belongings, containers, finding, masking, remedies
+from pytest_ephemeral.providers import Check, Order, Owned
+from pytest_ephemeral.providers.docker import (
+    belongings,
+    containers,
+    finding,
+    halfmade,
+    masking,
+    remedies,
+)
 from pytest_ephemeral.providers.docker.baking import DockerBaker
 from pytest_ephemeral.providers.docker.belongings import name_of
 from pytest_ephemeral.providers.docker.doctor import engine_check
@@ -21,6 +28,7 @@ from pytest_ephemeral.providers.docker.environments import (
     MAIN,
     SERVING,
     ContainerEnvironments,
+    removing,
 )
 from pytest_ephemeral.providers.docker.tables import (
     DockerRecipe,
@@ -64,6 +72,20 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
             raise LaunchError(
                 f"{environment.id} could not be launched: {remedies.told(error)}{note}"
             ) from error
+
+    def owned(self) -> Iterator[Owned]:
+        """All environments, and what bakes have left."""
+        seen = set()
+        for found in super().owned():
+            seen.add(found.id)
+            yield found
+        yield from (one for one in halfmade.owned(finding.find()) if one.id not in seen)
+
+    def sweep(self, owned: Owned) -> None:
+        """Remove all of one; of a bake, also the image that was not verified."""
+        super().sweep(owned)
+        with removing(owned):
+            halfmade.sweep(finding.find(), owned.id)
 
 
 def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image) -> Environment:
