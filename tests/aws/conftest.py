@@ -129,6 +129,8 @@ def quick(patch: pytest.MonkeyPatch, every: float = 0.1) -> None:
     """Look more often, as nobody counts the calls here; and only at AWS: else, others may work."""
     patch.setattr(providers, "names", lambda: ["ec2", "cloudformation"])
     patch.setattr(fleet, "INTERVAL", every)
+    patch.setattr(fleet, "IDLE", 2.0)
+    patch.setattr(fleet, "LONGEST_INTERVAL", 1.0)  # asked for again at least as often
     patch.setattr(groups, "PAUSE", every)
     for module in (amis, builders):
         patch.setattr(module, "POLL", every)

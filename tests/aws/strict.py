@@ -36,6 +36,7 @@ class Times:
         boot: Until an instance runs.
         end: Until one that was terminated is.
         linger: How long its network interface is there after that.
+        remembered: How long it can be described after that: for AWS, an hour.
         ami: Until an AMI is available.
         unseen: Until what was launched can be seen.
         page: How many of what is listed come in one page; 0 for all.
@@ -45,6 +46,7 @@ class Times:
     boot: float = 0.1
     end: float = 0.1
     linger: float = 0.0
+    remembered: float = 20.0
     ami: float = 0.1
     unseen: float = 0.0
     stack: float = 0.1
@@ -213,11 +215,22 @@ class Strict(Stacks):
                 self._set(instance, "terminated")
                 self._lingering[instance.id] = time.monotonic() + self.times.linger
                 self.facts[instance.id]["terminated"] = time.time()
+            self.clock.after(self.times.remembered, lambda: self._forget(instance.id))
 
         if after == 0:
             done()
         else:
             self.clock.after(self.times.end, done)
+
+    def _forget(self, id: str) -> None:
+        from moto.backends import get_backend
+
+        with self.lock:
+            for backend in get_backend("ec2")[ACCOUNT].values():
+                for reservation in list(backend.reservations.values()):
+                    reservation.instances = [one for one in reservation.instances if one.id != id]
+                    if not reservation.instances:
+                        del backend.reservations[reservation.id]
 
     def _ec2_StopInstances(self, request: Request) -> Answer:
         answer = forward(self.moto, request)
