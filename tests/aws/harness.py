@@ -152,7 +152,7 @@ class Account:
             self.ec2.get_waiter("instance_terminated").wait(
                 InstanceIds=ids, WaiterConfig={"Delay": 1}
             )
-        for one in self.left():
+        for one in {*self.left(), *self.recorded()}:
             if one.startswith("ami-"):
                 self.ec2.deregister_image(ImageId=one)
         for one in self.left():
@@ -161,6 +161,10 @@ class Account:
         for group in self.ec2.describe_security_groups()["SecurityGroups"]:
             if group["GroupName"] != "default":
                 self.ec2.delete_security_group(GroupId=group["GroupId"])
+
+    def verified(self) -> list[str]:
+        """The AMIs that are said to stand in a catalog, in all regions."""
+        return [id for region in self.regions for id in self.recorded(region)]
 
     def recorded(self, ec2: Any = None) -> list[str]:
         """The AMIs that say that they stand in a catalog."""

@@ -26,17 +26,20 @@ def test_the_acceptance_suite_passes_on_ec2(bench: Bench, tmp_path: Path) -> Non
     boto3.client("s3").create_bucket(Bucket="shop")
     configuration(folder / "ephemeral.toml", bench)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--ephemeral-env"],
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "these have cost $0.01 at most" in done.stdout
+
+    def run(*command: str) -> str:
+        environ = {**os.environ, "PATH": path}
+        pipe = subprocess.PIPE
+        done = subprocess.run(
+            command, cwd=folder, env=environ, stdout=pipe, stderr=subprocess.STDOUT, text=True
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    assert "these have cost $0.01 at most" in run("python", "-m", "pytest", "--ephemeral-env")
     assert bench.account.left() == []
+    run("pytest-ephemeral", "images", "prune", "--keep", "0")
+    assert bench.account.verified() == []
 
 
 def configuration(file: Path, bench: Bench) -> None:
