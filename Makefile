@@ -8,6 +8,8 @@
 PYTHON ?=
 # More for pytest, such as: make test ARGS="-k ledger -x"
 ARGS ?=
+# How many run tests at once: most of their time is spent waiting for engines and servers.
+WORKERS ?= 3
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -32,7 +34,7 @@ demo-pipeline: $(VENV)/test.stamp ## Take three versions of the shop to producti
 	@PATH="$(BIN):$$PATH" python examples/pipeline/demo.py build/pipeline $(ARGS)
 
 test: $(VENV)/test.stamp ## Run the project's tests
-	@PATH="$(BIN):$$PATH" python -m pytest -n 2 $(ARGS)
+	@PATH="$(BIN):$$PATH" python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/test.stamp $(VENV)/lint.stamp ## Check style and types
 	@$(BIN)/ruff check

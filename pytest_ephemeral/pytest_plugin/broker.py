@@ -136,7 +136,7 @@ class Broker:
             waiting()
         self._look(entry)
         with self._changed:
-            entry.used = True
+            entry.used = entry.seen = True
             self._spare.discard(entry)
             self._pump()
             if entry.environment is None or entry.problem:
@@ -163,7 +163,10 @@ class Broker:
     def look(self, key: Key) -> Look:
         """How an environment is, right before another test uses it."""
         entry = self._current[self._same(key)]
-        self._look(entry)
+        with self._changed:
+            seen, entry.seen = entry.seen, False
+        if not seen:
+            self._look(entry)
         with self._changed:
             problem = self._tell(entry) if entry.problem else ""
         mark = "" if entry.environment is None else self._keeper.mark(entry.environment)

@@ -73,6 +73,7 @@ class Entry(msgspec.Struct, eq=False):
         planned: Whether it was known beforehand who needs it.
         leases: How often each worker holds it.
         used: Whether a test ever had it.
+        seen: Whether it was looked at for a lease, which begins with its mark.
         problem: Why it did not come up, or how it died.
         told: Whether a test's report has the problem in full.
         failed: Whether a test that used it failed.
@@ -87,6 +88,7 @@ class Entry(msgspec.Struct, eq=False):
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
     leases: Counter[str] = msgspec.field(default_factory=Counter)
     used: bool = False
+    seen: bool = False
     problem: str = ""
     told: bool = False
     failed: bool = False

@@ -10,7 +10,7 @@ import msgspec
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
-from pytest_ephemeral.providers import Check, Order, Owned
+from pytest_ephemeral.providers import Check, Order, Owned, Status
 from pytest_ephemeral.providers.docker import (
     belongings,
     containers,
@@ -39,6 +39,9 @@ from pytest_ephemeral.providers.docker.tables import (
 from pytest_ephemeral.tables import Recipe, Template
 
 LOOPBACK: Final = "127.0.0.1"
+
+#: In a handle.
+CONTAINER: Final = "container"
 
 #: Hosts by which a tcp engine of this machine is addressed.
 _HERE: Final = frozenset({"", LOOPBACK, "localhost", "::1"})
@@ -72,6 +75,10 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
             raise LaunchError(
                 f"{environment.id} could not be launched: {remedies.told(error)}{note}"
             ) from error
+
+    def status(self, environment: Environment) -> Status:
+        """How its container is."""
+        return super().status(environment) if _is_odd(environment) else Status("running")
 
     def owned(self) -> Iterator[Owned]:
         """All environments, and what bakes have left."""
@@ -111,12 +118,25 @@ def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image
         url=next((endpoint.url for endpoint in endpoints.values()), ""),
         handle={
             **finding.handle_of(engine),
-            "container": made["Id"],
+            CONTAINER: made["Id"],
             "network": network.id,
             MAIN: APP,
             SERVING: APP,
         },
     )
+
+
+def _is_odd(environment: Environment) -> bool:
+    """Whether there is more to say of its container than that it runs."""
+    if CONTAINER not in environment.handle:
+        return True
+    try:
+        engine = finding.at(environment.handle)
+        state = containers.inspect(engine, environment.handle[CONTAINER])["State"]
+    except (EphemeralError, TimeoutError):
+        return True
+    health = (state.get("Health") or {}).get("Status")
+    return state["Status"] != "running" or health == "unhealthy"
 
 
 class _Network:
