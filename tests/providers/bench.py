@@ -6,8 +6,9 @@ A new provider is one module with a ``Bench``, and one row here.
 from __future__ import annotations
 
 import secrets
+import subprocess
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
@@ -31,6 +32,9 @@ TABLE: Mapping[str, str] = {
 }
 
 Kind = Literal["web", "pair", "crash", "elsewhere"]
+
+#: Starts a process that launches one, and gives both.
+Owner = Callable[..., tuple[subprocess.Popen[str], Environment]]
 
 
 class Bench(Protocol):

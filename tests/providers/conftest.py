@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import bench as benches
 import pytest
-from bench import Bench, Launcher
+from bench import Bench, Launcher, Owner
 
 from pytest_ephemeral import models, providers
 from pytest_ephemeral.models import Environment, Image
-
-Owner = Callable[..., tuple[subprocess.Popen[str], Environment]]
 
 
 @pytest.fixture(scope="module", params=sorted(benches.TABLE))

@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from bench import Bench, Launcher, get, order, self_guarding, with_parts
-from conftest import Owner
+from bench import Bench, Launcher, Owner, get, order, self_guarding, with_parts
 from waiting import until
 
 from pytest_ephemeral import labels, providers
