@@ -107,8 +107,9 @@ def log(
 def mark(engine: Engine, container: str) -> Mark:
     """Where a container's log ends: right after its last line."""
     try:
+        # Of a line that is being written this very moment, Docker gives nothing: hence two.
         when = max(
-            (place.when for place, _ in _placed(engine, container, {"tail": "1"}, timeout=10)),
+            (place.when for place, _ in _placed(engine, container, {"tail": "2"}, timeout=10)),
             default=None,
         )
         if when is None:
