@@ -80,10 +80,12 @@ def main(rounds: int) -> int:
             for way in WAYS:
                 for mode in way.modes:
                     took = timed(way, mode, images["slow" if mode == "slow" else "fast"], state)
+                    settle(images.values())
                     if number:
                         seconds.setdefault((way.name, mode), []).append(took)
         noticed, destroyed = by_itself(images["slow"], state, rounds)
     show({key: median(values) for key, values in seconds.items()}, rounds)
+    judge(seconds)
     print(f"\nnoticed after it listens   {noticed * 1000:6.1f} ms   target ≤ 20 ms")
     print(f"destroyed altogether       {destroyed * 1000:6.1f} ms   of which people wait for none")
     return 0
