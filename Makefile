@@ -8,7 +8,7 @@
 PYTHON ?=
 # More for pytest, such as: make test ARGS="-k ledger -x"
 ARGS ?=
-# How many run tests at once: most of their time is spent waiting for engines and servers.
+# How many run tests at once: a test waits for engines and servers every now and then.
 WORKERS ?= 3
 
 VENV := .venv

@@ -123,7 +123,7 @@ class DockerBaker:
         engine, tag = finding.find(), _tag(image.name, image.key)
         before = bases.local(engine, tag)
         if before is not None and before["Id"] == image.reference:  # since it was made, or before
-            halfmade.forget(engine, ":".join(halfmade.name_of(job)))
+            bases.forget(engine, halfmade.name_of(job))
             return
         with Output(job) as output:
             for command in job.recipe.verify:
@@ -132,7 +132,7 @@ class DockerBaker:
         repository, _, digits = tag.rpartition(":")
         query = {"repo": repository, "tag": digits}
         engine.call("POST", f"/images/{image.reference}/tag", query=query)
-        halfmade.forget(engine, ":".join(halfmade.name_of(job)))
+        bases.forget(engine, halfmade.name_of(job))
         if before is not None:
             _delete_nameless(engine, before["Id"], image.key)
 
@@ -203,9 +203,9 @@ class DockerBaker:
             _delete_nameless(engine, image.reference, image.key)
             return
         try:
-            halfmade.forget(engine, tag)
+            bases.forget(engine, tag)
             if image.archive is not None and PULL in image.handle:  # baked here or elsewhere by us
-                halfmade.forget(engine, image.handle[PULL])
+                bases.forget(engine, image.handle[PULL])
         except EngineError as error:
             if error.status != _CONFLICT:
                 raise
@@ -264,7 +264,7 @@ def _built(
         "dockerfile": context.dockerfile,
         "target": recipe.target,
         "buildargs": json.dumps(arguments),
-        "t": ":".join(halfmade.name_of(job)),
+        "t": halfmade.name_of(job),
         "labels": json.dumps(dict(marks)),
         "rm": True,
         "forcerm": True,

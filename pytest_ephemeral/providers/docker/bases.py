@@ -121,3 +121,12 @@ def _filled(text: str, values: Mapping[str, str]) -> str:
         return values.get(name) or default
 
     return re.sub(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))", value, text)
+
+
+def forget(engine: Engine, name: str) -> None:
+    """Remove a name, and with its last name the image; gone already is as well."""
+    try:
+        engine.call("DELETE", f"/images/{name}")
+    except EngineError as error:
+        if error.status != _NOT_FOUND:
+            raise

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pytest_ephemeral import labels
 from pytest_ephemeral.providers import BakeJob, Owned
+from pytest_ephemeral.providers.docker import bases
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 
 #: Labels of what is baked: its key, and when that began.
@@ -31,7 +32,7 @@ _OURS: Final = re.compile(rf"(?:(?:docker\.io|localhost)/)?{REPOSITORY}/([^/:]+)
 #: This process's, so that what another one left is not taken for what this one is at.
 _PROCESS: Final = secrets.token_hex(3)
 
-_NOT_FOUND, _CONFLICT = 404, 409
+_CONFLICT: Final = 409
 
 
 def id_of(job: BakeJob) -> str:
@@ -39,9 +40,9 @@ def id_of(job: BakeJob) -> str:
     return _id(job.recipe.name, _version(job))
 
 
-def name_of(job: BakeJob) -> tuple[str, str]:
-    """The repository and the tag of what it makes, until that is verified."""
-    return f"{REPOSITORY}/{job.recipe.name}", _version(job)
+def name_of(job: BakeJob) -> str:
+    """The name of what it makes, until that is verified."""
+    return f"{REPOSITORY}/{job.recipe.name}:{_version(job)}"
 
 
 def owned(engine: Engine) -> Iterator[Owned]:
@@ -55,7 +56,7 @@ def discard(engine: Engine, key: str) -> None:
     """Remove what bakes of a key have left, as far as no container is of it."""
     for _, name, _ in _listed(engine, f"{KEY}={key}"):
         try:
-            forget(engine, name)
+            bases.forget(engine, name)
         except EngineError as error:
             if error.status != _CONFLICT:
                 raise
@@ -65,16 +66,7 @@ def sweep(engine: Engine, id: str) -> None:
     """Remove what one bake has left."""
     for other, name, _ in _listed(engine, KEY):
         if other == id:
-            forget(engine, name)
-
-
-def forget(engine: Engine, name: str) -> None:
-    """Remove a name, and with its last name the image; gone already is as well."""
-    try:
-        engine.call("DELETE", f"/images/{name}")
-    except EngineError as error:
-        if error.status != _NOT_FOUND:
-            raise
+            bases.forget(engine, name)
 
 
 def _listed(engine: Engine, label: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

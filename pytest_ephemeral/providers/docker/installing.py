@@ -84,7 +84,7 @@ def install(
             raise output.failure(f"its install script {_how(engine, id, status)}")
         job.say("committing it")
         config = _config(base["Config"], prefix, {**_unmarked(job), **marks})
-        repository, tag = halfmade.name_of(job)
+        repository, _, tag = halfmade.name_of(job).rpartition(":")
         query = {"container": id, "pause": False, "repo": repository, "tag": tag}
         return str(engine.call("POST", "/commit", query=query, body=config)["Id"])
 
