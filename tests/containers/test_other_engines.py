@@ -99,6 +99,26 @@ def test_an_image_from_the_registry(opened: Opened, other: Engine, tmp_path: Pat
             assert bases.local(other, baked.reference) is None
 
 
+def test_podman_bakes_as_docker_does(opened: Opened, podman: Engine) -> None:
+    """With an image's labels and command, not those of the container that it was installed in."""
+    with engines.used(podman):
+        recipe = f'provider = "docker"\nbase = "{engine_images.busybox()}"\ninstall = ["true"]'
+        project = opened(f"[images.installed{WEB}]\n{recipe}\n").project
+        wanted = project.config.recipe(f"installed{WEB}")
+        image = project.images.obtain(wanted, mode="missing", say=print)
+        found = bases.local(podman, image.reference)
+        assert found is not None
+        config = found["Config"]
+        assert config["Labels"]["pytest-ephemeral.key"] == image.key
+        assert not config["Labels"]["pytest-ephemeral.id"]
+        assert "bake" not in str(config["Cmd"])
+        assert f"PREFIX=/opt/installed{WEB}" in config["Env"]
+        listed = podman.call("GET", "/images/json")
+        assert "-baking/" not in str([one["RepoTags"] for one in listed])
+        project.images.prune(0, set())
+        assert bases.local(podman, image.reference) is None
+
+
 def fetched(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return str(answer.read().decode().strip())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 import os
 import shlex
 import time
@@ -86,6 +87,8 @@ def install(
         config = _config(base["Config"], prefix, {**_unmarked(job), **marks})
         repository, _, tag = halfmade.name_of(job).rpartition(":")
         query = {"container": id, "pause": False, "repo": repository, "tag": tag}
+        if _is_podman(engine):
+            query["changes"] = _changes(config)  # it does not read the configuration
         return str(engine.call("POST", "/commit", query=query, body=config)["Id"])
 
 
@@ -183,6 +186,20 @@ def _config(base: Mapping[str, Any], prefix: str, marks: Mapping[str, str]) -> d
         "Env": [*kept, f"PREFIX={prefix}"],
         "Labels": {**(base.get("Labels") or {}), **marks},
     }
+
+
+def _is_podman(engine: Engine) -> bool:
+    parts = engine.call("GET", "/version").get("Components") or ()
+    return any("podman" in part["Name"].lower() for part in parts)
+
+
+def _changes(config: Mapping[str, Any]) -> str:
+    """What a configuration says, as lines of a Dockerfile."""
+    lists = [f"{word.upper()} {json.dumps(config[word])}" for word in ("Entrypoint", "Cmd")]
+    pairs = [one.partition("=")[::2] for one in config["Env"]]
+    variables = [f"ENV {name}={json.dumps(value)}" for name, value in pairs]
+    marks = [f"LABEL {name}={json.dumps(value)}" for name, value in config["Labels"].items()]
+    return "\n".join([*lists, f"USER {config['User']}", *variables, *marks])
 
 
 def _tar(job: BakeJob) -> bytes:
