@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -21,13 +21,20 @@ import pytest
 from waiting import until
 
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.providers.docker.engine import Address, Engine
+from pytest_ephemeral.providers.docker.engine import Address, Engine, EngineError
 
 #: Networks of engines of one machine must not meet; each process of the tests has a range.
 _POOL = f"10.{128 + os.getpid() % 96}"
 
 #: Which of its bridges is whose.
 _NUMBERS = count()
+
+#: Podman locks the packet filter's rules by a file of each service's own; all of a machine's
+#: services write the same rules.
+_FILTER_LOCK = Path(tempfile.gettempdir(), "pytest-ephemeral-podman-filter.lock")
+
+#: Networks that an engine always has.
+_ALWAYS = {"bridge", "host", "none"}
 
 
 def unavailable(program: str) -> str:
@@ -67,6 +74,8 @@ def podman() -> Iterator[Engine]:
     with _folder() as folder:
         configuration = folder / "containers.conf"
         configuration.write_text(_containers_conf(folder))
+        (folder / "networks").mkdir()
+        (folder / "networks" / "netavark.lock").symlink_to(_FILTER_LOCK)
         storage = ["--root", str(folder / "root"), "--runroot", str(folder / "run")]
         socket = f"unix://{folder}/podman.sock"
         argv = [
@@ -82,14 +91,17 @@ def _containers_conf(folder: Path) -> str:
     """Podman as it is set up by default, but for what a container without systemd can't have.
 
     Its limits are those that this process may set, and its runtime is the one that takes either
-    version of cgroups, or both together.
+    version of cgroups, or both together. Its default network has a name of its own: rules of the
+    packet filter are named by it, and go with the last container there.
     """
+    number = next(_NUMBERS)
     files = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     lines = {
         "network": [
             'network_backend = "netavark"',
             f'network_config_dir = "{folder}/networks"',
-            f'default_subnet = "{_POOL}.255.0/24"',
+            f'default_network = "podman-{os.getpid()}-{number}"',
+            f'default_subnet = "{_POOL}.{240 + number % 16}.0/24"',
             f'default_subnet_pools = [{{"base" = "{_POOL}.64.0/18", "size" = 24}}]',
         ],
         "engine": ['cgroup_manager = "cgroupfs"', 'events_logger = "file"', 'runtime = "runc"'],
@@ -137,7 +149,7 @@ def _bridge() -> Iterator[str]:
     name = f"pe{os.getpid()}-{number}"
     for argv in (
         ["link", "add", name, "type", "bridge"],
-        ["addr", "add", f"{_POOL}.{200 + number}.1/24", "dev", name],
+        ["addr", "add", f"{_POOL}.{200 + number % 32}.1/24", "dev", name],
         ["link", "set", name, "up"],
     ):
         subprocess.run(["ip", *argv], check=True)
@@ -185,8 +197,16 @@ def _empty(engine: Engine) -> None:
     for one in engine.call("GET", "/containers/json", query={"all": True}):
         engine.call("DELETE", f"/containers/{one['Id']}", query={"force": True, "v": True})
     for one in engine.call("GET", "/networks"):
-        if one["Name"] not in {"bridge", "host", "none", "podman"}:
+        if one["Name"] not in _ALWAYS:
             engine.call("DELETE", f"/networks/{one['Id']}")
+
+
+def forget_images(engine: Engine) -> None:
+    """Remove all images, so that the next test finds none."""
+    for one in engine.call("GET", "/images/json", query={"all": True}):
+        with suppress(EngineError):  # it went with one that was made from it
+            engine.call("DELETE", f"/images/{one['Id']}", query={"force": True})
+    assert engine.call("GET", "/images/json") == []
 
 
 @contextmanager
@@ -202,7 +222,7 @@ def everything(engine: Engine) -> list[str]:
     networks = engine.call("GET", "/networks")
     things = [
         *engine.call("GET", "/containers/json", query={"all": True}),
-        *(one for one in networks if one["Name"] not in {"bridge", "host", "none", "podman"}),
+        *(one for one in networks if one["Name"] not in _ALWAYS),
         *(engine.call("GET", "/volumes")["Volumes"] or []),
     ]
     return [json.dumps(thing.get("Names") or thing["Name"]) for thing in things]

@@ -27,21 +27,35 @@ from pytest_ephemeral.providers.docker.engine import Engine
 
 
 @pytest.fixture(scope="module")
-def other() -> Iterator[Engine]:
-    """A second Docker, which has no images."""
+def second_docker() -> Iterator[Engine]:
+    """A Docker besides the machine's own."""
     if why := engines.unavailable("dockerd"):
         pytest.skip(why)
     with engines.dockerd() as engine:
         yield engine
 
 
+@pytest.fixture
+def other(second_docker: Engine) -> Iterator[Engine]:
+    """A second Docker, which has no images."""
+    yield second_docker
+    engines.forget_images(second_docker)
+
+
 @pytest.fixture(scope="module")
-def podman() -> Iterator[Engine]:
-    """A Podman, which has no images."""
+def one_podman() -> Iterator[Engine]:
+    """A Podman."""
     if why := engines.unavailable("podman"):
         pytest.skip(why)
     with engines.podman() as engine:
         yield engine
+
+
+@pytest.fixture
+def podman(one_podman: Engine) -> Iterator[Engine]:
+    """A Podman, which has no images."""
+    yield one_podman
+    engines.forget_images(one_podman)
 
 
 # -- a later stage on another engine ---------------------------------------------------------------

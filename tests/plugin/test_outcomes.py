@@ -32,18 +32,22 @@ def test_d(request, ephemeral_env): pass
     assert len(set(re.findall(rf"{project.broken}-\w+", output))) == 1
 
 
+CRASH_AT_THE_END = """
+import time
+from pytest_ephemeral import providers
+def test_a(ephemeral_env):
+    get(ephemeral_env.url, "/crash")
+    # The connection ends a moment before the process that was at its other end.
+    while providers.load(ephemeral_env.provider).status(ephemeral_env).state == "running":
+        time.sleep(0.01)
+"""
+
+
 def test_a_death_between_tests_is_an_error_that_says_so(project, run):
     """With its exit status and last lines the first time, then in one line."""
     project.write(
-        test_it="""
-def test_a(ephemeral_env):
-    with pytest.raises(Exception): get_all(ephemeral_env.url)
-    wait_until_dead(ephemeral_env)
-def get_all(url): assert get(url, "/crash")
-def wait_until_dead(environment):
-    while True:
-        try: get(environment.url)
-        except OSError: return
+        test_it=CRASH_AT_THE_END
+        + """
 def test_b(ephemeral_env): pass
 def test_c(ephemeral_env): pass
 """
@@ -55,17 +59,6 @@ def test_c(ephemeral_env): pass
     assert "status 7" in output
     assert output.count("asked for /crash") == 1
     assert "told in full where it was first needed" in output
-
-
-CRASH_AT_THE_END = """
-import time
-from pytest_ephemeral import providers
-def test_a(ephemeral_env):
-    get(ephemeral_env.url, "/crash")
-    # The connection ends a moment before the process that was at its other end.
-    while providers.load(ephemeral_env.provider).status(ephemeral_env).state == "running":
-        time.sleep(0.01)
-"""
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "1"], ["-q"]])
