@@ -7,12 +7,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import engine_images
+import engines
 import pytest
 
 from containers.project import CONFIGURATION, DOCKERFILE, WEB, Hooks, Opened
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.project import Project
+from pytest_ephemeral.providers.docker.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def one_podman() -> Iterator[Engine]:
+    """A Podman."""
+    if why := engines.unavailable("podman"):
+        pytest.skip(why)
+    with engines.podman() as engine:
+        yield engine
+
+
+@pytest.fixture
+def podman(one_podman: Engine) -> Iterator[Engine]:
+    """A Podman, which has no images."""
+    yield one_podman
+    engines.forget_images(one_podman)
 
 
 @pytest.fixture

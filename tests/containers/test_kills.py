@@ -9,6 +9,7 @@ from pathlib import Path
 
 import compose_versions
 import engine_images
+import engines
 import pytest
 from waiting import until
 
@@ -16,6 +17,7 @@ from containers.project import COMMAND, WEB, Opened, a_run, left
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker.engine import Engine
 
 #: Seconds after which nothing may be left.
 SOON = 3.0
@@ -129,38 +131,54 @@ verify = ["sleep 99"]
 """
 
 
+@pytest.fixture(params=["docker", "podman"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Either engine, used by all that follows."""
+    if request.param == "docker":
+        yield finding.find()
+        return
+    podman = request.getfixturevalue("podman")
+    with engines.used(podman):
+        yield podman
+
+
 @pytest.mark.parametrize("during", ["install", "verify"])
-def test_nothing_outlives_a_killed_bake(opened: Opened, tmp_path: Path, during: str) -> None:
+def test_nothing_outlives_a_killed_bake(
+    engine: Engine, opened: Opened, tmp_path: Path, during: str
+) -> None:
     """Neither its container nor the image that was half-made; nothing is in the catalog."""
     more = SLOW.format(base=engine_images.busybox())
     if during == "install":
         more = more.replace('["true"]', '["sleep 99"]')
     lifecycle = opened(more)
     with a_bake(tmp_path, f"slow{WEB}") as bake:
-        until(lambda: running("sleep 99" if during == "verify" else "bake/run"))
+        until(lambda: running(engine, "sleep 99" if during == "verify" else "bake/run"), within=60)
         assert bakes(reaper.reap(lifecycle.project, dry_run=True)) == []
         bake.kill()
         until(lambda: left(f"bake-slow{WEB}-") == [], within=SOON)
-    until(lambda: half_made() == [])
+    until(lambda: half_made(engine) == [])
     assert lifecycle.project.images.catalog.entries() == []
 
 
-def test_a_bake_whose_guard_dies_too_is_reaped(opened: Opened, tmp_path: Path) -> None:
+def test_a_bake_whose_guard_dies_too_is_reaped(
+    engine: Engine, opened: Opened, tmp_path: Path
+) -> None:
     """Its container says whose it was, and the image is half-made by its name."""
     lifecycle = opened(SLOW.format(base=engine_images.busybox()))
     with a_bake(tmp_path, f"slow{WEB}") as bake:
-        until(lambda: running("sleep 99"))
+        until(lambda: running(engine, "sleep 99"), within=60)
         subprocess.run(["pkill", "-KILL", "-P", str(bake.pid)], check=True)
         bake.kill()
+    assert half_made(engine)
     assert bakes(reaper.reap(lifecycle.project, dry_run=False)) == [""]
     assert left(f"bake-slow{WEB}-") == []
-    assert half_made() == []
+    assert half_made(engine) == []
 
 
-def half_made() -> list[str]:
+def half_made(engine: Engine) -> list[str]:
     """The images of these bakes, with a name of ours or without."""
     query = {"all": True, "filters": {"label": [f"pytest-ephemeral.recipe=slow{WEB}"]}}
-    return [one["Id"] for one in finding.find().call("GET", "/images/json", query=query)]
+    return [one["Id"] for one in engine.call("GET", "/images/json", query=query)]
 
 
 def bakes(reaped: list[reaper.Reaped]) -> list[str]:
@@ -173,9 +191,9 @@ def a_bake(folder: Path, image: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, cwd=folder, stderr=subprocess.DEVNULL)
 
 
-def running(command: str) -> bool:
+def running(engine: Engine, command: str) -> bool:
     """Whether a container of these bakes runs that command."""
-    found = finding.find().call("GET", "/containers/json")
+    found = engine.call("GET", "/containers/json")
     return any(command in one["Command"] and f"bake-slow{WEB}-" in str(one) for one in found)
 
 

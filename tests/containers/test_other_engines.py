@@ -42,22 +42,6 @@ def other(second_docker: Engine) -> Iterator[Engine]:
     engines.forget_images(second_docker)
 
 
-@pytest.fixture(scope="module")
-def one_podman() -> Iterator[Engine]:
-    """A Podman."""
-    if why := engines.unavailable("podman"):
-        pytest.skip(why)
-    with engines.podman() as engine:
-        yield engine
-
-
-@pytest.fixture
-def podman(one_podman: Engine) -> Iterator[Engine]:
-    """A Podman, which has no images."""
-    yield one_podman
-    engines.forget_images(one_podman)
-
-
 # -- a later stage on another engine ---------------------------------------------------------------
 
 
