@@ -115,31 +115,12 @@ class Account:
 
     def left(self) -> list[str]:
         """All that is there and was not before: instances, groups, quarantined AMIs and such."""
-        stacks = self.stacks.describe_stacks()["Stacks"]
-        found = [one["StackName"] for one in stacks if one["StackStatus"] != "DELETE_COMPLETE"]
-        return found + [name for region in self.regions for name in self._left(region)]
+        found: list[str] = self.tell("left", base=self.base, regions=[REGION, COPIES])
+        return found
 
-    def _left(self, ec2: Any) -> list[str]:
-        found = [
-            f"{one['InstanceId']} {one['State']['Name']}"
-            for page in ec2.get_paginator("describe_instances").paginate()
-            for reservation in page["Reservations"]
-            for one in reservation["Instances"]
-            if one["State"]["Name"] != "terminated"
-        ]
-        groups = ec2.describe_security_groups()["SecurityGroups"]
-        found += [one["GroupName"] for one in groups if one["GroupName"] != "default"]
-        images = ec2.describe_images(Owners=["self"])["Images"]
-        kept = {self.base, *self.recorded(ec2)}
-        found += [one["ImageId"] for one in images if one["ImageId"] not in kept]
-        used = {
-            one["Ebs"].get("SnapshotId")
-            for image in images
-            if image["ImageId"] in kept
-            for one in image["BlockDeviceMappings"]
-        }
-        snapshots = ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"]
-        found += [one["SnapshotId"] for one in snapshots if one["SnapshotId"] not in used]
+    def verified(self) -> list[str]:
+        """The AMIs that are said to stand in a catalog, in all regions."""
+        found: list[str] = self.tell("verified", regions=[REGION, COPIES])
         return found
 
     def clear(self) -> None:
@@ -152,7 +133,7 @@ class Account:
             self.ec2.get_waiter("instance_terminated").wait(
                 InstanceIds=ids, WaiterConfig={"Delay": 1}
             )
-        for one in {*self.left(), *self.recorded()}:
+        for one in {*self.left(), *self.verified()}:
             if one.startswith("ami-"):
                 self.ec2.deregister_image(ImageId=one)
         for one in self.left():
@@ -161,16 +142,6 @@ class Account:
         for group in self.ec2.describe_security_groups()["SecurityGroups"]:
             if group["GroupName"] != "default":
                 self.ec2.delete_security_group(GroupId=group["GroupId"])
-
-    def verified(self) -> list[str]:
-        """The AMIs that are said to stand in a catalog, in all regions."""
-        return [id for region in self.regions for id in self.recorded(region)]
-
-    def recorded(self, ec2: Any = None) -> list[str]:
-        """The AMIs that say that they stand in a catalog."""
-        filters = [{"Name": "tag:pytest-ephemeral.state", "Values": ["verified"]}]
-        found = (ec2 or self.ec2).describe_images(Owners=["self"], Filters=filters)["Images"]
-        return [str(one["ImageId"]) for one in found]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
 
-from aws import acceptance
+from aws import acceptance, survey
 from aws.guests import Guests
 from aws.strict import Strict, Times
 from aws.swift import quicken
@@ -94,7 +94,8 @@ class Harness:
     def _control(self, environ: dict[str, Any], verb: str) -> Answer:
         size = int(environ.get("CONTENT_LENGTH") or 0)
         sent = json.loads(environ["wsgi.input"].read(size) or b"{}")
-        return as_json(getattr(self, f"_tell_{verb}")(**sent) or {})
+        told = getattr(self, f"_tell_{verb}")(**sent)
+        return as_json({} if told is None else told)
 
     # What each verb of the harness does, as it is told.
 
@@ -117,6 +118,14 @@ class Harness:
             found = [form for name, form in self.asked if name == action]
             self.asked = [one for one in self.asked if one[0] != action]
         return found
+
+    def _tell_left(self, base: str, regions: list[str]) -> list[str]:
+        with self.strict.lock:
+            return survey.left(base, regions)
+
+    def _tell_verified(self, regions: list[str]) -> list[str]:
+        with self.strict.lock:
+            return survey.verified(regions)
 
     def _tell_own(self) -> list[str]:
         """The calls that the tool itself has made since the beginning, each once."""

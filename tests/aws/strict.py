@@ -20,11 +20,10 @@ from typing import Any
 
 from aws import acceptance
 from aws.guests import Guests
-from aws.stacks import Stacks
+from aws.stacks import ACCOUNT, Stacks
 from aws.swift import paged
 from aws.wire import WSGI, Answer, Request, as_json, forward, refuse, refuse_json, xml
 
-ACCOUNT = "123456789012"
 CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopped": 80}
 
 
@@ -46,7 +45,7 @@ class Times:
     boot: float = 0.1
     end: float = 0.1
     linger: float = 0.0
-    remembered: float = 20.0
+    remembered: float = 10.0
     ami: float = 0.1
     unseen: float = 0.0
     stack: float = 0.1

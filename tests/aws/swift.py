@@ -6,6 +6,7 @@ takes it seconds. And it gives all in one answer, where AWS gives them by the pa
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -23,6 +24,8 @@ _LISTS = {
 
 def quicken() -> None:
     """Have moto look a resource's tags up instead."""
+    from moto import backends
+    from moto.core import responses
     from moto.ec2.models.core import TaggedEC2Resource
     from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE, get_prefix
 
@@ -34,6 +37,10 @@ def quicken() -> None:
         ]
 
     TaggedEC2Resource.get_tags = get_tags
+    # Which services there are, and what each can do, does not change; moto finds it out each time.
+    services = list(backends.list_of_moto_modules())
+    backends.list_of_moto_modules = lambda: services
+    responses.method_names_from_class = cache(responses.method_names_from_class)
 
 
 def paged(answer: Answer, request: Request, size: int) -> Answer:

@@ -293,11 +293,11 @@ def test_what_was_verified_and_not_recorded_is_adopted_or_reaped(
         with pytest.raises(KeyboardInterrupt):
             bench.bake()
     (unrecorded,) = amis(bench)
-    assert unrecorded not in bench.account.recorded()
+    assert unrecorded not in bench.account.verified()
     bench.account.calls()
     assert bench.bake().reference == unrecorded
     assert "ec2:CreateImage" not in bench.account.calls()
-    assert unrecorded in bench.account.recorded()
+    assert unrecorded in bench.account.verified()
     with monkeypatch.context() as patch:
         patch.setattr(Catalog, "record", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -320,9 +320,9 @@ def test_what_is_recorded_is_not_reaped_though_it_does_not_say_so(
                 bench.bake(mode="always")
         image = bench.images.catalog.entries()[0]
         die(bench, image.reference)
-        assert image.reference not in bench.account.recorded()
+        assert image.reference not in bench.account.verified()
         heal()
-        assert image.reference in bench.account.recorded()
+        assert image.reference in bench.account.verified()
         bench.images.prune(0, ())
 
 

@@ -39,4 +39,4 @@ def test_one_reap_after_a_kill_at_every_call(
         until(lambda: made.left() == [])
         assert bench.ledger.entries() == []
         recorded = {image.reference for image in bench.images.catalog.entries()}
-        assert set(made.recorded()) <= recorded
+        assert set(made.verified()) <= recorded
