@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from pytest_ephemeral.providers.local import guard, logs
 from pytest_ephemeral.providers.local.guard import Guard, Spec
 from pytest_ephemeral.providers.local.supervisor import loop
 from pytest_ephemeral.providers.local.supervisor.logs import SEGMENT_SIZE, SEGMENTS_KEPT
-from pytest_ephemeral.providers.local.supervisor.processes import marked
+from pytest_ephemeral.providers.local.supervisor.processes import end_marked, marked
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no guard on Windows")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
@@ -134,6 +135,21 @@ def test_a_growing_tree_of_processes_ends(start: Start, tmp_path: Path) -> None:
     until(lambda: len(marked(f"{ENVIRONMENT_VARIABLE}={one.id}")) > 30)
     one.stop()
     assert marked(f"{ENVIRONMENT_VARIABLE}={one.id}") == []
+
+
+@linux_only
+def test_a_program_in_the_place_of_another_is_found() -> None:
+    """For a moment of ``execve``, a process has no environment to know it by."""
+    again = 'exec /bin/sh -c "$AGAIN"'
+    variables = {"AGAIN": again, "MARKED": "again"}
+    with subprocess.Popen(["/bin/sh", "-c", again], env=variables) as process:
+        try:
+            until(lambda: marked("MARKED=again"))
+            assert all(marked("MARKED=again") for _ in range(500))
+            assert end_marked("MARKED=again") == []
+            assert process.wait(5) == -signal.SIGKILL
+        finally:
+            process.kill()
 
 
 def test_a_hundred_megabytes_do_not_block(start: Start, tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: What a shell exits with when it can't find, or can't run, a command.
 _NOT_FOUND, _NOT_RUNNABLE = 127, 126
 
+#: Seconds that a program may take to be put in another's place, of what has to be read from disk.
+_EXEC_PATIENCE = 1.0
+
 
 def spawn(
     argv: Sequence[str], *, directory: str, variables: Mapping[str, str], stdio: Sequence[int]
@@ -75,9 +78,8 @@ def _parents() -> Iterator[tuple[int, int]]:
         return
     for pid in _all():
         try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                # The second field is the program's name in brackets and may hold anything.
-                parent = file.read().rpartition(b")")[2].split(None, 2)[1]
+            # The second field is the program's name in brackets and may hold anything.
+            parent = _read(pid, "stat").rpartition(b")")[2].split(None, 2)[1]
         except OSError:
             continue
         yield pid, int(parent)
@@ -104,11 +106,34 @@ def _all() -> Iterator[int]:
 
 
 def _has(pid: int, marker: bytes) -> bool:
+    deadline = time.monotonic() + _EXEC_PATIENCE
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return marker in file.read().split(b"\0")
+        while not (environment := _read(pid, "environ")):
+            if not _will_have_environment(pid) or time.monotonic() > deadline:
+                return False
+            time.sleep(0)
     except OSError:
         return False
+    return marker in environment.split(b"\0")
+
+
+def _will_have_environment(pid: int) -> bool:
+    """Whether a process whose environment was just read as empty has one, or is about to.
+
+    In the middle of ``execve`` a process has its new memory and no environment in it: Linux says
+    where that is, and then where the code is, some time after ``exec_mmap``. Kernel threads and
+    zombies have no memory; a program that was given no variables has an environment that ends
+    where it begins.
+    """
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    # From the third of proc(5)'s fields on: vsize, startcode, env_start and env_end.
+    memory, code, start, end = (fields[number - 3] for number in (23, 26, 50, 51))
+    return memory != b"0" and (code == b"0" or start != end)
+
+
+def _read(pid: int, name: str) -> bytes:
+    with open(f"/proc/{pid}/{name}", "rb") as file:
+        return file.read()
 
 
 def _signal(pid: int, number: int) -> None:
