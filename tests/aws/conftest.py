@@ -120,7 +120,7 @@ def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         _account.clear()  # or one test that fails would fail all that come after it
     for image in made.images.catalog.entries():
         providers.load("ec2").remove(image)
-    if left := _account.left() + _account.verified():
+    if left := [*_account.left(), *_account.verified()]:
         _account.clear()
     assert (running, left) == ([], [])
 

@@ -118,9 +118,9 @@ class Account:
         found: list[str] = self.tell("left", base=self.base, regions=[REGION, COPIES])
         return found
 
-    def verified(self) -> list[str]:
-        """The AMIs that are said to stand in a catalog, in all regions."""
-        found: list[str] = self.tell("verified", regions=[REGION, COPIES])
+    def verified(self) -> dict[str, str]:
+        """The AMIs that say that they stand in a catalog, in all regions; and under which key."""
+        found: dict[str, str] = self.tell("verified", regions=[REGION, COPIES])
         return found
 
     def clear(self) -> None:

@@ -123,7 +123,7 @@ class Harness:
         with self.strict.lock:
             return survey.left(base, regions)
 
-    def _tell_verified(self, regions: list[str]) -> list[str]:
+    def _tell_verified(self, regions: list[str]) -> dict[str, str]:
         with self.strict.lock:
             return survey.verified(regions)
 

@@ -20,9 +20,10 @@ def left(base: str, regions: list[str]) -> list[str]:
     return found + [name for region in regions for name in _left(base, region)]
 
 
-def verified(regions: list[str]) -> list[str]:
-    """The AMIs that say that they stand in a catalog."""
-    return [ami.id for region in regions for ami in _amis(region) if _is_verified(ami)]
+def verified(regions: list[str]) -> dict[str, str]:
+    """The AMIs that say that they stand in a catalog, and under which key."""
+    found = (ami for region in regions for ami in _amis(region) if _is_verified(ami))
+    return {ami.id: _marks(ami)["pytest-ephemeral.key"] for ami in found}
 
 
 def _left(base: str, region: str) -> Iterator[str]:
@@ -49,8 +50,11 @@ def _amis(region: str) -> Iterator[Any]:
 
 
 def _is_verified(ami: Any) -> bool:
-    marks = {tag["key"]: tag["value"] for tag in ami.get_tags()}
-    return marks.get("pytest-ephemeral.state") == "verified"
+    return _marks(ami).get("pytest-ephemeral.state") == "verified"
+
+
+def _marks(ami: Any) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in ami.get_tags()}
 
 
 def _backend(service: str, region: str) -> Any:

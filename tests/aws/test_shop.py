@@ -43,7 +43,7 @@ def test_the_acceptance_suite_passes_on_ec2(bench: Bench, tmp_path: Path) -> Non
     assert "these have cost $0.01 at most" in run("python", "-m", "pytest", "--ephemeral-env")
     assert bench.account.left() == []
     run("pytest-ephemeral", "images", "prune", "--keep", "0")
-    assert bench.account.verified() == []
+    assert bench.account.verified() == {}
 
 
 def configuration(file: Path, bench: Bench) -> None:

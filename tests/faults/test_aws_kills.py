@@ -38,5 +38,5 @@ def test_one_reap_after_a_kill_at_every_call(
         assert [one for one in reaped if one.error or one.spared] == []
         until(lambda: made.left() == [])
         assert bench.ledger.entries() == []
-        recorded = {image.reference for image in bench.images.catalog.entries()}
-        assert set(made.verified()) <= recorded
+        recorded = {image.key for image in bench.images.catalog.entries()}
+        assert set(made.verified().values()) <= recorded
