@@ -49,6 +49,9 @@ USER_AGENT: Final = "pytest-ephemeral"
 _PATIENT: Final = 10
 _IMPATIENT: Final = 3
 
+#: The first status of errors that are not the request's, and may pass.
+_GATEWAY: Final = 500
+
 _clients: dict[tuple[Any, ...], Any] = {}
 _identities: dict[int, dict[str, str]] = {}
 _lock = threading.Lock()
@@ -152,6 +155,8 @@ def _made(service: str, region: str | None) -> Any:
     )
     if service == "ec2":
         made.meta.events.register_first("needs-retry.ec2.RunInstances", _lacking)
+    if service != "s3":  # which has web pages of its own
+        made.meta.events.register_first("before-parse", _no_page)
     return made
 
 
@@ -178,6 +183,23 @@ def _lacking(response: tuple[Any, dict[str, Any]] | None = None, **_: Any) -> No
     error = {} if response is None else response[1].get("Error", {})
     if str(error.get("Code", "")).startswith("Insufficient"):
         raise ClientError(response[1], "RunInstances")  # type: ignore[index]
+
+
+def _no_page(response_dict: dict[str, Any], **_: Any) -> None:
+    """Refuse what a proxy, or a network that wants people to sign in, says in AWS's place.
+
+    botocore would find it no XML, or no JSON, and raise what is none of its own errors. A gateway's
+    error it asks again about, if it is not told more than its status.
+    """
+    if not str(response_dict["headers"].get("Content-Type", "")).startswith("text/html"):
+        return
+    status = int(response_dict["status_code"])
+    if status < _GATEWAY:
+        raise UnavailableError(
+            f"AWS can't be reached: a web page answered in its place (HTTP {status}): see "
+            "HTTPS_PROXY and AWS_ENDPOINT_URL, and whether this network wants you to sign in"
+        )
+    response_dict["body"] = b""
 
 
 def _unreachable(error: Exception) -> str:

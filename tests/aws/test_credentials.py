@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from botocore.exceptions import ClientError
@@ -177,6 +179,39 @@ def test_doctor_says_what_is_wrong(
         said = break_it("expired", bench, project.folder, patch)
         done = project.run("doctor", status=1)
     assert re.search(f"FAIL AWS: .*{said}", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(200, "a web page answered.*HTTPS_PROXY"), (403, "a web page answered"), (502, "(502)")],
+)
+def test_a_web_page_in_the_place_of_aws_is_said_in_one_line(
+    status: int,
+    said: str,
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A proxy's, or that of a network that wants people to sign in."""
+
+    class Portal(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(b"<!DOCTYPE html><title>Welcome</title><p>Sign in & surf.<br>")
+
+        def log_message(self, *_: object) -> None:
+            """Not a word."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Portal) as portal, monkeypatch.context() as patch:
+        Thread(target=portal.serve_forever, daemon=True).start()
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{portal.server_port}")
+        assert cli.main(["up", "web"]) == 2
+        portal.shutdown()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"^error: AWS.*{said}", line), line
 
 
 def test_a_refusal_is_short(bench: Bench) -> None:
