@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -134,7 +134,10 @@ def test_no_permission(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "usermod -aG docker" in given
 
 
-def test_what_answers_may_be_no_engine(home: Path) -> None:
+@pytest.mark.parametrize(
+    "ask", [lambda engine: engine.call("GET", "/version"), Engine.ping], ids=["call", "ping"]
+)
+def test_what_answers_may_be_no_engine(home: Path, ask: Callable[[Engine], object]) -> None:
     """A web server on that port, say."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -148,5 +151,5 @@ def test_what_answers_may_be_no_engine(home: Path) -> None:
         thread.start()
         engine = Engine(Address(f"tcp://127.0.0.1:{server.getsockname()[1]}"))
         with pytest.raises(NoEngineError, match="no container engine"):
-            engine.call("GET", "/version", timeout=10)
+            ask(engine)
         thread.join()

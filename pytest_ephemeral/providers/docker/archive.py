@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 
 from pytest_ephemeral.errors import BakeError
@@ -16,6 +15,8 @@ def check(image: Image, file: Path) -> None:
     Raises:
         BakeError: It is not.
     """
+    import tarfile
+
     try:
         with tarfile.open(file, "r:") as tar:
             names = set(tar.getnames())

@@ -116,6 +116,22 @@ class Engine:
                 f"what answers at {self.address} is no container engine: it speaks no JSON"
             ) from None
 
+    def ping(self) -> None:
+        """See whether it answers. Docker runs three programs to say its version, for 10 ms.
+
+        Raises:
+            NoEngineError: It does not, or what does is no engine.
+            EngineError: It answers that it can't.
+            TimeoutError: It takes too long.
+        """
+        with self.stream("GET", "/_ping", timeout=10) as answer:
+            answer.read()
+        if "Api-Version" not in answer.headers:
+            raise NoEngineError(
+                f"what answers at {self.address} is no container engine: it does not say which "
+                "version of the API it speaks"
+            )
+
     @contextmanager
     def stream(
         self,

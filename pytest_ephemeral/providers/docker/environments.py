@@ -44,7 +44,7 @@ class ContainerEnvironments:
     def reach(self) -> None:
         """See whether an engine answers."""
         try:
-            finding.find().call("GET", "/version", timeout=10)
+            finding.find().ping()
         except (EngineError, TimeoutError) as error:
             raise UnavailableError(
                 f"the container engine gives no sensible answer: {error}"
