@@ -66,6 +66,35 @@ def is_alive(owner: Owner) -> bool | None:
     return process_started(owner.pid) == owner.started != ""
 
 
+def process_of(owner: Owner) -> str:
+    """An owner's process in few characters, as names, tags and labels may have it.
+
+    Returns:
+        ``PID.HOST.START``, the latter two as digests: see ``is_gone``.
+    """
+    return f"{owner.pid}.{_short(owner.host)}.{_short(owner.boot, owner.started)}"
+
+
+def is_gone(process: str) -> bool:
+    """Whether a process that ``process_of`` named is known to run no more.
+
+    Of another machine's, and of what was not written by ``process_of``, nothing is known.
+    """
+    import socket
+
+    pid, _, rest = process.partition(".")
+    if not pid.isdigit() or not rest.startswith(f"{_short(socket.gethostname())}."):
+        return False
+    started = process_started(int(pid))
+    return not started or rest.partition(".")[2] != _short(boot_id(), started)
+
+
+def _short(*texts: str) -> str:
+    import hashlib
+
+    return hashlib.sha256("|".join(texts).encode()).hexdigest()[:10]
+
+
 def boot_id() -> str:
     """A name for this boot of this machine; empty where the system has none."""
     try:

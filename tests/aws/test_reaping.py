@@ -30,8 +30,8 @@ from pytest_ephemeral.tables import Ready
 PAST = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")
 FUTURE = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
 #: A process of this machine that is gone, and one of another of which nobody here can tell.
-DEAD = "|".join((machine.this_owner("").host, "another-boot", "1", "1"))
-ELSEWHERE = "elsewhere|boot|1|1"
+DEAD = machine.process_of(msgspec.structs.replace(machine.this_owner(""), boot="another", pid=1))
+ELSEWHERE = machine.process_of(msgspec.structs.replace(machine.this_owner(""), host="elsewhere"))
 
 
 def up(bench: Bench, **keys: Any) -> Environment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,7 +17,8 @@ from waiting import until
 from containers.project import COMMAND, WEB, Opened, a_run, left
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.lifecycle import Lifecycle
-from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker import containers, finding
+from pytest_ephemeral.providers.docker.belongings import IN_FLIGHT
 from pytest_ephemeral.providers.docker.engine import Engine
 
 #: Seconds after which nothing may be left.
@@ -173,6 +175,39 @@ def test_a_bake_whose_guard_dies_too_is_reaped(
     assert bakes(reaper.reap(lifecycle.project, dry_run=False)) == [""]
     assert left(f"bake-slow{WEB}-") == []
     assert half_made(engine) == []
+
+
+def test_others_who_bake_the_same_lose_nothing(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by a bake that begins meanwhile, nor when that is killed and cleared up after."""
+    wait = "until test -e /go; do sleep 0.1; done"
+    more = SLOW.format(base=engine_images.busybox()).replace("sleep 99", wait)
+    lifecycle = opened(more)
+    engine = finding.find()
+    others = tmp_path / "others"  # with a store and a state of their own
+    others.mkdir()
+    (others / "context").symlink_to(tmp_path / "context")
+    (others / "ephemeral.toml").write_text((tmp_path / "ephemeral.toml").read_text())
+    with a_bake(tmp_path, f"slow{WEB}") as bake:
+        until(lambda: running(engine, wait), within=60)
+        (verifying,) = baking(engine)
+        monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(others / "state"))
+        with a_bake(others, f"slow{WEB}") as other:
+            until(lambda: len(baking(engine)) > 1, within=60)
+            other.kill()
+        until(lambda: baking(engine) == [verifying])
+        time.sleep(IN_FLIGHT)  # its guard looks once more after that
+        containers.run(engine, verifying, ["touch", "/go"], timeout=10)
+        assert bake.wait(60) == 0
+    (image,) = lifecycle.project.images.catalog.entries()
+    until(lambda: half_made(engine) == [image.digest])
+
+
+def baking(engine: Engine) -> list[str]:
+    """The containers of these bakes."""
+    found = engine.call("GET", "/containers/json", query={"all": True})
+    return [one["Id"] for one in found if f"bake-slow{WEB}-" in str(one)]
 
 
 def half_made(engine: Engine) -> list[str]:

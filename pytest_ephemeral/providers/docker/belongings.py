@@ -12,7 +12,7 @@ import msgspec
 
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import DestroyError, EphemeralError
-from pytest_ephemeral.models import Environment, Owner, decode
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import Owned
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 
@@ -142,7 +142,9 @@ def owned(engine: Engine, provider: str) -> Iterator[Owned]:
         newest = max((marks for _, marks in parts), key=lambda marks: marks.get(EXTENDED, ""))
         detail = ", ".join(sorted({kind for kind, _ in parts}))
         ours = {name: newest[name] for name in _ENVIRONMENTS if name in newest}
-        yield Owned(id=id, labels=ours, detail=detail, abandoned=_abandoned(newest))
+        yield Owned(
+            id=id, labels=ours, detail=detail, abandoned=machine.is_gone(newest.get(PROCESS, ""))
+        )
 
 
 def extend(engine: Engine, environment: Environment, provider: str, expires: str) -> None:
@@ -163,12 +165,17 @@ def extend(engine: Engine, environment: Environment, provider: str, expires: str
         engine.call("DELETE", f"/volumes/{old}")
 
 
-def _abandoned(marks: Mapping[str, str]) -> bool:
-    try:
-        owner = decode(marks.get(PROCESS, "").encode(), Owner)
-    except msgspec.MsgspecError:
-        return False
-    return machine.is_alive(owner) is False
+def is_nobodys(process: str) -> bool:
+    """Whether what a process baked is this one's to clear up: its own, or that of one that is gone.
+
+    Others may bake the same on an engine that they share.
+    """
+    return process == this_process() or machine.is_gone(process)
+
+
+def this_process() -> str:
+    """This process, as its bakes are marked."""
+    return machine.process_of(machine.this_owner("bake"))
 
 
 def _listed(engine: Engine, label: str) -> tuple[list[Any], list[Any], list[Any]]:

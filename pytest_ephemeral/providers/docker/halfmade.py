@@ -6,14 +6,13 @@ Labels would not do. Images that people build from ours have them too, and those
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final, NamedTuple
 
-from pytest_ephemeral import labels
+from pytest_ephemeral import labels, machine
 from pytest_ephemeral.providers import BakeJob, Owned
-from pytest_ephemeral.providers.docker import bases
+from pytest_ephemeral.providers.docker import bases, belongings
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 
 #: Labels of what is baked: its key, and when that began.
@@ -28,9 +27,6 @@ REPOSITORY: Final = "pytest-ephemeral-baking"
 
 #: That, as engines list it: Podman says where it would be pulled from.
 _OURS: Final = re.compile(rf"(?:(?:docker\.io|localhost)/)?{REPOSITORY}/([^/:]+):(.+)")
-
-#: This process's, so that what another one left is not taken for what this one is at.
-_PROCESS: Final = secrets.token_hex(3)
 
 _CONFLICT: Final = 409
 
@@ -47,16 +43,18 @@ def name_of(job: BakeJob) -> str:
 
 def owned(engine: Engine) -> Iterator[Owned]:
     """All that is half-made, and when nobody can be at it any more."""
-    for id, _, found in _listed(engine, KEY):
-        marks = {labels.ID: id, labels.EXPIRES: _expiry(found["Labels"].get(BAKED, ""))}
-        yield Owned(id=id, labels=marks, detail="image")
+    for one in _listed(engine, KEY):
+        marks = {labels.ID: one.id, labels.EXPIRES: _expiry(one.baked)}
+        yield Owned(id=one.id, labels=marks, detail="image", abandoned=machine.is_gone(one.process))
 
 
 def discard(engine: Engine, key: str) -> None:
-    """Remove what bakes of a key have left, as far as no container is of it."""
-    for _, name, _ in _listed(engine, f"{KEY}={key}"):
+    """Remove what bakes of a key have left, but for others', as far as no container is of it."""
+    for one in _listed(engine, f"{KEY}={key}"):
+        if not belongings.is_nobodys(one.process):
+            continue
         try:
-            bases.forget(engine, name)
+            bases.forget(engine, one.name)
         except EngineError as error:
             if error.status != _CONFLICT:
                 raise
@@ -64,17 +62,27 @@ def discard(engine: Engine, key: str) -> None:
 
 def sweep(engine: Engine, id: str) -> None:
     """Remove what one bake has left."""
-    for other, name, _ in _listed(engine, KEY):
-        if other == id:
-            bases.forget(engine, name)
+    for one in _listed(engine, KEY):
+        if one.id == id:
+            bases.forget(engine, one.name)
 
 
-def _listed(engine: Engine, label: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The bake's id, the name, and the image as the engine lists it."""
+class _HalfMade(NamedTuple):
+    """One name of one image: the bake's id, its process, and when it began."""
+
+    name: str
+    id: str
+    process: str
+    baked: str
+
+
+def _listed(engine: Engine, label: str) -> Iterator[_HalfMade]:
     for found in engine.call("GET", "/images/json", query={"filters": {"label": [label]}}):
         for name in found.get("RepoTags") or ():
             if match := _OURS.fullmatch(name):
-                yield _id(match[1], match[2]), name, found
+                process = match[2].partition("-")[2]
+                baked = found["Labels"].get(BAKED, "")
+                yield _HalfMade(name, _id(match[1], match[2]), process, baked)
 
 
 def _id(name: str, version: str) -> str:
@@ -82,7 +90,7 @@ def _id(name: str, version: str) -> str:
 
 
 def _version(job: BakeJob) -> str:
-    return f"{job.key.removeprefix('sha256:')[:12]}-{_PROCESS}"
+    return f"{job.key.removeprefix('sha256:')[:12]}-{belongings.this_process()}"
 
 
 def _expiry(baked: str) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError
-from pytest_ephemeral.models import Image, encode
+from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.docker import belongings, containers, halfmade, remedies
 from pytest_ephemeral.providers.docker.engine import (
@@ -110,10 +110,11 @@ def verify(engine: Engine, job: BakeJob, image: Image, command: str, output: Out
 
 
 def discard(engine: Engine, key: str) -> None:
-    """Remove the containers that bakes of that key have left."""
+    """Remove the containers that bakes of that key have left, but for those of others."""
     query = {"all": True, "filters": {"label": [f"{BAKE}={key}"]}}
     for found in engine.call("GET", "/containers/json", query=query):
-        _remove(engine, found["Id"])
+        if belongings.is_nobodys(found["Labels"].get(belongings.PROCESS, "")):
+            _remove(engine, found["Id"])
 
 
 @contextmanager
@@ -132,7 +133,7 @@ def _marks(job: BakeJob) -> dict[str, str]:
     return {
         BAKE: job.key,
         belongings.PROVIDER: "docker",
-        belongings.PROCESS: encode(owner).decode(),
+        belongings.PROCESS: machine.process_of(owner),
         labels.ID: halfmade.id_of(job),
         labels.OWNER: str(owner),
         labels.EXPIRES: expires.isoformat(timespec="seconds"),

@@ -53,8 +53,6 @@ from pytest_ephemeral.providers.ec2.tagging import (
     STATE,
     UNRECORDED,
     VERIFIED,
-    is_dead,
-    process_of,
     tags_of,
 )
 from pytest_ephemeral.tables import Recipe
@@ -229,10 +227,10 @@ _jobs: dict[tuple[str, int], BakeJob] = {}
 def _clear(key: str, region: str | None) -> None:
     # What another thread makes meanwhile, for another store, is this process's too.
     alone = {thread for baked, thread in list(_jobs) if baked == key} == {threading.get_ident()}
-    me = process_of(machine.this_owner("bake")) if alone else None
+    me = machine.process_of(machine.this_owner("bake")) if alone else None
     with aws.explained():
         client = aws.client("ec2", region)
-        found = belongings.owned(client, KEY, [key], lambda one: one == me or is_dead(one))
+        found = belongings.owned(client, KEY, [key], lambda one: one == me or machine.is_gone(one))
         left = {one.id for one in found if one.abandoned and not one.image}
         errors = sweeping.remove(client, left)
     for error in filter(None, errors.values()):

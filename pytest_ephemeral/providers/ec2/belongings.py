@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from pytest_ephemeral import aws, labels
+from pytest_ephemeral import aws, labels, machine
 from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.providers import Owned
 from pytest_ephemeral.providers.ec2 import amis, groups, ingress
@@ -17,7 +17,6 @@ from pytest_ephemeral.providers.ec2.tagging import (
     OF_A_STACK,
     PROCESS,
     clock,
-    is_dead,
     labels_of,
     latest,
     launched_by_us,
@@ -52,7 +51,7 @@ def owned(
     client: Any,
     tag: str = labels.ID,
     values: Collection[str] | None = None,
-    is_over: Callable[[str], bool] = is_dead,
+    is_over: Callable[[str], bool] = machine.is_gone,
 ) -> list[Owned]:
     """All of it, by environment or bake; nothing younger than this look, nothing recorded.
 

@@ -35,7 +35,6 @@ from pytest_ephemeral.providers.ec2.tagging import (
     RECIPE,
     TRANSFER,
     as_tags,
-    process_of,
 )
 from pytest_ephemeral.providers.ec2.transfers import MARGIN, Transfer
 from pytest_ephemeral.tables import Recipe
@@ -288,7 +287,7 @@ def marks_of(job: BakeJob, id: str) -> dict[str, str]:
         ),
         KEY: job.key,
         RECIPE: job.recipe.name,
-        PROCESS: process_of(owner),
+        PROCESS: machine.process_of(owner),
         "Name": id,
     }
 

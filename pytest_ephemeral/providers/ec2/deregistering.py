@@ -17,7 +17,6 @@ from pytest_ephemeral.providers.ec2.tagging import (
     STATE,
     UNRECORDED,
     expiry,
-    process_of,
     tags_of,
 )
 
@@ -86,7 +85,7 @@ def delete_snapshot(client: Any, id: str) -> None:
 def _condemn(client: Any, found: Mapping[str, Any]) -> None:
     if tags_of(found).get(STATE) != QUARANTINED:
         now = expiry(datetime.now(UTC))
-        me = process_of(machine.this_owner("prune"))
+        me = machine.process_of(machine.this_owner("prune"))
         amis.mark(client, found, {STATE: QUARANTINED, labels.EXPIRES: now, PROCESS: me})
 
 

@@ -19,10 +19,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from pytest_ephemeral import labels
+from pytest_ephemeral import labels, machine
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.ec2 import groups
-from pytest_ephemeral.providers.ec2.tagging import PROCESS, as_tags, process_of
+from pytest_ephemeral.providers.ec2.tagging import PROCESS, as_tags
 
 #: What a group is tagged with as its id begins so: it is no environment's.
 PREFIX: Final = "ingress-"
@@ -131,5 +131,5 @@ def _id_of(run: str, vpc: str | None, permissions: Permissions) -> str:
 
 def _marks(environment: Environment, id: str) -> dict[str, str]:
     """It outlives the environment that it was made for, if another is in it; but not their run."""
-    process = process_of(environment.owner)
+    process = machine.process_of(environment.owner)
     return {**environment.labels, labels.ID: id, PROCESS: process, "Name": id}

@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from pytest_ephemeral import labels, machine
-from pytest_ephemeral.models import Owner
+from pytest_ephemeral import labels
 
 #: The image's key, on all that a bake makes.
 KEY: Final = labels.PREFIX + "key"
@@ -101,21 +100,6 @@ def expiry(expires_at: datetime | None) -> str:
     if expires_at is None:
         return labels.NEVER
     return expires_at.astimezone(UTC).isoformat(timespec="seconds")
-
-
-def process_of(owner: Owner) -> str:
-    """An owner's process, to be recognised by ``is_dead``."""
-    return "|".join((owner.host, owner.boot, str(owner.pid), owner.started))
-
-
-def is_dead(process: str) -> bool:
-    """Whether a process that ``process_of`` wrote is known to be gone."""
-    try:
-        host, boot, pid, started = process.split("|")
-    except ValueError:
-        return False  # not written by us
-    owner = Owner(user="", host=host, boot=boot, pid=int(pid), started=started, run="")
-    return machine.is_alive(owner) is False
 
 
 def latest(expiries: Iterable[str]) -> str:
