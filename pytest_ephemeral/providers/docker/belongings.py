@@ -165,7 +165,7 @@ def extend(engine: Engine, environment: Environment, provider: str, expires: str
         engine.call("DELETE", f"/volumes/{old}")
 
 
-def is_nobodys(process: str) -> bool:
+def is_ours_to_clear(process: str) -> bool:
     """Whether what a process baked is this one's to clear up: its own, or that of one that is gone.
 
     Others may bake the same on an engine that they share.

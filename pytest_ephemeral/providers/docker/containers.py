@@ -17,6 +17,9 @@ LOG_LIMITS: Final = {"Type": "json-file", "Config": {"max-size": "64m", "max-fil
 #: What a command ends with that could not be started.
 _NOT_STARTED: Final = frozenset({126, 127, 255})
 
+#: Seconds in which a command that took too long has to be killed.
+_KILL_PATIENCE: Final = 10.0
+
 _EXEC_VARIABLE: Final = "PYTEST_EPHEMERAL_EXEC"
 
 
@@ -86,7 +89,7 @@ def run(
         for channel, data in _output(engine, made["Id"], deadline):
             output[channel].append(data)
     except TimeoutError:
-        _kill(engine, container, token)
+        _kill(engine, container, token, made["Id"])
         raise subprocess.TimeoutExpired(
             list(argv), timeout or 0.0, b"".join(output[1]), b"".join(output[2])
         ) from None
@@ -124,20 +127,41 @@ def _status(engine: Engine, exec_id: str) -> int:
     raise EphemeralError("the command's output has ended, but the command has not")
 
 
-def _kill(engine: Engine, container: str, token: str) -> None:
+#: Kills what has a variable until three looks have found nothing: what is being forked, or is in
+#: the middle of execve, is not seen by one.
+_KILL: Final = """\
+quiet=0
+while [ $quiet -lt 3 ]; do
+  quiet=$((quiet + 1))
+  for one in /proc/[0-9]*; do
+    grep -q {marker} $one/environ 2>/dev/null && kill -9 ${{one#/proc/}} && quiet=0
+  done
+  sleep 0.02
+done
+"""
+
+
+def _kill(engine: Engine, container: str, token: str, exec_id: str) -> None:
     """Kill a command and all it started, which the engine has no call for: by its variable."""
-    script = (
-        f"for one in /proc/[0-9]*; do grep -q {_EXEC_VARIABLE}={token} $one/environ && "
-        "kill -9 ${one#/proc/}; done"
-    )
-    made = engine.call(
-        "POST",
-        f"/containers/{container}/exec",
-        # Without the output attached, starting it would not wait for it.
-        body={"AttachStdout": True, "Cmd": ["/bin/sh", "-c", script], "User": "0"},
-    )
-    for _ in _output(engine, made["Id"], time.monotonic() + 10):
-        pass
+    script = _KILL.format(marker=f"{_EXEC_VARIABLE}={token}")
+    deadline = time.monotonic() + _KILL_PATIENCE
+    begun = False
+    while not begun and time.monotonic() < deadline:
+        begun = _has_begun(engine, exec_id)  # a busy engine may start it only now
+        made = engine.call(
+            "POST",
+            f"/containers/{container}/exec",
+            # Without the output attached, starting it would not wait for it.
+            body={"AttachStdout": True, "Cmd": ["/bin/sh", "-c", script], "User": "0"},
+        )
+        for _ in _output(engine, made["Id"], deadline):
+            pass
+
+
+def _has_begun(engine: Engine, exec_id: str) -> bool:
+    """Whether a command runs, or has run; before that, engines give it neither id nor status."""
+    found = engine.call("GET", f"/exec/{exec_id}/json", timeout=10)
+    return bool(found["Running"] or found["Pid"] or found["ExitCode"])
 
 
 # -- where it listens ------------------------------------------------------------------------------

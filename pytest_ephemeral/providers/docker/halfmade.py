@@ -51,7 +51,7 @@ def owned(engine: Engine) -> Iterator[Owned]:
 def discard(engine: Engine, key: str) -> None:
     """Remove what bakes of a key have left, but for others', as far as no container is of it."""
     for one in _listed(engine, f"{KEY}={key}"):
-        if not belongings.is_nobodys(one.process):
+        if not belongings.is_ours_to_clear(one.process):
             continue
         try:
             bases.forget(engine, one.name)

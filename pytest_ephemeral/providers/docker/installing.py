@@ -113,7 +113,7 @@ def discard(engine: Engine, key: str) -> None:
     """Remove the containers that bakes of that key have left, but for those of others."""
     query = {"all": True, "filters": {"label": [f"{BAKE}={key}"]}}
     for found in engine.call("GET", "/containers/json", query=query):
-        if belongings.is_nobodys(found["Labels"].get(belongings.PROCESS, "")):
+        if belongings.is_ours_to_clear(found["Labels"].get(belongings.PROCESS, "")):
             _remove(engine, found["Id"])
 
 
