@@ -187,7 +187,7 @@ def show(medians: Mapping[tuple[str, str], float], rounds: int) -> None:
 
 def judge(seconds: Mapping[tuple[str, str], Sequence[float]]) -> None:
     """Print how ours compare with what is to be reached: medians of the differences by round."""
-    bare, raw, alike, ours = (way.name for way in WAYS[:4])
+    bare, raw, networked, ours = (way.name for way in WAYS[:4])
     peers = WAYS[4:]
 
     def over(other: str, mode: str) -> float:
@@ -198,7 +198,7 @@ def judge(seconds: Mapping[tuple[str, str], Sequence[float]]) -> None:
     for mode in ("fast", "slow"):
         print(f"over the raw API, {mode}     {over(raw, mode):+6.2f} s    target ≤ 0.05 s")
     for mode in ("fast", "slow", "-n 4"):  # what is left when the raw script does what ours does
-        print(f"the same on a network, {mode}  {over(alike, mode):+6.2f} s")
+        print(f"the same on a network, {mode}  {over(networked, mode):+6.2f} s")
     print(f"over bare pytest, -n 4     {over(bare, '-n 4'):+6.2f} s    target ≤ 0.20 s")
     measured = [(way.name, mode) for way in peers for mode in way.modes]
     behind = [f"{name} ({mode})" for name, mode in measured if over(name, mode) >= 0]

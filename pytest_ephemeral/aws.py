@@ -50,7 +50,7 @@ _PATIENT: Final = 10
 _IMPATIENT: Final = 3
 
 #: The first status of errors that are not the request's, and may pass.
-_GATEWAY: Final = 500
+_SERVER_ERROR: Final = 500
 
 _clients: dict[tuple[Any, ...], Any] = {}
 _identities: dict[int, dict[str, str]] = {}
@@ -194,7 +194,7 @@ def _no_page(response_dict: dict[str, Any], **_: Any) -> None:
     if not str(response_dict["headers"].get("Content-Type", "")).startswith("text/html"):
         return
     status = int(response_dict["status_code"])
-    if status < _GATEWAY:
+    if status < _SERVER_ERROR:
         raise UnavailableError(
             f"AWS can't be reached: a web page answered in its place (HTTP {status}): see "
             "HTTPS_PROXY and AWS_ENDPOINT_URL, and whether this network wants you to sign in"

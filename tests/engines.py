@@ -46,6 +46,12 @@ def unavailable(program: str) -> str:
     return ""
 
 
+def require(program: str) -> None:
+    """Skip the test where an engine can't be started."""
+    if why := unavailable(program):
+        pytest.skip(why)
+
+
 @contextmanager
 def dockerd(*options: str, disk: str = "") -> Iterator[Engine]:
     """A Docker besides the machine's own, with nothing in it.

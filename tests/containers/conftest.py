@@ -20,8 +20,7 @@ from pytest_ephemeral.providers.docker.engine import Engine
 @pytest.fixture(scope="module")
 def one_podman() -> Iterator[Engine]:
     """A Podman."""
-    if why := engines.unavailable("podman"):
-        pytest.skip(why)
+    engines.require("podman")
     with engines.podman() as engine:
         yield engine
 

@@ -35,8 +35,7 @@ PROMPT = 20.0
 @pytest.fixture(scope="module")
 def small() -> Iterator[Engine]:
     """An engine with a disk of its own, which a hundred megabytes don't fit on."""
-    if why := engines.unavailable("dockerd"):
-        pytest.skip(why)
+    engines.require("dockerd")
     with engines.dockerd(disk="64m") as engine:
         yield engine
 
@@ -162,8 +161,7 @@ def test_an_archive_that_is_cut_short(here: Engine, opened: Opened, tmp_path: Pa
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Path]:
     """The project's store, on a disk of its own that takes no image."""
-    if why := engines.unavailable("mount"):
-        pytest.skip(why)
+    engines.require("mount")
     with engines.disk_of(tmp_path / ".ephemeral", "1m"):
         yield tmp_path / ".ephemeral"
 
@@ -192,8 +190,7 @@ def test_a_store_that_takes_no_record(store: Path, opened: Opened) -> None:
 
 def test_a_store_that_fills_up_meanwhile(tmp_path: Path, opened: Opened) -> None:
     """What is up can be destroyed all the same, and its record removed."""
-    if why := engines.unavailable("mount"):
-        pytest.skip(why)
+    engines.require("mount")
     with engines.disk_of(tmp_path / ".ephemeral", "8m"):
         lifecycle = opened()
         environment = up(lifecycle)

@@ -29,8 +29,7 @@ from pytest_ephemeral.providers.docker.engine import Engine
 @pytest.fixture(scope="module")
 def second_docker() -> Iterator[Engine]:
     """A Docker besides the machine's own."""
-    if why := engines.unavailable("dockerd"):
-        pytest.skip(why)
+    engines.require("dockerd")
     with engines.dockerd() as engine:
         yield engine
 
@@ -147,8 +146,7 @@ PEM = ("ca", "cert", "key")
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """One on loopback."""
-    if why := engines.unavailable("dockerd"):
-        pytest.skip(why)
+    engines.require("dockerd")
     folder = tmp_path_factory.mktemp("tls")
     authority = Authority("engines")
     server = authority.issue(folder / "server", "engine", "127.0.0.1")
