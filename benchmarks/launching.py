@@ -11,9 +11,9 @@ from pathlib import Path
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.models import Environment, Image
-from pytest_ephemeral.providers import Order
 from pytest_ephemeral.providers.docker import DockerProvider
 from pytest_ephemeral.providers.docker.tables import DockerTemplate
+from pytest_ephemeral.providers.protocol import Order
 from pytest_ephemeral.tables import Ready
 
 

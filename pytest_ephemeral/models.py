@@ -17,7 +17,7 @@ from pytest_ephemeral.durations import Duration
 if TYPE_CHECKING:
     import subprocess
 
-    from pytest_ephemeral.providers import Provider
+    from pytest_ephemeral.providers.protocol import Provider
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.journal import Journal
 from pytest_ephemeral.promotion.moving import Times
 from pytest_ephemeral.promotion.switch import Switch
-from pytest_ephemeral.providers import Owned, Status
+from pytest_ephemeral.providers.protocol import Owned, Status
 from pytest_ephemeral.store import open_store
 from pytest_ephemeral.tables import Promotion, Ready, Template
 
@@ -47,6 +47,7 @@ class ServedProvider:
     template_type: ClassVar[type[Template]] = Template
     recipe_type: ClassVar[None] = None
     guards_itself: ClassVar[bool] = True
+    forwards_ports: ClassVar[bool] = False
 
     def status(self, environment: Environment) -> Status:
         known = _read(environment.id)

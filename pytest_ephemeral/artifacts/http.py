@@ -91,7 +91,7 @@ class HttpRepository(StoredRepository):
 
 
 class HttpKeeper:
-    """Files on a server; see ``Keeper``.
+    """Files on a server; see ``BlobStore``.
 
     Args:
         url: Where they are.

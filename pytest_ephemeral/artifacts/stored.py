@@ -36,7 +36,7 @@ SHA256: Final = "sha256:"
 _MONTH: Final = 30 * 86400.0
 
 
-class Keeper(Protocol):
+class BlobStore(Protocol):
     """What a repository needs of whatever keeps its files: of a ``Store``, what adds and reads."""
 
     url: str
@@ -68,7 +68,7 @@ class StoredRepository:
         keeper: What keeps them.
     """
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: BlobStore) -> None:
         self._keeper = keeper
         self.url = keeper.url
 

@@ -11,7 +11,7 @@ from pytest_ephemeral.cli.arguments import add_verb
 from pytest_ephemeral.cli.output import Output
 from pytest_ephemeral.errors import EphemeralError, UnavailableError
 from pytest_ephemeral.models import to_builtins
-from pytest_ephemeral.providers import Check
+from pytest_ephemeral.providers.protocol import Check
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Verbs

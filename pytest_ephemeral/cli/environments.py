@@ -25,7 +25,7 @@ from pytest_ephemeral.errors import (
     PromotionError,
 )
 from pytest_ephemeral.models import Environment, to_builtins
-from pytest_ephemeral.providers import Provider, Status
+from pytest_ephemeral.providers.protocol import Provider, Status
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Parser, Verbs

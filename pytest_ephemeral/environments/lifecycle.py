@@ -28,8 +28,8 @@ from pytest_ephemeral.environments.seeding import seed
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment, Image, ImageReference
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.providers import Order, Provider, Status
-from pytest_ephemeral.providers.abilities import Considering, Reachable
+from pytest_ephemeral.providers.abilities import SupportsPreflight
+from pytest_ephemeral.providers.protocol import Order, Provider, Status
 from pytest_ephemeral.tables import Template
 from pytest_ephemeral.vigil import Vigil
 
@@ -89,16 +89,16 @@ class Lifecycle(msgspec.Struct):
         """
         wanted = self.project.config.template(template)
         provider = providers.load(wanted.provider)
-        if isinstance(provider, Reachable):
-            provider.reach()
-        if isinstance(provider, Considering):
+        if isinstance(provider, SupportsPreflight):
             modify = self.hooks.pytest_ephemeral_modify_template
-            self._consider(wanted, provider, None if modify.get_hookimpls() else wanted.ttl)
+            self._preflight(wanted, provider, None if modify.get_hookimpls() else wanted.ttl)
 
-    def _consider(self, template: Template, provider: Considering, lifetime: float | None) -> None:
+    def _preflight(
+        self, template: Template, provider: SupportsPreflight, lifetime: float | None
+    ) -> None:
         config = self.project.config
         recipes = [config.recipe(name) for name in template.images()]
-        provider.consider(template, recipes, config.root, lifetime)
+        provider.preflight(template, recipes, config.root, lifetime)
 
     # -- up ------------------------------------------------------------------------------
 
@@ -114,8 +114,8 @@ class Lifecycle(msgspec.Struct):
         """
         template = self._modified(template)
         provider = providers.load(template.provider)
-        if isinstance(provider, Considering):
-            self._consider(template, provider, ttl or template.ttl)
+        if isinstance(provider, SupportsPreflight):
+            self._preflight(template, provider, ttl or template.ttl)
         clock = Clock(self.say)
         with clock.phase(template.name, "bake"):
             images = self._obtain(template)

@@ -15,8 +15,12 @@ from pytest_ephemeral import labels, machine, providers
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.providers import Owned, Provider
-from pytest_ephemeral.providers.abilities import Recording, Shared, Widespread
+from pytest_ephemeral.providers.abilities import (
+    SupportsAccounts,
+    SupportsCataloging,
+    SupportsRegions,
+)
+from pytest_ephemeral.providers.protocol import Owned, Provider
 from pytest_ephemeral.tables import Recipe, Template
 
 
@@ -113,7 +117,7 @@ def _held(project: Project, name: str, known: Iterable[Environment]) -> Iterator
     for look in looks:
         try:
             found = [(one, reason) for one in look() if (reason := why_abandoned(one))]
-            if found and not account and isinstance(provider, Shared):
+            if found and not account and isinstance(provider, SupportsAccounts):
                 account = provider.account()
         except EphemeralError as error:
             yield Unseen(name, str(error))
@@ -126,14 +130,14 @@ def _looks(
     project: Project, provider: Provider, known: Iterable[Environment]
 ) -> list[Callable[[], Iterable[Owned]]]:
     """One look a place, since one that can't be looked into says nothing of the others."""
-    if not isinstance(provider, Widespread):
+    if not isinstance(provider, SupportsRegions):
         return [provider.owned]
     config = project.config
     mentioned: list[Template | Recipe | Environment | Image] = []
     mentioned += [*config.templates.values(), *config.images.values()]
     mentioned += [*known, *project.images.catalog.entries()]
-    places = provider.places(mentioned)
-    return [lambda place=place: provider.owned_in(place) for place in places]  # type: ignore[misc]
+    regions = provider.regions(mentioned)
+    return [lambda region=region: provider.owned_in(region) for region in regions]  # type: ignore[misc]
 
 
 def _unless_recorded(
@@ -146,16 +150,16 @@ def _unless_recorded(
     provider = providers.load(found.provider)
     if not known:
         yield found
-    elif isinstance(provider, Recording) and not dry_run:
+    elif isinstance(provider, SupportsCataloging) and not dry_run:
         try:
-            provider.recorded(known[0], None)
+            provider.mark_cataloged(known[0], None)
         except EphemeralError as error:
             yield Unseen(found.provider, str(error))
 
 
 def _is_shared(name: str) -> bool:
     try:
-        return isinstance(providers.load(name), Shared)
+        return isinstance(providers.load(name), SupportsAccounts)
     except EphemeralError:
         return True
 

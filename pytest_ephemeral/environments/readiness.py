@@ -19,8 +19,8 @@ import msgspec
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError, ReadinessError
 from pytest_ephemeral.models import Endpoint, Environment
-from pytest_ephemeral.providers import Provider
-from pytest_ephemeral.providers.abilities import Checked
+from pytest_ephemeral.providers.abilities import SupportsHealth
+from pytest_ephemeral.providers.protocol import Provider
 from pytest_ephemeral.tables import Ready, Template
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def probes_for(
         headers: ``ready.headers`` with everything filled in.
     """
     ready = template.ready
-    forwarded = getattr(provider, "forwards_ports", False)
+    forwarded = provider.forwards_ports
     probes: list[Probe] = [*_own_probes(environment, provider)]
     if ready is None:
         endpoints = environment.endpoints.values()
@@ -183,11 +183,11 @@ class PlatformProbe(msgspec.Struct, frozen=True):
     """What the platform itself thinks."""
 
     environment: Environment
-    provider: Checked
+    provider: SupportsHealth
 
     def look(self, seconds: float) -> str:  # noqa: ARG002
         """See ``Probe``."""
-        return self.provider.unready(self.environment)
+        return self.provider.pending_health(self.environment)
 
 
 class HttpProbe(msgspec.Struct, frozen=True):
@@ -286,7 +286,7 @@ def last_lines(environment: Environment, provider: Provider) -> str:
 
 
 def _own_probes(environment: Environment, provider: object) -> list[Probe]:
-    return [PlatformProbe(environment, provider)] if isinstance(provider, Checked) else []
+    return [PlatformProbe(environment, provider)] if isinstance(provider, SupportsHealth) else []
 
 
 def _endpoint(environment: Environment, ready: Ready) -> Endpoint:

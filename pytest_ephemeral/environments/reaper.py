@@ -20,8 +20,8 @@ from pytest_ephemeral.environments.overdue import Overdue, Unseen, overdue, why,
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.errors import DestroyError, EphemeralError, RecordMissingError
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.providers import Owned, Provider
-from pytest_ephemeral.providers.abilities import Sweeper
+from pytest_ephemeral.providers.abilities import SupportsBulkSweep
+from pytest_ephemeral.providers.protocol import Owned, Provider
 
 #: So many are removed at once. Most of that time is spent waiting for others to do it.
 AT_ONCE: Final = 64
@@ -115,7 +115,7 @@ def _removed(ledger: Ledger, found: Sequence[Overdue], at_once: int) -> Iterator
         )
         for name, theirs in groupby(unrecorded, key=lambda one: one.provider):
             provider = providers.load(name)
-            if isinstance(provider, Sweeper):
+            if isinstance(provider, SupportsBulkSweep):
                 jobs.append(pool.submit(_sweeping, provider, list(theirs)))
             else:
                 jobs += [pool.submit(_sweeping_one, provider, one) for one in theirs]
@@ -148,7 +148,7 @@ def _sweeping_one(provider: Provider, found: Overdue) -> list[Reaped]:
     return [_told(found, error)]
 
 
-def _sweeping(provider: Sweeper, found: Sequence[Overdue]) -> list[Reaped]:
+def _sweeping(provider: SupportsBulkSweep, found: Sequence[Overdue]) -> list[Reaped]:
     owned = [one.owned for one in found if one.owned is not None]
     outcome: Mapping[str, EphemeralError | None]
     try:

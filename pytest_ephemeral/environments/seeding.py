@@ -10,7 +10,7 @@ from pytest_ephemeral import interpolation
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers import Provider
+from pytest_ephemeral.providers.protocol import Provider
 
 #: Seconds a seed may take; it is a command of the user's, and has no time-out of its own.
 SEED_TIMEOUT: Final = 600.0

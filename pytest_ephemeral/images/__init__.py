@@ -27,8 +27,8 @@ from pytest_ephemeral.images import key as keys
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.claim import claimed
 from pytest_ephemeral.models import Artifact, Image
-from pytest_ephemeral.providers import UNKNOWN, BakeJob, Baker
-from pytest_ephemeral.providers.abilities import Recording
+from pytest_ephemeral.providers.abilities import SupportsCataloging
+from pytest_ephemeral.providers.protocol import UNKNOWN, BakeJob, Baker
 from pytest_ephemeral.store import Store
 from pytest_ephemeral.tables import Recipe
 
@@ -302,8 +302,8 @@ class Images:
         image = msgspec.structs.replace(image, provenance=said)
         before = self.catalog.find(image.name, image.key)
         self.catalog.record(image)
-        if isinstance(wanted.baker, Recording):
-            wanted.baker.recorded(image, before)
+        if isinstance(wanted.baker, SupportsCataloging):
+            wanted.baker.mark_cataloged(image, before)
         return image
 
     # -- archives ----------------------------------------------------------------------------

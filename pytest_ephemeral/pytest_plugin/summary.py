@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers import HOURLY
+from pytest_ephemeral.providers.protocol import HOURLY
 from pytest_ephemeral.pytest_plugin.entries import Entry
 from pytest_ephemeral.pytest_plugin.evidence import destroy
 from pytest_ephemeral.pytest_plugin.run import Run, leaked, unnoticed

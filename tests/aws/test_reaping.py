@@ -280,7 +280,7 @@ def test_other_regions_are_looked_into(bench: Bench) -> None:
     bench.config.templates["away"] = bench.template(**there)
     assert environment.id in reap(bench)
     assert bench.account.left() == []
-    assert providers.load("ec2").places([bench.recipe(region=COPIES)]) == [REGION, COPIES]  # type: ignore[attr-defined]
+    assert providers.load("ec2").regions([bench.recipe(region=COPIES)]) == [REGION, COPIES]  # type: ignore[attr-defined]
     bench.images.prune(0, ())
 
 

@@ -29,7 +29,7 @@ OWNER = """
 import os, sys
 from pytest_ephemeral import models
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers import Order
+from pytest_ephemeral.providers.protocol import Order
 from pytest_ephemeral.providers.local import LocalProvider
 from pytest_ephemeral.providers.local.tables import LocalTemplate
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers import Check, Order, Owned, Status
+from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Template
 
 
@@ -23,6 +23,7 @@ class FolderProvider:
     template_type = Template
     recipe_type = None
     guards_itself = False
+    forwards_ports = False
 
     def doctor(self) -> list[Check]:
         return [Check("folders", ok=True, detail="always there")]

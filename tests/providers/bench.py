@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from pytest_ephemeral import labels, machine, providers
 from pytest_ephemeral.models import Environment, Image
-from pytest_ephemeral.providers import BakeJob, Order
+from pytest_ephemeral.providers.protocol import BakeJob, Order
 from pytest_ephemeral.tables import Recipe, Template
 
 #: Name → the module that has a class ``Bench``.

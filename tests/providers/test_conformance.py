@@ -17,7 +17,7 @@ from waiting import until
 from pytest_ephemeral import labels, providers
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
-from pytest_ephemeral.providers import Owned
+from pytest_ephemeral.providers.protocol import Owned
 
 
 def test_an_image_that_was_baked_is_there(image: Image) -> None:

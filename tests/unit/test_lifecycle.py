@@ -20,7 +20,7 @@ from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import DestroyError, LaunchError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers import Order, Owned, Status
+from pytest_ephemeral.providers.protocol import Order, Owned, Status
 from pytest_ephemeral.store.directory import DirectoryStore
 from pytest_ephemeral.tables import Template
 
@@ -32,6 +32,7 @@ class Scripted:
 
     name = "scripted"
     guards_itself = True
+    forwards_ports = False
 
     def __init__(self) -> None:
         self.exists: set[str] = set()

@@ -19,12 +19,14 @@ from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.errors import LaunchError, ReadinessError
 from pytest_ephemeral.models import Environment, endpoints_at
-from pytest_ephemeral.providers import Status
+from pytest_ephemeral.providers.protocol import Status
 from pytest_ephemeral.tables import Ready, Template
 
 
 class Scripted:
     """A provider that says what it is told to say."""
+
+    forwards_ports = False
 
     def __init__(self) -> None:
         self.state = Status("running", "web (pid 12)")

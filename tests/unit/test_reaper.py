@@ -16,7 +16,7 @@ from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import DestroyError, UnavailableError
 from pytest_ephemeral.models import Environment, Owner
-from pytest_ephemeral.providers import Owned
+from pytest_ephemeral.providers.protocol import Owned
 from pytest_ephemeral.store.directory import DirectoryStore
 from pytest_ephemeral.tables import Template
 

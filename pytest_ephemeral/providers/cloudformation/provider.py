@@ -23,7 +23,6 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.labels import EXPIRES, NEVER, RUN
 from pytest_ephemeral.models import Endpoint, Environment, Image
-from pytest_ephemeral.providers import Check, Order, Owned, Status
 from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.cloudformation.tables import (
     StackTemplate,
@@ -36,6 +35,7 @@ from pytest_ephemeral.providers.ec2.environments import ENDED, Instances, asked,
 from pytest_ephemeral.providers.ec2.fleet import fleet, state
 from pytest_ephemeral.providers.ec2.sweeping import AT_ONCE
 from pytest_ephemeral.providers.ec2.tagging import as_tags, expiry, tags_of
+from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Recipe, Template
 
 #: In a handle.
@@ -52,12 +52,13 @@ class CloudFormationProvider(Instances):
     template_type: ClassVar[type[Template]] = StackTemplate
     recipe_type: ClassVar[type[Recipe] | None] = None
     guards_itself: ClassVar[bool] = False
+    forwards_ports: ClassVar[bool] = False
 
     def doctor(self) -> Sequence[Check]:
         """Whether AWS can be asked."""
         return checks()
 
-    def consider(
+    def preflight(
         self,
         template: Template,
         recipes: Sequence[Recipe],  # noqa: ARG002
@@ -116,7 +117,7 @@ class CloudFormationProvider(Instances):
                     _protect(client, stack, on=False)
                 stacks.delete(client, stack, environment.id)
 
-    def places(self, known: Iterable[Template | Recipe | Environment | Image]) -> Sequence[str]:
+    def regions(self, known: Iterable[Template | Recipe | Environment | Image]) -> Sequence[str]:
         """The regions where it may have stacks, boto3's own first."""
         with aws.explained():
             found = [str(aws.client("cloudformation").meta.region_name)]
@@ -130,12 +131,12 @@ class CloudFormationProvider(Instances):
 
     def owned(self) -> Iterator[Owned]:
         """All stacks in boto3's region that are tagged as ours."""
-        yield from self.owned_in(self.places(())[0])
+        yield from self.owned_in(self.regions(())[0])
 
-    def owned_in(self, place: str) -> Sequence[Owned]:
+    def owned_in(self, region: str) -> Sequence[Owned]:
         """All stacks in a region that are tagged as ours, and called so."""
-        with asked(f"what is in {place} can't be seen"):
-            return stacks.owned(aws.client("cloudformation", place))
+        with asked(f"what is in {region} can't be seen"):
+            return stacks.owned(aws.client("cloudformation", region))
 
     def sweep(self, owned: Owned) -> None:
         """Delete the stack of that id; one that is protected from termination stays."""
@@ -151,7 +152,7 @@ class CloudFormationProvider(Instances):
         def sweep(one: Owned) -> None:
             try:
                 with asked(f"{one.id} remains"):
-                    client = aws.client("cloudformation", one.place or None)
+                    client = aws.client("cloudformation", one.region or None)
                     if stacks.sweep(client, one, still):
                         outcome[one.id] = None
             except EphemeralError as error:

@@ -12,9 +12,9 @@ from typing import Any, Final
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers import Owned
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
 from pytest_ephemeral.providers.ec2.tagging import as_tags, clock, labels_of, tags_of
+from pytest_ephemeral.providers.protocol import Owned
 
 #: Seconds between looks at a stack, and in which one is deleted.
 POLL: Final = 2.0
@@ -162,7 +162,7 @@ def owned(client: Any, name: str | None = None) -> list[Owned]:
             id=marks[labels.ID],
             labels=labels_of(marks),
             detail=f"stack {stack['StackName']}, {stack['StackStatus']}",
-            place=str(client.meta.region_name),
+            region=str(client.meta.region_name),
             seen_at=clock(pages[0]),
         )
         for stack, marks in found

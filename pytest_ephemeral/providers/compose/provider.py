@@ -12,7 +12,6 @@ import msgspec
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError, LaunchError
 from pytest_ephemeral.interpolation import mask
 from pytest_ephemeral.models import Endpoint, Environment
-from pytest_ephemeral.providers import Check, Order
 from pytest_ephemeral.providers.compose import project
 from pytest_ephemeral.providers.compose.command import Compose, Said, parsed
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
@@ -35,6 +34,7 @@ from pytest_ephemeral.providers.docker.environments import (
     part_of,
 )
 from pytest_ephemeral.providers.docker.provider import publish_on, published, unexposed
+from pytest_ephemeral.providers.protocol import Check, Order
 from pytest_ephemeral.tables import Recipe, Template
 
 _LAST_LINES: Final = 20
@@ -63,7 +63,7 @@ class ComposeProvider(ContainerEnvironments):
         launching.up(launching.prepared())
         return launching.launched()
 
-    def unready(self, environment: Environment) -> str:
+    def pending_health(self, environment: Environment) -> str:
         """Which of its health checks have not succeeded yet."""
         engine = finding.at(environment.handle)
         waiting = [

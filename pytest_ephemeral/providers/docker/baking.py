@@ -25,7 +25,6 @@ from pytest_ephemeral.errors import (
     ImageInUseError,
 )
 from pytest_ephemeral.models import Image
-from pytest_ephemeral.providers import UNKNOWN, BakeJob
 from pytest_ephemeral.providers.docker import (
     archive,
     bases,
@@ -46,6 +45,7 @@ from pytest_ephemeral.providers.docker.engine import (
 )
 from pytest_ephemeral.providers.docker.output import Output
 from pytest_ephemeral.providers.docker.tables import DockerRecipe
+from pytest_ephemeral.providers.protocol import UNKNOWN, BakeJob
 from pytest_ephemeral.tables import Recipe
 
 ARTIFACT: Final = labels.PREFIX + "artifact"

@@ -13,8 +13,8 @@ import msgspec
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import DestroyError, EphemeralError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers import Owned
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
+from pytest_ephemeral.providers.protocol import Owned
 
 #: Which provider made it, since two of them use the same engine.
 PROVIDER: Final = labels.PREFIX + "provider"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.providers import Check
 from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.protocol import Check
 
 
 def engine_check() -> Check:

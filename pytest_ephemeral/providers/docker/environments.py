@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Final
 from pytest_ephemeral import labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers import Owned, Status
 from pytest_ephemeral.providers.docker import belongings, containers, finding, printed, remedies
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.docker.printed import Mark
+from pytest_ephemeral.providers.protocol import Owned, Status
 
 #: The part of an environment that has no services.
 APP: Final = "app"
@@ -31,18 +31,22 @@ _SERVICE: Final = "com.docker.compose.service"
 
 
 class ContainerEnvironments:
-    """Environments that an engine runs; see ``Provider`` for what is promised.
-
-    Attributes:
-        forwards_ports: The engine accepts connections whether or not anybody listens behind it.
-    """
+    """Environments that an engine runs; see ``Provider`` for what is promised."""
 
     name: ClassVar[str]
     guards_itself: ClassVar[bool] = False
     forwards_ports: ClassVar[bool] = True
 
+    def preflight(self, *_: object) -> None:
+        """Whether an engine answers."""
+        self.reach()
+
     def reach(self) -> None:
-        """See whether an engine answers."""
+        """See whether an engine answers.
+
+        Raises:
+            UnavailableError: None does; says what was tried.
+        """
         try:
             finding.find().ping()
         except (EngineError, TimeoutError) as error:

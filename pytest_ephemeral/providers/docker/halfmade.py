@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from pytest_ephemeral import labels, machine
-from pytest_ephemeral.providers import BakeJob, Owned
 from pytest_ephemeral.providers.docker import bases, belongings
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
+from pytest_ephemeral.providers.protocol import BakeJob, Owned
 
 #: Labels of what is baked: its key, and when that began.
 KEY: Final = labels.PREFIX + "key"

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError
 from pytest_ephemeral.models import Image
-from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.docker import belongings, containers, halfmade, remedies
 from pytest_ephemeral.providers.docker.engine import (
     TAR_TYPE,
@@ -31,6 +30,7 @@ from pytest_ephemeral.providers.docker.engine import (
     frames,
 )
 from pytest_ephemeral.providers.docker.output import Output
+from pytest_ephemeral.providers.protocol import BakeJob
 
 if TYPE_CHECKING:
     import tarfile

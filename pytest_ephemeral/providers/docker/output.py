@@ -11,8 +11,8 @@ from typing import IO, Final, Self
 
 from pytest_ephemeral.errors import BakeError
 from pytest_ephemeral.interpolation import mask
-from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.docker import remedies
+from pytest_ephemeral.providers.protocol import BakeJob
 
 _LAST_LINES: Final = 15
 

@@ -10,7 +10,6 @@ import msgspec
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
-from pytest_ephemeral.providers import Check, Order, Owned, Status
 from pytest_ephemeral.providers.docker import (
     belongings,
     containers,
@@ -36,6 +35,7 @@ from pytest_ephemeral.providers.docker.tables import (
     bytes_of,
     volume_of,
 )
+from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Recipe, Template
 
 LOOPBACK: Final = "127.0.0.1"

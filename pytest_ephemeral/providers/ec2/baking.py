@@ -25,7 +25,6 @@ from pytest_ephemeral.errors import (
     ImageMissingError,
 )
 from pytest_ephemeral.models import Image
-from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.ec2 import (
     amis,
     belongings,
@@ -55,6 +54,7 @@ from pytest_ephemeral.providers.ec2.tagging import (
     VERIFIED,
     tags_of,
 )
+from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
 
 #: In an image's handle: it was baked elsewhere, and is taken as it is.
@@ -142,15 +142,16 @@ class Ec2Baker:
                 amis.verify(client, found)
             amis.copy(found, image.handle["region"], recipe.copy_to, job.say)
 
-    def recorded(self, image: Image, before: Image | None) -> None:
-        """It is nobody's no longer; what was recorded before it is, and goes unless it is used."""
+    def mark_cataloged(self, image: Image, predecessor: Image | None) -> None:
+        """Mark the AMI as cataloged; deregister its predecessor unless it is in use."""
         if AS_IT_IS in image.handle:
             return
         with asked(f"the AMI {image.reference} can't be told that it is recorded"):
             if found := _own(image):
                 amis.record(_client_of(image), found)
-            if before and before.reference != image.reference and (old := _own(before)):
-                client = _client_of(before)
+            replaced = predecessor and predecessor.reference != image.reference
+            if predecessor and replaced and (old := _own(predecessor)):
+                client = _client_of(predecessor)
                 if _users(client, old):
                     deregistering.leave(client, old)
                 else:
@@ -177,7 +178,7 @@ class Ec2Baker:
             if marks.get(STATE) == QUARANTINED:  # its removal was cut short
                 return False
             if marks.get(STATE) == UNRECORDED:  # its recording was
-                self.recorded(image, None)
+                self.mark_cataloged(image, None)
         content = amis.as_image(found, image.handle["region"], "").digest
         if found["State"] != "available" or content != image.digest:
             raise ImageChangedError(

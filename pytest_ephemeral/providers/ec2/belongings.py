@@ -10,7 +10,6 @@ from typing import Any, Final, NamedTuple
 
 from pytest_ephemeral import aws, labels, machine
 from pytest_ephemeral.errors import LaunchError
-from pytest_ephemeral.providers import Owned
 from pytest_ephemeral.providers.ec2 import amis, groups, ingress
 from pytest_ephemeral.providers.ec2.fleet import Instance, state
 from pytest_ephemeral.providers.ec2.tagging import (
@@ -22,6 +21,7 @@ from pytest_ephemeral.providers.ec2.tagging import (
     launched_by_us,
     tags_of,
 )
+from pytest_ephemeral.providers.protocol import Owned
 
 #: So many values a filter may have.
 VALUES: Final = 200
@@ -88,7 +88,7 @@ def _owned(
         labels={**labels_of(tags[0]), labels.EXPIRES: expires},
         detail=", ".join(part.name for part in parts),
         abandoned=bool(processes) and all(map(is_over, processes)),
-        place=region,
+        region=region,
         seen_at=looked,
         image=next((part.image for part in parts if part.image), ""),
     )

@@ -11,12 +11,12 @@ import msgspec
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
-from pytest_ephemeral.providers import HOURLY, Order
 from pytest_ephemeral.providers.ec2 import amis, belongings, groups, guest, launching, prices
 from pytest_ephemeral.providers.ec2.destroying import GROUP, INSTANCES
 from pytest_ephemeral.providers.ec2.environments import ENDED, PARTS, REGION, status_of
 from pytest_ephemeral.providers.ec2.fleet import Fleet, Instance, fleet, state
 from pytest_ephemeral.providers.ec2.tables import Ec2Template
+from pytest_ephemeral.providers.protocol import HOURLY, Order
 
 #: Seconds in which a public address is given.
 ADDRESSING: Final = 120.0

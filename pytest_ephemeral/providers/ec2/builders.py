@@ -16,7 +16,6 @@ import msgspec
 
 from pytest_ephemeral import aws, files, labels, machine
 from pytest_ephemeral.errors import BakeError, ConfigurationError
-from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.ec2 import (
     amis,
     belongings,
@@ -37,6 +36,7 @@ from pytest_ephemeral.providers.ec2.tagging import (
     as_tags,
 )
 from pytest_ephemeral.providers.ec2.transfers import MARGIN, Transfer
+from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
 
 #: Seconds between looks at a bake.

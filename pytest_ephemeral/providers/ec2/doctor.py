@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import UnavailableError
-from pytest_ephemeral.providers import Check
+from pytest_ephemeral.providers.protocol import Check
 
 
 def checks() -> Sequence[Check]:

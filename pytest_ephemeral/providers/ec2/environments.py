@@ -17,10 +17,10 @@ from pytest_ephemeral import aws
 from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers import Status
 from pytest_ephemeral.providers.ec2 import commands, console, guest, refusals
 from pytest_ephemeral.providers.ec2.fleet import Fleet, Instance, fleet, state
 from pytest_ephemeral.providers.ec2.tagging import expiry, tags_of
+from pytest_ephemeral.providers.protocol import Status
 
 #: In a handle.
 REGION: Final = "region"

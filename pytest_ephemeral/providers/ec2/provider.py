@@ -16,7 +16,6 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Environment, Image
-from pytest_ephemeral.providers import Check, Order, Owned
 from pytest_ephemeral.providers.ec2 import belongings, destroying, prices, sweeping
 from pytest_ephemeral.providers.ec2.baking import Ec2Baker
 from pytest_ephemeral.providers.ec2.bringing_up import bring_up
@@ -33,6 +32,7 @@ from pytest_ephemeral.providers.ec2.environments import (
 from pytest_ephemeral.providers.ec2.fleet import Instance
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.providers.ec2.tagging import as_tags, expiry, tags_of
+from pytest_ephemeral.providers.protocol import Check, Order, Owned
 from pytest_ephemeral.tables import Recipe, Template
 
 
@@ -43,12 +43,13 @@ class Ec2Provider(Instances, Ec2Baker):
     template_type: ClassVar[type[Template]] = Ec2Template
     recipe_type: ClassVar[type[Recipe] | None] = Ec2Recipe
     guards_itself: ClassVar[bool] = False
+    forwards_ports: ClassVar[bool] = False
 
     def doctor(self) -> Sequence[Check]:
         """Whether AWS can be asked."""
         return checks()
 
-    def consider(
+    def preflight(
         self, template: Template, recipes: Sequence[Recipe], root: Path, lifetime: float | None
     ) -> None:
         """Whether there are credentials and a region, and it costs no more than it may."""
@@ -80,7 +81,7 @@ class Ec2Provider(Instances, Ec2Baker):
         with explained(environment, "could not be destroyed", DestroyError):
             destroying.destroy(fleet_of(environment), environment)
 
-    def places(self, known: Iterable[Template | Recipe | Environment | Image]) -> Sequence[str]:
+    def regions(self, known: Iterable[Template | Recipe | Environment | Image]) -> Sequence[str]:
         """The regions where it may have something, boto3's own first."""
         with aws.explained():
             found = [str(aws.client("ec2").meta.region_name)]
@@ -90,12 +91,12 @@ class Ec2Provider(Instances, Ec2Baker):
 
     def owned(self) -> Iterator[Owned]:
         """All in boto3's region that is tagged as ours, bakes and what they left included."""
-        yield from self.owned_in(self.places(())[0])
+        yield from self.owned_in(self.regions(())[0])
 
-    def owned_in(self, place: str) -> Sequence[Owned]:
+    def owned_in(self, region: str) -> Sequence[Owned]:
         """All in a region."""
-        with asked(f"what is in {place} can't be seen"):
-            return belongings.owned(aws.client("ec2", place))
+        with asked(f"what is in {region} can't be seen"):
+            return belongings.owned(aws.client("ec2", region))
 
     def sweep(self, owned: Owned) -> None:
         """Remove all that carries its id; what is protected from termination stays."""
@@ -107,11 +108,11 @@ class Ec2Provider(Instances, Ec2Baker):
     ) -> Mapping[str, EphemeralError | None]:
         """A region at a time, all of it at once."""
         outcome: dict[str, EphemeralError | None] = {}
-        for place in sorted({one.place for one in owned}):
-            there = [one for one in owned if one.place == place]
+        for region in sorted({one.region for one in owned}):
+            there = [one for one in owned if one.region == region]
             try:
-                with asked(f"what is in {place} can't be removed"):
-                    outcome |= sweeping.sweep(aws.client("ec2", place or None), there, still)
+                with asked(f"what is in {region} can't be removed"):
+                    outcome |= sweeping.sweep(aws.client("ec2", region or None), there, still)
             except EphemeralError as error:
                 outcome |= {one.id: error for one in there if one.id not in outcome}
         return outcome

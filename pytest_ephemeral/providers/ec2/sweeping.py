@@ -14,11 +14,11 @@ from typing import Any, Final
 
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError
-from pytest_ephemeral.providers import Owned
 from pytest_ephemeral.providers.ec2 import amis, belongings, deregistering, groups, transfers
 from pytest_ephemeral.providers.ec2.fleet import state, terminate
 from pytest_ephemeral.providers.ec2.refusals import told
 from pytest_ephemeral.providers.ec2.tagging import TRANSFER, tags_of
+from pytest_ephemeral.providers.protocol import Owned
 
 #: Seconds between looks at instances that end, and in which they do.
 POLL: Final = 2.0
@@ -30,7 +30,7 @@ Outcome = Mapping[str, EphemeralError | None]
 
 
 def sweep(client: Any, owned: Sequence[Owned], still: Callable[[Owned], bool]) -> Outcome:
-    """Look at things once more, and remove those that are still to be; see ``Sweeper``."""
+    """Remove what is still to be removed, seen once more; see ``SupportsBulkSweep``."""
     ids = {one.id for one in owned}
     there = {one.id: one for one in belongings.owned(client, values=ids)}
     due = {id for id, one in there.items() if still(one)}

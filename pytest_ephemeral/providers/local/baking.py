@@ -24,7 +24,6 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.interpolation import worth_masking
 from pytest_ephemeral.models import Image
-from pytest_ephemeral.providers import BakeJob
 from pytest_ephemeral.providers.local import guard, tree
 from pytest_ephemeral.providers.local.prefix import (
     Prefix,
@@ -34,6 +33,7 @@ from pytest_ephemeral.providers.local.prefix import (
     trusted,
     trusted_root,
 )
+from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
 
 #: What an install script sees of this process's variables. The rest is the project's or this

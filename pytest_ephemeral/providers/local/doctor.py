@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.providers import Check
 from pytest_ephemeral.providers.local import network, prefix
+from pytest_ephemeral.providers.protocol import Check
 
 
 def checks() -> Sequence[Check]:

@@ -23,7 +23,6 @@ from pytest_ephemeral.errors import (
     LaunchError,
 )
 from pytest_ephemeral.models import Environment, Image, endpoints_at
-from pytest_ephemeral.providers import Check, Order, Owned, Status
 from pytest_ephemeral.providers.local import folder, guard, logs, network
 from pytest_ephemeral.providers.local.baking import LocalBaker
 from pytest_ephemeral.providers.local.doctor import checks
@@ -31,6 +30,7 @@ from pytest_ephemeral.providers.local.folder import Folder
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 from pytest_ephemeral.providers.local.supervisor.processes import descendants, end_marked
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
+from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Recipe, Template
 
 #: What an application sees of this process's variables; the rest is the template's to say.
@@ -48,6 +48,7 @@ class LocalProvider(LocalBaker):
     template_type: ClassVar[type[Template]] = LocalTemplate
     recipe_type: ClassVar[type[Recipe] | None] = LocalRecipe
     guards_itself: ClassVar[bool] = True
+    forwards_ports: ClassVar[bool] = False
 
     def doctor(self) -> Sequence[Check]:
         """Everything works without what only Linux has, but less is promised."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pytest_ephemeral.errors import UnavailableError
-from pytest_ephemeral.providers import Check
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
+from pytest_ephemeral.providers.protocol import Check
 from pytest_ephemeral.tables import Recipe, Template
 
 _HINT = "use the docker provider, or run this under WSL"
@@ -20,6 +20,7 @@ class LocalProvider:
     template_type: ClassVar[type[Template]] = LocalTemplate
     recipe_type: ClassVar[type[Recipe] | None] = LocalRecipe
     guards_itself: ClassVar[bool] = True
+    forwards_ports: ClassVar[bool] = False
 
     def doctor(self) -> Sequence[Check]:
         """One check, that fails."""

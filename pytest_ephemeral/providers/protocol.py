@@ -1,0 +1,292 @@
+"""What a provider is: what every one does, what bakers do besides, and what passes between them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import ClassVar, Final, Literal, Protocol, runtime_checkable
+
+import msgspec
+
+from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.tables import Recipe, Template
+
+#: In an environment's handle, where it costs something: dollars an hour.
+HOURLY: Final = "dollars-an-hour"
+
+#: Stands for what ``Baker.resolve`` can't ask for now, such as the digest of a base that neither
+#: this machine has nor a registry gives. An image baked from the same is good all the same.
+UNKNOWN: Final = "?"
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What is to be brought up: everything a provider needs, and nothing to look up.
+
+    Attributes:
+        environment: Its id, labels, owner and expiry; already in the ledger.
+        template: With ``{image:…}`` filled in and ``{env:…}`` not, as it may be recorded.
+        images: The baked images by name, the template's ``image`` among them.
+        variables: The template's ``env`` with everything filled in. Not to be recorded.
+        secrets: The values that came from ``{env:…}``, to be masked in every log.
+        settle: The command that closes the ledger's record, for a guard whose owner has died.
+        root: The folder of the configuration file, for paths in the template.
+        journal: Puts an environment's ``handle`` into the ledger in the middle of launching:
+            before a request whose answer may be lost, and as soon as there is one.
+    """
+
+    environment: Environment
+    template: Template
+    images: Mapping[str, Image] = msgspec.field(default_factory=dict)
+    variables: Mapping[str, str] = msgspec.field(default_factory=dict)
+    secrets: Sequence[str] = ()
+    settle: Sequence[str] = ()
+    root: Path = Path()
+    journal: Callable[[Environment], None] = lambda _: None
+
+    @property
+    def image(self) -> Image | None:
+        """The image that the template names, if it names one."""
+        return None if self.template.image is None else self.images[self.template.image]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """How an environment is.
+
+    Attributes:
+        state: ``running``; ``exited`` when any part of it has stopped by itself; ``gone`` when
+            nothing of it is there.
+        detail: For people: which part, its exit status or signal, and when.
+    """
+
+    state: Literal["running", "exited", "gone"]
+    detail: str = ""
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """Something a provider holds that carries our labels, whether or not a ledger knows it.
+
+    Attributes:
+        id: The environment's.
+        labels: As they are read off the thing itself; those that can't be read are missing.
+        detail: What it is, for people.
+        abandoned: Its owner and whatever guarded it are known to be gone, so that nobody else
+            will ever end it, though its time may not be over.
+        region: Where it is, if its provider has more than one region.
+        seen_at: When it was seen by the clock of where it is; None when there is only ours.
+        image: The ``reference`` of a finished image that may not be in a catalog yet.
+    """
+
+    id: str
+    labels: Mapping[str, str]
+    detail: str = ""
+    abandoned: bool = False
+    region: str = ""
+    seen_at: datetime | None = None
+    image: str = ""
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing a provider needs, and whether it is there (``doctor``)."""
+
+    name: str
+    ok: bool
+    detail: str
+    hint: str = ""
+
+
+class BakeJob(msgspec.Struct, frozen=True):
+    """What is to be baked.
+
+    Attributes:
+        recipe: The recipe, its paths still relative to ``root``.
+        key: The image's key, ``sha256:…``.
+        root: The folder of the configuration file.
+        artifact: The artifact's file, checked; None when the recipe has none.
+        log: Where everything the install script prints goes, from its first byte.
+        say: Tells people what is going on, a line a call.
+        live: Given each line that is printed, after the seconds it took to come.
+        descriptors: What ``exclusive`` gave: they hold the image too.
+    """
+
+    recipe: Recipe
+    key: str
+    root: Path
+    artifact: Path | None
+    log: Path
+    say: Callable[[str], None]
+    live: Callable[[str], None] | None = None
+    descriptors: Sequence[int] = ()
+
+
+class Provider(Protocol):
+    """Runs environments.
+
+    Made by ``load`` without arguments: whatever is needed to find an environment again stands in
+    its ``handle``, so that any process of the same machine (or account) can act on it.
+
+    Attributes:
+        name: As users write it.
+        template_type: The keys a template of this provider has.
+        recipe_type: The keys of its recipes; None when it bakes no images.
+        guards_itself: Whether its environments end by themselves when their owner dies. If not,
+            the lifecycle starts a watchdog for them.
+        forwards_ports: Whether a port of its environments accepts connections though nobody
+            listens behind it, as a container engine's does.
+    """
+
+    name: ClassVar[str]
+    template_type: ClassVar[type[Template]]
+    recipe_type: ClassVar[type[Recipe] | None]
+    guards_itself: ClassVar[bool]
+    forwards_ports: ClassVar[bool]
+
+    def doctor(self) -> Sequence[Check]:
+        """What it needs, and whether that is here. Never raises, never changes anything."""
+
+    def launch(self, order: Order) -> Environment:
+        """Ask for everything, and return as soon as its endpoints are known, ready or not.
+
+        Everything carries ``order.environment.labels`` from its creation on. If it raises,
+        ``destroy`` removes whatever had been made.
+
+        Raises:
+            LaunchError: It can't be brought up; says why, with the last lines of what it printed.
+        """
+
+    def status(self, environment: Environment) -> Status:
+        """How it is now. Cheap: asked before every test. Never raises for one that is gone."""
+
+    def logs(
+        self,
+        environment: Environment,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        tail: int | None = None,
+    ) -> str:
+        """What it has printed; between two marks, or only the last lines.
+
+        Args:
+            environment: Which.
+            since: A mark that ``log_mark`` gave.
+            until: Another, where to stop: whoever follows a log misses and repeats nothing.
+            tail: A number of lines.
+        """
+
+    def log_mark(self, environment: Environment) -> str:
+        """Where its log ends now, in the provider's own terms. Cheap: asked before every test."""
+
+    def log_files(self, environment: Environment) -> Mapping[str, str]:
+        """Everything it has printed, by process or service: what ``--ephemeral-logs`` writes."""
+
+    def run(
+        self, environment: Environment, argv: Sequence[str], *, timeout: float | None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside it. See ``Environment.run``."""
+
+    def hint(self, environment: Environment) -> str:
+        """Why it may not answer, in one line (it listens elsewhere?); empty when nothing is odd."""
+
+    def extend(self, environment: Environment, expires_at: datetime | None) -> None:
+        """Move the expiry of everything it is made of; None disarms it for good."""
+
+    def keep(self, environment: Environment) -> None:
+        """Let it outlive its owner; its expiry holds."""
+
+    def destroy(self, environment: Environment) -> None:
+        """Remove all of it, without grace. Done twice, or half-made, it is no error.
+
+        Raises:
+            DestroyError: Something remains; says what.
+        """
+
+    def owned(self) -> Iterator[Owned]:
+        """Everything here that carries our labels, of any owner and any ledger."""
+
+    def sweep(self, owned: Owned) -> None:
+        """Remove something that ``owned`` gave and that no ledger can describe any more.
+
+        Raises:
+            DestroyError: It remains.
+        """
+
+
+@runtime_checkable
+class Baker(Protocol):
+    """A provider that also makes images."""
+
+    def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
+        """All that decides the content besides recipe text, scripts and artifact, made exact.
+
+        Such as the digest a base's tag points to now. Goes into the key, under these names. What
+        can't be told for now, though it may have been before, is ``UNKNOWN``.
+
+        Raises:
+            ConfigurationError: The recipe can't be right.
+            UnavailableError: What is needed to tell is not here.
+        """
+
+    def exclusive(
+        self, key: str, what: str, say: Callable[[str], None]
+    ) -> AbstractContextManager[Sequence[int]]:
+        """Hold an image of this machine alone, while it is baked, brought or replaced.
+
+        Args:
+            key: Which.
+            what: What is done meanwhile, for those who wait: ``baking shop``.
+            say: Told who is waited for.
+
+        Returns:
+            A context; it gives the open files that hold the image too, for a process that acts
+            in this one's place.
+
+        Raises:
+            ImageInUseError: An environment runs from it.
+        """
+
+    def adopt(self, job: BakeJob) -> Image | None:
+        """The image of that key, if a bake for another store has left it here whole."""
+
+    def bake(self, job: BakeJob) -> Image:
+        """Make the image and seal it. It is not in the catalog yet.
+
+        Raises:
+            BakeError: With the last lines and the log's path.
+        """
+
+    def verify(self, job: BakeJob, image: Image) -> None:
+        """Run ``recipe.verify`` on a fresh copy.
+
+        Raises:
+            BakeError: With the last lines and the log's path.
+        """
+
+    def discard(self, key: str) -> None:
+        """Remove whatever a failed or killed bake of that key left."""
+
+    def present(self, image: Image) -> bool:
+        """Whether it is here, unchanged.
+
+        Raises:
+            ImageChangedError: It is here, but not as it was baked; says what differs.
+        """
+
+    def pack(self, image: Image, file: Path) -> None:
+        """Write its content into one file; the same content gives the same bytes."""
+
+    def unpack(self, image: Image, file: Path) -> None:
+        """Bring it here from such a file.
+
+        Raises:
+            ImageChangedError: What comes out is not ``image.digest``.
+        """
+
+    def remove(self, image: Image) -> None:
+        """Remove its content from here.
+
+        Raises:
+            EphemeralError: An environment still runs from it.
+        """
