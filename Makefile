@@ -40,6 +40,7 @@ lint: $(VENV)/test.stamp $(VENV)/lint.stamp ## Check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy --strict pytest_ephemeral benchmarks examples/nothing_left.py examples/pipeline/demo.py .ci/skips.py
+	@cd tests && MYPYPATH=. $(BIN)/mypy --config-file ../pyproject.toml --strict -p support
 
 docs: $(VENV)/docs.stamp ## Build the documentation into docs/_build
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html

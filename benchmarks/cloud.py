@@ -21,10 +21,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import pytest
+
 from aws.conftest import Bench, quick  # type: ignore[import-not-found]
 from aws.harness import Account, account  # type: ignore[import-not-found]
 from aws.kills import by_chance, count_calls, kill_runs  # type: ignore[import-not-found]
-
 from pytest_ephemeral import labels, providers
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.models import Environment

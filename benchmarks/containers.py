@@ -104,7 +104,7 @@ def install() -> None:
 def image(delay: float) -> str:
     """The image that all of them run: Busybox's web server, listening after a delay."""
     sys.path.append(str(HERE.parent / "tests"))
-    import engine_images  # type: ignore[import-not-found]  # the tests make the same images
+    from support import engine_images  # type: ignore[import-not-found]  # the tests make the same images
 
     name = f"ephemeral-bench:{'slow' if delay else 'fast'}"
     serve = "exec httpd -f -p 8080 -h /www"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,17 +29,11 @@ from pytest_ephemeral.providers.ec2 import (
 )
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.store import open_store
+from support.hooks import SilentHooks
 
 APPLICATION = Path(__file__).parents[1] / "providers" / "application.py"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a loopback address each")
-
-
-class Hooks:
-    """Nobody listens."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda **_: None
 
 
 class Bench:
@@ -60,7 +54,7 @@ class Bench:
             images={"app": self.recipe()},
             templates={"web": self.template()},
         )
-        self.lifecycle = Lifecycle(self, Hooks(), run=f"run-{folder.name}")  # type: ignore[arg-type]
+        self.lifecycle = Lifecycle(self, SilentHooks(), run=f"run-{folder.name}")  # type: ignore[arg-type]
 
     def recipe(self, **keys: Any) -> Ec2Recipe:
         return Ec2Recipe(

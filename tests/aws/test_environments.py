@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from waiting import until
 
 from aws.conftest import Bench
 from pytest_ephemeral import providers
@@ -24,6 +23,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.tables import Ready
+from support.waiting import until
 
 
 def instance(bench: Bench, environment: Environment) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import boto3
 import pytest
-from waiting import until
 
 from aws.conftest import Bench
 from aws.test_environments import get, instance
@@ -22,6 +21,7 @@ from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.ec2 import bringing_up, groups, launching
 from pytest_ephemeral.providers.ec2.tagging import tags_of
 from pytest_ephemeral.tables import Ready
+from support.waiting import until
 
 
 def up(bench: Bench, **keys: Any) -> Environment:

@@ -10,7 +10,6 @@ from typing import Any
 import boto3
 import msgspec
 import pytest
-from waiting import until
 
 from aws.conftest import Bench
 from aws.harness import COPIES, REGION
@@ -26,6 +25,7 @@ from pytest_ephemeral.providers.ec2 import belongings, groups, tagging
 from pytest_ephemeral.providers.ec2.baking import Ec2Baker
 from pytest_ephemeral.providers.ec2.provider import Ec2Provider
 from pytest_ephemeral.tables import Ready
+from support.waiting import until
 
 PAST = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")
 FUTURE = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import until
 
 from aws.conftest import Bench
 from aws.project import Project
+from support.waiting import until
 
 BOOT = """\
 #!/bin/sh

@@ -10,7 +10,6 @@ from typing import Any
 import boto3
 import msgspec
 import pytest
-from waiting import until
 
 from aws.conftest import Bench
 from pytest_ephemeral import labels, providers
@@ -21,6 +20,7 @@ from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
 from pytest_ephemeral.providers.ec2.tagging import expiry, tags_of
 from pytest_ephemeral.tables import Ready
+from support.waiting import until
 
 RESOURCES = {"Topic": {"Type": "AWS::SNS::Topic", "Properties": {"TopicName": "orders"}}}
 

@@ -6,15 +6,15 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-import engine_images
-import engines
 import pytest
 
-from containers.project import CONFIGURATION, DOCKERFILE, WEB, Hooks, Opened
+from containers.project import CONFIGURATION, DOCKERFILE, WEB, Opened
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.docker.engine import Engine
+from support import engine_images, engines
+from support.hooks import SilentHooks
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
         text = (dockerfile or DOCKERFILE) + f"\nLABEL test={tmp_path}\n"  # nobody else's image
         (tmp_path / "context" / "Dockerfile").write_text(text.format(base=base))
         projects.append(Project.open(tmp_path / "ephemeral.toml", tmp_path))
-        return Lifecycle(projects[-1], Hooks(), run=f"faults-{secrets.token_hex(6)}")
+        return Lifecycle(projects[-1], SilentHooks(), run=f"faults-{secrets.token_hex(6)}")
 
     yield open_
     for project in projects:

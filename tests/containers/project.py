@@ -15,6 +15,7 @@ from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.docker import finding
+from support.hooks import SilentHooks
 
 CONFIGURATION = """
 [images.web]
@@ -38,13 +39,6 @@ DOCKERFILE = "FROM {base}\nEXPOSE 8080 9000\n"
 COMMAND = (sys.executable, "-c", "import pytest_ephemeral.cli as c; raise SystemExit(c.main())")
 
 
-class Hooks:
-    """Nobody listens."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda **arguments: None
-
-
 Opened = Callable[..., Lifecycle]
 
 
@@ -66,7 +60,7 @@ def up(lifecycle: Lifecycle, template: str = WEB) -> Any:
 def reopened(folder: Path) -> Lifecycle:
     """The project as a later stage opens it, which bakes nothing."""
     project = Project.open(folder / "ephemeral.toml", folder)
-    return Lifecycle(project, Hooks(), run=f"later-{secrets.token_hex(6)}", bake="never")
+    return Lifecycle(project, SilentHooks(), run=f"later-{secrets.token_hex(6)}", bake="never")
 
 
 def refusal(lifecycle: Lifecycle, template: str = WEB) -> EphemeralError:

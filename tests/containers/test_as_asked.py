@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import compose_versions
-import engine_images
 import pytest
 
 from containers.project import Opened, compose, left, up
@@ -17,6 +15,7 @@ from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers.docker import finding
 from pytest_ephemeral.providers.docker.engine import Engine
+from support import compose_versions, engine_images
 
 #: Worth a mask, and full of what shells and Compose files take for something else.
 SECRET = "pa$$w0rd${HOME}'\""

@@ -11,9 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import engine_images
 import pytest
-from waiting import until
 
 from containers.project import COMMAND, WEB, Opened, compose, left, up
 from pytest_ephemeral.environments import reaper
@@ -21,6 +19,8 @@ from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import DestroyError, EphemeralError
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker.engine import Address, Engine
+from support import engine_images
+from support.waiting import until
 
 
 class Line:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import engine_images
-import engines
 import pytest
 
 from containers.project import WEB, Opened, compose, left, refusal, up
@@ -16,6 +14,7 @@ from pytest_ephemeral.errors import BakeError, EphemeralError, LaunchError, Stor
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import archive, finding
 from pytest_ephemeral.providers.docker.engine import Engine
+from support import engine_images, engines
 
 #: Writes more than fits.
 FILL = "dd if=/dev/zero of=/big bs=1M count=99"

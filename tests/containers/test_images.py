@@ -7,17 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import engine_images
 import msgspec
 import pytest
-import registry
-from waiting import until
 
 from containers.project import WEB, Opened, up
 from pytest_ephemeral.errors import EphemeralError, ImageChangedError
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import finding
+from support import engine_images, registry
+from support.waiting import until
 
 
 def test_another_engine_gets_the_image_from_the_store(opened: Opened, tmp_path: Path) -> None:

@@ -8,11 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import compose_versions
-import engine_images
-import engines
 import pytest
-from waiting import until
 
 from containers.project import COMMAND, WEB, Opened, a_run, left
 from pytest_ephemeral.environments import reaper
@@ -20,6 +16,8 @@ from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.providers.docker import containers, finding
 from pytest_ephemeral.providers.docker.belongings import IN_FLIGHT
 from pytest_ephemeral.providers.docker.engine import Engine
+from support import compose_versions, engine_images, engines
+from support.waiting import until
 
 #: Seconds after which nothing may be left.
 SOON = 3.0

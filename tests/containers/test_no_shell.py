@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import engine_images
 import pytest
 
 from containers.project import Opened, refusal, up
 from pytest_ephemeral.errors import BakeError, ReadinessError
+from support import engine_images
 
 DOCKERFILE = """
 FROM {base} AS tools

@@ -12,11 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import compose_versions
-import engine_images
-import engines
 import pytest
-import registry
 
 from containers.certificates import Authority
 from containers.project import WEB, Opened, compose, reopened, up
@@ -24,6 +20,7 @@ from pytest_ephemeral.errors import UnavailableError
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import bases, finding
 from pytest_ephemeral.providers.docker.engine import Engine
+from support import compose_versions, engine_images, engines, registry
 
 
 @pytest.fixture(scope="module")

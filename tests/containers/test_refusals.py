@@ -10,13 +10,13 @@ import tarfile
 import time
 from pathlib import Path
 
-import engine_images
 import pytest
 
 from containers.project import Opened, compose, refusal
 from pytest_ephemeral.errors import BakeError, LaunchError
 from pytest_ephemeral.providers.docker import finding
 from pytest_ephemeral.providers.docker.engine import TAR_TYPE
+from support import engine_images
 
 
 def test_a_dockerfile_that_fails(opened: Opened) -> None:

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples.walkthrough import ROOT, blocks
 
+from examples.walkthrough import ROOT, blocks
 from pytest_ephemeral import providers
 
 MAKEFILE = (ROOT / "Makefile").read_text()

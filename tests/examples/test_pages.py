@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from examples.walkthrough import ROOT, Walk, blocks
 
+from examples.walkthrough import ROOT, Walk, blocks
 from pytest_ephemeral import config
 
 DOCS = ROOT / "docs"

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from examples.walkthrough import ROOT, Walk
 
+from examples.walkthrough import ROOT, Walk
 from pytest_ephemeral.cli import build_parser
 
 PIPELINES = ROOT / "docs" / "how-to" / "pipelines"

@@ -12,12 +12,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import compose_versions
-import engine_images
 import pytest
-from waiting import until
 
 from pytest_ephemeral.providers.docker import containers, finding
+from support import compose_versions, engine_images
+from support.waiting import until
 
 COMMAND = "import pytest_ephemeral.cli as c; raise SystemExit(c.main())"
 SHOP = Path(__file__).parents[2] / "examples" / "shop"

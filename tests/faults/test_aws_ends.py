@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from aws.conftest import Bench
 from aws.harness import TESTS, account
-from waiting import until
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and loopback addresses")
 

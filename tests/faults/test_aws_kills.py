@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from aws.conftest import Bench, quick
 from aws.harness import account
 from aws.kills import at_every, by_chance, count_calls, kill_runs
-from waiting import until
-
 from pytest_ephemeral.environments import reaper
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and loopback addresses")
 

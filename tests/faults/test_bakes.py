@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import pytest
-from machines import Machine, machine_in
 
 from pytest_ephemeral import machine as this_machine
 from pytest_ephemeral.errors import BakeError
@@ -19,6 +18,8 @@ from pytest_ephemeral.images import claim
 from pytest_ephemeral.models import Image, encode
 from pytest_ephemeral.providers.local import prefix
 from pytest_ephemeral.store.directory import DirectoryStore
+from support.machines import Machine, machine_in
+from support.waiting import until
 
 SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 30.0
@@ -47,13 +48,6 @@ def at_the_gate(gate: Path) -> list[str]:
         'echo content > "$PREFIX/content"',
     ]
     return ["\n".join(lines)]
-
-
-def eventually(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
 
 
 def obtains(folder: Path, install: list[str], store: str, said: "multiprocessing.Queue") -> None:
@@ -99,7 +93,7 @@ def test_one_bakes_and_the_other_waits(here, gate, store):
     install = at_the_gate(gate)
     first = Baker(here.folder, install)
     assert first.says().startswith("baking shop")
-    eventually(Path(f"{gate}.script").exists)
+    until(Path(f"{gate}.script").exists)
     second = Baker(here.folder, install, store)
     waiting = second.says()
     assert "waiting for" in waiting
@@ -116,12 +110,12 @@ def test_a_bake_that_is_killed_leaves_nothing(here, gate):
     """No process, no tree, no record; and the next bake starts clean, at once."""
     install = at_the_gate(gate)
     first = Baker(here.folder, install)
-    eventually(Path(f"{gate}.script").exists)
+    until(Path(f"{gate}.script").exists)
     (here.folder / "root" / prefix_name(here, install) / "half").touch()
     os.kill(first.process.pid, signal.SIGKILL)
     first.process.join()
-    eventually(lambda: not alive(Path(f"{gate}.script")) and not alive(Path(f"{gate}.daemon")))
-    eventually(lambda: not here.installed())
+    until(lambda: not alive(Path(f"{gate}.script")) and not alive(Path(f"{gate}.daemon")))
+    until(lambda: not here.installed())
     assert here.images.catalog.entries() == []
     Path(f"{gate}.open").touch()
     started = time.monotonic()
@@ -155,7 +149,7 @@ def test_who_waited_bakes_when_the_first_one_fails(here, gate):
     """A failure is nobody's image."""
     install = [*at_the_gate(gate), f"[ -e {gate}.works ]"]
     first = Baker(here.folder, install)
-    eventually(Path(f"{gate}.script").exists)
+    until(Path(f"{gate}.script").exists)
     second = Baker(here.folder, install)
     assert "waiting for" in second.says()
     Path(f"{gate}.open").touch()
@@ -216,7 +210,7 @@ def test_a_claim_that_is_renewed_is_respected(store, monkeypatch):
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
     with claim.claimed(store, "sha256:abc", "shop", print):
         first = store.read("bakes/abc.json").version
-        eventually(lambda: store.read("bakes/abc.json").version != first)
+        until(lambda: store.read("bakes/abc.json").version != first)
     assert not store.has("bakes/abc.json")
 
 

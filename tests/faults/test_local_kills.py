@@ -14,13 +14,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from waiting import until
 
 from pytest_ephemeral import machine, models
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.local import LocalProvider, guard
 from pytest_ephemeral.providers.local.supervisor.processes import marked
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 

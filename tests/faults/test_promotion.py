@@ -18,14 +18,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from promoting import V1, V2, Site, Stage, make_stage, served, stage
-from waiting import until
 
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import PromotionError, StoreError, SupersededError
 from pytest_ephemeral.promotion import journal
 from pytest_ephemeral.promotion.journal import Journal
 from pytest_ephemeral.promotion.moving import Times
+from support.promotion import V1, V2, Site, Stage, make_stage, served, stage
+from support.waiting import until
 
 __all__ = ["make_stage", "served", "stage"]
 
@@ -58,7 +58,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import pytest
-from promoting import Stage, install
+from support.promotion import Stage, install
 
 def die(point):
     print(point, flush=True)

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plugin_project import PluginProject, end, eventually, make_project
+
+from support.plugin_project import PluginProject, end, make_project
+from support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 

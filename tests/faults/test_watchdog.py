@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.store.directory import DirectoryStore
+from support.waiting import eventually
 
 HERE = Path(__file__).parent
 
@@ -25,15 +25,12 @@ from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.tables import Template
 from pytest_ephemeral.store.directory import DirectoryStore
-
-class Hooks:
-    def __getattr__(self, name):
-        return lambda **arguments: None
+from support.hooks import SilentHooks
 
 store = DirectoryStore(Path(sys.argv[1]))
 config = SimpleNamespace(root=Path())
 project = SimpleNamespace(ledger=Ledger(store), store=store, config=config)
-lifecycle = Lifecycle(project, Hooks(), run=sys.argv[2])
+lifecycle = Lifecycle(project, SilentHooks(), run=sys.argv[2])
 ups = [lifecycle.bring_up(Template(name="staging", provider="folders")) for _ in range(2)]
 if "keep" in sys.argv:
     lifecycle.keep(ups[0].environment)
@@ -60,7 +57,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (about / "entry_points.txt").write_text(
         "[pytest_ephemeral.providers]\nfolders = third_party:FolderProvider\n"
     )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(HERE)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(HERE), str(HERE.parent)]))
     monkeypatch.setenv("FOLDERS", str(tmp_path / "folders"))
     (tmp_path / "folders").mkdir()
     return tmp_path / "folders"
@@ -96,16 +93,6 @@ def owner(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.communicate()
 
 
-def until(seen: Callable[[], bool], seconds: float = 10.0) -> bool:
-    """Whether something comes to be seen in time."""
-    deadline = time.monotonic() + seconds
-    while not seen():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_dead_owner_is_cleaned_up_after(
     owner: Callable[..., subprocess.Popen[bytes]], folders: Path, tmp_path: Path, end: int
@@ -117,7 +104,7 @@ def test_a_dead_owner_is_cleaned_up_after(
     process.send_signal(end)
 
     ledger = Ledger(DirectoryStore(tmp_path / "store"))
-    assert until(lambda: not list(folders.iterdir()) and not ledger.entries())
+    assert eventually(lambda: not list(folders.iterdir()) and not ledger.entries())
 
 
 def test_only_the_dead_owners_own_goes(
@@ -131,8 +118,8 @@ def test_only_the_dead_owners_own_goes(
 
     dying.kill()
 
-    assert until(lambda: {folder.name for folder in folders.iterdir()} == kept)
-    assert until(lambda: {one.id for one in ledger.entries()} == kept)
+    assert eventually(lambda: {folder.name for folder in folders.iterdir()} == kept)
+    assert eventually(lambda: {one.id for one in ledger.entries()} == kept)
     assert living.poll() is None
 
 
@@ -154,10 +141,10 @@ def test_a_watchdog_finishes_what_it_was_left(
     """That, and nothing else, while its owner is still there."""
     process = owner("leave")
 
-    assert until(lambda: len(list(folders.iterdir())) == 1)
+    assert eventually(lambda: len(list(folders.iterdir())) == 1)
     (remaining,) = folders.iterdir()
     ledger = Ledger(DirectoryStore(tmp_path / "store"))
-    assert until(lambda: [one.id for one in ledger.entries()] == [remaining.name])
+    assert eventually(lambda: [one.id for one in ledger.entries()] == [remaining.name])
     assert process.poll() is None
 
 
@@ -170,7 +157,7 @@ def test_what_a_test_has_forked_is_not_taken_for_the_owner(
 
     process.kill()
 
-    assert until(lambda: not list(folders.iterdir()))
+    assert eventually(lambda: not list(folders.iterdir()))
     os.kill(child, signal.SIGKILL)  # it was there all the time
 
 
@@ -190,7 +177,7 @@ def test_what_lies_in_the_current_folder_is_not_imported(
 
     process.kill()
 
-    assert until(lambda: not list(folders.iterdir()))
+    assert eventually(lambda: not list(folders.iterdir()))
 
 
 def children(pid: int) -> list[int]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 
 import pytest
-from plugin_project import PluginProject, make_project
+
+from support.plugin_project import PluginProject, make_project
 
 # Loaded here once: what a pytest inside pytest imports is forgotten again with it.
 for name in ("providers.local", "pytest_plugin.owner", "pytest_plugin.remote"):

@@ -6,7 +6,6 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
-from plugin_project import eventually
 
 from pytest_ephemeral.errors import EnvironmentDiedError, LaunchError
 from pytest_ephemeral.models import Environment, Owner
@@ -14,6 +13,7 @@ from pytest_ephemeral.pytest_plugin.broker import PARALLEL, Broker
 from pytest_ephemeral.pytest_plugin.entries import Fate
 from pytest_ephemeral.pytest_plugin.needs import Key
 from pytest_ephemeral.pytest_plugin.remote import RemoteDesk, Server
+from support.waiting import eventually
 
 OWNER = Owner(user="anna", host="here", boot="", pid=1, started="", run="r")
 

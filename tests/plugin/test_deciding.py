@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_project import answers
-from waiting import until
 
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.promotion.approval import Approvals
 from pytest_ephemeral.store import open_store
+from support.plugin_project import answers
+from support.waiting import until
 
 pytest_plugins = ["pytester"]
 

@@ -11,11 +11,11 @@ from xml.etree import ElementTree as ET
 
 import jsonschema
 import pytest
-from plugin_project import PluginProject
 
 import pytest_ephemeral
 from pytest_ephemeral import files
 from pytest_ephemeral.cli import main
+from support.plugin_project import PluginProject
 
 pytest_plugins = ["pytester"]
 

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from plugin_project import answers
+
+from support.plugin_project import answers
 
 pytest_plugins = ["pytester"]
 
@@ -273,32 +274,28 @@ def test_environments_come_ahead_of_the_tests_and_go_behind_them(project, run):
     """The next module's is up before it starts; a module's is gone soon after its last test."""
     module = """
 from pathlib import Path
+from support.waiting import until
 def running():
     lines = Path("/proc/net/unix").read_text().splitlines()
     return {line.rpartition("/")[2] for line in lines if f"/{ONE}-" in line}
-def eventually(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 """
     project.write(
         test_a=module
         + """
 def test_it(ephemeral_env_module):
-    eventually(lambda: len(running()) == 2)
+    until(lambda: len(running()) == 2)
     Path("first").write_text(ephemeral_env_module.id)
 """,
         test_b=module
         + """
 def test_it(ephemeral_env_module):
-    eventually(lambda: Path("first").read_text() not in running())
+    until(lambda: Path("first").read_text() not in running())
     assert ephemeral_env_module.id in running()
     Path("second").write_text(ephemeral_env_module.id)
 """,
         test_c=module
         + """
-def test_it(): eventually(lambda: Path("second").read_text() not in running())
+def test_it(): until(lambda: Path("second").read_text() not in running())
 def test_last(ephemeral_env_function): assert ephemeral_env_function.id in running()
 """,
     )

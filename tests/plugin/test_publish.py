@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import requests  # here, because what a pytest inside pytest imports is forgotten again with it
-from plugin_project import PluginProject
-from unit.publishers.services import GitHub, Service
 
 from pytest_ephemeral.cli import main
+from support.plugin_project import PluginProject
+from unit.publishers.services import GitHub, Service
 
 pytest_plugins = ["pytester"]
 

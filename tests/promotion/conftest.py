@@ -1,7 +1,8 @@
 """Two environments that answer, and a name for one of them."""
 
 import pytest
-from promoting import make_stage, served, stage
+
+from support.promotion import make_stage, served, stage
 
 __all__ = ["make_stage", "served", "stage"]
 

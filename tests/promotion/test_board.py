@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boarding import HOSTILE, BoardStage, furnish
-from promoting import V1, Site
 
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.promotion.approval import Approvals
 from pytest_ephemeral.promotion.board import app, serving
+from support.board import HOSTILE, BoardStage, furnish
+from support.promotion import V1, Site
 
 TOKEN = "a token that nobody can guess"
 

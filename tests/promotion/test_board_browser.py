@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boarding import HOSTILE, BoardStage, furnish, pose
-from promoting import V1, Site
-from waiting import until
 
 from pytest_ephemeral.promotion.approval import Approvals
+from support.board import HOSTILE, BoardStage, furnish, pose
+from support.promotion import V1, Site
+from support.waiting import until
 
 WAITING = "staging-m4x8wd"
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_project import PluginProject, answers, make_project
-from waiting import until
+
+from support.plugin_project import PluginProject, answers, make_project
+from support.waiting import until
 
 PROMOTION = """
 [promotion.production]

@@ -10,9 +10,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from nameserver import PRIMARY, SECONDARY, ZONE, Nameserver, Relay, answering, losing, running
-from promoting import V1, V2, Site, Stage, free_port
-from waiting import until
 
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import (
@@ -25,6 +22,18 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.dns import Record, rfc2136
 from pytest_ephemeral.tables import Promotion
+from support.nameserver import (
+    PRIMARY,
+    SECONDARY,
+    ZONE,
+    Nameserver,
+    Relay,
+    answering,
+    losing,
+    running,
+)
+from support.promotion import V1, V2, Site, Stage, free_port
+from support.waiting import until
 
 _numbers = itertools.count()
 

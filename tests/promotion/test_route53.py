@@ -9,8 +9,6 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from promoting import V1, V2, Site, Stage
-from strict_route53 import StrictRoute53
 
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import (
@@ -24,6 +22,8 @@ from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.dns import Record
 from pytest_ephemeral.promotion.switch import Switch
 from pytest_ephemeral.tables import Promotion
+from support.promotion import V1, V2, Site, Stage
+from support.route53 import StrictRoute53
 
 ZONE = "example.test"
 NAME = f"shop.{ZONE}"

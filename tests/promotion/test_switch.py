@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from promoting import NAME, V1, V2, Site, Stage
 
 from pytest_ephemeral import labels
 from pytest_ephemeral.durations import Duration
@@ -16,6 +15,7 @@ from pytest_ephemeral.errors import NameChangedError, NothingMatchedError, Promo
 from pytest_ephemeral.models import ImageReference
 from pytest_ephemeral.promotion import journal
 from pytest_ephemeral.promotion.journal import Journal
+from support.promotion import NAME, V1, V2, Site, Stage
 
 STEPS = [
     "disarm",
@@ -218,7 +218,7 @@ def test_an_expiry_that_can_not_be_disarmed_stops_everything(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is proven by the provider's own word, not by having asked."""
-    monkeypatch.setattr("promoting.ServedProvider.extend", lambda *_: None)
+    monkeypatch.setattr("support.promotion.ServedProvider.extend", lambda *_: None)
 
     with pytest.raises(PromotionError, match="may still end by itself"):
         stage.switch().promote("v2")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boarding import BoardStage, furnish
-from promoting import NAME, V1, V2, Site
-from waiting import until
 
 from pytest_ephemeral import cli
 from pytest_ephemeral.promotion import journal
 from pytest_ephemeral.promotion.approval import Approvals
+from support.board import BoardStage, furnish
+from support.promotion import NAME, V1, V2, Site
+from support.waiting import until
 
 LIVE, WAITING, OTHER = "staging-7f3k2q", "staging-m4x8wd", "staging-c9t2vb"
 

@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import bench_docker
-import compose_versions
-import engine_images
 from bench import Kind
 
 from pytest_ephemeral.errors import UnavailableError
@@ -16,6 +14,7 @@ from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.compose.command import Compose
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate, Place
 from pytest_ephemeral.tables import Recipe, Template
+from support import compose_versions, engine_images
 
 
 class Bench:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 import bench_compose
-import compose_versions
-import engine_images
+
+from support import compose_versions, engine_images
 
 
 class Bench(bench_compose.Bench):

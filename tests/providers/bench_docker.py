@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import engine_images
 from bench import Kind
 
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.docker import finding
 from pytest_ephemeral.providers.docker.tables import DockerRecipe, DockerTemplate
 from pytest_ephemeral.tables import Recipe, Template
+from support import engine_images
 
 SERVE = ["python3", "/application.py", "0.0.0.0"]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import bench_docker
-import engines
+
+from support import engines
 
 
 class Bench(bench_docker.Bench):

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 from bench import Bench, Launcher, Owner, get, order, self_guarding, with_parts
-from waiting import until
 
 from pytest_ephemeral import labels, providers
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers.protocol import Owned
+from support.waiting import until
 
 
 def test_an_image_that_was_baked_is_there(image: Image) -> None:

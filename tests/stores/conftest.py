@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stores import http_server
-from stores.http_server import Files
-from stores.s3_server import Server, serving
 
 from pytest_ephemeral import aws
 from pytest_ephemeral.artifacts import Repository, open_repository
 from pytest_ephemeral.store import Store, open_store
+from stores import http_server
+from stores.http_server import Files
+from stores.s3_server import Server, serving
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,6 @@ import logging
 from pathlib import Path
 
 import pytest
-from stores import http_server
-from stores.http_server import Files
 
 from pytest_ephemeral.artifacts import http as http_repository
 from pytest_ephemeral.artifacts import open_repository
@@ -20,6 +18,8 @@ from pytest_ephemeral.errors import (
     UnavailableError,
     UnlistedError,
 )
+from stores import http_server
+from stores.http_server import Files
 
 WHEEL = "shop-1.4.2-py3-none-any.whl"
 BASIC = "Basic YW5uYTpnZWhlaW0="  # anna:geheim

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_project import APPLICATION, CLIENT, WITHOUT
-from stores.http_server import Files
-from waiting import until
 
 from pytest_ephemeral.providers.local import tree
 from pytest_ephemeral.store import Store, open_store
+from stores.http_server import Files
+from support.plugin_project import APPLICATION, CLIENT, WITHOUT
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local provider")
 

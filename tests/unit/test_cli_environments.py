@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from pytest_ephemeral import cli
 from pytest_ephemeral.config import load
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.store import open_store
+from support.waiting import until
 
 PROGRAM = [
     sys.executable, "-c", "import sys; from pytest_ephemeral.cli import main; sys.exit(main())"
@@ -77,15 +76,6 @@ def page(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         text: str = answer.read().decode()
     return text
-
-
-def until(holds: Callable[[], Any]) -> Any:
-    """What it gives as soon as it gives something."""
-    deadline = time.monotonic() + 20
-    while not (found := holds()):
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.02)
-    return found
 
 
 def test_what_init_writes_is_baked_and_answers(

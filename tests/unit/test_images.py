@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from machines import INSTALL, Machine, machine_in
 
 from pytest_ephemeral.errors import (
     BakeError,
@@ -21,6 +20,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.providers.local import archive, guard, prefix, tree
 from pytest_ephemeral.providers.local.prefix import Prefix, share
+from support.machines import INSTALL, Machine, machine_in
 
 
 @pytest.fixture

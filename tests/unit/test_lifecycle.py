@@ -23,6 +23,7 @@ from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.protocol import Order, Owned, Status
 from pytest_ephemeral.store.directory import DirectoryStore
 from pytest_ephemeral.tables import Template
+from support.hooks import RecordingHooks
 
 TEMPLATE = Template(name="staging", provider="scripted", env={"KEY": "{env:LIFECYCLE_KEY}"})
 
@@ -82,26 +83,6 @@ class Scripted:
         return (Owned(id, {}) for id in self.exists)
 
 
-class Hooks:
-    """A hook relay that remembers; ``modify`` and ``broken`` are what users might do."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[str, dict[str, Any]]] = []
-        self.modify: Callable[[Template], Any] = lambda template: None
-        self.broken = False
-
-    def pytest_ephemeral_modify_template(self, template: Template, config: Any) -> Any:
-        return self.modify(template)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        def hook(**arguments: Any) -> None:
-            self.heard.append((name.removeprefix("pytest_ephemeral_"), arguments))
-            if self.broken:
-                raise ValueError("no route to chat")
-
-        return hook
-
-
 @pytest.fixture
 def provider(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     """The scripted provider, loaded by its name as any other."""
@@ -112,8 +93,8 @@ def provider(monkeypatch: pytest.MonkeyPatch) -> Scripted:
 
 
 @pytest.fixture
-def hooks() -> Hooks:
-    return Hooks()
+def hooks() -> RecordingHooks:
+    return RecordingHooks()
 
 
 @pytest.fixture
@@ -122,7 +103,7 @@ def told() -> list[Progress]:
 
 
 @pytest.fixture
-def lifecycle(tmp_path: Path, hooks: Hooks, told: list[Progress]) -> Lifecycle:
+def lifecycle(tmp_path: Path, hooks: RecordingHooks, told: list[Progress]) -> Lifecycle:
     store = DirectoryStore(tmp_path / "store")
     project: Any = SimpleNamespace(
         ledger=Ledger(store), store=store, config=SimpleNamespace(root=Path())
@@ -135,7 +116,7 @@ def replaced(template: Template, **changes: Any) -> Template:
 
 
 def test_an_environment_goes_up_and_down(
-    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks, told: list[Progress]
+    lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, told: list[Progress]
 ) -> None:
     """It is recorded while it is up, the hooks hear of it, and nothing is left afterwards."""
     up = lifecycle.bring_up(TEMPLATE)
@@ -189,7 +170,7 @@ def test_a_record_goes_after_what_it_records(lifecycle: Lifecycle, provider: Scr
 
 @pytest.mark.parametrize("step", ["launch", "status"])
 def test_what_fails_on_the_way_up_is_taken_down(
-    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks, step: str
+    lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, step: str
 ) -> None:
     """Whatever had been made is gone again, and no hook was told of it."""
     provider.fails[step] = LaunchError("out of capacity")
@@ -232,7 +213,7 @@ def test_a_failed_taking_down_is_told_with_the_first_failure(
 
 
 def test_a_failed_destroy_is_never_silent(
-    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks
+    lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks
 ) -> None:
     """It raises, the hooks hear that it leaked, and the record stays."""
     up = lifecycle.bring_up(TEMPLATE)
@@ -293,7 +274,7 @@ def test_a_seed_runs_once_when_it_is_ready(lifecycle: Lifecycle, provider: Scrip
 
 
 def test_users_may_change_the_template(
-    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks
+    lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks
 ) -> None:
     """What the hook returns is what is brought up and recorded."""
     hooks.modify = lambda template: replaced(template, env={"KEY": "changed"})
@@ -312,7 +293,7 @@ def test_users_may_change_the_template(
     ],
 )
 def test_a_template_hook_that_goes_wrong_stops_it(
-    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks, modify: Any, message: str
+    lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, modify: Any, message: str
 ) -> None:
     """A template nobody meant is not brought up."""
     hooks.modify = modify
@@ -324,7 +305,7 @@ def test_a_template_hook_that_goes_wrong_stops_it(
 
 
 def test_a_listener_that_fails_is_a_warning(
-    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks, told: list[Progress]
+    lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, told: list[Progress]
 ) -> None:
     """Up and down all the same; what went wrong is told."""
     hooks.broken = True
@@ -337,7 +318,7 @@ def test_a_listener_that_fails_is_a_warning(
 
 
 def test_what_is_kept_says_so_in_its_record(
-    lifecycle: Lifecycle, provider: Scripted, hooks: Hooks
+    lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks
 ) -> None:
     """Whoever reaps sees that its owner's end is not its own."""
     kept = lifecycle.keep(lifecycle.bring_up(TEMPLATE).environment)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import until
 
 from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
@@ -23,6 +22,7 @@ from pytest_ephemeral.providers.local.guard import Guard, Spec
 from pytest_ephemeral.providers.local.supervisor import loop
 from pytest_ephemeral.providers.local.supervisor.logs import SEGMENT_SIZE, SEGMENTS_KEPT
 from pytest_ephemeral.providers.local.supervisor.processes import end_marked, marked
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no guard on Windows")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")

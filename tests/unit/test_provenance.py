@@ -14,7 +14,6 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from machines import Machine, machine_in
 
 from pytest_ephemeral.ci import Build
 from pytest_ephemeral.cli import main
@@ -23,6 +22,7 @@ from pytest_ephemeral.images import provenance
 from pytest_ephemeral.images.provenance import KEY_VARIABLE, Making
 from pytest_ephemeral.models import Artifact, Image
 from pytest_ephemeral.providers.local.tables import LocalRecipe
+from support.machines import Machine, machine_in
 
 DIGEST = "sha256:" + "ab" * 32
 ARTIFACT = "sha256:" + "cd" * 32

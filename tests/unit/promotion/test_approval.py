@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from promoting import V1, Stage, make_stage, served
 
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import (
@@ -25,6 +24,7 @@ from pytest_ephemeral.images.stages import Stage as Passed
 from pytest_ephemeral.promotion import approval as approving
 from pytest_ephemeral.promotion import requirements
 from pytest_ephemeral.promotion.approval import Approvals
+from support.promotion import V1, Stage, make_stage, served
 
 __all__ = ["make_stage", "served"]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pluggy
 import pytest
-from unit.publishers.events import URL, environment
-from unit.publishers.services import GitHub, Service
 
 from pytest_ephemeral import ci, config, hookspecs, publishers
 from pytest_ephemeral.errors import ConfigurationError
+from unit.publishers.events import URL, environment
+from unit.publishers.services import GitHub, Service
 
 CONFIGURATION = """
 [images.app]

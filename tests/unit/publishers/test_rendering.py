@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
-from unit.publishers.events import HOSTILE, URL, event
 
 from pytest_ephemeral.publishers import (
     azure,
@@ -25,6 +24,7 @@ from pytest_ephemeral.publishers import (
     webhook,
 )
 from pytest_ephemeral.publishers.channels import filled
+from unit.publishers.events import HOSTILE, URL, event
 
 IMAGE = "sha256:" + "ab" * 32
 

@@ -10,12 +10,12 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-from unit.publishers.events import URL, event
-from unit.publishers.services import GitHub, GitLab, Service
 
 from pytest_ephemeral.publishers import github, gitlab, outbox
 from pytest_ephemeral.publishers.outbox import Outbox
 from pytest_ephemeral.publishers.webhook import Webhook
+from unit.publishers.events import URL, event
+from unit.publishers.services import GitHub, GitLab, Service
 
 RATE_LIMITED = {"X-RateLimit-Remaining": "0"}
 

@@ -18,10 +18,10 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from waiting import until
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers.docker.engine import Address, Engine, EngineError
+from support.waiting import until
 
 #: Networks of engines of one machine must not meet; each process of the tests has a range.
 _POOL = f"10.{128 + os.getpid() % 96}"

@@ -8,8 +8,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from promoting import NAME, V1, V2, Site, Stage
-
 from pytest_ephemeral import machine
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import PromotionError
@@ -19,6 +17,7 @@ from pytest_ephemeral.models import Image, ImageReference
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion import approval
 from pytest_ephemeral.promotion.approval import Approvals
+from support.promotion import NAME, V1, V2, Site, Stage
 
 CONFIGURATION = """
 [images.shop]

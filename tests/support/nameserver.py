@@ -10,14 +10,16 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dns.message
 import dns.query
 import dns.rdatatype
-from promoting import BLOCK, free_port
-from waiting import until
+
+from support.promotion import BLOCK, free_port
+from support.waiting import until
 
 ZONE = "example.test"
 #: Where clients find the two. BIND itself listens only on addresses that an interface has, so
@@ -103,10 +105,14 @@ def running(folder: Path) -> Iterator[Nameserver]:
             text = OPTIONS.format(folder=place, own=own) + zone.format(zone=ZONE, **words)
             (place / "named.conf").write_text(text)
             stack.enter_context(_named(place))
-            until(lambda own=own: _listens("127.0.0.1", own))
+            until(partial(_listens, "127.0.0.1", own))
             stack.callback(Relay(address, port, own).stop)
-            until(lambda address=address: made.ask(f"ns1.{ZONE}", server=address)[0])
+            until(partial(_serves, made, address))
         yield made
+
+
+def _serves(nameserver: Nameserver, address: str) -> bool:
+    return bool(nameserver.ask(f"ns1.{ZONE}", server=address)[0])
 
 
 def _listens(address: str, port: int) -> bool:

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T], *, within: float = 20.0) -> T:
+def until(look: Callable[[], T], *, within: float = 30.0) -> T:
     """Look again and again until what is seen is true.
 
     Args:
@@ -30,3 +30,13 @@ def until(look: Callable[[], T], *, within: float = 20.0) -> T:
             seen = error
         time.sleep(0.005)
     raise AssertionError(f"not within {within:g} s; seen last: {seen!r}")
+
+
+def eventually(condition: Callable[[], object], within: float = 10.0) -> bool:
+    """Whether something becomes true within that many seconds; the test says what it means."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pytest_ephemeral import ci
+from support.waiting import eventually
 
 #: Plugins that only a few tests need; every pytest inside pytest would import them anew.
 WITHOUT = " ".join(
@@ -181,16 +180,6 @@ class PluginProject:
     def _command(self, *arguments: str) -> None:
         program = Path(sys.executable).with_name("pytest-ephemeral")
         subprocess.run([program, *arguments], cwd=self.folder, check=True, capture_output=True)
-
-
-def eventually(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether something becomes true within that time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def answers(url: str) -> bool:

@@ -76,7 +76,7 @@ class ServedProvider:
 
 def install(patch: pytest.MonkeyPatch) -> None:
     """Let this process know the provider."""
-    patch.setitem(providers.TABLE, "served", ("promoting:ServedProvider", None))
+    patch.setitem(providers.TABLE, "served", ("support.promotion:ServedProvider", None))
 
 
 def _read(id: str) -> dict[str, Any] | None:
