@@ -99,6 +99,20 @@ class DestroyError(EphemeralError):
     exit_status = 6
 
 
+class TamperedRecordError(DestroyError):
+    """A record can't be read, or does not fit what it names: damaged, copied or forged.
+
+    What it names was left alone: it may be someone else's.
+    """
+
+
+class ElsewhereError(DestroyError):
+    """An environment is on another machine, account or engine, where this process can't look.
+
+    Nothing was removed, and its record stays.
+    """
+
+
 class RejectedError(EphemeralError):
     """A person looked at an environment and said no."""
 

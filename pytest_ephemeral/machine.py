@@ -1,13 +1,17 @@
 """This machine and this process, as others can recognise them.
 
-A process id alone says little: ids are reused, and mean nothing on another machine. An owner is
-recognised by machine, boot, process id and the process's start together.
+A process id alone says little: ids are reused, and mean nothing on another machine or in another
+PID namespace. An owner is recognised by machine, boot, namespace, process id and the process's
+start together. Where one of the first three differs, nothing is known of it: host names are shared
+by containers, and everything but the boot by cloned machines.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+from functools import cache
 from pathlib import Path
 
 from pytest_ephemeral.models import Owner
@@ -44,25 +48,30 @@ def this_owner(run: str) -> Owner:
         user=user,
         host=socket.gethostname(),
         boot=boot_id(),
+        machine=machine_id(),
+        pid_namespace=pid_namespace(),
         pid=os.getpid(),
         started=process_started(os.getpid()),
         run=run,
+        uptime=uptime(),
     )
 
 
 def is_here(owner: Owner) -> bool:
-    """Whether the owner was started on this machine, since its last boot or before."""
-    import socket
-
-    return owner.host == socket.gethostname()
+    """Whether the owner was started on this machine and in this PID namespace, in any boot."""
+    return bool(owner.machine) and (owner.machine, owner.pid_namespace) == (
+        machine_id(),
+        pid_namespace(),
+    )
 
 
 def is_alive(owner: Owner) -> bool | None:
-    """Whether the owner still runs; None when that can't be told from here."""
-    if not is_here(owner):
+    """Whether the owner still runs; None when that can't be told from here.
+
+    Of another boot nothing is known: a clone of this machine has its id, and not its boot.
+    """
+    if not is_here(owner) or owner.boot != boot_id():
         return None
-    if owner.boot != boot_id():
-        return False
     return process_started(owner.pid) == owner.started != ""
 
 
@@ -70,29 +79,77 @@ def process_of(owner: Owner) -> str:
     """An owner's process in few characters, as names, tags and labels may have it.
 
     Returns:
-        ``PID.HOST.START``, the latter two as digests: see ``is_gone``.
+        ``PID.BOOT.START``, the latter two as digests: see ``is_gone``.
     """
-    return f"{owner.pid}.{_short(owner.host)}.{_short(owner.boot, owner.started)}"
+    return f"{owner.pid}.{_boot_of(owner)}.{_short(owner.started)}"
+
+
+def age(owner: Owner) -> float | None:
+    """Seconds since an owner was written down, by a clock that nobody can set.
+
+    Returns:
+        None when that can't be told: it was written on another machine, or in another boot.
+    """
+    same_boot = owner.boot == boot_id() != "" and owner.machine == machine_id()
+    if not same_boot or not owner.uptime:
+        return None
+    return uptime() - owner.uptime
 
 
 def is_gone(process: str) -> bool:
     """Whether a process that ``process_of`` named is known to run no more.
 
-    Of another machine's, and of what was not written by ``process_of``, nothing is known.
+    Of another machine's, boot's or PID namespace's, and of what was not written by ``process_of``,
+    nothing is known.
     """
-    import socket
-
     pid, _, rest = process.partition(".")
-    if not pid.isdigit() or not rest.startswith(f"{_short(socket.gethostname())}."):
+    if not pid.isdigit() or not rest.startswith(f"{_boot_of(this_owner(''))}."):
         return False
     started = process_started(int(pid))
-    return not started or rest.partition(".")[2] != _short(boot_id(), started)
+    return not started or rest.partition(".")[2] != _short(started)
+
+
+def _boot_of(owner: Owner) -> str:
+    return _short(owner.machine, owner.boot, owner.pid_namespace)
 
 
 def _short(*texts: str) -> str:
     import hashlib
 
     return hashlib.sha256("|".join(texts).encode()).hexdigest()[:10]
+
+
+@cache
+def machine_id() -> str:
+    """This machine's own id, as no other machine has it unless it was cloned from this one.
+
+    A digest of ``/etc/machine-id``, which machine-id(5) asks not to show as it is; where there is
+    none, as in most containers, of the host name.
+    """
+    import socket
+
+    for file in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
+        try:
+            if found := file.read_text().strip():
+                return _short("pytest-ephemeral", found)
+        except OSError:
+            continue
+    return _short("host", socket.gethostname())
+
+
+def pid_namespace() -> str:
+    """Where this process's ids mean something; empty where there are no such namespaces."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def uptime() -> float:
+    """Seconds since this machine's boot, asleep ones included; 0 where the system can't tell."""
+    if sys.platform == "win32":
+        return 0.0
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def boot_id() -> str:

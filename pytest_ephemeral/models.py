@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 State = Literal["launching", "ready", "destroying"]
+
+#: ``\Z`` and not ``$``, which matches before a last line feed too.
+ID_PATTERN: Final = r"\A[a-z0-9][a-z0-9-]{0,78}\Z"
+DIGEST_PATTERN: Final = r"\Asha256:[0-9a-f]{64}\Z"
+NAME_PATTERN: Final = r"\A[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?\Z"
+
+#: An environment's id. It becomes part of paths and names, so decoding refuses anything else.
+Id = Annotated[str, msgspec.Meta(pattern=ID_PATTERN)]
+#: ``sha256:`` and 64 hexadecimal digits: an image's key, or the digest of bytes.
+Digest = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)]
+#: The name of an image, a template or a stage.
+RecordedName = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 
 #: What publishers tell of an environment: it is up, or what became of it.
 Outcome = Literal["up", "kept", "destroyed", "destroying", "died", "leaked"]
@@ -59,7 +71,7 @@ class Artifact(Model, frozen=True, kw_only=True):
     name: str
     version: str
     filename: str
-    digest: str
+    digest: Digest
     size: int
     pushed_at: datetime
 
@@ -98,14 +110,14 @@ class Image(Model, frozen=True, kw_only=True):
         handle: What else the provider needs to find it again.
     """
 
-    name: str
-    key: str
+    name: RecordedName
+    key: Digest
     provider: str
     reference: str
-    digest: str
-    artifact: str | None = None
+    digest: Digest
+    artifact: Digest | None = None
     inputs: dict[str, str] = {}
-    archive: str | None = None
+    archive: Digest | None = None
     size: int = 0
     seconds: float = 0.0
     baked_at: datetime
@@ -132,32 +144,54 @@ class Endpoint(Model, frozen=True, kw_only=True):
 
 
 class Owner(Model, frozen=True, kw_only=True):
-    """The process that brought an environment up, recognisable from any other."""
+    """The process that launched an environment, recognisable from any other.
+
+    Attributes:
+        host: The machine's name, for people: machines may share one.
+        boot: The kernel's id of this boot.
+        machine: The machine's own id; empty in records of older versions.
+        pid_namespace: Where ``pid`` means something; empty where the system has none.
+        started: When the process started, in the system's own terms.
+        uptime: Seconds since the boot when this was written, by a clock that nobody can set.
+    """
 
     user: str
     host: str
     boot: str
+    machine: str = ""
+    pid_namespace: str = ""
     pid: int
     started: str
     run: str
+    uptime: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.user}@{self.host}:{self.pid}"
 
 
 class ImageReference(Model, frozen=True, kw_only=True):
-    """Which image an environment runs."""
+    """Which image an environment runs.
 
-    name: str
-    key: str
+    Attributes:
+        key: What the image was made from; two bakes may give different bytes under one.
+        digest: Its bytes: what stages, approvals and promotions are about.
+    """
+
+    name: RecordedName
+    key: Digest
     reference: str
-    artifact: str | None = None
+    digest: Digest | None = None
+    artifact: Digest | None = None
 
     @classmethod
     def to(cls, image: Image) -> ImageReference:
         """The reference to an image of the catalog."""
         return cls(
-            name=image.name, key=image.key, reference=image.reference, artifact=image.artifact
+            name=image.name,
+            key=image.key,
+            reference=image.reference,
+            digest=image.digest,
+            artifact=image.artifact,
         )
 
 
@@ -181,7 +215,7 @@ class Environment(Model, frozen=True, kw_only=True):
         handle: What its provider needs to find it again.
     """
 
-    id: str
+    id: Id
     template: str
     provider: str
     image: ImageReference | None = None

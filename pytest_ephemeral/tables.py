@@ -12,7 +12,8 @@ import msgspec
 
 from pytest_ephemeral.durations import Duration
 
-NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$"
+#: ``(?!\n)``: in Python ``$`` also matches before a last line feed.
+NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$(?!\n)"
 VARIABLE_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 #: The name of an image, a template, an endpoint, a process: it goes into ids and file names.

@@ -23,6 +23,7 @@ from pytest_ephemeral.errors import (
     EnvironmentGoneError,
     EphemeralError,
     PromotionError,
+    TamperedRecordError,
 )
 from pytest_ephemeral.models import Environment, to_builtins
 from pytest_ephemeral.providers.protocol import Provider, Status
@@ -101,7 +102,7 @@ def list_(arguments: argparse.Namespace, output: Output) -> int:
     if output.as_json:
         output.data(
             environments=[to_builtins(one) | {"condition": states[one.id]} for one in found],
-            broken=ledger.broken,
+            broken=list(ledger.broken),
         )
     elif not found:
         output.say("no environments are up")
@@ -212,20 +213,19 @@ def down(arguments: argparse.Namespace, output: Output) -> int:
     if bool(arguments.ids) == arguments.all:
         arguments.parser.error("name environments, or give --all")
     project = open_project(arguments)
-    chosen = _chosen(project.ledger, arguments.ids)
+    chosen, errors = _chosen(project.ledger, arguments.ids)
     if not arguments.production:
         _refuse_production(chosen)
-    errors: dict[str, str] = {}
     with progress.shown() as say, lifecycle(project, say) as life:
         for environment in chosen:
             try:
                 life.destroy(environment)
-            except EphemeralError as error:
+            except (EphemeralError, OSError) as error:
                 errors[environment.id] = str(error)
     destroyed = [one.id for one in chosen if one.id not in errors]
     if output.as_json:
         output.data(destroyed=destroyed, errors=errors)
-    elif not chosen:
+    elif not chosen and not errors:
         output.say("no environments are up")
     for text in errors.values():
         output.say(f"error: {text}")
@@ -250,17 +250,16 @@ def reap(arguments: argparse.Namespace, output: Output) -> int:
                 }
                 for one in found
             ],
+            broken=list(project.ledger.broken),
         )
     else:
         for one in found:
-            if one.id:
+            if one.id and one.provider:
                 output.line(_told(one, dry_run=arguments.dry_run))
         if not found:
             output.say("nothing is overdue")
     for account in sorted({one.account for one in found if one.account}):
         output.say(f"to destroy these in account {account}: reap --account {account}")
-    for path in project.ledger.broken:
-        output.say(f"warning: the record {path} of {project.store.url} can't be read")
     reaper.leftovers(found)
     return 0
 
@@ -273,12 +272,20 @@ def _told(one: reaper.Reaped, *, dry_run: bool) -> str:
     return f"{'could not destroy' if one.error else verb} {one.id}: {one.reason}"
 
 
-def _chosen(ledger: Ledger, ids: Iterable[str]) -> list[Environment]:
-    """Those that are named, each once; all that expire when none are. Nothing is done before."""
-    if ids:
-        named = [ledger.get(id) for id in ids]
-        return list({environment.id: environment for environment in named}.values())
-    return [environment for environment in ledger.entries() if environment.expires_at is not None]
+def _chosen(ledger: Ledger, ids: Iterable[str]) -> tuple[list[Environment], dict[str, str]]:
+    """Those that are named, each once, or all that expire; and by name, why a record is bad."""
+    if not ids:
+        found = [one for one in ledger.entries() if one.expires_at is not None]
+        return found, dict(ledger.broken)
+    named: dict[str, Environment] = {}
+    bad: dict[str, str] = {}
+    for id in ids:
+        try:
+            environment = ledger.get(id)
+            named[environment.id] = environment
+        except TamperedRecordError as error:
+            bad[id] = str(error)
+    return list(named.values()), bad
 
 
 def _refuse_production(chosen: Iterable[Environment]) -> None:
@@ -311,7 +318,7 @@ def _status(environment: Environment) -> Status | None:
     try:
         provider: Provider = providers.load(environment.provider)
         return provider.status(environment)
-    except EphemeralError:
+    except (EphemeralError, OSError):
         return None
 
 

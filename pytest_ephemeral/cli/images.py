@@ -101,7 +101,7 @@ def list_(arguments: argparse.Namespace, output: Output) -> int:
     for path in catalog.broken:
         output.say(f"warning: the record {path} of {project.store.url} can't be read: left out")
     if output.as_json:
-        output.data(images=images, broken=catalog.broken)
+        output.data(images=images, broken=list(catalog.broken))
     elif not images:
         output.say("no images are baked yet: pytest-ephemeral bake")
     else:

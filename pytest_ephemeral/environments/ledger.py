@@ -6,21 +6,21 @@ environment is left, so what the ledger lists is what may exist.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
 from pytest_ephemeral.errors import (
-    NothingMatchedError,
-    RecordConflictError,
     RecordExistsError,
     RecordMissingError,
-    closest,
+    TamperedRecordError,
 )
-from pytest_ephemeral.models import Environment, Model, decode, encode, to_builtins
-from pytest_ephemeral.store import Store
+from pytest_ephemeral.models import ID_PATTERN, Environment, Model, decode, encode, to_builtins
+from pytest_ephemeral.store import Store, by_prefix, update
 from pytest_ephemeral.tables import Template
 
 FOLDER: Final = "environments/"
@@ -45,12 +45,12 @@ class Ledger:
     """The environments of one store.
 
     Attributes:
-        broken: Paths of records that could not be read, of the last ``entries``.
+        broken: The records that the last ``entries`` left out, by path, each with the reason.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.broken: list[str] = []
+        self.broken: dict[str, str] = {}
 
     def create(self, environment: Environment, template: Template) -> None:
         """Record an environment that is about to be made.
@@ -99,18 +99,18 @@ class Ledger:
     def _change(
         self, id: str, may: Callable[[Environment], bool], changes: dict[str, Any]
     ) -> Environment | None:
-        while True:
-            try:
-                data, version = self.store.read(_path(id))
-                record = decode(data, Record)
-                if not may(record.environment):
-                    return None
-                environment = msgspec.structs.replace(record.environment, **changes)
-                changed = msgspec.structs.replace(record, environment=environment)
-                self.store.replace(_path(id), encode(changed), version)
-            except RecordConflictError:
-                continue
-            return environment
+        changed: list[Environment] = []
+
+        def change(data: bytes) -> bytes | None:
+            record = _decode(_path(id), data)
+            changed.clear()
+            if not may(record.environment):
+                return None
+            changed.append(msgspec.structs.replace(record.environment, **changes))
+            return encode(msgspec.structs.replace(record, environment=changed[0]))
+
+        update(self.store, _path(id), change)
+        return changed[0] if changed else None
 
     def remove(self, id: str) -> None:
         """Forget an environment of which nothing is left."""
@@ -121,32 +121,29 @@ class Ledger:
 
         Raises:
             NothingMatchedError: There is none, or more than one; names the closest.
+            TamperedRecordError: Its record can't be read, or does not fit its path.
         """
         return self.record(id).environment
 
     def record(self, id: str) -> Record:
         """As ``get``, with the request it was made from."""
-        try:
-            return decode(self.store.read(_path(id)).data, Record)
-        except (RecordMissingError, msgspec.MsgspecError):
-            pass
-        found = self.entries()
-        matching = [one for one in found if id and one.id.startswith(id)]
-        if len(matching) == 1:
-            return decode(self.store.read(_path(matching[0].id)).data, Record)
-        if matching:
-            names = ", ".join(one.id for one in matching)
-            raise NothingMatchedError(f"{id!r} is the beginning of more than one: {names}")
-        raise NothingMatchedError(f"no environment {id!r}.{closest(id, [one.id for one in found])}")
+        if re.fullmatch(ID_PATTERN, id):
+            with suppress(RecordMissingError):
+                return _decode(_path(id), self.store.read(_path(id)).data)
+        ids = [environment.id for environment in self.entries()]
+        whole = by_prefix(id, ids, what="environment")
+        return _decode(_path(whole), self.store.read(_path(whole)).data)
 
     def entries(self) -> list[Environment]:
-        """All environments, oldest first. Broken records are stepped over; see ``broken``."""
-        found, self.broken = [], []
+        """All environments, oldest first. Bad records are left out; see ``broken``."""
+        found: list[Environment] = []
+        broken: dict[str, str] = {}
         for path, data in self.store.records(FOLDER):
             try:
-                found.append(decode(data, Record).environment)
-            except msgspec.MsgspecError:
-                self.broken.append(path)
+                found.append(_decode(path, data).environment)
+            except TamperedRecordError as error:
+                broken[path] = str(error)
+        self.broken = broken
         return sorted(found, key=lambda one: one.created_at)
 
     def in_use(self) -> set[str]:
@@ -176,3 +173,24 @@ def register(
 
 def _path(id: str) -> str:
     return f"{FOLDER}{id}.json"
+
+
+def _decode(path: str, data: bytes) -> Record:
+    """A record, if it is one and of the environment that its path names.
+
+    Raises:
+        TamperedRecordError: It is not.
+    """
+    try:
+        record = decode(data, Record)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise TamperedRecordError(
+            f"the record {path} can't be read: {error}. An environment may still be running: look "
+            "for it where its provider runs, and then remove the record by hand"
+        ) from None
+    if _path(record.environment.id) != path:
+        raise TamperedRecordError(
+            f"the record {path} is of another environment, {record.environment.id}: it was copied "
+            "or forged, and nothing it names was touched. Find out who wrote it, and remove it"
+        )
+    return record

@@ -7,7 +7,8 @@ is never overdue, nor is anything without our labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import msgspec
 
@@ -18,10 +19,14 @@ from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.abilities import (
     SupportsAccounts,
     SupportsCataloging,
+    SupportsClock,
     SupportsRegions,
 )
 from pytest_ephemeral.providers.protocol import Owned, Provider
 from pytest_ephemeral.tables import Recipe, Template
+
+#: How far two clocks may be apart before an expiry is doubted.
+CLOCK_TOLERANCE: Final = timedelta(seconds=60)
 
 
 class Overdue(msgspec.Struct, frozen=True):
@@ -33,6 +38,7 @@ class Overdue(msgspec.Struct, frozen=True):
         reason: Why.
         owned: What its provider holds of it, if no record of ours describes it.
         account: The cloud account that is in, if its provider shares one with others.
+        doubt: Why the reason can't be trusted, so that it is not removed; empty when it can.
     """
 
     id: str
@@ -40,6 +46,7 @@ class Overdue(msgspec.Struct, frozen=True):
     reason: str
     owned: Owned | None = None
     account: str = ""
+    doubt: str = ""
 
 
 class Unseen(msgspec.Struct, frozen=True):
@@ -61,7 +68,8 @@ def overdue(project: Project, *, asked: bool, dry_run: bool) -> Iterator[Overdue
     now = datetime.now(UTC)
     for environment in known:
         if reason := why(environment, now):
-            yield Overdue(environment.id, environment.provider, reason)
+            doubt = doubt_of_expiry(environment, now)
+            yield Overdue(environment.id, environment.provider, reason, doubt=doubt)
     ids = {environment.id for environment in known}
     used = _used(project, known)
     for name in providers.names():
@@ -88,6 +96,47 @@ def why(environment: Environment, now: datetime) -> str:
     if not environment.kept and machine.is_alive(environment.owner) is False:
         return f"its owner {environment.owner} is gone"
     return ""
+
+
+def doubt_of_expiry(environment: Environment, now: datetime) -> str:
+    """Why an expiry that has passed by this machine's clock may not have; empty when it has.
+
+    Args:
+        environment: As its record has it.
+        now: By this machine's clock, in UTC.
+    """
+    expires_at = environment.expires_at
+    if expires_at is None or expires_at > now:
+        return ""
+    age = machine.age(environment.owner)
+    if age is not None:
+        true_now = environment.created_at + timedelta(seconds=age)
+        if true_now < expires_at and now - true_now > CLOCK_TOLERANCE:
+            return _skewed(f"was set forward by {_minutes(now - true_now)} since it was launched")
+    their_now = _clock_of(environment)
+    if their_now is None or their_now >= expires_at or now - their_now <= CLOCK_TOLERANCE:
+        return ""
+    return _skewed(f"is {_minutes(now - their_now)} ahead of the clock where it runs")
+
+
+def _clock_of(environment: Environment) -> datetime | None:
+    """What time it is where an environment runs; None where our clock is the only one."""
+    try:
+        provider = providers.load(environment.provider)
+        return provider.clock(environment) if isinstance(provider, SupportsClock) else None
+    except EphemeralError:
+        return None  # whoever can't be asked that does not remove anything either, and says why
+
+
+def _skewed(how: str) -> str:
+    return (
+        f"this machine's clock {how}: it may not have expired, and was left alone. Set the clock "
+        "right and reap again, or destroy it by name with `pytest-ephemeral down`"
+    )
+
+
+def _minutes(time: timedelta) -> str:
+    return f"{time.total_seconds() / 60:.0f} min"
 
 
 def why_abandoned(owned: Owned) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from itertools import groupby
+from pathlib import PurePosixPath
 from typing import Final
 
 import msgspec
@@ -34,7 +35,7 @@ class Reaped(msgspec.Struct, frozen=True):
         id: The environment's; empty where a provider can't be looked into at all.
         provider: What ran it.
         reason: Why it may be removed.
-        error: Why it could not be; empty when it was.
+        error: Why it could not be, or was not; empty when it was.
         account: The cloud account it is in, if it was only looked at because nobody has named that.
         spared: Whether it was left, as it was not overdue any more when its turn came.
     """
@@ -74,14 +75,21 @@ def reap(
         if isinstance(found, Unseen):
             reaped.append(Reaped("", found.provider, "it can't be looked into", found.error))
             continue
+        if found.doubt:
+            reaped.append(_outcome(found, found.doubt))
+            continue
         unnamed = "" if accounts is None or found.account in accounts else found.account
         if dry_run or unnamed:
             reaped.append(Reaped(found.id, found.provider, found.reason, account=unnamed))
         else:
             removable.append(found)
+    reaped += [
+        Reaped(_id_in(path), "", f"its record {path} is bad", reason)
+        for path, reason in project.ledger.broken.items()
+    ]
     for one in reaped:
         say(one)
-    for one in _removed(project.ledger, removable, at_once):
+    for one in _remove(project.ledger, removable, at_once):
         reaped.append(one)
         say(one)
     return sorted(reaped, key=lambda one: (one.provider, one.id))
@@ -94,7 +102,7 @@ def leftovers(reaped: list[Reaped]) -> None:
         DestroyError: Something remains, or may; names all of it.
     """
     remaining = [
-        f"  {one.id or 'whatever there is'} ({one.provider}): {one.error}"
+        f"  {one.id or 'whatever there is'} ({one.provider or 'bad record'}): {one.error}"
         for one in reaped
         if one.error
     ]
@@ -102,13 +110,13 @@ def leftovers(reaped: list[Reaped]) -> None:
         raise DestroyError("\n".join(["not everything could be removed:", *remaining]))
 
 
-def _removed(ledger: Ledger, found: Sequence[Overdue], at_once: int) -> Iterator[Reaped]:
+def _remove(ledger: Ledger, found: Sequence[Overdue], at_once: int) -> Iterator[Reaped]:
     """Remove things, and tell of each as it is done."""
     if not found:
         return
     with ThreadPoolExecutor(min(at_once, len(found))) as pool:
         jobs: list[Future[Iterable[Reaped]]] = [
-            pool.submit(_removing_recorded, ledger, one) for one in found if one.owned is None
+            pool.submit(_remove_recorded, ledger, one) for one in found if one.owned is None
         ]
         unrecorded = sorted(
             (one for one in found if one.owned is not None), key=lambda one: one.provider
@@ -116,39 +124,39 @@ def _removed(ledger: Ledger, found: Sequence[Overdue], at_once: int) -> Iterator
         for name, theirs in groupby(unrecorded, key=lambda one: one.provider):
             provider = providers.load(name)
             if isinstance(provider, SupportsBulkSweep):
-                jobs.append(pool.submit(_sweeping, provider, list(theirs)))
+                jobs.append(pool.submit(_sweep_all, provider, list(theirs)))
             else:
-                jobs += [pool.submit(_sweeping_one, provider, one) for one in theirs]
+                jobs += [pool.submit(_sweep_one, provider, one) for one in theirs]
         for job in as_completed(jobs):
             yield from job.result()
 
 
-def _removing_recorded(ledger: Ledger, found: Overdue) -> list[Reaped]:
+def _remove_recorded(ledger: Ledger, found: Overdue) -> list[Reaped]:
     """By its record, which is changed only if it still says so: what is disarmed is let alone."""
     error = ""
     try:
         environment = ledger.condemn(found.id, lambda one: bool(why(one, datetime.now(UTC))))
         if environment is None:
-            return [_told(found, spared=True)]
+            return [_outcome(found, spared=True)]
         remove(ledger, environment)
     except RecordMissingError:
         pass  # someone else has removed it meanwhile
-    except EphemeralError as failure:
-        error = str(failure)
-    return [_told(found, error)]
+    except Exception as failure:  # noqa: BLE001 - one that can't be removed stops no other
+        error = _as_text(failure)
+    return [_outcome(found, error)]
 
 
-def _sweeping_one(provider: Provider, found: Overdue) -> list[Reaped]:
+def _sweep_one(provider: Provider, found: Overdue) -> list[Reaped]:
     error = ""
     try:
         if found.owned is not None:
             provider.sweep(found.owned)
-    except EphemeralError as failure:
-        error = str(failure)
-    return [_told(found, error)]
+    except Exception as failure:  # noqa: BLE001 - as above
+        error = _as_text(failure)
+    return [_outcome(found, error)]
 
 
-def _sweeping(provider: SupportsBulkSweep, found: Sequence[Overdue]) -> list[Reaped]:
+def _sweep_all(provider: SupportsBulkSweep, found: Sequence[Overdue]) -> list[Reaped]:
     owned = [one.owned for one in found if one.owned is not None]
     outcome: Mapping[str, EphemeralError | None]
     try:
@@ -156,14 +164,22 @@ def _sweeping(provider: SupportsBulkSweep, found: Sequence[Overdue]) -> list[Rea
     except EphemeralError as error:
         outcome = {one.id: error for one in owned}
     return [
-        _told(one, str(outcome[one.id] or "")) if one.id in outcome else _told(one, spared=True)
-        for one in found
+        _outcome(one, str(outcome.get(one.id) or ""), spared=one.id not in outcome) for one in found
     ]
+
+
+def _as_text(error: Exception) -> str:
+    """An error for people; of one that is not ours, its kind too."""
+    return str(error) if isinstance(error, EphemeralError) else f"{type(error).__name__}: {error}"
 
 
 def _is_overdue(owned: Owned) -> bool:
     return bool(why_abandoned(owned))
 
 
-def _told(found: Overdue, error: str = "", *, spared: bool = False) -> Reaped:
+def _id_in(path: str) -> str:
+    return PurePosixPath(path).stem
+
+
+def _outcome(found: Overdue, error: str = "", *, spared: bool = False) -> Reaped:
     return Reaped(found.id, found.provider, found.reason, error, spared=spared)

@@ -11,6 +11,7 @@ from pytest_ephemeral.errors import (
     RecordConflictError,
     RecordExistsError,
     RecordMissingError,
+    TamperedRecordError,
     closest,
 )
 from pytest_ephemeral.models import Image, decode, encode
@@ -24,21 +25,23 @@ class Catalog:
     """The images of one store.
 
     Attributes:
-        broken: Paths of records that could not be read, of the last ``entries``.
+        broken: The records that the last ``entries`` left out, by path, each with the reason.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.broken: list[str] = []
+        self.broken: dict[str, str] = {}
 
     def entries(self) -> list[Image]:
-        """All images, by name, oldest first. Broken records are stepped over; see ``broken``."""
-        found, self.broken = [], []
+        """All images, by name, oldest first. Bad records are left out; see ``broken``."""
+        found: list[Image] = []
+        broken: dict[str, str] = {}
         for path, data in self._store.records(FOLDER):
             try:
-                found.append(decode(data, Image))
-            except msgspec.MsgspecError:
-                self.broken.append(path)
+                found.append(_decode(path, data))
+            except TamperedRecordError as error:
+                broken[path] = str(error)
+        self.broken = broken
         return sorted(found, key=lambda image: (image.name, image.baked_at))
 
     def get(self, wanted: str) -> Image:
@@ -71,8 +74,8 @@ class Catalog:
     def find(self, name: str, key: str) -> Image | None:
         """The image of exactly that name and key; a broken record is none."""
         try:
-            return decode(self._store.read(_path(name, key)).data, Image)
-        except (RecordMissingError, msgspec.MsgspecError):
+            return _decode(_path(name, key), self._store.read(_path(name, key)).data)
+        except (RecordMissingError, TamperedRecordError):
             return None
 
     def record(self, image: Image) -> None:
@@ -95,3 +98,21 @@ class Catalog:
 
 def _path(name: str, key: str) -> str:
     return f"{FOLDER}{name}/{key.removeprefix(_SHA256)}.json"
+
+
+def _decode(path: str, data: bytes) -> Image:
+    """An image, if the record is one and of the name and key that its path says.
+
+    Raises:
+        TamperedRecordError: It is not.
+    """
+    try:
+        image = decode(data, Image)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise TamperedRecordError(f"the record {path} can't be read: {error}") from None
+    if _path(image.name, image.key) != path:
+        raise TamperedRecordError(
+            f"the record {path} is of another image, {image.name} {image.key}: it was copied or "
+            "forged. Find out who wrote it, and remove it"
+        )
+    return image

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from pytest_ephemeral.models import Model, decode, encode
+from pytest_ephemeral.models import ImageReference, Model, decode, encode
 from pytest_ephemeral.store import Store
 
 FOLDER: Final = "stages/"
@@ -24,6 +24,7 @@ class Stage(Model, frozen=True, kw_only=True):
         stage: Its name, as ``--ephemeral-stage`` gave it.
         run: The run's id.
         image: The image's key.
+        digest: The image's bytes, which are what was tested; empty in records of older versions.
         environments: The ids of those that ran it.
         tests: How many passed, failed and were skipped.
         exit_status: pytest's.
@@ -36,6 +37,7 @@ class Stage(Model, frozen=True, kw_only=True):
     stage: str
     run: str
     image: str = ""
+    digest: str = ""
     environments: list[str] = msgspec.field(default_factory=list)
     tests: dict[str, int] = msgspec.field(default_factory=dict)
     exit_status: int
@@ -59,21 +61,35 @@ def record(store: Store, stage: Stage) -> None:
     Raises:
         StoreError: The store can't be written.
     """
-    store.create(f"{_folder(stage.image)}{stage.stage}/{stage.run}.json", encode(stage))
+    store.create(_path(stage), encode(stage))
 
 
 def recorded(store: Store, key: str) -> list[Stage]:
-    """All that is recorded of an image, oldest first. Broken records are stepped over."""
+    """All that is recorded under an image's key, oldest first. Bad records are left out."""
     found = []
-    for _, data in store.records(_folder(key)):
-        with suppress(msgspec.MsgspecError):
-            found.append(decode(data, Stage))
+    for path, data in store.records(_folder(key)):
+        with suppress(msgspec.MsgspecError, ValueError):
+            stage = decode(data, Stage)
+            if _path(stage) == path:
+                found.append(stage)
     return sorted(found, key=lambda stage: stage.finished_at)
 
 
-def latest(store: Store, key: str) -> dict[str, Stage]:
-    """The last run of each stage against an image, by the stage's name: a later failure counts."""
-    return {stage.stage: stage for stage in recorded(store, key)}
+def latest(store: Store, image: ImageReference) -> dict[str, Stage]:
+    """The last run of each stage against an image's very bytes, by the stage's name.
+
+    A later failure counts. What was recorded of other bytes with the same key does not: two bakes
+    of the same inputs may differ.
+    """
+    return {
+        stage.stage: stage
+        for stage in recorded(store, image.key)
+        if stage.digest and stage.digest == image.digest
+    }
+
+
+def _path(stage: Stage) -> str:
+    return f"{_folder(stage.image)}{stage.stage}/{stage.run}.json"
 
 
 def _folder(key: str) -> str:

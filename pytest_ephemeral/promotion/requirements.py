@@ -71,7 +71,7 @@ def check(store: Store, promotion: Promotion, environment: Environment) -> Evide
 
 def latest_stages(store: Store, environment: Environment) -> dict[str, Stage]:
     """The last run of each stage against an environment's image, by the stage's name."""
-    return {} if environment.image is None else stages.latest(store, environment.image.key)
+    return {} if environment.image is None else stages.latest(store, environment.image)
 
 
 def _approval(store: Store, environment: Environment) -> tuple[Approval | None, str]:

@@ -6,6 +6,7 @@ Named as ``typing`` names such protocols (``SupportsInt``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -84,6 +85,18 @@ class SupportsCataloging(Protocol):
         Args:
             image: The image that the catalog lists now.
             predecessor: The one that it listed before under the same name and key, if any.
+        """
+
+
+@runtime_checkable
+class SupportsClock(Protocol):
+    """A provider whose environments are where another clock than this machine's runs."""
+
+    def clock(self, environment: Environment) -> datetime:
+        """What time it is there, in UTC: an expiry that only our clock says has passed has not.
+
+        Raises:
+            EphemeralError: It can't be asked.
         """
 
 

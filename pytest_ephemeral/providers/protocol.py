@@ -199,8 +199,13 @@ class Provider(Protocol):
     def destroy(self, environment: Environment) -> None:
         """Remove all of it, without grace. Done twice, or half-made, it is no error.
 
+        The handle only says where to look. Before anything is removed, the resource itself (its
+        labels, tags, name) must say that it is this environment's.
+
         Raises:
             DestroyError: Something remains; says what.
+            TamperedRecordError: What the handle names is not this environment's.
+            ElsewhereError: It is on another machine, account or engine than can be seen from here.
         """
 
     def owned(self) -> Iterator[Owned]:

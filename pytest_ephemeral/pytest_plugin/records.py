@@ -114,6 +114,7 @@ def record_stage(
             stage=stage,
             run=run,
             image=key,
+            digest=_image_digest(tested[0]),
             environments=[one.environment.id for one in tested if one.environment],
             tests={name: sum(one.counts[name] for one in tested) for name in OUTCOMES},
             exit_status=exit_status,
@@ -129,3 +130,8 @@ def record_stage(
 def _image_key(entry: Entry) -> str:
     environment = entry.environment
     return "" if environment is None or environment.image is None else environment.image.key
+
+
+def _image_digest(entry: Entry) -> str:
+    environment = entry.environment
+    return (environment and environment.image and environment.image.digest) or ""

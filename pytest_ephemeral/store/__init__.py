@@ -6,11 +6,17 @@ rests on are atomic creation and compare-and-swap; both hold between processes a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pytest_ephemeral.errors import ConfigurationError, StoreError
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    NothingMatchedError,
+    RecordConflictError,
+    StoreError,
+    closest,
+)
 
 
 class Versioned(NamedTuple):
@@ -95,6 +101,53 @@ def open_store(url: str, root: Path) -> Store:
     raise ConfigurationError(
         f"no store is of the kind {url!r}: give a folder, or s3://bucket/prefix"
     )
+
+
+def update(store: Store, path: str, change: Callable[[bytes], bytes | None]) -> None:
+    """Read a record, change it, and write it back, until nobody has changed it in between.
+
+    Args:
+        store: Where it is.
+        path: Which record.
+        change: Given what the record holds; returns what it is to hold, or None to leave it. May
+            be called more than once.
+
+    Raises:
+        RecordMissingError: It is not there.
+    """
+    while True:
+        data, version = store.read(path)
+        if (changed := change(data)) is None:
+            return
+        try:
+            store.replace(path, changed, version)
+        except RecordConflictError:
+            continue
+        return
+
+
+def by_prefix(wanted: str, known: Iterable[str], *, what: str) -> str:
+    """The only name that begins as wanted.
+
+    Args:
+        wanted: The beginning of a name, or all of it.
+        known: The names there are.
+        what: What they are names of, for the message: ``environment``.
+
+    Raises:
+        NothingMatchedError: None begins so, or more than one; names the closest.
+    """
+    names = sorted(set(known))
+    if wanted in names:
+        return wanted
+    matching = [name for name in names if wanted and name.startswith(wanted)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise NothingMatchedError(
+            f"{wanted!r} is the beginning of more than one {what}: {', '.join(matching)}"
+        )
+    raise NothingMatchedError(f"no {what} {wanted!r}.{closest(wanted, names)}")
 
 
 def parts_of(path: str) -> list[str]:

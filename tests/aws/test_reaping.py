@@ -30,8 +30,8 @@ from support.waiting import until
 PAST = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")
 FUTURE = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
 #: A process of this machine that is gone, and one of another of which nobody here can tell.
-DEAD = machine.process_of(msgspec.structs.replace(machine.this_owner(""), boot="another", pid=1))
-ELSEWHERE = machine.process_of(msgspec.structs.replace(machine.this_owner(""), host="elsewhere"))
+DEAD = machine.process_of(msgspec.structs.replace(machine.this_owner(""), started="0", pid=1))
+ELSEWHERE = machine.process_of(msgspec.structs.replace(machine.this_owner(""), machine="elsewhere"))
 
 
 def up(bench: Bench, **keys: Any) -> Environment:

@@ -197,7 +197,7 @@ def test_the_claim_of_a_silent_machine_is_taken_over(store, monkeypatch):
     """Not before it has been silent for long enough; until then, who is waited for is said."""
     monkeypatch.setattr(claim, "SILENT_SECONDS", 0.3)
     monkeypatch.setattr(claim, "POLL_SECONDS", 0.01)
-    claimed_by(store, host="far-away", user="anna", pid=12)
+    claimed_by(store, host="far-away", machine="far-away", user="anna", pid=12)
     said: list[str] = []
     started = time.monotonic()
     with claim.claimed(store, "sha256:abc", "shop", said.append):
@@ -219,7 +219,7 @@ def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(store, monkeypatch
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
     with claim.claimed(store, "sha256:abc", "shop", print):
         store.delete("bakes/abc.json")
-        theirs = claimed_by(store, host="far-away")
+        theirs = claimed_by(store, machine="far-away")
     assert store.read("bakes/abc.json").version == theirs
 
 

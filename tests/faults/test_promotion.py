@@ -232,7 +232,7 @@ def test_many_at_the_same_moment(stage: Stage) -> None:
 def _abroad(stage: Stage) -> None:
     """Make the unfinished run another machine's."""
     mine = Journal(stage.project.store, "production")
-    mine.note(owner=msgspec.structs.replace(mine.run.owner, host="elsewhere"))
+    mine.note(owner=msgspec.structs.replace(mine.run.owner, host="elsewhere", machine="elsewhere"))
 
 
 def test_a_process_of_another_machine_that_gives_signs_of_life_is_left_alone(stage: Stage) -> None:

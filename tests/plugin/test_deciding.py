@@ -82,7 +82,7 @@ def test_a_no_fails_the_run_and_ends_the_environment(project: Any, run: Any, sto
     assert "rejected by anna" in result.stdout.str()
     [asked] = Approvals(store).entries()
     assert asked.image is not None
-    assert stages.latest(store, asked.image.key)["acceptance"].exit_status == 0
+    assert stages.latest(store, asked.image)["acceptance"].exit_status == 0
 
 
 def test_nobodys_word_is_a_no(project: Any, run: Any, store: Any) -> None:

@@ -83,6 +83,7 @@ class BoardStage(Stage):
                 stage=stage,
                 run=f"20261123T0{failed}1500Z-{stage}",
                 image=image.key,
+                digest=image.digest or "",
                 tests={"passed": passed, "failed": failed},
                 exit_status=1 if failed else 0,
                 finished_at=datetime.now(UTC),

@@ -6,6 +6,7 @@ runs, whether it outlives its owner, and when it ends, in a file that every proc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -72,6 +73,11 @@ class ServedProvider:
 
     def run(self, environment: Environment, argv: Sequence[str], *, timeout: float | None) -> Any:
         raise NotImplementedError
+
+
+def digest_of(text: str) -> str:
+    """A digest that stands for what has that name."""
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
@@ -178,7 +184,9 @@ class Stage:
                 "id": id,
                 "template": "staging",
                 "provider": "served",
-                "image": ImageReference(name="shop", key=f"sha256:{id:0<64}", reference="x"),
+                "image": ImageReference(
+                    name="shop", key=digest_of(id), reference="x", digest=digest_of(id)
+                ),
                 "url": f"http://{host}:{self.port}/",
                 "endpoints": {"http": Endpoint(host=host, port=self.port)},
                 "created_at": datetime.now(UTC),

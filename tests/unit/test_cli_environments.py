@@ -281,3 +281,23 @@ def test_artifacts_are_pushed_and_listed(here: Path, run: Callable[..., Any]) ->
     run("artifact", "push", "shop-1.4.2.tar.gz", "--name", "shop", "--version", "2")
     listed = run("artifact", "list")["artifacts"]
     assert [one["version"] for one in listed] == ["1.4.2", "2"]
+
+
+@pytest.mark.parametrize("bad", [b"{", b'{"environment": {"id": ".."}}', b"\xff"])
+def test_one_bad_record_stops_nothing_else(
+    hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str], bad: bytes
+) -> None:
+    """All the others are listed, shown and destroyed; what is left may have leaked: status 6."""
+    id = run("up")["environment"]["id"]
+    record = hello.parent / ".ephemeral" / "environments" / "a-bad.json"
+    record.write_bytes(bad)
+
+    assert [one["id"] for one in run("list")["environments"]] == [id]
+    assert run("show", id)["environment"]["id"] == id
+    assert cli.main(["--json", "reap"]) == 6
+    told, _ = json.JSONDecoder().raw_decode(capsys.readouterr().out)
+    assert told["broken"] == ["environments/a-bad.json"]
+    assert cli.main(["--json", "down", "a-bad", id]) == 6
+    assert json.loads(capsys.readouterr().out)["destroyed"] == [id]
+    assert record.exists()
+    record.unlink()

@@ -503,10 +503,10 @@ def test_a_broken_record_is_stepped_over(here):
     record = here.folder / f"store/catalog/shop/{image.key[7:]}.json"
     record.write_text('{"name": "sh')
     assert here.images.catalog.entries() == [other]
-    assert here.images.catalog.broken == [f"catalog/shop/{image.key[7:]}.json"]
+    assert list(here.images.catalog.broken) == [f"catalog/shop/{image.key[7:]}.json"]
     assert here.obtain().key == image.key
     assert len(here.images.catalog.entries()) == 2
-    assert here.images.catalog.broken == []
+    assert here.images.catalog.broken == {}
 
 
 def test_prune_keeps_the_newest_and_what_is_in_use(here):

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.environments.ledger import Ledger, register
-from pytest_ephemeral.errors import NothingMatchedError, RecordExistsError
+from pytest_ephemeral.errors import NothingMatchedError, RecordExistsError, TamperedRecordError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.store.directory import DirectoryStore
 from pytest_ephemeral.tables import Template
@@ -90,8 +90,8 @@ def test_a_broken_record_is_reported_and_loses_nothing_else(ledger: Ledger, cont
     ledger.store.create("environments/broken-aaaaaa.json", content)
 
     assert [one.id for one in ledger.entries()] == ["staging-7f3k2q"]
-    assert ledger.broken == ["environments/broken-aaaaaa.json"]
-    with pytest.raises(NothingMatchedError):
+    assert list(ledger.broken) == ["environments/broken-aaaaaa.json"]
+    with pytest.raises(TamperedRecordError):
         ledger.get("broken-aaaaaa")
 
 

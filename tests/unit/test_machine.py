@@ -23,11 +23,28 @@ def test_a_process_is_gone_when_it_has_ended() -> None:
     assert not machine.is_gone(machine.process_of(machine.this_owner("run")))
 
 
-@pytest.mark.parametrize("changed", [{"started": "0"}, {"boot": "another"}])
-def test_another_with_its_id_is_not_the_same(changed: dict[str, str]) -> None:
-    """Process ids are used again, after a boot and before."""
-    owner = replace(machine.this_owner("run"), **changed)
+def test_another_with_its_id_is_not_the_same() -> None:
+    """Process ids are used again."""
+    owner = replace(machine.this_owner("run"), started="0")
     assert machine.is_gone(machine.process_of(owner))
+    assert machine.is_alive(owner) is False
+
+
+@pytest.mark.parametrize("attribute", ["machine", "boot", "pid_namespace"])
+def test_what_differs_is_unknown_and_not_gone(attribute: str) -> None:
+    """A cloned machine, a container with the host's name: its processes can't be seen from here."""
+    owner = replace(machine.this_owner("run"), **{attribute: "another"}, pid=2**22 + 1)
+    assert not machine.is_gone(machine.process_of(owner))
+    assert machine.is_alive(owner) is None
+
+
+def test_the_age_of_an_owner_is_by_a_clock_that_nobody_sets() -> None:
+    """Of another boot, and of a record that does not say, it is unknown."""
+    owner = machine.this_owner("run")
+    assert machine.age(owner) == pytest.approx(0.0, abs=5.0)
+    assert machine.age(replace(owner, uptime=owner.uptime - 60)) == pytest.approx(60.0, abs=5.0)
+    assert machine.age(replace(owner, boot="another")) is None
+    assert machine.age(replace(owner, uptime=0.0)) is None
 
 
 @pytest.mark.parametrize("process", ["", "1", "1.2", "x.y.z", "..", "1.2.3", "f00ba4"])
@@ -38,5 +55,5 @@ def test_of_what_was_written_otherwise_nothing_is_known(process: str) -> None:
 
 def test_of_another_machine_nothing_is_known() -> None:
     """Even where no process has the id."""
-    owner = replace(machine.this_owner("run"), host="elsewhere", pid=2**22 + 1)
+    owner = replace(machine.this_owner("run"), machine="elsewhere", pid=2**22 + 1)
     assert not machine.is_gone(machine.process_of(owner))

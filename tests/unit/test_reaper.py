@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -117,18 +118,20 @@ def test_the_expired_and_the_orphaned_go(project: Any, provider: Scripted) -> No
 
 def test_an_owner_elsewhere_is_not_judged_from_here(project: Any, provider: Scripted) -> None:
     """Whether a process of another machine lives can't be told: its expiry decides."""
-    elsewhere = msgspec.structs.replace(dead_owner(), host="another-machine")
+    elsewhere = msgspec.structs.replace(dead_owner(), machine="another-machine")
     recorded(project, "a-elsewhere", owner=elsewhere)
 
     assert reaped(project) == {}
 
 
-def test_after_a_reboot_no_owner_lives(project: Any, provider: Scripted) -> None:
-    """A process id of another boot is another process."""
-    owner = msgspec.structs.replace(machine.this_owner("run"), boot="another-boot")
-    recorded(project, "a-before-boot", owner=owner)
+@pytest.mark.parametrize("attribute", ["boot", "pid_namespace"])
+def test_the_same_host_name_says_nothing(project: Any, provider: Scripted, attribute: str) -> None:
+    """A clone of this machine and a container with its name have live runs of their own."""
+    owner = msgspec.structs.replace(dead_owner(), **{attribute: "another"})
+    recorded(project, "a-of-a-clone", owner=owner)
+    recorded(project, "b-expired", owner=owner, expires_at=datetime.now(UTC) - HOUR)
 
-    assert set(reaped(project)) == {"a-before-boot"}
+    assert set(reaped(project)) == {"b-expired"}
 
 
 def test_a_dry_run_touches_nothing(project: Any, provider: Scripted) -> None:
@@ -183,3 +186,80 @@ def test_what_can_not_be_removed_is_told_and_keeps_its_record(
 def test_reaping_nothing_is_no_error(project: Any, provider: Scripted) -> None:
     """An empty ledger and a provider with nothing of ours."""
     reaper.leftovers(reaper.reap(project, dry_run=False))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"", b"\xff"])
+def test_a_bad_record_stops_nothing_else_and_is_an_error(
+    project: Any, provider: Scripted, content: bytes
+) -> None:
+    """Something may run that it described: whoever reaps is told, with status 6."""
+    project.ledger.store.create("environments/a-bad.json", content)
+    recorded(project, "b-orphaned", owner=dead_owner())
+
+    found = reaper.reap(project, dry_run=False)
+
+    assert provider.destroyed == ["b-orphaned"]
+    with pytest.raises(DestroyError, match="a-bad"):
+        reaper.leftovers(found)
+
+
+def test_a_record_under_another_id_s_path_is_not_obeyed(project: Any, provider: Scripted) -> None:
+    """A copy, or a forgery: what it names is left alone."""
+    recorded(project, "a-victim")
+    data = project.ledger.store.read("environments/a-victim.json").data
+    project.ledger.store.create("environments/b-copy.json", data)
+
+    found = reaper.reap(project, dry_run=False)
+
+    assert provider.destroyed == []
+    with pytest.raises(DestroyError, match="of another environment, a-victim"):
+        reaper.leftovers(found)
+
+
+@pytest.mark.parametrize("id", ["..", ".", "a/../../b", "a\n", "", "A", "-a", "a" * 80])
+def test_an_id_that_could_be_a_path_is_refused(project: Any, provider: Scripted, id: str) -> None:
+    """Providers make paths and names of it."""
+    past = datetime.now(UTC) - HOUR
+    recorded(project, "a-model", expires_at=past)
+    data = project.ledger.store.read("environments/a-model.json").data
+    project.ledger.remove("a-model")
+    forged = data.replace(b'"a-model"', json.dumps(id).encode())
+    project.ledger.store.create("environments/a-model.json", forged)
+
+    found = reaper.reap(project, dry_run=False)
+
+    assert provider.destroyed == []
+    assert [one.id for one in found if one.error] == ["a-model"]
+
+
+def test_a_clock_set_forward_destroys_nothing(
+    project: Any, provider: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time since it was launched, which no setting changes, it has not expired."""
+    three_hours_ago = datetime.now(UTC) - 3 * HOUR
+    recorded(project, "a-live", created_at=three_hours_ago, expires_at=three_hours_ago + 2 * HOUR)
+
+    found = reaper.reap(project, dry_run=False)
+
+    assert provider.destroyed == []
+    with pytest.raises(DestroyError, match="clock was set forward by 180 min"):
+        reaper.leftovers(found)
+
+
+def test_the_clock_where_it_runs_is_asked(
+    project: Any, provider: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This machine's is ahead of it, and so has no say."""
+    old = msgspec.structs.replace(machine.this_owner("run"), uptime=machine.uptime() - 7200)
+    now = datetime.now(UTC)
+    recorded(project, "a-live", created_at=now - 2 * HOUR, expires_at=now - HOUR, owner=old)
+    monkeypatch.setattr(Scripted, "clock", lambda *_: now - 2 * HOUR, raising=False)
+
+    found = reaper.reap(project, dry_run=False)
+
+    assert provider.destroyed == []
+    with pytest.raises(DestroyError, match="120 min ahead of the clock where it runs"):
+        reaper.leftovers(found)
+
+    monkeypatch.setattr(Scripted, "clock", lambda *_: now, raising=False)
+    assert set(reaped(project)) == {"a-live"}

@@ -264,6 +264,7 @@ def passed(stage: Stage, id: str = "v1", **changes: Any) -> None:
         "stage": "tests",
         "run": "r1",
         "image": image.key,
+        "digest": image.digest or "",
         "tests": {"passed": 3},
         "exit_status": 0,
         "finished_at": NOW,
@@ -274,6 +275,15 @@ def passed(stage: Stage, id: str = "v1", **changes: Any) -> None:
 
 def check(stage: Stage) -> requirements.Evidence:
     return requirements.check(stage.project.store, stage.promotion, stage.get("v1"))
+
+
+def test_a_stage_that_other_bytes_passed_does_not_count(stage: Stage) -> None:
+    """Two bakes of the same inputs may differ: the key is the same, the digest is not."""
+    passed(stage, digest="sha256:" + "ab" * 32)
+    passed(stage, run="r2", digest="")  # of a version that recorded no digest
+
+    with pytest.raises(PromotionError, match="'tests' was never run against it"):
+        check(stage)
 
 
 def test_everything_that_is_missing_is_said_at_once(stage: Stage) -> None:
