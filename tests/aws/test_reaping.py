@@ -63,7 +63,8 @@ def reap(bench: Bench, **keys: Any) -> dict[str, Reaped]:
 def is_up(bench: Bench, environment: Environment) -> bool:
     ids = environment.handle["instances"].split(",")
     found = bench.account.ec2.describe_instances(InstanceIds=ids)["Reservations"]
-    return all(one["State"]["Name"] == "running" for each in found for one in each["Instances"])
+    states = {one["State"]["Name"] for each in found for one in each["Instances"]}
+    return states <= {"pending", "running"}  # launched is not yet booted
 
 
 def has_ended(bench: Bench, environment: Environment) -> None:
@@ -315,7 +316,7 @@ def test_what_is_recorded_is_not_reaped_though_it_does_not_say_so(
     """Cut short after the catalog: reap tells the AMI what the catalog knows; so does its use."""
     for heal in (lambda: reap(bench), bench.bake):
         with monkeypatch.context() as patch:
-            patch.setattr(Ec2Baker, "recorded", interrupted)
+            patch.setattr(Ec2Baker, "mark_cataloged", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 bench.bake(mode="always")
         image = bench.images.catalog.entries()[0]

@@ -66,6 +66,13 @@ class Published:
         ]
 
 
+def test_a_publisher_is_a_plugin_that_every_pytest_can_keep(tmp_path):
+    """Until 9.1, pytest puts what is registered into a set."""
+    published = Published(tmp_path, CIS["github"])
+    plugins = published.manager.get_plugins()
+    assert len({*plugins}) == len(published.names()) > 0
+
+
 # -- which CI --------------------------------------------------------------------------------
 
 CIS = {

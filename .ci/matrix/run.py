@@ -1,0 +1,275 @@
+"""Run a small suite under every pytest, Python and CI, and beside the plugins that people have.
+
+    python .ci/matrix/run.py --uv UV --folder FOLDER --results FILE PYTHON ...
+
+Environments are made by uv from a wheel of this clone, as a user's would be; uv's cache is what is
+kept between runs. Every cell has a copy of the project, and afterwards nothing of it may be left:
+no record and no process. Exit status 1 if a cell failed; FILE has all of them, as JUnit XML.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+#: Seconds that a cell may take, and that what it started may still be seen afterwards.
+CELL_SECONDS = 120.0
+GONE_SECONDS = 10.0
+
+#: The releases of pytest that it has to work with, the last is the newest.
+PYTESTS = ("pytest==8.4.0", "pytest==8.4.*", "pytest==9.0.*", "pytest==9.1.*", "pytest")
+
+#: What no CI sets, what all set, and what each sets that publishing looks at.
+CIS: Mapping[str, Mapping[str, str]] = {
+    "no CI": {},
+    "CI": {"CI": "true"},
+    "GITHUB_ACTIONS": {
+        "CI": "true",
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_OUTPUT": "output.txt",
+        "GITHUB_STEP_SUMMARY": "summary.md",
+    },
+    "GITLAB_CI": {"CI": "true", "GITLAB_CI": "true"},
+    "JENKINS_URL": {"JENKINS_URL": "http://jenkins.invalid/", "BUILD_NUMBER": "7"},
+}
+
+#: Where each runs with xdist; the others do without.
+WITH_XDIST = ("no CI", "CI")
+
+#: Variables of this machine's own CI, and of the pytest that may have started this.
+OTHERS = re.compile(r"CI$|CI_|GITHUB_|GITLAB_|JENKINS_|BUILD_|PYTEST_|VIRTUAL_ENV$|PYTHON")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One that people have beside this one: what it is called, and what it is used with."""
+
+    package: str
+    names: Sequence[str]
+    options: Sequence[str] = ()
+    passed: int = 2
+
+
+#: Unset, pytest-asyncio warns on every run, and warnings are errors here.
+LOOP = ("-o", "asyncio_default_fixture_loop_scope=function")
+
+PLUGINS = (
+    Plugin("pytest-randomly", ["randomly"]),
+    Plugin("pytest-rerunfailures", ["rerunfailures"], ["--reruns=1"], passed=3),
+    Plugin("pytest-timeout", ["timeout"], ["--timeout=60"]),
+    Plugin("pytest-asyncio", ["asyncio"], LOOP, passed=3),
+    Plugin("pytest-cov", ["pytest_cov"], ["--cov=.", "--cov-report=term"]),
+    Plugin("pytest-html", ["html", "html_fixtures", "metadata"], ["--html=report.html"]),
+    Plugin("pytest-playwright", ["playwright"], passed=3),
+    Plugin("pytest-bdd", ["pytest-bdd"], passed=3),
+    Plugin("pytest-split", ["pytest-split"], ["--splits=2", "--group=1"], passed=1),
+    Plugin("pytest-sugar", ["sugar"]),
+    Plugin("pytest-instafail", ["instafail"], ["--instafail"]),
+    Plugin("pytest-testmon", ["pytest-testmon"], ["--testmon"]),
+    Plugin("pytest-freezer", ["freezer"], passed=4),
+    Plugin("pyfakefs", ["fakefs"], passed=4),
+    Plugin("pytest-socket", ["socket"], ["--disable-socket", "-Wdefault", "test_socket.py"]),
+    Plugin("pytest-forked", ["pytest_forked"], ["--forked"]),
+)
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A virtual environment: a Python, a pytest, and plugins."""
+
+    python: Path
+    pytest: str
+    plugins: bool = False
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        version = self.python.name if self.python.name != "python" else self.python.parts[-3]
+        which = re.sub(r"[^\d.*]", "", self.pytest) or "newest"
+        return f"{version} pytest {which}{' plugins' if self.plugins else ''}"
+
+
+@dataclass
+class Cell:
+    """One run of the small suite: in an environment, with variables and options."""
+
+    installed: Installed
+    name: str
+    options: Sequence[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[str] = ()
+    passed: int = 2
+    wrong: str = ""
+    seconds: float = 0.0
+
+
+def main() -> int:
+    """Make the environments, run the cells, say which failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--uv", required=True, help="the uv program")
+    parser.add_argument("--folder", required=True, type=Path, help="where all is made")
+    parser.add_argument("--results", type=Path, help="a JUnit XML file to write")
+    parser.add_argument("pythons", nargs="+", type=Path)
+    said = parser.parse_args()
+    folder = said.folder.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    cells = list(plan(said.pythons))
+    with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
+        wheel = build(said.uv, folder)
+        environments = dict.fromkeys(cell.installed for cell in cells)
+        list(pool.map(lambda one: install(said.uv, folder, wheel, one), environments))
+        list(pool.map(lambda numbered: run(folder, *numbered), enumerate(cells)))
+    if said.results:
+        write(said.results, cells)
+    failed = [cell for cell in cells if cell.wrong]
+    for cell in failed:
+        print(f"FAILED {cell.installed.name}, {cell.name}: {cell.wrong}\n")
+    print(f"matrix: {len(cells) - len(failed)} of {len(cells)} cells passed")
+    return 1 if failed else 0
+
+
+def plan(pythons: Sequence[Path]) -> Iterator[Cell]:
+    """Say what to run: every pytest on every Python in every CI, and every plugin."""
+    for python in pythons:
+        for pytest in PYTESTS:
+            for name, variables in CIS.items():
+                options = ["-n", "2"] if name in WITH_XDIST else []
+                yield Cell(Installed(python, pytest), name, options, variables)
+        yield Cell(Installed(python, PYTESTS[-1], plugins=True), "all plugins", [*LOOP, "-n", "2"])
+    newest = Installed(pythons[-1], PYTESTS[-1], plugins=True)
+    yield Cell(Installed(pythons[0], PYTESTS[0], plugins=True), "all plugins", LOOP)
+    for plugin in PLUGINS:
+        yield beside(newest, plugin)
+
+
+def beside(installed: Installed, plugin: Plugin) -> Cell:
+    """Run the suite, and the plugin's own test if there is one, with nothing but that plugin."""
+    others = [name for other in PLUGINS if other is not plugin for name in other.names]
+    without = [word for name in others for word in ("-p", f"no:{name}")]
+    short = plugin.package.removeprefix("pytest-")
+    own = [f"test_{short}.py"] if (HERE / "plugins" / f"test_{short}.py").exists() else []
+    own += ["site.feature"] if short == "bdd" else []
+    return Cell(installed, plugin.package, [*without, *plugin.options], {}, own, plugin.passed)
+
+
+def build(uv: str, folder: Path) -> Path:
+    """Build the wheel that all install."""
+    _call(uv, "build", "--quiet", "--wheel", "--out-dir", str(folder / "dist"), str(ROOT))
+    return next((folder / "dist").glob("*.whl"))
+
+
+def install(uv: str, folder: Path, wheel: Path, one: Installed) -> None:
+    """Make one virtual environment."""
+    place = folder / "environments" / one.name
+    packages = [str(wheel), one.pytest, "pytest-xdist"]
+    if one.plugins:
+        packages += [plugin.package for plugin in PLUGINS]
+    _call(uv, "venv", "--quiet", "--python", str(one.python), str(place))
+    _call(uv, "pip", "install", "--quiet", "--python", str(place / "bin" / "python"), *packages)
+
+
+def _call(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"matrix: {' '.join(argv)} failed:\n{done.stdout}{done.stderr}")
+
+
+def run(folder: Path, number: int, cell: Cell) -> None:
+    """Run one cell, and note what was wrong with it."""
+    place = folder / "cells" / str(number)
+    shutil.copytree(HERE / "project", place)
+    for name in cell.files:
+        shutil.copy(HERE / "plugins" / name, place)
+    (place / "prefixes").mkdir(mode=0o700)
+    python = folder / "environments" / cell.installed.name / "bin" / "python"
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [str(python), "-m", "pytest", "--ephemeral-env", *cell.options],
+        cwd=place,
+        env=_environ(place, python.parent, cell),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=CELL_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        cell.wrong = f"not over in {CELL_SECONDS:g} s:\n{process.communicate()[0][-4000:]}"
+        return
+    cell.seconds = time.monotonic() - started
+    cell.wrong = _judge(process.returncode, output, cell.passed) or _left(place)
+
+
+def _environ(place: Path, programs: Path, cell: Cell) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not OTHERS.match(name)}
+    return {
+        **own,
+        "PATH": f"{programs}:{own['PATH']}",
+        "PYTEST_EPHEMERAL_STATE": str(place / "state"),
+        "PYTEST_EPHEMERAL_PREFIX_ROOT": str(place / "prefixes"),
+        **cell.variables,
+    }
+
+
+def _judge(status: int, output: str, passed: int) -> str:
+    counted = re.findall(r"\b(\d+) passed", re.sub(r"\x1b\[[\d;]*m", "", output))
+    if status == 0 and counted[-1:] == [str(passed)]:
+        return ""
+    return f"exit status {status}, {passed} tests should have passed:\n{output[-4000:]}"
+
+
+def _left(place: Path) -> str:
+    """What is left of a cell's environments: records, or processes that have its state's path."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while left := [*map(str, place.glob(".ephemeral/environments/*.json")), *_processes(place)]:
+        if time.monotonic() > deadline:
+            return f"left behind: {', '.join(left)}"
+        time.sleep(0.05)
+    return ""
+
+
+def _processes(place: Path) -> Iterator[str]:
+    mark = f"{place}/".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "environ").read_bytes():
+                yield f"process {entry.name} {(entry / 'cmdline').read_bytes()!r}"
+        except OSError:
+            continue
+
+
+def write(file: Path, cells: Sequence[Cell]) -> None:
+    """Write the results as JUnit XML."""
+    suite = ET.Element("testsuite", name="matrix", tests=str(len(cells)))
+    for cell in cells:
+        case = ET.SubElement(
+            suite,
+            "testcase",
+            classname=f"matrix.{cell.installed.name}",
+            name=cell.name,
+            time=f"{cell.seconds:.3f}",
+        )
+        if cell.wrong:
+            ET.SubElement(case, "failure", message="failed").text = cell.wrong
+    ET.ElementTree(suite).write(file, encoding="utf-8", xml_declaration=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
