@@ -14,7 +14,7 @@ import pytest
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker import endpoint
 from support.hooks import SilentHooks
 
 CONFIGURATION = """
@@ -44,7 +44,7 @@ Opened = Callable[..., Lifecycle]
 
 def left(id: str) -> list[str]:
     """All on the engine whose name or labels have the id."""
-    engine = finding.find()
+    engine = endpoint.find()
     everything = [
         *engine.call("GET", "/containers/json", query={"all": True}),
         *engine.call("GET", "/networks"),

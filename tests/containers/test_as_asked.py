@@ -13,7 +13,7 @@ import pytest
 from containers.project import Opened, compose, left, up
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
 from support import compose_versions, engine_images
 
@@ -40,7 +40,7 @@ network = "{THEIRS}"
 @pytest.fixture
 def theirs() -> Iterator[Engine]:
     """Someone else's network, volume and container, of whose names ours could be."""
-    engine = finding.find()
+    engine = endpoint.find()
     network = engine.call("POST", "/networks/create", body={"Name": THEIRS})
     engine.call("POST", "/volumes/create", body={"Name": THEIRS})
     yield engine
@@ -142,7 +142,7 @@ def test_what_only_sounds_like_ours_is_left_alone(theirs: Engine, opened: Opened
 def test_a_name_given_to_another_image_stays_with_it(opened: Opened) -> None:
     """Pruning removes what was baked, and not what someone has called so since."""
     lifecycle = opened()
-    image, engine = lifecycle.image("web"), finding.find()
+    image, engine = lifecycle.image("web"), endpoint.find()
     tag = {"repo": "pytest-ephemeral/web", "tag": image.key[7:19]}
     engine.call("POST", f"/images/{engine_images.busybox()}/tag", query=tag)
     name = f"pytest-ephemeral/web:{image.key[7:19]}"

@@ -12,7 +12,7 @@ import pytest
 from containers.project import WEB, Opened, compose, left, refusal, up
 from pytest_ephemeral.errors import BakeError, EphemeralError, LaunchError, StoreError
 from pytest_ephemeral.providers import load
-from pytest_ephemeral.providers.docker import archive, finding
+from pytest_ephemeral.providers.docker import archive, endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
 from support import engine_images, engines
 
@@ -174,7 +174,7 @@ def test_a_store_that_an_archive_does_not_fit_into(store: Path, opened: Opened) 
     assert lifecycle.project.images.catalog.entries() == []
     assert [file.name for file in store.rglob("*") if file.is_file()] == [".lock"]
     query = {"filters": {"label": [f"test={store.parent}"]}}
-    images = finding.find().call("GET", "/images/json", query=query)
+    images = endpoint.find().call("GET", "/images/json", query=query)
     assert [one for one in images if "pytest-ephemeral/" in str(one["RepoTags"])] == []
 
 

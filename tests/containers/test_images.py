@@ -14,14 +14,14 @@ from containers.project import WEB, Opened, up
 from pytest_ephemeral.errors import EphemeralError, ImageChangedError
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import load
-from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker import endpoint
 from support import engine_images, registry
 from support.waiting import until
 
 
 def test_another_engine_gets_the_image_from_the_store(opened: Opened, tmp_path: Path) -> None:
     """Neither the image nor its base is there: it is the same image all the same, by its id."""
-    engine = finding.find()
+    engine = endpoint.find()
     base = f"localhost:1/{WEB}:base"
     query = {"repo": base.rpartition(":")[0], "tag": "base"}
     engine.call("POST", f"/images/{engine_images.busybox()}/tag", query=query)
@@ -66,7 +66,7 @@ def test_pruning_removes_what_was_baked_and_only_that(opened: Opened) -> None:
     assert images.prune(0, set()) == []
     lifecycle.destroy(environment)
     (removed,) = images.prune(0, set())
-    engine = finding.find()
+    engine = endpoint.find()
     with pytest.raises(EphemeralError):
         engine.call("GET", f"/images/{removed.reference}/json")
     assert engine.call("GET", f"/images/{engine_images.busybox()}/json")
@@ -77,7 +77,7 @@ def test_pruning_removes_what_was_baked_and_only_that(opened: Opened) -> None:
 def test_what_others_made_of_an_image_is_theirs(opened: Opened) -> None:
     """A name they gave it, and an image they built from it, which has all of its labels."""
     lifecycle = opened()
-    images, engine = lifecycle.project.images, finding.find()
+    images, engine = lifecycle.project.images, endpoint.find()
     recipe = lifecycle.project.config.recipe("web")
     baked = images.obtain(recipe, mode="missing", say=print)
     named = {"repo": f"theirs/{WEB}", "tag": "named"}
@@ -101,7 +101,7 @@ def test_what_others_made_of_an_image_is_theirs(opened: Opened) -> None:
 def test_another_engine_pulls_from_the_registry(opened: Opened) -> None:
     """By the digest that was pushed, where the store has lost it; the tag there is not needed."""
     base = engine_images.busybox()
-    engine = finding.find()
+    engine = endpoint.find()
     with registry.running() as pushed_to:
         repository = f"127.0.0.1:{pushed_to.server_port}/team/{WEB}"
         more = (
@@ -134,10 +134,10 @@ def taken(opened: Opened, repository: str, pushed_to: registry.Registry) -> None
     digest = hashlib.sha256(pushed_to.manifests[tag][1]).hexdigest()
     assert image.inputs["content"] == f"sha256:{digest}"
     assert image.handle["pull"] == f"{repository}@sha256:{digest}"
-    finding.find().call("DELETE", f"/images/{image.reference}", query={"force": True})
+    endpoint.find().call("DELETE", f"/images/{image.reference}", query={"force": True})
     again = project.images.obtain(project.config.recipe("taken"), mode="never", say=print)
     assert again == image
-    finding.find().call("DELETE", f"/images/{image.reference}", query={"force": True})
+    endpoint.find().call("DELETE", f"/images/{image.reference}", query={"force": True})
 
 
 def test_the_stage_after_baking_finds_the_image_of_the_whole_folder(

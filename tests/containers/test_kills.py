@@ -13,9 +13,9 @@ import pytest
 from containers.project import COMMAND, WEB, Opened, a_run, left
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.lifecycle import Lifecycle
-from pytest_ephemeral.providers.docker import containers, finding
-from pytest_ephemeral.providers.docker.belongings import IN_FLIGHT
+from pytest_ephemeral.providers.docker import containers, endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
+from pytest_ephemeral.providers.docker.resources import IN_FLIGHT
 from support import compose_versions, engine_images, engines
 from support.waiting import until
 
@@ -105,7 +105,7 @@ def test_nothing_outlives_a_killed_run(killable: Killable, arguments: list[str])
 @pytest.mark.parametrize("kind", ["networks", "volumes", "containers/json?all=1"])
 def test_nothing_outlives_a_run_killed_while_it_launches(killable: Killable, kind: str) -> None:
     """Whatever the engine was just asked for, by us or by the compose command."""
-    engine, name = finding.find(), f"pytest-ephemeral-{killable.template}-"
+    engine, name = endpoint.find(), f"pytest-ephemeral-{killable.template}-"
     with killable.run() as run:
         until(lambda: name in str(engine.call("GET", f"/{kind}")), within=60)
         run.kill()
@@ -135,7 +135,7 @@ verify = ["sleep 99"]
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Either engine, used by all that follows."""
     if request.param == "docker":
-        yield finding.find()
+        yield endpoint.find()
         return
     podman = request.getfixturevalue("podman")
     with engines.used(podman):
@@ -182,7 +182,7 @@ def test_others_who_bake_the_same_lose_nothing(
     wait = "until test -e /go; do sleep 0.1; done"
     more = SLOW.format(base=engine_images.busybox()).replace("sleep 99", wait)
     lifecycle = opened(more)
-    engine = finding.find()
+    engine = endpoint.find()
     others = tmp_path / "others"  # with a store and a state of their own
     others.mkdir()
     (others / "context").symlink_to(tmp_path / "context")
@@ -233,7 +233,7 @@ def running(engine: Engine, command: str) -> bool:
 def test_a_killed_build_leaves_no_container(opened: Opened, tmp_path: Path) -> None:
     """The engine ends a build whose client has gone."""
     opened(dockerfile="FROM {base}\nRUN sleep 99.25\n")
-    engine = finding.find()
+    engine = endpoint.find()
 
     def building() -> bool:
         found = engine.call("GET", "/containers/json", query={"all": True})

@@ -18,7 +18,7 @@ from containers.certificates import Authority
 from containers.project import WEB, Opened, compose, reopened, up
 from pytest_ephemeral.errors import UnavailableError
 from pytest_ephemeral.providers import load
-from pytest_ephemeral.providers.docker import bases, finding
+from pytest_ephemeral.providers.docker import bases, endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
 from support import compose_versions, engine_images, engines, registry
 
@@ -52,9 +52,9 @@ def test_an_image_from_the_store(
     baking.close()
     with engines.used(stage):
         lifecycle = reopened(tmp_path)
-        assert bases.local(stage, baked.reference) is None
+        assert bases.find_local(stage, baked.reference) is None
         environment = up(lifecycle)
-        found = bases.local(stage, baked.reference)
+        found = bases.find_local(stage, baked.reference)
         assert found is not None
         assert found["Id"] == baked.digest
         assert found["Config"]["Labels"]["pytest-ephemeral.key"] == baked.key
@@ -64,7 +64,7 @@ def test_an_image_from_the_store(
         lifecycle.close()
         assert engines.everything(stage) == []
         load("docker").remove(baked)  # type: ignore[attr-defined]
-    assert bases.local(finding.find(), baked.reference) is not None
+    assert bases.find_local(endpoint.find(), baked.reference) is not None
 
 
 def test_an_image_from_the_registry(opened: Opened, other: Engine, tmp_path: Path) -> None:
@@ -84,13 +84,13 @@ def test_an_image_from_the_registry(opened: Opened, other: Engine, tmp_path: Pat
             lifecycle = reopened(tmp_path)
             environment = up(lifecycle, "shared")
             assert environment.run(["cat", "/it"]).stdout == f"{WEB}\n"
-            found = bases.local(other, baked.handle["pull"])
+            found = bases.find_local(other, baked.handle["pull"])
             assert found is not None
             assert found["Id"] == baked.digest
             lifecycle.destroy(environment)
             lifecycle.close()
             load("docker").remove(baked)  # type: ignore[attr-defined]
-            assert bases.local(other, baked.reference) is None
+            assert bases.find_local(other, baked.reference) is None
 
 
 def test_podman_bakes_as_docker_does(opened: Opened, podman: Engine) -> None:
@@ -100,7 +100,7 @@ def test_podman_bakes_as_docker_does(opened: Opened, podman: Engine) -> None:
         project = opened(f"[images.installed{WEB}]\n{recipe}\n").project
         wanted = project.config.recipe(f"installed{WEB}")
         image = project.images.obtain(wanted, mode="missing", say=print)
-        found = bases.local(podman, image.reference)
+        found = bases.find_local(podman, image.reference)
         assert found is not None
         config = found["Config"]
         assert config["Labels"]["pytest-ephemeral.key"] == image.key
@@ -110,7 +110,7 @@ def test_podman_bakes_as_docker_does(opened: Opened, podman: Engine) -> None:
         listed = podman.call("GET", "/images/json")
         assert "-baking/" not in str([one["RepoTags"] for one in listed])
         project.images.prune(0, set())
-        assert bases.local(podman, image.reference) is None
+        assert bases.find_local(podman, image.reference) is None
 
 
 def fetched(url: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from containers.project import Opened, compose, refusal
 from pytest_ephemeral.errors import BakeError, LaunchError
-from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import TAR_TYPE
 from support import engine_images
 
@@ -51,7 +51,7 @@ def test_a_verify_that_fails(opened: Opened) -> None:
     with pytest.raises(BakeError, match=r"(?s)status 4.*it is not there"):
         lifecycle.image("odd")
     assert lifecycle.project.images.catalog.entries() == []
-    images = finding.find().call("GET", "/images/json", query={"all": True})
+    images = endpoint.find().call("GET", "/images/json", query={"all": True})
     assert [one for one in images if "pytest-ephemeral.recipe': 'odd'" in str(one)] == []
 
 
@@ -122,7 +122,7 @@ def test_an_image_for_another_architecture(opened: Opened, tmp_path: Path) -> No
 
 def made_foreign(reference: str) -> str:
     """The same image, said to be made for another architecture; its id."""
-    engine = finding.find()
+    engine = endpoint.find()
     with engine.stream("GET", f"/images/{reference}/get") as answer:
         saved = io.BytesIO(answer.read())
     changed = io.BytesIO()

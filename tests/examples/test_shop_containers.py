@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral.providers.docker import containers, finding
+from pytest_ephemeral.providers.docker import containers, endpoint
 from support import compose_versions, engine_images
 from support.waiting import until
 
@@ -90,7 +90,9 @@ def test_the_acceptance_tests_pass_in_containers(shop: Path, template: str) -> N
     for environment in environments:  # its watchdog may still be at the last one
         label = {"label": [f"pytest-ephemeral.id={environment['id']}"]}
         query = {"all": True, "filters": label}
-        until(lambda q=query: not finding.find().call("GET", "/containers/json", query=q), within=5)
+        until(
+            lambda q=query: not endpoint.find().call("GET", "/containers/json", query=q), within=5
+        )
 
 
 @pytest.mark.timeout(600)
@@ -102,7 +104,7 @@ def test_the_bell_is_a_real_redis(shop: Path) -> None:
     id = environment["id"]
     try:
         query = {"filters": {"label": [f"pytest-ephemeral.id={id}"]}}
-        engine = finding.find()
+        engine = endpoint.find()
         redis = next(
             one["Id"]
             for one in engine.call("GET", "/containers/json", query=query)

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench import Kind
 
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.tables import DockerRecipe, DockerTemplate
 from pytest_ephemeral.tables import Recipe, Template
 from support import engine_images
@@ -61,7 +61,7 @@ def recipe(root: Path) -> DockerRecipe:
 
 def traces(id: str) -> list[str]:
     """All whose name or labels have the id, of everything that the engine has."""
-    engine = finding.find()
+    engine = endpoint.find()
     everything = {
         "container": engine.call("GET", "/containers/json", query={"all": True}),
         "network": engine.call("GET", "/networks"),

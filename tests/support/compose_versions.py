@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker import endpoint
 
 #: Where .ci/compose puts version 2, which Debian has only since its release 13.
 FETCHED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / (
@@ -20,7 +20,7 @@ FETCHED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / (
 
 def v2() -> Path | None:
     """The plugin for ``docker compose``, if it is anywhere."""
-    folders = finding.plugin_folders({"DOCKER_CONFIG": "/nowhere"})
+    folders = endpoint.plugin_folders({"DOCKER_CONFIG": "/nowhere"})
     files = [*(folder / "docker-compose" for folder in folders), FETCHED]
     return next((file for file in files if file.exists()), None)
 

@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.providers.docker import bases, finding
+from pytest_ephemeral.providers.docker import bases, endpoint
 from pytest_ephemeral.providers.docker.engine import TAR_TYPE, json_lines
 
 REPOSITORY = "pytest-ephemeral-tests"
@@ -53,7 +53,7 @@ ENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels
 def unavailable() -> str:
     """Why there are no containers here; empty when there are."""
     try:
-        finding.find().call("GET", "/version", timeout=10)
+        endpoint.find().call("GET", "/version", timeout=10)
     except EphemeralError as error:
         return str(error)
     return ""
@@ -65,7 +65,7 @@ def busybox() -> str:
     assert program, "busybox is needed, linked statically (Debian: apt install busybox-static)"
     name = _named("busybox", BUSYBOX)
     with files.locked(_cache() / "busybox.lock"):
-        if bases.local(finding.find(), name) is None:
+        if bases.find_local(endpoint.find(), name) is None:
             _build(name, BUSYBOX, {"busybox": Path(program)})
     return name
 
@@ -86,7 +86,7 @@ def python_for_shop() -> str:
     dockerfile = WITH_WHEELS.format(base=python())
     name = _named("shop", dockerfile + " ".join(WHEELS))
     with files.locked(_cache() / "shop.lock"), tempfile.TemporaryDirectory() as folder:
-        if bases.local(finding.find(), name) is None:
+        if bases.find_local(endpoint.find(), name) is None:
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
             debian = ["--python-version=3.11", f"--dest={folder}"]
             subprocess.run([*pip, *debian, *WHEELS], check=True)
@@ -99,7 +99,7 @@ def _debian(what: str, packages: str, changes: Sequence[str]) -> str:
     name = _named(what, " ".join([*argv, *changes]))
     kept = _cache() / f"{what}-{name.rpartition(':')[2]}.tar"
     with files.locked(_cache() / f"{what}.lock"):
-        if bases.local(finding.find(), name) is None:
+        if bases.find_local(endpoint.find(), name) is None:
             if not kept.exists():
                 half = kept.with_suffix(".half.tar")
                 subprocess.run([*argv, str(half)], check=True, capture_output=True)
@@ -113,7 +113,7 @@ def _import(name: str, tar: Path, changes: Sequence[str]) -> None:
     query = urlencode([("fromSrc", "-"), ("repo", name), *(("changes", c) for c in changes)])
     with (
         tar.open("rb") as source,
-        finding.find().stream(
+        endpoint.find().stream(
             "POST", f"/images/create?{query}", body=source, headers=TAR_TYPE
         ) as answer,
     ):
@@ -128,7 +128,7 @@ def _build(name: str, dockerfile: str, contents: Mapping[str, Path]) -> None:
         member = tarfile.TarInfo("Dockerfile")
         member.size = len(dockerfile)
         tar.addfile(member, io.BytesIO(dockerfile.encode()))
-    with finding.find().stream(
+    with endpoint.find().stream(
         "POST", "/build", query={"t": name}, body=context.getvalue(), headers=TAR_TYPE
     ) as answer:
         for line in json_lines(answer):

@@ -10,7 +10,7 @@ import pytest
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.compose import project
-from pytest_ephemeral.providers.compose.command import parsed
+from pytest_ephemeral.providers.compose.command import parse
 from pytest_ephemeral.providers.compose.tables import At, ComposeTemplate, Place
 from pytest_ephemeral.providers.docker.masking import Masking
 
@@ -58,11 +58,11 @@ def template(**keys: Any) -> ComposeTemplate:
 
 
 def prepared(**keys: Any) -> dict[str, Any]:
-    return project.prepared(
-        parsed(FILE),
+    return project.prepare(
+        parse(FILE),
         template(**keys),
         {"shop": IMAGE},
-        marks={"ours": "yes"},
+        labels={"ours": "yes"},
         secrets=["s3cret"],
         address="127.0.0.1",
     )
@@ -132,7 +132,7 @@ def test_what_the_file_does_not_have(keys: dict[str, Any], said: str) -> None:
 def test_the_ports_a_file_exposes() -> None:
     """However they are written."""
     service = {"expose": ["1", "2/tcp"], "ports": ["8080:3", "127.0.0.1::4/tcp", {"target": 5}, 6]}
-    assert project.exposed(service) == ["1", "2", "3", "4", "5", "6"]
+    assert project.list_exposed(service) == ["1", "2", "3", "4", "5", "6"]
 
 
 def test_endpoints() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.providers.docker import bases, registry
-from pytest_ephemeral.providers.docker.context import Context
+from pytest_ephemeral.providers.docker.build_context import Context
 from pytest_ephemeral.providers.docker.tables import DockerRecipe, bytes_of, volume_of
 
 
@@ -104,15 +104,15 @@ def test_a_dockerfile_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_the_images_a_dockerfile_names(dockerfile: str, named: list[str]) -> None:
     """Stages are none, arguments are filled in."""
-    assert bases.named_in(dockerfile, {"W": "2"}, None) == named
+    assert bases.list_bases(dockerfile, {"W": "2"}, None) == named
 
 
 def test_only_what_the_target_needs() -> None:
     """Stages after it are not built."""
     dockerfile = "FROM a AS one\nFROM b AS two\nFROM c AS three\n"
-    assert bases.named_in(dockerfile, {}, "two") == ["a", "b"]
+    assert bases.list_bases(dockerfile, {}, "two") == ["a", "b"]
     with pytest.raises(ConfigurationError, match="no stage 'four'; its stages: one, two, three"):
-        bases.named_in(dockerfile, {}, "four")
+        bases.list_bases(dockerfile, {}, "four")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ephemeral.providers.docker import masking, printed
+from pytest_ephemeral.providers.docker import logs, masking
+from pytest_ephemeral.providers.docker.logs import Mark
 from pytest_ephemeral.providers.docker.masking import Masking
-from pytest_ephemeral.providers.docker.printed import Mark
 
 SECRET = "pr0be-t0ken"
 
@@ -25,7 +25,7 @@ def stream(*pieces: tuple[int, str]) -> io.BytesIO:
 
 
 def lines(*pieces: tuple[int, str]) -> list[str]:
-    return [line for _, line in printed._lines(stream(*pieces))]  # type: ignore[arg-type]
+    return [line for _, line in logs._lines(stream(*pieces))]  # type: ignore[arg-type]
 
 
 def test_a_long_line_is_put_together() -> None:
@@ -43,7 +43,7 @@ def test_a_character_may_be_cut_too() -> None:
     stamp = b"2026-01-02T03:04:05Z "
     pieces = [stamp + b"caf\xc3", stamp + b"\xa9\n"]
     frames = b"".join(bytes([1, 0, 0, 0]) + len(p).to_bytes(4, "big") + p for p in pieces)
-    assert [line for _, line in printed._lines(io.BytesIO(frames))] == ["café\n"]  # type: ignore[arg-type]
+    assert [line for _, line in logs._lines(io.BytesIO(frames))] == ["café\n"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,10 @@ def test_a_character_may_be_cut_too() -> None:
 )
 def test_when_a_line_was_printed(stamp: str, when: int) -> None:
     """As Docker says it, and as Podman does."""
-    assert printed._when(stamp) == when
+    assert logs._when(stamp) == when
 
 
-@pytest.mark.parametrize("mark", [Mark(1), Mark(1795733249000000000, 3), printed.BEGINNING])
+@pytest.mark.parametrize("mark", [Mark(1), Mark(1795733249000000000, 3), logs.BEGINNING])
 def test_a_mark_is_read_as_it_was_written(mark: Mark) -> None:
     """It goes over the wire as text."""
     assert Mark.read(str(mark)) == mark
@@ -71,7 +71,7 @@ def test_a_mark_is_read_as_it_was_written(mark: Mark) -> None:
 
 def masking_of(variables: dict[str, str], *secrets: str) -> tuple[Masking, dict[str, str]]:
     """How a container with these variables masks its logs, and the labels that say so."""
-    marks = masking.marks(variables, secrets)
+    marks = masking.labels_for(variables, secrets)
     env = [f"{name}={value}" for name, value in variables.items()]
     return Masking.of({"Env": env, "Labels": marks}), marks
 

@@ -136,7 +136,7 @@ def test_a_failing_script_leaves_nothing(here):
 def test_a_failing_verify_leaves_nothing(here):
     """What does not verify is no image."""
     with pytest.raises(
-        BakeError, match=r"verifying the image 'shop' failed: `false` exited with 1"
+        BakeError, match=r"'shop' is not baked: verifying failed: `false` exited with 1"
     ):
         here.obtain(verify=["true", "false"])
     assert here.installed() == set()

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from pytest_ephemeral.errors import UnavailableError
-from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import Address
 
 #: Variables of whoever runs the tests that would make it another project, another file, or have it
@@ -35,12 +35,12 @@ _NOT_PASSED: Final = frozenset(
 )
 
 
-class Said(msgspec.Struct, frozen=True):
-    """What the command gave: its status, its output, and what it told people."""
+class CommandResult(msgspec.Struct, frozen=True):
+    """Its exit status, its standard output, and what it said to people on standard error."""
 
     status: int
     output: str
-    talk: str
+    progress: str
 
 
 class Compose(msgspec.Struct, frozen=True):
@@ -62,7 +62,7 @@ class Compose(msgspec.Struct, frozen=True):
         Raises:
             UnavailableError: There is none.
         """
-        for folder in finding.plugin_folders(os.environ):
+        for folder in endpoint.plugin_folders(os.environ):
             if program := shutil.which("docker-compose", path=str(folder)):
                 return cls((program,))
         if shutil.which("docker-compose"):  # not asked for its version: that takes it half a second
@@ -92,7 +92,7 @@ class Compose(msgspec.Struct, frozen=True):
         variables: Mapping[str, str],
         address: Address,
         text: str = "",
-    ) -> Said:
+    ) -> CommandResult:
         """Run it, to its end.
 
         Args:
@@ -117,14 +117,14 @@ class Compose(msgspec.Struct, frozen=True):
         )
         with process:
             try:
-                output, talk = process.communicate(text)
+                output, progress = process.communicate(text)
             except BaseException:
                 _kill(process)
                 raise
-        return Said(process.returncode, output, talk)
+        return CommandResult(process.returncode, output, progress)
 
 
-def parsed(text: str) -> dict[str, Any]:
+def parse(text: str) -> dict[str, Any]:
     """What the command says a file means: JSON, or YAML from those that know no other.
 
     Raises:

@@ -27,7 +27,7 @@ LOGGING: Final = {
 _NOT_KEPT: Final = frozenset({"container_name", "ports", "profiles", "build"})
 
 
-def checked(file: File, template: ComposeTemplate) -> dict[str, File]:
+def check_services(file: File, template: ComposeTemplate) -> dict[str, File]:
     """The services that the template brings up.
 
     Raises:
@@ -57,12 +57,12 @@ def checked(file: File, template: ComposeTemplate) -> dict[str, File]:
     return wanted
 
 
-def prepared(
+def prepare(
     file: File,
     template: ComposeTemplate,
     images: Mapping[str, Image],
     *,
-    marks: Mapping[str, str],
+    labels: Mapping[str, str],
     secrets: Sequence[str],
     address: str,
 ) -> File:
@@ -75,7 +75,7 @@ def prepared(
         file: What the user's means.
         template: What is asked for.
         images: The baked images by name.
-        marks: The labels.
+        labels: The labels.
         secrets: Values to be masked in the logs.
         address: Where ports are published.
 
@@ -83,13 +83,13 @@ def prepared(
         ConfigurationError: It can't be right.
     """
     services = {}
-    for name, service in checked(file, template).items():
+    for name, service in check_services(file, template).items():
         ports = sorted({at.port for at in template.places().values() if at.service == name})
         services[name] = {
             "logging": LOGGING,
             **{key: value for key, value in service.items() if key not in _NOT_KEPT},
             "image": _image(name, service, template, images),
-            "labels": {**_mapping(service.get("labels")), **marks, **_masking(service, secrets)},
+            "labels": {**_mapping(service.get("labels")), **labels, **_masking(service, secrets)},
             **_published(template, name, service, [f"{address}::{port}" for port in ports]),
         }
     networks = {"default": None, **(file.get("networks") or {})}
@@ -98,12 +98,12 @@ def prepared(
     return {
         **rest,
         "services": services,
-        "networks": {name: _own(network, marks) for name, network in networks.items()},
-        "volumes": {name: _own(volume, marks) for name, volume in volumes.items()},
+        "networks": {name: _own(network, labels) for name, network in networks.items()},
+        "volumes": {name: _own(volume, labels) for name, volume in volumes.items()},
     }
 
 
-def exposed(service: File) -> list[str]:
+def list_exposed(service: File) -> list[str]:
     """The ports that a file says a service listens on, ranges as they are written."""
     found = [str(port) for port in service.get("expose") or ()]
     for port in service.get("ports") or ():
@@ -148,17 +148,17 @@ def _masking(service: File, secrets: Sequence[str]) -> dict[str, str]:
         name: "" if value is None else str(value).replace("$$", "$")
         for name, value in _mapping(service.get("environment")).items()
     }
-    return masking.marks(variables, secrets)
+    return masking.labels_for(variables, secrets)
 
 
-def _own(thing: File | None, marks: Mapping[str, str]) -> File:
+def _own(thing: File | None, labels: Mapping[str, str]) -> File:
     """A network or volume that is this environment's alone, unless it is there already."""
     thing = dict(thing or {})
     external = thing.get("external")
     if external:
         return thing
     thing.pop("name", None)
-    return {**thing, "labels": {**_mapping(thing.get("labels")), **marks}}
+    return {**thing, "labels": {**_mapping(thing.get("labels")), **labels}}
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -13,18 +13,16 @@ from pytest_ephemeral.errors import ConfigurationError, EphemeralError, LaunchEr
 from pytest_ephemeral.interpolation import mask
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers.compose import project
-from pytest_ephemeral.providers.compose.command import Compose, Said, parsed
+from pytest_ephemeral.providers.compose.command import CommandResult, Compose, parse
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
 from pytest_ephemeral.providers.docker import (
-    baking,
     bases,
-    belongings,
     containers,
-    finding,
-    printed,
-    remedies,
+    endpoint,
+    errors,
+    logs,
+    resources,
 )
-from pytest_ephemeral.providers.docker.belongings import name_of
 from pytest_ephemeral.providers.docker.doctor import engine_check
 from pytest_ephemeral.providers.docker.engine import Engine
 from pytest_ephemeral.providers.docker.environments import (
@@ -33,7 +31,12 @@ from pytest_ephemeral.providers.docker.environments import (
     ContainerEnvironments,
     part_of,
 )
-from pytest_ephemeral.providers.docker.provider import publish_on, published, unexposed
+from pytest_ephemeral.providers.docker.provider import (
+    describe_unexposed,
+    find_endpoints,
+    publish_address,
+)
+from pytest_ephemeral.providers.docker.resources import name_of
 from pytest_ephemeral.providers.protocol import Check, Order
 from pytest_ephemeral.tables import Recipe, Template
 
@@ -55,26 +58,28 @@ class ComposeProvider(ContainerEnvironments):
         """Have the compose command bring it all up."""
         environment, template = order.environment, order.template
         if not isinstance(template, ComposeTemplate):
-            raise LaunchError(f"{environment.id}: its template is none of the compose provider")
+            raise LaunchError(
+                f"{environment.id}: template {template.name!r} is not a Compose template"
+            )
         file = order.root / template.file
         if not file.is_file():
             raise ConfigurationError(f"templates.{template.name}.file: {file} is not there")
-        launching = _Launching(Compose.find(), finding.find(), order, template, file)
-        launching.up(launching.prepared())
-        return launching.launched()
+        launch = _Launch(Compose.find(), endpoint.find(), order, template, file)
+        launch.up(launch.prepare())
+        return launch.describe()
 
     def pending_health(self, environment: Environment) -> str:
         """Which of its health checks have not succeeded yet."""
-        engine = finding.at(environment.handle)
+        engine = endpoint.engine_of(environment.handle)
         waiting = [
             f"{part_of(one)} is {'starting' if 'starting)' in one['Status'] else 'unhealthy'}"
-            for one in belongings.containers(engine, environment.id)
+            for one in resources.containers(engine, environment.id)
             if "(health: starting)" in one["Status"] or "(unhealthy)" in one["Status"]
         ]
         return f"health checks: {', '.join(waiting)}" if waiting else ""
 
 
-class _Launching:
+class _Launch:
     """Bringing up one environment."""
 
     def __init__(
@@ -86,26 +91,26 @@ class _Launching:
         self.template = template
         self.file = file
 
-    def prepared(self) -> str:
+    def prepare(self) -> str:
         """The file of this environment, as the compose command reads it."""
         said = self._run("--file", str(self.file), *self._profiles(), "config")
         if said.status != 0:
             raise ConfigurationError(
                 f"templates.{self.template.name}: {self.template.file} can't be used: "
-                f"{self._told(said)}"
+                f"{self._complaint(said)}"
             )
-        meant = parsed(said.output)
-        services = project.checked(meant, self.template)
+        meant = parse(said.output)
+        services = project.check_services(meant, self.template)
         for name, at in self.template.places().items():
             self._check_exposed(name, at.port, at.service, services[at.service])
         environment = self.order.environment
-        changed = project.prepared(
+        changed = project.prepare(
             meant,
             self.template,
             self.order.images,
-            marks=belongings.labelled(environment, ComposeProvider.name),
+            labels=resources.labels_for(environment, ComposeProvider.name),
             secrets=self.order.secrets,
-            address=publish_on(self.engine),
+            address=publish_address(self.engine),
         )
         return json.dumps(changed, default=str)
 
@@ -114,15 +119,15 @@ class _Launching:
         said = self._run("--file", "-", "up", "--detach", "--no-build", "--quiet-pull", text=text)
         if said.status != 0:
             raise LaunchError(
-                f"{self.order.environment.id} could not be brought up: {self._told(said)}"
+                f"{self.order.environment.id} could not be brought up: {self._complaint(said)}"
                 + self._last_words()
             )
 
-    def launched(self) -> Environment:
+    def describe(self) -> Environment:
         """The environment, with where it is reached."""
         environment = self.order.environment
         found = {
-            part_of(one): one["Id"] for one in belongings.containers(self.engine, environment.id)
+            part_of(one): one["Id"] for one in resources.containers(self.engine, environment.id)
         }
         endpoints: dict[str, Endpoint] = {}
         for name, at in self.template.places().items():
@@ -132,19 +137,19 @@ class _Launching:
                     "container: does the file ask for none of it (deploy.replicas, scale)?"
                 )
             one = containers.inspect(self.engine, found[at.service])
-            endpoints |= published(self.engine, one, {name: at.port})
+            endpoints |= find_endpoints(self.engine, one, {name: at.port})
         return msgspec.structs.replace(
             environment,
             endpoints=endpoints,
             url=next(iter(endpoints.values())).url,
             handle={
-                **finding.handle_of(self.engine),
+                **endpoint.handle_of(self.engine),
                 MAIN: self.template.service,
                 SERVING: " ".join({at.service for at in self.template.places().values()}),
             },
         )
 
-    def _run(self, *arguments: str, text: str = "") -> Said:
+    def _run(self, *arguments: str, text: str = "") -> CommandResult:
         return self.compose.run(
             arguments,
             project=name_of(self.order.environment.id),
@@ -157,27 +162,28 @@ class _Launching:
     def _profiles(self) -> list[str]:
         return [f"--profile={profile}" for profile in self.template.profiles]
 
-    def _told(self, said: Said) -> str:
+    def _complaint(self, said: CommandResult) -> str:
         """What the command complained of, without its progress."""
-        lines = [line.strip() for line in said.talk.splitlines() if line.strip()]
+        lines = [line.strip() for line in said.progress.splitlines() if line.strip()]
         # Its progress says of each that there was an error, but not which.
         lines = [line for line in lines if not line.endswith(("... error", " Error"))] or lines
-        errors = [line for line in lines if "error" in line.lower()] or lines[-_LAST_LINES:]
-        text = "; ".join(dict.fromkeys(errors)) or "it says nothing"
-        return mask(text + remedies.remedy(text), self.order.secrets)
+        reasons = [line for line in lines if "error" in line.lower()] or lines[-_LAST_LINES:]
+        text = "; ".join(dict.fromkeys(reasons)) or "it says nothing"
+        return mask(text + errors.find_remedy(text), self.order.secrets)
 
     def _last_words(self) -> str:
         """How the parts that don't run have ended, with the last lines of their logs."""
         text = ""
-        for one in belongings.containers(self.engine, self.order.environment.id):
+        for one in resources.containers(self.engine, self.order.environment.id):
             try:
                 found = containers.inspect(self.engine, one["Id"])
                 if found["State"]["ExitCode"] == 0 and "(unhealthy)" not in one["Status"]:
                     continue
-                log = printed.log(self.engine, one["Id"], tail=_LAST_LINES)
+                log = logs.read(self.engine, one["Id"], tail=_LAST_LINES)
             except EphemeralError:
                 continue
-            how = containers.fate(found["State"]) + containers.foreign(self.engine, found)
+            how = containers.exit_reason(found["State"])
+            how += containers.describe_architecture(self.engine, found)
             text += f"\n  {part_of(one)} {how}; the last lines of its log:\n"
             text += "".join(f"    {line.rstrip()}\n" for _, line in log)
         return text.rstrip()
@@ -186,16 +192,18 @@ class _Launching:
         self, name: str, port: int, service_name: str, service: Mapping[str, Any]
     ) -> None:
         """Refuse a port that neither the image nor the file exposes, if they expose any."""
-        exposed = project.exposed(dict(service))
+        exposed = project.list_exposed(dict(service))
         if service_name in self.template.replaced:
             image = self.order.images[self.template.replaced[service_name]]
             exposed += image.handle.get("exposed", "").split()
-        elif found := bases.local(self.engine, str(service.get("image"))):
-            exposed += baking.exposed(found["Config"])
+        elif found := bases.find_local(self.engine, str(service.get("image"))):
+            exposed += bases.list_exposed(found["Config"])
         is_range = any("-" in one for one in exposed)
         if exposed and not is_range and str(port) not in exposed:
             ports = sorted(set(exposed), key=int)
-            raise LaunchError(unexposed(self.template.name, name, port, service_name, ports))
+            raise LaunchError(
+                describe_unexposed(self.template.name, name, port, service_name, ports)
+            )
 
 
 def _command_check() -> Check:

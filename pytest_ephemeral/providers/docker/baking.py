@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pytest_ephemeral import files, labels, machine
+from pytest_ephemeral import files, labels
 from pytest_ephemeral.errors import (
     BakeError,
     ConfigurationError,
@@ -25,17 +25,18 @@ from pytest_ephemeral.errors import (
     ImageInUseError,
 )
 from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.bake_log import BakeLog
 from pytest_ephemeral.providers.docker import (
     archive,
+    bake_watchdog,
     bases,
-    finding,
-    guard,
-    halfmade,
+    endpoint,
+    errors,
     installing,
+    quarantine,
     registry,
-    remedies,
 )
-from pytest_ephemeral.providers.docker.context import Context
+from pytest_ephemeral.providers.docker.build_context import Context
 from pytest_ephemeral.providers.docker.engine import (
     TAR_TYPE,
     Engine,
@@ -43,7 +44,6 @@ from pytest_ephemeral.providers.docker.engine import (
     NoEngineError,
     json_lines,
 )
-from pytest_ephemeral.providers.docker.output import Output
 from pytest_ephemeral.providers.docker.tables import DockerRecipe
 from pytest_ephemeral.providers.protocol import UNKNOWN, BakeJob
 from pytest_ephemeral.tables import Recipe
@@ -68,17 +68,17 @@ class DockerBaker:
 
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
         """The context's digest, and the digests of the images it is made from."""
-        recipe, engine = _recipe(recipe), finding.find()
+        recipe, engine = _recipe(recipe), endpoint.find()
         if recipe.reference is not None:
-            return {"content": bases.pinned(engine, recipe.reference) or UNKNOWN}
+            return {"content": bases.resolve_digest(engine, recipe.reference) or UNKNOWN}
         if recipe.context is None:
             named, found = [recipe.base or ""], {}
         else:
             context = Context.at(root / recipe.context, recipe.dockerfile)
             dockerfile = (context.folder / context.dockerfile).read_text()
-            named = bases.named_in(dockerfile, recipe.build_args, recipe.target)
+            named = bases.list_bases(dockerfile, recipe.build_args, recipe.target)
             found = {"content": context.digest()}
-        pins = {f"from {name}": bases.pinned(engine, name) or UNKNOWN for name in named}
+        pins = {f"from {name}": bases.resolve_digest(engine, name) or UNKNOWN for name in named}
         return {**found, **pins}
 
     @contextmanager
@@ -89,63 +89,65 @@ class DockerBaker:
         say: Callable[[str], None],  # noqa: ARG002
     ) -> Iterator[Sequence[int]]:
         """Hold the image of that key alone on this machine, with someone to clean up after us."""
-        with held(key), guard.watching(key):
+        with quarantine.lock(key), bake_watchdog.watch(key):
             yield ()
 
     def adopt(self, job: BakeJob) -> Image | None:
         """The image of that key, if the engine has it, verified."""
-        recipe, engine = _recipe(job.recipe), finding.find()
-        found = None if recipe.reference else bases.local(engine, _tag(job.recipe.name, job.key))
-        if found is None or (found["Config"].get("Labels") or {}).get(halfmade.KEY) != job.key:
+        recipe, engine = _recipe(job.recipe), endpoint.find()
+        if recipe.reference is not None:
             return None
-        return _pushed(engine, job, _image(job, found))
+        found = bases.find_local(engine, _tag(recipe.name, job.key))
+        if found is None or (found["Config"].get("Labels") or {}).get(quarantine.KEY) != job.key:
+            return None
+        return _push(engine, job, _image(job, found))
 
     def bake(self, job: BakeJob) -> Image:
         """Build it, install it, or take it as it is; and push it where a registry is named."""
-        recipe, engine = _recipe(job.recipe), finding.find()
+        recipe, engine = _recipe(job.recipe), endpoint.find()
         self.discard(job.key)
-        with Output(job) as output:
+        with BakeLog(job) as log:
             try:
-                id = _made(engine, job, recipe, output)
-                image = _image(job, _found(engine, id))
+                id = _make(engine, job, recipe, log)
+                image = _image(job, _inspect(engine, id))
                 if recipe.registry is not None:
                     self.verify(job, image)
-                return _pushed(engine, job, image)
+                return _push(engine, job, image)
             except NoEngineError as error:  # it was there when this began
-                raise output.failure(f"baking failed: {error}") from error
+                raise errors.bake_failure(log, f"baking failed: {error}") from error
             except (BakeError, ConfigurationError):
                 raise
             except (EphemeralError, TimeoutError) as error:
-                raise output.failure(f"baking failed: {remedies.plain(error)}") from error
+                raise errors.bake_failure(
+                    log, f"baking failed: {errors.message_of(error)}"
+                ) from error
 
     def verify(self, job: BakeJob, image: Image) -> None:
         """Run each command in a fresh container of it; then it gets its name."""
-        engine, tag = finding.find(), _tag(image.name, image.key)
-        before = bases.local(engine, tag)
+        engine, tag = endpoint.find(), _tag(image.name, image.key)
+        before = bases.find_local(engine, tag)
         if before is not None and before["Id"] == image.reference:  # since it was made, or before
-            bases.forget(engine, halfmade.name_of(job))
+            bases.untag(engine, quarantine.name_of(job))
             return
-        with Output(job) as output:
+        with BakeLog(job) as log:
             for command in job.recipe.verify:
                 job.say(f"verifying: {command}")
-                installing.verify(engine, job, image, command, output)
+                installing.verify(engine, job, image, command, log)
         repository, _, digits = tag.rpartition(":")
         query = {"repo": repository, "tag": digits}
         engine.call("POST", f"/images/{image.reference}/tag", query=query)
-        bases.forget(engine, halfmade.name_of(job))
+        bases.untag(engine, quarantine.name_of(job))
         if before is not None:
             _delete_nameless(engine, before["Id"], image.key)
 
     def discard(self, key: str) -> None:
         """Remove the containers of its bakes, and what they made that was not verified."""
-        engine = finding.find()
-        installing.discard(engine, key)
-        halfmade.discard(engine, key)
+        quarantine.discard(endpoint.find(), key)
 
     def present(self, image: Image) -> bool:
         """Whether the engine has it, or could pull it by its digest."""
-        engine = finding.find()
-        if bases.local(engine, image.reference) is not None:
+        engine = endpoint.find()
+        if bases.find_local(engine, image.reference) is not None:
             return True
         if PULL not in image.handle:
             return False
@@ -153,7 +155,7 @@ class DockerBaker:
             registry.pull(engine, image.handle[PULL])
         except EphemeralError:
             return False  # the store may have it
-        found = _found(engine, image.handle[PULL])
+        found = _inspect(engine, image.handle[PULL])
         if found["Id"] != image.digest:
             raise ImageChangedError(
                 f"{image.handle[PULL]} is {found['Id']}, and not the image {image.name!r} "
@@ -167,16 +169,16 @@ class DockerBaker:
 
         path = f"/images/{image.reference}/get"
         try:
-            with finding.find().stream("GET", path) as answer, file.open("wb") as target:
+            with endpoint.find().stream("GET", path) as answer, file.open("wb") as target:
                 shutil.copyfileobj(answer, target, 1 << 20)
         except (EngineError, TimeoutError) as error:
-            said = f"the image {image.name!r} can't be saved: {remedies.told(error)}"
+            said = f"the image {image.name!r} can't be saved: {errors.describe_error(error)}"
             raise BakeError(said) from error
         archive.check(image, file)
 
     def unpack(self, image: Image, file: Path) -> None:
         """Load it from such a file; the engine holds every layer against the configuration."""
-        engine = finding.find()
+        engine = endpoint.find()
         with (
             file.open("rb") as source,
             engine.stream(
@@ -184,7 +186,7 @@ class DockerBaker:
             ) as answer,
         ):
             said = [line.get("error") or line.get("stream", "") for line in json_lines(answer)]
-        if bases.local(engine, image.reference) is None:
+        if bases.find_local(engine, image.reference) is None:
             raise ImageChangedError(
                 f"the archive of the image {image.name!r} is not {image.digest}: "
                 f"{' '.join(said).strip()}. Bake it again with "
@@ -196,16 +198,16 @@ class DockerBaker:
 
     def remove(self, image: Image) -> None:
         """Remove our name for it, and with its last name the image."""
-        engine, tag = finding.find(), _tag(image.name, image.key)
-        found = bases.local(engine, tag)
+        engine, tag = endpoint.find(), _tag(image.name, image.key)
+        found = bases.find_local(engine, tag)
         if found is not None and found["Id"] != image.reference:
             # Someone has given the name to another image.
             _delete_nameless(engine, image.reference, image.key)
             return
         try:
-            bases.forget(engine, tag)
+            bases.untag(engine, tag)
             if image.archive is not None and PULL in image.handle:  # baked here or elsewhere by us
-                bases.forget(engine, image.handle[PULL])
+                bases.untag(engine, image.handle[PULL])
         except EngineError as error:
             if error.status != _CONFLICT:
                 raise
@@ -214,43 +216,28 @@ class DockerBaker:
             ) from error
 
 
-@contextmanager
-def held(key: str) -> Iterator[None]:
-    """Hold the image of that key alone on this machine, until this process ends at the latest."""
-    folder = machine.state_directory() / "bakes"
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.locked(folder / f"{_digits(key)}.lock"):
-        yield
-
-
-def exposed(config: Mapping[str, Any]) -> list[str]:
-    """The TCP ports that an image exposes, from its ``Config``."""
-    ports = config.get("ExposedPorts") or {}
-    return sorted((port.partition("/")[0] for port in ports if port.endswith("/tcp")), key=int)
-
-
-def _made(engine: Engine, job: BakeJob, recipe: DockerRecipe, output: Output) -> str:
+def _make(engine: Engine, job: BakeJob, recipe: DockerRecipe, log: BakeLog) -> str:
     """The id of the image that the recipe gives."""
     if recipe.reference is not None:
-        return str(bases.obtained(engine, recipe.reference)["Id"])
-    marks = {
-        halfmade.KEY: job.key,
+        return str(bases.ensure_local(engine, recipe.reference)["Id"])
+    image_labels = {
+        quarantine.KEY: job.key,
         RECIPE: recipe.name,
-        halfmade.BAKED: datetime.now(UTC).isoformat(timespec="seconds"),
+        quarantine.BAKED: datetime.now(UTC).isoformat(timespec="seconds"),
         ARTIFACT: "" if job.artifact is None else files.digest_of(files.chunks(job.artifact)),
     }
     if recipe.context is None:
-        base = bases.obtained(engine, recipe.base or "")
-        return installing.install(engine, job, base, marks, output)
+        base = bases.ensure_local(engine, recipe.base or "")
+        return installing.install(engine, job, base, image_labels, log)
     context = Context.at(job.root / recipe.context, recipe.dockerfile)
     dockerfile = (context.folder / context.dockerfile).read_text()
-    for name in bases.named_in(dockerfile, recipe.build_args, recipe.target):
-        bases.obtained(engine, name)
-    return _built(engine, job, context, marks, output)
+    for name in bases.list_bases(dockerfile, recipe.build_args, recipe.target):
+        bases.ensure_local(engine, name)
+    return _build(engine, job, context, image_labels, log)
 
 
-def _built(
-    engine: Engine, job: BakeJob, context: Context, marks: Mapping[str, str], output: Output
+def _build(
+    engine: Engine, job: BakeJob, context: Context, image_labels: Mapping[str, str], log: BakeLog
 ) -> str:
     """Build a Dockerfile; the engine cleans up when this process goes away meanwhile."""
     import tempfile
@@ -264,8 +251,8 @@ def _built(
         "dockerfile": context.dockerfile,
         "target": recipe.target,
         "buildargs": json.dumps(arguments),
-        "t": halfmade.name_of(job),
-        "labels": json.dumps(dict(marks)),
+        "t": quarantine.name_of(job),
+        "labels": json.dumps(dict(image_labels)),
         "rm": True,
         "forcerm": True,
     }
@@ -278,29 +265,29 @@ def _built(
         ) as answer:
             for line in json_lines(answer):
                 text = line.get("stream", "")
-                output.write(text)
+                log.write(text)
                 step = text.strip() if text.startswith("Step ") else step
                 id = line.get("aux", {}).get("ID") or id
                 if "error" in line:
                     where = f" at {step}" if step else ""
-                    raise output.failure(f"its Dockerfile failed{where}: {line['error']}")
+                    raise errors.bake_failure(log, f"its Dockerfile failed{where}: {line['error']}")
     return id
 
 
-def _pushed(engine: Engine, job: BakeJob, image: Image) -> Image:
+def _push(engine: Engine, job: BakeJob, image: Image) -> Image:
     """The image, and where it can be pulled from if its recipe names a registry."""
     repository = _recipe(job.recipe).registry
     if repository is None:
         return image
     job.say(f"pushing it to {repository}")
-    pushed = registry.push(engine, image.reference, repository, _digits(job.key))
+    pushed = registry.push(engine, image.reference, repository, quarantine.short_key(job.key))
     return msgspec.structs.replace(image, handle={**image.handle, PULL: pushed})
 
 
 def _image(job: BakeJob, found: Mapping[str, Any]) -> Image:
     recipe = _recipe(job.recipe)
     handle = {"platform": f"{found['Os']}/{found['Architecture']}"}
-    if ports := exposed(found["Config"]):
+    if ports := bases.list_exposed(found["Config"]):
         handle["exposed"] = " ".join(ports)
     repository = registry.split(recipe.reference or "")[0].partition("@")[0]
     for digest in found.get("RepoDigests") or ():
@@ -318,17 +305,19 @@ def _image(job: BakeJob, found: Mapping[str, Any]) -> Image:
     )
 
 
-def _found(engine: Engine, reference: str) -> dict[str, Any]:
-    found = bases.local(engine, reference)
+def _inspect(engine: Engine, reference: str) -> dict[str, Any]:
+    found = bases.find_local(engine, reference)
     if found is None:
-        raise EphemeralError(f"the engine has just made the image {reference}, and has it not")
+        raise EphemeralError(
+            f"the container engine reported building {reference} but does not list it"
+        )
     return found
 
 
 def _delete_nameless(engine: Engine, id: str, key: str) -> None:
     """Remove what was baked, if nobody has a name for it and no container is of it."""
-    found = bases.local(engine, id) or {"RepoTags": ["none is there"]}
-    if found.get("RepoTags") or (found["Config"].get("Labels") or {}).get(halfmade.KEY) != key:
+    found = bases.find_local(engine, id) or {"RepoTags": ["none is there"]}
+    if found.get("RepoTags") or (found["Config"].get("Labels") or {}).get(quarantine.KEY) != key:
         return
     with suppress(EngineError):
         engine.call("DELETE", f"/images/{id}")
@@ -336,14 +325,9 @@ def _delete_nameless(engine: Engine, id: str, key: str) -> None:
 
 def _recipe(recipe: Recipe) -> DockerRecipe:
     if not isinstance(recipe, DockerRecipe):
-        raise ConfigurationError(f"the recipe {recipe.name!r} is none for containers")
+        raise ConfigurationError(f"images.{recipe.name} is not a recipe for container images")
     return recipe
 
 
 def _tag(name: str, key: str) -> str:
-    return f"{REPOSITORY}/{name}:{_digits(key)}"
-
-
-def _digits(key: str) -> str:
-    """As much of a key as names need."""
-    return key.removeprefix("sha256:")[:12]
+    return f"{REPOSITORY}/{name}:{quarantine.short_key(key)}"

@@ -16,7 +16,7 @@ _NOT_FOUND: Final = 404
 _PATIENCE: Final = 20.0
 
 
-def named_in(dockerfile: str, arguments: Mapping[str, str], target: str | None) -> list[str]:
+def list_bases(dockerfile: str, arguments: Mapping[str, str], target: str | None) -> list[str]:
     """The images that a Dockerfile builds on, in their order.
 
     Args:
@@ -53,7 +53,7 @@ def named_in(dockerfile: str, arguments: Mapping[str, str], target: str | None) 
     return list(dict.fromkeys(found))
 
 
-def pinned(engine: Engine, reference: str) -> str | None:
+def resolve_digest(engine: Engine, reference: str) -> str | None:
     """What a reference stands for now; None when neither the engine nor a registry can tell.
 
     Returns:
@@ -62,7 +62,7 @@ def pinned(engine: Engine, reference: str) -> str | None:
     """
     if "@" in reference:
         return reference.partition("@")[2]
-    if found := local(engine, reference):
+    if found := find_local(engine, reference):
         digests = [digest.partition("@")[2] for digest in found.get("RepoDigests") or ()]
         return str(digests[0] if digests else found["Id"])
     try:
@@ -72,7 +72,7 @@ def pinned(engine: Engine, reference: str) -> str | None:
     return str(told["Descriptor"]["digest"])
 
 
-def local(engine: Engine, reference: str) -> dict[str, Any] | None:
+def find_local(engine: Engine, reference: str) -> dict[str, Any] | None:
     """An image of the engine's own; None when it has none of that name or id."""
     try:
         found: dict[str, Any] = engine.call("GET", f"/images/{reference}/json")
@@ -83,18 +83,24 @@ def local(engine: Engine, reference: str) -> dict[str, Any] | None:
     return found
 
 
-def obtained(engine: Engine, reference: str) -> dict[str, Any]:
+def ensure_local(engine: Engine, reference: str) -> dict[str, Any]:
     """An image by its reference, pulled if the engine does not have it.
 
     Raises:
         EphemeralError: It can't be had.
     """
-    if found := local(engine, reference):
+    if found := find_local(engine, reference):
         return found
     registry.pull(engine, reference)
-    if found := local(engine, reference):
+    if found := find_local(engine, reference):
         return found
     raise EphemeralError(f"{reference} was pulled, and is not there")
+
+
+def list_exposed(config: Mapping[str, Any]) -> list[str]:
+    """The TCP ports that an image exposes, from its ``Config``."""
+    ports = config.get("ExposedPorts") or {}
+    return sorted((port.partition("/")[0] for port in ports if port.endswith("/tcp")), key=int)
 
 
 def _instructions(dockerfile: str) -> Iterator[tuple[str, str]]:
@@ -123,7 +129,7 @@ def _filled(text: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))", value, text)
 
 
-def forget(engine: Engine, name: str) -> None:
+def untag(engine: Engine, name: str) -> None:
     """Remove a name, and with its last name the image; gone already is as well."""
     try:
         engine.call("DELETE", f"/images/{name}")

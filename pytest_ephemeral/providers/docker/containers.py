@@ -33,7 +33,7 @@ def inspect(engine: Engine, container: str) -> dict[str, Any]:
     return found
 
 
-def fate(state: Mapping[str, Any]) -> str:
+def exit_reason(state: Mapping[str, Any]) -> str:
     """How a container has ended, from its ``State``."""
     code = state.get("ExitCode", 0)
     how = f"exited with status {code}"
@@ -47,7 +47,7 @@ def fate(state: Mapping[str, Any]) -> str:
     return how + when + said
 
 
-def foreign(engine: Engine, found: Mapping[str, Any]) -> str:
+def describe_architecture(engine: Engine, found: Mapping[str, Any]) -> str:
     """A note on an image made for another architecture, which may be why it does not run."""
     try:
         image = engine.call("GET", f"/images/{found['Image']}/json", timeout=10)
@@ -167,12 +167,12 @@ def _has_begun(engine: Engine, exec_id: str) -> bool:
 # -- where it listens ------------------------------------------------------------------------------
 
 
-def listens_elsewhere(engine: Engine, container: str) -> str:
+def describe_listeners(engine: Engine, container: str) -> str:
     """A line on where a container listens, if not where it is asked for; else empty."""
     found = inspect(engine, container)
     bindings = found["NetworkSettings"]["Ports"]
     wanted = {int(port.partition("/")[0]) for port, hosts in bindings.items() if hosts}
-    places = listening(engine, container)
+    places = list_listeners(engine, container)
     if places is None:
         return ""
     ports = ", ".join(map(str, sorted(wanted)))
@@ -188,7 +188,7 @@ def listens_elsewhere(engine: Engine, container: str) -> str:
     return ""
 
 
-def listening(engine: Engine, container: str) -> list[str] | None:
+def list_listeners(engine: Engine, container: str) -> list[str] | None:
     """What listens inside a container: ``0.0.0.0:8080``, or ``127.0.0.1:8080`` for nobody else.
 
     None where it can't be told: its image has no ``cat``. A kernel without IPv6 has no tcp6.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.protocol import Check
 
 
 def engine_check() -> Check:
     """Whether a container engine answers."""
     try:
-        engine = finding.find()
+        engine = endpoint.find()
         version = engine.call("GET", "/version", timeout=10)
     except (EphemeralError, TimeoutError) as error:
         what, _, hint = str(error).rpartition(": ")

@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Final
 from pytest_ephemeral import labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.docker import belongings, containers, finding, printed, remedies
+from pytest_ephemeral.providers.docker import containers, endpoint, errors, logs, resources
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
-from pytest_ephemeral.providers.docker.printed import Mark
+from pytest_ephemeral.providers.docker.logs import Mark
 from pytest_ephemeral.providers.protocol import Owned, Status
 
 #: The part of an environment that has no services.
@@ -48,7 +48,7 @@ class ContainerEnvironments:
             UnavailableError: None does; says what was tried.
         """
         try:
-            finding.find().ping()
+            endpoint.find().ping()
         except (EngineError, TimeoutError) as error:
             raise UnavailableError(
                 f"the container engine gives no sensible answer: {error}"
@@ -56,9 +56,9 @@ class ContainerEnvironments:
 
     def status(self, environment: Environment) -> Status:
         """How its parts are. A part without endpoints may end with status 0: it was a job."""
-        engine = finding.at(environment.handle)
+        engine = endpoint.engine_of(environment.handle)
         try:
-            found = belongings.containers(engine, environment.id)
+            found = resources.containers(engine, environment.id)
             ended = [_ending(engine, one, environment) for one in found]
         except (EphemeralError, TimeoutError) as error:
             return Status("gone", _reason(engine, error))
@@ -82,11 +82,11 @@ class ContainerEnvironments:
         with _about(environment) as engine:
             parts = _parts(engine, environment)
             for name, id in parts.items():
-                text = printed.log(
+                text = logs.read(
                     engine,
                     id,
                     since=first.get(name),
-                    until=None if until is None else last.get(name, printed.BEGINNING),
+                    until=None if until is None else last.get(name, logs.BEGINNING),
                     tail=tail,
                 )
                 mark = f"{name} | " if len(parts) > 1 else ""
@@ -102,13 +102,13 @@ class ContainerEnvironments:
         """When each part has printed its last line, by the engine's clock."""
         with _about(environment) as engine:
             parts = _parts(engine, environment)
-            return json.dumps({name: str(printed.mark(engine, id)) for name, id in parts.items()})
+            return json.dumps({name: str(logs.mark_end(engine, id)) for name, id in parts.items()})
 
     def log_files(self, environment: Environment) -> Mapping[str, str]:
         """What each part has printed."""
         with _about(environment) as engine:
             return {
-                name: "".join(line for _, line in printed.log(engine, id))
+                name: "".join(line for _, line in logs.read(engine, id))
                 for name, id in _parts(engine, environment).items()
             }
 
@@ -125,7 +125,7 @@ class ContainerEnvironments:
             with _about(environment) as engine:
                 parts = _parts(engine, environment)
                 hints = (
-                    containers.listens_elsewhere(engine, id)
+                    containers.describe_listeners(engine, id)
                     for name, id in parts.items()
                     if name in _serving(environment)
                 )
@@ -138,7 +138,7 @@ class ContainerEnvironments:
         expires = labels.NEVER if expires_at is None else expires_at.isoformat(timespec="seconds")
         with _about(environment) as engine:
             _parts(engine, environment)
-            belongings.extend(engine, environment, self.name, expires)
+            resources.extend(engine, environment, self.name, expires)
 
     def keep(self, environment: Environment) -> None:
         """Nothing to do: only the watchdog ends it with its owner, and that reads the ledger."""
@@ -147,21 +147,21 @@ class ContainerEnvironments:
 
     def destroy(self, environment: Environment) -> None:
         """Remove its containers, networks and volumes."""
-        belongings.destroy(finding.at(environment.handle), environment)
+        resources.destroy(endpoint.engine_of(environment.handle), environment)
 
     def owned(self) -> Iterator[Owned]:
         """All containers, networks and volumes of this provider's, by environment."""
-        yield from belongings.owned(finding.find(), self.name)
+        yield from resources.list_owned(endpoint.find(), self.name)
 
     def sweep(self, owned: Owned) -> None:
         """Remove all of one."""
-        with removing(owned):
-            belongings.remove(finding.find(), owned.id)
+        with naming_failures(owned):
+            resources.remove(endpoint.find(), owned.id)
 
 
 @contextmanager
-def removing(owned: Owned) -> Iterator[None]:
-    """Whatever is refused is said to be of that one."""
+def naming_failures(owned: Owned) -> Iterator[None]:
+    """Name the environment in the error of whatever is refused."""
     try:
         yield
     except DestroyError:
@@ -172,14 +172,14 @@ def removing(owned: Owned) -> Iterator[None]:
 
 def part_of(container: Mapping[str, Any]) -> str:
     """A container's name as a part; of several of one service, numbered from the second on."""
-    marks = container.get("Labels") or {}
-    number = marks.get("com.docker.compose.container-number", "1")
-    return f"{marks.get(_SERVICE, APP)}" + ("" if number == "1" else f"-{number}")
+    found = container.get("Labels") or {}
+    number = found.get("com.docker.compose.container-number", "1")
+    return f"{found.get(_SERVICE, APP)}" + ("" if number == "1" else f"-{number}")
 
 
 def _parts(engine: Engine, environment: Environment) -> dict[str, str]:
     """The ids of its containers by their parts' names."""
-    found = {part_of(one): one["Id"] for one in belongings.containers(engine, environment.id)}
+    found = {part_of(one): one["Id"] for one in resources.containers(engine, environment.id)}
     if not found:
         raise EphemeralError(f"{environment.id} is gone: none of its containers is there")
     return dict(sorted(found.items()))
@@ -206,8 +206,8 @@ def _ending(engine: Engine, container: Mapping[str, Any], environment: Environme
     part = part_of(container)
     if found["State"]["ExitCode"] == 0 and part not in _serving(environment):
         return ""
-    notes = containers.foreign(engine, found) + remedies.full(engine)
-    return f"{part} {containers.fate(found['State'])}{notes}"
+    notes = containers.describe_architecture(engine, found) + errors.describe_full_disk(engine)
+    return f"{part} {containers.exit_reason(found['State'])}{notes}"
 
 
 def _odd(found: Sequence[Mapping[str, Any]]) -> str:
@@ -231,7 +231,7 @@ def _reason(engine: Engine, error: Exception) -> str:
 @contextmanager
 def _about(environment: Environment) -> Iterator[Engine]:
     """The environment's engine; whatever it refuses is said to be about this environment."""
-    engine = finding.at(environment.handle)
+    engine = endpoint.engine_of(environment.handle)
     try:
         yield engine
     except EngineError as error:

@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_ephemeral import labels, machine
-from pytest_ephemeral.errors import ConfigurationError, EphemeralError
+from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Image
-from pytest_ephemeral.providers.docker import belongings, containers, halfmade, remedies
+from pytest_ephemeral.providers.bake_log import PACKAGE_SOURCES, BakeLog, passed_variables
+from pytest_ephemeral.providers.docker import containers, errors, quarantine, resources
 from pytest_ephemeral.providers.docker.engine import (
     TAR_TYPE,
     Engine,
@@ -29,19 +29,13 @@ from pytest_ephemeral.providers.docker.engine import (
     NoEngineError,
     frames,
 )
-from pytest_ephemeral.providers.docker.output import Output
 from pytest_ephemeral.providers.protocol import BakeJob
 
 if TYPE_CHECKING:
     import tarfile
 
-BAKE: Final = labels.PREFIX + "bake"
-
 #: What is there besides the artifact, in the container that is baked in.
 FOLDER: Final = "/pytest-ephemeral-bake"
-
-#: Variables that every install script sees: where this machine gets packages from.
-ALLOWED: Final = ("*_proxy", "*_PROXY", "PIP_*", "UV_*", "npm_config_*")
 
 _SHELL: Final = ["/bin/sh"]
 
@@ -52,7 +46,11 @@ def prefix_of(name: str) -> str:
 
 
 def install(
-    engine: Engine, job: BakeJob, base: Mapping[str, Any], marks: Mapping[str, str], output: Output
+    engine: Engine,
+    job: BakeJob,
+    base: Mapping[str, Any],
+    image_labels: Mapping[str, str],
+    log: BakeLog,
 ) -> str:
     """Run the install script in a container of the base, and commit it.
 
@@ -60,8 +58,8 @@ def install(
         engine: Where.
         job: What is baked.
         base: The image to install into, as the engine describes it.
-        marks: The labels of the new image.
-        output: Takes what is printed.
+        image_labels: The labels of the new image.
+        log: Takes what is printed.
 
     Returns:
         The new image's id.
@@ -80,19 +78,24 @@ def install(
             "PUT", f"/containers/{id}/archive", query={"path": "/"}, body=files, headers=TAR_TYPE
         ):
             pass
-        status = _run(engine, id, output)
+        status = _run(engine, id, log)
         if status != 0:
-            raise output.failure(f"its install script {_how(engine, id, status)}")
+            raise errors.bake_failure(log, f"its install script {_exit_reason(engine, id, status)}")
         job.say("committing it")
-        config = _config(base["Config"], prefix, {**_unmarked(job), **marks})
-        repository, _, tag = halfmade.name_of(job).rpartition(":")
-        query = {"container": id, "pause": False, "repo": repository, "tag": tag}
-        if _is_podman(engine):
-            query["changes"] = _changes(config)  # it does not read the configuration
-        return str(engine.call("POST", "/commit", query=query, body=config)["Id"])
+        all_labels = {**_empty_container_labels(job), **image_labels}
+        return _commit(engine, job, id, _config(base["Config"], prefix, all_labels))
 
 
-def verify(engine: Engine, job: BakeJob, image: Image, command: str, output: Output) -> None:
+def _commit(engine: Engine, job: BakeJob, container: str, config: Mapping[str, Any]) -> str:
+    """Make an image of a container, with its quarantine name; its id."""
+    repository, _, tag = quarantine.name_of(job).rpartition(":")
+    query = {"container": container, "pause": False, "repo": repository, "tag": tag}
+    if _is_podman(engine):
+        query["changes"] = _changes(config)  # it does not read the configuration
+    return str(engine.call("POST", "/commit", query=query, body=config)["Id"])
+
+
+def verify(engine: Engine, job: BakeJob, image: Image, command: str, log: BakeLog) -> None:
     """Run a command in a fresh container.
 
     Raises:
@@ -101,79 +104,69 @@ def verify(engine: Engine, job: BakeJob, image: Image, command: str, output: Out
     body = {"Image": image.reference, "Entrypoint": _SHELL, "Cmd": ["-ec", command]}
     with _container(engine, job, body) as id:
         try:
-            status = _run(engine, id, output)
+            status = _run(engine, id, log)
         except (EngineError, NoEngineError) as error:
-            said = remedies.plain(error)
-            raise output.failure(f"verifying failed: `{command}`: {said}") from error
+            said = errors.message_of(error)
+            raise errors.bake_failure(log, f"verifying failed: `{command}`: {said}") from error
         if status != 0:
-            raise output.failure(f"verifying failed: `{command}` {_how(engine, id, status)}")
-
-
-def discard(engine: Engine, key: str) -> None:
-    """Remove the containers that bakes of that key have left, but for those of others."""
-    query = {"all": True, "filters": {"label": [f"{BAKE}={key}"]}}
-    for found in engine.call("GET", "/containers/json", query=query):
-        if belongings.is_ours_to_clear(found["Labels"].get(belongings.PROCESS, "")):
-            _remove(engine, found["Id"])
+            raise errors.bake_failure(
+                log, f"verifying failed: `{command}` {_exit_reason(engine, id, status)}"
+            )
 
 
 @contextmanager
 def _container(engine: Engine, job: BakeJob, body: Mapping[str, Any]) -> Iterator[str]:
     """A container that is there for a while, and labelled so that it is found if it stays."""
-    made = engine.call("POST", "/containers/create", body={**body, "Labels": _marks(job)})
+    made = engine.call(
+        "POST", "/containers/create", body={**body, "Labels": _container_labels(job)}
+    )
     try:
         yield made["Id"]
     finally:
-        _remove(engine, made["Id"])
+        resources.remove_container(engine, made["Id"])
 
 
-def _marks(job: BakeJob) -> dict[str, str]:
+def _container_labels(job: BakeJob) -> dict[str, str]:
     owner = machine.this_owner("bake")
-    expires = datetime.now(UTC) + halfmade.LONGEST
+    expires = datetime.now(UTC) + quarantine.LONGEST
     return {
-        BAKE: job.key,
-        belongings.PROVIDER: "docker",
-        belongings.PROCESS: machine.process_of(owner),
-        labels.ID: halfmade.id_of(job),
+        quarantine.BAKE: job.key,
+        resources.PROVIDER: "docker",
+        resources.PROCESS: machine.process_of(owner),
+        labels.ID: quarantine.id_of(job),
         labels.OWNER: str(owner),
         labels.EXPIRES: expires.isoformat(timespec="seconds"),
     }
 
 
-def _unmarked(job: BakeJob) -> dict[str, str]:
+def _empty_container_labels(job: BakeJob) -> dict[str, str]:
     """A commit takes the container's labels over, which say what no image is: they are emptied."""
-    return dict.fromkeys(_marks(job), "")
+    return dict.fromkeys(_container_labels(job), "")
 
 
-def _run(engine: Engine, id: str, output: Output) -> int:
+def _run(engine: Engine, id: str, log: BakeLog) -> int:
     """Start it, take what it prints, and return its exit status."""
     engine.call("POST", f"/containers/{id}/start")
     query = {"stdout": True, "stderr": True, "follow": True}
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     with engine.stream("GET", f"/containers/{id}/logs", query=query, timeout=None) as answer:
         for _, data in frames(answer):
-            output.write(decode(data))
+            log.write(decode(data))
     return int(engine.call("POST", f"/containers/{id}/wait", timeout=None)["StatusCode"])
 
 
-def _how(engine: Engine, id: str, status: int) -> str:
+def _exit_reason(engine: Engine, id: str, status: int) -> str:
     try:
         found = containers.inspect(engine, id)
     except EphemeralError:
         return f"exited with status {status}"
-    notes = containers.foreign(engine, found) + remedies.full(engine)
-    return containers.fate(found["State"]) + notes
+    notes = containers.describe_architecture(engine, found) + errors.describe_full_disk(engine)
+    return containers.exit_reason(found["State"]) + notes
 
 
-def _remove(engine: Engine, id: str) -> None:
-    try:
-        engine.call("DELETE", f"/containers/{id}", query={"force": True, "v": True})
-    except EngineError as error:
-        if error.status not in {404, 409}:  # gone, or on its way
-            raise
-
-
-def _config(base: Mapping[str, Any], prefix: str, marks: Mapping[str, str]) -> dict[str, Any]:
+def _config(
+    base: Mapping[str, Any], prefix: str, image_labels: Mapping[str, str]
+) -> dict[str, Any]:
     """The new image's configuration: the base's, but for what was only for the script.
 
     What is not given is taken from the container, so that an entrypoint has to be given as empty.
@@ -185,7 +178,7 @@ def _config(base: Mapping[str, Any], prefix: str, marks: Mapping[str, str]) -> d
         "Cmd": base.get("Cmd") or _SHELL,
         "User": base.get("User") or "0",
         "Env": [*kept, f"PREFIX={prefix}"],
-        "Labels": {**(base.get("Labels") or {}), **marks},
+        "Labels": {**(base.get("Labels") or {}), **image_labels},
     }
 
 
@@ -199,8 +192,8 @@ def _changes(config: Mapping[str, Any]) -> str:
     lists = [f"{word.upper()} {json.dumps(config[word])}" for word in ("Entrypoint", "Cmd")]
     pairs = [one.partition("=")[::2] for one in config["Env"]]
     variables = [f"ENV {name}={json.dumps(value)}" for name, value in pairs]
-    marks = [f"LABEL {name}={json.dumps(value)}" for name, value in config["Labels"].items()]
-    return "\n".join([*lists, f"USER {config['User']}", *variables, *marks])
+    labelling = [f"LABEL {name}={json.dumps(value)}" for name, value in config["Labels"].items()]
+    return "\n".join([*lists, f"USER {config['User']}", *variables, *labelling])
 
 
 def _tar(job: BakeJob) -> bytes:
@@ -252,16 +245,5 @@ def _script(job: BakeJob) -> str:
 
 def _variables(job: BakeJob) -> dict[str, str]:
     """What the commands see besides what the base sets."""
-    missing = [name for name in job.recipe.pass_env if name not in os.environ]
-    if missing:
-        raise ConfigurationError(
-            f"the image {job.recipe.name!r} passes {', '.join(missing)} to its install script "
-            "(pass-env), which is not set here: set it, or remove it there"
-        )
-    allowed = {
-        name: value
-        for name, value in os.environ.items()
-        if name in job.recipe.pass_env or any(fnmatchcase(name, one) for one in ALLOWED)
-    }
     artifact = {} if job.artifact is None else {"ARTIFACT": f"{FOLDER}/{job.artifact.name}"}
-    return {**allowed, **artifact}
+    return {**passed_variables(job.recipe, PACKAGE_SOURCES), **artifact}

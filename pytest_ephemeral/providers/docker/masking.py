@@ -25,7 +25,7 @@ SEALED: Final = "pytest-ephemeral.sealed-secrets"
 _SALT, _DIGEST = 8, 16
 
 
-def marks(variables: Mapping[str, str], secrets: Sequence[str]) -> dict[str, str]:
+def labels_for(variables: Mapping[str, str], secrets: Sequence[str]) -> dict[str, str]:
     """The labels by which a container's logs are masked.
 
     Args:

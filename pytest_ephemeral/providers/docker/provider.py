@@ -11,15 +11,14 @@ import msgspec
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
 from pytest_ephemeral.providers.docker import (
-    belongings,
     containers,
-    finding,
-    halfmade,
+    endpoint,
+    errors,
     masking,
-    remedies,
+    quarantine,
+    resources,
 )
 from pytest_ephemeral.providers.docker.baking import DockerBaker
-from pytest_ephemeral.providers.docker.belongings import name_of
 from pytest_ephemeral.providers.docker.doctor import engine_check
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError, NoEngineError
 from pytest_ephemeral.providers.docker.environments import (
@@ -27,8 +26,9 @@ from pytest_ephemeral.providers.docker.environments import (
     MAIN,
     SERVING,
     ContainerEnvironments,
-    removing,
+    naming_failures,
 )
+from pytest_ephemeral.providers.docker.resources import name_of
 from pytest_ephemeral.providers.docker.tables import (
     DockerRecipe,
     DockerTemplate,
@@ -63,17 +63,19 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
         """Create a network and a container on it, and start it."""
         environment, template, image = order.environment, order.template, order.image
         if not isinstance(template, DockerTemplate) or image is None:
-            raise LaunchError(f"{environment.id}: its template is none for containers")
+            raise LaunchError(
+                f"{environment.id}: template {template.name!r} is not a container template"
+            )
         _check_exposed(template, image)
-        engine = finding.find()
+        engine = endpoint.find()
         try:
             return _launch(engine, order, template, image)
         except NoEngineError:
             raise
         except (EngineError, TimeoutError) as error:
-            note = containers.foreign(engine, {"Image": image.reference})
+            note = containers.describe_architecture(engine, {"Image": image.reference})
             raise LaunchError(
-                f"{environment.id} could not be launched: {remedies.told(error)}{note}"
+                f"{environment.id} could not be launched: {errors.describe_error(error)}{note}"
             ) from error
 
     def status(self, environment: Environment) -> Status:
@@ -86,23 +88,23 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
         for found in super().owned():
             seen.add(found.id)
             yield found
-        yield from (one for one in halfmade.owned(finding.find()) if one.id not in seen)
+        yield from (one for one in quarantine.list_owned(endpoint.find()) if one.id not in seen)
 
     def sweep(self, owned: Owned) -> None:
         """Remove all of one; of a bake, also the image that was not verified."""
         super().sweep(owned)
-        with removing(owned):
-            halfmade.sweep(finding.find(), owned.id)
+        with naming_failures(owned):
+            quarantine.sweep(endpoint.find(), owned.id)
 
 
 def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image) -> Environment:
     environment = order.environment
-    name, marks = name_of(environment.id), belongings.labelled(environment, DockerProvider.name)
-    body = _container(order, template, image, publish_on(engine))
-    body["Labels"] |= marks
-    with _Network(engine, name, marks) as network:
+    name, labels = name_of(environment.id), resources.labels_for(environment, DockerProvider.name)
+    body = _container(order, template, image, publish_address(engine))
+    body["Labels"] |= labels
+    with _Network(engine, name, labels) as network:
         for mount in body["HostConfig"]["Mounts"]:
-            _make_volume(engine, mount, marks)
+            _make_volume(engine, mount, labels)
         made = network.joined_by(
             lambda: engine.call("POST", "/containers/create", query={"name": name}, body=body)
         )
@@ -111,13 +113,13 @@ def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image
         engine.call("POST", joined, body={"Container": made["Id"]})
     engine.call("POST", f"/containers/{made['Id']}/start")
     found = containers.inspect(engine, made["Id"])
-    endpoints = published(engine, found, template.endpoints())
+    endpoints = find_endpoints(engine, found, template.endpoints())
     return msgspec.structs.replace(
         environment,
         endpoints=endpoints,
         url=next((endpoint.url for endpoint in endpoints.values()), ""),
         handle={
-            **finding.handle_of(engine),
+            **endpoint.handle_of(engine),
             CONTAINER: made["Id"],
             "network": network.id,
             MAIN: APP,
@@ -131,7 +133,7 @@ def _is_odd(environment: Environment) -> bool:
     if CONTAINER not in environment.handle:
         return True
     try:
-        engine = finding.at(environment.handle)
+        engine = endpoint.engine_of(environment.handle)
         state = containers.inspect(engine, environment.handle[CONTAINER])["State"]
     except (EphemeralError, TimeoutError):
         return True
@@ -146,10 +148,10 @@ class _Network:
     only when the container starts, Podman when it is created.
     """
 
-    def __init__(self, engine: Engine, name: str, marks: Mapping[str, str]) -> None:
+    def __init__(self, engine: Engine, name: str, labels: Mapping[str, str]) -> None:
         self.id = ""
         self._engine = engine
-        self._body = {"Name": name, "Labels": dict(marks)}
+        self._body = {"Name": name, "Labels": dict(labels)}
         self._error: EphemeralError | TimeoutError | None = None
         self._thread = threading.Thread(target=self._create, name=f"network {name}")
 
@@ -205,7 +207,7 @@ def _container(
         "Image": image.reference,
         "Cmd": command,
         "Env": [f"{key}={value}" for key, value in order.variables.items()],
-        "Labels": masking.marks(order.variables, order.secrets),
+        "Labels": masking.labels_for(order.variables, order.secrets),
         "ExposedPorts": {port: {} for port in ports},
         "HostConfig": host,
     }
@@ -218,18 +220,18 @@ def _mount(volume: str, prefix: str) -> dict[str, Any]:
     return {**mount, "Source": f"{prefix}-{name}"} if name else mount
 
 
-def _make_volume(engine: Engine, mount: Mapping[str, Any], marks: Mapping[str, str]) -> None:
+def _make_volume(engine: Engine, mount: Mapping[str, Any], labels: Mapping[str, str]) -> None:
     """Make a volume that has a name, labelled: Podman labels none that a container brings along."""
     if name := mount.get("Source"):
-        engine.call("POST", "/volumes/create", body={"Name": name, "Labels": dict(marks)})
+        engine.call("POST", "/volumes/create", body={"Name": name, "Labels": dict(labels)})
 
 
-def publish_on(engine: Engine) -> str:
+def publish_address(engine: Engine) -> str:
     """The address its ports are published on: this machine's loopback, or, on another, all."""
     return LOOPBACK if engine.address.host in _HERE else _ANYWHERE
 
 
-def published(
+def find_endpoints(
     engine: Engine, found: Mapping[str, Any], ports: Mapping[str, int]
 ) -> dict[str, Endpoint]:
     """Where its ports are reached from here, by the ports that the engine chose.
@@ -244,9 +246,9 @@ def published(
     host = LOOPBACK if engine.address.host in _HERE else engine.address.host
     bindings = found["NetworkSettings"]["Ports"]
     reached = {}
-    for name, endpoint in endpoints_at(host, ports).items():
-        chosen = bindings.get(f"{endpoint.port}/tcp") or [{"HostPort": endpoint.port}]
-        reached[name] = msgspec.structs.replace(endpoint, port=int(chosen[0]["HostPort"]))
+    for name, inside in endpoints_at(host, ports).items():
+        chosen = bindings.get(f"{inside.port}/tcp") or [{"HostPort": inside.port}]
+        reached[name] = msgspec.structs.replace(inside, port=int(chosen[0]["HostPort"]))
     return reached
 
 
@@ -255,10 +257,12 @@ def _check_exposed(template: DockerTemplate, image: Image) -> None:
     exposed = image.handle.get("exposed", "").split()
     for name, port in template.endpoints().items():
         if exposed and str(port) not in exposed:
-            raise LaunchError(unexposed(template.name, name, port, image.name, exposed))
+            raise LaunchError(describe_unexposed(template.name, name, port, image.name, exposed))
 
 
-def unexposed(template: str, name: str, port: int, what: str, exposed: Sequence[str]) -> str:
+def describe_unexposed(
+    template: str, name: str, port: int, what: str, exposed: Sequence[str]
+) -> str:
     """The message for a port that is not exposed."""
     return (
         f"templates.{template}: port {port} ({name}) is not exposed by {what!r}, which exposes "

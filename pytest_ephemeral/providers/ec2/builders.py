@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 import time
@@ -16,6 +15,7 @@ import msgspec
 
 from pytest_ephemeral import aws, files, labels, machine
 from pytest_ephemeral.errors import BakeError, ConfigurationError
+from pytest_ephemeral.providers.bake_log import BakeLog, passed_variables
 from pytest_ephemeral.providers.ec2 import (
     amis,
     belongings,
@@ -47,8 +47,6 @@ STOPPING: Final = 600.0
 CONSOLE_POLL: Final = 5.0
 #: And where the outcome is expected in a bucket.
 SECOND_LOOK: Final = 15.0
-
-_LAST_LINES: Final = 15
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -131,7 +129,7 @@ def _script(
         steps,
         prefix=prefix_of(job.key),
         artifact=delivery,
-        variables=_passed(recipe),
+        variables=passed_variables(recipe),
         result_url="" if transfer is None else transfer.taking("result"),
         minutes=int(recipe.timeout // 60) + MARGIN // 60,
     )
@@ -156,21 +154,25 @@ def succeed(built: Built, what: str) -> None:
     Raises:
         BakeError: It went wrong, took too long, or the instance ended.
     """
-    started = time.monotonic()
-    shown = _Shown(built.job)
+    with BakeLog(built.job) as log:
+        _wait_for_success(built, what, log)
+
+
+def _wait_for_success(built: Built, what: str, log: BakeLog) -> None:
+    started, shown = time.monotonic(), _Shown(log)
     while True:
         status = _outcome(built, shown)
         if status == "0":
             return
         if status:
-            raise shown.failure(f"{what} exited with status {status}")
+            raise log.failure(f"{what} exited with status {status}")
         if time.monotonic() - started > built.recipe.timeout:
-            raise shown.failure(f"{what} had not ended after {built.recipe.timeout}")
+            raise log.failure(f"{what} had not ended after {built.recipe.timeout}")
         found = _described(built)
         if found is not None and state(found) not in {"pending", "running"}:
             shown.console(console.output(built.client, built.instance))
             reason = found.get("StateReason", {}).get("Message", "no reason given")
-            raise shown.failure(f"{built.instance} is {state(found)} by itself: {reason}")
+            raise log.failure(f"{built.instance} is {state(found)} by itself: {reason}")
         time.sleep(
             (POLL if built.transfer else CONSOLE_POLL) * random.SystemRandom().uniform(1, 1.2)
         )
@@ -194,10 +196,9 @@ def _outcome(built: Built, shown: _Shown) -> str:
 class _Shown:
     """What a bake has printed: logged, and shown once."""
 
-    def __init__(self, job: BakeJob) -> None:
-        self._job = job
+    def __init__(self, log: BakeLog) -> None:
+        self._log = log
         self._number = 0
-        self._lines: list[str] = []
         self._looked = time.monotonic()
 
     def is_due(self) -> bool:
@@ -211,7 +212,8 @@ class _Shown:
         head, _, log = result.partition("\n")
         status, _, total = head.partition(" ")
         new = max(0, int(total or 0) - self._number)
-        self.lines(log.splitlines()[-new:] if new else [])
+        for line in log.splitlines()[-new:] if new else ():
+            self._log.write_line(line)
         return status
 
     def console(self, text: str) -> str:
@@ -221,27 +223,9 @@ class _Shown:
         ]
         if new:
             self._number = new[-1].number
-            self.lines([line.text for line in new])
+            for line in new:
+                self._log.write_line(line.text)
         return guest.last_words(text)
-
-    def lines(self, lines: Sequence[str]) -> None:
-        """Show lines."""
-        self._lines += lines
-        self._job.log.parent.mkdir(parents=True, exist_ok=True)
-        with self._job.log.open("a") as log:
-            log.writelines(f"{line}\n" for line in lines)
-        if self._job.live is not None:
-            for line in lines:
-                self._job.live(line)
-
-    def failure(self, what: str) -> BakeError:
-        """The error for a bake that went wrong."""
-        last = [f"    {line}" for line in self._lines[-_LAST_LINES:]]
-        said = ["  the last lines it printed:", *last] if last else ["  it has printed nothing"]
-        name = self._job.recipe.name
-        where = f"  all of them: {self._job.log}" if last else ""
-        head = f"the image {name!r} was not baked: {what}"
-        return BakeError("\n".join(filter(None, [head, *said, where])))
 
 
 def stop(built: Built) -> None:
@@ -298,10 +282,6 @@ def steps_of(job: BakeJob) -> str | list[str]:
     if isinstance(install, str):
         return (job.root / install).read_text()
     return install or []
-
-
-def _passed(recipe: Ec2Recipe) -> dict[str, str]:
-    return {name: os.environ[name] for name in recipe.pass_env if name in os.environ}
 
 
 def _profile(recipe: Ec2Recipe) -> dict[str, Any]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +19,13 @@ from pytest_ephemeral.errors import (
     ImageChangedError,
     UnavailableError,
 )
-from pytest_ephemeral.interpolation import worth_masking
 from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.bake_log import (
+    PACKAGE_SOURCES,
+    BakeLog,
+    passed_secrets,
+    passed_variables,
+)
 from pytest_ephemeral.providers.local import guard, tree
 from pytest_ephemeral.providers.local.prefix import (
     Prefix,
@@ -41,10 +43,9 @@ from pytest_ephemeral.tables import Recipe
 ALLOWED: Final = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-    *("*_proxy", "*_PROXY", "PIP_*", "UV_*", "npm_config_*"),
+    *PACKAGE_SOURCES,
 )
 
-_LAST_LINES: Final = 15
 _NAMED_CHANGES: Final = 5
 #: In an image's handle: it is a folder of someone else's, taken as it is.
 _AS_IT_IS: Final = "as-it-is"
@@ -90,9 +91,9 @@ class LocalBaker:
         prefix = Prefix.of(job.key)
         prefix.clear()
         prefix.tree.mkdir(mode=0o755)
-        variables = _variables(job, prefix.tree, job.recipe.pass_env)
+        variables = _variables(job, job.recipe, prefix.tree)
         for argv in _install_commands(job):
-            _run(job, prefix, argv, variables, failed="the install script of")
+            _run(job, prefix, argv, variables, failed="its install script")
         job.say("sealing it")
         seal = _seal(job, prefix)
         return _image(job, prefix, seal)
@@ -102,7 +103,8 @@ class LocalBaker:
         content = Path(image.reference)
         prefix = Prefix.of(job.key)
         # As root, and where nothing can be mounted, Python would write its caches into the tree.
-        variables = {**_variables(job, content, ()), "PYTHONDONTWRITEBYTECODE": "1"}
+        recipe = msgspec.structs.replace(job.recipe, pass_env=[])
+        variables = {**_variables(job, recipe, content), "PYTHONDONTWRITEBYTECODE": "1"}
         for command in job.recipe.verify:
             job.say(f"verifying: {command}")
             argv = ["/bin/sh", "-ec", command]
@@ -191,19 +193,9 @@ def _install_commands(job: BakeJob) -> Iterator[list[str]]:
             yield ["/bin/sh", "-ec", command]
 
 
-def _variables(job: BakeJob, content: Path, pass_env: Sequence[str]) -> dict[str, str]:
-    """All that a command of a bake sees."""
-    missing = [name for name in pass_env if name not in os.environ]
-    if missing:
-        raise ConfigurationError(
-            f"the image {job.recipe.name!r} passes {', '.join(missing)} to its install script "
-            "(pass-env), which is not set here: set it, or remove it there"
-        )
-    allowed = {
-        name: value
-        for name, value in os.environ.items()
-        if name in pass_env or any(fnmatchcase(name, pattern) for pattern in ALLOWED)
-    }
+def _variables(job: BakeJob, recipe: Recipe, content: Path) -> dict[str, str]:
+    """All that a command of a bake sees; of ``pass-env``, what the given recipe names."""
+    allowed = passed_variables(recipe, ALLOWED)
     artifact = {} if job.artifact is None else {"ARTIFACT": str(job.artifact)}
     return {**allowed, **artifact, "PREFIX": str(content)}
 
@@ -218,8 +210,7 @@ def _run(
     readonly: Sequence[Path] = (),
 ) -> None:
     """Run one command of a bake in a folder of its own, to its end."""
-    last: deque[str] = deque(maxlen=_LAST_LINES)
-    with _working_directory(prefix) as work, _output(job, last) as on_output:
+    with _working_directory(prefix) as work, BakeLog(job) as log:
         spec = guard.Spec(
             id=f"bake-{prefix.tree.name[:12]}-{os.urandom(4).hex()}",
             processes={"bake": argv},
@@ -228,18 +219,14 @@ def _run(
             logs=work / "logs",
             readonly=readonly,
             remove_orphaned=[work] if readonly else [work, prefix.tree],
-            secrets=worth_masking(os.environ.get(name, "") for name in job.recipe.pass_env),
+            secrets=passed_secrets(job.recipe),
             descriptors=job.descriptors,
         )
-        status = guard.run_to_end(spec, on_output=on_output, timeout=None)
-    if status != 0:
-        command = argv[-1] if argv[1:2] == ["-ec"] else shlex.join(argv)
-        how = f"exited with {status}" if status > 0 else f"was killed by signal {-status}"
-        said = "\n".join(f"    {line}" for line in last) or "    (it printed nothing)"
-        raise BakeError(
-            f"{failed} the image {job.recipe.name!r} failed: `{command}` {how}. "
-            f"It printed last:\n{said}\nThe whole log: {job.log}"
-        )
+        status = guard.run_to_end(spec, on_output=log.write_line, timeout=None)
+        if status != 0:
+            command = argv[-1] if argv[1:2] == ["-ec"] else shlex.join(argv)
+            how = f"exited with {status}" if status > 0 else f"was killed by signal {-status}"
+            raise log.failure(f"{failed} failed: `{command}` {how}")
 
 
 @contextmanager
@@ -253,22 +240,6 @@ def _working_directory(prefix: Prefix) -> Iterator[Path]:
         yield work
     finally:
         tree.remove(work)
-
-
-@contextmanager
-def _output(job: BakeJob, last: deque[str]) -> Iterator[Callable[[str], None]]:
-    """Takes each line that a command prints: for the log, for who looks on, for the error."""
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    with job.log.open("a", encoding="utf-8", errors="replace", buffering=1) as log:
-
-        def take(line: str) -> None:
-            last.append(line)
-            log.write(line + "\n")
-            if job.live is not None:
-                job.live(f"{time.monotonic() - started:6.1f} s  {line}")
-
-        yield take
 
 
 # -- sealing -------------------------------------------------------------------------------

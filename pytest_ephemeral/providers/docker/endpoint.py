@@ -54,7 +54,7 @@ def find(environ: Mapping[str, str] | None = None) -> Engine:
     raise NoEngineError(f"no container engine answers; tried {', '.join(tried)}: {remedy}")
 
 
-def at(handle: Mapping[str, str]) -> Engine:
+def engine_of(handle: Mapping[str, str]) -> Engine:
     """The engine that an environment's or image's handle names; the usual one if it names none."""
     if "engine" not in handle:
         return find()
@@ -63,7 +63,7 @@ def at(handle: Mapping[str, str]) -> Engine:
 
 
 def handle_of(engine: Engine) -> dict[str, str]:
-    """What ``at`` finds it again by."""
+    """What ``engine_of`` finds it again by."""
     address = engine.address
     handle = {"engine": address.url}
     if address.certificates:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_ephemeral.errors import ConfigurationError, UnavailableError
-from pytest_ephemeral.providers.docker import finding
+from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import Address, Engine, NoEngineError, why_not
 
 
@@ -21,9 +21,9 @@ from pytest_ephemeral.providers.docker.engine import Address, Engine, NoEngineEr
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home with nothing in it, on a machine without an engine."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    usual = list(finding._candidates({}))
+    usual = list(endpoint._candidates({}))
     monkeypatch.setattr(
-        finding,
+        endpoint,
         "_candidates",
         lambda environ: [tmp_path / str(path).lstrip("/") for path in usual],
     )
@@ -45,7 +45,7 @@ def test_docker_host_goes_first(home: Path) -> None:
     """Before the context that is current."""
     context(home, "far", {"Host": "tcp://far:2376"})
     (home / ".docker" / "config.json").write_text('{"currentContext": "far"}')
-    found = finding.find({"DOCKER_HOST": "tcp://near:2375"}).address
+    found = endpoint.find({"DOCKER_HOST": "tcp://near:2375"}).address
     assert found == Address("tcp://near:2375", "", verify=False, said_by="DOCKER_HOST")
 
 
@@ -56,7 +56,7 @@ def test_docker_host_with_certificates(home: Path) -> None:
         "DOCKER_TLS_VERIFY": "1",
         "DOCKER_CERT_PATH": "/certificates",
     }
-    found = finding.find(environ).address
+    found = endpoint.find(environ).address
     assert (found.certificates, found.verify) == ("/certificates", True)
 
 
@@ -64,11 +64,11 @@ def test_the_current_context(home: Path) -> None:
     """With its certificates, and a handle leads there again."""
     context(home, "far", {"Host": "tcp://far:2376", "SkipTLSVerify": True}, tls=True)
     (home / ".docker" / "config.json").write_text('{"currentContext": "far"}')
-    engine = finding.find({})
+    engine = endpoint.find({})
     assert engine.address.url == "tcp://far:2376"
     assert engine.address.certificates.startswith(str(home))
     assert not engine.address.verify
-    again = finding.at(finding.handle_of(engine)).address
+    again = endpoint.engine_of(endpoint.handle_of(engine)).address
     assert again.url == engine.address.url
     assert (again.certificates, again.verify) == (engine.address.certificates, False)
 
@@ -77,7 +77,7 @@ def test_a_context_that_is_not_there(home: Path) -> None:
     """The closest is named."""
     context(home, "production", {"Host": "tcp://far:2376"})
     with pytest.raises(ConfigurationError, match=r"'prodution' .*Did you mean 'production'"):
-        finding.find({"DOCKER_CONTEXT": "prodution"})
+        endpoint.find({"DOCKER_CONTEXT": "prodution"})
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_a_context_that_is_not_there(home: Path) -> None:
 def test_addresses_that_can_not_be_used(home: Path, url: str, said: str) -> None:
     """Refused before anything is tried."""
     with pytest.raises(ConfigurationError, match=said):
-        finding.find({"DOCKER_HOST": url})
+        endpoint.find({"DOCKER_HOST": url})
 
 
 def test_no_engine(home: Path) -> None:
     """One line: what was tried, and what helps."""
     with pytest.raises(UnavailableError) as caught:
-        finding.find({})
+        endpoint.find({})
     text = str(caught.value)
     assert "\n" not in text
     assert "docker.sock (no such file or directory)" in text
@@ -104,7 +104,7 @@ def test_no_engine(home: Path) -> None:
 @pytest.fixture
 def podman(home: Path) -> Iterator[Path]:
     """Podman's socket, and no other."""
-    path = next(path for path in finding._candidates({}) if path.name == "podman.sock")
+    path = next(path for path in endpoint._candidates({}) if path.name == "podman.sock")
     path.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as listener:
         # A socket's address is short, a test's folder long.
@@ -117,8 +117,8 @@ def podman(home: Path) -> Iterator[Path]:
 
 def test_podman_where_there_is_no_docker(podman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its socket speaks the same language."""
-    monkeypatch.setattr(finding, "_connect", lambda path: path.stat())
-    assert finding.find({}).address.url == f"unix://{podman}"
+    monkeypatch.setattr(endpoint, "_connect", lambda path: path.stat())
+    assert endpoint.find({}).address.url == f"unix://{podman}"
 
 
 def test_no_permission(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +127,9 @@ def test_no_permission(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(finding, "_connect", refused)
+    monkeypatch.setattr(endpoint, "_connect", refused)
     with pytest.raises(NoEngineError, match=r"no permission.*usermod -aG docker"):
-        finding.find({})
+        endpoint.find({})
     given = why_not(Address("unix:///run/docker.sock"), PermissionError(13, "Permission denied"))
     assert "usermod -aG docker" in given
 

@@ -1,4 +1,4 @@
-"""What ends a bake whose own process has died, in whatever way: found by its image's key."""
+"""Cleans up after a bake whose own process has died; what it left is found by the image's key."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.providers.docker import endpoint, quarantine
+from pytest_ephemeral.providers.docker.resources import IN_FLIGHT
 from pytest_ephemeral.vigil import Vigil, program
 
 # Run as a program, __name__ would be another.
-MODULE: Final = "pytest_ephemeral.providers.docker.guard"
+MODULE: Final = "pytest_ephemeral.providers.docker.bake_watchdog"
 
-#: How often it is looked, ``IN_FLIGHT`` apart.
+#: How often it looks, ``IN_FLIGHT`` apart.
 ROUNDS: Final = 6
 
 
 @contextmanager
-def watching(key: str) -> Iterator[None]:
-    """Have someone there who outlives this process, as long as something is made for that key."""
+def watch(key: str) -> Iterator[None]:
+    """Have a process that outlives this one clean up after a bake of that key."""
     vigil = Vigil(program(MODULE, key))
     try:
         yield
@@ -28,15 +31,11 @@ def watching(key: str) -> Iterator[None]:
 
 
 def clean_up(key: str) -> None:
-    """Remove what was half-made, unless someone else is baking the same by now."""
-    from pytest_ephemeral.errors import EphemeralError
-    from pytest_ephemeral.providers.docker.baking import DockerBaker, held
-    from pytest_ephemeral.providers.docker.belongings import IN_FLIGHT
-
-    with held(key):
+    """Remove what the bake left, unless another process is baking the same key by now."""
+    with quarantine.lock(key):
         for _ in range(ROUNDS):  # an engine that is busy may still be at its last request
             with suppress(EphemeralError, TimeoutError):  # reap finds it
-                DockerBaker().discard(key)
+                quarantine.discard(endpoint.find(), key)
             time.sleep(IN_FLIGHT)
 
 

@@ -1,19 +1,24 @@
-"""What a bake has made and not verified: it has a name that says so, and is removed by that alone.
+"""What a bake has made and not verified yet: its containers, and the image.
 
-Labels would not do. Images that people build from ours have them too, and those are not ours.
+The image has a name that says so, and is removed by that name alone. Labels would not do: images
+that people build from ours have them too, and those are not ours.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from pytest_ephemeral import labels, machine
-from pytest_ephemeral.providers.docker import bases, belongings
+from pytest_ephemeral import files, labels, machine
+from pytest_ephemeral.providers.docker import bases, resources
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.protocol import BakeJob, Owned
+
+#: On a bake's containers: the key of what is baked.
+BAKE: Final = labels.PREFIX + "bake"
 
 #: Labels of what is baked: its key, and when that began.
 KEY: Final = labels.PREFIX + "key"
@@ -22,7 +27,7 @@ BAKED: Final = labels.PREFIX + "baked-at"
 #: How long after that a bake may be reaped even if it can't be told whose it is.
 LONGEST: Final = timedelta(hours=6)
 
-#: What half-made images are called: ``pytest-ephemeral-baking/NAME:KEY-PROCESS``.
+#: What unverified images are called: ``pytest-ephemeral-baking/NAME:KEY-PROCESS``.
 REPOSITORY: Final = "pytest-ephemeral-baking"
 
 #: That, as engines list it: Podman says where it would be pulled from.
@@ -41,20 +46,36 @@ def name_of(job: BakeJob) -> str:
     return f"{REPOSITORY}/{job.recipe.name}:{_version(job)}"
 
 
-def owned(engine: Engine) -> Iterator[Owned]:
-    """All that is half-made, and when nobody can be at it any more."""
+def list_owned(engine: Engine) -> Iterator[Owned]:
+    """All that is unverified, and when nobody can be at it any more."""
     for one in _listed(engine, KEY):
-        marks = {labels.ID: one.id, labels.EXPIRES: _expiry(one.baked)}
-        yield Owned(id=one.id, labels=marks, detail="image", abandoned=machine.is_gone(one.process))
+        found = {labels.ID: one.id, labels.EXPIRES: _expiry(one.baked)}
+        yield Owned(id=one.id, labels=found, detail="image", abandoned=machine.is_gone(one.process))
+
+
+@contextmanager
+def lock(key: str) -> Iterator[None]:
+    """Hold the image of that key alone on this machine, until this process ends at the latest."""
+    folder = machine.state_directory() / "bakes"
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder / f"{short_key(key)}.lock"):
+        yield
 
 
 def discard(engine: Engine, key: str) -> None:
-    """Remove what bakes of a key have left, but for others', as far as no container is of it."""
+    """Remove what bakes of a key have left, except those of other living processes.
+
+    An image that a container still runs from stays.
+    """
+    query = {"all": True, "filters": {"label": [f"{BAKE}={key}"]}}
+    for found in engine.call("GET", "/containers/json", query=query):
+        if resources.is_ours_to_clear(found["Labels"].get(resources.PROCESS, "")):
+            resources.remove_container(engine, found["Id"])
     for one in _listed(engine, f"{KEY}={key}"):
-        if not belongings.is_ours_to_clear(one.process):
+        if not resources.is_ours_to_clear(one.process):
             continue
         try:
-            bases.forget(engine, one.name)
+            bases.untag(engine, one.name)
         except EngineError as error:
             if error.status != _CONFLICT:
                 raise
@@ -64,10 +85,10 @@ def sweep(engine: Engine, id: str) -> None:
     """Remove what one bake has left."""
     for one in _listed(engine, KEY):
         if one.id == id:
-            bases.forget(engine, one.name)
+            bases.untag(engine, one.name)
 
 
-class _HalfMade(NamedTuple):
+class _Unverified(NamedTuple):
     """One name of one image: the bake's id, its process, and when it began."""
 
     name: str
@@ -76,13 +97,18 @@ class _HalfMade(NamedTuple):
     baked: str
 
 
-def _listed(engine: Engine, label: str) -> Iterator[_HalfMade]:
+def _listed(engine: Engine, label: str) -> Iterator[_Unverified]:
     for found in engine.call("GET", "/images/json", query={"filters": {"label": [label]}}):
         for name in found.get("RepoTags") or ():
             if match := _OURS.fullmatch(name):
                 process = match[2].partition("-")[2]
                 baked = found["Labels"].get(BAKED, "")
-                yield _HalfMade(name, _id(match[1], match[2]), process, baked)
+                yield _Unverified(name, _id(match[1], match[2]), process, baked)
+
+
+def short_key(key: str) -> str:
+    """As much of a key as names need."""
+    return key.removeprefix("sha256:")[:12]
 
 
 def _id(name: str, version: str) -> str:
@@ -90,7 +116,7 @@ def _id(name: str, version: str) -> str:
 
 
 def _version(job: BakeJob) -> str:
-    return f"{job.key.removeprefix('sha256:')[:12]}-{belongings.this_process()}"
+    return f"{short_key(job.key)}-{resources.this_process()}"
 
 
 def _expiry(baked: str) -> str:

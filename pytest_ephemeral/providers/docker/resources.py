@@ -42,7 +42,7 @@ _ENVIRONMENTS: Final = (
 _GONE, _CONFLICT, _IN_USE = 404, 409, 403
 
 
-class Belongings(msgspec.Struct, frozen=True):
+class Resources(msgspec.Struct, frozen=True):
     """Containers and networks by their ids, volumes by their names."""
 
     containers: Sequence[str] = ()
@@ -66,15 +66,15 @@ def name_of(id: str) -> str:
     return f"pytest-ephemeral-{id}"
 
 
-def labelled(environment: Environment, provider: str) -> dict[str, str]:
+def labels_for(environment: Environment, provider: str) -> dict[str, str]:
     """What everything of an environment is labelled with."""
     return {**environment.labels, PROVIDER: provider}
 
 
-def find(engine: Engine, id: str) -> Belongings:
+def find(engine: Engine, id: str) -> Resources:
     """All that an environment has there."""
     containers, networks, volumes = _listed(engine, f"{labels.ID}={id}")
-    return Belongings(
+    return Resources(
         [one["Id"] for one in containers],
         [one["Id"] for one in networks],
         [one["Name"] for one in volumes],
@@ -129,17 +129,26 @@ def remove(engine: Engine, id: str) -> bool:
     return found
 
 
-def owned(engine: Engine, provider: str) -> Iterator[Owned]:
+def remove_container(engine: Engine, id: str) -> None:
+    """Remove one container; gone already, or on its way, is as well."""
+    try:
+        engine.call("DELETE", f"/containers/{id}", query={"force": True, "v": True})
+    except EngineError as error:
+        if error.status not in {_GONE, _CONFLICT}:
+            raise
+
+
+def list_owned(engine: Engine, provider: str) -> Iterator[Owned]:
     """All environments of one provider that have something there."""
     things: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
     kinds = ("container", "network", "volume")
     for kind, found in zip(kinds, _listed(engine, f"{PROVIDER}={provider}"), strict=True):
         for thing in found:
-            marks = thing.get("Labels") or {}
-            if id := marks.get(labels.ID):
-                things.setdefault(id, []).append((kind, marks))
+            found_labels = thing.get("Labels") or {}
+            if id := found_labels.get(labels.ID):
+                things.setdefault(id, []).append((kind, found_labels))
     for id, parts in things.items():
-        newest = max((marks for _, marks in parts), key=lambda marks: marks.get(EXTENDED, ""))
+        newest = max((one for _, one in parts), key=lambda one: one.get(EXTENDED, ""))
         detail = ", ".join(sorted({kind for kind, _ in parts}))
         ours = {name: newest[name] for name in _ENVIRONMENTS if name in newest}
         yield Owned(
@@ -148,7 +157,7 @@ def owned(engine: Engine, provider: str) -> Iterator[Owned]:
 
 
 def extend(engine: Engine, environment: Environment, provider: str, expires: str) -> None:
-    """Move the expiry that ``owned`` reads.
+    """Move the expiry that ``list_owned`` reads.
 
     Args:
         engine: Where it is.
@@ -158,9 +167,9 @@ def extend(engine: Engine, environment: Environment, provider: str, expires: str
     """
     before = [name for name in find(engine, environment.id).volumes if "-until-" in name]
     now = datetime.now(UTC).isoformat()
-    marks = {**labelled(environment, provider), labels.EXPIRES: expires, EXTENDED: now}
+    new_labels = {**labels_for(environment, provider), labels.EXPIRES: expires, EXTENDED: now}
     name = f"{name_of(environment.id)}-until-{time.time_ns()}"
-    engine.call("POST", "/volumes/create", body={"Name": name, "Labels": marks})
+    engine.call("POST", "/volumes/create", body={"Name": name, "Labels": new_labels})
     for old in before:
         engine.call("DELETE", f"/volumes/{old}")
 
@@ -186,12 +195,12 @@ def _listed(engine: Engine, label: str) -> tuple[list[Any], list[Any], list[Any]
     return containers, networks, volumes["Volumes"] or []
 
 
-def _remove(engine: Engine, belongings: Belongings) -> list[str]:
+def _remove(engine: Engine, remaining: Resources) -> list[str]:
     """Remove containers, then what they use; what could not be, and why."""
     killed = {"force": True, "v": True}
-    containers = [f"/containers/{id}" for id in belongings.containers]
-    rest = [f"/networks/{id}" for id in belongings.networks]
-    rest += [f"/volumes/{name}" for name in belongings.volumes]
+    containers = [f"/containers/{id}" for id in remaining.containers]
+    rest = [f"/networks/{id}" for id in remaining.networks]
+    rest += [f"/volumes/{name}" for name in remaining.volumes]
     return [
         *_each(containers, lambda path: engine.call("DELETE", path, query=killed)),
         *_each(rest, lambda path: engine.call("DELETE", path)),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from typing import Final
 
-from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.errors import BakeError, EphemeralError
+from pytest_ephemeral.providers.bake_log import BakeLog
 from pytest_ephemeral.providers.docker.engine import Engine
 
+_DISK_FULL: Final = "no space left on device"
 _FULL: Final = "a disk is full: see `docker system df` and `df -h`, and free some"
 
 _REMEDIES: Final = {
-    "no space left on device": _FULL,
+    _DISK_FULL: _FULL,
     "address pool": "too many networks: see `docker network ls`; `pytest-ephemeral reap` and "
     "`docker network prune` remove unused ones",
     "not enough memory": "ask for less in the template",
@@ -29,13 +31,27 @@ _REMEDIES: Final = {
 _NOTHING: Final = 1 << 20
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What the engine refused, and what helps."""
-    text = plain(error)
-    return text + remedy(text)
+    text = message_of(error)
+    return text + find_remedy(text)
 
 
-def plain(error: Exception) -> str:
+def bake_failure(log: BakeLog, what: str) -> BakeError:
+    """The error for a bake that failed, with what helps.
+
+    Only what the engine says is looked at, and whether a disk is full: an install script prints
+    much that sounds like an engine's complaint.
+
+    Args:
+        log: The bake's.
+        what: What went wrong.
+    """
+    text = _DISK_FULL if _DISK_FULL in log.last_lines().lower() else what
+    return log.failure(what, find_remedy(text))
+
+
+def message_of(error: Exception) -> str:
     """What the engine refused, without its stack of components."""
     if isinstance(error, TimeoutError):
         return "the container engine gave no answer in time; is its machine overloaded?"
@@ -46,13 +62,13 @@ def plain(error: Exception) -> str:
     return text
 
 
-def remedy(text: str) -> str:
+def find_remedy(text: str) -> str:
     """What helps against what a text says, after a semicolon; empty where nothing is known."""
     lower = text.lower()
     return next((f"; {helps}" for symptom, helps in _REMEDIES.items() if symptom in lower), "")
 
 
-def full(engine: Engine) -> str:
+def describe_full_disk(engine: Engine) -> str:
     """A note on the engine's disk, if that is full: then it can't even write what is printed."""
     try:
         root = engine.call("GET", "/info", timeout=10)["DockerRootDir"]

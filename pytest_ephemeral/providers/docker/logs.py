@@ -1,4 +1,4 @@
-"""What a container has printed: all of it, or what is between two marks.
+"""What a container has printed: all of it, or what is between two positions.
 
 A mark says where a log ended: the time of its last line. Docker tells that to the nanosecond,
 Podman before its version 5 only to the second, so that a mark also counts the lines of its second.
@@ -62,7 +62,7 @@ BEGINNING: Final = Mark(_SECOND)
 _END: Final = Mark(sys.maxsize)
 
 
-def log(
+def read(
     engine: Engine,
     container: str,
     *,
@@ -104,7 +104,7 @@ def log(
         return [] if since else [(0, f"({error})\n")]
 
 
-def mark(engine: Engine, container: str) -> Mark:
+def mark_end(engine: Engine, container: str) -> Mark:
     """Where a container's log ends: right after its last line."""
     try:
         # Of a line that is being written this very moment, Docker gives nothing: hence two.

@@ -1,0 +1,121 @@
+"""What a bake prints and what it may see: the same for every provider that bakes.
+
+Output goes to the bake's log from its first byte, to whoever looks on, and, its last lines, into
+the error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import IO, Final, Self
+
+from pytest_ephemeral.errors import BakeError, ConfigurationError
+from pytest_ephemeral.interpolation import mask, worth_masking
+from pytest_ephemeral.providers.protocol import BakeJob
+from pytest_ephemeral.tables import Recipe
+
+#: Variables that every install script sees: where this machine gets packages from.
+PACKAGE_SOURCES: Final = ("*_proxy", "*_PROXY", "PIP_*", "UV_*", "npm_config_*")
+
+_LAST_LINES: Final = 15
+
+#: Engines and programs paint what goes to a terminal.
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def passed_variables(recipe: Recipe, allowed: Iterable[str] = ()) -> dict[str, str]:
+    """The variables of this process that an install script sees.
+
+    Args:
+        recipe: Its ``pass-env`` names some.
+        allowed: Patterns of names that are passed besides.
+
+    Raises:
+        ConfigurationError: One of ``pass-env`` is not set.
+    """
+    if missing := [name for name in recipe.pass_env if name not in os.environ]:
+        raise ConfigurationError(
+            f"the image {recipe.name!r} passes {', '.join(missing)} to its install script "
+            "(pass-env), but that is not set here: set it, or remove it from pass-env"
+        )
+    patterns = tuple(allowed)
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in recipe.pass_env or any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def passed_secrets(recipe: Recipe) -> tuple[str, ...]:
+    """The values of ``pass-env``, which no log may show."""
+    return worth_masking(os.environ.get(name, "") for name in recipe.pass_env)
+
+
+class BakeLog:
+    """Takes what a bake prints, in pieces of any size, and masks the values of ``pass-env``."""
+
+    def __init__(self, job: BakeJob) -> None:
+        self._job = job
+        self._secrets = passed_secrets(job.recipe)
+        self._last: deque[str] = deque(maxlen=_LAST_LINES)
+        self._unfinished = ""
+        self._started = time.monotonic()
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        self._job.log.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._job.log.open("a", encoding="utf-8", errors="replace", buffering=1)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._finish_line()
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, text: str) -> None:
+        """Take a piece of output, which need not end with a line."""
+        *lines, self._unfinished = (self._unfinished + text).split("\n")
+        for line in lines:
+            self.write_line(line)
+
+    def write_line(self, line: str) -> None:
+        """Take one whole line."""
+        line = mask(_COLOURS.sub("", line).rstrip("\r"), self._secrets)
+        if line.strip():
+            self._last.append(line)
+        if self._file is not None:
+            self._file.write(line + "\n")
+        if self._job.live is not None:
+            self._job.live(f"{time.monotonic() - self._started:6.1f} s  {line}")
+
+    def failure(self, what: str, remedy: str = "") -> BakeError:
+        """The error for a bake that failed.
+
+        Args:
+            what: What went wrong, such as ``its Dockerfile failed at Step 3/5 …``.
+            remedy: What helps, with its separator; looked for by ``text``.
+        """
+        return BakeError(
+            f"the image {self._job.recipe.name!r} is not baked: "
+            f"{mask(what, self._secrets)}{remedy}. "
+            f"It printed last:\n{self.last_lines()}\nThe whole log: {self._job.log}"
+        )
+
+    def last_lines(self) -> str:
+        """The last lines it printed, indented."""
+        self._finish_line()
+        return "\n".join(f"    {line}" for line in self._last) or "    (it printed nothing)"
+
+    def _finish_line(self) -> None:
+        self.write("\n" if self._unfinished else "")
