@@ -18,7 +18,7 @@ import msgspec
 from pytest_ephemeral import interpolation, providers
 from pytest_ephemeral.errors import ConfigurationError, closest
 from pytest_ephemeral.models import Outcome
-from pytest_ephemeral.reading import Problem, join, read, read_table, shown
+from pytest_ephemeral.reading import Problem, format_value, join, read, read_table
 from pytest_ephemeral.tables import (
     Audience,
     Name,
@@ -111,7 +111,7 @@ class Config(msgspec.Struct, frozen=True):
         """
         name = name or self.default_template
         if name is not None:
-            return _named(name, self.templates, "template", self.path)
+            return _lookup(name, self.templates, "template", self.path)
         if len(self.templates) == 1:
             return next(iter(self.templates.values()))
         if not self.templates:
@@ -129,7 +129,7 @@ class Config(msgspec.Struct, frozen=True):
         Raises:
             ConfigurationError: There is none of that name.
         """
-        return _named(name, self.images, "image", self.path)
+        return _lookup(name, self.images, "image", self.path)
 
 
 def find(start: Path) -> Path | None:
@@ -276,7 +276,7 @@ def _promotion(table: Mapping[str, Any], where: str, name: str) -> Promotion:
 
 def _provider(name: object, where: str) -> Any:
     if not isinstance(name, str):
-        raise Problem(where, f"expected a provider's name, got {shown(name)}")
+        raise Problem(where, f"expected a provider's name, got {format_value(name)}")
     try:
         return providers.load(name)
     except ConfigurationError as error:
@@ -329,7 +329,7 @@ def _check_image(name: str, recipes: Mapping[str, Recipe], where: str) -> None:
         raise Problem(join(where, "image"), f"no image {name!r}.{closest(name, recipes)}")
 
 
-def _named(name: str, table: Mapping[str, T], noun: str, path: Path) -> T:
+def _lookup(name: str, table: Mapping[str, T], noun: str, path: Path) -> T:
     try:
         return table[name]
     except KeyError:

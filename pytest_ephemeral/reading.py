@@ -98,7 +98,7 @@ def read_table(value: Mapping[str, Any], kind: type[T], where: str, *, name: str
         Problem: A key is unknown, missing or wrong, or two of them can't go together.
     """
     if not isinstance(value, dict):
-        raise Problem(where, f"expected a table, got {shown(value)}")
+        raise Problem(where, f"expected a table, got {format_value(value)}")
     fields = keys_of(kind)
     for key in value:
         if key not in fields:
@@ -109,7 +109,7 @@ def read_table(value: Mapping[str, Any], kind: type[T], where: str, *, name: str
         if key in value:
             found[field.name] = read(value[key], hints[field.name], join(where, key))
         elif field.required:
-            raise Problem(join(where, key), f"missing; expected {described(hints[field.name])}")
+            raise Problem(join(where, key), f"missing; expected {describe_type(hints[field.name])}")
     table = kind(**found)
     try:
         table.check()  # type: ignore[attr-defined]
@@ -131,23 +131,23 @@ def keys_of(kind: type) -> dict[str, msgspec.structs.FieldInfo]:
     }
 
 
-def described(kind: Any) -> str:
+def describe_type(kind: Any) -> str:
     """What is expected, in words."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return described(arguments[0]) + "".join(_constraint(each) for each in arguments[1:])
+        return describe_type(arguments[0]) + "".join(_constraint(each) for each in arguments[1:])
     if origin is Literal:
         return " or ".join(json.dumps(each) for each in arguments)
     if origin in {Union, types.UnionType}:
-        return " or ".join(described(each) for each in arguments if each is not types.NoneType)
+        return " or ".join(describe_type(each) for each in arguments if each is not types.NoneType)
     if origin is list:
-        return f"a list, each {described(arguments[0])}"
+        return f"a list, each {describe_type(arguments[0])}"
     if origin is dict and arguments[1] is not Any:
-        return f"a table, each value {described(arguments[1])}"
+        return f"a table, each value {describe_type(arguments[1])}"
     return _WORDS.get(kind, "a table")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value for a message: as it was written, cut short; only the kind of what is large."""
     if isinstance(value, dict):
         return "a table"
@@ -166,10 +166,10 @@ def _member(kind: Any, value: Any) -> Any:
     if get_origin(kind) not in {Union, types.UnionType}:
         return kind
     members = [_member(each, value) for each in get_args(kind)]
-    return next((each for each in members if _could_be(each, value)), kind)
+    return next((each for each in members if _may_be(each, value)), kind)
 
 
-def _could_be(kind: Any, value: Any) -> bool:
+def _may_be(kind: Any, value: Any) -> bool:
     if isinstance(value, dict):
         is_table = isinstance(kind, type) and issubclass(kind, Table)
         return get_origin(kind) is dict or is_table
@@ -192,7 +192,9 @@ def _read_leaf(value: Any, kind: Any, where: str) -> Any:
     try:
         return msgspec.convert(value, kind, dec_hook=decode_hook)
     except msgspec.ValidationError as error:
-        expected = str(error.__cause__ or f"expected {described(kind)}, got {shown(value)}")
+        expected = str(
+            error.__cause__ or f"expected {describe_type(kind)}, got {format_value(value)}"
+        )
         raise Problem(where, expected) from None
 
 

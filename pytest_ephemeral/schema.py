@@ -45,16 +45,16 @@ def schema(provider_names: Iterable[str] = tuple(providers.TABLE)) -> dict[str, 
             _recipe(definitions[provider.recipe_type.__name__], provider.name)
     document = _table(Document, definitions)
     document["properties"] |= {
-        "images": _named(images),
-        "templates": _named(templates),
-        "promotion": _named([_refer(Promotion, definitions)]),
+        "images": _tables_by_name(images),
+        "templates": _tables_by_name(templates),
+        "promotion": _tables_by_name([_refer(Promotion, definitions)]),
     }
     document |= {"description": "Environments of their own for every test stage."}
     head = {"$schema": DIALECT, "$id": ID, "title": "pytest-ephemeral"}
     return {**head, **document, "$defs": dict(sorted(definitions.items()))}
 
 
-def written(document: dict[str, Any]) -> str:
+def format_schema(document: dict[str, Any]) -> str:
     """A schema as it stands in a file."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
@@ -82,10 +82,10 @@ def _kind(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         names = _kind(arguments[0], definitions)
         values = _kind(arguments[1], definitions)
         return {"type": "object", "propertyNames": names, "additionalProperties": values}
-    return msgspec.json.schema(kind, schema_hook=_ours)
+    return msgspec.json.schema(kind, schema_hook=_duration_schema)
 
 
-def _ours(kind: type) -> dict[str, Any]:
+def _duration_schema(kind: type) -> dict[str, Any]:
     if kind is Duration:
         return {"type": "string", "pattern": Duration.PATTERN, "examples": ["90s", "5m", "2h"]}
     raise NotImplementedError(f"no schema of {kind!r}")
@@ -129,7 +129,7 @@ def meanings_of(kind: type) -> dict[str, str]:
     return meanings
 
 
-def _named(kinds: list[dict[str, Any]]) -> dict[str, Any]:
+def _tables_by_name(kinds: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "type": "object",
         "propertyNames": {"pattern": NAME_PATTERN},

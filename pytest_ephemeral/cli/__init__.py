@@ -1,4 +1,4 @@
-"""The command ``pytest-ephemeral``: one module a noun, each thin: parse, call, print."""
+"""The program ``pytest-ephemeral``. Each module holds the commands on one thing, and is thin."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
 _BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
 _EPILOG: Final = """\
-Exit status: 0 done, 1 failed, 2 usage or configuration, 3 nothing matched, 4 rejected,
-5 timed out, 6 something may have leaked, 130 interrupted.
+Exit status: 0 success, 1 failure, 2 usage or configuration error, 3 nothing matched,
+4 rejected, 5 timed out, 6 something may have leaked, 130 interrupted.
 """
 
 
@@ -28,20 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Args:
-        argv: The words after the program's name; by default those it was started with.
+        argv: The arguments; by default those the program was started with.
 
     Returns:
         The exit status: the error's own where there was one.
     """
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # whatever the locale, a message gets through
+        if isinstance(stream, io.TextIOWrapper):  # messages get through in every locale
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _terminated_like_interrupted():
+        with _treat_sigterm_as_interrupt():
             status = _run(argv)
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader had enough: nothing more can be said to it
+    except BrokenPipeError:  # the reader of stdout has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except KeyboardInterrupt:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
-    """The whole grammar of the command line."""
+    """The parser of all commands."""
     from pytest_ephemeral.cli import (
         approval,
         artifact,
@@ -70,24 +70,25 @@ def build_parser() -> Parser:
 
     parser = Parser(
         prog="pytest-ephemeral",
-        description="Environments of their own for test stages: bake, bring up, take down.",
+        description="Ephemeral environments for test stages: bake images, bring environments up, "
+        "destroy them.",
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=_version())
     parser.set_defaults(json=False, config=None, traceback=False)
-    verbs = parser.add_subparsers(metavar="VERB", title="verbs", required=True)
-    nouns = (init, doctor, artifact, images, up, environments, approval, board, promote, schema)
-    for noun in nouns:
-        noun.add_to(verbs)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)
+    modules = (init, doctor, artifact, images, up, environments, approval, board, promote, schema)
+    for module in modules:
+        module.add_to(commands)
     return parser
 
 
 def _run(argv: Sequence[str]) -> int:
     from pytest_ephemeral.cli.arguments import parse
-    from pytest_ephemeral.cli.output import Output
+    from pytest_ephemeral.cli.output import Printer
 
     arguments = parse(build_parser(), argv)
-    output = Output(as_json=arguments.json)
+    output = Printer(as_json=arguments.json)
     try:
         status: int = arguments.do(arguments, output)
     except EphemeralError as error:
@@ -97,7 +98,7 @@ def _run(argv: Sequence[str]) -> int:
         return error.exit_status
     except BrokenPipeError:
         raise
-    except OSError as error:  # the machine's word, which needs no translation
+    except OSError as error:  # the operating system's message is clear enough
         if arguments.traceback:
             raise
         output.say(f"error: {error}")
@@ -106,14 +107,14 @@ def _run(argv: Sequence[str]) -> int:
         if arguments.traceback:
             raise
         output.say(f"error: {type(error).__name__}: {error}")
-        output.say("This is a bug. Please report it, with what --traceback shows.")
+        output.say("This is a bug. Please report it with the output of --traceback.")
         return 1
     return status
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM end a verb as Ctrl-C does: with everything half-done taken down again."""
+def _treat_sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: what is half done is cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""``approval request``, ``approve`` and ``reject``: a person decides on one environment."""
+"""``approval request``, ``approve`` and ``reject``: manual approval of one environment."""
 
 from __future__ import annotations
 
@@ -8,48 +8,54 @@ from typing import TYPE_CHECKING
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.cli import progress
-from pytest_ephemeral.cli.arguments import add_group, add_verb, duration
-from pytest_ephemeral.cli.output import Output
+from pytest_ephemeral.cli.arguments import add_command, add_group, duration
+from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.promotion import approval as approvals
 from pytest_ephemeral.promotion.approval import Approval, Approvals
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.cli.arguments import Verbs
+    from pytest_ephemeral.cli.arguments import Subcommands
 
 
-def add_to(verbs: Verbs) -> None:
-    """Add the verbs."""
-    under = add_group(verbs, "approval", "ask a person to decide on an environment")
-    asking = add_verb(
+def add_to(commands: Subcommands) -> None:
+    """Add the commands."""
+    under = add_group(commands, "approval", "request manual approval of an environment")
+    asking = add_command(
         under,
         "request",
         request,
-        "ask for a decision on an environment, which is kept up meanwhile",
-        epilog="With --wait, exits with 0 for a yes, 4 for a no, and 5 when nobody decided in time,"
-        "\nwhich means no. Killed, it goes on when it is run again.",
+        "request approval of an environment and keep it up until someone decides",
+        epilog="With --wait, the exit status is 0 when approved, 4 when rejected, 5 when nobody "
+        "responded\nin time; no response counts as a rejection. After a kill, run it again: it "
+        "continues to wait.",
     )
-    asking.add_argument("id", metavar="ENV", help="its id, or the beginning of it")
+    asking.add_argument("id", metavar="ENV", help="an environment's id, or a unique prefix")
     asking.add_argument(
-        "--wait", metavar="TIME", type=duration, help="wait that long for the decision: 30m"
+        "--wait",
+        metavar="TIME",
+        type=duration,
+        help="wait for the decision, at most this long: 30m",
     )
-    _add_deciding(verbs, "approve", "approved", "say yes to an environment")
-    _add_deciding(verbs, "reject", "rejected", "say no to an environment")
+    _add_deciding(commands, "approve", "approved", "approve an environment")
+    _add_deciding(commands, "reject", "rejected", "reject an environment")
 
 
-def _add_deciding(verbs: Verbs, name: str, decision: str, help: str) -> None:  # noqa: A002
-    parser = add_verb(verbs, name, decide, help)
-    parser.add_argument("id", metavar="ENV", help="its id, or the beginning of it")
-    parser.add_argument("--by", metavar="NAME", help="who decides; by default this user")
+def _add_deciding(commands: Subcommands, name: str, decision: str, help: str) -> None:  # noqa: A002
+    parser = add_command(commands, name, decide, help)
+    parser.add_argument("id", metavar="ENV", help="an environment's id, or a unique prefix")
+    parser.add_argument(
+        "--by", metavar="NAME", help="who decides, recorded unverified; by default this user"
+    )
     parser.add_argument("--comment", metavar="TEXT", default="", help="why")
     parser.set_defaults(decision=decision)
 
 
-def request(arguments: argparse.Namespace, output: Output) -> int:
-    """Ask, and wait for the decision if that is wanted."""
+def request(arguments: argparse.Namespace, output: Printer) -> int:
+    """Request approval, and wait for the decision with ``--wait``."""
     project = open_project(arguments)
     environment = project.ledger.get(arguments.id)
-    with progress.shown() as say, lifecycle(project, say) as life:
+    with progress.show() as say, lifecycle(project, say) as life:
         wait = arguments.wait or approvals.DEFAULT_WAIT
         found = approvals.ask(project.ledger, environment, wait=wait, publish=life.publish)
     if not output.as_json:
@@ -57,8 +63,8 @@ def request(arguments: argparse.Namespace, output: Output) -> int:
     if found.state == "pending":
         output.say(
             f"{found.environment} {found}\n"
-            f"  yes: pytest-ephemeral approve {found.environment}\n"
-            f"  no:  pytest-ephemeral reject {found.environment}"
+            f"  to approve: pytest-ephemeral approve {found.environment}\n"
+            f"  to reject:  pytest-ephemeral reject {found.environment}"
         )
     if arguments.wait is not None:
         found = approvals.await_decision(project.ledger, found)
@@ -70,8 +76,8 @@ def request(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def decide(arguments: argparse.Namespace, output: Output) -> int:
-    """Decide, if nobody has."""
+def decide(arguments: argparse.Namespace, output: Printer) -> int:
+    """Record a decision, unless there is one."""
     project = open_project(arguments)
     owner = machine.this_owner("")
     found = Approvals(project.store).decide(
@@ -88,7 +94,7 @@ def decide(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _tell(found: Approval, output: Output) -> None:
-    """A yes is told here; a no is told by the error it becomes."""
+def _tell(found: Approval, output: Printer) -> None:
+    """Print an approval; a rejection is printed as the error it becomes."""
     if found.state == "approved":
         output.say(f"{found.environment}: {found}")

@@ -1,4 +1,4 @@
-"""The command line's grammar: what argparse leaves to be wished for, and what verbs share."""
+"""The command line's grammar: argparse with better errors, and the options of all commands."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pytest_ephemeral.cli.output import Output
+from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import closest
 
-#: A verb: does it, and returns the exit status.
-Do: TypeAlias = Callable[[argparse.Namespace, Output], int]
+#: Runs a command and returns the exit status.
+Handler: TypeAlias = Callable[[argparse.Namespace, Printer], int]
 
 if TYPE_CHECKING:
-    Verbs: TypeAlias = argparse._SubParsersAction["Parser"]  # noqa: SLF001 - it has no other name
+    Subcommands: TypeAlias = argparse._SubParsersAction["Parser"]  # noqa: SLF001 - it has no other name
 
 
 class Parser(argparse.ArgumentParser):
-    """Names the closest verb or option to a mistyped one."""
+    """Names the closest command or option to a mistyped one."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(
             allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings
         )
-        shared = self.add_argument_group("everywhere")
-        # SUPPRESS: a verb's parser must not undo what was given before the verb.
+        shared = self.add_argument_group("global options")
+        # SUPPRESS: a command's parser must not reset what was given before the command.
         shared.add_argument(
             "--json",
             action="store_true",
             default=argparse.SUPPRESS,
-            help="print one JSON object on stdout; talk goes to stderr",
+            help="print one JSON object on stdout; progress goes to stderr",
         )
         shared.add_argument(
             "--config",
             metavar="FILE",
             type=Path,
             default=argparse.SUPPRESS,
-            help="the configuration, instead of the ephemeral.toml found from here upwards",
+            help="the configuration file; by default the nearest ephemeral.toml in this or a "
+            "parent directory",
         )
         shared.add_argument(
             "--traceback",
             action="store_true",
             default=argparse.SUPPRESS,
-            help="on an error, show where in the program it happened",
+            help="on an error, show the traceback",
         )
 
     def options(self) -> list[str]:
@@ -54,13 +55,11 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             known = closest(str(value), [str(choice) for choice in action.choices])
-            raise argparse.ArgumentError(None, f"there is no {value!r} here.{known}")
+            raise argparse.ArgumentError(None, f"unknown command {value!r}.{known}")
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
-    """Read a command line.
-
-    What stands after ``--`` is not looked at: it is ``arguments.command``.
+    """Parse a command line. What follows ``--`` becomes ``arguments.command``, unparsed.
 
     Raises:
         SystemExit: It is wrong (2), or only asked for help (0).
@@ -70,42 +69,54 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     at: Parser = getattr(arguments, "parser", parser)
     if unknown and unknown[0].startswith("-"):
         option = unknown[0].partition("=")[0]
-        at.error(f"there is no option {option!r} here.{closest(option, at.options())}")
+        at.error(f"unknown option {option!r}.{closest(option, at.options())}")
     if unknown:
-        at.error(f"unexpected: {unknown[0]!r}")
+        at.error(f"unexpected argument {unknown[0]!r}")
     if separator and not getattr(arguments, "takes_command", False):
-        at.error("nothing may follow `--` here")
+        at.error("this command takes nothing after `--`")
     arguments.command = command
     return arguments
 
 
-def add_verb(verbs: Verbs, name: str, do: Do, help: str, **settings: Any) -> Parser:  # noqa: A002
-    """Add a verb.
+def add_command(
+    commands: Subcommands,
+    name: str,
+    do: Handler,
+    help: str,  # noqa: A002
+    **settings: Any,
+) -> Parser:
+    """Add a command.
 
     Args:
-        verbs: Where.
+        commands: Where to add it.
         name: As it is typed.
-        do: What it does.
-        help: One line; in its own help, what it is about.
-        settings: For its parser.
+        do: Runs it.
+        help: One line.
+        settings: More arguments of its parser.
     """
-    parser = verbs.add_parser(name, help=help, **{"description": f"{help}.", **settings})
+    parser = commands.add_parser(name, help=help, **{"description": f"{help}.", **settings})
     parser.set_defaults(do=do, parser=parser)
     return parser
 
 
-def add_group(verbs: Verbs, name: str, help: str, *, do: Do | None = None) -> Verbs:  # noqa: A002
-    """Add a noun that has verbs of its own.
+def add_group(
+    commands: Subcommands,
+    name: str,
+    help: str,  # noqa: A002
+    *,
+    do: Handler | None = None,
+) -> Subcommands:
+    """Add a command that has commands of its own.
 
     Args:
-        verbs: Where.
+        commands: Where to add it.
         name: As it is typed.
         help: One line.
-        do: What the noun alone does; None when a verb has to follow.
+        do: Runs it when no command follows; None when one has to follow.
     """
-    parser = verbs.add_parser(name, help=help, description=f"{help}.")
+    parser = commands.add_parser(name, help=help, description=f"{help}.")
     parser.set_defaults(do=do, parser=parser)
-    return parser.add_subparsers(metavar="VERB", title="verbs", required=do is None)
+    return parser.add_subparsers(metavar="COMMAND", title="commands", required=do is None)
 
 
 def duration(text: str) -> Duration:

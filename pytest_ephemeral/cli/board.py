@@ -1,4 +1,4 @@
-"""``board``: serve the page on which people see environments and decide."""
+"""``board``: serve the page that shows environments and takes approvals."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pytest_ephemeral.cli.arguments import add_verb, count
-from pytest_ephemeral.cli.output import Output
+from pytest_ephemeral.cli.arguments import add_command, count
+from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.session import open_project
 from pytest_ephemeral.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.cli.arguments import Verbs
+    from pytest_ephemeral.cli.arguments import Subcommands
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8765
 
 
-def add_to(verbs: Verbs) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        verbs,
+def add_to(commands: Subcommands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
         "board",
         board,
-        "serve the page where people see environments and decide",
-        epilog="Prints the page's URL with its token, and serves it until interrupted. Without "
-        "TLS:\nput a proxy that speaks it in front of what others than this machine reach.",
+        "serve a page that shows environments and takes approvals",
+        epilog="Prints the page's URL with its token, and serves it until interrupted. It does not "
+        "speak TLS:\nput a TLS proxy in front of it if other machines can reach it.",
     )
     parser.add_argument(
         "--host",
@@ -36,17 +36,20 @@ def add_to(verbs: Verbs) -> None:
         help=f"the address to listen on; by default {DEFAULT_HOST}",
     )
     parser.add_argument(
-        "--port", type=count, default=DEFAULT_PORT, help=f"by default {DEFAULT_PORT}; 0: any"
+        "--port",
+        type=count,
+        default=DEFAULT_PORT,
+        help=f"by default {DEFAULT_PORT}; 0 takes a free one",
     )
     parser.add_argument(
         "--token-file",
         metavar="FILE",
         type=Path,
-        help="where the token is kept; by default with this machine's other state",
+        help="where the token is kept; by default in this machine's state directory",
     )
 
 
-def board(arguments: argparse.Namespace, output: Output) -> int:
+def board(arguments: argparse.Namespace, output: Printer) -> int:
     """Serve it until interrupted."""
     project = open_project(arguments)
     try:

@@ -1,4 +1,4 @@
-"""``doctor``: what each provider needs, and whether it is there."""
+"""``doctor``: check what the project and each provider need."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_ephemeral import providers
-from pytest_ephemeral.cli.arguments import add_verb
-from pytest_ephemeral.cli.output import Output
+from pytest_ephemeral.cli.arguments import add_command
+from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.errors import EphemeralError, UnavailableError
 from pytest_ephemeral.models import to_builtins
 from pytest_ephemeral.providers.protocol import Check
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.cli.arguments import Verbs
+    from pytest_ephemeral.cli.arguments import Subcommands
     from pytest_ephemeral.project import Project
 
 
-def add_to(verbs: Verbs) -> None:
-    """Add the verb."""
-    add_verb(
-        verbs,
+def add_to(commands: Subcommands) -> None:
+    """Add the command."""
+    add_command(
+        commands,
         "doctor",
         doctor,
-        "say what each provider needs, and whether it is there",
-        epilog="Exits with 1 when something that the configuration uses is missing.",
+        "check what this project and each provider need",
+        epilog="The exit status is 1 when something that the configuration uses is missing.",
     )
 
 
-def doctor(arguments: argparse.Namespace, output: Output) -> int:
-    """Look at everything, and print what was found."""
+def doctor(arguments: argparse.Namespace, output: Printer) -> int:
+    """Check everything, and print the results."""
     project, own = _project(arguments)
-    used = _used(project)
+    used = _providers_in_use(project)
     found = {"project": own, **{name: _checks(name) for name in providers.names()}}
     if output.as_json:
         output.data(
@@ -52,7 +52,7 @@ def doctor(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _project(arguments: argparse.Namespace) -> tuple[Project | None, list[Check]]:
-    """The project, if it can be opened, and how it is."""
+    """The project, if it can be opened, with its checks."""
     from pytest_ephemeral import config
     from pytest_ephemeral.cli.session import open_project
 
@@ -72,7 +72,7 @@ def _project(arguments: argparse.Namespace) -> tuple[Project | None, list[Check]
     return project, [*checks, Check("store", True, project.store.url)]
 
 
-def _used(project: Project | None) -> set[str]:
+def _providers_in_use(project: Project | None) -> set[str]:
     if project is None:
         return set()
     recipes, templates = project.config.images.values(), project.config.templates.values()
@@ -86,7 +86,7 @@ def _checks(name: str) -> list[Check]:
         return [Check("library", False, str(error))]
 
 
-def _print(check: Check, output: Output) -> None:
+def _print(check: Check, output: Printer) -> None:
     output.line(f"  {'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
     if check.hint and not check.ok:
         output.line(f"       {check.hint}")

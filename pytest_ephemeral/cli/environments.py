@@ -1,4 +1,4 @@
-"""The verbs on environments that are up: list, show, logs, run, extend, down, reap."""
+"""The commands on environments that are up: list, show, logs, run, extend, down, reap."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_ephemeral import providers
 from pytest_ephemeral.cli import progress
-from pytest_ephemeral.cli.arguments import add_verb, count, duration
-from pytest_ephemeral.cli.output import Output, since, until
+from pytest_ephemeral.cli.arguments import add_command, count, duration
+from pytest_ephemeral.cli.output import Printer, since, until
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments import overdue, reaper
 from pytest_ephemeral.environments.ledger import Ledger
@@ -29,7 +29,7 @@ from pytest_ephemeral.models import Environment, to_builtins
 from pytest_ephemeral.providers.protocol import Provider, Status
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.cli.arguments import Parser, Verbs
+    from pytest_ephemeral.cli.arguments import Parser, Subcommands
 
 #: Seconds between two looks at a log that is followed.
 _FOLLOW_EVERY: Final = 0.2
@@ -37,66 +37,71 @@ _FOLLOW_EVERY: Final = 0.2
 _TIMED_OUT: Final = 5
 
 
-def add_to(verbs: Verbs) -> None:
-    """Add the verbs."""
-    add_verb(verbs, "list", list_, "list the environments that are up")
-    _one(add_verb(verbs, "show", show, "show everything about an environment"))
-    _add_logs(verbs)
-    _add_run(verbs)
-    extending = add_verb(verbs, "extend", extend, "give an environment more time")
+def add_to(commands: Subcommands) -> None:
+    """Add the commands."""
+    add_command(commands, "list", list_, "list environments")
+    _one(add_command(commands, "show", show, "show everything about an environment"))
+    _add_logs(commands)
+    _add_run(commands)
+    extending = add_command(commands, "extend", extend, "give an environment more time")
     _one(extending)
-    extending.add_argument("time", metavar="TIME", type=duration, help="how much more: 1h")
-    downing = add_verb(verbs, "down", down, "destroy environments")
-    downing.add_argument("ids", metavar="ENV", nargs="*", help="ids, or their beginnings")
+    extending.add_argument("time", metavar="TIME", type=duration, help="how much longer: 1h")
+    downing = add_command(commands, "down", down, "destroy environments")
+    downing.add_argument("ids", metavar="ENV", nargs="*", help="ids, or unique prefixes")
     downing.add_argument(
-        "--all", action="store_true", help="every one in the store, whoever's, that has an expiry"
+        "--all", action="store_true", help="all in the store that have an expiry, of all owners"
     )
     downing.add_argument(
-        "--production", action="store_true", help="also what is production, if it is named"
+        "--production", action="store_true", help="also destroy an environment in production"
     )
-    reaping = add_verb(
-        verbs, "reap", reap, "destroy environments whose time is over or whose owner is gone"
+    reaping = add_command(
+        commands, "reap", reap, "destroy environments that have expired or lost their owner"
     )
-    reaping.add_argument("--dry-run", action="store_true", help="only say what would be destroyed")
+    reaping.add_argument(
+        "--dry-run", action="store_true", help="only print what would be destroyed"
+    )
     reaping.add_argument(
         "--account",
         action="append",
         default=[],
-        help="a cloud account in which what no ledger here knows may be destroyed too",
+        help="a cloud account in which resources that are missing from the ledger are destroyed, "
+        "too",
     )
 
 
-def _add_logs(verbs: Verbs) -> None:
-    parser = add_verb(verbs, "logs", logs, "print what an environment has printed")
+def _add_logs(commands: Subcommands) -> None:
+    parser = add_command(commands, "logs", logs, "print an environment's output")
     _one(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until it is gone")
+    parser.add_argument("-f", "--follow", action="store_true", help="continue until it is gone")
     parser.add_argument("--tail", metavar="N", type=count, help="only the last N lines")
 
 
-def _add_run(verbs: Verbs) -> None:
-    parser = add_verb(
-        verbs,
+def _add_run(commands: Subcommands) -> None:
+    parser = add_command(
+        commands,
         "run",
         run,
         "run a command inside an environment",
         usage="pytest-ephemeral run [-h] [--timeout TIME] ENV -- COMMAND…",
-        epilog="Exits with the command's own status; with 5 when it took too long.",
+        epilog="The exit status is the command's own, or 5 when it took too long.",
     )
     _one(parser)
-    parser.add_argument("--timeout", metavar="TIME", type=duration, help="how long it may take: 5m")
+    parser.add_argument(
+        "--timeout", metavar="TIME", type=duration, help="kill the command after this time: 5m"
+    )
     parser.set_defaults(takes_command=True)
 
 
 def _one(parser: Parser) -> None:
-    parser.add_argument("id", metavar="ENV", help="its id, or the beginning of it")
+    parser.add_argument("id", metavar="ENV", help="an environment's id, or a unique prefix")
 
 
-def list_(arguments: argparse.Namespace, output: Output) -> int:
-    """List the ledger, with how each is now."""
+def list_(arguments: argparse.Namespace, output: Printer) -> int:
+    """List the ledger with the current state of each environment."""
     ledger = open_project(arguments).ledger
     found = ledger.entries()
     for path in ledger.broken:
-        output.say(f"warning: the record {path} of {ledger.store.url} can't be read: left out")
+        output.say(f"warning: the record {path} in {ledger.store.url} can't be read: left out")
     now = datetime.now(UTC)
     states = {one.id: _state(one, now, _status(one)) for one in found}
     if output.as_json:
@@ -125,8 +130,8 @@ def list_(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def show(arguments: argparse.Namespace, output: Output) -> int:
-    """Show one environment, and how its provider says it is."""
+def show(arguments: argparse.Namespace, output: Printer) -> int:
+    """Show one environment, with the state that its provider reports."""
     environment = open_project(arguments).ledger.get(arguments.id)
     status = _status(environment)
     if output.as_json:
@@ -155,12 +160,12 @@ def show(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def logs(arguments: argparse.Namespace, output: Output) -> int:
-    """Print a log, and go on printing it if asked to."""
+def logs(arguments: argparse.Namespace, output: Printer) -> int:
+    """Print a log, and follow it with ``-f``."""
     environment = open_project(arguments).ledger.get(arguments.id)
     provider: Provider = providers.load(environment.provider)
     if output.as_json and arguments.follow:
-        arguments.parser.error("--json gives one object, and --follow has no end")
+        arguments.parser.error("--json and --follow can't be combined")
     if output.as_json:
         output.data(id=environment.id, logs=dict(provider.log_files(environment)))
         return 0
@@ -171,17 +176,17 @@ def logs(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Run a command, and end as it ended."""
+def run(arguments: argparse.Namespace, output: Printer) -> int:
+    """Run a command, and return its exit status."""
     if not arguments.command:
-        arguments.parser.error("which command? Put it after `--`")
+        arguments.parser.error("the command is missing: put it after `--`")
     environment = open_project(arguments).ledger.get(arguments.id)
     try:
         done = environment.run(arguments.command, timeout=arguments.timeout)
     except subprocess.TimeoutExpired:
-        output.say(f"error: it had not ended after {arguments.timeout}, and was killed")
+        output.say(f"error: the command was killed after {arguments.timeout}")
         return _TIMED_OUT
-    # What a signal ended has a negative status here, and 128 + its number in shells.
+    # Ended by a signal: negative in Python, 128 + the signal's number in shells.
     status = done.returncode if done.returncode >= 0 else 128 - done.returncode
     if output.as_json:
         output.data(exit_status=status, stdout=done.stdout, stderr=done.stderr)
@@ -191,15 +196,15 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     return status
 
 
-def extend(arguments: argparse.Namespace, output: Output) -> int:
-    """Move an expiry, from where it is or from now, whichever is later."""
+def extend(arguments: argparse.Namespace, output: Printer) -> int:
+    """Move an expiry, counted from the current one or from now, whichever is later."""
     project = open_project(arguments)
     environment = project.ledger.get(arguments.id)
     if environment.expires_at is None:
         output.say(f"{environment.id} never expires")
     else:
         later = max(environment.expires_at, datetime.now(UTC)) + timedelta(seconds=arguments.time)
-        with progress.shown() as say, lifecycle(project, say) as life:
+        with progress.show() as say, lifecycle(project, say) as life:
             environment = life.extend(environment, later)
     if output.as_json:
         output.data(environment=environment)
@@ -208,15 +213,15 @@ def extend(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def down(arguments: argparse.Namespace, output: Output) -> int:
-    """Destroy what is named, all of it, even if some can't be."""
+def down(arguments: argparse.Namespace, output: Printer) -> int:
+    """Destroy all that are named, even if one of them can't be destroyed."""
     if bool(arguments.ids) == arguments.all:
-        arguments.parser.error("name environments, or give --all")
+        arguments.parser.error("name the environments, or use --all")
     project = open_project(arguments)
     chosen, errors = _chosen(project.ledger, arguments.ids)
     if not arguments.production:
         _refuse_production(chosen)
-    with progress.shown() as say, lifecycle(project, say) as life:
+    with progress.show() as say, lifecycle(project, say) as life:
         for environment in chosen:
             try:
                 life.destroy(environment)
@@ -232,8 +237,8 @@ def down(arguments: argparse.Namespace, output: Output) -> int:
     return DestroyError.exit_status if errors else 0
 
 
-def reap(arguments: argparse.Namespace, output: Output) -> int:
-    """Destroy what is overdue, and print each."""
+def reap(arguments: argparse.Namespace, output: Printer) -> int:
+    """Destroy what is overdue, and print each with the reason."""
     project = open_project(arguments)
     found = reaper.reap(project, dry_run=arguments.dry_run, accounts=arguments.account)
     if output.as_json:
@@ -255,21 +260,21 @@ def reap(arguments: argparse.Namespace, output: Output) -> int:
     else:
         for one in found:
             if one.id and one.provider:
-                output.line(_told(one, dry_run=arguments.dry_run))
+                output.line(_describe_reaped(one, dry_run=arguments.dry_run))
         if not found:
             output.say("nothing is overdue")
     for account in sorted({one.account for one in found if one.account}):
-        output.say(f"to destroy these in account {account}: reap --account {account}")
+        output.say(f"to destroy those in account {account}, add --account {account}")
     reaper.leftovers(found)
     return 0
 
 
-def _told(one: reaper.Reaped, *, dry_run: bool) -> str:
-    """What has become of one thing that was overdue."""
+def _describe_reaped(one: reaper.Reaped, *, dry_run: bool) -> str:
+    """What happened to one thing that was overdue."""
     if one.spared:
-        return f"left {one.id}: it is not overdue any more"
-    verb = "would destroy" if dry_run or one.account else "destroyed"
-    return f"{'could not destroy' if one.error else verb} {one.id}: {one.reason}"
+        return f"left {one.id}: it is no longer overdue"
+    action = "would destroy" if dry_run or one.account else "destroyed"
+    return f"{'could not destroy' if one.error else action} {one.id}: {one.reason}"
 
 
 def _chosen(ledger: Ledger, ids: Iterable[str]) -> tuple[list[Environment], dict[str, str]]:
@@ -289,17 +294,17 @@ def _chosen(ledger: Ledger, ids: Iterable[str]) -> tuple[list[Environment], dict
 
 
 def _refuse_production(chosen: Iterable[Environment]) -> None:
-    """What never expires is production, or is just becoming it."""
+    """Refuse what never expires: it is production, or is being promoted."""
     live = [environment.id for environment in chosen if environment.expires_at is None]
     if live:
         raise PromotionError(
-            f"{', '.join(live)} is production, or is becoming it: nothing was destroyed. The next "
-            "`pytest-ephemeral promote` retires it; to destroy it now: down --production"
+            f"{', '.join(live)} is in production or is being promoted: nothing was destroyed. The "
+            "next `pytest-ephemeral promote` retires it. To destroy it now, add --production"
         )
 
 
 def _state(environment: Environment, now: datetime, status: Status | None) -> str:
-    """In a word or two, the worst that can be said of it."""
+    """The state for people: the most serious one that applies."""
     if environment.expires_at is not None and environment.expires_at <= now:
         return "expired"
     if overdue.why(environment, now):
@@ -314,7 +319,7 @@ def _state(environment: Environment, now: datetime, status: Status | None) -> st
 
 
 def _status(environment: Environment) -> Status | None:
-    """How it is; None when its provider is out of reach, which is no reason not to list it."""
+    """Its status; None when the provider can't be reached."""
     try:
         provider: Provider = providers.load(environment.provider)
         return provider.status(environment)
@@ -323,7 +328,7 @@ def _status(environment: Environment) -> Status | None:
 
 
 def _follow(provider: Provider, environment: Environment, mark: str) -> None:
-    """Print what comes, until the environment is gone and its log with it."""
+    """Print new output until the environment is gone."""
     pause = threading.Event()
     with suppress(EnvironmentGoneError):
         while provider.status(environment).state != "gone":

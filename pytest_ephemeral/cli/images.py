@@ -1,4 +1,4 @@
-"""``bake`` and ``images``: making images, and looking after those there are."""
+"""``bake`` and ``images``: bake images and manage the baked ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_ephemeral.cli import progress
-from pytest_ephemeral.cli.arguments import add_group, add_verb, count
-from pytest_ephemeral.cli.output import Output, plural, short, since, size
+from pytest_ephemeral.cli.arguments import add_command, add_group, count
+from pytest_ephemeral.cli.output import Printer, plural, short, since, size
 from pytest_ephemeral.cli.session import open_project
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import NothingMatchedError
@@ -21,69 +21,74 @@ from pytest_ephemeral.models import Image, Signature
 from pytest_ephemeral.tables import Recipe
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.cli.arguments import Verbs
+    from pytest_ephemeral.cli.arguments import Subcommands
     from pytest_ephemeral.project import Project
 
 
-def add_to(verbs: Verbs) -> None:
-    """Add the verb and the noun with its verbs."""
-    baking = add_verb(verbs, "bake", bake, "bake the images that are not baked yet")
+def add_to(commands: Subcommands) -> None:
+    """Add the commands."""
+    baking = add_command(commands, "bake", bake, "bake images that are not baked yet")
     baking.add_argument("images", metavar="IMAGE", nargs="*", help="by default every [images.NAME]")
-    baking.add_argument("--force", action="store_true", help="bake even what is baked already")
+    baking.add_argument("--force", action="store_true", help="bake again what is baked already")
 
-    under = add_group(verbs, "images", "list and look after baked images", do=list_)
-    add_verb(under, "list", list_, "list the images in the catalog")
-    showing = add_verb(under, "show", show, "show what an image was made from")
-    showing.add_argument("image", metavar="IMAGE", help="a name, or the beginning of a key")
+    under = add_group(commands, "images", "manage baked images", do=list_)
+    add_command(under, "list", list_, "list the images in the catalog")
+    showing = add_command(under, "show", show, "show what an image was made from")
+    showing.add_argument("image", metavar="IMAGE", help="an image's name, or the start of its key")
     showing.add_argument(
         "--provenance",
         action="store_true",
-        help="print the in-toto statement of how it was made (SLSA provenance, JSON)",
+        help="print its provenance instead: an in-toto statement (SLSA, JSON)",
     )
-    verifying = add_verb(
+    verifying = add_command(
         under,
         "verify",
         verify,
-        "make sure that an image is what was baked, and who says so",
-        epilog="Statements are signed where $PYTEST_EPHEMERAL_SIGNING_KEY is set while baking.",
+        "check an image's content and provenance against its record",
+        epilog="Provenance is signed when $PYTEST_EPHEMERAL_SIGNING_KEY is set while baking.",
     )
-    verifying.add_argument("image", metavar="IMAGE", help="a name, or the beginning of a key")
+    verifying.add_argument(
+        "image", metavar="IMAGE", help="an image's name, or the start of its key"
+    )
     verifying.add_argument(
         "--key",
         metavar="FILE",
         type=Path,
-        help="the public Ed25519 key (PEM) whose owner must have signed its provenance",
+        help="the public Ed25519 key (PEM) that must have signed its provenance",
     )
-    pruning = add_verb(
+    pruning = add_command(
         under,
         "prune",
         prune,
         "remove old images",
-        epilog="An image that an environment runs from is never removed.",
+        epilog="An image that an environment runs, or that is or was in production, is never "
+        "removed.",
     )
     pruning.add_argument(
         "--keep",
         metavar="N",
         type=count,
         required=True,
-        help="how many images of each name stay, the newest first",
+        help="keep this many images of each name, the newest ones",
     )
-    exporting = add_verb(under, "export", export, "write an image into one file")
-    exporting.add_argument("image", metavar="IMAGE", help="a name, or the beginning of a key")
+    exporting = add_command(under, "export", export, "write an image to a file")
+    exporting.add_argument(
+        "image", metavar="IMAGE", help="an image's name, or the start of its key"
+    )
     exporting.add_argument("file", metavar="FILE", type=Path)
-    importing = add_verb(under, "import", import_, "bring in an image that `export` wrote")
+    importing = add_command(under, "import", import_, "import an image that `export` wrote")
     importing.add_argument("file", metavar="FILE", type=Path)
 
 
-def bake(arguments: argparse.Namespace, output: Output) -> int:
+def bake(arguments: argparse.Namespace, output: Printer) -> int:
     """Bake, and print each image."""
     project = open_project(arguments)
     config = project.config
     names = arguments.images or list(config.images)
     recipes = [config.recipe(name) for name in names]
     if not recipes:
-        raise NothingMatchedError(f"{config.path}: nothing to bake: it has no [images.NAME] table")
-    with progress.shown() as say:
+        raise NothingMatchedError(f"{config.path}: there is no [images.NAME] table to bake")
+    with progress.show() as say:
         images = [_obtain(project, recipe, say, force=arguments.force) for recipe in recipes]
     if output.as_json:
         output.data(images=images)
@@ -93,17 +98,17 @@ def bake(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def list_(arguments: argparse.Namespace, output: Output) -> int:
+def list_(arguments: argparse.Namespace, output: Printer) -> int:
     """List the catalog."""
     project = open_project(arguments)
     catalog = project.images.catalog
     images = catalog.entries()
     for path in catalog.broken:
-        output.say(f"warning: the record {path} of {project.store.url} can't be read: left out")
+        output.say(f"warning: the record {path} in {project.store.url} can't be read: left out")
     if output.as_json:
         output.data(images=images, broken=list(catalog.broken))
     elif not images:
-        output.say("no images are baked yet: pytest-ephemeral bake")
+        output.say("no images are baked yet: run `pytest-ephemeral bake`")
     else:
         output.table(
             ("NAME", "KEY", "PROVIDER", "SIZE", "BAKED", "BY", "TOOK", "ARTIFACT"),
@@ -124,7 +129,7 @@ def list_(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def show(arguments: argparse.Namespace, output: Output) -> int:
+def show(arguments: argparse.Namespace, output: Printer) -> int:
     """Show one image."""
     project = open_project(arguments)
     image = project.images.catalog.get(arguments.image)
@@ -154,8 +159,8 @@ def show(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def verify(arguments: argparse.Namespace, output: Output) -> int:
-    """Hold an image's content and its provenance against its record."""
+def verify(arguments: argparse.Namespace, output: Printer) -> int:
+    """Check an image's content and provenance against its record."""
     images = open_project(arguments).images
     image = images.catalog.get(arguments.image)
     provenance.read(image)
@@ -165,14 +170,14 @@ def verify(arguments: argparse.Namespace, output: Output) -> int:
         output.data(image=image, signed_by=signed_by)
         return 0
     by = f"; signed by {signed_by[:16]}" if signed_by else ""
-    output.line(f"{image.name} {short(image.key)} is what was baked{by}")
+    output.line(f"{image.name} {short(image.key)} matches its record{by}")
     if signed_by is None and _signatures(image):
-        output.say("its signature was not looked at: --key FILE")
+        output.say("its signature was not checked: use --key FILE")
     return 0
 
 
-def prune(arguments: argparse.Namespace, output: Output) -> int:
-    """Remove what is old and not in use."""
+def prune(arguments: argparse.Namespace, output: Printer) -> int:
+    """Remove old images that are not in use."""
     from pytest_ephemeral.promotion import journal
 
     project = open_project(arguments)
@@ -188,8 +193,8 @@ def prune(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def export(arguments: argparse.Namespace, output: Output) -> int:
-    """Write an image into a file."""
+def export(arguments: argparse.Namespace, output: Printer) -> int:
+    """Write an image to a file."""
     images = open_project(arguments).images
     image = images.catalog.get(arguments.image)
     images.export(image, arguments.file)
@@ -200,8 +205,8 @@ def export(arguments: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def import_(arguments: argparse.Namespace, output: Output) -> int:
-    """Bring in an image from a file."""
+def import_(arguments: argparse.Namespace, output: Printer) -> int:
+    """Import an image from a file."""
     image = open_project(arguments).images.import_(arguments.file)
     if output.as_json:
         output.data(image=image)
@@ -215,7 +220,7 @@ def _signatures(image: Image) -> Sequence[Signature]:
 
 
 def _stage(stage: Stage) -> str:
-    """How one run of a stage came out, in a line."""
+    """The outcome of one run of a stage, in a line."""
     counts = ", ".join(f"{count} {outcome}" for outcome, count in stage.tests.items() if count)
     parts = [
         stage.problem or "passed",

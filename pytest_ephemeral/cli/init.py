@@ -1,4 +1,4 @@
-"""``init``: a starter ephemeral.toml for what is found here."""
+"""``init``: write a starter ephemeral.toml for the project in the current folder."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_ephemeral.cli.arguments import add_verb
-from pytest_ephemeral.cli.output import Output
+from pytest_ephemeral.cli.arguments import add_command
+from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.starter import Found, look, starter
 from pytest_ephemeral.config import FILE_NAME, find
 from pytest_ephemeral.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.cli.arguments import Verbs
+    from pytest_ephemeral.cli.arguments import Subcommands
 
 
-def add_to(verbs: Verbs) -> None:
-    """Add the verb."""
-    add_verb(verbs, "init", init, f"write a starter {FILE_NAME} for what is found here")
+def add_to(commands: Subcommands) -> None:
+    """Add the command."""
+    add_command(commands, "init", init, f"write a starter {FILE_NAME} for this project")
 
 
-def init(arguments: argparse.Namespace, output: Output) -> int:
-    """Write it, unless there is one already, and say what to do next."""
+def init(arguments: argparse.Namespace, output: Printer) -> int:
+    """Write it, unless there is one already, and print the next steps."""
     folder = Path.cwd()
     path: Path = arguments.config or folder / FILE_NAME
     configured = find(folder)
     if arguments.config is None and configured is not None and configured.parent == folder:
-        raise ConfigurationError(f"{configured} configures this folder already; it stays as it is")
+        raise ConfigurationError(f"{configured} exists already: left unchanged")
     found = look(folder)
     _write(path, starter(found))
     if output.as_json:
@@ -50,7 +50,7 @@ def _write(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigurationError(f"{path} is there already; it stays as it is") from None
+        raise ConfigurationError(f"{path} exists already: left unchanged") from None
     except OSError as error:
         raise ConfigurationError(f"{path} can't be written: {error.strerror}") from None
 
@@ -60,8 +60,8 @@ def _advice(found: Found) -> Iterator[str]:
         yield f"It installs {script.project} and runs {script.name}. Build the wheel first:"
         yield "  python -m build --wheel"
     if found.container is not None and not Path(".dockerignore").exists():
-        yield "Have a .dockerignore: of whatever is not in it, a change makes another image."
-    yield "Then bring it up, and take it down again:"
+        yield "Write a .dockerignore: changing any file that is not listed triggers a rebuild."
+    yield "Then bring an environment up, and destroy it:"
     yield "  pytest-ephemeral up"
     yield "  pytest-ephemeral down --all"
-    yield "Records and images' content go into .ephemeral/: keep it out of version control."
+    yield "The store is .ephemeral/: keep it out of version control."

@@ -1,4 +1,4 @@
-"""What a verb prints: data on stdout, talk on stderr, colours where someone sees them."""
+"""Printing: data on stdout, progress and messages on stderr, colours on terminals."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ from pytest_ephemeral.models import to_builtins
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Of every object that ``--json`` prints; raised when a reader of the old one would go wrong.
+#: The version of every object that ``--json`` prints; raised by incompatible changes.
 JSON_VERSION: Final = 1
 
-#: Columns enough that nothing is cut or folded.
+#: The width of a table that is not printed on a terminal: a program reads it, so a row is a line.
 _UNLIMITED: Final = 100_000
 
+#: The colour of a cell with one of these words.
+_COLOURS: Final = {
+    **dict.fromkeys(("ready", "kept", "production"), "green"),
+    **dict.fromkeys(("launching", "destroying"), "yellow"),
+    **dict.fromkeys(("exited", "gone", "expired", "owner gone", "unknown"), "red"),
+}
 
-class Output(msgspec.Struct, frozen=True):
-    """Where a verb puts what it has to say.
+
+class Printer(msgspec.Struct, frozen=True):
+    """Prints what a command has to say.
 
     Attributes:
-        as_json: Whether the data is for a program.
+        as_json: Whether data is printed as one JSON object.
     """
 
     as_json: bool
@@ -43,32 +50,35 @@ class Output(msgspec.Struct, frozen=True):
         print(text)
 
     def say(self, text: str) -> None:
-        """Tell whoever is watching."""
+        """Print a message on stderr."""
         print(text, file=sys.stderr, flush=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print rows under headings, a line each.
+        """Print rows under headings: fitted to a terminal's width, elsewhere a line each.
 
-        A narrow terminal wraps them by itself, and what is copied from it is still whole.
+        In a terminal that is too narrow, cells are folded, never cut; the first column is not
+        even folded, because it holds what people copy into the next command.
         """
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for at, column in enumerate(columns):
+            table.add_column(column, overflow="fold", no_wrap=at == 0)
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console(sys.stdout, width=_UNLIMITED).print(table)
+            table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+        console(sys.stdout, width=None if is_terminal(sys.stdout) else _UNLIMITED).print(table)
 
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
-        """Print what is known of one thing, a line each; what is empty is left out."""
+        """Print one thing's properties, a line each; empty ones are left out."""
         known = [(name, value) for name, value in facts if value]
         width = max(len(name) for name, _ in known)
         for name, value in known:
             print(f"{name:<{width}}  {value}")
 
 
-def paints(stream: IO[str]) -> bool:
-    """Whether colours may go to a stream (https://no-color.org, https://force-color.org)."""
+def uses_colour(stream: IO[str]) -> bool:
+    """Whether a stream gets colours (https://no-color.org, https://force-color.org)."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -76,24 +86,24 @@ def paints(stream: IO[str]) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def moves(stream: IO[str]) -> bool:
-    """Whether a line on a stream can be written again."""
+def is_terminal(stream: IO[str]) -> bool:
+    """Whether a stream is a terminal on which lines can be updated."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def console(stream: IO[str], *, width: int | None = None) -> Console:
-    """rich, as this stream can take it.
+    """A rich console with what this stream can show.
 
     Args:
-        stream: Where it prints.
+        stream: Where it prints to.
         width: Columns, instead of the terminal's.
     """
     from rich.console import Console
 
     return Console(
         file=stream,
-        force_terminal=paints(stream),
-        no_color=not paints(stream),
+        force_terminal=uses_colour(stream),
+        no_color=not uses_colour(stream),
         width=width,
         highlight=False,
         markup=False,
@@ -101,7 +111,7 @@ def console(stream: IO[str], *, width: int | None = None) -> Console:
 
 
 def size(count: int) -> str:
-    """Bytes, as people read them."""
+    """A number of bytes for people."""
     amount = float(count)
     for unit in ("B", "KiB", "MiB"):
         if amount < 1024:
@@ -116,7 +126,7 @@ def since(moment: datetime) -> str:
 
 
 def until(moment: datetime | None) -> str:
-    """How far off an expiry is."""
+    """The time until an expiry."""
     if moment is None:
         return "never"
     left = (moment - datetime.now(UTC)).total_seconds()
@@ -124,7 +134,7 @@ def until(moment: datetime | None) -> str:
 
 
 def short(digest: str) -> str:
-    """The first digits of a digest: enough to tell it, and to name it with."""
+    """The start of a digest or key: enough to recognise it, and to name it by."""
     kind, _, digits = digest.partition(":")
     return f"{kind}:{digits[:12]}" if digits else digest
 

@@ -1,4 +1,4 @@
-"""Telling whoever waits what is going on: a line that moves, or one line a phase."""
+"""Progress on stderr: one line that is updated on a terminal, else one line for each phase."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pytest_ephemeral.cli import output
 from pytest_ephemeral.environments.progress import Progress
 
 _WORDS: Final = {
-    "bake": "obtaining its image",
+    "bake": "preparing its image",
     "launch": "launching",
-    "ready": "waiting until it answers",
-    "seen": "waiting until it answers:",
+    "ready": "waiting until it is ready",
+    "seen": "not ready yet:",
     "seed": "seeding",
     "up": "up",
     "destroy": "destroying",
@@ -23,27 +23,27 @@ _WORDS: Final = {
     "warning": "warning:",
 }
 
-#: What is said even when the line that moves is gone again.
+#: What stays on the terminal; all else is only in the line that is updated.
 _LASTING: Final = frozenset({"up", "destroyed", "kept", "warning"})
 
 
 @contextmanager
-def shown() -> Iterator[Callable[[Progress], None]]:
-    """Show progress on stderr for as long as the block runs; gives what to tell it to."""
-    if output.moves(sys.stderr):
-        with _moving() as say:
+def show() -> Iterator[Callable[[Progress], None]]:
+    """Show progress on stderr while the block runs; yields the function to report it to."""
+    if output.is_terminal(sys.stderr):
+        with _animate() as say:
             yield say
     else:
         yield _log
 
 
 def _log(progress: Progress) -> None:
-    if progress.phase != "seen":  # it is for a line that moves
+    if progress.phase != "seen":  # changes too often for lines that stay
         print(_sentence(progress), file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _moving() -> Iterator[Callable[[Progress], None]]:
+def _animate() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -66,7 +66,7 @@ def _moving() -> Iterator[Callable[[Progress], None]]:
 def _sentence(progress: Progress, *, timed: bool = True) -> str:
     if progress.live:
         return f"  {progress.text}"
-    baking = progress.phase == "bake" and progress.text  # it says itself what it is doing
+    baking = progress.phase == "bake" and progress.text  # the text describes the step itself
     words = [f"{progress.subject}:", "" if baking else _WORDS[progress.phase], progress.text]
     if timed and progress.seconds >= 0.005:
         words.append(f"({progress.seconds:.2f} s)")

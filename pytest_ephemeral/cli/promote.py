@@ -1,4 +1,4 @@
-"""``promote``, ``rollback`` and ``history``: where a production name points, did and shall."""
+"""``promote``, ``rollback`` and ``history``: what a production name points to."""
 
 from __future__ import annotations
 
@@ -9,59 +9,60 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from pytest_ephemeral.cli import output as printing
-from pytest_ephemeral.cli.arguments import add_verb
-from pytest_ephemeral.cli.output import Output, short
+from pytest_ephemeral.cli.arguments import add_command
+from pytest_ephemeral.cli.output import Printer, short
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import ConfigurationError, closest
 from pytest_ephemeral.promotion import dns, journal
-from pytest_ephemeral.promotion.steps import Event
-from pytest_ephemeral.promotion.switch import Switch
+from pytest_ephemeral.promotion.promoter import Promoter
+from pytest_ephemeral.promotion.steps import StepEvent
 from pytest_ephemeral.tables import Promotion
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.cli.arguments import Parser, Verbs
+    from pytest_ephemeral.cli.arguments import Parser, Subcommands
     from pytest_ephemeral.project import Project
-    from pytest_ephemeral.promotion.journal import Entry
+    from pytest_ephemeral.promotion.journal import HistoryEntry
 
 _WORDS: Final = {
-    "disarm": "disarming its expiry",
-    "journal": "noting what the name says",
-    "lower-ttl": "shortening what resolvers remember",
+    "disarm": "turning off its expiry",
+    "journal": "current DNS record",
+    "lower-ttl": "lowering the record's TTL",
     "check": "checking it directly",
-    "switch": "moving the name",
+    "switch": "updating the DNS record",
     "propagate": "waiting for the authoritative servers",
     "verify": "checking it through the name",
-    "record": "recording it",
-    "retire": "giving the old one its end",
-    "undo": "taking it back",
-    "restore": "putting the name back",
-    "rearm": "giving it an expiry again",
+    "record": "recording the promotion",
+    "retire": "scheduling the end of the previous one",
+    "undo": "undoing the promotion",
+    "restore": "restoring the DNS record",
+    "rearm": "turning its expiry on again",
 }
 
 
-def add_to(verbs: Verbs) -> None:
-    """Add the verbs."""
-    promoting = add_verb(
-        verbs,
+def add_to(commands: Subcommands) -> None:
+    """Add the commands."""
+    promoting = add_command(
+        commands,
         "promote",
         promote,
-        "make an environment production: check it, move the name, verify it, retire the old one",
-        epilog="Whatever goes wrong, the name is moved back. Killed, run it again.",
+        "make an environment production: check it, update DNS, verify, retire the old one",
+        epilog="If a step fails, the DNS record is restored. After a kill, run the same command "
+        "again:\nit completes the promotion.",
     )
-    promoting.add_argument("id", metavar="ENV", help="its id, or the beginning of it")
+    promoting.add_argument("id", metavar="ENV", help="an environment's id, or a unique prefix")
     promoting.add_argument(
         "--to", metavar="NAME", required=True, help="which [promotion.NAME]: production"
     )
     promoting.add_argument("--dry-run", action="store_true", help="only print the plan")
     _accept(promoting)
-    rolling = add_verb(
-        verbs, "rollback", rollback, "make what was production before it production again"
+    rolling = add_command(
+        commands, "rollback", rollback, "make the previous environment production again"
     )
     rolling.add_argument("name", metavar="NAME", help="which [promotion.NAME]: production")
     _accept(rolling)
-    telling = add_verb(
-        verbs, "history", history, "list what was promoted: who, when, what, by whose approval"
+    telling = add_command(
+        commands, "history", history, "list promotions: when, what, by whom, approved by whom"
     )
     telling.add_argument("name", metavar="NAME", help="which [promotion.NAME]: production")
 
@@ -70,40 +71,40 @@ def _accept(parser: Parser) -> None:
     parser.add_argument(
         "--accept-record",
         action="store_true",
-        help="go on from what the name says, although someone else has changed it",
+        help="continue from the current DNS record, although someone else changed it",
     )
 
 
-def promote(arguments: argparse.Namespace, output: Output) -> int:
-    """Move the name, or say how it would be moved."""
-    with _switch(arguments, arguments.to) as switch:
+def promote(arguments: argparse.Namespace, output: Printer) -> int:
+    """Promote, or print the plan."""
+    with _open_promoter(arguments, arguments.to) as promoter:
         if arguments.dry_run:
-            return _plan(switch, arguments.id, output)
-        entry = switch.promote(arguments.id)
+            return _plan(promoter, arguments.id, output)
+        entry = promoter.promote(arguments.id)
     if entry is None:
         output.say(f"{arguments.id} is {arguments.to} already")
         if output.as_json:
             output.data(promoted=None)
         return 0
-    return _told(entry, output)
+    return _print_entry(entry, output)
 
 
-def rollback(arguments: argparse.Namespace, output: Output) -> int:
-    """Move the name back."""
-    with _switch(arguments, arguments.name) as switch:
-        entry = switch.rollback()
-    return _told(entry, output)
+def rollback(arguments: argparse.Namespace, output: Printer) -> int:
+    """Promote what was production before."""
+    with _open_promoter(arguments, arguments.name) as promoter:
+        entry = promoter.rollback()
+    return _print_entry(entry, output)
 
 
-def history(arguments: argparse.Namespace, output: Output) -> int:
-    """List what is over, newest first."""
+def history(arguments: argparse.Namespace, output: Printer) -> int:
+    """List what has ended, newest first."""
     project = open_project(arguments)
     promotion = _promotion(project, arguments.name)
     entries = journal.history(project.store, promotion.name)
     if output.as_json:
         output.data(history=entries)
     elif not entries:
-        output.say(f"nothing was promoted to {promotion.name} yet")
+        output.say(f"nothing has been promoted to {promotion.name} yet")
     else:
         columns = (
             "WHEN",
@@ -114,13 +115,13 @@ def history(arguments: argparse.Namespace, output: Output) -> int:
             "REVISION",
             "BY",
             "APPROVED BY",
-            "WHY NOT",
+            "FAILURE REASON",
         )
         output.table(columns, map(_row, reversed(entries)))
     return 0
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: HistoryEntry) -> tuple[str, ...]:
     target = entry.target
     return (
         f"{entry.finished_at:%Y-%m-%d %H:%M:%S}",
@@ -135,19 +136,19 @@ def _row(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def _plan(switch: Switch, id: str, output: Output) -> int:
-    steps = switch.plan(id)
+def _plan(promoter: Promoter, id: str, output: Printer) -> int:
+    steps = promoter.plan(id)
     if output.as_json:
         output.data(plan=steps)
     elif not steps:
-        output.say(f"{id} is {switch.promotion.name} already")
+        output.say(f"{id} is {promoter.promotion.name} already")
     else:
         for number, step in enumerate(steps, 1):
             output.line(f"{number}. {step}")
     return 0
 
 
-def _told(entry: Entry, output: Output) -> int:
+def _print_entry(entry: HistoryEntry, output: Printer) -> int:
     if output.as_json:
         output.data(promoted=entry)
     elif entry.outcome == "undone":
@@ -158,12 +159,12 @@ def _told(entry: Entry, output: Output) -> int:
 
 
 @contextmanager
-def _switch(arguments: argparse.Namespace, name: str) -> Iterator[Switch]:
+def _open_promoter(arguments: argparse.Namespace, name: str) -> Iterator[Promoter]:
     project = open_project(arguments)
     promotion = _promotion(project, name)
     backend = dns.load(promotion, project.config.root)
-    with _shown() as tell, lifecycle(project, _warn) as life:
-        yield Switch(
+    with _show_steps() as tell, lifecycle(project, _warn) as life:
+        yield Promoter(
             project,
             promotion,
             backend,
@@ -187,23 +188,23 @@ def _promotion(project: Project, name: str) -> Promotion:
 
 
 @contextmanager
-def _shown() -> Iterator[Callable[[Event], None]]:
+def _show_steps() -> Iterator[Callable[[StepEvent], None]]:
     """Show each step on stderr with its time: those that are done, and the one under way."""
     console = printing.console(sys.stderr)
 
-    def lasting(event: Event) -> None:
+    def lasting(event: StepEvent) -> None:
         seconds = f" ({event.seconds:.2f} s)" if event.seconds >= 0.005 else ""
         console.print(f"{_WORDS[event.step]}: {event.text}{seconds}", soft_wrap=True)
 
-    if not printing.moves(sys.stderr):
+    if not printing.is_terminal(sys.stderr):
         yield lambda event: lasting(event) if event.text else None
         return
     with console.status("") as status:
 
-        def moving(event: Event) -> None:
+        def dns_polling(event: StepEvent) -> None:
             if event.text:
                 lasting(event)
             else:
                 status.update(_WORDS[event.step])
 
-        yield moving
+        yield dns_polling

@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pytest_ephemeral.cli.arguments import add_verb
-from pytest_ephemeral.cli.output import Output
+from pytest_ephemeral.cli.arguments import add_command
+from pytest_ephemeral.cli.output import Printer
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.cli.arguments import Verbs
+    from pytest_ephemeral.cli.arguments import Subcommands
 
 
-def add_to(verbs: Verbs) -> None:
-    """Add the verb."""
-    add_verb(verbs, "schema", schema, "print the JSON Schema of ephemeral.toml")
+def add_to(commands: Subcommands) -> None:
+    """Add the command."""
+    add_command(commands, "schema", schema, "print the JSON Schema of ephemeral.toml")
 
 
-def schema(_: argparse.Namespace, output: Output) -> int:
-    """Print it, with the images and templates of every provider that is installed."""
+def schema(_: argparse.Namespace, output: Printer) -> int:
+    """Print the schema, with the keys of every installed provider."""
     from pytest_ephemeral import providers
+    from pytest_ephemeral.schema import format_schema
     from pytest_ephemeral.schema import schema as made
-    from pytest_ephemeral.schema import written
 
-    output.line(written(made(providers.names())).rstrip())
+    output.line(format_schema(made(providers.names())).rstrip())
     return 0

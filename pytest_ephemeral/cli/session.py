@@ -1,4 +1,4 @@
-"""What a verb acts on: the project found from here, and a lifecycle for this one command."""
+"""What commands act on: the project, and a lifecycle for this one command."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 def open_project(arguments: argparse.Namespace) -> Project:
-    """The project of ``--config``, or of the folder this is run in.
+    """The project of ``--config``, or of the current folder.
 
     Raises:
-        ConfigurationError: There is none, or it is wrong.
+        ConfigurationError: There is no configuration, or it is wrong.
     """
     return Project.open(arguments.config, Path.cwd())
 
 
 @contextmanager
 def lifecycle(project: Project, say: Callable[[Progress], None]) -> Iterator[Lifecycle]:
-    """Something to bring environments up and down with, as one run of its own.
+    """A lifecycle with its publishers, as one run of its own.
 
     Args:
         project: Whose environments.
-        say: Told what is going on.
+        say: Receives progress.
 
     Raises:
-        ConfigurationError: Someone is to be told of them who can't be.
+        ConfigurationError: A publisher's configuration refers to a variable that is not set.
     """
     run = f"cli-{secrets.token_hex(4)}"
     manager = plugin_manager()
@@ -58,7 +58,7 @@ def lifecycle(project: Project, say: Callable[[Progress], None]) -> Iterator[Lif
 
 
 def plugin_manager() -> pluggy.PluginManager:
-    """Whoever listens: what is installed under the entry-point group ``pytest_ephemeral``."""
+    """A plugin manager with the plugins of the entry-point group ``pytest_ephemeral``."""
     import pluggy
 
     from pytest_ephemeral import hookspecs

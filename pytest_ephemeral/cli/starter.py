@@ -100,7 +100,7 @@ class Container(NamedTuple):
     port: int
 
 
-class Build(NamedTuple):
+class ComposeBuild(NamedTuple):
     """What services of a Compose file are built from, as the lines that say so.
 
     Two that say the same are one image.
@@ -110,7 +110,7 @@ class Build(NamedTuple):
 
 
 #: The Dockerfile of the folder itself, all of it.
-_HERE: Final = Build('context = "."')
+_HERE: Final = ComposeBuild('context = "."')
 
 
 class Services(NamedTuple):
@@ -126,7 +126,7 @@ class Services(NamedTuple):
     file: str
     service: str
     port: int
-    builds: Mapping[str, Build]
+    builds: Mapping[str, ComposeBuild]
 
 
 class Found(NamedTuple):
@@ -210,13 +210,13 @@ def find_services(folder: Path) -> Services | None:
     }
     if not services:
         return None
-    published = {name: port for name, one in services.items() if (port := _published(one))}
+    published = {name: port for name, one in services.items() if (port := _first_port(one))}
     main = next(iter(published or services))
     builds = {name: _build(one["build"]) for name, one in services.items() if "build" in one}
     return Services(file.name, main, published.get(main, 8080), builds)
 
 
-def _published(service: Mapping[str, Any]) -> int | None:
+def _first_port(service: Mapping[str, Any]) -> int | None:
     """The first port inside a service's container that it publishes or exposes."""
     for port in [*(service.get("ports") or ()), *(service.get("expose") or ())]:
         text = str(port.get("target", "") if isinstance(port, dict) else port)
@@ -226,7 +226,7 @@ def _published(service: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _build(build: Any) -> Build:
+def _build(build: Any) -> ComposeBuild:
     """What a service is built from, in the keys of a recipe."""
     table = build if isinstance(build, dict) else {"context": build}
     lines = [f"context = {json.dumps(str(Path(str(table.get('context', '.')))))}"]
@@ -238,7 +238,7 @@ def _build(build: Any) -> Build:
         given = args.items() if isinstance(args, dict) else [str(one).split("=", 1) for one in args]
         texts = [f"{json.dumps(str(name))} = {json.dumps(str(value))}" for name, value in given]
         lines.append(f"build-args = {{ {', '.join(texts)} }}")
-    return Build("\n".join(lines))
+    return ComposeBuild("\n".join(lines))
 
 
 def starter(found: Found) -> str:
@@ -246,7 +246,7 @@ def starter(found: Found) -> str:
     parts = [_HEAD]
     if found.script is not None:
         parts.append(_application(found.script))
-    images: dict[Build, str] = {}
+    images: dict[ComposeBuild, str] = {}
     if found.container is not None:
         image = f"{_name(found.container.name)[:38]}-container"
         images[_HERE] = image
@@ -254,11 +254,13 @@ def starter(found: Found) -> str:
         parts.append(_CONTAINER.format(image=image, template=name, port=found.container.port))
     if found.services is not None:
         name = "staging-compose" if len(parts) > 1 else "staging"
-        parts += _composed(found.services, name, images)
+        parts += _compose_tables(found.services, name, images)
     return "".join(parts) if len(parts) > 1 else _HEAD + _EXAMPLE
 
 
-def _composed(services: Services, template: str, images: dict[Build, str]) -> Iterator[str]:
+def _compose_tables(
+    services: Services, template: str, images: dict[ComposeBuild, str]
+) -> Iterator[str]:
     """The images that services are built into, each once, and the template."""
     for service, build in services.builds.items():
         if build not in images:

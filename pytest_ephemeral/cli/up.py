@@ -6,43 +6,46 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pytest_ephemeral.cli import progress
-from pytest_ephemeral.cli.arguments import add_verb, duration
-from pytest_ephemeral.cli.output import Output
+from pytest_ephemeral.cli.arguments import add_command, duration
+from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.session import lifecycle, open_project
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.cli.arguments import Verbs
+    from pytest_ephemeral.cli.arguments import Subcommands
 
 
-def add_to(verbs: Verbs) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        verbs,
+def add_to(commands: Subcommands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
         "up",
         up,
         "bring up an environment and print its URL",
-        epilog="It stays up until `pytest-ephemeral down`, or until its time is over.",
+        epilog="It stays up until `pytest-ephemeral down`, or until it expires.",
     )
     parser.add_argument(
         "template",
         metavar="TEMPLATE",
         nargs="?",
-        help="by default default-template, or the only one",
+        help="by default the configuration's default-template, or the only template",
     )
     parser.add_argument(
-        "--ttl", metavar="TIME", type=duration, help="how long it may live, instead of its ttl: 2h"
+        "--ttl",
+        metavar="TIME",
+        type=duration,
+        help="when it expires, instead of its template's ttl: 2h",
     )
 
 
-def up(arguments: argparse.Namespace, output: Output) -> int:
-    """Bring one up, keep it, and print where it is.
+def up(arguments: argparse.Namespace, output: Printer) -> int:
+    """Bring up an environment, keep it, and print its URL.
 
-    Interrupted at any moment before it is kept, nothing of it is left: either it is destroyed
-    here, or its guard does so as soon as this process is gone.
+    When this is interrupted before the environment is kept, the environment is destroyed: here,
+    or, if this process is gone, by its guard.
     """
     project = open_project(arguments)
     template = project.config.template(arguments.template)
-    with progress.shown() as say, lifecycle(project, say) as life:
+    with progress.show() as say, lifecycle(project, say) as life:
         timed = life.bring_up(template, ttl=arguments.ttl)
         try:
             environment = life.keep(timed.environment)

@@ -20,7 +20,7 @@ import msgspec
 
 from pytest_ephemeral import interpolation, labels, machine, providers
 from pytest_ephemeral.durations import Duration
-from pytest_ephemeral.environments import readiness, watchdog
+from pytest_ephemeral.environments import expiry, readiness, watchdog
 from pytest_ephemeral.environments.ledger import register
 from pytest_ephemeral.environments.progress import Clock, Progress
 from pytest_ephemeral.environments.removal import remove
@@ -308,14 +308,11 @@ class Lifecycle(msgspec.Struct):
 
     def extend(self, environment: Environment, expires_at: datetime) -> Environment:
         """Move an environment's expiry, on all that it is made of and in its record."""
-        providers.load(environment.provider).extend(environment, expires_at)
-        return self._changed(environment, expires_at=expires_at)
+        return expiry.extend(self.project.ledger, environment, expires_at)
 
     def keep(self, environment: Environment) -> Environment:
         """Let an environment outlive this run; its expiry holds."""
-        self.project.ledger.change(environment.id, kept=True)
-        providers.load(environment.provider).keep(environment)
-        kept = msgspec.structs.replace(environment, kept=True)
+        kept = expiry.keep(self.project.ledger, environment)
         self.say(Progress(environment.id, "kept", environment.url))
         self._emit("environment_stopped", environment=kept, outcome="kept")
         return kept
@@ -386,10 +383,6 @@ class Lifecycle(msgspec.Struct):
             recorded = pool.submit(self._record, environment, *names)
             yield
             recorded.result()
-
-    def _changed(self, environment: Environment, **changes: Any) -> Environment:
-        self.project.ledger.change(environment.id, **changes)
-        return msgspec.structs.replace(environment, **changes)
 
     def _emit(self, event: str, **arguments: Any) -> None:
         """Tell the hooks, one event at a time. A listener that fails spoils nothing."""

@@ -1,1 +1,1 @@
-"""From a person's yes to production: approvals, and names moved by compare-and-swap."""
+"""From approval to production: approvals, and DNS records changed by compare-and-swap."""

@@ -1,7 +1,7 @@
-"""A person's yes or no to one environment, made with its link in hand.
+"""Manual approval: a person's decision on one environment, made with its link in hand.
 
 One record each, ``approvals/ID.json`` in the store: created once, decided once, by
-compare-and-swap. A decision on another machine that sees the store is as good as one on this.
+compare-and-swap. Any machine that sees the store can request and decide.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 
 from pytest_ephemeral import machine, providers
 from pytest_ephemeral.durations import Duration
+from pytest_ephemeral.environments import expiry
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import (
     ConfigurationError,
@@ -30,31 +31,31 @@ from pytest_ephemeral.errors import (
     closest,
 )
 from pytest_ephemeral.models import Environment, ImageReference, Model, decode, encode
-from pytest_ephemeral.promotion import protection
 from pytest_ephemeral.store import Store
 
 FOLDER: Final = "approvals/"
 
-#: How long a request holds an environment when nobody waits for the answer.
+#: How long a request is open when nobody waits for the decision.
 DEFAULT_WAIT: Final = Duration(24 * 3600)
-#: The upper bound: no request holds an environment longer than this after it was first made.
+#: The upper bound: no request is open longer than this after it was first made.
 LONGEST_WAIT: Final = Duration(7 * 24 * 3600)
-#: How long an environment stays after the last moment of a yes, so that it can be promoted.
+#: How long an environment stays up after its request's deadline, so that it can be promoted.
 AFTER_YES: Final = timedelta(minutes=30)
 
-#: Seconds between two looks at a request.
+#: Seconds between two reads of a request.
 POLL: Final = 0.5
 
 Decision: TypeAlias = Literal["approved", "rejected", "timed out"]
 
 
 class Approval(Model, frozen=True, kw_only=True):
-    """A request, and what became of it.
+    """A request for approval, and its decision.
 
     Attributes:
-        environment: Its id.
-        deadline: From then on it counts as a no.
-        expires_at: When the environment would have expired if nobody had asked.
+        environment: The environment's id.
+        deadline: From then on, no response counts as a rejection.
+        expires_at: The environment's expiry before the request moved it.
+        decided_by: The name that was given; nobody checks it.
     """
 
     environment: str
@@ -74,16 +75,17 @@ class Approval(Model, frozen=True, kw_only=True):
         if self.state == "pending":
             return f"waits for a decision until {self.deadline:%Y-%m-%d %H:%M:%S} UTC"
         if self.state == "timed out":
-            return f"nobody decided until {self.deadline:%Y-%m-%d %H:%M:%S} UTC, which means no"
+            deadline = f"{self.deadline:%Y-%m-%d %H:%M:%S} UTC"
+            return f"rejected: nobody responded before {deadline}"
         said = f": {self.comment}" if self.comment else ""
         return f"{self.state} by {self.decided_by} at {self.decided_at:%Y-%m-%d %H:%M:%S} UTC{said}"
 
     def check(self) -> None:
-        """Raise unless it is a yes.
+        """Raise unless it is approved.
 
         Raises:
-            RejectedError: It is a no.
-            UnansweredError: Nobody said anything.
+            RejectedError: It was rejected.
+            UnansweredError: Nobody responded in time.
         """
         if self.state == "rejected":
             raise RejectedError(f"{self.environment}: {self}")
@@ -98,10 +100,10 @@ class Approvals:
         self._store = store
 
     def get(self, id: str) -> Approval:
-        """The approval of the environment of that id, or of the only one whose id begins so.
+        """The approval of one environment, by its id or a unique prefix of it.
 
         Raises:
-            NothingMatchedError: Nobody has asked for one; names the closest.
+            NothingMatchedError: None was requested; names the closest.
         """
         if found := self.find(id):
             return found
@@ -111,15 +113,15 @@ class Approvals:
             return matching[0]
         if matching:
             names = ", ".join(one.environment for one in matching)
-            raise NothingMatchedError(f"{id!r} is the beginning of more than one: {names}")
+            raise NothingMatchedError(f"{id!r} is ambiguous: {names}")
         known = closest(id, [one.environment for one in entries])
         raise NothingMatchedError(
-            f"nobody has asked for an approval of {id!r}: `pytest-ephemeral approval request "
-            f"{id}` does.{known}"
+            f"no approval of {id!r} was requested: run `pytest-ephemeral approval request "
+            f"{id}`.{known}"
         )
 
     def entries(self) -> list[Approval]:
-        """All of them, oldest first; a broken record is none."""
+        """All of them, oldest first; broken records are skipped."""
         found = []
         for _, data in self._store.records(FOLDER):
             with suppress(msgspec.MsgspecError):
@@ -127,11 +129,11 @@ class Approvals:
         return sorted(found, key=lambda one: one.requested_at)
 
     def request(self, environment: Environment, *, deadline: datetime, now: datetime) -> Approval:
-        """Ask, or ask again for what is still pending; a decision that was made stands.
+        """Request approval, or move the deadline of a pending request. A decision stands.
 
         Args:
             environment: What is to be decided on.
-            deadline: From then on, no answer is a no.
+            deadline: From then on, no response counts as a rejection.
             now: In UTC.
         """
         owner = machine.this_owner("")
@@ -152,7 +154,7 @@ class Approvals:
         return asked
 
     def find(self, id: str) -> Approval | None:
-        """The approval of exactly that environment, if anybody has asked for one."""
+        """The approval of exactly that environment, if one was requested."""
         try:
             return decode(self._store.read(_path(id)).data, Approval)
         except (RecordMissingError, msgspec.MsgspecError):
@@ -161,22 +163,22 @@ class Approvals:
     def decide(
         self, id: str, decision: Decision, *, by: str, comment: str = "", now: datetime
     ) -> Approval:
-        """Decide. Of many who do so at once, one does.
+        """Record a decision. Of several at once, the first one stands.
 
         Args:
-            id: The environment's, or the beginning of it.
-            decision: What.
-            by: Who.
+            id: The environment's id, or a unique prefix of it.
+            decision: The decision.
+            by: Who decides. Nobody checks this name.
             comment: Why.
             now: In UTC.
 
         Returns:
-            The decision that stands, which is the same one.
+            The approval, decided.
 
         Raises:
-            DecidedError: Another one was made before.
-            UnansweredError: Its time was over.
-            NothingMatchedError: Nobody has asked.
+            DecidedError: It was decided otherwise before.
+            UnansweredError: The deadline has passed.
+            NothingMatchedError: No approval was requested.
         """
         found = self.get(id)
         if decision != "timed out" and found.state == "pending" and now >= found.deadline:
@@ -187,11 +189,11 @@ class Approvals:
         if found.state == "timed out":
             raise UnansweredError(f"{found.environment}: {found}")
         if found.state != decision:
-            raise DecidedError(f"{found.environment} was {found}. One decision stands")
+            raise DecidedError(f"{found.environment} was {found}. A decision can't be changed")
         return found
 
     def _change(self, id: str, **changes: object) -> Approval:
-        """Change a request that is still pending; returns what it is then."""
+        """Change a request that is still pending; returns it as it is afterwards."""
         while True:
             data, version = self._store.read(_path(id))
             found = decode(data, Approval)
@@ -212,31 +214,31 @@ def ask(
     wait: Duration,
     publish: Callable[[Environment, str], None],
 ) -> Approval:
-    """Ask for a decision: record it, hold the environment meanwhile, and tell who should know.
+    """Request approval: hold the environment, record the request, publish the link.
 
     Args:
-        ledger: The environment's.
+        ledger: Where the environment is recorded.
         environment: What is to be decided on.
-        wait: How long to wait; no answer means no.
-        publish: Told the environment and its link.
+        wait: How long the request is open; no response counts as a rejection.
+        publish: Receives the environment and its URL.
 
     Raises:
-        ConfigurationError: Longer than ``LONGEST_WAIT``.
+        ConfigurationError: ``wait`` is longer than ``LONGEST_WAIT``.
         EphemeralError: The environment is gone, or on another machine.
     """
     if wait > LONGEST_WAIT:
-        raise ConfigurationError(f"an approval can be waited for {LONGEST_WAIT} at most")
+        raise ConfigurationError(f"an approval request can be open for {LONGEST_WAIT} at most")
     status = providers.load(environment.provider).status(environment)
     if status.state != "running":
-        raise NothingMatchedError(f"{environment.id} does not run: {status.detail}")
+        raise NothingMatchedError(f"{environment.id} is not running: {status.detail}")
     approvals, now = Approvals(ledger.store), datetime.now(UTC)
     deadline = now + timedelta(seconds=wait)
     if known := approvals.find(environment.id):
         if known.state != "pending":
             return known
         deadline = min(deadline, known.requested_at + timedelta(seconds=LONGEST_WAIT))
-    # Held first: nobody shall find a request for what may go with its owner at any moment.
-    protection.hold(ledger, environment, deadline + AFTER_YES)
+    # Held first: a request for an environment that may end with its owner would be useless.
+    expiry.hold(ledger, environment, deadline + AFTER_YES)
     approval = approvals.request(environment, deadline=deadline, now=now)
     publish(environment, environment.url)
     return approval
@@ -249,29 +251,27 @@ def await_decision(
     pause: Callable[[float], object] = time.sleep,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Approval:
-    """Wait until somebody decides, or the time is over. Safe to be killed, and to be done again.
+    """Wait for the decision or the deadline. It can be killed and run again at any time.
 
-    After a no, the environment gets back the expiry it had.
+    After a rejection, the environment gets back the expiry it had.
 
     Args:
-        ledger: The environment's.
+        ledger: Where the environment is recorded.
         approval: A request.
         pause: Waits that many seconds.
         now: In UTC.
     """
     while approval.state == "pending":
-        approval = _looked_at(ledger, approval, now())
+        approval = _refresh_request(ledger, approval, now())
         if approval.state == "pending":
             pause(POLL)
     if approval.state != "approved" and approval.expires_at is not None:
-        protection.let_expire(
-            ledger, approval.environment, protection.afterwards(approval.expires_at)
-        )
+        expiry.rearm(ledger, approval.environment, expiry.earliest_end(approval.expires_at))
     return approval
 
 
-def _looked_at(ledger: Ledger, approval: Approval, now: datetime) -> Approval:
-    """A request as it is now, decided if nobody else can any more."""
+def _refresh_request(ledger: Ledger, approval: Approval, now: datetime) -> Approval:
+    """The request as it is now, decided here if nobody else can decide it any more."""
     approvals = Approvals(ledger.store)
     try:
         found = approvals.get(approval.environment)
@@ -279,21 +279,21 @@ def _looked_at(ledger: Ledger, approval: Approval, now: datetime) -> Approval:
             return found
         if now >= found.deadline:
             return approvals.decide(found.environment, "timed out", by="", now=now)
-        if died := _died(ledger, found.environment):
+        if died := _death_reason(ledger, found.environment):
             return approvals.decide(
                 found.environment, "rejected", by="pytest-ephemeral", comment=died, now=now
             )
     except (DecidedError, UnansweredError):
         return approvals.get(approval.environment)
     except StoreError:
-        if now >= approval.deadline:  # until then, a store that is away may come back
+        if now >= approval.deadline:  # until then, the store may become reachable again
             raise
         return approval
     return found
 
 
-def _died(ledger: Ledger, id: str) -> str:
-    """Why there is nothing to decide on any more."""
+def _death_reason(ledger: Ledger, id: str) -> str:
+    """Why there is nothing left to decide on; empty while it runs."""
     try:
         environment = ledger.get(id)
     except NothingMatchedError:

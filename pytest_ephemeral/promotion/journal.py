@@ -1,8 +1,8 @@
-"""What is production, what was, and how far the promotion under way has come.
+"""The journal of a production name: what is in production, what was, and the running promotion.
 
-One record a promotion, ``promotions/NAME/current.json``, changed by compare-and-swap only: so of
-two promotions at once one wins, and a process that was taken for dead stops at its next step.
-Every step is written down before it is done. What is over goes to ``promotions/NAME/history/``.
+One record, ``promotions/NAME/current.json``, changed by compare-and-swap only: of two promotions
+at once one wins, and a process that was replaced while it hung stops at its next step. Every step
+is recorded before it is done. What has ended goes to ``promotions/NAME/history/``.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from pytest_ephemeral.errors import (
     SupersededError,
 )
 from pytest_ephemeral.models import ImageReference, Model, Owner, decode, encode
-from pytest_ephemeral.promotion.dns import Record
+from pytest_ephemeral.promotion.dns import DnsRecord
 from pytest_ephemeral.store import Store
 
 FOLDER: Final = "promotions/"
 
-#: Seconds between two signs of life that whoever promotes gives.
+#: Seconds between two heartbeats of a running promotion.
 BEAT: Final = 5.0
-#: Seconds without one after which a process of another machine is taken for dead. They are
-#: measured by the watcher's own clock: what the other machine's says does not matter.
+#: Seconds without a heartbeat after which a process on another machine counts as dead, measured
+#: by the clock of the process that waits.
 SILENCE: Final = 30.0
 
 
-class Deployed(Model, frozen=True, kw_only=True):
-    """What a production name points to, did, or shall.
+class Deployment(Model, frozen=True, kw_only=True):
+    """A past, present or future target of a production name.
 
     Attributes:
-        environment: Its id; empty for what the name pointed to before there was a promotion.
+        environment: Its id; empty for the target before the first promotion.
         artifact: The artifact its image was baked from, for people: ``shop@1.4.2``.
-        revision: What version control says it was built from, where that is known.
-        records: What the name says.
+        revision: The commit it was built from, if known.
+        records: The DNS records that point to it.
         by: Who promoted it, as ``user@host``.
-        at: When.
-        approved_by: Who said yes.
-        comment: What they said.
-        stages: The stages that were required, each with the run that passed it.
+        at: When it was promoted.
+        approved_by: Who approved it; nobody checks this name.
+        comment: The approver's comment.
+        stages: The required stages, each with the run that passed it.
         until: When it ends, once it has been replaced.
     """
 
@@ -59,7 +59,7 @@ class Deployed(Model, frozen=True, kw_only=True):
     url: str = ""
     artifact: str = ""
     revision: str = ""
-    records: list[Record] = msgspec.field(default_factory=list)
+    records: list[DnsRecord] = msgspec.field(default_factory=list)
     by: str = ""
     at: datetime
     approved_by: str = ""
@@ -68,11 +68,11 @@ class Deployed(Model, frozen=True, kw_only=True):
     until: datetime | None = None
 
     def __str__(self) -> str:
-        return self.environment or "what the name pointed to before"
+        return self.environment or "the target before the first promotion"
 
 
-class Done(Model, frozen=True, kw_only=True):
-    """A step that was done, and how long it took in seconds."""
+class CompletedStep(Model, frozen=True, kw_only=True):
+    """A completed step, and how many seconds it took."""
 
     step: str
     detail: str
@@ -80,37 +80,37 @@ class Done(Model, frozen=True, kw_only=True):
     at: datetime
 
 
-class Run(Model, frozen=True, kw_only=True):
-    """A promotion, or a rollback, under way.
+class PromotionRun(Model, frozen=True, kw_only=True):
+    """A running promotion or rollback.
 
     Attributes:
-        owner: The process that carries it out.
-        beat: Changes as long as that lives.
-        target: What the name shall point to.
-        expires_at: When the target would have expired.
-        steps: Those that are done.
-        doing: The one that has been begun.
-        old: What the name said before; None until it is known.
-        lowered: The same with a shorter time to live, if that was needed.
-        failed: Why everything is being taken back.
+        owner: The process that does it.
+        heartbeat: Counts its heartbeats.
+        target: What the name is to point to.
+        expires_at: The target's expiry before the promotion turned it off.
+        steps: The completed steps.
+        doing: The step that has begun.
+        old: The records before it; None until they are read.
+        lowered: The same with a lower TTL, if that was needed.
+        failed: Why it is being undone.
     """
 
     id: str
     kind: Literal["promote", "rollback"]
     owner: Owner
-    beat: int = 0
+    heartbeat: int = 0
     started_at: datetime
-    target: Deployed
+    target: Deployment
     expires_at: datetime | None = None
-    steps: list[Done] = msgspec.field(default_factory=list)
+    steps: list[CompletedStep] = msgspec.field(default_factory=list)
     doing: str = ""
-    old: list[Record] | None = None
-    lowered: list[Record] | None = None
+    old: list[DnsRecord] | None = None
+    lowered: list[DnsRecord] | None = None
     change: str = ""
     failed: str = ""
 
     def has_done(self, step: str) -> bool:
-        """Whether a step is done."""
+        """Whether a step is completed."""
         return any(one.step == step for one in self.steps)
 
 
@@ -118,21 +118,21 @@ class Head(Model, frozen=True, kw_only=True):
     """The state of one production name.
 
     Attributes:
-        current: What is production.
-        previous: What was, before it.
-        run: What is under way.
+        current: What is in production.
+        previous: What was in production before it.
+        run: The running promotion or rollback.
     """
 
-    current: Deployed | None = None
-    previous: Deployed | None = None
-    run: Run | None = None
+    current: Deployment | None = None
+    previous: Deployment | None = None
+    run: PromotionRun | None = None
 
 
-class Entry(Model, frozen=True, kw_only=True):
-    """A promotion or a rollback that is over.
+class HistoryEntry(Model, frozen=True, kw_only=True):
+    """A promotion or rollback that has ended.
 
     Attributes:
-        outcome: ``done``; ``undone``: it failed, and the name points where it did before.
+        outcome: ``done``, or ``undone``: it failed, and the name points where it did before.
         reason: Why it failed.
     """
 
@@ -140,12 +140,12 @@ class Entry(Model, frozen=True, kw_only=True):
     kind: Literal["promote", "rollback"]
     outcome: Literal["done", "undone"]
     reason: str = ""
-    target: Deployed
-    before: Deployed | None
+    target: Deployment
+    before: Deployment | None
     by: str
     started_at: datetime
     finished_at: datetime
-    steps: list[Done]
+    steps: list[CompletedStep]
 
 
 class Journal:
@@ -160,14 +160,14 @@ class Journal:
         self.refresh()
 
     @property
-    def run(self) -> Run:
-        """What this process carries out."""
+    def run(self) -> PromotionRun:
+        """What this process does."""
         if self.head.run is None:
-            raise PromotionError(f"nothing is under way for {self.name}")
+            raise PromotionError(f"no promotion to {self.name} is running")
         return self.head.run
 
     def refresh(self) -> None:
-        """Look at what the store has now.
+        """Read the record again.
 
         Raises:
             StoreError: It can't be read, or the record is broken.
@@ -180,11 +180,11 @@ class Journal:
         except msgspec.MsgspecError as error:
             raise StoreError(f"{self._path} in {self._store.url} is broken: {error}") from error
 
-    def begin(self, run: Run) -> None:
-        """Become the one who promotes.
+    def begin(self, run: PromotionRun) -> None:
+        """Become the process that promotes.
 
         Raises:
-            PromotionError: Somebody else is; says who.
+            PromotionError: Another process is promoting; names it.
         """
         try:
             self._write(msgspec.structs.replace(self.head, run=run))
@@ -193,16 +193,16 @@ class Journal:
             raise self.busy() from None
 
     def take_over(self, *, pause: Callable[[float], object] = time.sleep) -> None:
-        """Go on with what a process that is dead has left.
+        """Continue the run of a process that is dead.
 
         Args:
             pause: Waits that many seconds.
 
         Raises:
-            PromotionError: It is alive.
+            PromotionError: That process is alive.
         """
         alive = machine.is_alive(self.run.owner)
-        if alive or (alive is None and self._stirs(pause)):
+        if alive or (alive is None and self._shows_heartbeat(pause)):
             raise self.busy()
         try:
             self.note(owner=machine.this_owner(self.run.id))
@@ -211,18 +211,19 @@ class Journal:
             raise self.busy() from None
 
     def busy(self) -> PromotionError:
-        """The error for one who comes second."""
+        """The error for whoever comes second."""
         if self.head.run is None:
-            return PromotionError(f"{self.name} was just changed by someone else: look again")
+            return PromotionError(f"{self.name} was just changed by another process: try again")
         run = self.head.run
-        verb = "promoting" if run.kind == "promote" else "rolling back to"
+        action = "promoting" if run.kind == "promote" else "rolling back to"
+        step = f" (step {run.doing})" if run.doing else ""
         return PromotionError(
-            f"{run.owner} is {verb} {run.target} since {run.started_at:%H:%M:%S} UTC"
-            f"{f' ({run.doing})' if run.doing else ''}: wait until that is over"
+            f"{run.owner} has been {action} {run.target} since {run.started_at:%H:%M:%S} UTC"
+            f"{step}: wait until that has ended"
         )
 
-    def _stirs(self, pause: Callable[[float], object]) -> bool:
-        """Whether somebody on another machine gives a sign of life within the time for it."""
+    def _shows_heartbeat(self, pause: Callable[[float], object]) -> bool:
+        """Whether a process on another machine sends a heartbeat within the time for it."""
         for _ in range(int(SILENCE / BEAT) + 1):
             before = self._version
             pause(BEAT)
@@ -231,16 +232,16 @@ class Journal:
                 return True
         return False
 
-    def beat(self) -> None:
-        """Give a sign of life, and learn whether this is still ours to carry out.
+    def heartbeat(self) -> None:
+        """Send a heartbeat.
 
         Raises:
-            SupersededError: It is not.
+            SupersededError: Another process has taken over.
         """
-        self.note(beat=self.run.beat + 1)
+        self.note(heartbeat=self.run.heartbeat + 1)
 
     def note(self, *, head: dict[str, Any] | None = None, **changes: Any) -> None:
-        """Write down what has become of the run, and of the head with it, in one act.
+        """Record changes of the run, and of the head with it, in one write.
 
         Raises:
             SupersededError: Another process has taken over.
@@ -249,10 +250,10 @@ class Journal:
         run = msgspec.structs.replace(self.run, **changes)
         self._write(msgspec.structs.replace(self.head, run=run, **(head or {})))
 
-    def close(self, outcome: Literal["done", "undone"], before: Deployed | None) -> Entry:
-        """Put what is over into the history, and make way for the next."""
+    def close(self, outcome: Literal["done", "undone"], before: Deployment | None) -> HistoryEntry:
+        """Move the run to the history, so that the next one can begin."""
         run = self.run
-        entry = Entry(
+        entry = HistoryEntry(
             id=run.id,
             kind=run.kind,
             outcome=outcome,
@@ -268,7 +269,7 @@ class Journal:
         try:
             self._store.create(path, encode(entry))
         except RecordExistsError:  # one who was killed right afterwards
-            entry = decode(self._store.read(path).data, Entry)
+            entry = decode(self._store.read(path).data, HistoryEntry)
         self._write(msgspec.structs.replace(self.head, run=None))
         return entry
 
@@ -281,25 +282,25 @@ class Journal:
                 self._version = self._store.replace(self._path, data, self._version)
         except (RecordConflictError, RecordExistsError) as error:
             raise SupersededError(
-                f"{self.name} was taken over by another process: this one stops"
+                f"another process has taken over {self.name}: this one stops"
             ) from error
         self.head = head
 
 
-def history(store: Store, name: str) -> list[Entry]:
-    """All that was done to one production name, oldest first; a broken record is left out."""
+def history(store: Store, name: str) -> list[HistoryEntry]:
+    """The history of one production name, oldest first; broken records are skipped."""
     found = []
     for _, data in store.records(f"{FOLDER}{name}/history/"):
         with suppress(msgspec.MsgspecError):
-            found.append(decode(data, Entry))
+            found.append(decode(data, HistoryEntry))
     return sorted(found, key=lambda entry: entry.started_at)
 
 
 def images(store: Store) -> set[str]:
-    """The keys of all images that a production name points to, pointed to, or shall.
+    """The keys of all images that are, were, or are about to be in production.
 
     Raises:
-        StoreError: A record is broken, so that it can't be told which images are to stay.
+        StoreError: A record is broken, so that it is unknown which images must stay.
     """
     found: set[str] = set()
     for path, data in store.records(FOLDER):
@@ -313,10 +314,10 @@ def images(store: Store) -> set[str]:
     return found
 
 
-def _places(data: bytes, *, is_head: bool) -> list[Deployed | None]:
-    """What one record says that a name points to, pointed to, or shall."""
+def _places(data: bytes, *, is_head: bool) -> list[Deployment | None]:
+    """All targets in one record."""
     if not is_head:
-        entry = decode(data, Entry)
+        entry = decode(data, HistoryEntry)
         return [entry.target, entry.before]
     head = decode(data, Head)
     return [head.current, head.previous, None if head.run is None else head.run.target]

@@ -1,4 +1,4 @@
-"""Whether what is to be production answers: directly, and through the production name."""
+"""The probes of a promotion: at the environment's own address, and through the production name."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 def direct(promotion: Promotion, environment: Environment) -> list[Probe]:
-    """What must succeed at the environment's own address."""
+    """The probes of the environment's own address."""
     return _probes(promotion, environment, _verify(promotion), {})
 
 
 def through_name(
     promotion: Promotion, environment: Environment, addresses: Sequence[str]
 ) -> list[Probe]:
-    """What must succeed for clients that ask for the production name.
+    """The probes of what clients of the production name get.
 
     Args:
         promotion: Its name, and how it is verified.
-        environment: What should answer.
-        addresses: Where the name leads, or will: this machine's own resolver is not asked,
-            because it may remember for a while where the name pointed before.
+        environment: What should respond.
+        addresses: What the name resolves to, or will: this machine's resolver is not used,
+            because it may still have the previous record in its cache.
     """
     verify = _verify(promotion)
-    # What is looked at from inside has been looked at already, and no name leads to it.
+    # Probes from inside have run already, and no name leads to them.
     outside = msgspec.structs.replace(verify, log=None, command=None)
     if outside.http is None:
         outside = msgspec.structs.replace(outside, tcp=True)
@@ -49,12 +49,12 @@ def through_name(
         host = {"Host": _authority(promotion, environment, verify)}
         for probe in _probes(promotion, there, outside, host):
             secure = isinstance(probe, HttpProbe) and probe.endpoint.scheme == "https"
-            probes.append(_named(probe, promotion.record) if secure else probe)
+            probes.append(_probe_under_name(probe, promotion.record) if secure else probe)
     return probes
 
 
 class TlsProbe(HttpProbe, msgspec.Struct, frozen=True):
-    """A path that answers at an address under another name, whose certificate must hold there."""
+    """An HTTPS probe of an address under another name, which its certificate must be valid for."""
 
     name: str
 
@@ -74,7 +74,7 @@ class TlsProbe(HttpProbe, msgspec.Struct, frozen=True):
         return There(self.name, self.endpoint.port, timeout=seconds, context=context)
 
 
-def _named(probe: Probe, name: str) -> TlsProbe:
+def _probe_under_name(probe: Probe, name: str) -> TlsProbe:
     assert isinstance(probe, HttpProbe)
     return TlsProbe(probe.endpoint, probe.path, probe.accepted, probe.headers, name)
 
@@ -84,7 +84,7 @@ def _verify(promotion: Promotion) -> Ready:
 
 
 def _authority(promotion: Promotion, environment: Environment, verify: Ready) -> str:
-    """The name as an HTTP client says it."""
+    """The name as in an HTTP client's Host header."""
     endpoint = endpoint_of(environment, verify.port)
     default = {"http": 80, "https": 443}.get(endpoint.scheme)
     return promotion.record + ("" if endpoint.port == default else f":{endpoint.port}")

@@ -1,4 +1,4 @@
-"""What an image must have passed before it may become production, and what says that it has."""
+"""What an image must have passed before it can be promoted, and the evidence for it."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from pytest_ephemeral.tables import Promotion
 APPROVAL: Final = "approval"
 
 
-class Evidence(Model, frozen=True, kw_only=True):
-    """What was required, and is there."""
+class RequirementEvidence(Model, frozen=True, kw_only=True):
+    """The evidence that all requirements are met."""
 
     stages: dict[str, Stage] = msgspec.field(default_factory=dict)
     approval: Approval | None = None
 
     @property
     def revision(self) -> str:
-        """What version control said when the last of the stages ran."""
+        """The commit that the last of the stages tested."""
         latest = max(self.stages.values(), key=lambda stage: stage.finished_at, default=None)
         return latest.revision if latest else ""
 
 
-def check(store: Store, promotion: Promotion, environment: Environment) -> Evidence:
-    """Hold an environment against what its promotion requires.
+def check(store: Store, promotion: Promotion, environment: Environment) -> RequirementEvidence:
+    """Check an environment against what its promotion requires.
 
     Args:
         store: Where stages and approvals are recorded.
-        promotion: What requires it.
-        environment: What is to become production.
+        promotion: Its ``requires``.
+        environment: What is to be promoted.
 
     Raises:
-        PromotionError: Something is missing; names all of it, and how to get it.
+        PromotionError: Something is missing; lists all of it with the commands to get it.
     """
     found: dict[str, Stage] = {}
     missing: list[str] = []
@@ -47,8 +47,8 @@ def check(store: Store, promotion: Promotion, environment: Environment) -> Evide
     for name in promotion.requires:
         if name == APPROVAL:
             continue
-        if problem := passed[name].problem if name in passed else "was never run against it":
-            missing.append(f"the stage {name!r} {problem}: pytest --ephemeral-stage {name}")
+        if problem := passed[name].problem if name in passed else "has not run against it":
+            missing.append(f"stage {name!r} {problem}: pytest --ephemeral-stage {name}")
         else:
             found[name] = passed[name]
     approval = None
@@ -57,16 +57,18 @@ def check(store: Store, promotion: Promotion, environment: Environment) -> Evide
         missing += [problem] if problem else []
     if missing:
         image = environment.image
-        what = f"its image {image.name} {image.key[:19]}" if image else "it has no image, and"
+        what = (
+            f"its image {image.name} {image.key[:19]}" if image else "an environment without image"
+        )
         raise PromotionError(
             "\n".join(
                 [
-                    f"{environment.id} can't become {promotion.name}: {what} lacks",
+                    f"{environment.id} can't be promoted to {promotion.name}: {what} lacks",
                     *(f"  - {one}" for one in missing),
                 ]
             )
         )
-    return Evidence(stages=found, approval=approval)
+    return RequirementEvidence(stages=found, approval=approval)
 
 
 def latest_stages(store: Store, environment: Environment) -> dict[str, Stage]:
@@ -75,14 +77,15 @@ def latest_stages(store: Store, environment: Environment) -> dict[str, Stage]:
 
 
 def _approval(store: Store, environment: Environment) -> tuple[Approval | None, str]:
-    """A person's yes, or what there is instead."""
-    ask = f"pytest-ephemeral approval request {environment.id}"
+    """The approval, or what is missing."""
+    request = f"pytest-ephemeral approval request {environment.id}"
     try:
         found = Approvals(store).get(environment.id)
     except NothingMatchedError:
-        return None, f"a person's yes, for which nobody has asked: {ask}"
+        return None, f"manual approval, which nobody has requested: {request}"
     if found.environment != environment.id or found.image != environment.image:
-        return None, f"a person's yes to this very environment: {ask}"
+        return None, f"manual approval of this very environment: {request}"
     if found.state != "approved":
-        return None, f"a person's yes: it {found if found.state == 'pending' else f'was {found}'}"
+        state = found if found.state == "pending" else f"was {found}"
+        return None, f"manual approval: it {state}"
     return found, ""

@@ -1,7 +1,7 @@
-"""The steps of a promotion, each written down before it is done, and each safe to be done twice.
+"""The steps of a promotion. Each is recorded before it is done, and can be done twice.
 
-Up to ``record`` any failure is answered by going back; from ``record`` on the new environment is
-production, and only the old one remains to be seen to.
+A failure before ``record`` undoes everything. From ``record`` on the new environment is in
+production, and only the previous one is left to retire.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from datetime import timedelta
 
 import msgspec
 
-from pytest_ephemeral.environments import readiness
+from pytest_ephemeral.environments import expiry, readiness
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import NameChangedError, PromotionError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.promotion import probing, protection
-from pytest_ephemeral.promotion.dns import Backend, Record, arranged, shown
-from pytest_ephemeral.promotion.journal import Deployed, Done, Head, Journal
-from pytest_ephemeral.promotion.moving import Mover, Times, check_alive
+from pytest_ephemeral.promotion import probing
+from pytest_ephemeral.promotion.dns import Backend, DnsRecord, format_records, sort_records
+from pytest_ephemeral.promotion.dns_polling import DnsPoller, Times, check_alive
+from pytest_ephemeral.promotion.journal import CompletedStep, Deployment, Head, Journal
 from pytest_ephemeral.tables import Promotion
 
 
-class Event(msgspec.Struct, frozen=True):
-    """Something that whoever waits would like to know.
+class StepEvent(msgspec.Struct, frozen=True):
+    """Progress of a promotion.
 
     Attributes:
-        step: What is being done.
-        text: How it came out; empty when it begins.
+        step: Which step.
+        text: Its result; empty when it begins.
         seconds: How long it took.
     """
 
@@ -37,18 +37,18 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Steps(msgspec.Struct):
-    """What is done for one run.
+    """The steps of one run.
 
     Attributes:
         promotion: The name's table.
         ledger: Where environments are recorded.
-        backend: What serves the name.
-        journal: Where each step is written down.
-        publish: Told the environment, and the URL it has as production.
-        say: Told what is going on.
+        backend: The DNS backend that serves the name.
+        journal: Where each step is recorded.
+        publish: Receives the environment, and the URL it has as production.
+        say: Receives progress.
         times: How time passes.
-        at: Called at each point between two acts, with its name. Tests stop the process there.
-        accept: Whether a name that someone has changed by hand is taken as it is.
+        checkpoint: Called between two acts, with the point's name. Tests stop the process there.
+        accept: Whether to continue from a record that someone has changed by hand.
     """
 
     promotion: Promotion
@@ -56,13 +56,13 @@ class Steps(msgspec.Struct):
     backend: Backend
     journal: Journal
     publish: Callable[[Environment, str], None]
-    say: Callable[[Event], None]
+    say: Callable[[StepEvent], None]
     times: Times
-    at: Callable[[str], None]
+    checkpoint: Callable[[str], None]
     accept: bool
 
     def forward(self) -> None:
-        """Do what has not been done yet."""
+        """Do all steps that are not done yet."""
         self._do("disarm", self._disarm)
         self._do("journal", self._note_old)
         self._do("lower-ttl", self._lower_ttl)
@@ -74,133 +74,139 @@ class Steps(msgspec.Struct):
         self._do("retire", self._retire)
 
     def backward(self, why: str) -> None:
-        """Put back what has been done."""
+        """Undo what has been done."""
         self.journal.note(failed=why)
-        self.say(Event("undo", why))
+        self.say(StepEvent("undo", why))
         self._do("restore", self._restore)
         self._do("rearm", self._rearm)
 
     def _do(self, step: str, act: Callable[[], str]) -> None:
-        """Do a step, unless it is done: written down as begun before, and as done after."""
+        """Do a step unless it is done: recorded as begun before it, and as done after it."""
         journal = self.journal
         if journal.run.has_done(step):
             return
         journal.note(doing=step)
-        self.say(Event(step))
-        self.at(f"{step}: begun")
+        self.say(StepEvent(step))
+        self.checkpoint(f"{step}: begun")
         started = self.times.monotonic()
         detail = act()
         seconds = self.times.monotonic() - started
-        self.at(f"{step}: done")
-        journal.note(doing="", steps=[*journal.run.steps, self._done(step, detail, seconds)])
-        self.say(Event(step, detail, seconds))
+        self.checkpoint(f"{step}: done")
+        journal.note(
+            doing="", steps=[*journal.run.steps, self._completed_step(step, detail, seconds)]
+        )
+        self.say(StepEvent(step, detail, seconds))
 
-    def _done(self, step: str, detail: str, seconds: float) -> Done:
-        return Done(step=step, detail=detail, seconds=round(seconds, 3), at=self.times.now())
+    def _completed_step(self, step: str, detail: str, seconds: float) -> CompletedStep:
+        return CompletedStep(
+            step=step, detail=detail, seconds=round(seconds, 3), at=self.times.now()
+        )
 
     # -- forward -----------------------------------------------------------------------------
 
     def _disarm(self) -> str:
         environment = self._environment()
         if environment is None:
-            return "what it pointed to before is not ours"
-        return protection.disarm(self.ledger, environment)
+            return "the previous target is not one of our environments"
+        return expiry.disarm(self.ledger, environment)
 
     def _note_old(self) -> str:
         run = self.journal.run
-        now = self._mover().patiently(self.backend.read)
-        old = unchanged(self.promotion, now, self.journal.head, accept=self.accept)
+        now = self._poller().retry(self.backend.read)
+        old = check_unchanged(self.promotion, now, self.journal.head, accept=self.accept)
         target = run.target
         if not target.records:
             host = probing.endpoint_of(self.ledger.get(target.environment)).host
-            new = self.backend.pointing_to(host, int(self.promotion.record_ttl), old)
-            target = msgspec.structs.replace(target, records=arranged(new))
+            new = self.backend.records_for(host, int(self.promotion.record_ttl), old)
+            target = msgspec.structs.replace(target, records=sort_records(new))
         self.journal.note(old=old, target=target)
-        return f"{self.promotion.record} is {shown(old)}"
+        return f"{self.promotion.record} is {format_records(old)}"
 
     def _lower_ttl(self) -> str:
-        """Have resolvers ask again soon, before the name moves.
+        """Lower a long TTL and wait until the old one has run out, before the record changes.
 
-        Killed in between, the whole time is waited out again: no clock has to be trusted.
+        After a kill in between, the whole time is waited again: no clock has to be trusted.
         """
         run = self.journal.run
         old, ttl = run.old or [], int(self.promotion.record_ttl)
         longest = max((record.ttl for record in old), default=0)
         if longest <= ttl or run.kind == "rollback":
-            return f"{longest} s is short enough"
+            return f"the TTL of {longest} s is short enough"
         lowered = [msgspec.structs.replace(each, ttl=min(each.ttl, ttl)) for each in old]
         self.journal.note(lowered=lowered)
-        mover = self._mover()
-        mover.settle(lowered, mover.move(old, lowered))
-        self.say(Event("lower-ttl", f"waiting {longest} s, until nobody remembers the long one"))
-        mover.wait(longest)
-        return f"from {longest} s to {ttl} s, and waited {longest} s"
+        poller = self._poller()
+        poller.wait_for_propagation(lowered, poller.move(old, lowered))
+        self.say(StepEvent("lower-ttl", f"waiting {longest} s, until the old TTL has run out"))
+        poller.wait(longest)
+        return f"lowered from {longest} s to {ttl} s, then waited {longest} s"
 
     def _check(self) -> str:
         environment = self._environment()
         if environment is None:
-            return "what it pointed to before is not ours to check"
+            return "the previous target is not one of our environments: not checked"
         host = probing.endpoint_of(environment).host
         probes = [
             *probing.direct(self.promotion, environment),
-            # As it will be asked: what does not know the name is found before a client meets it.
+            # Under its future name, too: what rejects that name is found before clients meet it.
             *probing.through_name(self.promotion, environment, [host]),
         ]
-        where = f"{environment.url}, also asked as {self.promotion.record},"
-        self._mover().until_all(probes, environment, where, self._verify_timeout())
-        return f"{where} is as it should be"
+        where = f"{environment.url} (also as {self.promotion.record})"
+        self._poller().wait_for_probes(probes, environment, where, self._verify_timeout())
+        return f"{where} passes its checks"
 
     def _switch(self) -> str:
         if (environment := self._environment()) is not None:
             check_alive(environment)
         run = self.journal.run
         old, new = run.old if run.lowered is None else run.lowered, run.target.records
-        change = self._mover().move(old or [], new)
-        self.at("switch: moved")
+        change = self._poller().move(old or [], new)
+        self.checkpoint("switch: moved")
         self.journal.note(change=change)
-        return f"{self.promotion.record} is {shown(new)}"
+        return f"{self.promotion.record} is {format_records(new)}"
 
     def _propagate(self) -> str:
-        self._mover().settle(self.journal.run.target.records, self.journal.run.change)
-        return "all authoritative servers answer with it"
+        self._poller().wait_for_propagation(
+            self.journal.run.target.records, self.journal.run.change
+        )
+        return "all authoritative servers return the new record"
 
     def _verify(self) -> str:
         environment = self._environment()
-        addresses = self._mover().patiently(self.backend.addresses)
+        addresses = self._poller().retry(self.backend.addresses)
         if not addresses:
-            raise PromotionError(f"{self.promotion.record} leads to no address")
+            raise PromotionError(f"{self.promotion.record} resolves to no address")
         where = f"{self.promotion.record} at {', '.join(addresses)}"
         if environment is None:
             return where
         probes = probing.through_name(self.promotion, environment, addresses)
-        self._mover().until_all(probes, environment, where, self._verify_timeout())
-        return f"{where} is as it should be"
+        self._poller().wait_for_probes(probes, environment, where, self._verify_timeout())
+        return f"{where} passes its checks"
 
     def _record(self) -> None:
-        """From this one write on, the new environment is production and the old one is not."""
+        """With this one write, the new environment is in production and the old one is not."""
         run, head = self.journal.run, self.journal.head
         if run.has_done("record"):
             return
-        self.at("record: begun")
+        self.checkpoint("record: begun")
         target = msgspec.structs.replace(run.target, at=self.times.now(), until=None)
-        before = head.current or Deployed(records=run.old or [], at=run.started_at)
+        before = head.current or Deployment(records=run.old or [], at=run.started_at)
         detail = f"{target} is {self.promotion.name}"
         self.journal.note(
             head={"current": target, "previous": before},
             target=target,
-            steps=[*run.steps, self._done("record", detail, 0.0)],
+            steps=[*run.steps, self._completed_step("record", detail, 0.0)],
         )
-        self.say(Event("record", detail))
+        self.say(StepEvent("record", detail))
 
     def _retire(self) -> str:
-        """Give the old one its end and mark the new one, in this order: never are two marked."""
+        """Give the old one an expiry, then mark the new one, so that never two are marked."""
         current, previous = self.journal.head.current, self.journal.head.previous
         assert current is not None  # ``record`` has put both there
         assert previous is not None
-        said = "what the name pointed to before is not ours, and stays as it is"
+        said = "the previous target is not one of our environments: left as it is"
         if previous.environment and previous.environment != current.environment:
-            until = self.times.now() + kept_for(self.promotion, current.records)
-            said = protection.let_expire(self.ledger, previous.environment, until)
+            until = self.times.now() + retention(self.promotion, current.records)
+            said = expiry.rearm(self.ledger, previous.environment, until)
             previous = msgspec.structs.replace(previous, until=until)
             self.journal.note(head={"previous": previous})
         if current.environment:
@@ -211,70 +217,72 @@ class Steps(msgspec.Struct):
     # -- backward ----------------------------------------------------------------------------
 
     def _restore(self) -> str:
-        """Make the name say what it said, if it says what this promotion has made it say."""
-        run, mover = self.journal.run, self._mover()
+        """Restore the record, if it is as this promotion set it."""
+        run, poller = self.journal.run, self._poller()
         if run.old is None:
-            return "the name was not touched"
-        now, change = mover.patiently(self.backend.read), ""
+            return "the record was not changed"
+        now, change = poller.retry(self.backend.read), ""
         if now not in (run.old, run.lowered, run.target.records):
-            return f"someone else has changed {self.promotion.record} to {shown(now)}: left alone"
+            return f"left alone: someone else set {self.promotion.record} to {format_records(now)}"
         if now != run.old:
-            change = mover.move(now, run.old)
+            change = poller.move(now, run.old)
         elif run.lowered is None and not run.has_done("check"):
-            return "the name was not moved"
-        mover.settle(run.old, change)
-        return f"{self.promotion.record} is {shown(run.old)}"
+            return "the record was not changed"
+        poller.wait_for_propagation(run.old, change)
+        return f"{self.promotion.record} is {format_records(run.old)}"
 
     def _rearm(self) -> str:
-        """Let what did not become production end, but not while clients may still come to it."""
+        """Let the environment expire, but not while clients may still be sent to it."""
         run = self.journal.run
         if not run.target.environment:
-            return "nothing of it is ours"
+            return "it is not one of our environments"
         drained = self.times.now() + timedelta(seconds=_drain(self.promotion, run.target.records))
-        until = max(protection.afterwards(run.expires_at), drained)
-        return protection.let_expire(self.ledger, run.target.environment, until)
+        until = max(expiry.earliest_end(run.expires_at), drained)
+        return expiry.rearm(self.ledger, run.target.environment, until)
 
-    # -- what they need ----------------------------------------------------------------------
+    # -- shared by the steps -----------------------------------------------------------------
 
     def _environment(self) -> Environment | None:
         id = self.journal.run.target.environment
         return self.ledger.get(id) if id else None
 
-    def _mover(self) -> Mover:
-        return Mover(self.backend, self.journal, self.times)
+    def _poller(self) -> DnsPoller:
+        return DnsPoller(self.backend, self.journal, self.times)
 
     def _verify_timeout(self) -> float:
         verify = self.promotion.verify
         return readiness.DEFAULT_TIMEOUT if verify is None else float(verify.timeout)
 
 
-def unchanged(promotion: Promotion, now: list[Record], head: Head, *, accept: bool) -> list[Record]:
-    """What a name says, which must be what the last promotion has made it say.
+def check_unchanged(
+    promotion: Promotion, now: list[DnsRecord], head: Head, *, accept: bool
+) -> list[DnsRecord]:
+    """The current records of a name. They must be those that the last promotion set.
 
     Args:
-        promotion: Whose name.
-        now: What it says.
-        head: What is known of it.
-        accept: Take it as it is, whatever it says.
+        promotion: Its table.
+        now: The records as read.
+        head: The state in the journal.
+        accept: Continue from the current records, whatever they are.
 
     Raises:
-        NameChangedError: Somebody else has changed it; shows both.
+        NameChangedError: Someone else changed them; shows both.
     """
     current = head.current
-    if current is None or accept or now == arranged(current.records):
+    if current is None or accept or now == sort_records(current.records):
         return now
     raise NameChangedError(
-        f"{promotion.record} was changed by someone else: it is {shown(now)}, and the last "
-        f"promotion left it as {shown(current.records)}. To go on from what it is now: "
+        f"someone else changed {promotion.record}: it is {format_records(now)}, the last promotion "
+        f"left {format_records(current.records)}. To continue from the current record: "
         "--accept-record"
     )
 
 
-def kept_for(promotion: Promotion, records: Sequence[Record]) -> timedelta:
-    """How long the old environment stays after the name has moved to these records."""
+def retention(promotion: Promotion, records: Sequence[DnsRecord]) -> timedelta:
+    """How long the previous environment stays up after the record has changed."""
     return timedelta(seconds=_drain(promotion, records) + float(promotion.keep_old))
 
 
-def _drain(promotion: Promotion, records: Sequence[Record]) -> float:
-    """Seconds in which clients may come to where the name does not point any more."""
+def _drain(promotion: Promotion, records: Sequence[DnsRecord]) -> float:
+    """Seconds in which clients may still use the previous record."""
     return max([float(promotion.drain), *(float(record.ttl) for record in records)])

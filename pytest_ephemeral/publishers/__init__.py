@@ -18,10 +18,10 @@ import pluggy
 from pytest_ephemeral import ci, interpolation
 from pytest_ephemeral.config import Config
 from pytest_ephemeral.models import Environment, Outcome
-from pytest_ephemeral.publishers.channels import Channel, Host, Limited
+from pytest_ephemeral.publishers.channels import Channel, Host, LimitedChannel
 from pytest_ephemeral.publishers.events import Event, clean
 from pytest_ephemeral.publishers.outbox import Outbox
-from pytest_ephemeral.publishers.webhook import Webhook
+from pytest_ephemeral.publishers.webhook import WebhookChannel
 
 hookimpl = pluggy.HookimplMarker("pytest")
 
@@ -42,11 +42,11 @@ MODULES: Final[Mapping[str, str]] = {
     "teamcity": "teamcity",
     "circleci": "circleci",
     "bitbucket": "bitbucket",
-    "woodpecker": "workspace",
-    "drone": "workspace",
-    "travis": "workspace",
+    "woodpecker": "shell_file",
+    "drone": "shell_file",
+    "travis": "shell_file",
     "tekton": "tekton",
-    "json": "neutral",
+    "json": "json_file",
 }
 ALWAYS: Final = frozenset({"tekton", "json"})
 
@@ -161,7 +161,10 @@ def _webhooks(config: Config, host: Host) -> Iterator[tuple[str, Channel]]:
         ).variables
         url = filled.pop("url")
         wanted = frozenset(table.events)
-        yield where, Limited(Webhook(host.outbox(where), url, filled, wanted, host.build))
+        yield (
+            where,
+            LimitedChannel(WebhookChannel(host.outbox(where), url, filled, wanted, host.build)),
+        )
 
 
 def _secrets(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:

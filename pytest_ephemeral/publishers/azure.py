@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, write
+from pytest_ephemeral.publishers.channels import Channel, HandoverChannel, Host, write
 from pytest_ephemeral.publishers.events import Event
 from pytest_ephemeral.publishers.text import markdown_line
 
@@ -32,11 +32,11 @@ def upload_summary(file: Path) -> str:
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     """What there is of Azure's here."""
     console = host.console
-    yield "variables", HandedOver(lambda values: console(set_variables(values)))
-    yield "summary", _Summary(host.folder, console)
+    yield "variables", HandoverChannel(lambda values: console(set_variables(values)))
+    yield "summary", _SummaryPages(host.folder, console)
 
 
-class _Summary(msgspec.Struct, frozen=True):
+class _SummaryPages(msgspec.Struct, frozen=True):
     """A page for each environment, once it is known what became of it."""
 
     folder: Path

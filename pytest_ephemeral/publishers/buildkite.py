@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, Limited, filled
+from pytest_ephemeral.publishers.channels import (
+    Channel,
+    HandoverChannel,
+    Host,
+    LimitedChannel,
+    drop_empty,
+)
 from pytest_ephemeral.publishers.events import Event
 from pytest_ephemeral.publishers.outbox import ATTEMPT, DeliveryError
 from pytest_ephemeral.publishers.text import markdown_line
@@ -40,16 +46,16 @@ def meta_data(name: str, value: str) -> tuple[list[str], str]:
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     """What there is of Buildkite's here."""
     outbox = host.outbox("buildkite-agent")
-    yield "annotation", Limited(_Annotated(outbox))
+    yield "annotation", LimitedChannel(_Annotation(outbox))
 
     def put(values: dict[str, str]) -> None:
-        for name, value in filled(values).items():
+        for name, value in drop_empty(values).items():
             outbox.put(partial(_run, *meta_data(name, value)))
 
-    yield "meta-data", HandedOver(put)
+    yield "meta-data", HandoverChannel(put)
 
 
-class _Annotated(msgspec.Struct, frozen=True):
+class _Annotation(msgspec.Struct, frozen=True):
     outbox: Outbox
 
     def tell(self, event: Event) -> None:

@@ -47,7 +47,7 @@ class Host(msgspec.Struct, frozen=True):
     outbox: Callable[[str], Outbox]
 
 
-class Printed(msgspec.Struct):
+class PrintChannel(msgspec.Struct):
     """What the CI reads off the output, at once.
 
     Attributes:
@@ -66,7 +66,7 @@ class Printed(msgspec.Struct):
             self.console(text)
 
 
-class Limited(msgspec.Struct):
+class LimitedChannel(msgspec.Struct):
     """A channel over the network, which is not told of hundreds of environments.
 
     A run with one for every test would exceed any service's limits, and any person's patience.
@@ -89,7 +89,7 @@ class Limited(msgspec.Struct):
             self.channel.tell(event)
 
 
-class HandedOver(msgspec.Struct):
+class HandoverChannel(msgspec.Struct):
     """The variables that later steps get, each time that what is true of them has changed.
 
     Attributes:
@@ -112,7 +112,7 @@ class HandedOver(msgspec.Struct):
             self.put(values)
 
 
-class Listed(msgspec.Struct):
+class ListFile(msgspec.Struct):
     """A file with the environments of this run, written anew at every event.
 
     Attributes:
@@ -153,6 +153,6 @@ def append(file: Path, text: str, *, limit: int | None = None) -> None:
         stream.write(data)
 
 
-def filled(values: Mapping[str, str]) -> dict[str, str]:
+def drop_empty(values: Mapping[str, str]) -> dict[str, str]:
     """The values that are not empty, for where nothing is there before and empty means trouble."""
     return {name: value for name, value in values.items() if value}

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, append
+from pytest_ephemeral.publishers.channels import Channel, HandoverChannel, Host, append
 from pytest_ephemeral.publishers.text import exports
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     """What there is of CircleCI's here."""
     if file := host.environ.get("BASH_ENV"):
-        yield "BASH_ENV", HandedOver(lambda values: append(Path(file), exports(values)))
+        yield "BASH_ENV", HandoverChannel(lambda values: append(Path(file), exports(values)))

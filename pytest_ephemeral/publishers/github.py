@@ -16,10 +16,10 @@ import msgspec
 
 from pytest_ephemeral.publishers.channels import (
     Channel,
-    HandedOver,
+    HandoverChannel,
     Host,
-    Limited,
-    Printed,
+    LimitedChannel,
+    PrintChannel,
     append,
 )
 from pytest_ephemeral.publishers.events import Event
@@ -102,12 +102,12 @@ def task(event: Event) -> str:
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     """What there is of GitHub's here."""
     environ = host.environ
-    yield "notice", Printed(host.console, notice)
+    yield "notice", PrintChannel(host.console, notice)
     if file := environ.get("GITHUB_STEP_SUMMARY"):
-        yield "summary", _Summary(Path(file))
+        yield "summary", _StepSummary(Path(file))
     for name in ("GITHUB_OUTPUT", "GITHUB_ENV"):
         if file := environ.get(name):
-            yield name, HandedOver(_Appending(Path(file)))
+            yield name, HandoverChannel(_AppendAssignments(Path(file)))
     token = environ.get("GITHUB_TOKEN") or environ.get("GH_TOKEN")
     repository = environ.get("GITHUB_REPOSITORY")
     if token and repository:
@@ -119,7 +119,7 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
             revision=revision(environ),
             log_url=host.build.url if host.build else "",
         )
-        yield "deployments", Limited(client)
+        yield "deployments", LimitedChannel(client)
 
 
 def revision(environ: Mapping[str, str]) -> str:
@@ -172,14 +172,14 @@ class Deployments(msgspec.Struct):
         return find()  # made by another process
 
 
-class _Summary(msgspec.Struct, frozen=True):
+class _StepSummary(msgspec.Struct, frozen=True):
     file: Path
 
     def tell(self, event: Event) -> None:
         append(self.file, summary(event), limit=SUMMARY_LIMIT)
 
 
-class _Appending(msgspec.Struct, frozen=True):
+class _AppendAssignments(msgspec.Struct, frozen=True):
     file: Path
 
     def __call__(self, values: dict[str, str]) -> None:

@@ -14,10 +14,10 @@ import msgspec
 
 from pytest_ephemeral.publishers.channels import (
     Channel,
-    HandedOver,
+    HandoverChannel,
     Host,
-    Limited,
-    filled,
+    LimitedChannel,
+    drop_empty,
     write,
 )
 from pytest_ephemeral.publishers.events import Event
@@ -37,7 +37,7 @@ FILE: Final = "environments.env"
 
 def dotenv(values: Mapping[str, str]) -> str:
     """A dotenv report: no quotes, no comments, no empty lines, and no more than GitLab takes."""
-    lines = assignments(filled(values)).splitlines(keepends=True)[:VARIABLES_LIMIT]
+    lines = assignments(drop_empty(values)).splitlines(keepends=True)[:VARIABLES_LIMIT]
     while len("".join(lines).encode()) > BYTES_LIMIT:
         lines.pop()
     return "".join(lines)
@@ -57,7 +57,7 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     """What there is of GitLab's here."""
     environ = host.environ
     file = host.folder / FILE
-    yield "dotenv", HandedOver(lambda values: write(file, dotenv(values)))
+    yield "dotenv", HandoverChannel(lambda values: write(file, dotenv(values)))
     api, project = environ.get("CI_API_V4_URL"), environ.get("CI_PROJECT_ID")
     token = environ.get("GITLAB_TOKEN")
     job_token = environ.get("CI_JOB_TOKEN")
@@ -68,7 +68,7 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
             headers={"PRIVATE-TOKEN": token} if token else {"JOB-TOKEN": job_token or ""},
             may_refuse=not token,
         )
-        yield "environments", Limited(client)
+        yield "environments", LimitedChannel(client)
 
 
 class Environments(msgspec.Struct):

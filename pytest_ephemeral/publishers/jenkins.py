@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, write
+from pytest_ephemeral.publishers.channels import Channel, HandoverChannel, Host, write
 from pytest_ephemeral.publishers.text import properties
 
 FILE: Final = "environments.properties"
@@ -17,4 +17,4 @@ FILE: Final = "environments.properties"
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     """What there is of Jenkins' here."""
     file = host.folder / FILE
-    yield "properties", HandedOver(lambda values: write(file, properties(values)))
+    yield "properties", HandoverChannel(lambda values: write(file, properties(values)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, Printed
+from pytest_ephemeral.publishers.channels import Channel, HandoverChannel, Host, PrintChannel
 from pytest_ephemeral.publishers.events import Event
 
 _ESCAPES: Final = {
@@ -39,8 +39,8 @@ def set_parameters(values: Mapping[str, str]) -> str:
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     """What there is of TeamCity's here."""
     console = host.console
-    yield "progress", Printed(console, progress)
-    yield "parameters", HandedOver(lambda values: console(set_parameters(values)))
+    yield "progress", PrintChannel(console, progress)
+    yield "parameters", HandoverChannel(lambda values: console(set_parameters(values)))
 
 
 def _escape(text: str) -> str:

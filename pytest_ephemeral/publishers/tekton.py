@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from pytest_ephemeral.publishers import events
-from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, write
+from pytest_ephemeral.publishers.channels import Channel, HandoverChannel, Host, write
 
 #: Where Tekton collects them; another folder by this variable.
 FOLDER: Final = "/tekton/results"
@@ -43,4 +43,4 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
         for name, value in results(values).items():
             write(folder / name, value)
 
-    yield "results", HandedOver(put)
+    yield "results", HandoverChannel(put)

@@ -15,7 +15,7 @@ _URL_SAFE = ":/?#@!$&'*+,;=%~"
 
 def one_line(text: str) -> str:
     """The text with no line ends and no control characters in it."""
-    return "".join(" " if letter in "\r\n\t" else letter for letter in text if _shown(letter))
+    return "".join(" " if letter in "\r\n\t" else letter for letter in text if _is_shown(letter))
 
 
 def markdown(text: str) -> str:
@@ -75,5 +75,5 @@ def _code(text: str) -> str:
     return f"`{one_line(text).replace('`', '%60')}`"
 
 
-def _shown(letter: str) -> bool:
+def _is_shown(letter: str) -> bool:
     return letter.isprintable() or letter in "\r\n\t"

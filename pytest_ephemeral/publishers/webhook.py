@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from pytest_ephemeral.publishers.events import Event
-from pytest_ephemeral.publishers.neutral import described
+from pytest_ephemeral.publishers.json_file import describe
 from pytest_ephemeral.publishers.text import one_line
 from pytest_ephemeral.publishers.web import session
 
@@ -27,12 +27,12 @@ def message(event: Event, build: Build | None) -> dict[str, Any]:
     return {
         "text": _text(event, build),
         "event": event.outcome,
-        "environment": described(event),
+        "environment": describe(event),
         "build": build and {"ci": build.ci, "url": build.url, "revision": build.revision},
     }
 
 
-class Webhook(msgspec.Struct, frozen=True):
+class WebhookChannel(msgspec.Struct, frozen=True):
     """One address.
 
     Attributes:

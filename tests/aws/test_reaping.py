@@ -14,13 +14,12 @@ import pytest
 from aws.conftest import Bench
 from aws.harness import COPIES, REGION
 from pytest_ephemeral import labels, machine, providers
-from pytest_ephemeral.environments import overdue, reaper
+from pytest_ephemeral.environments import expiry, overdue, reaper
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.reaper import Reaped
 from pytest_ephemeral.errors import DestroyError, LaunchError, PromotionError
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.promotion import protection
 from pytest_ephemeral.providers.ec2 import belongings, groups, tagging
 from pytest_ephemeral.providers.ec2.baking import Ec2Baker
 from pytest_ephemeral.providers.ec2.provider import Ec2Provider
@@ -186,7 +185,7 @@ def test_what_is_promoted_meanwhile_is_spared_by_its_record(
 
     def late(self: Ledger, id: str, still: Any) -> Any:
         if id == environment.id:
-            protection.disarm(self, environment)
+            expiry.disarm(self, environment)
         return condemn(self, id, still)
 
     monkeypatch.setattr(Ledger, "condemn", late)
@@ -195,7 +194,7 @@ def test_what_is_promoted_meanwhile_is_spared_by_its_record(
     assert is_up(bench, environment)
     bench.ledger.change(environment.id, state="destroying")
     with pytest.raises(PromotionError, match="being destroyed"):
-        protection.disarm(bench.ledger, environment)
+        expiry.disarm(bench.ledger, environment)
     bench.lifecycle.destroy(environment)
 
 

@@ -22,8 +22,8 @@ import pytest
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import PromotionError, StoreError, SupersededError
 from pytest_ephemeral.promotion import journal
+from pytest_ephemeral.promotion.dns_polling import Times
 from pytest_ephemeral.promotion.journal import Journal
-from pytest_ephemeral.promotion.moving import Times
 from support.promotion import V1, V2, Site, Stage, make_stage, served, stage
 from support.waiting import until
 
@@ -67,8 +67,8 @@ def die(point):
 
 install(pytest.MonkeyPatch())
 stage = Stage(Path(sys.argv[1]), int(sys.argv[2]))
-switch = stage.switch(at=die)
-switch.rollback() if sys.argv[3] == "rollback" else switch.promote(sys.argv[3])
+promoter = stage.promoter(checkpoint=die)
+promoter.rollback() if sys.argv[3] == "rollback" else promoter.promote(sys.argv[3])
 """
 
 
@@ -101,7 +101,7 @@ def check_promises(stage: Stage) -> str:
 def test_the_points_are_all_there_are(stage: Stage) -> None:
     """So that a new step is killed at as well."""
     seen: list[str] = []
-    stage.switch(at=seen.append).promote("v2")
+    stage.promoter(checkpoint=seen.append).promote("v2")
     assert seen == POINTS
 
 
@@ -111,7 +111,7 @@ def test_a_killed_promotion_is_finished_by_running_it_again(stage: Stage, point:
     killed(stage, "v2", point)
     check_promises(stage)
 
-    stage.switch().promote("v2")
+    stage.promoter().promote("v2")
 
     assert check_promises(stage) == "v2"
     assert stage.marked() == ["v2"]
@@ -129,7 +129,7 @@ def test_a_killed_promotion_is_taken_back_by_a_rollback(stage: Stage, point: str
     """v1 is production again (or still), and v2 has an end."""
     killed(stage, "v2", point)
 
-    stage.switch().rollback()
+    stage.promoter().rollback()
 
     assert check_promises(stage) == "v1"
     assert stage.marked() == ["v1"]
@@ -147,7 +147,7 @@ def test_a_taking_back_that_is_killed_is_finished_by_running_it_again(
     served["v2"].refuses = lambda _: False  # what has failed has failed
 
     with pytest.raises(PromotionError, match="503"):
-        stage.switch().promote("v2")
+        stage.promoter().promote("v2")
 
     assert check_promises(stage) == "v1"
     assert stage.get("v2").expires_at is not None
@@ -158,11 +158,11 @@ def test_a_taking_back_that_is_killed_is_finished_by_running_it_again(
 )
 def test_a_killed_rollback_is_finished_by_running_it_again(stage: Stage, point: str) -> None:
     """As a promotion is."""
-    stage.switch().promote("v2")
+    stage.promoter().promote("v2")
     killed(stage, "rollback", point)
     check_promises(stage)
 
-    stage.switch().rollback()
+    stage.promoter().rollback()
 
     assert check_promises(stage) == "v1"
     assert stage.marked() == ["v1"]
@@ -174,7 +174,7 @@ def test_a_killed_promotion_of_another_environment_is_told(stage: Stage) -> None
     stage.add("v3", "127.77.0.3")
 
     with pytest.raises(PromotionError, match="promote v2 --to production"):
-        stage.switch().promote("v3")
+        stage.promoter().promote("v3")
 
 
 def test_of_two_at_once_one_wins_and_the_other_is_told_by_whom(stage: Stage) -> None:
@@ -186,17 +186,17 @@ def test_of_two_at_once_one_wins_and_the_other_is_told_by_whom(stage: Stage) -> 
             at_switch.set()
             assert go.wait(20)
 
-    first = threading.Thread(target=lambda: stage.switch(at=hold).promote("v2"))
+    first = threading.Thread(target=lambda: stage.promoter(checkpoint=hold).promote("v2"))
     first.start()
     assert at_switch.wait(20)
     try:
         owner = f"{machine.this_owner('').user}@{machine.this_owner('').host}:{os.getpid()}"
         with pytest.raises(PromotionError, match=f"{owner} is promoting v2"):
-            stage.switch().promote("v2")
+            stage.promoter().promote("v2")
         with pytest.raises(PromotionError, match="is promoting v2"):
-            stage.switch().rollback()
+            stage.promoter().rollback()
         with pytest.raises(PromotionError, match="is promoting v2"):
-            stage.switch().plan("v2")
+            stage.promoter().plan("v2")
     finally:
         go.set()
         first.join()
@@ -209,10 +209,10 @@ def test_many_at_the_same_moment(stage: Stage) -> None:
     together = threading.Barrier(6)
 
     def promote() -> None:
-        switch = stage.switch()
+        promoter = stage.promoter()
         together.wait()
         try:
-            outcomes.append(switch.promote("v2"))
+            outcomes.append(promoter.promote("v2"))
         except PromotionError as error:
             outcomes.append(error)
 
@@ -222,7 +222,7 @@ def test_many_at_the_same_moment(stage: Stage) -> None:
     for thread in threads:
         thread.join()
 
-    done = [one for one in outcomes if isinstance(one, journal.Entry)]
+    done = [one for one in outcomes if isinstance(one, journal.HistoryEntry)]
     assert len(done) == 1
     assert check_promises(stage) == "v2"
     told = journal.history(stage.project.store, "production")
@@ -243,10 +243,10 @@ def test_a_process_of_another_machine_that_gives_signs_of_life_is_left_alone(sta
 
     def meanwhile(_: float) -> None:
         other.refresh()
-        other.beat()
+        other.heartbeat()
 
     with pytest.raises(PromotionError, match="@elsewhere:"):
-        stage.switch(times=Times(pause=meanwhile)).promote("v2")
+        stage.promoter(times=Times(pause=meanwhile)).promote("v2")
 
 
 def test_a_process_of_another_machine_that_is_silent_is_taken_over_from(stage: Stage) -> None:
@@ -255,7 +255,7 @@ def test_a_process_of_another_machine_that_is_silent_is_taken_over_from(stage: S
     _abroad(stage)
     watched: list[float] = []
 
-    stage.switch(times=Times(pause=watched.append, patience=2, propagation=5)).promote("v2")
+    stage.promoter(times=Times(pause=watched.append, patience=2, propagation=5)).promote("v2")
 
     assert sum(watched) >= journal.SILENCE
     assert check_promises(stage) == "v2"
@@ -264,7 +264,7 @@ def test_a_process_of_another_machine_that_is_silent_is_taken_over_from(stage: S
 def test_one_that_was_only_suspended_withdraws(stage: Stage) -> None:
     """Taken for dead and taken back, it wakes up, moves the name, and puts it back."""
     killed(stage, "v2", "switch: begun")
-    suspended = stage.switch()
+    suspended = stage.promoter()
     mine = suspended._journal()
     real = suspended.backend.swap
 
@@ -272,14 +272,14 @@ def test_one_that_was_only_suspended_withdraws(stage: Stage) -> None:
         """Between its look at the journal and its update, all this happens."""
         suspended.backend.swap = real  # type: ignore[method-assign]
         stage.give_up()
-        stage.switch().rollback()
+        stage.promoter().rollback()
         return real(old, new)
 
     suspended.backend.swap = late  # type: ignore[method-assign]
     mine.take_over()
 
     with pytest.raises(SupersededError):
-        suspended._carry_out(mine)
+        suspended._execute(mine)
 
     assert check_promises(stage) == "v1"
     assert stage.marked() == ["v1"]
@@ -302,13 +302,13 @@ def test_a_store_that_is_lost_stops_everything(
             monkeypatch.setattr(stage.project.store, "replace", lost)
 
     with pytest.raises(StoreError) as caught:
-        stage.switch(at=lose).promote("v2")
-    assert any("run the same again" in note for note in caught.value.__notes__)
+        stage.promoter(checkpoint=lose).promote("v2")
+    assert any("Run the same command" in note for note in caught.value.__notes__)
 
     monkeypatch.setattr(stage.project.store, "replace", real)
     check_promises(stage)
     stage.give_up()
-    stage.switch().promote("v2")
+    stage.promoter().promote("v2")
     assert check_promises(stage) == "v2"
 
 
@@ -317,7 +317,7 @@ def test_a_broken_journal_is_said_and_nothing_is_done(stage: Stage) -> None:
     (stage.folder / "store" / "promotions" / "production" / "current.json").write_text('{"cur')
 
     with pytest.raises(StoreError, match="is broken"):
-        stage.switch().promote("v2")
+        stage.promoter().promote("v2")
 
     assert stage.addresses() == [V1]
 
@@ -327,10 +327,10 @@ def test_a_clock_that_is_wrong_ends_no_production(stage: Stage, hours: int) -> N
     """What is production is so without any date; the old one may only end at another time."""
     wrong = Times(now=lambda: datetime.now(UTC) + timedelta(hours=hours), patience=2, propagation=5)
 
-    stage.switch(times=wrong).promote("v2")
+    stage.promoter(times=wrong).promote("v2")
 
     assert check_promises(stage) == "v2"
-    stage.switch(times=wrong).rollback()
+    stage.promoter(times=wrong).rollback()
     assert check_promises(stage) == "v1"
 
 
@@ -342,7 +342,7 @@ def test_interrupted_before_it_is_production_it_is_taken_back(stage: Stage) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stage.switch(at=interrupt).promote("v2")
+        stage.promoter(checkpoint=interrupt).promote("v2")
 
     assert check_promises(stage) == "v1"
     assert Journal(stage.project.store, "production").head.run is None
@@ -352,7 +352,7 @@ def test_an_old_one_that_has_died_is_no_obstacle(stage: Stage) -> None:
     """Production is down: that is when a promotion is needed most."""
     (stage.folder / "served" / "v1.json").unlink()
 
-    stage.switch().promote("v2")
+    stage.promoter().promote("v2")
 
     assert stage.addresses() == [V2]
     assert stage.get("v1").expires_at is not None  # so that reap closes its record
@@ -363,9 +363,9 @@ def test_taking_back_that_fails_is_said_and_gone_on_with(
 ) -> None:
     """Both stay up meanwhile: whichever the name points to, it is there."""
     stage = make_stage()
-    stage.switch().promote("v1")
+    stage.promoter().promote("v1")
     served["v2"].refuses = stage.when_live("v2")
-    switch = stage.switch()
+    promoter = stage.promoter()
     file = stage.folder / "hosts"
 
     def freeze(point: str) -> None:
@@ -373,18 +373,18 @@ def test_taking_back_that_fails_is_said_and_gone_on_with(
             file.rename(stage.folder / "kept")
             file.mkdir()
 
-    switch.at = freeze
+    promoter.checkpoint = freeze
     with pytest.raises(Exception, match="503") as caught:
-        switch.promote("v2")
-    assert "taking it back failed" in "".join(caught.value.__notes__)
+        promoter.promote("v2")
+    assert "Undoing it failed" in "".join(caught.value.__notes__)
     assert stage.own_word("v1")["expires"] == labels.NEVER
     assert stage.own_word("v2")["expires"] == labels.NEVER
 
     file.rmdir()
     (stage.folder / "kept").rename(file)
     stage.give_up()
-    with pytest.raises(PromotionError, match="what it was before"):
-        stage.switch().promote("v2")
+    with pytest.raises(PromotionError, match="is unchanged"):
+        stage.promoter().promote("v2")
     assert check_promises(stage) == "v1"
 
 
@@ -404,7 +404,7 @@ def test_clients_never_meet_nothing(stage: Stage, served: dict[str, Site]) -> No
     thread = threading.Thread(target=client)
     thread.start()
     until(lambda: len(seen) > 20)
-    stage.switch().promote("v2")
+    stage.promoter().promote("v2")
     count = len(seen)
     until(lambda: len(seen) > count + 20)
     stop.set()

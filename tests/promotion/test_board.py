@@ -144,7 +144,7 @@ def test_the_second_is_told_who_was_first(decide: Callable[..., Any], stage: Boa
 
     assert answer.status_code == 409
     assert "rejected by Bo" in answer.text
-    assert "One decision stands" in answer.text
+    assert "A decision can&#39;t be changed" in answer.text
 
 
 def test_an_environment_nobody_asked_about_is_said(decide: Callable[..., Any]) -> None:

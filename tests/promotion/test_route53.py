@@ -19,8 +19,8 @@ from pytest_ephemeral.errors import (
     PromotionError,
 )
 from pytest_ephemeral.promotion import dns
-from pytest_ephemeral.promotion.dns import Record
-from pytest_ephemeral.promotion.switch import Switch
+from pytest_ephemeral.promotion.dns import DnsRecord
+from pytest_ephemeral.promotion.promoter import Promoter
 from pytest_ephemeral.tables import Promotion
 from support.promotion import V1, V2, Site, Stage
 from support.route53 import StrictRoute53
@@ -30,11 +30,11 @@ NAME = f"shop.{ZONE}"
 BALANCER = "shop-123.eu-central-1.elb.amazonaws.com"
 ALIAS = {"HostedZoneId": "Z215", "DNSName": f"{BALANCER}.", "EvaluateTargetHealth": False}
 
-A = Record(kind="A", ttl=30, values=["127.1.1.1"])
-B = Record(kind="A", ttl=60, values=["127.2.2.2"])
-SIX = Record(kind="AAAA", ttl=30, values=["2001:db8::1"])
-NAMED = Record(kind="CNAME", ttl=30, values=["elsewhere.example.org"])
-BALANCED = Record(kind="A", rest={"AliasTarget": ALIAS})
+A = DnsRecord(kind="A", ttl=30, values=["127.1.1.1"])
+B = DnsRecord(kind="A", ttl=60, values=["127.2.2.2"])
+SIX = DnsRecord(kind="AAAA", ttl=30, values=["2001:db8::1"])
+NAMED = DnsRecord(kind="CNAME", ttl=30, values=["elsewhere.example.org"])
+BALANCED = DnsRecord(kind="A", rest={"AliasTarget": ALIAS})
 
 
 def promotion(**changes: Any) -> Promotion:
@@ -80,7 +80,7 @@ def backend(make_backend: Callable[..., Any]) -> Any:
     ],
 )
 def test_a_name_moves_in_one_batch(
-    backend: Any, strict: StrictRoute53, old: list[Record], new: list[Record]
+    backend: Any, strict: StrictRoute53, old: list[DnsRecord], new: list[DnsRecord]
 ) -> None:
     """Whatever it was, and whatever it becomes."""
     backend.swap([], old)
@@ -99,13 +99,13 @@ def test_a_name_moves_in_one_batch(
         [],
         [B],
         [SIX],
-        [Record(kind="A", ttl=31, values=["127.1.1.1"])],
-        [Record(kind="A", ttl=30, values=["127.1.1.1", "127.1.1.2"])],
+        [DnsRecord(kind="A", ttl=31, values=["127.1.1.1"])],
+        [DnsRecord(kind="A", ttl=30, values=["127.1.1.1", "127.1.1.2"])],
         [BALANCED],
     ],
 )
 def test_what_is_not_there_is_not_replaced(
-    backend: Any, strict: StrictRoute53, wrong: list[Record]
+    backend: Any, strict: StrictRoute53, wrong: list[DnsRecord]
 ) -> None:
     """A DELETE must match in every part, the time to live as well; what is there is shown."""
     backend.swap([], [A])
@@ -120,9 +120,9 @@ def test_a_change_is_waited_for_until_all_servers_have_it(backend: Any) -> None:
     """By Route 53's own word."""
     change = backend.swap([], [A])
 
-    assert "PENDING" in backend.lagging([A], change)
-    assert backend.lagging([A], change) == ""
-    assert "A 30s" in backend.lagging([B], change)
+    assert "PENDING" in backend.find_lagging([A], change)
+    assert backend.find_lagging([A], change) == ""
+    assert "A 30s" in backend.find_lagging([B], change)
 
 
 def test_what_the_service_will_not_have_is_no_change_of_someone_else(backend: Any) -> None:
@@ -155,14 +155,14 @@ def test_weighted_records_are_told_apart(
     backend = make_backend(set_identifier="blue")
     old = backend.read()
 
-    backend.swap(old, backend.pointing_to("127.2.2.2", 30, old))
+    backend.swap(old, backend.records_for("127.2.2.2", 30, old))
 
     moved = {one["SetIdentifier"]: one for one in strict.sets if "SetIdentifier" in one}
     assert moved["blue"]["Weight"] == 90
     assert moved["blue"]["ResourceRecords"] == [{"Value": "127.2.2.2"}]
     assert moved["green"]["ResourceRecords"] == [{"Value": "127.0.0.10"}]
     with pytest.raises(DnsError, match="no record with the set identifier 'red'"):
-        make_backend(set_identifier="red").pointing_to("127.2.2.2", 30, [])
+        make_backend(set_identifier="red").records_for("127.2.2.2", 30, [])
 
 
 def test_only_the_names_own_records_are_read(backend: Any, strict: StrictRoute53) -> None:
@@ -203,14 +203,14 @@ def test_the_zones_own_name_takes_addresses_only(make_backend: Callable[..., Any
     backend = make_backend(record=ZONE)
 
     with pytest.raises(DnsError, match="the zone's own name"):
-        backend.pointing_to("elsewhere.example.org", 30, [])
-    backend.swap([], backend.pointing_to("127.1.1.1", 30, []))
+        backend.records_for("elsewhere.example.org", 30, [])
+    backend.swap([], backend.records_for("127.1.1.1", 30, []))
 
 
 def test_addresses_of_an_alias(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client is sent to where the alias leads."""
     monkeypatch.setattr(
-        "pytest_ephemeral.promotion.dns.route53.resolved", lambda name: [f"addresses of {name}"]
+        "pytest_ephemeral.promotion.dns.route53.resolve", lambda name: [f"addresses of {name}"]
     )
     backend.swap([], [BALANCED])
     assert backend.addresses() == [f"addresses of {BALANCER}."]
@@ -222,16 +222,16 @@ def test_a_whole_promotion(
     """Lowered, moved, waited for, and back again."""
     stage = make_stage(dns="route53", zone=ZONE, record=NAME, record_ttl=Duration(1))
     backend = make_backend()
-    backend.swap([], [Record(kind="A", ttl=2, values=["127.9.9.9"])])
+    backend.swap([], [DnsRecord(kind="A", ttl=2, values=["127.9.9.9"])])
     strict.failing = ["PriorRequestNotComplete", "Throttling"]  # asked again
 
-    entry = stage.switch(backend=backend).promote("v1")
+    entry = stage.promoter(backend=backend).promote("v1")
     assert entry is not None
-    assert backend.read() == [Record(kind="A", ttl=1, values=[V1])]
-    stage.switch(backend=backend).promote("v2")
-    assert backend.read() == [Record(kind="A", ttl=1, values=[V2])]
-    stage.switch(backend=backend).rollback()
-    assert backend.read() == [Record(kind="A", ttl=1, values=[V1])]
+    assert backend.read() == [DnsRecord(kind="A", ttl=1, values=[V1])]
+    stage.promoter(backend=backend).promote("v2")
+    assert backend.read() == [DnsRecord(kind="A", ttl=1, values=[V2])]
+    stage.promoter(backend=backend).rollback()
+    assert backend.read() == [DnsRecord(kind="A", ttl=1, values=[V1])]
     assert all(set(batch) <= {"DELETE", "CREATE"} for batch in strict.batches)
 
 
@@ -251,12 +251,12 @@ def test_a_change_id_that_was_lost_is_no_matter(
         if point == "switch: moved":
             raise Dead
 
-    monkeypatch.setattr(Switch, "_take_back", lambda *_: None)  # the dead do nothing
+    monkeypatch.setattr(Promoter, "_undo_after", lambda *_: None)  # the dead do nothing
     with pytest.raises(Dead):
-        stage.switch(backend=make_backend(), at=die).promote("v1")
+        stage.promoter(backend=make_backend(), checkpoint=die).promote("v1")
     stage.give_up()
 
-    stage.switch(backend=make_backend()).promote("v1")
+    stage.promoter(backend=make_backend()).promote("v1")
 
     assert strict.batches == [["CREATE"], ["DELETE", "CREATE"]]
 
@@ -271,7 +271,7 @@ def test_a_failed_verification_goes_back(
     served["v1"].refuses = lambda asked: asked == NAME and backend.read() != [BALANCED]
 
     with pytest.raises(PromotionError, match="503"):
-        stage.switch(backend=backend).promote("v1")
+        stage.promoter(backend=backend).promote("v1")
 
     assert backend.read() == [BALANCED]
 
@@ -317,7 +317,7 @@ def test_over_the_wire(account: str, by: str) -> None:
     backend: Any = dns.load(promotion(zone=account if by == "id" else ZONE), Path("/"))
 
     change = backend.swap([], [A])
-    assert backend.lagging([A], change) == ""
+    assert backend.find_lagging([A], change) == ""
     backend.swap([A], [NAMED])
     assert backend.read() == [NAMED]
     backend.swap([NAMED], [B, SIX])
@@ -359,14 +359,14 @@ def test_a_load_balancer_over_the_wire(account: str) -> None:
     )["LoadBalancers"][0]
     backend: Any = dns.load(promotion(), Path("/"))
 
-    [record] = backend.pointing_to(made["DNSName"], 30, [])
+    [record] = backend.records_for(made["DNSName"], 30, [])
 
     assert record.kind == "A"
     assert record.rest["AliasTarget"]["HostedZoneId"] == made["CanonicalHostedZoneId"]
     backend.swap([], [record])
     assert backend.read() == [record]
     with pytest.raises(DnsError, match="no load balancer"):
-        backend.pointing_to(BALANCER, 30, [])
+        backend.records_for(BALANCER, 30, [])
     elb.delete_load_balancer(LoadBalancerArn=made["LoadBalancerArn"])
     for each in (ec2, elb, backend._client):
         each.close()

@@ -34,7 +34,7 @@ def test_the_first_promotion_points_the_name(make_stage: Callable[..., Stage]) -
     """From nothing to v1, which never ends from then on, by its record and its provider's word."""
     stage = make_stage()
 
-    entry = stage.switch().promote("v1")
+    entry = stage.promoter().promote("v1")
 
     assert entry is not None
     assert entry.outcome == "done"
@@ -50,7 +50,7 @@ def test_the_next_one_retires_the_one_before(stage: Stage) -> None:
     """v2 is production; v1 ends by itself after drain and keep-old, and not before."""
     before = datetime.now(UTC)
 
-    stage.switch().promote("v2")
+    stage.promoter().promote("v2")
 
     assert stage.addresses() == [V2]
     assert stage.marked() == ["v2"]
@@ -62,7 +62,7 @@ def test_the_next_one_retires_the_one_before(stage: Stage) -> None:
 
 def test_production_is_already_production(stage: Stage) -> None:
     """Doing it again does nothing."""
-    assert stage.switch().promote("v1") is None
+    assert stage.promoter().promote("v1") is None
     assert len(journal.history(stage.project.store, "production")) == 1
 
 
@@ -74,7 +74,7 @@ def test_the_old_one_is_touched_only_after_the_name_has_been_verified(stage: Sta
         word = stage.own_word("v1")["expires"]
         seen[point] = (stage.marked(), word, stage.own_word("v2")["expires"], stage.addresses())
 
-    stage.switch(at=look).promote("v2")
+    stage.promoter(checkpoint=look).promote("v2")
 
     for point, (marked, v1, v2, addresses) in seen.items():
         if point == "retire: done":
@@ -92,8 +92,8 @@ def test_what_fails_its_verification_is_taken_back(stage: Stage, served: dict[st
     """v1 has the name again and stays production, v2 gets an expiry again, and why is told."""
     served["v2"].refuses = stage.when_live("v2")
 
-    with pytest.raises(PromotionError, match=r"what it was before.*status 503"):
-        stage.switch().promote("v2")
+    with pytest.raises(PromotionError, match=r"is unchanged.*status 503"):
+        stage.promoter().promote("v2")
 
     assert stage.addresses() == [V1]
     assert stage.marked() == ["v1"]
@@ -113,7 +113,7 @@ def test_what_does_not_answer_directly_never_gets_the_name(
     moved = []
 
     with pytest.raises(PromotionError, match="503"):
-        stage.switch(at=moved.append).promote("v2")
+        stage.promoter(checkpoint=moved.append).promote("v2")
 
     assert "switch: begun" not in moved
     assert stage.addresses() == [V1]
@@ -125,7 +125,7 @@ def test_what_does_not_know_the_name_never_gets_it(stage: Stage, served: dict[st
     moved: list[str] = []
 
     with pytest.raises(PromotionError, match="503"):
-        stage.switch(at=moved.append).promote("v2")
+        stage.promoter(checkpoint=moved.append).promote("v2")
 
     assert "switch: begun" not in moved
 
@@ -138,7 +138,7 @@ def test_an_environment_that_dies_before_the_switch_does_not_get_the_name(stage:
             (stage.folder / "served" / "v2.json").unlink()
 
     with pytest.raises(PromotionError, match="v2 has stopped by itself"):
-        stage.switch(at=die).promote("v2")
+        stage.promoter(checkpoint=die).promote("v2")
 
     assert stage.addresses() == [V1]
     assert stage.own_word("v1")["expires"] == labels.NEVER
@@ -156,7 +156,7 @@ def test_an_environment_that_dies_after_the_switch_loses_the_name(
             (stage.folder / "served" / "v2.json").unlink()
 
     with pytest.raises(PromotionError, match="v2 has stopped"):
-        stage.switch(at=die).promote("v2")
+        stage.promoter(checkpoint=die).promote("v2")
 
     assert stage.addresses() == [V1]
 
@@ -165,8 +165,8 @@ def test_a_name_that_someone_else_has_changed_is_left_alone(stage: Stage) -> Non
     """Both are shown: what it is, and what it was left as."""
     (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
 
-    with pytest.raises(PromotionError, match=rf"A 127.9.9.9, .*left it as A {V1}.*--accept-record"):
-        stage.switch().promote("v2")
+    with pytest.raises(PromotionError, match=rf"A 127.9.9.9, .*left A {V1}.*--accept-record"):
+        stage.promoter().promote("v2")
 
     assert stage.addresses() == ["127.9.9.9"]
     assert stage.get("v2").expires_at is not None
@@ -179,8 +179,8 @@ def test_a_name_that_is_changed_between_looking_and_moving_is_left_alone(stage: 
         if point == "switch: begun":
             (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
 
-    with pytest.raises(PromotionError, match="changed by someone else"):
-        stage.switch(at=meddle).promote("v2")
+    with pytest.raises(PromotionError, match="someone else changed"):
+        stage.promoter(checkpoint=meddle).promote("v2")
 
     assert stage.addresses() == ["127.9.9.9"]
 
@@ -189,7 +189,7 @@ def test_a_changed_name_can_be_accepted(stage: Stage) -> None:
     """On request, what it says now is what is gone on from."""
     (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
 
-    stage.switch(accept=True).promote("v2")
+    stage.promoter(accept=True).promote("v2")
 
     assert stage.addresses() == [V2]
 
@@ -200,7 +200,7 @@ def test_another_port_is_refused(stage: Stage) -> None:
     stage.add("v3", "127.77.0.3")
 
     with pytest.raises(PromotionError, match="clients know production as"):
-        stage.switch().promote("v3")
+        stage.promoter().promote("v3")
 
 
 def test_what_is_not_up_is_refused(make_stage: Callable[..., Stage]) -> None:
@@ -209,9 +209,9 @@ def test_what_is_not_up_is_refused(make_stage: Callable[..., Stage]) -> None:
     stage.add("v3", "127.77.0.3", state="launching")
 
     with pytest.raises(PromotionError, match="not up"):
-        stage.switch().promote("v3")
+        stage.promoter().promote("v3")
     with pytest.raises(NothingMatchedError):
-        stage.switch().promote("v4")
+        stage.promoter().promote("v4")
 
 
 def test_an_expiry_that_can_not_be_disarmed_stops_everything(
@@ -221,7 +221,7 @@ def test_an_expiry_that_can_not_be_disarmed_stops_everything(
     monkeypatch.setattr("support.promotion.ServedProvider.extend", lambda *_: None)
 
     with pytest.raises(PromotionError, match="may still end by itself"):
-        stage.switch().promote("v2")
+        stage.promoter().promote("v2")
 
     assert stage.addresses() == [V1]
 
@@ -233,7 +233,7 @@ def test_a_long_time_to_live_is_lowered_and_waited_out(make_stage: Callable[...,
     waited: list[float] = []
     times = _times(pause=waited.append)
 
-    stage.switch(backend=zone, times=times).promote("v1")
+    stage.promoter(backend=zone, times=times).promote("v1")
 
     assert [(old[0].ttl, new[0].ttl, new[0].values) for old, new in zone.swaps] == [
         (3, 1, ["127.9.9.9"]),
@@ -251,7 +251,7 @@ def test_a_failure_puts_the_long_time_to_live_back(
     served["v1"].healthy = False
 
     with pytest.raises(PromotionError):
-        stage.switch(backend=zone, times=_times()).promote("v1")
+        stage.promoter(backend=zone, times=_times()).promote("v1")
 
     assert zone.records == zone.first
 
@@ -261,7 +261,7 @@ def test_a_server_that_has_it_late_is_waited_for(make_stage: Callable[..., Stage
     stage = make_stage()
     zone = Zone(ttl=1, behind=5)
 
-    stage.switch(backend=zone, times=_times()).promote("v1")
+    stage.promoter(backend=zone, times=_times()).promote("v1")
 
     assert zone.behind == 0
 
@@ -272,7 +272,7 @@ def test_a_server_that_never_has_it_means_going_back(make_stage: Callable[..., S
     zone = Zone(ttl=1, stuck=V1)
 
     with pytest.raises(PromotionError, match="ns2 says nothing of it"):
-        stage.switch(backend=zone, times=_times()).promote("v1")
+        stage.promoter(backend=zone, times=_times()).promote("v1")
 
     assert zone.records == zone.first
 
@@ -284,32 +284,32 @@ def test_an_update_whose_answer_is_lost_is_not_done_twice(
     stage = make_stage()
     zone = Zone(ttl=1, losing=1)
 
-    stage.switch(backend=zone, times=_times()).promote("v1")
+    stage.promoter(backend=zone, times=_times()).promote("v1")
 
     assert zone.records[0].values == [V1]
 
 
 def test_rollback_goes_back(stage: Stage) -> None:
     """v1 never ends again, then gets the name; v2 gets an end."""
-    stage.switch().promote("v2")
+    stage.promoter().promote("v2")
 
-    entry = stage.switch().rollback()
+    entry = stage.promoter().rollback()
 
     assert (entry.kind, entry.outcome, entry.target.environment) == ("rollback", "done", "v1")
     assert stage.addresses() == [V1]
     assert stage.marked() == ["v1"]
     assert stage.own_word("v1")["expires"] == labels.NEVER
     assert stage.get("v2").expires_at is not None
-    assert stage.switch().rollback().target.environment == "v2"
+    assert stage.promoter().rollback().target.environment == "v2"
 
 
 def test_rollback_to_what_is_broken_stays(stage: Stage, served: dict[str, Site]) -> None:
     """It is checked like any other."""
-    stage.switch().promote("v2")
+    stage.promoter().promote("v2")
     served["v1"].healthy = False
 
     with pytest.raises(PromotionError, match="503"):
-        stage.switch().rollback()
+        stage.promoter().rollback()
 
     assert stage.addresses() == [V2]
     assert stage.marked() == ["v2"]
@@ -317,20 +317,20 @@ def test_rollback_to_what_is_broken_stays(stage: Stage, served: dict[str, Site])
 
 def test_rollback_to_what_is_gone_is_refused(stage: Stage) -> None:
     """After keep-old there is nothing to go back to."""
-    stage.switch().promote("v2")
+    stage.promoter().promote("v2")
     stage.ledger.remove("v1")
 
-    with pytest.raises(NothingMatchedError, match="v1, which was production before, is gone"):
-        stage.switch().rollback()
+    with pytest.raises(NothingMatchedError, match="the rollback target v1 is gone"):
+        stage.promoter().rollback()
 
 
 def test_rollback_from_the_first_promotion(make_stage: Callable[..., Stage]) -> None:
     """What the name said before there was any is not ours, but it can be put back."""
     stage = make_stage()
     (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
-    stage.switch().promote("v1")
+    stage.promoter().promote("v1")
 
-    stage.switch().rollback()
+    stage.promoter().rollback()
 
     assert stage.addresses() == ["127.9.9.9"]
     assert stage.marked() == []
@@ -339,26 +339,26 @@ def test_rollback_from_the_first_promotion(make_stage: Callable[..., Stage]) -> 
 
 def test_rollback_to_no_name_at_all_is_refused(stage: Stage) -> None:
     """A name that points to nothing is nobody's wish."""
-    with pytest.raises(PromotionError, match="no production before"):
-        stage.switch().rollback()
+    with pytest.raises(PromotionError, match="production has no rollback target"):
+        stage.promoter().rollback()
 
 
 def test_the_plan_changes_nothing(stage: Stage, tmp_path: Path) -> None:
     """It says each step, and refuses what would be refused."""
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    plan = stage.switch().plan("v2")
+    plan = stage.promoter().plan("v2")
 
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert f"move {NAME} from A {V1} to A {V2}" in plan
-    assert stage.switch().plan("v1") == []
+    assert f"change {NAME} from A {V1} to A {V2}" in plan
+    assert stage.promoter().plan("v1") == []
     with pytest.raises(PromotionError, match="lacks"):
-        stage.switch(promotion=_requiring(stage, "tests")).plan("v2")
+        stage.promoter(promotion=_requiring(stage, "tests")).plan("v2")
 
 
 def test_history_tells_who_what_and_when(stage: Stage) -> None:
     """Oldest first, with each step's time."""
-    stage.switch().promote("v2")
+    stage.promoter().promote("v2")
 
     first, second = journal.history(stage.project.store, "production")
 
@@ -377,7 +377,7 @@ def _requiring(stage: Stage, *requires: str) -> Any:
 
 def _times(pause: Callable[[float], object] = lambda _: None) -> Any:
     """Time that passes as it is waited for."""
-    from pytest_ephemeral.promotion.moving import Times
+    from pytest_ephemeral.promotion.dns_polling import Times
 
     clock = [0.0]
 
@@ -392,19 +392,19 @@ class Zone:
     """A name in memory, whose servers may lag or lose answers."""
 
     def __init__(self, *, ttl: int, behind: int = 0, stuck: str = "", losing: int = 0) -> None:
-        from pytest_ephemeral.promotion.dns import Record
+        from pytest_ephemeral.promotion.dns import DnsRecord
 
-        self.first = self.records = [Record(kind="A", ttl=ttl, values=["127.9.9.9"])]
+        self.first = self.records = [DnsRecord(kind="A", ttl=ttl, values=["127.9.9.9"])]
         self.swaps: list[Any] = []
         self.behind, self.stuck, self.losing = behind, stuck, losing
 
     def read(self) -> Any:
         return self.records
 
-    def pointing_to(self, host: str, ttl: int, now: Any) -> Any:
-        from pytest_ephemeral.promotion.dns import Record
+    def records_for(self, host: str, ttl: int, now: Any) -> Any:
+        from pytest_ephemeral.promotion.dns import DnsRecord
 
-        return [Record(kind="A", ttl=ttl, values=[host])]
+        return [DnsRecord(kind="A", ttl=ttl, values=[host])]
 
     def swap(self, old: Any, new: Any) -> str:
         from pytest_ephemeral.errors import DnsUnavailableError
@@ -419,7 +419,7 @@ class Zone:
             raise DnsUnavailableError("no answer")
         return ""
 
-    def lagging(self, expected: Any, change: str) -> str:
+    def find_lagging(self, expected: Any, change: str) -> str:
         if expected[0].values == [self.stuck]:
             return "ns2 says nothing of it"
         self.behind = max(0, self.behind - 1)

@@ -59,15 +59,15 @@ def test_promote_moves_the_name_and_tells_each_step(run: Any, stage: BoardStage)
     assert (status, out) == (0, f"http://{NAME}:{stage.port}/\n")
     assert address(stage) == V2
     assert [line.partition(":")[0] for line in err.splitlines()] == [
-        "disarming its expiry",
-        "noting what the name says",
-        "shortening what resolvers remember",
+        "turning off its expiry",
+        "current DNS record",
+        "lowering the record's TTL",
         "checking it directly",
-        "moving the name",
+        "updating the DNS record",
         "waiting for the authoritative servers",
         "checking it through the name",
-        "recording it",
-        "giving the old one its end",
+        "recording the promotion",
+        "scheduling the end of the previous one",
     ]
     assert run("promote", WAITING, "--to", "production")[::2] == (
         0,
@@ -82,8 +82,8 @@ def test_a_dry_run_prints_the_plan(run: Any, stage: BoardStage) -> None:
     status, out, _ = run("promote", WAITING, "--to", "production", "--dry-run")
 
     assert status == 0
-    assert out.splitlines()[0] == f"1. disarm the expiry of {WAITING}, and prove it"
-    assert f"move {NAME} from A {V1} to A {V2}" in out
+    assert out.splitlines()[0] == f"1. turn off the expiry of {WAITING}, and verify that it is off"
+    assert f"change {NAME} from A {V1} to A {V2}" in out
     assert address(stage) == V1
 
 
@@ -94,7 +94,7 @@ def test_promote_refuses_what_lacks_something(run: Any, stage: BoardStage) -> No
     assert "waits for a decision" in err
     status, _, err = run("promote", OTHER, "--to", "production")
     assert status == 1
-    assert "the stage 'tests' failed" in err
+    assert "stage 'tests' failed" in err
     assert "rejected by Bo Lindqvist" in err
 
 
@@ -152,7 +152,7 @@ def test_a_request_is_made_and_answered(run: Any, stage: BoardStage) -> None:
     status, out, err = run("approval", "request", "staging-new")
 
     assert (status, out) == (0, f"http://{V1}:{stage.port}/\n")
-    assert "yes: pytest-ephemeral approve staging-new222" in err
+    assert "to approve: pytest-ephemeral approve staging-new222" in err
     status, out, _ = run("approve", "staging-new", "--by", "Anna", "--comment", "good")
     assert status == 0
     assert "staging-new222: approved by Anna at" in out
@@ -205,7 +205,7 @@ def test_production_is_not_taken_down_by_accident(run: Any, stage: BoardStage) -
     """Neither by `down --all` nor by its id; nor is anything else that was named with it."""
     status, _, err = run("down", LIVE, OTHER)
     assert status == 1
-    assert f"{LIVE} is production" in err
+    assert f"{LIVE} is in production" in err
     assert run("down", "--all")[0] == 0
     assert [one.id for one in stage.ledger.entries()] == [LIVE]
     assert run("reap")[0] == 0

@@ -112,7 +112,7 @@ def furnish(stage: BoardStage, sites: dict[str, Site]) -> None:
     stage.add("staging-7f3k2q", hosts["v1"], image=old, owner=_owner("ci", "build-7"))
     stage.ask("staging-7f3k2q")
     stage.decide("staging-7f3k2q", "approved", "Anna Keller", "Checkout and returns look right.")
-    stage.switch().promote("staging-7f3k2q")
+    stage.promoter().promote("staging-7f3k2q")
     stage.add("staging-k2v6nj", hosts["v2"], image=odd, owner=_owner("ci", "build-7"))
     stage.passed(odd, "tests", passed=41)
     stage.passed(odd, "acceptance", passed=12)
@@ -120,7 +120,7 @@ def furnish(stage: BoardStage, sites: dict[str, Site]) -> None:
     stage.decide("staging-k2v6nj", "approved", "Anna Keller")
     with suppress(PromotionError):
         sites["v2"].refuses = lambda asked: asked == NAME
-        stage.switch().promote("staging-k2v6nj")
+        stage.promoter().promote("staging-k2v6nj")
     stage.passed(odd, "tests", passed=38, failed=3)
     stage.ledger.remove("staging-k2v6nj")
     stage.add("staging-m4x8wd", hosts["v2"], image=new, owner=_owner("ci", "build-7"))

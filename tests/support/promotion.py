@@ -27,9 +27,9 @@ from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.models import Artifact, Endpoint, Environment, ImageReference
 from pytest_ephemeral.promotion import dns
+from pytest_ephemeral.promotion.dns_polling import Times
 from pytest_ephemeral.promotion.journal import Journal
-from pytest_ephemeral.promotion.moving import Times
-from pytest_ephemeral.promotion.switch import Switch
+from pytest_ephemeral.promotion.promoter import Promoter
 from pytest_ephemeral.providers.protocol import Owned, Status
 from pytest_ephemeral.store import open_store
 from pytest_ephemeral.tables import Promotion, Ready, Template
@@ -163,10 +163,10 @@ class Stage:
         self.events: list[Any] = []
         self.published: list[tuple[str, str]] = []
 
-    def switch(self, **changes: Any) -> Switch:
+    def promoter(self, **changes: Any) -> Promoter:
         promotion = changes.pop("promotion", self.promotion)
         backend = changes.pop("backend", None) or dns.load(promotion, self.folder)
-        return Switch(
+        return Promoter(
             self.project,
             promotion,
             backend,
@@ -284,5 +284,5 @@ def make_stage(served: dict[str, Site], tmp_path: Path) -> Callable[..., Stage]:
 def stage(make_stage: Callable[..., Stage]) -> Stage:
     """A project of which v1 is production and v2 is up."""
     made = make_stage()
-    made.switch().promote("v1")
+    made.promoter().promote("v1")
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -44,22 +45,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("", "the following arguments are required: VERB"),
-        ("lst", "there is no 'lst' here. Did you mean 'list'?"),
-        ("images prun", "there is no 'prun' here. Did you mean 'prune'?"),
-        ("list --jsn", "there is no option '--jsn' here. Did you mean '--json'?"),
-        ("reap --dry-rum=1", "there is no option '--dry-rum' here. Did you mean '--dry-run'?"),
-        ("list x", "unexpected: 'x'"),
-        ("list -- x", "nothing may follow `--` here"),
-        ("run staging-x", "which command? Put it after `--`"),
-        ("run staging-x ls", "unexpected: 'ls'"),
-        ("down", "name environments, or give --all"),
-        ("down x --all", "name environments, or give --all"),
+        ("", "the following arguments are required: COMMAND"),
+        ("lst", "unknown command 'lst'. Did you mean 'list'?"),
+        ("images prun", "unknown command 'prun'. Did you mean 'prune'?"),
+        ("list --jsn", "unknown option '--jsn'. Did you mean '--json'?"),
+        ("reap --dry-rum=1", "unknown option '--dry-rum'. Did you mean '--dry-run'?"),
+        ("list x", "unexpected argument 'x'"),
+        ("list -- x", "this command takes nothing after `--`"),
+        ("run staging-x", "the command is missing: put it after `--`"),
+        ("run staging-x ls", "unexpected argument 'ls'"),
+        ("down", "name the environments, or use --all"),
+        ("down x --all", "name the environments, or use --all"),
         ("up --ttl 5", 'expected a duration such as "90s", "5m" or "2h", got \'5\''),
         ("extend x soon", 'expected a duration such as "90s", "5m" or "2h", got \'soon\''),
         ("images prune --keep -1", "expected a number such as 5, got '-1'"),
         ("images prune", "the following arguments are required: --keep"),
-        ("artifact", "the following arguments are required: VERB"),
+        ("artifact", "the following arguments are required: COMMAND"),
     ],
 )
 def test_a_slip_is_named_with_what_was_probably_meant(
@@ -83,7 +84,7 @@ def test_a_slip_is_named_with_what_was_probably_meant(
         ("down nothing", 3, "no environment 'nothing'."),
         ("artifact push nothing.whl", 1, "nothing.whl can't be read as an artifact"),
         ("list --config nothing.toml", 2, "nothing.toml: can't be read: No such file"),
-        ("init", 2, "configures this folder already; it stays as it is"),
+        ("init", 2, "ephemeral.toml exists already: left unchanged"),
     ],
 )
 def test_an_error_is_one_line_and_its_own_exit_status(
@@ -156,7 +157,7 @@ def test_a_fault_of_ours_says_so(
     assert cli.main(["list"]) == 1
     assert capsys.readouterr().err == (
         "error: ZeroDivisionError: division by zero\n"
-        "This is a bug. Please report it, with what --traceback shows.\n"
+        "This is a bug. Please report it with the output of --traceback.\n"
     )
     with pytest.raises(ZeroDivisionError):
         cli.main(["list", "--traceback"])
@@ -221,16 +222,34 @@ def test_colours_are_decided_for_each_stream(
     monkeypatch.setenv("TERM", "xterm")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert output.paints(Terminal()) is terminal
-    assert output.paints(io.StringIO()) is pipe
+    assert output.uses_colour(Terminal()) is terminal
+    assert output.uses_colour(io.StringIO()) is pipe
 
 
 def test_a_table_in_a_pipe_is_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     """However long a cell is, and whatever brackets are in it."""
-    output.Output(as_json=False).table(("A", "B"), [("x" * 300, "[bold]y[/]")])
+    output.Printer(as_json=False).table(("A", "B"), [("x" * 300, "[bold]y[/]")])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[1].split() == ["x" * 300, "[bold]y[/]"]
+
+
+def test_a_table_fits_a_terminal_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 60 columns cells are folded; ids stay whole, and a state has its colour."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    row = ("staging-7f3k2q", "expired", "http://127.4.9.3:8080/a/long/path", "anna@laptop:4711")
+    output.Printer(as_json=False).table(("ID", "STATE", "URL", "OWNER"), [row])
+    printed = terminal.getvalue()
+    assert "\x1b[31mexpired\x1b[0m" in printed
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
+    assert all(len(line.rstrip()) <= 60 for line in plain.splitlines())
+    assert "staging-7f3k2q" in plain
+    urls = "".join(line[24:45].strip() for line in plain.splitlines()[1:])
+    assert "/a/long/path" in urls
 
 
 @pytest.mark.parametrize(
@@ -338,7 +357,7 @@ def test_init_never_overwrites(
     (here / "ephemeral.toml").unlink()
     (here / "pyproject.toml").write_text("[tool.pytest-ephemeral]")
     assert cli.main(["init"]) == 2
-    assert "pyproject.toml configures this folder already" in capsys.readouterr().err
+    assert "pyproject.toml exists already" in capsys.readouterr().err
     assert not (here / "ephemeral.toml").exists()
 
 

@@ -273,7 +273,7 @@ def test_verify_on_the_command_line(
     store = here.images._store
     monkeypatch.setattr("pytest_ephemeral.project.open_store", lambda *_: store)
     assert main(["images", "verify", "shop", "--key", str(keys[1]), *config]) == 0
-    assert "is what was baked; signed by" in capsys.readouterr().out
+    assert "matches its record; signed by" in capsys.readouterr().out
     assert main(["images", "show", "shop", "--provenance", *config]) == 0
     assert json.loads(capsys.readouterr().out) == provenance.read(image)
     assert image.archive is not None

@@ -17,7 +17,7 @@ from flask import Response, request
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion.approval import Approvals
-from pytest_ephemeral.promotion.board import words
+from pytest_ephemeral.promotion.board import filters
 from pytest_ephemeral.promotion.board.view import gather
 
 LONGEST_NAME: Final = 80
@@ -46,7 +46,7 @@ def create(project: Project, token: str) -> Any:
         token: What lets people in.
     """
     app = flask.Flask(__name__)
-    app.jinja_env.filters.update(words.FILTERS)
+    app.jinja_env.filters.update(filters.FILTERS)
     board = _Board(project, token)
     app.before_request(board.let_in)
     app.after_request(_secure)
@@ -59,17 +59,17 @@ class _Board:
     def __init__(self, project: Project, token: str) -> None:
         self._project = project
         self._token = token
-        self._session = _derived(token, "session")
-        self._form_token = _derived(token, "form")
+        self._session = _derive(token, "session")
+        self._form_token = _derive(token, "form")
         # Cookies know no ports: another board on this host has one of another name.
-        self._cookie = f"board-{_derived(token, 'cookie')[:8]}"
+        self._cookie = f"board-{_derive(token, 'cookie')[:8]}"
 
     def let_in(self) -> Any:
         """Stop whoever does not have the token. A link with it becomes a cookie without it."""
         if request.endpoint == "static":
             return None
         given = request.args.get("token", "")
-        if given and _same(given, self._token):
+        if given and _is_same(given, self._token):
             entered = flask.redirect(flask.url_for("page"), 303)
             self._remember(entered, self._cookie, self._session)
             return entered
@@ -96,14 +96,14 @@ class _Board:
     def decide(self, id: str) -> Any:
         """Decide, and show the page again."""
         form = request.form
-        if not self._has_header() and not _same(form.get("form-token", ""), self._form_token):
-            return self._refused("this form is not from this page: decide again", 403)
+        if not self._has_header() and not _is_same(form.get("form-token", ""), self._form_token):
+            return self._refuse("this form is not from this page: decide again", 403)
         name, decision = form.get("by", "").strip(), form.get("decision", "")
         comment = form.get("comment", "").strip()
         if decision not in _DECISIONS or not name:
-            return self._refused("say who decides, and what", 400)
+            return self._refuse("say who decides, and what", 400)
         if len(name) > LONGEST_NAME or len(comment) > LONGEST_COMMENT:
-            return self._refused("that name or comment is too long", 400)
+            return self._refuse("that name or comment is too long", 400)
         try:
             Approvals(self._project.store).decide(
                 id,
@@ -113,20 +113,20 @@ class _Board:
                 now=datetime.now(UTC),
             )
         except EphemeralError as error:
-            return self._refused(str(error), 409)
+            return self._refuse(str(error), 409)
         decided = flask.redirect(flask.url_for("page", _anchor="decided"), 303)
         self._remember(decided, f"{self._cookie}-name", name)
         return decided
 
-    def _refused(self, problem: str, status: int) -> Any:
+    def _refuse(self, problem: str, status: int) -> Any:
         return flask.make_response(self.page(problem), status)
 
     def _has_cookie(self) -> bool:
-        return _same(request.cookies.get(self._cookie, ""), self._session)
+        return _is_same(request.cookies.get(self._cookie, ""), self._session)
 
     def _has_header(self) -> bool:
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
-        return kind == "Bearer" and _same(given, self._token)
+        return kind == "Bearer" and _is_same(given, self._token)
 
     def _remember(self, response: Any, name: str, value: str) -> None:
         # Lax, not Strict: a link in a chat has to lead in. Forms are held by their own token.
@@ -140,10 +140,10 @@ def _secure(response: Any) -> Any:
     return response
 
 
-def _derived(token: str, purpose: str) -> str:
+def _derive(token: str, purpose: str) -> str:
     return hmac.new(token.encode(), purpose.encode(), hashlib.sha256).hexdigest()
 
 
-def _same(one: str, other: str) -> bool:
+def _is_same(one: str, other: str) -> bool:
     """Compared in a time that tells nothing."""
     return hmac.compare_digest(one.encode(), other.encode())

@@ -64,8 +64,8 @@ def server(
     made = waitress.create_server(
         app.create(project, token), host=host, port=port, threads=4, ident=None
     )
-    shown = f"[{host}]" if ":" in host else host
+    url_host = f"[{host}]" if ":" in host else host
     try:
-        yield f"http://{shown}:{made.effective_port}/?token={token}", made.run
+        yield f"http://{url_host}:{made.effective_port}/?token={token}", made.run
     finally:
         made.close()

@@ -16,7 +16,7 @@ from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion import journal, requirements
 from pytest_ephemeral.promotion.approval import Approval, Approvals
-from pytest_ephemeral.promotion.journal import Entry, Head, Journal
+from pytest_ephemeral.promotion.journal import Head, HistoryEntry, Journal
 from pytest_ephemeral.tables import Promotion
 
 #: How much of the past is shown.
@@ -57,7 +57,7 @@ class Production(msgspec.Struct, frozen=True):
     promotion: Promotion
     head: Head
     card: Card | None
-    history: Sequence[Entry]
+    history: Sequence[HistoryEntry]
 
 
 class Pending(msgspec.Struct, frozen=True):
@@ -99,7 +99,7 @@ def gather(project: Project, now: datetime) -> Board:
         project=project.config.root.name,
         now=now,
         pending=[Pending(one, by_id.get(one.environment)) for one in waiting],
-        decided=sorted(decided, key=_ended, reverse=True)[:DECISIONS],
+        decided=sorted(decided, key=_end_of, reverse=True)[:DECISIONS],
         productions=[
             _production(project, promotion, by_id)
             for promotion in project.config.promotions.values()
@@ -112,7 +112,7 @@ def gather(project: Project, now: datetime) -> Board:
     )
 
 
-def _ended(approval: Approval) -> datetime:
+def _end_of(approval: Approval) -> datetime:
     return approval.decided_at or approval.deadline
 
 

@@ -32,7 +32,7 @@ TABLE: Mapping[str, tuple[str, str | None]] = {
 KINDS: Final = ("A", "AAAA", "CNAME")
 
 
-class Record(Model, frozen=True, kw_only=True):
+class DnsRecord(Model, frozen=True, kw_only=True):
     """All that one name says in one type.
 
     Attributes:
@@ -60,14 +60,14 @@ class Backend(Protocol):
     until it is asked for something.
     """
 
-    def read(self) -> list[Record]:
-        """What the name says now, by the word of the authority itself; see ``arranged``.
+    def read(self) -> list[DnsRecord]:
+        """What the name says now, by the word of the authority itself; see ``sort_records``.
 
         Raises:
             DnsError: It refuses to tell, or can't be reached.
         """
 
-    def pointing_to(self, host: str, ttl: int, now: Sequence[Record]) -> list[Record]:
+    def records_for(self, host: str, ttl: int, now: Sequence[DnsRecord]) -> list[DnsRecord]:
         """The records that make the name point to a host.
 
         Args:
@@ -79,11 +79,11 @@ class Backend(Protocol):
             DnsError: Such a name can't point to such a host here.
         """
 
-    def swap(self, old: Sequence[Record], new: Sequence[Record]) -> str:
+    def swap(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
         """Replace exactly these records by those, in one act.
 
         Returns:
-            What to give to ``lagging``.
+            What to give to ``find_lagging``.
 
         Raises:
             NameChangedError: The name does not say ``old``. Nothing was changed.
@@ -91,7 +91,7 @@ class Backend(Protocol):
             DnsError: It was refused. Nothing was changed.
         """
 
-    def lagging(self, expected: Sequence[Record], change: str) -> str:
+    def find_lagging(self, expected: Sequence[DnsRecord], change: str) -> str:
         """Which of the authoritative servers do not answer with this yet, for people.
 
         Args:
@@ -137,12 +137,12 @@ def load(promotion: Promotion, root: Path) -> Backend:
     raise ConfigurationError(f"promotion.{promotion.name}: no dns {name!r}.{known}")
 
 
-def arranged(records: Iterable[Record]) -> list[Record]:
+def sort_records(records: Iterable[DnsRecord]) -> list[DnsRecord]:
     """Records in the one order in which they can be compared."""
     return sorted(records, key=lambda record: (KINDS.index(record.kind), record.values))
 
 
-def shown(records: Sequence[Record]) -> str:
+def format_records(records: Sequence[DnsRecord]) -> str:
     """Records for people."""
     return ", ".join(map(str, records)) or "nothing"
 
@@ -155,12 +155,12 @@ def kind_of(host: str) -> str:
         return "CNAME"
 
 
-def plain(name: str) -> str:
+def normalize_name(name: str) -> str:
     """A name as it is compared: in lower case, without the final dot."""
     return name.lower().removesuffix(".")
 
 
-def resolved(name: str) -> list[str]:
+def resolve(name: str) -> list[str]:
     """The addresses of a name, by the system's resolver; none when it has none."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
@@ -175,7 +175,7 @@ def check_zone(promotion: Promotion, zone: str) -> None:
     Raises:
         ConfigurationError: It is not in it.
     """
-    record, zone = plain(promotion.record), plain(zone)
+    record, zone = normalize_name(promotion.record), normalize_name(zone)
     if record != zone and not record.endswith(f".{zone}"):
         raise ConfigurationError(
             f"promotion.{promotion.name}.record: {record} is not in the zone {zone}"
@@ -188,7 +188,7 @@ def check_alias(record: str, zone: str, host: str) -> None:
     Raises:
         DnsError: RFC 1034, 3.6.2: beside a CNAME there may be nothing, and a zone has its SOA.
     """
-    if plain(record) == plain(zone):
+    if normalize_name(record) == normalize_name(zone):
         raise DnsError(
             f"{record} is the zone's own name, which can't be an alias of {host}: "
             "promote an environment that has an address"

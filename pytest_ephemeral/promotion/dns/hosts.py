@@ -14,7 +14,13 @@ from typing import Final
 
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import DnsError, NameChangedError
-from pytest_ephemeral.promotion.dns import Record, arranged, kind_of, plain, shown
+from pytest_ephemeral.promotion.dns import (
+    DnsRecord,
+    format_records,
+    kind_of,
+    normalize_name,
+    sort_records,
+)
 from pytest_ephemeral.tables import Promotion
 
 DEFAULT_FILE: Final = ".ephemeral/hosts"
@@ -27,19 +33,21 @@ class Hosts:
     """See ``Backend``. Such a file knows addresses only, and no TTL: whoever reads it, reads it."""
 
     def __init__(self, promotion: Promotion, root: Path) -> None:
-        self.name = plain(promotion.record)
+        self.name = normalize_name(promotion.record)
         self.file = (root / (promotion.file or DEFAULT_FILE)).resolve()
 
-    def read(self) -> list[Record]:
+    def read(self) -> list[DnsRecord]:
         """The addresses of all lines with the name."""
         found: dict[str, list[str]] = {}
         for line in self._lines():
-            address, names = _parsed(line)
+            address, names = _parse(line)
             if self.name in names:
                 found.setdefault(kind_of(address), []).append(address)
-        return arranged(Record(kind=kind, values=sorted(each)) for kind, each in found.items())
+        return sort_records(
+            DnsRecord(kind=kind, values=sorted(each)) for kind, each in found.items()
+        )
 
-    def pointing_to(self, host: str, ttl: int, now: Sequence[Record]) -> list[Record]:  # noqa: ARG002
+    def records_for(self, host: str, ttl: int, now: Sequence[DnsRecord]) -> list[DnsRecord]:  # noqa: ARG002
         """One address."""
         kind = kind_of(host)
         if kind == "CNAME":
@@ -47,16 +55,16 @@ class Hosts:
                 f"{self.file} can only hold addresses, and {self.name} should point to {host}: "
                 'use dns = "rfc2136" or "route53" for it'
             )
-        return [Record(kind=kind, values=[host])]
+        return [DnsRecord(kind=kind, values=[host])]
 
-    def swap(self, old: Sequence[Record], new: Sequence[Record]) -> str:
+    def swap(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
         """Replace the file by one whose other lines are the same."""
-        with self._locked():
+        with self._lock():
             now = self.read()
-            if now != arranged(old):
+            if now != sort_records(old):
                 raise NameChangedError(
-                    f"{self.file} was changed by someone else: {self.name} is {shown(now)} there, "
-                    f"and should be {shown(old)}"
+                    f"someone else changed {self.file}: {self.name} is {format_records(now)} "
+                    f"there, expected {format_records(old)}"
                 )
             lines = [kept for line in self._lines() if (kept := self._without(line)) is not None]
             if lines and not lines[-1].endswith("\n"):
@@ -65,10 +73,10 @@ class Hosts:
             self._replace("".join(lines))
         return ""
 
-    def lagging(self, expected: Sequence[Record], change: str) -> str:  # noqa: ARG002
+    def find_lagging(self, expected: Sequence[DnsRecord], change: str) -> str:  # noqa: ARG002
         """There is one file."""
         now = self.read()
-        return "" if now == arranged(expected) else f"{self.file} says {shown(now)}"
+        return "" if now == sort_records(expected) else f"{self.file} has {format_records(now)}"
 
     def addresses(self) -> list[str]:
         """As a resolver reads the file."""
@@ -85,11 +93,11 @@ class Hosts:
 
     def _without(self, line: str) -> str | None:
         """A line that says nothing of the name; None when nothing is left of it."""
-        address, names = _parsed(line)
+        address, names = _parse(line)
         if self.name not in names:
             return line
         said, mark, comment = line.partition("#")
-        others = [name for name in said.split()[1:] if plain(name) != self.name]
+        others = [name for name in said.split()[1:] if normalize_name(name) != self.name]
         if not others:
             return None
         return " ".join([address, *others]) + (f" #{comment}" if mark else "\n")
@@ -102,7 +110,7 @@ class Hosts:
         files.replace(self.file, [text.encode(errors="surrogateescape")], mode=mode)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[None]:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with files.locked(self.file.with_name(f".{self.file.name}.lock")):
@@ -114,7 +122,7 @@ class Hosts:
             raise DnsError(f"{self.file} can't be changed: {error.strerror}; {hint}") from error
 
 
-def _parsed(line: str) -> tuple[str, set[str]]:
+def _parse(line: str) -> tuple[str, set[str]]:
     """A line's address and names; both empty in one that has none."""
     words = line.partition("#")[0].split()
-    return (words[0], {plain(name) for name in words[1:]}) if words else ("", set())
+    return (words[0], {normalize_name(name) for name in words[1:]}) if words else ("", set())

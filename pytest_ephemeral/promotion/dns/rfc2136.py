@@ -34,14 +34,14 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.promotion.dns import (
     KINDS,
-    Record,
-    arranged,
+    DnsRecord,
     check_alias,
     check_zone,
+    format_records,
     kind_of,
-    plain,
-    resolved,
-    shown,
+    normalize_name,
+    resolve,
+    sort_records,
 )
 from pytest_ephemeral.tables import Promotion
 
@@ -73,43 +73,43 @@ class Rfc2136:
         self._key = _key(promotion, root)
         self._record, self._zone = promotion.record, promotion.zone
 
-    def read(self) -> list[Record]:
+    def read(self) -> list[DnsRecord]:
         """Ask the primary server for each type."""
-        return self._asked(self.server, self._key)
+        return self._query_all(self.server, self._key)
 
-    def pointing_to(self, host: str, ttl: int, now: Sequence[Record]) -> list[Record]:  # noqa: ARG002
+    def records_for(self, host: str, ttl: int, now: Sequence[DnsRecord]) -> list[DnsRecord]:  # noqa: ARG002
         """One address, or a name to be an alias of."""
         kind = kind_of(host)
         if kind == "CNAME":
             check_alias(self._record, self._zone, host)
-        return [Record(kind=kind, ttl=ttl, values=[plain(host)])]
+        return [DnsRecord(kind=kind, ttl=ttl, values=[normalize_name(host)])]
 
-    def swap(self, old: Sequence[Record], new: Sequence[Record]) -> str:
+    def swap(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
         """One update: prerequisites, deletions, additions."""
         update = dns.update.UpdateMessage(self.zone)
         before = {record.kind: record for record in old}
         for kind in KINDS:
             if kind in before:
-                update.present(self.name, kind, *map(_dotted(kind), before[kind].values))
+                update.present(self.name, kind, *map(_add_dot(kind), before[kind].values))
             else:
                 update.absent(self.name, kind)
         for kind in before:
             update.delete(self.name, kind)
         for record in new:
             for value in record.values:
-                update.add(self.name, record.ttl, record.kind, _dotted(record.kind)(value))
+                update.add(self.name, record.ttl, record.kind, _add_dot(record.kind)(value))
         code = self._send(update, self.server, self._key).rcode()
         if code in _CHANGED:
             raise NameChangedError(
-                f"{self._record} was changed by someone else: it is {shown(self.read())} by "
-                f"{_shown(self.server)}, and should be {shown(old)}"
+                f"someone else changed {self._record}: it is {format_records(self.read())} on "
+                f"{_format_server(self.server)}, expected {format_records(old)}"
             )
         _check(code, self.server, f"the update of {self._record}")
         return ""
 
-    def lagging(self, expected: Sequence[Record], change: str) -> str:  # noqa: ARG002
+    def find_lagging(self, expected: Sequence[DnsRecord], change: str) -> str:  # noqa: ARG002
         """Ask every server that the zone names (or ``servers``) at each of its addresses."""
-        due = arranged(expected)
+        due = sort_records(expected)
         behind = []
         for name, addresses in self._authorities():
             answers = {address: self._answer(address) for address in addresses}
@@ -117,12 +117,12 @@ class Rfc2136:
             # Not each of its addresses may be reachable from here; what does answer must be right.
             if answered and all(answer == due for answer in answered):
                 continue
-            told = [
-                f"{_shown(address)}: {answer if isinstance(answer, str) else shown(answer)}"
+            details = [
+                f"{_format_server(address)}: {_format_answer(answer)}"
                 for address, answer in answers.items()
                 if answer != due
             ]
-            behind.append(f"{name} ({'; '.join(told) or 'it has no address'})")
+            behind.append(f"{name} ({'; '.join(details) or 'it has no address'})")
         return ", ".join(behind)
 
     def addresses(self) -> list[str]:
@@ -130,19 +130,19 @@ class Rfc2136:
         found = []
         for record in self.read():
             for value in record.values:
-                found += resolved(value) if record.kind == "CNAME" else [value]
+                found += resolve(value) if record.kind == "CNAME" else [value]
         return list(dict.fromkeys(found))
 
     # -- asking ------------------------------------------------------------------------------
 
-    def _asked(self, server: tuple[str, int], key: dns.tsig.Key | None) -> list[Record]:
+    def _query_all(self, server: tuple[str, int], key: dns.tsig.Key | None) -> list[DnsRecord]:
         records = []
         for kind in KINDS:
             rrset = self._rrset(server, self.name, kind, key)
             if rrset is not None:
-                values = sorted(_plain_value(kind, each) for each in rrset)
-                records.append(Record(kind=kind, ttl=rrset.ttl, values=values))
-        return arranged(records)
+                values = sorted(_normalize_value(kind, each) for each in rrset)
+                records.append(DnsRecord(kind=kind, ttl=rrset.ttl, values=values))
+        return sort_records(records)
 
     def _rrset(
         self, server: tuple[str, int], name: dns.name.Name, kind: str, key: dns.tsig.Key | None
@@ -154,15 +154,17 @@ class Rfc2136:
         if answer.rcode() != dns.rcode.NXDOMAIN:
             _check(answer.rcode(), server, f"{name.to_text(omit_final_dot=True)} {kind}")
         if not answer.flags & dns.flags.AA:
-            raise DnsError(f"{_shown(server)} does not speak for {name}: is `server` right?")
+            raise DnsError(
+                f"{_format_server(server)} is not authoritative for {name}: is `server` right?"
+            )
         wanted = dns.rdatatype.from_text(kind)
         found = (one for one in answer.answer if one.name == name and one.rdtype == wanted)
         return next(found, None)
 
-    def _answer(self, server: tuple[str, int]) -> list[Record] | str:
+    def _answer(self, server: tuple[str, int]) -> list[DnsRecord] | str:
         """What one of the authoritative servers says, or why it says nothing."""
         try:
-            return self._asked(server, self._key if server == self.server else None)
+            return self._query_all(server, self._key if server == self.server else None)
         except DnsError as error:
             return str(error)
 
@@ -185,7 +187,7 @@ class Rfc2136:
                     str(each) for each in self._rrset(self.server, name, kind, self._key) or ()
                 ]
         else:
-            found = resolved(name.to_text(omit_final_dot=True))
+            found = resolve(name.to_text(omit_final_dot=True))
         return [(address, self.server[1]) for address in found]
 
     def _send(
@@ -200,24 +202,29 @@ class Rfc2136:
             answer, _ = dns.query.udp_with_fallback(message, where, timeout=TIMEOUT, port=server[1])
         except dns.tsig.PeerBadTime as error:
             raise DnsError(
-                f"{_shown(server)} says that the clocks differ: set this machine's or its own"
+                f"{_format_server(server)} reports that its clock and this machine's "
+                "differ: correct one of them"
             ) from error
         except dns.tsig.PeerError as error:
             raise DnsError(
-                f"{_shown(server)} does not take the key {key and key.name}: {error}"
+                f"{_format_server(server)} rejects the key {key and key.name}: {error}"
             ) from error
         except dns.tsig.BadSignature as error:
-            raise DnsError(f"the answer of {_shown(server)} is signed with another key") from error
+            raise DnsError(
+                f"the answer of {_format_server(server)} is signed with another key"
+            ) from error
         except dns.exception.Timeout as error:
             raise DnsUnavailableError(
-                f"{_shown(server)} did not answer within {TIMEOUT:g} s"
+                f"{_format_server(server)} did not answer within {TIMEOUT:g} s"
             ) from error
         except dns.exception.FormError as error:
             raise DnsUnavailableError(
-                f"an answer came that {_shown(server)} has not signed, or that is broken: {error}"
+                f"the answer of {_format_server(server)} is not signed, or is broken: {error}"
             ) from error
         except (dns.exception.DNSException, OSError, EOFError) as error:
-            raise DnsUnavailableError(f"{_shown(server)} can't be asked: {error}") from error
+            raise DnsUnavailableError(
+                f"{_format_server(server)} can't be reached: {error}"
+            ) from error
         return answer
 
 
@@ -226,19 +233,23 @@ def _check(code: dns.rcode.Rcode, server: tuple[str, int], what: str) -> None:
         return
     hint = f": {_HINTS[code]}" if code in _HINTS else ""
     kind = DnsUnavailableError if code in _PASSING else DnsError
-    raise kind(f"{_shown(server)} answered {dns.rcode.to_text(code)} to {what}{hint}")
+    raise kind(f"{_format_server(server)} answered {dns.rcode.to_text(code)} to {what}{hint}")
 
 
-def _dotted(kind: str) -> Any:
+def _add_dot(kind: str) -> Any:
     """How a value is written in a message: a name is whole, and says so."""
     return (lambda value: f"{value}.") if kind == "CNAME" else str
 
 
-def _plain_value(kind: str, value: Any) -> str:
-    return plain(value.target.to_text()) if kind == "CNAME" else str(value)
+def _normalize_value(kind: str, value: Any) -> str:
+    return normalize_name(value.target.to_text()) if kind == "CNAME" else str(value)
 
 
-def _shown(server: tuple[str, int]) -> str:
+def _format_answer(answer: list[DnsRecord] | str) -> str:
+    return answer if isinstance(answer, str) else format_records(answer)
+
+
+def _format_server(server: tuple[str, int]) -> str:
     return f"{server[0]}:{server[1]}"
 
 
@@ -288,6 +299,6 @@ def _read_key(text: str, where: str) -> dns.tsig.Key:
     except (ValueError, binascii.Error, dns.exception.DNSException):
         pass
     raise ConfigurationError(
-        f"{where}: no TSIG key. Make one with `tsig-keygen NAME > FILE`, or give "
+        f"{where}: not a TSIG key. Make one with `tsig-keygen NAME > FILE`, or give "
         "{env:NAME} with algorithm:name:secret in it"
     )

@@ -20,14 +20,14 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.promotion.dns import (
     KINDS,
-    Record,
-    arranged,
+    DnsRecord,
     check_alias,
     check_zone,
+    format_records,
     kind_of,
-    plain,
-    resolved,
-    shown,
+    normalize_name,
+    resolve,
+    sort_records,
 )
 from pytest_ephemeral.tables import Promotion
 
@@ -45,12 +45,12 @@ class Route53:
             raise ConfigurationError(f"promotion.{promotion.name}: it needs the zone")
         if "." in promotion.zone:
             check_zone(promotion, promotion.zone)
-        self.name = plain(promotion.record)
+        self.name = normalize_name(promotion.record)
         self.zone = promotion.zone
         self._set = promotion.set_identifier
         self._record_key = f"promotion.{promotion.name}"
 
-    def read(self) -> list[Record]:
+    def read(self) -> list[DnsRecord]:
         """The record sets of the name; of weighted ones, the one that ``set-identifier`` names."""
         sets = self._sets()
         named = {one["SetIdentifier"] for one in sets if "SetIdentifier" in one}
@@ -60,25 +60,25 @@ class Route53:
                 f"which one is to be switched, {self._record_key}.set-identifier = one of "
                 f"{', '.join(sorted(named))}"
             )
-        return arranged(_record(one) for one in sets if one.get("SetIdentifier") == self._set)
+        return sort_records(_record(one) for one in sets if one.get("SetIdentifier") == self._set)
 
-    def pointing_to(self, host: str, ttl: int, now: Sequence[Record]) -> list[Record]:
+    def records_for(self, host: str, ttl: int, now: Sequence[DnsRecord]) -> list[DnsRecord]:
         """An address; an alias for a load balancer; a CNAME for any other name."""
         rest = self._kept(now)
         kind = kind_of(host)
         if kind != "CNAME":
-            return [Record(kind=kind, ttl=ttl, values=[host], rest=rest)]
-        if plain(host).endswith(_LOAD_BALANCERS):
+            return [DnsRecord(kind=kind, ttl=ttl, values=[host], rest=rest)]
+        if normalize_name(host).endswith(_LOAD_BALANCERS):
             target = {
-                "HostedZoneId": self._balancer_zone(plain(host)),
-                "DNSName": f"{plain(host)}.",
+                "HostedZoneId": self._balancer_zone(normalize_name(host)),
+                "DNSName": f"{normalize_name(host)}.",
                 "EvaluateTargetHealth": False,
             }
-            return [Record(kind="A", rest={**rest, "AliasTarget": target})]
+            return [DnsRecord(kind="A", rest={**rest, "AliasTarget": target})]
         check_alias(self.name, self._zone_name, host)
-        return [Record(kind=kind, ttl=ttl, values=[plain(host)], rest=rest)]
+        return [DnsRecord(kind=kind, ttl=ttl, values=[normalize_name(host)], rest=rest)]
 
-    def swap(self, old: Sequence[Record], new: Sequence[Record]) -> str:
+    def swap(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
         """One change batch; returns its id."""
         changes = [
             {"Action": action, "ResourceRecordSet": self._written(record)}
@@ -95,31 +95,31 @@ class Route53:
             if error.code != "InvalidChangeBatch":
                 raise
             now = self.read()
-            if now == arranged(old):  # it is the new record that the service will not have
+            if now == sort_records(old):  # it is the new record that the service will not have
                 raise DnsError(str(error)) from None
             raise NameChangedError(
-                f"{self.name} was changed by someone else: it is {shown(now)} in Route 53, and "
-                f"should be {shown(old)}"
+                f"someone else changed {self.name}: it is {format_records(now)} in Route 53, "
+                f"expected {format_records(old)}"
             ) from None
         return str(answer["ChangeInfo"]["Id"])
 
-    def lagging(self, expected: Sequence[Record], change: str) -> str:
+    def find_lagging(self, expected: Sequence[DnsRecord], change: str) -> str:
         """Route 53 says itself when all its servers answer with a change: INSYNC."""
         if change:
             status = self._call("get_change", Id=change)["ChangeInfo"]["Status"]
             if status != "INSYNC":
                 return f"Route 53 says {status} of change {change.rpartition('/')[2]}"
         now = self.read()
-        return "" if now == arranged(expected) else f"Route 53 says {shown(now)}"
+        return "" if now == sort_records(expected) else f"Route 53 says {format_records(now)}"
 
     def addresses(self) -> list[str]:
         """By the records; an alias is followed by the system's resolver."""
         found: list[str] = []
         for record in self.read():
             if target := record.rest.get("AliasTarget"):
-                found += resolved(target["DNSName"])
+                found += resolve(target["DNSName"])
             for value in record.values:
-                found += resolved(value) if record.kind == "CNAME" else [value]
+                found += resolve(value) if record.kind == "CNAME" else [value]
         return list(dict.fromkeys(found))
 
     # -- asking ------------------------------------------------------------------------------
@@ -155,7 +155,11 @@ class Route53:
         if "." not in self.zone:
             return self.zone
         answer = self._call("list_hosted_zones_by_name", DNSName=self.zone)
-        found = [one for one in answer["HostedZones"] if plain(one["Name"]) == plain(self.zone)]
+        found = [
+            one
+            for one in answer["HostedZones"]
+            if normalize_name(one["Name"]) == normalize_name(self.zone)
+        ]
         if len(found) == 1:
             return str(found[0]["Id"]).rpartition("/")[2]
         ids = ", ".join(one["Id"].rpartition("/")[2] for one in found)
@@ -175,8 +179,8 @@ class Route53:
         while True:
             page = self._call("list_resource_record_sets", HostedZoneId=self._zone_id, **start)
             sets = page["ResourceRecordSets"]
-            found += [one for one in sets if plain(one["Name"]) == self.name]
-            if not page["IsTruncated"] or plain(page["NextRecordName"]) != self.name:
+            found += [one for one in sets if normalize_name(one["Name"]) == self.name]
+            if not page["IsTruncated"] or normalize_name(page["NextRecordName"]) != self.name:
                 return [one for one in found if one["Type"] in KINDS]
             start = {
                 f"StartRecord{what}": page[f"NextRecord{what}"]
@@ -184,7 +188,7 @@ class Route53:
                 if f"NextRecord{what}" in page
             }
 
-    def _kept(self, now: Sequence[Record]) -> dict[str, Any]:
+    def _kept(self, now: Sequence[DnsRecord]) -> dict[str, Any]:
         """What makes a weighted record the same one after its values have changed."""
         if self._set is None:
             return {}
@@ -195,7 +199,7 @@ class Route53:
             )
         return {key: now[0].rest[key] for key in ("SetIdentifier", "Weight") if key in now[0].rest}
 
-    def _written(self, record: Record) -> dict[str, Any]:
+    def _written(self, record: DnsRecord) -> dict[str, Any]:
         """A record as Route 53 takes it."""
         written: dict[str, Any] = {"Name": f"{self.name}.", "Type": record.kind, **record.rest}
         if record.values:
@@ -211,7 +215,7 @@ class Route53:
         while True:
             page = self._call("describe_load_balancers", client=client, **marker)
             for one in page["LoadBalancers"]:
-                if plain(one["DNSName"]) == host.removeprefix("dualstack."):
+                if normalize_name(one["DNSName"]) == host.removeprefix("dualstack."):
                     return str(one["CanonicalHostedZoneId"])
             if "NextMarker" not in page:
                 raise DnsError(f"there is no load balancer {host} in this account and region")
@@ -237,14 +241,14 @@ def _refused(error: Any) -> DnsError:
     return DnsUnavailableError(message) if code in _PASSING else _RefusedError(message, code)
 
 
-def _record(written: dict[str, Any]) -> Record:
+def _record(written: dict[str, Any]) -> DnsRecord:
     """A record as Route 53 gives it."""
     known = {"Name", "Type", "TTL", "ResourceRecords"}
     kind = written["Type"]
     values = [one["Value"] for one in written.get("ResourceRecords", [])]
-    return Record(
+    return DnsRecord(
         kind=kind,
         ttl=written.get("TTL", 0),
-        values=sorted(plain(value) if kind == "CNAME" else value for value in values),
+        values=sorted(normalize_name(value) if kind == "CNAME" else value for value in values),
         rest={key: value for key, value in written.items() if key not in known},
     )

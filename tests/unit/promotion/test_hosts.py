@@ -12,7 +12,7 @@ import pytest
 
 from pytest_ephemeral.errors import ConfigurationError, DnsError, NameChangedError
 from pytest_ephemeral.promotion import dns
-from pytest_ephemeral.promotion.dns import Record
+from pytest_ephemeral.promotion.dns import DnsRecord
 from pytest_ephemeral.tables import Promotion
 
 NAME = "shop.example.test"
@@ -30,8 +30,8 @@ def hosts(file: Path) -> Any:
     return dns.load(Promotion(name="p", dns="hosts", record=NAME, file=str(file)), file.parent)
 
 
-def a(*values: str) -> list[Record]:
-    return [Record(kind="A", values=list(values))]
+def a(*values: str) -> list[DnsRecord]:
+    return [DnsRecord(kind="A", values=list(values))]
 
 
 def test_a_name_that_is_not_there_yet(hosts: Any, file: Path) -> None:
@@ -43,8 +43,8 @@ def test_a_name_that_is_not_there_yet(hosts: Any, file: Path) -> None:
     assert file.read_text() == f"127.0.0.5\t{NAME}\n"
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
     assert hosts.addresses() == ["127.0.0.5"]
-    assert hosts.lagging(a("127.0.0.5"), "") == ""
-    assert "A 127.0.0.5" in hosts.lagging(a("127.0.0.6"), "")
+    assert hosts.find_lagging(a("127.0.0.5"), "") == ""
+    assert "A 127.0.0.5" in hosts.find_lagging(a("127.0.0.6"), "")
 
 
 def test_everything_else_stays_byte_for_byte(hosts: Any, file: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_line_that_others_share_keeps_them(hosts: Any, file: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [[], a("127.0.0.8"), a("127.0.0.9", "127.0.0.8")])
-def test_what_is_not_there_is_not_replaced(hosts: Any, file: Path, wrong: list[Record]) -> None:
+def test_what_is_not_there_is_not_replaced(hosts: Any, file: Path, wrong: list[DnsRecord]) -> None:
     """It is shown, and left alone."""
     hosts.swap([], a("127.0.0.9"))
     before = file.read_bytes()
@@ -84,18 +84,18 @@ def test_what_is_not_there_is_not_replaced(hosts: Any, file: Path, wrong: list[R
 
 def test_both_families(hosts: Any) -> None:
     """A name may have addresses of both."""
-    both = [Record(kind="A", values=["127.0.0.1"]), Record(kind="AAAA", values=["::1"])]
+    both = [DnsRecord(kind="A", values=["127.0.0.1"]), DnsRecord(kind="AAAA", values=["::1"])]
 
     hosts.swap([], both)
 
     assert hosts.read() == both
-    assert hosts.pointing_to("::1", 30, []) == [both[1]]
+    assert hosts.records_for("::1", 30, []) == [both[1]]
 
 
 def test_it_holds_no_names(hosts: Any) -> None:
     """A load balancer's name has no place in it; what has is said."""
     with pytest.raises(DnsError, match="can only hold addresses"):
-        hosts.pointing_to("balancer.example.org", 30, [])
+        hosts.records_for("balancer.example.org", 30, [])
 
 
 def test_permissions_stay(hosts: Any, file: Path) -> None:

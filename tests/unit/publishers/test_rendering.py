@@ -17,13 +17,13 @@ from pytest_ephemeral.publishers import (
     events,
     github,
     gitlab,
-    neutral,
+    json_file,
     teamcity,
     tekton,
     text,
     webhook,
 )
-from pytest_ephemeral.publishers.channels import filled
+from pytest_ephemeral.publishers.channels import drop_empty
 from unit.publishers.events import HOSTILE, URL, event
 
 IMAGE = "sha256:" + "ab" * 32
@@ -262,7 +262,7 @@ def test_commands_for_buildkite() -> None:
         ["buildkite-agent", "meta-data", "set", "A"],
         HOSTILE,
     )
-    assert filled({"A": "", "B": "x"}) == {"B": "x"}
+    assert drop_empty({"A": "", "B": "x"}) == {"B": "x"}
 
 
 # -- Markdown and JSON -----------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_what_is_no_web_address_is_no_link() -> None:
 
 def test_the_neutral_file_tells_all_that_is_known() -> None:
     """Also of what merely runs, which no variable tells."""
-    told = json.loads(neutral.document([event("destroyed"), event("up", id="staging-b")]))
+    told = json.loads(json_file.document([event("destroyed"), event("up", id="staging-b")]))
     assert told["version"] == 1
     assert [one["state"] for one in told["environments"]] == ["destroyed", "up"]
     gone, here = told["environments"]

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_ephemeral.publishers import github, gitlab, outbox
 from pytest_ephemeral.publishers.outbox import Outbox
-from pytest_ephemeral.publishers.webhook import Webhook
+from pytest_ephemeral.publishers.webhook import WebhookChannel
 from unit.publishers.events import URL, event
 from unit.publishers.services import GitHub, GitLab, Service
 
@@ -77,8 +77,8 @@ def environments(
     return gitlab.Environments(box, lab.url + lab.PATH, headers, may_refuse)
 
 
-def webhook(box: Outbox, url: str, *events: str) -> Webhook:
-    return Webhook(box, url, {"X-Key": "abc"}, frozenset(events), None)
+def webhook(box: Outbox, url: str, *events: str) -> WebhookChannel:
+    return WebhookChannel(box, url, {"X-Key": "abc"}, frozenset(events), None)
 
 
 # -- GitHub ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ def ago(moment: datetime, now: datetime) -> str:
     return f"{span(seconds).partition(' ')[0]} ago" if seconds >= 5 else "just now"
 
 
-def left(moment: datetime, now: datetime) -> str:
+def remaining(moment: datetime, now: datetime) -> str:
     """How long it is until something is."""
     seconds = (moment - now).total_seconds()
     return f"in {span(seconds)}" if seconds > 0 else "over"
@@ -33,7 +33,7 @@ def short(digest: str) -> str:
 
 FILTERS: Final[dict[str, Callable[..., str]]] = {
     "ago": ago,
-    "left": left,
+    "remaining": remaining,
     "exact": exact,
     "short": short,
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from pytest_ephemeral.models import to_builtins
-from pytest_ephemeral.publishers.channels import Channel, Host, Listed
+from pytest_ephemeral.publishers.channels import Channel, Host, ListFile
 from pytest_ephemeral.publishers.events import Event, variables
 
 FILE: Final = "environments.json"
@@ -24,16 +24,16 @@ def document(events: Iterable[Event]) -> str:
     over = [event for event in told if event.outcome != "up"]
     values = {
         "version": VERSION,
-        "environments": [described(event) for event in told],
+        "environments": [describe(event) for event in told],
         "variables": variables(over),
     }
     return json.dumps(values, indent=2) + "\n"
 
 
-def described(event: Event) -> dict[str, Any]:
+def describe(event: Event) -> dict[str, Any]:
     """One environment: what may be told of it to anyone."""
     environment = event.environment
-    described: dict[str, Any] = to_builtins(
+    describe: dict[str, Any] = to_builtins(
         {
             "id": environment.id,
             "template": environment.template,
@@ -47,9 +47,9 @@ def described(event: Event) -> dict[str, Any]:
             "expires_at": environment.expires_at,
         }
     )
-    return described
+    return describe
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     """A file in the workspace."""
-    yield "file", Listed(host.folder / FILE, document)
+    yield "file", ListFile(host.folder / FILE, document)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from pytest_ephemeral.publishers.channels import Channel, HandedOver, Host, write
+from pytest_ephemeral.publishers.channels import Channel, HandoverChannel, Host, write
 from pytest_ephemeral.publishers.text import exports
 
 FILE: Final = "environments.sh"
@@ -14,4 +14,4 @@ FILE: Final = "environments.sh"
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
     """A file that a later step sources: ``. .ephemeral/environments.sh``."""
     file = host.folder / FILE
-    yield "file", HandedOver(lambda values: write(file, exports(values)))
+    yield "file", HandoverChannel(lambda values: write(file, exports(values)))

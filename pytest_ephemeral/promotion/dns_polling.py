@@ -1,4 +1,4 @@
-"""Moving a name and waiting for it, with signs of life meanwhile."""
+"""Change a DNS record and wait for it, with heartbeats in the journal meanwhile."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pytest_ephemeral.errors import (
     ReadinessError,
 )
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.promotion.dns import Backend, Record, arranged, shown
+from pytest_ephemeral.promotion.dns import Backend, DnsRecord, format_records, sort_records
 from pytest_ephemeral.promotion.journal import BEAT, Journal
 
 T = TypeVar("T")
 
-#: Seconds for which a name server that does not answer is asked again.
+#: Seconds for which a name server that does not respond is tried again.
 PATIENCE: Final = 60.0
-#: Seconds in which all authoritative servers must have what one of them has.
+#: Seconds in which all authoritative servers must return the new record.
 PROPAGATION: Final = 300.0
-#: Seconds between two looks.
+#: Seconds between two attempts.
 INTERVAL: Final = 0.25
 
 
@@ -42,25 +42,25 @@ class Times(msgspec.Struct, frozen=True):
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 
-class Mover(msgspec.Struct):
-    """What the steps of a promotion do with a name, for as long as it is theirs to do.
+class DnsPoller(msgspec.Struct):
+    """What the steps of a promotion do with a DNS record, for as long as they own the run.
 
     Attributes:
-        backend: What serves the name.
-        journal: Where signs of life are given; whoever has taken over makes every wait end.
+        backend: The DNS backend that serves the name.
+        journal: Where heartbeats go; a process that has taken over ends every wait here.
         times: How time passes.
     """
 
     backend: Backend
     journal: Journal
     times: Times = msgspec.field(default_factory=Times)
-    _last_beat: float = float("-inf")
+    _last_heartbeat: float = float("-inf")
 
-    def patiently(self, act: Callable[[], T]) -> T:
-        """Ask a name server, and ask again when it does not answer.
+    def retry(self, act: Callable[[], T]) -> T:
+        """Call a name server, and again while it does not respond.
 
         Raises:
-            DnsUnavailableError: It did not in all this time.
+            DnsUnavailableError: It did not respond in time.
         """
         deadline = self.times.monotonic() + self.times.patience
         while True:
@@ -71,59 +71,59 @@ class Mover(msgspec.Struct):
                     raise
             self.wait(INTERVAL)
 
-    def move(self, old: Sequence[Record], new: Sequence[Record]) -> str:
-        """Swap. A server that did not answer is asked again, having looked what it did.
+    def move(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
+        """Swap records. When the response was lost, the record is read before trying again.
 
         Returns:
-            What ``settle`` needs.
+            The change, for ``wait_for_propagation``.
 
         Raises:
-            DnsError: It was not done, as far as can be told.
-            SupersededError: It is no longer for this process to do.
+            DnsError: It was not done, as far as is known.
+            SupersededError: Another process has taken over.
         """
-        self.beat()
+        self.heartbeat()
 
         def act() -> str:
-            done = self.backend.read() == arranged(new)
+            done = self.backend.read() == sort_records(new)
             return self.backend.swap(new if done else old, new)
 
-        return self.patiently(act)
+        return self.retry(act)
 
-    def settle(self, expected: Sequence[Record], change: str) -> None:
-        """Wait until all authoritative servers answer with it.
+    def wait_for_propagation(self, expected: Sequence[DnsRecord], change: str) -> None:
+        """Wait until all authoritative servers return these records.
 
         Raises:
-            PromotionError: Not in time; says which do not, and what they say.
+            PromotionError: Not in time; names the servers and what they return.
         """
         deadline = self.times.monotonic() + self.times.propagation
         while True:
             try:
-                behind = self.backend.lagging(expected, change)
+                behind = self.backend.find_lagging(expected, change)
             except DnsUnavailableError as error:
                 behind = str(error)
             if not behind:
                 return
             if self.times.monotonic() >= deadline:
                 raise PromotionError(
-                    f"after {self.times.propagation:g} s, not all authoritative servers answer "
-                    f"with {shown(expected)}: {behind}"
+                    f"after {self.times.propagation:g} s, not all authoritative servers return "
+                    f"{format_records(expected)}: {behind}"
                 )
             self.wait(INTERVAL)
 
-    def until_all(
+    def wait_for_probes(
         self, probes: Sequence[Probe], environment: Environment, where: str, timeout: float
     ) -> None:
         """Wait until all probes succeed at once.
 
         Args:
-            probes: What to look at.
-            environment: What has to run all the while.
-            where: What is looked at, for people.
+            probes: The probes.
+            environment: What has to keep running.
+            where: What is probed, for people.
             timeout: Seconds.
 
         Raises:
             EnvironmentDiedError: It has stopped.
-            ReadinessError: Not in time; says what was last seen.
+            ReadinessError: Not in time; includes the last results.
         """
         deadline = self.times.monotonic() + timeout
         while True:
@@ -133,33 +133,33 @@ class Mover(msgspec.Struct):
                 return
             if self.times.monotonic() >= deadline:
                 raise ReadinessError(
-                    f"{where} was not as it should be within {timeout:g} s: {'; '.join(seen)}"
+                    f"{where} did not pass its checks within {timeout:g} s: {'; '.join(seen)}"
                 )
             self.wait(INTERVAL)
 
     def wait(self, seconds: float) -> None:
-        """Wait, and give signs of life."""
+        """Wait, with heartbeats."""
         deadline = self.times.monotonic() + seconds
         while True:
-            if self.times.monotonic() - self._last_beat >= BEAT:
-                self.beat()
+            if self.times.monotonic() - self._last_heartbeat >= BEAT:
+                self.heartbeat()
             if (left := deadline - self.times.monotonic()) <= 0:
                 return
             self.times.pause(min(left, BEAT))
 
-    def beat(self) -> None:
-        """Give a sign of life; raise if somebody has taken over."""
-        self.journal.beat()
-        self._last_beat = self.times.monotonic()
+    def heartbeat(self) -> None:
+        """Send a heartbeat; raise if another process has taken over."""
+        self.journal.heartbeat()
+        self._last_heartbeat = self.times.monotonic()
 
 
 def check_alive(environment: Environment) -> None:
-    """Raise if an environment does not run.
+    """Raise if an environment is not running.
 
     Raises:
-        EnvironmentDiedError: It does not; says why.
+        EnvironmentDiedError: It is not; says why.
     """
     status = providers.load(environment.provider).status(environment)
     if status.state != "running":
-        detail = status.detail or "nothing of it is there any more"
+        detail = status.detail or "it is gone"
         raise EnvironmentDiedError(f"{environment.id} has stopped by itself: {detail}")

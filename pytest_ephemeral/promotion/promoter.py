@@ -1,7 +1,7 @@
-"""Moving a production name to an environment, and back.
+"""Promotion: point a production name to an environment, and back.
 
-Whenever this is killed, running it again finishes it or takes it back: every step is written down
-in the store first, and can be done twice.
+After a kill at any moment, running it again completes or undoes it: every step is recorded in the
+store before it is done, and can be done twice.
 """
 
 from __future__ import annotations
@@ -25,88 +25,88 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion import probing, requirements
-from pytest_ephemeral.promotion.dns import Backend, shown
-from pytest_ephemeral.promotion.journal import Deployed, Entry, Journal, Run
-from pytest_ephemeral.promotion.moving import Times
-from pytest_ephemeral.promotion.steps import Event, Steps, kept_for, unchanged
+from pytest_ephemeral.promotion.dns import Backend, format_records
+from pytest_ephemeral.promotion.dns_polling import Times
+from pytest_ephemeral.promotion.journal import Deployment, HistoryEntry, Journal, PromotionRun
+from pytest_ephemeral.promotion.steps import StepEvent, Steps, check_unchanged, retention
 from pytest_ephemeral.tables import Promotion
 
 
-class Switch(msgspec.Struct):
-    """Moves one production name.
+class Promoter(msgspec.Struct):
+    """Promotes environments to one production name.
 
     Attributes:
         project: Where ledger, approvals and journals are.
         promotion: The name's table.
-        backend: What serves the name.
-        publish: Told the environment, and the URL it has as production.
-        say: Told what is going on.
-        accept: Whether a name that someone has changed by hand is taken as it is.
+        backend: The DNS backend that serves the name.
+        publish: Receives the environment, and the URL it has as production.
+        say: Receives progress.
+        accept: Whether to continue from a record that someone has changed by hand.
         times: How time passes.
-        at: Called at each point between two acts, with its name. Tests stop the process there.
+        checkpoint: Called between two acts, with the point's name. Tests stop the process there.
     """
 
     project: Project
     promotion: Promotion
     backend: Backend
     publish: Callable[[Environment, str], None]
-    say: Callable[[Event], None]
+    say: Callable[[StepEvent], None]
     accept: bool = False
     times: Times = msgspec.field(default_factory=Times)
-    at: Callable[[str], None] = lambda _: None
+    checkpoint: Callable[[str], None] = lambda _: None
 
-    def promote(self, id: str) -> Entry | None:
-        """Make an environment production, or go on where one who was killed has stopped.
+    def promote(self, id: str) -> HistoryEntry | None:
+        """Promote an environment, or complete a promotion that was killed.
 
         Args:
-            id: The environment's, or the beginning of it.
+            id: The environment's id, or a unique prefix of it.
 
         Returns:
-            What was done; None when it is production already.
+            What was done; None when it is in production already.
 
         Raises:
-            PromotionError: It is not, and the name points where it did before; or somebody else
-                is at it.
-            StoreError: What was done can't be written down. Nothing more was done.
+            PromotionError: It failed, and the name points where it did before; or another
+                promotion is running.
+            StoreError: A step can't be recorded. Nothing more was done.
             NothingMatchedError: There is no such environment.
         """
         journal = self._journal()
         if journal.head.run is not None:
             self._resume(journal, "promote", id)
-            return self._carry_out(journal)
+            return self._execute(journal)
         environment = self.project.ledger.get(id)
         current = journal.head.current
         if current is not None and current.environment == environment.id:
             return None
         journal.begin(self._run("promote", self._target(environment, journal), environment))
-        return self._carry_out(journal)
+        return self._execute(journal)
 
-    def rollback(self) -> Entry:
-        """Point the name to what was production before, or take back what was left unfinished.
+    def rollback(self) -> HistoryEntry:
+        """Point the name to the previous environment, or undo an incomplete promotion.
 
         Raises:
-            PromotionError: There is nothing to go back to, or it failed.
-            NothingMatchedError: What was production before is gone.
+            PromotionError: There is no previous environment, or it failed.
+            NothingMatchedError: The previous environment is gone.
         """
         journal = self._journal()
         run = journal.head.run
         if run is not None and run.kind == "promote":
             journal.take_over(pause=self.times.pause)
             if not run.has_done("record"):
-                return self._undo(journal, run.failed or "it was left unfinished")
-            self._carry_out(journal)
+                return self._undo(journal, run.failed or "it was incomplete")
+            self._execute(journal)
             run = None
         if run is not None:
             self._resume(journal, "rollback", run.target.environment)
         else:
-            journal.begin(self._way_back(journal))
-        return self._carry_out(journal)
+            journal.begin(self._rollback_run(journal))
+        return self._execute(journal)
 
     def plan(self, id: str) -> list[str]:
-        """What ``promote`` would do, step by step, having checked all that can be checked.
+        """The steps of ``promote``, after all checks that change nothing.
 
         Raises:
-            EphemeralError: It would be refused.
+            EphemeralError: ``promote`` would refuse it.
         """
         journal = self._journal()
         if journal.head.run is not None:
@@ -116,21 +116,21 @@ class Switch(msgspec.Struct):
         if before is not None and before.environment == environment.id:
             return []
         self._target(environment, journal)
-        old = unchanged(self.promotion, self.backend.read(), journal.head, accept=self.accept)
+        old = check_unchanged(self.promotion, self.backend.read(), journal.head, accept=self.accept)
         ttl, host = int(self.promotion.record_ttl), probing.endpoint_of(environment).host
-        new = self.backend.pointing_to(host, ttl, old)
+        new = self.backend.records_for(host, ttl, old)
         longest = max((record.ttl for record in old), default=0)
-        lower = f"lower the record's time to live from {longest} s to {ttl} s, and wait {longest} s"
-        kept = Duration(kept_for(self.promotion, new).total_seconds())
+        lower = f"lower the record's TTL from {longest} s to {ttl} s, and wait {longest} s"
+        kept = Duration(retention(self.promotion, new).total_seconds())
         ours = before is not None and before.environment
         return [
-            f"disarm the expiry of {environment.id}, and prove it",
+            f"turn off the expiry of {environment.id}, and verify that it is off",
             *([lower] if longest > ttl else []),
             f"check {environment.id} at {environment.url}",
-            f"move {self.promotion.record} from {shown(old)} to {shown(new)}",
-            "wait until all authoritative servers answer with it",
-            f"verify it through {self.promotion.record}, and go back if that fails",
-            f"let {before} end after {kept}" if ours else "leave what the name pointed to before",
+            f"change {self.promotion.record} from {format_records(old)} to {format_records(new)}",
+            "wait until all authoritative servers return the new record",
+            f"verify it through {self.promotion.record}, and restore the record if that fails",
+            f"destroy {before} after {kept}" if ours else "leave the previous target as it is",
         ]
 
     # -- before the first step ---------------------------------------------------------------
@@ -138,27 +138,27 @@ class Switch(msgspec.Struct):
     def _journal(self) -> Journal:
         return Journal(self.project.store, self.promotion.name)
 
-    def _target(self, environment: Environment, journal: Journal) -> Deployed:
-        """What the name shall point to, if it may.
+    def _target(self, environment: Environment, journal: Journal) -> Deployment:
+        """The environment as the name's new target.
 
         Raises:
-            PromotionError: It may not.
+            PromotionError: It can't be promoted.
         """
         if environment.production is not None:
             raise PromotionError(f"{environment.id} is {environment.production} already")
         if environment.state != "ready" or not environment.endpoints:
-            raise PromotionError(f"{environment.id} has nothing that answers: it is not up")
+            raise PromotionError(f"{environment.id} is not up: it is {environment.state}")
         evidence = requirements.check(self.project.store, self.promotion, environment)
         url = self._url(environment)
         current = journal.head.current
-        # A name says an address and no port: clients go on using the port they know.
+        # DNS has addresses and no ports: clients continue to use the port they know.
         if current is not None and current.url not in {"", url}:
             raise PromotionError(
                 f"clients know {self.promotion.name} as {current.url}, and {environment.id} would "
                 f"be {url}: promote an environment of a template with the same port"
             )
         approval, owner = evidence.approval, machine.this_owner("")
-        return Deployed(
+        return Deployment(
             environment=environment.id,
             template=environment.template,
             image=environment.image,
@@ -177,7 +177,7 @@ class Switch(msgspec.Struct):
         return msgspec.structs.replace(endpoint, host=self.promotion.record).url
 
     def _artifact(self, environment: Environment) -> str:
-        """What the image was baked from, as people call it."""
+        """The artifact of its image as ``name@version``."""
         digest = environment.image.artifact if environment.image else None
         try:
             entries = self.project.artifacts.entries() if digest else []
@@ -190,11 +190,11 @@ class Switch(msgspec.Struct):
     def _run(
         self,
         kind: Literal["promote", "rollback"],
-        target: Deployed,
+        target: Deployment,
         environment: Environment | None,
-    ) -> Run:
+    ) -> PromotionRun:
         id = secrets.token_hex(4)
-        return Run(
+        return PromotionRun(
             id=id,
             kind=kind,
             owner=machine.this_owner(id),
@@ -203,11 +203,11 @@ class Switch(msgspec.Struct):
             expires_at=environment.expires_at if environment else None,
         )
 
-    def _way_back(self, journal: Journal) -> Run:
+    def _rollback_run(self, journal: Journal) -> PromotionRun:
         name, previous = self.promotion.name, journal.head.previous
         if previous is None or not previous.records:
             raise PromotionError(
-                f"there was no {name} before: see `pytest-ephemeral history {name}`"
+                f"{name} has no rollback target: see `pytest-ephemeral history {name}`"
             )
         if not previous.environment:
             return self._run("rollback", previous, None)
@@ -215,7 +215,7 @@ class Switch(msgspec.Struct):
             environment = self.project.ledger.get(previous.environment)
         except NothingMatchedError:
             raise NothingMatchedError(
-                f"{previous}, which was {name} before, is gone: it was kept for "
+                f"the rollback target {previous} is gone: it was kept for "
                 f"{self.promotion.keep_old}. Promote another environment"
             ) from None
         return self._run("rollback", previous, environment)
@@ -223,12 +223,12 @@ class Switch(msgspec.Struct):
     def _resume(self, journal: Journal, kind: str, id: str) -> None:
         run = journal.run
         if run.kind != kind or not run.target.environment.startswith(id):
-            verb = "rollback"
+            command = "rollback"
             if run.kind == "promote":
-                verb = f"promote {run.target.environment} --to"
+                command = f"promote {run.target.environment} --to"
             raise PromotionError(
-                f"{journal.busy()}. If its process is dead, this finishes it: "
-                f"pytest-ephemeral {verb} {self.promotion.name}"
+                f"{journal.busy()}. If its process is dead, complete it: "
+                f"pytest-ephemeral {command} {self.promotion.name}"
             )
         journal.take_over(pause=self.times.pause)
 
@@ -243,52 +243,52 @@ class Switch(msgspec.Struct):
             publish=self.publish,
             say=self.say,
             times=self.times,
-            at=self.at,
+            checkpoint=self.checkpoint,
             accept=self.accept,
         )
 
-    def _carry_out(self, journal: Journal) -> Entry:
+    def _execute(self, journal: Journal) -> HistoryEntry:
         if why := journal.run.failed:
             self._undo(journal, why)
-            raise PromotionError(self._undone(why))
+            raise PromotionError(self._failure_text(why))
         try:
             self._steps(journal).forward()
         except SupersededError:
             self._withdraw(journal.run)
             raise
         except StoreError as error:
-            error.add_note("Nothing more was done. When the store is back, run the same again")
+            error.add_note("Nothing more was done. Run the same command when the store is back")
             raise
         except BaseException as error:
             if journal.run.has_done("record"):
                 raise
             why = str(error) or type(error).__name__
-            self._take_back(journal, why, error)
+            self._undo_after(journal, why, error)
             if not isinstance(error, Exception):
                 raise
-            raise PromotionError(self._undone(why)) from error
+            raise PromotionError(self._failure_text(why)) from error
         return journal.close("done", journal.head.previous)
 
-    def _take_back(self, journal: Journal, why: str, error: BaseException) -> None:
-        """Undo; where that fails as well, say so: running it again goes on with it."""
+    def _undo_after(self, journal: Journal, why: str, error: BaseException) -> None:
+        """Undo, and report when that fails as well: running it again continues to undo."""
         try:
             self._undo(journal, why)
         except EphemeralError as worse:
             error.add_note(
-                f"And taking it back failed: {worse}\nBoth environments stay up. Run the same "
-                "again, and it goes on taking it back"
+                f"Undoing it failed, too: {worse}\nBoth environments stay up. Run the same "
+                "command again to continue undoing it"
             )
             raise error from None
 
-    def _undo(self, journal: Journal, why: str) -> Entry:
+    def _undo(self, journal: Journal, why: str) -> HistoryEntry:
         self._steps(journal).backward(why)
         return journal.close("undone", journal.head.current)
 
-    def _undone(self, why: str) -> str:
-        return f"{self.promotion.name} is what it was before: {why}"
+    def _failure_text(self, why: str) -> str:
+        return f"{self.promotion.name} is unchanged: {why}"
 
-    def _withdraw(self, mine: Run) -> None:
-        """Taken for dead while it only stood still: leave no name behind that nobody knows of."""
+    def _withdraw(self, mine: PromotionRun) -> None:
+        """Another process took over, thinking this one dead: undo a change it knows nothing of."""
         latest = self._journal().head
         resumed = latest.run is not None and latest.run.id == mine.id
         current = latest.current

@@ -1,0 +1,123 @@
+"""When an environment ends: extend its expiry, keep it past its owner, disarm it for production."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import msgspec
+
+from pytest_ephemeral import labels, providers
+from pytest_ephemeral.environments import overdue
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.errors import EphemeralError, PromotionError
+from pytest_ephemeral.models import Environment
+
+#: How long an environment that nobody needs any more can still be looked at.
+GRACE: Final = timedelta(minutes=5)
+
+
+def extend(ledger: Ledger, environment: Environment, expires_at: datetime) -> Environment:
+    """Move an expiry, first on all that the environment is made of, then in its record.
+
+    Args:
+        ledger: Where its record is.
+        environment: As it is recorded.
+        expires_at: In UTC.
+
+    Raises:
+        EphemeralError: It is gone, or on another machine. The record is unchanged.
+    """
+    providers.load(environment.provider).extend(environment, expires_at)
+    ledger.change(environment.id, expires_at=expires_at)
+    return msgspec.structs.replace(environment, expires_at=expires_at)
+
+
+def keep(ledger: Ledger, environment: Environment) -> Environment:
+    """Let an environment outlive its owner. Its expiry still holds.
+
+    Args:
+        ledger: Where its record is. It is changed first: a record that says "kept" of something
+            that ends all the same is harmless, the opposite is not.
+        environment: As it is recorded.
+
+    Raises:
+        EphemeralError: It is gone, or on another machine.
+    """
+    ledger.change(environment.id, kept=True)
+    providers.load(environment.provider).keep(environment)
+    return msgspec.structs.replace(environment, kept=True)
+
+
+def hold(ledger: Ledger, environment: Environment, until: datetime) -> None:
+    """Keep an environment alive until a moment at least, whatever becomes of its owner.
+
+    Args:
+        ledger: Where its record is.
+        environment: As it is recorded.
+        until: An expiry later than this stays.
+
+    Raises:
+        EphemeralError: It is gone, or on another machine.
+    """
+    keep(ledger, environment)
+    if environment.expires_at is not None and environment.expires_at < until:
+        extend(ledger, environment, until)
+
+
+def rearm(ledger: Ledger, id: str, when: datetime) -> str:
+    """Give an environment an expiry again. The record changes first: `reap` follows the record.
+
+    Args:
+        ledger: Where its record is.
+        id: The environment's. That it is gone already is not an error.
+        when: When it may be destroyed.
+
+    Returns:
+        What was done, in a sentence for people.
+    """
+    ledger.change(id, expires_at=when, production=None)
+    try:
+        environment = ledger.get(id)
+        providers.load(environment.provider).extend(environment, when)
+    except EphemeralError as error:
+        return f"{id} could not be reached, `pytest-ephemeral reap` will destroy it: {error}"
+    return f"{id} ends at {when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def earliest_end(expires_at: datetime | None) -> datetime:
+    """When an environment may end that is no longer held: at its own expiry, or after a moment."""
+    soon = datetime.now(UTC) + GRACE
+    return soon if expires_at is None else max(soon, expires_at)
+
+
+def disarm(ledger: Ledger, environment: Environment) -> str:
+    """Turn off everything by which an environment could end, and prove that it is off.
+
+    That is expiry, guest timer, guard and owner, and, by the record, reaper and watchdog.
+
+    Returns:
+        The proof, in a sentence for people.
+
+    Raises:
+        PromotionError: It can't be proven. The name must not move.
+        EphemeralError: It is gone.
+    """
+    provider = providers.load(environment.provider)
+    provider.extend(environment, None)
+    provider.keep(environment)
+    ledger.change(environment.id, expires_at=None, kept=True)
+    recorded = ledger.get(environment.id)
+    if recorded.state == "destroying":
+        raise PromotionError(f"{environment.id} is being destroyed: bring up another one")
+    if not recorded.kept or overdue.why(recorded, datetime.max.replace(tzinfo=UTC)):
+        raise PromotionError(f"{environment.id} still expires, says its record in the ledger")
+    found = (one for one in provider.owned() if one.id == environment.id)
+    owned = next(found, None)
+    expires = "gone" if owned is None else owned.labels.get(labels.EXPIRES, "unknown")
+    if expires != labels.NEVER:
+        raise PromotionError(
+            f"{environment.id} may still end by itself: its provider {environment.provider!r} "
+            f"reports the expiry {expires}, not {labels.NEVER}"
+        )
+    return f"{environment.id} never expires: its record and its provider agree"
