@@ -1,7 +1,7 @@
 """``ephemeral.toml``, or ``[tool.pytest-ephemeral]`` in pyproject.toml, read strictly.
 
-Whatever is wrong with it is one ``ConfigurationError``: the file, the key's path as people write
-it, what was expected, and the closest valid name.
+An error in it is one ``ConfigurationError`` with the file, the key's path as people write it, what
+was expected, and the closest valid name.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class Artifacts(Table, frozen=True, kw_only=True):
     """``[artifacts]``.
 
     Attributes:
-        repository: A folder, relative to the configuration's, or a URL.
+        repository: The artifact repository: a folder, relative to the configuration's, or a URL.
     """
 
     repository: str = ".ephemeral/artifacts"
 
 
 class Webhook(Table, frozen=True, kw_only=True):
-    """``[[webhook]]``: an address that is told of environments.
+    """``[[webhook]]``: a URL that receives events about environments.
 
     Attributes:
-        url: Where to; ``{env:…}`` works here.
+        url: The URL; ``{env:…}`` works here.
         events: Which events; all when none are named.
-        headers: Sent with each; ``{env:…}`` works here.
+        headers: Sent with each event; ``{env:…}`` works here.
     """
 
     url: str
@@ -65,8 +65,8 @@ class Document(Table, frozen=True, kw_only=True):
 
     Attributes:
         default_template: The template of tests that name none.
-        store: Where records and images' content live: a folder, or ``s3://bucket/prefix``.
-        publish: Who is told an environment's URL; ``auto`` is whatever CI this runs in.
+        store: The store: a folder, or ``s3://bucket/prefix``.
+        publish: Who receives an environment's URL; ``auto`` is the CI server that this runs on.
     """
 
     default_template: Name | None = None
@@ -80,7 +80,7 @@ class Document(Table, frozen=True, kw_only=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """A configuration that holds together.
+    """A checked configuration.
 
     Attributes:
         path: The file.
@@ -116,11 +116,11 @@ class Config(msgspec.Struct, frozen=True):
             return next(iter(self.templates.values()))
         if not self.templates:
             raise ConfigurationError(
-                f"{self.path}: it has no templates: add a [templates.NAME] table"
+                f"{self.path}: there are no templates: add a [templates.NAME] table"
             )
         raise ConfigurationError(
-            f"{self.path}: which of the templates {', '.join(sorted(self.templates))}? "
-            "Name one (pytest: --ephemeral-template NAME), or set default-template"
+            f"{self.path}: no default among the templates {', '.join(sorted(self.templates))}: "
+            "name one (pytest: --ephemeral-template NAME), or set default-template"
         )
 
     def recipe(self, name: str) -> Recipe:
@@ -133,10 +133,10 @@ class Config(msgspec.Struct, frozen=True):
 
 
 def find(start: Path) -> Path | None:
-    """The configuration for a folder: the nearest one at or above it.
+    """The nearest configuration in a folder or its parents.
 
     Args:
-        start: A folder. In the same folder, ephemeral.toml goes before pyproject.toml.
+        start: A folder. In the same folder, ephemeral.toml takes precedence over pyproject.toml.
     """
     start = start.absolute()
     for folder in (start, *start.parents):
@@ -148,10 +148,10 @@ def find(start: Path) -> Path | None:
 
 
 def load(path: Path) -> Config:
-    """Read a configuration, and check that it holds together.
+    """Read and check a configuration.
 
     Args:
-        path: An ephemeral.toml by any name, or a pyproject.toml.
+        path: An ephemeral.toml under any name, or a pyproject.toml.
 
     Raises:
         ConfigurationError: It can't be read, or something in it is wrong.
@@ -178,7 +178,7 @@ def _parse(path: Path) -> dict[str, Any]:
             f"{path}: it is not UTF-8 (byte {error.start}), as TOML has to be"
         ) from None
     except RecursionError:
-        raise ConfigurationError(f"{path}: its tables or lists are nested too deeply") from None
+        raise ConfigurationError(f"{path}: tables or lists are nested too deeply") from None
     except ValueError as error:  # a TOMLDecodeError, or a number too long for Python to read
         raise ConfigurationError(f"{path}: it is not valid TOML: {error}") from None
 
@@ -230,13 +230,13 @@ def _recipe(table: Mapping[str, Any], where: str, name: str) -> Recipe:
     if provider.recipe_type is None:
         raise Problem(
             join(where, "provider"),
-            f"{provider.name!r} bakes no images: its templates say themselves what they run",
+            f"the provider {provider.name!r} bakes no images: its templates need none",
         )
     recipe: Recipe = read_table(table, provider.recipe_type, where, name=name)
     if recipe.reference is not None and (recipe.artifact or recipe.install):
         raise Problem(
             join(where, "reference"),
-            "it is taken as it is, and nothing is installed: remove it, or artifact and install",
+            "it can't be combined with artifact or install: remove one of them",
         )
     return recipe
 
@@ -251,7 +251,7 @@ def _template(
     if image is not None and image.provider != provider.name:
         raise Problem(
             join(where, "provider"),
-            f"it is {provider.name!r}, but its image {image.name!r} is one of {image.provider!r}",
+            f"it is {provider.name!r}, but its image {image.name!r} is for {image.provider!r}",
         )
     return msgspec.structs.replace(template, provider=provider.name)
 
@@ -261,7 +261,7 @@ def _provider_of(table: Mapping[str, Any], where: str, recipes: Mapping[str, Rec
     if "provider" in table:
         return _provider(table["provider"], join(where, "provider"))
     if "image" not in table:
-        raise Problem(where, "it needs an image, or a provider")
+        raise Problem(where, "it needs an image or a provider")
     image = read(table["image"], str, join(where, "image"))
     _check_image(image, recipes, where)
     return _provider(recipes[image].provider, where)
@@ -287,11 +287,11 @@ def _check_template(template: Template, where: str, recipes: Mapping[str, Recipe
     for image in template.images():
         _check_image(image, recipes, where)
     if template.port is not None and template.ports:
-        raise Problem(where, "it has port and ports: give one of them")
+        raise Problem(where, "port and ports can't be combined: remove one of them")
     if not template.endpoints():
         raise Problem(where, "it needs port = NUMBER, or ports = { NAME = NUMBER, … }")
     if template.ttl <= 0:
-        raise Problem(join(where, "ttl"), "expected more than nothing")
+        raise Problem(join(where, "ttl"), "expected more than 0")
     for key, text in template.env.items():
         _check_references(text, recipes, join(join(where, "env"), key))
     if template.ready is None:
@@ -309,7 +309,7 @@ def _check_ready(ready: Ready, where: str) -> None:
     if ready.log is None:
         return
     try:
-        with warnings.catch_warnings():  # what Python thinks odd is still a valid expression
+        with warnings.catch_warnings():  # an odd expression is still a valid one
             warnings.simplefilter("ignore")
             re.compile(ready.log)
     except (re.error, OverflowError, RecursionError) as error:
@@ -345,7 +345,7 @@ def _exists(path: Path) -> bool:
 
 
 def _has_our_table(path: Path) -> bool:
-    """Whether it is a pyproject.toml for us; a broken one is, if it looks so, to be told of."""
+    """Whether a pyproject.toml has our table, or looks so but is broken and must be reported."""
     try:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError):

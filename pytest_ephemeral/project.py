@@ -1,4 +1,4 @@
-"""A project as it is opened: its configuration, and what that says is kept where."""
+"""An opened project: its configuration, store, artifact repository, images and ledger."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Project(msgspec.Struct, frozen=True):
         found = file or config.find(start)
         if found is None:
             raise ConfigurationError(
-                f"no ephemeral.toml in {start} or above it, and no [tool.pytest-ephemeral] in a "
-                "pyproject.toml: write one with `pytest-ephemeral init`"
+                f"no ephemeral.toml and no [tool.pytest-ephemeral] in {start} or a parent "
+                "directory: write one with `pytest-ephemeral init`"
             )
         settings = config.load(found)
         store = open_store(settings.store, settings.root)

@@ -1,4 +1,4 @@
-"""From what TOML gave to our types, strictly, with every complaint at the key it is about.
+"""From TOML values to our types, strictly, with every error at the key it is about.
 
 msgspec reads the single values. It would read whole tables as well, but hides the key in a path
 through one (``$.templates[...]``), so tables are taken apart here.
@@ -43,7 +43,7 @@ _PATTERNS: Mapping[str, str] = {
 
 
 class Problem(Exception):  # noqa: N818 - it never leaves the configuration's modules
-    """Something is wrong at one place of the configuration.
+    """An error at one place of the configuration.
 
     Attributes:
         where: The key's path, as people write it.
@@ -57,7 +57,7 @@ class Problem(Exception):  # noqa: N818 - it never leaves the configuration's mo
 
 
 def join(where: str, key: str) -> str:
-    """The path of a key in a table: quoted where TOML would ask for quotes."""
+    """The path of a key in a table, quoted where TOML needs quotes."""
     bare = key and all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in key)
     written = key if bare else json.dumps(key)
     return f"{where}.{written}" if where else written
@@ -95,7 +95,7 @@ def read_table(value: Mapping[str, Any], kind: type[T], where: str, *, name: str
         name: Its own name, where it has one.
 
     Raises:
-        Problem: A key is unknown, missing or wrong, or two of them can't go together.
+        Problem: A key is unknown, missing or wrong, or two of them can't be combined.
     """
     if not isinstance(value, dict):
         raise Problem(where, f"expected a table, got {format_value(value)}")
@@ -132,7 +132,7 @@ def keys_of(kind: type) -> dict[str, msgspec.structs.FieldInfo]:
 
 
 def describe_type(kind: Any) -> str:
-    """What is expected, in words."""
+    """An expected type, for people."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return describe_type(arguments[0]) + "".join(_constraint(each) for each in arguments[1:])
@@ -148,7 +148,7 @@ def describe_type(kind: Any) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value for a message: as it was written, cut short; only the kind of what is large."""
+    """A value for a message, cut short; of large ones only the type."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):
@@ -181,14 +181,14 @@ def _read_mapping(value: Mapping[str, Any], kind: Any, where: str) -> dict[str, 
     for key in value:
         path = join(where, key)
         if not key.isprintable():
-            raise Problem(path, "a key must not hold control characters")
+            raise Problem(path, "a key must not contain control characters")
         _read_leaf(key, key_kind, path)
     return {key: read(item, value_kind, join(where, key)) for key, item in value.items()}
 
 
 def _read_leaf(value: Any, kind: Any, where: str) -> Any:
     if isinstance(value, str) and "\0" in value:
-        raise Problem(where, "must not hold a NUL character")
+        raise Problem(where, "must not contain a NUL character")
     try:
         return msgspec.convert(value, kind, dec_hook=decode_hook)
     except msgspec.ValidationError as error:

@@ -49,13 +49,13 @@ def schema(provider_names: Iterable[str] = tuple(providers.TABLE)) -> dict[str, 
         "templates": _tables_by_name(templates),
         "promotion": _tables_by_name([_refer(Promotion, definitions)]),
     }
-    document |= {"description": "Environments of their own for every test stage."}
+    document |= {"description": "Ephemeral environments for test stages."}
     head = {"$schema": DIALECT, "$id": ID, "title": "pytest-ephemeral"}
     return {**head, **document, "$defs": dict(sorted(definitions.items()))}
 
 
 def format_schema(document: dict[str, Any]) -> str:
-    """A schema as it stands in a file."""
+    """A schema as the text of a file."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -120,7 +120,7 @@ def _table(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def meanings_of(kind: type) -> dict[str, str]:
-    """What each field means: the ``Attributes:`` of its class's docstring, and of those above."""
+    """The meaning of each field: ``Attributes:`` in the docstrings of its class and its bases."""
     meanings: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         _, _, section = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
@@ -138,7 +138,7 @@ def _tables_by_name(kinds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _recipe(definition: dict[str, Any], provider: str) -> None:
-    """Say what only holds between the keys of a recipe."""
+    """Add the rules between the keys of a recipe."""
     definition["properties"]["provider"] = {"const": provider, "description": "What bakes it."}
     definition["required"] = sorted({*definition["required"], "provider"})
     definition["not"] = {
@@ -148,7 +148,7 @@ def _recipe(definition: dict[str, Any], provider: str) -> None:
 
 
 def _template(definition: dict[str, Any], provider: str) -> None:
-    """Say what only holds between the keys of a template."""
+    """Add the rules between the keys of a template."""
     definition["properties"]["provider"] = {"const": provider, "description": "What runs it."}
-    if "url" not in definition["required"]:  # such a template says its ports there
+    if "url" not in definition["required"]:  # a template with a URL has its port there
         definition["oneOf"] = [{"required": ["port"]}, {"required": ["ports"]}]

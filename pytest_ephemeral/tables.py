@@ -1,4 +1,4 @@
-"""What people write in ``ephemeral.toml``: the tables of every recipe, template and promotion.
+"""The tables of ``ephemeral.toml``: recipes, templates and promotions.
 
 The same types read the configuration strictly and make its JSON Schema.
 """
@@ -24,7 +24,7 @@ UrlPath = Annotated[str, msgspec.Meta(pattern="^/")]
 
 Health = Literal["fail", "report"]
 
-#: Who can be told. ``auto`` is the CI that this runs in, or ``json`` in one that is not known.
+#: Who can receive URLs. ``auto`` is the CI server this runs on, or ``json`` on an unknown one.
 Audience = Literal[
     "auto",
     "github",
@@ -44,13 +44,13 @@ Audience = Literal[
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """What people write in ``ephemeral.toml``: every key is known, or an error."""
+    """A table of ``ephemeral.toml``: an unknown key is an error."""
 
     def check(self) -> None:
-        """Hold keys against each other; called once, when the configuration is read.
+        """Check keys against each other; called once, when the configuration is read.
 
         Raises:
-            ValueError: They can't go together; says what to change.
+            ValueError: They can't be combined; says what to change.
         """
 
 
@@ -58,13 +58,13 @@ class Recipe(Table, frozen=True, kw_only=True):
     """How an image is baked: ``[images.NAME]``. Each provider adds keys of its own.
 
     Attributes:
-        name: The table's name; not a key of it.
-        provider: Which provider bakes it, and runs it.
+        name: The table's name; not a key in it.
+        provider: The provider that bakes and runs it.
         artifact: A glob of files, ``name@version`` or ``sha256:…``.
-        install: A script's path, or a list of shell commands. Sees ``$PREFIX``, ``$ARTIFACT``.
+        install: A script's path, or a list of shell commands. They see ``$PREFIX``, ``$ARTIFACT``.
         verify: Shell commands that must succeed on a fresh copy of the image.
-        reference: An image made elsewhere, taken as it is and pinned; nothing is baked.
-        pass_env: Names of variables the install script may see besides the usual ones.
+        reference: An existing image to use instead; it is pinned, and nothing is baked.
+        pass_env: Names of more variables that the install script sees.
     """
 
     name: str = ""
@@ -77,17 +77,17 @@ class Recipe(Table, frozen=True, kw_only=True):
 
 
 class Ready(Table, frozen=True, kw_only=True):
-    """When an environment is ready: every probe that is given must succeed.
+    """When an environment is ready: every probe in it must succeed.
 
     Attributes:
-        http: A path; ready when it answers with ``status``.
+        http: A path; ready when the response has an accepted status.
         status: The accepted statuses; by default any from 200 to 399.
         headers: Sent with the request; ``{env:…}`` works here.
         tcp: Ready when the port accepts a connection.
-        log: A regular expression to be found in the log.
-        command: A shell command run inside the environment, to succeed.
-        port: The endpoint's name that http and tcp look at; by default the URL's.
-        timeout: How long all of it may take.
+        log: A regular expression that the output must match.
+        command: A shell command, run inside the environment, that must succeed.
+        port: The name of the port that http and tcp probe; by default the URL's.
+        timeout: The time limit for all probes together.
     """
 
     http: UrlPath | None = None
@@ -104,16 +104,16 @@ class Template(Table, frozen=True, kw_only=True):
     """What an environment looks like: ``[templates.NAME]``. Each provider adds keys of its own.
 
     Attributes:
-        name: The table's name; not a key of it.
-        provider: What runs it; by default what its image was baked for.
+        name: The table's name; not a key in it.
+        provider: The provider; by default its image's.
         image: The image's name.
-        port: The one port it answers on; the endpoint is called ``http``.
-        ports: Several, by name; the first is the URL's.
-        ready: When it is up; by default when its ports accept connections.
+        port: Its only port; the endpoint is called ``http``.
+        ports: Several ports by name; the first one is the URL's.
+        ready: When it is ready; by default when its ports accept connections.
         env: Variables of the application. ``{env:NAME}`` and ``{image:NAME}`` are filled in.
-        seed: A shell command run once inside it, when it answers, before the first test.
-        health: Whether a crash that no test noticed fails the run.
-        ttl: How long it may live.
+        seed: A shell command, run once inside it when it is ready, before the first test.
+        health: Whether a crash that failed no test fails the run.
+        ttl: How long until it expires and ends by itself.
     """
 
     name: str = ""
@@ -137,24 +137,24 @@ class Template(Table, frozen=True, kw_only=True):
 
 
 class Promotion(Table, frozen=True, kw_only=True):
-    """Where a production name points: ``[promotion.NAME]``. Each DNS backend reads its part.
+    """A production name: ``[promotion.NAME]``. Each DNS backend reads its part.
 
     Attributes:
-        name: The table's name; not a key of it.
-        dns: What serves the name: ``hosts``, ``rfc2136``, ``route53``, or a third party's.
-        zone: The zone that the name is in; Route 53 takes a hosted zone's id as well.
+        name: The table's name; not a key in it.
+        dns: The DNS backend: ``hosts``, ``rfc2136``, ``route53``, or a third party's.
+        zone: The zone that the name is in; for Route 53, also a hosted zone's id.
         record: The name, such as ``shop.example.com``.
-        record_ttl: How long resolvers may remember where it points.
-        server: rfc2136: where updates go, ``host`` or ``host:port``.
-        servers: rfc2136: the servers that must answer with the new record; by default those
-            that the zone itself names.
+        record_ttl: The record's TTL.
+        server: rfc2136: the server that accepts updates, ``host`` or ``host:port``.
+        servers: rfc2136: the servers that must return the new record; by default the zone's
+            name servers.
         key: rfc2136: the TSIG key's file, as ``tsig-keygen`` writes it, or ``{env:NAME}``.
-        set_identifier: route53: which of several weighted records is the one to switch.
+        set_identifier: route53: which of several weighted records to change.
         file: hosts: the file, by default ``.ephemeral/hosts``.
         verify: How the new environment is checked, directly and then through the name; by
             default its port must accept connections.
-        requires: Stages its image must have passed; ``approval`` is a person's yes.
-        drain: How long the old one still serves after the name has moved.
+        requires: Stages that its image must have passed; ``approval`` is manual approval.
+        drain: How long the previous environment still serves after the DNS change.
         keep_old: How long rollback stays possible after that.
     """
 
@@ -178,4 +178,4 @@ class Promotion(Table, frozen=True, kw_only=True):
         if self.dns in {"route53", "rfc2136"} and self.zone is None:
             raise ValueError(f'dns = "{self.dns}" needs the zone that {self.record} is in')
         if self.dns == "rfc2136" and self.server is None:
-            raise ValueError('dns = "rfc2136" needs the server that takes updates')
+            raise ValueError('dns = "rfc2136" needs the server that accepts updates')

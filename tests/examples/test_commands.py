@@ -44,7 +44,7 @@ def page_of(name: str) -> str:
 
 
 def test_the_readme_says_what_there_is() -> None:
-    """Its table names every provider and every verb that there is, and no other verb."""
+    """Its table names every provider and every command that there is, and no other command."""
     rows = dict(re.findall(r"^\| ([A-Z]\w+.*?) \| (.+) \|$", page_of("README.md"), re.MULTILINE))
     assert set(providers.TABLE) <= set(re.findall(r"`(\w+)`", rows["Providers"]))
     helped = subprocess.run(
@@ -54,8 +54,10 @@ def test_the_readme_says_what_there_is() -> None:
         check=True,
         env={**os.environ, "COLUMNS": "200"},
     ).stdout
-    verbs = set(re.findall(r"^    ([a-z]+) {2,}", helped.partition("verbs:")[2], re.MULTILINE))
-    assert set(re.findall(r"`(\w+)`", rows["Command line"] + rows["Production"])) == verbs
+    commands = set(
+        re.findall(r"^    ([a-z]+) {2,}", helped.partition("commands:")[2], re.MULTILINE)
+    )
+    assert set(re.findall(r"`(\w+)`", rows["Command line"] + rows["Production"])) == commands
 
 
 def test_ci_runs_what_the_readme_promises() -> None:

@@ -191,11 +191,11 @@ def test_of_two_at_once_one_wins_and_the_other_is_told_by_whom(stage: Stage) -> 
     assert at_switch.wait(20)
     try:
         owner = f"{machine.this_owner('').user}@{machine.this_owner('').host}:{os.getpid()}"
-        with pytest.raises(PromotionError, match=f"{owner} is promoting v2"):
+        with pytest.raises(PromotionError, match=f"{owner} has been promoting v2"):
             stage.promoter().promote("v2")
-        with pytest.raises(PromotionError, match="is promoting v2"):
+        with pytest.raises(PromotionError, match="has been promoting v2"):
             stage.promoter().rollback()
-        with pytest.raises(PromotionError, match="is promoting v2"):
+        with pytest.raises(PromotionError, match="has been promoting v2"):
             stage.promoter().plan("v2")
     finally:
         go.set()

@@ -99,7 +99,7 @@ def test_an_empty_configuration_has_defaults(tmp_path: Path) -> None:
     read = load(tmp_path, "")
     assert (read.store, read.artifacts_repository) == (".ephemeral", ".ephemeral/artifacts")
     assert read.publish == ("auto",)
-    with pytest.raises(ConfigurationError, match="it has no templates"):
+    with pytest.raises(ConfigurationError, match="there are no templates"):
         read.template(None)
 
 
@@ -122,23 +122,23 @@ port = 8080
         ('install = ["true"]', "", "images.shop: it needs install"),
         ('["true"]', '["true", 1]', "images.shop.install[1]: expected a string, got 1"),
         ('["true"]', "7", "images.shop.install: expected a string or a list, each a string, got 7"),
-        ('["true"]', '["true"]\nreference = "/x"', "images.shop.reference: it is taken as it is"),
+        ('["true"]', '["true"]\nreference = "/x"', "images.shop.reference: it can't be combined"),
         ('provider = "local"', "", "images.shop.provider: missing; one of local"),
         ('"local"', '"locla"', "images.shop.provider: no provider 'locla'. Did you mean 'local'?"),
         ('"local"', "1", "images.shop.provider: expected a provider's name, got 1"),
         ("images.shop", "images.Shop", "images.Shop: expected a string of at most 48 lower-case"),
         ("[images.shop]", "[[images.shop]]", "images.shop: expected a table, got a list"),
         ('"shop"', '"shp"', "templates.staging.image: no image 'shp'. Did you mean 'shop'?"),
-        ('image = "shop"', "", "templates.staging: it needs an image, or a provider"),
+        ('image = "shop"', "", "templates.staging: it needs an image or a provider"),
         ('image = "shop"', "image = 1", "templates.staging.image: expected a string, got 1"),
         ('"shop"', '"shop"\nname = "x"', "templates.staging.name: unknown key."),
         ('command = "serve"', "", "templates.staging.command: missing; expected a string or a"),
         ('"serve"', '""', "templates.staging: its command is empty"),
         ('"serve"', "{}", "templates.staging: its command is empty"),
         ('"serve"', '{ "../x" = "y" }', 'templates.staging.command."../x": expected a string of'),
-        ('"serve"', '"a\\u0000b"', "templates.staging.command: must not hold a NUL character"),
+        ('"serve"', '"a\\u0000b"', "templates.staging.command: must not contain a NUL character"),
         ("port = 8080", "", "templates.staging: it needs port = NUMBER, or ports"),
-        ("8080", "8080\nports = { a = 1 }", "templates.staging: it has port and ports"),
+        ("8080", "8080\nports = { a = 1 }", "templates.staging: port and ports can't be combined"),
         ("8080", '"8080"', 'templates.staging.port: expected a whole number from 1 to 65535'),
         ("8080", "true", "templates.staging.port: expected a whole number from 1 to 65535"),
         ("8080", "65536", "templates.staging.port: expected a whole number from 1 to 65535"),
@@ -147,7 +147,7 @@ port = 8080
         ("port = 8080", "ports = { a = 0 }", "templates.staging.ports.a: expected a whole number"),
         ("8080", "8080\nttl = 60", 'templates.staging.ttl: expected a duration such as "90s"'),
         ("8080", '8080\nttl = "5m\\n"', 'templates.staging.ttl: expected a duration such as "90s"'),
-        ("8080", '8080\nttl = "0s"', "templates.staging.ttl: expected more than nothing"),
+        ("8080", '8080\nttl = "0s"', "templates.staging.ttl: expected more than 0"),
         ("8080", '8080\nttl = "9999999d"', "templates.staging.ttl: expected at most 36500d"),
         ("8080", '8080\nhealth = "ok"', 'templates.staging.health: expected "fail" or "report"'),
         ("8080", "8080\nready = { tmeout = 1 }", "templates.staging.ready.tmeout: unknown key."),
@@ -186,7 +186,7 @@ def test_a_template_of_another_provider_than_its_image(tmp_path: Path, monkeypat
     monkeypatch.setattr(config.providers, "TABLE", table)
     text = MINIMAL.replace('image = "shop"', 'image = "shop"\nprovider = "elsewhere"')
     assert complaint(tmp_path, text) == (
-        "templates.staging.provider: it is 'elsewhere', but its image 'shop' is one of 'local'"
+        "templates.staging.provider: it is 'elsewhere', but its image 'shop' is for 'local'"
     )
 
 
@@ -196,7 +196,7 @@ def test_a_template_of_another_provider_than_its_image(tmp_path: Path, monkeypat
         (b"a = = 1\n", "it is not valid TOML: Invalid value (at line 1, column 5)"),
         (b"\n[images", "it is not valid TOML: Expected ']' at the end of a table declaration (at"),
         (b"a = '\xff'\n", "it is not UTF-8 (byte 5)"),
-        (b"a = " + b"[" * 5000, "its tables or lists are nested too deeply"),
+        (b"a = " + b"[" * 5000, "tables or lists are nested too deeply"),
         (b"a = " + b"9" * 5000, "it is not valid TOML: Exceeds the limit"),
     ],
 )

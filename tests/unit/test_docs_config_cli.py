@@ -17,7 +17,7 @@ COMMAND_LINE = (REFERENCE / "command-line.md").read_text()
 
 #: Where each table of the configuration stands. A provider's own are on any page here.
 SECTIONS = {
-    "": "## At the top",
+    "": "## Top level",
     "Artifacts": "## `[artifacts]`",
     "LocalRecipe": "## `[images.NAME]`",
     "LocalTemplate": "## `[templates.NAME]`",
@@ -58,15 +58,15 @@ def test_no_key_is_documented_that_there_is_not() -> None:
             assert (table, key) in known
 
 
-def verbs(
+def commands(
     parser: argparse.ArgumentParser, name: str = ""
 ) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Every verb with its parser, nouns' verbs as ``images prune``."""
+    """Every command with its parser, nested ones as ``images prune``."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for word, inner in action.choices.items():
                 yield f"{name} {word}".strip(), inner
-                yield from verbs(inner, f"{name} {word}".strip())
+                yield from commands(inner, f"{name} {word}".strip())
 
 
 PARSER = cli.build_parser()
@@ -74,10 +74,10 @@ SHARED = {option for action in PARSER._actions for option in action.option_strin
 
 
 @pytest.mark.parametrize(
-    ("name", "parser"), [pytest.param(*one, id=one[0]) for one in verbs(PARSER)]
+    ("name", "parser"), [pytest.param(*one, id=one[0]) for one in commands(PARSER)]
 )
-def test_every_verb_and_option_is_documented(name: str, parser: argparse.ArgumentParser) -> None:
-    """Under the verb's own heading, but for what every verb takes."""
+def test_every_command_and_option_is_documented(name: str, parser: argparse.ArgumentParser) -> None:
+    """Under the command's own heading, but for what every command takes."""
     if name == "artifact":
         return  # it does nothing by itself
     place = section(COMMAND_LINE, f"## `{name}`")
@@ -86,21 +86,21 @@ def test_every_verb_and_option_is_documented(name: str, parser: argparse.Argumen
         assert f"`{option}" in place
 
 
-def test_what_every_verb_takes_is_documented() -> None:
+def test_what_every_command_takes_is_documented() -> None:
     """Once, for all of them."""
-    place = section(COMMAND_LINE, "## Everywhere")
+    place = section(COMMAND_LINE, "## Global options")
     for option in SHARED:
         assert f"`{option}" in place
 
 
-def test_no_verb_is_documented_that_there_is_not() -> None:
+def test_no_command_is_documented_that_there_is_not() -> None:
     """Nor one that was renamed."""
     headings = set(re.findall(r"^## `(.+)`$", COMMAND_LINE, re.MULTILINE))
-    assert headings == {name for name, _ in verbs(PARSER)} - {"artifact"}
+    assert headings == {name for name, _ in commands(PARSER)} - {"artifact"}
 
 
-@pytest.mark.parametrize("name", [name for name, _ in verbs(PARSER)])
-def test_every_verb_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", [name for name, _ in commands(PARSER)])
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """It runs, and says more than the usage."""
     assert cli.main([*name.split(), "--help"]) == 0
     assert len(capsys.readouterr().out.splitlines()) > 5

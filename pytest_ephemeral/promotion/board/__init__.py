@@ -1,1 +1,1 @@
-"""The page on which people see environments and decide."""
+"""The board: a page that shows environments and takes approvals."""

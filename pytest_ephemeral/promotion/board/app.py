@@ -1,7 +1,7 @@
-"""The board as a web application: one page, and one thing that can be done on it.
+"""The board as a web application: one page, and one action on it.
 
-Whoever has the token may look and decide. It comes in the address once and is a cookie from then
-on; what a form sends has to carry a second one, which no other site can know.
+Whoever has the token can see and decide. The token is in the link once, and a cookie from then on;
+forms carry a second token, which no other site can know.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LONGEST_COMMENT: Final = 2000
 _YEAR: Final = 365 * 86400
 _DECISIONS: Final = ("approved", "rejected")
 
-#: Nothing but the page itself, from this very server: no other site's code, frames or forms.
+#: Only this server's own page: no code, frames or forms of other sites.
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; "
@@ -43,7 +43,7 @@ def create(project: Project, token: str) -> Any:
 
     Args:
         project: Whose environments.
-        token: What lets people in.
+        token: The token to sign in with.
     """
     app = flask.Flask(__name__)
     app.jinja_env.filters.update(filters.FILTERS)
@@ -65,7 +65,7 @@ class _Board:
         self._cookie = f"board-{_derive(token, 'cookie')[:8]}"
 
     def let_in(self) -> Any:
-        """Stop whoever does not have the token. A link with it becomes a cookie without it."""
+        """Refuse requests without the token. A link with the token becomes a cookie."""
         if request.endpoint == "static":
             return None
         given = request.args.get("token", "")
@@ -78,7 +78,7 @@ class _Board:
         return Response(flask.render_template("locked.html", wrong=bool(given)), 401)
 
     def page(self, problem: str = "") -> Any:
-        """Everything."""
+        """The whole page."""
         try:
             board = gather(self._project, datetime.now(UTC))
         except EphemeralError as error:
@@ -94,16 +94,16 @@ class _Board:
         )
 
     def decide(self, id: str) -> Any:
-        """Decide, and show the page again."""
+        """Record a decision, and show the page again."""
         form = request.form
         if not self._has_header() and not _is_same(form.get("form-token", ""), self._form_token):
-            return self._refuse("this form is not from this page: decide again", 403)
+            return self._refuse("this form has expired: decide again", 403)
         name, decision = form.get("by", "").strip(), form.get("decision", "")
         comment = form.get("comment", "").strip()
         if decision not in _DECISIONS or not name:
-            return self._refuse("say who decides, and what", 400)
+            return self._refuse("your name or the decision is missing", 400)
         if len(name) > LONGEST_NAME or len(comment) > LONGEST_COMMENT:
-            return self._refuse("that name or comment is too long", 400)
+            return self._refuse("the name or the comment is too long", 400)
         try:
             Approvals(self._project.store).decide(
                 id,

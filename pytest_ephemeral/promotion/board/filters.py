@@ -1,4 +1,4 @@
-"""How the board writes times and digests."""
+"""The template filters of the board: times and digests for people."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pytest_ephemeral.durations import span
 
 
 def ago(moment: datetime, now: datetime) -> str:
-    """How long ago something was, in its largest unit: the past needs no seconds hand."""
+    """How long ago something was, in its largest unit."""
     seconds = (now - moment).total_seconds()
     return f"{span(seconds).partition(' ')[0]} ago" if seconds >= 5 else "just now"
 
 
 def remaining(moment: datetime, now: datetime) -> str:
-    """How long it is until something is."""
+    """The time until something."""
     seconds = (moment - now).total_seconds()
-    return f"in {span(seconds)}" if seconds > 0 else "over"
+    return f"in {span(seconds)}" if seconds > 0 else "now"
 
 
 def exact(moment: datetime) -> str:
-    """A moment for a machine, and for the hint under the mouse."""
+    """A moment in ISO 8601, for programs and tooltips."""
     return moment.isoformat(timespec="seconds")
 
 

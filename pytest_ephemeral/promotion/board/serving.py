@@ -17,13 +17,13 @@ from pytest_ephemeral.promotion.board import app
 
 
 def token(file: Path | None) -> str:
-    """The token of this machine's board: made once, so that links stay good.
+    """The token of this machine's board: made once, so that links stay valid.
 
     Args:
-        file: Where it is kept; by default with this machine's other state.
+        file: Where it is kept; by default in this machine's state directory.
 
     Raises:
-        ConfigurationError: It can't be kept there, or is no token.
+        ConfigurationError: It can't be kept there, or the file has no token.
     """
     file = file or machine.state_directory() / "board-token"
     try:
@@ -39,7 +39,7 @@ def token(file: Path | None) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"the board's token can't be kept in {file}: {error}") from error
     if len(found) < 16:
-        raise ConfigurationError(f"{file} holds no token: remove it, and a new one is made")
+        raise ConfigurationError(f"{file} has no token in it: remove the file to get a new one")
     return found
 
 
@@ -56,10 +56,10 @@ def server(
         port: 0 for any.
 
     Returns:
-        A context; it gives the link with the token in it, and what serves until interrupted.
+        A context manager that yields the link with the token, and a function that serves.
 
     Raises:
-        OSError: Something else listens there.
+        OSError: The port is in use.
     """
     made = waitress.create_server(
         app.create(project, token), host=host, port=port, threads=4, ident=None

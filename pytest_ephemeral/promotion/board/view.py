@@ -1,4 +1,4 @@
-"""What the board shows, gathered from the store: nothing on the page is looked up by the page."""
+"""What the board shows, read from the store before the page is rendered."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pytest_ephemeral.promotion.approval import Approval, Approvals
 from pytest_ephemeral.promotion.journal import Head, HistoryEntry, Journal
 from pytest_ephemeral.tables import Promotion
 
-#: How much of the past is shown.
+#: How many entries of the history, and how many decisions, are shown.
 ENTRIES = 12
 DECISIONS = 8
 
-#: What the colours stand for; the word is always there beside them.
+#: The colour of a state; its word is always shown as well.
 Tone: TypeAlias = Literal["good", "busy", "warn", "bad", "quiet"]
 
 
@@ -31,9 +31,9 @@ class Card(msgspec.Struct, frozen=True):
     """An environment, as the board shows it.
 
     Attributes:
-        word: How it is, in a word or two.
-        image: The catalog's record of what it runs; None where there is none.
-        artifact: What that was baked from, for people.
+        word: Its state, for people.
+        image: The catalog's record of its image, if there is one.
+        artifact: The artifact that the image was baked from, for people.
         stages: The last run of each stage.
     """
 
@@ -46,7 +46,7 @@ class Card(msgspec.Struct, frozen=True):
 
     @property
     def link(self) -> str:
-        """Its URL, if a browser may follow it."""
+        """Its URL, if it is one of the web."""
         url = self.environment.url
         return url if url.startswith(("http://", "https://")) else ""
 
@@ -61,14 +61,14 @@ class Production(msgspec.Struct, frozen=True):
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """A request that waits for a decision; the environment may be gone already."""
+    """A pending request; its environment may be gone already."""
 
     approval: Approval
     card: Card | None
 
 
 class Board(msgspec.Struct, frozen=True):
-    """All of it."""
+    """The whole page's content."""
 
     project: str
     now: datetime
@@ -79,7 +79,7 @@ class Board(msgspec.Struct, frozen=True):
 
 
 def gather(project: Project, now: datetime) -> Board:
-    """Everything that is known now.
+    """Read everything that the page shows.
 
     Args:
         project: Whose.
@@ -117,13 +117,13 @@ def _end_of(approval: Approval) -> datetime:
 
 
 class _Names:
-    """What images and artifacts are called, read once a page."""
+    """The names of images and artifacts, read once for each page."""
 
     def __init__(self, project: Project) -> None:
         self._images = {image.key: image for image in project.images.catalog.entries()}
         try:
             entries = project.artifacts.entries()
-        except EphemeralError:  # a repository that is away takes only names away
+        except EphemeralError:  # without the repository, only names are missing
             entries = []
         self._artifacts = {one.digest: f"{one.name} {one.version}" for one in entries}
 
@@ -149,7 +149,7 @@ def _card(project: Project, names: _Names, environment: Environment, now: dateti
 
 
 def _state(environment: Environment, now: datetime) -> tuple[str, Tone]:
-    """In a word or two, the worst that can be said of it."""
+    """The state for people: the most serious one that applies."""
     if overdue.why(environment, now):
         return "expired", "bad"
     if environment.state != "ready":

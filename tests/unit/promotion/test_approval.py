@@ -282,7 +282,7 @@ def test_a_stage_that_other_bytes_passed_does_not_count(stage: Stage) -> None:
     passed(stage, digest="sha256:" + "ab" * 32)
     passed(stage, run="r2", digest="")  # of a version that recorded no digest
 
-    with pytest.raises(PromotionError, match="'tests' was never run against it"):
+    with pytest.raises(PromotionError, match="'tests' has not run against it"):
         check(stage)
 
 

@@ -1,5 +1,5 @@
-// Fetches the page every few seconds and puts its sections in the place of the old ones.
-// Everything works without it; a section in which someone is writing is left alone.
+// Fetches the page every few seconds and replaces its sections. The page works without it.
+// A section in which someone is writing is left alone.
 "use strict";
 
 const EVERY = 3000;
@@ -23,7 +23,7 @@ function span(seconds) {
 function countDown() {
   for (const time of document.querySelectorAll("time[data-until]")) {
     const left = Math.floor((Date.parse(time.dateTime) - (Date.now() - ahead)) / 1000);
-    time.textContent = left > 0 ? "in " + span(left) : "over";
+    time.textContent = left > 0 ? "in " + span(left) : "now";
     time.classList.toggle("soon", left > 0 && left < 300);
   }
 }
@@ -55,7 +55,7 @@ async function refresh() {
     fresh.textContent = page.getElementById("fresh").textContent;
     fresh.classList.remove("stale");
   } catch {
-    fresh.textContent = "not reachable, trying again";
+    fresh.textContent = "not reachable, retrying";
     fresh.classList.add("stale");
   }
   countDown();

@@ -1,0 +1,100 @@
+"""The documentation uses one word for each thing, and its tables are the code's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from unit.test_imports import LAYERS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+GLOSSARY = (DOCS / "reference" / "glossary.md").read_text()
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts),
+]
+
+#: Where another word is right: it is somebody else's name for their own thing.
+ALLOWED = r"dns backends?"
+
+#: Phrases that have a plain form; the second is what to write.
+PHRASES = {
+    r"\btear(s|ing)? (them |it |all )*down\b|\btorn down\b": "destroy, clean up",
+    r"\bfor certain\b": "always",
+    r"\b(a person's|somebody's) yes\b": "manual approval",
+    r"\btalk goes to\b": "progress goes to",
+    r"\bverbs?\b(?! for functions)": "command",
+    r"\bhas a twin\b": "can also be set as",
+    r"\bon \w+ whole\b": "fully supported on",
+    r"\bmap of the house\b": "architecture",
+    r"\bsigns? of life\b": "heartbeat",
+    r"\bgoes? on with\b": "continue",
+    r"\b(is|are) told of\b": "receives",
+}
+
+
+def terms() -> Iterator[tuple[str, str]]:
+    """Every word that the glossary excludes, with the term that is right."""
+    rows = re.findall(r"^\| ([a-z ]+) \| .+ \|(.*)\|$", GLOSSARY, re.MULTILINE)
+    for term, others in rows[1:]:
+        for other in filter(None, (word.strip() for word in others.split(","))):
+            yield other, term
+
+
+def prose(page: Path) -> str:
+    """A page without its code, where names are those of programs, and without the glossary's own
+    column of words that are not used."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    if page.name == "glossary.md":
+        text = re.sub(r"^\|.*\|$", "", text, flags=re.MULTILINE)
+    return text.lower()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_uses_a_word_that_the_glossary_excludes(page: Path) -> None:
+    """One word for one thing; and the plain form of what has one."""
+    assert len(list(terms())) > 5
+    text = re.sub(ALLOWED, "", prose(page))
+    for other, term in terms():
+        assert not re.search(rf"\b{re.escape(other)}s?\b", text), f"{other!r}: write {term!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_uses_a_phrase_that_has_a_plain_form(page: Path) -> None:
+    """Nobody has to read a sentence twice."""
+    if page.name in {"leaks.md", "aws.md", "providers-aws.md", "providers-containers.md"}:
+        return
+    for phrase, plain in PHRASES.items():
+        assert not re.search(phrase, prose(page)), f"{phrase}: write {plain!r}"
+
+
+def test_every_term_stands_once_in_the_glossary_and_in_order() -> None:
+    """It is looked up by eye."""
+    found = re.findall(r"^\| ([a-z ]+) \|", GLOSSARY, re.MULTILINE)[1:]
+    assert found == sorted(set(found))
+
+
+def test_the_table_of_layers_is_the_one_that_imports_are_held_to() -> None:
+    """architecture.md shows LAYERS, module by module."""
+    page = (DOCS / "explanation" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", page, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, len(LAYERS) + 1))
+    assert [sorted(re.findall(r"`([\w.]+)`", modules)) for _, modules in rows] == [
+        sorted(layer) for layer in LAYERS
+    ]
+
+
+def test_what_contributing_sends_people_to_is_there() -> None:
+    """A file or folder of the table "to change … go to …" that is gone would mislead."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    section = page.partition("## To change")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (?!to change|---)(.+?) \| (.+) \|$", section, re.MULTILINE)
+    assert len(rows) >= 12
+    for _, place in rows:
+        for path in re.findall(r"`([a-z_/.]+(?:\.py|/))`", place):
+            assert (ROOT / "pytest_ephemeral" / path).exists(), path
