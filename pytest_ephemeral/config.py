@@ -67,10 +67,12 @@ class Document(Table, frozen=True, kw_only=True):
         default_template: The template of tests that name none.
         store: The store: a folder, or ``s3://bucket/prefix``.
         publish: Who receives an environment's URL; ``auto`` is the CI server that this runs on.
+        require_signature: A public key's file: only images signed by that key are used.
     """
 
     default_template: Name | None = None
     store: str = ".ephemeral"
+    require_signature: str | None = None
     artifacts: Artifacts = Artifacts()
     images: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
     templates: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
@@ -93,6 +95,7 @@ class Config(msgspec.Struct, frozen=True):
     root: Path
     default_template: str | None
     store: str
+    require_signature: Path | None
     artifacts_repository: str
     images: Mapping[str, Recipe]
     templates: Mapping[str, Template]
@@ -214,6 +217,9 @@ def _config(path: Path, raw: Mapping[str, Any], where: str) -> Config:
         root=path.parent,
         default_template=default,
         store=document.store,
+        require_signature=(
+            None if document.require_signature is None else path.parent / document.require_signature
+        ),
         artifacts_repository=document.artifacts.repository,
         images=recipes,
         templates=templates,

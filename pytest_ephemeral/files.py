@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 #: What the names of half-written files begin with.
 TEMPORARY: Final = ".new-"
@@ -23,6 +24,30 @@ def chunks(file: Path) -> Iterator[bytes]:
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             yield chunk
+
+
+def read_regular(file: Path) -> bytes:
+    """A file's content, if it is a file: nobody waits for the writer of a FIFO that was put there.
+
+    Raises:
+        OSError: It is no regular file, or can't be read.
+    """
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as stream:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "a folder", str(file))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(file))
+        return stream.read()
+
+
+def open_private_log(file: Path) -> TextIO:
+    """A log to add lines to, which only this user can read: programs print what they know."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(file, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    return os.fdopen(descriptor, "a", encoding="utf-8", errors="replace", buffering=1)
 
 
 def digest_of(content: Iterable[bytes]) -> str:

@@ -10,7 +10,7 @@ from pytest_ephemeral import config
 from pytest_ephemeral.artifacts import Repository, open_repository
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import ConfigurationError
-from pytest_ephemeral.images import Images
+from pytest_ephemeral.images.pipeline import Images
 from pytest_ephemeral.store import Store, open_store
 
 
@@ -43,5 +43,10 @@ class Project(msgspec.Struct, frozen=True):
         settings = config.load(found)
         store = open_store(settings.store, settings.root)
         artifacts = open_repository(settings.artifacts_repository, settings.root)
-        images = Images(store=store, artifacts=artifacts, root=settings.root)
+        images = Images(
+            store=store,
+            artifacts=artifacts,
+            root=settings.root,
+            require_signature=settings.require_signature,
+        )
         return cls(settings, store, artifacts, images, Ledger(store))

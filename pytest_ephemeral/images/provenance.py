@@ -100,11 +100,7 @@ def statement(image: Image, making: Making) -> dict[str, Any]:
             "buildDefinition": {
                 "buildType": f"{OURS}/bake/v1",
                 "externalParameters": {"recipe": _recipe(making.recipe)},
-                "internalParameters": {
-                    "key": image.key,
-                    "inputs": image.inputs,
-                    "bakedBy": image.baked_by,
-                },
+                "internalParameters": _internal_parameters(image),
                 "resolvedDependencies": _dependencies(image, making),
             },
             "runDetails": _run(image, making.build),
@@ -143,19 +139,23 @@ def read(image: Image) -> dict[str, Any]:
     """
     if image.provenance is None:
         raise ProvenanceError(
-            f"nothing is said of how {image.name} ({image.key[:19]}…) was made: it was baked by an "
-            f"older version. Bake it again: pytest-ephemeral bake {image.name} --force"
+            f"{image.name} ({image.key[:19]}…) has no provenance: it was baked by an older "
+            f"version. Bake it again: pytest-ephemeral bake {image.name} --force"
         )
     try:
         said: dict[str, Any] = json.loads(base64.b64decode(image.provenance.payload, validate=True))
-        definition = said["predicate"]["buildDefinition"]
-        about = (said["subject"], definition["internalParameters"]["key"])
-    except (ValueError, KeyError, TypeError):
-        raise ProvenanceError(f"what is said of {image.name} can't be read") from None
-    if about != (_subjects(image), image.key):
+        about = said["predicate"]["buildDefinition"]["internalParameters"]
+        subject = said["subject"]
+        differing = sorted(
+            name for name, value in _internal_parameters(image).items() if about.get(name) != value
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ProvenanceError(f"the provenance of {image.name} can't be read") from None
+    if subject != _subjects(image) or differing:
         raise ProvenanceError(
-            f"what is said of {image.name} ({image.key[:19]}…) is said of another image: the "
-            "record was changed, or put together from two. Bake it again, or bring it in again"
+            f"the provenance of {image.name} ({image.key[:19]}…) is of another image"
+            f"{''.join(f', {name} differs' for name in differing)}: the record was changed, or put "
+            "together from two. Bake it again, or import it again"
         )
     return said
 
@@ -180,7 +180,7 @@ def verify(image: Image, public_key: Path) -> str:
     assert envelope is not None
     if not envelope.signatures:
         raise ProvenanceError(
-            f"what is said of {image.name} ({image.key[:19]}…) is not signed: set "
+            f"the provenance of {image.name} ({image.key[:19]}…) is not signed: set "
             f"{KEY_VARIABLE} to a private key where it is baked"
         )
     key = _public_key(public_key)
@@ -189,12 +189,24 @@ def verify(image: Image, public_key: Path) -> str:
             return _key_id(key)
     known = ", ".join(signature.keyid[:16] for signature in envelope.signatures)
     raise ProvenanceError(
-        f"what is said of {image.name} ({image.key[:19]}…) is not signed by {public_key} "
+        f"the provenance of {image.name} ({image.key[:19]}…) is not signed by {public_key} "
         f"({_key_id(key)[:16]}), but by {known}"
     )
 
 
 # -- the statement's parts -------------------------------------------------------------------
+
+
+def _internal_parameters(image: Image) -> dict[str, Any]:
+    """All that the image's record says, so that no part of it can be changed unnoticed."""
+    record: dict[str, Any] = to_builtins(image)
+    del record["provenance"]
+    return {
+        "key": record.pop("key"),
+        "inputs": record.pop("inputs"),
+        "bakedBy": record.pop("baked_by"),
+        "record": record,
+    }
 
 
 def _subjects(image: Image) -> list[dict[str, Any]]:

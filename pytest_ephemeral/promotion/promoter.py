@@ -148,6 +148,7 @@ class Promoter(msgspec.Struct):
             raise PromotionError(f"{environment.id} is {environment.production} already")
         if environment.state != "ready" or not environment.endpoints:
             raise PromotionError(f"{environment.id} is not up: it is {environment.state}")
+        self.project.images.signatures.check_reference(environment.image)
         evidence = requirements.check(self.project.store, self.promotion, environment)
         url = self._url(environment)
         current = journal.head.current

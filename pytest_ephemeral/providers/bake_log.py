@@ -15,8 +15,9 @@ from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import IO, Final, Self
 
+from pytest_ephemeral import files
 from pytest_ephemeral.errors import BakeError, ConfigurationError
-from pytest_ephemeral.interpolation import mask, worth_masking
+from pytest_ephemeral.interpolation import bake_secrets, mask
 from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
 
@@ -53,12 +54,12 @@ def passed_variables(recipe: Recipe, allowed: Iterable[str] = ()) -> dict[str, s
 
 
 def passed_secrets(recipe: Recipe) -> tuple[str, ...]:
-    """The values of ``pass-env``, which no log may show."""
-    return worth_masking(os.environ.get(name, "") for name in recipe.pass_env)
+    """What no log may show: the values of ``pass-env``, and the passwords in any URL."""
+    return bake_secrets(recipe.pass_env, os.environ)
 
 
 class BakeLog:
-    """Takes what a bake prints, in pieces of any size, and masks the values of ``pass-env``."""
+    """Takes what a bake prints, in pieces of any size, and masks secrets."""
 
     def __init__(self, job: BakeJob) -> None:
         self._job = job
@@ -69,8 +70,7 @@ class BakeLog:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
-        self._job.log.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._job.log.open("a", encoding="utf-8", errors="replace", buffering=1)
+        self._file = files.open_private_log(self._job.log)
         return self
 
     def __exit__(

@@ -64,7 +64,10 @@ class Store(Protocol):
         """The paths of all whole records under a prefix, sorted."""
 
     def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Those records with what they hold, by path; one removed meanwhile is left out."""
+        """Those records with what they hold, by path; one removed meanwhile is left out.
+
+        One that can't be read (its permissions, or no file) is given as empty, as no record is.
+        """
 
     def upload(self, path: str, source: Path) -> None:
         """Put a file's content there; what is there already under that path stays."""

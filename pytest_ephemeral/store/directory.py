@@ -43,6 +43,7 @@ class DirectoryStore:
         """Create a record."""
         file = self.file(path)
         with _explained("create", path, self.folder):
+            _sweep(file.parent)
             try:
                 files.create(file, [data])
             except FileExistsError:
@@ -54,7 +55,7 @@ class DirectoryStore:
         file = self.file(path)
         with _explained("read", path, self.folder):
             try:
-                data = file.read_bytes()
+                data = files.read_regular(file)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 raise RecordMissingError(f"the store {self.url} has no {path}") from None
         return Versioned(data, files.digest_of([data]))
@@ -98,6 +99,8 @@ class DirectoryStore:
                 data = self.read(path).data
             except RecordMissingError:
                 continue
+            except StoreError:
+                data = b""
             yield path, data
 
     def upload(self, path: str, source: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_ephemeral.artifacts import open_repository
-from pytest_ephemeral.images import Images
+from pytest_ephemeral.images.pipeline import Images
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.local import tree
 from pytest_ephemeral.providers.local.tables import LocalRecipe

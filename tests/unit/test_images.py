@@ -282,7 +282,7 @@ def test_a_restored_image_is_recognised(here, monkeypatch):
     content = Path(image.reference)
     archive.pack(content, here.folder / "backup")
     tree.remove(content)
-    archive.unpack(here.folder / "backup", content)
+    archive.unpack(here.folder / "backup", content, size=image.size)
     assert here.obtain() == image
     monkeypatch.setattr(tree, "manifest", lambda top: pytest.fail("looked into again"))
     assert here.obtain() == image
@@ -461,7 +461,7 @@ def test_a_folder_prepared_elsewhere_is_taken_as_it_is(here):
     assert here.obtain("never", install=None, reference="prepared") == image
     (folder / "x").write_text("two")
     with pytest.raises(ImageChangedError, match="has changed since"):
-        here.images._wanted(here.recipe()).baker.present(image)
+        here.images._plan(here.recipe()).baker.present(image)
     with pytest.raises(ImageMissingError, match="content: sha256"):
         here.obtain("never", install=None, reference="prepared")
     assert here.obtain(install=None, reference="prepared").key != image.key

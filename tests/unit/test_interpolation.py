@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from datetime import UTC, datetime
+from urllib.parse import quote, quote_plus
 
 import pytest
 
 from pytest_ephemeral.errors import ConfigurationError
-from pytest_ephemeral.interpolation import fill, mask, references
+from pytest_ephemeral.interpolation import bake_secrets, fill, mask, references
 from pytest_ephemeral.models import Image
 
 IMAGE = Image(
@@ -102,3 +105,43 @@ def test_references_are_listed_by_kind() -> None:
     text = "{env:A}{image:shop}{{image:no}}{env:B}"
     assert references(text, "env") == ["A", "B"]
     assert references(text, "image") == ["shop"]
+
+
+@pytest.mark.parametrize(
+    "secret", ["swordfish & co", 'a"b\\c/d+e', "pässwörd🔑x", "hunter2hunter2"]
+)
+@pytest.mark.parametrize("before", ["", "u", "us", "user:"])
+def test_a_secret_is_masked_however_it_is_written(secret: str, before: str) -> None:
+    """In JSON, in a URL, and in base64 wherever it stands in what is encoded."""
+    whole = (before + secret + ":x").encode()
+    forms = [
+        secret,
+        json.dumps(secret),
+        json.dumps(secret, ensure_ascii=False),
+        quote(secret),
+        quote(secret, safe=""),
+        quote_plus(secret),
+    ]
+    for form in forms:
+        assert mask(f"<{form}>", [secret]) in {"<***>", '<"***">'}
+    for encoded in (base64.b64encode(whole), base64.urlsafe_b64encode(whole)):
+        shown = mask(encoded.decode(), [secret])
+        assert "***" in shown
+        assert len(shown.replace("***", "")) <= len(encoded) - len(secret)
+
+
+def test_passwords_in_urls_are_secrets_of_a_bake() -> None:
+    """As they stand in the URL, and as they are meant."""
+    environ = {
+        "PIP_INDEX_URL": "https://anna:sword%20fish@index/simple https://other/",
+        "https_proxy": "http://proxy:3128",
+        "REMOTE": "https://ghp_token123@github.com/x",
+        "KEY": "passed-on",
+        "OTHER": "not-passed-on",
+    }
+    assert set(bake_secrets(["KEY"], environ)) == {
+        "sword%20fish",
+        "sword fish",
+        "ghp_token123",
+        "passed-on",
+    }

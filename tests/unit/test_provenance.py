@@ -89,6 +89,18 @@ def test_the_statement_says_all_that_is_known() -> None:
                     "key": IMAGE.key,
                     "inputs": IMAGE.inputs,
                     "bakedBy": "anna@box",
+                    "record": {
+                        "name": "shop",
+                        "provider": "local",
+                        "reference": "/var/tmp/x",
+                        "digest": DIGEST,
+                        "artifact": ARTIFACT,
+                        "archive": IMAGE.archive,
+                        "size": 0,
+                        "seconds": 30.0,
+                        "baked_at": "2026-05-04T10:00:30Z",
+                        "handle": {},
+                    },
                 },
                 "resolvedDependencies": [
                     {
@@ -191,14 +203,29 @@ def test_nothing_of_a_signed_statement_can_be_changed(keys: tuple[Path, Path]) -
 
 
 @pytest.mark.parametrize(
-    "changes", [{"digest": DIGEST[:-1] + "0"}, {"key": IMAGE.key[:-1] + "2"}, {"archive": None}]
+    "changes",
+    [
+        {"digest": DIGEST[:-1] + "0"},
+        {"key": IMAGE.key[:-1] + "2"},
+        {"archive": None},
+        {"reference": "/somewhere/else"},
+        {"artifact": "sha256:" + "ff" * 32},
+        {"inputs": {**IMAGE.inputs, "base": "debian:other"}},
+        {"baked_by": "mallory@box"},
+        {"baked_at": WHEN.replace(year=2027)},
+        {"provider": "docker"},
+        {"name": "other"},
+        {"handle": {"pull": "registry/other@sha256:" + "ff" * 32}},
+        {"seconds": 1.0},
+        {"size": 1},
+    ],
 )
 def test_a_statement_is_of_its_own_image_only(
     keys: tuple[Path, Path], changes: dict[str, Any]
 ) -> None:
     """A true one moved to another record is found out."""
     other = msgspec.structs.replace(said_of(IMAGE, str(keys[0])), **changes)
-    with pytest.raises(ProvenanceError, match="is said of another image"):
+    with pytest.raises(ProvenanceError, match="is of another image"):
         provenance.verify(other, keys[1])
 
 

@@ -40,7 +40,7 @@ def test_a_tree_comes_back_from_its_archive(installed, tmp_path):
     """Content, kinds, modes, links and odd names; and packed again it is the same archive."""
     tree.seal(installed)
     archive.pack(installed, tmp_path / "archive")
-    archive.unpack(tmp_path / "archive", tmp_path / "back")
+    archive.unpack(tmp_path / "archive", tmp_path / "back", size=1 << 20)
     assert tree.manifest(tmp_path / "back") == tree.manifest(installed)
     assert os.readlink(tmp_path / "back/lib/same") == "./deep/"  # noqa: PTH115 - as it is
     for folder in (tmp_path / "back", tmp_path / "back" / "lib"):
@@ -53,7 +53,7 @@ def test_compiled_python_stays_valid_in_an_archive(installed, tmp_path):
     """It names its source's modification time, so that is kept."""
     os.utime(installed / "lib/data", (1_000_000_000, 1_000_000_000))
     archive.pack(installed, tmp_path / "archive")
-    archive.unpack(tmp_path / "archive", tmp_path / "back")
+    archive.unpack(tmp_path / "archive", tmp_path / "back", size=1 << 20)
     assert (tmp_path / "back/lib/data").stat().st_mtime == 1_000_000_000
 
 
@@ -161,7 +161,7 @@ def test_nothing_is_unpacked_outside(tmp_path, members):
     """Nor anything that ``pack`` never writes."""
     file = archive_of(tmp_path / "archive", *members)
     with pytest.raises(tree.BadTreeError):
-        archive.unpack(file, tmp_path / "top")
+        archive.unpack(file, tmp_path / "top", size=1 << 20)
     assert {path.name for path in tmp_path.iterdir()} == {"archive", "top"}
 
 
@@ -172,7 +172,7 @@ def test_a_damaged_archive_is_refused(installed, tmp_path, damage):
     archive.pack(installed, file)
     file.write_bytes(file.read_bytes()[:-500] if damage is None else damage)
     with pytest.raises(tree.BadTreeError, match="can't be read"):
-        archive.unpack(file, tmp_path / "top")
+        archive.unpack(file, tmp_path / "top", size=1 << 20)
 
 
 def test_removing_is_whole_and_may_be_repeated(installed):

@@ -45,15 +45,21 @@ def _member(top: Path, path: str, status: os.stat_result) -> tarfile.TarInfo:
     return member
 
 
-def unpack(file: Path, top: Path) -> None:
+def unpack(file: Path, top: Path, *, size: int) -> None:
     """Make the tree that ``pack`` wrote, in a folder that is not there yet, and seal it.
 
     Every entry must stand in a folder that came before it, as ``pack`` has them, so nothing can
     be written through a link or outside of ``top``.
 
+    Args:
+        file: The archive.
+        top: The folder.
+        size: Bytes that all files in it have together; no more is written.
+
     Raises:
         BadTreeError: It is not such a file.
     """
+    left = size
     top.mkdir(mode=0o755)
     folders = {""}
     try:
@@ -65,6 +71,10 @@ def unpack(file: Path, top: Path) -> None:
                     raise tree.BadTreeError(f"{member.name!r} stands in no folder of the archive")
                 if member.isdir():
                     folders.add(member.name)
+                left -= member.size
+                # A few bytes can describe gigabytes: as holes, or as what compresses well.
+                if left < 0 or member.issparse():
+                    raise tree.BadTreeError(f"it holds more than the {size} bytes of the image")
                 _extract(tar, member, top / member.name)
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise tree.BadTreeError(f"it can't be read: {error}") from error

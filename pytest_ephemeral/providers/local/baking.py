@@ -154,7 +154,7 @@ class LocalBaker:
         _require(image.name, links)
         prefix.clear()
         try:
-            archive.unpack(file, prefix.unpacking)
+            archive.unpack(file, prefix.unpacking, size=image.size)
             manifest = tree.manifest(prefix.unpacking)
             tree.require(manifest, image.digest)
         except tree.BadTreeError as error:

@@ -21,6 +21,7 @@ from typing import Any, Self
 import msgspec
 
 from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
+from pytest_ephemeral.interpolation import spellings
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.providers.local import host, logs
 from pytest_ephemeral.providers.local.supervisor.control import exchange
@@ -78,7 +79,7 @@ class Spec(msgspec.Struct, frozen=True):
                 "readonly": [str(path) for path in self.readonly],
                 "remove": [str(path) for path in self.remove],
                 "remove_orphaned": [str(path) for path in self.remove_orphaned],
-                "secrets": list(self.secrets),
+                "secrets": list(spellings(self.secrets)),
                 "expires_at": self.expires_at,
                 "settle": list(self.settle),
                 "descriptors": list(self.descriptors),

@@ -1,0 +1,159 @@
+"""One bake: run it, verify it, put its content into the store, and record it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from pytest_ephemeral import machine
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.images.archives import Archives
+from pytest_ephemeral.images.catalog import Catalog
+from pytest_ephemeral.models import Artifact, Image
+from pytest_ephemeral.providers.abilities import SupportsCataloging
+from pytest_ephemeral.providers.protocol import BakeJob, Baker
+from pytest_ephemeral.tables import Recipe
+
+
+class BakePlan(msgspec.Struct, frozen=True):
+    """An image that is asked for, with everything that decides its content.
+
+    Attributes:
+        inputs: What goes into the key, by name.
+        key: The digest of the inputs.
+        root: What the recipe's paths are relative to.
+    """
+
+    recipe: Recipe
+    baker: Baker
+    artifact: Artifact | None
+    inputs: dict[str, str]
+    key: str
+    root: Path
+
+    def job(
+        self, artifact: Path | None, say: Callable[[str], None], live: Callable[[str], None] | None
+    ) -> BakeJob:
+        """What the baker is given.
+
+        Args:
+            artifact: The artifact's file, checked.
+            say: Called with each line of progress.
+            live: Called with each line that the install script prints.
+        """
+        digits = self.key.removeprefix("sha256:")[:12]
+        log = f"{self.recipe.name}-{digits}-{datetime.now(UTC):%Y%m%dT%H%M%S}.log"
+        return BakeJob(
+            recipe=self.recipe,
+            key=self.key,
+            root=self.root,
+            artifact=artifact,
+            log=machine.state_directory() / "bakes" / log,
+            say=say,
+            live=live,
+        )
+
+
+class Bake:
+    """One bake of an image.
+
+    Args:
+        plan: Which.
+        job: What the baker is given.
+        archives: Where its content is kept.
+        catalog: Where it is recorded.
+    """
+
+    def __init__(self, plan: BakePlan, job: BakeJob, archives: Archives, catalog: Catalog) -> None:
+        self._plan = plan
+        self._job = job
+        self._archives = archives
+        self._catalog = catalog
+        self._started = time.monotonic()
+
+    def run(self, *, again: bool) -> Image:
+        """Bake the image, or adopt the one that another bake has left on this machine.
+
+        Args:
+            again: Bake it in any case.
+
+        Raises:
+            BakeError: It can't be baked. Nothing is recorded.
+        """
+        name, baker = self._plan.recipe.name, self._plan.baker
+        if not again and (image := self._adopt()):
+            return image
+        with baker.exclusive(self._plan.key, f"baking {name}", self._job.say) as descriptors:
+            if not again and (image := self._adopt()):
+                return image
+            self._job.say(f"baking {name} ({self._plan.key[:19]}…)")
+            try:
+                image = baker.bake(msgspec.structs.replace(self._job, descriptors=descriptors))
+                baker.verify(self._job, image)
+                return self._keep(image)
+            except BaseException as error:
+                _discard(baker, self._plan.key, error)
+                raise
+
+    def _adopt(self) -> Image | None:
+        """What a bake for another store, or under another name, has left on this machine."""
+        image = self._plan.baker.adopt(self._job)
+        if image is None:
+            return None
+        self._job.say(f"{image.name} is on this machine already: verifying and recording it")
+        self._plan.baker.verify(self._job, image)
+        return self._record(image)
+
+    def _keep(self, image: Image) -> Image:
+        """Record a new image; remove it if that fails.
+
+        After an interrupt it stays: the next bake adopts it.
+        """
+        try:
+            return self._record(image)
+        except Exception:
+            with suppress(EphemeralError):
+                if self._catalog.find(image.name, image.key) is None:
+                    self._plan.baker.remove(image)
+            raise
+
+    def _record(self, image: Image) -> Image:
+        from pytest_ephemeral.images import provenance
+
+        plan = self._plan
+        if plan.recipe.reference is None:
+            self._job.say("putting it into the store")
+            image = self._archives.pack(plan.baker, image)
+        owner = machine.this_owner("bake")
+        image = msgspec.structs.replace(
+            image,
+            artifact=plan.inputs.get("artifact"),
+            inputs=plan.inputs,
+            seconds=round(time.monotonic() - self._started, 3),
+            baked_by=f"{owner.user}@{owner.host}",
+        )
+        statement = provenance.state(
+            image, plan.recipe, plan.artifact, root=plan.root, environ=os.environ
+        )
+        image = msgspec.structs.replace(image, provenance=statement)
+        predecessor = self._catalog.find(image.name, image.key)
+        self._catalog.record(image)
+        if isinstance(plan.baker, SupportsCataloging):
+            plan.baker.mark_cataloged(image, predecessor)
+        return image
+
+
+def _discard(baker: Baker, key: str, error: BaseException) -> None:
+    """Remove a half-made image; if that fails too, the error says so and stays what it was."""
+    try:
+        baker.discard(key)
+    except (EphemeralError, TimeoutError) as left:
+        error.add_note(
+            f"What was half-made could not be removed: {left}. `pytest-ephemeral reap` removes it"
+        )

@@ -1,0 +1,275 @@
+"""From a recipe to an image that is baked and here: key, catalog, bake, verify, archive, record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from pytest_ephemeral.artifacts import Repository
+from pytest_ephemeral.errors import (
+    BakeError,
+    ConfigurationError,
+    ImageChangedError,
+    ImageInUseError,
+    ImageMissingError,
+)
+from pytest_ephemeral.images import key as keys
+from pytest_ephemeral.images.archives import Archives, baker_of, scratch_file
+from pytest_ephemeral.images.bake import Bake, BakePlan
+from pytest_ephemeral.images.catalog import Catalog
+from pytest_ephemeral.images.claim import claimed
+from pytest_ephemeral.images.signatures import SignaturePolicy
+from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.protocol import UNKNOWN
+from pytest_ephemeral.store import Store
+from pytest_ephemeral.tables import Recipe
+
+BakeMode = Literal["missing", "always", "never"]
+Say = Callable[[str], None]
+
+
+class Images:
+    """The images of one project.
+
+    Args:
+        store: Where records and archives are.
+        artifacts: Where what is installed comes from.
+        root: What the recipes' paths are relative to.
+        require_signature: A public key's file: no image is used that it has not signed.
+
+    Attributes:
+        catalog: The record of every image.
+        signatures: Which images may be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        artifacts: Repository,
+        root: Path,
+        require_signature: Path | None = None,
+    ) -> None:
+        self._store = store
+        self._archives = Archives(store)
+        self._artifacts = artifacts
+        self._root = root
+        self.catalog = Catalog(store)
+        self.signatures = SignaturePolicy(require_signature, self.catalog)
+
+    def key(self, recipe: Recipe) -> str:
+        """The key of the image that the recipe gives now.
+
+        Raises:
+            ArtifactError: Its artifact can't be had.
+            ConfigurationError: The recipe can't be right.
+        """
+        return self._plan(recipe).key
+
+    def obtain(self, recipe: Recipe, *, mode: BakeMode, say: Say, live: Say | None = None) -> Image:
+        """The image of a recipe, here and unchanged.
+
+        Args:
+            recipe: What it is made from.
+            mode: Whether to bake it if it is ``missing``, ``always``, or ``never``.
+            say: Told what is going on, a line a call.
+            live: Given each line that the install script prints.
+
+        Raises:
+            ImageMissingError: It is not baked, and was not to be.
+            ProvenanceError: It is not signed by the key that is required.
+            ImageChangedError: It is here, or in the store, but not as it was baked.
+            ImageInUseError: It was to be baked again, and an environment runs from it.
+            BakeError: It can't be baked.
+            ArtifactError: Its artifact can't be had.
+            ConfigurationError: The recipe can't be right.
+        """
+        image = self._obtain(self._plan(recipe), mode, say, live)
+        self.signatures.check(image)
+        return image
+
+    def _obtain(self, plan: BakePlan, mode: BakeMode, say: Say, live: Say | None) -> Image:
+        recipe = plan.recipe
+        with _explained(recipe.name):
+            if mode != "always" and (image := self._existing(plan, say)):
+                return image
+            if mode == "never":
+                raise self._missing(plan)
+            with claimed(self._store, plan.key, recipe.name, say):
+                # Whoever was waited for has baked it, unless that failed.
+                if mode != "always" and (image := self._existing(plan, say)):
+                    return image
+                from pytest_ephemeral.images import provenance
+
+                provenance.check_key(os.environ)
+                fetched = None if plan.artifact is None else self._artifacts.fetch(plan.artifact)
+                job = plan.job(fetched, say, live)
+                bake = Bake(plan, job, self._archives, self.catalog)
+                return bake.run(again=mode == "always")
+
+    def prune(self, keep: int, in_use: Collection[str]) -> list[Image]:
+        """Remove old images: content, archive, and record.
+
+        Args:
+            keep: How many of each name to keep, the newest.
+            in_use: Keys of images that are kept all the same.
+
+        Returns:
+            What was removed.
+        """
+        removed: list[Image] = []
+        for _, named in groupby(self.catalog.entries(), key=lambda image: image.name):
+            newest_first = sorted(named, key=lambda image: image.baked_at, reverse=True)
+            old = [image for image in newest_first[keep:] if image.key not in in_use]
+            removed += [image for image in old if self._remove(image)]
+        return removed
+
+    def export(self, image: Image, file: Path) -> None:
+        """Write an image into one file that holds all of it.
+
+        Raises:
+            ImageMissingError: Its content can't be had.
+            ConfigurationError: It was taken as it is, or the file can't be written.
+        """
+        from pytest_ephemeral.images import bundle
+
+        if image.archive is None:
+            raise ConfigurationError(
+                f"the image {image.name!r} was taken as it is from {image.reference}, and is not "
+                "kept here: copy that instead"
+            )
+        with _explained(image.name), self._archives.opened(image) as archive:
+            bundle.write(file, image, archive)
+
+    def import_(self, file: Path) -> Image:
+        """Put an image from such a file into the store and the catalog.
+
+        Raises:
+            ConfigurationError: It is no such file.
+            ImageChangedError: It is not what it says it is, or the catalog knows other bytes by
+                the same key.
+        """
+        from pytest_ephemeral.images import bundle
+
+        with _explained(file.name), scratch_file() as archive:
+            image = bundle.read(file, archive)
+            self._refuse_other_bytes(image)
+            self._archives.add(image, archive)
+        self.catalog.record(image)
+        return image
+
+    def _refuse_other_bytes(self, image: Image) -> None:
+        """Keep what stages and people have judged: a key that is known keeps its bytes."""
+        for known in self.catalog.entries():
+            if known.key == image.key and known.digest != image.digest:
+                raise ImageChangedError(
+                    f"{image.name} ({image.key[:19]}…) is in the catalog as {known.name}, with "
+                    f"other content: {known.digest} there, {image.digest} in the file. Nothing was "
+                    "imported. If the file is the right one, remove the image from the catalog "
+                    "first with `pytest-ephemeral images prune`"
+                )
+
+    def check(self, image: Image) -> None:
+        """Make sure that an image's content is what was baked, in the store or else here.
+
+        Raises:
+            ImageMissingError: Its content can't be had.
+            ImageChangedError: It is not.
+        """
+        if image.archive is None:
+            if not baker_of(image.provider).present(image):
+                raise self._archives.missing(image)
+            return
+        with self._archives.opened(image):
+            pass  # it is checked on its way out
+
+    # -- from recipe to image ----------------------------------------------------------------
+
+    def _plan(self, recipe: Recipe) -> BakePlan:
+        baker = baker_of(recipe.provider)
+        artifact = None
+        if recipe.artifact is not None:
+            artifact = self._artifacts.find(recipe.artifact, self._root)
+        inputs = keys.inputs(
+            recipe,
+            self._root,
+            artifact=None if artifact is None else artifact.digest,
+            resolved=baker.resolve(recipe, self._root),
+        )
+        inputs = self._as_last_baked(recipe.name, inputs)
+        return BakePlan(recipe, baker, artifact, inputs, keys.key(inputs), self._root)
+
+    def _as_last_baked(self, name: str, inputs: dict[str, str]) -> dict[str, str]:
+        """The inputs, what is unknown among them as in the newest image made from the same else."""
+        unknown = [one for one, value in inputs.items() if value == UNKNOWN]
+        for image in reversed(self.catalog.entries() if unknown else []):
+            then = {**inputs, **{one: image.inputs.get(one, UNKNOWN) for one in unknown}}
+            if image.name == name and image.inputs == then:
+                return then
+        return inputs
+
+    def _existing(self, plan: BakePlan, say: Say) -> Image | None:
+        """The image as the catalog has it, brought here if it is not."""
+        image = self.catalog.find(plan.recipe.name, plan.key)
+        if image is None or plan.baker.present(image):
+            return image
+        with plan.baker.exclusive(plan.key, f"bringing {image.name} here", say):
+            image = self.catalog.find(plan.recipe.name, plan.key)  # while waiting: baked again
+            if image is None or plan.baker.present(image):
+                return image
+            if not self._archives.has(image):
+                return None
+            say(f"bringing {image.name} here, baked by {image.baked_by}")
+            with self._archives.opened(image) as archive:
+                plan.baker.unpack(image, archive)
+        return image
+
+    def _missing(self, plan: BakePlan) -> ImageMissingError:
+        name, short = plan.recipe.name, plan.key[:19]
+        said = (
+            f"the image {name!r} ({short}…) is not baked, and `--ephemeral-bake never` forbids "
+            "baking"
+        )
+        latest = self.catalog.latest(name)
+        if latest is not None and latest.key == plan.key:
+            said = (
+                f"the image {name!r} ({short}…) is in the catalog, but its content is neither "
+                f"here nor in the store {self._store.url}"
+            )
+        elif latest is not None:
+            changed = "; ".join(keys.differences(latest.inputs, plan.inputs))
+            said += f". The newest one of that name is made from something else: {changed}"
+        else:
+            said += f". None of that name is in the store {self._store.url}"
+        return ImageMissingError(
+            f"{said}. Bake it first with `pytest-ephemeral bake {name}`, into the same store"
+        )
+
+    def _remove(self, image: Image) -> bool:
+        """Remove an image; what another record refers to stays. Whether it could be removed."""
+        others = [other for other in self.catalog.entries() if other != image]
+        if not any(other.key == image.key for other in others):
+            try:
+                baker_of(image.provider).remove(image)
+            except ImageInUseError:
+                return False  # by an environment of another store
+        if image.archive and not any(other.archive == image.archive for other in others):
+            self._archives.remove(image)
+        self.catalog.forget(image)
+        return True
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn the system's errors into ours: a full disk, a folder that is not this user's."""
+    try:
+        yield
+    except OSError as error:
+        raise BakeError(
+            f"the image {name!r} can't be made or brought here: {error}. See that there is room "
+            f"(`df -h {error.filename or '.'}`), and that this user may write there"
+        ) from error

@@ -1,0 +1,49 @@
+"""Which images may be used: those that the configured key has signed, or all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_ephemeral.errors import ProvenanceError
+from pytest_ephemeral.images.catalog import Catalog
+from pytest_ephemeral.models import Image, ImageReference
+
+
+class SignaturePolicy:
+    """What ``require-signature`` says.
+
+    Args:
+        key: A public key's file; None when images need no signature.
+        catalog: Where images are recorded.
+    """
+
+    def __init__(self, key: Path | None, catalog: Catalog) -> None:
+        self._key = key
+        self._catalog = catalog
+
+    def check(self, image: Image) -> None:
+        """Refuse an image that is not signed as required.
+
+        Raises:
+            ProvenanceError: It is not.
+        """
+        if self._key is not None:
+            from pytest_ephemeral.images import provenance
+
+            provenance.verify(image, self._key)
+
+    def check_reference(self, reference: ImageReference | None) -> None:
+        """As ``check``, of the very bytes that an environment runs.
+
+        Raises:
+            ProvenanceError: They are not in the catalog, or not signed as required.
+        """
+        if self._key is None:
+            return
+        image = None if reference is None else self._catalog.find(reference.name, reference.key)
+        if reference is None or image is None or image.digest != reference.digest:
+            raise ProvenanceError(
+                "`require-signature` is set, and the catalog has no image with the bytes that this "
+                "environment runs: bake and sign the image, and launch an environment of it"
+            )
+        self.check(image)

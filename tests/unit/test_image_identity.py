@@ -1,0 +1,274 @@
+"""An image is its bytes: what its record says is checked against them, and a key only finds it."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import stat
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pytest_ephemeral.errors import (
+    ArtifactError,
+    BakeError,
+    ConfigurationError,
+    ImageChangedError,
+    ProvenanceError,
+    StoreError,
+)
+from pytest_ephemeral.images import bundle
+from pytest_ephemeral.images.pipeline import Images
+from pytest_ephemeral.images.provenance import KEY_VARIABLE
+from pytest_ephemeral.models import ImageReference, encode
+from pytest_ephemeral.providers.local import archive, tree
+from support.machines import INSTALL, Machine, machine_in
+
+#: Each bake of it gives other bytes.
+RANDOM = [*INSTALL, 'od -An -N8 -tx1 /dev/urandom > "$PREFIX/lib/random"']
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
+    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
+    with machine_in(tmp_path / "here") as machine:
+        yield machine
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    """A private key and its public one, made by OpenSSL."""
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    make = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(private)]
+    subprocess.run(make, check=True, timeout=30, capture_output=True)
+    write = ["openssl", "pkey", "-in", str(private), "-pubout", "-out", str(public)]
+    subprocess.run(write, check=True, timeout=30, capture_output=True)
+    return private, public
+
+
+# -- keys and digests --------------------------------------------------------------------------
+
+
+def test_one_key_may_stand_for_two_contents(here: Machine) -> None:
+    """Then the references differ, which stages, approvals and promotions are about."""
+    first = here.obtain(install=RANDOM)
+    second = here.obtain("always", install=RANDOM)
+
+    assert first.key == second.key
+    assert ImageReference.to(first) != ImageReference.to(second)
+
+
+@pytest.mark.parametrize("key", ["sha256:../victim", "../victim", "sha256:" + "A" * 64, "sha256:"])
+def test_a_key_that_is_a_path_prunes_nothing(here: Machine, key: str) -> None:
+    """A record forged in the store names a folder beside the trees."""
+    image = here.obtain()
+    victim = here.folder / "root" / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("x")
+    record = json.loads(encode(image)) | {"key": key, "reference": str(victim)}
+    for path in (f"catalog/shop/{image.key[7:]}.json", "catalog/shop/victim.json"):
+        here.store.delete(path)
+        here.store.create(path, json.dumps(record).encode())
+
+    assert here.images.prune(0, in_use=()) == []
+
+    assert (victim / "precious").read_text() == "x"
+    assert len(here.images.catalog.broken) == 2
+
+
+def test_a_record_of_another_image_s_path_is_none(here: Machine) -> None:
+    """Copied to another name or key, it does not become that image."""
+    image = here.obtain()
+    here.store.create(f"catalog/shop/{'ab' * 32}.json", encode(image))
+    here.store.create(f"catalog/other/{image.key[7:]}.json", encode(image))
+
+    assert here.images.catalog.entries() == [image]
+    assert len(here.images.catalog.broken) == 2
+    assert here.images.catalog.find("other", image.key) is None
+
+
+def test_an_import_never_replaces_the_bytes_of_a_known_key(here: Machine) -> None:
+    """A forged file with an honest key: the honest record stays."""
+    honest = here.obtain(install=RANDOM)
+    here.obtain("always", install=RANDOM)
+    forged = here.images.catalog.get("shop")
+    here.images.export(forged, here.folder / "forged")
+    here.images.catalog.record(honest)
+
+    with pytest.raises(ImageChangedError, match="with other content"):
+        here.images.import_(here.folder / "forged")
+
+    assert here.images.catalog.get("shop") == honest
+
+
+# -- signatures --------------------------------------------------------------------------------
+
+
+def requiring(here: Machine, public: Path) -> Images:
+    return Images(
+        store=here.store,
+        artifacts=here.images._artifacts,
+        root=here.folder,
+        require_signature=public,
+    )
+
+
+def test_no_unsigned_image_is_used_where_a_signature_is_required(
+    here: Machine, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither launched nor promoted; a changed record is as good as unsigned."""
+    images = requiring(here, keys[1])
+    unsigned = here.obtain()
+    with pytest.raises(ProvenanceError, match="is not signed"):
+        images.obtain(here.recipe(), mode="missing", say=print)
+    with pytest.raises(ProvenanceError, match="is not signed"):
+        images.signatures.check_reference(ImageReference.to(unsigned))
+
+    monkeypatch.setenv(KEY_VARIABLE, str(keys[0]))
+    signed = here.obtain("always")
+    assert images.obtain(here.recipe(), mode="never", say=print) == signed
+    images.signatures.check_reference(ImageReference.to(signed))
+
+    other_bytes = msgspec.structs.replace(ImageReference.to(signed), digest="sha256:" + "0" * 64)
+    for reference in (other_bytes, None):
+        with pytest.raises(ProvenanceError, match="require-signature"):
+            images.signatures.check_reference(reference)
+    here.images.catalog.record(msgspec.structs.replace(signed, baked_by="mallory@box"))
+    with pytest.raises(ProvenanceError, match="bakedBy differs"):
+        images.obtain(here.recipe(), mode="never", say=print)
+
+
+# -- artifacts ---------------------------------------------------------------------------------
+
+
+def test_what_is_installed_is_what_was_checked(here: Machine, tmp_path: Path) -> None:
+    """Whoever can write to the repository swaps the file after the look: nobody installs that."""
+    (here.folder / "dist").mkdir()
+    (here.folder / "dist" / "shop-1.tar.gz").write_text("honest")
+    artifact = here.images._artifacts.find("dist/shop-*.tar.gz", here.folder)
+
+    fetched = here.images._artifacts.fetch(artifact)
+
+    kept = next((here.folder / "artifacts").rglob("shop-1.tar.gz"))
+    kept.unlink()
+    kept.write_text("swapped")
+    assert fetched.read_text() == "honest"
+    assert not fetched.is_relative_to(here.folder / "artifacts")
+    fetched.unlink()
+    with pytest.raises(ArtifactError, match="no longer what was pushed"):
+        here.images._artifacts.fetch(artifact)
+
+
+# -- archives ----------------------------------------------------------------------------------
+
+
+def test_an_archive_never_writes_more_than_the_image(tmp_path: Path) -> None:
+    """A few kilobytes that describe gigabytes: refused before they are on the disk."""
+    file = tmp_path / "bomb"
+    with gzip.open(file, "wb", 9) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+        member = tarfile.TarInfo("zeros")
+        member.size = 64 << 20
+        tar.addfile(member, io.BytesIO(bytes(member.size)))
+
+    with pytest.raises(tree.BadTreeError, match="more than the 1000 bytes"):
+        archive.unpack(file, tmp_path / "tree", size=1000)
+
+    assert sum(one.stat().st_blocks for one in (tmp_path / "tree").rglob("*")) == 0
+
+
+def test_a_sparse_archive_is_refused(tmp_path: Path) -> None:
+    """As GNU tar writes them: ten kilobytes for three gigabytes of holes."""
+    hollow = tmp_path / "hollow"
+    with hollow.open("wb") as stream:
+        stream.truncate(3 << 30)
+    plain = tmp_path / "plain.tar"
+    command = ["tar", "--sparse", "-cf", str(plain), "-C", str(tmp_path), "hollow"]
+    subprocess.run(command, check=True, timeout=60)
+    assert plain.stat().st_size < 20_000
+    packed = tmp_path / "packed"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+
+    with pytest.raises(tree.BadTreeError, match="more than"):
+        archive.unpack(packed, tmp_path / "tree", size=4 << 30)
+
+    assert not (tmp_path / "tree" / "hollow").exists()
+
+
+def test_a_bundle_of_another_name_is_refused(here: Machine) -> None:
+    """Its name becomes a path."""
+    image = here.obtain()
+    here.images.export(image, here.folder / "file")
+    record = json.loads(encode(image)) | {"name": "../../x"}
+    with tarfile.open(here.folder / "file") as tar, tarfile.open(here.folder / "bad", "w") as bad:
+        data = json.dumps(record).encode()
+        member = tarfile.TarInfo("image.json")
+        member.size = len(data)
+        bad.addfile(member, io.BytesIO(data))
+        bad.addfile(tar.getmember("content"), tar.extractfile("content"))
+
+    with pytest.raises(ConfigurationError):
+        bundle.read(here.folder / "bad", here.folder / "archive")
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def test_only_this_user_reads_the_log_of_a_bake(here: Machine) -> None:
+    """Install scripts print tokens."""
+    old = os.umask(0o022)
+    try:
+        here.obtain()
+    finally:
+        os.umask(old)
+    modes = {
+        stat.S_IMODE(file.stat().st_mode) for file in (here.folder / "state" / "bakes").iterdir()
+    }
+    assert modes == {0o600}
+
+
+def test_a_fifo_in_the_store_makes_nobody_wait(here: Machine) -> None:
+    """Whoever can write to the store can put one there."""
+    image = here.obtain()
+    os.mkfifo(here.folder / "store" / "catalog" / "shop" / f"{'ab' * 32}.json")
+
+    with pytest.raises(StoreError, match="not a regular file"):
+        here.store.read(f"catalog/shop/{'ab' * 32}.json")
+    assert here.images.catalog.entries() == [image]
+
+
+def test_half_written_records_are_swept(here: Machine) -> None:
+    """Of writers that were killed long ago, and of no other."""
+    here.store.create("ledger/a.json", b"1")
+    old, new = (here.folder / "store" / "ledger" / f".new-{name}" for name in ("old", "new"))
+    for file in (old, new):
+        file.write_text("half")
+    os.utime(old, (0, 0))
+
+    here.store.create("ledger/b.json", b"2")
+
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_a_failing_bake_never_shows_the_password_of_an_index(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip and curl print the address they ask: in the error, in the log, on the console."""
+    monkeypatch.setenv("PIP_INDEX_URL", "https://anna:swordfish@index.example/simple")
+    monkeypatch.setenv("https_proxy", "http://bob:tuna%20fish@proxy.example:3128")
+    script = ['echo "looking in $PIP_INDEX_URL via $https_proxy"; echo "tuna fish"; exit 3']
+
+    with pytest.raises(BakeError) as caught:
+        here.obtain(install=script)
+
+    for text in (str(caught.value), here.logs, "\n".join(here.shown)):
+        assert "swordfish" not in text
+        assert "tuna" not in text
+        assert "index.example/simple" in text
