@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral.errors import ConfigurationError, UnavailableError
-from pytest_ephemeral.providers.docker import endpoint
+from pytest_ephemeral.errors import ConfigurationError, ElsewhereError, UnavailableError
+from pytest_ephemeral.providers.docker import endpoint, identity
 from pytest_ephemeral.providers.docker.engine import Address, Engine, NoEngineError, why_not
 
 
@@ -61,16 +61,28 @@ def test_docker_host_with_certificates(home: Path) -> None:
 
 
 def test_the_current_context(home: Path) -> None:
-    """With its certificates, and a handle leads there again."""
+    """With its certificates, and a record's address leads there again with the same."""
     context(home, "far", {"Host": "tcp://far:2376", "SkipTLSVerify": True}, tls=True)
     (home / ".docker" / "config.json").write_text('{"currentContext": "far"}')
     engine = endpoint.find({})
     assert engine.address.url == "tcp://far:2376"
     assert engine.address.certificates.startswith(str(home))
     assert not engine.address.verify
-    again = endpoint.engine_of(endpoint.handle_of(engine)).address
-    assert again.url == engine.address.url
-    assert (again.certificates, again.verify) == (engine.address.certificates, False)
+    assert identity._trusted("tcp://far:2376") == engine.address
+
+
+def test_an_address_that_only_a_record_names(tmp_path: Path, home: Path) -> None:
+    """Neither a host that nobody here has named, nor a socket that another user has put there."""
+    for url in ("tcp://far:2376", "tcp://127.0.0.1:2375", "ssh://far", "nonsense"):
+        with pytest.raises(ElsewhereError, match="neither DOCKER_HOST nor a docker context"):
+            identity._trusted(url)
+    stranger = tmp_path / "docker.sock"
+    stranger.touch()
+    assert identity._trusted(f"unix://{stranger}").url == f"unix://{stranger}"
+    if os.getuid() == 0:
+        os.chown(stranger, 4242, 4242)
+        with pytest.raises(ElsewhereError):
+            identity._trusted(f"unix://{stranger}")
 
 
 def test_a_context_that_is_not_there(home: Path) -> None:

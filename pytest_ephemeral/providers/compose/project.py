@@ -132,7 +132,7 @@ def _published(
 def _image(name: str, service: File, template: ComposeTemplate, images: Mapping[str, Image]) -> str:
     """The image that a service runs: the baked one, or the file's."""
     if name in template.replaced:
-        return images[template.replaced[name]].reference
+        return images[template.replaced[name]].digest
     if "build" in service or not service.get("image"):
         raise ConfigurationError(
             f"templates.{template.name}: the service {name!r} of {template.file} has build: "

@@ -20,6 +20,7 @@ from pytest_ephemeral.providers.docker import (
     containers,
     endpoint,
     errors,
+    identity,
     logs,
     resources,
 )
@@ -29,6 +30,8 @@ from pytest_ephemeral.providers.docker.environments import (
     MAIN,
     SERVING,
     ContainerEnvironments,
+    begin_launch,
+    masking_of,
     part_of,
 )
 from pytest_ephemeral.providers.docker.provider import (
@@ -64,13 +67,14 @@ class ComposeProvider(ContainerEnvironments):
         file = order.root / template.file
         if not file.is_file():
             raise ConfigurationError(f"templates.{template.name}.file: {file} is not there")
-        launch = _Launch(Compose.find(), endpoint.find(), order, template, file)
+        engine = endpoint.find()
+        launch = _Launch(Compose.find(), engine, begin_launch(order, engine), template, file)
         launch.up(launch.prepare())
         return launch.describe()
 
     def pending_health(self, environment: Environment) -> str:
         """Which of its health checks have not succeeded yet."""
-        engine = endpoint.engine_of(environment.handle)
+        engine = identity.engine_of(environment.handle)
         waiting = [
             f"{part_of(one)} is {'starting' if 'starting)' in one['Status'] else 'unhealthy'}"
             for one in resources.containers(engine, environment.id)
@@ -143,7 +147,7 @@ class _Launch:
             endpoints=endpoints,
             url=next(iter(endpoints.values())).url,
             handle={
-                **endpoint.handle_of(self.engine),
+                **environment.handle,
                 MAIN: self.template.service,
                 SERVING: " ".join({at.service for at in self.template.places().values()}),
             },
@@ -179,7 +183,8 @@ class _Launch:
                 found = containers.inspect(self.engine, one["Id"])
                 if found["State"]["ExitCode"] == 0 and "(unhealthy)" not in one["Status"]:
                     continue
-                log = logs.read(self.engine, one["Id"], tail=_LAST_LINES)
+                masked = masking_of(self.engine, self.order.environment, [one["Id"]])
+                log = logs.read(self.engine, one["Id"], masked, tail=_LAST_LINES)
             except EphemeralError:
                 continue
             how = containers.exit_reason(found["State"])

@@ -126,7 +126,7 @@ class DockerBaker:
         """Run each command in a fresh container of it; then it gets its name."""
         engine, tag = endpoint.find(), _tag(image.name, image.key)
         before = bases.find_local(engine, tag)
-        if before is not None and before["Id"] == image.reference:  # since it was made, or before
+        if before is not None and before["Id"] == image.digest:  # since it was made, or before
             bases.untag(engine, quarantine.name_of(job))
             return
         with BakeLog(job) as log:
@@ -135,7 +135,7 @@ class DockerBaker:
                 installing.verify(engine, job, image, command, log)
         repository, _, digits = tag.rpartition(":")
         query = {"repo": repository, "tag": digits}
-        engine.call("POST", f"/images/{image.reference}/tag", query=query)
+        engine.call("POST", f"/images/{image.digest}/tag", query=query)
         bases.untag(engine, quarantine.name_of(job))
         if before is not None:
             _delete_nameless(engine, before["Id"], image.key)
@@ -147,7 +147,7 @@ class DockerBaker:
     def present(self, image: Image) -> bool:
         """Whether the engine has it, or could pull it by its digest."""
         engine = endpoint.find()
-        if bases.find_local(engine, image.reference) is not None:
+        if bases.find_local(engine, image.digest) is not None:
             return True
         if PULL not in image.handle:
             return False
@@ -167,7 +167,7 @@ class DockerBaker:
         """Write it into one file, as ``docker save`` does."""
         import shutil
 
-        path = f"/images/{image.reference}/get"
+        path = f"/images/{image.digest}/get"
         try:
             with endpoint.find().stream("GET", path) as answer, file.open("wb") as target:
                 shutil.copyfileobj(answer, target, 1 << 20)
@@ -186,7 +186,7 @@ class DockerBaker:
             ) as answer,
         ):
             said = [line.get("error") or line.get("stream", "") for line in json_lines(answer)]
-        if bases.find_local(engine, image.reference) is None:
+        if bases.find_local(engine, image.digest) is None:
             raise ImageChangedError(
                 f"the archive of the image {image.name!r} is not {image.digest}: "
                 f"{' '.join(said).strip()}. Bake it again with "
@@ -194,15 +194,15 @@ class DockerBaker:
             )
         repository, _, digits = _tag(image.name, image.key).rpartition(":")
         query = {"repo": repository, "tag": digits}
-        engine.call("POST", f"/images/{image.reference}/tag", query=query)
+        engine.call("POST", f"/images/{image.digest}/tag", query=query)
 
     def remove(self, image: Image) -> None:
         """Remove our name for it, and with its last name the image."""
         engine, tag = endpoint.find(), _tag(image.name, image.key)
         found = bases.find_local(engine, tag)
-        if found is not None and found["Id"] != image.reference:
+        if found is not None and found["Id"] != image.digest:
             # Someone has given the name to another image.
-            _delete_nameless(engine, image.reference, image.key)
+            _delete_nameless(engine, image.digest, image.key)
             return
         try:
             bases.untag(engine, tag)
@@ -280,7 +280,7 @@ def _push(engine: Engine, job: BakeJob, image: Image) -> Image:
     if repository is None:
         return image
     job.say(f"pushing it to {repository}")
-    pushed = registry.push(engine, image.reference, repository, quarantine.short_key(job.key))
+    pushed = registry.push(engine, image.digest, repository, quarantine.short_key(job.key))
     return msgspec.structs.replace(image, handle={**image.handle, PULL: pushed})
 
 

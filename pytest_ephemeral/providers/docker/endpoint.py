@@ -54,23 +54,16 @@ def find(environ: Mapping[str, str] | None = None) -> Engine:
     raise NoEngineError(f"no container engine answers; tried {', '.join(tried)}: {remedy}")
 
 
-def engine_of(handle: Mapping[str, str]) -> Engine:
-    """The engine that an environment's or image's handle names; the usual one if it names none."""
-    if "engine" not in handle:
-        return find()
-    verify = handle.get("verify") != "no"
-    return Engine(Address(handle["engine"], handle.get("certificates", ""), verify))
-
-
-def handle_of(engine: Engine) -> dict[str, str]:
-    """What ``engine_of`` finds it again by."""
-    address = engine.address
-    handle = {"engine": address.url}
-    if address.certificates:
-        handle["certificates"] = address.certificates
-    if not address.verify:
-        handle["verify"] = "no"
-    return handle
+def configured(environ: Mapping[str, str]) -> Iterator[Address]:
+    """Every engine that this user has named: by variables, and by the docker command's contexts."""
+    folder = _folder(environ)
+    if url := environ.get("DOCKER_HOST"):
+        yield _from_variables(url, folder, environ)
+    for meta in sorted((folder / "contexts").glob("meta/*/meta.json")):
+        read = _json(meta)
+        if (read.get("Endpoints") or {}).get("docker"):
+            name = str(read.get("Name"))
+            yield _context(folder / "contexts", name, f"the context {name!r}")
 
 
 def plugin_folders(environ: Mapping[str, str]) -> list[Path]:
@@ -96,16 +89,20 @@ def _chosen(environ: Mapping[str, str]) -> Address | None:
     """The engine that somebody has chosen, if somebody has."""
     folder = _folder(environ)
     if url := environ.get("DOCKER_HOST"):
-        verify = bool(environ.get("DOCKER_TLS_VERIFY"))
-        tls = verify or bool(environ.get("DOCKER_TLS"))
-        certificates = environ.get("DOCKER_CERT_PATH") or str(folder)
-        return Address(url, certificates if tls else "", verify, "DOCKER_HOST")
+        return _from_variables(url, folder, environ)
     name = environ.get("DOCKER_CONTEXT")
     said_by = "DOCKER_CONTEXT"
     if not name:
         name = str(_json(folder / "config.json").get("currentContext") or "default")
         said_by = f"the context {name!r}"
     return None if name == "default" else _context(folder / "contexts", name, said_by)
+
+
+def _from_variables(url: str, folder: Path, environ: Mapping[str, str]) -> Address:
+    verify = bool(environ.get("DOCKER_TLS_VERIFY"))
+    tls = verify or bool(environ.get("DOCKER_TLS"))
+    certificates = environ.get("DOCKER_CERT_PATH") or str(folder)
+    return Address(url, certificates if tls else "", verify, "DOCKER_HOST")
 
 
 def _context(folder: Path, name: str, said_by: str) -> Address:

@@ -13,6 +13,8 @@ import json
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -116,8 +118,11 @@ class Engine:
                 f"what answers at {self.address} is no container engine: it speaks no JSON"
             ) from None
 
-    def ping(self) -> None:
+    def ping(self) -> datetime:
         """See whether it answers. Docker runs three programs to say its version, for 10 ms.
+
+        Returns:
+            What time it is there, in UTC, to the second.
 
         Raises:
             NoEngineError: It does not, or what does is no engine.
@@ -131,6 +136,10 @@ class Engine:
                 f"what answers at {self.address} is no container engine: it does not say which "
                 "version of the API it speaks"
             )
+        try:
+            return parsedate_to_datetime(answer.headers["Date"]).astimezone(UTC)
+        except (KeyError, TypeError, ValueError):  # it does not say
+            return datetime.now(UTC)
 
     @contextmanager
     def stream(

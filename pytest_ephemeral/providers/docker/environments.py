@@ -7,25 +7,37 @@ Compose file, ``app`` where there is only one.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, ClassVar, Final
 
+import msgspec
+
 from pytest_ephemeral import labels
-from pytest_ephemeral.errors import DestroyError, EphemeralError, UnavailableError
+from pytest_ephemeral.errors import DestroyError, ElsewhereError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.docker import containers, endpoint, errors, logs, resources
+from pytest_ephemeral.providers.docker import (
+    containers,
+    endpoint,
+    errors,
+    identity,
+    logs,
+    masking,
+    resources,
+)
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.docker.logs import Mark
-from pytest_ephemeral.providers.protocol import Owned, Status
+from pytest_ephemeral.providers.docker.masking import Masking
+from pytest_ephemeral.providers.protocol import Order, Owned, Status
 
 #: The part of an environment that has no services.
 APP: Final = "app"
 
 #: In a handle: the part that commands run in, and those that have endpoints.
-MAIN, SERVING = "main", "serving"
+MAIN, SERVING = resources.COMPLETE, "serving"
 
 _SERVICE: Final = "com.docker.compose.service"
 
@@ -56,12 +68,14 @@ class ContainerEnvironments:
 
     def status(self, environment: Environment) -> Status:
         """How its parts are. A part without endpoints may end with status 0: it was a job."""
-        engine = endpoint.engine_of(environment.handle)
         try:
+            engine = identity.engine_of(environment.handle)
             found = resources.containers(engine, environment.id)
             ended = [_ending(engine, one, environment) for one in found]
+        except ElsewhereError:
+            raise
         except (EphemeralError, TimeoutError) as error:
-            return Status("gone", _reason(engine, error))
+            return Status("gone", _reason(environment, error))
         missing = _serving(environment) - {part_of(one) for one in found}
         if not found or missing:
             return Status("gone", f"{', '.join(sorted(missing))} is not there" if found else "")
@@ -81,10 +95,12 @@ class ContainerEnvironments:
         lines: list[tuple[int, str]] = []
         with _about(environment) as engine:
             parts = _parts(engine, environment)
+            masked = masking_of(engine, environment, parts.values())
             for name, id in parts.items():
                 text = logs.read(
                     engine,
                     id,
+                    masked,
                     since=first.get(name),
                     until=None if until is None else last.get(name, logs.BEGINNING),
                     tail=tail,
@@ -107,9 +123,11 @@ class ContainerEnvironments:
     def log_files(self, environment: Environment) -> Mapping[str, str]:
         """What each part has printed."""
         with _about(environment) as engine:
+            parts = _parts(engine, environment)
+            masked = masking_of(engine, environment, parts.values())
             return {
-                name: "".join(line for _, line in logs.read(engine, id))
-                for name, id in _parts(engine, environment).items()
+                name: "".join(line for _, line in logs.read(engine, id, masked))
+                for name, id in parts.items()
             }
 
     def run(
@@ -147,7 +165,13 @@ class ContainerEnvironments:
 
     def destroy(self, environment: Environment) -> None:
         """Remove its containers, networks and volumes."""
-        resources.destroy(endpoint.engine_of(environment.handle), environment)
+        resources.destroy(identity.engine_of(environment.handle), environment)
+        masking.forget(environment.id)
+
+    def clock(self, environment: Environment) -> datetime:
+        """What time it is on the engine's machine."""
+        with _about(environment) as engine:
+            return engine.ping()
 
     def owned(self) -> Iterator[Owned]:
         """All containers, networks and volumes of this provider's, by environment."""
@@ -170,11 +194,46 @@ def naming_failures(owned: Owned) -> Iterator[None]:
         raise DestroyError(f"{owned.id} could not be removed: {error}") from error
 
 
+def masking_of(engine: Engine, environment: Environment, ids: Iterable[str]) -> Masking:
+    """What hides an environment's secrets.
+
+    Args:
+        engine: Where it runs.
+        environment: Which.
+        ids: Its containers'.
+
+    Raises:
+        EngineError: One of them is gone.
+    """
+    configs = (containers.inspect(engine, id)["Config"] for id in ids)
+    return Masking.of(configs, environment.id)
+
+
+def begin_launch(order: Order, engine: Engine) -> Order:
+    """Record where an environment is about to be made, before anything of it is.
+
+    Args:
+        order: What is asked for.
+        engine: Where.
+
+    Returns:
+        The order, with the environment as it is recorded now.
+    """
+    handle = identity.handle_of(engine)
+    environment = msgspec.structs.replace(order.environment, handle=handle)
+    order.journal(environment)
+    masking.remember(environment.id, order.secrets)
+    return msgspec.structs.replace(order, environment=environment)
+
+
 def part_of(container: Mapping[str, Any]) -> str:
     """A container's name as a part; of several of one service, numbered from the second on."""
     found = container.get("Labels") or {}
+    if found.get(resources.PROVIDER) == "docker":
+        return APP  # its image may have Compose's labels, with whatever in them
     number = found.get("com.docker.compose.container-number", "1")
-    return f"{found.get(_SERVICE, APP)}" + ("" if number == "1" else f"-{number}")
+    name = re.sub(r"^\.|[^A-Za-z0-9_.-]", "_", f"{found.get(_SERVICE, APP)}")
+    return name if number == "1" else f"{name}-{number}"
 
 
 def _parts(engine: Engine, environment: Environment) -> dict[str, str]:
@@ -222,19 +281,20 @@ def _marks(text: str | None) -> dict[str, Mark]:
     return {name: Mark.read(mark) for name, mark in json.loads(text or "{}").items()}
 
 
-def _reason(engine: Engine, error: Exception) -> str:
+def _reason(environment: Environment, error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return f"the container engine at {engine.address} gives no answer"
+        where = environment.handle.get(identity.ENGINE, "")
+        return f"the container engine at {where} gives no answer"
     return str(error)
 
 
 @contextmanager
 def _about(environment: Environment) -> Iterator[Engine]:
     """The environment's engine; whatever it refuses is said to be about this environment."""
-    engine = endpoint.engine_of(environment.handle)
+    engine = identity.engine_of(environment.handle)
     try:
         yield engine
     except EngineError as error:
         raise EphemeralError(f"{environment.id}: {error}") from error
     except TimeoutError as error:
-        raise EphemeralError(f"{environment.id}: {_reason(engine, error)}") from error
+        raise EphemeralError(f"{environment.id}: {_reason(environment, error)}") from error

@@ -10,6 +10,7 @@ import codecs
 import io
 import json
 import os
+import secrets
 import shlex
 import time
 from collections.abc import Iterator, Mapping
@@ -101,7 +102,7 @@ def verify(engine: Engine, job: BakeJob, image: Image, command: str, log: BakeLo
     Raises:
         BakeError: It failed.
     """
-    body = {"Image": image.reference, "Entrypoint": _SHELL, "Cmd": ["-ec", command]}
+    body = {"Image": image.digest, "Entrypoint": _SHELL, "Cmd": ["-ec", command]}
     with _container(engine, job, body) as id:
         try:
             status = _run(engine, id, log)
@@ -117,9 +118,9 @@ def verify(engine: Engine, job: BakeJob, image: Image, command: str, log: BakeLo
 @contextmanager
 def _container(engine: Engine, job: BakeJob, body: Mapping[str, Any]) -> Iterator[str]:
     """A container that is there for a while, and labelled so that it is found if it stays."""
-    made = engine.call(
-        "POST", "/containers/create", body={**body, "Labels": _container_labels(job)}
-    )
+    name = resources.name_of(f"{quarantine.id_of(job)}-{secrets.token_hex(3)}")
+    labelled = {**body, "Labels": _container_labels(job)}
+    made = engine.call("POST", "/containers/create", query={"name": name}, body=labelled)
     try:
         yield made["Id"]
     finally:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from pytest_ephemeral.providers.docker.containers import inspect
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError, frames
 from pytest_ephemeral.providers.docker.masking import Masking
 
@@ -65,6 +64,7 @@ _END: Final = Mark(sys.maxsize)
 def read(
     engine: Engine,
     container: str,
+    masked: Masking,
     *,
     since: Mark | None = None,
     until: Mark | None = None,
@@ -75,6 +75,7 @@ def read(
     Args:
         engine: Where it runs.
         container: Its name or id.
+        masked: Hides its secrets.
         since: Where to begin.
         until: Where to stop.
         tail: A number of lines.
@@ -90,7 +91,6 @@ def read(
         "until": None if until is None else until.until(),
         "tail": None if tail is None else str(tail),
     }
-    masked = Masking.of(inspect(engine, container)["Config"])
     first, last = since or BEGINNING, until or _END
     try:
         return [

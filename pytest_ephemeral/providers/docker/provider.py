@@ -14,6 +14,7 @@ from pytest_ephemeral.providers.docker import (
     containers,
     endpoint,
     errors,
+    identity,
     masking,
     quarantine,
     resources,
@@ -26,9 +27,10 @@ from pytest_ephemeral.providers.docker.environments import (
     MAIN,
     SERVING,
     ContainerEnvironments,
+    begin_launch,
     naming_failures,
 )
-from pytest_ephemeral.providers.docker.resources import name_of
+from pytest_ephemeral.providers.docker.resources import CONTAINER, name_of
 from pytest_ephemeral.providers.docker.tables import (
     DockerRecipe,
     DockerTemplate,
@@ -39,9 +41,6 @@ from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Recipe, Template
 
 LOOPBACK: Final = "127.0.0.1"
-
-#: In a handle.
-CONTAINER: Final = "container"
 
 #: Hosts by which a tcp engine of this machine is addressed.
 _HERE: Final = frozenset({"", LOOPBACK, "localhost", "::1"})
@@ -73,7 +72,7 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
         except NoEngineError:
             raise
         except (EngineError, TimeoutError) as error:
-            note = containers.describe_architecture(engine, {"Image": image.reference})
+            note = containers.describe_architecture(engine, {"Image": image.digest})
             raise LaunchError(
                 f"{environment.id} could not be launched: {errors.describe_error(error)}{note}"
             ) from error
@@ -98,6 +97,7 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
 
 
 def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image) -> Environment:
+    order = begin_launch(order, engine)
     environment = order.environment
     name, labels = name_of(environment.id), resources.labels_for(environment, DockerProvider.name)
     body = _container(order, template, image, publish_address(engine))
@@ -119,9 +119,8 @@ def _launch(engine: Engine, order: Order, template: DockerTemplate, image: Image
         endpoints=endpoints,
         url=next((endpoint.url for endpoint in endpoints.values()), ""),
         handle={
-            **endpoint.handle_of(engine),
+            **environment.handle,
             CONTAINER: made["Id"],
-            "network": network.id,
             MAIN: APP,
             SERVING: APP,
         },
@@ -133,7 +132,7 @@ def _is_odd(environment: Environment) -> bool:
     if CONTAINER not in environment.handle:
         return True
     try:
-        engine = endpoint.engine_of(environment.handle)
+        engine = identity.engine_of(environment.handle)
         state = containers.inspect(engine, environment.handle[CONTAINER])["State"]
     except (EphemeralError, TimeoutError):
         return True
@@ -204,7 +203,7 @@ def _container(
     if template.cpus is not None:
         host["NanoCpus"] = round(template.cpus * 10**9)
     return {
-        "Image": image.reference,
+        "Image": image.digest,
         "Cmd": command,
         "Env": [f"{key}={value}" for key, value in order.variables.items()],
         "Labels": masking.labels_for(order.variables, order.secrets),

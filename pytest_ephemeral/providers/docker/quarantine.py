@@ -48,9 +48,11 @@ def name_of(job: BakeJob) -> str:
 
 def list_owned(engine: Engine) -> Iterator[Owned]:
     """All that is unverified, and when nobody can be at it any more."""
-    for one in _listed(engine, KEY):
+    now = engine.ping()
+    for one in _list(engine, KEY):
         found = {labels.ID: one.id, labels.EXPIRES: _expiry(one.baked)}
-        yield Owned(id=one.id, labels=found, detail="image", abandoned=machine.is_gone(one.process))
+        gone = machine.is_gone(one.process)
+        yield Owned(id=one.id, labels=found, detail="image", abandoned=gone, seen_at=now)
 
 
 @contextmanager
@@ -69,9 +71,10 @@ def discard(engine: Engine, key: str) -> None:
     """
     query = {"all": True, "filters": {"label": [f"{BAKE}={key}"]}}
     for found in engine.call("GET", "/containers/json", query=query):
-        if resources.is_ours_to_clear(found["Labels"].get(resources.PROCESS, "")):
+        is_named = resources.is_of(found, found["Labels"].get(labels.ID, ""))
+        if is_named and resources.is_ours_to_clear(found["Labels"].get(resources.PROCESS, "")):
             resources.remove_container(engine, found["Id"])
-    for one in _listed(engine, f"{KEY}={key}"):
+    for one in _list(engine, f"{KEY}={key}"):
         if not resources.is_ours_to_clear(one.process):
             continue
         try:
@@ -83,7 +86,7 @@ def discard(engine: Engine, key: str) -> None:
 
 def sweep(engine: Engine, id: str) -> None:
     """Remove what one bake has left."""
-    for one in _listed(engine, KEY):
+    for one in _list(engine, KEY):
         if one.id == id:
             bases.untag(engine, one.name)
 
@@ -97,7 +100,7 @@ class _Unverified(NamedTuple):
     baked: str
 
 
-def _listed(engine: Engine, label: str) -> Iterator[_Unverified]:
+def _list(engine: Engine, label: str) -> Iterator[_Unverified]:
     for found in engine.call("GET", "/images/json", query={"filters": {"label": [label]}}):
         for name in found.get("RepoTags") or ():
             if match := _OURS.fullmatch(name):

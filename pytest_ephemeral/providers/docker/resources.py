@@ -1,4 +1,8 @@
-"""All that an environment has on an engine, found by its labels and by nothing else."""
+"""All that an environment has on an engine: what has its labels, and a name that agrees.
+
+Labels alone would not do. An image that someone commits from an environment's container has them,
+and so has whatever is started from that image.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 
 from pytest_ephemeral import labels, machine
-from pytest_ephemeral.errors import DestroyError, EphemeralError
+from pytest_ephemeral.errors import DestroyError, EphemeralError, TamperedRecordError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.protocol import Owned
 
 #: Which provider made it, since two of them use the same engine.
 PROVIDER: Final = labels.PREFIX + "provider"
+
+#: In a handle: the container, where there is one; and the main part, which is known at the end of
+#: a launch.
+CONTAINER, COMPLETE = "container", "main"
 
 #: On a volume that holds nothing but its labels: the expiry has moved, and to when. No engine
 #: can change the labels of what is there already.
@@ -73,11 +82,11 @@ def labels_for(environment: Environment, provider: str) -> dict[str, str]:
 
 def find(engine: Engine, id: str) -> Resources:
     """All that an environment has there."""
-    containers, networks, volumes = _listed(engine, f"{labels.ID}={id}")
+    containers, networks, volumes = _list(engine, f"{labels.ID}={id}")
     return Resources(
-        [one["Id"] for one in containers],
-        [one["Id"] for one in networks],
-        [one["Name"] for one in volumes],
+        [one["Id"] for one in containers if is_of(one, id)],
+        [one["Id"] for one in networks if is_of(one, id)],
+        [one["Name"] for one in volumes if is_of(one, id)],
     )
 
 
@@ -85,7 +94,49 @@ def containers(engine: Engine, id: str) -> list[Any]:
     """An environment's containers, as the engine lists them."""
     query = {"all": True, "filters": {"label": [f"{labels.ID}={id}"]}}
     found: list[Any] = engine.call("GET", "/containers/json", query=query, timeout=10)
-    return found
+    return [one for one in found if is_of(one, id)]
+
+
+def is_of(thing: Mapping[str, Any], id: str) -> bool:
+    """Whether something with an environment's label also has a name as we and Compose give it."""
+    name, names = name_of(id), thing.get("Names") or [thing.get("Name", "")]
+    return any(
+        one == name or one.startswith((f"{name}-", f"{name}_"))
+        for one in (str(each).lstrip("/") for each in names)
+    )
+
+
+def check_record(engine: Engine, environment: Environment) -> None:
+    """Make sure that a record is of what is there, before any of that is removed.
+
+    Raises:
+        TamperedRecordError: It names a container that is not the environment's, or the environment
+            is of another run than it says.
+    """
+    found = containers(engine, environment.id)
+    for one in found:
+        run = (one.get("Labels") or {}).get(labels.RUN)
+        if run != environment.labels.get(labels.RUN, run):
+            raise TamperedRecordError(
+                f"{environment.id}: its record is of the run {environment.labels[labels.RUN]}, "
+                f"but its container {one['Id'][:12]} is of {run}: nothing was removed"
+            )
+    recorded = environment.handle.get(CONTAINER)
+    if recorded and recorded not in {one["Id"] for one in found} and _is_there(engine, recorded):
+        raise TamperedRecordError(
+            f"{environment.id}: its record names the container {recorded[:12]}, whose labels or "
+            "name say that it is not this environment's: nothing was removed"
+        )
+
+
+def _is_there(engine: Engine, container: str) -> bool:
+    try:
+        engine.call("GET", f"/containers/{quote(container, safe='')}/json", timeout=10)
+    except EngineError as error:
+        if error.status == _GONE:
+            return False
+        raise
+    return True
 
 
 def destroy(engine: Engine, environment: Environment) -> None:
@@ -93,14 +144,18 @@ def destroy(engine: Engine, environment: Environment) -> None:
 
     Raises:
         DestroyError: Something remains, or it can't be told.
+        TamperedRecordError: Its record does not fit what is there.
     """
     try:
+        check_record(engine, environment)
         remove(engine, environment.id)
-        if not environment.handle and environment.owner.pid != os.getpid():
+        if COMPLETE not in environment.handle and environment.owner.pid != os.getpid():
             # Its owner died while it was launching: the engine may still be at its last request.
             time.sleep(IN_FLIGHT)
             while remove(engine, environment.id):
                 time.sleep(IN_FLIGHT)
+    except DestroyError:
+        raise
     except (EphemeralError, TimeoutError) as error:
         raise DestroyError(
             f"{environment.id} could not be removed: {error}. Its record stays: "
@@ -140,19 +195,24 @@ def remove_container(engine: Engine, id: str) -> None:
 
 def list_owned(engine: Engine, provider: str) -> Iterator[Owned]:
     """All environments of one provider that have something there."""
+    now = engine.ping()
     things: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
     kinds = ("container", "network", "volume")
-    for kind, found in zip(kinds, _listed(engine, f"{PROVIDER}={provider}"), strict=True):
+    for kind, found in zip(kinds, _list(engine, f"{PROVIDER}={provider}"), strict=True):
         for thing in found:
             found_labels = thing.get("Labels") or {}
-            if id := found_labels.get(labels.ID):
+            if (id := found_labels.get(labels.ID)) and is_of(thing, id):
                 things.setdefault(id, []).append((kind, found_labels))
     for id, parts in things.items():
         newest = max((one for _, one in parts), key=lambda one: one.get(EXTENDED, ""))
         detail = ", ".join(sorted({kind for kind, _ in parts}))
         ours = {name: newest[name] for name in _ENVIRONMENTS if name in newest}
         yield Owned(
-            id=id, labels=ours, detail=detail, abandoned=machine.is_gone(newest.get(PROCESS, ""))
+            id=id,
+            labels=ours,
+            detail=detail,
+            abandoned=machine.is_gone(newest.get(PROCESS, "")),
+            seen_at=now,
         )
 
 
@@ -187,7 +247,7 @@ def this_process() -> str:
     return machine.process_of(machine.this_owner("bake"))
 
 
-def _listed(engine: Engine, label: str) -> tuple[list[Any], list[Any], list[Any]]:
+def _list(engine: Engine, label: str) -> tuple[list[Any], list[Any], list[Any]]:
     filters = {"label": [label]}
     containers = engine.call("GET", "/containers/json", query={"all": True, "filters": filters})
     networks = engine.call("GET", "/networks", query={"filters": filters})

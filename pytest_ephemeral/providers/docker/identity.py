@@ -1,0 +1,105 @@
+"""Which engine it is: recorded at launch, and compared before anything said of it is believed.
+
+An address alone says little. ``unix:///var/run/docker.sock`` is another engine on every machine,
+and a record that was tampered with may name an engine that says what its author wants. So a
+recorded address is used only if this machine or this user vouches for it, and only the engine that
+the environment was launched on can say that it is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from pytest_ephemeral import machine
+from pytest_ephemeral.errors import ElsewhereError
+from pytest_ephemeral.providers.docker import endpoint
+from pytest_ephemeral.providers.docker.engine import Address, Engine
+
+#: In a handle: the engine's address, and its own id.
+ENGINE, ENGINE_ID = "engine", "engine-id"
+
+_known: Final[dict[Address, str]] = {}
+_lock: Final = threading.Lock()
+
+
+def handle_of(engine: Engine) -> dict[str, str]:
+    """What ``engine_of`` finds an engine again by."""
+    return {ENGINE: engine.address.url, ENGINE_ID: id_of(engine)}
+
+
+def engine_of(handle: Mapping[str, str]) -> Engine:
+    """The engine that an environment was launched on.
+
+    Args:
+        handle: The environment's. Empty when nothing was asked of any engine yet: then it is the
+            engine that this process uses.
+
+    Raises:
+        ElsewhereError: It can't be reached from here, or what answers there is another one.
+        NoEngineError: It does not answer.
+    """
+    if ENGINE not in handle:
+        return endpoint.find()
+    engine = Engine(_trusted(handle[ENGINE]))
+    if id_of(engine) != handle.get(ENGINE_ID):
+        raise ElsewhereError(
+            f"it was launched on another container engine than the one at {engine.address}: "
+            "its record stays; remove it on the machine where it was launched"
+        )
+    return engine
+
+
+def id_of(engine: Engine) -> str:
+    """What tells an engine from others, asked once a process.
+
+    Docker has an id, which before its version 25 is the machine's: two engines of one machine
+    differ in where their data is. Podman makes up another id for every answer, so that its machine
+    takes the id's place.
+
+    Raises:
+        NoEngineError: It does not answer.
+    """
+    with _lock:
+        if engine.address not in _known:
+            info = engine.call("GET", "/info", timeout=10)
+            own = str(info.get("ID", ""))
+            if "BuildahVersion" in info:
+                own = f"{info.get('Name', '')} " + machine.machine_id() * (not engine.address.host)
+            text = f"{own}|{info.get('DockerRootDir', '')}"
+            _known[engine.address] = hashlib.sha256(text.encode()).hexdigest()[:20]
+        return _known[engine.address]
+
+
+def _trusted(url: str) -> Address:
+    """An address from a record, if someone other than the record vouches for it.
+
+    For a socket, its owner: this user or root. For a host, the docker command's settings, which
+    also say with which certificates: ``DOCKER_HOST`` or a context of this user.
+    """
+    for known in endpoint.configured(os.environ):
+        if known.url == url:
+            return known
+    parts = urlsplit(url)
+    if parts.scheme == "unix" and _is_socket_trusted(Path(parts.path)):
+        return Address(url)
+    raise ElsewhereError(
+        f"its record names the container engine {url!r}, which neither DOCKER_HOST nor a docker "
+        "context here names: nothing was removed. If it is yours, set DOCKER_HOST to it"
+    )
+
+
+def _is_socket_trusted(socket: Path) -> bool:
+    """Whether only root or this user could have put an engine there; one not there is no engine."""
+    try:
+        owner = socket.stat().st_uid
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return not hasattr(os, "getuid") or owner in {0, os.getuid()}

@@ -1,0 +1,226 @@
+"""What a record, a label or a name says is held against the thing itself before it is removed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from containers.project import COMMAND, WEB, Opened, left, reopened, up
+from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.providers import load
+from pytest_ephemeral.providers.abilities import SupportsClock
+from pytest_ephemeral.providers.docker import containers, endpoint
+from pytest_ephemeral.providers.docker.engine import Engine
+from support import engine_images, engines
+
+
+@pytest.fixture
+def theirs() -> Engine:
+    """The engine, as others see it who share it."""
+    if why := engine_images.unavailable():
+        pytest.skip(why)
+    return endpoint.find()
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of another process, which knows only the records."""
+    argv = [*COMMAND, *arguments, "--json", "--config", str(folder / "ephemeral.toml")]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+
+
+def record_of(lifecycle: Lifecycle, folder: Path, id: str) -> Path:
+    (file,) = (folder / ".ephemeral").rglob(f"{id}.json")
+    return file
+
+
+def forge(file: Path, **changes: str) -> None:
+    """Change what a record's handle says, as anyone can who may write into the store."""
+    record = json.loads(file.read_text())
+    record["environment"]["handle"].update(changes)
+    file.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("how", ["down", "reap"])
+def test_a_container_that_a_record_only_claims(
+    theirs: Engine, opened: Opened, tmp_path: Path, how: str
+) -> None:
+    """Someone's own container, without our labels: it stays, and so does the record. Exit 6."""
+    body = {"Image": engine_images.busybox(), "Cmd": ["sleep", "1000"]}
+    mine = theirs.call("POST", "/containers/create", body=body)["Id"]
+    lifecycle = opened()
+    environment = up(lifecycle)
+    try:
+        theirs.call("POST", f"/containers/{mine}/start")
+        file = record_of(lifecycle, tmp_path, environment.id)
+        forge(file, container=mine)
+        if how == "reap":
+            record = json.loads(file.read_text())
+            record["environment"]["expires_at"] = "2020-01-01T00:00:00Z"
+            file.write_text(json.dumps(record))
+        done = command(tmp_path, how, *([environment.id] if how == "down" else []))
+        assert done.returncode == 6, done.stdout + done.stderr
+        assert "not this environment" in done.stdout
+        assert containers.inspect(theirs, mine)["State"]["Running"]
+        assert file.exists()
+        assert left(environment.id)
+    finally:
+        theirs.call("DELETE", f"/containers/{mine}", query={"force": True})
+        lifecycle.destroy(environment)
+        lifecycle.close()
+    assert left(environment.id) == []
+
+
+def test_what_is_started_from_a_copy_of_an_environment(theirs: Engine, opened: Opened) -> None:
+    """An image that someone commits from its container has its labels; theirs is left alone."""
+    lifecycle = opened()
+    environment = up(lifecycle)
+    container = environment.handle["container"]
+    name = f"theirs-{WEB}"
+    query = {"container": container, "repo": name, "tag": "copy"}
+    theirs.call("POST", "/commit", query=query, body={})
+    body = {"Image": f"{name}:copy", "Cmd": ["sleep", "1000"]}
+    copy = theirs.call("POST", "/containers/create", query={"name": name}, body=body)["Id"]
+    try:
+        theirs.call("POST", f"/containers/{copy}/start")
+        said = containers.inspect(theirs, copy)["Config"]["Labels"]
+        assert said["pytest-ephemeral.id"] == environment.id
+        assert environment.logs().count("theirs") == 0
+        lifecycle.destroy(environment)
+        reaper.reap(lifecycle.project, dry_run=False)
+        assert containers.inspect(theirs, copy)["State"]["Running"]
+        with pytest.raises(Exception, match="No such container"):
+            containers.inspect(theirs, container)
+    finally:
+        theirs.call("DELETE", f"/containers/{copy}", query={"force": True})
+        theirs.call("DELETE", f"/images/{name}:copy")
+        lifecycle.close()
+
+
+class _Nothing(BaseHTTPRequestHandler):
+    """An engine that has nothing, and says so of whatever it is asked."""
+
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        said: Any = {"ID": "x", "Volumes": []} if "json" not in self.path else []
+        data = json.dumps(said).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def liar() -> Iterator[ThreadingHTTPServer]:
+    """An engine that someone else wants to be believed."""
+    _Nothing.asked = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Nothing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_an_engine_that_only_the_record_names(
+    theirs: Engine, opened: Opened, tmp_path: Path, liar: ThreadingHTTPServer
+) -> None:
+    """It is not even asked: "destroyed" would be its word. The record stays; exit 6."""
+    lifecycle = opened()
+    environment = up(lifecycle)
+    file = record_of(lifecycle, tmp_path, environment.id)
+    honest = file.read_bytes()
+    forge(file, engine=f"tcp://127.0.0.1:{liar.server_port}", **{"engine-id": "x"})
+    for verb in ("show", "list", "logs", "down"):
+        done = command(tmp_path, verb, *([] if verb == "list" else [environment.id]))
+    assert done.returncode == 6, done.stdout
+    assert "neither DOCKER_HOST nor a docker context" in done.stdout
+    assert _Nothing.asked == []
+    assert file.exists()
+    assert left(environment.id)
+    file.write_bytes(honest)
+    lifecycle.destroy(environment)
+    lifecycle.close()
+
+
+def test_the_same_address_on_another_machine(
+    theirs: Engine, opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the socket's path leads to another engine, nothing is known: not that it is gone."""
+    engines.require("dockerd")
+    link = tmp_path / "docker.sock"
+    link.symlink_to(theirs.address.url.removeprefix("unix://"))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{link}")
+    lifecycle = opened()
+    environment = up(lifecycle)
+    with engines.dockerd() as second:
+        link.unlink()
+        link.symlink_to(second.address.url.removeprefix("unix://"))
+        done = command(tmp_path, "down", environment.id)
+        assert done.returncode == 6, done.stdout
+        assert "another container engine" in done.stdout
+        listed = json.loads(command(tmp_path, "list").stdout)
+        assert "gone" not in json.dumps(listed)
+    assert record_of(lifecycle, tmp_path, environment.id).exists()
+    link.unlink()
+    link.symlink_to(theirs.address.url.removeprefix("unix://"))
+    assert left(environment.id)
+    assert command(tmp_path, "down", environment.id).returncode == 0
+    assert left(environment.id) == []
+    lifecycle.close()
+
+
+def test_an_image_that_says_what_its_logs_are_called(opened: Opened) -> None:
+    """It may have Compose's labels, with a path in them: logs stay in their folder."""
+    lifecycle = opened(dockerfile="FROM {base}\nLABEL com.docker.compose.service=../../../x\n")
+    environment = up(lifecycle)
+    files = load("docker").log_files(environment)
+    assert list(files) == ["app"]
+    lifecycle.destroy(environment)
+    lifecycle.close()
+
+
+def test_an_image_whose_record_names_another(opened: Opened, tmp_path: Path) -> None:
+    """What runs is known by its digest: where the record says it is only helps to find it."""
+    lifecycle = opened()
+    baked = lifecycle.image("web")
+    other = endpoint.find().call("GET", f"/images/{engine_images.busybox()}/json")["Id"]
+    (file,) = (
+        file for file in (tmp_path / ".ephemeral").rglob("*.json") if "web" in file.read_text()
+    )
+    file.write_text(
+        file.read_text().replace(f'"reference": "{baked.digest}"', f'"reference": "{other}"')
+    )
+    assert other in file.read_text()
+    later = reopened(tmp_path)
+    environment = up(later)
+    found = containers.inspect(endpoint.find(), environment.handle["container"])
+    assert found["Image"] == baked.digest
+    later.destroy(environment)
+    later.close()
+    lifecycle.close()
+
+
+def test_the_clock_of_the_engine(theirs: Engine, opened: Opened) -> None:
+    """Whoever reaps compares an expiry with it: a clock that is set wrong destroys nothing."""
+    lifecycle = opened()
+    environment = up(lifecycle)
+    provider = load("docker")
+    assert isinstance(provider, SupportsClock)
+    apart = abs(provider.clock(environment) - datetime.now(UTC))
+    assert apart < timedelta(seconds=5)
+    (owned,) = (one for one in provider.owned() if one.id == environment.id)
+    assert owned.seen_at is not None
+    lifecycle.destroy(environment)
+    lifecycle.close()
