@@ -70,7 +70,7 @@ def prepared(**keys: Any) -> dict[str, Any]:
 def test_services_are_made_our_own() -> None:
     """The baked image instead of a build; only the endpoint's port; what else is said stays."""
     web = prepared()["services"]["web"]
-    assert web["image"] == "sha256:1"
+    assert web["image"] == IMAGE.digest
     assert web["ports"] == ["127.0.0.1::80"]
     assert web["restart"] == "always"
     assert web["labels"]["theirs"] == web["labels"]["ours"] == "yes"
