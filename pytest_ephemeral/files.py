@@ -58,13 +58,20 @@ def digest_of(content: Iterable[bytes]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def create(target: Path, content: Iterable[bytes]) -> None:
+def create(target: Path, content: Iterable[bytes], *, mode: int | None = None) -> None:
     """Make a file, durably; of many who try at once, exactly one succeeds.
+
+    Args:
+        target: The file.
+        content: In parts.
+        mode: Its permissions; by default what the umask leaves.
 
     Raises:
         FileExistsError: It is there already, whole.
     """
     with _written(target, content) as temporary:
+        if mode is not None:
+            temporary.chmod(mode)
         os.link(temporary, target)
         _sync_folder(target.parent)
 

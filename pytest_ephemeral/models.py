@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import msgspec
 
 from pytest_ephemeral.durations import Duration
+from pytest_ephemeral.text import one_line
 
 if TYPE_CHECKING:
     import subprocess
@@ -166,7 +167,7 @@ class Owner(Model, frozen=True, kw_only=True):
     uptime: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.user}@{self.host}:{self.pid}"
+        return one_line(f"{self.user}@{self.host}:{self.pid}")
 
 
 class ImageReference(Model, frozen=True, kw_only=True):

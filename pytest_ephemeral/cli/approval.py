@@ -12,7 +12,7 @@ from pytest_ephemeral.cli.arguments import add_command, add_group, duration
 from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.promotion import approval as approvals
-from pytest_ephemeral.promotion.approval import Approval, Approvals
+from pytest_ephemeral.promotion.approval import Approval
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Subcommands
@@ -80,7 +80,8 @@ def decide(arguments: argparse.Namespace, output: Printer) -> int:
     """Record a decision, unless there is one."""
     project = open_project(arguments)
     owner = machine.this_owner("")
-    found = Approvals(project.store).decide(
+    found = approvals.decide(
+        project.ledger,
         arguments.id,
         arguments.decision,
         by=arguments.by or f"{owner.user}@{owner.host}",

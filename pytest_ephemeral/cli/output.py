@@ -13,6 +13,7 @@ import msgspec
 
 from pytest_ephemeral.durations import span
 from pytest_ephemeral.models import to_builtins
+from pytest_ephemeral.text import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,12 +47,12 @@ class Printer(msgspec.Struct, frozen=True):
         print(json.dumps(document, indent=2, ensure_ascii=False))
 
     def line(self, text: str) -> None:
-        """Print one line of data."""
-        print(text)
+        """Print a line of data, or several."""
+        print(printable(text))
 
     def say(self, text: str) -> None:
         """Print a message on stderr."""
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print rows under headings: fitted to a terminal's width, elsewhere a line each.
@@ -66,7 +67,7 @@ class Printer(msgspec.Struct, frozen=True):
         for at, column in enumerate(columns):
             table.add_column(column, overflow="fold", no_wrap=at == 0)
         for row in rows:
-            table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+            table.add_row(*(Text(one_line(cell), style=_COLOURS.get(cell, "")) for cell in row))
         console(sys.stdout, width=None if is_terminal(sys.stdout) else _UNLIMITED).print(table)
 
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
@@ -74,7 +75,7 @@ class Printer(msgspec.Struct, frozen=True):
         known = [(name, value) for name, value in facts if value]
         width = max(len(name) for name, _ in known)
         for name, value in known:
-            print(f"{name:<{width}}  {value}")
+            print(f"{one_line(name):<{width}}  {one_line(value)}")
 
 
 def uses_colour(stream: IO[str]) -> bool:

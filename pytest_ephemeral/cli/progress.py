@@ -9,6 +9,7 @@ from typing import Final
 
 from pytest_ephemeral.cli import output
 from pytest_ephemeral.environments.progress import Progress
+from pytest_ephemeral.text import printable
 
 _WORDS: Final = {
     "bake": "preparing its image",
@@ -65,9 +66,9 @@ def _animate() -> Iterator[Callable[[Progress], None]]:
 
 def _sentence(progress: Progress, *, timed: bool = True) -> str:
     if progress.live:
-        return f"  {progress.text}"
+        return f"  {printable(progress.text)}"
     baking = progress.phase == "bake" and progress.text  # the text describes the step itself
     words = [f"{progress.subject}:", "" if baking else _WORDS[progress.phase], progress.text]
     if timed and progress.seconds >= 0.005:
         words.append(f"({progress.seconds:.2f} s)")
-    return " ".join(word for word in words if word)
+    return printable(" ".join(word for word in words if word))

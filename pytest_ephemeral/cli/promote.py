@@ -114,7 +114,7 @@ def history(arguments: argparse.Namespace, output: Printer) -> int:
             "IMAGE",
             "REVISION",
             "BY",
-            "APPROVED BY",
+            "APPROVED BY (NOT VERIFIED)",
             "FAILURE REASON",
         )
         output.table(columns, map(_row, reversed(entries)))

@@ -21,6 +21,7 @@ from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import (
     ConfigurationError,
     DecidedError,
+    EphemeralError,
     NothingMatchedError,
     RecordConflictError,
     RecordExistsError,
@@ -32,6 +33,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Environment, ImageReference, Model, decode, encode
 from pytest_ephemeral.store import Store
+from pytest_ephemeral.text import one_line
 
 FOLDER: Final = "approvals/"
 
@@ -77,8 +79,9 @@ class Approval(Model, frozen=True, kw_only=True):
         if self.state == "timed out":
             deadline = f"{self.deadline:%Y-%m-%d %H:%M:%S} UTC"
             return f"rejected: nobody responded before {deadline}"
-        said = f": {self.comment}" if self.comment else ""
-        return f"{self.state} by {self.decided_by} at {self.decided_at:%Y-%m-%d %H:%M:%S} UTC{said}"
+        comment = f": {one_line(self.comment)}" if self.comment else ""
+        by = f"{one_line(self.decided_by)} (name not verified)"
+        return f"{self.state} by {by} at {self.decided_at:%Y-%m-%d %H:%M:%S} UTC{comment}"
 
     def check(self) -> None:
         """Raise unless it is approved.
@@ -244,6 +247,32 @@ def ask(
     return approval
 
 
+def decide(
+    ledger: Ledger, id: str, decision: Decision, *, by: str, comment: str = "", now: datetime
+) -> Approval:
+    """Record a decision of a person. What is gone can't be approved.
+
+    Args:
+        ledger: Where the environment is recorded.
+        id: The environment's id, or a unique prefix of it.
+        decision: The decision.
+        by: Who decides. Nobody checks this name.
+        comment: Why.
+        now: In UTC.
+
+    Raises:
+        NothingMatchedError: No approval was requested, or the environment is gone.
+        DecidedError: It was decided otherwise before.
+        UnansweredError: The deadline has passed.
+    """
+    approvals = Approvals(ledger.store)
+    found = approvals.get(id)
+    is_open = found.state == "pending" and now < found.deadline
+    if decision == "approved" and is_open and (reason := _death_reason(ledger, found.environment)):
+        raise NothingMatchedError(f"{found.environment} can't be approved: {reason}")
+    return approvals.decide(found.environment, decision, by=one_line(by), comment=comment, now=now)
+
+
 def await_decision(
     ledger: Ledger,
     approval: Approval,
@@ -298,7 +327,10 @@ def _death_reason(ledger: Ledger, id: str) -> str:
         environment = ledger.get(id)
     except NothingMatchedError:
         return "the environment was destroyed"
-    status = providers.load(environment.provider).status(environment)
+    try:
+        status = providers.load(environment.provider).status(environment)
+    except EphemeralError:
+        return ""  # it runs on a machine or in an account that can't be reached from here
     return "" if status.state == "running" else f"the environment has stopped: {status.detail}"
 
 

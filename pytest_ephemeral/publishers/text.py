@@ -8,14 +8,10 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.text import one_line
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 _URL_SAFE = ":/?#@!$&'*+,;=%~"
-
-
-def one_line(text: str) -> str:
-    """The text with no line ends and no control characters in it."""
-    return "".join(" " if letter in "\r\n\t" else letter for letter in text if _is_shown(letter))
 
 
 def markdown(text: str) -> str:
@@ -73,7 +69,3 @@ def _ascii(letter: str) -> str:
 
 def _code(text: str) -> str:
     return f"`{one_line(text).replace('`', '%60')}`"
-
-
-def _is_shown(letter: str) -> bool:
-    return letter.isprintable() or letter in "\r\n\t"

@@ -14,8 +14,8 @@ import msgspec
 
 from pytest_ephemeral.publishers.events import Event
 from pytest_ephemeral.publishers.json_file import describe
-from pytest_ephemeral.publishers.text import one_line
 from pytest_ephemeral.publishers.web import session
+from pytest_ephemeral.text import one_line
 
 if TYPE_CHECKING:
     from pytest_ephemeral.ci import Build

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pytest_ephemeral.errors import ConfigurationError
@@ -220,5 +223,72 @@ def test_the_token_is_made_once_and_kept_to_oneself(tmp_path: Path) -> None:
     assert serving.token(file) == token
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.write_text("short")
-    with pytest.raises(ConfigurationError, match="holds no token"):
+    with pytest.raises(ConfigurationError, match="has no token in it"):
         serving.token(file)
+
+
+def test_a_token_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    """With the command that closes it."""
+    file = tmp_path / "token"
+    serving.token(file)
+    file.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        serving.token(file)
+
+
+def test_two_boards_that_start_at_once_have_one_token(tmp_path: Path) -> None:
+    """And neither ever reads half of it."""
+    file = tmp_path / "state" / "token"
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: serving.token(file), range(8)))
+    assert len(found) == 1
+    assert len(found.pop()) >= 32
+
+
+def test_a_disk_that_is_full_leaves_no_empty_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start makes a good one."""
+    file = tmp_path / "token"
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pytest_ephemeral.files.os.fsync", full)
+        with pytest.raises(ConfigurationError, match="No space left"):
+            serving.token(file)
+    assert list(tmp_path.iterdir()) == []
+    assert len(serving.token(file)) >= 32
+
+
+def test_what_was_destroyed_can_not_be_approved(
+    stage: BoardStage, browser: Any, decide: Callable[..., Any]
+) -> None:
+    """It is shown last and without buttons; a form that was open before is refused."""
+    stage.add("staging-late22", V1)
+    stage.ask("staging-late22")
+    stage.ledger.remove("staging-m4x8wd")
+
+    page = browser.get("/").text
+    assert page.index('id="decide-staging-late22"') < page.index('id="decide-staging-m4x8wd"')
+    gone = page.partition('id="decide-staging-m4x8wd"')[2].partition("</article>")[0]
+    assert "<button" not in gone
+    answer = decide()
+
+    assert answer.status_code == 409
+    assert "can&#39;t be approved: the environment was destroyed" in answer.text
+    assert Approvals(stage.project.store).get("staging-m4x8wd").state == "pending"
+    assert decide(decision="rejected").status_code == 303
+
+
+def test_a_production_link_is_one_of_the_web(stage: BoardStage, browser: Any) -> None:
+    """A forged journal puts no script behind it."""
+    path = "promotions/production/current.json"
+    data, version = stage.project.store.read(path)
+    head = msgspec.json.decode(data)
+    head["current"]["url"] = "javascript:alert(1)"
+    stage.project.store.replace(path, msgspec.json.encode(head), version)
+    page = browser.get("/").text
+    assert "javascript:alert(1)" in page
+    assert 'href="javascript:' not in page

@@ -151,6 +151,7 @@ def test_the_servers_can_be_said(nameserver: Nameserver, name: str) -> None:
 def test_a_wrong_key_is_refused(nameserver: Nameserver, name: str, tmp_path: Path) -> None:
     """And the message says which key."""
     other = tmp_path / "other.key"
+    other.touch(mode=0o600)
     other.write_text(nameserver.key.read_text().replace("promote", "nobody"))
 
     with pytest.raises(DnsError, match="rejects the key nobody"):
@@ -192,9 +193,19 @@ def test_the_key_can_be_in_a_variable(
     assert nameserver.ask(name)[0] == ["127.1.1.1"]
 
 
+def test_a_key_that_everybody_can_read_is_refused(nameserver: Nameserver, tmp_path: Path) -> None:
+    """With the command that closes it."""
+    file = tmp_path / "key"
+    file.write_text(nameserver.key.read_text())
+    file.chmod(0o644)
+    with pytest.raises(ConfigurationError, match=f"chmod o= {file}"):
+        backend(nameserver, f"a.{ZONE}", key=str(file))
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", 'key "a" { secret "%%"; };', "a:b:c:d"])
 def test_what_is_no_key_is_said(nameserver: Nameserver, tmp_path: Path, text: str) -> None:
     """Before anything is asked; the secret is not shown."""
+    (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_text(text)
 
     with pytest.raises(ConfigurationError, match=r"production\.key: not a TSIG key"):

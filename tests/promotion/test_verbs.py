@@ -155,7 +155,7 @@ def test_a_request_is_made_and_answered(run: Any, stage: BoardStage) -> None:
     assert "to approve: pytest-ephemeral approve staging-new222" in err
     status, out, _ = run("approve", "staging-new", "--by", "Anna", "--comment", "good")
     assert status == 0
-    assert "staging-new222: approved by Anna at" in out
+    assert "staging-new222: approved by Anna (name not verified) at" in out
     assert run("approval", "request", "staging-new", "--wait", "1m")[0] == 0
     status, _, err = run("reject", "staging-new", "--by", "Bo")
     assert status == 1

@@ -100,6 +100,7 @@ def running(folder: Path) -> Iterator[Nameserver]:
             place.mkdir()
             for key, owner in (("key", "promote"), ("reader", "reader")):
                 made_key = subprocess.run(["tsig-keygen", owner], check=True, capture_output=True)
+                (place / key).touch(mode=0o600)
                 (place / key).write_bytes(made_key.stdout)
             (place / "zone").write_text(RECORDS.format(**words))
             text = OPTIONS.format(folder=place, own=own) + zone.format(zone=ZONE, **words)

@@ -20,7 +20,7 @@ PACKAGE = "pytest_ephemeral"
 #: stands for all in it that is not named itself.
 LAYERS = [
     ["errors"],
-    ["durations"],
+    ["durations", "text"],
     ["models", "tables"],
     ["aws", "ci", "files", "hookspecs", "interpolation", "labels", "machine", "reading", "vigil"],
     ["store"],

@@ -16,8 +16,8 @@ from flask import Response, request
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.promotion.approval import Approvals
-from pytest_ephemeral.promotion.board import filters
+from pytest_ephemeral.promotion import approval
+from pytest_ephemeral.promotion.board import filters, limits
 from pytest_ephemeral.promotion.board.view import gather
 
 LONGEST_NAME: Final = 80
@@ -46,6 +46,7 @@ def create(project: Project, token: str) -> Any:
         token: The token to sign in with.
     """
     app = flask.Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = limits.BODY
     app.jinja_env.filters.update(filters.FILTERS)
     board = _Board(project, token)
     app.before_request(board.let_in)
@@ -105,7 +106,8 @@ class _Board:
         if len(name) > LONGEST_NAME or len(comment) > LONGEST_COMMENT:
             return self._refuse("the name or the comment is too long", 400)
         try:
-            Approvals(self._project.store).decide(
+            approval.decide(
+                self._project.ledger,
                 id,
                 decision,  # type: ignore[arg-type]  # held against _DECISIONS above
                 by=name,

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import waitress
-
-from pytest_ephemeral import machine
+from pytest_ephemeral import files, machine
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.promotion.board import app
+from pytest_ephemeral.promotion.board import app, limits
+
+#: Permissions that let others read a file, or change it.
+_OTHERS = 0o077
 
 
 def token(file: Path | None) -> str:
@@ -23,21 +24,22 @@ def token(file: Path | None) -> str:
         file: Where it is kept; by default in this machine's state directory.
 
     Raises:
-        ConfigurationError: It can't be kept there, or the file has no token.
+        ConfigurationError: It can't be kept there, others can read it, or it is not a token.
     """
     file = file or machine.state_directory() / "board-token"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            found = file.read_text().strip()
-        else:
-            with os.fdopen(descriptor, "w") as stream:
-                found = secrets.token_urlsafe(24)
-                stream.write(f"{found}\n")
+        if not file.exists():
+            # Whole or not at all: neither a full disk nor a second board leaves half a token.
+            with suppress(FileExistsError):
+                files.create(file, [f"{secrets.token_urlsafe(24)}\n".encode()], mode=0o600)
+        status = file.stat()
+        found = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"the board's token can't be kept in {file}: {error}") from error
+    if hasattr(os, "getuid") and (status.st_mode & _OTHERS or status.st_uid != os.getuid()):
+        raise ConfigurationError(
+            f"{file} belongs to another user, or others can read it: chmod 600 {file}, or remove it"
+        )
     if len(found) < 16:
         raise ConfigurationError(f"{file} has no token in it: remove the file to get a new one")
     return found
@@ -61,9 +63,7 @@ def server(
     Raises:
         OSError: The port is in use.
     """
-    made = waitress.create_server(
-        app.create(project, token), host=host, port=port, threads=4, ident=None
-    )
+    made = limits.LimitedServer(app.create(project, token), host=host, port=port, **limits.SETTINGS)
     url_host = f"[{host}]" if ":" in host else host
     try:
         yield f"http://{url_host}:{made.effective_port}/?token={token}", made.run

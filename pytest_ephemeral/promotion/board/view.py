@@ -47,8 +47,7 @@ class Card(msgspec.Struct, frozen=True):
     @property
     def link(self) -> str:
         """Its URL, if it is one of the web."""
-        url = self.environment.url
-        return url if url.startswith(("http://", "https://")) else ""
+        return web_link(self.environment.url)
 
 
 class Production(msgspec.Struct, frozen=True):
@@ -59,12 +58,22 @@ class Production(msgspec.Struct, frozen=True):
     card: Card | None
     history: Sequence[HistoryEntry]
 
+    @property
+    def link(self) -> str:
+        """The production URL, if it is one of the web."""
+        return web_link(self.head.current.url) if self.head.current else ""
+
 
 class Pending(msgspec.Struct, frozen=True):
     """A pending request; its environment may be gone already."""
 
     approval: Approval
     card: Card | None
+
+    @property
+    def can_be_approved(self) -> bool:
+        """Whether there is something to approve."""
+        return self.card is not None and self.card.word not in {"stopped", "expired", "destroying"}
 
 
 class Board(msgspec.Struct, frozen=True):
@@ -76,6 +85,11 @@ class Board(msgspec.Struct, frozen=True):
     decided: Sequence[Approval]
     productions: Sequence[Production]
     cards: Sequence[Card]
+
+
+def web_link(url: str) -> str:
+    """A URL that a browser may follow; empty for any other, such as ``javascript:``."""
+    return url if url.startswith(("http://", "https://")) else ""
 
 
 def gather(project: Project, now: datetime) -> Board:
@@ -98,7 +112,11 @@ def gather(project: Project, now: datetime) -> Board:
     return Board(
         project=project.config.root.name,
         now=now,
-        pending=[Pending(one, by_id.get(one.environment)) for one in waiting],
+        # What is gone can't be approved: it comes last, and has no buttons.
+        pending=sorted(
+            (Pending(one, by_id.get(one.environment)) for one in waiting),
+            key=lambda one: not one.can_be_approved,
+        ),
         decided=sorted(decided, key=_end_of, reverse=True)[:DECISIONS],
         productions=[
             _production(project, promotion, by_id)

@@ -7,6 +7,7 @@ who change it through here hold. All that it says of other names stays as it was
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,9 @@ class Hosts:
 
     def __init__(self, promotion: Promotion, root: Path) -> None:
         self.name = normalize_name(promotion.record)
-        self.file = (root / (promotion.file or DEFAULT_FILE)).resolve()
+        named = root / (promotion.file or DEFAULT_FILE)
+        _check_links(named)
+        self.file = named.resolve()
 
     def read(self) -> list[DnsRecord]:
         """The addresses of all lines with the name."""
@@ -120,6 +123,22 @@ class Hosts:
             if error.errno == errno.EBUSY:
                 hint = "it is mounted into this container, and can't be replaced: use another file"
             raise DnsError(f"{self.file} can't be changed: {error.strerror}; {hint}") from error
+
+
+def _check_links(file: Path) -> None:
+    """Refuse a path that leads through another user's symbolic link: it may lead anywhere.
+
+    Raises:
+        DnsError: It does; names the link.
+    """
+    if not hasattr(os, "getuid"):
+        return
+    trusted = {0, os.getuid()}
+    for part in [file, *file.parents]:
+        if part.is_symlink() and part.lstat().st_uid not in trusted:
+            raise DnsError(
+                f"{file}: {part} is a symbolic link of another user: use the path it leads to"
+            )
 
 
 def _parse(line: str) -> tuple[str, set[str]]:

@@ -276,10 +276,15 @@ def _key(promotion: Promotion, root: Path) -> dns.tsig.Key | None:
         return _read_key(filled.variables["key"], where)
     try:
         text = (root / promotion.key).read_text()
+        mode = (root / promotion.key).stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"{where}: {root / promotion.key} can't be read: {error}"
         ) from None
+    if mode & 0o007:
+        raise ConfigurationError(
+            f"{where}: all users can read {root / promotion.key}: chmod o= {root / promotion.key}"
+        )
     return _read_key(text, where)
 
 

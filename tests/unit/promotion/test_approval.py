@@ -155,7 +155,9 @@ def test_one_decision_stands(stage: Stage) -> None:
     approvals = Approvals(stage.project.store)
     approvals.decide("v1", "rejected", by="anna", comment="the prices", now=NOW)
 
-    with pytest.raises(DecidedError, match=r"rejected by anna at .*: the prices"):
+    with pytest.raises(
+        DecidedError, match=r"rejected by anna .name not verified. at .*: the prices"
+    ):
         approvals.decide("v1", "approved", by="bob", now=NOW)
     assert approvals.decide("v1", "rejected", by="bob", now=NOW).decided_by == "anna"
     assert ask(stage).state == "rejected"

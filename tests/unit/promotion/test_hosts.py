@@ -34,6 +34,20 @@ def a(*values: str) -> list[DnsRecord]:
     return [DnsRecord(kind="A", values=list(values))]
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's link")
+def test_another_users_link_is_not_followed(tmp_path: Path) -> None:
+    """It may lead to any file that we can write; the file it stands for stays as it is."""
+    target = tmp_path / "passwd"
+    target.write_text("root:x:0:0\n")
+    link = tmp_path / "hosts"
+    link.symlink_to(target)
+    os.chown(link, 4242, 4242, follow_symlinks=False)
+    promotion = Promotion(name="p", dns="hosts", record=NAME, file=str(link))
+    with pytest.raises(DnsError, match="symbolic link of another user"):
+        dns.load(promotion, tmp_path)
+    assert target.read_text() == "root:x:0:0\n"
+
+
 def test_a_name_that_is_not_there_yet(hosts: Any, file: Path) -> None:
     """The file is made, and everyone may read it."""
     assert hosts.read() == []

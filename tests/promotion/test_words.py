@@ -1,0 +1,91 @@
+"""What people write is printed as one line, wherever it is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_ephemeral import cli
+from pytest_ephemeral.promotion.approval import Approvals
+from support.board import BoardStage, furnish
+from support.promotion import Site
+
+EVIL = "ok\n##vso[task.setvariable variable=T]x\r::error::y\n\x1b[2J##teamcity[buildStop]"
+WAITING = "staging-m4x8wd"
+
+
+@pytest.fixture
+def stage(served: dict[str, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BoardStage:
+    """A project with something of everything, stood in."""
+    made = BoardStage(tmp_path, served["v1"]._server.server_address[1])
+    furnish(made, served)
+    monkeypatch.chdir(tmp_path / "shop")
+    return made
+
+
+def check(printed: str) -> None:
+    """No line of the output is a command of a CI server, and no terminal is told anything."""
+    assert "\x1b" not in printed
+    assert "\r" not in printed
+    for line in printed.splitlines():
+        assert not line.lstrip().startswith(("::", "##"))
+        assert "##vso[" not in line
+        assert "##teamcity[" not in line
+
+
+def forge(stage: BoardStage, id: str, **changes: Any) -> None:
+    """Change an approval's record as one who can write to the store does."""
+    import msgspec
+
+    path = f"approvals/{id}.json"
+    data, version = stage.project.store.read(path)
+    record = msgspec.json.decode(data)
+    stage.project.store.replace(path, msgspec.json.encode(record | changes), version)
+
+
+@pytest.mark.parametrize("decision", ["approve", "reject"])
+def test_a_comment_is_one_line_on_the_command_line(
+    stage: BoardStage, capsys: pytest.CaptureFixture[str], decision: str
+) -> None:
+    """When it is made, when it is shown to who asked, and when it is the reason of a refusal."""
+    cli.main([decision, WAITING, "--by", EVIL, "--comment", EVIL])
+    cli.main(["approval", "request", WAITING, "--wait", "1s"])
+    cli.main(["promote", WAITING, "--to", "production"])
+    cli.main(["history", "production"])
+    printed = capsys.readouterr()
+    check(printed.out)
+    check(printed.err)
+    assert "name not verified" in printed.out
+
+
+@pytest.mark.parametrize("state", ["approved", "rejected"])
+def test_a_forged_record_prints_no_commands_either(
+    stage: BoardStage, capsys: pytest.CaptureFixture[str], state: str
+) -> None:
+    """What is cleaned is what is printed, not what is stored."""
+    forge(
+        stage,
+        WAITING,
+        state=state,
+        decided_by=EVIL,
+        comment=EVIL,
+        decided_at="2026-11-23T00:00:00Z",
+    )
+    cli.main(["approve", WAITING])
+    cli.main(["approval", "request", WAITING])
+    cli.main(["promote", WAITING, "--to", "production"])
+    cli.main(["list"])
+    cli.main(["images", "list"])
+    printed = capsys.readouterr()
+    check(printed.out)
+    check(printed.err)
+
+
+def test_what_is_shown_of_a_decision_says_that_nobody_verified_the_name(stage: BoardStage) -> None:
+    """Who may write to the store may sign with any name."""
+    stage.decide(WAITING, "approved", EVIL, EVIL)
+    found = str(Approvals(stage.project.store).get(WAITING))
+    assert len(found.splitlines()) == 1
+    assert "(name not verified)" in found

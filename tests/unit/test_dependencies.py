@@ -1,0 +1,31 @@
+"""What we ask for is new enough to be without known holes."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+#: The first version of each library without a hole that was published, and which that was.
+FIXED = {
+    "requests": ("2.32.4", "CVE-2024-47081"),
+    "waitress": ("3.0.1", "CVE-2024-49768"),
+    "Werkzeug": ("3.0.6", "CVE-2024-49767"),
+    "dnspython": ("2.6.1", "CVE-2023-29483"),
+    "cryptography": ("44.0.1", "CVE-2024-12797"),
+}
+
+
+@pytest.mark.parametrize("name", list(FIXED))
+def test_the_lower_bound_is_not_below_a_known_fix(name: str) -> None:
+    """Whoever installs the lowest versions that we accept gets the fix."""
+    extras = PROJECT["optional-dependencies"]
+    asked = [*PROJECT["dependencies"], *extras["dns"], *extras["sign"], *extras["board"]]
+    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(asked), re.MULTILINE))
+    version, hole = FIXED[name]
+    numbers = tuple(map(int, bounds[name].split(".")))
+    assert numbers >= tuple(map(int, version.split("."))), hole

@@ -1,0 +1,56 @@
+"""People's words are printed as one line that neither a terminal nor a CI server interprets."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_ephemeral.text import one_line, printable
+
+HOSTILE = [
+    "fine\n##vso[task.setvariable variable=SECRET]x",
+    "fine\r\n::error title=x::y",
+    "fine ##teamcity[setParameter name='a' value='b']",
+    "fine ##[error]x",
+    "\x1b]0;title\x07\x1b[31mred",
+    "a\u2028b\u0085c\x0bd",
+    "\u202egnirts desrever",
+    "\x9b31m",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_one_line_is_one_line_without_control_characters(text: str) -> None:
+    """Whatever splits lines for a terminal, Python or a CI server is a space."""
+    safe = one_line(text)
+    assert len(safe.splitlines()) <= 1
+    assert safe.isprintable()
+    assert not re.search(r"##\w*\[", safe)
+
+
+@given(st.text())
+def test_any_text_becomes_one_line(text: str) -> None:
+    """And doing it twice changes nothing."""
+    safe = one_line(text)
+    assert safe.isprintable()
+    assert len(safe.splitlines()) <= 1
+    assert one_line(safe) == safe
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_messages_of_several_lines_keep_only_their_line_ends(text: str) -> None:
+    """Those that we compose ourselves."""
+    safe = printable(f"first\n{one_line(text)}\nlast")
+    assert safe.splitlines()[0] == "first"
+    assert safe.splitlines()[-1] == "last"
+    assert len(safe.splitlines()) == 3
+    assert "\x1b" not in safe
+
+
+def test_ordinary_words_stay_as_they_are() -> None:
+    """Umlauts, emoji and a heading of Markdown."""
+    for text in ("Größe 1.2 · läuft", "✅ ok", "## Heading", "issue #12 [urgent]"):
+        assert one_line(text) == text
