@@ -2,19 +2,20 @@
 # what it needs is installed into .venv first, and nowhere else.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-pipeline test lint docs bench clean
+.PHONY: help demo demo-pipeline test test-all lint docs bench clean
 
 # The Python that .venv is made with; by default the first that is new enough.
 PYTHON ?=
 # More for pytest, such as: make test ARGS="-k ledger -x"
 ARGS ?=
 # How many run tests at once: a test waits for engines and servers every now and then.
-WORKERS ?= 3
+WORKERS ?= 4
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SHOP := examples/shop
+PYTEST := python -m pytest -n $(WORKERS) --dist loadgroup
 
 help: ## Say what there is to make
 	@echo "Usage: make TARGET"
@@ -33,14 +34,17 @@ demo-pipeline: $(VENV)/test.stamp ## Take three versions of the shop to producti
 	@rm -rf build/pipeline
 	@PATH="$(BIN):$$PATH" python examples/pipeline/demo.py build/pipeline $(ARGS)
 
-test: $(VENV)/test.stamp ## Run the project's tests
-	@PATH="$(BIN):$$PATH" python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+test: $(VENV)/test.stamp ## Run the fast tests: no engine, no simulated account, no browser, no kills
+	@PATH="$(BIN):$$PATH" $(PYTEST) -m "not (aws or browser or engine or kills)" $(ARGS)
+
+test-all: $(VENV)/test.stamp ## Run all tests; what this machine lacks is left out, and said
+	@PATH="$(BIN):$$PATH" $(PYTEST) $(ARGS)
 
 lint: $(VENV)/test.stamp $(VENV)/lint.stamp ## Check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy --strict pytest_ephemeral benchmarks examples/nothing_left.py examples/pipeline/demo.py .ci/skips.py
-	@cd tests && MYPYPATH=. $(BIN)/mypy --config-file ../pyproject.toml --strict -p support
+	@cd tests && MYPYPATH=. $(BIN)/mypy --config-file ../pyproject.toml --strict -p support -m conftest
 
 docs: $(VENV)/docs.stamp ## Build the documentation into docs/_build
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html

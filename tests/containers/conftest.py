@@ -35,8 +35,7 @@ def podman(one_podman: Engine) -> Iterator[Engine]:
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     """Opens a project with containers; what it has baked is removed afterwards."""
-    if why := engine_images.unavailable():
-        pytest.skip(why)
+    engine_images.require()
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     (tmp_path / "context").mkdir()
     projects = []

@@ -181,8 +181,6 @@ volumes: {{own: , theirs: {{external: true, name: {theirs}}}}}
 @pytest.fixture(params=["v1", "v2"])
 def command(request: pytest.FixtureRequest) -> Iterator[None]:
     """Either version of the compose command."""
-    if request.param == "v2" and compose_versions.v2() is None:
-        pytest.skip("version 2 of Compose is not here (.ci/compose fetches it)")
     v2 = request.param == "v2"
     with compose_versions.with_plugin() if v2 else compose_versions.without_plugin():
         yield

@@ -20,6 +20,7 @@ from pytest_ephemeral.errors import DestroyError, EphemeralError
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker.engine import Address, Engine
 from support import engine_images
+from support.lacks import skip_without
 from support.waiting import until
 
 
@@ -71,7 +72,7 @@ class Line:
 @pytest.fixture
 def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     if not Path("/var/run/docker.sock").exists():
-        pytest.skip("the engine is not at /var/run/docker.sock")
+        skip_without("/var/run/docker.sock", "the engine is elsewhere")
     line = Line(tmp_path / "engine.sock")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{line.path}")
     yield line
@@ -188,8 +189,10 @@ def left_behind(lifecycle: Lifecycle) -> list[str]:
 def test_no_permission_on_the_socket(monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
     """Whoever may not use it is told how to be allowed to, in one line."""
     socket_file = Path("/var/run/docker.sock")
-    if not socket_file.exists() or socket_file.stat().st_mode & 0o006:
-        pytest.skip("this file system's /var/run/docker.sock is everybody's, or not there")
+    if not socket_file.exists():
+        skip_without("/var/run/docker.sock", "the engine is elsewhere")
+    if socket_file.stat().st_mode & 0o006:
+        pytest.skip("this file system's /var/run/docker.sock is everybody's")
     if given:
         monkeypatch.setenv("DOCKER_HOST", f"unix://{socket_file}")
     else:

@@ -83,8 +83,6 @@ class Killable:
 def killable(request: pytest.FixtureRequest, opened: Opened, tmp_path: Path) -> Iterator[Killable]:
     """Each way to containers, its image baked."""
     template, platform = WAYS[request.param]
-    if request.param == "compose-v2" and compose_versions.v2() is None:
-        pytest.skip("version 2 of Compose is not here (.ci/compose fetches it)")
     (tmp_path / "compose.yaml").write_text(STACK.format(base=engine_images.busybox()))
     with platform():
         lifecycle = opened(TEMPLATE.format())

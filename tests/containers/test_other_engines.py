@@ -212,8 +212,6 @@ def test_compose_over_tls(
     version: str,
 ) -> None:
     """The compose command is told the same."""
-    if version == "v2" and compose_versions.v2() is None:
-        pytest.skip("version 2 of Compose is not here (.ci/compose fetches it)")
     wanted = compose_versions.with_plugin if version == "v2" else compose_versions.without_plugin
     with wanted():
         named(monkeypatch, secured.url, secured.ours)

@@ -25,8 +25,7 @@ SHOP = Path(__file__).parents[2] / "examples" / "shop"
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The example as it stands, on base images that need no registry; what it bakes is removed."""
-    if why := engine_images.unavailable():
-        pytest.skip(why)
+    engine_images.require()
     folder = tmp_path_factory.mktemp("example") / "shop"
     generated = shutil.ignore_patterns("dist", ".ephemeral", "__pycache__", ".pytest_cache")
     shutil.copytree(SHOP, folder, ignore=generated)
@@ -71,8 +70,6 @@ def template(request: pytest.FixtureRequest) -> Iterator[str]:
         with compose_versions.without_plugin():
             yield name
         return
-    if compose_versions.v2() is None:
-        pytest.skip("version 2 of Compose is not here (.ci/compose fetches it)")
     with compose_versions.with_plugin():
         yield name
 

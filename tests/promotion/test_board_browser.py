@@ -14,6 +14,7 @@ import pytest
 
 from pytest_ephemeral.promotion.approval import Approvals
 from support.board import HOSTILE, BoardStage, furnish, pose
+from support.lacks import skip_without
 from support.promotion import V1, Site
 from support.waiting import until
 
@@ -25,7 +26,7 @@ def chromium() -> Iterator[Any]:
     """The browser."""
     program = shutil.which("chromium")
     if program is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
+        skip_without("Chromium", "apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

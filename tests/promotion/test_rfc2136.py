@@ -22,6 +22,7 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.dns import DnsRecord, rfc2136
 from pytest_ephemeral.tables import Promotion
+from support.lacks import skip_without
 from support.nameserver import (
     PRIMARY,
     SECONDARY,
@@ -42,7 +43,7 @@ _numbers = itertools.count()
 def nameserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nameserver]:
     """BIND, primary and secondary."""
     if not (shutil.which("named") or Path("/usr/sbin/named").exists()):
-        pytest.skip("BIND is not installed: apt-get install bind9 bind9-dnsutils")
+        skip_without("BIND", "apt-get install bind9 bind9-dnsutils")
     with running(tmp_path_factory.mktemp("bind")) as made:
         yield made
 

@@ -9,9 +9,7 @@ from pathlib import Path
 import bench_docker
 from bench import Kind
 
-from pytest_ephemeral.errors import UnavailableError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.compose.command import Compose
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate, Place
 from pytest_ephemeral.tables import Recipe, Template
 from support import compose_versions, engine_images
@@ -23,10 +21,6 @@ class Bench:
     parts = ("web", "worker")
 
     def unavailable(self) -> str:
-        try:
-            Compose.find()
-        except UnavailableError as error:
-            return str(error)
         return engine_images.unavailable()
 
     def platform(self) -> AbstractContextManager[object]:

@@ -22,7 +22,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """One provider's bench, with whatever platform it brings along for as long as it is used."""
     found = benches.load(request.param)
     if why := found.unavailable():
-        pytest.skip(why)
+        pytest.skip(f"without {why}")
     with getattr(found, "platform", nullcontext)():
         yield found
 

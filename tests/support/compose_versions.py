@@ -10,7 +10,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from pytest_ephemeral.errors import UnavailableError
+from pytest_ephemeral.providers.compose.command import Compose
 from pytest_ephemeral.providers.docker import endpoint
+from support.lacks import skip_without
 
 #: Where .ci/compose puts version 2, which Debian has only since its release 13.
 FETCHED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / (
@@ -26,20 +29,32 @@ def v2() -> Path | None:
 
 
 @contextmanager
-def without_plugin() -> Iterator[Path]:
-    """Whoever runs the tests has no plugins: docker-compose 1.29, unless the machine has others.
-
-    Gives the folder of what the docker command is told.
-    """
-    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DOCKER_CONFIG", folder)
-        yield Path(folder)
+def without_plugin() -> Iterator[None]:
+    """Whoever runs the tests has no plugins: docker-compose 1.29, unless the machine has others."""
+    with _plugins():
+        try:
+            Compose.find()
+        except UnavailableError as error:
+            skip_without("docker-compose 1.29", str(error))
+        yield
 
 
 @contextmanager
 def with_plugin() -> Iterator[None]:
     """Whoever runs the tests has the plugin."""
-    with without_plugin() as folder:
-        (folder / "cli-plugins").mkdir()
-        (folder / "cli-plugins" / "docker-compose").symlink_to(v2() or "")
+    plugin = v2()
+    if plugin is None:
+        skip_without("Compose 2", ".ci/compose fetches it")
+    with _plugins() as folder:
+        (folder / "docker-compose").symlink_to(plugin)
         yield
+
+
+@contextmanager
+def _plugins() -> Iterator[Path]:
+    """The folder of this user's plugins, with nothing in it."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_CONFIG", folder)
+        plugins = Path(folder) / "cli-plugins"
+        plugins.mkdir()
+        yield plugins

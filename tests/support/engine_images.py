@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
+import pytest
+
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers.docker import bases, endpoint
@@ -51,12 +53,21 @@ ENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels
 
 
 def unavailable() -> str:
-    """Why there are no containers here; empty when there are."""
+    """What is not here that containers take, and why; empty when all is."""
     try:
         endpoint.find().call("GET", "/version", timeout=10)
     except EphemeralError as error:
-        return str(error)
+        return f"a container engine: {error}"
+    for program in ("busybox", "mmdebstrap"):
+        if not shutil.which(program):
+            return f"{program}: base images are made with it (.ci/engine installs it)"
     return ""
+
+
+def require() -> None:
+    """Skip the test where there can be no containers."""
+    if why := unavailable():
+        pytest.skip(f"without {why}")
 
 
 def busybox() -> str:

@@ -40,16 +40,16 @@ _ALWAYS = {"bridge", "host", "none"}
 def unavailable(program: str) -> str:
     """Why an engine can't be started here; empty when it can."""
     if os.geteuid() != 0:
-        return "an engine of the tests' own is started as root"
+        return "root: an engine of the tests' own is started as root"
     if shutil.which(program) is None:
-        return f"{program} is not installed (.ci/engine installs it)"
+        return f"{program}: .ci/engine installs it"
     return ""
 
 
 def require(program: str) -> None:
     """Skip the test where an engine can't be started."""
     if why := unavailable(program):
-        pytest.skip(why)
+        pytest.skip(f"without {why}")
 
 
 @contextmanager
