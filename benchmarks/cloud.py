@@ -67,7 +67,6 @@ def project(*, real: bool) -> Iterator[tuple[Account, Bench]]:
         bench = Bench(made, Path(folder))
         bench.keys = {"artifact": None, "install": ["true"], "verify": []}
         yield made, bench
-        bench.lifecycle.close()
 
 
 def own_group(made: Account) -> list[str]:

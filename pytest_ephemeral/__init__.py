@@ -11,16 +11,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_ephemeral.errors import EphemeralError
     from pytest_ephemeral.models import Endpoint, Environment
-    from pytest_ephemeral.pytest_plugin.fixtures import environment_fixture
+    from pytest_ephemeral.pytest_plugin.fixtures import early_environment, environment_fixture
     from pytest_ephemeral.tables import Template
 
-__all__ = ["Endpoint", "Environment", "EphemeralError", "Template", "environment_fixture"]
+__all__ = [
+    "Endpoint",
+    "Environment",
+    "EphemeralError",
+    "Template",
+    "early_environment",
+    "environment_fixture",
+]
 
 _HOMES = {
     "Endpoint": "pytest_ephemeral.models",
     "Environment": "pytest_ephemeral.models",
     "EphemeralError": "pytest_ephemeral.errors",
     "Template": "pytest_ephemeral.tables",
+    "early_environment": "pytest_ephemeral.pytest_plugin.fixtures",
     "environment_fixture": "pytest_ephemeral.pytest_plugin.fixtures",
 }
 

@@ -17,7 +17,7 @@ import msgspec
 
 from pytest_ephemeral import interpolation, providers
 from pytest_ephemeral.errors import ConfigurationError, closest
-from pytest_ephemeral.models import Outcome
+from pytest_ephemeral.models import Announcement
 from pytest_ephemeral.reading import Problem, format_value, join, read, read_table
 from pytest_ephemeral.tables import (
     Audience,
@@ -56,7 +56,7 @@ class Webhook(Table, frozen=True, kw_only=True):
     """
 
     url: str
-    events: list[Outcome] = msgspec.field(default_factory=list)
+    events: list[Announcement] = msgspec.field(default_factory=list)
     headers: dict[str, str] = msgspec.field(default_factory=dict)
 
 

@@ -90,6 +90,14 @@ class EnvironmentGoneError(EphemeralError):
     exit_status = 3
 
 
+class OwnerLostError(EphemeralError):
+    """The process that owns this run's environments is gone, or can't be reached from here."""
+
+
+class HookError(Exception):
+    """A hook of the user's has failed, in another process; names the error that it raised."""
+
+
 class DestroyError(EphemeralError):
     """Something of an environment is still there after destroying it.
 
@@ -183,3 +191,8 @@ def closest(name: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean {near[0]!r}?"
     return f" Known: {', '.join(names)}." if names else ""
+
+
+def describe_error(error: BaseException) -> str:
+    """An error that is not ours, for people: its type, and what it says."""
+    return str(error) if isinstance(error, HookError) else f"{type(error).__name__}: {error}"

@@ -178,3 +178,15 @@ def process_started(pid: int) -> str:
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return found.stdout.strip()
+
+
+#: Linux's number of the first PID namespace (PROC_PID_INIT_INO in include/linux/proc_ns.h).
+_FIRST_NAMESPACE = "pid:[4026531836]"
+
+
+def is_contained() -> bool:
+    """Whether this process is in a PID namespace of its own: its first process ends all others."""
+    try:
+        return Path("/proc/self/ns/pid").readlink().name != _FIRST_NAMESPACE
+    except OSError:
+        return False

@@ -22,7 +22,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-State = Literal["launching", "ready", "destroying"]
+#: Where an environment is in its life. In this order, but for ``failed`` (it did not come up) and
+#: what it may end as: ``kept`` and ``attached`` are still up, of ``leaked`` something remains.
+State = Literal[
+    "planned",
+    "launching",
+    "ready",
+    "failed",
+    "destroying",
+    "destroyed",
+    "kept",
+    "attached",
+    "leaked",
+]
+
+#: What hooks are told has become of an environment; one that ``died`` is destroyed.
+Outcome = Literal["destroyed", "destroying", "kept", "died", "leaked"]
 
 #: ``\Z`` and not ``$``, which matches before a last line feed too.
 ID_PATTERN: Final = r"\A[a-z0-9][a-z0-9-]{0,78}\Z"
@@ -37,7 +52,7 @@ Digest = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)]
 RecordedName = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 
 #: What publishers tell of an environment: it is up, or what became of it.
-Outcome = Literal["up", "kept", "destroyed", "destroying", "died", "leaked"]
+Announcement = Literal["up", Outcome]
 
 
 def decode_hook(kind: type, value: Any) -> Any:
@@ -213,6 +228,7 @@ class Environment(Model, frozen=True, kw_only=True):
         state: Where it is in its life.
         kept: It outlives its owner, until it expires.
         production: The promotion whose name points to it; None when none does.
+        problem: Why it could not be removed when that was last tried; empty otherwise.
         handle: What its provider needs to find it again.
     """
 
@@ -229,6 +245,7 @@ class Environment(Model, frozen=True, kw_only=True):
     state: State = "launching"
     kept: bool = False
     production: str | None = None
+    problem: str = ""
     handle: dict[str, str] = {}
 
     def url_for(self, name: str) -> str:

@@ -65,6 +65,7 @@ def build_parser() -> Parser:
         promote,
         schema,
         up,
+        with_command,
     )
     from pytest_ephemeral.cli.arguments import Parser
 
@@ -77,8 +78,8 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=_version())
     parser.set_defaults(json=False, config=None, traceback=False)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)
-    modules = (init, doctor, artifact, images, up, environments, approval, board, promote, schema)
-    for module in modules:
+    everyday = (init, doctor, artifact, images, with_command, up, environments)
+    for module in (*everyday, approval, board, promote, schema):
         module.add_to(commands)
     return parser
 

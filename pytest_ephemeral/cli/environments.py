@@ -102,6 +102,10 @@ def list_(arguments: argparse.Namespace, output: Printer) -> int:
     found = ledger.entries()
     for path in ledger.broken:
         output.say(f"warning: the record {path} in {ledger.store.url} can't be read: left out")
+    for one in found:
+        if one.problem:
+            reason = one.problem.splitlines()[0]
+            output.say(f"warning: {one.id} could not be removed: {reason}")
     now = datetime.now(UTC)
     states = {one.id: _state(one, now, _status(one)) for one in found}
     if output.as_json:
@@ -307,8 +311,8 @@ def _state(environment: Environment, now: datetime, status: Status | None) -> st
     """The state for people: the most serious one that applies."""
     if environment.expires_at is not None and environment.expires_at <= now:
         return "expired"
-    if overdue.why(environment, now):
-        return "owner gone"
+    if environment.problem or overdue.why(environment, now):
+        return "not removed" if environment.problem else "owner gone"
     if environment.state != "ready":
         return environment.state
     if status is None:

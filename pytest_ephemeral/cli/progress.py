@@ -35,10 +35,11 @@ def show() -> Iterator[Callable[[Progress], None]]:
         with _animate() as say:
             yield say
     else:
-        yield _log
+        yield log
 
 
-def _log(progress: Progress) -> None:
+def log(progress: Progress) -> None:
+    """Report it in a line of its own, on stderr."""
     if progress.phase != "seen":  # changes too often for lines that stay
         print(_sentence(progress), file=sys.stderr, flush=True)
 

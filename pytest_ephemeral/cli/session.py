@@ -53,7 +53,6 @@ def lifecycle(project: Project, say: Callable[[Progress], None]) -> Iterator[Lif
     try:
         yield made
     finally:
-        made.close()
         publishing.close()
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from pytest_ephemeral.cli import progress
 from pytest_ephemeral.cli.arguments import add_command, duration
 from pytest_ephemeral.cli.output import Printer
-from pytest_ephemeral.cli.session import lifecycle, open_project
+from pytest_ephemeral.cli.owner import lease
+from pytest_ephemeral.cli.session import open_project
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Subcommands
@@ -40,20 +41,17 @@ def add_to(commands: Subcommands) -> None:
 def up(arguments: argparse.Namespace, output: Printer) -> int:
     """Bring up an environment, keep it, and print its URL.
 
-    When this is interrupted before the environment is kept, the environment is destroyed: here,
-    or, if this process is gone, by its guard.
+    When this is interrupted before the environment is kept, the environment is destroyed by its
+    owner process, which outlives this one.
     """
-    project = open_project(arguments)
-    template = project.config.template(arguments.template)
-    with progress.show() as say, lifecycle(project, say) as life:
-        timed = life.bring_up(template, ttl=arguments.ttl)
-        try:
-            environment = life.keep(timed.environment)
-        except BaseException:
-            life.destroy(timed.environment)
-            raise
+    with (
+        progress.show() as say,
+        lease(arguments.template, arguments.config, say, ttl=arguments.ttl) as held,
+    ):
+        held.keep()
+    environment = open_project(arguments).ledger.get(held.environment.id)
     if output.as_json:
-        output.data(environment=environment, seconds=timed.seconds)
+        output.data(environment=environment, seconds=held.seconds)
     else:
         output.line(environment.url or environment.id)
     return 0

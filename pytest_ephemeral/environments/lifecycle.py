@@ -20,18 +20,17 @@ import msgspec
 
 from pytest_ephemeral import interpolation, labels, machine, providers
 from pytest_ephemeral.durations import Duration
-from pytest_ephemeral.environments import expiry, readiness, watchdog
+from pytest_ephemeral.environments import cleanup, expiry, readiness
 from pytest_ephemeral.environments.ledger import register
 from pytest_ephemeral.environments.progress import Clock, Progress
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.environments.seeding import seed
-from pytest_ephemeral.errors import EphemeralError, LaunchError
-from pytest_ephemeral.models import Environment, Image, ImageReference
+from pytest_ephemeral.errors import EphemeralError, LaunchError, describe_error
+from pytest_ephemeral.models import Environment, Image, ImageReference, Outcome
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.abilities import SupportsPreflight
 from pytest_ephemeral.providers.protocol import Order, Provider, Status
 from pytest_ephemeral.tables import Template
-from pytest_ephemeral.vigil import Vigil
 
 BakeMode = Literal["missing", "always", "never"]
 
@@ -76,8 +75,6 @@ class Lifecycle(msgspec.Struct):
     _hook_lock: threading.RLock = msgspec.field(default_factory=threading.RLock)
     _image_locks: dict[str, threading.Lock] = msgspec.field(default_factory=dict)
     _images: dict[str, Image] = msgspec.field(default_factory=dict)
-    _guard_lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
-    _watchdog: Vigil | None = None
     _left: set[str] = msgspec.field(default_factory=set)
 
     def check(self, template: str) -> None:
@@ -129,8 +126,6 @@ class Lifecycle(msgspec.Struct):
 
     def _launch(self, order: Order, provider: Provider, clock: Clock) -> Timed:
         template, subject = order.template, order.environment.id
-        if not provider.guards_itself:
-            self._guard()
         with clock.phase(subject, "launch"):
             environment = provider.launch(order)
         with (
@@ -161,7 +156,7 @@ class Lifecycle(msgspec.Struct):
         except Exception as error:
             raise LaunchError(
                 f"pytest_ephemeral_modify_template failed for {template.name!r}: "
-                f"{type(error).__name__}: {error}"
+                f"{describe_error(error)}"
             ) from error
         if changed is None:
             return template
@@ -240,7 +235,7 @@ class Lifecycle(msgspec.Struct):
             images=images,
             variables=filled.variables,
             secrets=(*filled.secrets, *headers.secrets),
-            settle=watchdog.settle_command(self.project.store.url, environment.id),
+            settle=cleanup.settle_command(self.project.store.url, environment.id),
             root=self.project.config.root,
             journal=lambda changed: self._record(changed, "handle"),
         )
@@ -273,12 +268,6 @@ class Lifecycle(msgspec.Struct):
             )
         except LaunchError as error:
             raise type(error)(interpolation.mask(str(error), order.secrets)) from None
-
-    def _guard(self) -> None:
-        """Have someone there who outlives this process, before anything is made."""
-        with self._guard_lock:  # a second one, dropped, would take this process for dead
-            if self._watchdog is None:
-                self._watchdog = watchdog.start(self.project.store.url, self.run)
 
     def _abandon(self, environment: Environment, error: BaseException) -> None:
         """Take down what came up only in part; the error says so when that fails."""
@@ -321,12 +310,21 @@ class Lifecycle(msgspec.Struct):
         """Tell everyone who should know where an environment is."""
         self._emit("publish_url", environment=environment, url=url)
 
-    def destroy(self, environment: Environment, *, outcome: str = "destroyed") -> float:
+    def destroy(
+        self,
+        environment: Environment,
+        *,
+        outcome: Outcome = "destroyed",
+        accepted: Callable[[], None] = lambda: None,
+        last: bool = True,
+    ) -> float:
         """Remove all of an environment, and its record.
 
         Args:
             environment: Up, half-made, or gone already.
             outcome: What the hooks are told when it worked.
+            accepted: Called once the platform has agreed to remove it.
+            last: Whether the hooks are told that it is leaked when this fails.
 
         Returns:
             Seconds it took.
@@ -337,9 +335,10 @@ class Lifecycle(msgspec.Struct):
         started = time.monotonic()
         self.say(Progress(environment.id, "destroy"))
         try:
-            remove(self.project.ledger, environment)
+            remove(self.project.ledger, environment, accepted)
         except EphemeralError:
-            self._emit("environment_stopped", environment=environment, outcome="leaked")
+            if last:
+                self._emit("environment_stopped", environment=environment, outcome="leaked")
             raise
         seconds = time.monotonic() - started
         if environment.id in self._left:
@@ -348,26 +347,14 @@ class Lifecycle(msgspec.Struct):
         self._emit("environment_stopped", environment=environment, outcome=outcome)
         return seconds
 
-    def leave(self, environment: Environment) -> bool:
-        """Let the watchdog finish a removal that is going on in another thread.
+    def leave(self, environment: Environment) -> None:
+        """Tell the hooks of a removal that goes on in another thread, and is not waited for.
 
         What the engine of a provider takes its time for (an address, a bridge) is nothing that
         people should wait for. Its record stays until it is done, and longer if it fails.
-
-        Returns:
-            Whether there is a watchdog that will; if not, the removal has to be waited for.
         """
-        if self._watchdog is None or providers.load(environment.provider).guards_itself:
-            return False
         self._left.add(environment.id)
         self._emit("environment_stopped", environment=environment, outcome="destroying")
-        return True
-
-    def close(self) -> None:
-        """The run is over and has seen to all it brought up: let the watchdog go."""
-        if self._watchdog is not None:
-            self._watchdog.release(sorted(self._left))
-            self._watchdog = None
 
     # -- what both need ----------------------------------------------------------------------
 
@@ -391,7 +378,7 @@ class Lifecycle(msgspec.Struct):
             with self._hook_lock:
                 hook(**arguments, config=self.config)
         except Exception as error:  # noqa: BLE001 - anyone's code
-            text = f"pytest_ephemeral_{event} failed: {type(error).__name__}: {error}"
+            text = f"pytest_ephemeral_{event} failed: {describe_error(error)}"
             self.say(Progress(arguments["environment"].id, "warning", text))
 
 

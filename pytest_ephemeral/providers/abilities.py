@@ -106,3 +106,18 @@ class SupportsHealth(Protocol):
 
     def pending_health(self, environment: Environment) -> str:
         """The health checks that have not passed yet, for people; empty when all have."""
+
+
+@runtime_checkable
+class SupportsStagedDestroy(Protocol):
+    """A provider whose platform first accepts a removal, and then takes its time for it."""
+
+    def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
+        """As ``Provider.destroy``.
+
+        Args:
+            environment: Which.
+            accepted: Called as soon as the platform has agreed to remove it: nothing of it runs
+                on, or the platform will see to that by itself. What is left is to wait, and to
+                take away what is shared.
+        """

@@ -132,7 +132,7 @@ class Provider(Protocol):
         template_type: The keys a template of this provider has.
         recipe_type: The keys of its recipes; None when it bakes no images.
         guards_itself: Whether its environments end by themselves when their owner dies. If not,
-            the lifecycle starts a watchdog for them.
+            only its owner process, or `reap`, ends them.
         forwards_ports: Whether a port of its environments accepts connections though nobody
             listens behind it, as a container engine's does.
     """

@@ -17,7 +17,7 @@ import pluggy
 
 from pytest_ephemeral import ci, interpolation
 from pytest_ephemeral.config import Config
-from pytest_ephemeral.models import Environment, Outcome
+from pytest_ephemeral.models import Announcement, Environment, Outcome
 from pytest_ephemeral.publishers.channels import Channel, Host, LimitedChannel
 from pytest_ephemeral.publishers.events import Event, clean
 from pytest_ephemeral.publishers.outbox import Outbox
@@ -90,7 +90,7 @@ class Publisher(msgspec.Struct, eq=False):  # a plugin: pytest keeps those in se
         if environment.url:
             self._tell(environment, environment.url, outcome)
 
-    def _tell(self, environment: Environment, url: str, outcome: Outcome) -> None:
+    def _tell(self, environment: Environment, url: str, outcome: Announcement) -> None:
         try:
             self.channel.tell(Event(environment, clean(url, self.secrets), outcome))
         except Exception as error:  # noqa: BLE001 - the next one must hear of it all the same

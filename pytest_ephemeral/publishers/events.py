@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pytest_ephemeral import interpolation
-from pytest_ephemeral.models import Environment, Outcome
+from pytest_ephemeral.models import Announcement, Environment
 
 #: The variables, outputs, parameters and keys of meta-data; the same in every CI. Each template
 #: has its own URL besides, such as EPHEMERAL_STAGING_URL or EPHEMERAL_STAGING_URL_EXPIRED.
@@ -30,7 +30,7 @@ class Event(msgspec.Struct, frozen=True):
 
     environment: Environment
     url: str
-    outcome: Outcome = "up"
+    outcome: Announcement = "up"
 
     @property
     def is_up(self) -> bool:

@@ -8,63 +8,73 @@ from typing import Final
 
 import pytest
 
-from pytest_ephemeral.pytest_plugin.lending import Evidence
-from pytest_ephemeral.pytest_plugin.settings import Settings
+from pytest_ephemeral.broker.protocol import Evidence, Settings
 
 #: More lines than this of one test's share of the log are cut off at the front.
 LOG_LINES: Final = 100
 
 
-def section(
-    evidence: Evidence, test: str, config: pytest.Config, settings: Settings
-) -> tuple[str, str]:
-    """A section of a failed test's report.
+class Evidencer:
+    """Writes sections of failed tests' reports.
 
     Args:
-        evidence: What the environment has to say.
-        test: The test's id.
         config: Of this run.
         settings: What this run was told to do.
-
-    Returns:
-        Its title and text.
     """
-    environment = evidence.environment
-    lines = [f"{environment.id}  {environment.url}".rstrip()]
-    if evidence.died:
-        lines += [evidence.died]
-    logs = evidence.logs.rstrip().splitlines()
-    lines += ["its log during this test:" if logs else "it printed nothing during this test"]
-    if len(logs) > LOG_LINES:
-        lines += [f"    ({len(logs) - LOG_LINES} lines more; --ephemeral-logs DIR writes all)"]
-    lines += [f"    {line}" for line in logs[-LOG_LINES:]]
-    lines += ["run it again:", f"    {rerun(evidence, test, config, settings)}"]
-    if evidence.kept and settings.attach is None:
-        lines += ["it is left up; destroy it:", f"    {destroy(environment.id, settings)}"]
-    return f"ephemeral environment {environment.id}", "\n".join(lines) + "\n"
 
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self._settings = settings
+        self._template = config.option.ephemeral_template
+        self._config_file = config.option.ephemeral_config
+        # Found now: when a test has failed, it may have replaced what finds out.
+        self._root = os.path.relpath(config.rootpath, config.invocation_params.dir)
+        self._here = os.path.relpath(config.invocation_params.dir, config.rootpath)
 
-def rerun(evidence: Evidence, test: str, config: pytest.Config, settings: Settings) -> str:
-    """The command that runs one test again: against the same environment, or the same image."""
-    words = ["pytest", "--ephemeral-env"]
-    if settings.attach is not None:
-        words += ["--ephemeral-attach", settings.attach]
-    elif evidence.kept:
-        words += ["--ephemeral-attach", evidence.environment.id]
-    else:
-        words += ["--ephemeral-bake", "never"]
-        if config.option.ephemeral_template:
-            words += ["--ephemeral-template", config.option.ephemeral_template]
-    if config.option.ephemeral_config:
-        words += ["--ephemeral-config", config.option.ephemeral_config]
-    return shlex.join([*words, _from_here(test, config)])
+    def section(self, evidence: Evidence, test: str) -> tuple[str, str]:
+        """A section of a failed test's report.
 
+        Args:
+            evidence: What the environment has to say.
+            test: The test's id.
 
-def _from_here(test: str, config: pytest.Config) -> str:
-    """A test's id, which begins at rootdir, as it is typed where pytest was started."""
-    path, separator, rest = test.partition("::")
-    here = os.path.relpath(config.rootpath / path, config.invocation_params.dir)
-    return f"{here}{separator}{rest}"
+        Returns:
+            Its title and text.
+        """
+        environment = evidence.environment
+        lines = [f"{environment.id}  {environment.url}".rstrip()]
+        if evidence.died:
+            lines += [evidence.died]
+        logs = evidence.logs.rstrip().splitlines()
+        lines += ["its log during this test:" if logs else "it printed nothing during this test"]
+        if len(logs) > LOG_LINES:
+            lines += [f"    ({len(logs) - LOG_LINES} more lines; --ephemeral-logs DIR writes all)"]
+        lines += [f"    {line}" for line in logs[-LOG_LINES:]]
+        lines += ["run it again:", f"    {self._rerun(evidence, test)}"]
+        if evidence.kept and self._settings.attach is None:
+            lines += ["it is left up; destroy it:"]
+            lines += [f"    {destroy(environment.id, self._settings)}"]
+        return f"ephemeral environment {environment.id}", "\n".join(lines) + "\n"
+
+    def _rerun(self, evidence: Evidence, test: str) -> str:
+        """The command that runs one test again: against the same environment, or the same image."""
+        words = ["pytest", "--ephemeral-env"]
+        if self._settings.attach is not None:
+            words += ["--ephemeral-attach", self._settings.attach]
+        elif evidence.kept:
+            words += ["--ephemeral-attach", evidence.environment.id]
+        else:
+            words += ["--ephemeral-bake", "never"]
+            if self._template:
+                words += ["--ephemeral-template", self._template]
+        if self._config_file:
+            words += ["--ephemeral-config", self._config_file]
+        return shlex.join([*words, self._from_here(test)])
+
+    def _from_here(self, test: str) -> str:
+        """A test's id, which begins at rootdir, as it is typed where pytest was started."""
+        if self._here != "." and test.startswith(f"{self._here}/"):
+            return test.removeprefix(f"{self._here}/")
+        return test if self._root == "." else f"{self._root}/{test}"
 
 
 def destroy(id: str, settings: Settings) -> str:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_ephemeral.broker.protocol import Scope
     from pytest_ephemeral.models import Environment
 
-Scope = Literal["session", "package", "module", "class", "function"]
+SCOPES: Final = ("session", "package", "module", "class", "function")
 
-#: What says of a fixture function that it lends an environment.
+#: By this attribute a fixture function is known that lends an environment.
 ATTRIBUTE: Final = "_ephemeral_environment"
 
 OFF: Final = "needs an environment: run pytest with --ephemeral-env"
 
 
-class Spec(NamedTuple):
+class Declaration(NamedTuple):
     """What a fixture lends.
 
     Attributes:
@@ -37,9 +38,12 @@ class Lender(Protocol):
         """The template of a test, by its marker or else the default one, if there is one."""
 
     def lend(
-        self, request: pytest.FixtureRequest, spec: Spec, template: str
+        self, request: pytest.FixtureRequest, declaration: Declaration, template: str
     ) -> Iterator[Environment]:
         """Lend an environment until the fixture is torn down."""
+
+    def lend_early(self, template: str | None) -> Environment:
+        """Lend the session's environment of a template, before tests are collected."""
 
 
 LENDER: Final = pytest.StashKey[Lender]()
@@ -59,32 +63,51 @@ def environment_fixture(
 
     Returns:
         The fixture; assign it in a conftest.py or a test module.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: There is no such scope, or the name can't be a fixture's.
     """
-    spec = Spec(template, scope)
+    _check(template, scope, name)
+    declaration = Declaration(template, scope)
     if template is None:
 
         def environment(
             request: pytest.FixtureRequest, _ephemeral_template: str | None
         ) -> Iterator[Environment]:
-            yield from _lend(request, spec, _ephemeral_template)
+            yield from _lend(request, declaration, _ephemeral_template)
     else:
 
         def environment(request: pytest.FixtureRequest) -> Iterator[Environment]:  # type: ignore[misc]
-            yield from _lend(request, spec, template)
+            yield from _lend(request, declaration, template)
 
     which = f"template {template!r}" if template else "the test's template"
     environment.__doc__ = f"An ephemeral environment of {which}, one for each {scope}."
-    setattr(environment, ATTRIBUTE, spec)
+    setattr(environment, ATTRIBUTE, declaration)
     return pytest.fixture(scope=scope, name=name)(environment)
 
 
+def _check(template: object, scope: object, name: object) -> None:
+    """Refuse wrong arguments where they are written, not when the fixture is used."""
+    if not (template is None or isinstance(template, str)):
+        raise TypeError(f"environment_fixture: template is a str or None, not {template!r}")
+    if template == "":
+        raise ValueError("environment_fixture: template is empty: name one, or leave it out")
+    if scope not in SCOPES:
+        raise ValueError(f"environment_fixture: scope is one of {', '.join(SCOPES)}, not {scope!r}")
+    if not (name is None or isinstance(name, str)):
+        raise TypeError(f"environment_fixture: name is a str or None, not {name!r}")
+    if name is not None and not name.isidentifier():
+        raise ValueError(f"environment_fixture: {name!r} can't be the name of a fixture")
+
+
 def _lend(
-    request: pytest.FixtureRequest, spec: Spec, template: str | None
+    request: pytest.FixtureRequest, declaration: Declaration, template: str | None
 ) -> Iterator[Environment]:
     lender = request.config.stash.get(LENDER, None)
     if lender is None or template is None:
         pytest.skip(OFF)
-    yield from lender.lend(request, spec, template)
+    yield from lender.lend(request, declaration, template)
 
 
 @pytest.fixture(scope="session")
@@ -104,3 +127,23 @@ ephemeral_env_function = environment_fixture(scope="function")
 def ephemeral_url(ephemeral_env: Environment) -> str:
     """The URL of ``ephemeral_env``."""
     return ephemeral_env.url
+
+
+def early_environment(config: pytest.Config, template: str | None = None) -> Environment | None:
+    """The session's environment of a template, for ``pytest_sessionstart`` in a conftest.py.
+
+    It is up before tests are collected. Name its template in ``ephemeral_early`` (pytest's
+    configuration file), so that it starts with pytest; otherwise it starts when this is called.
+
+    Args:
+        config: pytest's configuration, ``session.config``.
+        template: A template's name; None for the default one.
+
+    Returns:
+        The environment, ready; None in a run without ``--ephemeral-env``.
+
+    Raises:
+        pytest.UsageError: It can't be had; says why.
+    """
+    lender = config.stash.get(LENDER, None)
+    return None if lender is None else lender.lend_early(template)

@@ -7,9 +7,11 @@ itself orders tests by template. One template leaves the test's id as it is (pyt
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import pytest
+from _pytest.scope import Scope
 
 NAME: Final = "ephemeral_env"
 LINE: Final = (
@@ -30,7 +32,7 @@ class MarkerError(Exception):
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
     """Run a test once against each of the templates that its marker names."""
-    marker = metafunc.definition.get_closest_marker(NAME)
+    marker = nearest(metafunc.definition)
     if marker is None:
         return
     on = metafunc.config.option.ephemeral_env
@@ -50,6 +52,48 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
             scope="session",
             ids=names if len(names) > 1 else [pytest.HIDDEN_PARAM],
         )
+
+
+def nearest(node: pytest.Item) -> pytest.Mark | None:
+    """The marker that a test goes by: of its parameter, function, class, module, in this order.
+
+    A class's own comes before its base's. ``get_closest_marker`` takes the base's (pytest#14329).
+    """
+    for at in reversed(node.listchain()):
+        own = [mark for mark in at.own_markers if mark.name == NAME]
+        if len(own) > 1 and isinstance(at, pytest.Class):
+            own = [mark for mark in _in_order_of_resolution(at.obj) if mark in own] or own
+        if own:
+            callspec = getattr(at, "callspec", None)
+            of_parameter = [mark for mark in own if callspec and mark in callspec.marks]
+            return (of_parameter or own)[0]
+    return None
+
+
+def _in_order_of_resolution(kind: type) -> Iterator[pytest.Mark]:
+    for one in kind.__mro__:
+        found = one.__dict__.get("pytestmark", [])
+        for mark in found if isinstance(found, list) else [found]:
+            yield mark if isinstance(mark, pytest.Mark) else mark.mark
+
+
+def choose(item: pytest.Item) -> None:
+    """Hand a test the template that the marker of its own parameter names, if one does."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is None or TEMPLATE_FIXTURE not in getattr(item, "fixturenames", ()):
+        return
+    marker = next((mark for mark in callspec.marks if mark.name == NAME), None)
+    if marker is None:
+        return
+    try:
+        names = templates(marker)
+    except MarkerError as error:
+        item.config.stash.setdefault(PROBLEMS, []).append(f"{item.nodeid}: {error}")
+        return
+    if len(names) == 1:
+        callspec.params[TEMPLATE_FIXTURE] = names[0]
+        callspec.indices[TEMPLATE_FIXTURE] = 0
+        callspec._arg2scope[TEMPLATE_FIXTURE] = Scope.Session  # noqa: SLF001 - as parametrize does
 
 
 def templates(marker: pytest.Mark) -> tuple[str, ...]:

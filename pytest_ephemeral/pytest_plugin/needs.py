@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import pytest
+from _pytest import skipping  # pytest has no other way to ask whether a test will be skipped
 
+from pytest_ephemeral.broker.protocol import Key, Scope
 from pytest_ephemeral.errors import closest
 from pytest_ephemeral.pytest_plugin import markers
-from pytest_ephemeral.pytest_plugin.fixtures import ATTRIBUTE, Scope, Spec
+from pytest_ephemeral.pytest_plugin.fixtures import ATTRIBUTE, Declaration
 
 #: What is asked for by a marker that can't reach the test.
 UNREACHED: Final = (
@@ -18,27 +20,19 @@ UNREACHED: Final = (
     "pytest_ephemeral.environment_fixture, and use that"
 )
 
+TOO_LATE: Final = (
+    "its ephemeral_env marker was put on after its fixtures had been chosen, or names several "
+    "templates for one parameter: mark the function, its class or its module; or one template in "
+    "pytest.param(..., marks=...)"
+)
+
 NO_TEMPLATE: Final = (
     "it names no template, and there is no default one: pytest --ephemeral-template NAME, "
     "default-template in ephemeral.toml, or the marker ephemeral_env"
 )
 
 
-class Key(NamedTuple):
-    """Which environment: fixtures of the same template, scope and instance share one.
-
-    Attributes:
-        template: The template's name.
-        scope: How long it serves.
-        instance: The node it serves (a module, a test); empty for the session.
-    """
-
-    template: str
-    scope: Scope
-    instance: str
-
-
-class Wish(NamedTuple):
+class Need(NamedTuple):
     """That a test uses an environment; its template is None where only the default can tell."""
 
     template: str | None
@@ -46,15 +40,15 @@ class Wish(NamedTuple):
     instance: str
 
 
-def wishes(item: pytest.Item) -> list[Wish]:
+def needs_of(item: pytest.Item) -> list[Need]:
     """The environments that a test's fixtures ask for, as far as that is known beforehand."""
     info = getattr(item, "_fixtureinfo", None)
     names = getattr(item, "fixturenames", ())
     definitions = {} if info is None else info.name2fixturedefs
-    return [_wish(item, *found) for found in _lending(names, definitions)]
+    return [_need(item, *found) for found in _environment_fixtures(names, definitions)]
 
 
-def late_wishes(item: pytest.Item) -> list[Wish]:
+def late_needs(item: pytest.Item) -> list[Need]:
     """The environments that a test has got by ``request.getfixturevalue``."""
     request = getattr(item, "_request", None)
     if request is None:
@@ -62,13 +56,52 @@ def late_wishes(item: pytest.Item) -> list[Wish]:
     names = set(request.fixturenames) - set(getattr(item, "fixturenames", ()))
     manager = item.session._fixturemanager  # noqa: SLF001 - pytest has no other way to ask
     definitions = {name: manager.getfixturedefs(name, item) or () for name in sorted(names)}
-    return [_wish(item, *found) for found in _lending(names, definitions)]
+    return [_need(item, *found) for found in _environment_fixtures(names, definitions)]
 
 
-def asks_in_vain(item: pytest.Item) -> bool:
-    """Whether the test's marker names templates that pytest can't hand to its fixtures."""
-    marked = item.get_closest_marker(markers.NAME) is not None
-    return marked and _parameter(item) is None
+def marker_unreachable(item: pytest.Item) -> str:
+    """Why pytest can't hand the template that a test's marker names to its fixtures.
+
+    Returns:
+        What to do about it; empty when it can, or when there is no marker.
+    """
+    marker = markers.nearest(item)
+    if marker is None:
+        return ""
+    try:
+        names = markers.templates(marker)
+    except markers.MarkerError as error:
+        return str(error)
+    parameter = _parameter(item)
+    if parameter in names:
+        return ""
+    if parameter is None and marker in getattr(item, "keywords", {}).get("pytestmark", [marker]):
+        return UNREACHED
+    return TOO_LATE
+
+
+def asks_late(item: pytest.Item) -> bool:
+    """Whether the code of a test asks for an environment by ``request.getfixturevalue``."""
+    code = getattr(getattr(item, "function", None), "__code__", None)
+    if code is None or "getfixturevalue" not in code.co_names:
+        return False
+    named = [constant for constant in code.co_consts if isinstance(constant, str)]
+    manager = item.session._fixturemanager  # noqa: SLF001 - pytest has no other way to ask
+    return any(_leads_to_environment(manager, name, item, set()) for name in named)
+
+
+def _leads_to_environment(manager: Any, name: str, item: pytest.Item, seen: set[str]) -> bool:
+    """Whether a fixture is of the test's template, or uses one that is."""
+    if name in seen:
+        return False
+    seen.add(name)
+    for definition in manager.getfixturedefs(name, item) or ():
+        declaration = getattr(definition.func, ATTRIBUTE, None)
+        if declaration is not None and declaration.template is None:
+            return True
+        if any(_leads_to_environment(manager, one, item, seen) for one in definition.argnames):
+            return True
+    return False
 
 
 def problem(item: pytest.Item, known: Sequence[str], default: str | None) -> str:
@@ -79,51 +112,55 @@ def problem(item: pytest.Item, known: Sequence[str], default: str | None) -> str
         known: The templates there are.
         default: The one of tests that name none; None when that can't be told.
     """
-    named = [_parameter(item), *(wish.template for wish in wishes(item))]
+    named = [_parameter(item), *(need.template for need in needs_of(item))]
     for name in named:
         if name is not None and known and name not in known:
             return f"{item.nodeid}: no template {name!r}.{closest(name, known)}"
-    unnamed = any(wish.template is None for wish in wishes(item))
-    if unnamed and asks_in_vain(item):
-        return f"{item.nodeid}: {UNREACHED}"
+    unnamed = any(need.template is None for need in needs_of(item))
+    if unnamed and (reason := marker_unreachable(item)):
+        return f"{item.nodeid}: {reason}"
     if unnamed and default is None:
         return f"{item.nodeid}: {NO_TEMPLATE}"
     return ""
 
 
-def keys(found: Iterable[Wish], default: str | None) -> list[Key]:
-    """The environments of some wishes, each once."""
+def keys(found: Iterable[Need], default: str | None) -> list[Key]:
+    """The environments of some needs, each once."""
     named = (
-        Key(wish.template or default or "", wish.scope, wish.instance)
-        for wish in found
-        if wish.template or default
+        Key(need.template or default or "", need.scope, need.instance)
+        for need in found
+        if need.template or default
     )
     return list(dict.fromkeys(named))
 
 
-def is_skipped(item: pytest.Item) -> bool:
-    """Whether it is known already that the test will be skipped."""
-    if item.get_closest_marker("skip") is not None:
-        return True
-    return any(
-        condition is True for mark in item.iter_markers("skipif") for condition in mark.args[:1]
-    )
+def cannot_run(item: pytest.Item) -> bool:
+    """Whether it is known already that a test will be skipped, or is not to be run."""
+    try:
+        if skipping.evaluate_skip_marks(item) is not None:
+            return True
+        expected = skipping.evaluate_xfail_marks(item)
+    except (Exception, pytest.fail.Exception):  # noqa: BLE001 - told when the test is set up
+        return False
+    return expected is not None and not expected.run and not item.config.option.runxfail
 
 
-def _lending(names: Iterable[str], definitions: Any) -> Iterator[tuple[Spec, Any]]:
+def _environment_fixtures(
+    names: Iterable[str], definitions: Any
+) -> Iterator[tuple[Declaration, Any]]:
     """The fixtures that lend an environment, among those of a test."""
     for name in names:
         for definition in reversed(definitions.get(name) or ()):
-            spec = getattr(definition.func, ATTRIBUTE, None)
-            if spec is not None:
-                yield spec, definition
-            if spec is not None or name not in definition.argnames:
+            declaration = getattr(definition.func, ATTRIBUTE, None)
+            if declaration is not None:
+                yield declaration, definition
+            if declaration is not None or name not in definition.argnames:
                 break  # what it overrides is not used
 
 
-def _wish(item: pytest.Item, spec: Spec, definition: Any) -> Wish:
-    template = spec.template or _parameter(item)
-    return Wish(template, spec.scope, _instance(item, spec.scope, definition))
+def _need(item: pytest.Item, declaration: Declaration, definition: Any) -> Need:
+    template = declaration.template or _parameter(item)
+    return Need(template, declaration.scope, _instance(item, declaration.scope, definition))
 
 
 def _parameter(item: pytest.Item) -> str | None:

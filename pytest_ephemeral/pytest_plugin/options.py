@@ -1,4 +1,4 @@
-"""The options on pytest's command line, and their twins in its configuration file."""
+"""The options on pytest's command line, and in its configuration file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import pytest
 GROUP: Final = "ephemeral"
 BAKE_MODES: Final = ("missing", "always", "never")
 KEEP_MODES: Final = ("never", "failed", "always")
+
+#: Set in pytest's configuration file only.
+EARLY: Final = "ephemeral_early"
 
 
 class Option(NamedTuple):
@@ -73,15 +76,19 @@ OPTIONS: Final = (
         "ephemeral-approval",
         "SECONDS",
         "after the tests have passed, keep what was tested up, show its link, and wait so long for "
-        "a person's decision; anything but a yes fails the run",
+        "manual approval; the run fails unless it is approved",
         ini=False,
     ),
-    Option("ephemeral-config", "FILE", "the ephemeral.toml to use (by default found from rootdir)"),
+    Option(
+        "ephemeral-config",
+        "FILE",
+        "the ephemeral.toml to use (by default the one in rootdir, or in a parent of it)",
+    ),
 )
 
 
 def add(parser: pytest.Parser) -> None:
-    """Declare every option and its twin."""
+    """Declare every option, and its setting in the configuration file."""
     group = parser.getgroup(GROUP, "ephemeral environments")
     group.addoption(
         "--ephemeral-env",
@@ -100,3 +107,10 @@ def add(parser: pytest.Parser) -> None:
         )
         if option.ini:
             parser.addini(option.key, f"--{option.name}: {text}", default="")
+    parser.addini(
+        EARLY,
+        "templates whose session environment starts with pytest, before collection; get it in "
+        "pytest_sessionstart with pytest_ephemeral.early_environment(config)",
+        type="args",
+        default=[],
+    )

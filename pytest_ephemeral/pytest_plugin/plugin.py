@@ -33,6 +33,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     options.add(parser)
 
 
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """With ``--ephemeral-env``, start the owner process as early as that can be known."""
+    known = early_config.known_args_namespace
+    if getattr(known, "ephemeral_env", False) and not known.help and not known.version:
+        from pytest_ephemeral.pytest_plugin import session
+
+        session.start(early_config)
+
+
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Let a conftest.py listen to what becomes of environments."""
     from pytest_ephemeral import hookspecs

@@ -1,9 +1,9 @@
 """What people see while environments come up.
 
-Progress is told by background threads and written by one that may write: the main thread while
-a test waits or between two tests, or under pytest-xdist, where no output is captured, a thread
-of its own. On a terminal a line moves while a test waits; in a CI log every phase that takes
-noticeable time is a line.
+The owner process tells of it, a thread hears it, and it is written by a thread that may write: the
+main one while a test waits or between two tests, or under pytest-xdist, where no output is
+captured, a thread of its own. On a terminal a line moves while a test waits; in a CI log every
+phase that takes noticeable time is a line.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-import msgspec
 import pytest
 
-from pytest_ephemeral.environments.progress import Progress
+from pytest_ephemeral.broker.protocol import Event
 
 #: Seconds after which a phase is worth a line of its own.
 NOTICEABLE: Final = 0.5
 
 #: Seconds between two looks for something to write, where a thread does it.
 TICK: Final = 0.1
+
+#: More URLs than this are told with ``-v`` only, where each test or module has its own.
+LISTED: Final = 12
 
 #: What a phase is called while it goes on.
 WORDS: Final = {
@@ -36,41 +38,49 @@ WORDS: Final = {
 }
 
 
-class Phase(msgspec.Struct):
-    """Something that goes on now in one thread, and whether that has been said."""
+class Activity:
+    """Something that goes on now, and whether that has been said."""
 
-    text: str
-    since: float
-    said: bool = False
+    def __init__(self, text: str, since: float) -> None:
+        self.text = text
+        self.since = since
+        self.said = False
 
 
 class Reporter:
-    """Writes progress to pytest's terminal; where there is none, it is silent."""
+    """Writes progress to pytest's terminal; where there is none, it is silent.
+
+    Attributes:
+        warnings: What is to be said once more at the end.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self.warnings: list[str] = []
+        # Kept here, where no test replaces it.
+        self._now = time.monotonic
         self._terminal: Any = config.pluginmanager.getplugin("terminalreporter")
         self._capture: Any = config.pluginmanager.getplugin("capturemanager")
         self._verbosity = config.get_verbosity()
-        self._told: deque[Progress | str] = deque()
-        self._phases: dict[int, Phase] = {}
-        self._routine: set[int] = set()
+        self._told: deque[Event | str] = deque()
+        self._activities: dict[int, Activity] = {}
+        self._listed = 0
         self._moving = False
         self._writing = threading.Lock()
         self._stopped = threading.Event()
 
-    def say(self, progress: Progress) -> None:
-        """Take note of progress, in the thread that makes it."""
-        if progress.phase == "seen":
+    def hear(self, event: Event) -> None:
+        """Take note of progress; called from the thread that hears it."""
+        if event.phase == "seen":
             return
-        thread = threading.get_ident()
-        if self._verbosity > 0 or progress.phase != "up" or thread not in self._routine:
-            self._told.append(progress)
-        if progress.phase not in WORDS:
-            self._phases.pop(thread, None)
-        elif not progress.text:
-            text = f"{progress.subject}: {WORDS[progress.phase]}"
-            self._phases[thread] = Phase(text, time.monotonic())
+        if self._verbosity > 0 or not event.routine or event.phase not in {"up", *WORDS}:
+            self._told.append(event)
+        if event.phase not in WORDS:
+            self._activities.pop(event.task, None)
+        elif not event.text:
+            text = f"{event.subject}: {WORDS[event.phase]}"
+            activity = Activity(text, self._now())
+            activity.said = event.routine and self._verbosity <= 0
+            self._activities[event.task] = activity
 
     def print(self, text: str) -> None:
         """Have lines written as they are, however quiet this run is: a CI reads them."""
@@ -78,23 +88,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Have a warning written now and at the end."""
-        self._told.append(Progress("", "warning", text))
-
-    @contextmanager
-    def following(self, *, routine: bool) -> Iterator[None]:
-        """Bring something up, in this thread.
-
-        Args:
-            routine: One of so many that its URL is told with ``-v`` only.
-        """
-        thread = threading.get_ident()
-        if routine:
-            self._routine.add(thread)
-        try:
-            yield
-        finally:
-            self._routine.discard(thread)
-            self._phases.pop(thread, None)
+        self._told.append(Event("", "warning", text))
 
     def start_thread(self) -> Callable[[], None]:
         """Write from a thread: this process runs no tests, and captures nothing.
@@ -127,11 +121,11 @@ class Reporter:
         self.flush()
         if self._terminal is None or self._verbosity < 0 or not self._terminal.isatty:
             return
-        now = time.monotonic()
+        now = self._now()
         going_on = [
-            f"{phase.text}, {now - phase.since:.0f} s"
-            for phase in list(self._phases.values())
-            if now - phase.since >= NOTICEABLE
+            f"{activity.text}, {now - activity.since:.0f} s"
+            for activity in list(self._activities.values())
+            if now - activity.since >= NOTICEABLE
         ]
         if going_on:
             with self._visible():
@@ -178,33 +172,43 @@ class Reporter:
         lines: list[tuple[str, dict[str, bool]]] = []
         verbatim: list[tuple[str, dict[str, bool]]] = []
         while self._told:
-            progress = self._told.popleft()
-            if isinstance(progress, str):
-                verbatim += [(line, {}) for line in progress.splitlines()]
+            event = self._told.popleft()
+            if isinstance(event, str):
+                verbatim += [(line, {}) for line in event.splitlines()]
                 continue
             lines += [
-                (f"ephemeral: {text}", {"yellow": True} if progress.phase == "warning" else {})
-                for text in self._texts(progress)
+                (f"ephemeral: {text}", {"yellow": True} if event.phase == "warning" else {})
+                for text in self._texts(event)
             ]
-        for phase in list(self._phases.values()):
-            if not phase.said and time.monotonic() - phase.since >= NOTICEABLE and self._in_a_log():
-                phase.said = True
-                lines.append((f"ephemeral: {phase.text}", {}))
+        for activity in list(self._activities.values()):
+            noticeable = self._now() - activity.since >= NOTICEABLE
+            if not activity.said and noticeable and self._in_a_log():
+                activity.said = True
+                lines.append((f"ephemeral: {activity.text}", {}))
         return verbatim + (lines if self._verbosity >= 0 else [line for line in lines if line[1]])
 
     def _in_a_log(self) -> bool:
         return self._terminal is not None and not self._terminal.isatty
 
-    def _texts(self, progress: Progress) -> list[str]:
-        """What one piece of progress is to people."""
-        subject, phase, text = progress.subject, progress.phase, progress.text
+    def _texts(self, event: Event) -> list[str]:
+        """What one event is to people."""
+        subject, phase, text = event.subject, event.phase, event.text
         if phase == "warning":
             self.warnings.append(text)
             return [text]
         if phase == "bake" and text:
-            return [f"{subject} | {text}" if progress.live else text]
+            return [f"{subject} | {text}" if event.live else text]
         if phase == "up":
-            return [f"{subject} is up{' at ' if text else ''}{text} ({progress.seconds:.2f} s)"]
+            return self._list(
+                f"{subject} is up{' at ' if text else ''}{text} ({event.seconds:.2f} s)"
+            )
         if phase == "destroyed" and self._verbosity > 0:
-            return [f"{subject}: destroyed ({progress.seconds:.2f} s)"]
+            return [f"{subject}: destroyed ({event.seconds:.2f} s)"]
         return []
+
+    def _list(self, text: str) -> list[str]:
+        """A line of which there may be very many; after some, only that there are more."""
+        self._listed += 1
+        if self._verbosity > 0 or self._listed <= LISTED:
+            return [text]
+        return ["more environments come up (-v lists them)"] if self._listed == LISTED + 1 else []

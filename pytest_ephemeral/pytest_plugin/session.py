@@ -1,31 +1,109 @@
-"""A run with ``--ephemeral-env``: the process that owns its environments, and those that borrow.
-
-The owner is the process that the user started: pytest itself, or the controller of pytest-xdist.
-Pytest itself borrows from its own broker; xdist's workers borrow over a socket, and load nothing
-of what only the owner needs.
-"""
+"""A run with ``--ephemeral-env``: who starts the owner process, and who is a client of it only."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
 import pytest
 
-from pytest_ephemeral.pytest_plugin import signals
-from pytest_ephemeral.pytest_plugin.borrower import WORKER_INPUT, borrow
-from pytest_ephemeral.pytest_plugin.settings import read
+from pytest_ephemeral.broker.client import BrokerClient
+from pytest_ephemeral.broker.protocol import Event, Opened
+from pytest_ephemeral.pytest_plugin import base_url, hooks, signals
+from pytest_ephemeral.pytest_plugin.settings import process, read
+from pytest_ephemeral.pytest_plugin.worker import WORKER_INPUT, Worker
+
+#: The owner process that was started before the first conftest.py was loaded.
+STARTED: Final = pytest.StashKey[Any]()
+
+
+def start(config: pytest.Config) -> None:
+    """Start the owner process now, so that its imports run beside conftest files and collection.
+
+    Not where this may be a worker of xdist, which only pytest_configure knows.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.stash[STARTED] = _start(config)
+
+
+def _start(config: pytest.Config) -> Any:
+    from pytest_ephemeral.broker.process import OwnerProcess
+
+    owner = OwnerProcess()
+    config.add_cleanup(owner.leave)
+    return owner
 
 
 def begin(config: pytest.Config) -> None:
-    """Take part in a run: as the owner, or as a worker."""
+    """Take part in a run: as its controller, or as a worker."""
     settings = read(config)
-    if not hasattr(config, "workerinput"):
-        from pytest_ephemeral.pytest_plugin.owner import Opener
-
-        signals.interrupt_on_sigterm(config)
-        config.pluginmanager.register(Opener(config, settings), "ephemeral-opener")
+    if hasattr(config, "workerinput"):
+        _begin_worker(config, settings)
         return
-    from pytest_ephemeral.pytest_plugin.remote import RemoteDesk
+    from pytest_ephemeral.pytest_plugin.controller import Controller
 
-    given = config.workerinput[WORKER_INPUT]
-    desk = RemoteDesk(given["address"], given["authkey"])
-    config.add_cleanup(desk.close)
-    borrow(config, settings, desk, known=given["templates"], default=given["default"])
+    owner = config.stash.get(STARTED, None) or _start(config)
+    signals.interrupt_on_sigterm(config)
+    config.pluginmanager.register(Controller(config, settings, owner), "ephemeral-controller")
+
+
+def _begin_worker(config: pytest.Config, settings: Any) -> None:
+    given = config.workerinput[WORKER_INPUT]  # type: ignore[attr-defined]
+    client = BrokerClient(given["address"], given["key"])
+    config.add_cleanup(client.close)
+    audience = _WorkerAudience(config, client, given["plugins"])
+    found: list[Opened] = []
+
+    def opened() -> Opened:
+        if not found:
+            found.append(client.opened())
+        return found[0]
+
+    def taken() -> Any:
+        audience.listen()
+        return process(config)
+
+    worker = Worker(config, settings, client, opened=opened, process=taken, refuse=client.refuse)
+    config.pluginmanager.register(worker, "ephemeral-worker")
+    if base_url.applies(config) and opened().default is not None:
+        config.pluginmanager.register(base_url, "ephemeral-base-url")
+
+
+class _WorkerAudience:
+    """Calls the hooks of a conftest.py that only workers load; all else is the controller's."""
+
+    def __init__(self, config: pytest.Config, client: BrokerClient, known: Sequence[str]) -> None:
+        self._config = config
+        self._client = client
+        self._known = known
+
+    def listen(self) -> None:
+        """Listen, if there is such a conftest.py."""
+        own = hooks.implementers(self._config.pluginmanager)
+        if found := hooks.missing(own, self._known):
+            from pytest_ephemeral.broker.process import EventThread
+
+            events = EventThread(self._client.address, self._client.key, self, found)
+            self._config.add_cleanup(events.expect_end)
+            events.welcomed.wait()
+
+    def hear(self, event: Event) -> None:
+        """See ``Audience``."""
+
+    def print(self, text: str) -> None:
+        """See ``Audience``."""
+
+    def warn(self, text: str) -> None:
+        """See ``Audience``."""
+
+    def has_hook(self, name: str) -> bool:
+        """See ``Audience``."""
+        return hooks.has(self._config, name)
+
+    def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:
+        """See ``Audience``."""
+        return hooks.call(self._config, name, plugins, arguments)
+
+    def lose(self) -> None:
+        """See ``Audience``. The tests of this worker are told when they ask for something."""

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import pytest
 
-from pytest_ephemeral.pytest_plugin.options import OPTIONS, Option
+from pytest_ephemeral.broker.protocol import Process, Settings
+from pytest_ephemeral.pytest_plugin import hooks
+from pytest_ephemeral.pytest_plugin.options import EARLY, OPTIONS, Option
 
 #: What a stage may be called: it becomes part of a path in the store.
 STAGE_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class Settings(NamedTuple):
-    """What one run was told to do. Paths are absolute."""
-
-    template: str | None
-    bake: str
-    keep: str
-    attach: str | None
-    stage: str
-    report: Path | None
-    logs: Path | None
-    config: Path | None
-    approval: float | None
 
 
 def read(config: pytest.Config) -> Settings:
     """What this run was told to do, on the command line or else in the configuration file.
 
     Raises:
-        pytest.UsageError: A value in the configuration file is none that there is.
+        pytest.UsageError: A value in the configuration file is not one of those there are.
     """
     values = {option.key: _value(config, option) for option in OPTIONS}
     stage = values["ephemeral_stage"] or ""
@@ -50,6 +40,17 @@ def read(config: pytest.Config) -> Settings:
         logs=_path(config, "ephemeral_logs"),
         config=_path(config, "ephemeral_config"),
         approval=_seconds(values["ephemeral_approval"]),
+        start=config.rootpath,
+        early=tuple(config.getini(EARLY)),
+    )
+
+
+def process(config: pytest.Config) -> Process:
+    """What the owner takes over from this process."""
+    return Process(
+        environ=dict(os.environ),
+        path=tuple(sys.path),
+        hooks=hooks.implementers(config.pluginmanager),
     )
 
 

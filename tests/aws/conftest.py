@@ -107,7 +107,6 @@ def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     _account.tell("failing")
     made = Bench(_account, tmp_path)
     yield made
-    made.lifecycle.close()
     _account.tell("faults")
     running = [one for one in _account.left() if one.startswith("i-")]
     if running:

@@ -24,7 +24,6 @@ def main(folder: Path, known: Known) -> None:
     print("up", flush=True)
     sys.stdin.readline()
     bench.lifecycle.destroy(timed.environment)
-    bench.lifecycle.close()
 
 
 if __name__ == "__main__":

@@ -69,7 +69,6 @@ def refusal(lifecycle: Lifecycle, template: str = WEB) -> EphemeralError:
         up(lifecycle, template)
     assert lifecycle.project.ledger.entries() == []
     assert left(lifecycle.run) == []
-    lifecycle.close()
     return caught.value
 
 

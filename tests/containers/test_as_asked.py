@@ -83,7 +83,6 @@ def test_a_container_is_as_its_template_says(theirs: Engine, opened: Opened, kno
     with pytest.raises(EphemeralError):
         theirs.call("GET", f"/volumes/{anonymous}")
     assert theirs.call("GET", f"/networks/{THEIRS}")["Containers"] == {}
-    lifecycle.close()
 
 
 def test_everything_carries_the_labels_and_no_secret(
@@ -110,7 +109,6 @@ def test_everything_carries_the_labels_and_no_secret(
     records = [file.read_text() for file in (tmp_path / ".ephemeral").rglob("*.json")]
     assert not any("pr0be-s3cret" in text and "PROBE_KEY" not in text for text in records)
     lifecycle.destroy(environment)
-    lifecycle.close()
 
 
 def test_what_only_sounds_like_ours_is_left_alone(theirs: Engine, opened: Opened) -> None:
@@ -136,7 +134,6 @@ def test_what_only_sounds_like_ours_is_left_alone(theirs: Engine, opened: Opened
         theirs.call("DELETE", f"/networks/{network}")
         theirs.call("DELETE", f"/volumes/{name}")
         theirs.call("DELETE", f"/images/pytest-ephemeral/web:{environment.id}")
-    lifecycle.close()
 
 
 def test_a_name_given_to_another_image_stays_with_it(opened: Opened) -> None:
@@ -151,7 +148,6 @@ def test_a_name_given_to_another_image_stays_with_it(opened: Opened) -> None:
     engine.call("DELETE", f"/images/{name}")
     with pytest.raises(EphemeralError):
         engine.call("GET", f"/images/{image.reference}/json")
-    lifecycle.close()
 
 
 # -- Compose files of all kinds --------------------------------------------------------------------
@@ -213,7 +209,6 @@ def test_a_compose_file_of_all_kinds(
     assert left(environment.id) == []
     assert theirs.call("GET", f"/volumes/{THEIRS}")["Name"] == THEIRS
     assert theirs.call("GET", f"/networks/{THEIRS}")["Containers"] == {}
-    lifecycle.close()
 
 
 def services(engine: Engine, id: str) -> list[str]:
@@ -237,4 +232,3 @@ def test_a_service_on_the_network_of_the_machine(
     assert environment.run(["cat", "/www/index.html"]).stdout == "ok\n"
     lifecycle.destroy(environment)
     assert left(environment.id) == []
-    lifecycle.close()

@@ -106,7 +106,6 @@ def test_an_engine_that_goes_away(
     reaped = reaper.reap(lifecycle.project, dry_run=False)
     assert (environment.id, "") in [(one.id, one.error) for one in reaped]
     assert left(environment.id) == []
-    lifecycle.close()
 
 
 def test_an_engine_that_goes_away_while_it_launches(
@@ -134,7 +133,6 @@ def test_an_engine_that_goes_away_while_it_launches(
     line.mend()
     lifecycle.destroy(environment)
     assert left(environment.id) == []
-    lifecycle.close()
 
 
 def test_an_engine_that_goes_away_while_it_bakes(

@@ -197,5 +197,4 @@ def test_a_store_that_fills_up_meanwhile(tmp_path: Path, opened: Opened) -> None
         lifecycle.destroy(environment)
         assert left(environment.id) == []
         assert lifecycle.project.ledger.entries() == []
-        lifecycle.close()
         lifecycle.project.images.prune(0, set())

@@ -71,7 +71,6 @@ def test_pruning_removes_what_was_baked_and_only_that(opened: Opened) -> None:
         engine.call("GET", f"/images/{removed.reference}/json")
     assert engine.call("GET", f"/images/{engine_images.busybox()}/json")
     assert removed.key[7:19] not in str(engine.call("GET", "/images/json"))
-    lifecycle.close()
 
 
 def test_what_others_made_of_an_image_is_theirs(opened: Opened) -> None:
@@ -95,7 +94,6 @@ def test_what_others_made_of_an_image_is_theirs(opened: Opened) -> None:
     finally:
         for tag in ("built", "named"):
             engine.call("DELETE", f"/images/theirs/{WEB}:{tag}")
-    lifecycle.close()
 
 
 def test_another_engine_pulls_from_the_registry(opened: Opened) -> None:

@@ -26,7 +26,6 @@ def test_it_is_used_like_any_other(opened: Opened) -> None:
     assert done.returncode == 127
     assert '"cat": executable file not found' in done.stderr
     lifecycle.destroy(environment)
-    lifecycle.close()
 
 
 def test_where_it_listens_is_not_guessed(opened: Opened) -> None:

@@ -61,7 +61,6 @@ def test_an_image_from_the_store(
         assert environment.handle["engine"] == stage.address.url
         assert fetched(environment.url) == "ok"
         lifecycle.destroy(environment)
-        lifecycle.close()
         assert engines.everything(stage) == []
         load("docker").remove(baked)  # type: ignore[attr-defined]
     assert bases.find_local(endpoint.find(), baked.reference) is not None
@@ -88,7 +87,6 @@ def test_an_image_from_the_registry(opened: Opened, other: Engine, tmp_path: Pat
             assert found is not None
             assert found["Id"] == baked.digest
             lifecycle.destroy(environment)
-            lifecycle.close()
             load("docker").remove(baked)  # type: ignore[attr-defined]
             assert bases.find_local(other, baked.reference) is None
 
@@ -200,7 +198,6 @@ def test_an_environment_over_tls(chosen: Secured, opened: Opened) -> None:
     assert len(engines.everything(chosen.engine)) == 3
     lifecycle.destroy(environment)
     assert engines.everything(chosen.engine) == []
-    lifecycle.close()
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -222,7 +219,6 @@ def test_compose_over_tls(
         assert fetched(environment.url) == "ok"
         lifecycle.destroy(environment)
         assert engines.everything(secured.engine) == []
-        lifecycle.close()
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,20 @@
 """A provider as a third party would write one: an environment is a folder under ``$FOLDERS``.
 
-It guards nothing itself, so that whatever is cleaned up after a death was cleaned up for it.
+It guards nothing itself, so that whatever is cleaned up after a death was cleaned up for it. A file
+``refuse`` beside the folders has every removal refused; with a number in it, so many. With a file
+``slow`` a removal is accepted, and done when the file is gone.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
+from pytest_ephemeral.errors import DestroyError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Template
@@ -29,11 +33,25 @@ class FolderProvider:
         return [Check("folders", ok=True, detail="always there")]
 
     def launch(self, order: Order) -> Environment:
-        _folder(order.environment.id).mkdir()
+        folder = _folder(order.environment.id)
+        folder.mkdir()
+        (folder / "log").write_text("it has printed this\n")
         return order.environment
 
     def status(self, environment: Environment) -> Status:
-        return Status("running" if _folder(environment.id).is_dir() else "gone")
+        folder = _folder(environment.id)
+        if (folder / "exited").exists():
+            return Status("exited", "it exited with status 7")
+        return Status("running" if folder.is_dir() else "gone")
+
+    def logs(self, environment: Environment, **_: object) -> str:
+        return (_folder(environment.id) / "log").read_text()
+
+    def log_mark(self, environment: Environment) -> str:
+        return ""
+
+    def log_files(self, environment: Environment) -> Mapping[str, str]:
+        return {"it": self.logs(environment)}
 
     def keep(self, environment: Environment) -> None:
         pass
@@ -42,6 +60,14 @@ class FolderProvider:
         pass
 
     def destroy(self, environment: Environment) -> None:
+        self.destroy_in_stages(environment, lambda: None)
+
+    def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
+        if _is_refused(Path(os.environ["FOLDERS"], "refuse")):
+            raise DestroyError(f"{environment.id}: access denied")
+        accepted()
+        while Path(os.environ["FOLDERS"], "slow").exists():
+            time.sleep(0.02)
         shutil.rmtree(_folder(environment.id), ignore_errors=True)
 
     def owned(self) -> Iterator[Owned]:
@@ -49,6 +75,15 @@ class FolderProvider:
 
     def sweep(self, owned: Owned) -> None:
         shutil.rmtree(_folder(owned.id))
+
+
+def _is_refused(file: Path) -> bool:
+    if not file.exists():
+        return False
+    if number := file.read_text():
+        left = int(number) - 1
+        file.write_text(str(left)) if left else file.unlink()
+    return True
 
 
 def _folder(id: str) -> Path:

@@ -10,7 +10,7 @@ import pytest
 from support.plugin_project import PluginProject, make_project
 
 # Loaded here once: what a pytest inside pytest imports is forgotten again with it.
-for name in ("providers.local", "pytest_plugin.owner", "pytest_plugin.remote"):
+for name in ("broker.server", "broker.process", "providers.local", "pytest_plugin.controller"):
     import_module(f"pytest_ephemeral.{name}")
 
 

@@ -1,4 +1,4 @@
-"""Who needs what, and when: the broker, with a keeper that only takes notes."""
+"""Who needs what, and when: the broker, with a backend that only takes notes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from datetime import UTC, datetime
 
 import pytest
 
+from pytest_ephemeral.broker.broker import PARALLEL, Broker
+from pytest_ephemeral.broker.entries import Ending
+from pytest_ephemeral.broker.protocol import Key
 from pytest_ephemeral.errors import EnvironmentDiedError, LaunchError
 from pytest_ephemeral.models import Environment, Owner
-from pytest_ephemeral.pytest_plugin.broker import PARALLEL, Broker
-from pytest_ephemeral.pytest_plugin.entries import Fate
-from pytest_ephemeral.pytest_plugin.needs import Key
-from pytest_ephemeral.pytest_plugin.remote import RemoteDesk, Server
 from support.waiting import eventually
 
 OWNER = Owner(user="anna", host="here", boot="", pid=1, started="", run="r")
 
 
 class Notes:
-    """A keeper whose environments are only names. ``gate`` holds back what comes up."""
+    """A backend whose environments are only names. ``gate`` holds back what comes up."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -30,6 +29,7 @@ class Notes:
         self.dead: dict[str, str] = {}
         self.cancelled = False
         self.left: list[str] = []
+        self.accepting = True
         self.ending = threading.Event()
         self.ending.set()
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class Notes:
         )
         return environment, {"ready": 0.1}
 
-    def died(self, environment):
+    def exit_reason(self, environment):
         return self.dead.get(environment.id, "")
 
     def mark(self, environment):
@@ -63,16 +63,20 @@ class Notes:
     def logs(self, environment, since):
         return f"since {since}"
 
-    def keeps(self, *, failed):
+    def keeps(self, environment, *, failed):
         return False
 
-    def end(self, environment, *, failed):
+    def end(self, environment, *, failed, accepted):
+        if self.accepting:
+            accepted()
         self.ending.wait(10)
         self.ended.append(environment.id)
-        return Fate("destroyed", 0.1, died=self.died(environment))
+        return Ending("destroyed", 0.1, died=self.exit_reason(environment))
 
-    def leaves(self, environment):
+    def leave(self, environment):
         self.left.append(environment.id)
+
+    def retry(self, environment):
         return True
 
     def cancel(self):
@@ -106,10 +110,10 @@ def test_one_plan_however_many_workers_say_it(broker, notes):
     needs = {session("a"): ["t1", "t2"]}
     broker.plan(needs)
     first = broker.lease(session("a"), "gw0")
-    broker.finished("t1")
+    broker.finish_test("t1")
     broker.plan(needs)
     assert broker.lease(session("a"), "gw1") == first
-    broker.finished("t2")
+    broker.finish_test("t2")
     broker.release(session("a"), "gw0")
     assert notes.ended == []
     broker.release(session("a"), "gw1")
@@ -140,7 +144,7 @@ def test_what_is_needed_next_is_made_ready_and_no_more(broker, notes):
     broker.lease(function(0), "main")
     assert eventually(lambda: len(notes.launched) == 3, 5)
     broker.release(function(0), "main")
-    broker.finished("t0")
+    broker.finish_test("t0")
     assert eventually(lambda: notes.ended == ["f-1"], 5)
     assert len(notes.launched) == 3
 
@@ -148,7 +152,7 @@ def test_what_is_needed_next_is_made_ready_and_no_more(broker, notes):
 def test_what_no_test_took_is_ended_when_its_tests_are_over(broker, notes):
     """They were skipped, or failed before."""
     broker.plan({session("a"): ["t"]})
-    broker.finished("t")
+    broker.finish_test("t")
     assert eventually(lambda: notes.ended == ["a-1"], 5)
 
 
@@ -170,7 +174,7 @@ def test_a_failure_is_told_once_and_not_repeated(broker, notes):
     with pytest.raises(LaunchError, match="last lines"):
         broker.lease(session("a"), "main")
     for key in (session("a"), Key("a", "module", "m"), Key("a", "function", "x")):
-        with pytest.raises(LaunchError, match=r"^it exited \(told in full"):
+        with pytest.raises(LaunchError, match=r"^it exited \(details at the first failure"):
             broker.lease(key, "main")
     assert notes.launched.count("a") <= 2
 
@@ -200,7 +204,7 @@ def test_a_death_is_told_once(broker, notes):
     notes.dead[environment.id] = "a-1 has stopped\nlast lines"
     assert "last lines" in broker.look(session("a")).problem
     assert "last lines" not in broker.look(session("a")).problem
-    with pytest.raises(EnvironmentDiedError, match="told in full"):
+    with pytest.raises(EnvironmentDiedError, match="details at the first failure"):
         broker.lease(session("a"), "gw1")
 
 
@@ -209,9 +213,9 @@ def test_a_worker_that_is_gone_holds_nothing(broker, notes):
     broker.plan({session("a"): ["t"]})
     broker.lease(session("a"), "gw0")
     broker.lease(session("a"), "gw0")
-    broker.crashed("t")
+    broker.crash_test("t")
     assert notes.ended == []
-    broker.gone("gw0")
+    broker.drop("gw0")
     assert eventually(lambda: notes.ended == ["a-1"], 5)
     assert broker.entries[0].failed
 
@@ -229,41 +233,50 @@ def test_closing_waits_for_nothing_that_is_coming_up(notes):
         broker.lease(session("b"), "main")
 
 
-def test_over_a_socket(broker, notes):
-    """The same, with its errors; the end of a connection gives everything back."""
-    server = Server(broker)
-    try:
-        desk = RemoteDesk(server.address, server.authkey)
-        desk.plan({session("a"): ["t"]})
-        environment = desk.lease(session("a"))
-        assert environment.id == "a-1"
-        assert desk.look(session("a")).mark == "mark of a-1"
-        evidence = desk.evidence(session("a"), "m")
-        assert evidence is not None
-        assert evidence.logs == "since m"
-        notes.failing["b"] = LaunchError("no")
-        with pytest.raises(LaunchError, match=r"^no$"):
-            desk.lease(session("b"))
-        desk.refuse("a marker is wrong")
-        assert server.refused == "a marker is wrong"
-        broker.finished("t")
-        assert notes.ended == []
-        desk.close()
-        assert eventually(lambda: notes.ended == ["a-1"], 5)
-        with pytest.raises(LaunchError, match="can't reach"):
-            RemoteDesk(server.address, b"another key").lease(session("a"))
-    finally:
-        server.close()
-    with pytest.raises(LaunchError, match="workers of the same machine"):
-        RemoteDesk(server.address, server.authkey).lease(session("a"))
-
-
-def test_the_end_of_a_run_does_not_wait_for_what_goes_on_without_it(broker, notes):
-    """What takes its time is left to whoever finishes it, and is not called done."""
+def test_the_end_of_a_run_does_not_wait_for_what_was_accepted(broker, notes):
+    """What takes its time is left to the owner process, and is not called done."""
     environment = broker.lease(session("a"), "main")
     notes.ending.clear()
-    broker.close()
+    broker.close(leave=True)
     assert notes.left == [environment.id]
-    assert broker.entries[0].fate.word == "destroying"
+    assert broker.entries[0].state == "destroying"
     notes.ending.set()
+    broker.settle()
+    assert broker.entries[0].state == "destroyed"
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_the_end_of_a_run_waits_for_what_was_not_accepted(broker, notes, leave):
+    """It may yet be refused, and then somebody has to be told."""
+    broker.lease(session("a"), "main")
+    notes.accepting = not leave  # where nothing may be left, accepted is not enough either
+    notes.ending.clear()
+    closing = threading.Thread(target=broker.close, kwargs={"leave": leave})
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    notes.ending.set()
+    closing.join(10)
+    assert broker.entries[0].state == "destroyed"
+    assert notes.left == []
+
+
+def test_an_interrupt_ends_what_is_held(broker, notes):
+    """Nobody waits for those who hold it."""
+    environment = broker.lease(session("a"), "gw0")
+    broker.end_all()
     assert eventually(lambda: notes.ended == [environment.id], 5)
+    with pytest.raises(LaunchError, match="the run is ending"):
+        broker.lease(session("b"), "gw0")
+
+
+def test_what_is_started_early_stays_to_the_end(broker, notes):
+    """Also when no test needs it, or the last that does is over."""
+    broker.start_early(["a"])
+    broker.plan({session("a"): ["t"]})
+    broker.finish_test("t")
+    assert broker.lease(session("a"), "main").id == "a-1"
+    broker.release(session("a"), "main")
+    assert notes.ended == []
+    broker.close()
+    assert notes.ended == ["a-1"]

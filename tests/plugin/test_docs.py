@@ -61,7 +61,7 @@ def test_environment_fixture_is_documented_as_it_is():
         ("name", None),
     ]
     assert 'environment_fixture(template=None, *, scope="session", name=None)' in FIXTURES
-    for scope in fixtures.Scope.__args__:
+    for scope in fixtures.SCOPES:
         assert f"`{scope}`" in FIXTURES
 
 

@@ -149,7 +149,7 @@ def test_z(request): assert request.getfixturevalue("ephemeral_env").template ==
 """
     )
     result = run()
-    result.assert_outcomes(passed=2 if first else 1, failed=1)
+    result.assert_outcomes(passed=2 if first else 1, errors=1)
     result.stdout.fnmatch_lines(["*environment_fixture*"])
 
 

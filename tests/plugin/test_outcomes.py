@@ -59,7 +59,7 @@ def test_c(ephemeral_env): pass
     assert "has stopped by itself" in output
     assert "status 7" in output
     assert output.count("asked for /crash") == 1
-    assert "told in full where it was first needed" in output
+    assert "details at the first failure" in output
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "1"], ["-q"]])

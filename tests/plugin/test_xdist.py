@@ -83,4 +83,4 @@ def test_it(ephemeral_env, n): pass
     result = run("-n", "2")
     result.assert_outcomes(errors=4)
     assert sum("the database is not there" in line for line in result.outlines) == 1
-    assert sum("told in full where it was first needed" in line for line in result.outlines) >= 3
+    assert sum("details at the first failure" in line for line in result.outlines) >= 3

@@ -22,13 +22,14 @@ LAYERS = [
     ["errors"],
     ["durations", "text"],
     ["models", "tables"],
-    ["aws", "ci", "files", "hookspecs", "interpolation", "labels", "machine", "reading", "vigil"],
+    ["aws", "ci", "files", "hookspecs", "interpolation", "labels", "machine", "reading"],
     ["store"],
     ["providers"],
     ["config", "schema", "artifacts", "images", "environments.ledger"],
     ["project"],
     ["environments"],
     ["publishers", "promotion"],
+    ["broker"],
     ["pytest_plugin", "cli"],
 ]
 
@@ -131,15 +132,15 @@ def test_a_worker_loads_nothing_of_what_only_the_owner_needs() -> None:
     """Of the many that xdist starts at once, each delays the others."""
     code = (
         "import sys, pytest, pytest_ephemeral.pytest_plugin.plugin;"
-        "from pytest_ephemeral.pytest_plugin import session, remote;"
+        "from pytest_ephemeral.pytest_plugin import session, worker;"
         "print(*sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    ours = {"broker", "run", "keeper", "entries"}
+    ours = {"broker", "run", "backend", "entries", "server", "relay"}
     loaded = set(done.stdout.split())
-    assert not loaded & {"msgspec", *(f"{PACKAGE}.pytest_plugin.{name}" for name in ours)}
+    assert not loaded & {"msgspec", *(f"{PACKAGE}.broker.{name}" for name in ours)}
 
 
 @pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])

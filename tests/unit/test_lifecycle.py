@@ -14,7 +14,6 @@ import msgspec
 import pytest
 
 from pytest_ephemeral import providers
-from pytest_ephemeral.environments import watchdog
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.progress import Progress
@@ -351,56 +350,8 @@ def test_extending_moves_the_thing_and_the_record(lifecycle: Lifecycle, provider
     assert lifecycle.project.ledger.get(environment.id).expires_at == later
 
 
-def test_providers_that_do_not_guard_themselves_get_a_watchdog_first(
-    lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One for the run, there before anything is asked for, let go when the run is over."""
-    provider.guards_itself = False
-    started: list[str] = []
-
-    def start(store_url: str, run: str) -> SimpleNamespace:
-        assert provider.calls == []
-        started.append(run)
-        return SimpleNamespace(release=lambda left: started.append(f"released {left}"))
-
-    monkeypatch.setattr(watchdog, "start", start)
-    for _ in range(2):
-        lifecycle.destroy(lifecycle.bring_up(TEMPLATE).environment)
-    lifecycle.close()
-
-    assert started == ["run1", "released []"]
-
-
-def test_one_watchdog_for_all_that_come_up_at_once(
-    lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A second one would be dropped, and take the run for dead."""
-    provider.guards_itself = False
-    started: list[str] = []
-    others = threading.Event()
-
-    def start(store_url: str, run: str) -> SimpleNamespace:
-        started.append(run)
-        others.wait(0.05)
-        return SimpleNamespace(release=lambda left: None)
-
-    monkeypatch.setattr(watchdog, "start", start)
-    threads = [threading.Thread(target=lifecycle.bring_up, args=[TEMPLATE]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert started == ["run1"]
-
-
-def test_a_removal_that_takes_its_time_is_left_to_the_watchdog(
-    lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its end is told once, and its record stays until it is done."""
-    provider.guards_itself = False
-    released: list[list[str]] = []
-    watching = SimpleNamespace(release=released.append)
-    monkeypatch.setattr(watchdog, "start", lambda store_url, run: watching)
+def test_a_removal_that_is_left_is_told_once(lifecycle: Lifecycle, provider: Scripted) -> None:
+    """That it goes on, and never that it is done; its record stays until then."""
     environment = lifecycle.bring_up(TEMPLATE).environment
     going_on, go_on = threading.Event(), threading.Event()
 
@@ -414,19 +365,53 @@ def test_a_removal_that_takes_its_time_is_left_to_the_watchdog(
     destroying.start()
     assert going_on.wait(20)
 
-    assert lifecycle.leave(environment)
+    lifecycle.leave(environment)
     assert lifecycle.project.ledger.get(environment.id).state == "destroying"
     go_on.set()
     destroying.join(20)
-    lifecycle.close()
 
-    assert released == [[environment.id]]
     stopped = [said for event, said in lifecycle.hooks.heard if event == "environment_stopped"]
-    assert [said["outcome"] for said in stopped] == ["destroying"]  # and never that it is done
+    assert [said["outcome"] for said in stopped] == ["destroying"]
+    assert lifecycle.project.ledger.entries() == []
 
 
-def test_nothing_is_left_to_a_watchdog_that_is_not_there(
+def test_a_removal_that_is_refused_is_in_the_record(
     lifecycle: Lifecycle, provider: Scripted
 ) -> None:
-    """What guards itself has none: its removal is waited for."""
-    assert not lifecycle.leave(lifecycle.bring_up(TEMPLATE).environment)
+    """So that the next run, and `list`, can say why something is left."""
+    environment = lifecycle.bring_up(TEMPLATE).environment
+    provider.fails["destroy"] = DestroyError("access denied")
+
+    with pytest.raises(DestroyError, match="access denied"):
+        lifecycle.destroy(environment)
+
+    assert lifecycle.project.ledger.get(environment.id).problem == "access denied"
+    stopped = [said for event, said in lifecycle.hooks.heard if event == "environment_stopped"]
+    assert [said["outcome"] for said in stopped] == ["leaked"]
+
+
+class StagedProvider(Scripted):
+    """A provider that says when its platform has accepted a removal."""
+
+    def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
+        self._called("terminate", environment.id)
+        accepted()
+        self.destroy(environment)
+
+
+def test_a_provider_says_when_a_removal_is_accepted(
+    lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before the platform has agreed, nor when it refuses."""
+    staged = StagedProvider()
+    monkeypatch.setattr(providers, "load", lambda name: staged)
+    environment = lifecycle.bring_up(TEMPLATE).environment
+    staged.fails["terminate"] = DestroyError("access denied")
+    with pytest.raises(DestroyError):
+        lifecycle.destroy(environment, accepted=lambda: staged.calls.append("accepted"))
+    assert "accepted" not in staged.calls
+
+    del staged.fails["terminate"]
+    lifecycle.destroy(environment, accepted=lambda: staged.calls.append("accepted"))
+
+    assert staged.calls[-3:] == ["terminate", "accepted", "destroy"]

@@ -101,7 +101,7 @@ class CloudFormationProvider(Instances):
                 _protect(client, str(found["StackId"]), on=expires_at is None)
 
     def keep(self, environment: Environment) -> None:
-        """Only the watchdog ends it with its owner, and that reads the ledger."""
+        """Nothing to do: it is no process of the owner's, and the ledger says that it stays."""
         if self.status(environment).state == "gone":
             raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
 

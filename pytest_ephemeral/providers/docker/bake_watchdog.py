@@ -10,8 +10,8 @@ from typing import Final
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers.docker import endpoint, quarantine
+from pytest_ephemeral.providers.docker.deadman import Deadman, program
 from pytest_ephemeral.providers.docker.resources import IN_FLIGHT
-from pytest_ephemeral.vigil import Vigil, program
 
 # Run as a program, __name__ would be another.
 MODULE: Final = "pytest_ephemeral.providers.docker.bake_watchdog"
@@ -23,11 +23,11 @@ ROUNDS: Final = 6
 @contextmanager
 def watch(key: str) -> Iterator[None]:
     """Have a process that outlives this one clean up after a bake of that key."""
-    vigil = Vigil(program(MODULE, key))
+    deadman = Deadman(program(MODULE, key))
     try:
         yield
     finally:
-        vigil.release()
+        deadman.release()
 
 
 def clean_up(key: str) -> None:

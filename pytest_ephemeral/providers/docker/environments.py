@@ -159,7 +159,7 @@ class ContainerEnvironments:
             resources.extend(engine, environment, self.name, expires)
 
     def keep(self, environment: Environment) -> None:
-        """Nothing to do: only the watchdog ends it with its owner, and that reads the ledger."""
+        """Nothing to do: it is no process of the owner's, and the ledger says that it stays."""
         with _about(environment) as engine:
             _parts(engine, environment)
 

@@ -73,7 +73,7 @@ class Ec2Provider(Instances, Ec2Baker):
             _extend(fleet_of(environment).client, environment, found, expires_at)
 
     def keep(self, environment: Environment) -> None:
-        """Only the watchdog ends it with its owner, and that reads the ledger."""
+        """Nothing to do: it is no process of the owner's, and the ledger says that it stays."""
         living(environment)
 
     def destroy(self, environment: Environment) -> None:

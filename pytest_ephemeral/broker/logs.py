@@ -1,4 +1,4 @@
-"""What ``--ephemeral-logs DIR`` keeps of each environment: a folder, read when it is long gone.
+"""What ``--ephemeral-logs DIR`` keeps of each environment: a folder that is read after its end.
 
 Its logs, a file a process; ``timeline.json``: what was going on when, and what was seen while it
 was not ready yet; ``provenance.json``: how its image was made.
@@ -20,7 +20,7 @@ from pytest_ephemeral.models import Environment
 from pytest_ephemeral.project import Project
 
 
-class Dossier:
+class LogFolder:
     """Collects it all while environments come and go.
 
     Args:

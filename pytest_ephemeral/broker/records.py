@@ -1,4 +1,4 @@
-"""What a run leaves behind on purpose: its report, and its outcome against each image."""
+"""What a run records: its report, its outcome against each image, its summary."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pytest_ephemeral import ci
+from pytest_ephemeral import ci, machine, providers
+from pytest_ephemeral.broker.entries import Entry
+from pytest_ephemeral.broker.protocol import Summary
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.project import Project
-from pytest_ephemeral.pytest_plugin.entries import Entry
+from pytest_ephemeral.providers.protocol import HOURLY
 
 OUTCOMES = ("passed", "failed", "skipped")
 
@@ -27,15 +29,14 @@ def report(run: str, entries: Sequence[Entry]) -> bytes:
         entries: All that was asked for; what never came up is left out.
     """
     environments = [
-        _described(entry, entry.environment) for entry in entries if entry.environment is not None
+        _describe(entry, entry.environment) for entry in entries if entry.environment is not None
     ]
     document = {"version": 1, "run": run, "environments": environments}
     return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def _described(entry: Entry, environment: Environment) -> dict[str, Any]:
+def _describe(entry: Entry, environment: Environment) -> dict[str, Any]:
     image = environment.image
-    state = environment.state if entry.fate is None else entry.fate.word
     return {
         "id": environment.id,
         "template": environment.template,
@@ -49,11 +50,69 @@ def _described(entry: Entry, environment: Environment) -> dict[str, Any]:
         },
         "url": environment.url,
         "endpoints": {name: one.url for name, one in environment.endpoints.items()},
-        "state": state,
-        "kept": state == "kept",
+        "state": entry.state,
+        "kept": entry.state == "kept",
         "seconds": {phase: round(seconds, 3) for phase, seconds in entry.seconds.items()},
         "tests": {outcome: entry.counts[outcome] for outcome in OUTCOMES},
     }
+
+
+def summary(entry: Entry, *, crashed: bool) -> Summary:
+    """What became of one environment, for the end of a run.
+
+    Args:
+        entry: Which.
+        crashed: That it stopped by itself is a failure of the run.
+    """
+    environment = entry.environment
+    if environment is None:
+        problem = entry.problem or "it was still coming up"
+        return Summary("", entry.key.template, ("", ""), "", entry.state, {}, problem=problem)
+    image = environment.image
+    expires = environment.expires_at
+    return Summary(
+        id=environment.id,
+        template=environment.template,
+        image=(image.name, image.key) if image else ("", ""),
+        url=environment.url,
+        state=entry.state,
+        seconds=dict(entry.seconds),
+        detail=entry.detail,
+        problem=entry.problem,
+        unnoticed=entry.is_unnoticed(),
+        crashed=crashed,
+        cost=_cost(environment, datetime.now(UTC)),
+        expires="" if expires is None else f"{expires:%Y-%m-%d %H:%M} UTC",
+    )
+
+
+def _cost(environment: Environment, until: datetime) -> float | None:
+    """What an environment that has a price has cost at most, in dollars."""
+    if HOURLY not in environment.handle:
+        return None
+    hours = (until - environment.created_at).total_seconds() / 3600
+    return float(environment.handle[HOURLY]) * hours
+
+
+def preload(project: Project, template: str | None) -> None:
+    """Load what bringing up a template will need, while something else is waited for."""
+    known = project.config.templates.get(template or "")
+    if known is not None:
+        providers.load(known.provider)
+
+
+def earlier_leaks(project: Project) -> list[str]:
+    """What earlier runs could not remove, and nobody removes any more, a line each.
+
+    Raises:
+        StoreError: The ledger can't be read.
+    """
+    return [
+        f"{one.id} of an earlier run could not be removed: {one.problem.splitlines()[0]} "
+        "Try again: pytest-ephemeral reap"
+        for one in project.ledger.entries()
+        if one.problem and machine.is_alive(one.owner) is False
+    ]
 
 
 def revision(project: Project) -> Callable[[], str]:

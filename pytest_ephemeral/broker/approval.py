@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 from pytest_ephemeral.durations import Duration
@@ -17,6 +18,7 @@ def decide(
     environments: Sequence[Environment],
     seconds: float,
     say: Callable[[str], None],
+    interrupted: threading.Event,
 ) -> tuple[list[str], list[str]]:
     """Ask for a decision on each environment, and wait for all of them.
 
@@ -25,34 +27,46 @@ def decide(
         environments: What was tested, and is still up.
         seconds: How long to wait; no answer means no.
         say: Told the links, and how it went.
+        interrupted: Set when nobody waits any more. What was asked for stays up and open.
 
     Returns:
         The ids of those that somebody said yes to, and why the run is not green.
     """
     if not environments:
         return [], ["nothing was left up on which somebody could decide"]
-    asking = _Asking(lifecycle, seconds, say)
+    asking = _Asking(lifecycle, seconds, say, interrupted)
     try:
         for one in [asking.ask(environment) for environment in environments]:
             if one is not None:
                 asking.await_decision(one)
-    except KeyboardInterrupt:
+    except _InterruptedError:
         ids = [environment.id for environment in environments]
         said = "the request stays open: pytest-ephemeral approval request {} --wait TIME"
         return ids, [*asking.problems, *(f"interrupted, and {said.format(id)}" for id in ids)]
     return asking.approved, asking.problems
 
 
+class _InterruptedError(Exception):
+    """Nobody waits any more."""
+
+
 class _Asking:
     """What has been asked and answered so far."""
 
-    def __init__(self, lifecycle: Lifecycle, seconds: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        seconds: float,
+        say: Callable[[str], None],
+        interrupted: threading.Event,
+    ) -> None:
         self.approved: list[str] = []
         self.problems: list[str] = []
         self._lifecycle = lifecycle
         self._ledger = lifecycle.project.ledger
         self._wait = Duration(seconds)
         self._say = say
+        self._interrupted = interrupted
 
     def ask(self, environment: Environment) -> Approval | None:
         """Record a request and show its link; None when that is not possible."""
@@ -68,7 +82,7 @@ class _Asking:
     def await_decision(self, one: Approval) -> None:
         """Wait until somebody decides, or nobody has."""
         try:
-            found = approval.await_decision(self._ledger, one)
+            found = approval.await_decision(self._ledger, one, pause=self._pause)
         except EphemeralError as error:
             self.problems.append(str(error))
             return
@@ -77,6 +91,10 @@ class _Asking:
             self.approved.append(found.environment)
         else:
             self.problems.append(f"{found.environment}: {found}")
+
+    def _pause(self, seconds: float) -> None:
+        if self._interrupted.wait(seconds):
+            raise _InterruptedError
 
 
 def _how(one: Approval) -> str:

@@ -1,34 +1,32 @@
-"""One owner of environments, however many workers run the tests.
+"""One owner of environments, however many processes run the tests.
 
-The broker stands in the process that the user started. It knows what the selected tests need,
-brings environments up ahead of them in threads of its own, lends them, and ends them behind the
-tests. What bringing up and ending mean is its keeper's business; this module is only about who
-needs what, and when.
+The broker knows what the selected tests need, brings environments up ahead of them in threads of
+its own, lends them, and ends them behind the tests. What bringing up and ending mean is its
+backend's business; this module is only about who needs what, and when.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+from pytest_ephemeral.broker.entries import Backend, Ending, Entry
+from pytest_ephemeral.broker.protocol import Evidence, Key, Look
 from pytest_ephemeral.errors import EnvironmentDiedError, EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.pytest_plugin.entries import Entry, Fate, Keeper
-from pytest_ephemeral.pytest_plugin.lending import Evidence, Look
-from pytest_ephemeral.pytest_plugin.needs import Key
 
 #: How many are brought up at once ahead of the tests. One that a test waits for is never delayed.
 PARALLEL: Final = 4
 
-#: Seconds that the end of a run waits for what is still coming up; its guard ends it otherwise.
+#: Seconds that the end of a run waits for what is still coming up. It is ended all the same.
 GRACE: Final = 2.0
 
-#: Seconds between two looks at what a waiting test could show.
-TICK: Final = 0.1
+
+#: Of what has come to its end, or is about to.
+ENDED: Final = frozenset({"destroying", "destroyed", "kept", "attached", "leaked"})
 
 
 class Broker:
@@ -42,13 +40,13 @@ class Broker:
     """
 
     def __init__(
-        self, keeper: Keeper, *, ahead: int = 1, alone: bool = False, lasting: bool = False
+        self, backend: Backend, *, ahead: int = 1, alone: bool = False, lasting: bool = False
     ) -> None:
         self.entries: list[Entry] = []
         self.ahead = ahead
         self.alone = alone
         self.lasting = lasting
-        self._keeper = keeper
+        self._backend = backend
         self._current: dict[Key, Entry] = {}
         self._needing: defaultdict[str, list[Entry]] = defaultdict(list)
         self._finished: set[str] = set()
@@ -61,7 +59,6 @@ class Broker:
         self._broken: dict[str, Entry] = {}
         self._proven: set[str] = set()
         self._closing = False
-        self._pid = os.getpid()
         self._changed = threading.Condition()
 
     # -- what tests need -----------------------------------------------------------------------
@@ -75,7 +72,7 @@ class Broker:
             UnavailableError: None of it can be had: what it runs on is not there.
         """
         for template in dict.fromkeys(key.template for key in needs):
-            self._keeper.check(template)
+            self._backend.check(template)
         with self._changed:
             for key, tests in needs.items():
                 entry = self._current.get(self._same(key)) or self._add(key, planned=True)
@@ -85,41 +82,54 @@ class Broker:
                         self._needing[test].append(entry)
             self._pump()
 
-    def finished(self, test: str) -> None:
-        """Say that a test is over: what only it needed is ended."""
+    def start_early(self, templates: Iterable[str]) -> None:
+        """Bring up the session's environments of some templates now; they stay to the end.
+
+        Raises:
+            EphemeralError: None of it can be had: what it runs on is not there.
+        """
+        for template in templates:
+            self._backend.check(template)
         with self._changed:
+            for template in templates:
+                entry = self._wanted(self._same(Key(template, "session", "")))
+                entry.stays = True
+
+    def finish_test(self, test: str, outcome: str = "", used: Sequence[str] = ()) -> None:
+        """Say that a test is over, and so are its reruns: what only it needed is ended.
+
+        Args:
+            test: Its id.
+            outcome: ``passed``, ``failed`` or ``skipped``; empty when that was said already.
+            used: The ids of the environments it used.
+        """
+        with self._changed:
+            for id in used:
+                if outcome and (found := self._by_id.get(id)):
+                    found.counts[outcome] += 1
+                    found.failed = found.failed or outcome == "failed"
             self._finished.add(test)
             for entry in self._needing.pop(test, ()):
                 entry.tests.discard(test)
                 self._settle(entry)
             self._pump()
 
-    def crashed(self, test: str) -> None:
+    def crash_test(self, test: str) -> None:
         """Say that a test took its worker with it: whatever it used had a failed test."""
         with self._changed:
             for entry in self._needing.get(test, ()):
                 entry.failed = True
                 entry.counts["failed"] += 1
-        self.finished(test)
-
-    def count(self, id: str, outcome: str) -> None:
-        """Say how a phase of a test that used an environment came out."""
-        with self._changed:
-            if entry := self._by_id.get(id):
-                entry.counts[outcome] += 1
-                entry.failed = entry.failed or outcome == "failed"
+        self.finish_test(test)
 
     # -- lending -------------------------------------------------------------------------------
 
-    def lease(
-        self, key: Key, holder: str, waiting: Callable[[], None] = lambda: None
-    ) -> Environment:
+    def lease(self, key: Key, holder: str) -> Environment:
         """Lend an environment, and wait for it as long as that takes.
 
         Args:
             key: Which.
-            holder: Who asks: a worker's name.
-            waiting: Called every now and then meanwhile.
+            holder: Who asks: a client's connection.
 
         Raises:
             LaunchError: It did not come up. Tells all of it the first time, then one line.
@@ -128,12 +138,7 @@ class Broker:
         with self._changed:
             entry = self._wanted(self._same(key))
             entry.leases[holder] += 1
-        while True:
-            with self._changed:
-                if entry.state not in {"planned", "launching"}:
-                    break
-                self._changed.wait(TICK)
-            waiting()
+            self._changed.wait_for(lambda: entry.state not in {"planned", "launching"})
         self._look(entry)
         with self._changed:
             entry.used = entry.seen = True
@@ -141,7 +146,7 @@ class Broker:
             self._pump()
             if entry.environment is None or entry.problem:
                 self._drop(entry, holder)
-                error = LaunchError if entry.environment is None else EnvironmentDiedError
+                error = entry.error if entry.environment is None else EnvironmentDiedError
                 raise error(self._tell(entry))
             return entry.environment
 
@@ -153,8 +158,8 @@ class Broker:
                 self._drop(entry, holder)
                 self._settle(entry)
 
-    def gone(self, holder: str) -> None:
-        """A worker is gone, and with it whatever it held."""
+    def drop(self, holder: str) -> None:
+        """A client is gone, and with it whatever it held."""
         with self._changed:
             for entry in list(self._current.values()):
                 if entry.leases.pop(holder, 0):
@@ -169,7 +174,7 @@ class Broker:
             self._look(entry)
         with self._changed:
             problem = self._tell(entry) if entry.problem else ""
-        mark = "" if entry.environment is None else self._keeper.mark(entry.environment)
+        mark = "" if entry.environment is None else self._backend.mark(entry.environment)
         return Look(problem, mark)
 
     def evidence(self, key: Key, mark: str | None) -> Evidence | None:
@@ -179,32 +184,49 @@ class Broker:
             return None
         self._look(entry)
         with self._changed:
+            if not entry.planned and key.scope == "function":
+                entry.failed = True  # it ends before it is known how its test came out
             died = self._tell(entry) if entry.problem else ""
         return Evidence(
             entry.environment,
             died,
-            self._keeper.logs(entry.environment, mark),
-            self._keeper.keeps(failed=True),
+            self._backend.logs(entry.environment, mark),
+            self._backend.keeps(entry.environment, failed=True),
         )
 
     # -- the end -------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """End everything, all at once, and return when that is done.
-
-        What is still coming up is given a moment; its guard ends it with this process.
-        """
+    def end_all(self) -> None:
+        """Begin to end everything, whoever uses it. Returns at once."""
         with self._changed:
             self._closing = True
             self._queue.clear()
             self._next.clear()
             for entry in self.entries:
-                if entry.state == "up":
+                if entry.state == "ready":
                     self._end(entry)
-        self._keeper.cancel()
+            self._changed.notify_all()
+        self._backend.cancel()
+
+    def close(self, *, leave: bool = False) -> None:
+        """End everything, all at once, and return when that is done.
+
+        Args:
+            leave: Don't wait for a removal that the platform has accepted; ``settle`` does.
+        """
+        self.end_all()
         with self._changed:
             self._changed.wait_for(lambda: not self._launching, GRACE)
-            self._leave()
+            self._changed.wait_for(
+                lambda: not self._ending or (leave and all(one.accepted for one in self._ending))
+            )
+            left = [entry.environment for entry in self._ending if entry.environment is not None]
+        for environment in left:
+            self._backend.leave(environment)
+
+    def settle(self) -> None:
+        """Wait for every removal that is still going on."""
+        with self._changed:
             self._changed.wait_for(lambda: not self._ending)
 
     # -- with the lock held --------------------------------------------------------------------
@@ -226,7 +248,7 @@ class Broker:
         entry = self._current.get(key)
         if entry is None:
             entry = self._add(key, planned=False)
-        elif entry.state in {"ending", "ended"} or self._is_spent(entry):
+        elif entry.state in ENDED or self._is_spent(entry):
             entry = self._replace(entry)
         if entry.state == "planned":
             self._launch(entry)
@@ -238,7 +260,7 @@ class Broker:
             entry.key.scope == "function"
             and entry.used
             and not entry.leases
-            and entry.state == "up"
+            and entry.state == "ready"
             and not self.alone
         )
 
@@ -248,7 +270,7 @@ class Broker:
         new.planned, new.tests, old.tests = old.planned, old.tests, set()
         for test in new.tests:
             self._needing[test] = [new if one is old else one for one in self._needing[test]]
-        if old.state == "up":
+        if old.state == "ready":
             self._end(old)
         return new
 
@@ -273,7 +295,7 @@ class Broker:
         self.entries.append(entry)
         broken = self._broken.get(entry.key.template)
         if broken is not None:
-            entry.state, entry.problem = "failed", broken.problem
+            entry.state, entry.problem, entry.error = "failed", broken.problem, broken.error
         elif self._closing:
             entry.state, entry.problem = "failed", "the run is ending: nothing is brought up"
         else:
@@ -292,24 +314,14 @@ class Broker:
         """End it if nobody needs it any more."""
         if self.lasting and entry.key.scope == "session":
             return
-        if entry.state == "up" and not entry.lasts():
+        if entry.state == "ready" and not entry.is_wanted():
             self._end(entry)
 
     def _end(self, entry: Entry) -> None:
-        if os.getpid() != self._pid:
-            return  # a test has forked, and its child runs on: it owns nothing
-        entry.state = "ending"
+        entry.state = "destroying"
         self._ending.add(entry)
         self._spare.discard(entry)
         self._in_background(self._finish, entry)
-
-    def _leave(self) -> None:
-        """Don't wait for those whose end is seen to without this process."""
-        for entry in list(self._ending):
-            if entry.environment is not None and self._keeper.leaves(entry.environment):
-                entry.fate = Fate("destroying")
-                entry.state = "ended"
-                self._ending.discard(entry)
 
     def _tell(self, entry: Entry) -> str:
         """A problem: all of it the first time, one line from then on."""
@@ -319,7 +331,7 @@ class Broker:
         if not source.told:
             source.told = entry.told = True
             return entry.problem
-        return f"{entry.problem.splitlines()[0]} (told in full where it was first needed)"
+        return f"{entry.problem.splitlines()[0]} (details at the first failure)"
 
     # -- in threads ----------------------------------------------------------------------------
 
@@ -329,16 +341,18 @@ class Broker:
 
     def _bring_up(self, entry: Entry) -> None:
         problem = ""
+        kind: type[EphemeralError] = LaunchError
         try:
-            entry.environment, entry.seconds = self._keeper.bring_up(entry.key)
+            entry.environment, entry.seconds = self._backend.bring_up(entry.key)
         except EphemeralError as error:
             problem = "\n".join([str(error), *getattr(error, "__notes__", ())])
+            kind = type(error)
         except BaseException:  # noqa: BLE001 - whoever waits must hear of it
             problem = f"internal error of pytest-ephemeral\n{traceback.format_exc()}"
         with self._changed:
             self._launching.discard(entry)
-            entry.problem = problem
-            entry.state = "failed" if problem else "up"
+            entry.problem, entry.error = problem, kind
+            entry.state = "failed" if problem else "ready"
             self._judge(entry)
             self._pump()
             self._changed.notify_all()
@@ -360,25 +374,29 @@ class Broker:
 
     def _look(self, entry: Entry) -> None:
         """See whether it still runs."""
-        if entry.state == "up" and not entry.problem and entry.environment is not None:
-            died = self._keeper.died(entry.environment)
+        if entry.state == "ready" and not entry.problem and entry.environment is not None:
+            died = self._backend.exit_reason(entry.environment)
             with self._changed:
                 entry.problem = entry.problem or died
 
     def _finish(self, entry: Entry) -> None:
-        fate = Fate("leaked", detail="it was never up")
+        ending = Ending("leaked", detail="it was never up")
         try:
             if entry.environment is not None:
-                fate = self._keeper.end(entry.environment, failed=entry.failed)
+                ending = self._backend.end(
+                    entry.environment, failed=entry.failed, accepted=lambda: self._accept(entry)
+                )
         except BaseException:  # noqa: BLE001 - a leak must be told, whatever it came from
-            fate = Fate("leaked", detail=traceback.format_exc())
+            ending = Ending("leaked", detail=traceback.format_exc())
         with self._changed:
-            if entry.state == "ended":
-                return  # it was left, and has come to its end all the same
-            entry.fate = fate
-            entry.problem = entry.problem or fate.died
-            if fate.word == "destroyed":
-                entry.seconds["destroy"] = fate.seconds
-            entry.state = "ended"
+            entry.state, entry.detail = ending.state, ending.detail
+            entry.problem = entry.problem or ending.died
+            if ending.state == "destroyed":
+                entry.seconds["destroy"] = ending.seconds
             self._ending.discard(entry)
+            self._changed.notify_all()
+
+    def _accept(self, entry: Entry) -> None:
+        with self._changed:
+            entry.accepted = True
             self._changed.notify_all()

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pytest_ephemeral.vigil.watcher import DIED, RELEASED
+from pytest_ephemeral.providers.docker.deadman.watcher import DIED, RELEASED
 
-__all__ = ["DIED", "Vigil", "program"]
+__all__ = ["DIED", "Deadman", "program"]
 
 _WATCHER: Final = Path(__file__).with_name("watcher.py")
 
 
-class Vigil:
+class Deadman:
     """The owner's side of the pipe.
 
     Args:

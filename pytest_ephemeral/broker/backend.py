@@ -1,0 +1,264 @@
+"""How a broker's environments are brought up, looked at and ended."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import urlsplit
+
+from pytest_ephemeral import machine, providers
+from pytest_ephemeral.broker.entries import Ending
+from pytest_ephemeral.broker.logs import LogFolder
+from pytest_ephemeral.broker.protocol import Key, Settings
+from pytest_ephemeral.durations import Duration
+from pytest_ephemeral.environments import readiness
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.errors import ConfigurationError, EphemeralError
+from pytest_ephemeral.models import Endpoint, Environment, Outcome
+
+#: The provider's name of what was given as a plain URL.
+PLAIN_URL = "url"
+
+
+#: Seconds before each further attempt at a removal that was refused, while people wait.
+RETRIES: Final = (0.5, 1.5)
+
+
+class LifecycleBackend:
+    """Brings up environments of its own, and ends them.
+
+    Args:
+        lifecycle: Does it.
+        settings: Say what is kept.
+        folder: Keeps what each has to show.
+        pause: Waits that many seconds.
+
+    Attributes:
+        approved: The ids of those that a person has approved: they stay up, to be promoted.
+        routine: The threads in which an environment for one test alone comes up.
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        settings: Settings,
+        folder: LogFolder,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self.approved: set[str] = set()
+        self.routine: set[int] = set()
+        self._lifecycle = lifecycle
+        self._settings = settings
+        self._folder = folder
+        self._pause = pause
+
+    def check(self, template: str) -> None:
+        """See ``Backend``."""
+        self._lifecycle.check(template)
+
+    def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
+        """See ``Backend``."""
+        template = self._lifecycle.project.config.template(key.template)
+        thread = threading.get_ident()
+        if key.scope == "function":
+            self.routine.add(thread)
+        try:
+            ttl = None if self._settings.ttl is None else Duration(self._settings.ttl)
+            timed = self._lifecycle.bring_up(template, ttl=ttl)
+        finally:
+            self.routine.discard(thread)
+        return timed.environment, timed.seconds
+
+    def exit_reason(self, environment: Environment) -> str:
+        """See ``Backend``."""
+        return _exit_reason(self._lifecycle, environment)
+
+    def mark(self, environment: Environment) -> str:
+        """See ``Backend``."""
+        return _mark(environment)
+
+    def logs(self, environment: Environment, since: str | None) -> str:
+        """See ``Backend``."""
+        return _logs(environment, since)
+
+    def keeps(self, environment: Environment, *, failed: bool) -> bool:
+        """See ``Backend``."""
+        keep = self._settings.keep
+        return keep == "always" or (failed and keep == "failed") or environment.id in self.approved
+
+    def end(
+        self, environment: Environment, *, failed: bool, accepted: Callable[[], None]
+    ) -> Ending:
+        """See ``Backend``."""
+        died = self.exit_reason(environment)
+        self._folder.save(environment)
+        try:
+            if self.keeps(environment, failed=failed):
+                self._lifecycle.keep(environment)
+                return Ending("kept", died=died)
+            outcome: Outcome = "died" if died else "destroyed"
+            seconds = self._destroy(environment, outcome, accepted)
+        except (EphemeralError, OSError) as error:
+            return Ending("leaked", detail=str(error), died=died)
+        return Ending("destroyed", seconds, died=died)
+
+    def _destroy(
+        self, environment: Environment, outcome: Outcome, accepted: Callable[[], None]
+    ) -> float:
+        """Remove it; what is refused is tried again a few times."""
+        for seconds in RETRIES:
+            try:
+                return self._lifecycle.destroy(environment, outcome=outcome, accepted=accepted)
+            except (EphemeralError, OSError):
+                self._pause(seconds)
+        return self._lifecycle.destroy(environment, outcome=outcome, accepted=accepted, last=True)
+
+    def leave(self, environment: Environment) -> None:
+        """See ``Backend``."""
+        self._lifecycle.leave(environment)
+
+    def retry(self, environment: Environment) -> bool:
+        """See ``Backend``."""
+        try:
+            self._lifecycle.destroy(environment)
+        except (EphemeralError, OSError):
+            return False
+        return True
+
+    def cancel(self) -> None:
+        """See ``Backend``."""
+        self._lifecycle.cancelled.set()
+
+
+class AttachedBackend:
+    """Lends one environment that someone else keeps, in the place of any."""
+
+    def __init__(self, environment: Environment, lifecycle: Lifecycle | None) -> None:
+        self._environment = environment
+        self._lifecycle = lifecycle
+
+    def check(self, template: str) -> None:
+        """See ``Backend``."""
+
+    def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:  # noqa: ARG002
+        """See ``Backend``."""
+        return self._environment, {}
+
+    def exit_reason(self, environment: Environment) -> str:
+        """See ``Backend``."""
+        return "" if self._lifecycle is None else _exit_reason(self._lifecycle, environment)
+
+    def mark(self, environment: Environment) -> str:
+        """See ``Backend``."""
+        return "" if self._lifecycle is None else _mark(environment)
+
+    def logs(self, environment: Environment, since: str | None) -> str:
+        """See ``Backend``."""
+        return "" if self._lifecycle is None else _logs(environment, since)
+
+    def keeps(self, environment: Environment, *, failed: bool) -> bool:  # noqa: ARG002
+        """See ``Backend``."""
+        return True
+
+    def end(
+        self,
+        environment: Environment,
+        *,
+        failed: bool,  # noqa: ARG002
+        accepted: Callable[[], None],  # noqa: ARG002
+    ) -> Ending:
+        """See ``Backend``."""
+        return Ending("attached", died=self.exit_reason(environment))
+
+    def leave(self, environment: Environment) -> None:
+        """See ``Backend``."""
+
+    def retry(self, environment: Environment) -> bool:  # noqa: ARG002
+        """See ``Backend``."""
+        return True
+
+    def cancel(self) -> None:
+        """See ``Backend``."""
+
+
+def attach(reference: str, lifecycle: Lifecycle | None, run: str) -> AttachedBackend:
+    """The backend that lends a running environment.
+
+    Args:
+        reference: An environment's id, or a plain URL.
+        lifecycle: Of the project whose ledger has the id; None when there is no project.
+        run: This run's id.
+
+    Raises:
+        EphemeralError: There is no such environment, or it does not run any more.
+    """
+    if "://" in reference:
+        return AttachedBackend(_answering(reference, run), None)
+    if lifecycle is None:
+        raise ConfigurationError(
+            f"--ephemeral-attach {reference}: expected a URL, as there is no ephemeral.toml here "
+            "whose environments could be meant"
+        )
+    environment = lifecycle.project.ledger.get(reference)
+    if died := _exit_reason(lifecycle, environment):
+        raise ConfigurationError(f"--ephemeral-attach {reference}: {died}")
+    return AttachedBackend(environment, lifecycle)
+
+
+def _answering(url: str, run: str) -> Environment:
+    """A static server as an environment; something must accept its connections."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or {"https": 443}.get(parts.scheme, 80)
+        socket.create_connection((host, port), timeout=10).close()
+    except ValueError as error:
+        raise ConfigurationError(f"--ephemeral-attach {url}: not a URL: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"--ephemeral-attach {url}: nothing answers there: {error.strerror or error}"
+        ) from None
+    return Environment(
+        id=parts.netloc,
+        template=PLAIN_URL,
+        provider=PLAIN_URL,
+        url=url,
+        endpoints={"http": Endpoint(host=host, port=port, scheme=parts.scheme)},
+        created_at=datetime.now(UTC),
+        expires_at=None,
+        owner=machine.this_owner(run),
+        state="ready",
+        kept=True,
+    )
+
+
+def _exit_reason(lifecycle: Lifecycle, environment: Environment) -> str:
+    """How an environment has stopped, with the last it said; empty while it runs."""
+    try:
+        status = lifecycle.status(environment)
+        if status.state == "running":
+            return ""
+        provider = providers.load(environment.provider)
+        detail = status.detail or "nothing of it is there any more"
+        last = readiness.last_lines(environment, provider) if status.state == "exited" else ""
+    except (EphemeralError, OSError) as error:
+        return f"{environment.id}: its state is unknown: {error}"
+    return f"{environment.id} has stopped by itself: {detail}{last}"
+
+
+def _mark(environment: Environment) -> str:
+    """Where its log ends; empty where that can't be told, which fails no test."""
+    try:
+        return providers.load(environment.provider).log_mark(environment)
+    except (EphemeralError, OSError):
+        return ""
+
+
+def _logs(environment: Environment, since: str | None) -> str:
+    try:
+        return providers.load(environment.provider).logs(environment, since=since)
+    except (EphemeralError, OSError) as error:
+        return f"(its log can't be read: {error})"

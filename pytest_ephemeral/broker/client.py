@@ -1,0 +1,208 @@
+"""A client's side: it asks the owner process, and waits for the answer.
+
+Every process that runs tests has one client. A child that a test forks inherits it, and speaks
+over a connection of its own: its parent's is not its to use.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytest_ephemeral.broker.connection import Address, Connection, connect
+from pytest_ephemeral.broker.protocol import (
+    Evidence,
+    Failure,
+    Finished,
+    Key,
+    Look,
+    Opened,
+    Process,
+    Settings,
+)
+from pytest_ephemeral.errors import EphemeralError, OwnerLostError
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.models import Environment
+
+#: What a test is told that needs an environment when nobody owns any.
+LOST = (
+    "the process that owns this run's environments can't be reached ({}): it was killed, or this "
+    "worker is on another machine (use workers of this machine: -n NUM)"
+)
+
+
+class BrokerClient:
+    """Asks the owner process. Every method may be called from any thread.
+
+    Attributes:
+        address: Where the owner listens.
+        key: What its clients prove themselves with.
+    """
+
+    def __init__(self, address: Address, key: bytes) -> None:
+        self.address = address
+        self.key = key
+        self._connection: Connection | None = None
+        self._connect = connect
+        self._new_lock = threading.Lock
+        self._lock = threading.Lock()
+        self._number = 0
+        self._getpid = os.getpid
+        self._pid = os.getpid()
+
+    # -- a run, from its beginning to its end ----------------------------------------------------
+
+    def open(self, settings: Settings, process: Process) -> Callable[[], Opened]:
+        """Have the configuration read; returns at once.
+
+        Returns:
+            Waits for the outcome; raises an EphemeralError when the run can't begin.
+        """
+        number = self._begin("open", (settings, process))
+        outcome: list[Opened | EphemeralError] = []
+
+        def wait() -> Opened:
+            with self._lock:
+                if not outcome:
+                    try:
+                        outcome.append(self._answer(number, None))
+                    except EphemeralError as error:
+                        outcome.append(error)
+            if isinstance(outcome[0], EphemeralError):
+                raise outcome[0]
+            return outcome[0]
+
+        return wait
+
+    def opened(self) -> Opened:
+        """What there is, for a worker of a run that another process has opened."""
+        opened: Opened = self._ask("opened")
+        return opened
+
+    def plan(self, needs: Mapping[Key, Sequence[str]], process: Process) -> None:
+        """See ``Broker.plan``."""
+        self._ask("plan", needs, process)
+
+    def refuse(self, problem: str) -> None:
+        """Say that the tests can't be run as they are written."""
+        self._ask("refuse", problem)
+
+    def refused(self) -> str:
+        """Why a worker can't run its tests; empty as long as all can."""
+        problem: str = self._ask("refused")
+        return problem
+
+    def look_ahead(self, number: int) -> None:
+        """Say how many environments are to be made ready before a test asks for them."""
+        self._ask("look_ahead", number)
+
+    def finish_test(self, test: str, outcome: str, used: Sequence[str]) -> None:
+        """See ``Broker.finish_test``. No answer is waited for."""
+        self._tell("finish_test", test, outcome, used)
+
+    def crash_test(self, test: str) -> None:
+        """See ``Broker.crash_test``. No answer is waited for."""
+        self._tell("crash_test", test)
+
+    def decide(self, waiting: Callable[[], None]) -> None:
+        """Have a person decide on what was tested, and wait for that."""
+        self._ask("decide", waiting=waiting)
+
+    def finish(self, waiting: Callable[[], None]) -> Finished:
+        """End all environments, and wait until that is done or can be left to the owner."""
+        finished: Finished = self._ask("finish", waiting=waiting)
+        return finished
+
+    def record(self, exit_status: int) -> Finished:
+        """Write down what became of the run."""
+        finished: Finished = self._ask("record", exit_status)
+        return finished
+
+    # -- environments ----------------------------------------------------------------------------
+
+    def lease(self, key: Key, waiting: Callable[[], None] | None = None) -> Environment:
+        """See ``Broker.lease``."""
+        environment: Environment = self._ask("lease", key, waiting=waiting)
+        return environment
+
+    def release(self, key: Key) -> None:
+        """See ``Broker.release``."""
+        self._ask("release", key)
+
+    def look(self, key: Key) -> Look:
+        """See ``Broker.look``."""
+        look: Look = self._ask("look", key)
+        return look
+
+    def evidence(self, key: Key, mark: str | None) -> Evidence | None:
+        """See ``Broker.evidence``."""
+        evidence: Evidence | None = self._ask("evidence", key, mark)
+        return evidence
+
+    def keep(self, environment: Environment) -> None:
+        """Let an environment outlive the run."""
+        self._ask("keep", environment.id)
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Ask for anything else that the owner answers."""
+        return self._ask(method, *arguments)
+
+    # -- how -------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._connection is not None and self._pid == self._getpid():
+            self._connection.close()
+        self._connection = None
+
+    def _ask(self, method: str, *arguments: Any, waiting: Callable[[], None] | None = None) -> Any:
+        self._own()
+        with self._lock:
+            number = self._send(method, arguments)
+            return self._answer(number, waiting)
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        self._own()
+        with self._lock:
+            self._send(method, arguments, number=0)
+
+    def _begin(self, method: str, arguments: tuple[Any, ...]) -> int:
+        self._own()
+        with self._lock:
+            return self._send(method, arguments)
+
+    def _send(self, method: str, arguments: tuple[Any, ...], number: int | None = None) -> int:
+        if number is None:
+            number = self._number = self._number + 1
+        try:
+            if self._connection is None or self._connection.broken:
+                self._connection = self._connect(self.address, self.key)
+            self._connection.send((number, method, arguments))
+        except OSError as error:
+            raise OwnerLostError(LOST.format(type(error).__name__)) from None
+        return number
+
+    def _answer(self, number: int, waiting: Callable[[], None] | None) -> Any:
+        """The answer to one question. One that an interrupt left behind is dropped."""
+        assert self._connection is not None
+        while True:
+            try:
+                of, done, answer = self._connection.receive(waiting)
+            except EOFError as error:
+                raise OwnerLostError(LOST.format(type(error).__name__)) from None
+            if of == number:
+                break
+        if not done:
+            failure: Failure = answer
+            raise failure.error()
+        return answer
+
+    def _own(self) -> None:
+        """After a fork: a connection and a lock of this process's own."""
+        if self._pid != self._getpid():
+            self._pid = self._getpid()
+            self._connection = None
+            self._lock = self._new_lock()

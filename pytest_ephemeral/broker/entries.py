@@ -1,0 +1,126 @@
+"""What the broker knows of each environment, and who brings them up and ends them for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from pytest_ephemeral.broker.protocol import Key
+from pytest_ephemeral.errors import EphemeralError, LaunchError
+from pytest_ephemeral.models import Environment, State
+
+
+class Ending(NamedTuple):
+    """What became of an environment.
+
+    Attributes:
+        state: ``destroyed``, ``kept``, ``attached`` or ``leaked``.
+        seconds: How long ending it took.
+        detail: What remains of it, when it leaked.
+        died: How it had stopped by itself, if it had.
+    """
+
+    state: State
+    seconds: float = 0.0
+    detail: str = ""
+    died: str = ""
+
+
+class Backend(Protocol):
+    """Brings environments up and ends them, for a broker. Called from the broker's threads."""
+
+    def check(self, template: str) -> None:
+        """See whether what a template runs on is there.
+
+        Raises:
+            EphemeralError: It is not, or the template can't be right.
+        """
+
+    def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
+        """Bring one up: it is ready, and how many seconds each phase took."""
+
+    def exit_reason(self, environment: Environment) -> str:
+        """How it has stopped by itself, with its last lines; empty while it runs."""
+
+    def mark(self, environment: Environment) -> str:
+        """Where its log ends now."""
+
+    def logs(self, environment: Environment, since: str | None) -> str:
+        """What it has printed since a mark."""
+
+    def keeps(self, environment: Environment, *, failed: bool) -> bool:
+        """Whether it is left up, by whether a test that used it failed."""
+
+    def end(
+        self, environment: Environment, *, failed: bool, accepted: Callable[[], None]
+    ) -> Ending:
+        """Look at it, save its logs, and destroy or keep it.
+
+        Never raises: what went wrong is part of how it ended.
+
+        Args:
+            environment: Which.
+            failed: Whether a test that used it failed.
+            accepted: Called once the platform has agreed to remove it, so that what is left is
+                only to wait for.
+        """
+
+    def leave(self, environment: Environment) -> None:
+        """Tell that an environment's removal goes on in the background."""
+
+    def retry(self, environment: Environment) -> bool:
+        """Try once more to remove what could not be removed. Whether it is gone."""
+
+    def cancel(self) -> None:
+        """Stop waiting for what is still coming up: nobody wants it any more."""
+
+
+class Entry(msgspec.Struct, eq=False):
+    """One environment, from being planned to its end.
+
+    Attributes:
+        tests: The selected tests that need it and have not finished.
+        planned: Whether it was known beforehand who needs it.
+        stays: It stays until the end of the run, whoever needs it.
+        leases: How often each client holds it.
+        used: Whether a test ever had it.
+        seen: Whether it was looked at for a lease, which begins with its mark.
+        problem: Why it did not come up, or how it died.
+        error: The kind of error that this is.
+        told: Whether a test's report has the problem in full.
+        failed: Whether a test that used it failed.
+        counts: How many tests that used it passed, failed and were skipped.
+        accepted: Whether the platform has agreed to remove it.
+        detail: What remains of it, when it leaked.
+    """
+
+    key: Key
+    tests: set[str] = msgspec.field(default_factory=set)
+    planned: bool = True
+    stays: bool = False
+    state: State = "planned"
+    environment: Environment | None = None
+    seconds: dict[str, float] = msgspec.field(default_factory=dict)
+    leases: Counter[str] = msgspec.field(default_factory=Counter)
+    used: bool = False
+    seen: bool = False
+    problem: str = ""
+    error: type[EphemeralError] = LaunchError
+    told: bool = False
+    failed: bool = False
+    counts: Counter[str] = msgspec.field(default_factory=Counter)
+    accepted: bool = False
+    detail: str = ""
+
+    def is_wanted(self) -> bool:
+        """Whether it is held, or someone may still ask for it."""
+        if self.leases or self.tests or self.stays:
+            return True
+        return not self.planned and self.key.scope != "function"
+
+    def is_unnoticed(self) -> bool:
+        """Whether it stopped by itself, and no test's report says so."""
+        return self.environment is not None and bool(self.problem) and not self.told

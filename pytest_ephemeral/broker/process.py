@@ -1,0 +1,212 @@
+"""Starting the owner process, hearing of what it does, and seeing when it dies."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from pytest_ephemeral.broker.client import BrokerClient
+from pytest_ephemeral.broker.connection import (
+    Address,
+    close_in_children,
+    connect,
+    listen,
+    new_key,
+)
+from pytest_ephemeral.broker.protocol import INTERRUPT, Event, Failure
+from pytest_ephemeral.errors import EphemeralError
+
+_MODULE: Final = "pytest_ephemeral.broker"
+
+#: Seconds that the end of a run waits for the thread that hears of events.
+_JOIN_TIME: Final = 1.0
+
+
+class Audience(Protocol):
+    """Who is told of what an owner does. Called from one thread, one event after the other."""
+
+    def hear(self, event: Event) -> None:
+        """Something goes on that people would like to know."""
+
+    def print(self, text: str) -> None:
+        """Lines that are to be written as they are."""
+
+    def warn(self, text: str) -> None:
+        """A warning, for now and for the end."""
+
+    def has_hook(self, name: str) -> bool:
+        """Whether anybody here implements a hook; its arguments are loaded only then."""
+
+    def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:
+        """Call a hook.
+
+        Args:
+            name: The hook's name.
+            plugins: Only of these; empty for all.
+            arguments: By name.
+        """
+
+    def lose(self) -> None:
+        """The owner has ended without a word."""
+
+
+class OwnerProcess:
+    """The owner process of one run, as the process sees it that has started it.
+
+    Attributes:
+        client: Asks it.
+        pid: Its process id.
+    """
+
+    def __init__(self) -> None:
+        key, listener = new_key(), listen()
+        self._popen_type = subprocess.Popen
+        self._process = subprocess.Popen(
+            program("serve", str(listener.fileno()), str(os.getpid())),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # what it holds open, a step of a CI may wait for
+            bufsize=0,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # no Ctrl-C is for it
+        )
+        listener.close()
+        assert self._process.stdin is not None  # asked for above
+        self._stdin = self._process.stdin
+        self._stdin.write(key)
+        self._write, self._descriptor = os.write, self._stdin.fileno()
+        close_in_children(self)
+        self.client = BrokerClient(listener.address, key)
+        self.pid = self._process.pid
+        self._events: EventThread | None = None
+        self._abandoned = False
+
+    def listen(self, audience: Audience, hooks: Mapping[str, Sequence[str]]) -> None:
+        """Have somebody told of what goes on, in a thread.
+
+        Args:
+            audience: Who.
+            hooks: The hooks it implements, by plugin.
+        """
+        self._events = EventThread(self.client.address, self.client.key, audience, hooks)
+
+    def interrupt(self) -> None:
+        """Have all environments ended now, whoever uses them. Returns at once."""
+        with suppress(OSError):  # it is gone
+            if not self._stdin.closed:
+                self._write(self._descriptor, INTERRUPT)
+
+    def replace(self, store: str, run: str) -> subprocess.Popen[bytes]:
+        """Start a fresh owner that ends what this one, which has died, has left.
+
+        Args:
+            store: Where the run's ledger is.
+            run: The run's id.
+        """
+        return self._popen_type(
+            program("finish", store, run),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def abandon(self) -> None:
+        """Wait for nothing more: someone is in a hurry."""
+        self._abandoned = True
+
+    def leave(self) -> None:
+        """Have no more to do with it. It ends when it has seen to all that it brought up."""
+        done = False
+        with suppress(EphemeralError):
+            done = not self._abandoned and bool(self.client.ask("leave"))
+        if self._events is not None:
+            self._events.expect_end()
+        self.client.close()
+        self._stdin.close()
+        if done:
+            self._process.wait()
+        else:
+            self._process.returncode = 0  # it outlives this process: Popen need not warn of that
+
+    def forget(self) -> None:
+        """Close the copy that a forked child has inherited."""
+        with suppress(OSError):
+            self._stdin.close()
+
+
+class EventThread:
+    """Hears what an owner tells, and calls hooks for it.
+
+    Args:
+        address: Where the owner listens.
+        key: What its clients prove themselves with.
+        audience: Who is told.
+        hooks: The hooks that are implemented here, by plugin.
+
+    Attributes:
+        welcomed: Set once the owner knows of this.
+    """
+
+    def __init__(
+        self, address: Address, key: bytes, audience: Audience, hooks: Mapping[str, Sequence[str]]
+    ) -> None:
+        self._audience = audience
+        self._connection = connect(address, key)
+        self._connection.send((0, "listen", (hooks,)))
+        self._ends = False
+        self.welcomed = threading.Event()
+        self._loads, self._dumps = pickle.loads, pickle.dumps
+        self._thread = threading.Thread(target=self._hear, name="ephemeral events", daemon=True)
+        self._thread.start()
+
+    def expect_end(self) -> None:
+        """Hear nothing more: the owner may end now, without this being told to anybody."""
+        self._ends = True
+        self._connection.close()
+        self._thread.join(_JOIN_TIME)
+
+    def _hear(self) -> None:
+        try:
+            while True:
+                kind, number, content = self._connection.receive()
+                if kind == "call":
+                    self._connection.send((number, self._call(*content)))
+                elif kind == "sync":
+                    self._connection.send((number, (True, None)))
+                elif kind == "welcome":
+                    self.welcomed.set()
+                else:
+                    getattr(self._audience, kind)(content)
+        except (EOFError, OSError):
+            self.welcomed.set()
+            self._connection.close()
+            if not self._ends:
+                self._audience.lose()
+
+    def _call(self, name: str, plugins: Sequence[str], arguments: bytes) -> tuple[bool, Any]:
+        """Whether a hook could be called, and its result or its error."""
+        if not self._audience.has_hook(name):
+            return True, None
+        try:
+            given = self._loads(arguments)
+            result = self._audience.call_hook(name, plugins, given)
+            return True, None if result is None else self._dumps(result)
+        except EphemeralError as error:
+            return False, Failure.of(error)
+        except BaseException as error:  # noqa: BLE001 - anyone's code
+            return False, f"{type(error).__name__}: {error}"
+
+
+def program(*arguments: str) -> list[str]:
+    """The command that runs an owner process.
+
+    What lies in the current folder and is called like some module is not taken for it (``-P``).
+    """
+    return [sys.executable, "-P", "-m", _MODULE, *arguments]

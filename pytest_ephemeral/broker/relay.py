@@ -1,0 +1,200 @@
+"""What the owner process tells its clients: events to show, and hooks to call where they are."""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final
+
+import pluggy
+
+from pytest_ephemeral.broker.connection import Connection
+from pytest_ephemeral.broker.protocol import Failure
+from pytest_ephemeral.errors import HookError
+from pytest_ephemeral.models import Environment, Outcome
+from pytest_ephemeral.tables import Template
+
+hookimpl = pluggy.HookimplMarker("pytest")
+
+MODIFY: Final = "pytest_ephemeral_modify_template"
+
+
+class Listener:
+    """One client that hears of what goes on. Nobody waits for it to do so.
+
+    Attributes:
+        hooks: By plugin: the hooks that this client implements.
+    """
+
+    def __init__(self, connection: Connection, hooks: Mapping[str, Sequence[str]]) -> None:
+        self.hooks = dict(hooks)
+        self._connection = connection
+        self._messages: queue.SimpleQueue[tuple[str, int, Any] | None] = queue.SimpleQueue()
+        self._asked: dict[int, Future[tuple[bool, Any]]] = {}
+        self._number = 0
+        self._lost = False
+        self._lock = threading.Lock()
+        threading.Thread(target=self._write, name="ephemeral listener", daemon=True).start()
+
+    def tell(self, kind: str, content: Any) -> None:
+        """Tell it something, later."""
+        self._messages.put((kind, 0, content))
+
+    def ask(self, kind: str, content: Any = None) -> tuple[bool, Any] | None:
+        """Ask it for something after all that it was told before; None when it is gone."""
+        answer: Future[tuple[bool, Any]] = Future()
+        with self._lock:
+            if self._lost:
+                return None
+            self._number += 1
+            self._asked[self._number] = answer
+            self._messages.put((kind, self._number, content))
+        try:
+            return answer.result()
+        except EOFError:
+            return None
+
+    def serve(self) -> None:
+        """Read its answers until it is gone."""
+        try:
+            while True:
+                number, answer = self._connection.receive()
+                with self._lock:
+                    asked = self._asked.pop(number)
+                asked.set_result(answer)
+        except (EOFError, OSError):
+            self.lose()
+
+    def lose(self) -> None:
+        """It is gone: nobody waits for an answer of it any more."""
+        with self._lock:
+            self._lost = True
+            asked, self._asked = self._asked, {}
+        self._messages.put(None)
+        for answer in asked.values():
+            answer.set_exception(EOFError())
+
+    def _write(self) -> None:
+        while message := self._messages.get():
+            try:
+                self._connection.send(message)
+            except OSError:
+                return  # ``serve`` sees it too
+
+
+class Relay:
+    """All clients that listen; the first is the one that the owner works for."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+        self._manager: pluggy.PluginManager | None = None
+
+    def connect(self, manager: pluggy.PluginManager) -> None:
+        """Have a plugin manager's events told to the clients."""
+        self._manager = manager
+        manager.register(_EventHooks(self), "ephemeral relay")
+        self.update({})
+
+    def add(self, listener: Listener) -> None:
+        """Tell one more client."""
+        self._listeners.append(listener)
+        listener.tell("welcome", None)
+        self.update({})
+
+    def remove(self, listener: Listener) -> None:
+        """Tell a client nothing more: it is gone."""
+        self._listeners.remove(listener)
+
+    def update(self, hooks: Mapping[str, Sequence[str]]) -> None:
+        """Take note of hooks that the first client has got to know meanwhile."""
+        if self._listeners:
+            self._listeners[0].hooks.update(hooks)
+        manager, name = self._manager, "ephemeral template relay"
+        implemented = any(
+            MODIFY in names for one in self._listeners for names in one.hooks.values()
+        )
+        if implemented and manager is not None and not manager.has_plugin(name):
+            manager.register(_TemplateHook(self), name)
+
+    def tell(self, kind: str, content: Any) -> None:
+        """Tell the first client something; see ``process.Audience``."""
+        for listener in self._listeners[:1]:
+            listener.tell(kind, content)
+
+    def flush(self) -> None:
+        """Return when the first client has heard all that it was told."""
+        for listener in self._listeners[:1]:
+            listener.ask("sync")
+
+    def call(self, name: str, **arguments: Any) -> list[Any]:
+        """Call a hook in every client that implements it; each implementation once.
+
+        Returns:
+            What they returned.
+
+        Raises:
+            EphemeralError: One of them raised it.
+            HookError: One of them raised something else.
+        """
+        content = pickle.dumps(arguments)
+        answers = [
+            listener.ask("call", (name, plugins, content))
+            for listener, plugins in list(self._implementers(name))
+        ]
+        results = []
+        for done, result in filter(None, answers):
+            if not done:
+                raise result.error() if isinstance(result, Failure) else HookError(result)
+            if result is not None:
+                results.append(pickle.loads(result))  # noqa: S301 - it has proven itself
+        return results
+
+    def _implementers(self, name: str) -> Iterator[tuple[Listener, Sequence[str]]]:
+        """The clients to call, and for which of their plugins; empty for all of them."""
+        known: set[str] = set()
+        for at, listener in enumerate(self._listeners):
+            own = [
+                plugin
+                for plugin, names in listener.hooks.items()
+                if name in names and plugin not in known
+            ]
+            known.update(own)
+            if own:
+                yield listener, () if at == 0 else own
+
+
+class _EventHooks:
+    """Hears every event in this process, and passes it on."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    @hookimpl
+    def pytest_ephemeral_environment_ready(self, environment: Environment) -> None:
+        self._relay.call("pytest_ephemeral_environment_ready", environment=environment)
+
+    @hookimpl
+    def pytest_ephemeral_publish_url(self, environment: Environment, url: str) -> None:
+        self._relay.call("pytest_ephemeral_publish_url", environment=environment, url=url)
+
+    @hookimpl
+    def pytest_ephemeral_environment_stopped(
+        self, environment: Environment, outcome: Outcome
+    ) -> None:
+        self._relay.call(
+            "pytest_ephemeral_environment_stopped", environment=environment, outcome=outcome
+        )
+
+
+class _TemplateHook:
+    """Passes templates on; registered only where somebody may change them."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    @hookimpl
+    def pytest_ephemeral_modify_template(self, template: Template) -> Any:
+        return next(iter(self._relay.call(MODIFY, template=template)), None)

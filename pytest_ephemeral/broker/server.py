@@ -1,0 +1,195 @@
+"""Answers the clients of the owner process: a thread for each of them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pytest_ephemeral.broker.connection import Connection, accept
+from pytest_ephemeral.broker.protocol import Failure, Key, Opened, Process, Settings
+from pytest_ephemeral.broker.relay import Listener, Relay
+from pytest_ephemeral.broker.run import Run
+from pytest_ephemeral.errors import EphemeralError, LaunchError
+
+#: What clients may ask for, by the methods that answer it.
+REQUESTS: Final = frozenset(
+    {
+        "open",
+        "opened",
+        "plan",
+        "refuse",
+        "refused",
+        "look_ahead",
+        "finish_test",
+        "crash_test",
+        "lease",
+        "release",
+        "look",
+        "evidence",
+        "keep",
+        "decide",
+        "finish",
+        "record",
+        "leave",
+    }
+)
+
+
+class Server:
+    """Accepts clients.
+
+    Args:
+        listening: The socket they connect to.
+        key: What they prove themselves with.
+
+    Attributes:
+        relay: The clients that hear of what goes on.
+        run: What is owned; None before it is opened.
+        refused: Why a worker can't run its tests.
+        opened: Set once the configuration has been read, or could not be.
+        left: Set once the client that this process works for has ended in order.
+    """
+
+    def __init__(self, listening: socket.socket, key: bytes) -> None:
+        self.relay = Relay()
+        self.run: Run | None = None
+        self.refused = ""
+        self.left = threading.Event()
+        self.opened = threading.Event()
+        self._listening = listening
+        self._key = key
+        self._thread = threading.Thread(target=self._accept, name="ephemeral server", daemon=True)
+
+    def start(self) -> None:
+        """Begin to accept clients."""
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                end, _ = self._listening.accept()
+            except OSError:
+                continue  # whoever that was is gone again
+            threading.Thread(
+                target=self._serve, args=(end,), name="ephemeral client", daemon=True
+            ).start()
+
+    def _serve(self, end: socket.socket) -> None:
+        connection = accept(end, self._key)
+        if connection is None:
+            return
+        client = Client(self, f"client {id(connection)}")
+        try:
+            while True:
+                number, method, arguments = connection.receive()
+                if method == "listen":
+                    self._listen(connection, *arguments)
+                    return
+                answer = client.answer(method, arguments)
+                if number:
+                    connection.send((number, *answer))
+        except (EOFError, OSError, TypeError, ValueError):
+            pass  # the client is gone, in whatever way
+        finally:
+            connection.close()
+            client.drop()
+
+    def _listen(self, connection: Connection, hooks: Mapping[str, Sequence[str]]) -> None:
+        listener = Listener(connection, hooks)
+        self.relay.add(listener)
+        listener.serve()
+        self.relay.remove(listener)
+
+
+class Client:
+    """What one client may ask for; see ``broker.Broker`` and ``run.Run`` for what it means."""
+
+    def __init__(self, server: Server, holder: str) -> None:
+        self._server = server
+        self._holder = holder
+
+    def answer(self, method: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+        """Whether it could be done, and the answer or the error."""
+        if method not in REQUESTS:
+            return False, Failure("LaunchError", f"no such request: {method}", ())
+        try:
+            own = getattr(self, method, None)
+            return True, own(*arguments) if own else getattr(self._run, method)(*arguments)
+        except EphemeralError as error:
+            return False, Failure.of(error)
+        except Exception:  # noqa: BLE001 - the client must not wait for ever
+            text = f"internal error of pytest-ephemeral\n{traceback.format_exc()}"
+            return False, Failure("LaunchError", text, ())
+
+    def drop(self) -> None:
+        """It is gone, and with it whatever it held."""
+        if self._server.run is not None:
+            self._server.run.broker.drop(self._holder)
+
+    @property
+    def _run(self) -> Run:
+        if self._server.run is None:
+            raise LaunchError("the run has not been opened")
+        return self._server.run
+
+    def open(self, settings: Settings, process: Process) -> Opened:
+        """See ``Run.open``."""
+        try:
+            self._server.run = Run.open(settings, process, self._server.relay)
+            return self._server.run.begin()
+        finally:
+            self._server.opened.set()
+
+    def opened(self) -> Opened:
+        """What there is; waits until another client has opened the run."""
+        self._server.opened.wait()
+        return self._run.opened()
+
+    def refuse(self, problem: str) -> None:
+        """The tests of this client can't be run as they are written."""
+        self._server.refused = self._server.refused or problem
+
+    def refused(self) -> str:
+        """Why a client can't run its tests; empty as long as all can."""
+        return self._server.refused
+
+    def plan(self, needs: Mapping[Key, Sequence[str]], process: Process) -> None:
+        """See ``Broker.plan``."""
+        self._run.plan(needs, process)
+
+    def look_ahead(self, number: int) -> None:
+        """See ``Broker.ahead``."""
+        self._run.broker.ahead = number
+
+    def finish_test(self, test: str, outcome: str, used: Sequence[str]) -> None:
+        """See ``Broker.finish_test``."""
+        self._run.broker.finish_test(test, outcome, used)
+
+    def crash_test(self, test: str) -> None:
+        """See ``Broker.crash_test``."""
+        self._run.broker.crash_test(test)
+
+    def lease(self, key: Key) -> Any:
+        """See ``Broker.lease``."""
+        return self._run.broker.lease(key, self._holder)
+
+    def release(self, key: Key) -> None:
+        """See ``Broker.release``."""
+        self._run.broker.release(key, self._holder)
+
+    def look(self, key: Key) -> Any:
+        """See ``Broker.look``."""
+        return self._run.broker.look(key)
+
+    def evidence(self, key: Key, mark: str | None) -> Any:
+        """See ``Broker.evidence``."""
+        return self._run.broker.evidence(key, mark)
+
+    def leave(self) -> bool:
+        """The client that this process works for is about to end. Whether all is done."""
+        run = self._server.run
+        self._server.left.set()
+        return run is None or run.is_done()

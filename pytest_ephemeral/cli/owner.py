@@ -1,0 +1,130 @@
+"""An environment for as long as a command needs it: a client of an owner process.
+
+The owner outlives this process by as long as it takes to clean up, however this one ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_ephemeral.broker.process import OwnerProcess
+from pytest_ephemeral.broker.protocol import Event, Finished, Key, Process, Settings
+from pytest_ephemeral.cli.session import plugin_manager
+from pytest_ephemeral.environments.progress import Progress
+from pytest_ephemeral.errors import ConfigurationError, DestroyError
+from pytest_ephemeral.hookspecs import NAMES
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.models import Environment
+
+
+class Lease:
+    """An environment that is up.
+
+    Attributes:
+        environment: Which.
+        seconds: How long each phase took; filled in at the end.
+    """
+
+    def __init__(self, environment: Environment, owner: OwnerProcess) -> None:
+        self.environment = environment
+        self.seconds: dict[str, float] = {}
+        self._owner = owner
+
+    def keep(self) -> None:
+        """Let it outlive this process."""
+        self._owner.client.keep(self.environment)
+
+
+@contextmanager
+def lease(
+    template: str | None,
+    config: Path | None,
+    say: Callable[[Progress], None],
+    *,
+    ttl: float | None = None,
+) -> Iterator[Lease]:
+    """Bring up an environment, and end it behind the block, unless it is kept.
+
+    Args:
+        template: A template's name; None for the default one.
+        config: The configuration file; None for the nearest one.
+        say: Told what goes on.
+        ttl: Seconds it may live; None for its template's own.
+
+    Raises:
+        EphemeralError: It could not be had, or something of it is left.
+    """
+    owner = OwnerProcess()
+    audience = _Audience(say)
+    finished: Finished | None = None
+    try:
+        owner.listen(audience, audience.hooks)
+        settings = Settings(template=template, config=config, start=Path.cwd(), ttl=ttl)
+        taken = Process(dict(os.environ), tuple(sys.path), audience.hooks)
+        opened = owner.client.open(settings, taken)()
+        name = template or opened.default or _the_default(opened.templates)
+        held = Lease(owner.client.lease(Key(name, "session", ""), lambda: None), owner)
+        try:
+            yield held
+        finally:
+            finished = owner.client.finish(lambda: None)
+            for one in finished.environments:
+                held.seconds.update(one.seconds)
+    except BaseException:
+        owner.interrupt()
+        raise
+    finally:
+        owner.leave()
+    leaked = [one for one in finished.environments if one.state == "leaked"]
+    if leaked:
+        raise DestroyError("\n".join(one.detail for one in leaked))
+
+
+def _the_default(templates: Sequence[str]) -> str:
+    raise ConfigurationError(
+        f"which template? There is no default-template; there are: {', '.join(templates)}"
+    )
+
+
+class _Audience:
+    """Shows what goes on, and calls the hooks of installed plugins."""
+
+    def __init__(self, say: Callable[[Progress], None]) -> None:
+        self._say = say
+        self._manager = plugin_manager()
+        self.hooks: Mapping[str, Sequence[str]] = {
+            "installed plugins": [
+                name for name in NAMES if getattr(self._manager.hook, name).get_hookimpls()
+            ]
+        }
+
+    def hear(self, event: Event) -> None:
+        """See ``Audience``."""
+        phase: Any = event.phase
+        self._say(Progress(event.subject, phase, event.text, event.seconds, event.live))
+
+    def print(self, text: str) -> None:
+        """See ``Audience``. stdout is for data."""
+        print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """See ``Audience``."""
+        self._say(Progress("pytest-ephemeral", "warning", text))
+
+    def has_hook(self, name: str) -> bool:
+        """See ``Audience``."""
+        return name in self.hooks["installed plugins"]
+
+    def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:  # noqa: ARG002
+        """See ``Audience``."""
+        return getattr(self._manager.hook, name)(**arguments, config=None)
+
+    def lose(self) -> None:
+        """See ``Audience``. Whatever is asked next says so too."""
+        self.warn("the process that owns the environment was killed")

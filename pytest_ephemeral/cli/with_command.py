@@ -1,0 +1,122 @@
+"""``with``: run a command while an environment is up."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from pytest_ephemeral.cli import progress
+from pytest_ephemeral.cli.arguments import add_command, duration
+from pytest_ephemeral.cli.output import Printer
+from pytest_ephemeral.cli.owner import lease
+from pytest_ephemeral.environments.progress import Progress
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.cli.arguments import Subcommands
+    from pytest_ephemeral.models import Environment
+
+_EPILOG: Final = """\
+The command finds these variables: EPHEMERAL_URL; EPHEMERAL_URL_<ENDPOINT> for each
+endpoint; EPHEMERAL_ENV, the environment's id. In its arguments, {url} is the URL,
+{url:ENDPOINT} that of an endpoint, {id} the id. Without a command, a shell is started.
+Exits with the command's status, or with 6 when something may have leaked.
+"""
+
+#: As shells say it.
+_NOT_EXECUTABLE, _NOT_FOUND = 126, 127
+
+_PLACEHOLDER: Final = re.compile(r"\{(url|id)(?::([^{}]+))?\}")
+
+
+def add_to(commands: Subcommands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "with",
+        run_with,
+        "run a command with an environment up, then take it down",
+        usage="pytest-ephemeral with [-h] [--ttl TIME] [TEMPLATE] [-- COMMAND…]",
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "template",
+        metavar="TEMPLATE",
+        nargs="?",
+        help="by default default-template, or the only one",
+    )
+    parser.add_argument(
+        "--ttl", metavar="TIME", type=duration, help="how long it may live, instead of its ttl: 2h"
+    )
+    parser.set_defaults(takes_command=True)
+
+
+def run_with(arguments: argparse.Namespace, output: Printer) -> int:
+    """Bring it up, run the command, take it down; however the command or this process ends."""
+    if output.as_json:
+        arguments.parser.error("--json gives one object, and stdout belongs to the command")
+    command = arguments.command or [os.environ.get("SHELL") or "/bin/sh"]
+    shown: list[Callable[[Progress], None]] = [progress.log]
+
+    def say(event: Progress) -> None:
+        shown[-1](event)
+
+    with ExitStack() as stack:
+        with progress.show() as live:
+            shown.append(live)
+            held = stack.enter_context(
+                lease(arguments.template, arguments.config, say, ttl=arguments.ttl)
+            )
+        shown.pop()  # the command's own output comes now
+        words = [fill(word, held.environment) for word in command]
+        return _run(words, {**os.environ, **variables(held.environment)}, output)
+
+
+def variables(environment: Environment) -> dict[str, str]:
+    """The variables by which a command finds an environment."""
+    found = {"EPHEMERAL_URL": environment.url, "EPHEMERAL_ENV": environment.id}
+    for name, endpoint in environment.endpoints.items():
+        found[f"EPHEMERAL_URL_{name.upper().replace('-', '_')}"] = endpoint.url
+    return found
+
+
+def fill(word: str, environment: Environment) -> str:
+    """An argument with ``{url}``, ``{url:ENDPOINT}`` and ``{id}`` filled in; the rest as it is.
+
+    Raises:
+        NothingMatchedError: There is no such endpoint.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        kind, name = found.groups()
+        if kind == "id":
+            return found[0] if name else environment.id
+        return environment.url_for(name) if name else environment.url
+
+    return _PLACEHOLDER.sub(value, word)
+
+
+def _run(command: Sequence[str], variables: Mapping[str, str], output: Printer) -> int:
+    """Run a command as a shell would: Ctrl-C is for it, SIGTERM is passed on to it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A handler, and not SIG_IGN, which the command would inherit.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        process = subprocess.Popen(command, env=variables)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        status = process.wait()
+    except FileNotFoundError:
+        output.say(f"error: {command[0]}: command not found")
+        return _NOT_FOUND
+    except OSError as error:
+        output.say(f"error: {command[0]}: {error.strerror}")
+        return _NOT_EXECUTABLE
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status

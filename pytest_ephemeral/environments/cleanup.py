@@ -1,0 +1,95 @@
+"""Ending what an owner has left that did not see to it itself."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.environments.ledger import Ledger
+    from pytest_ephemeral.models import Environment
+
+# Run as a program, __name__ would be another.
+MODULE: Final = "pytest_ephemeral.environments.cleanup"
+
+#: How many environments are removed at once.
+AT_ONCE: Final = 8
+
+#: Seconds before each further attempt at what can't be removed.
+BACKOFF: Final = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
+
+
+def settle_command(store_url: str, id: str) -> list[str]:
+    """The command that closes the record of an environment that was ended without its owner.
+
+    What lies in the current folder and is called like some module is not taken for it (``-P``).
+    """
+    return [sys.executable, "-P", "-m", MODULE, store_url, id]
+
+
+def finish(store_url: str, run: str, pause: Callable[[float], object] = time.sleep) -> int:
+    """Remove all that a run has brought up, but for what was kept.
+
+    What can't be removed is tried again, a few minutes long. Then its record says why, and it
+    stays for ``pytest-ephemeral reap``.
+
+    Args:
+        store_url: Where the ledger is.
+        run: Whose environments.
+        pause: Waits that many seconds.
+
+    Returns:
+        0 when nothing of them is left, else 6.
+    """
+    from pytest_ephemeral.errors import DestroyError
+
+    ledger = open_ledger(store_url)
+    for seconds in (0.0, *BACKOFF):
+        pause(seconds)
+        own = [one for one in ledger.entries() if one.owner.run == run and not one.kept]
+        if _remove_all(ledger, own):
+            return 0
+    return DestroyError.exit_status
+
+
+def _remove_all(ledger: Ledger, environments: Sequence[Environment]) -> bool:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return all(list(pool.map(lambda one: _remove(ledger, one), environments)))
+
+
+def settle(store_url: str, id: str) -> None:
+    """Remove the record of an environment, and whatever may be left of it."""
+    from pytest_ephemeral.errors import NothingMatchedError
+
+    ledger = open_ledger(store_url)
+    with contextlib.suppress(NothingMatchedError):  # gone already
+        _remove(ledger, ledger.get(id))
+
+
+def _remove(ledger: Ledger, environment: Environment) -> bool:
+    from pytest_ephemeral.environments.removal import remove
+    from pytest_ephemeral.errors import EphemeralError
+
+    try:
+        remove(ledger, environment)
+    except EphemeralError:
+        return False  # its record says why
+    return True
+
+
+def open_ledger(store_url: str) -> Ledger:
+    """The ledger of a store, opened without a configuration."""
+    from pytest_ephemeral.environments.ledger import Ledger
+    from pytest_ephemeral.store import open_store
+
+    return Ledger(open_store(store_url, Path("/")))
+
+
+if __name__ == "__main__":
+    settle(*sys.argv[1:])

@@ -1,0 +1,293 @@
+"""The process that the user started: pytest itself, or the controller of pytest-xdist.
+
+It starts the owner process, tells it how the tests come out, shows what it tells, and calls the
+hooks that are implemented here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from subprocess import TimeoutExpired
+from typing import Any, Final
+
+import pytest
+
+from pytest_ephemeral.broker.process import OwnerProcess
+from pytest_ephemeral.broker.protocol import Event, Finished, Opened, Settings
+from pytest_ephemeral.errors import EphemeralError, OwnerLostError
+from pytest_ephemeral.pytest_plugin import base_url, hooks, summary, workers
+from pytest_ephemeral.pytest_plugin.outcomes import Outcomes
+from pytest_ephemeral.pytest_plugin.progress import Reporter
+from pytest_ephemeral.pytest_plugin.settings import process
+from pytest_ephemeral.pytest_plugin.worker import IDLE_OPTIONS, WORKER_INPUT, Worker
+
+#: What is said when someone will not wait for the end.
+INTERRUPTED_AGAIN: Final = (
+    "interrupted again: the environments that are left are being destroyed in the background; "
+    "`pytest-ephemeral list` shows them, `pytest-ephemeral reap` makes sure"
+)
+
+#: Seconds that the end of a run waits for a fresh owner to end what a dead one has left.
+CLEANUP_TIME: Final = 30.0
+
+
+class Controller:
+    """Stands between pytest and the owner process.
+
+    Args:
+        config: Of this process.
+        settings: What this run was told to do.
+        owner: The owner process.
+    """
+
+    def __init__(self, config: pytest.Config, settings: Settings, owner: OwnerProcess) -> None:
+        self._config = config
+        self._settings = settings
+        self._owner = owner
+        self._outcomes = Outcomes(owner.client)
+        self._opening: Any = None
+        self._opened: Opened | None = None
+        self._finished: Finished | None = None
+        self._complaints: list[str] = []
+        self._workers: list[Any] = []
+        self._cleanup: Any = None
+        self._lost = False
+        self._over = False
+        self._pid = os.getpid()
+        self._getpid = os.getpid
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Have the configuration read while tests are collected, and hear what goes on."""
+        config = self._config
+        self._reporter = Reporter(config)
+        settings = self._settings
+        if any(getattr(config.option, name, False) for name in IDLE_OPTIONS):
+            settings = settings._replace(early=())
+        taken = process(config)
+        try:
+            self._owner.listen(self, taken.hooks)
+            self._opening = self._owner.client.open(settings, taken)
+        except (EphemeralError, OSError) as error:
+            raise pytest.UsageError(str(error)) from None
+        # An interrupt before the first test skips pytest_sessionfinish, but never this.
+        config.add_cleanup(self.close)
+        worker = Worker(
+            config,
+            settings,
+            self._owner.client,
+            opened=self.opened,
+            process=lambda: process(config),
+            refuse=_refuse,
+            waiting=self._reporter.wait,
+            settle=self._reporter.settle,
+        )
+        config.pluginmanager.register(worker, "ephemeral-worker")
+        if base_url.applies(config) and self._open_or_refuse().default is not None:
+            config.pluginmanager.register(base_url, "ephemeral-base-url")
+
+    def opened(self) -> Opened:
+        """What there is; waits until the configuration has been read.
+
+        Raises:
+            EphemeralError: The run can't begin.
+        """
+        if self._opened is None:
+            self._opened = self._opening()
+            header = summary.header(self._opened, self._settings, self._config)
+            if self._config.get_verbosity() >= 0 and not self._config.option.no_header:
+                self._reporter.print(header)
+        return self._opened
+
+    def _open_or_refuse(self) -> Opened:
+        try:
+            return self.opened()
+        except EphemeralError as error:
+            raise pytest.UsageError(str(error)) from None
+
+    # -- what the owner tells; called from a thread ----------------------------------------------
+
+    def hear(self, event: Event) -> None:
+        """See ``Audience``."""
+        self._reporter.hear(event)
+
+    def print(self, text: str) -> None:
+        """See ``Audience``."""
+        self._reporter.print(text)
+
+    def warn(self, text: str) -> None:
+        """See ``Audience``."""
+        self._reporter.warn(text)
+
+    def has_hook(self, name: str) -> bool:
+        """See ``Audience``."""
+        return hooks.has(self._config, name)
+
+    def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:
+        """See ``Audience``."""
+        return hooks.call(self._config, name, plugins, arguments)
+
+    def lose(self) -> None:
+        """The owner was killed: say so, and have another end what it has left."""
+        self._lost = True
+        self._complaints.append(
+            f"the process that owned this run's environments (pid {self._owner.pid}) was killed: "
+            "they are being destroyed by another one"
+        )
+        self._reporter.warn(self._complaints[-1])
+        if self._opened is not None and self._opened.store:
+            self._cleanup = self._owner.replace(self._opened.store, self._opened.run)
+
+    # -- pytest-xdist ----------------------------------------------------------------------------
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_setupnodes(self, specs: Sequence[Any]) -> None:
+        """Refuse workers that could not reach the environments, before any is started."""
+        for spec in specs:
+            if spec.ssh or spec.socket:
+                raise pytest.UsageError(
+                    f"--ephemeral-env: the worker {spec} may be on another machine, and can't "
+                    "reach the environments of this one: use workers of this machine (-n NUM)"
+                )
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker where the owner is."""
+        if not self._workers:
+            self._config.add_cleanup(self._reporter.start_thread())
+        self._workers.append(node)
+        node.workerinput[WORKER_INPUT] = {
+            "address": self._owner.client.address,
+            "key": self._owner.client.key,
+            "plugins": list(hooks.implementers(self._config.pluginmanager)),
+        }
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self) -> None:
+        """Stop before the first test when a worker can't run its tests as they are written."""
+        self._open_or_refuse()
+        if problem := self._owner.client.refused():
+            raise pytest.UsageError(problem)
+
+    # -- tests -----------------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logstart(self) -> None:
+        """Say what has happened in the background."""
+        self._reporter.flush()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take note of how a test comes out."""
+        self._outcomes.add(report)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """A test is over, and so are its reruns: what only it needed can go."""
+        self._outcomes.finish(nodeid)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """Begin to end the environments at once, and interrupt the workers.
+
+        Left to themselves, workers of xdist wait 5 s before they interrupt their tests.
+        """
+        self._owner.interrupt()
+        workers.interrupt(self._workers)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """End everything after the last fixture, and before pytest sums up."""
+        if self._pid != self._getpid():
+            return  # a child that a test has forked owns nothing
+        if session.exitstatus == pytest.ExitCode.OK and not self._lost:
+            self._decide()
+        self.close()
+        self._judge(session)
+        self._record(session)
+        self._judge(session)
+        self._reporter.flush()
+
+    def _decide(self) -> None:
+        """Have a person decide on what was tested, where that was asked for."""
+        if self._settings.approval is None or self._opened is None:
+            return
+        try:
+            self._owner.client.decide(self._reporter.flush)
+        except KeyboardInterrupt:
+            self._owner.interrupt()
+        except EphemeralError as error:
+            self._complaints.append(str(error))
+
+    def close(self) -> None:
+        """End all environments; only the first call does anything.
+
+        An interrupt meanwhile is a person who will not wait. The owner goes on without us.
+        """
+        if self._over or self._pid != self._getpid():
+            return
+        self._over = True
+        try:
+            if self._opens():
+                self._finished = self._owner.client.finish(self._reporter.wait)
+        except KeyboardInterrupt:
+            self._owner.abandon()
+            self._complaints.append(INTERRUPTED_AGAIN)
+        except OwnerLostError as error:
+            self._lost = True
+            if not self._complaints:
+                self._complaints.append(str(error))
+        except EphemeralError as error:
+            self._complaints.append(str(error))
+        finally:
+            self._reporter.settle()
+        self._await_cleanup()
+
+    def _opens(self) -> bool:
+        """Whether there is a run to end; a wrong configuration was told where it was needed."""
+        try:
+            self._opened = self._opening()
+        except OwnerLostError:
+            raise
+        except EphemeralError:
+            return False
+        return True
+
+    def _await_cleanup(self) -> None:
+        """Wait for what ends the environments of an owner that was killed."""
+        if self._cleanup is None:
+            return
+        try:
+            status = self._cleanup.wait(CLEANUP_TIME)
+        except TimeoutExpired:
+            status = None
+            self._cleanup.returncode = 0  # it goes on; Popen need not warn of that
+        if status == 0:
+            self._complaints.append("all of them are destroyed")
+        else:
+            self._complaints.append("some of them may be left: pytest-ephemeral reap")
+
+    def _record(self, session: pytest.Session) -> None:
+        if self._finished is not None and not self._lost:
+            try:
+                self._finished = self._owner.client.record(int(session.exitstatus))
+            except EphemeralError as error:
+                self._complaints.append(str(error))
+
+    def _judge(self, session: pytest.Session) -> None:
+        """A run is not green when something leaked, or crashed without a test noticing."""
+        failed = self._complaints or (self._finished is not None and self._finished.failed)
+        if failed and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what became of every environment."""
+        finished = self._finished or Finished((), (), failed=False)
+        finished = finished._replace(complaints=[*finished.complaints, *self._complaints])
+        summary.write(terminalreporter, finished, self._settings, self._reporter.warnings)
+
+
+def _refuse(problem: str) -> None:
+    """The tests can't be run as they are written."""
+    raise pytest.UsageError(problem)

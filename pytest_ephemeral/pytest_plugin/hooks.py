@@ -1,0 +1,49 @@
+"""Which hooks of ours are implemented in this process, and calling them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from pytest_ephemeral.hookspecs import NAMES
+
+
+def implementers(manager: pytest.PytestPluginManager) -> dict[str, tuple[str, ...]]:
+    """By plugin (the path of a conftest.py, or a name): the hooks it implements."""
+    found: dict[str, list[str]] = {}
+    for name in NAMES:
+        for implementation in getattr(manager.hook, name).get_hookimpls():
+            found.setdefault(implementation.plugin_name, []).append(name)
+    return {plugin: tuple(names) for plugin, names in found.items()}
+
+
+def missing(own: Mapping[str, Sequence[str]], known: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Of the implementers in a worker, those that the controller has not loaded."""
+    others = set(known)
+    return {plugin: tuple(names) for plugin, names in own.items() if plugin not in others}
+
+
+def has(config: pytest.Config, name: str) -> bool:
+    """Whether anybody in this process implements a hook."""
+    return bool(getattr(config.hook, name).get_hookimpls())
+
+
+def call(
+    config: pytest.Config, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]
+) -> Any:
+    """Call a hook.
+
+    Args:
+        config: What the hooks get as ``config``.
+        name: The hook's name.
+        plugins: Only those of these plugins; empty for all.
+        arguments: By name.
+    """
+    caller = getattr(config.hook, name)
+    if plugins:
+        manager = config.pluginmanager
+        others = [one for one in manager.get_plugins() if manager.get_name(one) not in plugins]
+        caller = manager.subset_hook_caller(name, others)
+    return caller(**arguments, config=config)

@@ -1,0 +1,349 @@
+"""Who dies, and who finishes: pytest, the owner process, both, and a removal that is refused.
+
+The provider is a third party's, which guards nothing: whatever is cleaned up was cleaned up for it.
+What counts are its folders, and the ledger's files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.plugin_project import PluginProject, end, eventually, make_project
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+
+HERE = Path(__file__).parent
+
+CONFIGURATION = """
+[templates.folder]
+provider = "folders"
+port = 8080
+ready = { log = "printed" }
+"""
+
+WAITS = """
+from pathlib import Path
+def test_waits(ephemeral_env, ephemeral_env_module):
+    Path("waiting").write_text(str(os.getpid()))
+    time.sleep(60)
+"""
+
+PASSES = "def test_passes(ephemeral_env): pass"
+
+
+class FolderProject(PluginProject):
+    """A project whose environments are folders."""
+
+    @property
+    def folders(self) -> Path:
+        """Where its environments are."""
+        return Path(os.environ["FOLDERS"])
+
+    def environments(self) -> list[str]:
+        """The environments that are there."""
+        return [folder.name for folder in self.folders.iterdir() if folder.is_dir()]
+
+    def records(self) -> list[Path]:
+        """The ledger's records."""
+        return list(self.folder.glob(".ephemeral/environments/*.json"))
+
+    def is_clean(self) -> bool:
+        """Whether nothing is left, neither things nor records."""
+        return not self.environments() and not self.records()
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Run pytest to its end: its exit status, and what it printed."""
+        process = self.spawn("--ephemeral-env", *arguments)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line."""
+        program = Path(sys.executable).with_name("pytest-ephemeral")
+        return subprocess.run(
+            [program, *arguments], cwd=self.folder, check=False, capture_output=True, text=True
+        )
+
+    def wait(self, *arguments: str, others: int = 0) -> tuple[subprocess.Popen[str], int]:
+        """Pytest with a test that is waiting, and the process id of its owner."""
+        process = self.spawn("--ephemeral-env", *arguments)
+        sign = self.folder / "waiting"
+        assert eventually(lambda: sign.exists() or process.poll() is not None, 40)
+        assert sign.exists(), end(process)
+        assert eventually(lambda: len(self.environments()) == 2 + others, 10), end(process)
+        return process, self.owner(process.pid)
+
+    @staticmethod
+    def owner(pid: int) -> int:
+        """The owner process of a pytest."""
+        for children in Path("/proc", str(pid), "task").glob("*/children"):
+            for child in children.read_text().split():
+                words = Path("/proc", child, "cmdline").read_bytes().split(b"\0")
+                if b"pytest_ephemeral.broker" in words:
+                    return int(child)
+        raise AssertionError("it has no owner process")
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FolderProject]:
+    """A project with the third party's provider, installed for every child process."""
+    site = tmp_path / "site"
+    about = site / "third_party-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(
+        "[pytest_ephemeral.providers]\nfolders = third_party:FolderProvider\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(HERE)]))
+    monkeypatch.setenv("FOLDERS", str(tmp_path / "folders"))
+    (tmp_path / "folders").mkdir()
+    (tmp_path / "project").mkdir()
+    made = make_project(tmp_path / "project", monkeypatch, tmp_path_factory)
+    project = FolderProject.__new__(FolderProject)
+    project.__dict__.update(vars(made))
+    project.configure(CONFIGURATION)
+    project.write(test_it=WAITS)
+    yield project
+    (project.folders / "slow").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGHUP", "SIGQUIT"])
+def test_pytest_dies(project: FolderProject, arguments: list[str], name: str) -> None:
+    """In whatever way (a closed terminal is SIGHUP): the owner ends everything, and saves logs."""
+    process, owner = project.wait("--ephemeral-logs", "logs", *arguments)
+    ids = project.environments()
+    os.kill(process.pid, getattr(signal, name))
+    process.wait(10)
+    assert eventually(project.is_clean, 3), project.environments()
+    assert eventually(lambda: not Path("/proc", str(owner)).exists(), 5)
+    for id in ids:
+        assert "has printed" in (project.folder / "logs" / id / "it.log").read_text()
+        assert (project.folder / "logs" / id / "timeline.json").exists()
+    end(process)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_the_owner_dies(project: FolderProject, arguments: list[str]) -> None:
+    """Pytest says so and fails; a fresh owner ends what there was, while the test still waits."""
+    process, owner = project.wait(*arguments)
+    os.kill(owner, signal.SIGKILL)
+    assert eventually(project.is_clean, 5), project.environments()
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert f"(pid {owner}) was killed" in output
+    assert "all of them are destroyed" in output
+    assert "Traceback" not in output
+
+
+def test_tests_after_the_owner_died_are_told(project: FolderProject) -> None:
+    """Each in one line, at once; those that need no environment run."""
+    project.write(
+        test_it="""
+from pathlib import Path
+def test_first(ephemeral_env):
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text().split():
+            if b"pytest_ephemeral.broker" in Path("/proc", child, "cmdline").read_bytes():
+                os.kill(int(child), signal.SIGKILL)
+def test_second(ephemeral_env): pass
+def test_third(ephemeral_env_function): pass
+def test_fourth(): pass
+"""
+    )
+    status, output = project.run()
+    assert status == 1
+    assert "2 passed" in output
+    assert output.count("can't be reached") >= 2
+    assert "Traceback" not in output
+    assert eventually(project.is_clean, 5), project.environments()
+
+
+def test_both_die(project: FolderProject) -> None:
+    """What nobody guards stays until its expiry, and `reap` knows whose it was."""
+    process, owner = project.wait()
+    os.kill(owner, signal.SIGSTOP)  # so that it does not act before it is killed itself
+    os.kill(process.pid, signal.SIGKILL)
+    os.kill(owner, signal.SIGKILL)
+    process.wait(10)
+    assert len(project.environments()) == 2
+    done = project.command("reap")
+    assert done.returncode == 0, done.stderr
+    assert project.is_clean()
+    end(process)
+
+
+def test_the_owner_is_terminated(project: FolderProject) -> None:
+    """SIGTERM, by whoever: it ends everything itself before it goes."""
+    process, owner = project.wait()
+    os.kill(owner, signal.SIGTERM)
+    assert eventually(project.is_clean, 5), project.environments()
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert "was killed" in output
+
+
+def test_a_worker_dies(project: FolderProject) -> None:
+    """What it held is given back; the run goes on and ends clean."""
+    process, _ = project.wait("-n", "2", "--max-worker-restart", "0")
+    os.kill(int((project.folder / "waiting").read_text()), signal.SIGKILL)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "crashed" in output
+    assert eventually(project.is_clean, 3)
+
+
+def test_only_its_own_goes(project: FolderProject) -> None:
+    """Another run's environments stay, and what was kept."""
+    kept = project.command("up", "folder").stdout.strip()
+    living, _ = project.wait(others=1)
+    before = set(project.environments())
+    (project.folder / "waiting").unlink()
+    dying = project.spawn("--ephemeral-env")
+    assert eventually(lambda: len(project.environments()) == 5, 20)
+    dying.kill()
+    dying.wait(10)
+    assert eventually(lambda: set(project.environments()) == before, 5)
+    assert kept in before
+    assert len(project.records()) == 3
+    assert living.poll() is None
+    living.kill()
+    assert eventually(lambda: project.environments() == [kept], 5)
+    project.command("down", "--all")
+    end(dying)
+    end(living)
+
+
+FORKS = """
+import ctypes
+def test_forks(ephemeral_env):
+    if FORK():
+        open("waiting", "w").close()
+        time.sleep(60)
+    time.sleep(30)  # the child lives on, with all that it has a copy of
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("fork", ["os.fork", "ctypes.CDLL(None).fork"])
+def test_what_a_test_has_forked_is_not_taken_for_pytest(project: FolderProject, fork: str) -> None:
+    """Neither a child that Python knows of, nor one that a library has forked."""
+    project.write(test_it=FORKS.replace("FORK()", f"{fork}()"))
+    process = project.spawn("--ephemeral-env", "-W", "ignore")
+    assert eventually((project.folder / "waiting").exists, 20), end(process)
+    assert len(project.environments()) == 1
+    process.kill()
+    process.wait(10)
+    assert eventually(project.is_clean, 3)
+    end(process)
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(project: FolderProject) -> None:
+    """A project may have a module that is called like one of the standard library's."""
+    for name in ("select", "secrets", "queue", "hmac"):
+        (project.folder / f"{name}.py").write_text("raise SystemExit(f'{__name__} was imported')\n")
+    project.write(test_it=PASSES)
+    program = str(Path(sys.executable).with_name("pytest"))
+    done = subprocess.run(
+        [program, "--ephemeral-env", "-p", "no:cacheprovider"],
+        cwd=project.folder,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+# -- a removal that is refused -------------------------------------------------------------------
+
+
+def test_a_removal_that_is_refused_is_told_and_never_green(project: FolderProject) -> None:
+    """By this run, in its report, by `list`, by the next run; `reap` then removes it."""
+    project.write(test_it=PASSES)
+    (project.folders / "refuse").touch()
+    status, output = project.run("--ephemeral-report", "report.json")
+    [id] = project.environments()
+    assert status == 1
+    assert "1 passed" in output
+    assert "access denied" in output
+    assert "pytest-ephemeral reap" in output
+    [told] = json.loads((project.folder / "report.json").read_text())["environments"]
+    assert told["state"] == "leaked"
+    [record] = project.records()
+    owner = json.loads(record.read_text())["environment"]["owner"]["pid"]
+    os.kill(owner, signal.SIGKILL)  # it would go on trying
+    listed = project.command("list")
+    assert "not removed" in listed.stdout
+    assert f"{id} could not be removed: {id}: access denied" in listed.stderr
+    assert f"{id} of an earlier run could not be removed" in project.run()[1]
+    assert project.command("reap").returncode == 6
+    (project.folders / "refuse").unlink()
+    assert project.command("reap").returncode == 0
+    assert project.is_clean()
+
+
+def test_a_removal_that_is_refused_once_is_tried_again(project: FolderProject) -> None:
+    """And is nobody's trouble."""
+    project.write(test_it=PASSES)
+    (project.folders / "refuse").write_text("2")
+    status, output = project.run()
+    assert status == 0, output
+    assert project.is_clean()
+
+
+def test_what_was_refused_is_tried_again_when_pytest_has_ended(project: FolderProject) -> None:
+    """By the owner process, which says nothing more, and goes when it is done."""
+    project.write(test_it=PASSES)
+    (project.folders / "refuse").touch()
+    assert project.run()[0] == 1
+    (project.folders / "refuse").unlink()
+    assert eventually(project.is_clean, 10)
+
+
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_what_is_accepted_is_left_but_not_where_pytest_ends_everything(
+    project: FolderProject, monkeypatch: pytest.MonkeyPatch, ci: str
+) -> None:
+    """A CI kills what its job leaves behind, so there the removal is waited for to its end."""
+    monkeypatch.setenv("CI", ci)
+    project.write(test_it=PASSES)
+    (project.folders / "slow").touch()
+    process = project.spawn("--ephemeral-env")
+    if ci:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=3)
+        (project.folders / "slow").unlink()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert ("cleanup continues in the background" in output) == (not ci)
+    (project.folders / "slow").unlink(missing_ok=True)
+    assert eventually(project.is_clean, 5)
+
+
+def test_a_crash_after_the_last_test_is_noticed(project: FolderProject) -> None:
+    """Looked for before it is removed, whatever provider it is: the run fails, its log is saved."""
+    project.write(
+        test_it="""
+from pathlib import Path
+def test_crashes(ephemeral_env):
+    Path(os.environ["FOLDERS"], ephemeral_env.id, "exited").touch()
+"""
+    )
+    status, output = project.run("--ephemeral-logs", "logs")
+    assert status == 1
+    assert "1 passed" in output
+    assert "has stopped by itself: it exited with status 7" in output
+    [log] = project.folder.glob("logs/*/it.log")
+    assert "has printed" in log.read_text()
