@@ -19,7 +19,7 @@ import msgspec
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError, ReadinessError
 from pytest_ephemeral.models import Endpoint, Environment
-from pytest_ephemeral.providers.abilities import SupportsHealth
+from pytest_ephemeral.providers.abilities import SupportsHealth, SupportsListeners
 from pytest_ephemeral.providers.protocol import Provider
 from pytest_ephemeral.tables import Ready, Template
 
@@ -122,16 +122,17 @@ def wait(
         _check_alive(environment, provider)
         seen = [(probe, probe.look(min(ONE_LOOK, timeout))) for probe in pending]
         pending = [probe for probe, what in seen if what]
+        problems = [what for _, what in seen if what]
         if not pending:
-            return
-        if (problems := "; ".join(what for _, what in seen if what)) != told:
-            told = problems
-            tell(problems)
+            if not (stranger := _foreign_listener(environment, provider)):
+                return
+            pending, problems = list(probes), [stranger]  # that answered in its place: look anew
+        if "; ".join(problems) != told:
+            told = "; ".join(problems)
+            tell(told)
         if clock() >= deadline:
             _check_alive(environment, provider)
-            raise ReadinessError(
-                _time_out(environment, provider, timeout, [what for _, what in seen if what])
-            )
+            raise ReadinessError(_time_out(environment, provider, timeout, problems))
         now = clock()
         pause = min(max(FIRST_PAUSE, (now - started) * PAUSE_SHARE), LONGEST_PAUSE)
         if cancelled.wait(max(0.0, min(pause, deadline - now))):
@@ -283,6 +284,14 @@ def last_lines(environment: Environment, provider: Provider) -> str:
     return "\n  the last lines of its log:\n" + "\n".join(
         f"    {line}" for line in text.splitlines()
     )
+
+
+def _foreign_listener(environment: Environment, provider: object) -> str:
+    """What answers in an environment's place, for people; empty when it answers itself."""
+    if not isinstance(provider, SupportsListeners):
+        return ""
+    found = provider.foreign_listener(environment)
+    return f"{found}, which is not this environment" if found else ""
 
 
 def _own_probes(environment: Environment, provider: object) -> list[Probe]:

@@ -101,6 +101,14 @@ class SupportsClock(Protocol):
 
 
 @runtime_checkable
+class SupportsListeners(Protocol):
+    """A provider that can see which processes accept an environment's connections."""
+
+    def foreign_listener(self, environment: Environment) -> str:
+        """Who accepts connections at its endpoints in its place, for people; empty if nobody."""
+
+
+@runtime_checkable
 class SupportsHealth(Protocol):
     """A provider whose platform runs health checks of its own."""
 

@@ -14,12 +14,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_ephemeral import machine, models
+from pytest_ephemeral.errors import ElsewhereError, TamperedRecordError
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.local import LocalProvider, guard
+from pytest_ephemeral.providers.local import LocalProvider, client
+from pytest_ephemeral.providers.local.doctor import mount_refusal
 from pytest_ephemeral.providers.local.supervisor.processes import marked
+from pytest_ephemeral.providers.protocol import Owned
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -172,8 +176,8 @@ def test_its_guard_is_told_to_go(own: Own) -> None:
 
 def test_its_guard_is_stuck(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guard that is stopped and answers nobody is destroyed with all it guards."""
-    monkeypatch.setattr(guard, "_END_TIME", 0.3)
-    monkeypatch.setattr(guard, "_ANSWER_TIME", 0.3)
+    monkeypatch.setattr(client, "END_TIME", 0.3)
+    monkeypatch.setattr(client, "ANSWER_TIME", 0.3)
     process, _ = own()
     environment = _launched(process)
     until(lambda: len(_marked(environment)) == 3)
@@ -188,10 +192,99 @@ def test_a_file_of_someone_else_is_never_removed(own: Own, tmp_path: Path) -> No
     """A record that was tampered with can't lead destroying to another folder."""
     process, environment = own()
     launched = _launched(process)
+    until(lambda: len(_marked(environment)) == 3)
     precious = tmp_path / "precious"
-    precious.mkdir()
-    for folder in (precious, tmp_path / "environments" / ".." / "precious", Path("/")):
-        record = models.encode(launched).decode().replace(launched.handle["folder"], str(folder))
-        LocalProvider().destroy(models.decode(record.encode(), Environment))
-        assert precious.is_dir()
+    twin = tmp_path / "elsewhere" / "environments" / environment.id
+    link = tmp_path / "links" / "environments" / environment.id
+    for folder in (precious, twin, link.parent):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("precious")
+    link.symlink_to(precious)
+    past = tmp_path / "environments" / ".." / "precious"
+    for folder in (precious, past, Path("/"), twin, link):
+        forged = replace(launched, handle={**launched.handle, "folder": str(folder)})
+        with pytest.raises(TamperedRecordError):
+            LocalProvider().destroy(forged)
+    assert [(one / "file").read_text() for one in (precious, twin)] == ["precious", "precious"]
+    assert len(_marked(environment)) == 3
+    LocalProvider().destroy(launched)
+    assert _left(environment) == []
+
+
+def test_what_others_keep_under_our_names_is_not_ours(own: Own, tmp_path: Path) -> None:
+    """A state folder that is not only ours: nothing in it is seen as an environment, or removed."""
+    theirs = tmp_path / "state" / "environments"
+    for name in ("production", ".new-0123456789abcdef", "labelled"):
+        (theirs / name).mkdir(parents=True)
+        (theirs / name / "file").write_text("precious")
+        os.utime(theirs / name, (0, 0))
+    (theirs / "labelled" / "labels.json").write_text('{"pytest-ephemeral.id": "another"}')
+    (theirs / "note").write_text("precious")
+    process, environment = own()
+    launched = _launched(process)
+
+    assert [one.id for one in LocalProvider().owned()] == [environment.id]
+    for name in ("production", "labelled"):
+        with pytest.raises(TamperedRecordError):
+            LocalProvider().sweep(Owned(name, {}))
+    LocalProvider().destroy(launched)
+
+    assert sorted(one.name for one in theirs.iterdir()) == sorted(
+        [".new-0123456789abcdef", "labelled", "note", "production"]
+    )
+    assert {file.read_text() for file in theirs.rglob("file")} == {"precious"}
+
+
+def test_what_was_half_made_goes_with_the_next(own: Own, tmp_path: Path) -> None:
+    """A folder of a process that was killed before it had its name."""
+    half = tmp_path / "state" / "environments" / ".new-0123456789abcdef"
+    (half / "state").mkdir(parents=True)
+    (half / "labels.json").write_text('{"pytest-ephemeral.id": "staging-1"}')
+    os.utime(half, (0, 0))
+    process, _ = own()
+    _launched(process)
+    assert not half.exists()
+
+
+def test_elsewhere_nothing_is_said_to_be_destroyed(own: Own) -> None:
+    """A record of another machine, or of another PID namespace: that can't be seen from here."""
+    process, _ = own()
+    launched = _launched(process)
+    for change in ({"machine": "another"}, {"pid_namespace": "pid:[1]"}):
+        far = replace(launched, id="staging-far", owner=replace(launched.owner, **change))
+        far = replace(far, handle={**far.handle, "folder": "/nowhere/environments/staging-far"})
+        with pytest.raises(ElsewhereError, match="its record stays"):
+            LocalProvider().destroy(far)
+
+
+#: A daemon that has nothing of what it was started with: as ``env -i``, PostgreSQL and nginx do.
+BARE_DAEMON = "(env -i setsid sleep 1000 &) ; exec sleep 1000"
+
+
+def _asleep(launched: Environment) -> list[int]:
+    """Processes that see the environment's own mount, as /proc says it."""
+    folder = launched.handle["folder"]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/mountinfo"):
+        with suppress(OSError):
+            if f" {folder}/labels.json " in path.read_text():
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or bool(mount_refusal()), reason="this system lets nobody mount"
+)
+def test_a_daemon_without_its_variables_is_found(own: Own) -> None:
+    """Owner and guard both killed -9: what they started is found by what it sees."""
+    process, environment = own(BARE_DAEMON)
+    launched = _launched(process)
+    until(lambda: len(_asleep(launched)) == 3)
+    os.kill(int(launched.handle["supervisor"]), signal.SIGSTOP)
+    process.kill()
+    os.kill(int(launched.handle["supervisor"]), signal.SIGKILL)
+    until(lambda: len(_asleep(launched)) == 1)
+    assert _marked(environment) == []
+    LocalProvider().destroy(launched)
+    assert _asleep(launched) == []
     assert _left(environment) == []

@@ -246,6 +246,7 @@ def test_an_environment_cant_change_its_image(here, tmp_path):
     for attempt in ("touch $P/new", "rm -rf $P/lib", "chmod u+w $P && echo x >> $P/lib/numbers"):
         spec = guard.Spec(
             id="attempt",
+            control=tmp_path,
             processes={"attempt": ["/bin/sh", "-c", attempt]},
             directory=tmp_path,
             variables={"P": str(content), "PATH": os.environ["PATH"]},

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
-from pytest_ephemeral.providers.local import guard, logs
+from pytest_ephemeral.providers.local import client, guard, logs
 from pytest_ephemeral.providers.local.guard import Guard, Spec
 from pytest_ephemeral.providers.local.supervisor import loop
 from pytest_ephemeral.providers.local.supervisor.logs import SEGMENT_SIZE, SEGMENTS_KEPT
@@ -30,6 +30,13 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 
 Start = Callable[..., Guard]
 
 
+def control_of(folder: Path, id: str) -> Path:
+    """A folder for the socket of a guard."""
+    control = folder.with_name(f"{folder.name}-control") / id
+    control.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return control
+
+
 @pytest.fixture
 def spec(tmp_path: Path) -> Callable[..., Spec]:
     """A spec of shell commands by name, in folders of this test."""
@@ -37,7 +44,8 @@ def spec(tmp_path: Path) -> Callable[..., Spec]:
     def make(commands: dict[str, str], **changes: Any) -> Spec:
         (tmp_path / "here").mkdir(exist_ok=True)
         wanted: dict[str, Any] = {
-            "id": f"guarded-{secrets.token_hex(4)}",
+            "id": f"guarded-{(token := secrets.token_hex(4))}",
+            "control": control_of(tmp_path, changes.get("id", f"guarded-{token}")),
             "processes": {name: ["/bin/sh", "-c", text] for name, text in commands.items()},
             "directory": tmp_path / "here",
             "variables": {"PATH": os.environ["PATH"]},
@@ -70,7 +78,7 @@ def test_the_marker_is_the_labels_one() -> None:
 def test_its_processes_get_their_variables_and_no_others(start: Start, tmp_path: Path) -> None:
     """Nothing of this process leaks into them but the marker."""
     one = start({"a": "env"}, variables={"COLOUR": "blue"})
-    until(lambda: guard.status(one.id)["processes"][0]["ended_at"])
+    until(lambda: client.status(one.address)["processes"][0]["ended_at"])
     lines = set(logs.read(tmp_path / "logs", "a").decode().split())
     assert {"COLOUR=blue", f"{ENVIRONMENT_VARIABLE}={one.id}"} <= lines
     assert {line.split("=")[0] for line in lines} <= {"COLOUR", ENVIRONMENT_VARIABLE, "PWD", "_"}
@@ -81,15 +89,17 @@ def test_its_processes_hold_nothing_of_ours(start: Start, tmp_path: Path) -> Non
     one = start(
         {"a": f"exec {sys.executable} -I -S -c 'import os; print(os.listdir(\"/dev/fd\"))'"}
     )
-    until(lambda: guard.status(one.id)["processes"][0]["ended_at"])
+    until(lambda: client.status(one.address)["processes"][0]["ended_at"])
     assert logs.read(tmp_path / "logs", "a") == b"['0', '1', '2', '3']\n"  # 3 is the listing's own
 
 
 def test_exit_statuses_and_signals_are_told(start: Start) -> None:
     """Each process's, and which were still running, also after the end."""
     one = start({"a": "exit 3", "b": "kill -9 $$", "c": "exec sleep 100"})
-    until(lambda: sum(p["ended_at"] is not None for p in guard.status(one.id)["processes"]) == 2)
-    statuses = {p["name"]: p["status"] for p in guard.status(one.id)["processes"]}
+    until(
+        lambda: sum(p["ended_at"] is not None for p in client.status(one.address)["processes"]) == 2
+    )
+    statuses = {p["name"]: p["status"] for p in client.status(one.address)["processes"]}
     assert statuses == {"a": 3, "b": -9, "c": None}
     one.stop()
     assert one.wait() == {"a": 3, "b": -9, "c": None}
@@ -98,7 +108,7 @@ def test_exit_statuses_and_signals_are_told(start: Start) -> None:
 def test_a_command_that_is_not_there_says_so_in_its_log(start: Start, tmp_path: Path) -> None:
     """As a shell does: status 127, and a line that names it."""
     one = start({"a": ""}, processes={"a": ["/no/such/program"]})
-    until(lambda: guard.status(one.id)["processes"][0]["status"] == 127)
+    until(lambda: client.status(one.address)["processes"][0]["status"] == 127)
     assert b"/no/such/program: No such file" in logs.read(tmp_path / "logs", "a")
 
 
@@ -155,7 +165,7 @@ def test_a_program_in_the_place_of_another_is_found() -> None:
 def test_a_hundred_megabytes_do_not_block(start: Start, tmp_path: Path) -> None:
     """All of it is taken, the log keeps its cap, and its last line is there."""
     one = start({"a": "head -c 100000000 /dev/zero; echo done"})
-    until(lambda: guard.status(one.id)["processes"][0]["status"] == 0, within=60)
+    until(lambda: client.status(one.address)["processes"][0]["status"] == 0, within=60)
     assert logs.end(tmp_path / "logs", "a") == 100_000_005
     assert logs.read(tmp_path / "logs", "a", 99_999_990).endswith(b"\0done\n")
     kept = sum(path.stat().st_size for path in (tmp_path / "logs").iterdir())
@@ -169,7 +179,7 @@ def test_a_secret_in_two_writes_is_masked(start: Start, tmp_path: Path) -> None:
     until(lambda: logs.read(tmp_path / "logs", "a") == b"key: ")
     (tmp_path / "here/go").touch()
     until(lambda: logs.read(tmp_path / "logs", "a") == b"key: ***\nmore? ")
-    guard.status(one.id)
+    client.status(one.address)
 
 
 @linux_only
@@ -178,10 +188,10 @@ def test_a_tree_is_read_only_even_for_root(start: Start, tmp_path: Path) -> None
     tree = tmp_path / "tree"
     tree.mkdir()
     one = start({"a": f"echo x > {tree}/file; exec sleep 100"}, readonly=[tree])
-    if refused := guard.status(one.id)["writable"]:
+    if refused := client.status(one.address)["writable"]:
         pytest.skip(f"the kernel does not let us: {refused}")
     until(lambda: b"Read-only file system" in logs.read(tmp_path / "logs", "a"))
-    assert guard.run(one.id, ["touch", f"{tree}/file"], 20).returncode == 1
+    assert client.run(one.address, ["touch", f"{tree}/file"], 20).returncode == 1
     (tree / "file").touch()
 
 
@@ -189,7 +199,7 @@ def test_a_tree_is_read_only_even_for_root(start: Start, tmp_path: Path) -> None
 def test_where_no_tree_can_be_read_only_it_goes_on(start: Start, tmp_path: Path) -> None:
     """What the kernel refuses is reported, and keeps nothing from starting."""
     one = start({"a": "exec sleep 100"}, readonly=[tmp_path / "missing"])
-    found = guard.status(one.id)
+    found = client.status(one.address)
     assert "No such file" in found["writable"]
     assert found["processes"][0]["status"] is None
 
@@ -203,7 +213,7 @@ def test_it_ends_when_its_processes_have_if_told_to(spec: Callable[..., Spec]) -
     assert lines == ["one", "two"]
     assert marked(f"{ENVIRONMENT_VARIABLE}={wanted.id}") == []
     with pytest.raises(EnvironmentGoneError):
-        guard.status(wanted.id)
+        client.status(wanted.address)
 
 
 def test_running_to_the_end_has_a_time_out(spec: Callable[..., Spec]) -> None:
@@ -228,9 +238,9 @@ def test_folders_go_with_it_even_unwritable_ones(start: Start, tmp_path: Path) -
 def test_expiry_can_be_moved_both_ways(start: Start) -> None:
     """Disarmed it has none; set to now it ends at once."""
     one = start({"a": "exec sleep 1000"}, expires_at=time.time() + 1000)
-    guard.extend(one.id, None)
-    assert guard.status(one.id)["expires_at"] is None
-    guard.extend(one.id, time.time())
+    client.extend(one.address, None)
+    assert client.status(one.address)["expires_at"] is None
+    client.extend(one.address, time.time())
     assert one.wait(20) == {"a": None}
 
 
@@ -261,12 +271,12 @@ def test_a_client_that_says_nonsense_harms_nobody(start: Start) -> None:
         b'{"do": "run"}\n',
         b'{"do": "run", "argv": ["x"]}\n',
     ):
-        with host.connect(one.id) as connection:
+        with host.connect(one.address) as connection:
             connection.sendall(data)
             connection.shutdown(1)
             answer = connection.recv(1000)
         assert not answer or b"error" in answer
-    assert guard.status(one.id)["processes"][0]["status"] is None
+    assert client.status(one.address)["processes"][0]["status"] is None
 
 
 def test_stopping_ends_what_is_being_run(start: Start) -> None:
@@ -276,7 +286,7 @@ def test_stopping_ends_what_is_being_run(start: Start) -> None:
 
     def run() -> None:
         try:
-            guard.run(one.id, ["sleep", "1000"], None)
+            client.run(one.address, ["sleep", "1000"], None)
         except EphemeralError as error:
             caught.append(error)
 

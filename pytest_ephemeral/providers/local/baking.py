@@ -26,7 +26,7 @@ from pytest_ephemeral.providers.bake_log import (
     passed_secrets,
     passed_variables,
 )
-from pytest_ephemeral.providers.local import guard, tree
+from pytest_ephemeral.providers.local import guard, reference, tree
 from pytest_ephemeral.providers.local.prefix import (
     Prefix,
     Seal,
@@ -47,8 +47,6 @@ ALLOWED: Final = (
 )
 
 _NAMED_CHANGES: Final = 5
-#: In an image's handle: it is a folder of someone else's, taken as it is.
-_AS_IT_IS: Final = "as-it-is"
 
 
 class LocalBaker:
@@ -61,13 +59,13 @@ class LocalBaker:
                 "platform": f"{sys.platform} {os.uname().machine}",
                 "prefix": str(prefix_root()),
             }
-        folder = _reference(recipe.reference, root)
+        folder = reference.folder_of(recipe.reference, root)
         if recipe.install or recipe.artifact:
             raise ConfigurationError(
                 f"the image {recipe.name!r} has a reference, which is taken as it is: "
                 "remove install and artifact, or the reference"
             )
-        return {"reference": str(folder), "content": tree.digest(_manifest(folder))}
+        return {"reference": str(folder), "content": tree.digest(reference.read_manifest(folder))}
 
     def exclusive(
         self, key: str, what: str, say: Callable[[str], None]
@@ -87,7 +85,7 @@ class LocalBaker:
     def bake(self, job: BakeJob) -> Image:
         """Install into the prefix, and seal what is there then; or take a folder as it is."""
         if job.recipe.reference is not None:
-            return _taken(job, _reference(job.recipe.reference, job.root))
+            return reference.take(job, reference.folder_of(job.recipe.reference, job.root))
         prefix = Prefix.of(job.key)
         prefix.clear()
         prefix.tree.mkdir(mode=0o755)
@@ -110,7 +108,7 @@ class LocalBaker:
             argv = ["/bin/sh", "-ec", command]
             _run(job, prefix, argv, variables, failed="verifying", readonly=[content])
         seal = prefix.unverified()
-        if _AS_IT_IS in image.handle or seal is None:
+        if reference.AS_IT_IS in image.handle or seal is None:
             return
         if changed := _differences(prefix, seal):
             raise BakeError(
@@ -125,8 +123,8 @@ class LocalBaker:
 
     def present(self, image: Image) -> bool:
         """Whether the tree is here, unchanged."""
-        if _AS_IT_IS in image.handle:
-            return _still_as_it_was(image)
+        if reference.AS_IT_IS in image.handle:
+            return reference.is_unchanged(image)
         prefix = Prefix.at(image)
         trusted(prefix)
         seal = prefix.sealed()
@@ -214,6 +212,7 @@ def _run(
         spec = guard.Spec(
             id=f"bake-{prefix.tree.name[:12]}-{os.urandom(4).hex()}",
             processes={"bake": argv},
+            control=work,
             directory=work / "here",
             variables={**variables, "TMPDIR": str(work / "tmp")},
             logs=work / "logs",
@@ -295,7 +294,7 @@ def _differences(prefix: Prefix, seal: Seal) -> list[str]:
     fingerprint = tree.fingerprint(prefix.tree)
     if fingerprint == seal.fingerprint:
         return []
-    now = _manifest(prefix.tree)
+    now = reference.read_manifest(prefix.tree)
     if tree.digest(now) == seal.digest:
         # Restored, or moved to another disk: to be recognised faster from now on.
         prefix.refresh(msgspec.structs.replace(seal, fingerprint=fingerprint))
@@ -320,48 +319,3 @@ def _require(name: str, links: Sequence[str]) -> None:
                 f"the image {name!r} needs {target}, which this machine does not have "
                 f"({link}). Install it here, or bake the image where it is as here"
             )
-
-
-# -- folders prepared elsewhere --------------------------------------------------------------
-
-
-def _reference(reference: str, root: Path) -> Path:
-    folder = (root / reference).absolute()
-    if not folder.is_dir():
-        raise ConfigurationError(
-            f"the image's reference {reference!r} is no folder: {folder} is not there. "
-            "It should be one that was prepared elsewhere"
-        )
-    return folder
-
-
-def _manifest(folder: Path) -> bytes:
-    try:
-        return tree.manifest(folder)
-    except OSError as error:
-        raise ImageChangedError(f"{folder} can't be read whole: {error}") from error
-
-
-def _taken(job: BakeJob, folder: Path) -> Image:
-    return Image(
-        name=job.recipe.name,
-        key=job.key,
-        provider="local",
-        reference=str(folder),
-        digest=tree.digest(_manifest(folder)),
-        size=tree.size(folder),
-        baked_at=datetime.now(UTC),
-        handle={_AS_IT_IS: "yes"},
-    )
-
-
-def _still_as_it_was(image: Image) -> bool:
-    folder = Path(image.reference)
-    if not folder.is_dir():
-        return False
-    if tree.digest(_manifest(folder)) != image.digest:
-        raise ImageChangedError(
-            f"{folder} has changed since it was taken as the image {image.name!r}. "
-            f"Take it as it is now with `pytest-ephemeral bake {image.name}`"
-        )
-    return True

@@ -38,17 +38,22 @@ def _addresses() -> Check:
 
 
 def _read_only() -> Check:
-    refused = _refusal()
+    refused = mount_refusal()
     return Check(
         name="read-only images",
         ok=not refused,
         detail=refused or "mounted read-only for each environment",
-        hint="images are protected by permissions, and changes are detected" if refused else "",
+        hint=(
+            "images are protected by permissions, and changes are detected. A daemon that clears "
+            "its variables is not found if its guard is killed with SIGKILL"
+            if refused
+            else ""
+        ),
     )
 
 
-def _refusal() -> str:
-    """Why no tree can be mounted read-only; tried in a process of its own."""
+def mount_refusal() -> str:
+    """Why nothing can be mounted for an environment alone; tried in a process of its own."""
     if sys.platform != "linux":
         return "only Linux has mount namespaces"
     import subprocess

@@ -9,19 +9,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from pytest_ephemeral import machine
-from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral import files, machine
+from pytest_ephemeral.errors import EphemeralError, TamperedRecordError
+from pytest_ephemeral.labels import ID
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.local.host import Address
 from pytest_ephemeral.providers.local.supervisor.files import remove_tree
 
-#: Seconds after which a folder without labels is no longer just being made.
-_BEING_MADE = 5.0
+#: Seconds after which a folder is no longer just being made.
+_BEING_MADE = 60.0
 
 
 class Folder(msgspec.Struct, frozen=True):
@@ -42,12 +46,45 @@ class Folder(msgspec.Struct, frozen=True):
 
     @classmethod
     def recorded(cls, environment: Environment) -> Folder:
-        """The folder that an environment was launched with, also from another state directory."""
+        """The folder that an environment was launched with, also from another state directory.
+
+        Raises:
+            TamperedRecordError: The record names a folder that is not this environment's.
+        """
         derived = cls.of(environment.id)
         recorded = Path(environment.handle.get("folder", derived.path))
-        # It will be removed with all that is in it: a record that was tampered with names another.
-        fits = recorded.name == environment.id and recorded.parent.name == _all().name
-        return cls(recorded) if fits else derived
+        if recorded.name != environment.id or recorded.parent.name != _all().name:
+            raise TamperedRecordError(
+                f"the record of {environment.id} names {recorded}, which can't be its folder: "
+                "nothing was touched. Find out who wrote that, and remove the record"
+            )
+        cls(recorded).require_ours()
+        return cls(recorded)
+
+    def require_ours(self) -> None:
+        """Make sure that a folder, if it is there, is that of the environment it is called like.
+
+        Raises:
+            TamperedRecordError: It is not, or it is another user's.
+        """
+        try:
+            status = self.path.lstat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise EphemeralError(f"{self.path} can't be looked at: {error.strerror}") from error
+        own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if not own or self.labels().get(ID) != self.path.name:
+            raise TamperedRecordError(
+                f"{self.path} is not the folder of an environment of yours (its labels.json says "
+                "so of every one): it was left alone. Look at it with "
+                f"`ls -la {self.path}`, and remove the record that names it"
+            )
+
+    @property
+    def control(self) -> Address:
+        """Where its guard is asked."""
+        return Address(self.path.name, self.path)
 
     @property
     def state(self) -> Path:
@@ -65,6 +102,11 @@ class Folder(msgspec.Struct, frozen=True):
         return self.path / "logs"
 
     @property
+    def mark(self) -> Path:
+        """What is mounted in the view of its processes; see ``kernel.protect``."""
+        return self._labels
+
+    @property
     def _labels(self) -> Path:
         return self.path / "labels.json"
 
@@ -75,17 +117,23 @@ class Folder(msgspec.Struct, frozen=True):
             The lock: an open descriptor.
 
         Raises:
-            FileExistsError: It is there already.
+            OSError: It is there already, or can't be made.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path.mkdir(mode=0o700)
-        lock = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        _sweep(self.path.parent)
+        new = Folder(self.path.with_name(files.TEMPORARY + os.urandom(8).hex()))
+        new.path.mkdir(mode=0o700)
+        lock = os.open(new.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for folder in (self.state, self.temporary, self.logs):
+            new._labels.write_text(json.dumps({**labels, ID: self.path.name}))
+            for folder in (new.state, new.temporary, new.logs):
                 folder.mkdir(mode=0o700)
-            self._labels.write_text(json.dumps(dict(labels)))
+            # Whole from its first moment: a folder without labels is never ours. An environment's
+            # is never empty, and what is not empty is not replaced: rename(2).
+            new.path.rename(self.path)
         except BaseException:
+            new.remove()
             os.close(lock)
             raise
         return lock
@@ -106,12 +154,11 @@ class Folder(msgspec.Struct, frozen=True):
             return False
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            age = time.time() - self.path.stat().st_mtime
         except OSError:
             return False
         finally:
             os.close(lock)
-        return self._labels.exists() or age > _BEING_MADE
+        return True
 
     def remove(self) -> bool:
         """Remove it, as far as this user can; whether it is gone."""
@@ -120,10 +167,37 @@ class Folder(msgspec.Struct, frozen=True):
 
 
 def every() -> Iterator[Folder]:
-    """The folders of this state directory."""
-    if _all().is_dir():
-        yield from (Folder(path) for path in sorted(_all().iterdir()) if path.is_dir())
+    """The folders of this state directory that are environments' of this user, and no others."""
+    try:
+        paths = sorted(_all().iterdir())
+    except FileNotFoundError:
+        return
+    for path in paths:
+        with suppress(EphemeralError):
+            folder = Folder(path)
+            folder.require_ours()
+            if path.is_dir():
+                yield folder
 
 
 def _all() -> Path:
     return machine.state_directory() / "environments"
+
+
+def _sweep(top: Path) -> None:
+    """Remove folders that were being made by a process that was killed.
+
+    Only what such a folder holds, and only while that is empty: it may be someone else's.
+    """
+    for path in top.glob(f"{files.TEMPORARY}*"):
+        new = Folder(path)
+        with suppress(OSError):
+            if path.lstat().st_mtime > time.time() - _BEING_MADE or not new.is_abandoned():
+                continue
+            for folder in (new.state, new.temporary, new.logs):
+                with suppress(FileNotFoundError):
+                    folder.rmdir()
+            with suppress(FileNotFoundError):
+                if ID in new.labels() or not new.mark.stat().st_size:
+                    new.mark.unlink()
+            path.rmdir()

@@ -12,23 +12,21 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
-from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
+from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.interpolation import spellings
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
-from pytest_ephemeral.providers.local import host, logs
-from pytest_ephemeral.providers.local.supervisor.control import exchange
+from pytest_ephemeral.providers.local import client, host, logs
+from pytest_ephemeral.providers.local.client import END_TIME
+from pytest_ephemeral.providers.local.host import Address
 
 _PROGRAM = Path(__file__).with_name("supervisor") / "__main__.py"
-#: Seconds a guard may take to answer, and to end everything (it gives up after 5).
-_ANSWER_TIME, _END_TIME = 5.0, 8.0
 #: Seconds between two looks at a running script's output.
 _OUTPUT_INTERVAL = 0.05
 
@@ -37,12 +35,15 @@ class Spec(msgspec.Struct, frozen=True):
     """What a guard is to start, and to end.
 
     Attributes:
-        id: The marker in the environment of all its processes, and the guard's address.
+        id: The marker in the environment of all its processes.
+        control: A folder, of this user alone, for the socket on which the guard is asked.
         processes: Commands by name, started in this order. A name becomes part of a file's.
         directory: Where they start; must exist.
         variables: Their whole environment; the marker is added.
         logs: A folder for a log per process: masked, rotated.
         readonly: Trees that they see read-only, where the kernel lets us.
+        mark: A file that is mounted onto itself in their view, by which they are found even if
+            they clear their environment and their guard is killed; see ``kernel.protect``.
         remove: Folders removed at the end, however it ends.
         remove_orphaned: Removed too if it ends without its owner (owner death, expiry), while
             the descriptors are still held.
@@ -54,11 +55,13 @@ class Spec(msgspec.Struct, frozen=True):
     """
 
     id: str
+    control: Path
     processes: Mapping[str, Sequence[str]]
     directory: Path
     variables: Mapping[str, str]
     logs: Path
     readonly: Sequence[Path] = ()
+    mark: Path | None = None
     remove: Sequence[Path] = ()
     remove_orphaned: Sequence[Path] = ()
     secrets: Sequence[str] = ()
@@ -66,6 +69,11 @@ class Spec(msgspec.Struct, frozen=True):
     settle: Sequence[str] = ()
     descriptors: Sequence[int] = ()
     keep_after_exit: bool = True
+
+    @property
+    def address(self) -> Address:
+        """Where its guard is asked."""
+        return Address(self.id, self.control)
 
     def to_wire(self, listener: int) -> bytes:
         """It, as the supervisor takes it: quicker to read there than JSON is to import."""
@@ -77,6 +85,7 @@ class Spec(msgspec.Struct, frozen=True):
                 "variables": dict(self.variables),
                 "logs": str(self.logs),
                 "readonly": [str(path) for path in self.readonly],
+                "mark": "" if self.mark is None else str(self.mark),
                 "remove": [str(path) for path in self.remove],
                 "remove_orphaned": [str(path) for path in self.remove_orphaned],
                 "secrets": list(spellings(self.secrets)),
@@ -98,8 +107,9 @@ class Guard:
     it ends everything on the way out.
     """
 
-    def __init__(self, id: str, process: subprocess.Popen[bytes]) -> None:
-        self.id = id
+    def __init__(self, address: Address, process: subprocess.Popen[bytes]) -> None:
+        self.id = address.id
+        self.address = address
         self.pid = process.pid
         self._process = process
         self._report = b""
@@ -143,11 +153,11 @@ class Guard:
             DestroyError: Something can't be killed.
         """
         try:
-            stop(self.id)
+            client.stop(self.address)
         except EnvironmentGoneError:
             pass
         finally:
-            if not self._ends_within(_END_TIME):
+            if not self._ends_within(END_TIME):
                 self.kill()
 
     def kill(self) -> None:
@@ -202,7 +212,7 @@ def start(spec: Spec) -> Guard:
             raise ValueError(f"a process can't be called {name!r}: its log is a file of that name")
     spec.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     folders = [*spec.remove, *spec.remove_orphaned]
-    with host.listen(spec.id) as listener:
+    with host.listen(spec.address) as listener:
         process = subprocess.Popen(
             # The folders are in its orders too; here they are for orders that never come.
             [sys.executable, "-I", "-S", str(_PROGRAM), spec.id, *map(str, folders)],
@@ -215,7 +225,7 @@ def start(spec: Spec) -> Guard:
             pass_fds=[*spec.descriptors, listener.fileno()],
             start_new_session=True,
         )
-        guard = Guard(spec.id, process)
+        guard = Guard(spec.address, process)
         try:
             _write_whole(process, spec.to_wire(listener.fileno()))
         except BaseException:
@@ -288,112 +298,6 @@ class _Lines:
             self._hand_on(self._rest.decode(errors="replace"))
 
 
-# -- from any process of this machine ----------------------------------------------------------
-
-
-def status(id: str) -> dict[str, Any]:
-    """How a guard and its processes are.
-
-    Returns:
-        ``pid``; ``processes``, each with ``name``, ``pid``, ``started_at``, ``ended_at``
-        (seconds since the epoch, or None) and ``status`` (None, or negative for a signal);
-        ``expires_at``; ``kept``; ``writable`` (why trees could not be made read-only, or empty).
-        What they had printed when it was asked is in the logs now.
-
-    Raises:
-        EnvironmentGoneError: There is no such guard.
-    """
-    return _ask(id, {"do": "status"}, timeout=_ANSWER_TIME)
-
-
-def extend(id: str, expires_at: float | None) -> None:
-    """Move a guard's expiry, in seconds since the epoch; None disarms it for good.
-
-    Raises:
-        EnvironmentGoneError: There is no such guard.
-    """
-    _ask(id, {"do": "extend", "expires_at": expires_at}, timeout=_ANSWER_TIME)
-
-
-def keep(id: str) -> None:
-    """Let a guard outlive its owner; its expiry holds.
-
-    Raises:
-        EnvironmentGoneError: There is no such guard.
-    """
-    _ask(id, {"do": "keep"}, timeout=_ANSWER_TIME)
-
-
-def stop(id: str) -> None:
-    """End a guard with everything, and wait until nothing is left.
-
-    Raises:
-        EnvironmentGoneError: There is no such guard.
-        DestroyError: Something can't be killed.
-    """
-    left = _ask(id, {"do": "stop"}, timeout=_END_TIME)["remaining"]
-    if left:
-        raise DestroyError(f"of {id}, these processes can't be killed: {_join(left)}")
-
-
-def run(id: str, argv: Sequence[str], timeout: float | None) -> subprocess.CompletedProcess[str]:
-    """Run a command beside the guard's processes, with their environment, folder and view.
-
-    Args:
-        id: The guard's.
-        argv: The command; its standard input is empty.
-        timeout: Seconds it may take.
-
-    Raises:
-        subprocess.TimeoutExpired: It took longer; it and what it started are killed.
-        EnvironmentGoneError: There is no such guard, or it ended meanwhile.
-    """
-    # Files rather than pipes: a daemon that the command leaves behind may hold them open.
-    with (
-        Path(os.devnull).open("rb") as nothing,
-        tempfile.TemporaryFile() as output,
-        tempfile.TemporaryFile() as errors,
-    ):
-        files = [file.fileno() for file in (nothing, output, errors)]
-        try:
-            answer = _ask(id, {"do": "run", "argv": list(argv)}, files, timeout=timeout)
-        except TimeoutError:
-            raise subprocess.TimeoutExpired(
-                list(argv), timeout or 0, _text(output), _text(errors)
-            ) from None
-        return subprocess.CompletedProcess(
-            list(argv), answer["status"], _text(output), _text(errors)
-        )
-
-
-def _ask(
-    id: str,
-    request: Mapping[str, Any],
-    descriptors: Sequence[int] = (),
-    *,
-    timeout: float | None,
-) -> dict[str, Any]:
-    try:
-        with host.connect(id) as connection:
-            connection.settimeout(timeout)
-            answer = exchange(connection, request, descriptors)
-    except (ConnectionError, EOFError) as error:
-        raise EnvironmentGoneError(
-            f"nothing runs of {id} any more: it was destroyed, has expired, or its guard was "
-            f"killed. See what there is: pytest-ephemeral list"
-        ) from error
-    except (TimeoutError, BlockingIOError) as error:
-        if request["do"] == "run":
-            raise
-        raise EphemeralError(
-            f"the guard of {id} does not answer: it may be stopped, or this machine overloaded. "
-            f"Destroy it with: pytest-ephemeral down {id}"
-        ) from error
-    if "error" in answer:
-        raise EphemeralError(f"{id}: {answer['error']}")
-    return answer
-
-
 def _write_whole(process: subprocess.Popen[bytes], data: bytes) -> None:
     assert process.stdin is not None
     try:
@@ -404,12 +308,3 @@ def _write_whole(process: subprocess.Popen[bytes], data: bytes) -> None:
             f"a guard could not start: see whether this prints an error: "
             f"{sys.executable} -I -S {_PROGRAM} < /dev/null"
         ) from error
-
-
-def _text(file: Any) -> str:
-    file.seek(0)
-    return str(file.read().decode(errors="replace"))
-
-
-def _join(pids: Sequence[int]) -> str:
-    return ", ".join(map(str, pids))

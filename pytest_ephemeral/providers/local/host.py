@@ -1,4 +1,4 @@
-"""What depends on the system this runs on, on the owner's side."""
+"""The control socket of a guard, on the owner's side."""
 
 from __future__ import annotations
 
@@ -6,48 +6,66 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import msgspec
 
 from pytest_ephemeral.errors import EphemeralError, UnavailableError
 
 LINUX = sys.platform == "linux"
 
+_NAME = "control"
 
-# -- the address of a guard ------------------------------------------------------------------
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a guard is asked.
+
+    Attributes:
+        id: Of what it guards.
+        folder: A folder that only this user can enter; its socket is in it. Not one of Linux's
+            abstract names, which any container on this machine's network could connect to
+            (CVE-2020-15257), and any user could take.
+    """
+
+    id: str
+    folder: Path
 
 
-def listen(id: str) -> socket.socket:
-    """The socket on which the guard of that id will be asked, before there is a guard.
+def listen(address: Address) -> socket.socket:
+    """The socket on which a guard will be asked, before there is a guard.
 
     Raises:
-        EphemeralError: Another guard of that id runs.
+        EphemeralError: Another guard has that address.
     """
-    address = _control_address(id)
     listener = socket.socket(socket.AF_UNIX)
     try:
-        if not LINUX and not is_listening(id):
-            Path(str(address)).unlink(missing_ok=True)  # of a guard that was killed
-        listener.bind(address)
+        with _path(address) as path:
+            _remove_stale(path)
+            listener.bind(path)
         listener.listen(64)
     except OSError as error:
         listener.close()
         raise EphemeralError(
-            f"{id} can't be started: a guard of that id runs already ({error.strerror}). "
-            f"See it with: pytest-ephemeral show {id}"
+            f"{address.id} can't be started: a guard of that id runs already ({error.strerror}). "
+            f"See it with: pytest-ephemeral show {address.id}"
         ) from error
     return listener
 
 
-def connect(id: str) -> socket.socket:
-    """A connection to the guard of that id.
+def connect(address: Address) -> socket.socket:
+    """A connection to a guard.
 
     Raises:
         ConnectionError: There is none.
+        OSError: Its folder can't be entered.
     """
     connection = socket.socket(socket.AF_UNIX)
     try:
-        connection.connect(_control_address(id))
-    except FileNotFoundError as error:
+        with _path(address) as path:
+            connection.connect(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
         connection.close()
         raise ConnectionRefusedError(*error.args) from error
     except BaseException:
@@ -56,25 +74,33 @@ def connect(id: str) -> socket.socket:
     return connection
 
 
-def is_listening(id: str) -> bool:
-    """Whether a guard of that id is there."""
-    try:
-        connect(id).close()
-    except ConnectionError:
-        return False
-    return True
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a guard that was killed: nobody answers there."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+        except OSError:
+            return
 
 
-def _control_address(id: str) -> str | bytes:
-    """Linux has names for sockets that vanish with their holder; elsewhere it is a file."""
+@contextmanager
+def _path(address: Address) -> Iterator[str]:
+    """A path for ``bind`` and ``connect``, which take at most 107 bytes (unix(7))."""
     if LINUX:
-        return f"\0pytest-ephemeral/{os.getuid()}/{id}".encode()
+        folder = os.open(address.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{folder}/{_NAME}"
+        finally:
+            os.close(folder)
+        return
     if not hasattr(socket, "AF_UNIX"):
         raise UnavailableError(
             "the local provider does not run on Windows: use docker, or run this under WSL"
         )
-    folder = Path(tempfile.gettempdir()) / f"pytest-ephemeral-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise EphemeralError(f"{folder} belongs to another user: remove it, or set $TMPDIR")
-    return str(folder / id)
+    sockets = Path(tempfile.gettempdir()) / f"pytest-ephemeral-{os.getuid()}"
+    sockets.mkdir(mode=0o700, exist_ok=True)
+    if sockets.stat().st_uid != os.getuid():
+        raise EphemeralError(f"{sockets} belongs to another user: remove it, or set $TMPDIR")
+    yield str(sockets / address.id)

@@ -156,6 +156,48 @@ def listeners(pids: Iterable[int] | None = None) -> list[Listener]:
     ]
 
 
+def foreign_listener(addresses: Iterable[tuple[str, int]], pids: Iterable[int]) -> str:
+    """Who else than these processes would get a connection to one of these addresses.
+
+    Args:
+        addresses: Host and port of each.
+        pids: The processes that may listen there.
+
+    Returns:
+        The first such listener, for people; empty when there is none, or it can't be told.
+    """
+    sockets = _listening_sockets()
+    due = set(addresses)
+    wanted = {
+        inode
+        for inode, (host, port) in sockets.items()
+        if (host, port) in due or (host in EVERY_ADDRESS and port in {one[1] for one in due})
+    }
+    try:
+        foreign = wanted.difference(*(_inodes_or_refused(pid) for pid in pids))
+    except PermissionError:  # one of them has become another user's: it may be the one
+        return ""
+    own_ports = {sockets[inode][1] for inode in wanted - foreign}
+    for inode in sorted(foreign):
+        host, port = sockets[inode]
+        if host in EVERY_ADDRESS and port in own_ports:
+            continue  # the kernel prefers who listens on the very address
+        known = [one for one in listeners() if (one.host, one.port) == (host, port)]
+        return str(known[0]) if known else f"another user's process listens on {host}:{port}"
+    return ""
+
+
+def _inodes_or_refused(pid: int) -> set[str]:
+    """As ``_socket_inodes``, but says so if this user may not look."""
+    try:
+        next(Path(f"/proc/{pid}/fd").iterdir(), None)
+    except PermissionError:
+        raise
+    except OSError:
+        return set()
+    return _socket_inodes(pid)
+
+
 def _listening_sockets() -> dict[str, tuple[str, int]]:
     """The address and port of each listening TCP socket, by its inode (proc(5))."""
     found = {}

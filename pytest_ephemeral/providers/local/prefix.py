@@ -23,7 +23,8 @@ from pytest_ephemeral.errors import ConfigurationError, ImageInUseError, Unavail
 from pytest_ephemeral.models import Image, Model, decode, encode
 from pytest_ephemeral.providers.local import tree
 
-ROOT: Final = Path("/var/tmp/pytest-ephemeral")  # noqa: S108 - its owner and mode are checked
+#: Each user has a root of their own; the folder above is root's and sticky on every Unix.
+ROOT: Final = "/var/tmp/pytest-ephemeral-{uid}"  # noqa: S108 - its owner and mode are checked
 ROOT_VARIABLE: Final = "PYTEST_EPHEMERAL_PREFIX_ROOT"
 
 #: How long a bake lets environments that are being destroyed go.
@@ -147,8 +148,11 @@ def _read_seal(file: Path) -> Seal | None:
 
 
 def prefix_root() -> Path:
-    """The folder of all trees: the same on every machine, unless its variable says otherwise."""
-    return Path(os.environ.get(ROOT_VARIABLE) or ROOT).absolute()
+    """The folder of all trees: the same on every machine for a user of one number.
+
+    ``$PYTEST_EPHEMERAL_PREFIX_ROOT`` names another, such as one for users of several numbers.
+    """
+    return Path(os.environ.get(ROOT_VARIABLE) or ROOT.format(uid=os.geteuid())).absolute()
 
 
 def trusted_root() -> Path:

@@ -15,20 +15,19 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from pytest_ephemeral import labels
+from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import (
-    DestroyError,
     EnvironmentGoneError,
     EphemeralError,
     LaunchError,
 )
 from pytest_ephemeral.models import Environment, Image, endpoints_at
-from pytest_ephemeral.providers.local import folder, guard, logs, network
+from pytest_ephemeral.providers.local import client, folder, guard, logs, network, removal
 from pytest_ephemeral.providers.local.baking import LocalBaker
 from pytest_ephemeral.providers.local.doctor import checks
 from pytest_ephemeral.providers.local.folder import Folder
 from pytest_ephemeral.providers.local.prefix import Prefix, share
-from pytest_ephemeral.providers.local.supervisor.processes import descendants, end_marked
+from pytest_ephemeral.providers.local.supervisor.processes import descendants
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
 from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Recipe, Template
@@ -85,12 +84,12 @@ class LocalProvider(LocalBaker):
     def status(self, environment: Environment) -> Status:
         """Ask its guard."""
         try:
-            found = guard.status(environment.id)
+            found = client.status(Folder.recorded(environment).control)
         except EnvironmentGoneError as error:
             return Status("gone", str(error))
         except EphemeralError as error:  # a guard that doesn't answer guards no more
             return Status("exited", str(error))
-        ended = [_obituary(process) for process in found["processes"] if process["ended_at"]]
+        ended = [_exit_reason(process) for process in found["processes"] if process["ended_at"]]
         return Status("exited", "; ".join(ended)) if ended else Status("running")
 
     def logs(
@@ -130,12 +129,12 @@ class LocalProvider(LocalBaker):
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
         """The guard runs it, with the variables, the folder and the view its processes have."""
-        return guard.run(environment.id, argv, timeout)
+        return client.run(Folder.recorded(environment).control, argv, timeout)
 
     def hint(self, environment: Environment) -> str:
         """Compare where its processes listen with where the template says."""
         try:
-            pid = guard.status(environment.id)["pid"]
+            pid = client.status(Folder.recorded(environment).control)["pid"]
         except EphemeralError:
             return ""
         found = network.listeners(descendants(pid))
@@ -155,32 +154,57 @@ class LocalProvider(LocalBaker):
             )
         return f"nothing of it listens on {due[port]}:{port}"
 
+    def clock(self, environment: Environment) -> datetime:
+        """The guard's, which does not change when this machine's clock is set."""
+        told = client.status(Folder.recorded(environment).control)
+        return _clock(told) or datetime.now(UTC)
+
+    def foreign_listener(self, environment: Environment) -> str:
+        """Whoever else accepts connections at its addresses, as far as this user can see."""
+        pid = client.status(Folder.recorded(environment).control)["pid"]
+        addresses = {(one.host, one.port) for one in environment.endpoints.values()}
+        return network.foreign_listener(addresses, [pid, *descendants(pid)])
+
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
         """The guard's own clock is the only one."""
-        guard.extend(environment.id, None if expires_at is None else expires_at.timestamp())
+        client.extend(
+            Folder.recorded(environment).control,
+            None if expires_at is None else expires_at.timestamp(),
+        )
 
     def keep(self, environment: Environment) -> None:
         """The guard looks at its owner no more."""
-        guard.keep(environment.id)
+        client.keep(Folder.recorded(environment).control)
         if held := _held.pop(environment.id, None):
             held.let_go()
 
     def destroy(self, environment: Environment) -> None:
-        """The guard does it; where there is none (any more), what carries its marker is killed."""
-        _destroy(environment.id, Folder.recorded(environment))
+        """The guard does it; where there is none (any more), what carries its marks is killed."""
+        place = Folder.recorded(environment)
+        held = _held.pop(environment.id, None)
+        removal.destroy(place, held, here=machine.is_here(environment.owner))
 
     def owned(self) -> Iterator[Owned]:
         """Every folder here, as it leads to an environment until nothing of that is left."""
         for place in folder.every():
-            id = place.path.name
-            known = {labels.ID: id, **place.labels()}
+            id, known, seen_at = place.path.name, place.labels(), None
             with suppress(EphemeralError):
-                known[labels.EXPIRES] = _label(guard.status(id)["expires_at"])
-            yield Owned(id=id, labels=known, detail=str(place.path), abandoned=place.is_abandoned())
+                told = client.status(place.control)
+                known[labels.EXPIRES] = _label(told["expires_at"])
+                seen_at = _clock(told)
+            yield Owned(
+                id=id,
+                labels=known,
+                detail=str(place.path),
+                abandoned=place.is_abandoned(),
+                seen_at=seen_at,
+            )
 
     def sweep(self, owned: Owned) -> None:
-        """Its id is all that is needed to destroy it."""
-        _destroy(owned.id, Folder.of(owned.id))
+        """Its folder is all that is needed to destroy it."""
+        place = Folder.of(owned.id)
+        place.require_ours()
+        removal.destroy(place, _held.pop(owned.id, None), here=True)
 
 
 def _spec(
@@ -190,6 +214,7 @@ def _spec(
     assert isinstance(template, LocalTemplate)
     return guard.Spec(
         id=order.environment.id,
+        control=place.path,
         processes={
             name: ["/bin/sh", "-c", command] for name, command in template.processes().items()
         },
@@ -197,6 +222,7 @@ def _spec(
         variables=_variables(order, place, claim),
         logs=place.logs,
         readonly=[] if order.image is None else [Path(order.image.reference)],
+        mark=place.mark,
         remove=[place.path],
         secrets=order.secrets,
         expires_at=None if expires_at is None else expires_at.timestamp(),
@@ -247,51 +273,21 @@ def _hold(image: Image | None, held: ExitStack) -> list[int]:
     return descriptors
 
 
-def _destroy(id: str, place: Folder) -> None:
-    held = _held.pop(id, None)
-    try:
-        _stop(id, held)
-    finally:
-        if held is not None:
-            held.kill()
-    if not place.remove():
-        raise DestroyError(
-            f"{id}: not all of {place.path} can be removed. See what is left, and whose it is: "
-            f"ls -lR {place.path}"
-        )
-
-
-def _stop(id: str, held: guard.Guard | None) -> None:
-    """End it through its guard; where that is gone or stuck, kill all that has its marker."""
-    try:
-        guard.stop(id) if held is None else held.stop()
-    except DestroyError:
-        raise
-    except EphemeralError:
-        left = end_marked(f"{labels.ENVIRONMENT_VARIABLE}={id}")
-        if left:
-            pids = ", ".join(map(str, left))
-            raise DestroyError(
-                f"of {id}, these processes can't be killed: {pids}. See whose they are: "
-                f"ps -fp {pids}"
-            ) from None
-
-
 def _written(environment: Environment) -> Path:
     """Where its logs are, with all in them that has been printed until now.
 
     Raises:
         EnvironmentGoneError: They are gone with it.
     """
-    place = Folder.recorded(environment).logs
+    place = Folder.recorded(environment)
     with suppress(EphemeralError):
-        guard.status(environment.id)  # it reads what was printed before it answers
-    if not place.is_dir():
+        client.status(place.control)  # it reads what was printed before it answers
+    if not place.logs.is_dir():
         raise EnvironmentGoneError(
             f"the logs of {environment.id} are gone with it: it was destroyed, or has expired. "
             f"Have them kept with: pytest --ephemeral-logs DIR"
         )
-    return place
+    return place.logs
 
 
 def _offsets(mark: str | None) -> dict[str, int]:
@@ -299,7 +295,7 @@ def _offsets(mark: str | None) -> dict[str, int]:
     return {} if mark is None else json.loads(mark)
 
 
-def _obituary(process: Mapping[str, Any]) -> str:
+def _exit_reason(process: Mapping[str, Any]) -> str:
     """How a process ended, for people."""
     lived = f"{process['ended_at'] - process['started_at']:.1f} s"
     status = process["status"]
@@ -311,6 +307,13 @@ def _obituary(process: Mapping[str, Any]) -> str:
         name = ""
     who = f"{process['name']} (pid {process['pid']})"
     return f"{who} was killed by signal {-status}{name} {lived} after its start"
+
+
+def _clock(told: Mapping[str, Any]) -> datetime | None:
+    """What time it is by a guard's own clock, which nobody can set; None if it never expires."""
+    if told["expires_at"] is None:
+        return None
+    return datetime.fromtimestamp(told["expires_at"] - told["expires_in"], UTC)
 
 
 def _ended(line: str) -> str:

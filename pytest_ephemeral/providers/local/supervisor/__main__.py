@@ -10,6 +10,6 @@ if __name__ == "__main__":
     # -I leaves the script's own folder out; at the end of the path it can shadow nothing.
     sys.path.append(dirname(dirname(abspath(__file__))))
 
-    from supervisor.loop import main  # type: ignore[import-not-found]
+    from supervisor.entry import main  # type: ignore[import-not-found]
 
     os._exit(main())  # there is nothing left to be tidied up

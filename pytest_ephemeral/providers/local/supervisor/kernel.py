@@ -19,6 +19,7 @@ _MS_BIND = 4096
 _MS_REC = 16384
 _MS_SLAVE = 1 << 19
 _MS_RELATIME = 1 << 21
+_MNT_DETACH = 2
 _LINUX = sys.platform == "linux"
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,35 +38,46 @@ def die_with(parent: int) -> None:
             os._exit(1)
 
 
-def protect(paths: list[str]) -> str:
+def protect(paths: list[str], mark: str = "") -> str:
     """Give this process and its children a view in which these trees are read-only.
 
     Args:
         paths: Folders or files that exist.
+        mark: A file that is mounted onto itself in that view: ``/proc/PID/mountinfo`` of all that
+            is started in it says so, whatever becomes of its variables and its parent.
 
     Returns:
         Why the kernel does not allow it; empty when it is done.
     """
-    if not paths:
-        return ""
+    if not paths and (not _LINUX or os.geteuid() != 0):
+        return ""  # a user namespace would take more from the application than it is worth
     if not _LINUX:
         return "only Linux has mount namespaces"
-    failed = _mount(paths) if _libc.unshare(_CLONE_NEWNS) == 0 else _protect_as_user(paths)
+    if _libc.unshare(_CLONE_NEWNS) == 0:
+        failed = _mount(paths, mark)
+    else:
+        failed = _protect_as_user(paths, mark) if paths else 0
     return os.strerror(failed) if failed else ""
 
 
-def _protect_as_user(paths: list[str]) -> int:
+def unmount(path: str) -> None:
+    """Take a mount out of this process's view, so that what it covers can be removed."""
+    if _LINUX:
+        _libc.umount2(os.fsencode(path), _MNT_DETACH)
+
+
+def _protect_as_user(paths: list[str], mark: str) -> int:
     """The same in a user namespace, which needs no privileges; 0, or the error's number."""
     # One that was entered but may not be set up (AppArmor does that on Ubuntu 24.04) leaves a
     # process without a user. So a child tries it first.
     pid = os.fork()
     if pid == 0:
-        os._exit(_enter(paths))
+        os._exit(_enter(paths, mark))
     _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) or _enter(paths)
+    return os.waitstatus_to_exitcode(status) or _enter(paths, mark)
 
 
-def _enter(paths: list[str]) -> int:
+def _enter(paths: list[str], mark: str) -> int:
     user, group = os.geteuid(), os.getegid()
     try:
         _checked(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
@@ -80,13 +92,15 @@ def _enter(paths: list[str]) -> int:
                 file.write(text)
     except OSError as error:
         return error.errno or 1
-    return _mount(paths)
+    return _mount(paths, mark)
 
 
-def _mount(paths: list[str]) -> int:
+def _mount(paths: list[str], mark: str) -> int:
     """Make the view, in a mount namespace of its own; 0, or the error's number."""
     try:
         _checked(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
+        if mark:
+            _checked(_libc.mount(os.fsencode(mark), os.fsencode(mark), None, _MS_BIND, None))
         for path in paths:
             _make_read_only(os.fsencode(path))
     except OSError as error:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import _signal as signal  # what signal wraps in enums, whose import takes longer than a fork
 import fcntl
-import marshal
 import os
 import select
-import sys
 import time
 
 from . import kernel, processes
+from .process import Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .control import Client
-    from .logs import Log
 
 #: Keep in step with labels.ENVIRONMENT_VARIABLE, which can't be imported here.
 MARKER = "PYTEST_EPHEMERAL_ENVIRONMENT"
@@ -29,31 +27,9 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _READ_SIZE = 1 << 18
 #: Once a process has ended, how much of what it has printed is read before that is told.
 _LAST_WORDS = 16 << 20
-#: Seconds: how often the clock is looked at, as it may be set; and the owner, without a pidfd.
+#: Seconds: how often the clock is looked at, as this machine may have slept; and the owner,
+#: without a pidfd.
 _CLOCK_INTERVAL, _OWNER_INTERVAL = 60.0, 0.25
-
-
-class Process:
-    """One of the named processes."""
-
-    def __init__(self, name: str, pid: int, output: int) -> None:
-        self.name = name
-        self.pid = pid
-        self.output = output
-        self.log: Log | None = None
-        self.started_at = time.time()
-        self.ended_at: float | None = None
-        self.status: int | None = None  # negative: the signal that killed it
-
-    def describe(self) -> dict[str, Any]:
-        """It, as clients and the owner get it."""
-        return {
-            "name": self.name,
-            "pid": self.pid,
-            "started_at": self.started_at,
-            "ended_at": self.ended_at,
-            "status": self.status,
-        }
 
 
 class Supervisor:
@@ -68,6 +44,7 @@ class Supervisor:
         variables: Mapping[str, str],
         logs: str,
         readonly: Sequence[str],
+        mark: str,
         remove: Sequence[str],
         remove_orphaned: Sequence[str],
         secrets: Sequence[str],
@@ -84,10 +61,11 @@ class Supervisor:
         self._variables = {**variables, MARKER: id}
         self._logs = logs
         self._readonly = readonly
+        self._mark = mark
         self._remove = remove
         self._remove_orphaned = remove_orphaned
         self._secrets = [secret.encode() for secret in secrets]
-        self._expires_at = expires_at
+        self._set_expiry(expires_at)
         self._settle = settle
         self._descriptors = descriptors
         self._keep_after_exit = keep_after_exit
@@ -124,7 +102,7 @@ class Supervisor:
         self._watch_signals()
         self._watch_owner()
         kernel.adopt_orphans()
-        self._refused = kernel.protect(list(self._readonly))
+        self._refused = kernel.protect(list(self._readonly), self._mark)
         for name, argv in self._argvs.items():
             self._start_process(name, argv)
         self._open_logs()
@@ -141,15 +119,20 @@ class Supervisor:
             return
         if self._owner and os.getppid() != self._owner:
             self._ending = "owner"
-        elif self._expires_at is not None and time.time() >= self._expires_at:
+        elif self._deadline is not None and _uptime() >= self._deadline:
             self._ending = "expired"
+
+    def _set_expiry(self, expires_at: float | None) -> None:
+        """Take an expiry by the clock that people set, and keep it by one that nobody can."""
+        self._expires_at = expires_at
+        self._deadline = None if expires_at is None else _uptime() + expires_at - time.time()
 
     def _patience(self) -> float:
         """Seconds until something has to be looked at even if nothing happens."""
         patience = _CLOCK_INTERVAL if hasattr(os, "pidfd_open") else _OWNER_INTERVAL
-        if self._expires_at is None:
+        if self._deadline is None:
             return patience
-        return max(0.0, min(patience, self._expires_at - time.time() + 0.001))
+        return max(0.0, min(patience, self._deadline - _uptime() + 0.001))
 
     def _end(self) -> None:
         orphaned = self._ending in {"owner", "expired"}
@@ -160,10 +143,7 @@ class Supervisor:
                 self._drain(process)
                 process.log.close()
         if not left:  # as long as something runs, its folder is what leads to it
-            from .files import remove_tree
-
-            for folder in (*self._remove, *(self._remove_orphaned if orphaned else ())):
-                remove_tree(folder)
+            self._remove_folders((*self._remove, *(self._remove_orphaned if orphaned else ())))
         for client in self._runs.values():
             client.close()
         if self._listener:
@@ -180,6 +160,14 @@ class Supervisor:
             client.answer(answer)
         if self._settle and orphaned:
             _detach(self._settle)
+
+    def _remove_folders(self, folders: Sequence[str]) -> None:
+        from .files import remove_tree
+
+        if self._mark:
+            kernel.unmount(self._mark)
+        for folder in folders:
+            remove_tree(folder)
 
     # -- what it watches -------------------------------------------------------------------
 
@@ -330,7 +318,7 @@ class Supervisor:
             case {"do": "status"}:
                 return self._status()
             case {"do": "extend", "expires_at": float() | int() | None as expires_at}:
-                self._expires_at = expires_at
+                self._set_expiry(expires_at)
                 return {}
             case {"do": "keep"}:
                 self._owner = None
@@ -349,6 +337,7 @@ class Supervisor:
             "pid": os.getpid(),
             "processes": [process.describe() for process in self._processes],
             "expires_at": self._expires_at,
+            "expires_in": None if self._deadline is None else self._deadline - _uptime(),
             "kept": self._owner is None,
             "writable": self._refused,
         }
@@ -368,30 +357,9 @@ class Supervisor:
         return None
 
 
-def main() -> int:
-    """Read the orders from standard input, and carry them out."""
-    size = int.from_bytes(_read_exactly(8))
-    orders = marshal.loads(_read_exactly(size))  # noqa: S302 - from the same interpreter
-    Supervisor(**orders).guard()
-    return 0
-
-
-def _read_exactly(size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        if not (part := os.read(0, size - len(data))):
-            _tidy_up(sys.argv[2:])  # the owner died while it was starting this
-            sys.exit(1)
-        data += part
-    return data
-
-
-def _tidy_up(folders: Sequence[str]) -> None:
-    """Remove what was made for orders that never came: nothing runs that could be ended."""
-    from .files import remove_tree
-
-    for folder in folders:
-        remove_tree(folder)
+def _uptime() -> float:
+    """Seconds by a clock that nobody can set, those asleep included."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _tell(descriptor: int, report: Mapping[str, Any]) -> None:

@@ -85,16 +85,33 @@ def _parents() -> Iterator[tuple[int, int]]:
         yield pid, int(parent)
 
 
-def marked(marker: str) -> list[int]:
-    """The processes, this one aside, whose environment holds a marker.
+def marked(marker: str, mount: str = "") -> list[int]:
+    """The processes, this one aside, that are marked.
 
     Args:
-        marker: ``NAME=value``.
+        marker: ``NAME=value``, in a process's variables; a program may clear those.
+        mount: What ``kernel.protect`` has mounted in a process's view, which it can't clear.
 
     Returns:
         Those of them that this user may look into; always empty where there is no ``/proc``.
     """
-    return [pid for pid in _all() if pid != os.getpid() and _has(pid, marker.encode())]
+    return [pid for pid in _all() if pid != os.getpid() and _is_marked(pid, marker, mount)]
+
+
+def _is_marked(pid: int, marker: str, mount: str) -> bool:
+    return _has(pid, marker.encode()) or bool(mount and _sees(pid, mount))
+
+
+def _sees(pid: int, mount: str) -> bool:
+    """Whether something is mounted there in a process's view."""
+    try:
+        if os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+            return False
+        lines = _read(pid, "mountinfo").splitlines()
+    except OSError:
+        return False
+    escaped = "".join(f"\\{ord(one):03o}" if one in " \t\n\\" else one for one in mount)
+    return any(line.split(b" ", 5)[4] == os.fsencode(escaped) for line in lines)
 
 
 def _all() -> Iterator[int]:
@@ -155,16 +172,16 @@ def kill_tree(ancestor: int) -> None:
         _signal(pid, signal.SIGKILL)
 
 
-def kill_marked(marker: str) -> list[int]:
-    """SIGKILL all processes with a marker, and say which there were."""
-    found = marked(marker)
+def kill_marked(marker: str, mount: str = "") -> list[int]:
+    """SIGKILL all marked processes, and say which there were; see ``marked``."""
+    found = marked(marker, mount)
     for pid in found:
         try:
             handle = os.pidfd_open(pid)
         except OSError:
             continue
         try:
-            if _has(pid, marker.encode()):  # still the same one: its id can't be reused now
+            if _is_marked(pid, marker, mount):  # still the same one: its id can't be reused now
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
         except OSError:
             pass
@@ -173,18 +190,19 @@ def kill_marked(marker: str) -> list[int]:
     return found
 
 
-def end_marked(marker: str, patience: float = 5.0) -> list[int]:
-    """Kill all processes with a marker until there are none.
+def end_marked(marker: str, mount: str = "", patience: float = 5.0) -> list[int]:
+    """Kill all marked processes until there are none.
 
     Args:
-        marker: ``NAME=value``.
+        marker: ``NAME=value``; see ``marked``.
+        mount: See ``marked``.
         patience: Seconds after which to give up.
 
     Returns:
         Those that could not be killed.
     """
     deadline = time.monotonic() + patience
-    while (left := kill_marked(marker)) and time.monotonic() < deadline:
+    while (left := kill_marked(marker, mount)) and time.monotonic() < deadline:
         time.sleep(0.002)
     return left
 

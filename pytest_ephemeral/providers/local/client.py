@@ -1,0 +1,134 @@
+"""Ask a guard for something, from any process of this user."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
+from pytest_ephemeral.providers.local import host
+from pytest_ephemeral.providers.local.host import Address
+from pytest_ephemeral.providers.local.supervisor.control import exchange
+
+#: Seconds a guard may take to answer, and to end everything (it gives up after 5).
+ANSWER_TIME, END_TIME = 5.0, 8.0
+
+
+def status(guard: Address) -> dict[str, Any]:
+    """How a guard and its processes are.
+
+    Returns:
+        ``pid``; ``processes``, each with ``name``, ``pid``, ``started_at``, ``ended_at``
+        (seconds since the epoch, or None) and ``status`` (None, or negative for a signal);
+        ``expires_at``; ``kept``; ``writable`` (why trees could not be made read-only, or empty).
+        What they had printed when it was asked is in the logs now.
+
+    Raises:
+        EnvironmentGoneError: There is no such guard.
+    """
+    return _ask(guard, {"do": "status"}, timeout=ANSWER_TIME)
+
+
+def extend(guard: Address, expires_at: float | None) -> None:
+    """Move a guard's expiry, in seconds since the epoch; None disarms it for good.
+
+    Raises:
+        EnvironmentGoneError: There is no such guard.
+    """
+    _ask(guard, {"do": "extend", "expires_at": expires_at}, timeout=ANSWER_TIME)
+
+
+def keep(guard: Address) -> None:
+    """Let a guard outlive its owner; its expiry holds.
+
+    Raises:
+        EnvironmentGoneError: There is no such guard.
+    """
+    _ask(guard, {"do": "keep"}, timeout=ANSWER_TIME)
+
+
+def stop(guard: Address) -> None:
+    """End a guard with everything, and wait until nothing is left.
+
+    Raises:
+        EnvironmentGoneError: There is no such guard.
+        DestroyError: Something can't be killed.
+    """
+    left = _ask(guard, {"do": "stop"}, timeout=END_TIME)["remaining"]
+    if left:
+        raise DestroyError(f"of {guard.id}, these processes can't be killed: {_join(left)}")
+
+
+def run(
+    guard: Address, argv: Sequence[str], timeout: float | None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command beside the guard's processes, with their environment, folder and view.
+
+    Args:
+        guard: Whose.
+        argv: The command; its standard input is empty.
+        timeout: Seconds it may take.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer; it and what it started are killed.
+        EnvironmentGoneError: There is no such guard, or it ended meanwhile.
+    """
+    # Files rather than pipes: a daemon that the command leaves behind may hold them open.
+    with (
+        Path(os.devnull).open("rb") as nothing,
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as errors,
+    ):
+        files = [file.fileno() for file in (nothing, output, errors)]
+        try:
+            answer = _ask(guard, {"do": "run", "argv": list(argv)}, files, timeout=timeout)
+        except TimeoutError:
+            raise subprocess.TimeoutExpired(
+                list(argv), timeout or 0, _text(output), _text(errors)
+            ) from None
+        return subprocess.CompletedProcess(
+            list(argv), answer["status"], _text(output), _text(errors)
+        )
+
+
+def _ask(
+    guard: Address,
+    request: Mapping[str, Any],
+    descriptors: Sequence[int] = (),
+    *,
+    timeout: float | None,
+) -> dict[str, Any]:
+    try:
+        with host.connect(guard) as connection:
+            connection.settimeout(timeout)
+            answer = exchange(connection, request, descriptors)
+    except (ConnectionError, EOFError) as error:
+        raise EnvironmentGoneError(
+            f"nothing runs of {guard.id} any more: it was destroyed, has expired, or its guard was "
+            f"killed. See what there is: pytest-ephemeral list"
+        ) from error
+    except (TimeoutError, BlockingIOError) as error:
+        if request["do"] == "run":
+            raise
+        raise EphemeralError(
+            f"the guard of {guard.id} does not answer: it may be stopped, or this machine "
+            f"overloaded. Destroy it with: pytest-ephemeral down {guard.id}"
+        ) from error
+    except OSError as error:
+        raise EphemeralError(f"the guard of {guard.id} can't be asked: {error}") from error
+    if "error" in answer:
+        raise EphemeralError(f"{guard.id}: {answer['error']}")
+    return answer
+
+
+def _text(file: Any) -> str:
+    file.seek(0)
+    return str(file.read().decode(errors="replace"))
+
+
+def _join(pids: Sequence[int]) -> str:
+    return ", ".join(map(str, pids))

@@ -1,0 +1,34 @@
+"""One of the named processes of a guard."""
+
+from __future__ import annotations
+
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .logs import Log
+
+
+class Process:
+    """One of the named processes."""
+
+    def __init__(self, name: str, pid: int, output: int) -> None:
+        self.name = name
+        self.pid = pid
+        self.output = output
+        self.log: Log | None = None
+        self.started_at = time.time()
+        self.ended_at: float | None = None
+        self.status: int | None = None  # negative: the signal that killed it
+
+    def describe(self) -> dict[str, Any]:
+        """It, as clients and the owner get it."""
+        return {
+            "name": self.name,
+            "pid": self.pid,
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "status": self.status,
+        }

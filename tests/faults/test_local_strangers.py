@@ -1,0 +1,284 @@
+"""What other users, containers and environments of this machine can do to an environment: nothing.
+
+Looked at from outside: as another user, through /proc, over the network.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral import labels, machine
+from pytest_ephemeral.environments import readiness
+from pytest_ephemeral.errors import ReadinessError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.local import LocalProvider
+from pytest_ephemeral.providers.local.prefix import trusted_root
+from pytest_ephemeral.providers.local.supervisor import loop
+from pytest_ephemeral.providers.local.tables import LocalTemplate
+from pytest_ephemeral.providers.protocol import Order
+from support.waiting import until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+NOBODY = 65534
+
+Launch = Callable[..., Environment]
+
+#: Accepts connections, and answers nothing.
+LISTEN = """
+import socket, sys, threading
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("listening", flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of this test."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """Launch environments of a shell command and a port; they are destroyed behind the test."""
+    provider, launched = LocalProvider(), []
+
+    def begin(command: str, port: int, *, ttl: float = 300) -> Environment:
+        now = datetime.now(UTC)
+        id = f"staging-{os.urandom(3).hex()}"
+        environment = Environment(
+            id=id,
+            template="staging",
+            provider="local",
+            created_at=now,
+            expires_at=now + timedelta(seconds=ttl),
+            owner=machine.this_owner("faults"),
+            labels={labels.ID: id},
+        )
+        template = LocalTemplate(name="staging", provider="local", command=command, port=port)
+        launched.append(provider.launch(Order(environment=environment, template=template)))
+        return launched[-1]
+
+    yield begin
+    for one in launched:
+        provider.destroy(one)
+
+
+def free_port() -> int:
+    """A port that nobody listens on, at whatever address."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def as_user(user: int, act: Callable[[], object]) -> str:
+    """What another user gets, as text; of an error, its kind."""
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        said = "nothing"
+        try:
+            os.setgroups([])
+            os.setgid(user)
+            os.setuid(user)
+            said = str(act())
+        except BaseException as error:  # noqa: BLE001 - told to the parent
+            said = type(error).__name__
+        finally:
+            os.write(writing, said.encode())
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+@contextmanager
+def listening(host: str, port: int, *, user: int) -> Iterator[None]:
+    """A process of a user that accepts connections there, until it is killed."""
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            os.setuid(user)
+            with socket.create_server((host, port)):
+                os.write(writing, b"1")
+                threading.Event().wait()
+        finally:
+            os._exit(1)
+    os.close(writing)
+    try:
+        assert os.read(reading, 1) == b"1"
+        yield
+    finally:
+        os.close(reading)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def wait(environment: Environment, *, timeout: float) -> None:
+    """Wait until it is ready, as the lifecycle does."""
+    provider = LocalProvider()
+    template = LocalTemplate(name="staging", provider="local", command="true")
+    probes = readiness.probes_for(environment, template, provider, {})
+    readiness.wait(environment, provider, probes, timeout=timeout, cancelled=threading.Event())
+
+
+# -- who answers -------------------------------------------------------------------------------
+
+
+@as_root
+def test_another_user_who_takes_its_address_first_is_not_taken_for_it(launch: Launch) -> None:
+    """The address can be read in /proc/net/unix before the application listens."""
+    port = free_port()
+    environment = launch("exec sleep 1000", port)
+    host = environment.endpoints["http"].host
+    assert f"@pytest-ephemeral/address/{host}" in Path("/proc/net/unix").read_text()
+
+    with listening(host, port, user=NOBODY), pytest.raises(ReadinessError) as caught:
+        wait(environment, timeout=0.5)
+
+    assert f"listens on {host}:{port}, which is not this environment" in str(caught.value)
+
+
+def test_an_application_that_listens_everywhere_does_not_answer_for_others(launch: Launch) -> None:
+    """As Node's ``listen(PORT)``: it would get the connections of all that are slower."""
+    port = free_port()
+    slow = launch("exec sleep 1000", port)
+    everywhere = launch(f"exec {sys.executable} -c '{LISTEN}' 0.0.0.0 {port}", port)
+    wait(everywhere, timeout=20)  # on every address, its own among them
+    with socket.create_connection((slow.endpoints["http"].host, port), timeout=5):
+        pass  # somebody answers at the other's address
+
+    with pytest.raises(ReadinessError, match=rf"0\.0\.0\.0:{port}, which is not this environment"):
+        wait(slow, timeout=0.5)
+
+
+def test_who_listens_on_its_own_address_goes_before_who_listens_on_all(launch: Launch) -> None:
+    """The kernel decides so; then nothing is wrong."""
+    port = free_port()
+    environment = launch(f"exec {sys.executable} -c '{LISTEN}' $HOST $PORT", port)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        wait(environment, timeout=20)
+
+
+# -- who can ask the guard ---------------------------------------------------------------------
+
+
+def test_a_guard_has_no_abstract_socket(launch: Launch) -> None:
+    """Root in any container on the host's network could connect to one (CVE-2020-15257)."""
+    environment = launch("exec sleep 1000", free_port())
+    assert LocalProvider().status(environment).state == "running"
+
+    named = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    sockets = [one[7] for one in named if len(one) > 7 and environment.id in one[7]]
+
+    assert sockets == [f"{environment.handle['folder']}/control"] or all(
+        not one.startswith("@") for one in sockets
+    )
+    assert stat.S_IMODE(Path(environment.handle["folder"]).stat().st_mode) == 0o700
+
+
+@as_root
+def test_another_user_reaches_no_guard(launch: Launch, tmp_path: Path) -> None:
+    """Neither by its socket, nor by binding a name that ours would ask."""
+    environment = launch("exec sleep 1000", free_port())
+    for folder in (tmp_path, *tmp_path.parents):  # the way to it is open, but for its own folder
+        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
+            folder.chmod(0o755)
+    (tmp_path / "state" / "environments").chmod(0o755)
+    (tmp_path / "state").chmod(0o755)
+    address = f"/proc/self/fd/{os.open(environment.handle['folder'], os.O_PATH)}/control"
+
+    with socket.socket(socket.AF_UNIX) as client:
+        assert as_user(NOBODY, lambda: client.connect(address)) == "PermissionError"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(address)  # this user may
+
+
+@as_root
+def test_a_folder_of_another_user_stops_nothing(launch: Launch, tmp_path: Path) -> None:
+    """Beside ours, unreadable: ours are seen, and it is left alone."""
+    environment = launch("exec sleep 1000", free_port())
+    theirs = tmp_path / "state" / "environments" / "staging-theirs"
+    theirs.mkdir(mode=0o000)
+    (theirs / "labels.json").write_text('{"pytest-ephemeral.id": "staging-theirs"}')
+    os.chown(theirs, NOBODY, NOBODY)
+
+    assert [one.id for one in LocalProvider().owned()] == [environment.id]
+    assert theirs.exists()
+
+
+@as_root
+def test_each_user_has_a_root_of_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two on one machine, neither having set anything: neither is refused."""
+    monkeypatch.delenv("PYTEST_EPHEMERAL_PREFIX_ROOT", raising=False)
+    users = (os.getuid(), 4242, 4243)
+    before = {user: Path(f"/var/tmp/pytest-ephemeral-{user}").exists() for user in users}
+    roots = {user: Path(as_user(user, trusted_root)) for user in users}
+    assert len(set(roots.values())) == 3
+    for user, root in roots.items():
+        assert root.stat().st_uid == user
+        if not before[user]:
+            root.rmdir()
+
+
+# -- clocks ------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_set_forward_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard counts from when it was told; three hours more on the wall are none to it."""
+    wall = [time.time()]
+    monkeypatch.setattr(loop.time, "time", lambda: wall[0])
+    supervisor = loop.Supervisor(
+        id="x",
+        argvs={},
+        directory="/",
+        variables={},
+        logs="/",
+        readonly=[],
+        mark="",
+        remove=[],
+        remove_orphaned=[],
+        secrets=[],
+        expires_at=wall[0] + 60,
+        settle=[],
+        descriptors=[],
+        keep_after_exit=True,
+        owner=os.getppid(),
+        listener=-1,
+    )
+    wall[0] += 3 * 3600
+
+    assert supervisor._patience() > 30
+    told = supervisor._status()
+    assert told["expires_in"] == pytest.approx(60, abs=5)
+
+
+def test_what_time_it_is_for_an_environment_is_its_guard_s_to_say(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so for what no ledger knows: its expiry is held against that too."""
+    environment = launch("exec sleep 1000", free_port())
+    until(lambda: LocalProvider().status(environment).state == "running")
+
+    there = LocalProvider().clock(environment)
+
+    assert abs(there - datetime.now(UTC)) < timedelta(seconds=5)
+    (owned,) = LocalProvider().owned()
+    assert owned.seen_at is not None
+    assert abs(owned.seen_at - datetime.now(UTC)) < timedelta(seconds=5)
