@@ -11,11 +11,12 @@ import tomllib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from pytest_ephemeral import interpolation, providers
+from pytest_ephemeral.discovery import TOOL
 from pytest_ephemeral.errors import ConfigurationError, closest
 from pytest_ephemeral.models import Announcement
 from pytest_ephemeral.reading import Problem, format_value, join, read, read_table
@@ -31,9 +32,6 @@ from pytest_ephemeral.tables import (
 )
 
 T = TypeVar("T")
-
-FILE_NAME: Final = "ephemeral.toml"
-TOOL: Final = "pytest-ephemeral"
 
 
 class Artifacts(Table, frozen=True, kw_only=True):
@@ -133,21 +131,6 @@ class Config(msgspec.Struct, frozen=True):
             ConfigurationError: There is none of that name.
         """
         return _lookup(name, self.images, "image", self.path)
-
-
-def find(start: Path) -> Path | None:
-    """The nearest configuration in a folder or its parents.
-
-    Args:
-        start: A folder. In the same folder, ephemeral.toml takes precedence over pyproject.toml.
-    """
-    start = start.absolute()
-    for folder in (start, *start.parents):
-        if _exists(folder / FILE_NAME):
-            return folder / FILE_NAME
-        if _has_our_table(folder / "pyproject.toml"):
-            return folder / "pyproject.toml"
-    return None
 
 
 def load(path: Path) -> Config:
@@ -340,28 +323,3 @@ def _lookup(name: str, table: Mapping[str, T], noun: str, path: Path) -> T:
         return table[name]
     except KeyError:
         raise ConfigurationError(f"{path}: no {noun} {name!r}.{closest(name, table)}") from None
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.lstat()
-    except OSError:
-        return False
-    return True
-
-
-def _has_our_table(path: Path) -> bool:
-    """Whether a pyproject.toml has our table, or looks so but is broken and must be reported."""
-    try:
-        text = path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError):
-        return False
-    if TOOL not in text:
-        return False
-    try:
-        _tool_table(tomllib.loads(text))
-    except Problem:
-        return False
-    except (ValueError, RecursionError):
-        return f"[tool.{TOOL}" in text
-    return True

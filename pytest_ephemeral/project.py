@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from pytest_ephemeral import config
+from pytest_ephemeral import config, discovery
 from pytest_ephemeral.artifacts import Repository, open_repository
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import ConfigurationError
@@ -34,12 +34,9 @@ class Project(msgspec.Struct, frozen=True):
         Raises:
             ConfigurationError: There is none, or it is wrong.
         """
-        found = file or config.find(start)
+        found = file or discovery.find(start)
         if found is None:
-            raise ConfigurationError(
-                f"no ephemeral.toml and no [tool.pytest-ephemeral] in {start} or a parent "
-                "directory: write one with `pytest-ephemeral init`"
-            )
+            raise ConfigurationError(_none_found(start))
         settings = config.load(found)
         store = open_store(settings.store, settings.root)
         artifacts = open_repository(settings.artifacts_repository, settings.root)
@@ -50,3 +47,11 @@ class Project(msgspec.Struct, frozen=True):
             require_signature=settings.require_signature,
         )
         return cls(settings, store, artifacts, images, Ledger(store))
+
+
+def _none_found(start: Path) -> str:
+    text = f"no ephemeral.toml and no [tool.pytest-ephemeral] in {start} or a parent directory: "
+    below = [str(file.relative_to(start)) for file in discovery.below(start)]
+    if below:
+        return f"{text}run it in the folder of {' or '.join(below)}, or name the file"
+    return f"{text}write one with `pytest-ephemeral init`"

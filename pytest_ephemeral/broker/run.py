@@ -14,8 +14,7 @@ from typing import Final
 import msgspec
 import pluggy
 
-from pytest_ephemeral import ci, files, hookspecs, machine, publishers
-from pytest_ephemeral import config as configuration
+from pytest_ephemeral import ci, discovery, files, hookspecs, machine, publishers
 from pytest_ephemeral.broker import records
 from pytest_ephemeral.broker.backend import AttachedBackend, LifecycleBackend, attach
 from pytest_ephemeral.broker.broker import Broker
@@ -329,7 +328,7 @@ def _reporter(
 def _project(settings: Settings) -> Project | None:
     """The project; none is needed for tests that run against a plain URL."""
     plain = "://" in (settings.attach or "")
-    if plain and settings.config is None and configuration.find(settings.start) is None:
+    if plain and settings.config is None and discovery.find(settings.start) is None:
         return None
     return Project.open(settings.config, settings.start)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Parser
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
+_BUG: Final = "This is a bug. Please report it with the output of --traceback."
 _BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
 _EPILOG: Final = """\
 Exit status: 0 success, 1 failure, 2 usage or configuration error, 3 nothing matched,
@@ -58,6 +59,7 @@ def build_parser() -> Parser:
         approval,
         artifact,
         board,
+        destroy,
         doctor,
         environments,
         images,
@@ -78,24 +80,31 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=_version())
     parser.set_defaults(json=False, config=None, traceback=False)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)
-    everyday = (init, doctor, artifact, images, with_command, up, environments)
+    everyday = (init, doctor, artifact, images, with_command, up, environments, destroy)
     for module in (*everyday, approval, board, promote, schema):
         module.add_to(commands)
     return parser
 
 
 def _run(argv: Sequence[str]) -> int:
-    from pytest_ephemeral.cli.arguments import parse
-    from pytest_ephemeral.cli.output import Printer
+    from pytest_ephemeral.cli.arguments import UsageExit, parse
+    from pytest_ephemeral.cli.output import Printer, find_hint
 
-    arguments = parse(build_parser(), argv)
+    try:
+        arguments = parse(build_parser(), argv)
+    except UsageExit as error:
+        Printer(as_json="--json" in argv).fail("UsageError", error.message, "", error.code)
+        raise
     output = Printer(as_json=arguments.json)
     try:
         status: int = arguments.do(arguments, output)
     except EphemeralError as error:
         if arguments.traceback:
             raise
-        output.say("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
+        notes = getattr(error, "__notes__", [])
+        output.say("\n".join([f"error: {error}", *notes]))
+        hint = "\n".join(notes) or find_hint(str(error))
+        output.fail(type(error).__name__, str(error), hint, error.exit_status)
         return error.exit_status
     except BrokenPipeError:
         raise
@@ -103,12 +112,14 @@ def _run(argv: Sequence[str]) -> int:
         if arguments.traceback:
             raise
         output.say(f"error: {error}")
+        output.fail(type(error).__name__, str(error), "", 1)
         return 1
     except Exception as error:
         if arguments.traceback:
             raise
         output.say(f"error: {type(error).__name__}: {error}")
-        output.say("This is a bug. Please report it with the output of --traceback.")
+        output.say(_BUG)
+        output.fail(type(error).__name__, str(error), _BUG, 1)
         return 1
     return status
 

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import closest
+from pytest_ephemeral.text import printable
 
 #: Runs a command and returns the exit status.
 Handler: TypeAlias = Callable[[argparse.Namespace, Printer], int]
 
 if TYPE_CHECKING:
     Subcommands: TypeAlias = argparse._SubParsersAction["Parser"]  # noqa: SLF001 - it has no other name
+
+
+class UsageExit(SystemExit):
+    """The command line is wrong.
+
+    Attributes:
+        message: What is wrong with it.
+    """
+
+    code: int = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +63,12 @@ class Parser(argparse.ArgumentParser):
             default=argparse.SUPPRESS,
             help="on an error, show the traceback",
         )
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with 2."""
+        self.print_usage(sys.stderr)
+        print(printable(f"{self.prog}: error: {message}"), file=sys.stderr)
+        raise UsageExit(message)
 
     def options(self) -> list[str]:
         """The options it knows."""

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_ephemeral import providers
+from pytest_ephemeral import discovery, providers
 from pytest_ephemeral.cli.arguments import add_command
 from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.errors import EphemeralError, UnavailableError
@@ -53,10 +53,9 @@ def doctor(arguments: argparse.Namespace, output: Printer) -> int:
 
 def _project(arguments: argparse.Namespace) -> tuple[Project | None, list[Check]]:
     """The project, if it can be opened, with its checks."""
-    from pytest_ephemeral import config
     from pytest_ephemeral.cli.session import open_project
 
-    if arguments.config is None and config.find(Path.cwd()) is None:
+    if arguments.config is None and discovery.find(Path.cwd()) is None:
         return None, [Check("configuration", True, "none here yet: pytest-ephemeral init")]
     try:
         project = open_project(arguments)

@@ -6,7 +6,6 @@ import argparse
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -16,14 +15,10 @@ from pytest_ephemeral.cli import progress
 from pytest_ephemeral.cli.arguments import add_command, count, duration
 from pytest_ephemeral.cli.output import Printer, since, until
 from pytest_ephemeral.cli.session import lifecycle, open_project
-from pytest_ephemeral.environments import overdue, reaper
-from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.environments import overdue
 from pytest_ephemeral.errors import (
-    DestroyError,
     EnvironmentGoneError,
     EphemeralError,
-    PromotionError,
-    TamperedRecordError,
 )
 from pytest_ephemeral.models import Environment, to_builtins
 from pytest_ephemeral.providers.protocol import Provider, Status
@@ -46,27 +41,6 @@ def add_to(commands: Subcommands) -> None:
     extending = add_command(commands, "extend", extend, "give an environment more time")
     _one(extending)
     extending.add_argument("time", metavar="TIME", type=duration, help="how much longer: 1h")
-    downing = add_command(commands, "down", down, "destroy environments")
-    downing.add_argument("ids", metavar="ENV", nargs="*", help="ids, or unique prefixes")
-    downing.add_argument(
-        "--all", action="store_true", help="all in the store that have an expiry, of all owners"
-    )
-    downing.add_argument(
-        "--production", action="store_true", help="also destroy an environment in production"
-    )
-    reaping = add_command(
-        commands, "reap", reap, "destroy environments that have expired or lost their owner"
-    )
-    reaping.add_argument(
-        "--dry-run", action="store_true", help="only print what would be destroyed"
-    )
-    reaping.add_argument(
-        "--account",
-        action="append",
-        default=[],
-        help="a cloud account in which resources that are missing from the ledger are destroyed, "
-        "too",
-    )
 
 
 def _add_logs(commands: Subcommands) -> None:
@@ -215,96 +189,6 @@ def extend(arguments: argparse.Namespace, output: Printer) -> int:
     else:
         output.line(f"{environment.id} expires {until(environment.expires_at)}")
     return 0
-
-
-def down(arguments: argparse.Namespace, output: Printer) -> int:
-    """Destroy all that are named, even if one of them can't be destroyed."""
-    if bool(arguments.ids) == arguments.all:
-        arguments.parser.error("name the environments, or use --all")
-    project = open_project(arguments)
-    chosen, errors = _chosen(project.ledger, arguments.ids)
-    if not arguments.production:
-        _refuse_production(chosen)
-    with progress.show() as say, lifecycle(project, say) as life:
-        for environment in chosen:
-            try:
-                life.destroy(environment)
-            except (EphemeralError, OSError) as error:
-                errors[environment.id] = str(error)
-    destroyed = [one.id for one in chosen if one.id not in errors]
-    if output.as_json:
-        output.data(destroyed=destroyed, errors=errors)
-    elif not chosen and not errors:
-        output.say("no environments are up")
-    for text in errors.values():
-        output.say(f"error: {text}")
-    return DestroyError.exit_status if errors else 0
-
-
-def reap(arguments: argparse.Namespace, output: Printer) -> int:
-    """Destroy what is overdue, and print each with the reason."""
-    project = open_project(arguments)
-    found = reaper.reap(project, dry_run=arguments.dry_run, accounts=arguments.account)
-    if output.as_json:
-        output.data(
-            dry_run=arguments.dry_run,
-            reaped=[
-                {
-                    "id": one.id,
-                    "provider": one.provider,
-                    "reason": one.reason,
-                    "error": one.error,
-                    "unnamed-account": one.account,
-                    "spared": one.spared,
-                }
-                for one in found
-            ],
-            broken=list(project.ledger.broken),
-        )
-    else:
-        for one in found:
-            if one.id and one.provider:
-                output.line(_describe_reaped(one, dry_run=arguments.dry_run))
-        if not found:
-            output.say("nothing is overdue")
-    for account in sorted({one.account for one in found if one.account}):
-        output.say(f"to destroy those in account {account}, add --account {account}")
-    reaper.leftovers(found)
-    return 0
-
-
-def _describe_reaped(one: reaper.Reaped, *, dry_run: bool) -> str:
-    """What happened to one thing that was overdue."""
-    if one.spared:
-        return f"left {one.id}: it is no longer overdue"
-    action = "would destroy" if dry_run or one.account else "destroyed"
-    return f"{'could not destroy' if one.error else action} {one.id}: {one.reason}"
-
-
-def _chosen(ledger: Ledger, ids: Iterable[str]) -> tuple[list[Environment], dict[str, str]]:
-    """Those that are named, each once, or all that expire; and by name, why a record is bad."""
-    if not ids:
-        found = [one for one in ledger.entries() if one.expires_at is not None]
-        return found, dict(ledger.broken)
-    named: dict[str, Environment] = {}
-    bad: dict[str, str] = {}
-    for id in ids:
-        try:
-            environment = ledger.get(id)
-            named[environment.id] = environment
-        except TamperedRecordError as error:
-            bad[id] = str(error)
-    return list(named.values()), bad
-
-
-def _refuse_production(chosen: Iterable[Environment]) -> None:
-    """Refuse what never expires: it is production, or is being promoted."""
-    live = [environment.id for environment in chosen if environment.expires_at is None]
-    if live:
-        raise PromotionError(
-            f"{', '.join(live)} is in production or is being promoted: nothing was destroyed. The "
-            "next `pytest-ephemeral promote` retires it. To destroy it now, add --production"
-        )
 
 
 def _state(environment: Environment, now: datetime, status: Status | None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_ephemeral.cli.arguments import add_command
 from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.starter import Found, look, starter
-from pytest_ephemeral.config import FILE_NAME, find
+from pytest_ephemeral.discovery import FILE_NAME, find
 from pytest_ephemeral.errors import ConfigurationError
 
 if TYPE_CHECKING:

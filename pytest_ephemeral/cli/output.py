@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ _COLOURS: Final = {
 }
 
 
-class Printer(msgspec.Struct, frozen=True):
+class Printer(msgspec.Struct):
     """Prints what a command has to say.
 
     Attributes:
@@ -40,11 +41,19 @@ class Printer(msgspec.Struct, frozen=True):
     """
 
     as_json: bool
+    _has_data: bool = False
 
     def data(self, **values: Any) -> None:
         """Print one JSON object."""
+        self._has_data = True
         document = to_builtins({"version": JSON_VERSION, **values})
         print(json.dumps(document, indent=2, ensure_ascii=False))
+
+    def fail(self, kind: str, message: str, hint: str, exit_status: int) -> None:
+        """With ``--json``, print the error as the one object, unless there is one already."""
+        if self.as_json and not self._has_data:
+            error = {"type": kind, "message": message, "hint": hint, "exit_status": exit_status}
+            self.data(error=error)
 
     def line(self, text: str) -> None:
         """Print a line of data, or several."""
@@ -76,6 +85,12 @@ class Printer(msgspec.Struct, frozen=True):
         width = max(len(name) for name, _ in known)
         for name, value in known:
             print(f"{one_line(name):<{width}}  {one_line(value)}")
+
+
+def find_hint(message: str) -> str:
+    """The part of an error's message that says what to do: a command, or a name that was meant."""
+    found = re.search(r"`[a-z][^`]* [^`]*`|Did you mean .*\?|pip install '[^']+'", message)
+    return found[0].strip("`") if found else ""
 
 
 def uses_colour(stream: IO[str]) -> bool:

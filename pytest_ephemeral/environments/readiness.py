@@ -82,6 +82,10 @@ def probes_for(
         probes.append(
             HttpProbe(_endpoint(environment, ready), ready.http, _accepted(ready), headers)
         )
+    if ready.tcp or ready.http is not None:  # its other ports are checked as without `ready`
+        probed = _endpoint(environment, ready)
+        others = (one for one in environment.endpoints.values() if one != probed)
+        probes += [TcpProbe(endpoint, forwarded) for endpoint in others]
     if ready.log is not None:
         probes.append(LogProbe(environment, provider, re.compile(ready.log, re.MULTILINE)))
     if ready.command is not None:

@@ -82,7 +82,7 @@ OPTIONS: Final = (
     Option(
         "ephemeral-config",
         "FILE",
-        "the ephemeral.toml to use (by default the one in rootdir, or in a parent of it)",
+        "the ephemeral.toml to use (by default the nearest one)",
     ),
 )
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from pytest_ephemeral import discovery
 from pytest_ephemeral.broker.protocol import Process, Settings
 from pytest_ephemeral.pytest_plugin import hooks
 from pytest_ephemeral.pytest_plugin.options import EARLY, OPTIONS, Option
@@ -40,7 +41,7 @@ def read(config: pytest.Config) -> Settings:
         logs=_path(config, "ephemeral_logs"),
         config=_path(config, "ephemeral_config"),
         approval=_seconds(values["ephemeral_approval"]),
-        start=config.rootpath,
+        start=discovery.common_folder(config.args, config.invocation_params.dir),
         early=tuple(config.getini(EARLY)),
     )
 

@@ -201,6 +201,14 @@ def test_what_is_not_there(run: Any, stage: BoardStage) -> None:
         assert run(*verb)[0] == 3
 
 
+def test_what_points_to_a_destroyed_environment_is_said(run: Any, stage: BoardStage) -> None:
+    """With the commands that end it."""
+    status, _, err = run("down", "staging-7f3k2q", "--production")
+    assert status == 0
+    assert f"{NAME} still points to the destroyed environment" in err
+    assert "pytest-ephemeral rollback production" in err
+
+
 def test_production_is_not_taken_down_by_accident(run: Any, stage: BoardStage) -> None:
     """Neither by `down --all` nor by its id; nor is anything else that was named with it."""
     status, _, err = run("down", LIVE, OTHER)

@@ -100,6 +100,37 @@ def test_an_error_is_one_line_and_its_own_exit_status(
 
 
 @pytest.mark.parametrize(
+    ("line", "status", "kind", "said", "hint"),
+    [
+        ("up stagin", 2, "ConfigurationError", "no template 'stagin'", "Did you mean 'staging'?"),
+        ("show nothing", 3, "NothingMatchedError", "no environment 'nothing'", ""),
+        ("list --jsn", 2, "UsageError", "unknown option '--jsn'", ""),
+        ("lst", 2, "UsageError", "unknown command 'lst'", ""),
+        ("artifact push nothing.whl", 1, "ArtifactError", "nothing.whl can't be read", ""),
+        ("list --config x/", 2, "ConfigurationError", "can't be read", ""),
+    ],
+)
+def test_an_error_is_json_too_where_json_is_asked_for(
+    line: str,
+    status: int,
+    kind: str,
+    said: str,
+    hint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One object on stdout, so that a program need not read what is for people."""
+    assert cli.main([*line.split(), "--json"]) == status
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert document["version"] == 1
+    error = document["error"]
+    assert (error["type"], error["exit_status"]) == (kind, status)
+    assert said in error["message"]
+    assert hint in error["hint"]
+    assert said in printed.err
+
+
+@pytest.mark.parametrize(
     "line",
     ["list --json --config {}", "--json list --config {}", "--config {} --json list"],
 )

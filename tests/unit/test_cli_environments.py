@@ -140,7 +140,12 @@ def test_an_environment_is_named_by_the_beginning_of_its_id(
     assert shown["status"]["state"] == "running"
     second = run("up")["environment"]["id"]
     assert cli.main(["show", "staging-"]) == 3
-    assert run("down", first[:-1], first) == {"version": 1, "destroyed": [first], "errors": {}}
+    assert run("down", first[:-1], first) == {
+        "version": 1,
+        "destroyed": [first],
+        "errors": {},
+        "dangling": {},
+    }
     assert [one["id"] for one in run("list")["environments"]] == [second]
 
 

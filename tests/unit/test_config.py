@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral import config
+from pytest_ephemeral import config, discovery
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
@@ -243,26 +243,26 @@ def test_the_nearest_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "ephemeral.toml").touch()
     (tmp_path / "a" / "pyproject.toml").write_text('[project]\ndependencies = ["pytest-ephemeral"]')
     (inner / "pyproject.toml").write_text("[tool.other]")
-    assert config.find(inner) == tmp_path / "ephemeral.toml"
+    assert discovery.find(inner) == tmp_path / "ephemeral.toml"
 
 
 def test_in_one_folder_the_file_of_its_own_wins(tmp_path: Path) -> None:
     """ephemeral.toml is more particular than a table among many."""
     (tmp_path / "pyproject.toml").write_text("[tool.pytest-ephemeral]")
-    assert config.find(tmp_path) == tmp_path / "pyproject.toml"
+    assert discovery.find(tmp_path) == tmp_path / "pyproject.toml"
     (tmp_path / "ephemeral.toml").touch()
-    assert config.find(tmp_path) == tmp_path / "ephemeral.toml"
+    assert discovery.find(tmp_path) == tmp_path / "ephemeral.toml"
 
 
 def test_a_broken_pyproject_with_our_table_is_told_of(tmp_path: Path) -> None:
     """Stepping over it would say that there is no configuration, where there is a broken one."""
     (tmp_path / "pyproject.toml").write_text("[tool.pytest-ephemeral]\na = = 1")
-    assert config.find(tmp_path) == tmp_path / "pyproject.toml"
+    assert discovery.find(tmp_path) == tmp_path / "pyproject.toml"
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
     """No file is no error: the plugin runs without one."""
-    found = config.find(tmp_path)
+    found = discovery.find(tmp_path)
     assert found is None or not found.is_relative_to(tmp_path)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from pytest_ephemeral import machine
@@ -295,3 +296,12 @@ def test_a_forwarder_with_somebody_behind_it() -> None:
     """A connection that stays is the application's."""
     with forwarding(hangs_up_after=None) as probe:
         assert probe.look(1.0) == ""
+
+
+def test_the_other_ports_are_checked_as_well(unused_port: int) -> None:
+    """A probe of one port says nothing of a database beside it."""
+    with answering(200) as env:
+        beside = endpoints_at("127.0.0.1", {"database": unused_port})
+        both = msgspec.structs.replace(env, endpoints={**env.endpoints, **beside})
+        with pytest.raises(ReadinessError, match=f"connect to 127.0.0.1:{unused_port}"):
+            wait(both, Ready(http="/healthz", timeout=Duration(0.2)), Scripted())

@@ -1,0 +1,51 @@
+"""One search for the configuration file, for pytest and the command line alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral import discovery
+from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.project import Project
+
+
+@pytest.fixture
+def monorepo(tmp_path: Path) -> Path:
+    """Two applications with a configuration each, and one without."""
+    for name in ("shop", "blog"):
+        (tmp_path / name / "tests" / "acceptance").mkdir(parents=True)
+        (tmp_path / name / "tests" / "acceptance" / "test_x.py").touch()
+        (tmp_path / name / "ephemeral.toml").touch()
+    (tmp_path / "none").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["shop"], "shop"),
+        (["shop/tests/acceptance/test_x.py::test_it[a::b]"], "shop"),
+        (["shop/tests", "shop/tests/acceptance/test_x.py"], "shop"),
+        (["blog/tests/../tests"], "blog"),
+        (["shop", "blog"], None),
+        (["nowhere.module"], None),
+        ([], None),
+    ],
+)
+def test_the_common_folder_of_the_arguments_decides(
+    monorepo: Path, arguments: list[str], found: str | None
+) -> None:
+    """Several of one application find its own; those of two find what is above both."""
+    start = discovery.common_folder(arguments, monorepo)
+    expected = None if found is None else monorepo / found / "ephemeral.toml"
+    assert discovery.find(start) == expected
+
+
+def test_where_there_is_none_above_those_below_are_named(monorepo: Path) -> None:
+    """Whoever stands one folder too high is told where to go."""
+    with pytest.raises(ConfigurationError, match=r"in the folder of blog/.*toml or shop/eph"):
+        Project.open(None, monorepo)
+    with pytest.raises(ConfigurationError, match="pytest-ephemeral init"):
+        Project.open(None, monorepo / "none")
