@@ -14,6 +14,8 @@ WORKERS ?= 4
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What installs into .venv.
+INSTALL ?= $(PIP) install
 SHOP := examples/shop
 PYTEST := python -m pytest -n $(WORKERS) --dist loadgroup
 
@@ -43,7 +45,7 @@ test-all: $(VENV)/test.stamp ## Run all tests; what this machine lacks is left o
 lint: $(VENV)/test.stamp $(VENV)/lint.stamp ## Check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy --strict pytest_ephemeral benchmarks examples/nothing_left.py examples/pipeline/demo.py .ci/skips.py
+	@$(BIN)/mypy --strict pytest_ephemeral benchmarks examples/nothing_left.py examples/pipeline/demo.py .ci/skips.py .ci/matrix/run.py
 	@cd tests && MYPYPATH=. $(BIN)/mypy --config-file ../pyproject.toml --strict -p support -m conftest
 
 docs: $(VENV)/docs.stamp ## Build the documentation into docs/_build
@@ -63,7 +65,7 @@ clean: ## Remove all that these targets made here
 # One stamp for each extra, as old as the last time it was installed.
 $(VENV)/%.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "== Installing into $(VENV): pytest-ephemeral[$*]"
-	@$(PIP) install --editable '.[$*]'
+	@$(INSTALL) --editable '.[$*]'
 	@touch $@
 
 $(VENV)/bin/python:

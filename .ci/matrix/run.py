@@ -92,15 +92,15 @@ class Installed:
     """A virtual environment: a Python, a pytest, and plugins."""
 
     python: Path
+    version: str
     pytest: str
     plugins: bool = False
 
     @property
     def name(self) -> str:
         """What its folder is called."""
-        version = self.python.name if self.python.name != "python" else self.python.parts[-3]
         which = re.sub(r"[^\d.*]", "", self.pytest) or "newest"
-        return f"{version} pytest {which}{' plugins' if self.plugins else ''}"
+        return f"{self.version} pytest {which}{' plugins' if self.plugins else ''}"
 
 
 @dataclass
@@ -144,16 +144,24 @@ def main() -> int:
 
 def plan(pythons: Sequence[Path]) -> Iterator[Cell]:
     """Say what to run: every pytest on every Python in every CI, and every plugin."""
-    for python in pythons:
+    versions = {python: _version(python) for python in pythons}
+    for python, version in versions.items():
         for pytest in PYTESTS:
             for name, variables in CIS.items():
                 options = ["-n", "2"] if name in WITH_XDIST else []
-                yield Cell(Installed(python, pytest), name, options, variables)
-        yield Cell(Installed(python, PYTESTS[-1], plugins=True), "all plugins", [*LOOP, "-n", "2"])
-    newest = Installed(pythons[-1], PYTESTS[-1], plugins=True)
-    yield Cell(Installed(pythons[0], PYTESTS[0], plugins=True), "all plugins", LOOP)
+                yield Cell(Installed(python, version, pytest), name, options, variables)
+        together = Installed(python, version, PYTESTS[-1], plugins=True)
+        yield Cell(together, "all plugins", [*LOOP, "-n", "2"])
+    oldest = Installed(pythons[0], versions[pythons[0]], PYTESTS[0], plugins=True)
+    yield Cell(oldest, "all plugins", LOOP)
+    newest = Installed(pythons[-1], versions[pythons[-1]], PYTESTS[-1], plugins=True)
     for plugin in PLUGINS:
         yield beside(newest, plugin)
+
+
+def _version(python: Path) -> str:
+    argv = [str(python), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def beside(installed: Installed, plugin: Plugin) -> Cell:
