@@ -60,7 +60,9 @@ class Recipe(Table, frozen=True, kw_only=True):
     Attributes:
         name: The table's name; not a key in it.
         provider: The provider that bakes and runs it.
-        artifact: A glob of files, ``name@version`` or ``sha256:…``.
+        artifact: A glob of files, a folder, ``name@version`` or ``sha256:…``.
+        build: A shell command that makes the artifact's file; run when its sources changed.
+        sources: Files, folders and globs that ``build`` reads.
         install: A script's path, or a list of shell commands. They see ``$PREFIX``, ``$ARTIFACT``.
         verify: Shell commands that must succeed on a fresh copy of the image.
         reference: An existing image to use instead; it is pinned, and nothing is baked.
@@ -70,10 +72,21 @@ class Recipe(Table, frozen=True, kw_only=True):
     name: str = ""
     provider: str
     artifact: str | None = None
+    build: str | None = None
+    sources: list[str] = []
     install: str | list[str] | None = None
     verify: list[str] = []
     reference: str | None = None
     pass_env: list[Variable] = []
+
+    def check(self) -> None:
+        """Check keys against each other."""
+        if self.build is not None and not (self.artifact and self.sources):
+            raise ValueError(
+                'build needs the artifact it makes, and its sources, such as sources = ["src"]'
+            )
+        if self.sources and self.build is None:
+            raise ValueError("sources need the build command that reads them")
 
 
 class Ready(Table, frozen=True, kw_only=True):

@@ -41,7 +41,8 @@ class Repository(Protocol):
         """The artifact that a recipe wants.
 
         Args:
-            wanted: ``name@version``, ``sha256:…`` (its first digits do), or a glob of files, of
+            wanted: ``name@version``, ``sha256:…`` (its first digits do), a folder, which is packed
+                and pushed (see ``artifacts.folder``), or a glob of files, of
                 which the one match is pushed. One whose name and version already stand for other
                 bytes gets a local version (PEP 440) such as ``1.4.2+3f9a0c1b7d5e``: whoever
                 builds again and again is not made to raise the version each time.

@@ -22,12 +22,12 @@ def name_and_version(file: Path, digest: str) -> tuple[str, str]:
     wheel = re.fullmatch(r"([^-]+)-([^-]+)(-[^-]+){3,4}\.whl", file.name)
     sdist = re.fullmatch(r"(.+?)-(\d[^-]*)\.(tar\.(gz|bz2|xz|zst)|tgz|zip)", file.name)
     if said := wheel or sdist:
-        return _normal(said[1]), said[2]
+        return normalize_name(said[1]), said[2]
     stem = re.sub(r"(\.tar)?\.[^.]+$", "", file.name)
-    return _normal(stem), digest.removeprefix("sha256:")[:12]
+    return normalize_name(stem), digest.removeprefix("sha256:")[:12]
 
 
-def _normal(name: str) -> str:
+def normalize_name(name: str) -> str:
     """One spelling for what wheels and sdists spell in several (PEP 503)."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "artifact"
 

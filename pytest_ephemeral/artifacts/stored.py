@@ -7,6 +7,7 @@ Neither ever changes.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +22,7 @@ from pytest_ephemeral.artifacts.naming import (
     check_label,
     matching_files,
     name_and_version,
+    normalize_name,
 )
 from pytest_ephemeral.errors import (
     ArtifactError,
@@ -96,6 +98,8 @@ class StoredRepository:
         """The artifact that a recipe wants."""
         if wanted.startswith(SHA256):
             return self._by_digest(wanted)
+        if (root / wanted).is_dir():
+            return self._packed(root / wanted)
         matches = matching_files(wanted, root)
         if not matches and "@" in wanted and not set(wanted) & set("*?[/"):
             return self._by_version(wanted)
@@ -167,6 +171,17 @@ class StoredRepository:
                 f"no artifact {wanted} is in the repository {self.url}.{meant} "
                 "Push it with `pytest-ephemeral artifact push FILE`"
             ) from None
+
+    def _packed(self, folder: Path) -> Artifact:
+        """A folder's content as one file, named after the folder."""
+        from pytest_ephemeral.artifacts.folder import pack
+
+        name = normalize_name(folder.resolve().name)
+        with tempfile.TemporaryDirectory(prefix="pytest-ephemeral-") as place:
+            file = Path(place, f"{name}.tar")
+            with file.open("wb") as stream:
+                pack(folder, stream)
+            return self.push(file)
 
     def _known(self) -> list[str]:
         try:

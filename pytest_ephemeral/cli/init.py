@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_ephemeral.cli.arguments import add_command
+from pytest_ephemeral.cli.detect import Found, look
 from pytest_ephemeral.cli.output import Printer
-from pytest_ephemeral.cli.starter import Found, look, starter
+from pytest_ephemeral.cli.source_trees import SourceTree
+from pytest_ephemeral.cli.starter import starter
 from pytest_ephemeral.discovery import FILE_NAME, find
 from pytest_ephemeral.errors import ConfigurationError
 
@@ -37,6 +39,8 @@ def init(arguments: argparse.Namespace, output: Printer) -> int:
             script=found.script and found.script.name,
             container=found.container and found.container.name,
             service=found.services and found.services.service,
+            source=found.source and found.source.kind,
+            inner=sorted(found.inner),
         )
     else:
         output.line(str(path))
@@ -56,12 +60,16 @@ def _write(path: Path, text: str) -> None:
 
 
 def _advice(found: Found) -> Iterator[str]:
-    if script := found.script:
-        yield f"It installs {script.project} and runs {script.name}. Build the wheel first:"
-        yield "  python -m build --wheel"
+    if found.script is not None:
+        yield f"Recognised: {found.script.project}, with the console script {found.script.name}."
+    for source in (found.source, *found.inner.values()):
+        if isinstance(source, SourceTree):
+            yield f"Recognised: {source.kind}."
+            yield from source.notes
     if found.container is not None and not Path(".dockerignore").exists():
         yield "Write a .dockerignore: changing any file that is not listed triggers a rebuild."
-    yield "Then bring an environment up, and destroy it:"
+    if found == Found():
+        yield "No project was recognised: the file has an example that works."
+    yield "Bring an environment up, and destroy it:"
     yield "  pytest-ephemeral up"
     yield "  pytest-ephemeral down --all"
-    yield "The store is .ephemeral/: keep it out of version control."

@@ -16,7 +16,7 @@ from pytest_ephemeral.tables import Recipe
 FORMAT: Final = "1"
 
 #: Keys of a recipe that don't decide the content, or that stand among the inputs in another form.
-_NOT_PARAMETERS: Final = frozenset({"name", "verify", "install", "artifact"})
+_NOT_PARAMETERS: Final = frozenset({"name", "verify", "install", "artifact", "build", "sources"})
 
 
 def inputs(

@@ -17,6 +17,7 @@ from pytest_ephemeral.errors import (
     ImageInUseError,
     ImageMissingError,
 )
+from pytest_ephemeral.images import artifact_build
 from pytest_ephemeral.images import key as keys
 from pytest_ephemeral.images.archives import Archives, baker_of, scratch_file
 from pytest_ephemeral.images.bake import Bake, BakePlan
@@ -88,6 +89,9 @@ class Images:
             ArtifactError: Its artifact can't be had.
             ConfigurationError: The recipe can't be right.
         """
+        if mode != "never":
+            artifact_build.build_if_changed(recipe, self._root, say, live or say)
+        artifact_build.warn_if_stale(recipe, self._root, say)
         image = self._obtain(self._plan(recipe), mode, say, live)
         self.signatures.check(image)
         return image
@@ -192,8 +196,8 @@ class Images:
     def _plan(self, recipe: Recipe) -> BakePlan:
         baker = baker_of(recipe.provider)
         artifact = None
-        if recipe.artifact is not None:
-            artifact = self._artifacts.find(recipe.artifact, self._root)
+        if (wanted := artifact_build.find_built(recipe, self._root)) is not None:
+            artifact = self._artifacts.find(wanted, self._root)
         inputs = keys.inputs(
             recipe,
             self._root,

@@ -16,7 +16,8 @@ import pytest
 
 from pytest_ephemeral import cli, config
 from pytest_ephemeral.cli import output
-from pytest_ephemeral.cli.starter import Container, Found, Script, starter
+from pytest_ephemeral.cli.detect import Container, Found, Script
+from pytest_ephemeral.cli.starter import starter
 
 MINIMAL = """\
 [images.shop]

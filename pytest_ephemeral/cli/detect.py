@@ -1,0 +1,242 @@
+"""Recognise what a folder has that an environment can be made of."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pytest_ephemeral.cli.source_trees import SourceTree, find_source_tree
+from pytest_ephemeral.errors import ConfigurationError
+
+#: The names of Compose files, in the order in which the compose command looks for them.
+COMPOSE_FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+
+
+class Script(NamedTuple):
+    """A console script of a Python project.
+
+    Attributes:
+        folder: The project's, relative to the configuration.
+    """
+
+    project: str
+    name: str
+    folder: str = "."
+
+
+class Container(NamedTuple):
+    """What a Dockerfile makes, and the port that it says is served."""
+
+    name: str
+    port: int
+
+
+class ComposeBuild(NamedTuple):
+    """What services of a Compose file are built from, as the lines that say so.
+
+    Two that say the same are one image.
+    """
+
+    lines: str
+
+
+#: The Dockerfile of the folder itself, all of it.
+HERE: Final = ComposeBuild('context = "."')
+
+
+class Services(NamedTuple):
+    """What a Compose file runs.
+
+    Attributes:
+        file: Its name.
+        service: The first one that publishes a port, or the first.
+        port: That port, inside its container.
+        builds: What is built, by service.
+    """
+
+    file: str
+    service: str
+    port: int
+    builds: Mapping[str, ComposeBuild]
+
+
+class Found(NamedTuple):
+    """What there is in a folder.
+
+    Attributes:
+        inner: By the name of a folder in it, what that runs: a monorepo.
+    """
+
+    script: Script | None = None
+    container: Container | None = None
+    services: Services | None = None
+    source: SourceTree | None = None
+    inner: Mapping[str, Script | SourceTree] = {}
+
+
+def look(folder: Path) -> Found:
+    """Recognise what a folder has that an environment can be made of.
+
+    Raises:
+        ConfigurationError: A file in it can't be read.
+    """
+    application = find_application(folder)
+    container, services = find_container(folder / "Dockerfile"), find_services(folder)
+    found = Found(
+        script=application if isinstance(application, Script) else None,
+        source=application if isinstance(application, SourceTree) else None,
+        container=container,
+        services=services,
+    )
+    if application or container or services:
+        return found
+    return found._replace(inner=dict(_find_inner(folder)))
+
+
+def find_application(folder: Path) -> Script | SourceTree | None:
+    """How a folder's application is run: a web framework's way, or as its console script."""
+    tree = find_source_tree(folder)
+    if tree is not None and tree.kind != "static pages" and "npm" not in tree.kind:
+        return tree
+    return find_script(folder) or tree
+
+
+def _find_inner(folder: Path) -> Iterator[tuple[str, Script | SourceTree]]:
+    """The applications of a monorepo, by the path of their folders."""
+    groups = [folder, *(folder / name for name in ("apps", "services", "packages", "src"))]
+    for group in groups:
+        for inner in sorted(group.iterdir()) if group.is_dir() else ():
+            if inner.name.startswith((".", "_")) or not inner.is_dir() or inner in groups:
+                continue
+            path = str(inner.relative_to(folder))
+            found = find_application(inner)
+            if isinstance(found, Script):
+                yield path, found._replace(folder=path)
+            elif found is not None:
+                yield path, found._replace(folder=str(Path(path, found.folder)))
+
+
+def find_script(folder: Path) -> Script | None:
+    """The console script to run: the one called as the project is, or the first.
+
+    They are found in ``[project.scripts]`` or ``[tool.poetry.scripts]`` of a pyproject.toml, and in
+    the entry points of a setup.cfg or setup.py.
+
+    Raises:
+        ConfigurationError: The pyproject.toml is not TOML.
+    """
+    project, names = _declared_scripts(folder)
+    # A name that a shell would need quotes for is left out.
+    names = [name for name in names if re.fullmatch(r"[\w.-]+", name)]
+    if not names:
+        return None
+    name = project or names[0]
+    return Script(name, name if name in names else names[0])
+
+
+def _declared_scripts(folder: Path) -> tuple[str, list[str]]:
+    """A Python project's name, and the names of its console scripts."""
+    document = _read_pyproject(folder / "pyproject.toml")
+    tool = document.get("tool")
+    poetry = tool.get("poetry") if isinstance(tool, dict) else None
+    for table in (document.get("project"), poetry):
+        known = table if isinstance(table, dict) else {}
+        if isinstance(scripts := known.get("scripts"), dict) and scripts:
+            return str(known.get("name", "")), list(scripts)
+    for name in ("setup.cfg", "setup.py"):
+        try:
+            text = (folder / name).read_text(errors="replace")
+        except OSError:
+            continue
+        _, found, rest = text.partition("console_scripts")
+        if found:
+            named = re.search(r"\bname\s*=\s*['\"]?([\w.-]+)", text)
+            scripts = re.findall(r"^[\s'\"=:\[]*([\w.-]+)\s*=\s*[\w.]+:\w+", rest, re.MULTILINE)
+            return named[1] if named else "", scripts
+    return "", []
+
+
+def _read_pyproject(pyproject: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(pyproject.read_bytes().decode())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{pyproject}: can't be read: {error}") from None
+
+
+def find_container(dockerfile: Path) -> Container | None:
+    """What is built here, called as the folder is."""
+    try:
+        text = dockerfile.read_bytes().decode(errors="replace")
+    except OSError:
+        return None
+    exposed = re.findall(r"^\s*EXPOSE\s+([0-9]+)", text, re.MULTILINE | re.IGNORECASE)
+    return Container(dockerfile.absolute().parent.name, int(exposed[-1]) if exposed else 8080)
+
+
+def find_services(folder: Path) -> Services | None:
+    """What a Compose file in a folder runs; None where there is none with services.
+
+    Raises:
+        ConfigurationError: It can't be read, or PyYAML is needed to.
+    """
+    file = next((folder / name for name in COMPOSE_FILES if (folder / name).exists()), None)
+    if file is None:
+        return None
+    try:
+        import yaml
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{file.name} can't be read without PyYAML: pip install 'pytest-ephemeral[docker]'"
+        ) from error
+    try:
+        document = yaml.safe_load(file.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{file}: can't be read: {error}") from None
+    services = document.get("services") if isinstance(document, dict) else None
+    services = {
+        name: service
+        for name, service in (services if isinstance(services, dict) else {}).items()
+        if isinstance(service, dict)
+    }
+    if not services:
+        return None
+    ports = {name: port for name, one in services.items() if (port := _first_port(one))}
+    main = min(services, key=lambda name: _rank(services[name]))
+    builds = {name: _build(one["build"]) for name, one in services.items() if "build" in one}
+    return Services(file.name, main, ports.get(main, 8080), builds)
+
+
+def _rank(service: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+    """What the URL leads to: published before only exposed, built before a bare image."""
+    return (not service.get("ports"), "build" not in service, not service.get("expose"))
+
+
+def _first_port(service: Mapping[str, Any]) -> int | None:
+    """The first port inside a service's container that it publishes or exposes."""
+    for port in [*(service.get("ports") or ()), *(service.get("expose") or ())]:
+        text = str(port.get("target", "") if isinstance(port, dict) else port)
+        number = text.partition("/")[0].rpartition(":")[2]
+        if number.isdigit():
+            return int(number)
+    return None
+
+
+def _build(build: Any) -> ComposeBuild:
+    """What a service is built from, in the keys of a recipe."""
+    table = build if isinstance(build, dict) else {"context": build}
+    lines = [f"context = {json.dumps(str(Path(str(table.get('context', '.')))))}"]
+    if (dockerfile := str(table.get("dockerfile", "Dockerfile"))) != "Dockerfile":
+        lines.append(f"dockerfile = {json.dumps(dockerfile)}")
+    if target := table.get("target"):
+        lines.append(f"target = {json.dumps(str(target))}")
+    if args := table.get("args"):
+        given = args.items() if isinstance(args, dict) else [str(one).split("=", 1) for one in args]
+        texts = [f"{json.dumps(str(name))} = {json.dumps(str(value))}" for name, value in given]
+        lines.append(f"build-args = {{ {', '.join(texts)} }}")
+    return ComposeBuild("\n".join(lines))

@@ -1,0 +1,154 @@
+"""``build`` and ``sources`` of a recipe: make the artifact when its sources have changed."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from pytest_ephemeral import files
+from pytest_ephemeral.artifacts.folder import content
+from pytest_ephemeral.artifacts.naming import matching_files
+from pytest_ephemeral.errors import BakeError, ConfigurationError
+from pytest_ephemeral.tables import Recipe
+
+#: Where it is remembered what an artifact was built from, in the configuration's folder.
+FOLDER: Final = ".ephemeral/builds"
+
+_LINES: Final = 20
+
+#: What builds leave behind is no source.
+_OUTPUTS: Final = frozenset({"dist", "build"})
+#: What a wheel is made from, for a project that declares no ``build``.
+_PYTHON: Final = frozenset({".py", ".toml", ".cfg"})
+
+
+def build_if_changed(
+    recipe: Recipe, root: Path, say: Callable[[str], None], live: Callable[[str], None]
+) -> None:
+    """Run a recipe's ``build`` if its sources have changed, or its artifact is not there.
+
+    Args:
+        recipe: The recipe; one without ``build`` is left alone.
+        root: The configuration's folder, in which the command runs with this process's variables.
+        say: Receives progress.
+        live: Receives each line of the command's output.
+
+    Raises:
+        BakeError: The command failed.
+        ConfigurationError: None of the sources is there.
+    """
+    if recipe.build is None or recipe.artifact is None:
+        return
+    digest = _digest(recipe, root)
+    last = _read(recipe, root)
+    if last.get("sources") == digest and (root / last.get("file", "")).is_file():
+        return
+    say(f"building {recipe.artifact}: {recipe.build}")
+    _run(recipe, root, live)
+    built = matching_files(recipe.artifact, root)
+    if not built:
+        raise BakeError(
+            f"the build command of the image {recipe.name!r} made no file that matches "
+            f"{recipe.artifact!r}: `{recipe.build}`"
+        )
+    newest = max(built, key=lambda file: file.stat().st_mtime_ns)
+    stamp = {"sources": digest, "file": str(newest.relative_to(root))}
+    files.replace(_stamp(recipe, root), [json.dumps(stamp).encode()])
+
+
+def find_built(recipe: Recipe, root: Path) -> str | None:
+    """What the recipe's artifact is: the file that its ``build`` made last, or else its glob."""
+    last = _read(recipe, root).get("file", "") if recipe.build is not None else ""
+    return last if last and (root / last).is_file() else recipe.artifact
+
+
+def warn_if_stale(recipe: Recipe, root: Path, say: Callable[[str], None]) -> None:
+    """Warn of a wheel that is older than the project's sources, where no ``build`` makes it."""
+    if recipe.build is not None or not (recipe.artifact or "").endswith(".whl"):
+        return
+    for wheel in matching_files(recipe.artifact or "", root):
+        project = wheel.parent.parent if wheel.parent.name in _OUTPUTS else root
+        if not (project / "pyproject.toml").exists() and not (project / "setup.py").exists():
+            continue
+        built = wheel.stat().st_mtime
+        for file in _sources(project):
+            if file.suffix in _PYTHON and file.name != "ephemeral.toml":
+                if "tests" in file.parts or file.lstat().st_mtime <= built:
+                    continue
+                say(
+                    f"warning: {wheel.name} is older than {file.relative_to(root)}: build it "
+                    "again, or let `build` and `sources` in its recipe do that"
+                )
+                return
+
+
+def _run(recipe: Recipe, root: Path, live: Callable[[str], None]) -> None:
+    last: collections.deque[str] = collections.deque(maxlen=_LINES)
+    with subprocess.Popen(
+        ["/bin/sh", "-ec", recipe.build or ""],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        for line in process.stdout or ():
+            last.append(line.rstrip())
+            live(line.rstrip())
+    if process.returncode != 0:
+        said = "".join(f"\n  {line}" for line in last)
+        raise BakeError(
+            f"the build command of the image {recipe.name!r} exited with {process.returncode}: "
+            f"`{recipe.build}`{said}"
+        )
+
+
+def _digest(recipe: Recipe, root: Path) -> str:
+    """One digest over the command and the content of all sources."""
+    total = hashlib.sha256((recipe.build or "").encode())
+    ours = set(matching_files(recipe.artifact or "", root))
+    found = False
+    for pattern in recipe.sources:
+        for source in sorted(root.glob(pattern)) if pattern != "." else [root]:
+            for file in _sources(source) if source.is_dir() else [source]:
+                if file in ours or file.name == "ephemeral.toml":
+                    continue
+                found = True
+                total.update(f"{file.relative_to(root)}\0".encode())
+                link = file.is_symlink()
+                total.update(str(file.readlink()).encode() if link else _hash(file).encode())
+    if not found:
+        raise ConfigurationError(
+            f"images.{recipe.name}.sources: nothing in {root} matches {', '.join(recipe.sources)}"
+        )
+    return total.hexdigest()
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    for file in content(folder):
+        parts = file.relative_to(folder).parts
+        if not any(part in _OUTPUTS or part.endswith(".egg-info") for part in parts[:-1]):
+            yield file
+
+
+def _hash(file: Path) -> str:
+    return files.digest_of(files.chunks(file))
+
+
+def _stamp(recipe: Recipe, root: Path) -> Path:
+    return root / FOLDER / f"{recipe.name}.json"
+
+
+def _read(recipe: Recipe, root: Path) -> dict[str, str]:
+    """What was built last, from which sources."""
+    try:
+        found = json.loads(_stamp(recipe, root).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

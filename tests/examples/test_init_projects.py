@@ -1,0 +1,178 @@
+"""`init` recognises projects as people have them, and what it writes comes up: the first hour."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+#: Two commands and no edited line from here to a green run, in each of these projects.
+TEST = """
+import requests
+
+def test_it_answers(ephemeral_url):
+    assert "{text}" in requests.get(ephemeral_url.rstrip("/") + "{path}").text
+"""
+
+DJANGO_SETTINGS = """
+from pathlib import Path
+BASE_DIR = Path(__file__).resolve().parent.parent
+SECRET_KEY = "x"
+DEBUG = False
+ALLOWED_HOSTS = ["shop.example.com"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
+ROOT_URLCONF = "shop.urls"
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": BASE_DIR / "db.sqlite3"}}
+"""
+DJANGO_URLS = """
+from django.contrib.auth.models import User
+from django.http import HttpResponse
+from django.urls import path
+urlpatterns = [path("", lambda request: HttpResponse(f"users: {User.objects.count()}"))]
+"""
+MANAGE = """
+import os, sys
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "shop.settings")
+from django.core.management import execute_from_command_line
+execute_from_command_line(sys.argv)
+"""
+FLASK = (
+    "from flask import Flask\napp = Flask(__name__)\n@app.get('/')\ndef home(): return 'flask'\n"
+)
+FASTAPI = (
+    "from fastapi import FastAPI\napp = FastAPI()\n@app.get('/')\ndef home(): return 'fastapi'\n"
+)
+SERVE = (
+    "import http.server, os\n"
+    "class Page(http.server.BaseHTTPRequestHandler):\n"
+    "    def do_GET(self):\n"
+    "        self.send_response(200); self.end_headers(); self.wfile.write(b'TEXT')\n"
+    "def main():\n"
+    "    at = (os.environ['HOST'], int(os.environ['PORT']))\n"
+    "    http.server.HTTPServer(at, Page).serve_forever()\n"
+)
+NODE = (
+    "require('http').createServer((_, answer) => answer.end('node'))"
+    ".listen(process.env.PORT, process.env.HOST)\n"
+)
+
+
+class Example(NamedTuple):
+    """A project: its files, and what a page of it says."""
+
+    files: dict[str, str]
+    text: str
+    path: str = "/"
+    needs: str = ""
+
+
+PROJECTS = {
+    "django": Example(
+        {
+            "manage.py": MANAGE,
+            "shop/__init__.py": "",
+            "shop/settings.py": DJANGO_SETTINGS,
+            "shop/urls.py": DJANGO_URLS,
+            "requirements.txt": "Django>=5\n",
+        },
+        "users: 0",
+    ),
+    "flask": Example({"app.py": FLASK, "requirements.txt": "flask\n"}, "flask"),
+    "fastapi-uv": Example(
+        {
+            "src/blog/__init__.py": "",
+            "src/blog/main.py": FASTAPI,
+            "pyproject.toml": "[project]\nname = 'blog'\nversion = '1'\n"
+            "dependencies = ['fastapi']\n",
+        },
+        "fastapi",
+    ),
+    "console-script": Example(
+        {
+            "shop.py": SERVE.replace("TEXT", "script"),
+            "pyproject.toml": "[build-system]\nrequires = ['hatchling']\n"
+            "build-backend = 'hatchling.build'\n[project]\nname = 'shop'\nversion = '1'\n"
+            "scripts = { shop = 'shop:main' }\n",
+        },
+        "script",
+    ),
+    "poetry": Example(
+        {
+            "shop/__init__.py": SERVE.replace("TEXT", "poetry"),
+            "pyproject.toml": "[build-system]\nrequires = ['poetry-core']\n"
+            "build-backend = 'poetry.core.masonry.api'\n[tool.poetry]\nname = 'shop'\n"
+            "version = '1'\ndescription = ''\nauthors = []\n"
+            "[tool.poetry.dependencies]\npython = '^3.11'\n"
+            "[tool.poetry.scripts]\nshop = 'shop:main'\n",
+        },
+        "poetry",
+    ),
+    "setup-py": Example(
+        {
+            "shop.py": SERVE.replace("TEXT", "setup"),
+            "setup.py": "from setuptools import setup\nsetup(name='shop', version='1', "
+            "py_modules=['shop'],\n entry_points={'console_scripts': [\n  'shop = shop:main']})\n",
+        },
+        "setup",
+    ),
+    "node": Example(
+        {"package.json": '{"scripts": {"start": "node server.js"}}', "server.js": NODE},
+        "node",
+        needs="npm",
+    ),
+    "static": Example({"public/index.html": "<h1>pages</h1>"}, "pages"),
+    "procfile": Example(
+        {"Procfile": "web: python3 -c 'import serve; serve.main()'\n", "serve.py": SERVE},
+        "TEXT",
+    ),
+    "monorepo": Example(
+        {
+            "apps/site/index.html": "<h1>site</h1>",
+            "apps/api/Procfile": "web: python3 -c 'import serve; serve.main()'\n",
+            "apps/api/serve.py": SERVE,
+        },
+        "TEXT",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(PROJECTS))
+def test_init_and_then_green(name: str, tmp_path: Path) -> None:
+    """Write the file, run the tests: nothing is edited in between, and nothing is left."""
+    example = PROJECTS[name]
+    if example.needs and shutil.which(example.needs) is None:
+        pytest.skip(f"{example.needs} is not installed")
+    folder = tmp_path / "project"
+    for file, text in example.files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text)
+    (folder / "tests").mkdir(exist_ok=True)
+    test = TEST.format(text=example.text, path=example.path)
+    (folder / "tests" / "test_acceptance.py").write_text(test)
+    environment = {
+        **os.environ,
+        "PYTEST_EPHEMERAL_STATE": str(tmp_path / "state"),
+        "PYTEST_EPHEMERAL_PREFIX_ROOT": str(tmp_path / "prefixes"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+    def run(*argv: str) -> str:
+        done = subprocess.run(
+            argv, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    run("pytest-ephemeral", "init")
+    printed = run(
+        *("pytest", "--ephemeral-env", "-p", "no:playwright", "-p", "no:randomly", "tests")
+    )
+    assert "1 passed" in printed
+    assert run("pytest-ephemeral", "list") == ""

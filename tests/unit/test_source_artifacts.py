@@ -1,0 +1,182 @@
+"""An artifact that is a folder, and one that is built when its sources change."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral.artifacts import folder as folders
+from pytest_ephemeral.artifacts import open_repository
+from pytest_ephemeral.errors import ArtifactError, BakeError, ConfigurationError
+from pytest_ephemeral.images import artifact_build
+from pytest_ephemeral.providers.local.tables import LocalRecipe
+
+
+def packed(folder: Path) -> bytes:
+    stream = io.BytesIO()
+    folders.pack(folder, stream)
+    return stream.getvalue()
+
+
+def names(folder: Path) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(packed(folder))) as archive:
+        return archive.getnames()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A working copy with what tools leave in it."""
+    root = tmp_path / "shop"
+    for name in ("src/shop.py", "src/deep/a.txt", ".git/config", "node_modules/x.js"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return root
+
+
+def test_the_same_content_is_the_same_bytes(project: Path, tmp_path: Path) -> None:
+    """Whenever, by whomever and in whatever order it was written."""
+    first = packed(project)
+    other = tmp_path / "elsewhere"
+    for name in ("src/deep/a.txt", "src/shop.py"):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_text(name)
+        os.utime(other / name, (1, 1))
+        (other / name).chmod(0o600)
+    assert packed(other) == first
+    (other / "src" / "shop.py").write_text("changed")
+    assert packed(other) != first
+
+
+def test_ignore_files_are_honoured_as_git_does(project: Path) -> None:
+    """Nested ones, negated ones, folders; what tools leave is never part of it."""
+    (project / ".gitignore").write_text("*.log\n/build/\nsrc/deep/*\n!src/deep/a.txt\n")
+    (project / "src" / ".gitignore").write_text("secret.py\n!kept.log\n")
+    for name in (
+        "a.log",
+        "src/kept.log",
+        "src/secret.py",
+        "build/x",
+        "src/deep/b.txt",
+        "src/build/y",
+    ):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("")
+    assert names(project) == [
+        ".gitignore",
+        "src/.gitignore",
+        "src/build/y",
+        "src/deep/a.txt",
+        "src/kept.log",
+        "src/shop.py",
+    ]
+
+
+def test_git_agrees(project: Path) -> None:
+    """The files that it would add are the files that are packed."""
+    import subprocess
+
+    (project / ".gitignore").write_text("*.log\n!keep.log\nnode_modules/\n/src/deep\n")
+    for name in ("a.log", "keep.log", "src/x.log"):
+        (project / name).write_text("")
+    (project / ".git" / "config").unlink()
+    (project / ".git").rmdir()
+    git = ["git", "-C", str(project)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    listed = subprocess.run(
+        [*git, "ls-files", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert names(project) == sorted(listed)
+
+
+def test_a_link_stays_a_link_and_a_program_executable(project: Path) -> None:
+    """Nothing outside is followed into the artifact."""
+    (project / "run").write_text("#!/bin/sh\n")
+    (project / "run").chmod(0o755)
+    (project / "out").symlink_to("/etc/passwd")
+    with tarfile.open(fileobj=io.BytesIO(packed(project))) as archive:
+        assert archive.getmember("run").mode == 0o755
+        assert archive.getmember("out").linkname == "/etc/passwd"
+
+
+def test_a_folder_is_pushed_under_its_name(project: Path, tmp_path: Path) -> None:
+    """Twice the same is one artifact; a change is another version."""
+    repository = open_repository("artifacts", tmp_path)
+    first = repository.find("shop", tmp_path)
+    assert (first.name, first.filename) == ("shop", "shop.tar")
+    assert repository.find("shop", tmp_path) == first
+    (project / "src" / "shop.py").write_text("2")
+    assert repository.find("shop", tmp_path).version != first.version
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match="empty folder"):
+        repository.find("empty", tmp_path)
+
+
+def recipe(**changes: object) -> LocalRecipe:
+    settings = {
+        "name": "shop",
+        "provider": "local",
+        "artifact": "dist/*.txt",
+        "build": "mkdir -p dist; n=$(ls dist | wc -l); cat src/*.py > dist/v$n.txt; echo made $n",
+        "sources": ["src", "*.cfg"],
+    }
+    return LocalRecipe(**(settings | changes))  # type: ignore[arg-type]
+
+
+def built(root: Path, **changes: object) -> list[str]:
+    said: list[str] = []
+    artifact_build.build_if_changed(recipe(**changes), root, said.append, said.append)
+    return said
+
+
+def test_it_is_built_when_a_source_changes_and_not_otherwise(project: Path) -> None:
+    """The file that was built last is the artifact; older ones stay where they are."""
+    assert "made 0" in built(project)
+    assert built(project) == []
+    assert artifact_build.find_built(recipe(), project) == "dist/v0.txt"
+    (project / "src" / "shop.py").write_text("changed")
+    assert "made 1" in built(project)
+    assert artifact_build.find_built(recipe(), project) == "dist/v1.txt"
+    assert (project / "dist" / "v0.txt").exists()
+    (project / "dist" / "v1.txt").unlink()
+    assert built(project)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"build": "echo no compiler; exit 3"}, "exited with 3: .*no compiler"),
+        ({"build": "true"}, "made no file that matches"),
+    ],
+)
+def test_a_build_that_fails_says_so(project: Path, changes: dict[str, str], said: str) -> None:
+    """With the last lines it printed."""
+    with pytest.raises(BakeError, match=f"(?s){said}"):
+        built(project, **changes)
+
+
+def test_sources_that_are_not_there_are_an_error(project: Path) -> None:
+    """Nothing would ever change."""
+    with pytest.raises(ConfigurationError, match=r"images.shop.sources: nothing .* matches lib"):
+        built(project, sources=["lib"])
+
+
+def test_a_wheel_that_is_older_than_its_sources_is_warned_of(project: Path) -> None:
+    """Where nothing builds it: yesterday's code would be tested."""
+    (project / "pyproject.toml").write_text("")
+    (project / "dist").mkdir()
+    wheel = project / "dist" / "shop-1-py3-none-any.whl"
+    wheel.write_text("")
+    said: list[str] = []
+    plain = recipe(build=None, sources=[], artifact="dist/*.whl")
+    artifact_build.warn_if_stale(plain, project, said.append)
+    assert said == []
+    os.utime(wheel, (1, 1))
+    artifact_build.warn_if_stale(plain, project, said.append)
+    assert "is older than" in said[0]
