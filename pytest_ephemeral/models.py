@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -17,8 +17,6 @@ from pytest_ephemeral.text import one_line
 
 if TYPE_CHECKING:
     import subprocess
-
-    from pytest_ephemeral.providers.protocol import Provider
 
 T = TypeVar("T")
 
@@ -272,7 +270,7 @@ class Environment(Model, frozen=True, kw_only=True):
         Raises:
             EphemeralError: The environment is gone, or its provider can't be reached.
         """
-        return _provider(self).logs(self)
+        return _actor(self).logs(self)
 
     def run(
         self, argv: Sequence[str], timeout: float | None = 60.0
@@ -290,14 +288,31 @@ class Environment(Model, frozen=True, kw_only=True):
             subprocess.TimeoutExpired: It took longer, and was killed.
             EphemeralError: The environment is gone.
         """
-        return _provider(self).run(self, argv, timeout=timeout)
+        return _actor(self).run(self, argv, timeout=timeout)
 
 
-def _provider(environment: Environment) -> Provider:
+class Actor(Protocol):
+    """Who can act on an environment: its provider, or a client of the process that owns it."""
+
+    def logs(self, environment: Environment) -> str:
+        """See ``Environment.logs``."""
+
+    def run(
+        self, environment: Environment, argv: Sequence[str], *, timeout: float | None
+    ) -> subprocess.CompletedProcess[str]:
+        """See ``Environment.run``."""
+
+
+#: By id: who acts on an environment that was lent to this process. Tests may have replaced what
+#: its provider would use here, such as the file system.
+lent: dict[str, Actor] = {}
+
+
+def _actor(environment: Environment) -> Actor:
     """The one late look upwards in the house: plain data finds who can act on it."""
     from pytest_ephemeral.providers import load
 
-    return load(environment.provider)
+    return lent.get(environment.id) or load(environment.provider)
 
 
 def to_builtins(value: Any) -> Any:

@@ -7,9 +7,10 @@ over a connection of its own: its parent's is not its to use.
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pytest_ephemeral.broker.connection import Address, Connection, connect
 from pytest_ephemeral.broker.protocol import (
@@ -52,6 +53,7 @@ class BrokerClient:
         self._number = 0
         self._getpid = os.getpid
         self._pid = os.getpid()
+        self._timed_out = subprocess.TimeoutExpired
 
     # -- a run, from its beginning to its end ----------------------------------------------------
 
@@ -142,6 +144,22 @@ class BrokerClient:
         evidence: Evidence | None = self._ask("evidence", key, mark)
         return evidence
 
+    def logs(self, environment: Environment) -> str:
+        """See ``Environment.logs``."""
+        text: str = self._ask("logs", environment)
+        return text
+
+    def run(
+        self, environment: Environment, argv: Sequence[str], *, timeout: float | None
+    ) -> subprocess.CompletedProcess[str]:
+        """See ``Environment.run``. Over a connection of its own: others need not wait for it."""
+        with BrokerClient(self.address, self.key) as own:
+            done: subprocess.CompletedProcess[str] | None
+            done = own.ask("run", environment, tuple(argv), timeout)
+        if done is None:
+            raise self._timed_out(argv, timeout or 0.0)
+        return done
+
     def keep(self, environment: Environment) -> None:
         """Let an environment outlive the run."""
         self._ask("keep", environment.id)
@@ -149,6 +167,12 @@ class BrokerClient:
     def ask(self, method: str, *arguments: Any) -> Any:
         """Ask for anything else that the owner answers."""
         return self._ask(method, *arguments)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- how -------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from pytest_ephemeral.broker.connection import (
     close_in_children,
     connect,
     listen,
+    load,
     new_key,
 )
 from pytest_ephemeral.broker.protocol import INTERRUPT, Event, Failure
@@ -162,7 +163,7 @@ class EventThread:
         self._connection.send((0, "listen", (hooks,)))
         self._ends = False
         self.welcomed = threading.Event()
-        self._loads, self._dumps = pickle.loads, pickle.dumps
+        self._loads, self._dumps = load, pickle.dumps
         self._thread = threading.Thread(target=self._hear, name="ephemeral events", daemon=True)
         self._thread.start()
 

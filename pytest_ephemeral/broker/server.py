@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from pytest_ephemeral.broker.protocol import Failure, Key, Opened, Process, Sett
 from pytest_ephemeral.broker.relay import Listener, Relay
 from pytest_ephemeral.broker.run import Run
 from pytest_ephemeral.errors import EphemeralError, LaunchError
+from pytest_ephemeral.models import Environment
 
 #: What clients may ask for, by the methods that answer it.
 REQUESTS: Final = frozenset(
@@ -29,6 +31,8 @@ REQUESTS: Final = frozenset(
         "release",
         "look",
         "evidence",
+        "logs",
+        "run",
         "keep",
         "decide",
         "finish",
@@ -110,6 +114,7 @@ class Client:
     def __init__(self, server: Server, holder: str) -> None:
         self._server = server
         self._holder = holder
+        self._opens = False
 
     def answer(self, method: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
         """Whether it could be done, and the answer or the error."""
@@ -137,6 +142,7 @@ class Client:
 
     def open(self, settings: Settings, process: Process) -> Opened:
         """See ``Run.open``."""
+        self._opens = True
         try:
             self._server.run = Run.open(settings, process, self._server.relay)
             return self._server.run.begin()
@@ -157,8 +163,8 @@ class Client:
         return self._server.refused
 
     def plan(self, needs: Mapping[Key, Sequence[str]], process: Process) -> None:
-        """See ``Broker.plan``."""
-        self._run.plan(needs, process)
+        """See ``Broker.plan``. A worker has told its own hooks when it began to listen."""
+        self._run.plan(needs, process if self._opens else process._replace(hooks={}))
 
     def look_ahead(self, number: int) -> None:
         """See ``Broker.ahead``."""
@@ -187,6 +193,19 @@ class Client:
     def evidence(self, key: Key, mark: str | None) -> Any:
         """See ``Broker.evidence``."""
         return self._run.broker.evidence(key, mark)
+
+    def logs(self, environment: Environment) -> str:
+        """See ``Environment.logs``."""
+        return environment.logs()
+
+    def run(
+        self, environment: Environment, argv: Sequence[str], timeout: float | None
+    ) -> subprocess.CompletedProcess[str] | None:
+        """See ``Environment.run``; None when it took too long."""
+        try:
+            return environment.run(argv, timeout)
+        except subprocess.TimeoutExpired:
+            return None
 
     def leave(self) -> bool:
         """The client that this process works for is about to end. Whether all is done."""

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 from _pytest import skipping  # pytest has no other way to ask whether a test will be skipped
+from _pytest.unittest import TestCaseFunction
 
 from pytest_ephemeral.broker.protocol import Key, Scope
 from pytest_ephemeral.errors import closest
@@ -75,9 +76,8 @@ def marker_unreachable(item: pytest.Item) -> str:
     parameter = _parameter(item)
     if parameter in names:
         return ""
-    if parameter is None and marker in getattr(item, "keywords", {}).get("pytestmark", [marker]):
-        return UNREACHED
-    return TOO_LATE
+    asks = markers.TEMPLATE_FIXTURE in getattr(item, "fixturenames", ())
+    return TOO_LATE if asks and not isinstance(item, TestCaseFunction) else UNREACHED
 
 
 def asks_late(item: pytest.Item) -> bool:

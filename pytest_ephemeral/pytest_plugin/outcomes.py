@@ -20,6 +20,7 @@ class Outcomes:
         self._client = client
         self._outcomes: dict[str, str] = {}
         self._used: dict[str, list[str]] = {}
+        self._again: set[str] = set()
         self._lost = False
 
     def add(self, report: pytest.TestReport) -> None:
@@ -30,6 +31,7 @@ class Outcomes:
         outcome: str = report.outcome
         if outcome == "rerun":  # pytest-rerunfailures' own word
             self._outcomes.pop(test, None)
+            self._again.add(test)
         elif report.failed:
             self._outcomes[test] = "failed"
         elif report.skipped:
@@ -40,7 +42,11 @@ class Outcomes:
             self._tell(self._client.crash_test, test)
 
     def finish(self, test: str) -> None:
-        """A test is over."""
+        """A test is over, or one try of it."""
+        if test in self._again:
+            self._again.remove(test)
+            self._outcomes.pop(test, None)
+            return
         used = list(dict.fromkeys(self._used.pop(test, ())))
         outcome = self._outcomes.pop(test, "passed")
         self._tell(self._client.finish_test, test, outcome, used)

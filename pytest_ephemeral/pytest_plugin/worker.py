@@ -80,6 +80,7 @@ class Worker:
         self._lent: dict[Key, Environment] = {}
         self._marks: dict[Key, str] = {}
         config.stash[LENDER] = self
+        config.add_cleanup(self._take_back)
 
     # -- before the first test -----------------------------------------------------------------
 
@@ -183,7 +184,18 @@ class Worker:
         finally:
             self._settle()
         self._lent[key] = environment
+        from pytest_ephemeral import models
+
+        models.lent[environment.id] = self._client
         return environment
+
+    def _take_back(self) -> None:
+        """Let providers act on environments again that this run was lent."""
+        if self._lent:
+            from pytest_ephemeral import models
+
+            for environment in self._lent.values():
+                models.lent.pop(environment.id, None)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(

@@ -2,6 +2,8 @@
 
 import pytest
 
+from pytest_ephemeral import environment_fixture
+
 pytest_plugins = ["pytester"]
 
 
@@ -137,6 +139,68 @@ def test_b(request): assert get(request.getfixturevalue("ephemeral_env_function"
     run().assert_outcomes(passed=2)
 
 
+def test_a_class_own_marker_comes_before_its_bases(project, run):
+    """pytest's own `get_closest_marker` takes the base's."""
+    project.write(
+        test_it="""
+@pytest.mark.ephemeral_env(ONE)
+class Base:
+    def test_it(self, ephemeral_env): assert ephemeral_env.template == self.due
+@pytest.mark.ephemeral_env(TWO)
+class TestOwn(Base):
+    due = TWO
+class TestInherited(Base):
+    due = ONE
+class TestDeep(TestOwn):
+    due = TWO
+"""
+    )
+    run().assert_outcomes(passed=3)
+
+
+def test_a_single_parameter_may_choose_its_template(project, run):
+    """The nearest of all; the others of the test keep the function's."""
+    project.write(
+        test_it="""
+@pytest.mark.ephemeral_env(ONE)
+@pytest.mark.parametrize("due", [ONE, pytest.param(TWO, marks=pytest.mark.ephemeral_env(TWO))])
+def test_marked(ephemeral_env, due): assert ephemeral_env.template == due
+@pytest.mark.parametrize("due", [ONE, pytest.param(TWO, marks=pytest.mark.ephemeral_env(TWO))])
+def test_unmarked(ephemeral_env, due): assert ephemeral_env.template == due
+"""
+    )
+    run().assert_outcomes(passed=4)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        """
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.ephemeral_env(ONE, TWO))])
+def test_it(ephemeral_env, n): pass
+""",
+        """
+def test_late(ephemeral_env): pass
+""",
+    ],
+    ids=["several on a parameter", "put on later"],
+)
+def test_a_marker_that_comes_too_late_is_refused(project, run, module):
+    """In words that fit, before anything is brought up."""
+    project.write(
+        conftest="""
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.name == "test_late":
+            item.add_marker(pytest.mark.ephemeral_env(TWO))
+""",
+        test_it=module,
+    )
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "its ephemeral_env marker was put on after" in result.stderr.str()
+
+
 @pytest.mark.parametrize("first", ["", "def test_0(ephemeral_env): pass"])
 def test_a_marker_that_cannot_reach_is_never_the_wrong_template(project, run, first):
     """Whether or not the environment of the default template is there already."""
@@ -144,13 +208,49 @@ def test_a_marker_that_cannot_reach_is_never_the_wrong_template(project, run, fi
         test_it=first
         + """
 @pytest.mark.ephemeral_env(TWO)
-def test_late(request): request.getfixturevalue("ephemeral_env")
+def test_late(request):
+    open("body", "w").close()
+    request.getfixturevalue("ephemeral_env")
 def test_z(request): assert request.getfixturevalue("ephemeral_env").template == ONE
 """
     )
     result = run()
     result.assert_outcomes(passed=2 if first else 1, errors=1)
     result.stdout.fnmatch_lines(["*environment_fixture*"])
+    assert not (project.folder / "body").exists()
+
+
+def test_a_late_request_in_disguise_gets_nothing(project, run):
+    """A name that no code spells out: refused where it asks, though the other one is there."""
+    project.write(
+        test_it="""
+def test_0(ephemeral_env): pass
+@pytest.mark.ephemeral_env(TWO)
+def test_late(request):
+    request.getfixturevalue("_".join(["ephemeral", "env"]))
+    open("wiped", "w").close()
+def test_z(ephemeral_env): assert ephemeral_env.template == ONE
+"""
+    )
+    run().assert_outcomes(passed=2, failed=1)
+    assert not (project.folder / "wiped").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((7,), TypeError),
+        (("",), ValueError),
+        ((None, "modul"), ValueError),
+        ((None, "module", 7), TypeError),
+        ((None, "module", "my shop"), ValueError),
+    ],
+)
+def test_declaring_a_fixture_wrongly_is_an_error_at_once(arguments, error):
+    """Where it is written, and not when a test uses it."""
+    names = ("template", "scope", "name")
+    with pytest.raises(error, match="environment_fixture: "):
+        environment_fixture(**dict(zip(names, arguments, strict=False)))
 
 
 def test_base_url_is_the_environments(project, run):

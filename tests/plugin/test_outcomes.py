@@ -132,6 +132,62 @@ def test_d(ephemeral_env): pytest.skip("late")
     assert "asked for /a" in log.read_text()
 
 
+def test_the_report_counts_tests_and_not_reports(project, run):
+    """Five subtests are one test, and a first try that a rerun makes good is no failure."""
+    project.write(
+        test_it="""
+tries = []
+@pytest.mark.flaky(reruns=2)
+def test_flaky(ephemeral_env):
+    tries.append(1)
+    assert len(tries) == 2
+def test_subtests(ephemeral_env, subtests):
+    for n in range(5):
+        with subtests.test(n=n): pass
+def test_failing_subtests(ephemeral_env, subtests):
+    for n in range(5):
+        with subtests.test(n=n): assert n < 3
+@pytest.fixture
+def broken():
+    yield
+    raise RuntimeError
+def test_teardown(ephemeral_env, broken): pass
+"""
+    )
+    run("--ephemeral-report", "report.json", "--ephemeral-keep", "never")
+    [one] = json.loads((project.folder / "report.json").read_text())["environments"]
+    assert one["tests"] == {"passed": 2, "failed": 2, "skipped": 0}
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_what_a_rerun_has_made_good_is_not_kept(project, run, arguments):
+    """Nothing failed in the end."""
+    project.write(
+        test_it="""
+from pathlib import Path
+@pytest.mark.flaky(reruns=1)
+def test_flaky(ephemeral_env):
+    tried = Path("tried")
+    if not tried.exists():
+        tried.touch()
+        raise AssertionError
+"""
+    )
+    run("--ephemeral-keep", "failed", *arguments)
+    assert not project.traces()
+
+
+def test_a_time_out_that_met_the_start_up_says_so(project, run):
+    """pytest-timeout's, with what to set."""
+    project.reconfigure('command = "exec', 'command = "sleep 20; exec')
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    result = run("--timeout", "1", "--timeout-method", "signal")
+    result.assert_outcomes(errors=1)
+    output = result.stdout.str()
+    assert "met the start of an environment" in output
+    assert "timeout_func_only" in output
+
+
 def test_the_outcome_is_recorded_against_the_image(project, run):
     """Under the stage's name, where promotion will look for it."""
     project.write(test_it="def test_a(ephemeral_env): pass")

@@ -143,9 +143,13 @@ def test_tests_that_will_be_skipped_need_nothing(project, run):
 def test_a(ephemeral_env): pass
 @pytest.mark.skipif(True, reason="always")
 def test_b(ephemeral_env_module): pass
+@pytest.mark.skipif("os.sep == '/'", reason="text")
+def test_c(ephemeral_env_module): pass
+@pytest.mark.xfail(run=False)
+def test_d(ephemeral_env_function): pass
 """
     )
-    run().assert_outcomes(skipped=2)
+    run().assert_outcomes(skipped=3, xfailed=1)
     assert not list((project.folder / ".ephemeral").glob("catalog/*"))
 
 
