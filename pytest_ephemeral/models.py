@@ -332,7 +332,12 @@ def decode(data: bytes, kind: type[T]) -> T:
         msgspec.ValidationError: It is JSON, but not of that kind.
         msgspec.DecodeError: It is not JSON.
     """
-    return msgspec.json.decode(data, type=kind, dec_hook=decode_hook)
+    try:
+        return msgspec.json.decode(data, type=kind, dec_hook=decode_hook)
+    except RecursionError:
+        raise msgspec.DecodeError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"it is not UTF-8: {error}") from None
 
 
 def endpoints_at(host: str, ports: Mapping[str, int]) -> dict[str, Endpoint]:

@@ -183,7 +183,7 @@ def _decode(path: str, data: bytes) -> Record:
     """
     try:
         record = decode(data, Record)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except msgspec.MsgspecError as error:
         raise TamperedRecordError(
             f"the record {path} can't be read: {error}. An environment may still be running: look "
             "for it where its provider runs, and then remove the record by hand"

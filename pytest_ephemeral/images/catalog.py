@@ -108,7 +108,7 @@ def _decode(path: str, data: bytes) -> Image:
     """
     try:
         image = decode(data, Image)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except msgspec.MsgspecError as error:
         raise TamperedRecordError(f"the record {path} can't be read: {error}") from None
     if _path(image.name, image.key) != path:
         raise TamperedRecordError(

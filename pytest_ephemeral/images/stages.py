@@ -68,7 +68,7 @@ def recorded(store: Store, key: str) -> list[Stage]:
     """All that is recorded under an image's key, oldest first. Bad records are left out."""
     found = []
     for path, data in store.records(_folder(key)):
-        with suppress(msgspec.MsgspecError, ValueError):
+        with suppress(msgspec.MsgspecError):
             stage = decode(data, Stage)
             if _path(stage) == path:
                 found.append(stage)

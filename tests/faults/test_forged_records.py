@@ -1,0 +1,318 @@
+"""Records that anybody may have written: what lacks our marks is never touched, whatever they say.
+
+Random worlds, with records of every kind in the store, some of them changed at random; then every
+command that reads them. What is looked at is not ours: the files beside, and a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from pytest_ephemeral import cli, labels, machine
+from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.images import claim, stages
+from pytest_ephemeral.images.catalog import Catalog
+from pytest_ephemeral.models import Artifact, Environment, Image, ImageReference, encode
+from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.journal import Journal
+from pytest_ephemeral.providers.local.folder import Folder
+from pytest_ephemeral.providers.local.prefix import Prefix
+from pytest_ephemeral.store import open_store
+from pytest_ephemeral.tables import Template
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="local environments")
+
+KEY = "sha256:" + "ab" * 32
+PAST = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
+#: This process, as it launched something four hours ago.
+OWNER = replace(machine.this_owner("run"), uptime=machine.uptime() - 4 * 3600)
+
+CONFIGURATION = """
+[images.shop]
+provider = "local"
+install = ["true"]
+
+[templates.staging]
+image = "shop"
+command = "true"
+port = 8080
+"""
+
+#: All that reads records, and most that acts on them.
+COMMANDS = [
+    ["list"],
+    ["images", "list"],
+    ["images", "prune", "--keep", "0"],
+    ["images", "show", "shop"],
+    ["images", "verify", "shop"],
+    ["artifact", "list"],
+    ["show", "staging-aaaaaa"],
+    ["logs", "staging-aaaaaa"],
+    ["approve", "staging-aaaaaa"],
+    ["history", "production"],
+    ["reap", "--dry-run"],
+    ["reap"],
+    ["down", "staging-aaaaaa"],
+    ["down", "--all"],
+    ["reap"],
+]
+
+
+class World:
+    """A machine with a store, environments and images of ours, and things that are not.
+
+    Args:
+        top: A folder for all of it.
+        victim: A process that is not ours.
+    """
+
+    def __init__(self, top: Path, victim: int) -> None:
+        self.top = top
+        self.victim = victim
+        self.folder = top / "project"
+        self.folder.mkdir()
+        (self.folder / "ephemeral.toml").write_text(CONFIGURATION)
+        self.store = open_store(".ephemeral", self.folder)
+        self.foreign = [
+            top / "victim",
+            top / "state" / "environments" / "victim",
+            top / "state" / "environments" / "staging-labels",
+            top / "prefixes" / "victim",
+            top / "prefixes" / ("cd" * 12),
+            top / "environments" / "staging-aaaaaa",
+        ]
+        for place in self.foreign:
+            place.mkdir(parents=True)
+            (place / "precious").write_text(f"precious {place}")
+        other = {labels.ID: "staging-other"}
+        (self.foreign[2] / "labels.json").write_text(json.dumps(other))
+        (top / "prefixes").chmod(0o755)
+
+    def fill(self) -> None:
+        """Write records of every kind, all honest."""
+        image = self._image()
+        ledger = Ledger(self.store)
+        for id in ("staging-aaaaaa", "staging-bbbbbb"):
+            os.close(Folder.of(id).make({labels.ID: id}))
+            ledger.create(self._environment(id, image), Template(name="staging", provider="local"))
+        Catalog(self.store).record(image)
+        stages.record(
+            self.store,
+            stages.Stage(
+                stage="tests",
+                run="r1",
+                image=KEY,
+                digest=KEY,
+                exit_status=0,
+                finished_at=PAST,
+                tests={"passed": 1},
+            ),
+        )
+        held = claim.Claim(owner=OWNER, image="shop", since=PAST)
+        self.store.create(f"bakes/{'ab' * 32}.json", encode(held))
+        environment = ledger.get("staging-aaaaaa")
+        deadline = PAST + timedelta(hours=9)
+        Approvals(self.store).request(environment, deadline=deadline, now=PAST)
+        Journal(self.store, "production")
+        artifact = Artifact(
+            name="shop",
+            version="1",
+            filename="shop.whl",
+            digest=KEY,
+            size=1,
+            pushed_at=PAST,
+        )
+        artifacts = open_store(".ephemeral/artifacts", self.folder)
+        artifacts.create("entries/shop/1.json", encode(artifact))
+
+    def _image(self) -> Image:
+        prefix = Prefix.of(KEY)
+        return Image(
+            name="shop",
+            key=KEY,
+            provider="local",
+            reference=str(prefix.tree),
+            digest=KEY,
+            inputs={"prefix": str(prefix.tree.parent)},
+            archive=KEY,
+            baked_at=PAST,
+            baked_by="anna@box",
+        )
+
+    def _environment(self, id: str, image: Image) -> Environment:
+        return Environment(
+            id=id,
+            template="staging",
+            provider="local",
+            image=ImageReference.to(image),
+            created_at=PAST,
+            expires_at=PAST + timedelta(hours=1),
+            owner=OWNER,
+            labels={labels.ID: id},
+            handle={"folder": str(Folder.of(id).path), "supervisor": str(self.victim)},
+        )
+
+    def records(self) -> list[Path]:
+        """The files of all records that are still files."""
+        found = sorted((self.folder / ".ephemeral").rglob("*.json"))
+        return [file for file in found if file.is_file() and not file.is_symlink()]
+
+    def hostile(self) -> st.SearchStrategy[Any]:
+        """What may stand anywhere in a record that somebody has forged."""
+        texts = [
+            *("..", ".", "/", "", "\n", "\0", "a/../..", "sha256:../victim", "sha256:", "é" * 200),
+            *("docker", "ec2", "nowhere", "local", "staging-aaaaaa", "staging-bbbbbb", "victim"),
+            *(str(place) for place in self.foreign),
+            *(f"../{place.name}" for place in self.foreign),
+            *(str(self.victim), "1", "sha256:" + "cd" * 32, "ready", "9999-12-31T23:59:59Z"),
+            "unix:///nowhere/engine.sock",
+        ]
+        others = [None, True, -1, 0, 2**70, 1e308, [], {}, {"folder": "/"}, [[[]]]]
+        return st.sampled_from([*texts, *others])
+
+    def untouched(self) -> bool:
+        """Whether all that is not ours is as it was."""
+        files = all(
+            (place / "precious").read_text() == f"precious {place}" for place in self.foreign
+        )
+        return files and bool(machine.process_started(self.victim))
+
+
+@pytest.fixture(scope="module")
+def victim() -> Iterator[int]:
+    """A process that is not ours."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process.pid
+        process.kill()
+
+
+@contextlib.contextmanager
+def a_world(victim: int) -> Iterator[World]:
+    """A world of its own for one example."""
+    with tempfile.TemporaryDirectory() as top, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTEST_EPHEMERAL_STATE", f"{top}/state")
+        patch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", f"{top}/prefixes")
+        patch.setenv("DOCKER_HOST", "unix:///nowhere/engine.sock")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_CONFIG_FILE", "/nowhere")
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+        yield World(Path(top), victim)
+
+
+def run(world: World, *words: str) -> int:
+    """Run a command; an error that is not ours comes out."""
+    config = str(world.folder / "ephemeral.toml")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return cli.main(["--json", "--config", config, *words])
+
+
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a JSON document."""
+    yield path
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from paths_in(inner, (*path, key))
+
+
+def put(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A document with another value somewhere."""
+    if not path:
+        return value
+    document[path[0]] = put(document[path[0]], path[1:], value)
+    return document
+
+
+def forge_value(world: World, file: Path, draw: Callable[..., Any]) -> None:
+    """Something hostile stands in one place of it."""
+    document = json.loads(file.read_text())
+    path = draw(st.sampled_from(sorted(paths_in(document), key=str)))
+    file.write_text(json.dumps(put(document, path, draw(world.hostile()))))
+
+
+def forge_handle(world: World, file: Path, draw: Callable[..., Any]) -> None:
+    """A ledger record's handle leads somewhere else; another record gets one."""
+    document = json.loads(file.read_text())
+    environment = document.get("environment")
+    if isinstance(environment, dict):
+        key = draw(st.sampled_from(["folder", "supervisor", "engine", "stack", "instances"]))
+        environment["handle"] = {key: str(draw(world.hostile()))}
+        environment["provider"] = draw(st.sampled_from(["local", "docker", "compose", "local"]))
+    file.write_text(json.dumps(document))
+
+
+def copy_over(world: World, file: Path, draw: Callable[..., Any]) -> None:
+    """It is another record's copy, or there under another name."""
+    other = draw(st.sampled_from(world.records()))
+    name = draw(st.sampled_from([file.name, "victim.json", "staging-labels.json", "x y.json"]))
+    file.with_name(name).write_bytes(other.read_bytes())
+
+
+def damage(world: World, file: Path, draw: Callable[..., Any]) -> None:
+    """Half of it, or anything at all."""
+    data = file.read_bytes()
+    cut = len(data) * draw(st.integers(0, 16)) // 16
+    file.write_bytes(draw(st.sampled_from([data[:cut], b"", b"\xff\xfe", b"null", b"[" * 2000])))
+
+
+def replace_file(world: World, file: Path, draw: Callable[..., Any]) -> None:
+    """It is no file any more."""
+    file.unlink()
+    match draw(st.sampled_from(["fifo", "folder", "link", "dangling"])):
+        case "fifo":
+            os.mkfifo(file)
+        case "folder":
+            file.mkdir()
+        case "link":
+            file.symlink_to(draw(st.sampled_from(world.foreign)) / "precious")
+        case _:
+            file.symlink_to("/nowhere")
+
+
+FORGERIES = [forge_value, forge_value, forge_handle, copy_over, damage, replace_file]
+
+
+@settings(
+    max_examples=int(os.environ.get("FORGERIES", "20")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_what_is_not_ours_is_never_touched(victim: int, data: st.DataObject) -> None:
+    """Whatever is forged, no command removes, changes or kills it, or breaks down."""
+    with a_world(victim) as world:
+        world.fill()
+        for _ in range(data.draw(st.integers(1, 4))):
+            with contextlib.suppress(ValueError, AttributeError, RecursionError):  # forged twice
+                data.draw(st.sampled_from(FORGERIES))(
+                    world, data.draw(st.sampled_from(world.records())), data.draw
+                )
+        for words in COMMANDS:
+            status = run(world, *words)
+            assert status in {0, 1, 2, 3, 6}, words
+            assert world.untouched(), words
+
+
+def test_what_is_ours_is_removed_where_nothing_is_forged(victim: int) -> None:
+    """So that the test above is one: honest records are obeyed."""
+    with a_world(victim) as world:
+        world.fill()
+        assert run(world, "down", "--all") == 0
+        assert not Folder.of("staging-aaaaaa").path.exists()
+        assert world.untouched()
