@@ -81,6 +81,39 @@ def test_sigterm(project, arguments):
     assert project.clean_within(0.2), project.traces()
 
 
+IGNORES = """
+from pathlib import Path
+def test_ignores(ephemeral_env):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Path("waiting").write_text(str(os.getpid()))
+    time.sleep(7)
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_environments_end_at_the_signal(project, arguments, name):
+    """And pytest with them: workers are interrupted, and don't wait for 5 s as they would."""
+    process, _ = waiting(project, *arguments)
+    os.kill(process.pid, getattr(signal, name))
+    assert eventually(lambda: not project.processes(), SOON), project.processes()
+    output, _ = process.communicate(timeout=4)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert project.clean_within(0.2), project.traces()
+
+
+def test_a_worker_that_ignores_the_signal_delays_no_environment(project):
+    """It is its own test that goes on, without one."""
+    project.write(test_it=IGNORES)
+    process = project.spawn("--ephemeral-env", "-n", "2")
+    assert eventually((project.folder / "waiting").exists, 40), end(process)
+    os.kill(process.pid, signal.SIGINT)
+    assert eventually(lambda: not project.processes(), SOON), project.processes()
+    assert process.poll() is None
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+
+
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_kill(project, arguments):
     """Nobody is left to clean up but the guards."""
