@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, ClassVar, Final
@@ -165,7 +165,11 @@ class ContainerEnvironments:
 
     def destroy(self, environment: Environment) -> None:
         """Remove its containers, networks and volumes."""
-        resources.destroy(identity.engine_of(environment.handle), environment)
+        self.destroy_in_stages(environment, lambda: None)
+
+    def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
+        """Its containers first: when they are gone, nothing of it runs."""
+        resources.destroy(identity.engine_of(environment.handle), environment, accepted)
         masking.forget(environment.id)
 
     def clock(self, environment: Environment) -> datetime:

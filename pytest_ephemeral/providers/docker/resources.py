@@ -139,8 +139,15 @@ def _is_there(engine: Engine, container: str) -> bool:
     return True
 
 
-def destroy(engine: Engine, environment: Environment) -> None:
+def destroy(
+    engine: Engine, environment: Environment, accepted: Callable[[], None] = lambda: None
+) -> None:
     """Remove all that an environment has there: killed, not asked to stop.
+
+    Args:
+        engine: Where it is.
+        environment: Which.
+        accepted: Called once its containers are gone; networks and volumes take their time.
 
     Raises:
         DestroyError: Something remains, or it can't be told.
@@ -148,7 +155,7 @@ def destroy(engine: Engine, environment: Environment) -> None:
     """
     try:
         check_record(engine, environment)
-        remove(engine, environment.id)
+        remove(engine, environment.id, accepted)
         if COMPLETE not in environment.handle and environment.owner.pid != os.getpid():
             # Its owner died while it was launching: the engine may still be at its last request.
             time.sleep(IN_FLIGHT)
@@ -163,8 +170,13 @@ def destroy(engine: Engine, environment: Environment) -> None:
         ) from error
 
 
-def remove(engine: Engine, id: str) -> bool:
+def remove(engine: Engine, id: str, accepted: Callable[[], None] = lambda: None) -> bool:
     """Remove all that carries an environment's label.
+
+    Args:
+        engine: Where it is.
+        id: The environment's.
+        accepted: Called once its containers are gone.
 
     Returns:
         Whether there was anything.
@@ -176,7 +188,10 @@ def remove(engine: Engine, id: str) -> bool:
     deadline, found = time.monotonic() + PATIENCE, False
     while remaining := find(engine, id):
         found = True
-        refused = _remove(engine, remaining)
+        refused = _remove_containers(engine, remaining)
+        if not refused:
+            accepted()
+        refused += _remove_rest(engine, remaining)
         if time.monotonic() > deadline:
             raise DestroyError(f"{id} still has {remaining}: {'; '.join(refused)}")
         if refused:
@@ -255,16 +270,18 @@ def _list(engine: Engine, label: str) -> tuple[list[Any], list[Any], list[Any]]:
     return containers, networks, volumes["Volumes"] or []
 
 
-def _remove(engine: Engine, remaining: Resources) -> list[str]:
-    """Remove containers, then what they use; what could not be, and why."""
+def _remove_containers(engine: Engine, remaining: Resources) -> list[str]:
+    """Remove containers; gives what could not be, and why."""
     killed = {"force": True, "v": True}
     containers = [f"/containers/{id}" for id in remaining.containers]
+    return _each(containers, lambda path: engine.call("DELETE", path, query=killed))
+
+
+def _remove_rest(engine: Engine, remaining: Resources) -> list[str]:
+    """Remove what containers use, when they are gone; gives what could not be, and why."""
     rest = [f"/networks/{id}" for id in remaining.networks]
     rest += [f"/volumes/{name}" for name in remaining.volumes]
-    return [
-        *_each(containers, lambda path: engine.call("DELETE", path, query=killed)),
-        *_each(rest, lambda path: engine.call("DELETE", path)),
-    ]
+    return _each(rest, lambda path: engine.call("DELETE", path))
 
 
 def _each(paths: Sequence[str], delete: Callable[[str], Any]) -> list[str]:
