@@ -122,6 +122,7 @@ class Image(Model, frozen=True, kw_only=True):
         baked_by: ``user@host``.
         provenance: Who says what it was made from, by whom, in which build.
         handle: What else the provider needs to find it again.
+        verified: The ``verify`` commands that have succeeded on it.
     """
 
     name: RecordedName
@@ -137,6 +138,7 @@ class Image(Model, frozen=True, kw_only=True):
     baked_at: datetime
     baked_by: str = ""
     provenance: Envelope | None = None
+    verified: list[str] = []
     handle: dict[str, str] = {}
 
 
@@ -246,11 +248,12 @@ class Environment(Model, frozen=True, kw_only=True):
     problem: str = ""
     handle: dict[str, str] = {}
 
-    def url_for(self, name: str) -> str:
-        """The URL of one endpoint.
+    def url_for(self, name: str, path: str = "") -> str:
+        """The URL of one endpoint, or of a page on it.
 
         Args:
             name: The endpoint's name, as in the template's ``ports``.
+            path: Such as ``/hello``, with or without the slash; may have a query.
 
         Raises:
             NothingMatchedError: It has no endpoint of that name.
@@ -258,11 +261,12 @@ class Environment(Model, frozen=True, kw_only=True):
         from pytest_ephemeral.errors import NothingMatchedError, closest
 
         try:
-            return self.endpoints[name].url
+            url = self.endpoints[name].url
         except KeyError:
             raise NothingMatchedError(
                 f"{self.id} has no endpoint {name!r}.{closest(name, self.endpoints)}"
             ) from None
+        return f"{url.rstrip('/')}/{path.lstrip('/')}" if path else url
 
     def logs(self) -> str:
         """Everything its processes have printed that is still kept, as text.

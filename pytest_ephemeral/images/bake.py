@@ -135,6 +135,7 @@ class Bake:
             image,
             artifact=plan.inputs.get("artifact"),
             inputs=plan.inputs,
+            verified=list(plan.recipe.verify),
             seconds=round(time.monotonic() - self._started, 3),
             baked_by=f"{owner.user}@{owner.host}",
         )

@@ -13,10 +13,12 @@ from pytest_ephemeral.models import to_builtins
 from pytest_ephemeral.tables import Recipe
 
 #: Raised when what a bake does with the same inputs changes.
-FORMAT: Final = "1"
+FORMAT: Final = "2"
 
 #: Keys of a recipe that don't decide the content, or that stand among the inputs in another form.
-_NOT_PARAMETERS: Final = frozenset({"name", "verify", "install", "artifact", "build", "sources"})
+_NOT_PARAMETERS: Final = frozenset(
+    {"name", "verify", "install", "artifact", "build", "sources", "python"}
+)
 
 
 def inputs(

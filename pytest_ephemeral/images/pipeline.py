@@ -9,6 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from pytest_ephemeral.artifacts import Repository
 from pytest_ephemeral.errors import (
     BakeError,
@@ -100,7 +102,7 @@ class Images:
         recipe = plan.recipe
         with _explained(recipe.name):
             if mode != "always" and (image := self._existing(plan, say)):
-                return image
+                return self._verified(plan, image, say, live)
             if mode == "never":
                 raise self._missing(plan)
             with claimed(self._store, plan.key, recipe.name, say):
@@ -230,6 +232,17 @@ class Images:
             say(f"bringing {image.name} here, baked by {image.baked_by}")
             with self._archives.opened(image) as archive:
                 plan.baker.unpack(image, archive)
+        return image
+
+    def _verified(self, plan: BakePlan, image: Image, say: Say, live: Say | None) -> Image:
+        """Run the recipe's ``verify`` on a baked image, if it has commands that never ran on it."""
+        if set(plan.recipe.verify) <= set(image.verified):
+            return image
+        say(f"verifying {image.name}: its recipe has commands that have not run on it")
+        fetched = None if plan.artifact is None else self._artifacts.fetch(plan.artifact)
+        plan.baker.verify(plan.job(fetched, say, live), image)
+        image = msgspec.structs.replace(image, verified=list(plan.recipe.verify))
+        self.catalog.record(image)
         return image
 
     def _missing(self, plan: BakePlan) -> ImageMissingError:

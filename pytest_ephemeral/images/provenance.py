@@ -201,6 +201,7 @@ def _internal_parameters(image: Image) -> dict[str, Any]:
     """All that the image's record says, so that no part of it can be changed unnoticed."""
     record: dict[str, Any] = to_builtins(image)
     del record["provenance"]
+    del record["verified"]  # may grow later, and says nothing of the content
     return {
         "key": record.pop("key"),
         "inputs": record.pop("inputs"),

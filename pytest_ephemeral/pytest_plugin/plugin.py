@@ -6,6 +6,8 @@ by every run of every project that has this installed.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pytest_ephemeral.pytest_plugin import markers, options
@@ -40,6 +42,11 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
         from pytest_ephemeral.pytest_plugin import session
 
         session.start(early_config)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Collect no tests from the store, whatever a project's ``norecursedirs`` says."""
+    return True if collection_path.name == ".ephemeral" else None
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:

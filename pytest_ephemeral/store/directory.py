@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,9 @@ from pytest_ephemeral.errors import (
     StoreError,
 )
 from pytest_ephemeral.store import Versioned, parts_of
+
+#: What the store in a project's own folder is called.
+DEFAULT_NAME: Final = ".ephemeral"
 
 _LOCK: Final = ".lock"
 _DAY: Final = 86400.0
@@ -44,11 +47,19 @@ class DirectoryStore:
         file = self.file(path)
         with _explained("create", path, self.folder):
             _sweep(file.parent)
+            self._ignore()
             try:
                 files.create(file, [data])
             except FileExistsError:
                 raise RecordExistsError(f"{path} is in the store {self.url} already") from None
         return files.digest_of([data])
+
+    def _ignore(self) -> None:
+        """Keep a project's own store out of version control, as pytest does with its cache."""
+        file = self.folder / ".gitignore"
+        if self.folder.name == DEFAULT_NAME and not file.exists():
+            with suppress(FileExistsError):
+                files.create(file, [b"# made by pytest-ephemeral\n*\n"])
 
     def read(self, path: str) -> Versioned:
         """Read a record."""

@@ -92,3 +92,12 @@ def test_asking_for_help_works_with_a_broken_configuration(pytester, project, op
     project.configure("[templates.x]\nnonsense = 1")
     result = pytester.runpytest_inprocess("--ephemeral-env", option)
     assert result.ret == 0
+
+
+def test_no_tests_are_collected_from_the_store(pytester):
+    """Though a project sets its own norecursedirs, and an image has tests in it."""
+    pytester.makeini("[pytest]\nnorecursedirs = nothing\n")
+    inside = pytester.mkdir(".ephemeral") / "test_inside.py"
+    inside.write_text("def test_it(): assert False")
+    pytester.makepyfile("def test_outside(): pass")
+    pytester.runpytest_inprocess("-p", "no:randomly").assert_outcomes(passed=1)

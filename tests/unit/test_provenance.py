@@ -36,7 +36,7 @@ IMAGE = Image(
     digest=DIGEST,
     artifact=ARTIFACT,
     inputs={
-        "format": "1",
+        "format": "2",
         "artifact": ARTIFACT,
         "install": "sha256:" + "ef" * 32,
         "base": "debian",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import os
 import secrets
 import shlex
 import time
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers import install_script
 from pytest_ephemeral.providers.bake_log import PACKAGE_SOURCES, BakeLog, passed_variables
 from pytest_ephemeral.providers.docker import containers, errors, quarantine, resources
 from pytest_ephemeral.providers.docker.engine import (
@@ -234,8 +234,8 @@ def _script(job: BakeJob) -> str:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in _variables(job).items()]
     lines += [f"cd {FOLDER}/here", "status=0"]
     if isinstance(job.recipe.install, str):
-        direct = os.access(job.root / job.recipe.install, os.X_OK)
-        commands = [f"{FOLDER}/install" if direct else f"/bin/sh {FOLDER}/install"]
+        content = (job.root / job.recipe.install).read_bytes()
+        commands = [shlex.join(install_script.command(content, f"{FOLDER}/install"))]
     else:
         commands = [f"/bin/sh -ec {shlex.quote(text)}" for text in job.recipe.install or ()]
     # Each only after the one before it has succeeded.

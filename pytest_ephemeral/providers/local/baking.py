@@ -20,13 +20,14 @@ from pytest_ephemeral.errors import (
     UnavailableError,
 )
 from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers import install_script
 from pytest_ephemeral.providers.bake_log import (
     PACKAGE_SOURCES,
     BakeLog,
     passed_secrets,
     passed_variables,
 )
-from pytest_ephemeral.providers.local import guard, reference, tree
+from pytest_ephemeral.providers.local import guard, python, reference, tree
 from pytest_ephemeral.providers.local.prefix import (
     Prefix,
     Seal,
@@ -35,6 +36,7 @@ from pytest_ephemeral.providers.local.prefix import (
     trusted,
     trusted_root,
 )
+from pytest_ephemeral.providers.local.tables import LocalRecipe
 from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
 
@@ -55,9 +57,11 @@ class LocalBaker:
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
         """What decides the tree: the platform and where it is installed; or a folder's content."""
         if recipe.reference is None:
+            found = _python(recipe)
             return {
                 "platform": f"{sys.platform} {os.uname().machine}",
                 "prefix": str(prefix_root()),
+                "python": "none" if found is None else python.describe(found),
             }
         folder = reference.folder_of(recipe.reference, root)
         if recipe.install or recipe.artifact:
@@ -185,10 +189,33 @@ def _install_commands(job: BakeJob) -> Iterator[list[str]]:
     install = job.recipe.install
     if isinstance(install, str):
         script = (job.root / install).absolute()
-        yield [str(script)] if os.access(script, os.X_OK) else ["/bin/sh", str(script)]
+        yield install_script.command(script.read_bytes(), str(script))
     else:
         for command in install or ():
             yield ["/bin/sh", "-ec", command]
+
+
+def _python(recipe: Recipe) -> Path | None:
+    """The interpreter that its install script finds as ``python3``."""
+    wanted = recipe.python if isinstance(recipe, LocalRecipe) else None
+    return python.find(wanted, os.environ, f"images.{recipe.name}.python")
+
+
+@contextmanager
+def _chosen_python(recipe: Recipe, work: Path, variables: Mapping[str, str]) -> Iterator[str]:
+    """The ``PATH`` on which ``python3`` is the one that the recipe names."""
+    path = variables.get("PATH", os.defpath)
+    found = _python(recipe)
+    if not isinstance(recipe, LocalRecipe) or recipe.python is None or found is None:
+        yield path
+        return
+    folder = work / "bin"
+    folder.mkdir()
+    for name in ("python", "python3"):
+        # No link: a virtual environment made through one would refer to this folder.
+        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.quote(str(found))} "$@"\n')
+        (folder / name).chmod(0o755)
+    yield f"{folder}{os.pathsep}{path}"
 
 
 def _variables(job: BakeJob, recipe: Recipe, content: Path) -> dict[str, str]:
@@ -208,13 +235,17 @@ def _run(
     readonly: Sequence[Path] = (),
 ) -> None:
     """Run one command of a bake in a folder of its own, to its end."""
-    with _working_directory(prefix) as work, BakeLog(job) as log:
+    with (
+        _working_directory(prefix) as work,
+        BakeLog(job) as log,
+        _chosen_python(job.recipe, work, variables) as path,
+    ):
         spec = guard.Spec(
             id=f"bake-{prefix.tree.name[:12]}-{os.urandom(4).hex()}",
             processes={"bake": argv},
             control=work,
             directory=work / "here",
-            variables={**variables, "TMPDIR": str(work / "tmp")},
+            variables={**variables, "PATH": path, "TMPDIR": str(work / "tmp")},
             logs=work / "logs",
             readonly=readonly,
             remove_orphaned=[work] if readonly else [work, prefix.tree],

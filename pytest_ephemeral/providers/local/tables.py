@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from pytest_ephemeral.tables import Name, Recipe, Template
 
 
 class LocalRecipe(Recipe, frozen=True, kw_only=True):
-    """An installed tree, sealed. ``reference`` is a folder that was prepared elsewhere."""
+    """An installed tree, sealed. ``reference`` is a folder that was prepared elsewhere.
+
+    Attributes:
+        python: The version of ``python3`` that the install script finds, such as ``3.13``.
+    """
 
     provider: str = "local"
+    python: Annotated[str, msgspec.Meta(pattern=r"^3\.\d+$")] | None = None
 
     def check(self) -> None:
         """Something has to be in the image."""
+        super().check()
         if self.reference is None and not self.install:
             raise ValueError("it needs install (what puts the artifact into $PREFIX), or reference")
 

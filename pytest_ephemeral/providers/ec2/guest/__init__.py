@@ -13,6 +13,7 @@ import msgspec
 
 from pytest_ephemeral.interpolation import worth_masking
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers import install_script
 from pytest_ephemeral.providers.ec2.tables import Ec2Template
 
 #: EC2 takes no more user data than this, before base64.
@@ -117,7 +118,9 @@ def bake_script(
     exported = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     if isinstance(steps, str):
         written = f"printf '%s' {_base64(steps.encode())} | base64 -d >\"$1/install\""
-        body = [written, 'chmod +x "$1/install"', '"$1/install"']
+        *interpreter, _ = install_script.command(steps.encode(), "install")
+        run = f'{shlex.join(interpreter)} "$1/install"'.strip()
+        body = [written, 'chmod +x "$1/install"', run]
     else:
         body = [f"sh -ec {shlex.quote(step)}" for step in steps] or [":"]
     function = ["steps() {", *exported, *body, "}"]

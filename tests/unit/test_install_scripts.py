@@ -1,0 +1,140 @@
+"""Install scripts: which interpreter runs them, what ends them, and which Python they find."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral.errors import BakeError, ConfigurationError, UnavailableError
+from pytest_ephemeral.providers import install_script
+from pytest_ephemeral.providers.local import python
+from support.machines import Machine, machine_in
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A project on a machine of its own."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
+    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
+    with machine_in(tmp_path / "project") as machine:
+        yield machine
+
+
+@pytest.mark.parametrize(
+    ("content", "command"),
+    [
+        (b"echo", ["/bin/sh", "-e", "f"]),
+        (b"#!/bin/bash\n", ["/bin/bash", "-e", "f"]),
+        (b"#!/bin/sh -x\n", ["/bin/sh", "-x", "-e", "f"]),
+        (b"#! /usr/bin/env bash\n", ["/usr/bin/env", "bash", "-e", "f"]),
+        (b"#!/usr/bin/env -S bash -u\n", ["/usr/bin/env", "bash", "-u", "-e", "f"]),
+        (b"#!/bin/bash +e\n", ["/bin/bash", "+e", "f"]),
+        (b"#!/usr/bin/env python3\n", ["/usr/bin/env", "python3", "f"]),
+        (b"#!/usr/bin/python3 -I\n", ["/usr/bin/python3", "-I", "f"]),
+        (b"#!\n", ["/bin/sh", "-e", "f"]),
+        (b"\x7fELF\x02", ["f"]),
+        (b"", ["/bin/sh", "-e", "f"]),
+    ],
+)
+def test_the_first_line_decides(content: bytes, command: list[str]) -> None:
+    """With or without the executable bit; a shell stops at what fails."""
+    assert install_script.command(content, "f") == command
+
+
+def test_windows_line_ends_are_named() -> None:
+    """Instead of a command that is not found."""
+    with pytest.raises(ConfigurationError, match="CRLF"):
+        install_script.command(b"#!/bin/sh\r\necho\r\n", "install.sh")
+
+
+@pytest.mark.parametrize("executable", [False, True])
+def test_a_failing_line_fails_the_bake(here: Machine, executable: bool) -> None:
+    """It is not baked, sealed and kept because the last line succeeded."""
+    script = here.folder / "install.sh"
+    script.write_text('#!/bin/sh\necho a > "$PREFIX/a"\npip-typo install flask\necho done\n')
+    script.chmod(0o755 if executable else 0o644)
+    with pytest.raises(BakeError, match="exited with 127"):
+        here.obtain(install="install.sh")
+    assert here.images.catalog.entries() == []
+    script.write_text('#!/bin/sh\nset +e\nfalse\necho a > "$PREFIX/a"\n')
+    assert here.obtain(install="install.sh")
+
+
+def test_the_python_that_bakes_is_in_the_key(
+    here: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A virtual environment of another one is another image."""
+    install = ['python3 -c "import sys; print(sys.version)" > "$PREFIX/version"']
+    first = here.obtain(install=install)
+    assert first.inputs["python"] != "none"
+    other = tmp_path / "bin"
+    other.mkdir()
+    (other / "python3.99").write_text("#!/bin/sh\necho 3.99\n")
+    (other / "python3.99").chmod(0o755)
+    (other / "python3").symlink_to("python3.99")
+    monkeypatch.setenv("PATH", str(other), prepend=":")
+    second = here.obtain(install=install)
+    assert second.key != first.key
+    assert second.inputs["python"] == f"3.99 {other}"
+
+
+def test_another_python_can_be_named(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what `python3` is for the script, and what virtual environments are made with."""
+    base = Path(
+        subprocess.check_output(
+            ["python3", "-c", "import sys; print(sys._base_executable)"], text=True
+        ).strip()
+    ).resolve()
+    version = base.name.removeprefix("python")
+    monkeypatch.setenv("PATH", str(base.parent), prepend=":")
+    install = ['python3 -m venv --without-pip "$PREFIX/venv"']
+    image = here.obtain(install=install, python=version)
+    made = Path(image.reference, "venv", "bin", "python3")
+    assert made.exists()
+    assert made.resolve() == base
+    with pytest.raises(UnavailableError, match=r"images.shop.python: there is no python3.98"):
+        here.obtain(install=install, python="3.98")
+
+
+def test_a_shim_is_asked(tmp_path: Path) -> None:
+    """A program called python3 that is a script says nothing by its name."""
+    shim = tmp_path / "python3"
+    shim.write_text(f'#!/bin/sh\nexec {shutil.which("python3")} "$@"\n')
+    shim.chmod(0o755)
+    assert python.describe(shim).startswith("3.")
+
+
+def test_a_verify_that_was_added_later_runs(here: Machine) -> None:
+    """Once; and an image that fails it is not used, whatever was baked before."""
+    here.obtain()
+    image = here.obtain(verify=['test -x "$PREFIX/bin/shop"'])
+    assert any("verifying" in line for line in here.said)
+    assert image.verified == ['test -x "$PREFIX/bin/shop"']
+    here.obtain(verify=['test -x "$PREFIX/bin/shop"'])
+    assert here.said == []
+    for _ in range(2):
+        with pytest.raises(BakeError, match="verifying failed"):
+            here.obtain(verify=["false"])
+
+
+def test_after_a_forced_bake_that_fails_the_old_image_is_not_used(here: Machine) -> None:
+    """It does not verify either."""
+    here.obtain()
+    with pytest.raises(BakeError):
+        here.obtain(mode="always", verify=["false"])
+    with pytest.raises(BakeError):
+        here.obtain(verify=["false"])
+
+
+def test_the_store_keeps_itself_out_of_version_control(tmp_path: Path) -> None:
+    """The default one of a project, as pytest's cache does."""
+    from pytest_ephemeral.store import open_store
+
+    open_store(".ephemeral", tmp_path).create("environments/a.json", b"{}")
+    assert (tmp_path / ".ephemeral" / ".gitignore").read_text().endswith("*\n")
+    open_store("shared", tmp_path).create("environments/a.json", b"{}")
+    assert not (tmp_path / "shared" / ".gitignore").exists()

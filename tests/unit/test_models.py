@@ -1,0 +1,47 @@
+"""What environments tell of themselves."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from pytest_ephemeral import machine
+from pytest_ephemeral.errors import NothingMatchedError
+from pytest_ephemeral.models import Environment, endpoints_at
+
+
+@pytest.fixture
+def environment() -> Environment:
+    """One with two endpoints."""
+    return Environment(
+        id="staging-7f3k2q",
+        template="staging",
+        provider="local",
+        endpoints=endpoints_at("127.0.0.1", {"http": 8080, "admin": 8443}),
+        created_at=datetime.now(UTC),
+        expires_at=None,
+        owner=machine.this_owner("run"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "url"),
+    [
+        ("http", "", "http://127.0.0.1:8080/"),
+        ("http", "/", "http://127.0.0.1:8080/"),
+        ("http", "/hello", "http://127.0.0.1:8080/hello"),
+        ("http", "hello/", "http://127.0.0.1:8080/hello/"),
+        ("http", "?q=1", "http://127.0.0.1:8080/?q=1"),
+        ("admin", "//x", "https://127.0.0.1:8443/x"),
+    ],
+)
+def test_a_page_of_an_endpoint(environment: Environment, name: str, path: str, url: str) -> None:
+    """Joining never makes two slashes of one."""
+    assert environment.url_for(name, path) == url
+
+
+def test_an_endpoint_that_is_not_there_names_the_closest(environment: Environment) -> None:
+    """As everywhere."""
+    with pytest.raises(NothingMatchedError, match="Did you mean 'http'"):
+        environment.url_for("htp", "/x")
