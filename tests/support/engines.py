@@ -10,8 +10,10 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -188,6 +190,26 @@ def _running(argv: Sequence[str], folder: Path, engine: Engine, **environ: str) 
     finally:
         process.terminate()
         process.wait(60)
+        _end_helpers(folder)
+
+
+def _end_helpers(folder: Path) -> None:
+    """End what an engine leaves to processes of their own; conmon, say, stays for minutes."""
+    while pids := processes_of(folder):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The processes whose command line names a file in the folder, as the system sees them."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if f"{folder}/".encode() in file.read_bytes():
+                found.append(int(file.parent.name))
+    return found
 
 
 def _answers(engine: Engine) -> bool:
