@@ -11,13 +11,13 @@ from typing import Final
 
 import pytest
 
-#: The name under which pytest-base-url registers itself.
-PLUGIN: Final = "base_url"
+#: What registers that fixture: pytest-base-url; and pytest-playwright from 0.10 on, without it.
+PLUGINS: Final = ("base_url", "playwright-base-url")
 
 
 def applies(config: pytest.Config) -> bool:
     """Whether there is a ``base_url`` that the user has left open."""
-    if not config.pluginmanager.hasplugin(PLUGIN):
+    if not any(map(config.pluginmanager.hasplugin, PLUGINS)):
         return False
     return not (config.getoption("base_url") or config.getini("base_url"))
 

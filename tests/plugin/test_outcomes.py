@@ -332,8 +332,15 @@ def test_environments_come_ahead_of_the_tests_and_go_behind_them(project, run):
 from pathlib import Path
 from support.waiting import until
 def running():
-    lines = Path("/proc/net/unix").read_text().splitlines()
-    return {line.rpartition("/")[2] for line in lines if f"/{ONE}-" in line}
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            variables = file.read_text(errors="replace").split("\\0")
+        except OSError:
+            continue
+        marks = (one.partition("=") for one in variables)
+        found |= {id for name, _, id in marks if name == "PYTEST_EPHEMERAL_ENVIRONMENT"}
+    return {id for id in found if id.startswith(f"{ONE}-")}
 """
     project.write(
         test_a=module

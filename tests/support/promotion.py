@@ -23,8 +23,10 @@ import msgspec
 import pytest
 
 from pytest_ephemeral import labels, machine, providers
+from pytest_ephemeral.artifacts import open_repository
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.images.pipeline import Images
 from pytest_ephemeral.models import Artifact, Endpoint, Environment, ImageReference
 from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.dns_polling import Times
@@ -147,6 +149,7 @@ class Stage:
             ledger=Ledger(store),
             artifacts=SimpleNamespace(entries=list[Artifact]),
             config=SimpleNamespace(root=folder),
+            images=Images(store=store, artifacts=open_repository("artifacts", folder), root=folder),
         )
         self.ledger: Ledger = self.project.ledger
         defaults = {
