@@ -277,8 +277,7 @@ def _check_template(template: Template, where: str, recipes: Mapping[str, Recipe
         _check_image(image, recipes, where)
     if template.port is not None and template.ports:
         raise Problem(where, "port and ports can't be combined: remove one of them")
-    if not template.endpoints():
-        raise Problem(where, "it needs port = NUMBER, or ports = { NAME = NUMBER, … }")
+    _check_ports(template, where)
     if template.ttl <= 0:
         raise Problem(join(where, "ttl"), "expected more than 0")
     for key, text in template.env.items():
@@ -292,6 +291,17 @@ def _check_template(template: Template, where: str, recipes: Mapping[str, Recipe
     port = template.ready.port
     if port is not None and port not in template.endpoints():
         raise Problem(f"{ready}.port", f"no port {port!r}.{closest(port, template.endpoints())}")
+
+
+def _check_ports(template: Template, where: str) -> None:
+    if template.endpoints():
+        return
+    ready = template.ready
+    if template.needs_port or ready is None or not (ready.log or ready.command):
+        instead = "" if template.needs_port else ", or without a port ready = { log = REGEX }"
+        raise Problem(where, f"it needs port = NUMBER, or ports = {{ NAME = NUMBER, … }}{instead}")
+    if ready.http is not None or ready.tcp:
+        raise Problem(join(where, "ready"), "http and tcp need a port, and it has none")
 
 
 def _check_ready(ready: Ready, where: str) -> None:

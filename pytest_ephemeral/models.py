@@ -344,16 +344,21 @@ def decode(data: bytes, kind: type[T]) -> T:
         raise msgspec.DecodeError(f"it is not UTF-8: {error}") from None
 
 
-def endpoints_at(host: str, ports: Mapping[str, int]) -> dict[str, Endpoint]:
+def endpoints_at(
+    host: str, ports: Mapping[str, int], scheme: str | None = None
+) -> dict[str, Endpoint]:
     """Endpoints that all stand on one host.
 
     Args:
         host: A name or an address.
         ports: By endpoint name; ``https``, 443 and 8443 are taken to speak TLS.
+        scheme: The first endpoint's, where the template says it.
     """
+    first = next(iter(ports), "")
     return {
-        name: Endpoint(host=host, port=port, scheme="https" if _is_tls(name, port) else "http")
+        name: Endpoint(host=host, port=port, scheme=(scheme if name == first else None) or usual)
         for name, port in ports.items()
+        for usual in ["https" if _is_tls(name, port) else "http"]
     }
 
 

@@ -6,7 +6,7 @@ The same types read the configuration strictly and make its JSON Schema.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
@@ -20,6 +20,8 @@ VARIABLE_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Variable = Annotated[str, msgspec.Meta(pattern=VARIABLE_PATTERN)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+#: A URL's scheme (RFC 3986, section 3.1).
+Scheme = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*$(?!\n)")]
 UrlPath = Annotated[str, msgspec.Meta(pattern="^/")]
 
 Health = Literal["fail", "report"]
@@ -122,6 +124,8 @@ class Template(Table, frozen=True, kw_only=True):
         image: The image's name.
         port: Its only port; the endpoint is called ``http``.
         ports: Several ports by name; the first one is the URL's.
+        scheme: The scheme of the URL, such as ``postgresql`` or ``udp``; by default ``http`` or
+            ``https``.
         ready: When it is ready; by default when its ports accept connections.
         env: Variables of the application. ``{env:NAME}`` and ``{image:NAME}`` are filled in.
         seed: A shell command, run once inside it when it is ready, before the first test.
@@ -129,11 +133,15 @@ class Template(Table, frozen=True, kw_only=True):
         ttl: How long until it expires and ends by itself.
     """
 
+    #: Whether one without a port makes no sense.
+    needs_port: ClassVar[bool] = True
+
     name: str = ""
     provider: str = ""
     image: str | None = None
     port: Port | None = None
     ports: dict[Name, Port] = {}
+    scheme: Scheme | None = None
     ready: Ready | None = None
     env: dict[Variable, str] = {}
     seed: str | None = None

@@ -75,7 +75,8 @@ def probes_for(
     probes: list[Probe] = [*_own_probes(environment, provider)]
     if ready is None:
         endpoints = environment.endpoints.values()
-        return [*probes, *(TcpProbe(endpoint, forwarded) for endpoint in endpoints)]
+        streams = [endpoint for endpoint in endpoints if endpoint.scheme != "udp"]
+        return [*probes, *(TcpProbe(endpoint, forwarded) for endpoint in streams)]
     if ready.tcp:
         probes.append(TcpProbe(_endpoint(environment, ready), forwarded))
     if ready.http is not None:

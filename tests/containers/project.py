@@ -27,6 +27,7 @@ image = "web"
 port = 8080
 ready = {{ http = "/" }}
 volumes = ["data:/data"]
+isolated = true
 {more}
 """
 

@@ -28,11 +28,17 @@ image = "web"
 ports = {{{{ http = 8080, admin = 9000 }}}}
 ready = {{{{ http = "/", headers = {{{{ X-Key = "{{{{env:PROBE_KEY}}}}" }}}} }}}}
 command = ["sh", "-c", "echo asked $PROBE; exec httpd -f -p 8080 -h /www"]
-env = {{{{ SECRET = "{{{{env:SECRET}}}}", PROBE = "as pr0be-s3cret" }}}}
+env = {{{{ "app.mode" = "dotted", SECRET = "{{{{env:SECRET}}}}", PROBE = "as pr0be-s3cret" }}}}
 volumes = ["data:/data", "/anonymous"]
 tmpfs = ["/scratch:size=8m"]
 memory = "64M"
 cpus = 0.5
+isolated = true
+user = "0:0"
+extra-hosts = ["far.example:10.9.8.7"]
+shm-size = "32M"
+cap-add = ["NET_ADMIN"]
+init = true
 network = "{THEIRS}"
 """
 
@@ -74,6 +80,10 @@ def test_a_container_is_as_its_template_says(theirs: Engine, opened: Opened, kno
         assert binding["HostIp"] == "127.0.0.1"
         assert int(binding["HostPort"]) == environment.endpoints[name].port
     assert f"SECRET={SECRET}" in config["Env"]
+    assert "app.mode=dotted" in config["Env"]
+    assert (config["User"], host["ShmSize"], host["Init"]) == ("0:0", 32 << 20, True)
+    assert "10.9.8.7" in environment.run(["grep", "far.example", "/etc/hosts"]).stdout
+    assert host["CapAdd"][0].endswith("NET_ADMIN")
     assert {mount["Destination"] for mount in found["Mounts"]} >= {"/data", "/anonymous"}
     anonymous = next(m["Name"] for m in found["Mounts"] if m["Destination"] == "/anonymous")
     assert "8192" in environment.run(["df", "/scratch"]).stdout

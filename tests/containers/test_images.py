@@ -53,7 +53,7 @@ def test_an_archive_that_is_another_image(opened: Opened, tmp_path: Path) -> Non
     """It is refused by the id that comes out of it."""
     image = opened().image("web")
     load("docker").pack(image, tmp_path / "archive")  # type: ignore[attr-defined]
-    other = msgspec.structs.replace(image, reference="sha256:" + "0" * 64)
+    other = msgspec.structs.replace(image, digest="sha256:" + "0" * 64)
     with pytest.raises(ImageChangedError, match="archive of the image"):
         load("docker").unpack(other, tmp_path / "archive")  # type: ignore[attr-defined]
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from pytest_ephemeral.errors import ConfigurationError
-from pytest_ephemeral.models import Image
+from pytest_ephemeral.models import Endpoint, Image
 from pytest_ephemeral.providers.compose import project
 from pytest_ephemeral.providers.compose.command import parse
 from pytest_ephemeral.providers.compose.tables import At, ComposeTemplate, Place
+from pytest_ephemeral.providers.docker.ports import Published
 
 IMAGE = Image(
     name="shop",
@@ -63,15 +64,25 @@ def prepared(**keys: Any) -> dict[str, Any]:
         {"shop": IMAGE},
         labels={"ours": "yes"},
         secrets=["s3cret"],
-        address="127.0.0.1",
+        published=published_at(49160, **keys),
     )
+
+
+def published_at(first: int, **keys: Any) -> Published:
+    """As if the engine had these ports free, one after the other."""
+    places = template(**keys).places()
+    inside = {name: at.port for name, at in places.items()}
+    endpoints = {
+        name: Endpoint(host="127.0.0.1", port=first + number) for number, name in enumerate(inside)
+    }
+    return Published("127.0.0.1", endpoints, inside)
 
 
 def test_services_are_made_our_own() -> None:
     """The baked image instead of a build; only the endpoint's port; what else is said stays."""
     web = prepared()["services"]["web"]
     assert web["image"] == IMAGE.digest
-    assert web["ports"] == ["127.0.0.1::80"]
+    assert web["ports"] == ["127.0.0.1:49160:80/tcp"]
     assert web["restart"] == "always"
     assert web["labels"]["theirs"] == web["labels"]["ours"] == "yes"
     assert not {"build", "container_name"} & web.keys()
@@ -103,7 +114,7 @@ def test_other_services_have_no_port_here() -> None:
     """Unless an endpoint is theirs."""
     assert prepared()["services"]["db"]["ports"] == []
     further = {"db": Place(service="db", port=5432)}
-    assert prepared(further=further)["services"]["db"]["ports"] == ["127.0.0.1::5432"]
+    assert prepared(further=further)["services"]["db"]["ports"] == ["127.0.0.1:49161:5432/tcp"]
 
 
 def test_a_service_without_its_profile() -> None:
@@ -146,3 +157,83 @@ def test_an_endpoint_that_is_named_twice() -> None:
     """One of them could not be reached."""
     with pytest.raises(ValueError, match="'http' is named twice"):
         template(further={"http": Place(service="db", port=1)}).check()
+
+
+# -- a file's own meaning --------------------------------------------------------------------------
+
+
+def changed(text: str, **keys: Any) -> dict[str, Any]:
+    """What a file of one service ``web`` and whatever else becomes."""
+    keys = {"replaced": {}, "profiles": [], **keys}
+    return project.prepare(
+        parse(text),
+        template(**keys),
+        {"shop": IMAGE},
+        labels={},
+        secrets=[],
+        published=published_at(49160, **keys),
+    )
+
+
+@pytest.mark.parametrize(
+    ("networks", "aliases"),
+    [
+        ("", {"default": ["shop-web"]}),
+        ("networks: [back]", {"back": ["shop-web"]}),
+        ("networks: {back: {aliases: [other]}}", {"back": ["other", "shop-web"]}),
+    ],
+)
+def test_a_container_name_stays_a_name(networks: str, aliases: dict[str, list[str]]) -> None:
+    """Others in the file find it by that; on this machine, nothing is called so."""
+    text = f"services: {{web: {{image: x, container_name: shop-web, {networks}}}}}"
+    web = changed(f"{text}\nnetworks: {{back: {{}}}}")["services"]["web"]
+    assert {name: options["aliases"] for name, options in web["networks"].items()} == aliases
+    assert "container_name" not in web
+
+
+def test_a_port_of_udp_stays_one() -> None:
+    """It is published as what the file says it is."""
+    service = {
+        "ports": ["5353:53/udp", {"target": 54, "protocol": "udp"}, "55:55"],
+        "expose": ["53"],
+    }
+    assert not project.is_udp(service, 53)  # both
+    assert project.is_udp(service, 54)
+    assert not project.is_udp(service, 55)
+
+
+def test_a_fixed_subnet_is_left_to_the_engine() -> None:
+    """Two environments could not both have it; with a fixed address in it, that is said."""
+    text = """
+services: {web: {image: x, networks: {back: {%s}}}}
+networks: {back: {driver: bridge, ipam: {config: [{subnet: 10.5.0.0/16}]}}}
+"""
+    assert changed(text % "")["networks"]["back"] == {"driver": "bridge", "labels": {}}
+    with pytest.raises(ConfigurationError, match=r"'web' the address 10\.5\.0\.9 in it"):
+        changed(text % "ipv4_address: 10.5.0.9")
+
+
+@pytest.mark.parametrize(
+    "volume",
+    [
+        "'.:/code'",
+        "'/src:/code:ro'",
+        "{type: bind, source: /src, target: /code}",
+        "'~/src:/code'",
+    ],
+)
+def test_a_folder_over_a_baked_image(volume: str) -> None:
+    """Tests would not run what was baked; another service's image is its own business."""
+    text = f"services: {{web: {{image: x, volumes: [data:/data, {volume}]}}}}\nvolumes: {{data: }}"
+    changed(text)
+    with pytest.raises(ConfigurationError, match=r"over its /code.*allow-mounts = true"):
+        changed(text, replaced={"web": "shop"})
+    made = changed(text, replaced={"web": "shop"}, allow_mounts=True)
+    assert len(made["services"]["web"]["volumes"]) == 2
+
+
+def test_several_containers_of_a_service() -> None:
+    """Each needs a port of its own on this machine, which the engine then chooses."""
+    text = "services: {web: {image: x, deploy: {replicas: 2}}}"
+    assert changed(text)["services"]["web"]["ports"] == ["127.0.0.1::80/tcp"]
+    assert changed(text, scale={"web": 1})["services"]["web"]["ports"] == ["127.0.0.1:49160:80/tcp"]

@@ -1,7 +1,7 @@
 """The compose command: Docker's plugin where it is, else ``docker-compose``, whichever version.
 
-No file is written for it: what it is to bring up goes through its standard input, so that values
-of ``{env:…}`` never touch the disk.
+What it is to bring up goes to it as a file in memory, so that values of ``{env:…}`` never touch the
+disk. (Not through its standard input: version 2.30.0 can't read that.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,7 +93,7 @@ class Compose(msgspec.Struct, frozen=True):
         folder: Path,
         variables: Mapping[str, str],
         address: Address,
-        text: str = "",
+        texts: Mapping[str, str] | None = None,
     ) -> CommandResult:
         """Run it, to its end.
 
@@ -101,27 +103,56 @@ class Compose(msgspec.Struct, frozen=True):
             folder: What relative paths in the file are relative to.
             variables: For the file's ``${…}``, besides this process's own.
             address: The engine.
-            text: Its standard input.
+            texts: By option, what a file named by it says, such as ``--file``.
         """
         named = ["--project-name", project, "--project-directory", str(folder)]
-        process = subprocess.Popen(
-            [*_dying_with_us(), *self.argv, *named, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env=_environ(variables, address),
-            cwd=folder,
-            start_new_session=True,  # a Ctrl-C is for us, and would leave half of it
-        )
-        with process:
-            try:
-                output, progress = process.communicate(text)
-            except BaseException:
-                _kill(process)
-                raise
+        with ExitStack() as files:
+            descriptors: list[int] = []
+            for option, text in (texts or {}).items():
+                named += [option, files.enter_context(_file(text, descriptors))]
+            process = subprocess.Popen(
+                [*_dying_with_us(), *self.argv, *named, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env=_environ(variables, address),
+                cwd=folder,
+                start_new_session=True,  # a Ctrl-C is for us, and would leave half of it
+                pass_fds=descriptors,
+            )
+            with process:
+                try:
+                    output, progress = process.communicate()
+                except BaseException:
+                    _kill(process)
+                    raise
         return CommandResult(process.returncode, output, progress)
+
+
+@contextmanager
+def _file(text: str, descriptors: list[int]) -> Iterator[str]:
+    """The path of a file that says so: in memory where the system can, else only for this user.
+
+    Args:
+        text: What it says.
+        descriptors: Is given the descriptor that whoever reads the file must have.
+    """
+    if sys.platform == "linux":
+        with open(os.memfd_create("compose"), "w", encoding="utf-8") as file:  # noqa: PTH123
+            file.write(text)
+            file.flush()
+            descriptors.append(file.fileno())
+            yield f"/dev/fd/{file.fileno()}"
+        return
+    descriptor, name = tempfile.mkstemp(suffix=".yaml")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123
+            file.write(text)
+        yield name
+    finally:
+        Path(name).unlink()
 
 
 def parse(text: str) -> dict[str, Any]:

@@ -7,13 +7,14 @@ command itself says what the file means (``config``); that is changed, whole, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pytest_ephemeral.errors import ConfigurationError, closest
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
 from pytest_ephemeral.providers.docker import containers, masking
+from pytest_ephemeral.providers.docker.ports import Published
 
 File = dict[str, Any]
 
@@ -46,13 +47,14 @@ def check_services(file: File, template: ComposeTemplate) -> dict[str, File]:
     for key, name in reversed(named.items()):
         if name not in every:
             raise ConfigurationError(
-                f"{key}: there is no service {name!r} in {template.file}.{closest(name, every)}"
+                f"{key}: there is no service {name!r} in {template.files()[0]}."
+                f"{closest(name, every)}"
             )
         if name not in wanted:
             profiles = ", ".join(every[name]["profiles"])
             raise ConfigurationError(
-                f"{key}: the service {name!r} of {template.file} is only there with a profile: "
-                f'add one of {profiles} to profiles = ["…"]'
+                f"{key}: the service {name!r} of {template.files()[0]} is only there with a "
+                f'profile: add one of {profiles} to profiles = ["…"]'
             )
     return wanted
 
@@ -64,7 +66,7 @@ def prepare(
     *,
     labels: Mapping[str, str],
     secrets: Sequence[str],
-    address: str,
+    published: Published,
 ) -> File:
     """The file of one environment.
 
@@ -77,20 +79,22 @@ def prepare(
         images: The baked images by name.
         labels: The labels.
         secrets: Values to be masked in the logs.
-        address: Where ports are published.
+        published: Where the endpoints' ports are published.
 
     Raises:
         ConfigurationError: It can't be right.
     """
     services = {}
     for name, service in check_services(file, template).items():
-        ports = sorted({at.port for at in template.places().values() if at.service == name})
+        check_mounts(template, name, service)
+        fixed = replicas(file, template, name) == 1
         services[name] = {
             "logging": LOGGING,
             **{key: value for key, value in service.items() if key not in _NOT_KEPT},
             "image": _image(name, service, template, images),
             "labels": {**_mapping(service.get("labels")), **labels, **_masking(service, secrets)},
-            **_published(template, name, service, [f"{address}::{port}" for port in ports]),
+            **_networks(service),
+            **_ports(template, name, service, published, fixed=fixed),
         }
     networks = {"default": None, **(file.get("networks") or {})}
     volumes = file.get("volumes") or {}
@@ -98,33 +102,101 @@ def prepare(
     return {
         **rest,
         "services": services,
-        "networks": {name: _own(network, labels) for name, network in networks.items()},
+        "networks": {
+            name: _own_network(template, name, network, services, labels)
+            for name, network in networks.items()
+        },
         "volumes": {name: _own(volume, labels) for name, volume in volumes.items()},
     }
 
 
+def replicas(file: File, template: ComposeTemplate, name: str) -> int:
+    """How many containers a service has."""
+    service = (file.get("services") or {}).get(name) or {}
+    asked = service.get("scale") or (service.get("deploy") or {}).get("replicas")
+    return template.scale.get(name, 1 if asked is None else int(asked))
+
+
 def list_exposed(service: File) -> list[str]:
     """The ports that a file says a service listens on, ranges as they are written."""
-    found = [str(port) for port in service.get("expose") or ()]
+    return [port for port, _ in _exposed(service)]
+
+
+def is_udp(service: File, port: int) -> bool:
+    """Whether a file says of a port that it is one of udp, and no one of tcp too."""
+    return {protocol for one, protocol in _exposed(service) if one == str(port)} == {"udp"}
+
+
+def _exposed(service: File) -> Iterator[tuple[str, str]]:
+    for port in service.get("expose") or ():
+        number, _, protocol = str(port).partition("/")
+        yield number, protocol or "tcp"
     for port in service.get("ports") or ():
-        target = port["target"] if isinstance(port, dict) else port
-        found += [str(target).rpartition(":")[2]]
-    return [port.partition("/")[0] for port in found]
+        if isinstance(port, dict):
+            yield str(port["target"]), port.get("protocol") or "tcp"
+        else:
+            number, _, protocol = str(port).rpartition(":")[2].partition("/")
+            yield number, protocol or "tcp"
 
 
-def _published(
-    template: ComposeTemplate, name: str, service: File, ports: Sequence[str]
+def check_mounts(template: ComposeTemplate, name: str, service: File) -> None:
+    """Refuse folders and files of this machine over a baked image: it would be other bytes.
+
+    Raises:
+        ConfigurationError: There are some; names the first.
+    """
+    if template.allow_mounts or name not in template.replaced:
+        return
+    for volume in service.get("volumes") or ():
+        if isinstance(volume, dict):
+            source = volume.get("source", "") if volume.get("type") == "bind" else ""
+            target = volume.get("target", "")
+        else:
+            source, _, rest = str(volume).partition(":")
+            source, target = (source if _is_path(source) and rest else ""), rest.partition(":")[0]
+        if source:
+            raise ConfigurationError(
+                f"templates.{template.name}: the service {name!r} runs the baked image "
+                f"{template.replaced[name]!r}, and {template.files()[0]} mounts {source} of this "
+                f"machine over its {target}: tests would run other bytes than were baked. Remove "
+                "the mount, or say allow-mounts = true"
+            )
+
+
+def _is_path(source: str) -> bool:
+    return source.startswith(("/", ".", "~"))
+
+
+def _networks(service: File) -> dict[str, Any]:
+    """A service's networks, on which its ``container_name`` stays a name that it is found by."""
+    alias = service.get("container_name")
+    if not alias or service.get("network_mode"):
+        return {}
+    networks = service.get("networks") or {"default": None}
+    named = dict.fromkeys(networks) if isinstance(networks, list) else dict(networks)
+    for name, options in named.items():
+        aliases = (options or {}).get("aliases") or []
+        named[name] = {**(options or {}), "aliases": [*aliases, alias]}
+    return {"networks": named}
+
+
+def _ports(
+    template: ComposeTemplate, name: str, service: File, published: Published, *, fixed: bool
 ) -> dict[str, Sequence[str]]:
     """Its ports on this machine; a service on the machine's own network has them there already."""
+    mine = sorted(endpoint for endpoint, at in template.places().items() if at.service == name)
     mode = str(service.get("network_mode") or "")
     if mode in {"", "bridge", "default"}:
-        return {"ports": ports}
-    if ports and mode != "host":
+        if not fixed:  # each of several needs another
+            keys = dict.fromkeys(published.key(one) for one in mine)
+            return {"ports": [f"{published.address}::{key}" for key in keys]}
+        return {"ports": [published.mapping(one) for one in mine]}
+    if mine and mode != "host":
         whose = mode.partition(":")[2]
         instead = f": that is the service {whose!r}, which endpoints have to name" if whose else ""
         raise ConfigurationError(
-            f"templates.{template.name}: the service {name!r} of {template.file} has network_mode: "
-            f"{mode}, and so no ports of its own{instead}"
+            f"templates.{template.name}: the service {name!r} of {template.files()[0]} has "
+            f"network_mode: {mode}, and so no ports of its own{instead}"
         )
     return {}
 
@@ -135,7 +207,7 @@ def _image(name: str, service: File, template: ComposeTemplate, images: Mapping[
         return images[template.replaced[name]].digest
     if "build" in service or not service.get("image"):
         raise ConfigurationError(
-            f"templates.{template.name}: the service {name!r} of {template.file} has build: "
+            f"templates.{template.name}: the service {name!r} of {template.files()[0]} has build: "
             "images are baked once, for every stage. Bake it, [images.NAME] with provider = "
             f'"docker" and context, and say so: images = {{ {name} = "NAME" }}'
         )
@@ -161,9 +233,35 @@ def _own(thing: File | None, labels: Mapping[str, str]) -> File:
     return {**thing, "labels": {**_mapping(thing.get("labels")), **labels}}
 
 
+def _own_network(
+    template: ComposeTemplate,
+    name: str,
+    network: File | None,
+    services: Mapping[str, File],
+    labels: Mapping[str, str],
+) -> File:
+    """A network of this environment's; with addresses that the engine chooses.
+
+    Two environments of one file could not both have its subnet. It is left out, unless a service
+    has an address in it that others may know.
+    """
+    own = _own(network, labels)
+    if "subnet" not in str(own.get("ipam") or "") or own.get("external"):
+        return own
+    for service, described in services.items():
+        options = _mapping(described.get("networks")).get(name) or {}
+        if address := options.get("ipv4_address") or options.get("ipv6_address"):
+            raise ConfigurationError(
+                f"templates.{template.name}: the network {name!r} of {template.files()[0]} has a "
+                f"fixed subnet, and the service {service!r} the address {address} in it: two "
+                "environments of it can't run side by side. Remove both, and use the service's name"
+            )
+    return {key: value for key, value in own.items() if key != "ipam"}
+
+
 def _mapping(value: Any) -> dict[str, Any]:
     """What may be written as a table, or as a list of ``name=value``."""
     if isinstance(value, list):
-        pairs = (str(one).partition("=") for one in value)
+        pairs = [str(one).partition("=") for one in value]
         return {name: text if equals else None for name, equals, text in pairs}
     return dict(value or {})

@@ -287,8 +287,9 @@ def _push(engine: Engine, job: BakeJob, image: Image) -> Image:
 def _image(job: BakeJob, found: Mapping[str, Any]) -> Image:
     recipe = _recipe(job.recipe)
     handle = {"platform": f"{found['Os']}/{found['Architecture']}"}
-    if ports := bases.list_exposed(found["Config"]):
-        handle["exposed"] = " ".join(ports)
+    for name, protocol in (("exposed", "tcp"), ("udp", "udp")):
+        if ports := bases.list_exposed(found["Config"], protocol):
+            handle[name] = " ".join(ports)
     repository = registry.split(recipe.reference or "")[0].partition("@")[0]
     for digest in found.get("RepoDigests") or ():
         if repository and digest.partition("@")[0].endswith(repository):

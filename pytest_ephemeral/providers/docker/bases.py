@@ -97,10 +97,10 @@ def ensure_local(engine: Engine, reference: str) -> dict[str, Any]:
     raise EphemeralError(f"{reference} was pulled, and is not there")
 
 
-def list_exposed(config: Mapping[str, Any]) -> list[str]:
-    """The TCP ports that an image exposes, from its ``Config``."""
-    ports = config.get("ExposedPorts") or {}
-    return sorted((port.partition("/")[0] for port in ports if port.endswith("/tcp")), key=int)
+def list_exposed(config: Mapping[str, Any], protocol: str = "tcp") -> list[str]:
+    """The ports of one protocol that an image exposes, from its ``Config``."""
+    ports = [port.partition("/") for port in config.get("ExposedPorts") or {}]
+    return sorted((number for number, _, kind in ports if (kind or "tcp") == protocol), key=int)
 
 
 def _instructions(dockerfile: str) -> Iterator[tuple[str, str]]:

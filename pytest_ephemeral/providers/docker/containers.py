@@ -47,6 +47,13 @@ def exit_reason(state: Mapping[str, Any]) -> str:
     return how + when + said
 
 
+def health_output(found: Mapping[str, Any]) -> str:
+    """What a container's health check printed last, in one line."""
+    log = (found["State"].get("Health") or {}).get("Log") or [{}]
+    said = str(log[-1].get("Output", "")).split()
+    return " ".join(said) or f"nothing, but status {log[-1].get('ExitCode', '?')}"
+
+
 def describe_architecture(engine: Engine, found: Mapping[str, Any]) -> str:
     """A note on an image made for another architecture, which may be why it does not run."""
     try:

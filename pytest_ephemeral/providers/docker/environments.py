@@ -26,6 +26,7 @@ from pytest_ephemeral.providers.docker import (
     identity,
     logs,
     masking,
+    ports,
     resources,
 )
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
@@ -38,6 +39,11 @@ APP: Final = "app"
 
 #: In a handle: the part that commands run in, and those that have endpoints.
 MAIN, SERVING = resources.COMPLETE, "serving"
+
+#: In a handle: the seconds it may take to stop when it is asked to.
+GRACE: Final = "grace"
+#: The most of these that a record is believed.
+_LONGEST_GRACE: Final = 600.0
 
 _SERVICE: Final = "com.docker.compose.service"
 
@@ -163,13 +169,36 @@ class ContainerEnvironments:
         with _about(environment) as engine:
             _parts(engine, environment)
 
+    def pending_health(self, environment: Environment) -> str:
+        """Which of its health checks have not passed, and which of its ports are not there yet.
+
+        A container that exits until its database is up has no port here while it is started again.
+        Someone else may have it: what answers there is not asked before it is the container's.
+        """
+        with _about(environment) as engine:
+            found = resources.containers(engine, environment.id)
+        waiting = [text for one in found if (text := _pending_check(one))]
+        serving = [one for one in found if part_of(one) in _serving(environment)]
+        stopped = [part_of(one) for one in serving if one["State"] != "running"]
+        unpublished = [set(ports.missing(one, environment.endpoints.values())) for one in serving]
+        absent = set.intersection(*unpublished) if unpublished and not stopped else set()
+        return "; ".join(
+            [
+                *([f"health checks: {', '.join(waiting)}"] if waiting else []),
+                *(f"{part} is being restarted" for part in stopped),
+                *(f"port {port} is not published" for port in sorted(absent)),
+            ]
+        )
+
     def destroy(self, environment: Environment) -> None:
-        """Remove its containers, networks and volumes."""
+        """Remove its containers, networks and volumes; where there is a grace, stop them before."""
         self.destroy_in_stages(environment, lambda: None)
 
     def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
         """Its containers first: when they are gone, nothing of it runs."""
-        resources.destroy(identity.engine_of(environment.handle), environment, accepted)
+        engine = identity.engine_of(environment.handle)
+        grace = min(float(environment.handle.get(GRACE, 0)), _LONGEST_GRACE)
+        resources.destroy(engine, environment, accepted, grace=grace)
         masking.forget(environment.id)
 
     def clock(self, environment: Environment) -> datetime:
@@ -271,6 +300,15 @@ def _ending(engine: Engine, container: Mapping[str, Any], environment: Environme
         return ""
     notes = containers.describe_architecture(engine, found) + errors.describe_full_disk(engine)
     return f"{part} {containers.exit_reason(found['State'])}{notes}"
+
+
+def _pending_check(container: Mapping[str, Any]) -> str:
+    """What a container's own health check has to say; empty where it has none or has passed."""
+    if "(unhealthy)" in container["Status"]:
+        return f"{part_of(container)} is unhealthy"
+    if "(health: starting)" in container["Status"] or "(starting)" in container["Status"]:
+        return f"{part_of(container)} is starting"
+    return ""
 
 
 def _odd(found: Sequence[Mapping[str, Any]]) -> str:

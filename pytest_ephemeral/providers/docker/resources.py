@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote
@@ -140,14 +141,20 @@ def _is_there(engine: Engine, container: str) -> bool:
 
 
 def destroy(
-    engine: Engine, environment: Environment, accepted: Callable[[], None] = lambda: None
+    engine: Engine,
+    environment: Environment,
+    accepted: Callable[[], None] = lambda: None,
+    *,
+    grace: float = 0.0,
 ) -> None:
-    """Remove all that an environment has there: killed, not asked to stop.
+    """Remove all that an environment has there.
 
     Args:
         engine: Where it is.
         environment: Which.
         accepted: Called once its containers are gone; networks and volumes take their time.
+        grace: Seconds its containers have to stop when they are asked to; without any, they are
+            killed at once.
 
     Raises:
         DestroyError: Something remains, or it can't be told.
@@ -155,6 +162,8 @@ def destroy(
     """
     try:
         check_record(engine, environment)
+        if grace:
+            _stop(engine, environment.id, grace)
         remove(engine, environment.id, accepted)
         if COMPLETE not in environment.handle and environment.owner.pid != os.getpid():
             # Its owner died while it was launching: the engine may still be at its last request.
@@ -168,6 +177,25 @@ def destroy(
             f"{environment.id} could not be removed: {error}. Its record stays: "
             "`pytest-ephemeral reap` removes it when that is mended"
         ) from error
+
+
+def _stop(engine: Engine, id: str, grace: float) -> None:
+    """Send each running container its stop signal, and wait until all have stopped or are killed.
+
+    That may fail: they are removed all the same.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    running = [one["Id"] for one in containers(engine, id) if one["State"] == "running"]
+
+    def stop(container: str) -> None:
+        query = {"t": max(1, round(grace))}  # engines take whole seconds
+        with suppress(EphemeralError, TimeoutError):
+            engine.call("POST", f"/containers/{container}/stop", query=query, timeout=grace + 30)
+
+    if running:
+        with ThreadPoolExecutor(len(running)) as pool:
+            list(pool.map(stop, running))
 
 
 def remove(engine: Engine, id: str, accepted: Callable[[], None] = lambda: None) -> bool:

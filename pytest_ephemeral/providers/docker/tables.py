@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Final
+from typing import Annotated, ClassVar, Final
 
 import msgspec
 
+from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.tables import Recipe, Template
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 #: An amount of memory: ``"512M"``, ``"2G"``.
 Size = Annotated[str, msgspec.Meta(pattern="^[0-9]+[KMGkmg]?$")]
+#: The name of a container's variable: many applications read ``spring.datasource.url`` and such.
+VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$(?!\n)")]
+#: A name and the address it stands for, as ``docker run --add-host`` takes it.
+HostName = Annotated[str, msgspec.Meta(pattern="^[^:]+:.+$")]
 #: A volume's name; it becomes part of the name that the engine knows it by.
 _VOLUME: Final = r"[a-zA-Z0-9][a-zA-Z0-9_.-]*"
 
@@ -62,16 +67,36 @@ class DockerTemplate(Template, frozen=True, kw_only=True):
         tmpfs: ``"/path"`` or ``"/path:size=64m"``: folders in memory.
         memory: At most so much, such as ``"512M"``; it is killed beyond.
         cpus: At most so many.
-        network: A network that is there already, joined besides its own.
+        network: A network that is there already, joined besides.
+        isolated: Whether it has a network of its own, which other containers can't reach, instead
+            of the engine's default one.
+        user: Whom its command runs as, such as ``"www-data"`` or ``"1000:1000"``.
+        extra_hosts: ``"name:address"``; ``host-gateway`` is this machine's address.
+        shm_size: The size of ``/dev/shm``, such as ``"256M"``.
+        cap_add: Capabilities, such as ``"NET_ADMIN"``.
+        init: Whether an init process of the engine's reaps its children.
+        stop_signal: What asks it to stop, where there is a ``grace``.
+        grace: How long it may take to stop when it is asked to; it is killed at once if not given.
     """
 
+    needs_port: ClassVar[bool] = False
+
     provider: str = "docker"
+    env: dict[VariableName, str] = msgspec.field(default_factory=dict)
     command: str | list[str] | None = None
     volumes: list[str] = msgspec.field(default_factory=list)
     tmpfs: list[str] = msgspec.field(default_factory=list)
     memory: Size | None = None
     cpus: Annotated[float, msgspec.Meta(gt=0)] | None = None
     network: str | None = None
+    isolated: bool = False
+    user: str | None = None
+    extra_hosts: list[HostName] = msgspec.field(default_factory=list)
+    shm_size: Size | None = None
+    cap_add: list[str] = msgspec.field(default_factory=list)
+    init: bool = False
+    stop_signal: str | None = None
+    grace: Duration | None = None
 
     def check(self) -> None:
         """Something runs, and nothing of the machine's own is mounted."""

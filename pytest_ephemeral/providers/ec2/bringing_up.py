@@ -210,7 +210,7 @@ def _with_endpoints(
     key = "PublicIpAddress" if template.address == "public" else "PrivateIpAddress"
     endpoints: dict[str, Endpoint] = {}
     for place, instance in enumerate(launched):
-        found = endpoints_at(str(instance[key]), template.endpoints())
+        found = endpoints_at(str(instance[key]), template.endpoints(), template.scheme)
         endpoints |= {f"{name}-{place + 1}" if place else name: at for name, at in found.items()}
     url = next((endpoint.url for endpoint in endpoints.values()), "")
     return msgspec.structs.replace(environment, endpoints=endpoints, url=url)

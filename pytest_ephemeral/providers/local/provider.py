@@ -69,7 +69,7 @@ class LocalProvider(LocalBaker):
                 _held[environment.id] = guard.start(spec)
             except (OSError, ValueError) as error:
                 raise LaunchError(f"{environment.id} could not be started: {error}") from error
-        endpoints = endpoints_at(claim.host, claim.ports)
+        endpoints = endpoints_at(claim.host, claim.ports, order.template.scheme)
         return msgspec.structs.replace(
             environment,
             endpoints=endpoints,
@@ -251,7 +251,7 @@ def _variables(order: Order, place: Folder, claim: network.Claim) -> dict[str, s
     for name, port in claim.ports.items():
         variables[f"PORT_{name.upper().replace('-', '_')}"] = str(port)
         variables.setdefault("PORT", str(port))
-    for endpoint in endpoints_at(claim.host, claim.ports).values():
+    for endpoint in endpoints_at(claim.host, claim.ports, order.template.scheme).values():
         variables.setdefault("URL", endpoint.url)
     return {**variables, **order.variables}
 

@@ -1,0 +1,223 @@
+"""Bringing up one environment of a Compose file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from pytest_ephemeral.errors import ConfigurationError, EphemeralError, LaunchError
+from pytest_ephemeral.interpolation import mask
+from pytest_ephemeral.models import Endpoint, Environment
+from pytest_ephemeral.providers.compose import project
+from pytest_ephemeral.providers.compose.command import CommandResult, Compose, parse
+from pytest_ephemeral.providers.compose.tables import ComposeTemplate
+from pytest_ephemeral.providers.docker import (
+    bases,
+    containers,
+    errors,
+    logs,
+    ports,
+    resources,
+)
+from pytest_ephemeral.providers.docker.engine import Engine
+from pytest_ephemeral.providers.docker.environments import (
+    GRACE,
+    MAIN,
+    SERVING,
+    masking_of,
+    part_of,
+)
+from pytest_ephemeral.providers.docker.ports import Published
+from pytest_ephemeral.providers.docker.provider import describe_unexposed
+from pytest_ephemeral.providers.docker.resources import name_of
+from pytest_ephemeral.providers.protocol import Order
+
+_LAST_LINES: Final = 20
+
+
+class Launch:
+    """Bringing up one environment.
+
+    Attributes:
+        order: What is asked for.
+    """
+
+    def __init__(
+        self, compose: Compose, engine: Engine, order: Order, template: ComposeTemplate
+    ) -> None:
+        self.order = order
+        self._compose = compose
+        self._engine = engine
+        self._template = template
+        self._files = [order.root / file for file in template.files()]
+        self._meant: project.File = {}
+
+    def read(self) -> None:
+        """Have the compose command say what the files mean.
+
+        Raises:
+            ConfigurationError: They can't be used.
+        """
+        where = f"templates.{self._template.name}"
+        env_files = [self.order.root / file for file in self._template.env_files()]
+        for key, files in {"file": self._files, "env-file": env_files}.items():
+            if missing := [file for file in files if not file.is_file()]:
+                raise ConfigurationError(f"{where}.{key}: there is no file {missing[0]}")
+        # One file of several: docker-compose 1.29 takes one, and later values go before earlier.
+        variables = "\n".join(file.read_text() for file in env_files)
+        arguments = [f"--file={file}" for file in self._files]
+        arguments += [f"--profile={profile}" for profile in self._template.profiles]
+        texts = {"--env-file": variables} if env_files else {}
+        said = self._run([*arguments, "config"], texts)
+        if said.status != 0:
+            names = ", ".join(self._template.files())
+            raise ConfigurationError(f"{where}: {names} can't be used: {self._complaint(said)}")
+        self._meant = parse(said.output)
+        services = project.check_services(self._meant, self._template)
+        for name, at in self._template.places().items():
+            self._check_exposed(name, at.port, at.service, services[at.service])
+
+    def up(self) -> Environment:
+        """Bring it up; what depends on healthy services is waited for by the command.
+
+        Raises:
+            LaunchError: It can't be brought up.
+        """
+        for attempt in range(ports.ATTEMPTS):
+            published = self._choose_ports()
+            scale = [f"--scale={name}={count}" for name, count in self._template.scale.items()]
+            up = ["up", "--detach", "--no-build", "--quiet-pull", *scale]
+            said = self._run(up, {"--file": self._text(published)})
+            if said.status == 0:
+                return self._describe(published)
+            if not ports.is_taken(said.progress) or attempt == ports.ATTEMPTS - 1:
+                break
+        raise LaunchError(
+            f"{self.order.environment.id} could not be brought up: {self._complaint(said)}"
+            + self._last_words()
+        )
+
+    def _choose_ports(self) -> Published:
+        places = self._template.places()
+        services = project.check_services(self._meant, self._template)
+        of_host = [
+            name
+            for name, at in places.items()
+            if services[at.service].get("network_mode") == "host"
+        ]
+        udp = [name for name, at in places.items() if project.is_udp(services[at.service], at.port)]
+        inside = {name: at.port for name, at in places.items()}
+        return ports.choose(
+            self._engine, inside, scheme=self._template.scheme, udp=udp, host_network=of_host
+        )
+
+    def _text(self, published: Published) -> str:
+        """The file of this environment, as the compose command reads it."""
+        changed = project.prepare(
+            self._meant,
+            self._template,
+            self.order.images,
+            labels=resources.labels_for(self.order.environment, "compose"),
+            secrets=self.order.secrets,
+            published=published,
+        )
+        return json.dumps(changed, default=str)
+
+    def _describe(self, published: Published) -> Environment:
+        """The environment, with where it is reached."""
+        environment = self.order.environment
+        places = self._template.places()
+        found = {part_of(one): one for one in resources.containers(self._engine, environment.id)}
+        endpoints: dict[str, Endpoint] = {}
+        for name, at in places.items():
+            if at.service not in found:
+                raise LaunchError(
+                    f"{environment.id}: the service {at.service!r} of {self._template.files()[0]} "
+                    "has no container: does the file ask for none of it (deploy.replicas, scale)?"
+                )
+            endpoints[name] = published.endpoints[name]
+            if project.replicas(self._meant, self._template, at.service) > 1:
+                endpoints[name] = self._endpoint_of(found[at.service]["Id"], published, name)
+        handle = {
+            **environment.handle,
+            MAIN: self._template.service,
+            SERVING: " ".join(sorted({at.service for at in places.values()})),
+        }
+        if self._template.grace is not None:
+            handle[GRACE] = f"{float(self._template.grace):g}"
+        url = next((endpoint.url for endpoint in endpoints.values()), "")
+        return msgspec.structs.replace(environment, endpoints=endpoints, url=url, handle=handle)
+
+    def _endpoint_of(self, container: str, published: Published, name: str) -> Endpoint:
+        """Where the first of several containers is reached, whose ports the engine chooses."""
+        found = containers.inspect(self._engine, container)["NetworkSettings"]["Ports"]
+        if not (bindings := found.get(published.key(name))):
+            raise LaunchError(
+                f"{self.order.environment.id}: port {published.inside[name]} ({name}) of "
+                "the first container is not published: it does not run"
+            )
+        return msgspec.structs.replace(published.endpoints[name], port=int(bindings[0]["HostPort"]))
+
+    def _run(self, arguments: Sequence[str], texts: Mapping[str, str]) -> CommandResult:
+        return self._compose.run(
+            arguments,
+            project=name_of(self.order.environment.id),
+            folder=self._files[0].parent,
+            variables=self.order.variables,
+            address=self._engine.address,
+            texts=texts,
+        )
+
+    def _complaint(self, said: CommandResult) -> str:
+        """What the command complained of, without its progress."""
+        lines = [line.strip() for line in said.progress.splitlines() if line.strip()]
+        # Its progress says of each that there was an error, but not which.
+        lines = [line for line in lines if not line.endswith(("... error", " Error"))] or lines
+        reasons = [line for line in lines if line.startswith("dependency failed to start")]
+        reasons += [line for line in lines if "error" in line.lower() and line not in reasons]
+        text = "; ".join(dict.fromkeys(reasons or lines[-_LAST_LINES:])) or "it says nothing"
+        return mask(text + errors.find_remedy(text), self.order.secrets)
+
+    def _last_words(self) -> str:
+        """How the parts that are not well have ended, with the last lines of their logs."""
+        text = ""
+        for one in resources.containers(self._engine, self.order.environment.id):
+            try:
+                found = containers.inspect(self._engine, one["Id"])
+                sick = "(unhealthy)" in one["Status"]
+                if found["State"]["ExitCode"] == 0 and not sick:
+                    continue
+                masked = masking_of(self._engine, self.order.environment, [one["Id"]])
+                log = logs.read(self._engine, one["Id"], masked, tail=_LAST_LINES)
+            except EphemeralError:
+                continue
+            how = containers.exit_reason(found["State"])
+            if sick:
+                output = masked(containers.health_output(found))
+                how = f"is unhealthy; its health check says: {output}"
+            how += containers.describe_architecture(self._engine, found)
+            text += f"\n  {part_of(one)} {how}; the last lines of its log:\n"
+            text += "".join(f"    {line.rstrip()}\n" for _, line in log)
+        return text.rstrip()
+
+    def _check_exposed(
+        self, name: str, port: int, service_name: str, service: Mapping[str, Any]
+    ) -> None:
+        """Refuse a port that neither the image nor the file exposes, if they expose any."""
+        exposed = project.list_exposed(dict(service))
+        if service_name in self._template.replaced:
+            image = self.order.images[self._template.replaced[service_name]]
+            for kind in ("exposed", "udp"):
+                exposed += image.handle.get(kind, "").split()
+        elif found := bases.find_local(self._engine, str(service.get("image"))):
+            for protocol in ("tcp", "udp"):
+                exposed += bases.list_exposed(found["Config"], protocol)
+        is_range = any("-" in one for one in exposed)
+        if exposed and not is_range and str(port) not in exposed:
+            known = sorted(set(exposed), key=int)
+            raise LaunchError(
+                describe_unexposed(self._template.name, name, port, service_name, known)
+            )

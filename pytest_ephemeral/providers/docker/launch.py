@@ -1,0 +1,227 @@
+"""Launching one container: what is asked of the engine, and what when a port is taken."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Self
+
+import msgspec
+
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.providers.docker import containers, masking, ports, resources
+from pytest_ephemeral.providers.docker.engine import Engine, EngineError
+from pytest_ephemeral.providers.docker.environments import (
+    APP,
+    GRACE,
+    MAIN,
+    SERVING,
+    begin_launch,
+)
+from pytest_ephemeral.providers.docker.ports import Published
+from pytest_ephemeral.providers.docker.resources import CONTAINER, name_of
+from pytest_ephemeral.providers.docker.tables import DockerTemplate, bytes_of, volume_of
+from pytest_ephemeral.providers.protocol import Order
+
+#: The engine's own network, which is there already: one of an environment's own takes 0.2 s, and
+#: one of some thirty that an engine has addresses for.
+_DEFAULT_NETWORK: Final = "default"
+
+
+def launch_container(
+    engine: Engine, order: Order, template: DockerTemplate, image: Image
+) -> Environment:
+    """Create a container with all it needs, and start it.
+
+    Raises:
+        EphemeralError: The engine refused; what was made has the environment's labels.
+    """
+    order = begin_launch(order, engine)
+    environment = order.environment
+    made_labels = resources.labels_for(environment, "docker")
+    body = _body(order, template, image)
+    body["Labels"] |= made_labels
+    network = _Network(engine, name_of(environment.id), made_labels) if template.isolated else None
+    udp = image.handle.get("udp", "").split()
+    attempt = _Attempt(engine, template, name_of(environment.id), body, network)
+    container, published = attempt.until_free(
+        lambda: ports.choose(
+            engine,
+            template.endpoints(),
+            scheme=template.scheme,
+            udp=[name for name, port in template.endpoints().items() if str(port) in udp],
+        )
+    )
+    handle = {**environment.handle, CONTAINER: container, MAIN: APP, SERVING: APP}
+    if template.grace is not None:
+        handle[GRACE] = f"{float(template.grace):g}"
+    return msgspec.structs.replace(
+        environment,
+        endpoints=dict(published.endpoints),
+        url=next((endpoint.url for endpoint in published.endpoints.values()), ""),
+        handle=handle,
+    )
+
+
+class _Attempt:
+    """Making and starting a container, again with other ports where one was taken."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        template: DockerTemplate,
+        name: str,
+        body: dict[str, Any],
+        network: _Network | None,
+    ) -> None:
+        self._engine = engine
+        self._template = template
+        self._name = name
+        self._body = body
+        self._network = network
+
+    def until_free(self, choose: Callable[[], Published]) -> tuple[str, Published]:
+        """Make and start it.
+
+        Returns:
+            Its id, and where its ports are published.
+        """
+        for attempt in range(ports.ATTEMPTS):
+            published = choose()
+            container = self._create(published)
+            try:
+                self._engine.call("POST", f"/containers/{container}/start")
+            except EngineError as error:
+                if not ports.is_taken(str(error)) or attempt == ports.ATTEMPTS - 1:
+                    raise
+                resources.remove_container(self._engine, container)
+            else:
+                return container, published
+        raise EphemeralError("no port is free")  # the last attempt raises what the engine says
+
+    def _create(self, published: Published) -> str:
+        keys = {name: published.key(name) for name in published.inside}
+        host = self._body["HostConfig"]
+        host["PortBindings"] = {
+            key: [{"HostIp": published.address, "HostPort": str(published.endpoints[name].port)}]
+            for name, key in keys.items()
+        }
+        self._body["ExposedPorts"] = {key: {} for key in keys.values()}
+        if self._network is None:
+            _make_volumes(self._engine, self._body)
+            container = self._request()
+        else:
+            host["NetworkMode"] = self._name
+            with self._network:
+                _make_volumes(self._engine, self._body)
+                container = self._network.join(self._request)
+        if self._template.network is not None:
+            path = f"/networks/{self._template.network}/connect"
+            self._engine.call("POST", path, body={"Container": container})
+        return container
+
+    def _request(self) -> str:
+        query = {"name": self._name}
+        made = self._engine.call("POST", "/containers/create", query=query, body=self._body)
+        return str(made["Id"])
+
+
+class _Network:
+    """An environment's network, created while its container is.
+
+    A bridge takes an engine 0.1 s, for its rules in the kernel's packet filter; Docker asks for it
+    only when the container starts, Podman when it is created.
+    """
+
+    def __init__(self, engine: Engine, name: str, network_labels: Mapping[str, str]) -> None:
+        self._engine = engine
+        self._body = {"Name": name, "Labels": dict(network_labels)}
+        self._error: EphemeralError | TimeoutError | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if self._thread is None:
+            name = f"network {self._body['Name']}"
+            self._thread = threading.Thread(target=self._create, name=name)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._wait()
+
+    def join(self, create: Callable[[], str]) -> str:
+        """Create a container on it, now or when the network is there."""
+        try:
+            return create()
+        except EngineError:
+            self._wait()
+            return create()
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _create(self) -> None:
+        try:
+            self._engine.call("POST", "/networks/create", body=self._body)
+        except (EphemeralError, TimeoutError) as error:
+            self._error = error
+
+
+def _body(order: Order, template: DockerTemplate, image: Image) -> dict[str, Any]:
+    """The request for a container, as /containers/create takes it; without its ports."""
+    name = name_of(order.environment.id)
+    command = template.command
+    if isinstance(command, str):
+        command = ["/bin/sh", "-c", command]
+    body: dict[str, Any] = {
+        "Image": image.digest,
+        "Cmd": command,
+        "Env": [f"{key}={value}" for key, value in order.variables.items()],
+        "Labels": masking.labels_for(order.variables, order.secrets),
+        "HostConfig": _host_config(template, name),
+    }
+    if template.user is not None:
+        body["User"] = template.user
+    if template.stop_signal is not None:
+        body["StopSignal"] = template.stop_signal
+    return body
+
+
+def _host_config(template: DockerTemplate, name: str) -> dict[str, Any]:
+    host: dict[str, Any] = {
+        "NetworkMode": _DEFAULT_NETWORK,
+        "Mounts": [_mount(volume, name) for volume in template.volumes],
+        "Tmpfs": dict(folder.partition(":")[::2] for folder in template.tmpfs),
+        "LogConfig": containers.LOG_LIMITS,
+        "ExtraHosts": template.extra_hosts,
+        "CapAdd": template.cap_add,
+    }
+    if template.memory is not None:
+        # Memory and swap together: what does not fit is killed, and does not crawl.
+        host["Memory"] = host["MemorySwap"] = bytes_of(template.memory)
+    if template.cpus is not None:
+        host["NanoCpus"] = round(template.cpus * 10**9)
+    if template.shm_size is not None:
+        host["ShmSize"] = bytes_of(template.shm_size)
+    if template.init:
+        host["Init"] = True
+    return host
+
+
+def _mount(volume: str, prefix: str) -> dict[str, Any]:
+    """A volume; one without a name is the container's own, and removed with it."""
+    name, path = volume_of(volume)
+    mount = {"Type": "volume", "Target": path}
+    return {**mount, "Source": f"{prefix}-{name}"} if name else mount
+
+
+def _make_volumes(engine: Engine, body: Mapping[str, Any]) -> None:
+    """Make the volumes that have names, labelled: Podman labels none that a container brings."""
+    for mount in body["HostConfig"]["Mounts"]:
+        if name := mount.get("Source"):
+            volume = {"Name": name, "Labels": body["Labels"]}
+            engine.call("POST", "/volumes/create", body=volume)

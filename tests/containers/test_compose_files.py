@@ -1,0 +1,240 @@
+"""Compose files as people have them: what they mean, and what can't be meant side by side."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from containers.project import Opened, compose, left, refusal, up
+from pytest_ephemeral.providers.docker import containers, endpoint, resources
+from support import compose_versions, engine_images
+
+
+@pytest.fixture(params=["v1", "v2"], autouse=True)
+def command(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Either version of the compose command."""
+    if why := engine_images.unavailable():
+        pytest.skip(why)
+    if request.param == "v2" and compose_versions.v2() is None:
+        pytest.skip("version 2 of Compose is not here (.ci/compose fetches it)")
+    v2 = request.param == "v2"
+    with compose_versions.with_plugin() if v2 else compose_versions.without_plugin():
+        yield
+
+
+def write(folder: Path, text: str, name: str = "compose.yaml") -> None:
+    (folder / name).write_text(text.replace("BASE", engine_images.busybox()))
+
+
+def fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode().strip())
+
+
+class _Stranger(BaseHTTPRequestHandler):
+    """Another server on this machine, on the port that the file names."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "8")
+        self.end_headers()
+        self.wfile.write(b"stranger")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """The port of a server that is none of ours."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Stranger) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+RESTARTING = """
+services:
+  web:
+    image: BASE
+    restart: on-failure
+    command: sh -c "echo x >> /count/n; [ $$(wc -l < /count/n) -gt 3 ] || {{ sleep 0.3; exit 1; }};
+      exec httpd -f -p {port} -h /www"
+    ports: ["{port}:{port}"]
+    volumes: ["count:/count"]
+volumes: {{count: }}
+"""
+
+
+def test_a_service_that_exits_until_it_can_run(
+    opened: Opened, tmp_path: Path, stranger: int
+) -> None:
+    """It has no port here meanwhile. Whoever has the one the file names is never taken for it."""
+    write(tmp_path, RESTARTING.format(port=stranger))
+    lifecycle = opened(compose("web").replace("8080", str(stranger)) + 'ready = { http = "/" }\n')
+    environment = up(lifecycle, "odd")
+    assert fetched(environment.url) == "ok"
+    assert str(stranger) not in environment.url
+    engine = endpoint.find()
+    (one,) = resources.containers(engine, environment.id)
+    engine.call("POST", f"/containers/{one['Id']}/restart", query={"t": 0})
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            assert fetched(environment.url) == "ok"  # the same address as before
+            break
+        except OSError:
+            time.sleep(0.05)
+    else:
+        pytest.fail("it does not answer where it did")
+    lifecycle.destroy(environment)
+    assert left(environment.id) == []
+    lifecycle.close()
+
+
+def test_a_port_that_someone_is_faster_to_take(
+    opened: Opened, tmp_path: Path, stranger: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are chosen."""
+    from pytest_ephemeral.providers.docker import ports
+
+    free = ports._free_port
+    chosen = iter([stranger])
+    monkeypatch.setattr(
+        ports, "_free_port", lambda held, *, udp: next(chosen, None) or free(held, udp=udp)
+    )
+    write(tmp_path, "services: {web: {image: BASE}}\n")
+    lifecycle = opened(compose("web") + 'ready = { http = "/" }\n')
+    environment = up(lifecycle, "odd")
+    assert fetched(environment.url) == "ok"
+    lifecycle.destroy(environment)
+    assert left(environment.id) == []
+    lifecycle.close()
+
+
+MEANING = """
+services:
+  web:
+    image: BASE
+    container_name: shop-web
+    ports: ["8080:8080"]
+    networks: {back: }
+  dns:
+    image: PYTHON
+    command:
+      - python3
+      - -c
+      - |
+        import socket
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind(("0.0.0.0", 5353))
+        while True:
+            server.sendto(b"answer", server.recvfrom(16)[1])
+    ports: ["5353:5353/udp"]
+    networks: [back]
+networks:
+  back: {ipam: {config: [{subnet: 10.251.7.0/24}]}}
+"""
+
+
+def test_two_of_one_file_side_by_side(opened: Opened, tmp_path: Path) -> None:
+    """With a name, a port and a subnet that only one could have; each finds its own by the name."""
+    write(tmp_path, MEANING.replace("PYTHON", engine_images.python()))
+    more = compose("web") + 'endpoints = { dns = { service = "dns", port = 5353 } }\n'
+    lifecycle = opened(more + 'ready = { http = "/" }\n')
+    first, second = up(lifecycle, "odd"), up(lifecycle, "odd")
+    for environment in (first, second):
+        assert fetched(environment.url) == "ok"
+        said = environment.run(["wget", "-qO-", "http://shop-web:8080/"])
+        assert said.stdout == "ok\n", said.stderr
+        dns = environment.endpoints["dns"]
+        assert dns.scheme == "udp"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(0.2)
+            for _ in range(50):
+                client.sendto(b"x", (dns.host, dns.port))
+                try:
+                    assert client.recv(16) == b"answer"
+                    break
+                except TimeoutError:
+                    continue
+            else:
+                pytest.fail("nothing came back")
+    assert first.url != second.url
+    for environment in (first, second):
+        lifecycle.destroy(environment)
+        assert left(environment.id) == []
+    lifecycle.close()
+
+
+def test_several_files_variables_and_containers(opened: Opened, tmp_path: Path) -> None:
+    """The second file is over the first, the later variable over the earlier."""
+    write(tmp_path, "services: {web: {image: BASE, environment: {A: '${A}', B: '${B}'}}}\n")
+    write(tmp_path, "services: {web: {environment: {C: third}}}\n", "more.yaml")
+    (tmp_path / "one.env").write_text("A=first\nB=first")
+    (tmp_path / "two.env").write_text("B=second\n")
+    keys = 'env-file = ["one.env", "two.env"]\nscale = { web = 2 }\nready = { http = "/" }\n'
+    more = compose("web").replace('"compose.yaml"', '["compose.yaml", "more.yaml"]') + keys
+    lifecycle = opened(more)
+    environment = up(lifecycle, "odd")
+    said = environment.run(["sh", "-c", "echo $A $B $C"])
+    assert said.stdout == "first second third\n"
+    assert len(resources.containers(endpoint.find(), environment.id)) == 2
+    assert fetched(environment.url) == "ok"
+    lifecycle.destroy(environment)
+    assert left(environment.id) == []
+    lifecycle.close()
+
+
+def test_why_a_service_is_unhealthy(opened: Opened, tmp_path: Path) -> None:
+    """Its health check's own words, and which service waited for it in vain."""
+    write(
+        tmp_path,
+        "services:\n"
+        "  web: {image: BASE, depends_on: {db: {condition: service_healthy}}}\n"
+        "  db: {image: BASE, healthcheck: {test: 'echo no schema yet; exit 1', interval: 0.3s,"
+        " retries: 1, start_period: 0s, timeout: 2s}}\n",
+    )
+    said = str(refusal(opened(compose("web")), "odd"))
+    assert "db is unhealthy; its health check says: no schema yet" in said
+    assert "exited with status 0" not in said
+
+
+def test_a_grace_to_stop(opened: Opened, tmp_path: Path) -> None:
+    """An application that has something to do at its end is asked to stop, and does it."""
+    write(
+        tmp_path,
+        "services:\n  web:\n    image: BASE\n    volumes: [kept:/kept]\n    stop_signal: SIGINT\n"
+        '    command: sh -c \'trap "echo asked > /kept/it; exit" INT; httpd -p 8080 -h /www;'
+        " while true; do sleep 0.1; done'\n"
+        "volumes: {kept: {external: true, name: NAME}}\n".replace("NAME", f"kept-{tmp_path.name}"),
+    )
+    engine = endpoint.find()
+    name = f"kept-{tmp_path.name}"
+    engine.call("POST", "/volumes/create", body={"Name": name})
+    try:
+        lifecycle = opened(compose("web") + 'ready = { http = "/" }\ngrace = "10s"\n')
+        environment = up(lifecycle, "odd")
+        started = time.monotonic()
+        lifecycle.destroy(environment)
+        assert time.monotonic() - started < 8
+        body = {
+            "Image": engine_images.busybox(),
+            "Cmd": ["cat", "/kept/it"],
+            "HostConfig": {"Binds": [f"{name}:/kept"]},
+        }
+        reader = engine.call("POST", "/containers/create", body=body)["Id"]
+        engine.call("POST", f"/containers/{reader}/start")
+        engine.call("POST", f"/containers/{reader}/wait")
+        assert containers.inspect(engine, reader)["State"]["ExitCode"] == 0
+        engine.call("DELETE", f"/containers/{reader}", query={"force": True})
+        lifecycle.close()
+    finally:
+        engine.call("DELETE", f"/volumes/{name}")

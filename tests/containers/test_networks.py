@@ -1,0 +1,143 @@
+"""Networks and ports: one that is there already, one of its own, none at all; many at once."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from containers.project import Opened, left, up
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.providers.docker import containers, endpoint, ports
+from pytest_ephemeral.providers.docker.engine import Engine
+
+SHARED = """
+[templates.shared]
+image = "web"
+port = 8080
+ready = { http = "/" }
+"""
+
+
+def fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode().strip())
+
+
+def networks(engine: Engine) -> set[str]:
+    return {one["Name"] for one in engine.call("GET", "/networks")}
+
+
+@pytest.mark.parametrize("at_once", [1, 12])
+def test_many_of_one_image(opened: Opened, at_once: int) -> None:
+    """However many there are, none takes a network, and each answers at its own address."""
+    engine = endpoint.find()
+    lifecycle = opened(SHARED)
+
+    def one_life(_: int) -> str:
+        environment = up(lifecycle, "shared")
+        assert fetched(environment.url) == "ok"
+        assert not [name for name in networks(engine) if environment.id in name]
+        if at_once == 1:
+            lifecycle.destroy(environment)
+        return str(environment.url)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        urls = list(pool.map(one_life, range(12)))
+    if at_once > 1:
+        assert len(set(urls)) == len(urls)
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lifecycle.destroy, lifecycle.project.ledger.entries()))
+    assert left(lifecycle.run) == []
+    lifecycle.close()
+
+
+def test_one_of_its_own(opened: Opened) -> None:
+    """What is isolated can't be reached from a container beside it."""
+    lifecycle = opened(SHARED)
+    alone, beside = up(lifecycle), up(lifecycle, "shared")
+    engine = endpoint.find()
+    found = containers.inspect(engine, alone.handle["container"])["NetworkSettings"]["Networks"]
+    ((name, described),) = found.items()
+    assert name == f"pytest-ephemeral-{alone.id}"
+    address = described["IPAddress"]
+    said = beside.run(["wget", "-q", "-T", "1", "-O", "-", f"http://{address}:8080/"])
+    assert said.returncode != 0
+    for environment in (alone, beside):
+        lifecycle.destroy(environment)
+        assert left(environment.id) == []
+    lifecycle.close()
+
+
+def test_a_port_that_someone_is_faster_to_take(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are chosen, and the same name and labels used again."""
+    lifecycle = opened(SHARED)
+    free = ports._free_port
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        chosen = iter([taken.getsockname()[1]] * 2)
+        monkeypatch.setattr(
+            ports, "_free_port", lambda held, *, udp: next(chosen, None) or free(held, udp=udp)
+        )
+        environment = up(lifecycle, "shared")
+    assert fetched(environment.url) == "ok"
+    lifecycle.destroy(environment)
+    assert left(environment.id) == []
+    lifecycle.close()
+
+
+def test_the_same_address_after_a_restart(opened: Opened) -> None:
+    """Tests and people keep the URL that they were given."""
+    lifecycle = opened(SHARED)
+    environment = up(lifecycle, "shared")
+    engine, id = endpoint.find(), environment.handle["container"]
+    engine.call("POST", f"/containers/{id}/restart", query={"t": 0})
+    for _ in range(200):
+        with suppress(OSError):
+            assert fetched(environment.url) == "ok"
+            break
+    bindings = containers.inspect(engine, id)["NetworkSettings"]["Ports"]["8080/tcp"]
+    assert int(bindings[0]["HostPort"]) == environment.endpoints["http"].port
+    lifecycle.destroy(environment)
+    lifecycle.close()
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ('port = 8080\nscheme = "redis"\nready = { tcp = true }', "redis"),
+        ('command = "echo at work; sleep 100"\nready = { log = "at work" }', ""),
+    ],
+)
+def test_what_is_no_web_server(opened: Opened, keys: str, said: str) -> None:
+    """Its URL is one that its clients take; one without a port has none."""
+    lifecycle: Lifecycle = opened(f'[templates.odd]\nimage = "web"\n{keys}\n', "FROM {base}\n")
+    environment: Any = up(lifecycle, "odd")
+    assert environment.url.partition(":")[0] == said
+    assert bool(environment.endpoints) == bool(said)
+    lifecycle.destroy(environment)
+    lifecycle.close()
+
+
+def test_a_container_that_is_asked_to_stop(opened: Opened) -> None:
+    """It has its grace to do what it must; one that does not care is killed when that is over."""
+    command = 'trap "echo asked; exit" USR1; while true; do sleep 0.1; done'
+    keys = f"command = '''{command}'''\nready = {{ command = \"true\" }}"
+    lifecycle = opened(
+        f'[templates.odd]\nimage = "web"\n{keys}\nstop-signal = "SIGUSR1"\ngrace = "8s"\n',
+        "FROM {base}\n",
+    )
+    environment = up(lifecycle, "odd")
+    engine, id = endpoint.find(), environment.handle["container"]
+    with engine.stream(
+        "GET", f"/containers/{id}/logs", query={"stdout": True, "follow": True}
+    ) as answer:
+        lifecycle.destroy(environment)
+        assert b"asked" in answer.read()
+    assert left(environment.id) == []
+    lifecycle.close()
