@@ -40,7 +40,8 @@ def show() -> Iterator[Callable[[Progress], None]]:
 
 def log(progress: Progress) -> None:
     """Report it in a line of its own, on stderr."""
-    if progress.phase != "seen":  # changes too often for lines that stay
+    # Results of probes change too often for lines that stay; a hint is worth one.
+    if progress.phase != "seen" or "hint: " in progress.text:
         print(_sentence(progress), file=sys.stderr, flush=True)
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from pytest_ephemeral import providers
 from pytest_ephemeral.environments import readiness
-from pytest_ephemeral.environments.readiness import Probe
+from pytest_ephemeral.environments.probes import Probe
 from pytest_ephemeral.errors import (
     DnsUnavailableError,
     EnvironmentDiedError,

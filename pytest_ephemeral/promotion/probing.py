@@ -10,7 +10,7 @@ import msgspec
 
 from pytest_ephemeral import interpolation, providers
 from pytest_ephemeral.environments import readiness
-from pytest_ephemeral.environments.readiness import HttpProbe, Probe
+from pytest_ephemeral.environments.probes import HttpProbe, Probe
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.tables import Promotion, Ready, Template
 

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.durations import Duration
-from pytest_ephemeral.environments import readiness
+from pytest_ephemeral.environments import probes, readiness
 from pytest_ephemeral.errors import LaunchError, ReadinessError
 from pytest_ephemeral.models import Environment, endpoints_at
 from pytest_ephemeral.providers.protocol import Status
@@ -96,10 +96,10 @@ def environment(port: int) -> Environment:
 
 def wait(env: Environment, ready: Ready | None, provider: Scripted, **kwargs) -> None:
     template = Template(name="staging", provider="scripted", port=1, ready=ready)
-    probes = readiness.probes_for(env, template, provider, ready.headers if ready else {})
+    wanted = readiness.probes_for(env, template, provider, ready.headers if ready else {})
     timeout = ready.timeout if ready else 5.0
     cancelled = kwargs.pop("cancelled", threading.Event())
-    readiness.wait(env, provider, probes, timeout=timeout, cancelled=cancelled, **kwargs)
+    readiness.wait(env, provider, wanted, timeout=timeout, cancelled=cancelled, **kwargs)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_nobody_waits_for_what_is_no_longer_wanted(unused_port: int) -> None:
 def test_a_log_line_is_found_wherever_the_reads_cut_it() -> None:
     """The end of what was read before is looked at again."""
     provider = Scripted()
-    probe = readiness.LogProbe(
+    probe = probes.LogProbe(
         environment(1), provider, re.compile(r"^listening on \d+$", re.MULTILINE)
     )
     seen = []
@@ -257,7 +257,7 @@ def test_pauses_grow_from_2_to_50_ms(unused_port: int) -> None:
 
 
 @contextmanager
-def forwarding(*, hangs_up_after: float | None) -> Iterator[readiness.TcpProbe]:
+def forwarding(*, hangs_up_after: float | None) -> Iterator[probes.TcpProbe]:
     """A probe of a port that something accepts for in the application's name.
 
     Args:
@@ -280,7 +280,7 @@ def forwarding(*, hangs_up_after: float | None) -> Iterator[readiness.TcpProbe]:
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
         endpoint = endpoints_at("127.0.0.1", {"http": server.getsockname()[1]})["http"]
-        yield readiness.TcpProbe(endpoint, forwarded=True)
+        yield probes.TcpProbe(endpoint, forwarded=True)
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
 

@@ -1,0 +1,181 @@
+"""The probes of readiness: a port, a page, a line of the log, a command, the platform itself."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from pytest_ephemeral.models import Endpoint, Environment
+from pytest_ephemeral.providers.abilities import SupportsHealth
+from pytest_ephemeral.providers.protocol import Provider
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
+#: Seconds in which a forwarder hangs up when nobody listens behind it, as long as none has been
+#: seen to; then so many times as long as the slowest has taken, and at least so long.
+HANG_UP: Final = 0.05
+HANG_UP_FACTOR: Final = 3
+SHORTEST_HANG_UP: Final = 0.01
+
+
+class Probe(Protocol):
+    """One thing to look at."""
+
+    def look(self, seconds: float) -> str:
+        """Look once.
+
+        Args:
+            seconds: How long it may take.
+
+        Returns:
+            Empty when it is as it should be; otherwise what was seen, for people.
+        """
+
+
+class TcpProbe(msgspec.Struct):
+    """A port that accepts a connection.
+
+    Attributes:
+        endpoint: Where it is.
+        forwarded: Whether something in between accepts in the application's name (a container
+            engine's proxy), and hangs up at once when nobody listens behind it.
+    """
+
+    endpoint: Endpoint
+    forwarded: bool = False
+    _slowest: float = 0.0
+
+    def look(self, seconds: float) -> str:
+        """See ``Probe``."""
+        address = (self.endpoint.host, self.endpoint.port)
+        where = f"connect to {address[0]}:{address[1]}"
+        try:
+            with socket.create_connection(address, timeout=seconds) as connection:
+                if self.forwarded and self._hangs_up(connection):
+                    return f"{where}: accepted, but nobody listens behind it"
+        except OSError as error:
+            return f"{where}: {_reason(error)}"
+        return ""
+
+    def _hangs_up(self, connection: socket.socket) -> bool:
+        """Whether the other side ends a connection right away; a busy machine takes its time."""
+        seen = max(SHORTEST_HANG_UP, HANG_UP_FACTOR * self._slowest)
+        connection.settimeout(seen if self._slowest else HANG_UP)
+        started = time.monotonic()
+        try:
+            if connection.recv(1, socket.MSG_PEEK):
+                return False
+        except TimeoutError:
+            return False
+        except OSError:
+            pass  # reset
+        self._slowest = max(self._slowest, time.monotonic() - started)
+        return True
+
+
+class PlatformProbe(msgspec.Struct, frozen=True):
+    """What the platform itself thinks."""
+
+    environment: Environment
+    provider: SupportsHealth
+
+    def look(self, seconds: float) -> str:  # noqa: ARG002
+        """See ``Probe``."""
+        return self.provider.pending_health(self.environment)
+
+
+class HttpProbe(msgspec.Struct, frozen=True):
+    """A path that answers with an accepted status.
+
+    The standard library's client: a look takes less than importing a better one.
+    """
+
+    endpoint: Endpoint
+    path: str
+    accepted: frozenset[int]
+    headers: Mapping[str, str]
+
+    def look(self, seconds: float) -> str:
+        """See ``Probe``."""
+        from http.client import HTTPException
+
+        what = f"GET {self.endpoint.url.rstrip('/')}{self.path}"
+        connection = self._connection(seconds)
+        try:
+            connection.request("GET", self.path, headers={"Connection": "close", **self.headers})
+            response = connection.getresponse()
+        except (OSError, HTTPException) as error:
+            return f"{what}: {_reason(error)}"
+        finally:
+            connection.close()
+        if response.status in self.accepted:
+            return ""
+        return f"{what}: status {response.status} {response.reason}".rstrip()
+
+    def _connection(self, seconds: float) -> HTTPConnection:
+        from http.client import HTTPConnection, HTTPSConnection
+
+        host, port = self.endpoint.host, self.endpoint.port
+        if self.endpoint.scheme != "https":
+            return HTTPConnection(host, port, timeout=seconds)
+        import ssl
+
+        # Whether it is up is asked, not who it is: test environments sign their own certificates.
+        context = ssl._create_unverified_context()  # noqa: S323, SLF001
+        return HTTPSConnection(host, port, timeout=seconds, context=context)
+
+
+class LogProbe(msgspec.Struct):
+    """A regular expression that is found in what the application prints."""
+
+    environment: Environment
+    provider: Provider
+    pattern: re.Pattern[str]
+    _mark: str | None = None
+    _text: str = ""
+
+    def look(self, seconds: float) -> str:  # noqa: ARG002
+        """See ``Probe``. Each look reads only what is new, and the end of what was read before."""
+        mark = self.provider.log_mark(self.environment)
+        self._text = self._text[-4096:] + self.provider.logs(self.environment, since=self._mark)
+        self._mark = mark
+        if self.pattern.search(self._text):
+            return ""
+        return f"/{self.pattern.pattern}/ is not in its log"
+
+
+class CommandProbe(msgspec.Struct, frozen=True):
+    """A command run inside the environment that succeeds."""
+
+    environment: Environment
+    provider: Provider
+    command: str
+
+    def look(self, seconds: float) -> str:
+        """See ``Probe``."""
+        argv = ["/bin/sh", "-c", self.command]
+        try:
+            done = self.provider.run(self.environment, argv, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"{self.command!r} had not ended after {seconds:g} s"
+        if done.returncode == 0:
+            return ""
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        return f"{self.command!r} exited with status {done.returncode}" + "".join(
+            f": {line}" for line in said
+        )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"{type(error).__name__}: {error}".rstrip(": ")

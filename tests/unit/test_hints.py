@@ -1,0 +1,124 @@
+"""Why an environment is not ready is told with its cause, and as soon as it is seen."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral.durations import Duration
+from pytest_ephemeral.environments import hints, readiness
+from pytest_ephemeral.errors import LaunchError, ReadinessError
+from pytest_ephemeral.providers.protocol import Status
+from pytest_ephemeral.tables import Ready
+from unit.test_readiness import Scripted, answering, environment, wait
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "said"),
+    [
+        (400, "Invalid HTTP_HOST header: '127.4.9.3:8080'.", "ALLOWED_HOSTS"),
+        (500, "sqlite3.OperationalError: unable to open database file", r"write to \$STATE"),
+        (500, "OSError: [Errno 30] Read-only file system: '/x'", r"write to \$STATE"),
+        (404, "", "change the path in `ready.http`"),
+        (400, "", "reject the host name"),
+        (401, "", "needs a login"),
+        (503, "", "raise `ready.timeout`"),
+    ],
+)
+def test_a_time_out_names_the_cause(status: int, log: str, said: str) -> None:
+    """And what to change."""
+    provider = Scripted()
+    provider.text = log + "\n"
+    with answering(status) as env, pytest.raises(ReadinessError, match=f"hint: .*{said}"):
+        wait(env, Ready(http="/healthz", timeout=Duration(0.1)), provider)
+
+
+def test_a_hint_is_told_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrong listener, a steady 404: not only when the time is over."""
+    monkeypatch.setattr(readiness, "FIRST_HINT", 0.05)
+    provider = Scripted()
+    provider.advice = "it listens on 127.0.0.1:5000"
+    told: list[str] = []
+    cancelled = threading.Event()
+
+    def tell(text: str) -> None:
+        told.append(text)
+        if "hint: " in text:
+            cancelled.set()  # seen long before its time of a minute
+
+    with answering(404) as env, pytest.raises(LaunchError, match="no longer wanted"):
+        wait(env, Ready(http="/x"), provider, tell=tell, cancelled=cancelled)
+    assert "hint: it listens on 127.0.0.1:5000" in told[-1]
+    assert "change the path" in told[-1]
+
+
+def test_the_probes_own_requests_do_not_push_out_the_start() -> None:
+    """Hundreds of lines of an access log, and the one that matters is still shown."""
+    provider = Scripted()
+    access = '127.0.0.1 - - "GET /healthz HTTP/1.1" 503 -\n'
+    provider.text = "migration 7 failed: no such column\n" + access * 60
+    with answering(503) as env, pytest.raises(ReadinessError) as caught:
+        wait(env, Ready(http="/healthz", timeout=Duration(0.1)), provider)
+    assert "migration 7 failed" in str(caught.value)
+    assert "GET /healthz HTTP/1.1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ('"GET /healthz HTTP/1.1" 200', False),
+        ("GET /healthz 200 1ms", False),
+        ("GET /healthz?x=1", False),
+        ("GET /healthz", False),
+        ("GET /healthz/deep 500", True),
+        ("POST /healthz 200", True),
+        ("booted", True),
+    ],
+)
+def test_only_the_probes_requests_are_left_out(line: str, kept: bool) -> None:
+    """What else is logged may be why."""
+    assert bool(hints.without_probes([line], "/healthz")) is kept
+
+
+def test_a_command_that_goes_to_the_background_is_told_to_stay() -> None:
+    """It ends with success, and nothing is there."""
+    provider = Scripted()
+    provider.state = Status("exited", "app exited with status 0 after 0.1 s")
+    with pytest.raises(LaunchError, match="stay in the foreground"):
+        wait(environment(1), Ready(tcp=True), provider)
+
+
+@pytest.fixture
+def tls_port(tmp_path: Path) -> Iterator[int]:
+    """A server that speaks TLS only."""
+    key = tmp_path / "key.pem"
+    openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x"]
+    made = tmp_path / "certificate.pem"
+    subprocess.run([*openssl, "-keyout", key, "-out", made], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made, key)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection, suppress(ssl.SSLError, OSError):
+                        context.wrap_socket(connection, server_side=True).close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_port_that_speaks_tls_is_told(tls_port: int) -> None:
+    """Instead of a connection that is reset, or an answer that is no HTTP."""
+    with pytest.raises(ReadinessError, match=f"port {tls_port} speaks TLS: call it https"):
+        wait(environment(tls_port), Ready(http="/", timeout=Duration(0.2)), Scripted())
