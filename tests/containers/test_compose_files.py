@@ -96,7 +96,6 @@ def test_a_service_that_exits_until_it_can_run(
         pytest.fail("it does not answer where it did")
     lifecycle.destroy(environment)
     assert left(environment.id) == []
-    lifecycle.close()
 
 
 def test_a_port_that_someone_is_faster_to_take(
@@ -116,7 +115,6 @@ def test_a_port_that_someone_is_faster_to_take(
     assert fetched(environment.url) == "ok"
     lifecycle.destroy(environment)
     assert left(environment.id) == []
-    lifecycle.close()
 
 
 MEANING = """
@@ -171,7 +169,6 @@ def test_two_of_one_file_side_by_side(opened: Opened, tmp_path: Path) -> None:
     for environment in (first, second):
         lifecycle.destroy(environment)
         assert left(environment.id) == []
-    lifecycle.close()
 
 
 def test_several_files_variables_and_containers(opened: Opened, tmp_path: Path) -> None:
@@ -190,7 +187,6 @@ def test_several_files_variables_and_containers(opened: Opened, tmp_path: Path) 
     assert fetched(environment.url) == "ok"
     lifecycle.destroy(environment)
     assert left(environment.id) == []
-    lifecycle.close()
 
 
 def test_why_a_service_is_unhealthy(opened: Opened, tmp_path: Path) -> None:
@@ -235,6 +231,5 @@ def test_a_grace_to_stop(opened: Opened, tmp_path: Path) -> None:
         engine.call("POST", f"/containers/{reader}/wait")
         assert containers.inspect(engine, reader)["State"]["ExitCode"] == 0
         engine.call("DELETE", f"/containers/{reader}", query={"force": True})
-        lifecycle.close()
     finally:
         engine.call("DELETE", f"/volumes/{name}")

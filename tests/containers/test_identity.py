@@ -75,7 +75,6 @@ def test_a_container_that_a_record_only_claims(
     finally:
         theirs.call("DELETE", f"/containers/{mine}", query={"force": True})
         lifecycle.destroy(environment)
-        lifecycle.close()
     assert left(environment.id) == []
 
 
@@ -102,7 +101,6 @@ def test_what_is_started_from_a_copy_of_an_environment(theirs: Engine, opened: O
     finally:
         theirs.call("DELETE", f"/containers/{copy}", query={"force": True})
         theirs.call("DELETE", f"/images/{name}:copy")
-        lifecycle.close()
 
 
 class _Nothing(BaseHTTPRequestHandler):
@@ -151,7 +149,6 @@ def test_an_engine_that_only_the_record_names(
     assert left(environment.id)
     file.write_bytes(honest)
     lifecycle.destroy(environment)
-    lifecycle.close()
 
 
 def test_the_same_address_on_another_machine(
@@ -178,7 +175,6 @@ def test_the_same_address_on_another_machine(
     assert left(environment.id)
     assert command(tmp_path, "down", environment.id).returncode == 0
     assert left(environment.id) == []
-    lifecycle.close()
 
 
 def test_an_image_that_says_what_its_logs_are_called(opened: Opened) -> None:
@@ -188,7 +184,6 @@ def test_an_image_that_says_what_its_logs_are_called(opened: Opened) -> None:
     files = load("docker").log_files(environment)
     assert list(files) == ["app"]
     lifecycle.destroy(environment)
-    lifecycle.close()
 
 
 def test_an_image_whose_record_names_another(opened: Opened, tmp_path: Path) -> None:
@@ -208,8 +203,6 @@ def test_an_image_whose_record_names_another(opened: Opened, tmp_path: Path) -> 
     found = containers.inspect(endpoint.find(), environment.handle["container"])
     assert found["Image"] == baked.digest
     later.destroy(environment)
-    later.close()
-    lifecycle.close()
 
 
 def test_the_clock_of_the_engine(theirs: Engine, opened: Opened) -> None:
@@ -223,4 +216,3 @@ def test_the_clock_of_the_engine(theirs: Engine, opened: Opened) -> None:
     (owned,) = (one for one in provider.owned() if one.id == environment.id)
     assert owned.seen_at is not None
     lifecycle.destroy(environment)
-    lifecycle.close()

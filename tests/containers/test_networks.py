@@ -53,7 +53,6 @@ def test_many_of_one_image(opened: Opened, at_once: int) -> None:
         with ThreadPoolExecutor(at_once) as pool:
             list(pool.map(lifecycle.destroy, lifecycle.project.ledger.entries()))
     assert left(lifecycle.run) == []
-    lifecycle.close()
 
 
 def test_one_of_its_own(opened: Opened) -> None:
@@ -70,7 +69,6 @@ def test_one_of_its_own(opened: Opened) -> None:
     for environment in (alone, beside):
         lifecycle.destroy(environment)
         assert left(environment.id) == []
-    lifecycle.close()
 
 
 def test_a_port_that_someone_is_faster_to_take(
@@ -88,7 +86,6 @@ def test_a_port_that_someone_is_faster_to_take(
     assert fetched(environment.url) == "ok"
     lifecycle.destroy(environment)
     assert left(environment.id) == []
-    lifecycle.close()
 
 
 def test_the_same_address_after_a_restart(opened: Opened) -> None:
@@ -104,7 +101,6 @@ def test_the_same_address_after_a_restart(opened: Opened) -> None:
     bindings = containers.inspect(engine, id)["NetworkSettings"]["Ports"]["8080/tcp"]
     assert int(bindings[0]["HostPort"]) == environment.endpoints["http"].port
     lifecycle.destroy(environment)
-    lifecycle.close()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +117,6 @@ def test_what_is_no_web_server(opened: Opened, keys: str, said: str) -> None:
     assert environment.url.partition(":")[0] == said
     assert bool(environment.endpoints) == bool(said)
     lifecycle.destroy(environment)
-    lifecycle.close()
 
 
 def test_a_container_that_is_asked_to_stop(opened: Opened) -> None:
@@ -140,4 +135,3 @@ def test_a_container_that_is_asked_to_stop(opened: Opened) -> None:
         lifecycle.destroy(environment)
         assert b"asked" in answer.read()
     assert left(environment.id) == []
-    lifecycle.close()
