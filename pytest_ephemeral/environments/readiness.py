@@ -62,9 +62,9 @@ def probes_for(
     ready = template.ready
     forwarded = provider.forwards_ports
     probes: list[Probe] = [*_own_probes(environment, provider)]
+    # What listens on a port of udp need not answer anything.
+    streams = [one for one in environment.endpoints.values() if one.scheme != "udp"]
     if ready is None:
-        endpoints = environment.endpoints.values()
-        streams = [endpoint for endpoint in endpoints if endpoint.scheme != "udp"]
         return [*probes, *(TcpProbe(endpoint, forwarded) for endpoint in streams)]
     if ready.tcp:
         probes.append(TcpProbe(_endpoint(environment, ready), forwarded))
@@ -74,7 +74,7 @@ def probes_for(
         )
     if ready.tcp or ready.http is not None:  # its other ports are checked as without `ready`
         probed = _endpoint(environment, ready)
-        others = (one for one in environment.endpoints.values() if one != probed)
+        others = (one for one in streams if one != probed)
         probes += [TcpProbe(endpoint, forwarded) for endpoint in others]
     if ready.log is not None:
         probes.append(LogProbe(environment, provider, re.compile(ready.log, re.MULTILINE)))

@@ -158,3 +158,24 @@ def test_the_stage_after_baking_finds_the_image_of_the_whole_folder(
         )
         assert done.returncode == 0, done.stdout
     assert len(Project.open(None, folder).images.prune(0, set())) == 1
+
+
+@pytest.mark.parametrize("provider", ["local", "docker"])
+def test_the_same_install_script_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    """``$PREFIX`` is a folder that is there, whichever provider bakes."""
+    if provider == "docker" and (why := engine_images.unavailable()):
+        pytest.skip(why)
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    (tmp_path / "shop-1.0.bin").write_text("shop")
+    base = f'base = "{engine_images.busybox()}"' if provider == "docker" else ""
+    (tmp_path / "ephemeral.toml").write_text(
+        f'[images.installed]\nprovider = "{provider}"\n{base}\nartifact = "shop-*.bin"\n'
+        """install = ['cp "$ARTIFACT" "$PREFIX"', 'mkdir "$PREFIX/bin"']\n"""
+        """verify = ['test "$(cat "$PREFIX/shop-1.0.bin")" = shop', 'test -d "$PREFIX/bin"']\n"""
+    )
+    images = Project.open(tmp_path / "ephemeral.toml", tmp_path).images
+    recipe = Project.open(tmp_path / "ephemeral.toml", tmp_path).config.recipe("installed")
+    images.obtain(recipe, mode="missing", say=print)
+    images.prune(0, set())

@@ -230,9 +230,13 @@ def _roots(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _script(job: BakeJob) -> str:
-    """What runs: the user's commands, one after the other, and the folder's removal."""
+    """What runs: the user's commands, one after the other, and the folder's removal.
+
+    ``$PREFIX`` is a folder that is there, as it is for every other provider.
+    """
     lines = [f"export {name}={shlex.quote(value)}" for name, value in _variables(job).items()]
-    lines += [f"cd {FOLDER}/here", "status=0"]
+    prefix = prefix_of(job.recipe.name)
+    lines += [f"mkdir -p {prefix}", f"cd {FOLDER}/here", "status=0"]
     if isinstance(job.recipe.install, str):
         content = (job.root / job.recipe.install).read_bytes()
         commands = [shlex.join(install_script.command(content, f"{FOLDER}/install"))]
@@ -240,7 +244,8 @@ def _script(job: BakeJob) -> str:
         commands = [f"/bin/sh -ec {shlex.quote(text)}" for text in job.recipe.install or ()]
     # Each only after the one before it has succeeded.
     lines += [f"[ $status -ne 0 ] || {command} || status=$?" for command in commands]
-    lines += [f"cd / && rm -rf {FOLDER}", "exit $status"]
+    # A prefix that was not used is no part of the image.
+    lines += [f"cd / && rm -rf {FOLDER}; rmdir {prefix} 2>/dev/null", "exit $status"]
     return "\n".join(lines) + "\n"
 
 
