@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pytest_ephemeral.pytest_plugin.fixtures import early_environment, environment_fixture
     from pytest_ephemeral.tables import Template
 
+    __version__: str
+
 __all__ = [
     "Endpoint",
     "Environment",
@@ -35,6 +37,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pytest-ephemeral")
     try:
         home = _HOMES[name]
     except KeyError:

@@ -87,11 +87,14 @@ def build_parser() -> Parser:
 
 
 def _run(argv: Sequence[str]) -> int:
+    from pytest_ephemeral.cli import completion
     from pytest_ephemeral.cli.arguments import UsageExit, parse
     from pytest_ephemeral.cli.output import Printer, find_hint
 
     try:
-        arguments = parse(build_parser(), argv)
+        parser = build_parser()
+        completion.complete(parser)
+        arguments = parse(parser, argv)
     except UsageExit as error:
         Printer(as_json="--json" in argv).fail("UsageError", error.message, "", error.code)
         raise

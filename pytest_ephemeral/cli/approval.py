@@ -27,7 +27,7 @@ def add_to(commands: Subcommands) -> None:
         request,
         "request approval of an environment and keep it up until someone decides",
         epilog="With --wait, the exit status is 0 when approved, 4 when rejected, 5 when nobody "
-        "responded\nin time; no response counts as a rejection. After a kill, run it again: it "
+        "responded in time; no response counts as a rejection. After a kill, run it again: it "
         "continues to wait.",
     )
     asking.add_argument("id", metavar="ENV", help="an environment's id, or a unique prefix")

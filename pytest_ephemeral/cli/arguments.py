@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -34,13 +35,21 @@ class UsageExit(SystemExit):
         self.message = message
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Keeps the line ends of descriptions, and folds what is longer than the terminal."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(
+            textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent)
+            for line in text.splitlines()
+        )
+
+
 class Parser(argparse.ArgumentParser):
     """Names the closest command or option to a mistyped one."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(
-            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings
-        )
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **settings)
         shared = self.add_argument_group("global options")
         # SUPPRESS: a command's parser must not reset what was given before the command.
         shared.add_argument(

@@ -27,7 +27,7 @@ def add_to(commands: Subcommands) -> None:
         board,
         "serve a page that shows environments and takes approvals",
         epilog="Prints the page's URL with its token, and serves it until interrupted. It does not "
-        "speak TLS:\nput a TLS proxy in front of it if other machines can reach it.",
+        "speak TLS: put a TLS proxy in front of it if other machines can reach it.",
     )
     parser.add_argument(
         "--host",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_ephemeral import discovery, providers
 from pytest_ephemeral.cli.arguments import add_command
 from pytest_ephemeral.cli.output import Printer
+from pytest_ephemeral.cli.project_checks import check_project
 from pytest_ephemeral.errors import EphemeralError, UnavailableError
 from pytest_ephemeral.models import to_builtins
 from pytest_ephemeral.providers.protocol import Check
@@ -46,7 +47,7 @@ def doctor(arguments: argparse.Namespace, output: Printer) -> int:
             unused = "" if name == "project" or name in used else " (not used here)"
             output.line(f"{name}{unused}")
             for check in checks:
-                _print(check, output)
+                _print(check, output, is_used=not unused)
     needed = [check for name in {"project", *used} for check in found[name]]
     return 0 if all(check.ok for check in needed) else 1
 
@@ -68,7 +69,8 @@ def _project(arguments: argparse.Namespace) -> tuple[Project | None, list[Check]
         return project, [*checks, Check("store", False, str(error))]
     if broken := project.ledger.broken:
         return project, [*checks, Check("store", False, f"can't be read: {', '.join(broken)}")]
-    return project, [*checks, Check("store", True, project.store.url)]
+    checks.append(Check("store", True, project.store.url))
+    return project, [*checks, *check_project(project)]
 
 
 def _providers_in_use(project: Project | None) -> set[str]:
@@ -85,7 +87,8 @@ def _checks(name: str) -> list[Check]:
         return [Check("library", False, str(error))]
 
 
-def _print(check: Check, output: Printer) -> None:
-    output.line(f"  {'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+def _print(check: Check, output: Printer, *, is_used: bool) -> None:
+    verdict = "ok  " if check.ok else "FAIL" if is_used else "-   "
+    output.line(f"  {verdict} {check.name}: {check.detail}")
     if check.hint and not check.ok:
         output.line(f"       {check.hint}")

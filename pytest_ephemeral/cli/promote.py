@@ -48,7 +48,7 @@ def add_to(commands: Subcommands) -> None:
         promote,
         "make an environment production: check it, update DNS, verify, retire the old one",
         epilog="If a step fails, the DNS record is restored. After a kill, run the same command "
-        "again:\nit completes the promotion.",
+        "again: it completes the promotion.",
     )
     promoting.add_argument("id", metavar="ENV", help="an environment's id, or a unique prefix")
     promoting.add_argument(

@@ -1,0 +1,72 @@
+"""What `doctor` checks of this project: artifacts, scripts, variables, the chosen Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from pytest_ephemeral import interpolation
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.images.archives import baker_of
+from pytest_ephemeral.project import Project
+from pytest_ephemeral.providers import install_script
+from pytest_ephemeral.providers.protocol import Check
+from pytest_ephemeral.tables import Recipe, Template
+
+
+def check_project(project: Project) -> Iterator[Check]:
+    """Check all images and templates of a configuration; nothing is baked or launched."""
+    for recipe in project.config.images.values():
+        yield from _check_image(project, recipe)
+    for template in project.config.templates.values():
+        yield from _check_template(template)
+
+
+def _check_image(project: Project, recipe: Recipe) -> Iterator[Check]:
+    name = f"image {recipe.name}"
+    if recipe.artifact is not None:
+        yield _check_artifact(project, recipe, name)
+    if isinstance(recipe.install, str):
+        script = project.config.root / recipe.install
+        try:
+            install_script.command(script.read_bytes(), str(script))
+        except OSError as error:
+            yield Check(name, False, f"install = {recipe.install!r}: {error.strerror}")
+        except EphemeralError as error:
+            yield Check(name, False, str(error))
+        else:
+            yield Check(name, True, f"install script {recipe.install}")
+    unset = [one for one in recipe.pass_env if one not in os.environ]
+    if unset:
+        yield Check(name, False, f"pass-env: {', '.join(unset)} not set", "export it before baking")
+    if getattr(recipe, "python", None) is not None:
+        try:
+            baker_of(recipe.provider).resolve(recipe, project.config.root)
+        except EphemeralError as error:
+            yield Check(name, False, str(error))
+
+
+def _check_artifact(project: Project, recipe: Recipe, name: str) -> Check:
+    if recipe.build is not None:
+        return Check(name, True, f"artifact {recipe.artifact}, built when its sources change")
+    root, wanted = project.config.root, recipe.artifact or ""
+    if (root / wanted).is_dir():
+        return Check(name, True, f"artifact {wanted}, a folder")
+    try:
+        found = project.artifacts.find(wanted, root)
+    except EphemeralError as error:
+        return Check(name, False, str(error))
+    return Check(name, True, f"artifact {found.filename}")
+
+
+def _check_template(template: Template) -> Iterator[Check]:
+    headers = template.ready.headers if template.ready else {}
+    values = [*template.env.values(), *headers.values()]
+    names = {name for value in values for name in interpolation.references(value, "env")}
+    for name in sorted(names - os.environ.keys()):
+        yield Check(
+            f"template {template.name}",
+            False,
+            f"{{env:{name}}} is not set",
+            f"export {name}=…, or make it a secret of the CI job",
+        )

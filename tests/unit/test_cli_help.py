@@ -1,0 +1,146 @@
+"""Help fits 80 columns, shells complete, and `doctor` looks at this project."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pytest_ephemeral
+from pytest_ephemeral import cli
+from unit.test_docs_config_cli import PARSER, commands
+
+PROGRAM = Path(sys.executable).with_name("pytest-ephemeral")
+
+CONFIGURATION = """
+[images.shop]
+provider = "local"
+artifact = "dist/*.whl"
+install = "deploy/install.sh"
+pass-env = ["SHOP_LICENSE"]
+
+[images.site]
+provider = "local"
+install = "good.sh"
+
+[templates.staging]
+image = "shop"
+command = "serve"
+port = 8080
+env = { KEY = "{env:SHOP_KEY}" }
+
+[templates.staging-german]
+image = "site"
+command = "serve"
+port = 8080
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which much is missing."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "prefixes"))
+    for name in ("SHOP_KEY", "SHOP_LICENSE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "ephemeral.toml").write_text(CONFIGURATION)
+    (tmp_path / "good.sh").write_text("echo\n")
+    (tmp_path / "deploy").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["", *(name for name, _ in commands(PARSER))])
+def test_help_fits_80_columns(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As terminals are opened."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([*name.split(), "--help"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line) <= 80, line
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("pytest-ephemeral hist", {"history "}),
+        ("pytest-ephemeral images pr", {"prune "}),
+        ("pytest-ephemeral reap --dr", {"--dry-run "}),
+        ("pytest-ephemeral up st", {"staging", "staging-german"}),
+        ("pytest-ephemeral bake sh", {"shop "}),
+    ],
+)
+def test_a_shell_is_told_how_a_word_goes_on(here: Path, typed: str, offered: set[str]) -> None:
+    """Commands, options, and the project's own names."""
+    answer = here / "answer"
+    subprocess.run(
+        [PROGRAM],
+        env={
+            **os.environ,
+            "_ARGCOMPLETE": "1",
+            "_ARGCOMPLETE_SHELL": "bash",
+            "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+            "COMP_LINE": typed,
+            "COMP_POINT": str(len(typed)),
+            "_ARGCOMPLETE_IFS": "\n",
+        },
+        check=True,
+        timeout=60,
+    )
+    assert set(answer.read_text().split("\n")) == offered
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_takes_the_function_as_documented(here: Path) -> None:
+    """A real shell, and the line of the reference page."""
+    script = (
+        'eval "$(register-python-argcomplete pytest-ephemeral)"; '
+        "COMP_LINE='pytest-ephemeral hist'; COMP_POINT=${#COMP_LINE}; COMP_TYPE=9; "
+        "_python_argcomplete pytest-ephemeral; printf '%s' \"${COMPREPLY[@]}\""
+    )
+    path = f"{PROGRAM.parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.strip() == "history"
+
+
+def test_doctor_looks_at_this_project(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a bake or launch would stumble over, and what to do about it."""
+    assert cli.main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL image shop: no file matches the artifact 'dist/*.whl'" in printed
+    assert "FAIL image shop: install = 'deploy/install.sh': No such file" in printed
+    assert "FAIL image shop: pass-env: SHOP_LICENSE not set" in printed
+    assert "FAIL template staging: {env:SHOP_KEY} is not set" in printed
+    assert "ok   image site: install script good.sh" in printed
+
+
+def test_what_the_project_does_not_use_is_no_failure(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody who tests local processes needs an engine."""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
+    cli.main(["doctor"])
+    unused = capsys.readouterr().out.partition("\ndocker (not used here)\n")[2]
+    assert unused.splitlines()[0].startswith("  -    ")
+    cli.main(["doctor", "--json"])
+    assert json.loads(capsys.readouterr().out)["used"] == ["local"]
+
+
+def test_the_version_can_be_asked_for() -> None:
+    """As of any package."""
+    from importlib.metadata import version
+
+    assert pytest_ephemeral.__version__ == version("pytest-ephemeral")
