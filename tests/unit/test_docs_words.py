@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pytest_ephemeral import errors
 from unit.test_imports import LAYERS
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +22,7 @@ PAGES = [
 ]
 
 #: Where another word is right: it is somebody else's name for their own thing.
-ALLOWED = r"dns backends?"
+ALLOWED = r"dns[ -]backends?"
 
 #: Phrases that have a plain form; the second is what to write.
 PHRASES = {
@@ -98,3 +100,39 @@ def test_what_contributing_sends_people_to_is_there() -> None:
     for _, place in rows:
         for path in re.findall(r"`([a-z_/.]+(?:\.py|/))`", place):
             assert (ROOT / "pytest_ephemeral" / path).exists(), path
+
+
+def test_every_error_has_a_cause_and_a_cure() -> None:
+    """Every class that a user can meet is on the troubleshooting page, and no other."""
+    page = (DOCS / "reference" / "troubleshooting.md").read_text().partition("## By error")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \|$", page, re.MULTILINE)
+    known = {
+        name
+        for name, one in vars(errors).items()
+        if isinstance(one, type) and issubclass(one, errors.EphemeralError)
+    }
+    assert {name for name, _, _ in rows} == known - {"EphemeralError"}
+    assert all(cause.strip() and cure.strip() for _, cause, cure in rows)
+
+
+def test_every_variable_that_is_read_is_documented() -> None:
+    """Those of ours, and those of others that have a meaning here."""
+    page = (DOCS / "reference" / "environment-variables.md").read_text()
+    publishers = (DOCS / "reference" / "publishers.md").read_text()
+    read = set()
+    for file in (ROOT / "pytest_ephemeral").rglob("*.py"):
+        read |= set(re.findall(r"environ(?:\.get\(|\[)\"([A-Z_]+)\"", file.read_text()))
+    internal = {"SHELL", "STATE", "XDG_RUNTIME_DIR"}
+    ci = {name for name in read if name.startswith(("CI_", "GITHUB_", "BITBUCKET_", "BASH_"))}
+    for name in read - internal - ci:
+        assert name in page or name in publishers, name
+
+
+def test_the_compatibility_page_says_what_is_declared() -> None:
+    """The versions that the package itself asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (DOCS / "reference" / "compatibility.md").read_text()
+    python = project["requires-python"].removeprefix(">=")
+    assert f"| Python | {python} or newer |" in page
+    (pytest_bound,) = (one for one in project["dependencies"] if one.startswith("pytest>="))
+    assert f"| pytest | {pytest_bound.removeprefix('pytest>=')} or newer |" in page
