@@ -77,17 +77,23 @@ class Project:
 
     def run(self, *words: str, status: int | None = 0, **variables: str) -> Any:
         """Run ``pytest`` or a verb of ``pytest-ephemeral``; what was printed."""
-        done = subprocess.run(
-            [*PYTEST, *words[1:]] if words[0] == "pytest" else [*PROGRAM, *words],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(TESTS), **variables},
-            capture_output=True,
-            text=True,
-            timeout=150,
-            check=False,
-        )
+        process = self.start(*words, **variables)
+        stdout, stderr = process.communicate(timeout=150)
+        done = subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
         assert status in {None, done.returncode}, done.stdout + done.stderr
         return done
+
+    def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
+        """Start what ``run`` runs."""
+        path = os.pathsep.join([str(TESTS), str(TESTS / "aws" / "site")])
+        return subprocess.Popen(
+            [*PYTEST, *words[1:]] if words[0] == "pytest" else [*PROGRAM, *words],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": path, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def json(self, *words: str) -> Any:
         """What a verb says as data."""

@@ -95,7 +95,7 @@ def test_a_suite_runs_and_leaves_nothing(
     assert (said in done.stdout) == (template == "web")  # what a stack costs, nobody knows
     assert "GET /" in logs_in(project.folder / "logs")
     (one,) = json.loads((project.folder / "report.json").read_text())["environments"]
-    assert one["state"] in {"destroyed", "destroying"}  # nobody waits for EC2: its watchdog does
+    assert one["state"] in {"destroyed", "destroying"}  # nobody waits for EC2: the owner does
     assert one["provider"] == ("ec2" if template == "web" else "cloudformation")
     until(lambda: not bench.ledger.entries(), within=60)
     assert bench.account.left() == []

@@ -1,20 +1,29 @@
-"""However the process ends that brought instances up, they end, and soon."""
+"""However pytest ends that had instances brought up, they end, and soon."""
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from aws.conftest import Bench
-from aws.harness import TESTS, account
+from aws.harness import account
+from aws.project import Project
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and loopback addresses")
+
+WAITS = """\
+import time
+from pathlib import Path
+
+def test_waits(ephemeral_env):
+    Path("waiting").touch()
+    while not Path("go-on").exists():
+        time.sleep(0.02)
+"""
 
 
 @pytest.mark.parametrize(
@@ -22,7 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and loop
     [(signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGINT, True)],
     ids=["killed while up", "killed while destroying", "interrupted while destroying"],
 )
-def test_the_watchdog_takes_over(
+def test_the_owner_process_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, destroying: bool
 ) -> None:
     """Instances and their group are gone, and so is the record, without any reap."""
@@ -31,22 +40,20 @@ def test_the_watchdog_takes_over(
             monkeypatch.setenv(name, value)
         made.tell("times", boot=0.05, end=0.05, ami=0.05)
         bench = Bench(made, tmp_path)
-        owner = subprocess.Popen(
-            [sys.executable, "-m", "aws.owner", str(tmp_path), made.known()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(TESTS)},
-        )
-        with owner:
-            assert owner.stdin is not None
-            assert owner.stdout is not None
-            assert owner.stdout.readline() == "up\n"
+        project = Project(bench)
+        (project.folder / "test_suite.py").write_text(WAITS)
+        monkeypatch.setenv("CI", "true")  # where the removal is waited for
+        process = project.start("pytest", "--ephemeral-env")
+        with process:
+            until((project.folder / "waiting").exists, within=120)
             made.tell("times", end=2.0)
             if destroying:
-                print(file=owner.stdin, flush=True)
+                (project.folder / "go-on").touch()
                 until(lambda: any("shutting-down" in one for one in made.left()))
-            owner.send_signal(end)
-            assert owner.wait(60) != 0
+            process.send_signal(end)
+            process.communicate(timeout=60)
+            assert process.returncode != 0
+
         until(lambda: bench.ledger.entries() == [], within=60)
-        assert made.left() == []
+        left = [one for one in made.left() if not one.startswith(("ami-", "snap-"))]
+        assert left == []

@@ -94,10 +94,12 @@ def test_ignores(ephemeral_env):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_environments_end_at_the_signal(project, arguments, name):
     """And pytest with them: workers are interrupted, and don't wait for 5 s as they would."""
-    process, _ = waiting(project, *arguments)
+    process, worker = waiting(project, *arguments)
     os.kill(process.pid, getattr(signal, name))
     assert eventually(lambda: not project.processes(), SOON), project.processes()
-    output, _ = process.communicate(timeout=4)
+    if worker != process.pid:
+        assert eventually(lambda: not Path("/proc", str(worker)).exists(), 4.5)
+    output, _ = process.communicate(timeout=30)
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output
     assert project.clean_within(0.2), project.traces()
 
