@@ -69,7 +69,7 @@ def create(target: Path, content: Iterable[bytes], *, mode: int | None = None) -
     Raises:
         FileExistsError: It is there already, whole.
     """
-    with _written(target, content) as temporary:
+    with _write_temporary(target, content) as temporary:
         if mode is not None:
             temporary.chmod(mode)
         os.link(temporary, target)
@@ -84,7 +84,7 @@ def replace(target: Path, content: Iterable[bytes], *, mode: int | None = None) 
         content: In parts.
         mode: Its permissions; by default what the umask leaves.
     """
-    with _written(target, content) as temporary:
+    with _write_temporary(target, content) as temporary:
         if mode is not None:
             temporary.chmod(mode)
         temporary.replace(target)
@@ -92,7 +92,7 @@ def replace(target: Path, content: Iterable[bytes], *, mode: int | None = None) 
 
 
 @contextmanager
-def _written(target: Path, content: Iterable[bytes]) -> Iterator[Path]:
+def _write_temporary(target: Path, content: Iterable[bytes]) -> Iterator[Path]:
     """A temporary file beside the target, whole and on the disk; gone afterwards."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
+def hold_lock(file: Path) -> Iterator[None]:
     """Hold a lock file, alone among all processes of this machine; wait for it as long as needed.
 
     The file is made when it is not there, and stays: removing it would let two hold "it".

@@ -76,7 +76,7 @@ class StoredRepository:
 
     def push(self, file: Path, *, name: str | None = None, version: str | None = None) -> Artifact:
         """Keep a file."""
-        artifact = _described(file, name, version)
+        artifact = _describe_file(file, name, version)
         try:
             return self._keep(artifact, file)
         except RecordExistsError:
@@ -91,7 +91,7 @@ class StoredRepository:
 
     def entries(self) -> list[Artifact]:
         """All of them, by name and then by the time they were pushed."""
-        found = [self._decoded(*record) for record in self._keeper.records("entries")]
+        found = [self._decode(*record) for record in self._keeper.records("entries")]
         return sorted(found, key=lambda artifact: (artifact.name, artifact.pushed_at))
 
     def find(self, wanted: str, root: Path) -> Artifact:
@@ -136,9 +136,9 @@ class StoredRepository:
         return artifact
 
     def _read(self, path: str) -> Artifact:
-        return self._decoded(path, self._keeper.read(path).data)
+        return self._decode(path, self._keeper.read(path).data)
 
-    def _decoded(self, path: str, data: bytes) -> Artifact:
+    def _decode(self, path: str, data: bytes) -> Artifact:
         try:
             return decode(data, Artifact)
         except msgspec.MsgspecError as error:
@@ -166,7 +166,7 @@ class StoredRepository:
         try:
             return self._read(f"entries/{check_label(name)}/{check_label(version)}.json")
         except RecordMissingError:
-            meant = closest(wanted, self._known())
+            meant = closest(wanted, self._known_labels())
             raise ArtifactError(
                 f"no artifact {wanted} is in the repository {self.url}.{meant} "
                 "Push it with `pytest-ephemeral artifact push FILE`"
@@ -183,7 +183,7 @@ class StoredRepository:
                 pack(folder, stream)
             return self.push(file)
 
-    def _known(self) -> list[str]:
+    def _known_labels(self) -> list[str]:
         try:
             return [f"{artifact.name}@{artifact.version}" for artifact in self.entries()]
         except UnlistedError:
@@ -193,7 +193,7 @@ class StoredRepository:
         """Push the one file that a glob found, under a local version if its own is taken."""
         by_digest = {_digest(match): match for match in matches}
         if not by_digest:
-            raise _nothing_built(wanted, root)
+            raise _no_file_error(wanted, root)
         if len(by_digest) > 1:
             raise ArtifactError(
                 f"{wanted!r} matches {len(by_digest)} different files in {root}: "
@@ -208,7 +208,7 @@ class StoredRepository:
         return self.push(file, version=f"{version}+{_short(digest)}" if taken else version)
 
 
-def _described(file: Path, name: str | None, version: str | None) -> Artifact:
+def _describe_file(file: Path, name: str | None, version: str | None) -> Artifact:
     digest = _digest(file)
     said_name, said_version = name_and_version(file, digest)
     return Artifact(
@@ -251,7 +251,7 @@ def _short(digest: str) -> str:
     return digest.removeprefix(SHA256)[:12]
 
 
-def _nothing_built(wanted: str, root: Path) -> ArtifactError:
+def _no_file_error(wanted: str, root: Path) -> ArtifactError:
     folder = (root / wanted).parent
     try:
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))

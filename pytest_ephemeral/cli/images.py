@@ -136,7 +136,7 @@ def show(arguments: argparse.Namespace, output: Printer) -> int:
     if arguments.provenance:
         output.line(json.dumps(provenance.read(image), indent=2))
         return 0
-    stages_ = stages.recorded(project.store, image.key)
+    stages_ = stages.list_stages(project.store, image.key)
     if output.as_json:
         output.data(image=image, stages=stages_)
         return 0

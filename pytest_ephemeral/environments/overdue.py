@@ -71,15 +71,15 @@ def overdue(project: Project, *, asked: bool, dry_run: bool) -> Iterator[Overdue
             doubt = doubt_of_expiry(environment, now)
             yield Overdue(environment.id, environment.provider, reason, doubt=doubt)
     ids = {environment.id for environment in known}
-    used = _used(project, known)
+    used = _used_providers(project, known)
     for name in providers.names():
         if asked or name in used or not _is_shared(name):
-            for found in _held(project, name, known):
+            for found in _find_unrecorded(project, name, known):
                 if isinstance(found, Unseen):
                     if name in used and _is_shared(name):
                         yield found
                 elif found.id not in ids:
-                    yield from _unless_recorded(project, found, dry_run=dry_run)
+                    yield from _skip_cataloged(project, found, dry_run=dry_run)
 
 
 def why(environment: Environment, now: datetime) -> str:
@@ -112,11 +112,13 @@ def doubt_of_expiry(environment: Environment, now: datetime) -> str:
     if age is not None:
         true_now = environment.created_at + timedelta(seconds=age)
         if true_now < expires_at and now - true_now > CLOCK_TOLERANCE:
-            return _skewed(f"was set forward by {_minutes(now - true_now)} since it was launched")
+            return _describe_skew(
+                f"was set forward by {_minutes(now - true_now)} since it was launched"
+            )
     their_now = _clock_of(environment)
     if their_now is None or their_now >= expires_at or now - their_now <= CLOCK_TOLERANCE:
         return ""
-    return _skewed(f"is {_minutes(now - their_now)} ahead of the clock where it runs")
+    return _describe_skew(f"is {_minutes(now - their_now)} ahead of the clock where it runs")
 
 
 def _clock_of(environment: Environment) -> datetime | None:
@@ -128,7 +130,7 @@ def _clock_of(environment: Environment) -> datetime | None:
         return None  # whoever can't be asked that does not remove anything either, and says why
 
 
-def _skewed(how: str) -> str:
+def _describe_skew(how: str) -> str:
     return (
         f"this machine's clock {how}: it may not have expired, and was left alone. Set the clock "
         "right and reap again, or destroy it by name with `pytest-ephemeral down`"
@@ -146,19 +148,21 @@ def why_abandoned(owned: Owned) -> str:
     clock of where it is.
     """
     if owned.abandoned:
-        return f"no record of it is left, and its owner is gone: {owned.detail}"
+        return f"it has no record, and its owner is gone: {owned.detail}"
     now = datetime.now(UTC)
     expires = owned.labels.get(labels.EXPIRES, labels.NEVER)
     if not _is_past(expires, min(now, owned.seen_at or now)):
         return ""
-    return f"no record of it is left, and it expired at {expires}: {owned.detail}"
+    return f"it has no record, and it expired at {expires}: {owned.detail}"
 
 
-def _held(project: Project, name: str, known: Iterable[Environment]) -> Iterator[Overdue | Unseen]:
+def _find_unrecorded(
+    project: Project, name: str, known: Iterable[Environment]
+) -> Iterator[Overdue | Unseen]:
     """What one provider holds that is overdue by its labels."""
     try:
         provider = providers.load(name)
-        looks = _looks(project, provider, known)
+        looks = _places_to_look(project, provider, known)
     except EphemeralError as error:
         yield Unseen(name, str(error))
         return
@@ -175,7 +179,7 @@ def _held(project: Project, name: str, known: Iterable[Environment]) -> Iterator
             yield Overdue(one.id, name, reason, one, account)
 
 
-def _looks(
+def _places_to_look(
     project: Project, provider: Provider, known: Iterable[Environment]
 ) -> list[Callable[[], Iterable[Owned]]]:
     """One look a place, since one that can't be looked into says nothing of the others."""
@@ -189,7 +193,7 @@ def _looks(
     return [lambda region=region: provider.owned_in(region) for region in regions]  # type: ignore[misc]
 
 
-def _unless_recorded(
+def _skip_cataloged(
     project: Project, found: Overdue, *, dry_run: bool
 ) -> Iterator[Overdue | Unseen]:
     """What was found; an image of our catalog is none, though its provider was not told of that."""
@@ -213,7 +217,7 @@ def _is_shared(name: str) -> bool:
         return True
 
 
-def _used(project: Project, known: Collection[Environment]) -> set[str]:
+def _used_providers(project: Project, known: Collection[Environment]) -> set[str]:
     """The providers of a project: nobody's account is looked into for one that is none of them."""
     templates = {template.provider for template in project.config.templates.values()}
     recipes = {recipe.provider for recipe in project.config.images.values()}

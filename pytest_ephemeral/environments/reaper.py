@@ -69,6 +69,19 @@ def reap(
     Returns:
         Each of them. Those that could not be removed carry the error, and keep their records.
     """
+    reaped, removable = _sort_out(project, accounts, dry_run=dry_run)
+    for one in reaped:
+        say(one)
+    for one in _remove(project.ledger, removable, at_once):
+        reaped.append(one)
+        say(one)
+    return sorted(reaped, key=lambda one: (one.provider, one.id))
+
+
+def _sort_out(
+    project: Project, accounts: Collection[str] | None, *, dry_run: bool
+) -> tuple[list[Reaped], list[Overdue]]:
+    """What is only reported, and what is to be removed."""
     reaped: list[Reaped] = []
     removable: list[Overdue] = []
     for found in overdue(project, asked=bool(accounts), dry_run=dry_run):
@@ -87,12 +100,7 @@ def reap(
         Reaped(_id_in(path), "", f"its record {path} is bad", reason)
         for path, reason in project.ledger.broken.items()
     ]
-    for one in reaped:
-        say(one)
-    for one in _remove(project.ledger, removable, at_once):
-        reaped.append(one)
-        say(one)
-    return sorted(reaped, key=lambda one: (one.provider, one.id))
+    return reaped, removable
 
 
 def leftovers(reaped: list[Reaped]) -> None:

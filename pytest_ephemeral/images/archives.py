@@ -48,7 +48,7 @@ class Archives:
         return image
 
     @contextmanager
-    def opened(self, image: Image) -> Iterator[Path]:
+    def open(self, image: Image) -> Iterator[Path]:
         """An image's archive as a file: from the store, or packed from what is here.
 
         Raises:
@@ -61,7 +61,7 @@ class Archives:
             elif baker_of(image.provider).present(image):
                 baker_of(image.provider).pack(image, archive)
             else:
-                raise self.missing(image)
+                raise self.missing_error(image)
             found = files.digest_of(files.chunks(archive))
             if found != image.archive:
                 raise ImageChangedError(
@@ -71,7 +71,7 @@ class Archives:
                 )
             yield archive
 
-    def missing(self, image: Image) -> ImageMissingError:
+    def missing_error(self, image: Image) -> ImageMissingError:
         """The error for an image whose content can't be had."""
         return ImageMissingError(
             f"the content of the image {image.name!r} ({image.key[:19]}…) is neither here nor in "

@@ -53,7 +53,7 @@ def read(file: Path, archive: Path) -> Image:
     try:
         with tarfile.open(file, "r:") as tar:
             image = decode(_read(tar, _RECORD), Image)
-            with archive.open("wb") as target, _opened(tar, _CONTENT) as content:
+            with archive.open("wb") as target, _open_member(tar, _CONTENT) as content:
                 shutil.copyfileobj(content, target)
     except (OSError, tarfile.TarError, KeyError, msgspec.MsgspecError) as error:
         raise ConfigurationError(
@@ -76,11 +76,11 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _read(tar: tarfile.TarFile, name: str) -> bytes:
-    with _opened(tar, name) as content:
+    with _open_member(tar, name) as content:
         return content.read()
 
 
-def _opened(tar: tarfile.TarFile, name: str) -> IO[bytes]:
+def _open_member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
     content = tar.extractfile(name)
     if content is None:
         raise KeyError(name)

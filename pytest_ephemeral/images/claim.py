@@ -34,7 +34,7 @@ SILENT_SECONDS: Final = 60.0
 SAY_AGAIN_SECONDS: Final = 10.0
 
 
-class Claim(Model, frozen=True, kw_only=True):
+class BakeClaim(Model, frozen=True, kw_only=True):
     """That someone bakes an image.
 
     Attributes:
@@ -51,7 +51,7 @@ class Claim(Model, frozen=True, kw_only=True):
 
 
 @contextmanager
-def claimed(store: Store, key: str, image: str, say: Callable[[str], None]) -> Iterator[None]:
+def hold_claim(store: Store, key: str, image: str, say: Callable[[str], None]) -> Iterator[None]:
     """Be the only one to bake an image; wait for who does.
 
     Args:
@@ -61,7 +61,7 @@ def claimed(store: Store, key: str, image: str, say: Callable[[str], None]) -> I
         say: Told who is waited for, for which image and how long.
     """
     path = f"bakes/{key.removeprefix('sha256:')}.json"
-    claim = Claim(owner=machine.this_owner("bake"), image=image, since=datetime.now(UTC))
+    claim = BakeClaim(owner=machine.this_owner("bake"), image=image, since=datetime.now(UTC))
     held = _Held(store, path, claim, _acquire(store, path, claim, say))
     renewing = Thread(target=held.renew, name=f"bakes {image}", daemon=True)
     renewing.start()
@@ -76,7 +76,7 @@ def claimed(store: Store, key: str, image: str, say: Callable[[str], None]) -> I
 class _Held:
     """A claim of this process."""
 
-    def __init__(self, store: Store, path: str, claim: Claim, version: str) -> None:
+    def __init__(self, store: Store, path: str, claim: BakeClaim, version: str) -> None:
         self.done = Event()
         self._store = store
         self._path = path
@@ -101,7 +101,7 @@ class _Held:
                 self._store.delete(self._path)
 
 
-def _acquire(store: Store, path: str, claim: Claim, say: Callable[[str], None]) -> str:
+def _acquire(store: Store, path: str, claim: BakeClaim, say: Callable[[str], None]) -> str:
     """Make the claim, or take a void one over; the record's version."""
     started = changed = time.monotonic()
     said = float("-inf")
@@ -118,22 +118,22 @@ def _acquire(store: Store, path: str, claim: Claim, say: Callable[[str], None]) 
             if _void(found.data, now - changed):
                 return store.replace(path, encode(claim), found.version)
             if now - said > SAY_AGAIN_SECONDS:
-                say(_waiting(found.data, now - started))
+                say(_describe_wait(found.data, now - started))
                 said = now
             time.sleep(POLL_SECONDS)
 
 
 def _void(data: bytes, silent: float) -> bool:
     try:
-        alive = machine.is_alive(decode(data, Claim).owner)
+        alive = machine.is_alive(decode(data, BakeClaim).owner)
     except msgspec.MsgspecError:
         alive = None  # half of a record, or a later version's: its owner renews it, or is gone
     return silent > SILENT_SECONDS if alive is None else not alive
 
 
-def _waiting(data: bytes, seconds: float) -> str:
+def _describe_wait(data: bytes, seconds: float) -> str:
     try:
-        claim = decode(data, Claim)
+        claim = decode(data, BakeClaim)
     except msgspec.MsgspecError:
         return f"waiting for someone whose claim can't be read, {seconds:.0f} s"
     return f"waiting for {claim.owner}, who is baking {claim.image}, {seconds:.0f} s"

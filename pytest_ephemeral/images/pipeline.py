@@ -24,7 +24,7 @@ from pytest_ephemeral.images import key as keys
 from pytest_ephemeral.images.archives import Archives, baker_of, scratch_file
 from pytest_ephemeral.images.bake import Bake, BakePlan
 from pytest_ephemeral.images.catalog import Catalog
-from pytest_ephemeral.images.claim import claimed
+from pytest_ephemeral.images.claim import hold_claim
 from pytest_ephemeral.images.signatures import SignaturePolicy
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.protocol import UNKNOWN
@@ -100,14 +100,14 @@ class Images:
 
     def _obtain(self, plan: BakePlan, mode: BakeMode, say: Say, live: Say | None) -> Image:
         recipe = plan.recipe
-        with _explained(recipe.name):
-            if mode != "always" and (image := self._existing(plan, say)):
-                return self._verified(plan, image, say, live)
+        with _explain_os_errors(recipe.name):
+            if mode != "always" and (image := self._find_existing(plan, say)):
+                return self._verify_late(plan, image, say, live)
             if mode == "never":
-                raise self._missing(plan)
-            with claimed(self._store, plan.key, recipe.name, say):
+                raise self._missing_error(plan)
+            with hold_claim(self._store, plan.key, recipe.name, say):
                 # Whoever was waited for has baked it, unless that failed.
-                if mode != "always" and (image := self._existing(plan, say)):
+                if mode != "always" and (image := self._find_existing(plan, say)):
                     return image
                 from pytest_ephemeral.images import provenance
 
@@ -148,7 +148,7 @@ class Images:
                 f"the image {image.name!r} was taken as it is from {image.reference}, and is not "
                 "kept here: copy that instead"
             )
-        with _explained(image.name), self._archives.opened(image) as archive:
+        with _explain_os_errors(image.name), self._archives.open(image) as archive:
             bundle.write(file, image, archive)
 
     def import_(self, file: Path) -> Image:
@@ -161,7 +161,7 @@ class Images:
         """
         from pytest_ephemeral.images import bundle
 
-        with _explained(file.name), scratch_file() as archive:
+        with _explain_os_errors(file.name), scratch_file() as archive:
             image = bundle.read(file, archive)
             self._refuse_other_bytes(image)
             self._archives.add(image, archive)
@@ -188,9 +188,9 @@ class Images:
         """
         if image.archive is None:
             if not baker_of(image.provider).present(image):
-                raise self._archives.missing(image)
+                raise self._archives.missing_error(image)
             return
-        with self._archives.opened(image):
+        with self._archives.open(image):
             pass  # it is checked on its way out
 
     # -- from recipe to image ----------------------------------------------------------------
@@ -206,10 +206,10 @@ class Images:
             artifact=None if artifact is None else artifact.digest,
             resolved=baker.resolve(recipe, self._root),
         )
-        inputs = self._as_last_baked(recipe.name, inputs)
+        inputs = self._fill_unknown_inputs(recipe.name, inputs)
         return BakePlan(recipe, baker, artifact, inputs, keys.key(inputs), self._root)
 
-    def _as_last_baked(self, name: str, inputs: dict[str, str]) -> dict[str, str]:
+    def _fill_unknown_inputs(self, name: str, inputs: dict[str, str]) -> dict[str, str]:
         """The inputs, what is unknown among them as in the newest image made from the same else."""
         unknown = [one for one, value in inputs.items() if value == UNKNOWN]
         for image in reversed(self.catalog.entries() if unknown else []):
@@ -218,7 +218,7 @@ class Images:
                 return then
         return inputs
 
-    def _existing(self, plan: BakePlan, say: Say) -> Image | None:
+    def _find_existing(self, plan: BakePlan, say: Say) -> Image | None:
         """The image as the catalog has it, brought here if it is not."""
         image = self.catalog.find(plan.recipe.name, plan.key)
         if image is None or plan.baker.present(image):
@@ -230,11 +230,11 @@ class Images:
             if not self._archives.has(image):
                 return None
             say(f"bringing {image.name} here, baked by {image.baked_by}")
-            with self._archives.opened(image) as archive:
+            with self._archives.open(image) as archive:
                 plan.baker.unpack(image, archive)
         return image
 
-    def _verified(self, plan: BakePlan, image: Image, say: Say, live: Say | None) -> Image:
+    def _verify_late(self, plan: BakePlan, image: Image, say: Say, live: Say | None) -> Image:
         """Run the recipe's ``verify`` on a baked image, if it has commands that never ran on it."""
         if set(plan.recipe.verify) <= set(image.verified):
             return image
@@ -245,7 +245,7 @@ class Images:
         self.catalog.record(image)
         return image
 
-    def _missing(self, plan: BakePlan) -> ImageMissingError:
+    def _missing_error(self, plan: BakePlan) -> ImageMissingError:
         name, short = plan.recipe.name, plan.key[:19]
         said = (
             f"the image {name!r} ({short}…) is not baked, and `--ephemeral-bake never` forbids "
@@ -281,7 +281,7 @@ class Images:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explain_os_errors(name: str) -> Iterator[None]:
     """Turn the system's errors into ours: a full disk, a folder that is not this user's."""
     try:
         yield

@@ -71,7 +71,7 @@ def state(
         UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
     """
     making = Making(recipe, artifact, detect(environ), revision(root, environ))
-    return enveloped(statement(image, making), environ.get(KEY_VARIABLE))
+    return wrap(statement(image, making), environ.get(KEY_VARIABLE))
 
 
 def check_key(environ: Mapping[str, str]) -> None:
@@ -108,7 +108,7 @@ def statement(image: Image, making: Making) -> dict[str, Any]:
     }
 
 
-def enveloped(said: Mapping[str, Any], key: str | None) -> Envelope:
+def wrap(said: Mapping[str, Any], key: str | None) -> Envelope:
     """A statement in its envelope.
 
     Args:
@@ -126,7 +126,7 @@ def enveloped(said: Mapping[str, Any], key: str | None) -> Envelope:
     private = _private_key(key)
     signature = Signature(
         keyid=_key_id(private.public_key()),
-        sig=base64.b64encode(private.sign(_signed(PAYLOAD_TYPE, payload))).decode(),
+        sig=base64.b64encode(private.sign(_encode_for_signing(PAYLOAD_TYPE, payload))).decode(),
     )
     return msgspec.structs.replace(envelope, signatures=[signature])
 
@@ -212,9 +212,9 @@ def _internal_parameters(image: Image) -> dict[str, Any]:
 
 def _subjects(image: Image) -> list[dict[str, Any]]:
     """What the statement is about: the image's content, and the archive it is kept in."""
-    subjects = [_described(image.name, image.digest)]
+    subjects = [_describe_resource(image.name, image.digest)]
     if image.archive is not None:
-        subjects.append(_described(f"{image.name} archive", image.archive))
+        subjects.append(_describe_resource(f"{image.name} archive", image.archive))
     return subjects
 
 
@@ -227,7 +227,7 @@ def _dependencies(image: Image, making: Making) -> list[dict[str, Any]]:
     """All that the image was made from, each by its digest, or else by its name."""
     found = []
     for name, value in sorted(image.inputs.items()):
-        described = _described(name, value)
+        described = _describe_resource(name, value)
         if name == "artifact" and making.artifact is not None:
             artifact = making.artifact
             described["name"] = artifact.filename
@@ -257,7 +257,7 @@ def _run(image: Image, build: Build | None) -> dict[str, Any]:
     }
 
 
-def _described(name: str, digest: str) -> dict[str, Any]:
+def _describe_resource(name: str, digest: str) -> dict[str, Any]:
     """A resource as in-toto describes it, with its digest if that is one."""
     algorithm, separator, digits = digest.partition(":")
     if (
@@ -277,7 +277,7 @@ def _time(moment: datetime) -> str:
 # -- signatures ------------------------------------------------------------------------------
 
 
-def _signed(payload_type: str, payload: bytes) -> bytes:
+def _encode_for_signing(payload_type: str, payload: bytes) -> bytes:
     """What a signature is over: the type and the payload, each with its length (DSSE's PAE)."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
@@ -288,7 +288,9 @@ def _matches(key: Ed25519PublicKey, envelope: Envelope, signature: Signature) ->
 
     try:
         payload = base64.b64decode(envelope.payload, validate=True)
-        key.verify(base64.b64decode(signature.sig), _signed(envelope.payload_type, payload))
+        key.verify(
+            base64.b64decode(signature.sig), _encode_for_signing(envelope.payload_type, payload)
+        )
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -301,14 +303,14 @@ def _key_id(key: Ed25519PublicKey) -> str:
 
 
 def _private_key(key: str) -> Any:
-    return _loaded(key, private=True)
+    return _load_key(key, private=True)
 
 
 def _public_key(file: Path) -> Any:
-    return _loaded(str(file), private=False)
+    return _load_key(str(file), private=False)
 
 
-def _loaded(key: str, *, private: bool) -> Any:
+def _load_key(key: str, *, private: bool) -> Any:
     """An Ed25519 key from PEM, or from a file of it. The message never holds the key."""
     try:
         from cryptography.hazmat.primitives import serialization

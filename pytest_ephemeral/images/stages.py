@@ -64,7 +64,7 @@ def record(store: Store, stage: Stage) -> None:
     store.create(_path(stage), encode(stage))
 
 
-def recorded(store: Store, key: str) -> list[Stage]:
+def list_stages(store: Store, key: str) -> list[Stage]:
     """All that is recorded under an image's key, oldest first. Bad records are left out."""
     found = []
     for path, data in store.records(_folder(key)):
@@ -83,7 +83,7 @@ def latest(store: Store, image: ImageReference) -> dict[str, Stage]:
     """
     return {
         stage.stage: stage
-        for stage in recorded(store, image.key)
+        for stage in list_stages(store, image.key)
         if stage.digest and stage.digest == image.digest
     }
 

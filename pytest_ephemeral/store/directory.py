@@ -45,7 +45,7 @@ class DirectoryStore:
     def create(self, path: str, data: bytes) -> str:
         """Create a record."""
         file = self.file(path)
-        with _explained("create", path, self.folder):
+        with _explain_errors("create", path, self.folder):
             _sweep(file.parent)
             self._ignore()
             try:
@@ -64,7 +64,7 @@ class DirectoryStore:
     def read(self, path: str) -> Versioned:
         """Read a record."""
         file = self.file(path)
-        with _explained("read", path, self.folder):
+        with _explain_errors("read", path, self.folder):
             try:
                 data = files.read_regular(file)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -74,7 +74,7 @@ class DirectoryStore:
     def replace(self, path: str, data: bytes, version: str) -> str:
         """Replace a record that is still at that version."""
         file = self.file(path)
-        with self._locked(path):
+        with self._hold_lock(path):
             try:
                 current = self.read(path).version
             except RecordMissingError:
@@ -89,14 +89,14 @@ class DirectoryStore:
         file = self.file(path)
         if not self.has(path):
             return
-        with self._locked(path):  # not between someone's look and rename: that would undo this
+        with self._hold_lock(path):  # not between someone's look and rename: that would undo this
             file.unlink(missing_ok=True)
 
     def paths(self, prefix: str) -> Iterator[str]:
         """The paths of all whole records in the folder ``prefix`` and below, sorted."""
         top = self.file(prefix.rstrip("/")) if prefix.strip("/") else self.folder
         found: list[str] = []
-        with _explained("list", prefix, self.folder):
+        with _explain_errors("list", prefix, self.folder):
             for folder, folders, names in os.walk(top, onerror=_unless_gone):
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 base = Path(folder).relative_to(self.folder)
@@ -119,7 +119,7 @@ class DirectoryStore:
         file = self.file(path)
         if self.has(path):
             return
-        with _explained("write", path, self.folder):
+        with _explain_errors("write", path, self.folder):
             _sweep(file.parent)
             try:
                 files.create(file, files.chunks(source))
@@ -131,13 +131,13 @@ class DirectoryStore:
         file = self.file(path)
         if not self.has(path):
             raise RecordMissingError(f"the store {self.url} has no {path}")
-        with _explained("read", path, self.folder):
+        with _explain_errors("read", path, self.folder):
             files.replace(destination, files.chunks(file))
 
     def has(self, path: str) -> bool:
         """Whether a record or blob is there."""
         file = self.file(path)
-        with _explained("read", path, self.folder):
+        with _explain_errors("read", path, self.folder):
             return file.is_file()
 
     def file(self, path: str) -> Path:
@@ -149,15 +149,15 @@ class DirectoryStore:
         return self.folder.joinpath(*parts_of(path))
 
     @contextmanager
-    def _locked(self, path: str) -> Iterator[None]:
-        with _explained("change", path, self.folder):
+    def _hold_lock(self, path: str) -> Iterator[None]:
+        with _explain_errors("change", path, self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with files.locked(self.folder / _LOCK):
+            with files.hold_lock(self.folder / _LOCK):
                 yield
 
 
 @contextmanager
-def _explained(verb: str, path: str, folder: Path) -> Iterator[None]:
+def _explain_errors(verb: str, path: str, folder: Path) -> Iterator[None]:
     """Turn the system's errors into ours, with the likely cause and what to do."""
     try:
         yield

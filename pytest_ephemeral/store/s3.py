@@ -70,7 +70,7 @@ class S3Store:
 
     def create(self, path: str, data: bytes) -> str:
         """Create a record."""
-        with self._explained("create", path):
+        with self._explain_errors("create", path):
             version = self._put(path, data, IfNoneMatch="*")
         if version is None:
             raise RecordExistsError(f"{path} is in the store {self.url} already")
@@ -80,7 +80,7 @@ class S3Store:
         """Read a record."""
         from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError
 
-        with self._explained("read", path):
+        with self._explain_errors("read", path):
             for attempt in range(_ATTEMPTS):
                 try:
                     return self._read(path)
@@ -91,7 +91,7 @@ class S3Store:
 
     def replace(self, path: str, data: bytes, version: str) -> str:
         """Replace a record that is still at that version."""
-        with self._explained("change", path):
+        with self._explain_errors("change", path):
             written = self._put(path, data, IfMatch=version)
         if written is None:
             raise RecordConflictError(f"{path} was changed or removed by someone else meanwhile")
@@ -99,13 +99,13 @@ class S3Store:
 
     def delete(self, path: str) -> None:
         """Remove a record or blob."""
-        with self._explained("delete", path):
+        with self._explain_errors("delete", path):
             self._client.delete_object(**self._object(path))
 
     def paths(self, prefix: str) -> Iterator[str]:
         """The paths of all records in the folder ``prefix`` and below, sorted as S3 lists them."""
         folder = f"{'/'.join(parts_of(prefix.strip('/')))}/" if prefix.strip("/") else ""
-        with self._explained("list", prefix):
+        with self._explain_errors("list", prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self._prefix + folder
             )
@@ -127,7 +127,7 @@ class S3Store:
         """
         if self.has(path):
             return
-        with self._explained("write", path), source.open("rb") as content:
+        with self._explain_errors("write", path), source.open("rb") as content:
             self._client.upload_fileobj(
                 content,
                 self.bucket,
@@ -140,7 +140,7 @@ class S3Store:
 
     def download(self, path: str, destination: Path) -> None:
         """Write a blob's content to a file, all of it or nothing, as it was uploaded."""
-        with self._explained("read", path):
+        with self._explain_errors("read", path):
             if (found := self._head(path)) is None:
                 raise RecordMissingError(f"the store {self.url} has no {path}")
             destination.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ class S3Store:
     def has(self, path: str) -> bool:
         """Whether a record or blob is there."""
         wanted = self._object(path)["Key"]
-        with self._explained("read", path):
+        with self._explain_errors("read", path):
             # Not HEAD: its refusals have no body, and so give no reason.
             page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=wanted, MaxKeys=1)
         return any(one["Key"] == wanted for one in page.get("Contents", []))
@@ -227,7 +227,7 @@ class S3Store:
         return str(found["ETag"]) if found and found["Metadata"].get("write") == mark else None
 
     @contextmanager
-    def _explained(self, verb: str, path: str) -> Iterator[None]:
+    def _explain_errors(self, verb: str, path: str) -> Iterator[None]:
         """Turn what boto3 and S3 say into ours, with the likely cause and what to do.
 
         Raises:

@@ -172,7 +172,7 @@ def test_who_waited_bakes_when_the_first_one_fails(here, gate):
 def claimed_by(store: DirectoryStore, **changes: object) -> str:
     """A claim of someone else for the key ``sha256:abc``."""
     owner = msgspec.structs.replace(this_machine.this_owner("bake"), **changes)
-    record = claim.Claim(owner=owner, image="shop", since=datetime.now(UTC))
+    record = claim.BakeClaim(owner=owner, image="shop", since=datetime.now(UTC))
     return store.create("bakes/abc.json", encode(record))
 
 
@@ -187,7 +187,7 @@ def test_the_claim_of_a_dead_process_is_taken_over(store):
     gone.wait()
     claimed_by(store, pid=gone.pid)
     said: list[str] = []
-    with claim.claimed(store, "sha256:abc", "shop", said.append):
+    with claim.hold_claim(store, "sha256:abc", "shop", said.append):
         assert str(os.getpid()).encode() in store.read("bakes/abc.json").data
     assert said == []
     assert not store.has("bakes/abc.json")
@@ -200,7 +200,7 @@ def test_the_claim_of_a_silent_machine_is_taken_over(store, monkeypatch):
     claimed_by(store, host="far-away", machine="far-away", user="anna", pid=12)
     said: list[str] = []
     started = time.monotonic()
-    with claim.claimed(store, "sha256:abc", "shop", said.append):
+    with claim.hold_claim(store, "sha256:abc", "shop", said.append):
         assert time.monotonic() - started >= 0.3
     assert said == ["waiting for anna@far-away:12, who is baking shop, 0 s"]
 
@@ -208,7 +208,7 @@ def test_the_claim_of_a_silent_machine_is_taken_over(store, monkeypatch):
 def test_a_claim_that_is_renewed_is_respected(store, monkeypatch):
     """By its owner's thread, as long as it bakes; then it is gone."""
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
-    with claim.claimed(store, "sha256:abc", "shop", print):
+    with claim.hold_claim(store, "sha256:abc", "shop", print):
         first = store.read("bakes/abc.json").version
         until(lambda: store.read("bakes/abc.json").version != first)
     assert not store.has("bakes/abc.json")
@@ -217,7 +217,7 @@ def test_a_claim_that_is_renewed_is_respected(store, monkeypatch):
 def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(store, monkeypatch):
     """Whose record is neither renewed nor removed by the old one."""
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
-    with claim.claimed(store, "sha256:abc", "shop", print):
+    with claim.hold_claim(store, "sha256:abc", "shop", print):
         store.delete("bakes/abc.json")
         theirs = claimed_by(store, machine="far-away")
     assert store.read("bakes/abc.json").version == theirs
@@ -229,6 +229,6 @@ def test_a_claim_that_cant_be_read_does_not_block_for_ever(store, monkeypatch):
     monkeypatch.setattr(claim, "POLL_SECONDS", 0.01)
     store.create("bakes/abc.json", b"{")
     said: list[str] = []
-    with claim.claimed(store, "sha256:abc", "shop", said.append):
+    with claim.hold_claim(store, "sha256:abc", "shop", said.append):
         pass
     assert "can't be read" in said[0]

@@ -123,7 +123,7 @@ class World:
                 tests={"passed": 1},
             ),
         )
-        held = claim.Claim(owner=OWNER, image="shop", since=PAST)
+        held = claim.BakeClaim(owner=OWNER, image="shop", since=PAST)
         self.store.create(f"bakes/{'ab' * 32}.json", encode(held))
         environment = ledger.get("staging-aaaaaa")
         deadline = PAST + timedelta(hours=9)

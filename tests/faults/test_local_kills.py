@@ -22,7 +22,7 @@ from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.local import LocalProvider, client
 from pytest_ephemeral.providers.local.doctor import mount_refusal
-from pytest_ephemeral.providers.local.supervisor.processes import marked
+from pytest_ephemeral.providers.local.supervisor.processes import find_marked
 from pytest_ephemeral.providers.protocol import Owned
 from support.waiting import until
 
@@ -100,7 +100,7 @@ def _launched(process: subprocess.Popen[str]) -> Environment:
 
 
 def _marked(environment: Environment) -> list[int]:
-    return marked(f"{ENVIRONMENT_VARIABLE}={environment.id}")
+    return find_marked(f"{ENVIRONMENT_VARIABLE}={environment.id}")
 
 
 def _left(environment: Environment) -> list[object]:

@@ -24,8 +24,9 @@ from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.errors import ReadinessError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.local import LocalProvider
-from pytest_ephemeral.providers.local.prefix import trusted_root
+from pytest_ephemeral.providers.local.prefix import require_trusted_root
 from pytest_ephemeral.providers.local.supervisor import loop
+from pytest_ephemeral.providers.local.supervisor.orders import Orders
 from pytest_ephemeral.providers.local.tables import LocalTemplate
 from pytest_ephemeral.providers.protocol import Order
 from support.waiting import until
@@ -229,7 +230,7 @@ def test_each_user_has_a_root_of_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_EPHEMERAL_PREFIX_ROOT", raising=False)
     users = (os.getuid(), 4242, 4243)
     before = {user: Path(f"/var/tmp/pytest-ephemeral-{user}").exists() for user in users}
-    roots = {user: Path(as_user(user, trusted_root)) for user in users}
+    roots = {user: Path(as_user(user, require_trusted_root)) for user in users}
     assert len(set(roots.values())) == 3
     for user, root in roots.items():
         assert root.stat().st_uid == user
@@ -244,24 +245,8 @@ def test_a_clock_that_is_set_forward_ends_nothing(monkeypatch: pytest.MonkeyPatc
     """The guard counts from when it was told; three hours more on the wall are none to it."""
     wall = [time.time()]
     monkeypatch.setattr(loop.time, "time", lambda: wall[0])
-    supervisor = loop.Supervisor(
-        id="x",
-        argvs={},
-        directory="/",
-        variables={},
-        logs="/",
-        readonly=[],
-        mark="",
-        remove=[],
-        remove_orphaned=[],
-        secrets=[],
-        expires_at=wall[0] + 60,
-        settle=[],
-        descriptors=[],
-        keep_after_exit=True,
-        owner=os.getppid(),
-        listener=-1,
-    )
+    orders = Orders(id="x", variables={}, expires_at=wall[0] + 60, owner=os.getppid())
+    supervisor = loop.Supervisor(orders)
     wall[0] += 3 * 3600
 
     assert supervisor._patience() > 30

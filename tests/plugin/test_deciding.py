@@ -39,7 +39,7 @@ def decide(store: Any, decision: Any) -> threading.Thread:
         [asked] = until(approvals.entries)
         assert answers(asked.url)
         assert asked.image is not None
-        [stage] = stages.recorded(store, asked.image.key)
+        [stage] = stages.list_stages(store, asked.image.key)
         assert (stage.stage, stage.tests["passed"]) == ("acceptance", 1)
         approvals.decide(
             asked.environment, decision, by="anna", comment="I looked", now=datetime.now(UTC)

@@ -75,7 +75,7 @@ def busybox() -> str:
     program = shutil.which("busybox")
     assert program, "busybox is needed, linked statically (Debian: apt install busybox-static)"
     name = _named("busybox", BUSYBOX)
-    with files.locked(_cache() / "busybox.lock"):
+    with files.hold_lock(_cache() / "busybox.lock"):
         if bases.find_local(endpoint.find(), name) is None:
             _build(name, BUSYBOX, {"busybox": Path(program)})
     return name
@@ -96,7 +96,7 @@ def python_for_shop() -> str:
     """As ``python``, with the packages that the shop needs."""
     dockerfile = WITH_WHEELS.format(base=python())
     name = _named("shop", dockerfile + " ".join(WHEELS))
-    with files.locked(_cache() / "shop.lock"), tempfile.TemporaryDirectory() as folder:
+    with files.hold_lock(_cache() / "shop.lock"), tempfile.TemporaryDirectory() as folder:
         if bases.find_local(endpoint.find(), name) is None:
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
             debian = ["--python-version=3.11", f"--dest={folder}"]
@@ -109,7 +109,7 @@ def _debian(what: str, packages: str, changes: Sequence[str]) -> str:
     argv = [*DEBIAN, f"--include={packages}", "bookworm"]
     name = _named(what, " ".join([*argv, *changes]))
     kept = _cache() / f"{what}-{name.rpartition(':')[2]}.tar"
-    with files.locked(_cache() / f"{what}.lock"):
+    with files.hold_lock(_cache() / f"{what}.lock"):
         if bases.find_local(endpoint.find(), name) is None:
             if not kept.exists():
                 half = kept.with_suffix(".half.tar")

@@ -21,7 +21,7 @@ from pytest_ephemeral.providers.local import client, guard, logs
 from pytest_ephemeral.providers.local.guard import Guard, Spec
 from pytest_ephemeral.providers.local.supervisor import loop
 from pytest_ephemeral.providers.local.supervisor.logs import SEGMENT_SIZE, SEGMENTS_KEPT
-from pytest_ephemeral.providers.local.supervisor.processes import end_marked, marked
+from pytest_ephemeral.providers.local.supervisor.processes import end_marked, find_marked
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no guard on Windows")
@@ -133,7 +133,7 @@ def test_a_daemon_ends_too(start: Start, tmp_path: Path) -> None:
     pid = int(until((tmp_path / "here/daemon").read_text))
     assert Path(f"/proc/{pid}").exists()
     one.stop()
-    assert marked(f"{ENVIRONMENT_VARIABLE}={one.id}") == []
+    assert find_marked(f"{ENVIRONMENT_VARIABLE}={one.id}") == []
     assert not Path(f"/proc/{pid}").exists()
 
 
@@ -142,9 +142,9 @@ def test_a_growing_tree_of_processes_ends(start: Start, tmp_path: Path) -> None:
     """Processes that keep starting others are killed faster than they start."""
     script = "f() { while :; do (exec sleep 1000) & touch up; sleep 0.02; done; }; f & f & f & wait"
     one = start({"a": script})
-    until(lambda: len(marked(f"{ENVIRONMENT_VARIABLE}={one.id}")) > 30)
+    until(lambda: len(find_marked(f"{ENVIRONMENT_VARIABLE}={one.id}")) > 30)
     one.stop()
-    assert marked(f"{ENVIRONMENT_VARIABLE}={one.id}") == []
+    assert find_marked(f"{ENVIRONMENT_VARIABLE}={one.id}") == []
 
 
 @linux_only
@@ -154,8 +154,8 @@ def test_a_program_in_the_place_of_another_is_found() -> None:
     variables = {"AGAIN": again, "MARKED": "again"}
     with subprocess.Popen(["/bin/sh", "-c", again], env=variables) as process:
         try:
-            until(lambda: marked("MARKED=again"))
-            assert all(marked("MARKED=again") for _ in range(500))
+            until(lambda: find_marked("MARKED=again"))
+            assert all(find_marked("MARKED=again") for _ in range(500))
             assert end_marked("MARKED=again") == []
             assert process.wait(5) == -signal.SIGKILL
         finally:
@@ -211,7 +211,7 @@ def test_it_ends_when_its_processes_have_if_told_to(spec: Callable[..., Spec]) -
     wanted = spec({"install": script})
     assert guard.run_to_end(wanted, on_output=lines.append) == 7
     assert lines == ["one", "two"]
-    assert marked(f"{ENVIRONMENT_VARIABLE}={wanted.id}") == []
+    assert find_marked(f"{ENVIRONMENT_VARIABLE}={wanted.id}") == []
     with pytest.raises(EnvironmentGoneError):
         client.status(wanted.address)
 
@@ -221,7 +221,7 @@ def test_running_to_the_end_has_a_time_out(spec: Callable[..., Spec]) -> None:
     wanted = spec({"install": "sleep 1000 & wait"})
     with pytest.raises(subprocess.TimeoutExpired):
         guard.run_to_end(wanted, timeout=0.3)
-    assert marked(f"{ENVIRONMENT_VARIABLE}={wanted.id}") == []
+    assert find_marked(f"{ENVIRONMENT_VARIABLE}={wanted.id}") == []
 
 
 def test_folders_go_with_it_even_unwritable_ones(start: Start, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_stopping_ends_what_is_being_run(start: Start) -> None:
 
     waiting = threading.Thread(target=run)
     waiting.start()
-    until(lambda: len(marked(f"{ENVIRONMENT_VARIABLE}={one.id}")) == 3)
+    until(lambda: len(find_marked(f"{ENVIRONMENT_VARIABLE}={one.id}")) == 3)
     one.stop()
     waiting.join(20)
     assert isinstance(caught[0], EnvironmentGoneError)
@@ -305,4 +305,4 @@ def test_a_guard_that_breaks_down_says_why(start: Start, tmp_path: Path) -> None
     one = start({"a": "exec sleep 1000"})
     with pytest.raises(EphemeralError, match=r"(?s)broke down.*IsADirectoryError"):
         one.wait(20)
-    assert marked(f"{ENVIRONMENT_VARIABLE}={one.id}") == []
+    assert find_marked(f"{ENVIRONMENT_VARIABLE}={one.id}") == []

@@ -12,8 +12,8 @@ from pytest_ephemeral.providers.local import logs
 from pytest_ephemeral.providers.local.supervisor.logs import (
     SEGMENT_SIZE,
     SEGMENTS_KEPT,
-    Log,
     Mask,
+    ProcessLog,
 )
 
 SECRETS = st.lists(st.text("ab", min_size=1, max_size=5).map(str.encode), min_size=1, max_size=3)
@@ -56,7 +56,7 @@ def test_the_longer_of_two_secrets_is_masked_whole() -> None:
 
 def test_a_log_is_capped_and_its_offsets_stay_exact(tmp_path: Path) -> None:
     """Old segments go; a position counted from the first byte leads to the same bytes."""
-    log = Log(str(tmp_path), "web", [])
+    log = ProcessLog(str(tmp_path), "web", [])
     total = 0
     for number in range(SEGMENTS_KEPT * 2 + 1):
         log.write(b"%04d" % number * (SEGMENT_SIZE // 4))
@@ -75,7 +75,7 @@ def test_a_full_disk_loses_output_and_nothing_else(tmp_path: Path) -> None:
     """What can't be written is dropped: whoever prints must not block, nor the guard fail."""
     folder = tmp_path / "logs"
     folder.mkdir()
-    log = Log(str(folder), "web", [])
+    log = ProcessLog(str(folder), "web", [])
     shutil.rmtree(folder)
     log.write(b"x" * (SEGMENT_SIZE * 3))
     log.close()
@@ -84,7 +84,7 @@ def test_a_full_disk_loses_output_and_nothing_else(tmp_path: Path) -> None:
 def test_several_processes_are_told_apart(tmp_path: Path) -> None:
     """Names may hold what is also in a segment's name."""
     for name in ("web", "web.1"):
-        log = Log(str(tmp_path), name, [])
+        log = ProcessLog(str(tmp_path), name, [])
         log.write(name.encode())
         log.close()
     assert logs.processes(tmp_path) == ["web", "web.1"]

@@ -152,7 +152,7 @@ def new_keys(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def said_of(image: Image, key: str | None) -> Image:
-    envelope = provenance.enveloped(provenance.statement(image, MAKING), key)
+    envelope = provenance.wrap(provenance.statement(image, MAKING), key)
     return msgspec.structs.replace(image, provenance=envelope)
 
 

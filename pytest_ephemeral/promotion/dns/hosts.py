@@ -116,7 +116,7 @@ class Hosts:
     def _lock(self) -> Iterator[None]:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with files.locked(self.file.with_name(f".{self.file.name}.lock")):
+            with files.hold_lock(self.file.with_name(f".{self.file.name}.lock")):
                 yield
         except OSError as error:
             hint = "this user may not: see who owns it"

@@ -60,7 +60,7 @@ def lock(key: str) -> Iterator[None]:
     """Hold the image of that key alone on this machine, until this process ends at the latest."""
     folder = machine.state_directory() / "bakes"
     folder.mkdir(parents=True, exist_ok=True)
-    with files.locked(folder / f"{short_key(key)}.lock"):
+    with files.hold_lock(folder / f"{short_key(key)}.lock"):
         yield
 
 

@@ -33,8 +33,8 @@ from pytest_ephemeral.providers.local.prefix import (
     Seal,
     exclusive,
     prefix_root,
-    trusted,
-    trusted_root,
+    require_trusted,
+    require_trusted_root,
 )
 from pytest_ephemeral.providers.local.tables import LocalRecipe
 from pytest_ephemeral.providers.protocol import BakeJob
@@ -80,8 +80,8 @@ class LocalBaker:
     def adopt(self, job: BakeJob) -> Image | None:
         """The tree of that key, if it is here sealed and unchanged."""
         prefix = Prefix.of(job.key)
-        trusted(prefix)
-        seal = prefix.sealed()
+        require_trusted(prefix)
+        seal = prefix.read_seal()
         if seal is None or seal.key != job.key or _differences(prefix, seal):
             return None
         return _image(job, prefix, seal)
@@ -111,7 +111,7 @@ class LocalBaker:
             job.say(f"verifying: {command}")
             argv = ["/bin/sh", "-ec", command]
             _run(job, prefix, argv, variables, failed="verifying", readonly=[content])
-        seal = prefix.unverified()
+        seal = prefix.read_unverified_seal()
         if reference.AS_IT_IS in image.handle or seal is None:
             return
         if changed := _differences(prefix, seal):
@@ -130,8 +130,8 @@ class LocalBaker:
         if reference.AS_IT_IS in image.handle:
             return reference.is_unchanged(image)
         prefix = Prefix.at(image)
-        trusted(prefix)
-        seal = prefix.sealed()
+        require_trusted(prefix)
+        seal = prefix.read_seal()
         if seal is None or seal.digest != image.digest:
             return False
         if changed := _differences(prefix, seal):
@@ -173,11 +173,11 @@ class LocalBaker:
         prefix = Prefix.of(image.key)
         if str(prefix.tree) != image.reference:  # someone's folder, or under another root
             return
-        trusted(prefix)
+        require_trusted(prefix)
         if not prefix.tree.exists():
             return
         with exclusive(prefix, f"removing {image.name}", wait=False):
-            seal = prefix.sealed()
+            seal = prefix.read_seal()
             if seal is None or seal.digest == image.digest:
                 prefix.clear()
 
@@ -262,7 +262,7 @@ def _run(
 @contextmanager
 def _working_directory(prefix: Prefix) -> Iterator[Path]:
     """A folder with one to start in, and one for what is needed for a while; gone afterwards."""
-    trusted_root()
+    require_trusted_root()
     work = prefix.work(os.urandom(4).hex())
     for name in ("here", "tmp"):
         (work / name).mkdir(mode=0o700, parents=True)

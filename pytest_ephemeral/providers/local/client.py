@@ -11,14 +11,14 @@ from typing import Any
 
 from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.providers.local import host
-from pytest_ephemeral.providers.local.host import Address
+from pytest_ephemeral.providers.local.host import GuardAddress
 from pytest_ephemeral.providers.local.supervisor.control import exchange
 
 #: Seconds a guard may take to answer, and to end everything (it gives up after 5).
 ANSWER_TIME, END_TIME = 5.0, 8.0
 
 
-def status(guard: Address) -> dict[str, Any]:
+def status(guard: GuardAddress) -> dict[str, Any]:
     """How a guard and its processes are.
 
     Returns:
@@ -33,7 +33,7 @@ def status(guard: Address) -> dict[str, Any]:
     return _ask(guard, {"do": "status"}, timeout=ANSWER_TIME)
 
 
-def extend(guard: Address, expires_at: float | None) -> None:
+def extend(guard: GuardAddress, expires_at: float | None) -> None:
     """Move a guard's expiry, in seconds since the epoch; None disarms it for good.
 
     Raises:
@@ -42,7 +42,7 @@ def extend(guard: Address, expires_at: float | None) -> None:
     _ask(guard, {"do": "extend", "expires_at": expires_at}, timeout=ANSWER_TIME)
 
 
-def keep(guard: Address) -> None:
+def keep(guard: GuardAddress) -> None:
     """Let a guard outlive its owner; its expiry holds.
 
     Raises:
@@ -51,7 +51,7 @@ def keep(guard: Address) -> None:
     _ask(guard, {"do": "keep"}, timeout=ANSWER_TIME)
 
 
-def stop(guard: Address) -> None:
+def stop(guard: GuardAddress) -> None:
     """End a guard with everything, and wait until nothing is left.
 
     Raises:
@@ -64,7 +64,7 @@ def stop(guard: Address) -> None:
 
 
 def run(
-    guard: Address, argv: Sequence[str], timeout: float | None
+    guard: GuardAddress, argv: Sequence[str], timeout: float | None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command beside the guard's processes, with their environment, folder and view.
 
@@ -96,7 +96,7 @@ def run(
 
 
 def _ask(
-    guard: Address,
+    guard: GuardAddress,
     request: Mapping[str, Any],
     descriptors: Sequence[int] = (),
     *,

@@ -74,7 +74,7 @@ def _trees() -> Check:
     if not root.exists():
         return Check(name="images", ok=True, detail=f"{root} will be made")
     try:
-        prefix.trusted_root()
+        prefix.require_trusted_root()
     except EphemeralError as error:
         return Check(name="images", ok=False, detail=str(root), hint=str(error))
     return Check(name="images", ok=True, detail=str(root))

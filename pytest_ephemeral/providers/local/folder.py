@@ -21,7 +21,7 @@ from pytest_ephemeral import files, machine
 from pytest_ephemeral.errors import EphemeralError, TamperedRecordError
 from pytest_ephemeral.labels import ID
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.local.host import Address
+from pytest_ephemeral.providers.local.host import GuardAddress
 from pytest_ephemeral.providers.local.supervisor.files import remove_tree
 
 #: Seconds after which a folder is no longer just being made.
@@ -45,7 +45,7 @@ class Folder(msgspec.Struct, frozen=True):
         return cls(_all() / id)
 
     @classmethod
-    def recorded(cls, environment: Environment) -> Folder:
+    def of_environment(cls, environment: Environment) -> Folder:
         """The folder that an environment was launched with, also from another state directory.
 
         Raises:
@@ -82,9 +82,9 @@ class Folder(msgspec.Struct, frozen=True):
             )
 
     @property
-    def control(self) -> Address:
+    def control(self) -> GuardAddress:
         """Where its guard is asked."""
-        return Address(self.path.name, self.path)
+        return GuardAddress(self.path.name, self.path)
 
     @property
     def state(self) -> Path:

@@ -24,7 +24,7 @@ from pytest_ephemeral.interpolation import spellings
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.providers.local import client, host, logs
 from pytest_ephemeral.providers.local.client import END_TIME
-from pytest_ephemeral.providers.local.host import Address
+from pytest_ephemeral.providers.local.host import GuardAddress
 
 _PROGRAM = Path(__file__).with_name("supervisor") / "__main__.py"
 #: Seconds between two looks at a running script's output.
@@ -71,9 +71,9 @@ class Spec(msgspec.Struct, frozen=True):
     keep_after_exit: bool = True
 
     @property
-    def address(self) -> Address:
+    def address(self) -> GuardAddress:
         """Where its guard is asked."""
-        return Address(self.id, self.control)
+        return GuardAddress(self.id, self.control)
 
     def to_wire(self, listener: int) -> bytes:
         """It, as the supervisor takes it: quicker to read there than JSON is to import."""
@@ -107,7 +107,7 @@ class Guard:
     it ends everything on the way out.
     """
 
-    def __init__(self, address: Address, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, address: GuardAddress, process: subprocess.Popen[bytes]) -> None:
         self.id = address.id
         self.address = address
         self.pid = process.pid

@@ -19,7 +19,7 @@ LINUX = sys.platform == "linux"
 _NAME = "control"
 
 
-class Address(msgspec.Struct, frozen=True):
+class GuardAddress(msgspec.Struct, frozen=True):
     """Where a guard is asked.
 
     Attributes:
@@ -33,7 +33,7 @@ class Address(msgspec.Struct, frozen=True):
     folder: Path
 
 
-def listen(address: Address) -> socket.socket:
+def listen(address: GuardAddress) -> socket.socket:
     """The socket on which a guard will be asked, before there is a guard.
 
     Raises:
@@ -54,7 +54,7 @@ def listen(address: Address) -> socket.socket:
     return listener
 
 
-def connect(address: Address) -> socket.socket:
+def connect(address: GuardAddress) -> socket.socket:
     """A connection to a guard.
 
     Raises:
@@ -86,7 +86,7 @@ def _remove_stale(path: str) -> None:
 
 
 @contextmanager
-def _path(address: Address) -> Iterator[str]:
+def _path(address: GuardAddress) -> Iterator[str]:
     """A path for ``bind`` and ``connect``, which take at most 107 bytes (unix(7))."""
     if LINUX:
         folder = os.open(address.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -22,7 +22,7 @@ EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared wit
 _LISTENING = "0A"
 
 
-class Claim(msgspec.Struct, frozen=True):
+class AddressClaim(msgspec.Struct, frozen=True):
     """An address that no other environment of this machine gets.
 
     Attributes:
@@ -36,7 +36,7 @@ class Claim(msgspec.Struct, frozen=True):
     holder: socket.socket
 
 
-class Listener(msgspec.Struct, frozen=True):
+class ListeningProcess(msgspec.Struct, frozen=True):
     """A process that accepts connections."""
 
     pid: int
@@ -59,7 +59,7 @@ def has_own_addresses() -> bool:
     return True
 
 
-def claim(ports: Mapping[str, int]) -> Claim:
+def claim(ports: Mapping[str, int]) -> AddressClaim:
     """An address on which these ports are free; where there is only one, other ports that are.
 
     Args:
@@ -81,7 +81,7 @@ def claim(ports: Mapping[str, int]) -> Claim:
             holder.close()
             raise
         if not taken:
-            return Claim(host, dict(ports), holder)
+            return AddressClaim(host, dict(ports), holder)
         holder.close()
         _raise_if_taken_everywhere(taken)
     raise LaunchError(
@@ -119,7 +119,9 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _raise_if_taken_everywhere(ports: Iterable[int]) -> None:
-    everywhere = {port for host, port in _listening_sockets().values() if host in EVERY_ADDRESS}
+    everywhere = {
+        port for host, port in _read_listening_sockets().values() if host in EVERY_ADDRESS
+    }
     for port in everywhere.intersection(ports):
         known = [one for one in listeners() if one.port == port and one.host in EVERY_ADDRESS]
         who = str(known[0]) if known else "by another user's process (sudo ss -ltnp names it)"
@@ -129,7 +131,7 @@ def _raise_if_taken_everywhere(ports: Iterable[int]) -> None:
         )
 
 
-def _claim_ports(ports: Mapping[str, int]) -> Claim:
+def _claim_ports(ports: Mapping[str, int]) -> AddressClaim:
     """Free ports of 127.0.0.1. They are not held: an application could not bind them then."""
     probes = {name: socket.socket() for name in ports}
     try:
@@ -139,18 +141,18 @@ def _claim_ports(ports: Mapping[str, int]) -> Claim:
     finally:
         for probe in probes.values():
             probe.close()
-    return Claim("127.0.0.1", free, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    return AddressClaim("127.0.0.1", free, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
 
 
-def listeners(pids: Iterable[int] | None = None) -> list[Listener]:
+def listeners(pids: Iterable[int] | None = None) -> list[ListeningProcess]:
     """Who accepts TCP connections, as far as this user may see.
 
     Args:
         pids: Only these processes; by default all.
     """
-    sockets = _listening_sockets()
+    sockets = _read_listening_sockets()
     return [
-        Listener(pid, _program(pid), *sockets[inode])
+        ListeningProcess(pid, _program(pid), *sockets[inode])
         for pid in (_all_pids() if pids is None else pids)
         for inode in sorted(_socket_inodes(pid) & sockets.keys())
     ]
@@ -166,7 +168,7 @@ def foreign_listener(addresses: Iterable[tuple[str, int]], pids: Iterable[int]) 
     Returns:
         The first such listener, for people; empty when there is none, or it can't be told.
     """
-    sockets = _listening_sockets()
+    sockets = _read_listening_sockets()
     due = set(addresses)
     wanted = {
         inode
@@ -198,7 +200,7 @@ def _inodes_or_refused(pid: int) -> set[str]:
     return _socket_inodes(pid)
 
 
-def _listening_sockets() -> dict[str, tuple[str, int]]:
+def _read_listening_sockets() -> dict[str, tuple[str, int]]:
     """The address and port of each listening TCP socket, by its inode (proc(5))."""
     found = {}
     for table in ("tcp", "tcp6"):

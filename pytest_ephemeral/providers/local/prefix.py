@@ -107,12 +107,12 @@ class Prefix(msgspec.Struct, frozen=True):
     def _beside(self, ending: str) -> Path:
         return self.tree.with_name(f"{self.tree.name}.{ending}")
 
-    def sealed(self) -> Seal | None:
+    def read_seal(self) -> Seal | None:
         """Its seal, if the tree is whole, verified and still there."""
         seal = _read_seal(self._seal)
         return seal if seal is not None and self.tree.is_dir() else None
 
-    def unverified(self) -> Seal | None:
+    def read_unverified_seal(self) -> Seal | None:
         """Its seal to be, if the tree is whole but not verified yet."""
         return _read_seal(self._unverified)
 
@@ -155,7 +155,7 @@ def prefix_root() -> Path:
     return Path(os.environ.get(ROOT_VARIABLE) or ROOT.format(uid=os.geteuid())).absolute()
 
 
-def trusted_root() -> Path:
+def require_trusted_root() -> Path:
     """The folder of all trees, made if it is not there.
 
     Raises:
@@ -182,13 +182,13 @@ def trusted_root() -> Path:
     return folder
 
 
-def trusted(prefix: Prefix) -> None:
+def require_trusted(prefix: Prefix) -> None:
     """Make sure that a tree, if it is there, was put there by this user.
 
     Raises:
         ConfigurationError: It, or the root, belongs to someone else.
     """
-    trusted_root()
+    require_trusted_root()
     try:
         status = prefix.tree.lstat()
     except FileNotFoundError:
@@ -206,7 +206,7 @@ def share(prefix: Prefix) -> int:
     Returns:
         A descriptor; the tree is held until it, and every copy of it, is closed.
     """
-    trusted_root()
+    require_trusted_root()
     descriptor = _open_lock(prefix)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
@@ -230,7 +230,7 @@ def exclusive(
     Raises:
         ImageInUseError: An environment runs from it (or, without ``wait``, it is being baked).
     """
-    trusted(prefix)
+    require_trusted(prefix)
     descriptor = _open_lock(prefix)
     try:
         _wait_alone(prefix, descriptor, say, wait=wait)

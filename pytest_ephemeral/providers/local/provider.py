@@ -84,7 +84,7 @@ class LocalProvider(LocalBaker):
     def status(self, environment: Environment) -> Status:
         """Ask its guard."""
         try:
-            found = client.status(Folder.recorded(environment).control)
+            found = client.status(Folder.of_environment(environment).control)
         except EnvironmentGoneError as error:
             return Status("gone", str(error))
         except EphemeralError as error:  # a guard that doesn't answer guards no more
@@ -101,7 +101,7 @@ class LocalProvider(LocalBaker):
         tail: int | None = None,
     ) -> str:
         """With several processes, each line is marked with its own; ``tail`` counts for each."""
-        place = _written(environment)
+        place = _flush_logs(environment)
         first, last = _offsets(since), _offsets(until)
         names = logs.processes(place)
         shown: list[str] = []
@@ -110,17 +110,17 @@ class LocalProvider(LocalBaker):
             data = logs.read(place, name, first.get(name, 0), end)
             lines = data.decode(errors="replace").splitlines(keepends=True)
             lines = lines if tail is None else lines[-tail:] if tail > 0 else []
-            shown += lines if len(names) == 1 else [f"{name} | {_ended(line)}" for line in lines]
+            shown += lines if len(names) == 1 else [f"{name} | {_end_line(line)}" for line in lines]
         return "".join(shown)
 
     def log_mark(self, environment: Environment) -> str:
         """The offset of each process's log."""
-        place = _written(environment)
+        place = _flush_logs(environment)
         return json.dumps({name: logs.end(place, name) for name in logs.processes(place)})
 
     def log_files(self, environment: Environment) -> Mapping[str, str]:
         """All that is kept of each process's log."""
-        place = _written(environment)
+        place = _flush_logs(environment)
         return {
             name: logs.read(place, name).decode(errors="replace") for name in logs.processes(place)
         }
@@ -129,12 +129,12 @@ class LocalProvider(LocalBaker):
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
         """The guard runs it, with the variables, the folder and the view its processes have."""
-        return client.run(Folder.recorded(environment).control, argv, timeout)
+        return client.run(Folder.of_environment(environment).control, argv, timeout)
 
     def hint(self, environment: Environment) -> str:
         """Compare where its processes listen with where the template says."""
         try:
-            pid = client.status(Folder.recorded(environment).control)["pid"]
+            pid = client.status(Folder.of_environment(environment).control)["pid"]
         except EphemeralError:
             return ""
         found = network.listeners(descendants(pid))
@@ -156,31 +156,31 @@ class LocalProvider(LocalBaker):
 
     def clock(self, environment: Environment) -> datetime:
         """The guard's, which does not change when this machine's clock is set."""
-        told = client.status(Folder.recorded(environment).control)
+        told = client.status(Folder.of_environment(environment).control)
         return _clock(told) or datetime.now(UTC)
 
     def foreign_listener(self, environment: Environment) -> str:
         """Whoever else accepts connections at its addresses, as far as this user can see."""
-        pid = client.status(Folder.recorded(environment).control)["pid"]
+        pid = client.status(Folder.of_environment(environment).control)["pid"]
         addresses = {(one.host, one.port) for one in environment.endpoints.values()}
         return network.foreign_listener(addresses, [pid, *descendants(pid)])
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
         """The guard's own clock is the only one."""
         client.extend(
-            Folder.recorded(environment).control,
+            Folder.of_environment(environment).control,
             None if expires_at is None else expires_at.timestamp(),
         )
 
     def keep(self, environment: Environment) -> None:
         """The guard looks at its owner no more."""
-        client.keep(Folder.recorded(environment).control)
+        client.keep(Folder.of_environment(environment).control)
         if held := _held.pop(environment.id, None):
             held.let_go()
 
     def destroy(self, environment: Environment) -> None:
         """The guard does it; where there is none (any more), what carries its marks is killed."""
-        place = Folder.recorded(environment)
+        place = Folder.of_environment(environment)
         held = _held.pop(environment.id, None)
         removal.destroy(place, held, here=machine.is_here(environment.owner))
 
@@ -190,7 +190,7 @@ class LocalProvider(LocalBaker):
             id, known, seen_at = place.path.name, place.labels(), None
             with suppress(EphemeralError):
                 told = client.status(place.control)
-                known[labels.EXPIRES] = _label(told["expires_at"])
+                known[labels.EXPIRES] = _format_expiry(told["expires_at"])
                 seen_at = _clock(told)
             yield Owned(
                 id=id,
@@ -208,7 +208,7 @@ class LocalProvider(LocalBaker):
 
 
 def _spec(
-    order: Order, place: Folder, claim: network.Claim, descriptors: Sequence[int]
+    order: Order, place: Folder, claim: network.AddressClaim, descriptors: Sequence[int]
 ) -> guard.Spec:
     template, expires_at = order.template, order.environment.expires_at
     assert isinstance(template, LocalTemplate)
@@ -231,7 +231,7 @@ def _spec(
     )
 
 
-def _variables(order: Order, place: Folder, claim: network.Claim) -> dict[str, str]:
+def _variables(order: Order, place: Folder, claim: network.AddressClaim) -> dict[str, str]:
     """All that the application sees; the template's own win."""
     variables = {
         name: value
@@ -273,13 +273,13 @@ def _hold(image: Image | None, held: ExitStack) -> list[int]:
     return descriptors
 
 
-def _written(environment: Environment) -> Path:
+def _flush_logs(environment: Environment) -> Path:
     """Where its logs are, with all in them that has been printed until now.
 
     Raises:
         EnvironmentGoneError: They are gone with it.
     """
-    place = Folder.recorded(environment)
+    place = Folder.of_environment(environment)
     with suppress(EphemeralError):
         client.status(place.control)  # it reads what was printed before it answers
     if not place.logs.is_dir():
@@ -316,11 +316,11 @@ def _clock(told: Mapping[str, Any]) -> datetime | None:
     return datetime.fromtimestamp(told["expires_at"] - told["expires_in"], UTC)
 
 
-def _ended(line: str) -> str:
+def _end_line(line: str) -> str:
     return line if line.endswith("\n") else f"{line}\n"
 
 
-def _label(expires_at: float | None) -> str:
+def _format_expiry(expires_at: float | None) -> str:
     """An expiry as ``labels.for_environment`` writes it."""
     if expires_at is None:
         return labels.NEVER

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LONGEST_REQUEST = 1 << 20
 
 
-class Client:
+class Requester:
     """One connection: a request being read, and then its answer."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -80,7 +80,16 @@ class Client:
             os.close(descriptor)
 
 
-def accept(listener: socket.socket) -> Client | None:
+def tell_owner(descriptor: int, report: Mapping[str, Any]) -> None:
+    """Send a report to the owner, if it is still there."""
+    try:
+        os.set_blocking(descriptor, False)
+        os.write(descriptor, json.dumps(report).encode() + b"\n")
+    except OSError:
+        pass
+
+
+def accept(listener: socket.socket) -> Requester | None:
     """The next client; None when it is already gone, or is not of this user."""
     try:
         connection, _ = listener.accept()
@@ -89,7 +98,7 @@ def accept(listener: socket.socket) -> Client | None:
     if not is_same_user(connection):
         connection.close()
         return None
-    return Client(connection)
+    return Requester(connection)
 
 
 def is_same_user(connection: socket.socket) -> bool:

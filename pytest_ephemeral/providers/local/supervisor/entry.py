@@ -7,6 +7,7 @@ import os
 import sys
 
 from .loop import Supervisor
+from .orders import Orders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def main() -> int:
     """Read the orders from standard input, and carry them out."""
     size = int.from_bytes(_read_exactly(8))
     orders = marshal.loads(_read_exactly(size))  # noqa: S302 - from the same interpreter
-    Supervisor(**orders).guard()
+    Supervisor(Orders(**orders)).guard()
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -24,16 +25,21 @@ _LINUX = sys.platform == "linux"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def uptime() -> float:
+    """Seconds by a clock that nobody can set, those in which the machine slept included."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent dies, instead of process 1."""
     if _LINUX:
-        _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+        _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def die_with(parent: int) -> None:
     """In a child just forked: be killed when ``parent`` dies, or now if it has already."""
     if _LINUX:
-        _checked(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
+        _check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
         if os.getppid() != parent:
             os._exit(1)
 
@@ -80,7 +86,7 @@ def _protect_as_user(paths: list[str], mark: str) -> int:
 def _enter(paths: list[str], mark: str) -> int:
     user, group = os.geteuid(), os.getegid()
     try:
-        _checked(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
+        _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
         # user_namespaces(7): without CAP_SETGID, setgroups has to be given up before a gid is
         # mapped.
         for name, text in (
@@ -98,9 +104,9 @@ def _enter(paths: list[str], mark: str) -> int:
 def _mount(paths: list[str], mark: str) -> int:
     """Make the view, in a mount namespace of its own; 0, or the error's number."""
     try:
-        _checked(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
+        _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
         if mark:
-            _checked(_libc.mount(os.fsencode(mark), os.fsencode(mark), None, _MS_BIND, None))
+            _check(_libc.mount(os.fsencode(mark), os.fsencode(mark), None, _MS_BIND, None))
         for path in paths:
             _make_read_only(os.fsencode(path))
     except OSError as error:
@@ -109,16 +115,16 @@ def _mount(paths: list[str], mark: str) -> int:
 
 
 def _make_read_only(path: bytes) -> None:
-    _checked(_libc.mount(path, path, None, _MS_BIND | _MS_REC, None))
+    _check(_libc.mount(path, path, None, _MS_BIND | _MS_REC, None))
     # What a mount has of these, its remount has to repeat, or the kernel refuses it
     # (mount_namespaces(7), "locked"). All but one have the same value in statvfs(3) and mount(2).
     same = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME
     flags = os.statvfs(path).f_flag
     keep = flags & same | (_MS_RELATIME if flags & os.ST_RELATIME else 0)
-    _checked(_libc.mount(b"none", path, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | keep, None))
+    _check(_libc.mount(b"none", path, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | keep, None))
 
 
-def _checked(result: int) -> None:
+def _check(result: int) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -24,7 +24,7 @@ def segment_name(process: str, start: int) -> str:
     return f"{process}.{start:020}.log"
 
 
-class Log:
+class ProcessLog:
     """The log of one process, being written."""
 
     def __init__(self, folder: str, process: str, secrets: Sequence[bytes]) -> None:

@@ -9,7 +9,7 @@ import select
 import time
 
 from . import kernel, processes
-from .process import Process
+from .process import GuardedProcess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    from .control import Client
+    from .control import Requester
+    from .orders import Orders
 
 #: Keep in step with labels.ENVIRONMENT_VARIABLE, which can't be imported here.
 MARKER = "PYTEST_EPHEMERAL_ENVIRONMENT"
@@ -33,49 +34,19 @@ _CLOCK_INTERVAL, _OWNER_INTERVAL = 60.0, 0.25
 
 
 class Supervisor:
-    """One guard. The keywords are what ``guard.start`` sends; see ``guard.Spec``."""
+    """One guard."""
 
-    def __init__(
-        self,
-        *,
-        id: str,
-        argvs: Mapping[str, Sequence[str]],
-        directory: str,
-        variables: Mapping[str, str],
-        logs: str,
-        readonly: Sequence[str],
-        mark: str,
-        remove: Sequence[str],
-        remove_orphaned: Sequence[str],
-        secrets: Sequence[str],
-        expires_at: float | None,
-        settle: Sequence[str],
-        descriptors: Sequence[int],
-        keep_after_exit: bool,
-        owner: int,
-        listener: int,
-    ) -> None:
-        self._marker = f"{MARKER}={id}"
-        self._argvs = argvs
-        self._directory = directory
-        self._variables = {**variables, MARKER: id}
-        self._logs = logs
-        self._readonly = readonly
-        self._mark = mark
-        self._remove = remove
-        self._remove_orphaned = remove_orphaned
-        self._secrets = [secret.encode() for secret in secrets]
-        self._set_expiry(expires_at)
-        self._settle = settle
-        self._descriptors = descriptors
-        self._keep_after_exit = keep_after_exit
-        self._owner: int | None = owner  # None once kept
-        self._listener_descriptor = listener
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        self._marker = f"{MARKER}={orders.id}"
+        self._variables = {**orders.variables, MARKER: orders.id}
+        self._set_expiry(orders.expires_at)
+        self._owner: int | None = orders.owner  # None once kept
         self._listener: socket.socket | None = None
         self._refused = ""
-        self._processes: list[Process] = []
-        self._runs: dict[int, Client] = {}
-        self._stops: list[Client] = []
+        self._processes: list[GuardedProcess] = []
+        self._runs: dict[int, Requester] = {}
+        self._stops: list[Requester] = []
         self._ending = ""  # why, once it ends: stop, owner, expired, finished
         self._crash = ""
         self._poll = select.poll()
@@ -97,13 +68,13 @@ class Supervisor:
             self._end()
 
     def _start(self) -> None:
-        for descriptor in (*self._descriptors, self._listener_descriptor):
+        for descriptor in (*self._orders.descriptors, self._orders.listener):
             os.set_inheritable(descriptor, False)
         self._watch_signals()
         self._watch_owner()
         kernel.adopt_orphans()
-        self._refused = kernel.protect(list(self._readonly), self._mark)
-        for name, argv in self._argvs.items():
+        self._refused = kernel.protect(list(self._orders.readonly), self._orders.mark)
+        for name, argv in self._orders.argvs.items():
             self._start_process(name, argv)
         self._open_logs()
         self._open_control()
@@ -119,20 +90,20 @@ class Supervisor:
             return
         if self._owner and os.getppid() != self._owner:
             self._ending = "owner"
-        elif self._deadline is not None and _uptime() >= self._deadline:
+        elif self._deadline is not None and kernel.uptime() >= self._deadline:
             self._ending = "expired"
 
     def _set_expiry(self, expires_at: float | None) -> None:
         """Take an expiry by the clock that people set, and keep it by one that nobody can."""
         self._expires_at = expires_at
-        self._deadline = None if expires_at is None else _uptime() + expires_at - time.time()
+        self._deadline = None if expires_at is None else kernel.uptime() + expires_at - time.time()
 
     def _patience(self) -> float:
         """Seconds until something has to be looked at even if nothing happens."""
         patience = _CLOCK_INTERVAL if hasattr(os, "pidfd_open") else _OWNER_INTERVAL
         if self._deadline is None:
             return patience
-        return max(0.0, min(patience, self._deadline - _uptime() + 0.001))
+        return max(0.0, min(patience, self._deadline - kernel.uptime() + 0.001))
 
     def _end(self) -> None:
         orphaned = self._ending in {"owner", "expired"}
@@ -143,29 +114,33 @@ class Supervisor:
                 self._drain(process)
                 process.log.close()
         if not left:  # as long as something runs, its folder is what leads to it
-            self._remove_folders((*self._remove, *(self._remove_orphaned if orphaned else ())))
+            self._remove_folders(
+                (*self._orders.remove, *(self._orders.remove_orphaned if orphaned else ()))
+            )
         for client in self._runs.values():
             client.close()
         if self._listener:
             self._listener.close()
-        for descriptor in self._descriptors:
+        for descriptor in self._orders.descriptors:
             os.close(descriptor)
+        from .control import tell_owner
+
         answer = {
             "remaining": left,
             "processes": [process.describe() for process in self._processes],
             "crash": self._crash,
         }
-        _tell(1, answer)
+        tell_owner(1, answer)
         for client in self._stops:  # their connections end with this process
             client.answer(answer)
-        if self._settle and orphaned:
-            _detach(self._settle)
+        if self._orders.settle and orphaned:
+            processes.start_detached(self._orders.settle, without=MARKER)
 
     def _remove_folders(self, folders: Sequence[str]) -> None:
         from .files import remove_tree
 
-        if self._mark:
-            kernel.unmount(self._mark)
+        if self._orders.mark:
+            kernel.unmount(self._orders.mark)
         for folder in folders:
             remove_tree(folder)
 
@@ -229,24 +204,25 @@ class Supervisor:
         nothing = os.open(os.devnull, os.O_RDONLY)
         pid = processes.spawn(
             argv,
-            directory=self._directory,
+            directory=self._orders.directory,
             variables=self._variables,
             stdio=(nothing, writing, writing),
         )
         os.close(nothing)
         os.close(writing)
-        self._processes.append(Process(name, pid, reading))
+        self._processes.append(GuardedProcess(name, pid, reading))
 
     def _open_logs(self) -> None:
         from functools import partial
 
-        from .logs import Log
+        from .logs import ProcessLog
 
+        secrets = [secret.encode() for secret in self._orders.secrets]
         for process in self._processes:
-            process.log = Log(self._logs, process.name, self._secrets)
+            process.log = ProcessLog(self._orders.logs, process.name, secrets)
             self._watch(process.output, partial(self._read, process))
 
-    def _read(self, process: Process) -> int:
+    def _read(self, process: GuardedProcess) -> int:
         """Move what a process has printed to its log; how many bytes."""
         if process.output not in self._handlers or not process.log:
             return 0
@@ -261,7 +237,7 @@ class Supervisor:
             process.log.flush()
         return len(data)
 
-    def _drain(self, process: Process) -> None:
+    def _drain(self, process: GuardedProcess) -> None:
         """Its last words, though a daemon it left behind may print on for ever."""
         taken = 0
         while taken < _LAST_WORDS and (size := self._read(process)):
@@ -276,7 +252,7 @@ class Supervisor:
                 if process.pid == pid and process.status is None:
                     self._drain(process)
                     process.status, process.ended_at = status, time.time()
-        if not self._keep_after_exit and all(p.ended_at for p in self._processes):
+        if not self._orders.keep_after_exit and all(p.ended_at for p in self._processes):
             self._ending = self._ending or "finished"
 
     # -- requests --------------------------------------------------------------------------
@@ -286,16 +262,16 @@ class Supervisor:
 
         from .control import accept
 
-        listener = self._listener = socket.socket(fileno=self._listener_descriptor)
+        listener = self._listener = socket.socket(fileno=self._orders.listener)
         listener.setblocking(False)
 
         def handle() -> None:
             if client := accept(listener):
                 self._watch(client.connection.fileno(), lambda: self._converse(client))
 
-        self._watch(self._listener_descriptor, handle)
+        self._watch(self._orders.listener, handle)
 
-    def _converse(self, client: Client) -> None:
+    def _converse(self, client: Requester) -> None:
         try:
             request = client.receive()
         except EOFError:
@@ -306,13 +282,13 @@ class Supervisor:
         if request is not None and (answer := self._serve(client, request)) is not None:
             self._dismiss(client, answer)
 
-    def _dismiss(self, client: Client, answer: Mapping[str, Any] | None) -> None:
+    def _dismiss(self, client: Requester, answer: Mapping[str, Any] | None) -> None:
         self._unwatch(client.connection.fileno())
         if answer is not None:
             client.answer(answer)
         client.close()
 
-    def _serve(self, client: Client, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _serve(self, client: Requester, request: Mapping[str, Any]) -> dict[str, Any] | None:
         """Do what is asked: the answer, or None when it comes later."""
         match request:
             case {"do": "status"}:
@@ -337,51 +313,21 @@ class Supervisor:
             "pid": os.getpid(),
             "processes": [process.describe() for process in self._processes],
             "expires_at": self._expires_at,
-            "expires_in": None if self._deadline is None else self._deadline - _uptime(),
+            "expires_in": None if self._deadline is None else self._deadline - kernel.uptime(),
             "kept": self._owner is None,
             "writable": self._refused,
         }
 
-    def _run(self, client: Client, argv: Sequence[str]) -> dict[str, Any] | None:
+    def _run(self, client: Requester, argv: Sequence[str]) -> dict[str, Any] | None:
         stdio = client.take_descriptors()
         try:
             if len(stdio) != 3:
                 return {"error": "a command to run comes with three descriptors"}
             client.pid = processes.spawn(
-                argv, directory=self._directory, variables=self._variables, stdio=stdio
+                argv, directory=self._orders.directory, variables=self._variables, stdio=stdio
             )
         finally:
             for descriptor in stdio:
                 os.close(descriptor)
         self._runs[client.pid] = client
         return None
-
-
-def _uptime() -> float:
-    """Seconds by a clock that nobody can set, those asleep included."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-def _tell(descriptor: int, report: Mapping[str, Any]) -> None:
-    """Say something to the owner, if it is there to hear it."""
-    import json
-
-    try:
-        os.set_blocking(descriptor, False)
-        os.write(descriptor, json.dumps(report).encode() + b"\n")
-    except OSError:
-        pass
-
-
-def _detach(argv: Sequence[str]) -> None:
-    """Start a command that outlives this process, and is not counted as the environment's."""
-    variables = {name: value for name, value in os.environ.items() if name != MARKER}
-    if os.fork() == 0:
-        try:
-            os.setsid()
-            nothing = os.open(os.devnull, os.O_RDWR)
-            for target in range(3):
-                os.dup2(nothing, target)
-            os.execvpe(argv[0], list(argv), variables)
-        finally:
-            os._exit(127)

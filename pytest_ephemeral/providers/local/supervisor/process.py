@@ -8,17 +8,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .logs import Log
+    from .logs import ProcessLog
 
 
-class Process:
+class GuardedProcess:
     """One of the named processes."""
 
     def __init__(self, name: str, pid: int, output: int) -> None:
         self.name = name
         self.pid = pid
         self.output = output
-        self.log: Log | None = None
+        self.log: ProcessLog | None = None
         self.started_at = time.time()
         self.ended_at: float | None = None
         self.status: int | None = None  # negative: the signal that killed it

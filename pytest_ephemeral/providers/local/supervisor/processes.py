@@ -56,6 +56,25 @@ def spawn(
         os._exit(_NOT_RUNNABLE)
 
 
+def start_detached(argv: Sequence[str], *, without: str) -> None:
+    """Start a command that outlives this process.
+
+    Args:
+        argv: The command.
+        without: A variable of this process that it does not get.
+    """
+    variables = {name: value for name, value in os.environ.items() if name != without}
+    if os.fork() == 0:
+        try:
+            os.setsid()
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for target in range(3):
+                os.dup2(nothing, target)
+            os.execvpe(argv[0], list(argv), variables)
+        finally:
+            os._exit(_NOT_FOUND)
+
+
 def descendants(ancestor: int) -> list[int]:
     """The process ids of all that a process has started, and that those have."""
     children: dict[int, list[int]] = {}
@@ -85,7 +104,7 @@ def _parents() -> Iterator[tuple[int, int]]:
         yield pid, int(parent)
 
 
-def marked(marker: str, mount: str = "") -> list[int]:
+def find_marked(marker: str, mount: str = "") -> list[int]:
     """The processes, this one aside, that are marked.
 
     Args:
@@ -174,7 +193,7 @@ def kill_tree(ancestor: int) -> None:
 
 def kill_marked(marker: str, mount: str = "") -> list[int]:
     """SIGKILL all marked processes, and say which there were; see ``marked``."""
-    found = marked(marker, mount)
+    found = find_marked(marker, mount)
     for pid in found:
         try:
             handle = os.pidfd_open(pid)

@@ -1,0 +1,37 @@
+"""What a guard is told to do; see ``guard.Spec``, which sends it."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+
+class Orders:
+    """A guard's orders.
+
+    Attributes:
+        owner: The process that it may not outlive, unless told to.
+        listener: The descriptor of the socket on which it is asked.
+    """
+
+    id: str
+    argvs: Mapping[str, Sequence[str]]
+    directory: str
+    variables: Mapping[str, str]
+    logs: str
+    readonly: Sequence[str]
+    mark: str
+    remove: Sequence[str]
+    remove_orphaned: Sequence[str]
+    secrets: Sequence[str]
+    expires_at: float | None
+    settle: Sequence[str]
+    descriptors: Sequence[int]
+    keep_after_exit: bool
+    owner: int
+    listener: int
+
+    def __init__(self, **orders: Any) -> None:
+        self.__dict__.update(orders)
