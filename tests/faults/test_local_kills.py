@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -244,6 +245,32 @@ def test_what_was_half_made_goes_with_the_next(own: Own, tmp_path: Path) -> None
     process, _ = own()
     _launched(process)
     assert not half.exists()
+
+
+def test_what_was_half_removed_goes_with_the_next(own: Own, tmp_path: Path) -> None:
+    """By a process that was killed; what others call so stays."""
+    top = tmp_path / "state" / "environments"
+    for name, labels in ((".old-1", '{"pytest-ephemeral.id": "staging-1"}'), (".old-2", "{}")):
+        (top / name / "state").mkdir(parents=True)
+        (top / name / "labels.json").write_text(labels)
+    process, _ = own()
+    _launched(process)
+    assert sorted(path.name for path in top.glob(".old-*")) == [".old-2"]
+
+
+def test_while_it_is_removed_it_is_there_or_not(own: Own) -> None:
+    """Never without what says whose it is, which would make it a stranger's to whoever looks."""
+    process, _ = own("for n in $(seq 3000); do : > $STATE/$n; done; exec sleep 1000")
+    launched = _launched(process)
+    until(lambda: Path(launched.handle["folder"], "state", "3000").exists())
+    provider, said = LocalProvider(), []
+    with ThreadPoolExecutor(3) as pool:
+        gone = [pool.submit(provider.destroy, launched) for _ in range(3)]
+        while not all(one.done() for one in gone):
+            said.append(provider.status(launched).state)
+            list(provider.owned())
+    assert [one.exception() for one in gone] == [None] * 3
+    assert provider.status(launched).state == "gone"
 
 
 def test_elsewhere_nothing_is_said_to_be_destroyed(own: Own) -> None:

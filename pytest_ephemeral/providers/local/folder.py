@@ -22,7 +22,7 @@ from pytest_ephemeral.errors import EphemeralError, TamperedRecordError
 from pytest_ephemeral.labels import ID
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.local.host import GuardAddress
-from pytest_ephemeral.providers.local.supervisor.files import remove_tree
+from pytest_ephemeral.providers.local.supervisor.files import ASIDE, LABELS, remove_environment
 
 #: Seconds after which a folder is no longer just being made.
 _BEING_MADE = 60.0
@@ -108,7 +108,7 @@ class Folder(msgspec.Struct, frozen=True):
 
     @property
     def _labels(self) -> Path:
-        return self.path / "labels.json"
+        return self.path / LABELS
 
     def make(self, labels: Mapping[str, str]) -> int:
         """Make it, and take its lock.
@@ -162,7 +162,7 @@ class Folder(msgspec.Struct, frozen=True):
 
     def remove(self) -> bool:
         """Remove it, as far as this user can; whether it is gone."""
-        remove_tree(str(self.path))
+        remove_environment(str(self.path))
         return not self.path.exists()
 
 
@@ -185,10 +185,14 @@ def _all() -> Path:
 
 
 def _sweep(top: Path) -> None:
-    """Remove folders that were being made by a process that was killed.
+    """Remove folders that were being made, or removed, by a process that was killed.
 
     Only what such a folder holds, and only while that is empty: it may be someone else's.
     """
+    for path in top.glob(f"{ASIDE}*"):
+        old = Folder(path)
+        if old.is_abandoned() and (ID in old.labels() or not any(path.iterdir())):
+            old.remove()
     for path in top.glob(f"{files.TEMPORARY}*"):
         new = Folder(path)
         with suppress(OSError):

@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 
+#: The file in an environment's folder that says whose it is.
+LABELS = "labels.json"
+#: What the names of folders begin with that are being removed.
+ASIDE = ".old-"
+
 
 def remove_tree(path: str) -> None:
     """Remove a folder with all that is in it, as far as this user can.
@@ -15,6 +20,32 @@ def remove_tree(path: str) -> None:
     if os.path.lexists(path):  # a folder in it may have been made unwritable
         _open_up(path)
         shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_environment(path: str) -> None:
+    """Remove an environment's folder, so that whoever looks sees all of it or nothing.
+
+    It is moved aside first. What says whose it is goes last, so that the rest is found by that if
+    this process is killed in between; what can't be removed is moved back.
+    """
+    aside = os.path.join(os.path.dirname(path), ASIDE + os.urandom(8).hex())
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    except OSError:
+        aside = path
+    for name in os.listdir(aside):
+        if name != LABELS:
+            inner = os.path.join(aside, name)
+            if os.path.isdir(inner) and not os.path.islink(inner):
+                remove_tree(inner)
+            else:
+                os.unlink(inner)
+    if os.listdir(aside) in ([], [LABELS]):
+        remove_tree(aside)
+    elif aside != path:
+        os.rename(aside, path)
 
 
 def _open_up(path: str) -> None:

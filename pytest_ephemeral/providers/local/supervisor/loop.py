@@ -114,9 +114,7 @@ class Supervisor:
                 self._drain(process)
                 process.log.close()
         if not left:  # as long as something runs, its folder is what leads to it
-            self._remove_folders(
-                (*self._orders.remove, *(self._orders.remove_orphaned if orphaned else ()))
-            )
+            self._remove_folders(self._orders.remove_orphaned if orphaned else ())
         for client in self._runs.values():
             client.close()
         if self._listener:
@@ -136,12 +134,14 @@ class Supervisor:
         if self._orders.settle and orphaned:
             processes.start_detached(self._orders.settle, without=MARKER)
 
-    def _remove_folders(self, folders: Sequence[str]) -> None:
-        from .files import remove_tree
+    def _remove_folders(self, others: Sequence[str]) -> None:
+        from .files import remove_environment, remove_tree
 
         if self._orders.mark:
             kernel.unmount(self._orders.mark)
-        for folder in folders:
+        for folder in self._orders.remove:
+            remove_environment(folder)
+        for folder in others:
             remove_tree(folder)
 
     # -- what it watches -------------------------------------------------------------------
