@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -24,12 +22,11 @@ from pytest_ephemeral.errors import PromotionError, StoreError, SupersededError
 from pytest_ephemeral.promotion import journal
 from pytest_ephemeral.promotion.dns_polling import Times
 from pytest_ephemeral.promotion.journal import Journal
-from support.promotion import V1, V2, Site, Stage, make_stage, served, stage
+from support.promotion import V1, V2, Site, Stage, install, make_stage, served, stage
+from support.victims import end_of
 from support.waiting import until
 
 __all__ = ["make_stage", "served", "stage"]
-
-TESTS = Path(__file__).parents[1]
 
 #: Every point between two acts of a promotion that goes well.
 POINTS = [
@@ -54,34 +51,22 @@ POINTS = [
 #: Those of one that is taken back.
 BACKWARD = ["restore: begun", "restore: done", "rearm: begun", "rearm: done"]
 
-KILLED = """
-import os, sys
-from pathlib import Path
-import pytest
-from support.promotion import Stage, install
 
-def die(point):
-    print(point, flush=True)
-    if point == sys.argv[4]:
-        os._exit(9)
+def die_at(folder: str, port: str, what: str, point: str) -> None:
+    """Promote, or roll back, until that point."""
 
-install(pytest.MonkeyPatch())
-stage = Stage(Path(sys.argv[1]), int(sys.argv[2]))
-promoter = stage.promoter(checkpoint=die)
-promoter.rollback() if sys.argv[3] == "rollback" else promoter.promote(sys.argv[3])
-"""
+    def die(here: str) -> None:
+        if here == point:
+            os._exit(9)
+
+    install(pytest.MonkeyPatch())
+    promoter = Stage(Path(folder), int(port)).promoter(checkpoint=die)
+    promoter.rollback() if what == "rollback" else promoter.promote(what)
 
 
 def killed(stage: Stage, what: str, point: str) -> None:
     """Promote (or roll back) in another process, which dies at that point."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(stage.folder), str(stage.port), what, point],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 9, done.stderr
+    assert end_of(die_at, str(stage.folder), str(stage.port), what, point) == 9
 
 
 def check_promises(stage: Stage) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import pytest_ephemeral
 from pytest_ephemeral import files
 from pytest_ephemeral.cli import main
+from support.lacks import skip_without
 from support.plugin_project import PluginProject
 
 pytest_plugins = ["pytester"]
@@ -214,6 +216,8 @@ def test_a_stage_outside_of_ci_is_recorded_with_gits_commit(
     project: PluginProject, run: Run
 ) -> None:
     """Marked where files differ from it."""
+    if shutil.which("git") is None:
+        skip_without("git", "apt-get install git")
     project.write(test_it="def test_it(ephemeral_env): pass")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
     for command in (["init", "-q"], ["add", "ephemeral.toml"], ["commit", "-qm", "x"]):
