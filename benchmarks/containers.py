@@ -2,12 +2,13 @@
 
 The same image, the same two tests, each in a pytest of its own with only the plugins it needs; one
 round runs all of them, one after the other. Given are medians. The peers are installed into
-``benchmarks/.venv`` by the first run.
+``benchmarks/.venv`` by the first run. What this machine can't run is left out, and a line says so.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.providers.docker import endpoint
 
 HERE = Path(__file__).parent
 SUITES = HERE / "suites"
@@ -38,6 +42,7 @@ class Way:
         arguments: Options of its own.
         modes: What it is measured at.
         variables: Of its environment.
+        command: Of the docker command's plugins, the one that it needs.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Way:
     arguments: Sequence[str] = ()
     modes: Sequence[str] = ("fast", "slow", "-n 4")
     variables: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
 
 
 OURS = ("pytest_ephemeral.pytest_plugin.plugin",)
@@ -63,21 +69,35 @@ WAYS = (
         ["pytest_docker"],
         modes=("fast", "slow"),
         variables={"CLEANUP": "down -v -t 0"},
+        command="compose",
     ),
-    Way("pytest-docker as it is", "pytest_docker", ["pytest_docker"], modes=("fast",)),
+    Way(
+        "pytest-docker as it is",
+        "pytest_docker",
+        ["pytest_docker"],
+        modes=("fast",),
+        command="compose",
+    ),
 )
 
 
 def main(rounds: int) -> int:
     """Measure everything, and print the table."""
+    if why := lacking():
+        print(f"left out: containers, for want of {why}")
+        return 0
     install()
+    ways = [way for way in WAYS if not way.command or has_command(way.command)]
+    for way in WAYS:
+        if way not in ways:
+            print(f"left out: {way.name}, for want of `docker {way.command}`")
     images = {"fast": image(0.0), "slow": image(SLOW)}
     with tempfile.TemporaryDirectory(prefix="ephemeral-bench-") as state:
         os.environ["PYTEST_EPHEMERAL_STATE"] = state
         seconds: dict[tuple[str, str], list[float]] = {}
         for number in range(rounds + 1):  # the first fills caches, and does not count
             say(f"round {number} of {rounds}")
-            for way in WAYS:
+            for way in ways:
                 for mode in way.modes:
                     took = timed(way, mode, images["slow" if mode == "slow" else "fast"], state)
                     settle(images.values())
@@ -89,6 +109,24 @@ def main(rounds: int) -> int:
     print(f"\nnoticed after it listens   {noticed * 1000:6.1f} ms   target ≤ 20 ms")
     print(f"destroyed altogether       {destroyed * 1000:6.1f} ms   of which people wait for none")
     return 0
+
+
+def lacking() -> str:
+    """What isn't here that all of them need; empty when everything is."""
+    for program in ("docker", "busybox"):
+        if shutil.which(program) is None:
+            return f"{program}, which is not installed"
+    try:
+        endpoint.find().ping()
+    except EphemeralError as error:
+        return f"a container engine: {error}"
+    return ""
+
+
+def has_command(name: str) -> bool:
+    """Whether the docker command has this plugin."""
+    argv = ["docker", name, "version"]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
 def install() -> None:
@@ -188,7 +226,7 @@ def show(medians: Mapping[tuple[str, str], float], rounds: int) -> None:
 def judge(seconds: Mapping[tuple[str, str], Sequence[float]]) -> None:
     """Print how ours compare with what is to be reached: medians of the differences by round."""
     bare, raw, networked, ours = (way.name for way in WAYS[:4])
-    peers = WAYS[4:]
+    peers = [way for way in WAYS[4:] if (way.name, way.modes[0]) in seconds]
 
     def over(other: str, mode: str) -> float:
         pairs = zip(seconds[ours, mode], seconds[other, mode], strict=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.models import Environment, Image
-from pytest_ephemeral.providers.docker import DockerProvider
+from pytest_ephemeral.providers.docker import DockerProvider, endpoint
 from pytest_ephemeral.providers.docker.tables import DockerTemplate
 from pytest_ephemeral.providers.protocol import Order
 from pytest_ephemeral.tables import Ready
@@ -78,7 +78,8 @@ def _order(reference: str, root: Path) -> Order:
         owner=owner,
         labels=marks,
     )
+    digest = endpoint.find().call("GET", f"/images/{reference}/json")["Id"]
     image = Image(
-        name="bench", key="", provider="docker", reference=reference, digest="", baked_at=now
+        name="bench", key="", provider="docker", reference=reference, digest=digest, baked_at=now
     )
     return Order(environment=environment, template=template, images={"bench": image}, root=root)
