@@ -45,6 +45,9 @@ test-all: $(VENV)/test.stamp ## Run all tests; what this machine lacks is left o
 lint: $(VENV)/test.stamp $(VENV)/lint.stamp ## Check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/mypy --strict tests/typing
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python -p tests/typing >/dev/null || \
+	    $(BIN)/basedpyright --pythonpath $(BIN)/python -p tests/typing
 	@$(BIN)/mypy --strict pytest_ephemeral benchmarks examples/nothing_left.py examples/pipeline/demo.py .ci/skips.py .ci/matrix/run.py
 	@cd tests && MYPYPATH=. $(BIN)/mypy --config-file ../pyproject.toml --strict -p support -m conftest
 

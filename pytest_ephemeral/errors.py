@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class EphemeralError(Exception):
-    """The base of all of them.
+    """The base of all errors.
 
     Attributes:
         exit_status: What the command line exits with (the contract's §4).
@@ -28,13 +28,13 @@ class ConfigurationError(EphemeralError):
 
 
 class NothingMatchedError(EphemeralError):
-    """What was asked for by name is not there."""
+    """Nothing has the given name."""
 
     exit_status = 3
 
 
 class UnavailableError(ConfigurationError):
-    """What a provider needs (an engine, an extra, a credential, a platform) is not here."""
+    """What a provider needs (an engine, an extra, a credential, a platform) is missing."""
 
 
 class ArtifactError(EphemeralError):
@@ -44,7 +44,7 @@ class ArtifactError(EphemeralError):
 
 
 class UnlistedError(ArtifactError):
-    """This kind of artifact repository can't say what it holds; artifacts are found by name."""
+    """This kind of artifact repository can't be listed; artifacts are found by name."""
 
 
 class BakeError(EphemeralError):
@@ -63,19 +63,19 @@ class ImageChangedError(EphemeralError):
 
 
 class ProvenanceError(EphemeralError):
-    """What is said of an image's making is missing, not signed by that key, or not about it."""
+    """An image's provenance is missing, not signed by that key, or about another image."""
 
 
 class ImageInUseError(EphemeralError):
-    """An image can be neither replaced nor removed: an environment runs from it."""
+    """An image can't be replaced or removed: an environment runs from it."""
 
 
 class LaunchError(EphemeralError):
-    """An environment did not come up. What it had made is destroyed again."""
+    """An environment did not come up. What it had started was destroyed."""
 
 
 class ReadinessError(LaunchError):
-    """An environment was up but did not answer within its time."""
+    """An environment was up but not ready in time."""
 
     exit_status = 5
 
@@ -122,39 +122,39 @@ class ElsewhereError(DestroyError):
 
 
 class RejectedError(EphemeralError):
-    """A person looked at an environment and said no."""
+    """A person rejected an environment."""
 
     exit_status = 4
 
 
 class UnansweredError(EphemeralError):
-    """Nobody decided in time, which means no."""
+    """Nobody responded to a request for approval in time, which counts as a rejection."""
 
     exit_status = 5
 
 
 class DecidedError(EphemeralError):
-    """Someone has decided otherwise already. One decision stands."""
+    """Someone decided otherwise before. A decision can't be changed."""
 
 
 class PromotionError(EphemeralError):
-    """A production name was not moved, or was moved back; the message says which, and why."""
+    """A promotion failed, and the production name points where it did before."""
 
 
 class SupersededError(PromotionError):
-    """Another process has taken a promotion over from this one, which stops."""
+    """Another process has taken over a promotion; this one stops."""
 
 
 class DnsError(EphemeralError):
-    """A name server, or the service in its place, refuses what was asked of it."""
+    """A name server or DNS service refuses a request."""
 
 
 class DnsUnavailableError(DnsError):
-    """It does not answer, or says that it can't just now: asking again may help."""
+    """A name server does not respond, or can't just now: trying again may help."""
 
 
 class NameChangedError(DnsError):
-    """A name does not point where it should: someone else has changed it. It was left alone."""
+    """Someone else changed a DNS record. It was left alone."""
 
 
 class StoreError(EphemeralError):
@@ -162,11 +162,11 @@ class StoreError(EphemeralError):
 
 
 class RecordExistsError(StoreError):
-    """A record was to be created that is already there."""
+    """A record that was to be created exists already."""
 
 
 class RecordMissingError(StoreError):
-    """A record that was asked for is not there."""
+    """A record does not exist."""
 
 
 class RecordConflictError(StoreError):

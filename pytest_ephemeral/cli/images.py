@@ -33,6 +33,19 @@ def add_to(commands: Subcommands) -> None:
 
     under = add_group(commands, "images", "manage baked images", do=list_)
     add_command(under, "list", list_, "list the images in the catalog")
+    _add_show(under)
+    _add_verify(under)
+    _add_prune(under)
+    exporting = add_command(under, "export", export, "write an image to a file")
+    exporting.add_argument(
+        "image", metavar="IMAGE", help="an image's name, or the start of its key"
+    )
+    exporting.add_argument("file", metavar="FILE", type=Path)
+    importing = add_command(under, "import", import_, "import an image that `export` wrote")
+    importing.add_argument("file", metavar="FILE", type=Path)
+
+
+def _add_show(under: Subcommands) -> None:
     showing = add_command(under, "show", show, "show what an image was made from")
     showing.add_argument("image", metavar="IMAGE", help="an image's name, or the start of its key")
     showing.add_argument(
@@ -40,6 +53,9 @@ def add_to(commands: Subcommands) -> None:
         action="store_true",
         help="print its provenance instead: an in-toto statement (SLSA, JSON)",
     )
+
+
+def _add_verify(under: Subcommands) -> None:
     verifying = add_command(
         under,
         "verify",
@@ -56,6 +72,9 @@ def add_to(commands: Subcommands) -> None:
         type=Path,
         help="the public Ed25519 key (PEM) that must have signed its provenance",
     )
+
+
+def _add_prune(under: Subcommands) -> None:
     pruning = add_command(
         under,
         "prune",
@@ -71,13 +90,6 @@ def add_to(commands: Subcommands) -> None:
         required=True,
         help="keep this many images of each name, the newest ones",
     )
-    exporting = add_command(under, "export", export, "write an image to a file")
-    exporting.add_argument(
-        "image", metavar="IMAGE", help="an image's name, or the start of its key"
-    )
-    exporting.add_argument("file", metavar="FILE", type=Path)
-    importing = add_command(under, "import", import_, "import an image that `export` wrote")
-    importing.add_argument("file", metavar="FILE", type=Path)
 
 
 def bake(arguments: argparse.Namespace, output: Printer) -> int:

@@ -19,7 +19,7 @@ from pytest_ephemeral.errors import (
     ReadinessError,
 )
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.promotion.dns import Backend, DnsRecord, format_records, sort_records
+from pytest_ephemeral.promotion.dns import DnsBackend, DnsRecord, format_records, sort_records
 from pytest_ephemeral.promotion.journal import BEAT, Journal
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class DnsPoller(msgspec.Struct):
         times: How time passes.
     """
 
-    backend: Backend
+    backend: DnsBackend
     journal: Journal
     times: Times = msgspec.field(default_factory=Times)
     _last_heartbeat: float = float("-inf")

@@ -25,7 +25,7 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion import probing, requirements
-from pytest_ephemeral.promotion.dns import Backend, format_records
+from pytest_ephemeral.promotion.dns import DnsBackend, format_records
 from pytest_ephemeral.promotion.dns_polling import Times
 from pytest_ephemeral.promotion.journal import Deployment, HistoryEntry, Journal, PromotionRun
 from pytest_ephemeral.promotion.steps import StepEvent, Steps, check_unchanged, retention
@@ -48,7 +48,7 @@ class Promoter(msgspec.Struct):
 
     project: Project
     promotion: Promotion
-    backend: Backend
+    backend: DnsBackend
     publish: Callable[[Environment, str], None]
     say: Callable[[StepEvent], None]
     accept: bool = False

@@ -16,7 +16,7 @@ from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import NameChangedError, PromotionError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.promotion import probing
-from pytest_ephemeral.promotion.dns import Backend, DnsRecord, format_records, sort_records
+from pytest_ephemeral.promotion.dns import DnsBackend, DnsRecord, format_records, sort_records
 from pytest_ephemeral.promotion.dns_polling import DnsPoller, Times, check_alive
 from pytest_ephemeral.promotion.journal import CompletedStep, Deployment, Head, Journal
 from pytest_ephemeral.tables import Promotion
@@ -53,7 +53,7 @@ class Steps(msgspec.Struct):
 
     promotion: Promotion
     ledger: Ledger
-    backend: Backend
+    backend: DnsBackend
     journal: Journal
     publish: Callable[[Environment, str], None]
     say: Callable[[StepEvent], None]

@@ -1,8 +1,8 @@
-"""Telling people and later steps where an environment is.
+"""Publishers: send an environment's URL to people, CI servers and later steps.
 
 Publishers are ordinary implementations of the hooks: a test run and the command line both
-register them with their plugin manager, and so publish alike. A module knows one CI; most of it
-is pure functions from an event to text.
+register them with their plugin manager. Each module is for one CI server, and mostly consists of
+pure functions from an event to text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pytest_ephemeral import ci, interpolation
 from pytest_ephemeral.config import Config
 from pytest_ephemeral.models import Announcement, Environment, Outcome
 from pytest_ephemeral.publishers.channels import Channel, Host, LimitedChannel
-from pytest_ephemeral.publishers.events import Event, clean
+from pytest_ephemeral.publishers.events import EnvironmentEvent, clean
 from pytest_ephemeral.publishers.outbox import Outbox
 from pytest_ephemeral.publishers.webhook import WebhookChannel
 
@@ -28,7 +28,7 @@ hookimpl = pluggy.HookimplMarker("pytest")
 #: Seconds that the end of a run waits for what is still being sent.
 LAST_WAIT: Final = 3.0
 
-#: Where files are left that no CI says a place for, in the configuration's folder.
+#: Where files are written for which the CI server has no path, in the configuration's folder.
 FOLDER: Final = ".ephemeral"
 
 #: The module of each name in ``publish``. Tekton has no variable to be known by, and ``json`` is
@@ -52,12 +52,12 @@ ALWAYS: Final = frozenset({"tekton", "json"})
 
 
 class Publishing(msgspec.Struct):
-    """What was registered, to be closed at the end of the run."""
+    """The registered publishers, to be closed at the end of the run."""
 
     outboxes: list[Outbox] = msgspec.field(default_factory=list)
 
     def close(self) -> None:
-        """Wait, a few seconds at most for all, for what is still being sent."""
+        """Wait for pending messages, a few seconds at most for all."""
         deadline = time.monotonic() + LAST_WAIT
         for outbox in self.outboxes:
             outbox.close(deadline)
@@ -92,7 +92,7 @@ class Publisher(msgspec.Struct, eq=False):  # a plugin: pytest keeps those in se
 
     def _tell(self, environment: Environment, url: str, outcome: Announcement) -> None:
         try:
-            self.channel.tell(Event(environment, clean(url, self.secrets), outcome))
+            self.channel.tell(EnvironmentEvent(environment, clean(url, self.secrets), outcome))
         except Exception as error:  # noqa: BLE001 - the next one must hear of it all the same
             if not self._warned:
                 self._warned = True
@@ -108,17 +108,17 @@ def register(
     console: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> Publishing:
-    """Have everyone told whom the configuration names.
+    """Register the publishers that the configuration names.
 
     Args:
         manager: Of the process that owns the environments; pytest's own, or the command line's.
         config: Its ``publish`` and ``[[webhook]]``.
         environ: The variables of this process.
-        console: Prints whole lines as they are, past any capturing: a CI reads them.
+        console: Prints lines unchanged and uncaptured: a CI server reads them.
         warn: Shows a warning; may be called from any thread.
 
     Returns:
-        What is to be closed when all environments are gone or kept.
+        The publishers, to be closed when all environments are gone or kept.
 
     Raises:
         ConfigurationError: A webhook's header asks for a variable that is not set.
@@ -149,7 +149,7 @@ def _channels(config: Config, host: Host) -> Iterator[tuple[str, Channel]]:
 
 
 def _fallback(host: Host) -> str:
-    """What serves a CI that nobody here knows."""
+    """The publisher for an unknown CI server."""
     return "json" if ci.is_ci(host.environ) else ""
 
 
@@ -168,7 +168,7 @@ def _webhooks(config: Config, host: Host) -> Iterator[tuple[str, Channel]]:
 
 
 def _secrets(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The value of every variable that the configuration refers to."""
+    """The values of all variables that the configuration refers to."""
     tables = [
         *(template.env for template in config.templates.values()),
         *(each.ready.headers for each in config.templates.values() if each.ready),

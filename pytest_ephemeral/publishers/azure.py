@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from pytest_ephemeral.publishers.channels import Channel, HandoverChannel, Host, write
-from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.publishers.events import EnvironmentEvent
 from pytest_ephemeral.publishers.text import markdown_line
 
 
@@ -42,7 +42,7 @@ class _SummaryPages(msgspec.Struct, frozen=True):
     folder: Path
     console: Callable[[str], None]
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: EnvironmentEvent) -> None:
         if event.outcome != "up":
             file = self.folder / f"{event.environment.id}.md"
             write(file, f"{markdown_line(event)}\n")

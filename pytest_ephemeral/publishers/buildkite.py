@@ -20,7 +20,7 @@ from pytest_ephemeral.publishers.channels import (
     LimitedChannel,
     drop_empty,
 )
-from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.publishers.events import EnvironmentEvent
 from pytest_ephemeral.publishers.outbox import ATTEMPT, DeliveryError
 from pytest_ephemeral.publishers.text import markdown_line
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 AGENT: Final = "buildkite-agent"
 
 
-def annotation(event: Event) -> tuple[list[str], str]:
+def annotation(event: EnvironmentEvent) -> tuple[list[str], str]:
     """The command that annotates the build, and its input; the same context is replaced later."""
     style = {"up": "info", "kept": "success", "leaked": "error"}.get(event.outcome, "default")
     context = f"ephemeral-{event.environment.id}"
@@ -58,7 +58,7 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
 class _Annotation(msgspec.Struct, frozen=True):
     outbox: Outbox
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: EnvironmentEvent) -> None:
         self.outbox.put(partial(_run, *annotation(event)))
 
 

@@ -1,7 +1,7 @@
-"""The ways to someone: what is printed, what is left in a file, what is sent.
+"""The channels of publishers: printed lines, files, and messages over the network.
 
-Every channel is told of every event, and decides what of it is its own: live ones care for what
-is up, those that hand over for what has become of it.
+Every channel receives every event and uses those it needs: live channels those of environments
+that are up, hand-over channels those of environments that have ended or been kept.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from pytest_ephemeral import files
-from pytest_ephemeral.publishers.events import Event, variables
+from pytest_ephemeral.publishers.events import EnvironmentEvent, variables
 
 if TYPE_CHECKING:
     from pytest_ephemeral.ci import Build
     from pytest_ephemeral.publishers.outbox import Outbox
 
-Events = Iterable[Event]
+Events = Iterable[EnvironmentEvent]
 
 
 class Channel(Protocol):
-    """One way to someone. Whatever it raises becomes a warning, once."""
+    """One channel. What it raises becomes one warning."""
 
-    def tell(self, event: Event) -> None:
-        """Pass on what is this channel's, without waiting for anybody."""
+    def tell(self, event: EnvironmentEvent) -> None:
+        """Publish the event if it is for this channel, without waiting."""
 
 
 class Host(msgspec.Struct, frozen=True):
-    """Where publishers are at home: a test run, or a command.
+    """What publishers get from a test run or a command.
 
     Attributes:
         environ: The CI's variables.
-        folder: Where files are left that no CI says a place for.
-        console: Prints text as it is, where the CI reads what is printed.
-        build: What the CI says of this build; None outside of any.
-        outbox: Makes one for something that is sent, by its name.
+        folder: Where files are written for which the CI server has no path.
+        console: Prints text unchanged where the CI server reads it.
+        build: The CI server's build; None outside of one.
+        outbox: Makes an outbox by the receiver's name.
     """
 
     environ: Mapping[str, str]
@@ -48,18 +48,18 @@ class Host(msgspec.Struct, frozen=True):
 
 
 class PrintChannel(msgspec.Struct):
-    """What the CI reads off the output, at once.
+    """Lines of the output that the CI server interprets.
 
     Attributes:
-        render: The text; empty where there is nothing to say.
-        limit: How many times at most: the CI shows no more of them.
+        render: The text of an event; empty to print nothing.
+        limit: How many at most: the CI server shows no more.
     """
 
     console: Callable[[str], None]
-    render: Callable[[Event], str]
+    render: Callable[[EnvironmentEvent], str]
     limit: int = 10
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: EnvironmentEvent) -> None:
         """Print it."""
         if self.limit and (text := self.render(event)):
             self.limit -= 1
@@ -67,12 +67,12 @@ class PrintChannel(msgspec.Struct):
 
 
 class LimitedChannel(msgspec.Struct):
-    """A channel over the network, which is not told of hundreds of environments.
+    """A channel over the network that sends only the first environments.
 
-    A run with one for every test would exceed any service's limits, and any person's patience.
+    A run with an environment for every test would exceed a service's limits.
 
     Attributes:
-        limit: Of how many it is told; of what is kept, or leaked, in any case.
+        limit: How many are sent; those that are kept or leaked always are.
     """
 
     channel: Channel
@@ -80,7 +80,7 @@ class LimitedChannel(msgspec.Struct):
     _told: set[str] = msgspec.field(default_factory=set)
     _untold: set[str] = msgspec.field(default_factory=set)
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: EnvironmentEvent) -> None:
         """Pass it on, if the environment is one of the first."""
         id = event.environment.id
         if event.outcome == "up" and id not in self._told:
@@ -90,18 +90,18 @@ class LimitedChannel(msgspec.Struct):
 
 
 class HandoverChannel(msgspec.Struct):
-    """The variables that later steps get, each time that what is true of them has changed.
+    """The variables for later steps, written whenever they change.
 
     Attributes:
-        put: Given all of them.
+        put: Receives all of them.
     """
 
     put: Callable[[dict[str, str]], None]
-    _events: dict[str, Event | None] = msgspec.field(default_factory=dict)
+    _events: dict[str, EnvironmentEvent | None] = msgspec.field(default_factory=dict)
     _last: dict[str, str] = msgspec.field(default_factory=dict)
 
-    def tell(self, event: Event) -> None:
-        """Hand over what is over or kept; what merely runs may be gone when the step has ended."""
+    def tell(self, event: EnvironmentEvent) -> None:
+        """Hand over what has ended or been kept; what is up may be gone when the step ends."""
         if event.outcome == "up":
             self._events.setdefault(event.environment.id)  # the first to come up stands for all
             return
@@ -113,18 +113,18 @@ class HandoverChannel(msgspec.Struct):
 
 
 class ListFile(msgspec.Struct):
-    """A file with the environments of this run, written anew at every event.
+    """A file with the environments of this run, rewritten at every event.
 
     Attributes:
-        limit: How many it holds of those that are gone, the last ones.
+        limit: How many of those that are gone are in it, the last ones.
     """
 
     file: Path
     render: Callable[[Events], str]
     limit: int = 100
-    _events: dict[str, Event] = msgspec.field(default_factory=dict)
+    _events: dict[str, EnvironmentEvent] = msgspec.field(default_factory=dict)
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: EnvironmentEvent) -> None:
         """Write it, whole or not at all."""
         self._events[event.environment.id] = event
         gone = [id for id, known in self._events.items() if not known.is_up]
@@ -134,17 +134,17 @@ class ListFile(msgspec.Struct):
 
 
 def write(file: Path, text: str) -> None:
-    """Put a file there, or another in its place."""
+    """Write a file whole, or replace it."""
     files.replace(file, [text.encode()])
 
 
 def append(file: Path, text: str, *, limit: int | None = None) -> None:
-    """Add to a file of the CI's, in UTF-8.
+    """Append to a file of the CI server, in UTF-8.
 
     Args:
         file: The file.
-        text: What to add.
-        limit: Bytes that the CI accepts of it; what would exceed them is left out.
+        text: What to append.
+        limit: Bytes that the CI server accepts; what would exceed them is left out.
     """
     data = text.encode()
     if limit is not None and file.exists() and file.stat().st_size + len(data) > limit:
@@ -154,5 +154,5 @@ def append(file: Path, text: str, *, limit: int | None = None) -> None:
 
 
 def drop_empty(values: Mapping[str, str]) -> dict[str, str]:
-    """The values that are not empty, for where nothing is there before and empty means trouble."""
+    """The values that are not empty, for receivers that reject empty ones."""
     return {name: value for name, value in values.items() if value}

@@ -1,4 +1,4 @@
-"""What publishers are told, and the names under which it is handed over."""
+"""The events that publishers receive, and the variables for later steps."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TEMPLATE: Final = "EPHEMERAL_TEMPLATE"
 IMAGE: Final = "EPHEMERAL_IMAGE"
 
 
-class Event(msgspec.Struct, frozen=True):
-    """An environment is up, or its life with this run is over.
+class EnvironmentEvent(msgspec.Struct, frozen=True):
+    """An environment is up, or this run no longer uses it.
 
     Attributes:
-        url: The environment's, without a password in it.
-        outcome: ``up``, or what became of it.
+        url: The environment's URL without user and password.
+        outcome: ``up``, or how it ended.
     """
 
     environment: Environment
@@ -34,23 +34,23 @@ class Event(msgspec.Struct, frozen=True):
 
     @property
     def is_up(self) -> bool:
-        """Whether somebody who follows the URL finds something."""
+        """Whether the URL works."""
         return self.outcome in {"up", "kept"}
 
     @property
     def image(self) -> str:
-        """The key of the image it runs; empty where its template says so itself."""
+        """The key of its image; empty if it has none."""
         return self.environment.image.key if self.environment.image else ""
 
     @property
     def until(self) -> str:
-        """When it will be over at the latest, for people."""
+        """Its expiry, for people."""
         expires_at = self.environment.expires_at
         return "" if expires_at is None else f"{expires_at:%Y-%m-%d %H:%M} UTC"
 
     @property
     def fate(self) -> str:
-        """What became of it, for people, when it is not up any more."""
+        """How it ended, for people."""
         said = {
             "died": "stopped by itself",
             "destroying": "is being destroyed",
@@ -59,7 +59,7 @@ class Event(msgspec.Struct, frozen=True):
         return said.get(self.outcome, "is gone")
 
     def sentence(self) -> str:
-        """All of it in one line, for people."""
+        """The event in one line, for people."""
         who = f"{self.environment.template} ({self.environment.id})"
         if not self.is_up:
             return f"{who} {self.fate}; it was {self.url}"
@@ -67,17 +67,17 @@ class Event(msgspec.Struct, frozen=True):
         return f"{who} is up: {self.url}{until}"
 
 
-def variables(events: Iterable[Event]) -> dict[str, str]:
-    """What is handed to the steps that come after.
+def variables(events: Iterable[EnvironmentEvent]) -> dict[str, str]:
+    """The variables for later steps.
 
-    The first environment that is still up stands for all, or else the first of all. A URL that
-    leads nowhere any more is only ever handed over under a name that says so.
+    They describe the first environment that is still up, or else the first one. An expired URL is
+    only handed over under a name that says so.
 
     Args:
-        events: The last of each environment, in the order in which they came up.
+        events: The last event of each environment, in the order in which they came up.
 
     Returns:
-        By name; what there is none of is empty, so that it replaces what was handed over before.
+        Values by name; an empty value replaces one that was handed over before.
     """
     told = list(events)
     if not told:
@@ -99,10 +99,9 @@ def variables(events: Iterable[Event]) -> dict[str, str]:
 
 
 def clean(url: str, secrets: Collection[str]) -> str:
-    """A URL as it may be shown: no user and password, none of the secrets.
+    """A URL that can be shown: without user, password and secrets.
 
-    GitHub drops a whole job output that holds a masked string, so a secret must not even be
-    there for it to find.
+    GitHub drops a whole job output that contains a masked string, so secrets are removed here.
     """
     authority = urlsplit(url).netloc
     if "@" in authority:
@@ -110,5 +109,5 @@ def clean(url: str, secrets: Collection[str]) -> str:
     return interpolation.mask(url, secrets)
 
 
-def _first(events: list[Event]) -> Event:
+def _first(events: list[EnvironmentEvent]) -> EnvironmentEvent:
     return next((event for event in events if event.is_up), events[0])

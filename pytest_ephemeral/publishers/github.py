@@ -22,7 +22,7 @@ from pytest_ephemeral.publishers.channels import (
     PrintChannel,
     append,
 )
-from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.publishers.events import EnvironmentEvent
 from pytest_ephemeral.publishers.text import markdown_line
 from pytest_ephemeral.publishers.web import session
 
@@ -39,7 +39,7 @@ NOTICE_LIMIT: Final = 4096
 DESCRIPTION_LIMIT: Final = 140
 
 
-def notice(event: Event) -> str:
+def notice(event: EnvironmentEvent) -> str:
     """A workflow command that shows a notice; nothing for what is over."""
     if event.outcome != "up":
         return ""
@@ -64,12 +64,12 @@ def assignments(values: Mapping[str, str], delimiter: str) -> str:
     return "".join(f"{name}<<{delimiter}\n{value}\n{delimiter}\n" for name, value in values.items())
 
 
-def summary(event: Event) -> str:
+def summary(event: EnvironmentEvent) -> str:
     """A line of the step's summary, which is read when the step has ended."""
     return "" if event.outcome == "up" else f"- {markdown_line(event)}\n"
 
 
-def deployment(event: Event, revision: str) -> dict[str, Any]:
+def deployment(event: EnvironmentEvent, revision: str) -> dict[str, Any]:
     """The body that creates a deployment: one that is expected to go again."""
     return {
         "ref": revision,
@@ -84,7 +84,7 @@ def deployment(event: Event, revision: str) -> dict[str, Any]:
     }
 
 
-def statuses(event: Event, log_url: str) -> list[dict[str, Any]]:
+def statuses(event: EnvironmentEvent, log_url: str) -> list[dict[str, Any]]:
     """The bodies of the statuses that a deployment gets for an event, in their order."""
     common = {"log_url": log_url, "auto_inactive": False}
     if event.outcome == "up":
@@ -94,7 +94,7 @@ def statuses(event: Event, log_url: str) -> list[dict[str, Any]]:
     return [] if event.is_up else [{"state": "inactive", **common}]
 
 
-def task(event: Event) -> str:
+def task(event: EnvironmentEvent) -> str:
     """What a deployment is found again by, from another process too."""
     return f"ephemeral:{event.environment.id}"
 
@@ -145,12 +145,14 @@ class Deployments(msgspec.Struct):
     log_url: str
     _ids: dict[str, int] = msgspec.field(default_factory=dict)
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: EnvironmentEvent) -> None:
         """Send it."""
         if bodies := statuses(event, self.log_url):
             self.outbox.put(lambda attempts: self._send(event, bodies, attempts))
 
-    def _send(self, event: Event, bodies: list[dict[str, Any]], attempts: Attempts) -> None:
+    def _send(
+        self, event: EnvironmentEvent, bodies: list[dict[str, Any]], attempts: Attempts
+    ) -> None:
         with session(f"Bearer {self.token}", {"X-GitHub-Api-Version": "2022-11-28"}) as http:
             http.headers["Accept"] = "application/vnd.github+json"
             number = self._number(http, event, attempts)
@@ -160,7 +162,7 @@ class Deployments(msgspec.Struct):
             for body in bodies:
                 attempts.request(http, "POST", f"{self.url}/{number}/statuses", json=body)
 
-    def _number(self, http: Session, event: Event, attempts: Attempts) -> int | None:
+    def _number(self, http: Session, event: EnvironmentEvent, attempts: Attempts) -> int | None:
         def find() -> int | None:
             found = attempts.request(http, "GET", self.url, params={"task": task(event)}).json()
             return found[0]["id"] if found else None
@@ -175,7 +177,7 @@ class Deployments(msgspec.Struct):
 class _StepSummary(msgspec.Struct, frozen=True):
     file: Path
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: EnvironmentEvent) -> None:
         append(self.file, summary(event), limit=SUMMARY_LIMIT)
 
 

@@ -20,7 +20,7 @@ from pytest_ephemeral.publishers.channels import (
     drop_empty,
     write,
 )
-from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.publishers.events import EnvironmentEvent
 from pytest_ephemeral.publishers.outbox import DeliveryError
 from pytest_ephemeral.publishers.text import assignments
 from pytest_ephemeral.publishers.web import session
@@ -43,12 +43,12 @@ def dotenv(values: Mapping[str, str]) -> str:
     return "".join(lines)
 
 
-def environment(event: Event) -> dict[str, Any]:
+def environment(event: EnvironmentEvent) -> dict[str, Any]:
     """The body that creates an environment; GitLab shows those of one folder together."""
     return {"name": name(event), "external_url": event.url, "tier": "testing"}
 
 
-def name(event: Event) -> str:
+def name(event: EnvironmentEvent) -> str:
     """What GitLab calls the environment."""
     return f"ephemeral/{event.environment.id}"
 
@@ -86,12 +86,12 @@ class Environments(msgspec.Struct):
     _ids: dict[str, int] = msgspec.field(default_factory=dict)
     _refused: bool = False
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: EnvironmentEvent) -> None:
         """Send it."""
         if event.outcome != "kept" and not self._refused:
             self.outbox.put(lambda attempts: self._send(event, attempts))
 
-    def _send(self, event: Event, attempts: Attempts) -> None:
+    def _send(self, event: EnvironmentEvent, attempts: Attempts) -> None:
         try:
             self._try(event, attempts)
         except DeliveryError as error:
@@ -99,7 +99,7 @@ class Environments(msgspec.Struct):
             if not (self._refused and self.may_refuse):
                 raise
 
-    def _try(self, event: Event, attempts: Attempts) -> None:
+    def _try(self, event: EnvironmentEvent, attempts: Attempts) -> None:
         with session("", self.headers) as http:
 
             def find() -> int | None:

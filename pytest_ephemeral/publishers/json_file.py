@@ -1,4 +1,4 @@
-"""For whatever else there is: one JSON file, always as things are."""
+"""One JSON file with all environments, always up to date."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, Final
 
 from pytest_ephemeral.models import to_builtins
 from pytest_ephemeral.publishers.channels import Channel, Host, ListFile
-from pytest_ephemeral.publishers.events import Event, variables
+from pytest_ephemeral.publishers.events import EnvironmentEvent, variables
 
 FILE: Final = "environments.json"
 VERSION: Final = 1
 
 
-def document(events: Iterable[Event]) -> str:
-    """All environments of a run, and the variables that other CIs get.
+def document(events: Iterable[EnvironmentEvent]) -> str:
+    """All environments of a run, and the variables that other CI servers get.
 
-    Unlike them it tells of what merely runs, too: somebody else can read it meanwhile. It says
-    who owns that and until when, for a reader who comes when the run is no more.
+    It also has environments that are up, with their owners and expiries, because it can be read
+    while the run goes on.
     """
     told = list(events)
     over = [event for event in told if event.outcome != "up"]
@@ -30,8 +30,8 @@ def document(events: Iterable[Event]) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
-def describe(event: Event) -> dict[str, Any]:
-    """One environment: what may be told of it to anyone."""
+def describe(event: EnvironmentEvent) -> dict[str, Any]:
+    """One environment, without anything secret."""
     environment = event.environment
     describe: dict[str, Any] = to_builtins(
         {

@@ -1,4 +1,4 @@
-"""Sending in the background, bounded: nobody who is slow or dead ever delays a run."""
+"""Send messages in the background with time limits: slow receivers never delay a run."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ ATTEMPT: Final = 5.0
 #: The first wait before another attempt; each is twice the one before.
 BACKOFF: Final = 0.5
 
-#: Not accepted, and worth another attempt.
+#: Statuses after which another attempt may succeed.
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class DeliveryError(Exception):
-    """A message could not be delivered. It never holds more than the service's own words."""
+    """A message could not be delivered. Its text is only the service's own."""
 
 
 class LostError(DeliveryError):
-    """Nobody knows whether a request was carried out: its answer was lost."""
+    """It is unknown whether a request was executed: the response was lost."""
 
 
 class Outbox(msgspec.Struct):
-    """Messages on their way, one after the other, in a thread of their own.
+    """Messages that are sent one after the other, in a thread of their own.
 
     Attributes:
-        name: Whom they are for.
-        warn: Told, once, that it does not work.
+        name: The receiver's name.
+        warn: Receives one warning if sending fails.
     """
 
     name: str
@@ -69,10 +69,10 @@ class Outbox(msgspec.Struct):
         self._messages.put(message)
 
     def close(self, deadline: float) -> None:
-        """Wait for what is on its way.
+        """Wait for pending messages.
 
         Args:
-            deadline: On the monotonic clock; what is unsent by then is given up.
+            deadline: On the monotonic clock; messages that are unsent by then are dropped.
         """
         self._deadline = deadline
         self._closing.set()
@@ -94,7 +94,7 @@ class Outbox(msgspec.Struct):
                 self._changed.notify_all()
 
     def hurries(self, attempts: int) -> bool:
-        """Whether the run is over, and so many attempts at a message are enough."""
+        """Whether the run has ended and no more attempts are made."""
         return self._closing.is_set() and (attempts > 1 or self._warned)
 
     def rest(self, seconds: float) -> None:
@@ -146,7 +146,7 @@ class Attempts(msgspec.Struct):
     def request(
         self, session: Session, method: str, url: str, *, again: bool = True, **arguments: Any
     ) -> Response:
-        """Make a request until it is answered for good.
+        """Make a request until there is a final response.
 
         Args:
             session: Holds what all requests share.
@@ -227,7 +227,7 @@ def retry_after(response: Response, now: float) -> float | None:
 
 
 def _refusal(response: Response) -> str:
-    """What the service said, in one short line."""
+    """The service's error message, in one short line."""
     try:
         answer = response.json()
         said = answer.get("message") or answer.get("error") or ""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from pytest_ephemeral.publishers.channels import Channel, HandoverChannel, Host, PrintChannel
-from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.publishers.events import EnvironmentEvent
 
 _ESCAPES: Final = {
     "|": "||",
@@ -21,7 +21,7 @@ _ESCAPES: Final = {
 }
 
 
-def progress(event: Event) -> str:
+def progress(event: EnvironmentEvent) -> str:
     """What the build shows as its progress."""
     if event.outcome != "up":
         return ""

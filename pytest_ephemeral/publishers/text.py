@@ -1,4 +1,4 @@
-"""Writing that several CIs read: Markdown, a line, a shell's and Java's assignments."""
+"""Formats that several CI servers read: Markdown, and assignments for shells and Java."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.publishers.events import EnvironmentEvent
 from pytest_ephemeral.text import one_line
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
@@ -15,19 +15,19 @@ _URL_SAFE = ":/?#@!$&'*+,;=%~"
 
 
 def markdown(text: str) -> str:
-    """The text as Markdown shows it, whatever is in it."""
+    """Text with everything escaped that Markdown would interpret."""
     return _SPECIAL.sub(r"\\\1", one_line(text))
 
 
 def link(url: str, text: str = "") -> str:
-    """A link in Markdown; what is no web address is text."""
+    """A link in Markdown; a URL that is not one of the web is text."""
     if not url.startswith(("http://", "https://")):
         return markdown(url)
     return f"[{markdown(text or url)}](<{quote(url, safe=_URL_SAFE + '[]()')}>)"
 
 
-def markdown_line(event: Event) -> str:
-    """An environment in one line of Markdown. What is gone is struck out, and is no link."""
+def markdown_line(event: EnvironmentEvent) -> str:
+    """An environment in one line of Markdown; struck out without a link if it is gone."""
     environment = event.environment
     head = f"**{markdown(environment.template)}** ({_code(environment.id)})"
     image = f", image {_code(event.image[:19])}" if event.image else ""
@@ -38,7 +38,7 @@ def markdown_line(event: Event) -> str:
 
 
 def assignments(values: Mapping[str, str]) -> str:
-    """``NAME=VALUE`` lines without any quoting; a value of several lines is left out."""
+    """``NAME=VALUE`` lines without quoting; a value of several lines is left out."""
     return "".join(
         f"{name}={value}\n" for name, value in values.items() if value == one_line(value)
     )

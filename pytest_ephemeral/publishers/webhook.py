@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.publishers.events import EnvironmentEvent
 from pytest_ephemeral.publishers.json_file import describe
 from pytest_ephemeral.publishers.web import session
 from pytest_ephemeral.text import one_line
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_ephemeral.publishers.outbox import Attempts, Outbox
 
 
-def message(event: Event, build: Build | None) -> dict[str, Any]:
+def message(event: EnvironmentEvent, build: Build | None) -> dict[str, Any]:
     """The body: ``text`` for people, the rest for programs."""
     return {
         "text": _text(event, build),
@@ -45,7 +45,7 @@ class WebhookChannel(msgspec.Struct, frozen=True):
     events: frozenset[str]
     build: Build | None
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: EnvironmentEvent) -> None:
         """Send it; at least once, so that each has an id by which a second one is known."""
         if self.events and event.outcome not in self.events:
             return
@@ -57,7 +57,7 @@ class WebhookChannel(msgspec.Struct, frozen=True):
             attempts.request(http, "POST", self.url, json=body)
 
 
-def _text(event: Event, build: Build | None) -> str:
+def _text(event: EnvironmentEvent, build: Build | None) -> str:
     sentence = _escape(event.sentence())
     if event.is_up:
         sentence = sentence.replace(_escape(event.url), f"<{_link(event.url)}>", 1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import pytest
 
 if TYPE_CHECKING:
+    from _pytest.fixtures import FixtureFunctionDefinition
+
     from pytest_ephemeral.broker.protocol import Scope
     from pytest_ephemeral.models import Environment
 
@@ -51,7 +53,7 @@ LENDER: Final = pytest.StashKey[Lender]()
 
 def environment_fixture(
     template: str | None = None, *, scope: Scope = "session", name: str | None = None
-) -> Any:
+) -> FixtureFunctionDefinition:
     """Declare a fixture that gives an environment.
 
     Args:

@@ -53,7 +53,7 @@ class DnsRecord(Model, frozen=True, kw_only=True):
         return " ".join([*told, *(f"{key}={value}" for key, value in self.rest.items())])
 
 
-class Backend(Protocol):
+class DnsBackend(Protocol):
     """One production name, where it is served.
 
     Made with the promotion's table and the folder of the configuration; nothing is connected to
@@ -106,7 +106,7 @@ class Backend(Protocol):
         """Where a client that asks for the name now is sent."""
 
 
-def load(promotion: Promotion, root: Path) -> Backend:
+def load(promotion: Promotion, root: Path) -> DnsBackend:
     """The backend of a promotion.
 
     Args:
@@ -122,7 +122,7 @@ def load(promotion: Promotion, root: Path) -> Backend:
         path, extra = TABLE[name]
         module, _, attribute = path.partition(":")
         try:
-            backend: Backend = getattr(import_module(module), attribute)(promotion, root)
+            backend: DnsBackend = getattr(import_module(module), attribute)(promotion, root)
         except ImportError as error:
             raise UnavailableError(
                 f"promotion.{promotion.name}: dns = {name!r} needs {error.name!r}, which is not "
@@ -130,7 +130,7 @@ def load(promotion: Promotion, root: Path) -> Backend:
             ) from error
         return backend
     for point in entry_points(group="pytest_ephemeral.dns", name=name):
-        found: Backend = point.load()(promotion, root)
+        found: DnsBackend = point.load()(promotion, root)
         return found
     others = [point.name for point in entry_points(group="pytest_ephemeral.dns")]
     known = closest(name, [*TABLE, *others])

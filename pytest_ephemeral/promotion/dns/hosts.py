@@ -31,7 +31,7 @@ _MODE: Final = 0o644
 
 
 class Hosts:
-    """See ``Backend``. Such a file knows addresses only, and no TTL: whoever reads it, reads it."""
+    """See ``DnsBackend``. Such a file has addresses and no TTL: every reader reads it anew."""
 
     def __init__(self, promotion: Promotion, root: Path) -> None:
         self.name = normalize_name(promotion.record)

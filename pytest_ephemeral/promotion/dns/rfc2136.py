@@ -60,7 +60,7 @@ _HINTS: Final[Mapping[dns.rcode.Rcode, str]] = {
 
 
 class Rfc2136:
-    """See ``Backend``."""
+    """See ``DnsBackend``."""
 
     def __init__(self, promotion: Promotion, root: Path) -> None:
         if promotion.zone is None or promotion.server is None:

@@ -38,7 +38,7 @@ _LOAD_BALANCERS: Final = ".elb.amazonaws.com"
 
 
 class Route53:
-    """See ``Backend``. Credentials, region and endpoint are found as everywhere in boto3."""
+    """See ``DnsBackend``. Credentials, region and endpoint are found as everywhere in boto3."""
 
     def __init__(self, promotion: Promotion, root: Path) -> None:  # noqa: ARG002
         if promotion.zone is None:

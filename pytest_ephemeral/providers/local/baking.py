@@ -57,7 +57,7 @@ class LocalBaker:
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
         """What decides the tree: the platform and where it is installed; or a folder's content."""
         if recipe.reference is None:
-            found = _python(recipe)
+            found = python.find(_wanted_python(recipe), os.environ, _key(recipe))
             return {
                 "platform": f"{sys.platform} {os.uname().machine}",
                 "prefix": str(prefix_root()),
@@ -195,27 +195,12 @@ def _install_commands(job: BakeJob) -> Iterator[list[str]]:
             yield ["/bin/sh", "-ec", command]
 
 
-def _python(recipe: Recipe) -> Path | None:
-    """The interpreter that its install script finds as ``python3``."""
-    wanted = recipe.python if isinstance(recipe, LocalRecipe) else None
-    return python.find(wanted, os.environ, f"images.{recipe.name}.python")
+def _wanted_python(recipe: Recipe) -> str | None:
+    return recipe.python if isinstance(recipe, LocalRecipe) else None
 
 
-@contextmanager
-def _chosen_python(recipe: Recipe, work: Path, variables: Mapping[str, str]) -> Iterator[str]:
-    """The ``PATH`` on which ``python3`` is the one that the recipe names."""
-    path = variables.get("PATH", os.defpath)
-    found = _python(recipe)
-    if not isinstance(recipe, LocalRecipe) or recipe.python is None or found is None:
-        yield path
-        return
-    folder = work / "bin"
-    folder.mkdir()
-    for name in ("python", "python3"):
-        # No link: a virtual environment made through one would refer to this folder.
-        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.quote(str(found))} "$@"\n')
-        (folder / name).chmod(0o755)
-    yield f"{folder}{os.pathsep}{path}"
+def _key(recipe: Recipe) -> str:
+    return f"images.{recipe.name}.python"
 
 
 def _variables(job: BakeJob, recipe: Recipe, content: Path) -> dict[str, str]:
@@ -238,8 +223,8 @@ def _run(
     with (
         _working_directory(prefix) as work,
         BakeLog(job) as log,
-        _chosen_python(job.recipe, work, variables) as path,
     ):
+        path = python.search_path(_wanted_python(job.recipe), work, variables, _key(job.recipe))
         spec = guard.Spec(
             id=f"bake-{prefix.tree.name[:12]}-{os.urandom(4).hex()}",
             processes={"bake": argv},

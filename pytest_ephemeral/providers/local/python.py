@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -32,6 +34,28 @@ def find(wanted: str | None, variables: Mapping[str, str], where: str) -> Path |
             f"{where}: there is no {name} on PATH: install it, or remove `python` to use any"
         )
     return None if found is None else Path(found)
+
+
+def search_path(wanted: str | None, work: Path, variables: Mapping[str, str], where: str) -> str:
+    """The ``PATH`` on which ``python3`` is the wanted one.
+
+    Args:
+        wanted: As for ``find``.
+        work: A folder of the bake; programs are put into it where one is wanted.
+        variables: What the script sees.
+        where: As for ``find``.
+    """
+    path = variables.get("PATH", os.defpath)
+    found = find(wanted, variables, where)
+    if wanted is None or found is None:
+        return path
+    folder = work / "bin"
+    folder.mkdir()
+    for name in ("python", "python3"):
+        # No link: a virtual environment made through one would refer to this folder.
+        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.quote(str(found))} "$@"\n')
+        (folder / name).chmod(0o755)
+    return f"{folder}{os.pathsep}{path}"
 
 
 def describe(python: Path) -> str:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pytest_ephemeral.models import Environment, ImageReference, Outcome, Owner
-from pytest_ephemeral.publishers.events import Event
+from pytest_ephemeral.publishers.events import EnvironmentEvent
 
 URL = "http://127.4.9.3:8080/"
 
@@ -33,5 +33,5 @@ def environment(template: str = "staging", id: str = "", **changes: Any) -> Envi
 
 def event(
     outcome: Outcome = "up", url: str = URL, template: str = "staging", id: str = "", **changes: Any
-) -> Event:
-    return Event(environment(template, id, url=url, **changes), url, outcome)
+) -> EnvironmentEvent:
+    return EnvironmentEvent(environment(template, id, url=url, **changes), url, outcome)

@@ -1,0 +1,60 @@
+"""A user's conftest.py and tests, fully annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from subprocess import CompletedProcess
+
+import msgspec
+import pytest
+
+import pytest_ephemeral
+from pytest_ephemeral import (
+    Endpoint,
+    Environment,
+    EphemeralError,
+    Template,
+    environment_fixture,
+)
+
+shop = environment_fixture("staging", scope="module")
+anything = environment_fixture()
+
+
+def pytest_ephemeral_publish_url(environment: Environment, url: str) -> None:
+    """Hooks take as many of their arguments as they like."""
+    print(environment.id, url)
+
+
+def pytest_ephemeral_modify_template(template: Template) -> Template | None:
+    """Templates are changed by making others."""
+    return msgspec.structs.replace(template, env={**template.env, "LANGUAGE": "de"})
+
+
+@pytest.fixture
+def admin_url(shop: Environment) -> str:
+    """Another fixture over one of ours."""
+    return shop.url_for("admin", "/login")
+
+
+def test_the_environment_is_data(ephemeral_env: Environment, ephemeral_url: str) -> None:
+    """What it has, with its types."""
+    endpoints: Mapping[str, Endpoint] = ephemeral_env.endpoints
+    first: Endpoint = endpoints["http"]
+    host: str = first.host
+    port: int = first.port
+    expires_at: datetime | None = ephemeral_env.expires_at
+    text: str = ephemeral_env.logs()
+    done: CompletedProcess[str] = ephemeral_env.run(["ls", "-l"], timeout=5)
+    version: str = pytest_ephemeral.__version__
+    print(host, port, expires_at, text, done.stdout, version, ephemeral_url)
+
+
+def test_errors_can_be_caught(ephemeral_env: Environment) -> None:
+    """By their base."""
+    try:
+        ephemeral_env.url_for("nothing")
+    except EphemeralError as error:
+        status: int = error.exit_status
+        assert status
