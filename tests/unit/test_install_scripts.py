@@ -138,3 +138,31 @@ def test_the_store_keeps_itself_out_of_version_control(tmp_path: Path) -> None:
     assert (tmp_path / ".ephemeral" / ".gitignore").read_text().endswith("*\n")
     open_store("shared", tmp_path).create("environments/a.json", b"{}")
     assert not (tmp_path / "shared" / ".gitignore").exists()
+
+
+def test_files_lie_beside_the_install_script(here: Machine) -> None:
+    """Under their own paths, in an otherwise empty folder; each is part of the key."""
+    (here.folder / "deploy").mkdir()
+    (here.folder / "deploy" / "shop.conf").write_text("one")
+    (here.folder / "deploy" / "tool").write_text("#!/bin/sh\necho tool\n")
+    (here.folder / "deploy" / "tool").chmod(0o755)
+    install = [
+        'cp deploy/shop.conf "$PREFIX"',
+        './deploy/tool > "$PREFIX/said"; ls -A > "$PREFIX/ls"',
+    ]
+    first = here.obtain(install=install, files=["deploy"])
+    assert Path(first.reference, "shop.conf").read_text() == "one"
+    assert Path(first.reference, "said").read_text() == "tool\n"
+    assert Path(first.reference, "ls").read_text() == "deploy\n"
+    (here.folder / "deploy" / "shop.conf").write_text("two")
+    assert here.obtain(install=install, files=["deploy"]).key != first.key
+
+
+@pytest.mark.parametrize(
+    ("glob", "said"),
+    [("nothing/*", "matches 'nothing/"), ("../x", "leads out"), ("/etc/passwd", "leads out")],
+)
+def test_files_that_can_not_be_given_are_named(here: Machine, glob: str, said: str) -> None:
+    """Before anything is run."""
+    with pytest.raises(ConfigurationError, match=f"images.shop.files: .*{said}"):
+        here.obtain(files=[glob])

@@ -27,7 +27,7 @@ from pytest_ephemeral.providers.bake_log import (
     passed_secrets,
     passed_variables,
 )
-from pytest_ephemeral.providers.local import guard, python, reference, tree
+from pytest_ephemeral.providers.local import guard, install_files, python, reference, tree
 from pytest_ephemeral.providers.local.prefix import (
     Prefix,
     Seal,
@@ -62,6 +62,7 @@ class LocalBaker:
                 "platform": f"{sys.platform} {os.uname().machine}",
                 "prefix": str(prefix_root()),
                 "python": "none" if found is None else python.describe(found),
+                **install_files.inputs(_files(recipe), root, recipe.name),
             }
         folder = reference.folder_of(recipe.reference, root)
         if recipe.install or recipe.artifact:
@@ -95,7 +96,9 @@ class LocalBaker:
         prefix.tree.mkdir(mode=0o755)
         variables = _variables(job, job.recipe, prefix.tree)
         for argv in _install_commands(job):
-            _run(job, prefix, argv, variables, failed="its install script")
+            _run(
+                job, prefix, argv, variables, failed="its install script", files=_files(job.recipe)
+            )
         job.say("sealing it")
         seal = _seal(job, prefix)
         return _image(job, prefix, seal)
@@ -199,6 +202,10 @@ def _wanted_python(recipe: Recipe) -> str | None:
     return recipe.python if isinstance(recipe, LocalRecipe) else None
 
 
+def _files(recipe: Recipe) -> list[str]:
+    return recipe.files if isinstance(recipe, LocalRecipe) else []
+
+
 def _key(recipe: Recipe) -> str:
     return f"images.{recipe.name}.python"
 
@@ -218,12 +225,14 @@ def _run(
     *,
     failed: str,
     readonly: Sequence[Path] = (),
+    files: Sequence[str] = (),
 ) -> None:
     """Run one command of a bake in a folder of its own, to its end."""
     with (
         _working_directory(prefix) as work,
         BakeLog(job) as log,
     ):
+        install_files.copy(files, job.root, work / "here", job.recipe.name)
         path = python.search_path(_wanted_python(job.recipe), work, variables, _key(job.recipe))
         spec = guard.Spec(
             id=f"bake-{prefix.tree.name[:12]}-{os.urandom(4).hex()}",

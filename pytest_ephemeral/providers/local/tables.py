@@ -14,10 +14,12 @@ class LocalRecipe(Recipe, frozen=True, kw_only=True):
 
     Attributes:
         python: The version of ``python3`` that the install script finds, such as ``3.13``.
+        files: Globs of files and folders that are copied into the install script's folder.
     """
 
     provider: str = "local"
     python: Annotated[str, msgspec.Meta(pattern=r"^3\.\d+$")] | None = None
+    files: list[str] = msgspec.field(default_factory=list)
 
     def check(self) -> None:
         """Something has to be in the image."""
