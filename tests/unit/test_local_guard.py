@@ -19,7 +19,7 @@ from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.providers.local import client, guard, logs
 from pytest_ephemeral.providers.local.guard import Guard, Spec
-from pytest_ephemeral.providers.local.supervisor import loop
+from pytest_ephemeral.providers.local.supervisor import loop, processes
 from pytest_ephemeral.providers.local.supervisor.logs import SEGMENT_SIZE, SEGMENTS_KEPT
 from pytest_ephemeral.providers.local.supervisor.processes import end_marked, find_marked
 from support.waiting import until
@@ -160,6 +160,36 @@ def test_a_program_in_the_place_of_another_is_found() -> None:
             assert process.wait(5) == -signal.SIGKILL
         finally:
             process.kill()
+
+
+@linux_only
+def test_one_that_forks_and_exits_all_the_time_is_found(tmp_path: Path) -> None:
+    """Whichever of them a list of processes has is gone when it is looked at."""
+    script = tmp_path / "chain.sh"
+    script.write_text('/bin/sh "$0" &\n')
+    for _ in range(5):
+        marker = f"{ENVIRONMENT_VARIABLE}=chain-{secrets.token_hex(4)}"
+        name, _, value = marker.partition("=")
+        subprocess.run(["/bin/sh", str(script)], env={name: value}, check=True)
+        assert end_marked(marker) == []
+        assert [find_marked(marker) for _ in range(20)] == [[]] * 20
+
+
+@linux_only
+def test_a_child_of_one_that_is_gone_when_it_is_looked_at_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The list was made before it forked, and it has exited since."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with subprocess.Popen(["sleep", "1000"], env={"MARKER": "value"}) as child:
+        try:
+            until(lambda: find_marked("MARKER=value") == [child.pid])
+            lists = iter([[gone.pid], [gone.pid, child.pid], [child.pid]])
+            monkeypatch.setattr(processes, "_all", lambda: next(lists))
+            assert find_marked("MARKER=value") == [child.pid]
+        finally:
+            child.kill()
 
 
 def test_a_hundred_megabytes_do_not_block(start: Start, tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: What a shell exits with when it can't find, or can't run, a command.
 _NOT_FOUND, _NOT_RUNNABLE = 127, 126
 
+#: How often all processes are listed for one look, on a machine that starts one all the time.
+_MOST_LISTS = 50
+
 #: Seconds that a program may take to be put in another's place, of what has to be read from disk.
 _EXEC_PATIENCE = 1.0
 
@@ -114,7 +117,17 @@ def find_marked(marker: str, mount: str = "") -> list[int]:
     Returns:
         Those of them that this user may look into; always empty where there is no ``/proc``.
     """
-    return [pid for pid in _all() if pid != os.getpid() and _is_marked(pid, marker, mount)]
+    found: list[int] = []
+    known = {os.getpid()}
+    # One that forks and exits while this looks is gone, and its child is not in the list yet. So
+    # the look is over only when no process has been started since the last list.
+    for _ in range(_MOST_LISTS):
+        fresh = [pid for pid in _all() if pid not in known]
+        if not fresh:
+            break
+        known.update(fresh)
+        found += [pid for pid in fresh if _is_marked(pid, marker, mount)]
+    return found
 
 
 def _is_marked(pid: int, marker: str, mount: str) -> bool:
