@@ -65,8 +65,8 @@ def bring_up(project: PluginProject, ttl: str) -> tuple[str, str]:
 
 def test_production_outlives_its_expiry_and_the_next_one_retires_it(project: PluginProject) -> None:
     """Its guard does not end it, nor does `reap`; the promotion after it does, by itself."""
-    first, url = bring_up(project, "4s")
-    over = time.monotonic() + 4
+    first, url = bring_up(project, "10s")  # a loaded machine takes seconds to promote
+    over = time.monotonic() + 10
     run(project, "promote", first, "--to", "production")
 
     until(lambda: time.monotonic() > over + 0.5)

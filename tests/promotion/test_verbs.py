@@ -201,6 +201,15 @@ def test_what_is_not_there(run: Any, stage: BoardStage) -> None:
         assert run(*verb)[0] == 3
 
 
+def test_what_was_destroyed_can_not_be_approved(run: Any, stage: BoardStage) -> None:
+    """A form or a command that somebody had prepared comes too late, and nothing is recorded."""
+    assert run("down", WAITING)[0] == 0
+    status, _, err = run("approve", WAITING)
+    assert status == 3
+    assert "can't be approved: the environment was destroyed" in err
+    assert stage.project.store.read(f"approvals/{WAITING}.json").data.count(b'"pending"') == 1
+
+
 def test_what_points_to_a_destroyed_environment_is_said(run: Any, stage: BoardStage) -> None:
     """With the commands that end it."""
     status, _, err = run("down", "staging-7f3k2q", "--production")

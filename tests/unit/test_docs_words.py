@@ -18,6 +18,8 @@ GLOSSARY = (DOCS / "reference" / "glossary.md").read_text()
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "examples" / "shop" / "README.md",
     *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts),
 ]
 
