@@ -46,6 +46,7 @@ network = "{THEIRS}"
 @pytest.fixture
 def theirs() -> Iterator[Engine]:
     """Someone else's network, volume and container, of whose names ours could be."""
+    engine_images.require()
     engine = endpoint.find()
     network = engine.call("POST", "/networks/create", body={"Name": THEIRS})
     engine.call("POST", "/volumes/create", body={"Name": THEIRS})

@@ -20,10 +20,7 @@ from support import compose_versions, engine_images
 @pytest.fixture(params=["v1", "v2"], autouse=True)
 def command(request: pytest.FixtureRequest) -> Iterator[None]:
     """Either version of the compose command."""
-    if why := engine_images.unavailable():
-        pytest.skip(why)
-    if request.param == "v2" and compose_versions.v2() is None:
-        pytest.skip("version 2 of Compose is not here (.ci/compose fetches it)")
+    engine_images.require()
     v2 = request.param == "v2"
     with compose_versions.with_plugin() if v2 else compose_versions.without_plugin():
         yield

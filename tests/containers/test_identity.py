@@ -26,8 +26,7 @@ from support import engine_images, engines
 @pytest.fixture
 def theirs() -> Engine:
     """The engine, as others see it who share it."""
-    if why := engine_images.unavailable():
-        pytest.skip(why)
+    engine_images.require()
     return endpoint.find()
 
 

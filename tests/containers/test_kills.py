@@ -133,6 +133,7 @@ verify = ["sleep 99"]
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Either engine, used by all that follows."""
     if request.param == "docker":
+        engine_images.require()
         yield endpoint.find()
         return
     podman = request.getfixturevalue("podman")

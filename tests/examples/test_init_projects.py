@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
+from support.lacks import skip_without
+
 ROOT = Path(__file__).parents[2]
 
 #: Two commands and no edited line from here to a green run, in each of these projects.
@@ -148,7 +150,7 @@ def test_init_and_then_green(name: str, tmp_path: Path) -> None:
     """Write the file, run the tests: nothing is edited in between, and nothing is left."""
     example = PROJECTS[name]
     if example.needs and shutil.which(example.needs) is None:
-        pytest.skip(f"{example.needs} is not installed")
+        skip_without(example.needs, f"apt-get install {example.needs}")
     folder = tmp_path / "project"
     for file, text in example.files.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)

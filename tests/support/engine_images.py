@@ -72,8 +72,9 @@ def require() -> None:
 
 def busybox() -> str:
     """An image with Busybox's tools, and a web server on 8080 that answers with ``ok``."""
+    require()
     program = shutil.which("busybox")
-    assert program, "busybox is needed, linked statically (Debian: apt install busybox-static)"
+    assert program is not None
     name = _named("busybox", BUSYBOX)
     with files.hold_lock(_cache() / "busybox.lock"):
         if bases.find_local(endpoint.find(), name) is None:
@@ -106,6 +107,7 @@ def python_for_shop() -> str:
 
 
 def _debian(what: str, packages: str, changes: Sequence[str]) -> str:
+    require()
     argv = [*DEBIAN, f"--include={packages}", "bookworm"]
     name = _named(what, " ".join([*argv, *changes]))
     kept = _cache() / f"{what}-{name.rpartition(':')[2]}.tar"
