@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from pytest_ephemeral.errors import LaunchError
-from pytest_ephemeral.providers.local import network
+from pytest_ephemeral.providers.local import listening, network
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8 for itself"
@@ -101,3 +101,16 @@ def test_where_there_is_one_address_ports_are_free_ones(monkeypatch: pytest.Monk
     with claim.holder:
         assert claim.host == "127.0.0.1"
         assert len({80, 443, *claim.ports.values()}) == 4
+
+
+def test_the_kernel_and_proc_say_the_same() -> None:
+    """Of a socket on one address, of one on all, and of one on IPv6."""
+    with (
+        socket.create_server(("127.4.5.6", 0)) as one,
+        socket.create_server(("", 0)) as every,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+    ):
+        asked, read = dict(listening._ask_kernel()), dict(listening._read_proc())
+        for sock in (one, every, six):
+            inode = str(os.fstat(sock.fileno()).st_ino)
+            assert asked[inode] == read[inode] == sock.getsockname()[:2]

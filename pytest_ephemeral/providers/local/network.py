@@ -14,12 +14,12 @@ from typing import Final
 import msgspec
 
 from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.providers.local.listening import listening_sockets
 
 #: Of 127.0.0.0/8, what neither people nor systemd-resolved (127.0.0.53) nor Debian (127.0.1.1) use.
 _FIRST, _LAST = 64, 254
 _ATTEMPTS = 50
 EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
-_LISTENING = "0A"
 
 
 class AddressClaim(msgspec.Struct, frozen=True):
@@ -119,9 +119,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _raise_if_taken_everywhere(ports: Iterable[int]) -> None:
-    everywhere = {
-        port for host, port in _read_listening_sockets().values() if host in EVERY_ADDRESS
-    }
+    everywhere = {port for host, port in listening_sockets().values() if host in EVERY_ADDRESS}
     for port in everywhere.intersection(ports):
         known = [one for one in listeners() if one.port == port and one.host in EVERY_ADDRESS]
         who = str(known[0]) if known else "by another user's process (sudo ss -ltnp names it)"
@@ -150,7 +148,7 @@ def listeners(pids: Iterable[int] | None = None) -> list[ListeningProcess]:
     Args:
         pids: Only these processes; by default all.
     """
-    sockets = _read_listening_sockets()
+    sockets = listening_sockets()
     return [
         ListeningProcess(pid, _program(pid), *sockets[inode])
         for pid in (_all_pids() if pids is None else pids)
@@ -168,7 +166,7 @@ def foreign_listener(addresses: Iterable[tuple[str, int]], pids: Iterable[int]) 
     Returns:
         The first such listener, for people; empty when there is none, or it can't be told.
     """
-    sockets = _read_listening_sockets()
+    sockets = listening_sockets()
     due = set(addresses)
     wanted = {
         inode
@@ -198,29 +196,6 @@ def _inodes_or_refused(pid: int) -> set[str]:
     except OSError:
         return set()
     return _socket_inodes(pid)
-
-
-def _read_listening_sockets() -> dict[str, tuple[str, int]]:
-    """The address and port of each listening TCP socket, by its inode (proc(5))."""
-    found = {}
-    for table in ("tcp", "tcp6"):
-        try:
-            lines = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == _LISTENING:
-                host, _, port = fields[1].partition(":")
-                found[fields[9]] = (_readable(host), int(port, 16))
-    return found
-
-
-def _readable(host: str) -> str:
-    """An address as /proc has it: 32-bit words in the machine's own byte order."""
-    words = [host[at : at + 8] for at in range(0, len(host), 8)]
-    packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
 def _all_pids() -> Iterator[int]:

@@ -161,9 +161,13 @@ class LocalProvider(LocalBaker):
 
     def foreign_listener(self, environment: Environment) -> str:
         """Whoever else accepts connections at its addresses, as far as this user can see."""
-        pid = client.status(Folder.of_environment(environment).control)["pid"]
+        told = client.status(Folder.of_environment(environment).control)
         addresses = {(one.host, one.port) for one in environment.endpoints.values()}
-        return network.foreign_listener(addresses, [pid, *descendants(pid)])
+        named = [process["pid"] for process in told["processes"]]
+        # Mostly it is one of these that listens, and no other process need be looked at.
+        if not network.foreign_listener(addresses, named):
+            return ""
+        return network.foreign_listener(addresses, [*named, *descendants(told["pid"])])
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
         """The guard's own clock is the only one."""
