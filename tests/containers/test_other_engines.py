@@ -49,7 +49,6 @@ def test_an_image_from_the_store(
     stage = request.getfixturevalue(kind)
     baking = opened()
     baked = baking.image("web")
-    baking.close()
     with engines.used(stage):
         lifecycle = reopened(tmp_path)
         assert bases.find_local(stage, baked.reference) is None

@@ -156,3 +156,27 @@ def test_volumes() -> None:
 def test_sizes() -> None:
     """As people write them."""
     assert [bytes_of(size) for size in ("512", "1k", "512M", "2g")] == [512, 1024, 2**29, 2**31]
+
+
+@pytest.mark.parametrize(
+    ("line", "needed"),
+    [
+        ("RUN --mount=type=cache,target=/root/.cache pip install x", True),
+        ("  run --network=none true", True),
+        ("RUN <<EOF", True),
+        ("RUN python3 <<-'END'", True),
+        ("COPY <<EOF /etc/motd", True),
+        ("COPY --chmod=755 a /a", True),
+        ("COPY --from=build --link a /a", True),
+        ("ADD --checksum=sha256:0 https://far/a /a", True),
+        ("FROM --platform=$BUILDPLATFORM golang AS build", True),
+        ("FROM --platform=linux/amd64 golang", False),
+        ("RUN test $((1 << 3)) = 8", False),
+        ("COPY --chown=1:1 --from=build a /a", False),
+        ("# RUN --mount=type=cache,target=/x true", False),
+        ("RUN echo --mount=type=cache", False),
+    ],
+)
+def test_what_only_buildkit_understands(line: str, needed: bool) -> None:
+    """It is named before anything is built."""
+    assert bool(bases.find_buildkit(f"FROM x\n{line}\n")) == needed

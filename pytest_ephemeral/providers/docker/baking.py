@@ -231,6 +231,8 @@ def _make(engine: Engine, job: BakeJob, recipe: DockerRecipe, log: BakeLog) -> s
         return installing.install(engine, job, base, image_labels, log)
     context = Context.at(job.root / recipe.context, recipe.dockerfile)
     dockerfile = (context.folder / context.dockerfile).read_text()
+    if (line := bases.find_buildkit(dockerfile)) and not installing.is_podman(engine):
+        raise errors.bake_failure(log, f"its Dockerfile requires BuildKit for `{line}`")
     for name in bases.list_bases(dockerfile, recipe.build_args, recipe.target):
         bases.ensure_local(engine, name)
     return _build(engine, job, context, image_labels, log)

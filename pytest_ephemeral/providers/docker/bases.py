@@ -12,6 +12,16 @@ from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 
 _NOT_FOUND: Final = 404
 
+#: Options, here-documents and arguments that came with BuildKit, see
+#: https://docs.docker.com/reference/dockerfile/.
+_BUILDKIT: Final = re.compile(
+    r"RUN\s+--(?:mount|network|security|device)=|"
+    r"(?:COPY|ADD)\s+(?:--\S+\s+)*--(?:chmod|link|parents|exclude|checksum|keep-git-dir)|"
+    r"(?:RUN|COPY|ADD)\s+(?:.*\s)?<<-?[\"']?[A-Za-z_]|"
+    r"FROM\s+--platform=\S*\$\{?(?:BUILD|TARGET)PLATFORM",
+    re.IGNORECASE,
+)
+
 #: Seconds a registry may take to say what a tag points to.
 _PATIENCE: Final = 20.0
 
@@ -51,6 +61,17 @@ def list_bases(dockerfile: str, arguments: Mapping[str, str], target: str | None
         named = ", ".join(stage for stage in stages if not stage.isdigit()) or "none has a name"
         raise ConfigurationError(f"the Dockerfile has no stage {target!r}; its stages: {named}")
     return list(dict.fromkeys(found))
+
+
+def find_buildkit(dockerfile: str) -> str:
+    """The first line of a Dockerfile that only BuildKit understands; empty where there is none.
+
+    Said before it is built: what Docker's older builder says of such a line does not help.
+    """
+    for line in dockerfile.splitlines():
+        if _BUILDKIT.match(line.strip()):
+            return line.strip()
+    return ""
 
 
 def resolve_digest(engine: Engine, reference: str) -> str | None:

@@ -60,13 +60,15 @@ class ContainerEnvironments:
         self.reach()
 
     def reach(self) -> None:
-        """See whether an engine answers.
+        """See whether an engine answers; which one it is, is asked meanwhile.
 
         Raises:
             UnavailableError: None does; says what was tried.
         """
         try:
-            endpoint.find().ping()
+            engine = endpoint.find()
+            engine.ping()
+            identity.ask_early(engine)
         except (EngineError, TimeoutError) as error:
             raise UnavailableError(
                 f"the container engine gives no sensible answer: {error}"

@@ -12,12 +12,13 @@ import hashlib
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from pytest_ephemeral import machine
-from pytest_ephemeral.errors import ElsewhereError
+from pytest_ephemeral.errors import ElsewhereError, EphemeralError
 from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import Address, Engine
 
@@ -74,6 +75,16 @@ def id_of(engine: Engine) -> str:
             text = f"{own}|{info.get('DockerRootDir', '')}"
             _known[engine.address] = hashlib.sha256(text.encode()).hexdigest()[:20]
         return _known[engine.address]
+
+
+def ask_early(engine: Engine) -> None:
+    """Ask an engine for its id beside what else there is to do: a launch needs it first of all."""
+
+    def ask() -> None:
+        with suppress(EphemeralError, TimeoutError):  # whoever needs it asks again, and is told
+            id_of(engine)
+
+    threading.Thread(target=ask, name="engine id", daemon=True).start()
 
 
 def _trusted(url: str) -> Address:

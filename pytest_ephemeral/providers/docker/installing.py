@@ -91,7 +91,7 @@ def _commit(engine: Engine, job: BakeJob, container: str, config: Mapping[str, A
     """Make an image of a container, with its quarantine name; its id."""
     repository, _, tag = quarantine.name_of(job).rpartition(":")
     query = {"container": container, "pause": False, "repo": repository, "tag": tag}
-    if _is_podman(engine):
+    if is_podman(engine):
         query["changes"] = _changes(config)  # it does not read the configuration
     return str(engine.call("POST", "/commit", query=query, body=config)["Id"])
 
@@ -183,7 +183,8 @@ def _config(
     }
 
 
-def _is_podman(engine: Engine) -> bool:
+def is_podman(engine: Engine) -> bool:
+    """Whether an engine is Podman, whose builder is another than Docker's."""
     parts = engine.call("GET", "/version").get("Components") or ()
     return any("podman" in part["Name"].lower() for part in parts)
 
