@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from pytest_ephemeral.broker.entries import Backend, Ending, Entry
 from pytest_ephemeral.broker.protocol import Evidence, Key, Look
+from pytest_ephemeral.broker.queue import LaunchQueue
 from pytest_ephemeral.errors import EnvironmentDiedError, EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
-
-#: How many are brought up at once ahead of the tests. One that a test waits for is never delayed.
-PARALLEL: Final = 4
 
 #: Seconds that the end of a run waits for what is still coming up. It is ended all the same.
 GRACE: Final = 2.0
@@ -34,7 +32,6 @@ class Broker:
 
     Attributes:
         entries: All that were asked for, in that order; what is only planned is not among them.
-        ahead: How many that no test has yet asked for are made ready besides session-wide ones.
         alone: One environment serves every key (``--ephemeral-attach``).
         lasting: Those of the whole session stay until the end, whoever needs them.
     """
@@ -43,18 +40,14 @@ class Broker:
         self, backend: Backend, *, ahead: int = 1, alone: bool = False, lasting: bool = False
     ) -> None:
         self.entries: list[Entry] = []
-        self.ahead = ahead
         self.alone = alone
         self.lasting = lasting
         self._backend = backend
         self._current: dict[Key, Entry] = {}
         self._needing: defaultdict[str, list[Entry]] = defaultdict(list)
         self._finished: set[str] = set()
-        self._queue: deque[Entry] = deque()
-        self._next: deque[Entry] = deque()
+        self._queue = LaunchQueue(ahead)
         self._by_id: dict[str, Entry] = {}
-        self._launching: set[Entry] = set()
-        self._spare: set[Entry] = set()
         self._ending: set[Entry] = set()
         self._broken: dict[str, Entry] = {}
         self._proven: set[str] = set()
@@ -122,6 +115,12 @@ class Broker:
                 entry.counts["failed"] += 1
         self.finish_test(test)
 
+    def look_ahead(self, number: int) -> None:
+        """Say how many are to be made ready that no test has yet asked for."""
+        with self._changed:
+            self._queue.ahead = number
+            self._pump()
+
     # -- lending -------------------------------------------------------------------------------
 
     def lease(self, key: Key, holder: str) -> Environment:
@@ -142,7 +141,7 @@ class Broker:
         self._look(entry)
         with self._changed:
             entry.used = entry.seen = True
-            self._spare.discard(entry)
+            self._queue.take(entry)
             self._pump()
             if entry.environment is None or entry.problem:
                 self._drop(entry, holder)
@@ -201,7 +200,6 @@ class Broker:
         with self._changed:
             self._closing = True
             self._queue.clear()
-            self._next.clear()
             for entry in self.entries:
                 if entry.state == "ready":
                     self._end(entry)
@@ -216,7 +214,7 @@ class Broker:
         """
         self.end_all()
         with self._changed:
-            self._changed.wait_for(lambda: not self._launching, GRACE)
+            self._changed.wait_for(lambda: not self._queue.launching, GRACE)
             self._changed.wait_for(
                 lambda: not self._ending or (leave and all(one.accepted for one in self._ending))
             )
@@ -240,7 +238,7 @@ class Broker:
         entry = Entry(self._same(key), planned=planned)
         self._current[entry.key] = entry
         if planned:
-            (self._queue if key.scope == "session" else self._next).append(entry)
+            self._queue.add(entry)
         return entry
 
     def _wanted(self, key: Key) -> Entry:
@@ -276,20 +274,8 @@ class Broker:
 
     def _pump(self) -> None:
         """Bring up what will be needed next, as far as that is wise."""
-        if self._closing:
-            return
-        room = PARALLEL - len(self._launching)
-        room -= self._launch_from(self._queue, room)
-        self._launch_from(self._next, min(room, self.ahead - len(self._spare)))
-
-    def _launch_from(self, queue: deque[Entry], room: int) -> int:
-        launched = 0
-        while queue and launched < room:
-            entry = queue.popleft()
-            if entry.state == "planned" and entry.tests:
-                self._launch(entry)
-                launched += 1
-        return launched
+        while not self._closing and (entry := self._queue.next()):
+            self._launch(entry)
 
     def _launch(self, entry: Entry) -> None:
         self.entries.append(entry)
@@ -300,9 +286,7 @@ class Broker:
             entry.state, entry.problem = "failed", "the run is ending: nothing is brought up"
         else:
             entry.state = "launching"
-            self._launching.add(entry)
-            if entry.key.scope != "session":
-                self._spare.add(entry)
+            self._queue.start(entry)
             self._in_background(self._bring_up, entry)
 
     def _drop(self, entry: Entry, holder: str) -> None:
@@ -320,7 +304,7 @@ class Broker:
     def _end(self, entry: Entry) -> None:
         entry.state = "destroying"
         self._ending.add(entry)
-        self._spare.discard(entry)
+        self._queue.take(entry)
         self._in_background(self._finish, entry)
 
     def _tell(self, entry: Entry) -> str:
@@ -350,7 +334,7 @@ class Broker:
         except BaseException:  # noqa: BLE001 - whoever waits must hear of it
             problem = f"internal error of pytest-ephemeral\n{traceback.format_exc()}"
         with self._changed:
-            self._launching.discard(entry)
+            self._queue.launching.discard(entry)
             entry.problem, entry.error = problem, kind
             entry.state = "failed" if problem else "ready"
             self._judge(entry)
@@ -368,7 +352,7 @@ class Broker:
             else:
                 self._settle(entry)
             return
-        self._spare.discard(entry)
+        self._queue.take(entry)
         if template not in self._proven and not self._closing:
             self._broken.setdefault(template, entry)
 

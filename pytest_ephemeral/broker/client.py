@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pytest_ephemeral.broker.connection import Address, Connection, connect
 from pytest_ephemeral.broker.protocol import (
+    ClientProcess,
     Evidence,
     Failure,
     Finished,
     Key,
     Look,
     Opened,
-    Process,
     Settings,
 )
 from pytest_ephemeral.errors import EphemeralError, OwnerLostError
@@ -57,7 +57,7 @@ class BrokerClient:
 
     # -- a run, from its beginning to its end ----------------------------------------------------
 
-    def open(self, settings: Settings, process: Process) -> Callable[[], Opened]:
+    def open(self, settings: Settings, process: ClientProcess) -> Callable[[], Opened]:
         """Have the configuration read; returns at once.
 
         Returns:
@@ -84,7 +84,7 @@ class BrokerClient:
         opened: Opened = self._ask("opened")
         return opened
 
-    def plan(self, needs: Mapping[Key, Sequence[str]], process: Process) -> None:
+    def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
         """See ``Broker.plan``."""
         self._ask("plan", needs, process)
 
@@ -96,10 +96,6 @@ class BrokerClient:
         """Why a worker can't run its tests; empty as long as all can."""
         problem: str = self._ask("refused")
         return problem
-
-    def look_ahead(self, number: int) -> None:
-        """Say how many environments are to be made ready before a test asks for them."""
-        self._ask("look_ahead", number)
 
     def finish_test(self, test: str, outcome: str, used: Sequence[str]) -> None:
         """See ``Broker.finish_test``. No answer is waited for."""

@@ -132,7 +132,7 @@ class Connection:
         self._close()
 
 
-class Listener:
+class ListeningSocket:
     """Where clients connect. Made by the client that starts the owner, and handed to that.
 
     Attributes:
@@ -152,7 +152,7 @@ class Listener:
         self._socket.close()
 
 
-def listen() -> Listener:
+def listen() -> ListeningSocket:
     """Listen at an address that only this user can know."""
     if sys.platform == "linux":  # a name without a file is gone with the process, however it ends
         address: Address = f"\0pytest-ephemeral-{secrets.token_hex(16)}"
@@ -165,7 +165,7 @@ def listen() -> Listener:
     listening.listen(64)
     if isinstance(address, tuple):
         address = listening.getsockname()
-    return Listener(listening, address)
+    return ListeningSocket(listening, address)
 
 
 def connect(address: Address, key: bytes) -> Connection:

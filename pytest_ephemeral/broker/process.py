@@ -20,7 +20,7 @@ from pytest_ephemeral.broker.connection import (
     load,
     new_key,
 )
-from pytest_ephemeral.broker.protocol import INTERRUPT, Event, Failure
+from pytest_ephemeral.broker.protocol import INTERRUPT, Failure, ProgressEvent
 from pytest_ephemeral.errors import EphemeralError
 
 _MODULE: Final = "pytest_ephemeral.broker"
@@ -32,7 +32,7 @@ _JOIN_TIME: Final = 1.0
 class Audience(Protocol):
     """Who is told of what an owner does. Called from one thread, one event after the other."""
 
-    def hear(self, event: Event) -> None:
+    def hear(self, event: ProgressEvent) -> None:
         """Something goes on that people would like to know."""
 
     def print(self, text: str) -> None:

@@ -66,7 +66,7 @@ class Settings(NamedTuple):
     ttl: float | None = None
 
 
-class Process(NamedTuple):
+class ClientProcess(NamedTuple):
     """What the owner takes over from the process it works for.
 
     Attributes:
@@ -114,7 +114,7 @@ class Evidence(NamedTuple):
     kept: bool
 
 
-class Event(NamedTuple):
+class ProgressEvent(NamedTuple):
     """Something that people who wait would like to know; see ``environments.progress``.
 
     Attributes:

@@ -22,7 +22,7 @@ hookimpl = pluggy.HookimplMarker("pytest")
 MODIFY: Final = "pytest_ephemeral_modify_template"
 
 
-class Listener:
+class Subscriber:
     """One client that hears of what goes on. Nobody waits for it to do so.
 
     Attributes:
@@ -89,7 +89,7 @@ class Relay:
     """All clients that listen; the first is the one that the owner works for."""
 
     def __init__(self) -> None:
-        self._listeners: list[Listener] = []
+        self._listeners: list[Subscriber] = []
         self._manager: pluggy.PluginManager | None = None
 
     def connect(self, manager: pluggy.PluginManager) -> None:
@@ -98,13 +98,13 @@ class Relay:
         manager.register(_EventHooks(self), "ephemeral relay")
         self.update({})
 
-    def add(self, listener: Listener) -> None:
+    def add(self, listener: Subscriber) -> None:
         """Tell one more client."""
         self._listeners.append(listener)
         listener.tell("welcome", None)
         self.update({})
 
-    def remove(self, listener: Listener) -> None:
+    def remove(self, listener: Subscriber) -> None:
         """Tell a client nothing more: it is gone."""
         self._listeners.remove(listener)
 
@@ -152,7 +152,7 @@ class Relay:
                 results.append(pickle.loads(result))  # noqa: S301 - it has proven itself
         return results
 
-    def _implementers(self, name: str) -> Iterator[tuple[Listener, Sequence[str]]]:
+    def _implementers(self, name: str) -> Iterator[tuple[Subscriber, Sequence[str]]]:
         """The clients to call, and for which of their plugins; empty for all of them."""
         known: set[str] = set()
         for at, listener in enumerate(self._listeners):

@@ -21,11 +21,11 @@ from pytest_ephemeral.broker.broker import Broker
 from pytest_ephemeral.broker.entries import Entry
 from pytest_ephemeral.broker.logs import LogFolder
 from pytest_ephemeral.broker.protocol import (
-    Event,
+    ClientProcess,
     Finished,
     Key,
     Opened,
-    Process,
+    ProgressEvent,
     Settings,
 )
 from pytest_ephemeral.broker.relay import Relay
@@ -76,7 +76,7 @@ class Run(msgspec.Struct):
     _ending: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, settings: Settings, process: Process, relay: Relay) -> Run:
+    def open(cls, settings: Settings, process: ClientProcess, relay: Relay) -> Run:
         """Read the configuration. Nothing is brought up before it is known what is needed.
 
         Raises:
@@ -156,7 +156,7 @@ class Run(msgspec.Struct):
         except EphemeralError:
             pass  # a store that can't be read is told by whoever needs it
 
-    def plan(self, needs: Mapping[Key, Sequence[str]], process: Process) -> None:
+    def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
         """See ``Broker.plan``; takes over what the client has set meanwhile."""
         adopt(process)
         self.relay.update(process.hooks)
@@ -296,7 +296,7 @@ class Run(msgspec.Struct):
             self.complaints.append(f"the outcome of this run is not recorded: {error}")
 
 
-def adopt(process: Process) -> None:
+def adopt(process: ClientProcess) -> None:
     """Take over a client's variables, and where it finds modules."""
     os.environ.clear()
     os.environ.update(process.environ)
@@ -311,7 +311,7 @@ def _reporter(
     def say(progress: Progress) -> None:
         folder.note(progress)
         task = threading.get_ident()
-        event = Event(
+        event = ProgressEvent(
             progress.subject,
             progress.phase,
             progress.text,

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pytest_ephemeral.broker.connection import Connection, accept
-from pytest_ephemeral.broker.protocol import Failure, Key, Opened, Process, Settings
-from pytest_ephemeral.broker.relay import Listener, Relay
+from pytest_ephemeral.broker.protocol import ClientProcess, Failure, Key, Opened, Settings
+from pytest_ephemeral.broker.relay import Relay, Subscriber
 from pytest_ephemeral.broker.run import Run
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
@@ -24,7 +24,6 @@ REQUESTS: Final = frozenset(
         "plan",
         "refuse",
         "refused",
-        "look_ahead",
         "finish_test",
         "crash_test",
         "lease",
@@ -53,6 +52,7 @@ class Server:
         relay: The clients that hear of what goes on.
         run: What is owned; None before it is opened.
         refused: Why a worker can't run its tests.
+        planners: The clients that run tests.
         opened: Set once the configuration has been read, or could not be.
         left: Set once the client that this process works for has ended in order.
     """
@@ -61,6 +61,7 @@ class Server:
         self.relay = Relay()
         self.run: Run | None = None
         self.refused = ""
+        self.planners: set[str] = set()
         self.left = threading.Event()
         self.opened = threading.Event()
         self._listening = listening
@@ -85,7 +86,7 @@ class Server:
         connection = accept(end, self._key)
         if connection is None:
             return
-        client = Client(self, f"client {id(connection)}")
+        client = ClientSession(self, f"client {id(connection)}")
         try:
             while True:
                 number, method, arguments = connection.receive()
@@ -102,13 +103,13 @@ class Server:
             client.drop()
 
     def _listen(self, connection: Connection, hooks: Mapping[str, Sequence[str]]) -> None:
-        listener = Listener(connection, hooks)
+        listener = Subscriber(connection, hooks)
         self.relay.add(listener)
         listener.serve()
         self.relay.remove(listener)
 
 
-class Client:
+class ClientSession:
     """What one client may ask for; see ``broker.Broker`` and ``run.Run`` for what it means."""
 
     def __init__(self, server: Server, holder: str) -> None:
@@ -140,7 +141,7 @@ class Client:
             raise LaunchError("the run has not been opened")
         return self._server.run
 
-    def open(self, settings: Settings, process: Process) -> Opened:
+    def open(self, settings: Settings, process: ClientProcess) -> Opened:
         """See ``Run.open``."""
         self._opens = True
         try:
@@ -162,13 +163,11 @@ class Client:
         """Why a client can't run its tests; empty as long as all can."""
         return self._server.refused
 
-    def plan(self, needs: Mapping[Key, Sequence[str]], process: Process) -> None:
+    def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
         """See ``Broker.plan``. A worker has told its own hooks when it began to listen."""
         self._run.plan(needs, process if self._opens else process._replace(hooks={}))
-
-    def look_ahead(self, number: int) -> None:
-        """See ``Broker.ahead``."""
-        self._run.broker.ahead = number
+        self._server.planners.add(self._holder)
+        self._run.broker.look_ahead(len(self._server.planners))
 
     def finish_test(self, test: str, outcome: str, used: Sequence[str]) -> None:
         """See ``Broker.finish_test``."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_ephemeral.broker.process import OwnerProcess
-from pytest_ephemeral.broker.protocol import Event, Finished, Key, Process, Settings
+from pytest_ephemeral.broker.protocol import ClientProcess, Finished, Key, ProgressEvent, Settings
 from pytest_ephemeral.cli.session import plugin_manager
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import ConfigurationError, DestroyError
@@ -66,7 +66,7 @@ def lease(
     try:
         owner.listen(audience, audience.hooks)
         settings = Settings(template=template, config=config, start=Path.cwd(), ttl=ttl)
-        taken = Process(dict(os.environ), tuple(sys.path), audience.hooks)
+        taken = ClientProcess(dict(os.environ), tuple(sys.path), audience.hooks)
         opened = owner.client.open(settings, taken)()
         name = template or opened.default or _the_default(opened.templates)
         held = Lease(owner.client.lease(Key(name, "session", ""), lambda: None), owner)
@@ -104,7 +104,7 @@ class _Audience:
             ]
         }
 
-    def hear(self, event: Event) -> None:
+    def hear(self, event: ProgressEvent) -> None:
         """See ``Audience``."""
         phase: Any = event.phase
         self._say(Progress(event.subject, phase, event.text, event.seconds, event.live))

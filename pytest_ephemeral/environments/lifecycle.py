@@ -7,26 +7,25 @@ told.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
 
-from pytest_ephemeral import interpolation, labels, machine, providers
+from pytest_ephemeral import interpolation, providers
 from pytest_ephemeral.durations import Duration
-from pytest_ephemeral.environments import cleanup, expiry, readiness
-from pytest_ephemeral.environments.ledger import register
+from pytest_ephemeral.environments import expiry, readiness
+from pytest_ephemeral.environments.orders import make_order, register_environment
 from pytest_ephemeral.environments.progress import Clock, Progress
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.environments.seeding import seed
 from pytest_ephemeral.errors import EphemeralError, LaunchError, describe_error
-from pytest_ephemeral.models import Environment, Image, ImageReference, Outcome
+from pytest_ephemeral.models import Environment, Image, Outcome
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.abilities import SupportsPreflight
 from pytest_ephemeral.providers.protocol import Order, Provider, Status
@@ -116,9 +115,16 @@ class Lifecycle(msgspec.Struct):
         clock = Clock(self.say)
         with clock.phase(template.name, "bake"):
             images = self._obtain(template)
-        environment = self._register(template, images, ttl or template.ttl)
+        lifetime = ttl or template.ttl
+        environment = register_environment(self.project, self.run, template, images, lifetime)
         try:
-            order = self._order(environment, template, images)
+            order = make_order(
+                self.project,
+                environment,
+                template,
+                images,
+                lambda changed: self._record(changed, "handle"),
+            )
             return self._launch(order, provider, clock)
         except BaseException as error:
             self._abandon(environment, error)
@@ -192,64 +198,10 @@ class Lifecycle(msgspec.Struct):
                 )
             return self._images[name]
 
-    def _register(
-        self, template: Template, images: Mapping[str, Image], ttl: Duration
-    ) -> Environment:
-        image = None if template.image is None else ImageReference.to(images[template.image])
-        owner = machine.this_owner(self.run)
-        now = datetime.now(UTC)
-        expires_at = now + timedelta(seconds=ttl)
-
-        def describe(id: str) -> Environment:
-            return Environment(
-                id=id,
-                template=template.name,
-                provider=template.provider,
-                image=image,
-                created_at=now,
-                expires_at=expires_at,
-                owner=owner,
-                labels=labels.for_environment(
-                    id=id,
-                    template=template.name,
-                    run=self.run,
-                    owner=str(owner),
-                    expires_at=expires_at,
-                    image=image.key if image else "",
-                ),
-            )
-
-        return register(self.project.ledger, template, describe)
-
-    def _order(
-        self, environment: Environment, template: Template, images: Mapping[str, Image]
-    ) -> Order:
-        where = f"templates.{template.name}"
-        filled = interpolation.fill(
-            template.env, environ=os.environ, images=images, where=f"{where}.env"
-        )
-        headers = self._headers(template)
-        return Order(
-            environment=environment,
-            template=template,
-            images=images,
-            variables=filled.variables,
-            secrets=(*filled.secrets, *headers.secrets),
-            settle=cleanup.settle_command(self.project.store.url, environment.id),
-            root=self.project.config.root,
-            journal=lambda changed: self._record(changed, "handle"),
-        )
-
-    def _headers(self, template: Template) -> interpolation.Filled:
-        headers = {} if template.ready is None else template.ready.headers
-        where = f"templates.{template.name}.ready.headers"
-        return interpolation.fill(headers, environ=os.environ, images={}, where=where)
-
     def _wait(
         self, environment: Environment, template: Template, provider: Provider, order: Order
     ) -> None:
-        headers = self._headers(template).variables
-        probes = readiness.probes_for(environment, template, provider, headers)
+        probes = readiness.probes_for(environment, template, provider, order.headers)
         timeout = template.ready.timeout if template.ready else readiness.DEFAULT_TIMEOUT
         started = time.monotonic()
 

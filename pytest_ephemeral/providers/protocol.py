@@ -30,6 +30,7 @@ class Order(msgspec.Struct, frozen=True):
         template: With ``{image:…}`` filled in and ``{env:…}`` not, as it may be recorded.
         images: The baked images by name, the template's ``image`` among them.
         variables: The template's ``env`` with everything filled in. Not to be recorded.
+        headers: Those of its readiness check, filled in. Not to be recorded either.
         secrets: The values that came from ``{env:…}``, to be masked in every log.
         settle: The command that closes the ledger's record, for a guard whose owner has died.
         root: The folder of the configuration file, for paths in the template.
@@ -41,6 +42,7 @@ class Order(msgspec.Struct, frozen=True):
     template: Template
     images: Mapping[str, Image] = msgspec.field(default_factory=dict)
     variables: Mapping[str, str] = msgspec.field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     secrets: Sequence[str] = ()
     settle: Sequence[str] = ()
     root: Path = Path()

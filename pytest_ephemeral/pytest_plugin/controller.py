@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 
 from pytest_ephemeral.broker.process import OwnerProcess
-from pytest_ephemeral.broker.protocol import Event, Finished, Opened, Settings
+from pytest_ephemeral.broker.protocol import Finished, Opened, ProgressEvent, Settings
 from pytest_ephemeral.errors import EphemeralError, OwnerLostError
 from pytest_ephemeral.pytest_plugin import base_url, hooks, summary, workers
 from pytest_ephemeral.pytest_plugin.outcomes import Outcomes
@@ -108,7 +108,7 @@ class Controller:
 
     # -- what the owner tells; called from a thread ----------------------------------------------
 
-    def hear(self, event: Event) -> None:
+    def hear(self, event: ProgressEvent) -> None:
         """See ``Audience``."""
         self._reporter.hear(event)
 

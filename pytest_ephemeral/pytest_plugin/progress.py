@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_ephemeral.broker.protocol import Event
+from pytest_ephemeral.broker.protocol import ProgressEvent
 
 #: Seconds after which a phase is worth a line of its own.
 NOTICEABLE: Final = 0.5
@@ -61,14 +61,14 @@ class Reporter:
         self._terminal: Any = config.pluginmanager.getplugin("terminalreporter")
         self._capture: Any = config.pluginmanager.getplugin("capturemanager")
         self._verbosity = config.get_verbosity()
-        self._told: deque[Event | str] = deque()
+        self._told: deque[ProgressEvent | str] = deque()
         self._activities: dict[int, Activity] = {}
         self._listed = 0
         self._moving = False
         self._writing = threading.Lock()
         self._stopped = threading.Event()
 
-    def hear(self, event: Event) -> None:
+    def hear(self, event: ProgressEvent) -> None:
         """Take note of progress; called from the thread that hears it."""
         if event.phase == "seen":
             return
@@ -88,7 +88,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Have a warning written now and at the end."""
-        self._told.append(Event("", "warning", text))
+        self._told.append(ProgressEvent("", "warning", text))
 
     def start_thread(self) -> Callable[[], None]:
         """Write from a thread: this process runs no tests, and captures nothing.
@@ -190,7 +190,7 @@ class Reporter:
     def _in_a_log(self) -> bool:
         return self._terminal is not None and not self._terminal.isatty
 
-    def _texts(self, event: Event) -> list[str]:
+    def _texts(self, event: ProgressEvent) -> list[str]:
         """What one event is to people."""
         subject, phase, text = event.subject, event.phase, event.text
         if phase == "warning":

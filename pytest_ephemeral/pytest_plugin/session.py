@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from pytest_ephemeral.broker.client import BrokerClient
-from pytest_ephemeral.broker.protocol import Event, Opened
+from pytest_ephemeral.broker.protocol import Opened, ProgressEvent
 from pytest_ephemeral.pytest_plugin import base_url, hooks, signals
 from pytest_ephemeral.pytest_plugin.settings import process, read
 from pytest_ephemeral.pytest_plugin.worker import WORKER_INPUT, Worker
@@ -88,7 +88,7 @@ class _WorkerAudience:
             self._config.add_cleanup(events.expect_end)
             events.welcomed.wait()
 
-    def hear(self, event: Event) -> None:
+    def hear(self, event: ProgressEvent) -> None:
         """See ``Audience``."""
 
     def print(self, text: str) -> None:

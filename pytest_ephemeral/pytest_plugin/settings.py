@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from pytest_ephemeral import discovery
-from pytest_ephemeral.broker.protocol import Process, Settings
+from pytest_ephemeral.broker.protocol import ClientProcess, Settings
 from pytest_ephemeral.pytest_plugin import hooks
 from pytest_ephemeral.pytest_plugin.options import EARLY, OPTIONS, Option
 
@@ -46,9 +46,9 @@ def read(config: pytest.Config) -> Settings:
     )
 
 
-def process(config: pytest.Config) -> Process:
+def process(config: pytest.Config) -> ClientProcess:
     """What the owner takes over from this process."""
-    return Process(
+    return ClientProcess(
         environ=dict(os.environ),
         path=tuple(sys.path),
         hooks=hooks.implementers(config.pluginmanager),

@@ -15,7 +15,7 @@ import pytest
 from _pytest.outcomes import Failed  # pytest.fail.Exception, as a class for type checkers
 
 from pytest_ephemeral.broker.client import BrokerClient
-from pytest_ephemeral.broker.protocol import Key, Opened, Process, Settings
+from pytest_ephemeral.broker.protocol import ClientProcess, Key, Opened, Settings
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.pytest_plugin import links, markers, needs
 from pytest_ephemeral.pytest_plugin.evidence import Evidencer
@@ -62,7 +62,7 @@ class Worker:
         client: BrokerClient,
         *,
         opened: Callable[[], Opened],
-        process: Callable[[], Process],
+        process: Callable[[], ClientProcess],
         refuse: Callable[[str], None],
         waiting: Callable[[], None] | None = None,
         settle: Callable[[], None] = lambda: None,

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pytest_ephemeral.broker.broker import PARALLEL, Broker
+from pytest_ephemeral.broker.broker import Broker
 from pytest_ephemeral.broker.entries import Ending
 from pytest_ephemeral.broker.protocol import Key
+from pytest_ephemeral.broker.queue import PARALLEL
 from pytest_ephemeral.errors import EnvironmentDiedError, LaunchError
 from pytest_ephemeral.models import Environment, Owner
 from support.waiting import eventually

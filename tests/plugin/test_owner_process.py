@@ -13,7 +13,7 @@ import pytest
 
 from pytest_ephemeral.broker import connection
 from pytest_ephemeral.broker.process import OwnerProcess
-from pytest_ephemeral.broker.protocol import Key, Process, Settings
+from pytest_ephemeral.broker.protocol import ClientProcess, Key, Settings
 from pytest_ephemeral.errors import ConfigurationError, OwnerLostError
 
 pytest_plugins = ["pytester"]
@@ -23,7 +23,7 @@ pytest_plugins = ["pytester"]
 def owner(project) -> Iterator[OwnerProcess]:
     """An owner process, with a run that is opened."""
     process = OwnerProcess()
-    taken = Process(dict(os.environ), tuple(sys.path))
+    taken = ClientProcess(dict(os.environ), tuple(sys.path))
     process.client.open(Settings(start=project.folder), taken)()
     yield process
     process.client.finish(lambda: None)
@@ -83,7 +83,7 @@ def test_an_error_keeps_its_kind_on_the_way(project):
     process = OwnerProcess()
     try:
         opening = process.client.open(
-            Settings(start=project.folder, template="nowhere"), Process(dict(os.environ), ())
+            Settings(start=project.folder, template="nowhere"), ClientProcess(dict(os.environ), ())
         )
         for _ in range(2):  # asked twice, it says it twice
             with pytest.raises(ConfigurationError, match="no template 'nowhere'"):
