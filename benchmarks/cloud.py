@@ -7,6 +7,7 @@ measured is this project and not this machine's processes.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -46,8 +47,11 @@ def main(at_once: int = AT_ONCE, killed: int = KILLED, *seeds: int) -> None:
         bench.bake()
         # Four times so many, in a network with 500 addresses, each of which is given once.
         reaping(bench, made, min(at_once, 100))
-    with project(real=True) as (_, bench):
-        ready(bench)
+    if shutil.which("curl") is None:
+        print("left out: ready, for want of curl, with which instances read their metadata")
+    else:
+        with project(real=True) as (_, bench):
+            ready(bench)
     for seed in seeds or SEEDS:
         with project(real=False) as (made, bench):
             kills(bench, made, killed, seed)

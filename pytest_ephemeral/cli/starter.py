@@ -154,7 +154,9 @@ def _application(script: Script, *, image: str = "", template: str = "staging") 
     # As wheels spell it: the binary distribution format's escaped name.
     wheel = re.sub(r"[-_.]+", "_", script.project).lower()
     program, folder = f"$PREFIX/bin/{script.name}", Path(script.folder)
-    build = f"python3 -m pip wheel -q --no-deps --wheel-dir {folder / 'dist'} ./{folder}"
+    build = (
+        f"python3 -m pip wheel -q --use-pep517 --no-deps --wheel-dir {folder / 'dist'} ./{folder}"
+    )
     return _APPLICATION.format(
         image=image or _name(script.project),
         template=template,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from support.lacks import skip_without
 
 REGION = "us-east-1"
 #: Where AMIs are copied to.
@@ -151,6 +154,8 @@ def account(*, real: bool = True) -> Iterator[Account]:
     Args:
         real: Whether instances run what they boot.
     """
+    if real and shutil.which("curl") is None:
+        skip_without("curl", "instances read their metadata with it (apt-get install curl)")
     with ExitStack() as stack:
         octet = stack.enter_context(_claimed_octet())
         # pip and virtual environments write long paths into their scripts' first lines.

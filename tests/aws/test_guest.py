@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import shutil
 import stat
 import subprocess
 import threading
@@ -21,6 +22,11 @@ import pytest
 
 from pytest_ephemeral.providers.ec2 import guest
 from pytest_ephemeral.providers.ec2.tagging import expiry
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("curl") is None,
+    reason="without curl: instances read their metadata with it (apt-get install curl)",
+)
 
 SCRIPTS = files("pytest_ephemeral.providers.ec2.guest")
 #: As the tag has them; the same in every worker, as they are in the names of tests.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pytest_ephemeral.artifacts import open_repository
 from pytest_ephemeral.errors import ArtifactError, BakeError, ConfigurationError
 from pytest_ephemeral.images import artifact_build
 from pytest_ephemeral.providers.local.tables import LocalRecipe
+from support.lacks import skip_without
 
 
 def packed(folder: Path) -> bytes:
@@ -79,6 +81,8 @@ def test_git_agrees(project: Path) -> None:
     """The files that it would add are the files that are packed."""
     import subprocess
 
+    if shutil.which("git") is None:
+        skip_without("git", "apt-get install git")
     (project / ".gitignore").write_text("*.log\n!keep.log\nnode_modules/\n/src/deep\n")
     for name in ("a.log", "keep.log", "src/x.log"):
         (project / name).write_text("")
