@@ -27,7 +27,7 @@ FULL = f"""
 image = "web"
 ports = {{{{ http = 8080, admin = 9000 }}}}
 ready = {{{{ http = "/", headers = {{{{ X-Key = "{{{{env:PROBE_KEY}}}}" }}}} }}}}
-command = ["sh", "-c", "echo asked $PROBE; exec httpd -f -p 8080 -h /www"]
+command = ["sh", "-c", "echo asked $PROBE; httpd -p 9000 -h /www; exec httpd -f -p 8080 -h /www"]
 env = {{{{ "app.mode" = "dotted", SECRET = "{{{{env:SECRET}}}}", PROBE = "as pr0be-s3cret" }}}}
 volumes = ["data:/data", "/anonymous"]
 tmpfs = ["/scratch:size=8m"]
