@@ -29,7 +29,7 @@ from pytest_ephemeral.providers.cloudformation.tables import (
     outputs_in,
     with_outputs,
 )
-from pytest_ephemeral.providers.ec2 import amis
+from pytest_ephemeral.providers.ec2 import amis, identity
 from pytest_ephemeral.providers.ec2.doctor import checks
 from pytest_ephemeral.providers.ec2.environments import ENDED, Instances, asked, explained
 from pytest_ephemeral.providers.ec2.fleet import fleet, state
@@ -91,7 +91,7 @@ class CloudFormationProvider(Instances):
         """Move the tag of the stack's instances, which their guests may read, and of the stack."""
         with explained(environment, "could not be extended", EphemeralError):
             client = _client(environment)
-            found = stacks.seen(client, _stack(environment), older=0.0)
+            found = _found(environment, client)
             if found is None:
                 raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
             marks = {EXPIRES: expiry(expires_at)}
@@ -108,8 +108,8 @@ class CloudFormationProvider(Instances):
     def destroy(self, environment: Environment) -> None:
         """Delete the stack."""
         with explained(environment, "could not be destroyed", DestroyError):
-            client, stack = _client(environment), _stack(environment)
-            found = stacks.seen(client, stack, older=0.0)
+            client = _client(environment)
+            found = _found(environment, client)
             if found is not None:
                 # By its id: under its name, nothing can be asked of it when it is gone.
                 stack = str(found["StackId"])
@@ -171,7 +171,7 @@ def _launch(order: Order) -> Environment:
     body = _read(order.root / template.file, template)
     region = str(client.meta.region_name)
     parameters = _parameters(client, order, template, body, _images_in(region, order.images))
-    handle = {REGION: region}
+    handle = {REGION: region, **identity.account_of(region)}
     order.journal(msgspec.structs.replace(environment, handle=handle))
     stack = stacks.create(client, environment, template, body, parameters)
     environment = msgspec.structs.replace(environment, handle={**handle, STACK: stack})
@@ -265,7 +265,18 @@ def _protect(client: Any, stack: str, *, on: bool) -> None:
 
 
 def _client(environment: Environment) -> Any:
-    return aws.client("cloudformation", environment.handle.get(REGION))
+    """A client of an environment's region, in its account."""
+    region = environment.handle.get(REGION)
+    identity.check_account(environment, region)
+    return aws.client("cloudformation", region)
+
+
+def _found(environment: Environment, client: Any) -> Mapping[str, Any] | None:
+    """The environment's stack as it is now, which says itself whose it is."""
+    found = stacks.seen(client, _stack(environment), older=0.0)
+    if found is not None:
+        identity.check_stack(environment, found, stacks.name_of(environment.id))
+    return found
 
 
 def _stack(environment: Environment) -> str:

@@ -11,7 +11,15 @@ import msgspec
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
-from pytest_ephemeral.providers.ec2 import amis, belongings, groups, guest, launching, prices
+from pytest_ephemeral.providers.ec2 import (
+    amis,
+    belongings,
+    groups,
+    guest,
+    identity,
+    launching,
+    prices,
+)
 from pytest_ephemeral.providers.ec2.destroying import GROUP, INSTANCES
 from pytest_ephemeral.providers.ec2.environments import ENDED, PARTS, REGION, status_of
 from pytest_ephemeral.providers.ec2.fleet import Fleet, Instance, fleet, state
@@ -33,7 +41,9 @@ def bring_up(order: Order) -> Environment:
     prices.check(template, table, region, _hours(order.environment))
     ami = amis.in_region(squad.client, image, region)
     draft = _Draft(order)
-    draft.note({REGION: region, PARTS: " ".join(template.processes())})
+    draft.note(
+        {REGION: region, **identity.account_of(region), PARTS: " ".join(template.processes())}
+    )
     launched = _launched(
         squad, draft, template, lambda joined: _wanted(order, template, image, ami, joined)
     )

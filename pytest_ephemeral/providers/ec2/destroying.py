@@ -10,7 +10,14 @@ from typing import Final
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import DestroyError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.ec2 import belongings, ingress, launching, refusals, sweeping
+from pytest_ephemeral.providers.ec2 import (
+    belongings,
+    identity,
+    ingress,
+    launching,
+    refusals,
+    sweeping,
+)
 from pytest_ephemeral.providers.ec2.fleet import UNSEEN, Fleet, Instance, state
 
 #: In a handle.
@@ -33,18 +40,22 @@ def destroy(fleet: Fleet, environment: Environment) -> None:
 
     Raises:
         DestroyError: Something remains; says what.
+        TamperedRecordError: The record names what is not the environment's. Nothing was removed.
+        ElsewhereError: It is in another account. Nothing was removed.
     """
-    ids = _ids(fleet, environment)
+    ids, groups = _ids(fleet, environment), _groups(fleet, environment)
     if ids:
         _end(fleet, environment, ids)
-    for group in _groups(fleet, environment):
+    for group in groups:
         fleet.ingress.leave(environment, group, lambda: _is_shared(fleet, environment, group))  # noqa: B023 - called at once
 
 
 def _ids(fleet: Fleet, environment: Environment) -> list[str]:
     """All its instances: recorded, or found by what is recorded, or by their tags."""
     if recorded := environment.handle.get(INSTANCES):
-        return recorded.split(",")
+        ids = recorded.split(",")
+        identity.check_instances(fleet, environment, ids)
+        return ids
 
     def find() -> list[str]:
         found = belongings.instances_of(fleet.client, [environment.id])
@@ -52,6 +63,7 @@ def _ids(fleet: Fleet, environment: Environment) -> list[str]:
 
     request = environment.handle.get(launching.REQUEST)
     if not (found := find()) and request:
+        identity.check_request(environment, request)
         return launching.replay(fleet.client, request, find, UNSEEN)
     return found
 
@@ -60,7 +72,10 @@ def _groups(fleet: Fleet, environment: Environment) -> list[str]:
     recorded = environment.handle.get(GROUP)
     if recorded is None:
         return ingress.of_run(fleet.client, environment.labels[labels.RUN])
-    return [recorded] if recorded else []  # empty: it joined groups of the user's
+    if not recorded:
+        return []  # it joined groups of the user's
+    known = fleet.ingress.knows(recorded)
+    return [recorded] if known or identity.check_group(fleet.client, environment, recorded) else []
 
 
 def _is_shared(fleet: Fleet, environment: Environment, group: str) -> bool:

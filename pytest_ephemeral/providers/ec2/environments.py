@@ -17,7 +17,7 @@ from pytest_ephemeral import aws
 from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.ec2 import commands, console, guest, refusals
+from pytest_ephemeral.providers.ec2 import commands, console, guest, identity, refusals
 from pytest_ephemeral.providers.ec2.fleet import Fleet, Instance, fleet, state
 from pytest_ephemeral.providers.ec2.tagging import expiry, tags_of
 from pytest_ephemeral.providers.protocol import Status
@@ -171,7 +171,14 @@ def _listens_elsewhere(table: str, address: str, ports: set[int]) -> str:
 
 
 def fleet_of(environment: Environment) -> Fleet:
-    return fleet(environment.handle.get(REGION))
+    """The fleet of an environment's region, in its account.
+
+    Raises:
+        ElsewhereError: The credentials are of another account.
+    """
+    region = environment.handle.get(REGION)
+    identity.check_account(environment, region)
+    return fleet(region)
 
 
 @contextmanager

@@ -75,6 +75,11 @@ class Ingress:
             self._made = {id: made for id, made in self._made.items() if made != group}
             self._coming[group].discard(environment.id)
 
+    def knows(self, group: str) -> bool:
+        """Whether this process made, found or deleted the group itself."""
+        with self._lock:
+            return group in self._deleted or group in self._made.values()
+
     def leave(self, environment: Environment, group: str, others: Callable[[], bool]) -> None:
         """Delete a group, unless it is for others to delete.
 

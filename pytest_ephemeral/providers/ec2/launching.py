@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import msgspec
 
-from pytest_ephemeral import aws
+from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.ec2 import refusals
 from pytest_ephemeral.providers.ec2.fleet import Instance
-from pytest_ephemeral.providers.ec2.tagging import tagged, token
+from pytest_ephemeral.providers.ec2.tagging import tagged, tags_of, token
 
 #: In a handle: a request that may be under way.
 REQUEST: Final = "request"
@@ -54,6 +55,20 @@ METADATA: Final = {
     "HttpPutResponseHopLimit": 2,
     "InstanceMetadataTags": "enabled",
 }
+
+
+#: What every request tags; and all fields that one may have.
+_KINDS: Final = frozenset({"instance", "volume", "network-interface"})
+_FIELDS: Final = frozenset(
+    {
+        *("ImageId", "InstanceType", "MinCount", "MaxCount", "ClientToken", "UserData"),
+        *("InstanceInitiatedShutdownBehavior", "MetadataOptions", "TagSpecifications"),
+        *("SubnetId", "SecurityGroupIds", "NetworkInterfaces", "IamInstanceProfile", "KeyName"),
+        *("InstanceMarketOptions", "BlockDeviceMappings"),
+    }
+)
+#: At most so many pairs of a type and a subnet.
+_MOST_ATTEMPTS: Final = 256
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -149,6 +164,30 @@ def run(client: Any, wanted: Wanted, journal: Callable[[str], None]) -> list[Ins
             where = f" in {_subnet(request)}" if _subnet(request) else ""
             refused.append(f"{request['InstanceType']}{where}: {refusals.told(error)}")
     raise LaunchError("\n  ".join(["no capacity, or no quota, for any of them:", *refused]))
+
+
+def could_have_written(environment: Environment, request: Any) -> bool:
+    """Whether a request, read from a record, is one that launching an environment journals.
+
+    Its client token is made from the environment's id and from what is asked for, and its tags
+    name the environment: so whatever it launches can be found, and ended, as the environment's.
+    """
+    try:
+        group_ids = request.get("SecurityGroupIds") or request["NetworkInterfaces"][0]["Groups"]
+        place = (request["InstanceType"], _subnet(request), *group_ids)
+        tokens = {token(environment.id, str(n), *place) for n in range(_MOST_ATTEMPTS)}
+        kinds = {one["ResourceType"]: tags_of(one) for one in request["TagSpecifications"]}
+        return (
+            request["ClientToken"] in tokens
+            and request["MinCount"] == request["MaxCount"]
+            and request["InstanceInitiatedShutdownBehavior"] == "terminate"
+            and request["MetadataOptions"] == METADATA
+            and kinds.keys() >= _KINDS
+            and all(tags.get(labels.ID) == environment.id for tags in kinds.values())
+            and request.keys() <= _FIELDS
+        )
+    except (AttributeError, KeyError, IndexError, TypeError):
+        return False
 
 
 def _subnet(request: Mapping[str, Any]) -> str:

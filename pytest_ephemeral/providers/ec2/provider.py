@@ -16,7 +16,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Environment, Image
-from pytest_ephemeral.providers.ec2 import belongings, destroying, prices, sweeping
+from pytest_ephemeral.providers.ec2 import belongings, destroying, identity, prices, sweeping
 from pytest_ephemeral.providers.ec2.baking import Ec2Baker
 from pytest_ephemeral.providers.ec2.bringing_up import bring_up
 from pytest_ephemeral.providers.ec2.destroying import GROUP
@@ -139,7 +139,8 @@ def _extend(
             "does not protect: promote one of a template without it"
         )
     resources = [name for one in living for name in _resources(one)]
-    if group := environment.handle.get(GROUP):
+    group = environment.handle.get(GROUP)
+    if group and identity.check_group(client, environment, group):
         resources.append(group)
     was_armed = tags_of(living[0]).get(EXPIRES) != NEVER
     client.create_tags(Resources=resources, Tags=as_tags({EXPIRES: expiry(expires_at)}))

@@ -1,0 +1,111 @@
+"""Whether what a record names is its environment's own: the resource's tags and account decide.
+
+A record says where to look. It may be damaged, copied from another, or forged by someone who can
+write to the store; so nothing is removed or changed that does not say itself whose it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pytest_ephemeral import aws, labels
+from pytest_ephemeral.errors import ElsewhereError, TamperedRecordError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.ec2 import belongings, groups, ingress
+from pytest_ephemeral.providers.ec2.fleet import Fleet
+from pytest_ephemeral.providers.ec2.launching import could_have_written
+from pytest_ephemeral.providers.ec2.tagging import launched_by_us, tags_of
+
+#: In a handle: the number of the account that the environment was launched in.
+ACCOUNT: Final = "account"
+
+
+def account_of(region: str) -> dict[str, str]:
+    """What a handle records of the account that is used now."""
+    return {ACCOUNT: aws.identity(region)["Account"]}
+
+
+def check_account(environment: Environment, region: str | None) -> None:
+    """Hold the account of the credentials against the one that the environment was launched in.
+
+    In another account AWS answers "not found", which says nothing about the environment.
+
+    Raises:
+        ElsewhereError: It is another account.
+    """
+    recorded = environment.handle.get(ACCOUNT)
+    if recorded is None:
+        return
+    current = aws.identity(region)["Account"]
+    if current != recorded:
+        raise ElsewhereError(
+            f"{environment.id} is in the AWS account {recorded}, and these credentials are of "
+            f"{current}: nothing was removed. Use credentials of {recorded}, such as AWS_PROFILE"
+        )
+
+
+def check_instances(fleet: Fleet, environment: Environment, ids: Sequence[str]) -> None:
+    """Hold recorded instances against their own tags; those that can't be seen are not checked.
+
+    Raises:
+        TamperedRecordError: One of them is not the environment's.
+    """
+    own = {one["InstanceId"] for one in fleet.known(environment)}
+    for one in belongings.described(fleet.client, [id for id in ids if id not in own]):
+        # Not every service that behaves as EC2 gives the token back.
+        launched = launched_by_us(one) or not one.get("ClientToken")
+        if tags_of(one).get(labels.ID) != environment.id or not launched:
+            raise _tampered(environment, f"instance {one['InstanceId']}")
+
+
+def check_group(client: Any, environment: Environment, id: str) -> bool:
+    """Hold a recorded security group against its own name and tags.
+
+    Returns:
+        Whether it is there.
+
+    Raises:
+        TamperedRecordError: It is not one that this environment's run has made.
+    """
+    found = groups.described(client, "group-id", [id])
+    run = environment.labels.get(labels.RUN)
+    for one in found:
+        tags = tags_of(one)
+        named = str(one["GroupName"]) == groups.name_of(tags.get(labels.ID, ""))
+        if not (named and ingress.is_shared(one) and tags.get(labels.RUN) == run):
+            raise _tampered(environment, f"security group {id}")
+    return bool(found)
+
+
+def check_stack(environment: Environment, stack: Mapping[str, Any], name: str) -> None:
+    """Hold a recorded stack against its own name and tags.
+
+    Raises:
+        TamperedRecordError: It is not the environment's.
+    """
+    if stack["StackName"] != name or tags_of(stack).get(labels.ID) != environment.id:
+        raise _tampered(environment, f"stack {stack['StackName']}")
+
+
+def check_request(environment: Environment, recorded: str) -> None:
+    """Hold a recorded request against what launching writes for that environment.
+
+    Raises:
+        TamperedRecordError: Launching this environment would not have written it.
+    """
+    try:
+        request = json.loads(recorded)
+    except ValueError:
+        request = None
+    if not could_have_written(environment, request):
+        raise _tampered(environment, "request for instances")
+
+
+def _tampered(environment: Environment, what: str) -> TamperedRecordError:
+    return TamperedRecordError(
+        f"the record of {environment.id} was tampered with, or is damaged: it names the {what}, "
+        "which is not this environment's. It was left alone. See whose it is; then remove the "
+        "record from the store"
+    )
