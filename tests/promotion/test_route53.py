@@ -125,6 +125,37 @@ def test_a_change_is_waited_for_until_all_servers_have_it(backend: Any) -> None:
     assert "A 30s" in backend.find_lagging([B], change)
 
 
+def test_a_batch_whose_answer_was_lost_has_worked(
+    backend: Any, strict: StrictRoute53, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """boto3 sends it again, which is refused: what is there by then is what we wrote."""
+    backend.swap([], [A])
+    send, times = strict.change_resource_record_sets, iter([2])
+
+    def lose_the_first_answer(**batch: Any) -> Any:
+        return [send(**batch) for _ in range(next(times, 1))][-1]
+
+    monkeypatch.setattr(strict, "change_resource_record_sets", lose_the_first_answer)
+    change = backend.swap([A], [B])
+
+    assert backend.read() == [B]
+    assert "PENDING" in backend.find_lagging([B], change)
+    with pytest.raises(NameChangedError, match=r"127\.2\.2\.2"):
+        backend.swap([A], [SIX])
+
+
+def test_an_escaped_name_is_the_one_that_was_asked_for(
+    make_backend: Callable[..., Any], strict: StrictRoute53
+) -> None:
+    """Route 53 gives the star of a wildcard back as an octal number."""
+    wildcard = make_backend(record=f"*.{ZONE}")
+    wildcard.swap([], [A])
+    for one in strict.sets:
+        one["Name"] = one["Name"].replace("*", "\\052")
+
+    assert wildcard.read() == [A]
+
+
 def test_what_the_service_will_not_have_is_no_change_of_someone_else(backend: Any) -> None:
     """The message is AWS's own."""
     backend.swap([], [A])

@@ -7,6 +7,7 @@ https://docs.aws.amazon.com/Route53/latest/APIReference/API_ChangeResourceRecord
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +96,10 @@ class Route53:
             if error.code != "InvalidChangeBatch":
                 raise
             now = self.read()
+            if now == sort_records(new) and now != sort_records(old):
+                # The answer to this very batch was lost, and boto3 sent it again: it had worked.
+                # One that changes nothing has an id to wait for.
+                return self.swap(new, new)
             if now == sort_records(old):  # it is the new record that the service will not have
                 raise DnsError(str(error)) from None
             raise NameChangedError(
@@ -158,7 +163,7 @@ class Route53:
         found = [
             one
             for one in answer["HostedZones"]
-            if normalize_name(one["Name"]) == normalize_name(self.zone)
+            if _unescape(one["Name"]) == normalize_name(self.zone)
         ]
         if len(found) == 1:
             return str(found[0]["Id"]).rpartition("/")[2]
@@ -179,8 +184,8 @@ class Route53:
         while True:
             page = self._call("list_resource_record_sets", HostedZoneId=self._zone_id, **start)
             sets = page["ResourceRecordSets"]
-            found += [one for one in sets if normalize_name(one["Name"]) == self.name]
-            if not page["IsTruncated"] or normalize_name(page["NextRecordName"]) != self.name:
+            found += [one for one in sets if _unescape(one["Name"]) == self.name]
+            if not page["IsTruncated"] or _unescape(page["NextRecordName"]) != self.name:
                 return [one for one in found if one["Type"] in KINDS]
             start = {
                 f"StartRecord{what}": page[f"NextRecord{what}"]
@@ -241,6 +246,14 @@ def _refused(error: Any) -> DnsError:
     return DnsUnavailableError(message) if code in _PASSING else _RefusedError(message, code)
 
 
+def _unescape(name: str) -> str:
+    """A name as people write it: Route 53 gives ``*`` and such as an octal number.
+
+    https://docs.aws.amazon.com/Route53/latest/DeveloperGuide/DomainNameFormat.html
+    """
+    return normalize_name(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), name))
+
+
 def _record(written: dict[str, Any]) -> DnsRecord:
     """A record as Route 53 gives it."""
     known = {"Name", "Type", "TTL", "ResourceRecords"}
@@ -249,6 +262,6 @@ def _record(written: dict[str, Any]) -> DnsRecord:
     return DnsRecord(
         kind=kind,
         ttl=written.get("TTL", 0),
-        values=sorted(normalize_name(value) if kind == "CNAME" else value for value in values),
+        values=sorted(_unescape(value) if kind == "CNAME" else value for value in values),
         rest={key: value for key, value in written.items() if key not in known},
     )
