@@ -81,6 +81,20 @@ def test_no_capacity_anywhere_says_each_refusal(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
+    ("code", "attempts"), [("VcpuLimitExceeded", 2), ("InvalidParameterValue", 1)]
+)
+def test_a_refused_request_is_not_sent_again(bench: Bench, code: str, attempts: int) -> None:
+    """Cleaning up after a definite refusal launches nothing: the request is forgotten."""
+    bench.bake()
+    bench.account.fault("RunInstances", code, times=attempts)
+    bench.account.calls()
+    with pytest.raises(LaunchError, match=code):
+        bench.lifecycle.bring_up(bench.template())
+    assert bench.account.calls().count("ec2:RunInstances") == attempts
+    assert bench.account.left() == []
+
+
+@pytest.mark.parametrize(
     "action", ["CreateSecurityGroup", "AuthorizeSecurityGroupIngress", "RunInstances"]
 )
 def test_a_lost_answer_launches_nothing_twice(bench: Bench, action: str) -> None:
@@ -98,6 +112,18 @@ def test_throttled_looks_fail_nothing(bench: Bench) -> None:
     bench.account.fault("DescribeInstances", "RequestLimitExceeded", kind="throttle", times=3)
     environment = bench.lifecycle.bring_up(bench.template()).environment
     bench.account.fault("DescribeInstances", "RequestLimitExceeded", kind="throttle", times=2)
+    bench.lifecycle.destroy(environment)
+
+
+def test_a_console_that_may_not_be_read_fails_no_test(bench: Bench) -> None:
+    """Where a log ends can't be told then; reading the log says why."""
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    provider = providers.load("ec2")
+    bench.account.fault("GetConsoleOutput", "UnauthorizedOperation", times=2)
+    assert provider.log_mark(environment) == ""
+    with pytest.raises(EphemeralError, match="GetConsoleOutput"):
+        provider.logs(environment, since="")
+    assert provider.logs(environment, since="") == provider.logs(environment)
     bench.lifecycle.destroy(environment)
 
 

@@ -14,7 +14,12 @@ import pytest
 from aws.conftest import Bench
 from pytest_ephemeral import labels, providers
 from pytest_ephemeral.environments import reaper
-from pytest_ephemeral.errors import ConfigurationError, DestroyError, LaunchError
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    DestroyError,
+    EnvironmentGoneError,
+    LaunchError,
+)
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
@@ -116,6 +121,20 @@ def test_it_carries_whose_it_is(bench: Bench) -> None:
     assert tags_of(stack).items() >= said.items()
     assert stack["TimeoutInMinutes"] == 120
     bench.lifecycle.destroy(environment)
+
+
+def test_without_instances_its_events_are_its_log(bench: Bench) -> None:
+    """A stack of one topic has no console; that is no reason to take it for gone."""
+    environment = up(bench, template(bench))
+    provider = providers.load("cloudformation")
+    mark = provider.log_mark(environment)
+    assert "AWS::CloudFormation::Stack CREATE_COMPLETE" in provider.logs(environment)
+    assert provider.logs(environment, since=mark) == ""
+    assert list(provider.log_files(environment)) == ["stack"]
+    assert provider.status(environment).state == "running"
+    bench.lifecycle.destroy(environment)
+    with pytest.raises(EnvironmentGoneError):
+        provider.logs(environment)
 
 
 def test_its_images_are_those_of_its_region(bench: Bench) -> None:

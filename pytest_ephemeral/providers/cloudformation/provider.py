@@ -29,9 +29,15 @@ from pytest_ephemeral.providers.cloudformation.tables import (
     outputs_in,
     with_outputs,
 )
-from pytest_ephemeral.providers.ec2 import amis, identity
+from pytest_ephemeral.providers.ec2 import amis, console, identity
 from pytest_ephemeral.providers.ec2.doctor import checks
-from pytest_ephemeral.providers.ec2.environments import ENDED, Instances, asked, explained
+from pytest_ephemeral.providers.ec2.environments import (
+    ENDED,
+    Instances,
+    asked,
+    console_log,
+    explained,
+)
 from pytest_ephemeral.providers.ec2.fleet import fleet, state
 from pytest_ephemeral.providers.ec2.sweeping import AT_ONCE
 from pytest_ephemeral.providers.ec2.tagging import as_tags, expiry, tags_of
@@ -46,7 +52,11 @@ STACK: Final = "stack"
 
 
 class CloudFormationProvider(Instances):
-    """See ``Provider`` for what is promised. Logs and commands are those of its instances."""
+    """See ``Provider`` for what is promised.
+
+    Commands are run on its first instance. Its log is what its instances print, or, where it has
+    none, its events.
+    """
 
     name: ClassVar[str] = "cloudformation"
     template_type: ClassVar[type[Template]] = StackTemplate
@@ -86,6 +96,15 @@ class CloudFormationProvider(Instances):
         if not instances:
             return Status("running", f"stack {found['StackStatus']}")
         return super().status(environment)
+
+    def _log(self, environment: Environment) -> console.Log:
+        with explained(environment, "can't be looked at", EphemeralError):
+            client, stack = _client(environment), _stack(environment)
+            if stacks.seen(client, stack) is None:
+                raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
+            if fleet(environment.handle.get(REGION)).instances(environment):
+                return console_log(environment)
+            return console.Log([stacks.history(client, stack)], own=False, name="stack")
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
         """Move the tag of the stack's instances, which their guests may read, and of the stack."""
@@ -224,7 +243,8 @@ def _parameters(
     where = f"templates.{template.name}.parameters"
     filled = interpolation.fill(template.parameters, environ=os.environ, images=images, where=where)
     declared = {
-        one["ParameterKey"] for one in client.get_template_summary(TemplateBody=body)["Parameters"]
+        one["ParameterKey"]
+        for one in client.get_template_summary(TemplateBody=body).get("Parameters", ())
     }
     given = {**order.variables, **filled.variables}
     for name in given:

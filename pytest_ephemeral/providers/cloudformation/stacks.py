@@ -252,6 +252,21 @@ def events(client: Any, stack: str) -> Iterator[Mapping[str, Any]]:
             raise
 
 
+def history(client: Any, stack: str) -> str:
+    """The events of a stack as text, a line each, the oldest first."""
+    lines = [
+        " ".join(
+            [
+                event["Timestamp"].isoformat(timespec="seconds"),
+                *(event["LogicalResourceId"], event["ResourceType"], event["ResourceStatus"]),
+                *event.get("ResourceStatusReason", "").split(),
+            ]
+        )
+        for event in events(client, stack)
+    ]
+    return "\n".join(reversed(lines))
+
+
 def delete(client: Any, stack: str, id: str) -> None:
     """Delete a stack, and wait until it is gone.
 

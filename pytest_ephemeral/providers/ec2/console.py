@@ -37,15 +37,16 @@ class Log:
         consoles: Their text, in the order of the instances.
         own: Whether the processes were started by the boot script, which marks their lines. If
             not, all that is on the consoles is the log.
+        name: What an unmarked text is called.
     """
 
-    def __init__(self, consoles: Sequence[str], *, own: bool) -> None:
+    def __init__(self, consoles: Sequence[str], *, own: bool, name: str = "console") -> None:
         self._parts: dict[str, list[tuple[int, str]]] = {}
         for place, text in enumerate(consoles):
             suffix = f"-{place + 1}" if place else ""
             if not own:
                 numbered = enumerate(text.splitlines(), start=1)
-                self._parts[f"console{suffix}"] = [(number, line) for number, line in numbered]
+                self._parts[f"{name}{suffix}"] = [(number, line) for number, line in numbered]
                 continue
             for line in guest.lines(text):
                 if line.number:
@@ -80,4 +81,4 @@ class Log:
 
 
 def _numbers(mark: str | None) -> dict[str, int]:
-    return {} if mark is None else json.loads(mark)
+    return json.loads(mark) if mark else {}

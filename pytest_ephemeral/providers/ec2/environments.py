@@ -54,15 +54,23 @@ class Instances:
         tail: int | None = None,
     ) -> str:
         """What its processes have put on the consoles, as new as EC2 has it."""
-        return _log(environment).text(since, until, tail)
+        return self._log(environment).text(since, until, tail)
 
     def log_mark(self, environment: Environment) -> str:
-        """The number of each process's last line."""
-        return _log(environment).mark()
+        """The number of each process's last line; empty where that can't be read now."""
+        try:
+            return self._log(environment).mark()
+        except EnvironmentGoneError:
+            raise
+        except EphemeralError:
+            return ""
 
     def log_files(self, environment: Environment) -> Mapping[str, str]:
         """What is on the consoles, by process."""
-        return _log(environment).files()
+        return self._log(environment).files()
+
+    def _log(self, environment: Environment) -> console.Log:
+        return console_log(environment)
 
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
@@ -139,7 +147,12 @@ def living(environment: Environment) -> list[Instance]:
     return found
 
 
-def _log(environment: Environment) -> console.Log:
+def console_log(environment: Environment) -> console.Log:
+    """What is on the consoles of its instances.
+
+    Raises:
+        EnvironmentGoneError: They are gone.
+    """
     with explained(environment, "can't be looked at", EphemeralError):
         squad = fleet_of(environment)
         found = squad.instances(environment)

@@ -30,6 +30,7 @@ LACKING: Final = frozenset(
         "InsufficientHostCapacity",
         "InsufficientCapacity",
         "InsufficientFreeAddressesInSubnet",
+        "InsufficientVolumeCapacity",
         "InstanceLimitExceeded",
         "MaxSpotInstanceCountExceeded",
         "ReservationCapacityExceeded",
@@ -67,6 +68,7 @@ _FIELDS: Final = frozenset(
         *("InstanceMarketOptions", "BlockDeviceMappings"),
     }
 )
+_SERVER_ERROR: Final = 500
 #: At most so many pairs of a type and a subnet.
 _MOST_ATTEMPTS: Final = 256
 
@@ -145,7 +147,7 @@ def run(client: Any, wanted: Wanted, journal: Callable[[str], None]) -> list[Ins
     Args:
         client: Of EC2.
         wanted: What.
-        journal: Given each request before it is sent.
+        journal: Given each request before it is sent, and nothing once it is refused for good.
 
     Raises:
         LaunchError: There is none of any; says what each was refused for.
@@ -159,11 +161,27 @@ def run(client: Any, wanted: Wanted, journal: Callable[[str], None]) -> list[Ins
         try:
             return _sent(client, request, wanted.young)
         except ClientError as error:
+            if _is_definite(error):
+                journal("")  # sent once more, it might launch
             if aws.code(error) not in LACKING:
                 raise
             where = f" in {_subnet(request)}" if _subnet(request) else ""
             refused.append(f"{request['InstanceType']}{where}: {refusals.told(error)}")
     raise LaunchError("\n  ".join(["no capacity, or no quota, for any of them:", *refused]))
+
+
+def _is_definite(error: Any) -> bool:
+    """Whether a refusal says that nothing was launched, by this request or an earlier copy of it.
+
+    boto3 sends a request again when no answer comes. What lacks capacity or quota was not launched
+    before, or its token would have given it; of other refusals, only the first answer is certain.
+    """
+    found = aws.code(error)
+    if found.startswith("Idempotent"):
+        return False
+    answer = error.response.get("ResponseMetadata", {})
+    status = int(answer.get("HTTPStatusCode", _SERVER_ERROR))
+    return found in LACKING or (status < _SERVER_ERROR and not answer.get("RetryAttempts"))
 
 
 def could_have_written(environment: Environment, request: Any) -> bool:

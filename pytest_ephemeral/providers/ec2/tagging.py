@@ -31,6 +31,8 @@ TRANSFER: Final = labels.PREFIX + "transfer"
 #: What CloudFormation has made carries its stack's tags, and is the stack's to remove.
 OF_A_STACK: Final = "aws:cloudformation:stack-id"
 
+LONGEST_VALUE: Final = 256
+
 _OURS: Final = (
     *(labels.ID, labels.TEMPLATE, labels.RUN),
     *(labels.OWNER, labels.EXPIRES, labels.IMAGE),
@@ -38,8 +40,8 @@ _OURS: Final = (
 
 
 def as_tags(marks: Mapping[str, str]) -> list[dict[str, str]]:
-    """A mapping, as EC2 takes tags."""
-    return [{"Key": key, "Value": value} for key, value in marks.items()]
+    """A mapping, as EC2 takes tags: it refuses values that are longer than 256 characters."""
+    return [{"Key": key, "Value": value[:LONGEST_VALUE]} for key, value in marks.items()]
 
 
 def tagged(marks: Mapping[str, str], *kinds: str) -> list[dict[str, Any]]:
