@@ -139,7 +139,7 @@ def test_no_more_at_once_than_the_limit_but_nobody_waits_for_others(broker, note
 
 def test_what_is_needed_next_is_made_ready_and_no_more(broker, notes):
     """As many ahead as there are workers; the next when one of them is taken."""
-    broker.ahead = 2
+    broker.look_ahead(2)
     broker.plan({function(number): [f"t{number}"] for number in range(5)})
     assert eventually(lambda: len(notes.launched) == 2, 5)
     broker.lease(function(0), "main")
