@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -331,6 +332,7 @@ def test_what_is_accepted_is_left_but_not_where_pytest_ends_everything(
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
     assert ("cleanup continues in the background" in output) == (not ci)
+    assert bool(re.search(r"ephemeral: folder-\w+: destroying", output)) == bool(ci)
     (project.folders / "slow").unlink(missing_ok=True)
     assert eventually(project.is_clean, 5)
 

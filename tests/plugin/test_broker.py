@@ -118,7 +118,7 @@ def test_one_plan_however_many_workers_say_it(broker, notes):
     broker.release(session("a"), "gw0")
     assert notes.ended == []
     broker.release(session("a"), "gw1")
-    assert eventually(lambda: notes.ended == [first.id], 5)
+    assert eventually(lambda: notes.ended == [first.id], 30)
     assert notes.launched == ["a"]
 
 
@@ -126,27 +126,27 @@ def test_no_more_at_once_than_the_limit_but_nobody_waits_for_others(broker, note
     """What a test waits for is brought up whatever else is coming up."""
     notes.gate.clear()
     broker.plan({session(f"s{number}"): ["t"] for number in range(PARALLEL + 3)})
-    assert eventually(lambda: len(notes.launched) == PARALLEL, 5)
+    assert eventually(lambda: len(notes.launched) == PARALLEL, 30)
     last = session(f"s{PARALLEL + 2}")
     waiting = threading.Thread(target=broker.lease, args=(last, "main"), daemon=True)
     waiting.start()
-    assert eventually(lambda: last.template in notes.launched, 5)
+    assert eventually(lambda: last.template in notes.launched, 30)
     notes.gate.set()
     waiting.join(5)
     assert not waiting.is_alive()
-    assert eventually(lambda: len(notes.launched) == PARALLEL + 3, 5)
+    assert eventually(lambda: len(notes.launched) == PARALLEL + 3, 30)
 
 
 def test_what_is_needed_next_is_made_ready_and_no_more(broker, notes):
     """As many ahead as there are workers; the next when one of them is taken."""
     broker.look_ahead(2)
     broker.plan({function(number): [f"t{number}"] for number in range(5)})
-    assert eventually(lambda: len(notes.launched) == 2, 5)
+    assert eventually(lambda: len(notes.launched) == 2, 30)
     broker.lease(function(0), "main")
-    assert eventually(lambda: len(notes.launched) == 3, 5)
+    assert eventually(lambda: len(notes.launched) == 3, 30)
     broker.release(function(0), "main")
     broker.finish_test("t0")
-    assert eventually(lambda: notes.ended == ["f-1"], 5)
+    assert eventually(lambda: notes.ended == ["f-1"], 30)
     assert len(notes.launched) == 3
 
 
@@ -154,7 +154,7 @@ def test_what_no_test_took_is_ended_when_its_tests_are_over(broker, notes):
     """They were skipped, or failed before."""
     broker.plan({session("a"): ["t"]})
     broker.finish_test("t")
-    assert eventually(lambda: notes.ended == ["a-1"], 5)
+    assert eventually(lambda: notes.ended == ["a-1"], 30)
 
 
 def test_what_was_not_planned_is_kept_until_the_end_for_who_may_ask_again(broker, notes):
@@ -163,7 +163,7 @@ def test_what_was_not_planned_is_kept_until_the_end_for_who_may_ask_again(broker
     broker.release(session("a"), "main")
     broker.lease(function(1), "main")
     broker.release(function(1), "main")
-    assert eventually(lambda: notes.ended == ["f-2"], 5)
+    assert eventually(lambda: notes.ended == ["f-2"], 30)
     broker.close()
     assert notes.ended == ["f-2", "a-1"]
 
@@ -217,7 +217,7 @@ def test_a_worker_that_is_gone_holds_nothing(broker, notes):
     broker.crash_test("t")
     assert notes.ended == []
     broker.drop("gw0")
-    assert eventually(lambda: notes.ended == ["a-1"], 5)
+    assert eventually(lambda: notes.ended == ["a-1"], 30)
     assert broker.entries[0].failed
 
 
@@ -226,10 +226,10 @@ def test_closing_waits_for_nothing_that_is_coming_up(notes):
     broker = Broker(notes)
     notes.gate.clear()
     broker.plan({session("a"): ["t"]})
-    assert eventually(lambda: notes.launched == ["a"], 5)
+    assert eventually(lambda: notes.launched == ["a"], 30)
     broker.close()
     assert notes.cancelled
-    assert eventually(lambda: notes.ended == ["a-1"], 5)
+    assert eventually(lambda: notes.ended == ["a-1"], 30)
     with pytest.raises(LaunchError, match="the run is ending"):
         broker.lease(session("b"), "main")
 
@@ -266,7 +266,7 @@ def test_an_interrupt_ends_what_is_held(broker, notes):
     """Nobody waits for those who hold it."""
     environment = broker.lease(session("a"), "gw0")
     broker.end_all()
-    assert eventually(lambda: notes.ended == [environment.id], 5)
+    assert eventually(lambda: notes.ended == [environment.id], 30)
     with pytest.raises(LaunchError, match="the run is ending"):
         broker.lease(session("b"), "gw0")
 

@@ -77,7 +77,7 @@ class CloudFormationProvider(Instances):
     ) -> None:
         """Whether there are credentials and a region, and the file is there."""
         if not isinstance(template, StackTemplate):
-            raise ConfigurationError(f"the template {template.name!r} is none for CloudFormation")
+            raise ConfigurationError(f"template {template.name!r} is not a CloudFormation template")
         _read(root / template.file, template)
         aws.identity(aws.client("cloudformation", template.region).meta.region_name)
 
@@ -185,7 +185,7 @@ class CloudFormationProvider(Instances):
 def _launch(order: Order) -> Environment:
     template, environment = order.template, order.environment
     if not isinstance(template, StackTemplate):
-        raise LaunchError(f"{environment.id}: its template is none for CloudFormation")
+        raise LaunchError(f"{environment.id}: its template is not a CloudFormation template")
     client = aws.client("cloudformation", template.region)
     body = _read(order.root / template.file, template)
     region = str(client.meta.region_name)

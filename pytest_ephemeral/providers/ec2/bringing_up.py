@@ -34,7 +34,9 @@ def bring_up(order: Order) -> Environment:
     """Launch what an order asks for; see ``Provider.launch``."""
     template, image = order.template, order.image
     if not isinstance(template, Ec2Template) or image is None:
-        raise LaunchError(f"{order.environment.id}: its template is none for EC2")
+        raise LaunchError(
+            f"{order.environment.id}: template {order.template.name!r} is not an EC2 template"
+        )
     squad = fleet(template.region or image.handle.get(REGION))
     region = str(squad.client.meta.region_name)
     table = prices.of(template, order.root)

@@ -304,7 +304,7 @@ def region_of(recipe: Recipe) -> str:
 
 def recipe_of(recipe: Recipe) -> Ec2Recipe:
     if not isinstance(recipe, Ec2Recipe):
-        raise ConfigurationError(f"the recipe {recipe.name!r} is none for AMIs")
+        raise ConfigurationError(f"recipe {recipe.name!r} is not an AMI recipe")
     return recipe
 
 

@@ -54,7 +54,7 @@ class Ec2Provider(Instances, Ec2Baker):
     ) -> None:
         """Whether there are credentials and a region, and it costs no more than it may."""
         if not isinstance(template, Ec2Template):
-            raise ConfigurationError(f"the template {template.name!r} is none for EC2")
+            raise ConfigurationError(f"template {template.name!r} is not an EC2 template")
         named = (one.region for one in recipes if isinstance(one, Ec2Recipe) and one.region)
         region = str(aws.client("ec2", template.region or next(named, None)).meta.region_name)
         aws.identity(region)
