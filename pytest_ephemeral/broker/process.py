@@ -21,7 +21,7 @@ from pytest_ephemeral.broker.connection import (
     new_key,
 )
 from pytest_ephemeral.broker.protocol import INTERRUPT, Failure, ProgressEvent
-from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.errors import EphemeralError, UnavailableError
 
 _MODULE: Final = "pytest_ephemeral.broker"
 
@@ -63,9 +63,17 @@ class OwnerProcess:
     Attributes:
         client: Asks it.
         pid: Its process id.
+
+    Raises:
+        UnavailableError: Where a process can't hand a socket on to one that it starts.
     """
 
     def __init__(self) -> None:
+        if not hasattr(os, "fork"):
+            raise UnavailableError(
+                "bringing environments up needs Linux or macOS: here a process can't hand its "
+                "socket on to the owner process. On Windows, use the Linux subsystem (WSL)"
+            )
         key, listener = new_key(), listen()
         self._popen_type = subprocess.Popen
         self._process = subprocess.Popen(

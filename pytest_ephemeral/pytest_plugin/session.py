@@ -10,6 +10,7 @@ import pytest
 
 from pytest_ephemeral.broker.client import BrokerClient
 from pytest_ephemeral.broker.protocol import Opened, ProgressEvent
+from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.pytest_plugin import base_url, hooks, signals
 from pytest_ephemeral.pytest_plugin.settings import process, read
 from pytest_ephemeral.pytest_plugin.worker import WORKER_INPUT, Worker
@@ -30,7 +31,10 @@ def start(config: pytest.Config) -> None:
 def _start(config: pytest.Config) -> Any:
     from pytest_ephemeral.broker.process import OwnerProcess
 
-    owner = OwnerProcess()
+    try:
+        owner = OwnerProcess()
+    except (EphemeralError, OSError) as error:
+        raise pytest.UsageError(f"--ephemeral-env: {error}") from None
     config.add_cleanup(owner.leave)
     return owner
 

@@ -72,6 +72,15 @@ sys.exit(len(data))
     assert done.returncode == 0
 
 
+def test_a_system_without_forks_is_refused_in_words(project, run, monkeypatch):
+    """Windows: a usage error that says what to do, and no traceback."""
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    monkeypatch.delattr(os, "fork")
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "use the Linux subsystem" in result.stderr.str() + result.stdout.str()
+
+
 def test_what_only_the_owner_may_do_is_no_request(owner):
     """A client asks for what is meant for clients, and for nothing else."""
     with pytest.raises(Exception, match="no such request: end_all"):
