@@ -1,0 +1,134 @@
+"""``pytest-ephemeral with``: a command with an environment up, however either of them ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.plugin_project import PluginProject
+from support.waiting import eventually
+
+pytest_plugins = ["pytester"]
+
+PROGRAM = Path(sys.executable).with_name("pytest-ephemeral")
+
+ASKS = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+from client import get
+url = os.environ["EPHEMERAL_URL"]
+assert sys.argv[1:] == [url, os.environ["EPHEMERAL_URL_HTTP"], os.environ["EPHEMERAL_ENV"], "{x}"]
+print(get(url))
+sys.exit(3)
+"""
+
+
+def start(project: PluginProject, *words: str, **options: Any) -> subprocess.Popen[str]:
+    """The command as a process, in a session of its own."""
+    return subprocess.Popen(
+        [PROGRAM, "with", *words],
+        cwd=project.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def test_a_command_runs_with_an_environment(project: PluginProject) -> None:
+    """It finds it by variables and in its arguments; its output and its status are handed on."""
+    command = [sys.executable, "-c", ASKS, "{url}", "{url:http}", "{id}", "{x}"]
+    process = start(project, project.one, "--", *command)
+    output, talk = process.communicate(timeout=60)
+    assert (process.returncode, output) == (3, "plain\n"), talk
+    assert " up http://" in talk
+    assert "destroyed" in talk
+    assert not project.traces()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["--", "no-such-program"], 127, "command not found"),
+        (["--", "./client.py"], 126, "ermission denied"),
+        (["--", "true", "{url:admin}"], 3, "no endpoint 'admin'"),
+        (["nowhere", "--", "true"], 2, "no template 'nowhere'"),
+        (["--json", "--", "true"], 2, "--json"),
+    ],
+)
+def test_what_can_not_be_run_leaves_nothing(
+    project: PluginProject, words: list[str], status: int, text: str
+) -> None:
+    """As a shell says it, or as the command line does."""
+    process = start(project, *words)
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == status, talk
+    assert text in talk
+    assert "Traceback" not in talk
+    assert not project.traces()
+
+
+def test_an_environment_that_does_not_come_up(project: PluginProject) -> None:
+    """The command is not run; the reason is told once."""
+    process = start(project, project.broken, "--", "touch", "ran")
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert talk.count("the database is not there") == 1
+    assert not (project.folder / "ran").exists()
+
+
+def test_without_a_command_a_shell_is_started(project: PluginProject) -> None:
+    """The user's own."""
+    process = start(project, stdin=subprocess.PIPE, env={**os.environ, "SHELL": "/bin/sh"})
+    output, talk = process.communicate("echo in $EPHEMERAL_ENV; exit 4\n", timeout=60)
+    assert process.returncode == 4, talk
+    assert output.startswith(f"in {project.one}-")
+
+
+@pytest.mark.parametrize(
+    ("number", "group", "status"),
+    [
+        (signal.SIGTERM, False, 128 + signal.SIGTERM),
+        (signal.SIGINT, True, 128 + signal.SIGINT),
+        (signal.SIGKILL, False, -signal.SIGKILL),
+    ],
+    ids=["terminated", "Ctrl-C", "killed"],
+)
+def test_however_it_ends_nothing_is_left(
+    project: PluginProject, number: int, group: bool, status: int
+) -> None:
+    """SIGTERM is passed on, Ctrl-C is the command's; when killed, the owner process finishes."""
+    process = start(project, "--", "sh", "-c", "touch running; exec sleep 60")
+    assert eventually((project.folder / "running").exists, 30)
+    os.killpg(process.pid, number) if group else os.kill(process.pid, number)
+    assert process.wait(30) == status
+    assert eventually(lambda: not project.traces(), 5), project.traces()
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, signal.SIGKILL)  # the command itself lives on
+    process.communicate(timeout=30)
+
+
+def test_the_owner_is_killed(project: PluginProject) -> None:
+    """It is said, and the status is not the command's good one."""
+    kill = """
+import os, signal
+from pathlib import Path
+for children in Path("/proc", str(os.getppid()), "task").glob("*/children"):
+    for child in children.read_text().split():
+        if b"pytest_ephemeral.broker" in Path("/proc", child, "cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+"""
+    process = start(project, "--", sys.executable, "-c", kill)
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "was killed" in talk or "can't be reached" in talk
+    assert "Traceback" not in talk
+    assert eventually(lambda: not project.remains(), 5), project.remains()
+    project.reap()
