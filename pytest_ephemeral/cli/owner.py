@@ -6,21 +6,33 @@ The owner outlives this process by as long as it takes to clean up, however this
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_ephemeral.broker.process import OwnerProcess
-from pytest_ephemeral.broker.protocol import ClientProcess, Finished, Key, ProgressEvent, Settings
+from pytest_ephemeral.broker.protocol import (
+    ClientProcess,
+    Finished,
+    Key,
+    Opened,
+    ProgressEvent,
+    Settings,
+)
 from pytest_ephemeral.cli.session import plugin_manager
 from pytest_ephemeral.environments.progress import Progress
-from pytest_ephemeral.errors import ConfigurationError, DestroyError
+from pytest_ephemeral.errors import ConfigurationError, DestroyError, OwnerLostError
 from pytest_ephemeral.hookspecs import NAMES
 
 if TYPE_CHECKING:
     from pytest_ephemeral.models import Environment
+
+
+#: Seconds that are waited for what an owner has left that was killed.
+_CLEANUP_TIME: Final = 30.0
 
 
 class Lease:
@@ -60,14 +72,10 @@ def lease(
     Raises:
         EphemeralError: It could not be had, or something of it is left.
     """
-    owner = OwnerProcess()
-    audience = _Audience(say)
-    finished: Finished | None = None
+    owner, audience = OwnerProcess(), _Audience(say)
+    finished, opened = Finished((), (), failed=False), None
     try:
-        owner.listen(audience, audience.hooks)
-        settings = Settings(template=template, config=config, start=Path.cwd(), ttl=ttl)
-        taken = ClientProcess(dict(os.environ), tuple(sys.path), audience.hooks)
-        opened = owner.client.open(settings, taken)()
+        opened = _open(owner, audience, Settings(template, config=config, ttl=ttl))
         name = template or opened.default or _the_default(opened.templates)
         held = Lease(owner.client.lease(Key(name, "session", ""), lambda: None), owner)
         try:
@@ -76,14 +84,29 @@ def lease(
             finished = owner.client.finish(lambda: None)
             for one in finished.environments:
                 held.seconds.update(one.seconds)
+    except OwnerLostError:
+        if opened is not None:
+            _clean_up(owner, opened)
+        raise
     except BaseException:
         owner.interrupt()
         raise
     finally:
         owner.leave()
-    leaked = [one for one in finished.environments if one.state == "leaked"]
-    if leaked:
-        raise DestroyError("\n".join(one.detail for one in leaked))
+    if leaked := [one.detail for one in finished.environments if one.state == "leaked"]:
+        raise DestroyError("\n".join(leaked))
+
+
+def _open(owner: OwnerProcess, audience: _Audience, settings: Settings) -> Opened:
+    owner.listen(audience, audience.hooks)
+    taken = ClientProcess(dict(os.environ), tuple(sys.path), audience.hooks)
+    return owner.client.open(settings._replace(start=Path.cwd()), taken)()
+
+
+def _clean_up(owner: OwnerProcess, opened: Opened) -> None:
+    """Have a fresh owner end what one that was killed has left, and wait for that."""
+    with suppress(subprocess.TimeoutExpired):
+        owner.replace(opened.store, opened.run).wait(_CLEANUP_TIME)
 
 
 def _the_default(templates: Sequence[str]) -> str:

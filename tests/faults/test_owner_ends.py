@@ -149,6 +149,15 @@ def test_the_owner_dies(project: FolderProject, arguments: list[str]) -> None:
     assert "Traceback" not in output
 
 
+def test_the_owner_of_a_command_dies(project: FolderProject) -> None:
+    """`with` fails, and has another one end what there was."""
+    kill = "kill -9 $(cat /proc/$PPID/task/*/children | tr ' ' '\\n' | grep -vx $$ | head -1)"
+    done = project.command("with", "folder", "--", "sh", "-c", kill)
+    assert done.returncode != 0
+    assert "can't be reached" in done.stderr
+    assert project.is_clean()
+
+
 def test_tests_after_the_owner_died_are_told(project: FolderProject) -> None:
     """Each in one line, at once; those that need no environment run."""
     project.write(
