@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 #: Seconds in which a forwarder hangs up when nobody listens behind it, as long as none has been
 #: seen to; then so many times as long as the slowest has taken, and at least so long.
-HANG_UP: Final = 0.05
-HANG_UP_FACTOR: Final = 3
-SHORTEST_HANG_UP: Final = 0.01
+HANG_UP: Final = 0.1
+HANG_UP_FACTOR: Final = 5
+SHORTEST_HANG_UP: Final = 0.02
 
 
 class Probe(Protocol):

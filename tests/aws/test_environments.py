@@ -14,6 +14,7 @@ import pytest
 from aws.conftest import Bench
 from pytest_ephemeral import providers
 from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.environments.orders import make_order, register_environment
 from pytest_ephemeral.errors import (
     ConfigurationError,
     DestroyError,
@@ -169,11 +170,10 @@ def test_half_made_it_is_found_by_its_request(bench: Bench) -> None:
     provider = providers.load("ec2")
     journaled: list[Environment] = []
     template = bench.template()
-    environment = bench.lifecycle._register(template, {"app": image}, template.ttl)
-    order = bench.lifecycle._order(environment, template, {"app": image})
-    order = type(order)(
-        **{name: getattr(order, name) for name in order.__slots__} | {"journal": journaled.append}
-    )
+    images = {"app": image}
+    project: Any = bench
+    environment = register_environment(project, "run", template, images, template.ttl)
+    order = make_order(project, environment, template, images, journaled.append)
     provider.launch(order)
     (halfway,) = [
         one for one in journaled if "request" in one.handle and "instances" not in one.handle

@@ -18,6 +18,7 @@ from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
 from pytest_ephemeral.tables import Ready
+from support.waiting import until
 
 BODY = json.dumps({"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}})
 
@@ -147,6 +148,7 @@ def test_a_strangers_stack_is_left_alone(bench: Bench) -> None:
             providers.load("cloudformation").destroy(forge(environment, stack=name))
     assert changed(bench) == []
     assert stacks.seen(client, theirs, older=0.0) is not None
+    until(lambda: stacks.seen(client, theirs, older=0.0)["StackStatus"] == "CREATE_COMPLETE")
     stacks.delete(client, theirs, "theirs")
     bench.lifecycle.destroy(environment)
 

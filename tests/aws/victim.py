@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from aws.conftest import Bench, quick
 from aws.harness import COPIES, Known
 from pytest_ephemeral import providers
 from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.environments.orders import make_order, register_environment
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
 from pytest_ephemeral.tables import Ready
 
@@ -52,10 +54,10 @@ def stacking(bench: Bench) -> None:
     """Make a stack, and delete it."""
     (bench.folder / "stack.json").write_text(json.dumps(STACK))
     template = StackTemplate(name="stack", file="stack.json", url="http://{output:Host}")
-    order = bench.lifecycle._order(
-        bench.lifecycle._register(template, {}, template.ttl), template, {}
-    )
-
+    project: Any = bench
+    environment = register_environment(project, bench.lifecycle.run, template, {}, template.ttl)
+    journal = bench.lifecycle._record
+    order = make_order(project, environment, template, {}, lambda one: journal(one, "handle"))
     bench.lifecycle.destroy(providers.load("cloudformation").launch(order))
 
 

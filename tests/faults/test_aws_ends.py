@@ -35,7 +35,7 @@ def test_the_owner_process_finishes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, destroying: bool
 ) -> None:
     """Instances and their group are gone, and so is the record, without any reap."""
-    with account(real=False) as made:
+    with account(real=True) as made:
         for name, value in made.variables.items():
             monkeypatch.setenv(name, value)
         made.tell("times", boot=0.05, end=0.05, ami=0.05)
