@@ -38,7 +38,7 @@ class LifecycleBackend:
         pause: Waits that many seconds.
 
     Attributes:
-        approved: The ids of those that a person has approved: they stay up, to be promoted.
+        to_keep: The ids of those that stay up, whoever says so: a person's approval, or `up`.
         routine: The threads in which an environment for one test alone comes up.
     """
 
@@ -49,7 +49,7 @@ class LifecycleBackend:
         folder: LogFolder,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
-        self.approved: set[str] = set()
+        self.to_keep: set[str] = set()
         self.routine: set[int] = set()
         self._lifecycle = lifecycle
         self._settings = settings
@@ -88,7 +88,7 @@ class LifecycleBackend:
     def keeps(self, environment: Environment, *, failed: bool) -> bool:
         """See ``Backend``."""
         keep = self._settings.keep
-        return keep == "always" or (failed and keep == "failed") or environment.id in self.approved
+        return keep == "always" or (failed and keep == "failed") or environment.id in self.to_keep
 
     def end(
         self, environment: Environment, *, failed: bool, accepted: Callable[[], None]

@@ -165,7 +165,7 @@ class Run(msgspec.Struct):
     def keep(self, id: str) -> None:
         """Let an environment outlive this run."""
         if isinstance(self.backend, LifecycleBackend):
-            self.backend.approved.add(id)
+            self.backend.to_keep.add(id)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -274,7 +274,7 @@ class Run(msgspec.Struct):
             lambda text: self.relay.tell("print", text),
             self.interrupted,
         )
-        backend.approved.update(approved)
+        backend.to_keep.update(approved)
         self.complaints += problems
 
     def _record_stage(self, exit_status: int, report: str) -> None:

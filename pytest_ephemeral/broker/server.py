@@ -54,7 +54,6 @@ class Server:
         refused: Why a worker can't run its tests.
         planners: The clients that run tests.
         opened: Set once the configuration has been read, or could not be.
-        left: Set once the client that this process works for has ended in order.
     """
 
     def __init__(self, listening: socket.socket, key: bytes) -> None:
@@ -62,7 +61,6 @@ class Server:
         self.run: Run | None = None
         self.refused = ""
         self.planners: set[str] = set()
-        self.left = threading.Event()
         self.opened = threading.Event()
         self._listening = listening
         self._key = key
@@ -209,5 +207,4 @@ class ClientSession:
     def leave(self) -> bool:
         """The client that this process works for is about to end. Whether all is done."""
         run = self._server.run
-        self._server.left.set()
         return run is None or run.is_done()

@@ -46,19 +46,12 @@ class Deadman:
             # A child that held it open would be taken for the owner.
             os.register_at_fork(after_in_child=self._pipe.close)
 
-    def release(self, unfinished: Sequence[str] = ()) -> None:
-        """Say that all was seen to: the watcher goes away and does nothing more.
-
-        Args:
-            unfinished: What the command is to finish first. That is not waited for.
-        """
+    def release(self) -> None:
+        """Say that all was seen to: the watcher goes away and does nothing more."""
         with contextlib.suppress(BrokenPipeError):  # it has died: nobody is left to tell
-            self._pipe.write("\n".join([*unfinished, RELEASED]).encode())
+            self._pipe.write(RELEASED.encode())
         self._pipe.close()
-        if unfinished:
-            self._process.returncode = 0  # it outlives this process: Popen need not warn of that
-        else:
-            self._process.wait()
+        self._process.wait()
 
 
 def program(module: str, *arguments: str) -> list[str]:
