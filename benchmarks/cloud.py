@@ -113,7 +113,7 @@ def reaping(bench: Bench, made: Account, number: int) -> None:
     provider: Any = providers.load("ec2")
 
     def one_by_one() -> None:
-        for owned in provider.owned():
+        for owned in provider.list_owned():
             provider.sweep(owned)
 
     def reap(at_once: int = reaper.AT_ONCE) -> None:

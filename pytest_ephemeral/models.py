@@ -6,7 +6,7 @@ themselves. What people write has types of its own, in ``tables``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, TypeVar
 
@@ -342,25 +342,3 @@ def decode(data: bytes, kind: type[T]) -> T:
         raise msgspec.DecodeError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"it is not UTF-8: {error}") from None
-
-
-def endpoints_at(
-    host: str, ports: Mapping[str, int], scheme: str | None = None
-) -> dict[str, Endpoint]:
-    """Endpoints that all stand on one host.
-
-    Args:
-        host: A name or an address.
-        ports: By endpoint name; ``https``, 443 and 8443 are taken to speak TLS.
-        scheme: The first endpoint's, where the template says it.
-    """
-    first = next(iter(ports), "")
-    return {
-        name: Endpoint(host=host, port=port, scheme=(scheme if name == first else None) or usual)
-        for name, port in ports.items()
-        for usual in ["https" if _is_tls(name, port) else "http"]
-    }
-
-
-def _is_tls(name: str, port: int) -> bool:
-    return name == "https" or port in {443, 8443}

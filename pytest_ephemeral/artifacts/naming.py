@@ -46,7 +46,7 @@ def check_label(text: str) -> str:
     return text
 
 
-def matching_files(pattern: str, root: Path) -> list[Path]:
+def find_files(pattern: str, root: Path) -> list[Path]:
     """The files that a glob names, sorted; ``**`` goes down."""
     found = (root / match for match in glob.glob(pattern, root_dir=root, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
     return sorted(match for match in found if match.is_file())

@@ -20,7 +20,7 @@ import msgspec
 from pytest_ephemeral import files, machine
 from pytest_ephemeral.artifacts.naming import (
     check_label,
-    matching_files,
+    find_files,
     name_and_version,
     normalize_name,
 )
@@ -100,7 +100,7 @@ class StoredRepository:
             return self._by_digest(wanted)
         if (root / wanted).is_dir():
             return self._packed(root / wanted)
-        matches = matching_files(wanted, root)
+        matches = find_files(wanted, root)
         if not matches and "@" in wanted and not set(wanted) & set("*?[/"):
             return self._by_version(wanted)
         return self._pushed_match(wanted, root, matches)

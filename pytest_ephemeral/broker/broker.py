@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from pytest_ephemeral.broker.entries import Backend, Ending, Entry
+from pytest_ephemeral.broker.failures import Failures
+from pytest_ephemeral.broker.needs import Needs
 from pytest_ephemeral.broker.protocol import Evidence, Key, Look
 from pytest_ephemeral.broker.queue import LaunchQueue
 from pytest_ephemeral.errors import EnvironmentDiedError, EphemeralError, LaunchError
@@ -21,10 +22,6 @@ from pytest_ephemeral.models import Environment
 
 #: Seconds that the end of a run waits for what is still coming up. It is ended all the same.
 GRACE: Final = 2.0
-
-
-#: Of what has come to its end, or is about to.
-ENDED: Final = frozenset({"destroying", "destroyed", "kept", "attached", "leaked"})
 
 
 class Broker:
@@ -44,13 +41,11 @@ class Broker:
         self.lasting = lasting
         self._backend = backend
         self._current: dict[Key, Entry] = {}
-        self._needing: defaultdict[str, list[Entry]] = defaultdict(list)
-        self._finished: set[str] = set()
+        self._needs = Needs()
         self._queue = LaunchQueue(ahead)
         self._by_id: dict[str, Entry] = {}
         self._ending: set[Entry] = set()
-        self._broken: dict[str, Entry] = {}
-        self._proven: set[str] = set()
+        self._failures = Failures()
         self._closing = False
         self._changed = threading.Condition()
 
@@ -69,10 +64,7 @@ class Broker:
         with self._changed:
             for key, tests in needs.items():
                 entry = self._current.get(self._same(key)) or self._add(key, planned=True)
-                for test in tests:
-                    if test not in self._finished and test not in entry.tests:
-                        entry.tests.add(test)
-                        self._needing[test].append(entry)
+                self._needs.add(tests, entry)
             self._pump()
 
     def start_early(self, templates: Iterable[str]) -> None:
@@ -101,16 +93,14 @@ class Broker:
                 if outcome and (found := self._by_id.get(id)):
                     found.counts[outcome] += 1
                     found.failed = found.failed or outcome == "failed"
-            self._finished.add(test)
-            for entry in self._needing.pop(test, ()):
-                entry.tests.discard(test)
+            for entry in self._needs.finish(test):
                 self._settle(entry)
             self._pump()
 
     def crash_test(self, test: str) -> None:
         """Say that a test took its worker with it: whatever it used had a failed test."""
         with self._changed:
-            for entry in self._needing.get(test, ()):
+            for entry in self._needs.of(test):
                 entry.failed = True
                 entry.counts["failed"] += 1
         self.finish_test(test)
@@ -144,9 +134,9 @@ class Broker:
             self._queue.take(entry)
             self._pump()
             if entry.environment is None or entry.problem:
-                self._drop(entry, holder)
+                entry.release(holder)
                 error = entry.error if entry.environment is None else EnvironmentDiedError
-                raise error(self._tell(entry))
+                raise error(self._failures.tell(entry))
             return entry.environment
 
     def release(self, key: Key, holder: str) -> None:
@@ -154,7 +144,7 @@ class Broker:
         with self._changed:
             entry = self._current.get(self._same(key))
             if entry is not None:
-                self._drop(entry, holder)
+                entry.release(holder)
                 self._settle(entry)
 
     def drop(self, holder: str) -> None:
@@ -169,10 +159,7 @@ class Broker:
         entry = self._current[self._same(key)]
         with self._changed:
             seen, entry.seen = entry.seen, False
-        if not seen:
-            self._look(entry)
-        with self._changed:
-            problem = self._tell(entry) if entry.problem else ""
+        problem = self._problem(entry, look=not seen)
         mark = "" if entry.environment is None else self._backend.mark(entry.environment)
         return Look(problem, mark)
 
@@ -181,17 +168,23 @@ class Broker:
         entry = self._current.get(self._same(key))
         if entry is None or entry.environment is None:
             return None
-        self._look(entry)
+        died = self._problem(entry)
         with self._changed:
             if not entry.planned and key.scope == "function":
                 entry.failed = True  # it ends before it is known how its test came out
-            died = self._tell(entry) if entry.problem else ""
         return Evidence(
             entry.environment,
             died,
             self._backend.logs(entry.environment, mark),
             self._backend.keeps(entry.environment, failed=True),
         )
+
+    def _problem(self, entry: Entry, *, look: bool = True) -> str:
+        """How it has stopped by itself; empty while it runs."""
+        if look:
+            self._look(entry)
+        with self._changed:
+            return self._failures.tell(entry) if entry.problem else ""
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -218,8 +211,8 @@ class Broker:
             self._changed.wait_for(
                 lambda: not self._ending or (leave and all(one.accepted for one in self._ending))
             )
-            left = [entry.environment for entry in self._ending if entry.environment is not None]
-        for environment in left:
+            left = [entry.environment for entry in self._ending]
+        for environment in filter(None, left):
             self._backend.leave(environment)
 
     def settle(self) -> None:
@@ -246,28 +239,17 @@ class Broker:
         entry = self._current.get(key)
         if entry is None:
             entry = self._add(key, planned=False)
-        elif entry.state in ENDED or self._is_spent(entry):
+        elif entry.is_over() or (entry.is_spent() and not self.alone):
             entry = self._replace(entry)
         if entry.state == "planned":
             self._launch(entry)
         return entry
 
-    def _is_spent(self, entry: Entry) -> bool:
-        """Whether a test had it for itself: a rerun of that test gets a fresh one."""
-        return (
-            entry.key.scope == "function"
-            and entry.used
-            and not entry.leases
-            and entry.state == "ready"
-            and not self.alone
-        )
-
     def _replace(self, old: Entry) -> Entry:
         """A fresh environment in the place of one that is spent."""
         new = self._add(old.key, planned=False)
-        new.planned, new.tests, old.tests = old.planned, old.tests, set()
-        for test in new.tests:
-            self._needing[test] = [new if one is old else one for one in self._needing[test]]
+        new.planned = old.planned
+        self._needs.move(old, new)
         if old.state == "ready":
             self._end(old)
         return new
@@ -279,20 +261,14 @@ class Broker:
 
     def _launch(self, entry: Entry) -> None:
         self.entries.append(entry)
-        broken = self._broken.get(entry.key.template)
-        if broken is not None:
-            entry.state, entry.problem, entry.error = "failed", broken.problem, broken.error
-        elif self._closing:
+        if self._failures.copy_to(entry):
+            return
+        if self._closing:
             entry.state, entry.problem = "failed", "the run is ending: nothing is brought up"
         else:
             entry.state = "launching"
             self._queue.start(entry)
             self._in_background(self._bring_up, entry)
-
-    def _drop(self, entry: Entry, holder: str) -> None:
-        entry.leases[holder] -= 1
-        if entry.leases[holder] <= 0:
-            del entry.leases[holder]
 
     def _settle(self, entry: Entry) -> None:
         """End it if nobody needs it any more."""
@@ -306,18 +282,6 @@ class Broker:
         self._ending.add(entry)
         self._queue.take(entry)
         self._in_background(self._finish, entry)
-
-    def _tell(self, entry: Entry) -> str:
-        """A problem: all of it the first time, one line from then on."""
-        source = entry
-        if entry.environment is None:
-            source = self._broken.get(entry.key.template, entry)
-        if not source.told:
-            source.told = entry.told = True
-            return entry.problem
-        return f"{entry.problem.splitlines()[0]} (details at the first failure)"
-
-    # -- in threads ----------------------------------------------------------------------------
 
     def _in_background(self, work: Callable[[Entry], None], entry: Entry) -> None:
         name = f"ephemeral {entry.key.template}"
@@ -343,9 +307,8 @@ class Broker:
 
     def _judge(self, entry: Entry) -> None:
         """What it means that an environment is up now, or did not come up."""
-        template = entry.key.template
         if entry.environment is not None:
-            self._proven.add(template)
+            self._failures.prove(entry.key.template)
             self._by_id[entry.environment.id] = entry
             if self._closing:
                 self._end(entry)
@@ -353,8 +316,8 @@ class Broker:
                 self._settle(entry)
             return
         self._queue.take(entry)
-        if template not in self._proven and not self._closing:
-            self._broken.setdefault(template, entry)
+        if not self._closing:
+            self._failures.add(entry)
 
     def _look(self, entry: Entry) -> None:
         """See whether it still runs."""

@@ -79,9 +79,9 @@ class BrokerClient:
 
         return wait
 
-    def opened(self) -> Opened:
+    def wait_until_open(self) -> Opened:
         """What there is, for a worker of a run that another process has opened."""
-        opened: Opened = self._ask("opened")
+        opened: Opened = self._ask("wait_until_open")
         return opened
 
     def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
@@ -92,9 +92,9 @@ class BrokerClient:
         """Say that the tests can't be run as they are written."""
         self._ask("refuse", problem)
 
-    def refused(self) -> str:
+    def get_refusal(self) -> str:
         """Why a worker can't run its tests; empty as long as all can."""
-        problem: str = self._ask("refused")
+        problem: str = self._ask("get_refusal")
         return problem
 
     def finish_test(self, test: str, outcome: str, used: Sequence[str]) -> None:

@@ -121,6 +121,22 @@ class Entry(msgspec.Struct, eq=False):
             return True
         return not self.planned and self.key.scope != "function"
 
+    def is_over(self) -> bool:
+        """Whether it has come to its end, or is about to."""
+        return self.state in {"destroying", "destroyed", "kept", "attached", "leaked"}
+
+    def is_spent(self) -> bool:
+        """Whether a test had it for itself: a rerun of that test gets a fresh one."""
+        return (
+            self.key.scope == "function" and self.used and not self.leases and self.state == "ready"
+        )
+
+    def release(self, holder: str) -> None:
+        """One lease of a client less."""
+        self.leases[holder] -= 1
+        if self.leases[holder] <= 0:
+            del self.leases[holder]
+
     def is_unnoticed(self) -> bool:
         """Whether it stopped by itself, and no test's report says so."""
         return self.environment is not None and bool(self.problem) and not self.told

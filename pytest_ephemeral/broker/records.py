@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from pytest_ephemeral import ci, machine, providers
 from pytest_ephemeral.broker.entries import Entry
 from pytest_ephemeral.broker.protocol import Summary
@@ -166,24 +168,27 @@ def record_stage(
     used = [entry for entry in entries if entry.used and _image_key(entry)]
     if not used:
         return
-    build = ci.detect(os.environ)
     for key in dict.fromkeys(_image_key(entry) for entry in used):
         tested = [entry for entry in used if _image_key(entry) == key]
-        outcome = Stage(
-            stage=stage,
-            run=run,
-            image=key,
-            digest=_image_digest(tested[0]),
-            environments=[one.environment.id for one in tested if one.environment],
-            tests={name: sum(one.counts[name] for one in tested) for name in OUTCOMES},
-            exit_status=exit_status,
-            finished_at=datetime.now(UTC).replace(microsecond=0),
-            revision=revision(),
-            ci=build.ci if build else "",
-            ci_url=build.url if build else "",
-            report=report,
-        )
+        outcome = _stage(key, tested, stage=stage, run=run, exit_status=exit_status)
+        outcome = msgspec.structs.replace(outcome, revision=revision(), report=report)
         stages.record(project.store, outcome)
+
+
+def _stage(key: str, tested: Sequence[Entry], *, stage: str, run: str, exit_status: int) -> Stage:
+    build = ci.detect(os.environ)
+    return Stage(
+        stage=stage,
+        run=run,
+        image=key,
+        digest=_image_digest(tested[0]),
+        environments=[one.environment.id for one in tested if one.environment],
+        tests={name: sum(one.counts[name] for one in tested) for name in OUTCOMES},
+        exit_status=exit_status,
+        finished_at=datetime.now(UTC).replace(microsecond=0),
+        ci=build.ci if build else "",
+        ci_url=build.url if build else "",
+    )
 
 
 def _image_key(entry: Entry) -> str:

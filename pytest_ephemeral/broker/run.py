@@ -132,9 +132,9 @@ class Run(msgspec.Struct):
         """Start what is wanted before any test is known, and say what there is."""
         self.broker.start_early(self.settings.early)
         threading.Thread(target=self._prepare, name="ephemeral preparation", daemon=True).start()
-        return self.opened()
+        return self.describe()
 
-    def opened(self) -> Opened:
+    def describe(self) -> Opened:
         """What there is."""
         project = self.project
         return Opened(

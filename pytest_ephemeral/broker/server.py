@@ -20,10 +20,10 @@ from pytest_ephemeral.models import Environment
 REQUESTS: Final = frozenset(
     {
         "open",
-        "opened",
+        "wait_until_open",
         "plan",
         "refuse",
-        "refused",
+        "get_refusal",
         "finish_test",
         "crash_test",
         "lease",
@@ -148,16 +148,16 @@ class ClientSession:
         finally:
             self._server.opened.set()
 
-    def opened(self) -> Opened:
+    def wait_until_open(self) -> Opened:
         """What there is; waits until another client has opened the run."""
         self._server.opened.wait()
-        return self._run.opened()
+        return self._run.describe()
 
     def refuse(self, problem: str) -> None:
         """The tests of this client can't be run as they are written."""
         self._server.refused = self._server.refused or problem
 
-    def refused(self) -> str:
+    def get_refusal(self) -> str:
         """Why a client can't run its tests; empty as long as all can."""
         return self._server.refused
 

@@ -66,14 +66,14 @@ def lease(
     Args:
         template: A template's name; None for the default one.
         config: The configuration file; None for the nearest one.
-        say: Told what goes on.
+        say: Receives what goes on.
         ttl: Seconds it may live; None for its template's own.
 
     Raises:
         EphemeralError: It could not be had, or something of it is left.
     """
-    owner, audience = OwnerProcess(), _Audience(say)
-    finished, opened = Finished((), (), failed=False), None
+    owner, audience, opened = OwnerProcess(), _Console(say), None
+    finished = Finished((), (), failed=False)
     try:
         opened = _open(owner, audience, Settings(template, config=config, ttl=ttl))
         name = template or opened.default or _the_default(opened.templates)
@@ -93,11 +93,15 @@ def lease(
         raise
     finally:
         owner.leave()
+    _check_leaks(finished)
+
+
+def _check_leaks(finished: Finished) -> None:
     if leaked := [one.detail for one in finished.environments if one.state == "leaked"]:
         raise DestroyError("\n".join(leaked))
 
 
-def _open(owner: OwnerProcess, audience: _Audience, settings: Settings) -> Opened:
+def _open(owner: OwnerProcess, audience: _Console, settings: Settings) -> Opened:
     owner.listen(audience, audience.hooks)
     taken = ClientProcess(dict(os.environ), tuple(sys.path), audience.hooks)
     return owner.client.open(settings._replace(start=Path.cwd()), taken)()
@@ -115,7 +119,7 @@ def _the_default(templates: Sequence[str]) -> str:
     )
 
 
-class _Audience:
+class _Console:
     """Shows what goes on, and calls the hooks of installed plugins."""
 
     def __init__(self, say: Callable[[Progress], None]) -> None:

@@ -184,13 +184,13 @@ def _places_to_look(
 ) -> list[Callable[[], Iterable[Owned]]]:
     """One look a place, since one that can't be looked into says nothing of the others."""
     if not isinstance(provider, SupportsRegions):
-        return [provider.owned]
+        return [provider.list_owned]
     config = project.config
     mentioned: list[Template | Recipe | Environment | Image] = []
     mentioned += [*config.templates.values(), *config.images.values()]
     mentioned += [*known, *project.images.catalog.entries()]
     regions = provider.regions(mentioned)
-    return [lambda region=region: provider.owned_in(region) for region in regions]  # type: ignore[misc]
+    return [lambda region=region: provider.list_owned_in(region) for region in regions]  # type: ignore[misc]
 
 
 def _skip_cataloged(

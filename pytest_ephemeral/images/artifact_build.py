@@ -12,7 +12,7 @@ from typing import Final
 
 from pytest_ephemeral import files
 from pytest_ephemeral.artifacts.folder import content
-from pytest_ephemeral.artifacts.naming import matching_files
+from pytest_ephemeral.artifacts.naming import find_files
 from pytest_ephemeral.errors import BakeError, ConfigurationError
 from pytest_ephemeral.tables import Recipe
 
@@ -50,7 +50,7 @@ def build_if_changed(
         return
     say(f"building {recipe.artifact}: {recipe.build}")
     _run(recipe, root, live)
-    built = matching_files(recipe.artifact, root)
+    built = find_files(recipe.artifact, root)
     if not built:
         raise BakeError(
             f"the build command of the image {recipe.name!r} made no file that matches "
@@ -71,7 +71,7 @@ def warn_if_stale(recipe: Recipe, root: Path, say: Callable[[str], None]) -> Non
     """Warn of a wheel that is older than the project's sources, where no ``build`` makes it."""
     if recipe.build is not None or not (recipe.artifact or "").endswith(".whl"):
         return
-    for wheel in matching_files(recipe.artifact or "", root):
+    for wheel in find_files(recipe.artifact or "", root):
         project = wheel.parent.parent if wheel.parent.name in _OUTPUTS else root
         if not (project / "pyproject.toml").exists() and not (project / "setup.py").exists():
             continue
@@ -112,7 +112,7 @@ def _run(recipe: Recipe, root: Path, live: Callable[[str], None]) -> None:
 def _digest(recipe: Recipe, root: Path) -> str:
     """One digest over the command and the content of all sources."""
     total = hashlib.sha256((recipe.build or "").encode())
-    ours = set(matching_files(recipe.artifact or "", root))
+    ours = set(find_files(recipe.artifact or "", root))
     found = False
     for pattern in recipe.sources:
         for source in sorted(root.glob(pattern)) if pattern != "." else [root]:

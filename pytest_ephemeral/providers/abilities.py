@@ -53,8 +53,8 @@ class SupportsRegions(Protocol):
     def regions(self, known: Iterable[Template | Recipe | Environment | Image]) -> Sequence[str]:
         """The regions that ``known`` mentions, and the default one."""
 
-    def owned_in(self, region: str) -> Iterable[Owned]:
-        """As ``Provider.owned``, in one region."""
+    def list_owned_in(self, region: str) -> Iterable[Owned]:
+        """As ``Provider.list_owned``, in one region."""
 
 
 @runtime_checkable
@@ -67,7 +67,7 @@ class SupportsBulkSweep(Protocol):
         """Look at each resource once more, and remove those that are still to be removed.
 
         Args:
-            owned: What ``owned`` or ``owned_in`` returned.
+            owned: What ``list_owned`` or ``list_owned_in`` returned.
             still: Whether one, as it is now, is still to be removed.
 
         Returns:

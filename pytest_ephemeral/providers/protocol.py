@@ -210,11 +210,11 @@ class Provider(Protocol):
             ElsewhereError: It is on another machine, account or engine than can be seen from here.
         """
 
-    def owned(self) -> Iterator[Owned]:
+    def list_owned(self) -> Iterator[Owned]:
         """Everything here that carries our labels, of any owner and any ledger."""
 
     def sweep(self, owned: Owned) -> None:
-        """Remove something that ``owned`` gave and that no ledger can describe any more.
+        """Remove something that ``list_owned`` gave and that no ledger can describe any more.
 
         Raises:
             DestroyError: It remains.

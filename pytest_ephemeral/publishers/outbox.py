@@ -110,7 +110,7 @@ class Outbox(msgspec.Struct):
             self.warn(f"{self.name}: {problem}")
 
 
-class _Failure(NamedTuple):
+class _FailedAttempt(NamedTuple):
     """Why an attempt failed, and how many seconds to wait, if the service says so."""
 
     problem: str
@@ -163,7 +163,7 @@ class Attempts(msgspec.Struct):
         while True:
             attempts += 1
             answer = self._attempt(session, method, url, arguments)
-            if not isinstance(answer, _Failure):
+            if not isinstance(answer, _FailedAttempt):
                 return answer
             told_to_wait = answer.wait is not None
             pause = answer.wait if answer.wait is not None else backoff
@@ -177,7 +177,7 @@ class Attempts(msgspec.Struct):
 
     def _attempt(
         self, session: Session, method: str, url: str, arguments: dict[str, Any]
-    ) -> Response | _Failure:
+    ) -> Response | _FailedAttempt:
         """Make a request once; raises DeliveryError when another time would be no better."""
         import requests
 
@@ -188,10 +188,10 @@ class Attempts(msgspec.Struct):
         except requests.RequestException as error:
             if isinstance(error, ValueError):  # the address itself is wrong
                 raise DeliveryError(type(error).__name__) from None
-            return _Failure(type(error).__name__)
+            return _FailedAttempt(type(error).__name__)
         if response.status_code < 300:
             return response
-        failure = _Failure(_refusal(response), retry_after(response, time.time()))
+        failure = _FailedAttempt(_refusal(response), retry_after(response, time.time()))
         if failure.wait is None and response.status_code not in _BUSY:
             raise DeliveryError(failure.problem)
         return failure

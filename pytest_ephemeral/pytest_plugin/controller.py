@@ -77,7 +77,7 @@ class Controller:
             config,
             settings,
             self._owner.client,
-            opened=self.opened,
+            opened=self.wait_until_open,
             process=lambda: process(config),
             refuse=_refuse,
             waiting=self._reporter.wait,
@@ -87,7 +87,7 @@ class Controller:
         if base_url.applies(config) and self._open_or_refuse().default is not None:
             config.pluginmanager.register(base_url, "ephemeral-base-url")
 
-    def opened(self) -> Opened:
+    def wait_until_open(self) -> Opened:
         """What there is; waits until the configuration has been read.
 
         Raises:
@@ -102,7 +102,7 @@ class Controller:
 
     def _open_or_refuse(self) -> Opened:
         try:
-            return self.opened()
+            return self.wait_until_open()
         except EphemeralError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -167,7 +167,7 @@ class Controller:
     def pytest_xdist_node_collection_finished(self) -> None:
         """Stop before the first test when a worker can't run its tests as they are written."""
         self._open_or_refuse()
-        if problem := self._owner.client.refused():
+        if problem := self._owner.client.get_refusal():
             raise pytest.UsageError(problem)
 
     # -- tests -----------------------------------------------------------------------------------

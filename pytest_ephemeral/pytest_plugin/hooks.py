@@ -19,7 +19,9 @@ def implementers(manager: pytest.PytestPluginManager) -> dict[str, tuple[str, ..
     return {plugin: tuple(names) for plugin, names in found.items()}
 
 
-def missing(own: Mapping[str, Sequence[str]], known: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def find_missing(
+    own: Mapping[str, Sequence[str]], known: Iterable[str]
+) -> dict[str, tuple[str, ...]]:
     """Of the implementers in a worker, those that the controller has not loaded."""
     others = set(known)
     return {plugin: tuple(names) for plugin, names in own.items() if plugin not in others}

@@ -59,18 +59,20 @@ def _begin_worker(config: pytest.Config, settings: Any) -> None:
     audience = _WorkerAudience(config, client, given["plugins"])
     found: list[Opened] = []
 
-    def opened() -> Opened:
+    def wait_until_open() -> Opened:
         if not found:
-            found.append(client.opened())
+            found.append(client.wait_until_open())
         return found[0]
 
-    def taken() -> Any:
+    def listen() -> Any:
         audience.listen()
         return process(config)
 
-    worker = Worker(config, settings, client, opened=opened, process=taken, refuse=client.refuse)
+    worker = Worker(
+        config, settings, client, opened=wait_until_open, process=listen, refuse=client.refuse
+    )
     config.pluginmanager.register(worker, "ephemeral-worker")
-    if base_url.applies(config) and opened().default is not None:
+    if base_url.applies(config) and wait_until_open().default is not None:
         config.pluginmanager.register(base_url, "ephemeral-base-url")
 
 
@@ -85,7 +87,7 @@ class _WorkerAudience:
     def listen(self) -> None:
         """Listen, if there is such a conftest.py."""
         own = hooks.implementers(self._config.pluginmanager)
-        if found := hooks.missing(own, self._known):
+        if found := hooks.find_missing(own, self._known):
             from pytest_ephemeral.broker.process import EventThread
 
             events = EventThread(self._client.address, self._client.key, self, found)

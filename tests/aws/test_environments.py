@@ -214,7 +214,7 @@ def test_promotion_disarms_it(bench: Bench) -> None:
     production = msgspec.structs.replace(environment, production="production", expires_at=None)
     with pytest.raises(DestroyError, match="production"):
         provider.destroy(production)
-    (owned,) = [one for one in provider.owned() if one.id == environment.id]
+    (owned,) = [one for one in provider.list_owned() if one.id == environment.id]
     assert owned.labels["pytest-ephemeral.expires-at"] == "never"
     with pytest.raises(DestroyError):
         provider.sweep(owned)
@@ -277,7 +277,7 @@ def test_bad_credentials_are_one_line(bench: Bench, code: str, said: str) -> Non
     bench.account.fault("DescribeInstances", code, times=20)
     bench.account.fault("DescribeSecurityGroups", code, times=20)
     with pytest.raises(UnavailableError, match=said) as caught:
-        list(providers.load("ec2").owned())
+        list(providers.load("ec2").list_owned())
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -290,15 +290,15 @@ def test_no_credentials_and_no_region(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(UnavailableError, match="AWS_PROFILE"):
-        list(providers.load("ec2").owned())
+        list(providers.load("ec2").list_owned())
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(UnavailableError, match="nobody"):
-        list(providers.load("ec2").owned())
+        list(providers.load("ec2").list_owned())
     monkeypatch.delenv("AWS_PROFILE")
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     with pytest.raises(UnavailableError, match="AWS_REGION"):
-        list(providers.load("ec2").owned())
+        list(providers.load("ec2").list_owned())
 
 
 def test_several_instances_answer_each(bench: Bench) -> None:

@@ -102,10 +102,10 @@ def test_what_is_younger_than_the_look_is_let_alone(
     """Launched after the look began, by AWS's clock: whatever its tags say by then."""
     environment = forgotten(bench)
     provider = providers.load("ec2")
-    assert environment.id in {one.id for one in provider.owned()}
+    assert environment.id in {one.id for one in provider.list_owned()}
     earlier = datetime.now(UTC) - timedelta(minutes=10)
     monkeypatch.setattr(belongings, "clock", lambda _: earlier)
-    assert environment.id not in {one.id for one in provider.owned()}
+    assert environment.id not in {one.id for one in provider.list_owned()}
     has_ended(bench, environment)
 
 

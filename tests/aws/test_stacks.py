@@ -258,7 +258,7 @@ def test_production_is_protected(bench: Bench) -> None:
     production = msgspec.structs.replace(environment, production="production", expires_at=None)
     with pytest.raises(DestroyError, match="TerminationProtection"):
         provider.destroy(production)
-    (owned,) = [one for one in provider.owned() if one.id == environment.id]
+    (owned,) = [one for one in provider.list_owned() if one.id == environment.id]
     assert owned.labels[labels.EXPIRES] == labels.NEVER
     with pytest.raises(DestroyError, match="TerminationProtection"):
         provider.sweep(owned)

@@ -212,6 +212,6 @@ def test_the_clock_of_the_engine(theirs: Engine, opened: Opened) -> None:
     assert isinstance(provider, SupportsClock)
     apart = abs(provider.clock(environment) - datetime.now(UTC))
     assert apart < timedelta(seconds=5)
-    (owned,) = (one for one in provider.owned() if one.id == environment.id)
+    (owned,) = (one for one in provider.list_owned() if one.id == environment.id)
     assert owned.seen_at is not None
     lifecycle.destroy(environment)

@@ -145,8 +145,8 @@ def test_its_owner_is_killed_while_launching(own: Own, attempt: int) -> None:
     process.wait()
     until(lambda: not _marked(environment), within=2)
     provider = LocalProvider()
-    until(lambda: all(owned.abandoned or not _left(environment) for owned in provider.owned()))
-    for owned in provider.owned():
+    until(lambda: all(owned.abandoned or not _left(environment) for owned in provider.list_owned()))
+    for owned in provider.list_owned():
         provider.sweep(owned)
     assert _left(environment) == []
 
@@ -160,7 +160,7 @@ def test_its_guard_is_killed(own: Own) -> None:
     provider = LocalProvider()
     until(lambda: provider.status(environment).state == "gone")
     until(lambda: len(_marked(environment)) == 1, within=2)
-    (owned,) = provider.owned()
+    (owned,) = provider.list_owned()
     assert owned.abandoned
     provider.destroy(environment)
     assert _left(environment) == []
@@ -224,7 +224,7 @@ def test_what_others_keep_under_our_names_is_not_ours(own: Own, tmp_path: Path) 
     process, environment = own()
     launched = _launched(process)
 
-    assert [one.id for one in LocalProvider().owned()] == [environment.id]
+    assert [one.id for one in LocalProvider().list_owned()] == [environment.id]
     for name in ("production", "labelled"):
         with pytest.raises(TamperedRecordError):
             LocalProvider().sweep(Owned(name, {}))
@@ -268,7 +268,7 @@ def test_while_it_is_removed_it_is_there_or_not(own: Own) -> None:
         gone = [pool.submit(provider.destroy, launched) for _ in range(3)]
         while not all(one.done() for one in gone):
             said.append(provider.status(launched).state)
-            list(provider.owned())
+            list(provider.list_owned())
     assert [one.exception() for one in gone] == [None] * 3
     assert provider.status(launched).state == "gone"
 

@@ -220,7 +220,7 @@ def test_a_folder_of_another_user_stops_nothing(launch: Launch, tmp_path: Path) 
     (theirs / "labels.json").write_text('{"pytest-ephemeral.id": "staging-theirs"}')
     os.chown(theirs, NOBODY, NOBODY)
 
-    assert [one.id for one in LocalProvider().owned()] == [environment.id]
+    assert [one.id for one in LocalProvider().list_owned()] == [environment.id]
     assert theirs.exists()
 
 
@@ -264,6 +264,6 @@ def test_what_time_it_is_for_an_environment_is_its_guard_s_to_say(
     there = LocalProvider().clock(environment)
 
     assert abs(there - datetime.now(UTC)) < timedelta(seconds=5)
-    (owned,) = LocalProvider().owned()
+    (owned,) = LocalProvider().list_owned()
     assert owned.seen_at is not None
     assert abs(owned.seen_at - datetime.now(UTC)) < timedelta(seconds=5)

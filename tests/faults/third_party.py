@@ -70,7 +70,7 @@ class FolderProvider:
             time.sleep(0.02)
         shutil.rmtree(_folder(environment.id), ignore_errors=True)
 
-    def owned(self) -> Iterator[Owned]:
+    def list_owned(self) -> Iterator[Owned]:
         return (Owned(folder.name, {}) for folder in Path(os.environ["FOLDERS"]).iterdir())
 
     def sweep(self, owned: Owned) -> None:

@@ -261,7 +261,7 @@ def test_what_is_listed_can_be_swept(launch: Launcher, provider: Any, bench: Ben
     environment = launch()
     provider.sweep(_owned(provider, environment))
     assert bench.traces(environment) == []
-    assert environment.id not in {owned.id for owned in provider.owned()}
+    assert environment.id not in {owned.id for owned in provider.list_owned()}
 
 
 def test_any_process_can_act_on_it(owner: Owner, provider: Any, bench: Bench) -> None:
@@ -303,5 +303,5 @@ def test_kept_it_still_expires(owner: Owner, provider: Any, bench: Bench) -> Non
 
 
 def _owned(provider: Any, environment: Environment) -> Owned:
-    (found,) = [owned for owned in provider.owned() if owned.id == environment.id]
+    (found,) = [owned for owned in provider.list_owned() if owned.id == environment.id]
     return found

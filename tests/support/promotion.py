@@ -67,7 +67,7 @@ class ServedProvider:
     def destroy(self, environment: Environment) -> None:
         _change(environment.id, ended=True)
 
-    def owned(self) -> Iterator[Owned]:
+    def list_owned(self) -> Iterator[Owned]:
         for file in Path(os.environ[FOLDER]).glob("*.json"):
             known = json.loads(file.read_text())
             if not known["ended"]:

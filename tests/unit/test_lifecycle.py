@@ -78,7 +78,7 @@ class Scripted:
         self._called("destroy", environment.id)
         self.exists.discard(environment.id)
 
-    def owned(self):
+    def list_owned(self):
         return (Owned(id, {}) for id in self.exists)
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.errors import NothingMatchedError
-from pytest_ephemeral.models import Environment, endpoints_at
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.endpoints import make_endpoints
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def environment() -> Environment:
         id="staging-7f3k2q",
         template="staging",
         provider="local",
-        endpoints=endpoints_at("127.0.0.1", {"http": 8080, "admin": 8443}),
+        endpoints=make_endpoints("127.0.0.1", {"http": 8080, "admin": 8443}),
         created_at=datetime.now(UTC),
         expires_at=None,
         owner=machine.this_owner("run"),

@@ -19,7 +19,8 @@ from pytest_ephemeral import machine
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import probes, readiness
 from pytest_ephemeral.errors import LaunchError, ReadinessError
-from pytest_ephemeral.models import Environment, endpoints_at
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.endpoints import make_endpoints
 from pytest_ephemeral.providers.protocol import Status
 from pytest_ephemeral.tables import Ready, Template
 
@@ -87,7 +88,7 @@ def environment(port: int) -> Environment:
         id="staging-7f3k2q",
         template="staging",
         provider="scripted",
-        endpoints=endpoints_at("127.0.0.1", {"http": port}),
+        endpoints=make_endpoints("127.0.0.1", {"http": port}),
         created_at=now,
         expires_at=now + timedelta(hours=1),
         owner=machine.this_owner("run"),
@@ -279,7 +280,7 @@ def forwarding(*, hangs_up_after: float | None) -> Iterator[probes.TcpProbe]:
 
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
-        endpoint = endpoints_at("127.0.0.1", {"http": server.getsockname()[1]})["http"]
+        endpoint = make_endpoints("127.0.0.1", {"http": server.getsockname()[1]})["http"]
         yield probes.TcpProbe(endpoint, forwarded=True)
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
@@ -301,7 +302,7 @@ def test_a_forwarder_with_somebody_behind_it() -> None:
 def test_the_other_ports_are_checked_as_well(unused_port: int) -> None:
     """A probe of one port says nothing of a database beside it."""
     with answering(200) as env:
-        beside = endpoints_at("127.0.0.1", {"database": unused_port})
+        beside = make_endpoints("127.0.0.1", {"database": unused_port})
         both = msgspec.structs.replace(env, endpoints={**env.endpoints, **beside})
         with pytest.raises(ReadinessError, match=f"connect to 127.0.0.1:{unused_port}"):
             wait(both, Ready(http="/healthz", timeout=Duration(0.2)), Scripted())

@@ -45,7 +45,7 @@ class Scripted:
         self.destroyed.append(id)
         self.held.pop(id, None)
 
-    def owned(self) -> Iterator[Owned]:
+    def list_owned(self) -> Iterator[Owned]:
         return iter(list(self.held.values()))
 
 

@@ -48,7 +48,7 @@ def create(project: Project, token: str) -> Any:
     app = flask.Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = limits.BODY
     app.jinja_env.filters.update(filters.FILTERS)
-    board = _Board(project, token)
+    board = _Requests(project, token)
     app.before_request(board.let_in)
     app.after_request(_secure)
     app.add_url_rule("/", "page", board.page)
@@ -56,7 +56,7 @@ def create(project: Project, token: str) -> Any:
     return app
 
 
-class _Board:
+class _Requests:
     def __init__(self, project: Project, token: str) -> None:
         self._project = project
         self._token = token

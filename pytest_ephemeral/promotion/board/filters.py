@@ -15,7 +15,7 @@ def ago(moment: datetime, now: datetime) -> str:
     return f"{span(seconds).partition(' ')[0]} ago" if seconds >= 5 else "just now"
 
 
-def remaining(moment: datetime, now: datetime) -> str:
+def time_until(moment: datetime, now: datetime) -> str:
     """The time until something."""
     seconds = (moment - now).total_seconds()
     return f"in {span(seconds)}" if seconds > 0 else "now"
@@ -33,7 +33,7 @@ def short(digest: str) -> str:
 
 FILTERS: Final[dict[str, Callable[..., str]]] = {
     "ago": ago,
-    "remaining": remaining,
+    "time_until": time_until,
     "exact": exact,
     "short": short,
 }

@@ -148,11 +148,11 @@ class CloudFormationProvider(Instances):
                     found.append(handle[REGION])
         return list(dict.fromkeys(found))
 
-    def owned(self) -> Iterator[Owned]:
+    def list_owned(self) -> Iterator[Owned]:
         """All stacks in boto3's region that are tagged as ours."""
-        yield from self.owned_in(self.regions(())[0])
+        yield from self.list_owned_in(self.regions(())[0])
 
-    def owned_in(self, region: str) -> Sequence[Owned]:
+    def list_owned_in(self, region: str) -> Sequence[Owned]:
         """All stacks in a region that are tagged as ours, and called so."""
         with asked(f"what is in {region} can't be seen"):
             return stacks.owned(aws.client("cloudformation", region))

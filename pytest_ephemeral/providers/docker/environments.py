@@ -208,7 +208,7 @@ class ContainerEnvironments:
         with _about(environment) as engine:
             return engine.ping()
 
-    def owned(self) -> Iterator[Owned]:
+    def list_owned(self) -> Iterator[Owned]:
         """All containers, networks and volumes of this provider's, by environment."""
         yield from resources.list_owned(endpoint.find(), self.name)
 

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import msgspec
 
-from pytest_ephemeral.models import Endpoint, endpoints_at
+from pytest_ephemeral.models import Endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
+from pytest_ephemeral.providers.endpoints import make_endpoints
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -84,7 +85,7 @@ def choose(
     """
     is_here = engine.address.host in _HERE
     host = LOOPBACK if is_here else engine.address.host
-    described = endpoints_at(host, inside, scheme)
+    described = make_endpoints(host, inside, scheme)
     for name in udp:
         described[name] = msgspec.structs.replace(described[name], scheme=UDP)
     with ExitStack() as held:  # until all are chosen, so that no two are the same

@@ -62,10 +62,10 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
         """How its container is."""
         return super().status(environment) if _is_odd(environment) else Status("running")
 
-    def owned(self) -> Iterator[Owned]:
+    def list_owned(self) -> Iterator[Owned]:
         """All environments, and what bakes have left."""
         seen = set()
-        for found in super().owned():
+        for found in super().list_owned():
             seen.add(found.id)
             yield found
         yield from (one for one in quarantine.list_owned(endpoint.find()) if one.id not in seen)

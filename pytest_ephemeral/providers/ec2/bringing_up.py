@@ -10,7 +10,7 @@ import msgspec
 
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import LaunchError
-from pytest_ephemeral.models import Endpoint, Environment, Image, endpoints_at
+from pytest_ephemeral.models import Endpoint, Environment, Image
 from pytest_ephemeral.providers.ec2 import (
     amis,
     belongings,
@@ -24,6 +24,7 @@ from pytest_ephemeral.providers.ec2.destroying import GROUP, INSTANCES
 from pytest_ephemeral.providers.ec2.environments import ENDED, PARTS, REGION, status_of
 from pytest_ephemeral.providers.ec2.fleet import Fleet, Instance, fleet, state
 from pytest_ephemeral.providers.ec2.tables import Ec2Template
+from pytest_ephemeral.providers.endpoints import make_endpoints
 from pytest_ephemeral.providers.protocol import HOURLY, Order
 
 #: Seconds in which a public address is given.
@@ -222,7 +223,7 @@ def _with_endpoints(
     key = "PublicIpAddress" if template.address == "public" else "PrivateIpAddress"
     endpoints: dict[str, Endpoint] = {}
     for place, instance in enumerate(launched):
-        found = endpoints_at(str(instance[key]), template.endpoints(), template.scheme)
+        found = make_endpoints(str(instance[key]), template.endpoints(), template.scheme)
         endpoints |= {f"{name}-{place + 1}" if place else name: at for name, at in found.items()}
     url = next((endpoint.url for endpoint in endpoints.values()), "")
     return msgspec.structs.replace(environment, endpoints=endpoints, url=url)

@@ -89,11 +89,11 @@ class Ec2Provider(Instances, Ec2Baker):
             found += filter(None, _regions_of(one))
         return list(dict.fromkeys(found))
 
-    def owned(self) -> Iterator[Owned]:
+    def list_owned(self) -> Iterator[Owned]:
         """All in boto3's region that is tagged as ours, bakes and what they left included."""
-        yield from self.owned_in(self.regions(())[0])
+        yield from self.list_owned_in(self.regions(())[0])
 
-    def owned_in(self, region: str) -> Sequence[Owned]:
+    def list_owned_in(self, region: str) -> Sequence[Owned]:
         """All in a region."""
         with asked(f"what is in {region} can't be seen"):
             return belongings.owned(aws.client("ec2", region))

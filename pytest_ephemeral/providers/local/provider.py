@@ -21,7 +21,8 @@ from pytest_ephemeral.errors import (
     EphemeralError,
     LaunchError,
 )
-from pytest_ephemeral.models import Environment, Image, endpoints_at
+from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.providers.endpoints import make_endpoints
 from pytest_ephemeral.providers.local import client, folder, guard, logs, network, removal
 from pytest_ephemeral.providers.local.baking import LocalBaker
 from pytest_ephemeral.providers.local.doctor import checks
@@ -69,7 +70,7 @@ class LocalProvider(LocalBaker):
                 _held[environment.id] = guard.start(spec)
             except (OSError, ValueError) as error:
                 raise LaunchError(f"{environment.id} could not be started: {error}") from error
-        endpoints = endpoints_at(claim.host, claim.ports, order.template.scheme)
+        endpoints = make_endpoints(claim.host, claim.ports, order.template.scheme)
         return msgspec.structs.replace(
             environment,
             endpoints=endpoints,
@@ -188,7 +189,7 @@ class LocalProvider(LocalBaker):
         held = _held.pop(environment.id, None)
         removal.destroy(place, held, here=machine.is_here(environment.owner))
 
-    def owned(self) -> Iterator[Owned]:
+    def list_owned(self) -> Iterator[Owned]:
         """Every folder here, as it leads to an environment until nothing of that is left."""
         for place in folder.every():
             id, known, seen_at = place.path.name, place.labels(), None
@@ -255,7 +256,7 @@ def _variables(order: Order, place: Folder, claim: network.AddressClaim) -> dict
     for name, port in claim.ports.items():
         variables[f"PORT_{name.upper().replace('-', '_')}"] = str(port)
         variables.setdefault("PORT", str(port))
-    for endpoint in endpoints_at(claim.host, claim.ports, order.template.scheme).values():
+    for endpoint in make_endpoints(claim.host, claim.ports, order.template.scheme).values():
         variables.setdefault("URL", endpoint.url)
     return {**variables, **order.variables}
 

@@ -13,7 +13,7 @@ from pytest_ephemeral.tables import Recipe, Template
 _HINT = "use the docker provider, or run this under WSL"
 
 
-class LocalProvider:
+class UnsupportedProvider:
     """Reads its configuration, and runs nothing."""
 
     name: ClassVar[str] = "local"

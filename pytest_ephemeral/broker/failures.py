@@ -1,0 +1,39 @@
+"""Templates of which nothing came up: they are not tried again, and told in full once."""
+
+from __future__ import annotations
+
+from pytest_ephemeral.broker.entries import Entry
+
+
+class Failures:
+    """Remembers which templates have worked, and which have not. Called with the broker's lock."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, Entry] = {}
+        self._proven: set[str] = set()
+
+    def prove(self, template: str) -> None:
+        """An environment of that template was up: a later failure says nothing of the next one."""
+        self._proven.add(template)
+
+    def add(self, entry: Entry) -> None:
+        """An environment did not come up. If none of its template ever did, none will."""
+        if entry.key.template not in self._proven:
+            self._first.setdefault(entry.key.template, entry)
+
+    def copy_to(self, entry: Entry) -> bool:
+        """Let an environment fail as the first one of its template did; False if none did."""
+        first = self._first.get(entry.key.template)
+        if first is not None:
+            entry.state, entry.problem, entry.error = "failed", first.problem, first.error
+        return first is not None
+
+    def tell(self, entry: Entry) -> str:
+        """A problem: all of it the first time, one line from then on."""
+        source = entry
+        if entry.environment is None:
+            source = self._first.get(entry.key.template, entry)
+        if not source.told:
+            source.told = entry.told = True
+            return entry.problem
+        return f"{entry.problem.splitlines()[0]} (details at the first failure)"
