@@ -110,25 +110,33 @@ class Compose(msgspec.Struct, frozen=True):
             descriptors: list[int] = []
             for option, text in (texts or {}).items():
                 named += [option, files.enter_context(_file(text, descriptors))]
-            process = subprocess.Popen(
-                [*_dying_with_us(), *self.argv, *named, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                env=_environ(variables, address),
-                cwd=folder,
-                start_new_session=True,  # a Ctrl-C is for us, and would leave half of it
-                pass_fds=descriptors,
-            )
-            with process:
-                try:
-                    output, progress = process.communicate()
-                except BaseException:
-                    _kill(process)
-                    raise
-        return CommandResult(process.returncode, output, progress)
+            argv = [*self.argv, *named, *arguments]
+            return _run_to_end(argv, folder, _environ(variables, address), descriptors)
+
+
+def _run_to_end(
+    argv: Sequence[str], folder: Path, environ: Mapping[str, str], descriptors: Sequence[int]
+) -> CommandResult:
+    """Run a command that ends with this process, and is killed with what it has started."""
+    process = subprocess.Popen(
+        [*_dying_with_us(), *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=environ,
+        cwd=folder,
+        start_new_session=True,  # a Ctrl-C is for us, and would leave half of it
+        pass_fds=descriptors,
+    )
+    with process:
+        try:
+            output, progress = process.communicate()
+        except BaseException:
+            _kill(process)
+            raise
+    return CommandResult(process.returncode, output, progress)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from pytest_ephemeral.providers.docker.environments import (
     GRACE,
     MAIN,
     SERVING,
-    masking_of,
+    load_masking,
     part_of,
 )
 from pytest_ephemeral.providers.docker.ports import Published
@@ -190,7 +190,7 @@ class Launch:
                 sick = "(unhealthy)" in one["Status"]
                 if found["State"]["ExitCode"] == 0 and not sick:
                     continue
-                masked = masking_of(self._engine, self.order.environment, [one["Id"]])
+                masked = load_masking(self._engine, self.order.environment, [one["Id"]])
                 log = logs.read(self._engine, one["Id"], masked, tail=_LAST_LINES)
             except EphemeralError:
                 continue

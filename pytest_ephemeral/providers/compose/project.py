@@ -89,24 +89,25 @@ def prepare(
         check_mounts(template, name, service)
         fixed = replicas(file, template, name) == 1
         services[name] = {
-            "logging": LOGGING,
-            **{key: value for key, value in service.items() if key not in _NOT_KEPT},
+            **_own_service(service, labels, secrets),
             "image": _image(name, service, template, images),
-            "labels": {**_mapping(service.get("labels")), **labels, **_masking(service, secrets)},
-            **_networks(service),
             **_ports(template, name, service, published, fixed=fixed),
         }
     networks = {"default": None, **(file.get("networks") or {})}
-    volumes = file.get("volumes") or {}
+    for name, network in networks.items():
+        networks[name] = _own_network(template, name, network, services, labels)
+    volumes = {name: _own(one, labels) for name, one in (file.get("volumes") or {}).items()}
     rest = {key: value for key, value in file.items() if key != "name"}
+    return {**rest, "services": services, "networks": networks, "volumes": volumes}
+
+
+def _own_service(service: File, labels: Mapping[str, str], secrets: Sequence[str]) -> File:
+    """What a service keeps, with our labels and the names that it is found by."""
     return {
-        **rest,
-        "services": services,
-        "networks": {
-            name: _own_network(template, name, network, services, labels)
-            for name, network in networks.items()
-        },
-        "volumes": {name: _own(volume, labels) for name, volume in volumes.items()},
+        "logging": LOGGING,
+        **{key: value for key, value in service.items() if key not in _NOT_KEPT},
+        "labels": {**_mapping(service.get("labels")), **labels, **_masking(service, secrets)},
+        **_networks(service),
     }
 
 

@@ -28,11 +28,11 @@ from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.bake_log import BakeLog
 from pytest_ephemeral.providers.docker import (
     archive,
+    bake_commands,
     bake_watchdog,
     bases,
     endpoint,
     errors,
-    installing,
     quarantine,
     registry,
 )
@@ -132,7 +132,7 @@ class DockerBaker:
         with BakeLog(job) as log:
             for command in job.recipe.verify:
                 job.say(f"verifying: {command}")
-                installing.verify(engine, job, image, command, log)
+                bake_commands.verify(engine, job, image, command, log)
         repository, _, digits = tag.rpartition(":")
         query = {"repo": repository, "tag": digits}
         engine.call("POST", f"/images/{image.digest}/tag", query=query)
@@ -228,10 +228,10 @@ def _make(engine: Engine, job: BakeJob, recipe: DockerRecipe, log: BakeLog) -> s
     }
     if recipe.context is None:
         base = bases.ensure_local(engine, recipe.base or "")
-        return installing.install(engine, job, base, image_labels, log)
+        return bake_commands.install(engine, job, base, image_labels, log)
     context = Context.at(job.root / recipe.context, recipe.dockerfile)
     dockerfile = (context.folder / context.dockerfile).read_text()
-    if (line := bases.find_buildkit(dockerfile)) and not installing.is_podman(engine):
+    if (line := bases.find_buildkit(dockerfile)) and not bake_commands.is_podman(engine):
         raise errors.bake_failure(log, f"its Dockerfile requires BuildKit for `{line}`")
     for name in bases.list_bases(dockerfile, recipe.build_args, recipe.target):
         bases.ensure_local(engine, name)

@@ -54,7 +54,7 @@ def find(environ: Mapping[str, str] | None = None) -> Engine:
     raise NoEngineError(f"no container engine answers; tried {', '.join(tried)}: {remedy}")
 
 
-def configured(environ: Mapping[str, str]) -> Iterator[Address]:
+def list_addresses(environ: Mapping[str, str]) -> Iterator[Address]:
     """Every engine that this user has named: by variables, and by the docker command's contexts."""
     folder = _folder(environ)
     if url := environ.get("DOCKER_HOST"):

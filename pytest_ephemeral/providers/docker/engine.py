@@ -159,14 +159,14 @@ class Engine:
         """
         connection = self._connection(timeout)
         try:
-            with self._told():
+            with self._naming_engine():
                 connection.connect()
-            with self._told():
+            with self._naming_engine():
                 connection.request(method, path + _query(query), body, dict(headers or {}))
                 answer = connection.getresponse()
             if answer.status >= http.client.BAD_REQUEST:
                 raise self._refusal(answer.status, _message(answer))
-            with self._told():
+            with self._naming_engine():
                 yield answer
         finally:
             connection.close()
@@ -191,7 +191,7 @@ class Engine:
         )
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _naming_engine(self) -> Iterator[None]:
         """Say which engine it is that does not answer, and what to do about it."""
         try:
             yield
@@ -224,7 +224,9 @@ def why_not(address: Address, error: Exception) -> str:
     if type(error).__module__ == "ssl":
         from pytest_ephemeral.providers.docker import tls
 
-        return f"the container engine at {address} {tls.told(error, address.certificates)}"
+        return (
+            f"the container engine at {address} {tls.describe_failure(error, address.certificates)}"
+        )
     said = f"the container engine at {address} does not answer: {reason.lower()}"
     if address.certificates and isinstance(error, ConnectionError):
         said += f"; it may not accept the certificate in {address.certificates}"

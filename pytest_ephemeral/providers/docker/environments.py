@@ -103,7 +103,7 @@ class ContainerEnvironments:
         lines: list[tuple[int, str]] = []
         with _about(environment) as engine:
             parts = _parts(engine, environment)
-            masked = masking_of(engine, environment, parts.values())
+            masked = load_masking(engine, environment, parts.values())
             for name, id in parts.items():
                 text = logs.read(
                     engine,
@@ -132,7 +132,7 @@ class ContainerEnvironments:
         """What each part has printed."""
         with _about(environment) as engine:
             parts = _parts(engine, environment)
-            masked = masking_of(engine, environment, parts.values())
+            masked = load_masking(engine, environment, parts.values())
             return {
                 name: "".join(line for _, line in logs.read(engine, id, masked))
                 for name, id in parts.items()
@@ -182,7 +182,9 @@ class ContainerEnvironments:
         waiting = [text for one in found if (text := _pending_check(one))]
         serving = [one for one in found if part_of(one) in _serving(environment)]
         stopped = [part_of(one) for one in serving if one["State"] != "running"]
-        unpublished = [set(ports.missing(one, environment.endpoints.values())) for one in serving]
+        unpublished = [
+            set(ports.list_unpublished(one, environment.endpoints.values())) for one in serving
+        ]
         absent = set.intersection(*unpublished) if unpublished and not stopped else set()
         return "; ".join(
             [
@@ -214,12 +216,12 @@ class ContainerEnvironments:
 
     def sweep(self, owned: Owned) -> None:
         """Remove all of one."""
-        with naming_failures(owned):
+        with name_failures(owned):
             resources.remove(endpoint.find(), owned.id)
 
 
 @contextmanager
-def naming_failures(owned: Owned) -> Iterator[None]:
+def name_failures(owned: Owned) -> Iterator[None]:
     """Name the environment in the error of whatever is refused."""
     try:
         yield
@@ -229,7 +231,7 @@ def naming_failures(owned: Owned) -> Iterator[None]:
         raise DestroyError(f"{owned.id} could not be removed: {error}") from error
 
 
-def masking_of(engine: Engine, environment: Environment, ids: Iterable[str]) -> Masking:
+def load_masking(engine: Engine, environment: Environment, ids: Iterable[str]) -> Masking:
     """What hides an environment's secrets.
 
     Args:

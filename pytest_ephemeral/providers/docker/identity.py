@@ -93,7 +93,7 @@ def _trusted(url: str) -> Address:
     For a socket, its owner: this user or root. For a host, the docker command's settings, which
     also say with which certificates: ``DOCKER_HOST`` or a context of this user.
     """
-    for known in endpoint.configured(os.environ):
+    for known in endpoint.list_addresses(os.environ):
         if known.url == url:
             return known
     parts = urlsplit(url)

@@ -81,23 +81,20 @@ def read(
         tail: A number of lines.
 
     Returns:
-        Lines, each with when it was printed: nanoseconds since 1970, by the engine's clock.
+        Lines, each with when it was printed, in nanoseconds since 1970 by the engine's clock.
 
     Raises:
         EngineError: It is gone.
     """
     query = {
-        "since": None if since is None else since.since(),
-        "until": None if until is None else until.until(),
+        "since": since and since.since(),
+        "until": until and until.until(),
         "tail": None if tail is None else str(tail),
     }
     first, last = since or BEGINNING, until or _END
     try:
-        return [
-            (place.when, masked(line))
-            for place, line in _placed(engine, container, query)
-            if first <= place < last
-        ]
+        placed = _placed(engine, container, query)
+        return [(place.when, masked(line)) for place, line in placed if first <= place < last]
     except EngineError as error:
         if _UNREADABLE not in str(error):
             raise

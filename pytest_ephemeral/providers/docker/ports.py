@@ -101,7 +101,7 @@ def is_taken(text: str) -> bool:
     return any(said in text.lower() for said in _TAKEN)
 
 
-def missing(container: Mapping[str, Any], endpoints: Iterable[Endpoint]) -> list[int]:
+def list_unpublished(container: Mapping[str, Any], endpoints: Iterable[Endpoint]) -> list[int]:
     """The ports of endpoints that a container does not publish just now.
 
     Args:

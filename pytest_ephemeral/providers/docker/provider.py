@@ -17,7 +17,7 @@ from pytest_ephemeral.providers.docker import (
 from pytest_ephemeral.providers.docker.baking import DockerBaker
 from pytest_ephemeral.providers.docker.doctor import engine_check
 from pytest_ephemeral.providers.docker.engine import EngineError, NoEngineError
-from pytest_ephemeral.providers.docker.environments import ContainerEnvironments, naming_failures
+from pytest_ephemeral.providers.docker.environments import ContainerEnvironments, name_failures
 from pytest_ephemeral.providers.docker.launch import launch_container
 from pytest_ephemeral.providers.docker.resources import CONTAINER
 from pytest_ephemeral.providers.docker.tables import (
@@ -73,7 +73,7 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
     def sweep(self, owned: Owned) -> None:
         """Remove all of one; of a bake, also the image that was not verified."""
         super().sweep(owned)
-        with naming_failures(owned):
+        with name_failures(owned):
             quarantine.sweep(endpoint.find(), owned.id)
 
 

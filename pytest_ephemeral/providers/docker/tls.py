@@ -41,7 +41,7 @@ def context(folder: Path, *, verify: bool) -> ssl.SSLContext:
     return made
 
 
-def told(error: Exception, folder: str) -> str:
+def describe_failure(error: Exception, folder: str) -> str:
     """What an engine and we could not agree on, and what helps.
 
     Args:
