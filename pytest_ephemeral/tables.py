@@ -26,6 +26,9 @@ UrlPath = Annotated[str, msgspec.Meta(pattern="^/")]
 
 Health = Literal["fail", "report"]
 
+#: Which images are baked when they are needed: those that are missing, all, or none.
+BakeMode = Literal["missing", "always", "never"]
+
 #: Who can receive URLs. ``auto`` is the CI server this runs on, or ``json`` on an unknown one.
 Audience = Literal[
     "auto",

@@ -29,7 +29,7 @@ _MODULE: Final = "pytest_ephemeral.broker"
 _JOIN_TIME: Final = 1.0
 
 
-class Audience(Protocol):
+class RunListener(Protocol):
     """Who is told of what an owner does. Called from one thread, one event after the other."""
 
     def hear(self, event: ProgressEvent) -> None:
@@ -96,14 +96,14 @@ class OwnerProcess:
         self._events: EventThread | None = None
         self._abandoned = False
 
-    def listen(self, audience: Audience, hooks: Mapping[str, Sequence[str]]) -> None:
+    def listen(self, listener: RunListener, hooks: Mapping[str, Sequence[str]]) -> None:
         """Have somebody told of what goes on, in a thread.
 
         Args:
-            audience: Who.
+            listener: Who.
             hooks: The hooks it implements, by plugin.
         """
-        self._events = EventThread(self.client.address, self.client.key, audience, hooks)
+        self._events = EventThread(self.client.address, self.client.key, listener, hooks)
 
     def interrupt(self) -> None:
         """Have all environments ended now, whoever uses them. Returns at once."""
@@ -156,7 +156,7 @@ class EventThread:
     Args:
         address: Where the owner listens.
         key: What its clients prove themselves with.
-        audience: Who is told.
+        listener: Who is told.
         hooks: The hooks that are implemented here, by plugin.
 
     Attributes:
@@ -164,9 +164,13 @@ class EventThread:
     """
 
     def __init__(
-        self, address: Address, key: bytes, audience: Audience, hooks: Mapping[str, Sequence[str]]
+        self,
+        address: Address,
+        key: bytes,
+        listener: RunListener,
+        hooks: Mapping[str, Sequence[str]],
     ) -> None:
-        self._audience = audience
+        self._listener = listener
         self._connection = connect(address, key)
         self._connection.send((0, "listen", (hooks,)))
         self._ends = False
@@ -192,20 +196,20 @@ class EventThread:
                 elif kind == "welcome":
                     self.welcomed.set()
                 else:
-                    getattr(self._audience, kind)(content)
+                    getattr(self._listener, kind)(content)
         except (EOFError, OSError):
             self.welcomed.set()
             self._connection.close()
             if not self._ends:
-                self._audience.lose()
+                self._listener.lose()
 
     def _call(self, name: str, plugins: Sequence[str], arguments: bytes) -> tuple[bool, Any]:
         """Whether a hook could be called, and its result or its error."""
-        if not self._audience.has_hook(name):
+        if not self._listener.has_hook(name):
             return True, None
         try:
             given = self._loads(arguments)
-            result = self._audience.call_hook(name, plugins, given)
+            result = self._listener.call_hook(name, plugins, given)
             return True, None if result is None else self._dumps(result)
         except EphemeralError as error:
             return False, Failure.of(error)

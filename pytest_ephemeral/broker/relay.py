@@ -120,7 +120,7 @@ class Relay:
             manager.register(_TemplateHook(self), name)
 
     def tell(self, kind: str, content: Any) -> None:
-        """Tell the first client something; see ``process.Audience``."""
+        """Tell the first client something; see ``process.RunListener``."""
         for listener in self._listeners[:1]:
             listener.tell(kind, content)
 

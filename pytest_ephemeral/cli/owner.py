@@ -72,10 +72,10 @@ def lease(
     Raises:
         EphemeralError: It could not be had, or something of it is left.
     """
-    owner, audience, opened = OwnerProcess(), _Console(say), None
+    owner, listener, opened = OwnerProcess(), _Console(say), None
     finished = Finished((), (), failed=False)
     try:
-        opened = _open(owner, audience, Settings(template, config=config, ttl=ttl))
+        opened = _open(owner, listener, Settings(template, config=config, ttl=ttl))
         name = template or opened.default or _the_default(opened.templates)
         held = Lease(owner.client.lease(Key(name, "session", ""), lambda: None), owner)
         try:
@@ -101,9 +101,9 @@ def _check_leaks(finished: Finished) -> None:
         raise DestroyError("\n".join(leaked))
 
 
-def _open(owner: OwnerProcess, audience: _Console, settings: Settings) -> Opened:
-    owner.listen(audience, audience.hooks)
-    taken = ClientProcess(dict(os.environ), tuple(sys.path), audience.hooks)
+def _open(owner: OwnerProcess, listener: _Console, settings: Settings) -> Opened:
+    owner.listen(listener, listener.hooks)
+    taken = ClientProcess(dict(os.environ), tuple(sys.path), listener.hooks)
     return owner.client.open(settings._replace(start=Path.cwd()), taken)()
 
 
@@ -132,26 +132,26 @@ class _Console:
         }
 
     def hear(self, event: ProgressEvent) -> None:
-        """See ``Audience``."""
+        """See ``RunListener``."""
         phase: Any = event.phase
         self._say(Progress(event.subject, phase, event.text, event.seconds, event.live))
 
     def print(self, text: str) -> None:
-        """See ``Audience``. stdout is for data."""
+        """See ``RunListener``. stdout is for data."""
         print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
-        """See ``Audience``."""
+        """See ``RunListener``."""
         self._say(Progress("pytest-ephemeral", "warning", text))
 
     def has_hook(self, name: str) -> bool:
-        """See ``Audience``."""
+        """See ``RunListener``."""
         return name in self.hooks["installed plugins"]
 
     def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:  # noqa: ARG002
-        """See ``Audience``."""
+        """See ``RunListener``."""
         return getattr(self._manager.hook, name)(**arguments, config=None)
 
     def lose(self) -> None:
-        """See ``Audience``. Whatever is asked next says so too."""
+        """See ``RunListener``. Whatever is asked next says so too."""
         self.warn("the process that owns the environment was killed")

@@ -78,11 +78,11 @@ class Ledger:
         except RecordMissingError:
             return None
 
-    def condemn(self, id: str, still: Callable[[Environment], bool]) -> Environment | None:
+    def mark_destroying(self, id: str, still: Callable[[Environment], bool]) -> Environment | None:
         """Record that an environment is being destroyed, if it is still to be.
 
         Whoever changes its record first is right: one whose expiry is taken away is not condemned,
-        and whoever takes the expiry of one away that is condemned reads that in it.
+        and whoever takes the expiry of one away that is marked reads that in it.
 
         Args:
             id: Which.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -29,9 +29,7 @@ from pytest_ephemeral.models import Environment, Image, Outcome
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.abilities import SupportsPreflight
 from pytest_ephemeral.providers.protocol import Order, Provider, Status
-from pytest_ephemeral.tables import Template
-
-BakeMode = Literal["missing", "always", "never"]
+from pytest_ephemeral.tables import BakeMode, Template
 
 
 class Timed(msgspec.Struct, frozen=True):

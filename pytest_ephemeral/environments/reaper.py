@@ -143,7 +143,9 @@ def _remove_recorded(ledger: Ledger, found: Overdue) -> list[Reaped]:
     """By its record, which is changed only if it still says so: what is disarmed is let alone."""
     error = ""
     try:
-        environment = ledger.condemn(found.id, lambda one: bool(why(one, datetime.now(UTC))))
+        environment = ledger.mark_destroying(
+            found.id, lambda one: bool(why(one, datetime.now(UTC)))
+        )
         if environment is None:
             return [_outcome(found, spared=True)]
         remove(ledger, environment)

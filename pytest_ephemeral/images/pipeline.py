@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -29,9 +28,8 @@ from pytest_ephemeral.images.signatures import SignaturePolicy
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.protocol import UNKNOWN
 from pytest_ephemeral.store import Store
-from pytest_ephemeral.tables import Recipe
+from pytest_ephemeral.tables import BakeMode, Recipe
 
-BakeMode = Literal["missing", "always", "never"]
 Say = Callable[[str], None]
 
 

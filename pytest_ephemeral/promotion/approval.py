@@ -68,7 +68,7 @@ class Approval(Model, frozen=True, kw_only=True):
     requested_by: str
     deadline: datetime
     expires_at: datetime | None
-    state: Literal["pending", "approved", "rejected", "timed out"] = "pending"
+    state: Literal["pending"] | Decision = "pending"
     decided_at: datetime | None = None
     decided_by: str = ""
     comment: str = ""

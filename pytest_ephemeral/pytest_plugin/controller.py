@@ -109,23 +109,23 @@ class Controller:
     # -- what the owner tells; called from a thread ----------------------------------------------
 
     def hear(self, event: ProgressEvent) -> None:
-        """See ``Audience``."""
+        """See ``RunListener``."""
         self._reporter.hear(event)
 
     def print(self, text: str) -> None:
-        """See ``Audience``."""
+        """See ``RunListener``."""
         self._reporter.print(text)
 
     def warn(self, text: str) -> None:
-        """See ``Audience``."""
+        """See ``RunListener``."""
         self._reporter.warn(text)
 
     def has_hook(self, name: str) -> bool:
-        """See ``Audience``."""
+        """See ``RunListener``."""
         return hooks.has(self._config, name)
 
     def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:
-        """See ``Audience``."""
+        """See ``RunListener``."""
         return hooks.call(self._config, name, plugins, arguments)
 
     def lose(self) -> None:

@@ -56,7 +56,7 @@ def _begin_worker(config: pytest.Config, settings: Any) -> None:
     given = config.workerinput[WORKER_INPUT]  # type: ignore[attr-defined]
     client = BrokerClient(given["address"], given["key"])
     config.add_cleanup(client.close)
-    audience = _WorkerAudience(config, client, given["plugins"])
+    listener = _WorkerListener(config, client, given["plugins"])
     found: list[Opened] = []
 
     def wait_until_open() -> Opened:
@@ -65,7 +65,7 @@ def _begin_worker(config: pytest.Config, settings: Any) -> None:
         return found[0]
 
     def listen() -> Any:
-        audience.listen()
+        listener.listen()
         return process(config)
 
     worker = Worker(
@@ -76,7 +76,7 @@ def _begin_worker(config: pytest.Config, settings: Any) -> None:
         config.pluginmanager.register(base_url, "ephemeral-base-url")
 
 
-class _WorkerAudience:
+class _WorkerListener:
     """Calls the hooks of a conftest.py that only workers load; all else is the controller's."""
 
     def __init__(self, config: pytest.Config, client: BrokerClient, known: Sequence[str]) -> None:
@@ -95,21 +95,21 @@ class _WorkerAudience:
             events.welcomed.wait()
 
     def hear(self, event: ProgressEvent) -> None:
-        """See ``Audience``."""
+        """See ``RunListener``."""
 
     def print(self, text: str) -> None:
-        """See ``Audience``."""
+        """See ``RunListener``."""
 
     def warn(self, text: str) -> None:
-        """See ``Audience``."""
+        """See ``RunListener``."""
 
     def has_hook(self, name: str) -> bool:
-        """See ``Audience``."""
+        """See ``RunListener``."""
         return hooks.has(self._config, name)
 
     def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:
-        """See ``Audience``."""
+        """See ``RunListener``."""
         return hooks.call(self._config, name, plugins, arguments)
 
     def lose(self) -> None:
-        """See ``Audience``. The tests of this worker are told when they ask for something."""
+        """See ``RunListener``. The tests of this worker are told when they ask for something."""

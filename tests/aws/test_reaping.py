@@ -181,14 +181,14 @@ def test_what_is_promoted_meanwhile_is_spared_by_its_record(
     environment, other = up(bench), up(bench)
     for one in (environment, other):
         bench.ledger.change(one.id, expires_at=datetime.now(UTC) - timedelta(hours=1))
-    condemn = Ledger.condemn
+    mark_destroying = Ledger.mark_destroying
 
     def late(self: Ledger, id: str, still: Any) -> Any:
         if id == environment.id:
             expiry.disarm(self, environment)
-        return condemn(self, id, still)
+        return mark_destroying(self, id, still)
 
-    monkeypatch.setattr(Ledger, "condemn", late)
+    monkeypatch.setattr(Ledger, "mark_destroying", late)
     found = reap(bench)
     assert (found[environment.id].spared, found[other.id].spared) == (True, False)
     assert is_up(bench, environment)
