@@ -161,7 +161,7 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: can't be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(
-            f"{path}: it is not UTF-8 (byte {error.start}), as TOML has to be"
+            f"{path}: it is not UTF-8 (byte {error.start}), which TOML requires"
         ) from None
     except RecursionError:
         raise ConfigurationError(f"{path}: tables or lists are nested too deeply") from None

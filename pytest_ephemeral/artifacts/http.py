@@ -78,7 +78,7 @@ class HttpRepository(StoredRepository):
     def _by_digest(self, wanted: str) -> Artifact:
         if len(wanted) != len(SHA256) + 64:
             raise ArtifactError(
-                f"{wanted} is not a whole digest, and {self.url} can't be searched for what begins "
+                f"{wanted} is not a full digest, and {self.url} can't be searched for what begins "
                 f"so: give all 64 digits, or name@version"
             )
         try:
@@ -100,7 +100,7 @@ class HttpKeeper:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if not parts.hostname or parts.query or parts.fragment:
-            raise ConfigurationError(f"{url!r} is no repository: give https://HOST/PATH")
+            raise ConfigurationError(f"{url!r} is not a repository: give https://HOST/PATH")
         if "@" in parts.netloc:
             raise ConfigurationError(
                 f"the repository's URL holds a user or password ({parts.hostname}): set {USER} and "
@@ -267,7 +267,7 @@ class HttpKeeper:
     def _lost(self, answer: Response, path: str) -> StoreError | UnavailableError:
         """The error for a put after which a file is not there."""
         if answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
-            return StoreError(f"{path} did not arrive whole in {self.url}. Push it again")
+            return StoreError(f"{path} arrived incomplete in {self.url}. Push it again")
         return self._refused(answer, f"write {path}")
 
     def _refused(self, answer: Response, what: str) -> StoreError | UnavailableError:
@@ -279,7 +279,7 @@ class HttpKeeper:
                 f"{said}. Set {USER} and {PASSWORD}, or {TOKEN}, or write them into ~/.netrc"
             )
         if answer.status_code == HTTPStatus.FORBIDDEN:
-            return StoreError(f"{said}. Look what these credentials may do there{_words(answer)}")
+            return StoreError(f"{said}. Check what these credentials allow{_words(answer)}")
         if answer.is_redirect:
             address = urlsplit(answer.headers["Location"])  # its query may hold a signature
             where = f"{address.scheme}://{address.netloc}{address.path}"

@@ -154,11 +154,10 @@ class StoredRepository:
         if not found:
             raise ArtifactError(
                 f"no artifact {wanted} is in the repository {self.url}. "
-                "See what is with `pytest-ephemeral artifact list`"
+                "List them with `pytest-ephemeral artifact list`"
             )
         raise ArtifactError(
-            f"{wanted} is the beginning of several artifacts: {', '.join(sorted(found))}. "
-            "Give more digits"
+            f"{wanted} matches several artifacts: {', '.join(sorted(found))}. Give more digits"
         )
 
     def _by_version(self, wanted: str) -> Artifact:
@@ -258,7 +257,7 @@ def _no_file_error(wanted: str, root: Path) -> ArtifactError:
         there = f"{folder} holds {', '.join(names[:8]) or 'nothing'}"
         there += f" and {len(names) - 8} more" if len(names) > 8 else ""
     except (OSError, ValueError):
-        there = f"there is no folder {folder} that can be read"
+        there = f"the folder {folder} does not exist or can't be read"
     python = wanted.endswith((".whl", ".tar.gz"))
     build = "`python -m build`" if python else "the command that builds it"
     return ArtifactError(

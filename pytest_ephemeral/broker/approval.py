@@ -33,7 +33,7 @@ def decide(
         The ids of those that somebody said yes to, and why the run is not green.
     """
     if not environments:
-        return [], ["nothing was left up on which somebody could decide"]
+        return [], ["no environment is up that could be approved"]
     asking = _Asking(lifecycle, seconds, say, interrupted)
     try:
         for one in [asking.ask(environment) for environment in environments]:

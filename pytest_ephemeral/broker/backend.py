@@ -242,11 +242,11 @@ def _exit_reason(lifecycle: Lifecycle, environment: Environment) -> str:
         if status.state == "running":
             return ""
         provider = providers.load(environment.provider)
-        detail = status.detail or "nothing of it is there any more"
+        detail = status.detail or "nothing of it is left"
         last = readiness.last_lines(environment, provider) if status.state == "exited" else ""
     except (EphemeralError, OSError) as error:
         return f"{environment.id}: its state is unknown: {error}"
-    return f"{environment.id} has stopped by itself: {detail}{last}"
+    return f"{environment.id} stopped by itself: {detail}{last}"
 
 
 def _mark(environment: Environment) -> str:

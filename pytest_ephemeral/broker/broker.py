@@ -264,7 +264,7 @@ class Broker:
         if self._failures.copy_to(entry):
             return
         if self._closing:
-            entry.state, entry.problem = "failed", "the run is ending: nothing is brought up"
+            entry.state, entry.problem = "failed", "the run is ending: no environment is brought up"
         else:
             entry.state = "launching"
             self._queue.start(entry)
@@ -327,7 +327,7 @@ class Broker:
                 entry.problem = entry.problem or died
 
     def _finish(self, entry: Entry) -> None:
-        ending = Ending("leaked", detail="it was never up")
+        ending = Ending("leaked", detail="it did not come up")
         try:
             if entry.environment is not None:
                 ending = self._backend.end(

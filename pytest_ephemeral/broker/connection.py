@@ -106,7 +106,7 @@ class Connection:
             except OSError as error:
                 raise EOFError(str(error)) from error
             if not data:
-                raise EOFError("the other end has closed the connection")
+                raise EOFError("the connection was closed by the other end")
             self._received += data
         return self._loads(message)
 

@@ -190,7 +190,7 @@ def _decode(path: str, data: bytes) -> Record:
         ) from None
     if _path(record.environment.id) != path:
         raise TamperedRecordError(
-            f"the record {path} is of another environment, {record.environment.id}: it was copied "
-            "or forged, and nothing it names was touched. Find out who wrote it, and remove it"
+            f"the record {path} belongs to another environment, {record.environment.id}: it was "
+            "copied or forged. Nothing it names was touched. Find out who wrote it, and remove it"
         )
     return record

@@ -133,7 +133,7 @@ def wait(
         now = clock()
         pause = min(max(FIRST_PAUSE, (now - started) * PAUSE_SHARE), LONGEST_PAUSE)
         if cancelled.wait(max(0.0, min(pause, deadline - now))):
-            raise LaunchError(f"{environment.id} is no longer wanted: the run is ending")
+            raise LaunchError(f"{environment.id} is no longer needed: the run is ending")
 
 
 def last_lines(environment: Environment, provider: Provider, probed: str = "") -> str:

@@ -86,7 +86,7 @@ def _sort_out(
     removable: list[Overdue] = []
     for found in overdue(project, asked=bool(accounts), dry_run=dry_run):
         if isinstance(found, Unseen):
-            reaped.append(Reaped("", found.provider, "it can't be looked into", found.error))
+            reaped.append(Reaped("", found.provider, "it can't be read", found.error))
             continue
         if found.doubt:
             reaped.append(_outcome(found, found.doubt))
@@ -97,7 +97,7 @@ def _sort_out(
         else:
             removable.append(found)
     reaped += [
-        Reaped(_id_in(path), "", f"its record {path} is bad", reason)
+        Reaped(_id_in(path), "", f"its record {path} is invalid", reason)
         for path, reason in project.ledger.broken.items()
     ]
     return reaped, removable

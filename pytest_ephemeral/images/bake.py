@@ -128,7 +128,7 @@ class Bake:
 
         plan = self._plan
         if plan.recipe.reference is None:
-            self._job.say("putting it into the store")
+            self._job.say("writing it to the store")
             image = self._archives.pack(plan.baker, image)
         owner = machine.this_owner("bake")
         image = msgspec.structs.replace(
@@ -156,5 +156,5 @@ def _discard(baker: Baker, key: str, error: BaseException) -> None:
         baker.discard(key)
     except (EphemeralError, TimeoutError) as left:
         error.add_note(
-            f"What was half-made could not be removed: {left}. `pytest-ephemeral reap` removes it"
+            f"The incomplete image could not be removed: {left}. `pytest-ephemeral reap` removes it"
         )

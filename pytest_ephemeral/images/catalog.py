@@ -63,7 +63,7 @@ class Catalog:
             return next(iter(matching.values()))
         if matching:
             keys = ", ".join(key[:19] for key in matching)
-            raise NothingMatchedError(f"{wanted!r} is the beginning of more than one: {keys}")
+            raise NothingMatchedError(f"{wanted!r} matches several images: {keys}")
         known = {image.name for image in entries}
         raise NothingMatchedError(f"no image {wanted!r} is baked.{closest(wanted, known)}")
 
@@ -112,7 +112,7 @@ def _decode(path: str, data: bytes) -> Image:
         raise TamperedRecordError(f"the record {path} can't be read: {error}") from None
     if _path(image.name, image.key) != path:
         raise TamperedRecordError(
-            f"the record {path} is of another image, {image.name} {image.key}: it was copied or "
-            "forged. Find out who wrote it, and remove it"
+            f"the record {path} belongs to another image, {image.name} {image.key}: it was copied "
+            "or forged. Find out who wrote it, and remove it"
         )
     return image

@@ -143,8 +143,8 @@ class Images:
 
         if image.archive is None:
             raise ConfigurationError(
-                f"the image {image.name!r} was taken as it is from {image.reference}, and is not "
-                "kept here: copy that instead"
+                f"the image {image.name!r} was not baked but taken from {image.reference}, and "
+                "is not kept here: copy that instead"
             )
         with _explain_os_errors(image.name), self._archives.open(image) as archive:
             bundle.write(file, image, archive)

@@ -153,7 +153,7 @@ def read(image: Image) -> dict[str, Any]:
         raise ProvenanceError(f"the provenance of {image.name} can't be read") from None
     if subject != _subjects(image) or differing:
         raise ProvenanceError(
-            f"the provenance of {image.name} ({image.key[:19]}…) is of another image"
+            f"the provenance of {image.name} ({image.key[:19]}…) belongs to another image"
             f"{''.join(f', {name} differs' for name in differing)}: the record was changed, or put "
             "together from two. Bake it again, or import it again"
         )
@@ -328,11 +328,11 @@ def _load_key(key: str, *, private: bool) -> Any:
             found = serialization.load_pem_public_key(pem)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigurationError(
-            f"{where}: no key can be read there ({type(error).__name__}): expected PEM without a "
+            f"{where}: no key can be read from it ({type(error).__name__}): expected PEM without a "
             "password, such as `openssl genpkey -algorithm ed25519` makes"
         ) from None
     if not isinstance(found, ed25519.Ed25519PrivateKey | ed25519.Ed25519PublicKey):
         raise ConfigurationError(
-            f"{where}: it is no Ed25519 key: openssl genpkey -algorithm ed25519"
+            f"{where}: it is not an Ed25519 key: openssl genpkey -algorithm ed25519"
         )
     return found

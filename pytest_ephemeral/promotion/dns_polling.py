@@ -162,4 +162,4 @@ def check_alive(environment: Environment) -> None:
     status = providers.load(environment.provider).status(environment)
     if status.state != "running":
         detail = status.detail or "it is gone"
-        raise EnvironmentDiedError(f"{environment.id} has stopped by itself: {detail}")
+        raise EnvironmentDiedError(f"{environment.id} stopped by itself: {detail}")

@@ -47,7 +47,7 @@ def check(store: Store, promotion: Promotion, environment: Environment) -> Requi
     for name in promotion.requires:
         if name == APPROVAL:
             continue
-        if problem := passed[name].problem if name in passed else "has not run against it":
+        if problem := passed[name].problem if name in passed else "has not tested it":
             missing.append(f"stage {name!r} {problem}: pytest --ephemeral-stage {name}")
         else:
             found[name] = passed[name]
@@ -82,7 +82,7 @@ def _approval(store: Store, environment: Environment) -> tuple[Approval | None, 
     try:
         found = Approvals(store).get(environment.id)
     except NothingMatchedError:
-        return None, f"manual approval, which nobody has requested: {request}"
+        return None, f"manual approval, which was not requested: {request}"
     if found.environment != environment.id or found.image != environment.image:
         return None, f"manual approval of this very environment: {request}"
     if found.state != "approved":

@@ -147,9 +147,7 @@ def by_prefix(wanted: str, known: Iterable[str], *, what: str) -> str:
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise NothingMatchedError(
-            f"{wanted!r} is the beginning of more than one {what}: {', '.join(matching)}"
-        )
+        raise NothingMatchedError(f"{wanted!r} matches several {what}: {', '.join(matching)}")
     raise NothingMatchedError(f"no {what} {wanted!r}.{closest(wanted, names)}")
 
 

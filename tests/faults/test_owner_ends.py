@@ -358,6 +358,6 @@ def test_crashes(ephemeral_env):
     status, output = project.run("--ephemeral-logs", "logs")
     assert status == 1
     assert "1 passed" in output
-    assert "has stopped by itself: it exited with status 7" in output
+    assert "stopped by itself: it exited with status 7" in output
     [log] = project.folder.glob("logs/*/it.log")
     assert "has printed" in log.read_text()

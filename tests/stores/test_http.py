@@ -121,7 +121,7 @@ def test_half_an_upload_is_no_artifact(repository, http, tmp_path, counting):
     """It is seen, said, and made good by pushing again."""
     http.counting = counting
     http.faults.append(("PUT", "/blobs/", "cut"))
-    with pytest.raises(StoreError, match="did not arrive whole"):
+    with pytest.raises(StoreError, match="arrived incomplete"):
         repository.push(built(tmp_path))
     assert entries(http) == []
     assert repository.fetch(repository.push(built(tmp_path))).read_bytes() == b"wheel" * 1000

@@ -92,7 +92,7 @@ def test_a_glob_without_a_match_says_what_is_there(repository, tmp_path):
     built(tmp_path / "dist", "README.txt")
     with pytest.raises(ArtifactError, match=r"README\.txt.*python -m build"):
         repository.find("dist/shop-*.whl", tmp_path)
-    with pytest.raises(ArtifactError, match="there is no folder"):
+    with pytest.raises(ArtifactError, match="does not exist"):
         repository.find("nowhere/shop-*.whl", tmp_path)
 
 

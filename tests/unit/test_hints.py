@@ -53,7 +53,7 @@ def test_a_hint_is_told_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         if "hint: " in text:
             cancelled.set()  # seen long before its time of a minute
 
-    with answering(404) as env, pytest.raises(LaunchError, match="no longer wanted"):
+    with answering(404) as env, pytest.raises(LaunchError, match="no longer needed"):
         wait(env, Ready(http="/x"), provider, tell=tell, cancelled=cancelled)
     assert "hint: it listens on 127.0.0.1:5000" in told[-1]
     assert "change the path" in told[-1]

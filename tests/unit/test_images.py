@@ -466,7 +466,7 @@ def test_a_folder_prepared_elsewhere_is_taken_as_it_is(here):
     with pytest.raises(ImageMissingError, match="content: sha256"):
         here.obtain("never", install=None, reference="prepared")
     assert here.obtain(install=None, reference="prepared").key != image.key
-    with pytest.raises(ConfigurationError, match="taken as it is"):
+    with pytest.raises(ConfigurationError, match="but taken from"):
         here.images.export(image, here.folder / "file")
     here.images.prune(0, in_use=())
     assert (folder / "x").read_text() == "two"
@@ -474,7 +474,7 @@ def test_a_folder_prepared_elsewhere_is_taken_as_it_is(here):
 
 def test_a_reference_that_is_not_there_or_not_alone_is_refused(here):
     """As a configuration error."""
-    with pytest.raises(ConfigurationError, match="is no folder"):
+    with pytest.raises(ConfigurationError, match="is not a folder"):
         here.obtain(install=None, reference="nowhere")
     (here.folder / "prepared").mkdir()
     with pytest.raises(ConfigurationError, match="remove install"):

@@ -225,7 +225,7 @@ def test_a_statement_is_of_its_own_image_only(
 ) -> None:
     """A true one moved to another record is found out."""
     other = msgspec.structs.replace(said_of(IMAGE, str(keys[0])), **changes)
-    with pytest.raises(ProvenanceError, match="is of another image"):
+    with pytest.raises(ProvenanceError, match="belongs to another image"):
         provenance.verify(other, keys[1])
 
 
@@ -247,7 +247,7 @@ def test_what_is_no_key_is_a_wrong_configuration(tmp_path: Path) -> None:
         assert "swordfish" not in str(caught.value)
     command = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(file)]
     subprocess.run(command, check=True, timeout=30, capture_output=True)
-    with pytest.raises(ConfigurationError, match="it is no Ed25519 key"):
+    with pytest.raises(ConfigurationError, match="it is not an Ed25519 key"):
         provenance.check_key({KEY_VARIABLE: str(file)})
 
 
@@ -281,7 +281,7 @@ def test_a_wrong_key_is_found_before_the_bake(
 ) -> None:
     """Not after minutes of it."""
     monkeypatch.setenv(KEY_VARIABLE, "/nowhere.pem")
-    with pytest.raises(ConfigurationError, match="no key can be read there"):
+    with pytest.raises(ConfigurationError, match="no key can be read from it"):
         here.obtain()
     assert not here.baked
 

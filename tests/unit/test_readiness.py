@@ -185,7 +185,7 @@ def test_nobody_waits_for_what_is_no_longer_wanted(unused_port: int) -> None:
     cancelled = threading.Event()
     cancelled.set()
 
-    with pytest.raises(LaunchError, match="no longer wanted"):
+    with pytest.raises(LaunchError, match="no longer needed"):
         wait(
             environment(unused_port),
             Ready(tcp=True, timeout=Duration(60)),

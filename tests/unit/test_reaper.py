@@ -212,7 +212,7 @@ def test_a_record_under_another_id_s_path_is_not_obeyed(project: Any, provider: 
     found = reaper.reap(project, dry_run=False)
 
     assert provider.destroyed == []
-    with pytest.raises(DestroyError, match="of another environment, a-victim"):
+    with pytest.raises(DestroyError, match="belongs to another environment, a-victim"):
         reaper.leftovers(found)
 
 

@@ -113,9 +113,9 @@ class Route53:
         if change:
             status = self._call("get_change", Id=change)["ChangeInfo"]["Status"]
             if status != "INSYNC":
-                return f"Route 53 says {status} of change {change.rpartition('/')[2]}"
+                return f"Route 53 reports {status} of change {change.rpartition('/')[2]}"
         now = self.read()
-        return "" if now == sort_records(expected) else f"Route 53 says {format_records(now)}"
+        return "" if now == sort_records(expected) else f"Route 53 reports {format_records(now)}"
 
     def addresses(self) -> list[str]:
         """By the records; an alias is followed by the system's resolver."""
@@ -223,7 +223,7 @@ class Route53:
                 if normalize_name(one["DNSName"]) == host.removeprefix("dualstack."):
                     return str(one["CanonicalHostedZoneId"])
             if "NextMarker" not in page:
-                raise DnsError(f"there is no load balancer {host} in this account and region")
+                raise DnsError(f"no load balancer {host} in this account and region")
             marker = {"Marker": page["NextMarker"]}
 
 

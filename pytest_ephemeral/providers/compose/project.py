@@ -194,7 +194,7 @@ def _ports(
         return {"ports": [published.mapping(one) for one in mine]}
     if mine and mode != "host":
         whose = mode.partition(":")[2]
-        instead = f": that is the service {whose!r}, which endpoints have to name" if whose else ""
+        instead = f": that is the service {whose!r}, which endpoints must name" if whose else ""
         raise ConfigurationError(
             f"templates.{template.name}: the service {name!r} of {template.files()[0]} has "
             f"network_mode: {mode}, and so no ports of its own{instead}"

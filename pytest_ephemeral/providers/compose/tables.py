@@ -65,9 +65,11 @@ class ComposeTemplate(Template, frozen=True, kw_only=True):
     def check(self) -> None:
         """Every endpoint has a name of its own, and every image a service."""
         if not self.files():
-            raise ValueError("file: it names no Compose file")
+            raise ValueError("file: expected at least one Compose file")
         if self.image is not None:
-            raise ValueError('it has image: say whose it is, images = { SERVICE = "IMAGE" }')
+            raise ValueError(
+                'it has image: name the service that runs it: images = { SERVICE = "IMAGE" }'
+            )
         if both := super().endpoints().keys() & self.further.keys():
             raise ValueError(
                 f"the endpoint {min(both)!r} is named twice: {self.service} has it too"

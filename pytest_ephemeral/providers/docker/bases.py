@@ -115,7 +115,7 @@ def ensure_local(engine: Engine, reference: str) -> dict[str, Any]:
     registry.pull(engine, reference)
     if found := find_local(engine, reference):
         return found
-    raise EphemeralError(f"{reference} was pulled, and is not there")
+    raise EphemeralError(f"{reference} was pulled, but the engine does not list it")
 
 
 def list_exposed(config: Mapping[str, Any], protocol: str = "tcp") -> list[str]:

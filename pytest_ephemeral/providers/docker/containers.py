@@ -38,7 +38,7 @@ def exit_reason(state: Mapping[str, Any]) -> str:
     code = state.get("ExitCode", 0)
     how = f"exited with status {code}"
     if state.get("OOMKilled"):
-        how = "was killed: it used more memory than it may"
+        how = "was killed: it used more memory than its limit"
     elif code > 128 and code - 128 in set(signal.Signals):
         how = f"was ended by {signal.Signals(code - 128).name}"
     finished = str(state.get("FinishedAt", ""))

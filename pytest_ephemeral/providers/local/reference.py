@@ -24,7 +24,7 @@ def folder_of(reference: str, root: Path) -> Path:
     folder = (root / reference).absolute()
     if not folder.is_dir():
         raise ConfigurationError(
-            f"the image's reference {reference!r} is no folder: {folder} is not there. "
+            f"the image's reference {reference!r} is not a folder: {folder} is not there. "
             "It should be one that was prepared elsewhere"
         )
     return folder

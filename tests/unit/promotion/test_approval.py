@@ -284,7 +284,7 @@ def test_a_stage_that_other_bytes_passed_does_not_count(stage: Stage) -> None:
     passed(stage, digest="sha256:" + "ab" * 32)
     passed(stage, run="r2", digest="")  # of a version that recorded no digest
 
-    with pytest.raises(PromotionError, match="'tests' has not run against it"):
+    with pytest.raises(PromotionError, match="'tests' has not tested it"):
         check(stage)
 
 
@@ -294,8 +294,8 @@ def test_everything_that_is_missing_is_said_at_once(stage: Stage) -> None:
         check(stage)
 
     said = str(caught.value)
-    assert "stage 'tests' has not run against it: pytest --ephemeral-stage tests" in said
-    assert "nobody has requested: pytest-ephemeral approval request v1" in said
+    assert "stage 'tests' has not tested it: pytest --ephemeral-stage tests" in said
+    assert "which was not requested: pytest-ephemeral approval request v1" in said
 
 
 def test_all_that_is_required_is_kept_as_evidence(stage: Stage) -> None:
