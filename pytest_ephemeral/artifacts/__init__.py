@@ -19,7 +19,7 @@ class Repository(Protocol):
     url: str
 
     def push(self, file: Path, *, name: str | None = None, version: str | None = None) -> Artifact:
-        """Keep a file. Pushing the same bytes under the same name twice is one entry.
+        """Store a file. Pushing the same bytes under the same name twice makes one entry.
 
         Args:
             file: What was built.
@@ -31,7 +31,7 @@ class Repository(Protocol):
         """
 
     def entries(self) -> list[Artifact]:
-        """All of them, by name and then by the time they were pushed.
+        """All artifacts, sorted by name and by when they were pushed.
 
         Raises:
             UnlistedError: This kind of repository can't say what it holds.

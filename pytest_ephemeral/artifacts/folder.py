@@ -1,4 +1,4 @@
-"""A folder as an artifact: packed into one file, the same bytes for the same content.
+"""Pack a folder as an artifact, reproducibly: the same content gives the same bytes.
 
 What version control ignores is left out, and so is what tools leave in a working copy.
 """
@@ -15,7 +15,7 @@ from pytest_ephemeral.errors import ArtifactError
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
-#: Files in which people list what is not part of a source tree, in the syntax of gitignore.
+#: Ignore files, in the syntax of gitignore.
 IGNORE_FILES: Final = (".gitignore", ".ephemeralignore")
 
 #: What is never part of one.
@@ -77,7 +77,7 @@ def _rules(folder: Path) -> Iterator[tuple[Path, GitIgnoreSpec]]:
 
 
 def _is_ignored(path: Path, rules: list[tuple[Path, GitIgnoreSpec]], *, is_folder: bool) -> bool:
-    """By the last rule that says anything, of the innermost file that has one."""
+    """Apply the last matching rule of the innermost ignore file that has one."""
     for folder, spec in reversed(rules):
         relative = path.relative_to(folder).as_posix() + ("/" if is_folder else "")
         verdict = spec.check_file(relative).include

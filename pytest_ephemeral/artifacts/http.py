@@ -1,4 +1,4 @@
-"""An artifact repository on any server where files are put and got: Artifactory, Nexus, WebDAV.
+"""An artifact repository on any HTTP server that accepts PUT: Artifactory, Nexus, WebDAV.
 
 Nothing is asked of the server but GET, HEAD and PUT. As no such server lists its files in a way
 that others share, there is a file more for each artifact, ``digests/HEX.json``, by which its
@@ -65,7 +65,7 @@ class HttpRepository(StoredRepository):
         super().__init__(self._server)
 
     def _keep(self, artifact: Artifact, file: Path) -> Artifact:
-        """Entry last: what has one can be fetched, and be found by its digest."""
+        """Upload the content first and the entry last: whatever has an entry can be fetched."""
         entry = entry_path(artifact)
         if self._server.size(entry) and self._server.size(blob_path(artifact)) == artifact.size:
             raise RecordExistsError(entry)  # its bytes were checked before it was made
@@ -128,14 +128,14 @@ class HttpKeeper:
         return Versioned(data, files.digest_of([data]))
 
     def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:  # noqa: ARG002 - as in other keepers
-        """Nothing says which files there are."""
+        """Not supported: HTTP has no standard way to list files."""
         raise UnlistedError(
             f"the repository {self.url} is reached by plain HTTP, which lists nothing. "
             "Look with the server's own browser, or name what you want: name@version or a digest"
         )
 
     def upload(self, path: str, source: Path) -> None:
-        """Put a file's content there, and make sure that all of it is."""
+        """Upload a file, and verify that it arrived completely."""
         size, digest = source.stat().st_size, files.digest_of(files.chunks(source))
         if self._holds(path, size, digest):
             return
@@ -147,7 +147,7 @@ class HttpKeeper:
             raise self._lost(answer, path)
 
     def download(self, path: str, destination: Path) -> None:
-        """Write a file's content to a local one, all of it or nothing."""
+        """Download to a local file, atomically."""
         try:
             self._get(path, lambda content: files.replace(destination, content))
         except OSError as error:
@@ -156,7 +156,7 @@ class HttpKeeper:
             ) from error
 
     def size(self, path: str) -> int | None:
-        """How large a file is, in bytes; None when it is not there, or that is not said."""
+        """A file's size in bytes; None when it does not exist, or the server does not tell."""
         answer = self._head(path)
         said = answer.headers.get("Content-Length", "") if answer is not None else ""
         return int(said) if said.isdecimal() else None
@@ -165,7 +165,7 @@ class HttpKeeper:
 
     @cached_property
     def _session(self) -> Session:
-        """One that sends the credentials of the environment, else those of a netrc file."""
+        """A session with the credentials of the environment, else those of netrc."""
         import requests
         from requests.adapters import HTTPAdapter
         from urllib3 import Retry
@@ -206,7 +206,7 @@ class HttpKeeper:
             )
 
     def _get(self, path: str, consume: Callable[[Iterator[bytes]], T]) -> T:
-        """Read a file; one that breaks off is read again from its beginning.
+        """Read a file. A broken transfer starts again from the beginning.
 
         Args:
             path: Which.
@@ -232,7 +232,7 @@ class HttpKeeper:
             return consume(answer.iter_content(_CHUNK))
 
     def _head(self, path: str) -> Response | None:
-        """What is said of a file, without it; None when it is not there."""
+        """Request a file's headers; None when it does not exist."""
         with self._reached():
             answer = self._session.head(self._address(path), timeout=_TIMEOUT, allow_redirects=True)
         if answer.status_code == HTTPStatus.NOT_FOUND:
@@ -242,7 +242,7 @@ class HttpKeeper:
         return answer
 
     def _holds(self, path: str, size: int, digest: str) -> bool:
-        """Whether a file is there with exactly that content: as the server says, else read."""
+        """Whether a file has that content, by the server's checksum or else by reading it."""
         if (answer := self._head(path)) is None:
             return False
         if answer.headers.get("Content-Length", str(size)) != str(size):
@@ -253,7 +253,7 @@ class HttpKeeper:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """Turn the network's errors into ours. Neither says anything of the credentials."""
+        """Explain network errors, without the credentials."""
         import requests
 
         try:
@@ -265,13 +265,13 @@ class HttpKeeper:
             ) from error
 
     def _lost(self, answer: Response, path: str) -> StoreError | UnavailableError:
-        """The error for a put after which a file is not there."""
+        """The error for an upload that left no complete file."""
         if answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
             return StoreError(f"{path} arrived incomplete in {self.url}. Push it again")
         return self._refused(answer, f"write {path}")
 
     def _refused(self, answer: Response, what: str) -> StoreError | UnavailableError:
-        """The error for an answer that is none of those expected."""
+        """The error for an unexpected answer."""
         said = f"can't {what}: the artifact repository {self.url} answered {answer.status_code}"
         said = f"{said} {answer.reason or ''}".rstrip()
         if answer.status_code == HTTPStatus.UNAUTHORIZED:
@@ -288,7 +288,7 @@ class HttpKeeper:
 
 
 def _authorization(environ: Mapping[str, str]) -> Callable[[Any], Any] | None:
-    """What puts a header on requests; None to leave them to requests, which looks into netrc.
+    """The ``auth`` of requests; None leaves it to requests, which reads netrc.
 
     Raises:
         UnavailableError: There is a user without a password.
@@ -305,7 +305,7 @@ def _authorization(environ: Mapping[str, str]) -> Callable[[Any], Any] | None:
 
 
 class _Bearer:
-    """Puts a token on requests: as `auth`, so that a netrc's password does not replace it."""
+    """Adds a bearer token. As `auth`, it takes precedence over a netrc file."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -316,7 +316,7 @@ class _Bearer:
 
 
 def _words(answer: Response) -> str:
-    """What an answer says itself, where it was written for people or programs to read."""
+    """The message in an answer's body, if it is text or JSON."""
     if not answer.headers.get("Content-Type", "").startswith(("text/plain", "application/json")):
         return ""
     return f": {' '.join(answer.text.split())[:200]}"

@@ -1,4 +1,4 @@
-"""What a built file's name says, and which files a glob names."""
+"""Names and versions of built files, and the files that match a glob."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*")
 
 
 def name_and_version(file: Path, digest: str) -> tuple[str, str]:
-    """What to call a file.
+    """Derive a file's artifact name and version.
 
     Args:
         file: A wheel (``shop-1.4.2-py3-none-any.whl``), an sdist (``shop-1.4.2.tar.gz``), or
@@ -28,12 +28,12 @@ def name_and_version(file: Path, digest: str) -> tuple[str, str]:
 
 
 def normalize_name(name: str) -> str:
-    """One spelling for what wheels and sdists spell in several (PEP 503)."""
+    """Normalise a project's name (PEP 503)."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "artifact"
 
 
 def check_label(text: str) -> str:
-    """A name or version as it was given, if it can be one.
+    """Check a name or version that a user gave.
 
     Raises:
         ArtifactError: It can't; says what can.
@@ -47,6 +47,6 @@ def check_label(text: str) -> str:
 
 
 def find_files(pattern: str, root: Path) -> list[Path]:
-    """The files that a glob names, sorted; ``**`` goes down."""
+    """The files that match a glob, sorted; ``**`` matches any folders."""
     found = (root / match for match in glob.glob(pattern, root_dir=root, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
     return sorted(match for match in found if match.is_file())

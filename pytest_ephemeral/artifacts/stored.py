@@ -1,4 +1,4 @@
-"""What all repositories have in common: files and entries by path, in whatever keeps them.
+"""What all artifact repositories share: content and entries by path, in a blob store.
 
 The bytes are ``blobs/sha256/HEX/FILENAME``; what they are called, ``entries/NAME/VERSION.json``.
 Neither ever changes.
@@ -39,7 +39,7 @@ _MONTH: Final = 30 * 86400.0
 
 
 class BlobStore(Protocol):
-    """What a repository needs of whatever keeps its files: of a ``Store``, what adds and reads."""
+    """Where a repository keeps its files: the part of a ``Store`` that adds and reads."""
 
     url: str
 
@@ -64,7 +64,7 @@ class BlobStore(Protocol):
 
 
 class StoredRepository:
-    """Artifacts in whatever keeps them; see ``Repository`` for what each method promises.
+    """Artifacts in a blob store; see ``Repository`` for what each method promises.
 
     Args:
         keeper: What keeps them.
@@ -75,7 +75,7 @@ class StoredRepository:
         self.url = keeper.url
 
     def push(self, file: Path, *, name: str | None = None, version: str | None = None) -> Artifact:
-        """Keep a file."""
+        """Store a file."""
         artifact = _describe_file(file, name, version)
         try:
             return self._keep(artifact, file)
@@ -90,7 +90,7 @@ class StoredRepository:
         )
 
     def entries(self) -> list[Artifact]:
-        """All of them, by name and then by the time they were pushed."""
+        """All artifacts, sorted by name and by when they were pushed."""
         found = [self._decode(*record) for record in self._keeper.records("entries")]
         return sorted(found, key=lambda artifact: (artifact.name, artifact.pushed_at))
 
@@ -130,7 +130,7 @@ class StoredRepository:
             )
 
     def _keep(self, artifact: Artifact, file: Path) -> Artifact:
-        """Blob first, entry after: an entry always has its bytes."""
+        """Write the content first and the entry after it: an entry always has its content."""
         self._keeper.upload(blob_path(artifact), file)
         self._keeper.create(entry_path(artifact), encode(artifact))
         return artifact
@@ -238,7 +238,7 @@ def blob_path(artifact: Artifact) -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove copies that nobody has asked for in a month, and what downloads left half-written."""
+    """Remove local copies unused for a month, and incomplete downloads."""
     for copy in folder.glob("*/*"):
         with suppress(OSError):  # someone else sweeps
             if copy.stat().st_mtime < time.time() - _MONTH:

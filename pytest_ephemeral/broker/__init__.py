@@ -1,4 +1,4 @@
-"""The process that owns a run's environments, and how others speak to it.
+"""The owner process of a run's environments, and its clients.
 
 There is one owner process for each run. pytest, the workers of pytest-xdist and the command line
 are its clients. The owner outlives them by as long as it takes to clean up after them.

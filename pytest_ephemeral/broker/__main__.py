@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Be the owner process.
+    """Run the owner process.
 
     Args:
         arguments: As described above.
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def serve(descriptor: int, client: int) -> int:
-    """Answer clients until the one that this process works for has ended, and all it needed."""
+    """Serve clients until the process it works for has ended, and its environments are gone."""
     from pytest_ephemeral.broker.server import Server
 
     ended = Signals()
@@ -130,7 +130,7 @@ def _read(length: int) -> bytes:
 
 
 def log(text: str) -> None:
-    """Write down what nobody waits for."""
+    """Write to the log."""
     folder = machine.state_directory() / "owners"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with Path(folder, f"{os.getpid()}.log").open("a") as file:

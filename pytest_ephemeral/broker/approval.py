@@ -1,4 +1,4 @@
-"""After the tests have passed: a person looks at what was tested, and decides."""
+"""Manual approval after the tests have passed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def decide(
     say: Callable[[str], None],
     interrupted: threading.Event,
 ) -> tuple[list[str], list[str]]:
-    """Ask for a decision on each environment, and wait for all of them.
+    """Request approval of each environment, and wait for all decisions.
 
     Args:
         lifecycle: Of this run.
@@ -47,11 +47,11 @@ def decide(
 
 
 class _InterruptedError(Exception):
-    """Nobody waits any more."""
+    """The run no longer waits."""
 
 
 class _Asking:
-    """What has been asked and answered so far."""
+    """The requests and decisions so far."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class _Asking:
         return one
 
     def await_decision(self, one: Approval) -> None:
-        """Wait until somebody decides, or nobody has."""
+        """Wait for a decision or the time-out."""
         try:
             found = approval.await_decision(self._ledger, one, pause=self._pause)
         except EphemeralError as error:
@@ -98,7 +98,7 @@ class _Asking:
 
 
 def _how(one: Approval) -> str:
-    """What to type, besides looking at the board."""
+    """The commands to type, besides the board."""
     return (
         f"  yes: pytest-ephemeral approve {one.environment}\n"
         f"  no:  pytest-ephemeral reject {one.environment}"

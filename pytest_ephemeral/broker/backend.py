@@ -1,4 +1,4 @@
-"""How a broker's environments are brought up, looked at and ended."""
+"""The backends of a broker: launch, inspect and destroy environments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RETRIES: Final = (0.5, 1.5)
 
 
 class LifecycleBackend:
-    """Brings up environments of its own, and ends them.
+    """Launches environments, and destroys them.
 
     Args:
         lifecycle: Does it.
@@ -135,7 +135,7 @@ class LifecycleBackend:
 
 
 class AttachedBackend:
-    """Lends one environment that someone else keeps, in the place of any."""
+    """Lends one environment that already runs, in place of every other."""
 
     def __init__(self, environment: Environment, lifecycle: Lifecycle | None) -> None:
         self._environment = environment
@@ -210,7 +210,7 @@ def attach(reference: str, lifecycle: Lifecycle | None, run: str) -> AttachedBac
 
 
 def _answering(url: str, run: str) -> Environment:
-    """A static server as an environment; something must accept its connections."""
+    """Any URL as an environment. Something must accept connections there."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or {"https": 443}.get(parts.scheme, 80)

@@ -1,1 +1,1 @@
-"""Environments: brought up and taken down in one place, recorded before they are made."""
+"""Environments: launched and destroyed in one place, and recorded before they are created."""

@@ -1,4 +1,4 @@
-"""Ending what an owner has left that did not see to it itself."""
+"""Clean up after an owner that could not do it itself."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MODULE: Final = "pytest_ephemeral.environments.cleanup"
 #: How many environments are removed at once.
 AT_ONCE: Final = 8
 
-#: Seconds before each further attempt at what can't be removed.
+#: Seconds before each retry of a removal that failed.
 BACKOFF: Final = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 
 
 def settle_command(store_url: str, id: str) -> list[str]:
-    """The command that closes the record of an environment that was ended without its owner.
+    """The command that removes the record of an environment that ended without its owner.
 
     What lies in the current folder and is called like some module is not taken for it (``-P``).
     """
@@ -32,7 +32,7 @@ def settle_command(store_url: str, id: str) -> list[str]:
 
 
 def finish(store_url: str, run: str, pause: Callable[[float], object] = time.sleep) -> int:
-    """Remove all that a run has brought up, but for what was kept.
+    """Destroy all environments of a run, except those that were kept.
 
     What can't be removed is tried again, a few minutes long. Then its record says why, and it
     stays for ``pytest-ephemeral reap``.
@@ -64,7 +64,7 @@ def _remove_all(ledger: Ledger, environments: Sequence[Environment]) -> bool:
 
 
 def settle(store_url: str, id: str) -> None:
-    """Remove the record of an environment, and whatever may be left of it."""
+    """Destroy what is left of an environment, and remove its record."""
     from pytest_ephemeral.errors import NothingMatchedError
 
     ledger = open_ledger(store_url)

@@ -1,4 +1,4 @@
-"""When an environment ends: extend its expiry, keep it past its owner, disarm it for production."""
+"""An environment's expiry: extend it, keep it past its owner, disarm it for production."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import EphemeralError, PromotionError
 from pytest_ephemeral.models import Environment
 
-#: How long an environment that nobody needs any more can still be looked at.
+#: How long an environment can still be inspected when nobody needs it any more.
 GRACE: Final = timedelta(minutes=5)
 
 
 def extend(ledger: Ledger, environment: Environment, expires_at: datetime) -> Environment:
-    """Move an expiry, first on all that the environment is made of, then in its record.
+    """Change an expiry, first on all resources of the environment, then in its record.
 
     Args:
         ledger: Where its record is.
@@ -50,7 +50,7 @@ def keep(ledger: Ledger, environment: Environment) -> Environment:
 
 
 def hold(ledger: Ledger, environment: Environment, until: datetime) -> None:
-    """Keep an environment alive until a moment at least, whatever becomes of its owner.
+    """Keep an environment until a moment at least, even if its owner ends.
 
     Args:
         ledger: Where its record is.
@@ -86,13 +86,13 @@ def rearm(ledger: Ledger, id: str, when: datetime) -> str:
 
 
 def earliest_end(expires_at: datetime | None) -> datetime:
-    """When an environment may end that is no longer held: at its own expiry, or after a moment."""
+    """When an environment that is no longer held may end: at its own expiry, or after a moment."""
     soon = datetime.now(UTC) + GRACE
     return soon if expires_at is None else max(soon, expires_at)
 
 
 def disarm(ledger: Ledger, environment: Environment) -> str:
-    """Turn off everything by which an environment could end, and prove that it is off.
+    """Turn off everything that could end an environment, and verify that it is off.
 
     That is expiry, guest timer, guard and owner, and, by the record, reaper and watchdog.
 

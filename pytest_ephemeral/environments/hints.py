@@ -1,4 +1,4 @@
-"""Why an environment is not ready: what its probes, its log and its listeners have in common.
+"""Hints on why an environment is not ready, from its probes, its log and its listeners.
 
 Each hint names the cause that people meet most often, and what to change.
 """
@@ -20,7 +20,7 @@ _LINES: Final = 200
 #: Seconds that a TLS handshake may take.
 _HANDSHAKE: Final = 1.0
 
-#: What a log has → what to change.
+#: A pattern in the log, and what to change.
 _IN_LOG: Final = (
     (
         r"Invalid HTTP_HOST header|DisallowedHost",
@@ -59,14 +59,14 @@ def find(environment: Environment, provider: Provider, seen: Sequence[str]) -> l
 
 
 def of_exit(detail: str) -> str:
-    """A hint about a process that has ended while it was starting; empty when there is none."""
+    """A hint about a process that ended during its start; empty when there is none."""
     if re.search(r"exited with status 0\b", detail):
         return "its command has to stay in the foreground: start it without `&` and not as a daemon"
     return ""
 
 
 def _of_tls(environment: Environment, seen: Sequence[str]) -> Iterator[str]:
-    """A port that hangs up on plain HTTP, or answers with a TLS alert, may want TLS: try it."""
+    """Try TLS on a port that closes plain HTTP connections, or answers with a TLS alert."""
     if not any(what.startswith("GET http://") and ": status " not in what for what in seen):
         return
     for name, endpoint in environment.endpoints.items():

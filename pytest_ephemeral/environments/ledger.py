@@ -1,4 +1,4 @@
-"""The durable record of every environment, written before anything of it is created.
+"""The ledger: the durable record of every environment, written before anything of it is created.
 
 One JSON file an environment, under ``environments/``. It is removed when nothing of the
 environment is left, so what the ledger lists is what may exist.
@@ -30,7 +30,7 @@ _ALPHABET: Final = "23456789bcdfghjkmnpqrstvwxz"
 
 
 class Record(Model, frozen=True, kw_only=True):
-    """An environment, with the request it is made from.
+    """An environment, with the request that creates it.
 
     Attributes:
         environment: As it is now.
@@ -53,7 +53,7 @@ class Ledger:
         self.broken: dict[str, str] = {}
 
     def create(self, environment: Environment, template: Template) -> None:
-        """Record an environment that is about to be made.
+        """Record an environment that is about to be created.
 
         Raises:
             RecordExistsError: Its id is taken.
@@ -62,7 +62,7 @@ class Ledger:
         self.store.create(_path(environment.id), encode(record))
 
     def change(self, id: str, **changes: Any) -> Environment | None:
-        """Record what has become of an environment; what is not named stays as it is.
+        """Change some fields of an environment's record.
 
         One that was removed meanwhile stays removed.
 
@@ -79,7 +79,7 @@ class Ledger:
             return None
 
     def mark_destroying(self, id: str, still: Callable[[Environment], bool]) -> Environment | None:
-        """Record that an environment is being destroyed, if it is still to be.
+        """Record that an environment is being destroyed, if it still has to be.
 
         Whoever changes its record first is right: one whose expiry is taken away is not condemned,
         and whoever takes the expiry of one away that is marked reads that in it.
@@ -113,11 +113,11 @@ class Ledger:
         return changed[0] if changed else None
 
     def remove(self, id: str) -> None:
-        """Forget an environment of which nothing is left."""
+        """Remove the record of an environment that is gone."""
         self.store.delete(_path(id))
 
     def get(self, id: str) -> Environment:
-        """The environment of that id, or of the only id that begins so.
+        """The environment with that id, or with the only id of that prefix.
 
         Raises:
             NothingMatchedError: There is none, or more than one; names the closest.
@@ -126,7 +126,7 @@ class Ledger:
         return self.record(id).environment
 
     def record(self, id: str) -> Record:
-        """As ``get``, with the request it was made from."""
+        """As ``get``, with the request that created it."""
         if re.fullmatch(ID_PATTERN, id):
             with suppress(RecordMissingError):
                 return _decode(_path(id), self.store.read(_path(id)).data)
@@ -147,14 +147,14 @@ class Ledger:
         return sorted(found, key=lambda one: one.created_at)
 
     def in_use(self) -> set[str]:
-        """The keys of the images that environments run from."""
+        """The keys of the images that environments use."""
         return {one.image.key for one in self.entries() if one.image is not None}
 
 
 def register(
     ledger: Ledger, template: Template, describe: Callable[[str], Environment]
 ) -> Environment:
-    """Record a new environment under an id that nobody else has.
+    """Record a new environment under a unique id.
 
     Args:
         ledger: Where.
@@ -176,7 +176,7 @@ def _path(id: str) -> str:
 
 
 def _decode(path: str, data: bytes) -> Record:
-    """A record, if it is one and of the environment that its path names.
+    """Decode a record. Its environment must match the record's path.
 
     Raises:
         TamperedRecordError: It is not.

@@ -40,15 +40,15 @@ class Timed(msgspec.Struct, frozen=True):
 
 
 def _silent(_: Progress) -> None:
-    """Nobody waits."""
+    """The default: progress is not reported."""
 
 
 def _untouched(_: Environment) -> None:
-    """Nobody wants to see it before it is removed."""
+    """The default: nothing is done before the removal."""
 
 
 class Lifecycle(msgspec.Struct):
-    """Brings environments up and takes them down, for one run.
+    """Launches and destroys the environments of one run.
 
     Attributes:
         project: Where records, artifacts and images are.
@@ -75,7 +75,7 @@ class Lifecycle(msgspec.Struct):
     _left: set[str] = msgspec.field(default_factory=set)
 
     def check(self, template: str) -> None:
-        """See whether what a template's provider needs is there, before anything is begun.
+        """Check before a launch that a template's provider has what it needs.
 
         Raises:
             UnavailableError: It is not.
@@ -97,7 +97,7 @@ class Lifecycle(msgspec.Struct):
     # -- up ------------------------------------------------------------------------------
 
     def bring_up(self, template: Template, *, ttl: Duration | None = None) -> Timed:
-        """Bring up an environment of a template, and return when it is ready and seeded.
+        """Launch an environment of a template, and return when it is ready and seeded.
 
         Args:
             template: Of the configuration.
@@ -149,7 +149,7 @@ class Lifecycle(msgspec.Struct):
         return Timed(environment, clock.seconds)
 
     def _modified(self, template: Template) -> Template:
-        """The template after the users' hook has seen it."""
+        """The template, changed by the users' hook."""
         try:
             with self._hook_lock:
                 changed = self.hooks.pytest_ephemeral_modify_template(
@@ -172,11 +172,11 @@ class Lifecycle(msgspec.Struct):
         return changed
 
     def _obtain(self, template: Template) -> dict[str, Image]:
-        """The template's images by name; each is obtained once a run, and is the same in it."""
+        """The template's images by name. Each is obtained once in a run."""
         return {name: self.image(name) for name in _image_names(template)}
 
     def image(self, name: str) -> Image:
-        """The baked image of that name, baked or brought here first where that is allowed.
+        """The baked image of that name, baked or fetched first where that is allowed.
 
         Raises:
             EphemeralError: It can't be had.
@@ -220,7 +220,7 @@ class Lifecycle(msgspec.Struct):
             raise type(error)(interpolation.mask(str(error), order.secrets)) from None
 
     def _abandon(self, environment: Environment, error: BaseException) -> None:
-        """Take down what came up only in part; the error says so when that fails."""
+        """Destroy an incomplete environment. If that fails, say so in the original error."""
         try:
             self.before_removal(environment)
         finally:
@@ -235,7 +235,7 @@ class Lifecycle(msgspec.Struct):
     # -- and then --------------------------------------------------------------------------
 
     def status(self, environment: Environment) -> Status:
-        """How it is now, by its provider's word. An expired one says that it was its time."""
+        """Its state as its provider reports it. An expired one says so."""
         status = providers.load(environment.provider).status(environment)
         expires_at = environment.expires_at
         if status.state == "gone" and expires_at is not None and expires_at <= datetime.now(UTC):
@@ -246,7 +246,7 @@ class Lifecycle(msgspec.Struct):
         return status
 
     def extend(self, environment: Environment, expires_at: datetime) -> Environment:
-        """Move an environment's expiry, on all that it is made of and in its record."""
+        """Change an environment's expiry, on all its resources and in its record."""
         return expiry.extend(self.project.ledger, environment, expires_at)
 
     def keep(self, environment: Environment) -> Environment:
@@ -257,7 +257,7 @@ class Lifecycle(msgspec.Struct):
         return kept
 
     def publish(self, environment: Environment, url: str) -> None:
-        """Tell everyone who should know where an environment is."""
+        """Publish an environment's URL."""
         self._emit("publish_url", environment=environment, url=url)
 
     def destroy(
@@ -298,7 +298,7 @@ class Lifecycle(msgspec.Struct):
         return seconds
 
     def leave(self, environment: Environment) -> None:
-        """Tell the hooks of a removal that goes on in another thread, and is not waited for.
+        """Tell the hooks that a removal continues in the background.
 
         What the engine of a provider takes its time for (an address, a bridge) is nothing that
         people should wait for. Its record stays until it is done, and longer if it fails.
@@ -315,14 +315,14 @@ class Lifecycle(msgspec.Struct):
 
     @contextmanager
     def _recording(self, environment: Environment, *names: str) -> Iterator[None]:
-        """Record it while something else is waited for: a disk takes its time."""
+        """Write the record while something else is waited for: writing to disk takes time."""
         with ThreadPoolExecutor(1) as pool:
             recorded = pool.submit(self._record, environment, *names)
             yield
             recorded.result()
 
     def _emit(self, event: str, **arguments: Any) -> None:
-        """Tell the hooks, one event at a time. A listener that fails spoils nothing."""
+        """Call the hooks, one event at a time. An error in one of them is only reported."""
         hook = getattr(self.hooks, f"pytest_ephemeral_{event}")
         try:
             with self._hook_lock:

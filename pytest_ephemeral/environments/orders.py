@@ -1,4 +1,4 @@
-"""What a provider is told to bring up: everything filled in, and nothing left to look up."""
+"""Orders for providers: everything is filled in, and nothing is left to look up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_ephemeral.tables import Template
 def register_environment(
     project: Project, run: str, template: Template, images: Mapping[str, Image], ttl: Duration
 ) -> Environment:
-    """Record a new environment, with all its labels, before anything of it is made.
+    """Record a new environment, with all its labels, before anything of it is created.
 
     Args:
         project: Whose ledger.

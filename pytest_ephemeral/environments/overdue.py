@@ -1,4 +1,4 @@
-"""What may be removed, and why: by the ledger's records, and by what providers hold of ours.
+"""What may be removed, and why: by the ledger's records, and by the labels of resources.
 
 Both halves are looked at, so that either of them is enough. What is neither expired nor abandoned
 is never overdue, nor is anything without our labels.
@@ -50,14 +50,14 @@ class Overdue(msgspec.Struct, frozen=True):
 
 
 class Unseen(msgspec.Struct, frozen=True):
-    """A provider, or one of its places, that can't be looked into."""
+    """A provider, or one of its regions, that can't be searched."""
 
     provider: str
     error: str
 
 
 def overdue(project: Project, *, asked: bool, dry_run: bool) -> Iterator[Overdue | Unseen]:
-    """All that may be removed now.
+    """Everything that may be removed now.
 
     Args:
         project: Whose ledger and catalog.
@@ -99,7 +99,7 @@ def why(environment: Environment, now: datetime) -> str:
 
 
 def doubt_of_expiry(environment: Environment, now: datetime) -> str:
-    """Why an expiry that has passed by this machine's clock may not have; empty when it has.
+    """Why this machine's clock may be wrong about an expiry; empty when there is no doubt.
 
     Args:
         environment: As its record has it.
@@ -122,7 +122,7 @@ def doubt_of_expiry(environment: Environment, now: datetime) -> str:
 
 
 def _clock_of(environment: Environment) -> datetime | None:
-    """What time it is where an environment runs; None where our clock is the only one."""
+    """The time where an environment runs; None where there is only this machine's clock."""
     try:
         provider = providers.load(environment.provider)
         return provider.clock(environment) if isinstance(provider, SupportsClock) else None
@@ -142,7 +142,7 @@ def _minutes(time: timedelta) -> str:
 
 
 def why_abandoned(owned: Owned) -> str:
-    """As ``why``, for what no ledger here describes: only its own labels can say.
+    """As ``why``, for a resource without a record, by its labels.
 
     Another project's ledger may know it. Its time is over when that is so by our clock and by the
     clock of where it is.
@@ -159,7 +159,7 @@ def why_abandoned(owned: Owned) -> str:
 def _find_unrecorded(
     project: Project, name: str, known: Iterable[Environment]
 ) -> Iterator[Overdue | Unseen]:
-    """What one provider holds that is overdue by its labels."""
+    """The resources of one provider that are overdue by their labels."""
     try:
         provider = providers.load(name)
         looks = _places_to_look(project, provider, known)
@@ -182,7 +182,7 @@ def _find_unrecorded(
 def _places_to_look(
     project: Project, provider: Provider, known: Iterable[Environment]
 ) -> list[Callable[[], Iterable[Owned]]]:
-    """One look a place, since one that can't be looked into says nothing of the others."""
+    """One search for each region, so that an error in one leaves the others."""
     if not isinstance(provider, SupportsRegions):
         return [provider.list_owned]
     config = project.config
@@ -196,7 +196,7 @@ def _places_to_look(
 def _skip_cataloged(
     project: Project, found: Overdue, *, dry_run: bool
 ) -> Iterator[Overdue | Unseen]:
-    """What was found; an image of our catalog is none, though its provider was not told of that."""
+    """Leave out images that the catalog lists: their provider may not have been told yet."""
     reference = "" if found.owned is None else found.owned.image
     images = project.images.catalog.entries() if reference else []
     known = [one for one in images if (one.provider, one.reference) == (found.provider, reference)]
@@ -218,14 +218,14 @@ def _is_shared(name: str) -> bool:
 
 
 def _used_providers(project: Project, known: Collection[Environment]) -> set[str]:
-    """The providers of a project: nobody's account is looked into for one that is none of them."""
+    """The providers that a project uses. Accounts of others are not searched."""
     templates = {template.provider for template in project.config.templates.values()}
     recipes = {recipe.provider for recipe in project.config.images.values()}
     return templates | recipes | {environment.provider for environment in known}
 
 
 def _is_past(expires: str, now: datetime) -> bool:
-    """Whether a label says that the time is over; one that can't be read does not say so."""
+    """Whether a label gives an expiry that has passed; False for one that can't be read."""
     try:
         return expires != labels.NEVER and datetime.fromisoformat(expires) <= now
     except (ValueError, TypeError):  # not a date, or one without a time zone

@@ -26,10 +26,10 @@ SHORTEST_HANG_UP: Final = 0.02
 
 
 class Probe(Protocol):
-    """One thing to look at."""
+    """One readiness check."""
 
     def look(self, seconds: float) -> str:
-        """Look once.
+        """Check once.
 
         Args:
             seconds: How long it may take.
@@ -40,7 +40,7 @@ class Probe(Protocol):
 
 
 class TcpProbe(msgspec.Struct):
-    """A port that accepts a connection.
+    """A port accepts a connection.
 
     Attributes:
         endpoint: Where it is.
@@ -65,7 +65,7 @@ class TcpProbe(msgspec.Struct):
         return ""
 
     def _hangs_up(self, connection: socket.socket) -> bool:
-        """Whether the other side ends a connection right away; a busy machine takes its time."""
+        """Whether the other side closes the connection at once."""
         seen = max(SHORTEST_HANG_UP, HANG_UP_FACTOR * self._slowest)
         connection.settimeout(seen if self._slowest else HANG_UP)
         started = time.monotonic()
@@ -81,7 +81,7 @@ class TcpProbe(msgspec.Struct):
 
 
 class PlatformProbe(msgspec.Struct, frozen=True):
-    """What the platform itself thinks."""
+    """The platform's own health checks pass."""
 
     environment: Environment
     provider: SupportsHealth
@@ -92,7 +92,7 @@ class PlatformProbe(msgspec.Struct, frozen=True):
 
 
 class HttpProbe(msgspec.Struct, frozen=True):
-    """A path that answers with an accepted status.
+    """A path answers with an accepted status.
 
     The standard library's client: a look takes less than importing a better one.
     """
@@ -133,7 +133,7 @@ class HttpProbe(msgspec.Struct, frozen=True):
 
 
 class LogProbe(msgspec.Struct):
-    """A regular expression that is found in what the application prints."""
+    """A regular expression matches the application's log."""
 
     environment: Environment
     provider: Provider
@@ -142,7 +142,7 @@ class LogProbe(msgspec.Struct):
     _text: str = ""
 
     def look(self, seconds: float) -> str:  # noqa: ARG002
-        """See ``Probe``. Each look reads only what is new, and the end of what was read before."""
+        """See ``Probe``. Each check reads only new output, and the end of what it read before."""
         mark = self.provider.log_mark(self.environment)
         self._text = self._text[-4096:] + self.provider.logs(self.environment, since=self._mark)
         self._mark = mark
@@ -152,7 +152,7 @@ class LogProbe(msgspec.Struct):
 
 
 class CommandProbe(msgspec.Struct, frozen=True):
-    """A command run inside the environment that succeeds."""
+    """A command inside the environment succeeds."""
 
     environment: Environment
     provider: Provider

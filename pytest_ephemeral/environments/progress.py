@@ -1,4 +1,4 @@
-"""What people who wait are told of an environment that comes and goes."""
+"""Progress of launches, bakes and removals, for people who wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Phase = Literal[
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """Something that people who wait would like to know.
+    """One progress event.
 
     Attributes:
         subject: The environment's id, or the image's name while it is baked.
@@ -33,14 +33,14 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Clock(msgspec.Struct):
-    """Times the phases of one bringing up, and tells of each as it begins."""
+    """Times the phases of one launch, and reports each as it begins."""
 
     say: Callable[[Progress], None]
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
 
     @contextmanager
     def phase(self, subject: str, phase: Phase) -> Iterator[None]:
-        """Time what is done inside; its end is noted however it ends."""
+        """Time a block, however it ends."""
         self.say(Progress(subject, phase))
         started = time.monotonic()
         try:

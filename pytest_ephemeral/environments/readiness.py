@@ -1,4 +1,4 @@
-"""When an environment is up: it is looked at until every probe has succeeded.
+"""Readiness: check an environment until every probe has succeeded.
 
 The first look is at once. From 2 ms the pauses grow to 50 ms, each a twentieth of what was waited
 so far: an application is noticed late by at most that share of its own start, and one that takes a
@@ -157,7 +157,7 @@ def last_lines(environment: Environment, provider: Provider, probed: str = "") -
 
 
 def _foreign_listener(environment: Environment, provider: object) -> str:
-    """What answers in an environment's place, for people; empty when it answers itself."""
+    """Who answers instead of the environment, for people; empty when it answers itself."""
     if not isinstance(provider, SupportsListeners):
         return ""
     found = provider.foreign_listener(environment)
@@ -181,7 +181,7 @@ def _accepted(ready: Ready) -> frozenset[int]:
 
 
 def _path(probes: Sequence[Probe]) -> str:
-    """The path that is requested, if one is."""
+    """The path that the HTTP probe requests, if there is one."""
     return next((probe.path for probe in probes if isinstance(probe, HttpProbe)), "")
 
 

@@ -1,4 +1,4 @@
-"""Destroy every environment whose time is over or whose owner is gone, and prove it.
+"""Destroy every environment that has expired or whose owner is gone, and verify that it is gone.
 
 What is overdue is looked at once more right before it goes: it may have been extended, kept or
 promoted since it was found. Two may reap at once, from two places: destroying twice is no error.
@@ -24,12 +24,12 @@ from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.abilities import SupportsBulkSweep
 from pytest_ephemeral.providers.protocol import Owned, Provider
 
-#: So many are removed at once. Most of that time is spent waiting for others to do it.
+#: How many are removed at once. Most of the time is spent waiting.
 AT_ONCE: Final = 64
 
 
 class Reaped(msgspec.Struct, frozen=True):
-    """One thing that was, or in a dry run would be, removed.
+    """One resource that was removed, or would be in a dry run.
 
     Attributes:
         id: The environment's; empty where a provider can't be looked into at all.
@@ -56,7 +56,7 @@ def reap(
     accounts: Collection[str] | None = None,
     at_once: int = AT_ONCE,
 ) -> list[Reaped]:
-    """Remove all that is overdue.
+    """Remove everything that is overdue.
 
     Args:
         project: Whose ledger.
@@ -81,7 +81,7 @@ def reap(
 def _sort_out(
     project: Project, accounts: Collection[str] | None, *, dry_run: bool
 ) -> tuple[list[Reaped], list[Overdue]]:
-    """What is only reported, and what is to be removed."""
+    """Separate what is only reported from what is removed."""
     reaped: list[Reaped] = []
     removable: list[Overdue] = []
     for found in overdue(project, asked=bool(accounts), dry_run=dry_run):
@@ -104,7 +104,7 @@ def _sort_out(
 
 
 def leftovers(reaped: list[Reaped]) -> None:
-    """Raise if something of what was reaped remains.
+    """Raise if something remains of what was reaped.
 
     Raises:
         DestroyError: Something remains, or may; names all of it.
@@ -119,7 +119,7 @@ def leftovers(reaped: list[Reaped]) -> None:
 
 
 def _remove(ledger: Ledger, found: Sequence[Overdue], at_once: int) -> Iterator[Reaped]:
-    """Remove things, and tell of each as it is done."""
+    """Remove resources, and report each when it is done."""
     if not found:
         return
     with ThreadPoolExecutor(min(at_once, len(found))) as pool:
@@ -140,7 +140,7 @@ def _remove(ledger: Ledger, found: Sequence[Overdue], at_once: int) -> Iterator[
 
 
 def _remove_recorded(ledger: Ledger, found: Overdue) -> list[Reaped]:
-    """By its record, which is changed only if it still says so: what is disarmed is let alone."""
+    """Remove by the record, if that still says that it is overdue."""
     error = ""
     try:
         environment = ledger.mark_destroying(
@@ -179,7 +179,7 @@ def _sweep_all(provider: SupportsBulkSweep, found: Sequence[Overdue]) -> list[Re
 
 
 def _as_text(error: Exception) -> str:
-    """An error for people; of one that is not ours, its kind too."""
+    """An error for people, with its type if it is not one of ours."""
     return str(error) if isinstance(error, EphemeralError) else f"{type(error).__name__}: {error}"
 
 

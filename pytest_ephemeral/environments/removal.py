@@ -1,4 +1,4 @@
-"""Removing an environment: what every way down ends in, whoever goes it."""
+"""The removal of an environment, for whoever destroys it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_ephemeral.providers.abilities import SupportsStagedDestroy
 def remove(
     ledger: Ledger, environment: Environment, accepted: Callable[[], None] = lambda: None
 ) -> None:
-    """Remove all of an environment, then its record: never the other way round.
+    """Remove all of an environment, then its record, never in the other order.
 
     Args:
         ledger: Where its record is.

@@ -1,4 +1,4 @@
-"""The data an environment starts with: a command of the user's, run once."""
+"""Seed data: a command of the user's, run once in a new environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.protocol import Provider
 
-#: Seconds a seed may take; it is a command of the user's, and has no time-out of its own.
+#: Seconds a seed may take. It has no time-out of its own.
 SEED_TIMEOUT: Final = 600.0
 
 

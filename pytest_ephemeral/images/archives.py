@@ -1,4 +1,4 @@
-"""Images' content as archives in the store: put there by a bake, checked on its way out."""
+"""Archives of images in the store. Their digests are checked whenever they are read."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Archives:
 
 
 def archive_path(image: Image) -> str:
-    """Named by the archive's digest; without an archive, a path that is in no store."""
+    """The archive's path in the store; without an archive, a path that never exists."""
     return f"images/{(image.archive or 'none').removeprefix('sha256:')}"
 
 

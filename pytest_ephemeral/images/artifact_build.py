@@ -16,14 +16,14 @@ from pytest_ephemeral.artifacts.naming import find_files
 from pytest_ephemeral.errors import BakeError, ConfigurationError
 from pytest_ephemeral.tables import Recipe
 
-#: Where it is remembered what an artifact was built from, in the configuration's folder.
+#: The file with the sources' digests of the last build, in the configuration's folder.
 FOLDER: Final = ".ephemeral/builds"
 
 _LINES: Final = 20
 
-#: What builds leave behind is no source.
+#: Folders that builds leave behind. They are not sources.
 _OUTPUTS: Final = frozenset({"dist", "build"})
-#: What a wheel is made from, for a project that declares no ``build``.
+#: The sources of a wheel, for a project that declares no ``build``.
 _PYTHON: Final = frozenset({".py", ".toml", ".cfg"})
 
 
@@ -62,7 +62,7 @@ def build_if_changed(
 
 
 def find_built(recipe: Recipe, root: Path) -> str | None:
-    """What the recipe's artifact is: the file that its ``build`` made last, or else its glob."""
+    """The recipe's artifact: the file that its ``build`` made last, or else its glob."""
     last = _read(recipe, root).get("file", "") if recipe.build is not None else ""
     return last if last and (root / last).is_file() else recipe.artifact
 
@@ -146,7 +146,7 @@ def _stamp(recipe: Recipe, root: Path) -> Path:
 
 
 def _read(recipe: Recipe, root: Path) -> dict[str, str]:
-    """What was built last, from which sources."""
+    """The last build: its file, and the digest of its sources."""
     try:
         found = json.loads(_stamp(recipe, root).read_bytes())
     except (OSError, ValueError):

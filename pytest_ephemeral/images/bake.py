@@ -1,4 +1,4 @@
-"""One bake: run it, verify it, put its content into the store, and record it."""
+"""One bake: run it, verify it, store its content, and record it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pytest_ephemeral.tables import Recipe
 
 
 class BakePlan(msgspec.Struct, frozen=True):
-    """An image that is asked for, with everything that decides its content.
+    """A requested image, with everything that determines its content.
 
     Attributes:
         inputs: What goes into the key, by name.
@@ -40,7 +40,7 @@ class BakePlan(msgspec.Struct, frozen=True):
     def job(
         self, artifact: Path | None, say: Callable[[str], None], live: Callable[[str], None] | None
     ) -> BakeJob:
-        """What the baker is given.
+        """The job for the baker.
 
         Args:
             artifact: The artifact's file, checked.
@@ -78,7 +78,7 @@ class Bake:
         self._started = time.monotonic()
 
     def run(self, *, again: bool) -> Image:
-        """Bake the image, or adopt the one that another bake has left on this machine.
+        """Bake the image, or reuse what another bake has left on this machine.
 
         Args:
             again: Bake it in any case.
@@ -102,7 +102,7 @@ class Bake:
                 raise
 
     def _adopt(self) -> Image | None:
-        """What a bake for another store, or under another name, has left on this machine."""
+        """An image on this machine that was baked for another store or under another name."""
         image = self._plan.baker.adopt(self._job)
         if image is None:
             return None
@@ -151,7 +151,7 @@ class Bake:
 
 
 def _discard(baker: Baker, key: str, error: BaseException) -> None:
-    """Remove a half-made image; if that fails too, the error says so and stays what it was."""
+    """Remove an incomplete image. If that fails, say so in the original error."""
     try:
         baker.discard(key)
     except (EphemeralError, TimeoutError) as left:

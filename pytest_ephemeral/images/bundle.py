@@ -1,4 +1,4 @@
-"""One file that holds all of an image: a tar of its record, ``image.json``, and its archive."""
+"""A bundle: one tar file with an image's record, ``image.json``, and its archive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CONTENT: Final = "content"
 
 
 def write(file: Path, image: Image, archive: Path) -> None:
-    """Write an image's record and its archive into one file, all of it or nothing.
+    """Write an image's record and its archive to one file, atomically.
 
     Raises:
         ConfigurationError: It can't be written.
@@ -44,7 +44,7 @@ def write(file: Path, image: Image, archive: Path) -> None:
 
 
 def read(file: Path, archive: Path) -> Image:
-    """Read an image's record from such a file, and write its archive to another.
+    """Read an image's record from a bundle, and write its archive to a file.
 
     Raises:
         ConfigurationError: It is no such file.

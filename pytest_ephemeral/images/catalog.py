@@ -45,7 +45,7 @@ class Catalog:
         return sorted(found, key=lambda image: (image.name, image.baked_at))
 
     def get(self, wanted: str) -> Image:
-        """The newest image of a name, or the one whose key begins so (with or without ``sha256:``).
+        """The newest image of a name, or the image whose key has that prefix.
 
         Raises:
             NothingMatchedError: There is none, or more than one; names the closest.
@@ -72,7 +72,7 @@ class Catalog:
         return next((image for image in reversed(self.entries()) if image.name == name), None)
 
     def find(self, name: str, key: str) -> Image | None:
-        """The image of exactly that name and key; a broken record is none."""
+        """The image of exactly that name and key. A broken record counts as missing."""
         try:
             return _decode(_path(name, key), self._store.read(_path(name, key)).data)
         except (RecordMissingError, TamperedRecordError):
@@ -101,7 +101,7 @@ def _path(name: str, key: str) -> str:
 
 
 def _decode(path: str, data: bytes) -> Image:
-    """An image, if the record is one and of the name and key that its path says.
+    """Decode an image. Its name and key must match the record's path.
 
     Raises:
         TamperedRecordError: It is not.

@@ -1,4 +1,4 @@
-"""Who bakes an image: one at a time, in whichever folder, on whichever machine.
+"""Claims: only one process bakes an image at a time, on all machines that share a store.
 
 A claim is a record in the store. Its owner renews it while it bakes; one whose owner is dead, or
 on another machine and silent, is taken over by compare-and-swap.
@@ -28,14 +28,14 @@ from pytest_ephemeral.store import Store, Versioned
 
 POLL_SECONDS: Final = 0.2
 RENEW_SECONDS: Final = 5.0
-#: After how long without a renewal a claim of another machine is void. Measured by the clock of
+#: Seconds without a renewal after which a claim of another machine lapses. Measured by the waiting
 #: who waits, from when the claim last changed: two machines' clocks need not agree.
 SILENT_SECONDS: Final = 60.0
 SAY_AGAIN_SECONDS: Final = 10.0
 
 
 class BakeClaim(Model, frozen=True, kw_only=True):
-    """That someone bakes an image.
+    """A claim: who bakes an image, and since when.
 
     Attributes:
         owner: Who.
@@ -52,7 +52,7 @@ class BakeClaim(Model, frozen=True, kw_only=True):
 
 @contextmanager
 def hold_claim(store: Store, key: str, image: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Be the only one to bake an image; wait for who does.
+    """Hold the claim on an image. Wait while another process holds it.
 
     Args:
         store: What all who might bake it share.
@@ -74,7 +74,7 @@ def hold_claim(store: Store, key: str, image: str, say: Callable[[str], None]) -
 
 
 class _Held:
-    """A claim of this process."""
+    """A claim that this process holds."""
 
     def __init__(self, store: Store, path: str, claim: BakeClaim, version: str) -> None:
         self.done = Event()
@@ -95,14 +95,14 @@ class _Held:
             self._claim = claim
 
     def release(self) -> None:
-        """Give it up, unless it was taken over meanwhile."""
+        """Release the claim, unless another process has taken it over."""
         with suppress(RecordMissingError):
             if self._store.read(self._path).version == self._version:
                 self._store.delete(self._path)
 
 
 def _acquire(store: Store, path: str, claim: BakeClaim, say: Callable[[str], None]) -> str:
-    """Make the claim, or take a void one over; the record's version."""
+    """Create the claim, or take over one that has lapsed. Returns the record's version."""
     started = changed = time.monotonic()
     said = float("-inf")
     seen: Versioned | None = None

@@ -1,4 +1,4 @@
-"""An image's key: what went into it, and what differs between two."""
+"""An image's key: its inputs, and the differences between two images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.models import to_builtins
 from pytest_ephemeral.tables import Recipe
 
-#: Raised when what a bake does with the same inputs changes.
+#: The version of the baking procedure: increased when the same inputs give another image.
 FORMAT: Final = "2"
 
-#: Keys of a recipe that don't decide the content, or that stand among the inputs in another form.
+#: Keys of a recipe that don't determine the content, or that are among the inputs in another form.
 _NOT_PARAMETERS: Final = frozenset(
     {"name", "verify", "install", "artifact", "build", "sources", "python"}
 )
@@ -24,7 +24,7 @@ _NOT_PARAMETERS: Final = frozenset(
 def inputs(
     recipe: Recipe, root: Path, *, artifact: str | None, resolved: Mapping[str, str]
 ) -> dict[str, str]:
-    """All that goes into an image, by name, each in a form that people can read.
+    """All inputs of an image, by name, each in a form that people can read.
 
     Args:
         recipe: The recipe; keys that are not given don't appear.
@@ -57,7 +57,7 @@ def key(inputs: Mapping[str, str]) -> str:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What is not the same, such as ``artifact: sha256:ab12… before, sha256:cd34… now``."""
+    """The inputs that differ, such as ``artifact: sha256:ab12… before, sha256:cd34… now``."""
     return [
         f"{name}: {_short(before.get(name))} before, {_short(now.get(name))} now"
         for name in sorted(before.keys() | now.keys())

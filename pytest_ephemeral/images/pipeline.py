@@ -1,4 +1,4 @@
-"""From a recipe to an image that is baked and here: key, catalog, bake, verify, archive, record."""
+"""From a recipe to its image: look it up by key, or bake, verify, archive and record it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Images:
         self.signatures = SignaturePolicy(require_signature, self.catalog)
 
     def key(self, recipe: Recipe) -> str:
-        """The key of the image that the recipe gives now.
+        """The key of the image that the recipe describes now.
 
         Raises:
             ArtifactError: Its artifact can't be had.
@@ -72,7 +72,7 @@ class Images:
         return self._plan(recipe).key
 
     def obtain(self, recipe: Recipe, *, mode: BakeMode, say: Say, live: Say | None = None) -> Image:
-        """The image of a recipe, here and unchanged.
+        """The image of a recipe, present on this machine and unchanged.
 
         Args:
             recipe: What it is made from.
@@ -133,7 +133,7 @@ class Images:
         return removed
 
     def export(self, image: Image, file: Path) -> None:
-        """Write an image into one file that holds all of it.
+        """Write a bundle of an image.
 
         Raises:
             ImageMissingError: Its content can't be had.
@@ -150,7 +150,7 @@ class Images:
             bundle.write(file, image, archive)
 
     def import_(self, file: Path) -> Image:
-        """Put an image from such a file into the store and the catalog.
+        """Import a bundle into the store and the catalog.
 
         Raises:
             ConfigurationError: It is no such file.
@@ -167,7 +167,7 @@ class Images:
         return image
 
     def _refuse_other_bytes(self, image: Image) -> None:
-        """Keep what stages and people have judged: a key that is known keeps its bytes."""
+        """Refuse other content under a known key: stages and approvals refer to the content."""
         for known in self.catalog.entries():
             if known.key == image.key and known.digest != image.digest:
                 raise ImageChangedError(
@@ -178,7 +178,7 @@ class Images:
                 )
 
     def check(self, image: Image) -> None:
-        """Make sure that an image's content is what was baked, in the store or else here.
+        """Verify that an image's content, in the store or else on this machine, is what was baked.
 
         Raises:
             ImageMissingError: Its content can't be had.
@@ -217,7 +217,7 @@ class Images:
         return inputs
 
     def _find_existing(self, plan: BakePlan, say: Say) -> Image | None:
-        """The image as the catalog has it, brought here if it is not."""
+        """The image of the catalog, fetched to this machine if needed."""
         image = self.catalog.find(plan.recipe.name, plan.key)
         if image is None or plan.baker.present(image):
             return image
@@ -233,7 +233,7 @@ class Images:
         return image
 
     def _verify_late(self, plan: BakePlan, image: Image, say: Say, live: Say | None) -> Image:
-        """Run the recipe's ``verify`` on a baked image, if it has commands that never ran on it."""
+        """Run the commands of the recipe's ``verify`` that have not run on this image yet."""
         if set(plan.recipe.verify) <= set(image.verified):
             return image
         say(f"verifying {image.name}: its recipe has commands that have not run on it")
@@ -265,7 +265,7 @@ class Images:
         )
 
     def _remove(self, image: Image) -> bool:
-        """Remove an image; what another record refers to stays. Whether it could be removed."""
+        """Remove an image, except content that another record uses. Whether it could be removed."""
         others = [other for other in self.catalog.entries() if other != image]
         if not any(other.key == image.key for other in others):
             try:
@@ -280,7 +280,7 @@ class Images:
 
 @contextmanager
 def _explain_os_errors(name: str) -> Iterator[None]:
-    """Turn the system's errors into ours: a full disk, a folder that is not this user's."""
+    """Explain the system's errors: a full disk, a folder of another user."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where an image comes from: an in-toto statement with SLSA's provenance, signed if there is a key.
+"""Provenance of an image: an in-toto statement in SLSA's format, signed if there is a key.
 
 https://slsa.dev/spec/v1.0/provenance
 https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
@@ -35,7 +35,7 @@ KEY_VARIABLE: Final = "PYTEST_EPHEMERAL_SIGNING_KEY"
 
 
 class Making(msgspec.Struct, frozen=True):
-    """How an image was made, as far as the image itself does not tell.
+    """What the image itself does not tell about how it was made.
 
     Attributes:
         artifact: What was installed.
@@ -57,7 +57,7 @@ def state(
     root: Path,
     environ: Mapping[str, str],
 ) -> Envelope:
-    """Say of an image that has just been made what is known, and sign it if there is a key.
+    """State the provenance of a new image, and sign it if there is a key.
 
     Args:
         image: Whole, but for this.
@@ -75,7 +75,7 @@ def state(
 
 
 def check_key(environ: Mapping[str, str]) -> None:
-    """Find out before a bake, not after it, whether its statement can be signed.
+    """Check before a bake that its statement can be signed.
 
     Raises:
         ConfigurationError: The key is none.
@@ -86,7 +86,7 @@ def check_key(environ: Mapping[str, str]) -> None:
 
 
 def statement(image: Image, making: Making) -> dict[str, Any]:
-    """What is said of an image.
+    """The statement about an image.
 
     Args:
         image: Whole, as the catalog will record it.
@@ -161,7 +161,7 @@ def read(image: Image) -> dict[str, Any]:
 
 
 def verify(image: Image, public_key: Path) -> str:
-    """Make sure that the owner of a key says so.
+    """Verify that the statement is signed with a key.
 
     Args:
         image: With its provenance.
@@ -198,7 +198,7 @@ def verify(image: Image, public_key: Path) -> str:
 
 
 def _internal_parameters(image: Image) -> dict[str, Any]:
-    """All that the image's record says, so that no part of it can be changed unnoticed."""
+    """All fields of the image's record, so that a change of any of them is noticed."""
     record: dict[str, Any] = to_builtins(image)
     del record["provenance"]
     del record["verified"]  # may grow later, and says nothing of the content
@@ -211,7 +211,7 @@ def _internal_parameters(image: Image) -> dict[str, Any]:
 
 
 def _subjects(image: Image) -> list[dict[str, Any]]:
-    """What the statement is about: the image's content, and the archive it is kept in."""
+    """The statement's subjects: the image's content, and its archive."""
     subjects = [_describe_resource(image.name, image.digest)]
     if image.archive is not None:
         subjects.append(_describe_resource(f"{image.name} archive", image.archive))
@@ -224,7 +224,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _dependencies(image: Image, making: Making) -> list[dict[str, Any]]:
-    """All that the image was made from, each by its digest, or else by its name."""
+    """All inputs of the image, each by its digest, or else by its name."""
     found = []
     for name, value in sorted(image.inputs.items()):
         described = _describe_resource(name, value)
@@ -258,7 +258,7 @@ def _run(image: Image, build: Build | None) -> dict[str, Any]:
 
 
 def _describe_resource(name: str, digest: str) -> dict[str, Any]:
-    """A resource as in-toto describes it, with its digest if that is one."""
+    """A resource in in-toto's format, with its digest if it has one."""
     algorithm, separator, digits = digest.partition(":")
     if (
         not separator
@@ -278,7 +278,7 @@ def _time(moment: datetime) -> str:
 
 
 def _encode_for_signing(payload_type: str, payload: bytes) -> bytes:
-    """What a signature is over: the type and the payload, each with its length (DSSE's PAE)."""
+    """The bytes that are signed: the type and the payload, each with its length (DSSE's PAE)."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
@@ -311,7 +311,7 @@ def _public_key(file: Path) -> Any:
 
 
 def _load_key(key: str, *, private: bool) -> Any:
-    """An Ed25519 key from PEM, or from a file of it. The message never holds the key."""
+    """Load an Ed25519 key from PEM text or a PEM file. Error messages never contain the key."""
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519

@@ -1,4 +1,4 @@
-"""Which images may be used: those that the configured key has signed, or all of them."""
+"""The signature policy: all images may be used, or only those signed with the configured key."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SignaturePolicy:
             provenance.verify(image, self._key)
 
     def check_reference(self, reference: ImageReference | None) -> None:
-        """As ``check``, of the very bytes that an environment runs.
+        """As ``check``, for the exact content that an environment runs.
 
         Raises:
             ProvenanceError: They are not in the catalog, or not signed as required.

@@ -1,4 +1,4 @@
-"""The stages an image has been through: how each test run that used it came out.
+"""Stages: the outcome of each test run for each image that it used.
 
 ``stages/KEY/STAGE/RUN.json`` in the store; what is recorded is never changed.
 """
@@ -18,7 +18,7 @@ FOLDER: Final = "stages/"
 
 
 class Stage(Model, frozen=True, kw_only=True):
-    """How one test run came out for one image.
+    """The outcome of one test run for one image.
 
     Attributes:
         stage: Its name, as ``--ephemeral-stage`` gave it.
@@ -56,7 +56,7 @@ class Stage(Model, frozen=True, kw_only=True):
 
 
 def record(store: Store, stage: Stage) -> None:
-    """Record how a run came out.
+    """Record an outcome.
 
     Raises:
         StoreError: The store can't be written.
@@ -65,7 +65,7 @@ def record(store: Store, stage: Stage) -> None:
 
 
 def list_stages(store: Store, key: str) -> list[Stage]:
-    """All that is recorded under an image's key, oldest first. Bad records are left out."""
+    """All outcomes under an image's key, oldest first. Broken records are left out."""
     found = []
     for path, data in store.records(_folder(key)):
         with suppress(msgspec.MsgspecError):
@@ -76,7 +76,7 @@ def list_stages(store: Store, key: str) -> list[Stage]:
 
 
 def latest(store: Store, image: ImageReference) -> dict[str, Stage]:
-    """The last run of each stage against an image's very bytes, by the stage's name.
+    """The last run of each stage against an image's exact content, by the stage's name.
 
     A later failure counts. What was recorded of other bytes with the same key does not: two bakes
     of the same inputs may differ.

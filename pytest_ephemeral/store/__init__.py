@@ -20,7 +20,7 @@ from pytest_ephemeral.errors import (
 
 
 class Versioned(NamedTuple):
-    """A record as it was read, and the version to give back when replacing it."""
+    """A record, and the version to name when replacing it."""
 
     data: bytes
     version: str
@@ -51,36 +51,36 @@ class Store(Protocol):
         """
 
     def replace(self, path: str, data: bytes, version: str) -> str:
-        """Replace a record that is still at ``version``, durably; return the new version.
+        """Replace a record if it is still at ``version``, durably; return the new version.
 
         Raises:
             RecordConflictError: It has changed since, or is gone.
         """
 
     def delete(self, path: str) -> None:
-        """Remove a record or blob; that it is already gone is no error."""
+        """Remove a record or blob. One that does not exist is not an error."""
 
     def paths(self, prefix: str) -> Iterator[str]:
-        """The paths of all whole records under a prefix, sorted."""
+        """The paths of all complete records under a prefix, sorted."""
 
     def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Those records with what they hold, by path; one removed meanwhile is left out.
+        """Those records with their content, by path. One that was removed meanwhile is left out.
 
         One that can't be read (its permissions, or no file) is given as empty, as no record is.
         """
 
     def upload(self, path: str, source: Path) -> None:
-        """Put a file's content there; what is there already under that path stays."""
+        """Upload a file's content. Existing content under that path stays."""
 
     def download(self, path: str, destination: Path) -> None:
-        """Write a blob's content to a file, all of it or nothing.
+        """Write a blob's content to a file, atomically.
 
         Raises:
             RecordMissingError: It is not there.
         """
 
     def has(self, path: str) -> bool:
-        """Whether a record or blob is there."""
+        """Whether a record or blob exists."""
 
 
 def open_store(url: str, root: Path) -> Store:
@@ -107,7 +107,7 @@ def open_store(url: str, root: Path) -> Store:
 
 
 def update(store: Store, path: str, change: Callable[[bytes], bytes | None]) -> None:
-    """Read a record, change it, and write it back, until nobody has changed it in between.
+    """Read a record, change it and write it back. Try again if it has changed in between.
 
     Args:
         store: Where it is.
@@ -130,7 +130,7 @@ def update(store: Store, path: str, change: Callable[[bytes], bytes | None]) -> 
 
 
 def by_prefix(wanted: str, known: Iterable[str], *, what: str) -> str:
-    """The only name that begins as wanted.
+    """The one name with that prefix.
 
     Args:
         wanted: The beginning of a name, or all of it.
@@ -152,7 +152,7 @@ def by_prefix(wanted: str, known: Iterable[str], *, what: str) -> str:
 
 
 def parts_of(path: str) -> list[str]:
-    """The parts of a path, in whichever kind of store.
+    """The parts of a record's path.
 
     Raises:
         StoreError: It would lead out of the store, or to a name the store needs itself.

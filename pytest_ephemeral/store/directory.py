@@ -1,4 +1,4 @@
-"""A store in a folder: of this machine, or one that several machines mount.
+"""A store in a folder, on this machine or mounted by several.
 
 Creation is a hard link, which the system makes for exactly one of many; compare-and-swap is a
 look and a rename under the store's lock file. What is half-written has a name of its own and is
@@ -24,7 +24,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.store import Versioned, parts_of
 
-#: What the store in a project's own folder is called.
+#: The name of the store in a project's own folder.
 DEFAULT_NAME: Final = ".ephemeral"
 
 _LOCK: Final = ".lock"
@@ -72,7 +72,7 @@ class DirectoryStore:
         return Versioned(data, files.digest_of([data]))
 
     def replace(self, path: str, data: bytes, version: str) -> str:
-        """Replace a record that is still at that version."""
+        """Replace a record if it is still at that version."""
         file = self.file(path)
         with self._hold_lock(path):
             try:
@@ -104,7 +104,7 @@ class DirectoryStore:
         yield from sorted(found)
 
     def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Those records with what they hold."""
+        """Those records with their content."""
         for path in self.paths(prefix):
             try:
                 data = self.read(path).data
@@ -115,7 +115,7 @@ class DirectoryStore:
             yield path, data
 
     def upload(self, path: str, source: Path) -> None:
-        """Put a file's content there, unless something is there already."""
+        """Upload a file's content, unless the path exists."""
         file = self.file(path)
         if self.has(path):
             return
@@ -127,7 +127,7 @@ class DirectoryStore:
                 return  # someone was faster, with the same content: blobs are named by it
 
     def download(self, path: str, destination: Path) -> None:
-        """Write a blob's content to a file, all of it or nothing."""
+        """Write a blob's content to a file, atomically."""
         file = self.file(path)
         if not self.has(path):
             raise RecordMissingError(f"the store {self.url} has no {path}")
@@ -135,7 +135,7 @@ class DirectoryStore:
             files.replace(destination, files.chunks(file))
 
     def has(self, path: str) -> bool:
-        """Whether a record or blob is there."""
+        """Whether a record or blob exists."""
         file = self.file(path)
         with _explain_errors("read", path, self.folder):
             return file.is_file()
@@ -158,7 +158,7 @@ class DirectoryStore:
 
 @contextmanager
 def _explain_errors(verb: str, path: str, folder: Path) -> Iterator[None]:
-    """Turn the system's errors into ours, with the likely cause and what to do."""
+    """Explain the system's errors, with the likely cause and what to do."""
     try:
         yield
     except OSError as error:
@@ -183,7 +183,7 @@ def _unless_gone(error: OSError) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what writers left half-written that were killed long ago."""
+    """Remove incomplete files of writers that were killed long ago."""
     for leftover in folder.glob(files.TEMPORARY + "*"):
         try:
             if leftover.stat().st_mtime < time.time() - _DAY:

@@ -90,7 +90,7 @@ class S3Store:
         raise AssertionError  # the last attempt has returned or raised
 
     def replace(self, path: str, data: bytes, version: str) -> str:
-        """Replace a record that is still at that version."""
+        """Replace a record if it is still at that version."""
         with self._explain_errors("change", path):
             written = self._put(path, data, IfMatch=version)
         if written is None:
@@ -159,7 +159,7 @@ class S3Store:
                 half.unlink(missing_ok=True)
 
     def has(self, path: str) -> bool:
-        """Whether a record or blob is there."""
+        """Whether a record or blob exists."""
         wanted = self._object(path)["Key"]
         with self._explain_errors("read", path):
             # Not HEAD: its refusals have no body, and so give no reason.
@@ -202,7 +202,7 @@ class S3Store:
             raise
 
     def _put(self, path: str, data: bytes, **condition: str) -> str | None:
-        """Put a record on a condition; its new version, or None when the condition doesn't hold.
+        """Put a record on a condition; its new version, or None when the condition fails.
 
         When the answer to a put is lost, boto3 sends it again, and S3 refuses it because of the
         first one. So every put has a mark of its own: what was refused and is there all the same
@@ -228,7 +228,7 @@ class S3Store:
 
     @contextmanager
     def _explain_errors(self, verb: str, path: str) -> Iterator[None]:
-        """Turn what boto3 and S3 say into ours, with the likely cause and what to do.
+        """Explain the errors of boto3 and S3, with the likely cause and what to do.
 
         Raises:
             UnavailableError: There are no credentials, or none that are good any more.
@@ -254,7 +254,7 @@ class S3Store:
             raise StoreError(f"{said}: {' '.join(str(error).split())}") from error
 
     def _cause(self, error: ClientError) -> str | None:
-        """Why S3 refuses, when that is a matter of this bucket."""
+        """The cause of a refusal that concerns this bucket."""
         match aws.code(error):
             case "NoSuchBucket":
                 return (

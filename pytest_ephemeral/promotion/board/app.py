@@ -147,5 +147,5 @@ def _derive(token: str, purpose: str) -> str:
 
 
 def _is_same(one: str, other: str) -> bool:
-    """Compared in a time that tells nothing."""
+    """Compare in constant time."""
     return hmac.compare_digest(one.encode(), other.encode())

@@ -1,4 +1,4 @@
-"""What serves a production name, and the table of those there are.
+"""DNS backends, which serve production names, and the table of them.
 
 A name is never set, only moved: ``swap`` says what must be there and what shall be, and of the two
 either all happens or nothing. Third parties register a class under the entry-point group
@@ -28,12 +28,12 @@ TABLE: Mapping[str, tuple[str, str | None]] = {
     "route53": ("pytest_ephemeral.promotion.dns.route53:Route53", "aws"),
 }
 
-#: The types of record that say where a name points.
+#: The types of record that point a name somewhere.
 KINDS: Final = ("A", "AAAA", "CNAME")
 
 
 class DnsRecord(Model, frozen=True, kw_only=True):
-    """All that one name says in one type.
+    """The record set of one name and type.
 
     Attributes:
         kind: ``A``, ``AAAA`` or ``CNAME``.
@@ -54,14 +54,14 @@ class DnsRecord(Model, frozen=True, kw_only=True):
 
 
 class DnsBackend(Protocol):
-    """One production name, where it is served.
+    """One production name at the server that serves it.
 
     Made with the promotion's table and the folder of the configuration; nothing is connected to
     until it is asked for something.
     """
 
     def read(self) -> list[DnsRecord]:
-        """What the name says now, by the word of the authority itself; see ``sort_records``.
+        """The current records, as the authoritative server returns them; see ``sort_records``.
 
         Raises:
             DnsError: It refuses to tell, or can't be reached.
@@ -80,7 +80,7 @@ class DnsBackend(Protocol):
         """
 
     def swap(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
-        """Replace exactly these records by those, in one act.
+        """Replace exactly these records with those, atomically.
 
         Returns:
             What to give to ``find_lagging``.
@@ -92,7 +92,7 @@ class DnsBackend(Protocol):
         """
 
     def find_lagging(self, expected: Sequence[DnsRecord], change: str) -> str:
-        """Which of the authoritative servers do not answer with this yet, for people.
+        """Which authoritative servers do not return these records yet, for people.
 
         Args:
             expected: What all of them should say.
@@ -103,7 +103,7 @@ class DnsBackend(Protocol):
         """
 
     def addresses(self) -> list[str]:
-        """Where a client that asks for the name now is sent."""
+        """The addresses that a client gets for the name now."""
 
 
 def load(promotion: Promotion, root: Path) -> DnsBackend:
@@ -138,12 +138,12 @@ def load(promotion: Promotion, root: Path) -> DnsBackend:
 
 
 def sort_records(records: Iterable[DnsRecord]) -> list[DnsRecord]:
-    """Records in the one order in which they can be compared."""
+    """Records in a fixed order, for comparison."""
     return sorted(records, key=lambda record: (KINDS.index(record.kind), record.values))
 
 
 def format_records(records: Sequence[DnsRecord]) -> str:
-    """Records for people."""
+    """Records as text for people."""
     return ", ".join(map(str, records)) or "nothing"
 
 
@@ -156,7 +156,7 @@ def kind_of(host: str) -> str:
 
 
 def normalize_name(name: str) -> str:
-    """A name as it is compared: in lower case, without the final dot."""
+    """A name for comparison: in lower case, without the final dot."""
     return name.lower().removesuffix(".")
 
 
@@ -170,7 +170,7 @@ def resolve(name: str) -> list[str]:
 
 
 def check_zone(promotion: Promotion, zone: str) -> None:
-    """Hold a promotion's name against its zone.
+    """Check that a promotion's name is in its zone.
 
     Raises:
         ConfigurationError: It is not in it.
@@ -183,7 +183,7 @@ def check_zone(promotion: Promotion, zone: str) -> None:
 
 
 def check_alias(record: str, zone: str, host: str) -> None:
-    """Refuse what no zone may hold: an alias in the place of the zone's own name.
+    """Refuse an alias for the zone's own name, which no zone may have.
 
     Raises:
         DnsError: RFC 1034, 3.6.2: beside a CNAME there may be nothing, and a zone has its SOA.

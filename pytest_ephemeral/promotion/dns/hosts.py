@@ -1,4 +1,4 @@
-"""A name in a file of the format of hosts(5): the whole pipeline on one machine.
+"""A name in a hosts(5) file, for a whole pipeline on one machine.
 
 Readers see the file before or after a change, never between: it is replaced, under a lock that all
 who change it through here hold. All that it says of other names stays as it was, byte for byte.
@@ -26,12 +26,12 @@ from pytest_ephemeral.tables import Promotion
 
 DEFAULT_FILE: Final = ".ephemeral/hosts"
 
-#: Everyone reads it: resolvers run as whoever asks.
+#: All users read it: resolvers run as the user who asks.
 _MODE: Final = 0o644
 
 
 class Hosts:
-    """See ``DnsBackend``. Such a file has addresses and no TTL: every reader reads it anew."""
+    """See ``DnsBackend``. A hosts file has addresses and no TTL: every lookup reads it again."""
 
     def __init__(self, promotion: Promotion, root: Path) -> None:
         self.name = normalize_name(promotion.record)
@@ -61,7 +61,7 @@ class Hosts:
         return [DnsRecord(kind=kind, values=[host])]
 
     def swap(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
-        """Replace the file by one whose other lines are the same."""
+        """Replace the file. All other lines stay the same."""
         with self._lock():
             now = self.read()
             if now != sort_records(old):
@@ -77,12 +77,12 @@ class Hosts:
         return ""
 
     def find_lagging(self, expected: Sequence[DnsRecord], change: str) -> str:  # noqa: ARG002
-        """There is one file."""
+        """Always none: there is only one file."""
         now = self.read()
         return "" if now == sort_records(expected) else f"{self.file} has {format_records(now)}"
 
     def addresses(self) -> list[str]:
-        """As a resolver reads the file."""
+        """The addresses that a resolver reads from the file."""
         return [value for record in self.read() for value in record.values]
 
     def _lines(self) -> list[str]:
@@ -95,7 +95,7 @@ class Hosts:
             raise DnsError(f"{self.file} can't be read: {error.strerror}") from error
 
     def _without(self, line: str) -> str | None:
-        """A line that says nothing of the name; None when nothing is left of it."""
+        """The line without the name; None when nothing is left of it."""
         address, names = _parse(line)
         if self.name not in names:
             return line
@@ -126,7 +126,7 @@ class Hosts:
 
 
 def _check_links(file: Path) -> None:
-    """Refuse a path that leads through another user's symbolic link: it may lead anywhere.
+    """Refuse a path with a symbolic link of another user.
 
     Raises:
         DnsError: It does; names the link.

@@ -45,7 +45,7 @@ from pytest_ephemeral.promotion.dns import (
 )
 from pytest_ephemeral.tables import Promotion
 
-#: Seconds a server may take to answer once.
+#: Seconds in which a server must answer.
 TIMEOUT: Final = 5.0
 
 _PORT: Final = 53
@@ -74,7 +74,7 @@ class Rfc2136:
         self._record, self._zone = promotion.record, promotion.zone
 
     def read(self) -> list[DnsRecord]:
-        """Ask the primary server for each type."""
+        """Query the primary server for each type."""
         return self._query_all(self.server, self._key)
 
     def records_for(self, host: str, ttl: int, now: Sequence[DnsRecord]) -> list[DnsRecord]:  # noqa: ARG002
@@ -126,7 +126,7 @@ class Rfc2136:
         return ", ".join(behind)
 
     def addresses(self) -> list[str]:
-        """By the primary server's word; an alias is followed by the system's resolver."""
+        """The addresses from the primary server. The system's resolver follows an alias."""
         found = []
         for record in self.read():
             for value in record.values:
@@ -147,7 +147,7 @@ class Rfc2136:
     def _rrset(
         self, server: tuple[str, int], name: dns.name.Name, kind: str, key: dns.tsig.Key | None
     ) -> Any:
-        """What an authoritative server says of a name in one type; None when nothing."""
+        """An authoritative server's record set of a name and type; None when there is none."""
         query = dns.message.make_query(name, kind)
         query.flags &= ~dns.flags.RD
         answer = self._send(query, server, key)
@@ -162,14 +162,14 @@ class Rfc2136:
         return next(found, None)
 
     def _answer(self, server: tuple[str, int]) -> list[DnsRecord] | str:
-        """What one of the authoritative servers says, or why it says nothing."""
+        """The answer of an authoritative server, or why there is none."""
         try:
             return self._query_all(server, self._key if server == self.server else None)
         except DnsError as error:
             return str(error)
 
     def _authorities(self) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-        """The servers that clients are sent to, each with its addresses."""
+        """The authoritative servers of the zone, each with its addresses."""
         if self._servers:
             for server in self._servers:
                 yield server, [_host_and_port(server, _PORT)]
@@ -179,7 +179,7 @@ class Rfc2136:
             yield target.to_text(omit_final_dot=True), self._addresses_of(target)
 
     def _addresses_of(self, name: dns.name.Name) -> list[tuple[str, int]]:
-        """Where a name server is: by its own zone's word, or the system's resolver's."""
+        """The addresses of a name server, from its own zone or the system's resolver."""
         found: list[str] = []
         if name.is_subdomain(self.zone):
             for kind in ("A", "AAAA"):
@@ -237,7 +237,7 @@ def _check(code: dns.rcode.Rcode, server: tuple[str, int], what: str) -> None:
 
 
 def _add_dot(kind: str) -> Any:
-    """How a value is written in a message: a name is whole, and says so."""
+    """A value in the format of DNS messages: names end with a dot."""
     return (lambda value: f"{value}.") if kind == "CNAME" else str
 
 
@@ -262,7 +262,7 @@ def _host_and_port(text: str, port: int) -> tuple[str, int]:
 
 
 def _key(promotion: Promotion, root: Path) -> dns.tsig.Key | None:
-    """The TSIG key, from where the configuration says it is.
+    """Load the TSIG key that the configuration names.
 
     Raises:
         ConfigurationError: It is not there, or is none.
