@@ -156,7 +156,7 @@ def leave(bench: Bench, made: Account, number: int, *, recorded: bool) -> None:
 
 def running(bench: Bench, made: Account, rounds: int = 8) -> None:
     """From an instance running to its being seen so."""
-    from pytest_ephemeral.providers.ec2.fleet import fleet, state
+    from pytest_ephemeral.providers.ec2.instance_watcher import state, watch_region
 
     late: list[float] = []
     provider = providers.load("ec2")
@@ -164,8 +164,8 @@ def running(bench: Bench, made: Account, rounds: int = 8) -> None:
         made.tell("times", boot=1.0 + 0.3 * len(late))
         environment = bench.lifecycle.bring_up(bench.template(command=None, port=None)).environment
         id = environment.handle["instances"]
-        squad = fleet(environment.handle["region"])
-        squad.wait(environment, lambda seen: all(state(one) == "running" for one in seen), 30)
+        watcher = watch_region(environment.handle["region"])
+        watcher.wait(environment, lambda seen: all(state(one) == "running" for one in seen), 30)
         late.append(time.time() - made.tell("facts")[id]["running"])
         provider.destroy(environment)
         bench.ledger.remove(environment.id)

@@ -70,9 +70,12 @@ def client(service: str, region: str | None = None) -> Any:
     # A process (a test's, for one) may change who asks, and where, while it runs.
     said = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
     key = (service, region, os.getpid(), *said)
-    with _lock, explained():  # a session is not safe to share between threads, its clients are
+    with (
+        _lock,
+        translate_errors(),
+    ):  # a session is not safe to share between threads, its clients are
         if key not in _clients:
-            _clients[key] = _made(service, region)
+            _clients[key] = _create(service, region)
         return _clients[key]
 
 
@@ -90,7 +93,7 @@ def identity(region: str | None = None) -> dict[str, str]:
         from botocore.exceptions import ClientError
 
         try:
-            with explained():
+            with translate_errors():
                 _identities[id(asked)] = asked.get_caller_identity()
         except ClientError as error:
             said = " ".join(str(error).split())
@@ -107,7 +110,7 @@ def code(error: Exception) -> str:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Say in one line what is missing when AWS can't be asked at all.
 
     Raises:
@@ -120,12 +123,12 @@ def explained() -> Iterator[None]:
     except BotoCoreError as error:
         raise UnavailableError(_unreachable(error)) from error
     except ClientError as error:
-        if (said := _refused(error)) is None:
+        if (said := _describe_refusal(error)) is None:
             raise
         raise UnavailableError(said) from error
 
 
-def _made(service: str, region: str | None) -> Any:
+def _create(service: str, region: str | None) -> Any:
     import boto3
     import botocore.session
     from botocore.config import Config
@@ -154,9 +157,9 @@ def _made(service: str, region: str | None) -> Any:
         ),
     )
     if service == "ec2":
-        made.meta.events.register_first("needs-retry.ec2.RunInstances", _lacking)
+        made.meta.events.register_first("needs-retry.ec2.RunInstances", _stop_retrying_capacity)
     if service != "s3":  # which has web pages of its own
-        made.meta.events.register_first("before-parse", _no_page)
+        made.meta.events.register_first("before-parse", _refuse_web_page)
     return made
 
 
@@ -172,7 +175,7 @@ def _client(session: Any, service: str, **options: Any) -> Any:
         raise UnavailableError(f"AWS: {error}: see AWS_ENDPOINT_URL") from error
 
 
-def _lacking(response: tuple[Any, dict[str, Any]] | None = None, **_: Any) -> None:
+def _stop_retrying_capacity(response: tuple[Any, dict[str, Any]] | None = None, **_: Any) -> None:
     """Have no more of the same asked for where there is none of it: another type may be had.
 
     EC2 says so as a server's error, which boto3 would ask again and again.
@@ -185,7 +188,7 @@ def _lacking(response: tuple[Any, dict[str, Any]] | None = None, **_: Any) -> No
         raise ClientError(response[1], "RunInstances")  # type: ignore[index]
 
 
-def _no_page(response_dict: dict[str, Any], **_: Any) -> None:
+def _refuse_web_page(response_dict: dict[str, Any], **_: Any) -> None:
     """Refuse what a proxy, or a network that wants people to sign in, says in AWS's place.
 
     botocore would find it no XML, or no JSON, and raise what is none of its own errors. A gateway's
@@ -211,7 +214,7 @@ def _unreachable(error: Exception) -> str:
     return f"AWS can't be reached: {said}: see AWS_REGION, AWS_ENDPOINT_URL and HTTPS_PROXY"
 
 
-def _refused(error: ClientError) -> str | None:
+def _describe_refusal(error: ClientError) -> str | None:
     said = " ".join(str(error.response.get("Error", {}).get("Message", error)).split())
     found = code(error)
     if found in _EXPIRED:

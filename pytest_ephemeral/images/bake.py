@@ -98,7 +98,7 @@ class Bake:
                 baker.verify(self._job, image)
                 return self._keep(image)
             except BaseException as error:
-                _discard(baker, self._plan.key, error)
+                _discard(baker, self._job, error)
                 raise
 
     def _adopt(self) -> Image | None:
@@ -150,10 +150,10 @@ class Bake:
         return image
 
 
-def _discard(baker: Baker, key: str, error: BaseException) -> None:
+def _discard(baker: Baker, job: BakeJob, error: BaseException) -> None:
     """Remove an incomplete image. If that fails, say so in the original error."""
     try:
-        baker.discard(key)
+        baker.discard(job)
     except (EphemeralError, TimeoutError) as left:
         error.add_note(
             f"The incomplete image could not be removed: {left}. `pytest-ephemeral reap` removes it"

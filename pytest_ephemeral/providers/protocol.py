@@ -271,8 +271,8 @@ class Baker(Protocol):
             BakeError: With the last lines and the log's path.
         """
 
-    def discard(self, key: str) -> None:
-        """Remove whatever a failed or killed bake of that key left."""
+    def discard(self, job: BakeJob) -> None:
+        """Remove whatever failed or killed bakes of its key left."""
 
     def present(self, image: Image) -> bool:
         """Whether it is here, unchanged.

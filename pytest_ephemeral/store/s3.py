@@ -241,7 +241,7 @@ class S3Store:
         unanswered = (exceptions.ConnectionError, exceptions.HTTPClientError, Boto3Error, OSError)
         said = f"can't {verb} {path or 'anything'} in the store {self.url}"
         try:
-            with aws.explained():
+            with aws.translate_errors():
                 try:
                     yield
                 except ClientError as error:

@@ -22,10 +22,10 @@ from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.ec2 import (
     amis,
     builders,
-    fleet,
-    groups,
-    launching,
-    sweeping,
+    instance_watcher,
+    removal,
+    run_instances,
+    security_groups,
 )
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.store import open_store
@@ -121,13 +121,13 @@ def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def quick(patch: pytest.MonkeyPatch, every: float = 0.1) -> None:
     """Look more often, as nobody counts the calls here; and only at AWS: else, others may work."""
     patch.setattr(providers, "names", lambda: ["ec2", "cloudformation"])
-    patch.setattr(fleet, "INTERVAL", every)
-    patch.setattr(fleet, "IDLE", 2.0)
-    patch.setattr(fleet, "LONGEST_INTERVAL", 1.0)  # asked for again at least as often
-    patch.setattr(groups, "PAUSE", every)
+    patch.setattr(instance_watcher, "INTERVAL", every)
+    patch.setattr(instance_watcher, "IDLE", 2.0)
+    patch.setattr(instance_watcher, "LONGEST_INTERVAL", 1.0)  # asked for again at least as often
+    patch.setattr(security_groups, "PAUSE", every)
     for module in (amis, builders):
         patch.setattr(module, "POLL", every)
     patch.setattr(builders, "CONSOLE_POLL", every)
-    patch.setattr(sweeping, "POLL", every)
-    patch.setattr(launching, "PAUSE", every)
+    patch.setattr(removal, "POLL", every)
+    patch.setattr(run_instances, "PAUSE", every)
     patch.setattr(stacks, "POLL", every)

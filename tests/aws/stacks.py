@@ -1,4 +1,4 @@
-"""CloudFormation where moto does all at once, or nothing: time, failures, what stays, refusals."""
+"""CloudFormation where moto does all at once, or nothing: time, failures, what stays, errors."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.errors import BakeError, ConfigurationError, ImageMissingError
 from pytest_ephemeral.providers.ec2 import amis, builders
 from pytest_ephemeral.providers.ec2.tables import BaseQuery
-from pytest_ephemeral.providers.ec2.tagging import tags_of
+from pytest_ephemeral.providers.ec2.tags import tags_of
 
 
 def test_a_bake_is_verified_and_leaves_only_the_ami(bench: Bench) -> None:

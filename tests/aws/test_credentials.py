@@ -222,7 +222,7 @@ def test_a_refusal_is_short(bench: Bench) -> None:
         "RunInstances",
     )
     said = pytest.raises(UnavailableError, match="decode-authorization-message")
-    with said as caught, aws.explained():
+    with said as caught, aws.translate_errors():
         raise error
     assert "You may not." in str(caught.value)
     assert len(str(caught.value)) < 200

@@ -147,8 +147,8 @@ def test_a_strangers_stack_is_left_alone(bench: Bench) -> None:
         with pytest.raises(TamperedRecordError, match="theirs"):
             providers.load("cloudformation").destroy(forge(environment, stack=name))
     assert changed(bench) == []
-    assert stacks.seen(client, theirs, older=0.0) is not None
-    until(lambda: stacks.seen(client, theirs, older=0.0)["StackStatus"] == "CREATE_COMPLETE")
+    assert stacks.look(client, theirs, older=0.0) is not None
+    until(lambda: stacks.look(client, theirs, older=0.0)["StackStatus"] == "CREATE_COMPLETE")
     stacks.delete(client, theirs, "theirs")
     bench.lifecycle.destroy(environment)
 

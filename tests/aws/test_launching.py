@@ -18,8 +18,8 @@ from pytest_ephemeral import providers
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.ec2 import bringing_up, groups, launching
-from pytest_ephemeral.providers.ec2.tagging import tags_of
+from pytest_ephemeral.providers.ec2 import launch, run_instances, security_groups
+from pytest_ephemeral.providers.ec2.tags import tags_of
 from pytest_ephemeral.tables import Ready
 from support.waiting import until
 
@@ -71,7 +71,7 @@ def test_a_profile_that_is_not_there_is_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After it was waited for, as it may only just have been made."""
-    monkeypatch.setattr(launching, "PROPAGATING", 0.3)
+    monkeypatch.setattr(run_instances, "PROPAGATING", 0.3)
     refused(
         bench, r"\(nobody\).*instance-profile.*list-instance-profiles", instance_profile="nobody"
     )
@@ -237,7 +237,7 @@ def test_a_public_address_lets_in_who_this_is_on_the_internet(
 ) -> None:
     """The URL has the public address, once there is one; no Elastic IP is taken for it."""
     with who_am_i("203.0.113.9\n") as url:
-        monkeypatch.setattr(groups, "WHO_AM_I", url)
+        monkeypatch.setattr(security_groups, "WHO_AM_I", url)
         environment = up(bench, **public(bench))
     assert environment.endpoints["http"].host.startswith("127.78.")
     assert get(environment.url) == "hello"
@@ -254,7 +254,7 @@ def test_what_is_no_address_lets_nobody_in(
 ) -> None:
     """A captive portal answers every request; nothing is launched on its word."""
     with who_am_i(answer) as url:
-        monkeypatch.setattr(groups, "WHO_AM_I", url)
+        monkeypatch.setattr(security_groups, "WHO_AM_I", url)
         refused(bench, "does not say which address.*ingress", **public(bench))
 
 
@@ -262,7 +262,7 @@ def test_without_an_answer_it_is_said_who_does_not(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what can be written instead of asking."""
-    monkeypatch.setattr(groups, "WHO_AM_I", "http://127.0.0.1:9")
+    monkeypatch.setattr(security_groups, "WHO_AM_I", "http://127.0.0.1:9")
     refused(bench, "127.0.0.1 does not say which address.*ingress", **public(bench))
 
 
@@ -272,7 +272,7 @@ def test_a_public_address_that_never_comes_is_told(
     """A subnet without a way to the internet gives none."""
     bench.bake()
     bench.account.tell("times", boot=3.0)
-    monkeypatch.setattr(bringing_up, "ADDRESSING", 0.3)
+    monkeypatch.setattr(launch, "ADDRESSING", 0.3)
     refused(
         bench, "has no public address.*way to the internet", ingress=["10.0.0.0/8"], **public(bench)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -20,9 +21,10 @@ from pytest_ephemeral.environments.reaper import Reaped
 from pytest_ephemeral.errors import DestroyError, LaunchError, PromotionError
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.ec2 import belongings, groups, tagging
+from pytest_ephemeral.providers.ec2 import resources, security_groups, tags
 from pytest_ephemeral.providers.ec2.baking import Ec2Baker
 from pytest_ephemeral.providers.ec2.provider import Ec2Provider
+from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Ready
 from support.waiting import until
 
@@ -91,7 +93,7 @@ def test_a_clock_that_is_ahead_takes_nothing(bench: Bench, monkeypatch: pytest.M
             return datetime.now(tz) + timedelta(days=1)
 
     monkeypatch.setattr(overdue, "datetime", Ahead)
-    monkeypatch.setattr(tagging, "datetime", Ahead)
+    monkeypatch.setattr(tags, "datetime", Ahead)
     assert environment.id not in reap(bench)
     has_ended(bench, environment)
 
@@ -104,7 +106,7 @@ def test_what_is_younger_than_the_look_is_let_alone(
     provider = providers.load("ec2")
     assert environment.id in {one.id for one in provider.list_owned()}
     earlier = datetime.now(UTC) - timedelta(minutes=10)
-    monkeypatch.setattr(belongings, "clock", lambda _: earlier)
+    monkeypatch.setattr(resources, "read_clock", lambda _: earlier)
     assert environment.id not in {one.id for one in provider.list_owned()}
     has_ended(bench, environment)
 
@@ -113,7 +115,7 @@ def test_tags_that_were_copied_make_nothing_ours(bench: Bench) -> None:
     """An instance that someone else launched with them, and a group that is called otherwise."""
     environment = up(bench)
     ec2 = bench.account.ec2
-    marks = {**environment.labels, labels.EXPIRES: PAST, tagging.PROCESS: DEAD}
+    marks = {**environment.labels, labels.EXPIRES: PAST, tags.PROCESS: DEAD}
     copied = [{"Key": key, "Value": value} for key, value in marks.items()]
     foreign = ec2.run_instances(
         ImageId=bench.account.base,
@@ -138,8 +140,8 @@ def test_tags_that_were_copied_make_nothing_ours(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("instance", "ours"),
     [
-        ({"ClientToken": tagging.token("web-1", "0", "t3.small")}, True),
-        ({"ClientToken": tagging.token("web-2", "0", "t3.small")}, False),
+        ({"ClientToken": tags.client_token("web-1", "0", "t3.small")}, True),
+        ({"ClientToken": tags.client_token("web-2", "0", "t3.small")}, False),
         ({}, False),
         ({"ClientToken": "of-the-request", "InstanceLifecycle": "spot"}, True),
         ({"InstanceLifecycle": "spot", "aws:autoscaling:groupName": "theirs"}, False),
@@ -150,8 +152,8 @@ def test_whose_an_instance_is(instance: dict[str, str], ours: bool) -> None:
     """By the token of the call that launched it; on spot capacity, unless others mark theirs."""
     facts = {key: text for key, text in instance.items() if not key.startswith("aws:")}
     marks = {key: text for key, text in instance.items() if key.startswith("aws:")}
-    tags = tagging.as_tags({labels.ID: "web-1", **marks})
-    assert tagging.launched_by_us({**facts, "Tags": tags}) is ours
+    tagged = {**facts, "Tags": tags.to_tags({labels.ID: "web-1", **marks})}
+    assert tags.has_our_token(tagged) is ours
 
 
 @pytest.mark.parametrize("until_when", [None, datetime.now(UTC) + timedelta(hours=3)])
@@ -216,7 +218,7 @@ def test_two_reap_at_once(bench: Bench) -> None:
     assert bench.account.left() == []
 
 
-def test_a_run_that_lives_elsewhere_is_let_alone(bench: Bench) -> None:
+def test_a_run_that_lives_elsewhere_is_let_alone(bench: Bench, tmp_path: Path) -> None:
     """A bake on another machine; its group goes when its time is over, and not before."""
     key = "sha256:" + "ab" * 32
     made = {}
@@ -226,18 +228,19 @@ def test_a_run_that_lives_elsewhere_is_let_alone(bench: Bench) -> None:
         ("dead", DEAD, FUTURE),
     ):
         id = f"bake-{name}"
-        marks = {labels.ID: id, labels.EXPIRES: expires, tagging.PROCESS: process, tagging.KEY: key}
-        made[name] = groups.ensure(bench.account.ec2, id, tagging.as_tags(marks), None, ())
+        marks = {labels.ID: id, labels.EXPIRES: expires, tags.PROCESS: process, tags.KEY: key}
+        made[name] = security_groups.ensure(bench.account.ec2, id, tags.to_tags(marks), None, ())
 
     def left() -> set[str]:
         found = bench.account.ec2.describe_security_groups()["SecurityGroups"]
         return {name for name, id in made.items() if id in {one["GroupId"] for one in found}}
 
-    providers.load("ec2").discard(key)  # type: ignore[attr-defined]
+    job = BakeJob(bench.recipe(), key, tmp_path, None, tmp_path / "log", bench.said.append)
+    providers.load("ec2").discard(job)  # type: ignore[attr-defined]
     assert left() == {"elsewhere", "overdue"}
     assert set(reap(bench)) == {"bake-overdue"}
     assert left() == {"elsewhere"}
-    groups.delete(bench.account.ec2, made["elsewhere"])
+    security_groups.delete(bench.account.ec2, made["elsewhere"])
 
 
 def test_what_comes_in_pages_is_found_whole(bench: Bench) -> None:
@@ -245,9 +248,9 @@ def test_what_comes_in_pages_is_found_whole(bench: Bench) -> None:
     bench.account.tell("times", page=2)
     try:
         for number in range(5):
-            marks = {labels.ID: f"bake-{number}", tagging.PROCESS: DEAD, labels.EXPIRES: FUTURE}
-            tags = tagging.as_tags(marks)
-            groups.ensure(bench.account.ec2, f"bake-{number}", tags, None, ())
+            marks = {labels.ID: f"bake-{number}", tags.PROCESS: DEAD, labels.EXPIRES: FUTURE}
+            pairs = tags.to_tags(marks)
+            security_groups.ensure(bench.account.ec2, f"bake-{number}", pairs, None, ())
         assert len(reap(bench)) == 5
     finally:
         bench.account.tell("times", page=0)
@@ -388,8 +391,8 @@ def die(bench: Bench, ami: str) -> None:
     """The process that has baked an AMI is gone."""
     (found,) = bench.account.ec2.describe_images(ImageIds=[ami])["Images"]
     (snapshot,) = [one["Ebs"]["SnapshotId"] for one in found["BlockDeviceMappings"]]
-    tags = [{"Key": tagging.PROCESS, "Value": DEAD}]
-    bench.account.ec2.create_tags(Resources=[ami, snapshot], Tags=tags)
+    dead = [{"Key": tags.PROCESS, "Value": DEAD}]
+    bench.account.ec2.create_tags(Resources=[ami, snapshot], Tags=dead)
 
 
 def amis(bench: Bench) -> list[str]:

@@ -23,7 +23,7 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
-from pytest_ephemeral.providers.ec2.tagging import expiry, tags_of
+from pytest_ephemeral.providers.ec2.tags import format_expiry, tags_of
 from pytest_ephemeral.tables import Ready
 from support.waiting import until
 
@@ -243,9 +243,9 @@ def test_it_is_extended_on_all_that_it_is_made_of(bench: Bench) -> None:
     later = datetime.now(UTC) + timedelta(hours=5)
     for wanted in (later - timedelta(hours=1), later):
         provider.extend(environment, wanted)
-    filters = [{"Name": f"tag:{labels.EXPIRES}", "Values": [expiry(later)]}]
+    filters = [{"Name": f"tag:{labels.EXPIRES}", "Values": [format_expiry(later)]}]
     assert bench.account.ec2.describe_instances(Filters=filters)["Reservations"]
-    assert tags_of(stack_of(environment))[labels.EXPIRES] == expiry(later)
+    assert tags_of(stack_of(environment))[labels.EXPIRES] == format_expiry(later)
     provider.extend(environment, later)  # nothing to be changed is no error
     bench.lifecycle.destroy(environment)
 

@@ -14,7 +14,7 @@ from containers.project import WEB, Opened, up
 from pytest_ephemeral.errors import EphemeralError, ImageChangedError
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import load
-from pytest_ephemeral.providers.docker import endpoint
+from pytest_ephemeral.providers.docker import endpoint, quarantine
 from support import engine_images, registry
 from support.waiting import until
 
@@ -87,7 +87,7 @@ def test_what_others_made_of_an_image_is_theirs(opened: Opened) -> None:
     engine.call("DELETE", f"/containers/{container}")
     try:
         until(lambda: images.obtain(recipe, mode="always", say=print).digest != baked.digest)
-        load("docker").discard(baked.key)  # type: ignore[attr-defined]
+        quarantine.discard(endpoint.find(), baked.key)
         images.prune(0, set())
         for tag, id in (("named", baked.digest), ("built", derived)):
             assert engine.call("GET", f"/images/theirs/{WEB}:{tag}/json")["Id"] == id

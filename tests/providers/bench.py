@@ -111,7 +111,7 @@ def bake(bench: Bench, root: Path) -> Image:
             image = baker.bake(job)
             baker.verify(job, image)
         except BaseException:
-            baker.discard(key)
+            baker.discard(job)
             raise
     return image
 

@@ -23,7 +23,7 @@ from pytest_ephemeral import aws
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.cloudformation.stacks import name_of
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
-from pytest_ephemeral.providers.ec2.guest import PREFIX, boot_script
+from pytest_ephemeral.providers.ec2.user_data import PREFIX, boot_script
 from pytest_ephemeral.tables import Template
 
 PARAMETERS = ("COLOUR", "NAME", "GREETING")

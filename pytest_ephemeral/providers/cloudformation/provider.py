@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -31,16 +31,12 @@ from pytest_ephemeral.providers.cloudformation.tables import (
 )
 from pytest_ephemeral.providers.ec2 import amis, console, identity
 from pytest_ephemeral.providers.ec2.doctor import checks
-from pytest_ephemeral.providers.ec2.environments import (
-    ENDED,
-    Instances,
-    asked,
-    console_log,
-    explained,
-)
-from pytest_ephemeral.providers.ec2.fleet import fleet, state
-from pytest_ephemeral.providers.ec2.sweeping import AT_ONCE
-from pytest_ephemeral.providers.ec2.tagging import as_tags, expiry, tags_of
+from pytest_ephemeral.providers.ec2.environments import ENDED, Instances, read_console_log
+from pytest_ephemeral.providers.ec2.errors import translate_errors
+from pytest_ephemeral.providers.ec2.instance_watcher import state, watch_region
+from pytest_ephemeral.providers.ec2.regions import Known, RegionalProvider
+from pytest_ephemeral.providers.ec2.removal import AT_ONCE
+from pytest_ephemeral.providers.ec2.tags import format_expiry, tags_of, to_tags
 from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Recipe, Template
 
@@ -51,8 +47,8 @@ LARGEST: Final = 51200
 STACK: Final = "stack"
 
 
-class CloudFormationProvider(Instances):
-    """See ``Provider`` for what is promised.
+class CloudFormationProvider(Instances, RegionalProvider):
+    """See ``Provider``.
 
     Commands are run on its first instance. Its log is what its instances print, or, where it has
     none, its events.
@@ -83,39 +79,39 @@ class CloudFormationProvider(Instances):
 
     def launch(self, order: Order) -> Environment:
         """Make the stack; its outputs say where it answers."""
-        with explained(order.environment, "could not be launched", LaunchError):
+        with translate_errors(f"{order.environment.id} could not be launched", LaunchError):
             return _launch(order)
 
     def status(self, environment: Environment) -> Status:
         """How the stack is, and then its instances."""
-        with explained(environment, "can't be looked at", EphemeralError):
-            found = stacks.seen(_client(environment), _stack(environment))
+        with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
+            found = stacks.look(_client(environment), _stack_name(environment))
             if found is None or found["StackStatus"] == "DELETE_IN_PROGRESS":
                 return Status("gone", "its stack is gone")
-            instances = fleet(environment.handle.get(REGION)).instances(environment)
+            instances = watch_region(environment.handle.get(REGION)).instances(environment)
         if not instances:
             return Status("running", f"stack {found['StackStatus']}")
         return super().status(environment)
 
-    def _log(self, environment: Environment) -> console.Log:
-        with explained(environment, "can't be looked at", EphemeralError):
-            client, stack = _client(environment), _stack(environment)
-            if stacks.seen(client, stack) is None:
+    def _log(self, environment: Environment) -> console.ConsoleLog:
+        with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
+            client, stack = _client(environment), _stack_name(environment)
+            if stacks.look(client, stack) is None:
                 raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
-            if fleet(environment.handle.get(REGION)).instances(environment):
-                return console_log(environment)
-            return console.Log([stacks.history(client, stack)], own=False, name="stack")
+            if watch_region(environment.handle.get(REGION)).instances(environment):
+                return read_console_log(environment)
+            return console.ConsoleLog([stacks.history(client, stack)], own=False, name="stack")
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
         """Move the tag of the stack's instances, which their guests may read, and of the stack."""
-        with explained(environment, "could not be extended", EphemeralError):
+        with translate_errors(f"{environment.id} could not be extended", EphemeralError):
             client = _client(environment)
-            found = _found(environment, client)
+            found = _find_stack(environment, client)
             if found is None:
                 raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
-            marks = {EXPIRES: expiry(expires_at)}
-            _retag_instances(environment, marks)
-            stacks.retag(client, found, marks)
+            tags = {EXPIRES: format_expiry(expires_at)}
+            _retag_instances(environment, tags)
+            stacks.retag(client, found, tags)
             if expires_at is None or tags_of(found).get(EXPIRES) == NEVER:
                 _protect(client, str(found["StackId"]), on=expires_at is None)
 
@@ -126,9 +122,9 @@ class CloudFormationProvider(Instances):
 
     def destroy(self, environment: Environment) -> None:
         """Delete the stack."""
-        with explained(environment, "could not be destroyed", DestroyError):
+        with translate_errors(f"{environment.id} could not be destroyed", DestroyError):
             client = _client(environment)
-            found = _found(environment, client)
+            found = _find_stack(environment, client)
             if found is not None:
                 # By its id: under its name, nothing can be asked of it when it is gone.
                 stack = str(found["StackId"])
@@ -136,31 +132,18 @@ class CloudFormationProvider(Instances):
                     _protect(client, stack, on=False)
                 stacks.delete(client, stack, environment.id)
 
-    def regions(self, known: Iterable[Template | Recipe | Environment | Image]) -> Sequence[str]:
-        """The regions where it may have stacks, boto3's own first."""
-        with aws.explained():
-            found = [str(aws.client("cloudformation").meta.region_name)]
-        for one in known:
-            match one:
-                case StackTemplate(region=str(region)):
-                    found.append(region)
-                case Environment(provider=self.name, handle=handle) if REGION in handle:
-                    found.append(handle[REGION])
-        return list(dict.fromkeys(found))
-
-    def list_owned(self) -> Iterator[Owned]:
-        """All stacks in boto3's region that are tagged as ours."""
-        yield from self.list_owned_in(self.regions(())[0])
-
     def list_owned_in(self, region: str) -> Sequence[Owned]:
         """All stacks in a region that are tagged as ours, and called so."""
-        with asked(f"what is in {region} can't be seen"):
-            return stacks.owned(aws.client("cloudformation", region))
+        with translate_errors(f"what is in {region} can't be seen"):
+            return stacks.list_owned(aws.client("cloudformation", region))
 
-    def sweep(self, owned: Owned) -> None:
-        """Delete the stack of that id; one that is protected from termination stays."""
-        if error := self.sweep_all([owned], lambda _: True).get(owned.id):
-            raise error
+    def _regions_of(self, one: Known) -> Sequence[str | None]:
+        match one:
+            case StackTemplate():
+                return [one.region]
+            case Environment(provider=self.name):
+                return [one.handle.get(REGION)]
+        return []
 
     def sweep_all(
         self, owned: Sequence[Owned], still: Callable[[Owned], bool]
@@ -170,7 +153,7 @@ class CloudFormationProvider(Instances):
 
         def sweep(one: Owned) -> None:
             try:
-                with asked(f"{one.id} remains"):
+                with translate_errors(f"{one.id} remains"):
                     client = aws.client("cloudformation", one.region or None)
                     if stacks.sweep(client, one, still):
                         outcome[one.id] = None
@@ -185,7 +168,9 @@ class CloudFormationProvider(Instances):
 def _launch(order: Order) -> Environment:
     template, environment = order.template, order.environment
     if not isinstance(template, StackTemplate):
-        raise LaunchError(f"{environment.id}: its template is not a CloudFormation template")
+        raise LaunchError(
+            f"{environment.id}: template {template.name!r} is not a CloudFormation template"
+        )
     client = aws.client("cloudformation", template.region)
     body = _read(order.root / template.file, template)
     region = str(client.meta.region_name)
@@ -196,11 +181,11 @@ def _launch(order: Order) -> Environment:
     environment = msgspec.structs.replace(environment, handle={**handle, STACK: stack})
     order.journal(environment)
     try:
-        found = stacks.wait_until_made(client, stack)
+        found = stacks.wait_until_complete(client, stack)
     except LaunchError as error:
         said = interpolation.mask(str(error), order.secrets)
         raise LaunchError(f"{environment.id} could not be launched: {said}") from None
-    fleet(handle[REGION]).look([environment.labels[RUN]])
+    watch_region(handle[REGION]).look([environment.labels[RUN]])
     outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs", ())}
     endpoints = {
         name: _endpoint(template, name, url, outputs) for name, url in template.urls().items()
@@ -228,7 +213,7 @@ def _images_in(region: str, images: Mapping[str, Image]) -> dict[str, Image]:
     """The images, each with the id that its AMI, or a copy of it, has in the stack's region."""
     return {
         name: msgspec.structs.replace(
-            image, reference=amis.in_region(aws.client("ec2", region), image, region)
+            image, reference=amis.find_in_region(aws.client("ec2", region), image, region)
         )
         if image.provider == "ec2"
         else image
@@ -265,19 +250,19 @@ def _endpoint(template: StackTemplate, name: str, url: str, outputs: dict[str, s
     found = urlsplit(with_outputs(url, outputs))
     scheme = found.scheme or "http"
     if not found.hostname:
-        raise LaunchError(f"templates.{template.name}: {found.geturl()!r} of {name} is no URL")
+        raise LaunchError(f"templates.{template.name}: {found.geturl()!r} of {name} is not a URL")
     port = found.port or (443 if scheme == "https" else 80)
     return Endpoint(host=found.hostname, port=port, scheme=scheme)
 
 
-def _retag_instances(environment: Environment, marks: Mapping[str, str]) -> None:
+def _retag_instances(environment: Environment, tags: Mapping[str, str]) -> None:
     """At once, as their guests look at their tags; the stack takes its time."""
-    squad = fleet(environment.handle.get(REGION))
+    watcher = watch_region(environment.handle.get(REGION))
     ids = [
-        str(one["InstanceId"]) for one in squad.instances(environment) if state(one) not in ENDED
+        str(one["InstanceId"]) for one in watcher.instances(environment) if state(one) not in ENDED
     ]
     if ids:
-        squad.client.create_tags(Resources=ids, Tags=as_tags(marks))
+        watcher.client.create_tags(Resources=ids, Tags=to_tags(tags))
 
 
 def _protect(client: Any, stack: str, *, on: bool) -> None:
@@ -291,13 +276,13 @@ def _client(environment: Environment) -> Any:
     return aws.client("cloudformation", region)
 
 
-def _found(environment: Environment, client: Any) -> Mapping[str, Any] | None:
-    """The environment's stack as it is now, which says itself whose it is."""
-    found = stacks.seen(client, _stack(environment), older=0.0)
+def _find_stack(environment: Environment, client: Any) -> Mapping[str, Any] | None:
+    """The environment's stack as it is now, held against its own name and tags."""
+    found = stacks.look(client, _stack_name(environment), older=0.0)
     if found is not None:
         identity.check_stack(environment, found, stacks.name_of(environment.id))
     return found
 
 
-def _stack(environment: Environment) -> str:
+def _stack_name(environment: Environment) -> str:
     return environment.handle.get(STACK) or stacks.name_of(environment.id)

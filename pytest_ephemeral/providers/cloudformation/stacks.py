@@ -1,9 +1,9 @@
-"""Stacks: made, waited for, explained when they fail, and deleted, naming what is retained."""
+"""Stacks: create, wait for, tag and delete them, and say why one failed or what it retained."""
 
 from __future__ import annotations
 
 import hashlib
-import random
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,17 +12,21 @@ from typing import Any, Final
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
-from pytest_ephemeral.providers.ec2.tagging import as_tags, clock, labels_of, tags_of
+from pytest_ephemeral.providers.ec2.tags import labels_of, read_clock, tags_of, to_tags
 from pytest_ephemeral.providers.protocol import Owned
 
-#: Seconds between looks at a stack, and in which one is deleted.
+#: Seconds between looks at a stack.
 POLL: Final = 2.0
+#: Seconds between them, at most, while requests are throttled.
+LONGEST_POLL: Final = 15.0
+#: Seconds in which a stack is deleted.
 DELETING: Final = 3600.0
-#: Seconds in which a stack can be changed that is being changed, or that nothing can be asked of.
+#: Seconds to wait for a stack that is being changed, or while requests are throttled.
 BUSY: Final = 300.0
 
-#: What was updated is good, though CloudFormation may still clean up behind it.
+#: An updated stack is complete, though CloudFormation may still clean up behind it.
 _GOOD: Final = frozenset(
     {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS"}
 )
@@ -32,7 +36,7 @@ _seen_lock = threading.Lock()
 
 
 def name_of(id: str) -> str:
-    """What an environment's stack is called."""
+    """The name of an environment's stack."""
     return f"pytest-ephemeral-{id}"
 
 
@@ -43,53 +47,58 @@ def create(
     body: str,
     parameters: Mapping[str, str],
 ) -> str:
-    """Ask for a stack; asked for before, it is found. Its id."""
+    """Create a stack, or find it if it was created before; its id."""
     from botocore.exceptions import ClientError
 
     name = name_of(environment.id)
     role = {} if template.role_arn is None else {"RoleARN": template.role_arn}
     try:
-        made = client.create_stack(
+        created = client.create_stack(
             StackName=name,
             TemplateBody=body,
             Parameters=[
                 {"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()
             ],
             Capabilities=list(template.capabilities),
-            Tags=as_tags({key: value for key, value in environment.labels.items() if value}),
-            # What failed stays until it has been told of; then all of it is deleted.
+            Tags=to_tags({key: value for key, value in environment.labels.items() if value}),
+            # A failed stack stays until its events are read; then all of it is deleted.
             OnFailure="DO_NOTHING",
-            # What waits for its signals for ever would outlive its expiry.
+            # A stack that waits for a signal for ever would outlive its expiry.
             TimeoutInMinutes=max(1, int(template.ttl // 60)),
             ClientRequestToken=hashlib.sha256(name.encode()).hexdigest(),
             **role,
         )
-        return str(made["StackId"])
+        return str(created["StackId"])
     except ClientError as error:
         if aws.code(error) != "AlreadyExistsException":
             raise
     return str(client.describe_stacks(StackName=name)["Stacks"][0]["StackId"])
 
 
-def wait_until_made(client: Any, stack: str) -> Mapping[str, Any]:
-    """Wait until a stack is there, at most as long as CloudFormation itself does.
+def wait_until_complete(client: Any, stack: str) -> Mapping[str, Any]:
+    """Wait until a stack is complete, at most as long as CloudFormation itself does.
 
     Raises:
         LaunchError: It failed; says which resources, and why.
     """
-    while True:
-        found = seen(client, stack)
+
+    def check() -> Mapping[str, Any] | None:
+        found = look(client, stack)
         status = "" if found is None else str(found["StackStatus"])
-        if found is not None and status in _GOOD:
+        if status in _GOOD:
             return found
         if found is None or not status.endswith("_IN_PROGRESS") or "ROLLBACK" in status:
             raise LaunchError(
                 "\n".join([f"its stack is {status or 'gone'}:", *failures(client, stack)])
             )
-        time.sleep(POLL * random.SystemRandom().uniform(0.9, 1.1))
+        return None
+
+    found = waiting.wait_until(check, within=math.inf, every=POLL)
+    assert found is not None
+    return found
 
 
-def seen(client: Any, stack: str, *, older: float | None = None) -> Mapping[str, Any] | None:
+def look(client: Any, stack: str, *, older: float | None = None) -> Mapping[str, Any] | None:
     """A stack as it was last seen, no more than a look ago; None when there is none.
 
     Args:
@@ -105,7 +114,7 @@ def seen(client: Any, stack: str, *, older: float | None = None) -> Mapping[str,
         if time.monotonic() - at < limit:
             return found
         try:
-            found = _described(client, stack)
+            found = _describe(client, stack)
         except ClientError as error:
             if aws.code(error) in aws.THROTTLED and at != float("-inf"):
                 return found
@@ -118,24 +127,21 @@ def seen(client: Any, stack: str, *, older: float | None = None) -> Mapping[str,
         return found
 
 
-def _described(client: Any, stack: str) -> Mapping[str, Any]:
-    """A stack as CloudFormation has it, which may have too much to do for a while."""
-    from botocore.exceptions import ClientError
-
-    deadline = time.monotonic() + BUSY
-    while True:
-        try:
-            found: Mapping[str, Any] = client.describe_stacks(StackName=stack)["Stacks"][0]
-        except ClientError as error:
-            if aws.code(error) not in aws.THROTTLED or time.monotonic() > deadline:
-                raise
-        else:
-            return found
-        time.sleep(POLL * random.SystemRandom().uniform(0.9, 1.1))
+def _describe(client: Any, stack: str) -> Mapping[str, Any]:
+    """A stack as CloudFormation has it; asked again while requests are throttled."""
+    answer = waiting.retry(
+        lambda: client.describe_stacks(StackName=stack),
+        when=lambda error: aws.code(error) in aws.THROTTLED,
+        within=BUSY,
+        every=POLL,
+        longest=LONGEST_POLL,
+    )
+    found: Mapping[str, Any] = answer["Stacks"][0]
+    return found
 
 
 def forget(client: Any, stack: str) -> None:
-    """Look anew the next time."""
+    """Ask CloudFormation the next time."""
     with _seen_lock:
         _seen.pop((id(client), stack), None)
 
@@ -145,7 +151,7 @@ def is_missing(error: Any) -> bool:
     return aws.code(error) == "ValidationError" and "does not exist" in str(error)
 
 
-def owned(client: Any, name: str | None = None) -> list[Owned]:
+def list_owned(client: Any, name: str | None = None) -> list[Owned]:
     """The stacks that are tagged as ours and called by their ids, or one of them."""
     from botocore.exceptions import ClientError
 
@@ -159,85 +165,94 @@ def owned(client: Any, name: str | None = None) -> list[Owned]:
     found = [(stack, tags_of(stack)) for page in pages for stack in page["Stacks"]]
     return [
         Owned(
-            id=marks[labels.ID],
-            labels=labels_of(marks),
+            id=tags[labels.ID],
+            labels=labels_of(tags),
             detail=f"stack {stack['StackName']}, {stack['StackStatus']}",
             region=str(client.meta.region_name),
-            seen_at=clock(pages[0]),
+            seen_at=read_clock(pages[0]),
         )
-        for stack, marks in found
+        for stack, tags in found
         if stack["StackStatus"] != "DELETE_COMPLETE"
-        and stack["StackName"] == name_of(marks.get(labels.ID, ""))
+        and stack["StackName"] == name_of(tags.get(labels.ID, ""))
     ]
 
 
 def sweep(client: Any, wanted: Owned, still: Callable[[Owned], bool]) -> bool:
     """Delete a stack if that is still to be done; whether it is gone."""
-    found = owned(client, name_of(wanted.id))
+    found = list_owned(client, name_of(wanted.id))
     if not all(map(still, found)):
         return False
     for _ in found:
-        stack = seen(client, name_of(wanted.id), older=0.0)
+        stack = look(client, name_of(wanted.id), older=0.0)
         if stack is not None:
             delete(client, str(stack["StackId"]), wanted.id)
     return True
 
 
 def failures(client: Any, stack: str) -> list[str]:
-    """What failed in a stack, first things first: not only that it rolled back."""
+    """The failures in a stack's events, the first one first."""
     lines = [
         f"  {event['LogicalResourceId']} ({event['ResourceType']}): {event['ResourceStatusReason']}"
         for event in reversed(list(events(client, stack)))
         if event["ResourceStatus"].endswith("_FAILED") and event.get("ResourceStatusReason")
     ]
     # The others were only cancelled because of the first.
-    told = [line for line in lines if "cancelled" not in line.lower()]
-    return told or lines or ["  its events give no reason"]
+    causes = [line for line in lines if "cancelled" not in line.lower()]
+    return causes or lines or ["  its events give no reason"]
 
 
-def retag(client: Any, found: Mapping[str, Any], marks: Mapping[str, str]) -> None:
-    """Change a stack's tags; CloudFormation changes its resources' with them.
+def retag(client: Any, found: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    """Change a stack's tags; CloudFormation changes those of its resources too.
 
     Raises:
-        EphemeralError: It took too long, or was taken back.
+        EphemeralError: It took too long, or was rolled back.
     """
     from botocore.exceptions import ClientError
 
     stack = str(found["StackId"])
-    deadline = time.monotonic() + BUSY
-    while True:
-        try:
-            client.update_stack(
-                StackName=stack,
-                UsePreviousTemplate=True,
-                Parameters=[
-                    {"ParameterKey": one["ParameterKey"], "UsePreviousValue": True}
-                    for one in found.get("Parameters", ())
-                ],
-                Capabilities=list(found.get("Capabilities", ())),
-                Tags=as_tags({**tags_of(found), **marks}),
-            )
-            break
-        except ClientError as error:
-            if "No updates are to be performed" in str(error):
-                return
-            if "_IN_PROGRESS" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(POLL * random.SystemRandom().uniform(0.9, 1.1))
-    _wait_until_changed(client, stack, deadline)
 
+    def update() -> None:
+        client.update_stack(
+            StackName=stack,
+            UsePreviousTemplate=True,
+            Parameters=[
+                {"ParameterKey": one["ParameterKey"], "UsePreviousValue": True}
+                for one in found.get("Parameters", ())
+            ],
+            Capabilities=list(found.get("Capabilities", ())),
+            Tags=to_tags({**tags_of(found), **tags}),
+        )
 
-def _wait_until_changed(client: Any, stack: str, deadline: float) -> None:
-    while (found := seen(client, stack, older=0.0)) is not None:
-        status = str(found["StackStatus"])
-        if status in _GOOD:
+    try:
+        waiting.retry(
+            update, when=lambda error: "_IN_PROGRESS" in str(error), within=BUSY, every=POLL
+        )
+    except ClientError as error:
+        if "No updates are to be performed" in str(error):
             return
-        if not status.endswith("_IN_PROGRESS") or time.monotonic() > deadline:
-            lines = "\n".join(failures(client, stack))
-            raise EphemeralError(
-                f"the tags of its stack were not changed, it is {status}:\n{lines}"
-            )
-        time.sleep(POLL * random.SystemRandom().uniform(0.9, 1.1))
+        raise
+    status = _wait_for_status(
+        client, stack, lambda status: not status.endswith("_IN_PROGRESS") or status in _GOOD, BUSY
+    )
+    if status and status not in _GOOD:
+        lines = "\n".join(failures(client, stack))
+        raise EphemeralError(f"the tags of its stack were not changed, it is {status}:\n{lines}")
+
+
+def _wait_for_status(
+    client: Any, stack: str, is_final: Callable[[str], bool], within: float
+) -> str:
+    """The status of a stack once it is final, or the time is over; empty if the stack is gone."""
+    status = ""
+
+    def check() -> bool:
+        nonlocal status
+        found = look(client, stack, older=0.0)
+        status = "" if found is None else str(found["StackStatus"])
+        return not status or is_final(status)
+
+    waiting.wait_until(check, within=within, every=POLL)
+    return status
 
 
 def events(client: Any, stack: str) -> Iterator[Mapping[str, Any]]:
@@ -279,27 +294,24 @@ def delete(client: Any, stack: str, id: str) -> None:
         DestroyError: Something of it remains: it can't be deleted, or its template retains it.
     """
     client.delete_stack(StackName=stack)
-    deadline = time.monotonic() + DELETING
-    while (found := seen(client, stack, older=0.0)) is not None:
-        status = str(found["StackStatus"])
-        if status == "DELETE_FAILED":
-            lines = "\n".join(failures(client, stack))
-            raise DestroyError(
-                f"{id}: its stack can't be deleted, because of\n{lines}\n"
-                "Empty or delete these (a bucket must be empty), then: pytest-ephemeral reap"
-            )
-        if time.monotonic() > deadline:
-            raise DestroyError(f"{id}: its stack is still {status}. See it: pytest-ephemeral reap")
-        time.sleep(POLL * random.SystemRandom().uniform(0.9, 1.1))
-    if kept := retained(client, stack):
+    status = _wait_for_status(client, stack, lambda it: it == "DELETE_FAILED", DELETING)
+    if status == "DELETE_FAILED":
+        lines = "\n".join(failures(client, stack))
+        raise DestroyError(
+            f"{id}: its stack can't be deleted, because of\n{lines}\n"
+            "Empty or delete these (a bucket must be empty), then: pytest-ephemeral reap"
+        )
+    if status:
+        raise DestroyError(f"{id}: its stack is still {status}. See it: pytest-ephemeral reap")
+    if kept := list_retained(client, stack):
         raise DestroyError(
             f"{id}: its template says DeletionPolicy: Retain, so these are still there: "
             f"{', '.join(kept)}. Delete them by hand, and take that out of the template"
         )
 
 
-def retained(client: Any, stack: str) -> list[str]:
-    """What a deleted stack has left because its template says so."""
+def list_retained(client: Any, stack: str) -> list[str]:
+    """What a deleted stack has left because its template retains it."""
     return sorted(
         {
             f"{event['LogicalResourceId']} ({event['ResourceType']} {event['PhysicalResourceId']})"

@@ -105,7 +105,7 @@ class DockerBaker:
     def bake(self, job: BakeJob) -> Image:
         """Build it, install it, or take it as it is; and push it where a registry is named."""
         recipe, engine = _recipe(job.recipe), endpoint.find()
-        self.discard(job.key)
+        self.discard(job)
         with BakeLog(job) as log:
             try:
                 id = _make(engine, job, recipe, log)
@@ -140,9 +140,9 @@ class DockerBaker:
         if before is not None:
             _delete_nameless(engine, before["Id"], image.key)
 
-    def discard(self, key: str) -> None:
+    def discard(self, job: BakeJob) -> None:
         """Remove the containers of its bakes, and what they made that was not verified."""
-        quarantine.discard(endpoint.find(), key)
+        quarantine.discard(endpoint.find(), job.key)
 
     def present(self, image: Image) -> bool:
         """Whether the engine has it, or could pull it by its digest."""

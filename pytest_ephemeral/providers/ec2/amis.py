@@ -1,8 +1,8 @@
-"""AMIs of ours: made, waited for, found by their key, copied, and removed with their snapshots."""
+"""AMIs of ours: create, wait for, find by key, copy and tag them with their snapshots."""
 
 from __future__ import annotations
 
-import random
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,9 @@ from typing import Any, Final
 from pytest_ephemeral import aws, files, labels
 from pytest_ephemeral.errors import BakeError, ConfigurationError, LaunchError
 from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.ec2.tables import BaseQuery
-from pytest_ephemeral.providers.ec2.tagging import (
+from pytest_ephemeral.providers.ec2.tags import (
     COPIES,
     KEY,
     QUARANTINED,
@@ -21,22 +22,22 @@ from pytest_ephemeral.providers.ec2.tagging import (
     STATE,
     UNRECORDED,
     VERIFIED,
-    as_tags,
-    tagged,
+    tag_specifications,
     tags_of,
+    to_tags,
 )
 
 #: Seconds an AMI may be pending: large volumes take most of an hour.
 PENDING: Final = 3600.0
 POLL: Final = 2.0
-#: Seconds in which what was just made becomes visible.
+#: Seconds in which what was just created becomes visible.
 UNSEEN: Final = 60.0
-#: How often people who wait are told.
+#: Seconds between lines of progress.
 SAY_AGAIN: Final = 15.0
-#: In an image's handle: the volumes that are meant to be there when the instance is not any more,
-#: each with its size.
+#: In an image's handle: the volumes that an instance's end would not delete, each with its size.
 OUTLIVING: Final = "outliving-volumes"
 
+_UNRECORDED: Final = {"Name": f"tag:{STATE}", "Values": [QUARANTINED, UNRECORDED]}
 _NOT_VISIBLE: Final = "not visible yet"
 GONE: Final = frozenset(
     {"InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound"}
@@ -44,10 +45,10 @@ GONE: Final = frozenset(
 
 
 def resolve(base: str | BaseQuery, region: str | None) -> str:
-    """The id that a recipe's base means now.
+    """The AMI that a recipe's base names now.
 
     Raises:
-        ConfigurationError: There is none such.
+        ConfigurationError: There is no such AMI.
     """
     from botocore.exceptions import ClientError
 
@@ -57,15 +58,15 @@ def resolve(base: str | BaseQuery, region: str | None) -> str:
         return base
     name = base.removeprefix("ssm:")
     try:
-        with aws.explained():
+        with aws.translate_errors():
             found = aws.client("ssm", region).get_parameter(Name=name)
     except ClientError as error:
         raise ConfigurationError(f"base: no parameter {name!r} in SSM: {error}") from error
     return str(found["Parameter"]["Value"])
 
 
-def described(client: Any, id: str) -> Mapping[str, Any] | None:
-    """An AMI as EC2 has it; None when it has none such."""
+def describe(client: Any, id: str) -> Mapping[str, Any] | None:
+    """An AMI as EC2 has it; None when there is none."""
     from botocore.exceptions import ClientError
 
     try:
@@ -77,25 +78,21 @@ def described(client: Any, id: str) -> Mapping[str, Any] | None:
     return found[0] if found else None
 
 
-def of_key(client: Any, key: str, *states: str) -> list[Mapping[str, Any]]:
+def find_by_key(client: Any, key: str, *states: str) -> list[Mapping[str, Any]]:
     """The AMIs of this account that were baked under a key."""
-    filters = [
-        {"Name": f"tag:{KEY}", "Values": [key]},
-        {"Name": f"tag:{STATE}", "Values": list(states)},
-    ]
+    wanted = {f"tag:{KEY}": [key], f"tag:{STATE}": list(states)}
+    filters = [{"Name": name, "Values": values} for name, values in wanted.items()]
     return sorted(_images(client, filters), key=lambda image: image["ImageId"])
 
 
-def unrecorded(client: Any, ours: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The AMIs that pass a filter and that no catalog has: not verified yet, or only just."""
-    states = {"Name": f"tag:{STATE}", "Values": [QUARANTINED, UNRECORDED]}
-    return _images(client, [ours, states])
+def find_unrecorded(client: Any, ours: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The AMIs that pass a filter and that no catalog lists."""
+    return _images(client, [ours, _UNRECORDED])
 
 
-def unrecorded_snapshots(client: Any, ours: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The snapshots that pass a filter and are, or were, of such AMIs."""
-    states = {"Name": f"tag:{STATE}", "Values": [QUARANTINED, UNRECORDED]}
-    return snapshots(client, [ours, states])
+def find_unrecorded_snapshots(client: Any, ours: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The snapshots of such AMIs that pass a filter."""
+    return snapshots(client, [ours, _UNRECORDED])
 
 
 def is_verified(found: Mapping[str, Any]) -> bool:
@@ -103,14 +100,14 @@ def is_verified(found: Mapping[str, Any]) -> bool:
     return tags_of(found).get(STATE) in {UNRECORDED, VERIFIED}
 
 
-def create(client: Any, instance: str, name: str, marks: Mapping[str, str]) -> str:
+def create(client: Any, instance: str, name: str, tags: Mapping[str, str]) -> str:
     """Ask for the AMI of a stopped instance, in quarantine.
 
     Args:
         client: Of EC2.
         instance: Its id.
         name: The AMI's name, this bake's alone: asked for twice, it is found.
-        marks: Tags of it and of its snapshots.
+        tags: Of it and of its snapshots.
 
     Returns:
         Its id; it is pending.
@@ -118,20 +115,19 @@ def create(client: Any, instance: str, name: str, marks: Mapping[str, str]) -> s
     from botocore.exceptions import ClientError
 
     try:
-        made = client.create_image(
+        created = client.create_image(
             InstanceId=instance,
             Name=name,
-            TagSpecifications=tagged({**marks, STATE: QUARANTINED}, "image", "snapshot"),
+            TagSpecifications=tag_specifications({**tags, STATE: QUARANTINED}, "image", "snapshot"),
         )
-        return str(made["ImageId"])
+        return str(created["ImageId"])
     except ClientError as error:
         if aws.code(error) != "InvalidAMIName.Duplicate":
             raise
-    deadline = time.monotonic() + UNSEEN
-    while not (found := _images(client, [{"Name": "name", "Values": [name]}])):
-        if time.monotonic() > deadline:
-            raise BakeError(f"the AMI {name} is there, and can't be seen")
-        time.sleep(POLL)
+    wanted = [{"Name": "name", "Values": [name]}]
+    found = waiting.wait_until(lambda: _images(client, wanted), within=UNSEEN, every=POLL)
+    if not found:
+        raise BakeError(f"the AMI {name} exists, but AWS does not list it")
     return str(found[0]["ImageId"])
 
 
@@ -143,15 +139,17 @@ def wait(
     Args:
         client: Of EC2.
         id: The AMI's.
-        say: Told now and then how long it has been.
+        say: Called now and then with how long it has been.
         within: Seconds.
 
     Raises:
         BakeError: It failed, or was not in time.
     """
     started = said = seen = time.monotonic()
-    while True:
-        found, now = looked(client, id), time.monotonic()
+
+    def check() -> Mapping[str, Any] | None:
+        nonlocal said, seen
+        found, now = look(client, id), time.monotonic()
         state = found["State"]
         if state == "available":
             return found
@@ -165,23 +163,27 @@ def wait(
         if now - said > SAY_AGAIN:
             say(f"the AMI {id} is {state}, {now - started:.0f} s")
             said = now
-        time.sleep(POLL * random.SystemRandom().uniform(1.0, 1.2))
+        return None
+
+    found = waiting.wait_until(check, within=math.inf, every=POLL)
+    assert found is not None
+    return found
 
 
 def verify(client: Any, found: Mapping[str, Any]) -> None:
-    """Let an AMI and its snapshots out of quarantine; it is nobody's until it is recorded."""
-    mark(client, found, {STATE: UNRECORDED})
+    """Take an AMI and its snapshots out of quarantine: verified, but in no catalog yet."""
+    tag(client, found, {STATE: UNRECORDED})
 
 
 def record(client: Any, found: Mapping[str, Any]) -> None:
-    """An AMI stands in a catalog: nothing but its removal takes it away now.
+    """Tag an AMI as cataloged: ``reap`` leaves it alone from now on.
 
-    Its copies know first. So whatever stops this, what is not known yet is seen by the AMI itself.
+    Its copies come first: if this is cut short, the AMI's own tag still says that it is not done.
     """
-    marks = {STATE: VERIFIED, labels.EXPIRES: labels.NEVER}
+    tags = {STATE: VERIFIED, labels.EXPIRES: labels.NEVER}
     for there, one in [*copies_of(found), (client, found)]:
-        if not tags_of(one).items() >= marks.items():
-            mark(there, one, marks)
+        if not tags_of(one).items() >= tags.items():
+            tag(there, one, tags)
 
 
 def copy(
@@ -189,16 +191,16 @@ def copy(
 ) -> None:
     """Copy an AMI to other regions, and wait until it is there.
 
-    Where it is going stands on it first, so that a copy is found even if this is cut short.
+    It is tagged with the regions first, so that a copy is found even if this is cut short.
     """
     if not regions:
         return
     client = aws.client("ec2", source)
     known = dict.fromkeys([*tags_of(found).get(COPIES, "").split(), *regions])
     resources = [found["ImageId"], *snapshots_of(found)]
-    client.create_tags(Resources=resources, Tags=as_tags({COPIES: " ".join(known)}))
-    made = {region: _copy(found, source, region) for region in regions}
-    for region, id in made.items():
+    client.create_tags(Resources=resources, Tags=to_tags({COPIES: " ".join(known)}))
+    copies = {region: _copy(found, source, region) for region in regions}
+    for region, id in copies.items():
         say(f"copying it to {region} as {id}")
         there = aws.client("ec2", region)
         copied = wait(there, id, say)
@@ -211,7 +213,7 @@ def as_image(found: Mapping[str, Any], region: str, prefix: str) -> Image:
 
     An AMI can't be changed; its id, with those of its snapshots, stands for its content.
     """
-    marks = tags_of(found)
+    tags = tags_of(found)
     content = " ".join([found["ImageId"], *snapshots_of(found)])
     handle = {
         "region": region,
@@ -225,8 +227,8 @@ def as_image(found: Mapping[str, Any], region: str, prefix: str) -> Image:
         "architecture": str(found.get("Architecture", "")),
     }
     return Image(
-        name=marks.get(RECIPE, found.get("Name", "")),
-        key=marks.get(KEY, ""),
+        name=tags.get(RECIPE, found.get("Name", "")),
+        key=tags.get(KEY, ""),
         provider="ec2",
         reference=found["ImageId"],
         digest=files.digest_of([content.encode()]),
@@ -237,7 +239,7 @@ def as_image(found: Mapping[str, Any], region: str, prefix: str) -> Image:
 
 
 def snapshots_of(found: Mapping[str, Any]) -> list[str]:
-    """The snapshots an AMI is made of; none are known while it is pending."""
+    """The snapshots of an AMI; none are known while it is pending."""
     ids = (one["Ebs"].get("SnapshotId") for one in _volumes(found))
     return [str(id) for id in ids if id]
 
@@ -248,19 +250,23 @@ def _volumes(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def copies_of(found: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
     """The copies of an AMI, or of the AMI that a snapshot is of: each with its region's client."""
-    return [(there, one) for there in elsewhere(found) for one in _images(there, [of_bake(found)])]
+    return [
+        (there, one)
+        for there in copy_clients(found)
+        for one in _images(there, [bake_filter(found)])
+    ]
 
 
-def in_region(client: Any, image: Image, region: str) -> str:
-    """The AMI of an image in a region: itself, or the copy that was made of it.
+def find_in_region(client: Any, image: Image, region: str) -> str:
+    """The AMI of an image in a region: itself, or its copy there.
 
     Raises:
-        LaunchError: It is in another, and no copy is in this one.
+        LaunchError: It is in another, and has no copy in this one.
     """
     home = image.handle.get("region", region)
     if home == region:
         return image.reference
-    if found := of_key(client, image.key, VERIFIED):
+    if found := find_by_key(client, image.key, VERIFIED):
         return str(found[0]["ImageId"])
     raise LaunchError(
         f"the image {image.name!r} is in {home}, and was not copied to {region}: name that in "
@@ -272,34 +278,34 @@ def in_region(client: Any, image: Image, region: str) -> str:
 def _copy(found: Mapping[str, Any], source: str, region: str) -> str:
     """Ask for one copy, unless one that was asked for before is there; its id."""
     client = aws.client("ec2", region)
-    if there := _images(client, [of_bake(found)]):
+    if there := _images(client, [bake_filter(found)]):
         return str(there[0]["ImageId"])
-    marks = {key: value for key, value in tags_of(found).items() if not key.startswith("aws:")}
+    tags = {key: value for key, value in tags_of(found).items() if not key.startswith("aws:")}
     answer = client.copy_image(
         Name=found["Name"],
         SourceImageId=found["ImageId"],
         SourceRegion=source,
-        # One a try: under one that was used, AWS gives what was made then, though it is gone.
+        # A new one each time: for one that was used, AWS returns that copy, though it is gone.
         ClientToken=secrets.token_hex(32),
-        TagSpecifications=tagged({**marks, STATE: QUARANTINED}, "image", "snapshot"),
+        TagSpecifications=tag_specifications({**tags, STATE: QUARANTINED}, "image", "snapshot"),
     )
     return str(answer["ImageId"])
 
 
-def elsewhere(found: Mapping[str, Any]) -> list[Any]:
+def copy_clients(found: Mapping[str, Any]) -> list[Any]:
     """Clients of the regions that an AMI is copied to."""
     return [aws.client("ec2", region) for region in tags_of(found).get(COPIES, "").split()]
 
 
-def of_bake(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What finds all that one bake has made, wherever: another of the same key is another's."""
+def bake_filter(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A filter for all that one bake created, in any region."""
     return {"Name": f"tag:{labels.ID}", "Values": [tags_of(found).get(labels.ID, "")]}
 
 
-def mark(client: Any, found: Mapping[str, Any], marks: Mapping[str, str]) -> None:
+def tag(client: Any, found: Mapping[str, Any], tags: Mapping[str, str]) -> None:
     """Tag an AMI, and its snapshots with it."""
     resources = [found["ImageId"], *snapshots_of(found)]
-    client.create_tags(Resources=resources, Tags=as_tags(marks))
+    client.create_tags(Resources=resources, Tags=to_tags(tags))
 
 
 def _images(client: Any, filters: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -314,7 +320,7 @@ def snapshots(client: Any, filters: Sequence[Mapping[str, Any]]) -> list[Mapping
 
 
 def _newest(base: BaseQuery, region: str | None) -> str:
-    with aws.explained():
+    with aws.translate_errors():
         found = aws.client("ec2", region).describe_images(
             Owners=[base.owner],
             Filters=[
@@ -332,13 +338,13 @@ def _newest(base: BaseQuery, region: str | None) -> str:
     return str(newest["ImageId"])
 
 
-def looked(client: Any, id: str) -> Mapping[str, Any]:
-    """An AMI; one that can't be seen has a state that says so."""
+def look(client: Any, id: str) -> Mapping[str, Any]:
+    """An AMI; one that is not visible has a state that says so."""
     from botocore.exceptions import ClientError
 
     try:
-        return described(client, id) or {"State": _NOT_VISIBLE}
+        return describe(client, id) or {"State": _NOT_VISIBLE}
     except ClientError as error:
         if aws.code(error) in aws.THROTTLED:
-            return {"State": "not known, as AWS has too much to do"}
+            return {"State": "unknown, as AWS throttles the request"}
         raise

@@ -1,22 +1,21 @@
-"""Baking an AMI: an instance of the base installs, is stopped, imaged, and booted fresh to verify.
+"""Bake an AMI: an instance of the base installs, is stopped and imaged, and verified in a new boot.
 
-Everything carries the key from its creation on, so that whatever a bake leaves that was killed,
-at whichever point, is found by the next one of that key, and by ``reap``.
+Everything is tagged with the key in the call that creates it. So whatever a killed bake leaves is
+found by the next bake of that key, and by ``reap``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from pytest_ephemeral import aws, machine
+from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import (
     BakeError,
     ConfigurationError,
@@ -27,26 +26,26 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.ec2 import (
     amis,
-    belongings,
-    deregistering,
-    launching,
-    refusals,
-    sweeping,
+    deregistration,
+    removal,
+    resources,
+    run_instances,
 )
 from pytest_ephemeral.providers.ec2.builders import (
     builder,
     client_of,
-    marks_of,
     prefix_of,
     recipe_of,
     region_of,
+    run_of,
     steps_of,
     stop,
-    succeed,
+    tags_for,
+    wait_for_success,
 )
-from pytest_ephemeral.providers.ec2.environments import asked
+from pytest_ephemeral.providers.ec2.errors import translate_errors
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
-from pytest_ephemeral.providers.ec2.tagging import (
+from pytest_ephemeral.providers.ec2.tags import (
     KEY,
     QUARANTINED,
     STATE,
@@ -62,13 +61,13 @@ AS_IT_IS: Final = "as-it-is"
 
 
 class Ec2Baker:
-    """The part of the ec2 provider that makes images; see ``Baker`` for what is promised."""
+    """The part of the ec2 provider that bakes images; see ``Baker``."""
 
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:  # noqa: ARG002
-        """What the base is now; or whether what was baked elsewhere is there."""
+        """The AMI that the base names now; or whether the reference exists."""
         wanted, region = recipe_of(recipe), region_of(recipe)
         if wanted.reference is not None:
-            _taken(wanted)
+            _find_reference(wanted)
             return {"region": region, "reference": wanted.reference}
         if wanted.base is None:
             raise ConfigurationError(f"the image {recipe.name!r} has no base")
@@ -84,16 +83,16 @@ class Ec2Baker:
         what: str,  # noqa: ARG002
         say: Callable[[str], None],  # noqa: ARG002
     ) -> AbstractContextManager[Sequence[int]]:
-        """Nothing of this machine is held: an AMI is made under a claim in the store."""
+        """Nothing on this machine is locked: an AMI is baked under a claim in the store."""
         return contextlib.nullcontext(())
 
     def adopt(self, job: BakeJob) -> Image | None:
-        """The verified AMI of that key, if another store's bake, or one cut short, has made it."""
+        """The verified AMI of that key, if a bake for another store, or one cut short, left it."""
         recipe = recipe_of(job.recipe)
         if recipe.reference is not None:
             return None
-        with aws.explained():
-            found = amis.of_key(client_of(recipe), job.key, VERIFIED, UNRECORDED)
+        with aws.translate_errors():
+            found = amis.find_by_key(client_of(recipe), job.key, VERIFIED, UNRECORDED)
         available = [one for one in found if one["State"] == "available"]
         return (
             amis.as_image(available[0], region_of(recipe), prefix_of(job.key))
@@ -105,36 +104,34 @@ class Ec2Baker:
         """Install on an instance of the base, stop it, and make an AMI of it."""
         recipe = recipe_of(job.recipe)
         if recipe.reference is not None:
-            found = _taken(recipe)
+            found = _find_reference(recipe)
             image = amis.as_image(found, region_of(recipe), "")
             handle = {**image.handle, AS_IT_IS: "yes"}
             return msgspec.structs.replace(image, name=recipe.name, key=job.key, handle=handle)
-        _jobs[job.key, threading.get_ident()] = job
-        self.discard(job.key)
+        self.discard(job)
         base = self.resolve(recipe, job.root)["base"]
-        with _explained(job), builder(job, base, steps_of(job), job.artifact) as built:
+        with _translate_errors(job), builder(job, base, steps_of(job), job.artifact) as built:
             job.say(f"installing on {built.instance}")
-            succeed(built, "its install script")
+            wait_for_success(built, "its install script")
             stop(built)
-            # By the bake's own id: another of the same key, for another store, is another AMI.
+            # Named after the bake: one of the same key for another store is another AMI.
             name = f"pytest-ephemeral-{built.id}"
-            ami = amis.create(built.client, built.instance, name, marks_of(job, built.id))
+            ami = amis.create(built.client, built.instance, name, tags_for(job, built.id))
             job.say(f"making the AMI {ami} of {built.instance}")
             found = amis.wait(built.client, ami, job.say)
         return amis.as_image(found, region_of(recipe), prefix_of(job.key))
 
     def verify(self, job: BakeJob, image: Image) -> None:
-        """Boot it fresh and run ``verify`` there; then let it out of quarantine, and copy it."""
+        """Run ``verify`` in a new boot of it; then take it out of quarantine, and copy it."""
         recipe = recipe_of(job.recipe)
         if AS_IT_IS in image.handle and not recipe.verify:
             return
-        _jobs[job.key, threading.get_ident()] = job
         client = client_of(recipe)
-        with _explained(job):
-            made = launching.NEW_IMAGE
-            with builder(job, image.reference, recipe.verify, None, young=made) as built:
+        with _translate_errors(job):
+            new = run_instances.NEW_IMAGE
+            with builder(job, image.reference, recipe.verify, None, not_yet=new) as built:
                 job.say(f"verifying it on {built.instance}")
-                succeed(built, "verifying it")
+                wait_for_success(built, "verifying it")
             if AS_IT_IS in image.handle:
                 return
             found = amis.wait(client, image.reference, job.say)
@@ -146,38 +143,37 @@ class Ec2Baker:
         """Mark the AMI as cataloged; deregister its predecessor unless it is in use."""
         if AS_IT_IS in image.handle:
             return
-        with asked(f"the AMI {image.reference} can't be told that it is recorded"):
+        with translate_errors(f"the AMI {image.reference} can't be tagged as recorded"):
             if found := _own(image):
                 amis.record(_client_of(image), found)
             replaced = predecessor and predecessor.reference != image.reference
             if predecessor and replaced and (old := _own(predecessor)):
                 client = _client_of(predecessor)
                 if _users(client, old):
-                    deregistering.leave(client, old)
+                    deregistration.leave(client, old)
                 else:
-                    deregistering.remove(client, old)
+                    deregistration.remove(client, old)
 
-    def discard(self, key: str) -> None:
+    def discard(self, job: BakeJob) -> None:
         """Remove builders, groups, quarantined AMIs and snapshots that bakes of that key left.
 
-        Of this process, or of one that is gone: elsewhere, the same may be baked for another store.
+        Bakes of this thread, or of a process that is gone: others may bake it for another store.
         """
-        job = _jobs.get((key, threading.get_ident()))
-        recipe = None if job is None else recipe_of(job.recipe)
-        for region in (None,) if recipe is None else (recipe.region, *recipe.copy_to):
-            _clear(key, region)
+        recipe = recipe_of(job.recipe)
+        for region in (recipe.region, *recipe.copy_to):
+            _clear(job, region)
 
     def present(self, image: Image) -> bool:
         """Whether the AMI is there and available."""
-        with aws.explained():
-            found = amis.described(_client_of(image), image.reference)
+        with aws.translate_errors():
+            found = amis.describe(_client_of(image), image.reference)
         if found is None:
             return False
-        marks = tags_of(found)
-        if marks.get(KEY) == image.key:
-            if marks.get(STATE) == QUARANTINED:  # its removal was cut short
+        tags = tags_of(found)
+        if tags.get(KEY) == image.key:
+            if tags.get(STATE) == QUARANTINED:  # its removal was cut short
                 return False
-            if marks.get(STATE) == UNRECORDED:  # its recording was
+            if tags.get(STATE) == UNRECORDED:  # its recording was cut short
                 self.mark_cataloged(image, None)
         content = amis.as_image(found, image.handle["region"], "").digest
         if found["State"] != "available" or content != image.digest:
@@ -189,12 +185,12 @@ class Ec2Baker:
         return True
 
     def pack(self, image: Image, file: Path) -> None:
-        """AMIs stay in AWS: what goes into the store says where."""
+        """AMIs stay in AWS: the store gets their id and region."""
         where = {"reference": image.reference, "region": image.handle["region"]}
         file.write_text(json.dumps(where, sort_keys=True) + "\n")
 
     def unpack(self, image: Image, file: Path) -> None:
-        """An AMI that is not there can't be brought from anywhere."""
+        """An AMI that is not there can't be restored."""
         where = json.loads(file.read_text())
         raise ImageMissingError(
             f"the AMI {where['reference']} of the image {image.name!r} is not in "
@@ -203,73 +199,59 @@ class Ec2Baker:
         )
 
     def remove(self, image: Image) -> None:
-        """Deregister the AMI and delete its snapshots, unless it was taken as it is."""
+        """Deregister the AMI and delete its snapshots, unless it was baked elsewhere."""
         if AS_IT_IS in image.handle:
             return
         client = _client_of(image)
-        with asked(f"the image {image.name!r} can't be removed"):
-            found = amis.described(client, image.reference)
+        with translate_errors(f"the image {image.name!r} can't be removed"):
+            found = amis.describe(client, image.reference)
             if users := _users(client, found or {"ImageId": image.reference}):
                 raise ImageInUseError(
                     f"instances run from the image {image.name!r}: {', '.join(users)}"
                 )
             if found is None:  # someone else has deregistered it, which leaves its snapshots
-                deregistering.remove_snapshots(client, image.key)
+                deregistration.remove_snapshots(client, image.key)
             elif tags_of(found).get(KEY) == image.key:
-                deregistering.remove(client, found)
+                deregistration.remove(client, found)
 
 
-#: What bases mean, for as long as this process lives: its key and its bake must mean the same.
+#: The AMIs that bases name, for as long as this process lives: key and bake must use the same.
 _bases: dict[tuple[str, str], str] = {}
-#: What this process bakes, by key and thread: one key may be baked for two stores.
-_jobs: dict[tuple[str, int], BakeJob] = {}
 
 
-def _clear(key: str, region: str | None) -> None:
-    # What another thread makes meanwhile, for another store, is this process's too.
-    alone = {thread for baked, thread in list(_jobs) if baked == key} == {threading.get_ident()}
-    me = machine.process_of(machine.this_owner("bake")) if alone else None
-    with aws.explained():
+def _clear(job: BakeJob, region: str | None) -> None:
+    with aws.translate_errors():
         client = aws.client("ec2", region)
-        found = belongings.owned(client, KEY, [key], lambda one: one == me or machine.is_gone(one))
-        left = {one.id for one in found if one.abandoned and not one.image}
-        errors = sweeping.remove(client, left)
-    for error in filter(None, errors.values()):
+        found = resources.list_owned(client, KEY, [job.key])
+        own = {one.id for one in found if one.labels.get(labels.RUN) == run_of(job)}
+        left = {one.id for one in found if (one.abandoned or one.id in own) and not one.image}
+        removals = removal.remove(client, left)
+    for error in filter(None, removals.values()):
         raise error
 
 
 def _own(image: Image) -> Mapping[str, Any] | None:
     """The AMI of an image that was baked here; None if it is gone."""
-    found = amis.described(_client_of(image), image.reference)
+    found = amis.describe(_client_of(image), image.reference)
     return found if found is not None and tags_of(found).get(KEY) == image.key else None
 
 
 def _users(client: Any, found: Mapping[str, Any]) -> list[str]:
     """The instances that run from an AMI, or from a copy of it."""
-    users = belongings.running_from(client, found["ImageId"])
+    users = resources.find_running_from(client, found["ImageId"])
     for there, copied in amis.copies_of(found):
-        users += belongings.running_from(there, copied["ImageId"])
+        users += resources.find_running_from(there, copied["ImageId"])
     return users
 
 
-@contextmanager
-def _explained(job: BakeJob) -> Iterator[None]:
-    """Turn what AWS refuses into our error."""
-    from botocore.exceptions import ClientError
-
-    try:
-        with aws.explained():
-            yield
-    except ClientError as error:
-        raise BakeError(
-            f"the image {job.recipe.name!r} was not baked: {refusals.told(error)}"
-        ) from error
+def _translate_errors(job: BakeJob) -> AbstractContextManager[None]:
+    return translate_errors(f"the image {job.recipe.name!r} was not baked", BakeError)
 
 
-def _taken(recipe: Ec2Recipe) -> Mapping[str, Any]:
-    """The AMI that a recipe takes as it is."""
-    with aws.explained():
-        found = amis.described(client_of(recipe), recipe.reference or "")
+def _find_reference(recipe: Ec2Recipe) -> Mapping[str, Any]:
+    """The AMI that a recipe's ``reference`` names."""
+    with aws.translate_errors():
+        found = amis.describe(client_of(recipe), recipe.reference or "")
     if found is None or found["State"] != "available":
         state = "not there" if found is None else found["State"]
         raise ConfigurationError(

@@ -1,9 +1,9 @@
-"""The instance of a bake: launched, listened to, stopped, and gone afterwards, however it ends."""
+"""The instance of a bake: launch it, follow its output, stop it, and remove it in any case."""
 
 from __future__ import annotations
 
-import random
 import secrets
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,25 +15,26 @@ import msgspec
 
 from pytest_ephemeral import aws, files, labels, machine
 from pytest_ephemeral.errors import BakeError, ConfigurationError
+from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.bake_log import BakeLog, passed_variables
 from pytest_ephemeral.providers.ec2 import (
     amis,
-    belongings,
     console,
-    groups,
-    guest,
-    launching,
-    sweeping,
+    removal,
+    resources,
+    run_instances,
+    security_groups,
     transfers,
+    user_data,
 )
-from pytest_ephemeral.providers.ec2.fleet import state
+from pytest_ephemeral.providers.ec2.instance_watcher import state
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
-from pytest_ephemeral.providers.ec2.tagging import (
+from pytest_ephemeral.providers.ec2.tags import (
     KEY,
     PROCESS,
     RECIPE,
     TRANSFER,
-    as_tags,
+    to_tags,
 )
 from pytest_ephemeral.providers.ec2.transfers import MARGIN, Transfer
 from pytest_ephemeral.providers.protocol import BakeJob
@@ -49,7 +50,7 @@ CONSOLE_POLL: Final = 5.0
 SECOND_LOOK: Final = 15.0
 
 
-class Built(msgspec.Struct, frozen=True):
+class BakeInstance(msgspec.Struct, frozen=True):
     """An instance of a bake, and how to hear from it."""
 
     client: Any
@@ -67,44 +68,44 @@ def builder(
     steps: str | Sequence[str],
     artifact: Path | None,
     *,
-    young: Collection[str] = (),
-) -> Iterator[Built]:
-    """An instance that runs some steps; it and its group are gone afterwards, however it ends.
+    not_yet: Collection[str] = (),
+) -> Iterator[BakeInstance]:
+    """An instance that runs some steps; it and its group are removed afterwards in any case.
 
     Args:
         job: The bake.
         image: What the instance is launched from.
         steps: What it runs.
         artifact: What it gets.
-        young: See ``launching.Wanted``.
+        not_yet: See ``run_instances.InstanceRequest``.
     """
     recipe = recipe_of(job.recipe)
     client = client_of(recipe)
     id = f"bake-{recipe.name}-{digits(job.key)[:6]}-{secrets.token_hex(3)}"
-    marks = marks_of(job, id)
-    seconds = int(recipe.timeout) + MARGIN
-    transfer = None if recipe.bucket is None else transfers.opened(recipe, id, seconds)
-    if transfer is not None:
-        marks[TRANSFER] = transfer.url
+    transfer = _open_transfer(recipe, id)
+    tags = {**tags_for(job, id), **({} if transfer is None else {TRANSFER: transfer.url})}
     try:
-        group = groups.ensure(client, id, as_tags(marks), _vpc(client, recipe.subnet), ())
-        script = _script(job, recipe, steps, artifact, transfer)
-        wanted = launching.Wanted(
+        request = run_instances.InstanceRequest(
             id=id,
             image=image,
             types=[recipe.instance_type],
             subnets=[] if recipe.subnet is None else [recipe.subnet],
-            groups=[group],
-            marks=marks,
-            user_data=script,
-            young=(launching.NEW_GROUP, *young),
+            groups=[security_groups.ensure(client, id, to_tags(tags), _vpc(client, recipe), ())],
+            tags=tags,
+            user_data=_script(job, recipe, steps, artifact, transfer),
+            not_yet=(run_instances.NEW_GROUP, *not_yet),
             more=_profile(recipe),
         )
-        launched = launching.run(client, wanted, lambda _: None)
-        instance = launched[0]["InstanceId"]
-        yield Built(client, job, recipe, id, instance, transfer)
+        instance = run_instances.run(client, request, lambda _: None)[0]["InstanceId"]
+        yield BakeInstance(client, job, recipe, id, instance, transfer)
     finally:
-        sweeping.remove_one(client, id, images=False)
+        removal.remove_one(client, id, images=False)
+
+
+def _open_transfer(recipe: Ec2Recipe, id: str) -> Transfer | None:
+    if recipe.bucket is None:
+        return None
+    return transfers.open_transfer(recipe, id, int(recipe.timeout) + MARGIN)
 
 
 def _script(
@@ -119,96 +120,96 @@ def _script(
     if artifact is not None:
         digest = files.digest_of(files.chunks(artifact))
         if transfer is not None:
-            url = transfer.give(artifact.name, artifact)
-            delivery = guest.Delivery(artifact.name, digest, url=url)
-        elif artifact.stat().st_size < guest.USER_DATA_LIMIT:
-            delivery = guest.Delivery(artifact.name, digest, content=artifact.read_bytes())
+            url = transfer.upload(artifact.name, artifact)
+            delivery = user_data.Delivery(artifact.name, digest, url=url)
+        elif artifact.stat().st_size < user_data.LIMIT:
+            delivery = user_data.Delivery(artifact.name, digest, content=artifact.read_bytes())
         else:
             raise _too_large(recipe, f"{artifact.name} has {artifact.stat().st_size} bytes")
-    script = guest.bake_script(
+    script = user_data.bake_script(
         steps,
         prefix=prefix_of(job.key),
         artifact=delivery,
         variables=passed_variables(recipe),
-        result_url="" if transfer is None else transfer.taking("result"),
+        result_url="" if transfer is None else transfer.upload_url("result"),
         minutes=int(recipe.timeout // 60) + MARGIN // 60,
     )
-    if len(script.encode()) <= guest.USER_DATA_LIMIT:
+    if len(script.encode()) <= user_data.LIMIT:
         return script
     if transfer is None:
         raise _too_large(recipe, f"with it, its user data has {len(script.encode())} bytes")
-    return guest.fetching(transfer.give("boot", script.encode()))
+    return user_data.download_script(transfer.upload("boot", script.encode()))
 
 
-def _too_large(recipe: Ec2Recipe, said: str) -> ConfigurationError:
+def _too_large(recipe: Ec2Recipe, reason: str) -> ConfigurationError:
     return ConfigurationError(
         f"the image {recipe.name!r} can't be installed by user data alone, of which EC2 takes "
-        f"{guest.USER_DATA_LIMIT} bytes: {said}. Give images.{recipe.name} a bucket, which takes "
-        "it there"
+        f"{user_data.LIMIT} bytes: {reason}. Give images.{recipe.name} a bucket"
     )
 
 
-def succeed(built: Built, what: str) -> None:
-    """Wait until an instance has said how it went, showing what it prints.
+def wait_for_success(built: BakeInstance, what: str) -> None:
+    """Wait until an instance reports its exit status, showing what it prints.
 
     Raises:
         BakeError: It went wrong, took too long, or the instance ended.
     """
     with BakeLog(built.job) as log:
-        _wait_for_success(built, what, log)
+        _follow(built, what, log)
 
 
-def _wait_for_success(built: Built, what: str, log: BakeLog) -> None:
-    started, shown = time.monotonic(), _Shown(log)
-    while True:
-        status = _outcome(built, shown)
-        if status == "0":
-            return
-        if status:
-            raise log.failure(f"{what} exited with status {status}")
-        if time.monotonic() - started > built.recipe.timeout:
-            raise log.failure(f"{what} had not ended after {built.recipe.timeout}")
-        found = _described(built)
+def _follow(built: BakeInstance, what: str, log: BakeLog) -> None:
+    output = _BakeOutput(log)
+
+    def look() -> str:
+        if status := _read_status(built, output):
+            return status
+        found = _describe(built)
         if found is not None and state(found) not in {"pending", "running"}:
-            shown.console(console.output(built.client, built.instance))
+            output.show_console(console.output(built.client, built.instance))
             reason = found.get("StateReason", {}).get("Message", "no reason given")
             raise log.failure(f"{built.instance} is {state(found)} by itself: {reason}")
-        time.sleep(
-            (POLL if built.transfer else CONSOLE_POLL) * random.SystemRandom().uniform(1, 1.2)
-        )
+        return ""
+
+    every = POLL if built.transfer else CONSOLE_POLL
+    status = waiting.wait_until(look, within=built.recipe.timeout, every=every)
+    if not status:
+        raise log.failure(f"{what} had not ended after {built.recipe.timeout}")
+    if status != "0":
+        raise log.failure(f"{what} exited with status {status}")
 
 
-def _outcome(built: Built, shown: _Shown) -> str:
-    """The exit status it has told; empty while it has not.
+def _read_status(built: BakeInstance, output: _BakeOutput) -> str:
+    """The exit status it has reported; empty while it has not.
 
     Through the bucket, with the whole log; on the console, too, as what can't reach the bucket (its
     URLs end with the credentials they were made with) must not be waited for in vain.
     """
     if built.transfer is None:
-        return shown.console(console.output(built.client, built.instance))
-    if not (result := built.transfer.taken("result")) and shown.is_due():
-        said = shown.console(console.output(built.client, built.instance))
-        if not said or not (result := built.transfer.taken("result")):
-            return said
-    return shown.whole(result) if result else ""
+        return output.show_console(console.output(built.client, built.instance))
+    if not (result := built.transfer.download("result")) and output.is_console_due():
+        status = output.show_console(console.output(built.client, built.instance))
+        if not status or not (result := built.transfer.download("result")):
+            return status
+    return output.show_log(result) if result else ""
 
 
-class _Shown:
-    """What a bake has printed: logged, and shown once."""
+class _BakeOutput:
+    """What a bake has printed: each line is logged and shown once."""
 
     def __init__(self, log: BakeLog) -> None:
         self._log = log
         self._number = 0
         self._looked = time.monotonic()
 
-    def is_due(self) -> bool:
-        """Whether the console was not looked at for a while, where it is not all there is."""
+    def is_console_due(self) -> bool:
+        """Whether it is time to look at the console too, beside the bucket."""
         due = time.monotonic() - self._looked > SECOND_LOOK
         self._looked = time.monotonic() if due else self._looked
         return due
 
-    def whole(self, result: str) -> str:
-        """Show what is new in a whole log; the outcome that stands before it."""
+    def show_log(self, result: str) -> str:
+        """Show what is new in a log from the bucket; the exit status in its first line."""
         head, _, log = result.partition("\n")
         status, _, total = head.partition(" ")
         new = max(0, int(total or 0) - self._number)
@@ -216,55 +217,59 @@ class _Shown:
             self._log.write_line(line)
         return status
 
-    def console(self, text: str) -> str:
-        """Show what is new on a console; the outcome, if it says so."""
+    def show_console(self, text: str) -> str:
+        """Show what is new on a console; the exit status, if it is there."""
         new = [
-            line for line in guest.lines(text) if line.part == "bake" and line.number > self._number
+            line
+            for line in user_data.lines(text)
+            if line.part == "bake" and line.number > self._number
         ]
         if new:
             self._number = new[-1].number
             for line in new:
                 self._log.write_line(line.text)
-        return guest.last_words(text)
+        return user_data.last_words(text)
 
 
-def stop(built: Built) -> None:
-    """Stop it to be imaged, and see to it that its own shutdown does not destroy it."""
+def stop(built: BakeInstance) -> None:
+    """Stop it for its AMI; its own shutdown, which would terminate it, is made to stop it too."""
     client, id = built.client, built.instance
     client.modify_instance_attribute(
         InstanceId=id, InstanceInitiatedShutdownBehavior={"Value": "stop"}
     )
     client.stop_instances(InstanceIds=[id])
-    deadline = time.monotonic() + STOPPING
-    while (found := _described(built)) is None or state(found) != "stopped":
-        if time.monotonic() > deadline:
-            raise BakeError(f"{id} has not stopped after {STOPPING:g} s")
+
+    def is_stopped() -> bool:
+        found = _describe(built)
         if found is not None and state(found) in {"shutting-down", "terminated"}:
             raise BakeError(f"{id} was terminated while it was being stopped")
-        time.sleep(POLL * random.SystemRandom().uniform(1, 1.2))
+        return found is not None and state(found) == "stopped"
+
+    if not waiting.wait_until(is_stopped, within=STOPPING, every=POLL):
+        raise BakeError(f"{id} has not stopped after {STOPPING:g} s")
 
 
-def _described(built: Built) -> Mapping[str, Any] | None:
-    """The instance as EC2 has it; None while that can't be told."""
+def _describe(built: BakeInstance) -> Mapping[str, Any] | None:
+    """The instance as EC2 has it; None while EC2 does not say."""
     from botocore.exceptions import ClientError
 
     try:
-        return next(iter(belongings.described(built.client, [built.instance])), None)
+        return next(iter(resources.describe_instances(built.client, [built.instance])), None)
     except ClientError as error:
         if aws.code(error) in aws.THROTTLED:
             return None
         raise
 
 
-def marks_of(job: BakeJob, id: str) -> dict[str, str]:
-    """What all that a bake makes is tagged with."""
+def tags_for(job: BakeJob, id: str) -> dict[str, str]:
+    """The tags of all that a bake creates."""
     owner = machine.this_owner("bake")
     lifetime = timedelta(seconds=recipe_of(job.recipe).timeout + amis.PENDING + MARGIN)
     return {
         **labels.for_environment(
             id=id,
             template=job.recipe.name,
-            run=f"bake-{digits(job.key)}",
+            run=run_of(job),
             owner=str(owner),
             expires_at=datetime.now(UTC) + lifetime,
             image=job.key,
@@ -274,6 +279,12 @@ def marks_of(job: BakeJob, id: str) -> dict[str, str]:
         PROCESS: machine.process_of(owner),
         "Name": id,
     }
+
+
+def run_of(job: BakeJob) -> str:
+    """The run of a bake: threads of one process may bake the same key, for several stores."""
+    process = machine.process_of(machine.this_owner("bake"))
+    return f"bake-{digits(job.key)}-{process}.{threading.get_ident():x}"
 
 
 def steps_of(job: BakeJob) -> str | list[str]:
@@ -290,8 +301,8 @@ def _profile(recipe: Ec2Recipe) -> dict[str, Any]:
     return {"IamInstanceProfile": {"Name": recipe.instance_profile}}
 
 
-def _vpc(client: Any, subnet: str | None) -> str | None:
-    return None if subnet is None else belongings.vpc_of(client, subnet)[0]
+def _vpc(client: Any, recipe: Ec2Recipe) -> str | None:
+    return None if recipe.subnet is None else resources.find_vpc(client, recipe.subnet)[0]
 
 
 def client_of(recipe: Ec2Recipe) -> Any:
@@ -309,7 +320,7 @@ def recipe_of(recipe: Recipe) -> Ec2Recipe:
 
 
 def prefix_of(key: str) -> str:
-    return f"{guest.PREFIX}/{digits(key)}"
+    return f"{user_data.PREFIX}/{digits(key)}"
 
 
 def digits(key: str) -> str:

@@ -1,4 +1,4 @@
-"""What instances print on their consoles, and what that says of an environment's processes."""
+"""The output of an environment's processes, read from its instances' consoles."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_ephemeral import aws
-from pytest_ephemeral.providers.ec2 import guest
+from pytest_ephemeral.providers.ec2 import user_data
 
 
 def output(client: Any, instance: str) -> str:
@@ -30,14 +30,14 @@ def output(client: Any, instance: str) -> str:
     return ""
 
 
-class Log:
+class ConsoleLog:
     """The processes' output, as it stands on the consoles of an environment's instances.
 
     Args:
         consoles: Their text, in the order of the instances.
-        own: Whether the processes were started by the boot script, which marks their lines. If
-            not, all that is on the consoles is the log.
-        name: What an unmarked text is called.
+        own: Whether the boot script started the processes, and numbers their lines. If not, all
+            that is on the consoles is the log.
+        name: The name of a text without numbered lines.
     """
 
     def __init__(self, consoles: Sequence[str], *, own: bool, name: str = "console") -> None:
@@ -48,7 +48,7 @@ class Log:
                 numbered = enumerate(text.splitlines(), start=1)
                 self._parts[f"{name}{suffix}"] = [(number, line) for number, line in numbered]
                 continue
-            for line in guest.lines(text):
+            for line in user_data.lines(text):
                 if line.number:
                     part = self._parts.setdefault(line.part + suffix, [])
                     part.append((line.number, line.text))

@@ -1,6 +1,6 @@
-"""The instances of an environment as everyone sees them: how they are, what they print, what runs.
+"""The instances of an environment: their state, their output, and commands on them.
 
-An EC2 environment's are its own; a stack's carry its tags, and so are the same to look at.
+An EC2 environment's are its own; a stack's carry its tags, and so look the same.
 """
 
 from __future__ import annotations
@@ -8,41 +8,41 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from pytest_ephemeral import aws
-from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
+from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.ec2 import commands, console, guest, identity, refusals
-from pytest_ephemeral.providers.ec2.fleet import Fleet, Instance, fleet, state
-from pytest_ephemeral.providers.ec2.tagging import expiry, tags_of
+from pytest_ephemeral.providers.ec2 import console, identity, ssm, user_data
+from pytest_ephemeral.providers.ec2.errors import translate_errors
+from pytest_ephemeral.providers.ec2.instance_watcher import (
+    Instance,
+    InstanceWatcher,
+    state,
+    watch_region,
+)
+from pytest_ephemeral.providers.ec2.tags import format_expiry, tags_of
 from pytest_ephemeral.providers.protocol import Status
 
 #: In a handle.
 REGION: Final = "region"
-#: In a handle: the processes that the boot script starts, whose lines it marks.
+#: In a handle: the processes that the boot script starts, and whose lines it numbers.
 PARTS: Final = "parts"
 
-#: Why an instance ended, when someone has ended it through the API.
+#: The reason code of an instance that someone ended through the API.
 _ON_PURPOSE: Final = frozenset({"Client.UserInitiatedShutdown"})
 ENDED: Final = frozenset({"shutting-down", "terminated", "stopping", "stopped"})
 
 
 class Instances:
-    """The part of ``Provider`` that only looks at instances, or runs something on them."""
-
-    def account(self) -> str:
-        """The number of the account that boto3's credentials are of."""
-        return aws.identity()["Account"]
+    """The part of ``Provider`` that looks at instances, or runs something on them."""
 
     def status(self, environment: Environment) -> Status:
-        """What the last look at all instances saw; costs no call of its own."""
-        with explained(environment, "can't be looked at", EphemeralError):
-            found = fleet_of(environment).instances(environment)
+        """What the last look at all instances saw; makes no call of its own."""
+        with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
+            found = get_watcher(environment).instances(environment)
         return status_of(environment, found)
 
     def logs(
@@ -69,23 +69,23 @@ class Instances:
         """What is on the consoles, by process."""
         return self._log(environment).files()
 
-    def _log(self, environment: Environment) -> console.Log:
-        return console_log(environment)
+    def _log(self, environment: Environment) -> console.ConsoleLog:
+        return read_console_log(environment)
 
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on its first instance, by Systems Manager."""
-        first = living(environment)[0]["InstanceId"]
-        with explained(environment, "could not run a command", EphemeralError):
-            return commands.run(
+        first = find_living(environment)[0]["InstanceId"]
+        with translate_errors(f"{environment.id} could not run a command", EphemeralError):
+            return ssm.run(
                 environment.handle.get(REGION), environment.id, first, argv, timeout=timeout
             )
 
     def hint(self, environment: Environment) -> str:
-        """Where it listens, where that can be seen; else what lets nobody in."""
+        """Where it listens, if it can be asked; else what may keep connections out."""
         try:
-            first = living(environment)[0]
+            first = find_living(environment)[0]
             argv = ["cat", "/proc/net/tcp"]
             done = self.run(environment, argv, timeout=5)
         except (EphemeralError, subprocess.TimeoutExpired):
@@ -102,29 +102,29 @@ def status_of(environment: Environment, found: Sequence[Instance]) -> Status:
     ended = [one for one in found if state(one) in ENDED]
     if not ended:
         return Status("running", ", ".join(f"{one['InstanceId']} {state(one)}" for one in found))
-    detail = "; ".join(_obituary(environment, one) for one in ended)
+    detail = "; ".join(_exit_reason(environment, one) for one in ended)
     if len(ended) == len(found) and all(_reason(one)[0] in _ON_PURPOSE for one in ended):
         return Status("gone", detail)
     expires = tags_of(found[0]).get(EXPIRES, NEVER)
-    expired = expires != NEVER and expires <= expiry(datetime.now(UTC))
+    expired = expires != NEVER and expires <= format_expiry(datetime.now(UTC))
     return Status("gone" if expired else "exited", detail)
 
 
-#: What was found on the consoles of instances that have ended; they say no more.
-_obituaries: dict[str, str] = {}
+#: The last words on the consoles of instances that have ended.
+_last_words: dict[str, str] = {}
 
 
-def _obituary(environment: Environment, instance: Instance) -> str:
+def _exit_reason(environment: Environment, instance: Instance) -> str:
     """Why an instance has ended: what its boot script said last, and EC2's own reason."""
     id = str(instance["InstanceId"])
     code, message = _reason(instance)
     said = ""
     if code not in _ON_PURPOSE:
-        if id not in _obituaries:
+        if id not in _last_words:
             with contextlib.suppress(EphemeralError):
-                text = console.output(fleet_of(environment).client, id)
-                _obituaries[id] = guest.last_words(text)
-        said = _obituaries.get(id, "")
+                text = console.output(get_watcher(environment).client, id)
+                _last_words[id] = user_data.last_words(text)
+        said = _last_words.get(id, "")
     return ", ".join(filter(None, [said, f"{id} is {state(instance)}", message or code]))
 
 
@@ -133,41 +133,41 @@ def _reason(instance: Instance) -> tuple[str, str]:
     return str(found.get("Code", "")), str(found.get("Message", ""))
 
 
-def living(environment: Environment) -> list[Instance]:
+def find_living(environment: Environment) -> list[Instance]:
     """Its instances that have not ended.
 
     Raises:
         EnvironmentGoneError: There are none.
     """
-    with explained(environment, "can't be looked at", EphemeralError):
-        found = fleet_of(environment).instances(environment)
+    with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
+        found = get_watcher(environment).instances(environment)
     found = [one for one in found if state(one) not in ENDED]
     if not found:
         raise EnvironmentGoneError(f"no instance of {environment.id} runs any more")
     return found
 
 
-def console_log(environment: Environment) -> console.Log:
+def read_console_log(environment: Environment) -> console.ConsoleLog:
     """What is on the consoles of its instances.
 
     Raises:
         EnvironmentGoneError: They are gone.
     """
-    with explained(environment, "can't be looked at", EphemeralError):
-        squad = fleet_of(environment)
-        found = squad.instances(environment)
+    with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
+        watcher = get_watcher(environment)
+        found = watcher.instances(environment)
         if status_of(environment, found).state == "gone":
             raise EnvironmentGoneError(
                 f"the logs of {environment.id} are gone with it: it was destroyed, or has expired. "
                 "Have them kept with: pytest --ephemeral-logs DIR"
             )
-        texts = [console.output(squad.client, one["InstanceId"]) for one in found]
-    own = bool(environment.handle.get(PARTS)) or any(map(guest.lines, texts))
-    return console.Log(texts, own=own)
+        texts = [console.output(watcher.client, one["InstanceId"]) for one in found]
+    own = bool(environment.handle.get(PARTS)) or any(map(user_data.lines, texts))
+    return console.ConsoleLog(texts, own=own)
 
 
 def _listens_elsewhere(table: str, address: str, ports: set[int]) -> str:
-    """Compare ``/proc/net/tcp`` with what is due."""
+    """Compare ``/proc/net/tcp`` with the ports that the template names."""
     own = bytes(map(int, address.split("."))).hex().upper()
     own = "".join(reversed(re.findall("..", own)))
     rows = [row.split() for row in table.splitlines()[1:]]
@@ -183,38 +183,12 @@ def _listens_elsewhere(table: str, address: str, ports: set[int]) -> str:
     return f"nothing listens on {address} on port {due}, which the template says; {others} is open"
 
 
-def fleet_of(environment: Environment) -> Fleet:
-    """The fleet of an environment's region, in its account.
+def get_watcher(environment: Environment) -> InstanceWatcher:
+    """The watcher of an environment's region, in its account.
 
     Raises:
         ElsewhereError: The credentials are of another account.
     """
     region = environment.handle.get(REGION)
     identity.check_account(environment, region)
-    return fleet(region)
-
-
-@contextmanager
-def asked(what: str) -> Iterator[None]:
-    """Turn what AWS refuses, or has too much to do for, into our error."""
-    from botocore.exceptions import ClientError
-
-    try:
-        with aws.explained():
-            yield
-    except ClientError as error:
-        raise DestroyError(f"{what}: {refusals.told(error)}") from error
-
-
-@contextmanager
-def explained(
-    environment: Environment, what: str, error_type: Callable[[str], EphemeralError]
-) -> Iterator[None]:
-    """Turn what AWS refuses into our error."""
-    from botocore.exceptions import ClientError
-
-    try:
-        with aws.explained():
-            yield
-    except ClientError as error:
-        raise error_type(f"{environment.id} {what}: {refusals.told(error)}") from error
+    return watch_region(region)

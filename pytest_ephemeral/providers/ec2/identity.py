@@ -13,10 +13,10 @@ from typing import Any, Final
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import ElsewhereError, TamperedRecordError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.ec2 import belongings, groups, ingress
-from pytest_ephemeral.providers.ec2.fleet import Fleet
-from pytest_ephemeral.providers.ec2.launching import could_have_written
-from pytest_ephemeral.providers.ec2.tagging import launched_by_us, tags_of
+from pytest_ephemeral.providers.ec2 import resources, security_groups
+from pytest_ephemeral.providers.ec2.instance_watcher import InstanceWatcher
+from pytest_ephemeral.providers.ec2.run_instances import could_have_written
+from pytest_ephemeral.providers.ec2.tags import has_our_token, tags_of
 
 #: In a handle: the number of the account that the environment was launched in.
 ACCOUNT: Final = "account"
@@ -46,18 +46,18 @@ def check_account(environment: Environment, region: str | None) -> None:
         )
 
 
-def check_instances(fleet: Fleet, environment: Environment, ids: Sequence[str]) -> None:
+def check_instances(watcher: InstanceWatcher, environment: Environment, ids: Sequence[str]) -> None:
     """Hold recorded instances against their own tags; those that can't be seen are not checked.
 
     Raises:
         TamperedRecordError: One of them is not the environment's.
     """
-    own = {one["InstanceId"] for one in fleet.known(environment)}
-    for one in belongings.described(fleet.client, [id for id in ids if id not in own]):
+    own = {one["InstanceId"] for one in watcher.recall(environment)}
+    for one in resources.describe_instances(watcher.client, [id for id in ids if id not in own]):
         # Not every service that behaves as EC2 gives the token back.
-        launched = launched_by_us(one) or not one.get("ClientToken")
+        launched = has_our_token(one) or not one.get("ClientToken")
         if tags_of(one).get(labels.ID) != environment.id or not launched:
-            raise _tampered(environment, f"instance {one['InstanceId']}")
+            raise _tampered_record(environment, f"instance {one['InstanceId']}")
 
 
 def check_group(client: Any, environment: Environment, id: str) -> bool:
@@ -69,13 +69,13 @@ def check_group(client: Any, environment: Environment, id: str) -> bool:
     Raises:
         TamperedRecordError: It is not one that this environment's run has made.
     """
-    found = groups.described(client, "group-id", [id])
+    found = security_groups.describe(client, "group-id", [id])
     run = environment.labels.get(labels.RUN)
     for one in found:
         tags = tags_of(one)
-        named = str(one["GroupName"]) == groups.name_of(tags.get(labels.ID, ""))
-        if not (named and ingress.is_shared(one) and tags.get(labels.RUN) == run):
-            raise _tampered(environment, f"security group {id}")
+        named = str(one["GroupName"]) == security_groups.name_of(tags.get(labels.ID, ""))
+        if not (named and security_groups.is_shared(one) and tags.get(labels.RUN) == run):
+            raise _tampered_record(environment, f"security group {id}")
     return bool(found)
 
 
@@ -86,7 +86,7 @@ def check_stack(environment: Environment, stack: Mapping[str, Any], name: str) -
         TamperedRecordError: It is not the environment's.
     """
     if stack["StackName"] != name or tags_of(stack).get(labels.ID) != environment.id:
-        raise _tampered(environment, f"stack {stack['StackName']}")
+        raise _tampered_record(environment, f"stack {stack['StackName']}")
 
 
 def check_request(environment: Environment, recorded: str) -> None:
@@ -100,10 +100,10 @@ def check_request(environment: Environment, recorded: str) -> None:
     except ValueError:
         request = None
     if not could_have_written(environment, request):
-        raise _tampered(environment, "request for instances")
+        raise _tampered_record(environment, "request for instances")
 
 
-def _tampered(environment: Environment, what: str) -> TamperedRecordError:
+def _tampered_record(environment: Environment, what: str) -> TamperedRecordError:
     return TamperedRecordError(
         f"the record of {environment.id} was tampered with, or is damaged: it names the {what}, "
         "which is not this environment's. It was left alone. See whose it is; then remove the "

@@ -1,4 +1,4 @@
-"""What goes to a bake and comes back from it through S3: under presigned URLs, and then removed."""
+"""Carry artifacts and logs to a bake and back through S3, by presigned URLs."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Transfer(msgspec.Struct, frozen=True):
         """What finds it again: the value of a tag."""
         return f"s3://{self.bucket}/{FOLDER}/{self.folder}/"
 
-    def give(self, name: str, content: Path | bytes) -> str:
-        """Put something there, and give the URL it can be got from."""
+    def upload(self, name: str, content: Path | bytes) -> str:
+        """Upload something; the URL it can be downloaded from."""
         client, key = aws.client("s3", self.region), self._key(name)
         if isinstance(content, bytes):
             client.put_object(Bucket=self.bucket, Key=key, Body=content)
@@ -48,15 +48,15 @@ class Transfer(msgspec.Struct, frozen=True):
         url: str = client.generate_presigned_url("get_object", parameters, self.seconds)
         return url
 
-    def taking(self, name: str) -> str:
-        """The URL that something can be put to."""
+    def upload_url(self, name: str) -> str:
+        """The URL that something can be uploaded to."""
         parameters = {"Bucket": self.bucket, "Key": self._key(name)}
         client = aws.client("s3", self.region)
         url: str = client.generate_presigned_url("put_object", parameters, self.seconds)
         return url
 
-    def taken(self, name: str) -> str | None:
-        """What was put there; None while nothing is."""
+    def download(self, name: str) -> str | None:
+        """What was uploaded; None while nothing was."""
         client = aws.client("s3", self.region)
         from botocore.exceptions import ClientError
 
@@ -73,7 +73,7 @@ class Transfer(msgspec.Struct, frozen=True):
         return f"{FOLDER}/{self.folder}/{name}"
 
 
-def opened(recipe: Ec2Recipe, folder: str, seconds: int) -> Transfer:
+def open_transfer(recipe: Ec2Recipe, folder: str, seconds: int) -> Transfer:
     """The folder of a bake in its recipe's bucket, wherever that is.
 
     Raises:
@@ -85,9 +85,9 @@ def opened(recipe: Ec2Recipe, folder: str, seconds: int) -> Transfer:
     try:
         found = aws.client("s3", recipe.region).head_bucket(Bucket=bucket)
     except ClientError as error:  # without a body, and so without a reason
-        said = "there is none" if aws.code(error) == "404" else "these credentials may not use it"
+        reason = "there is none" if aws.code(error) == "404" else "these credentials may not use it"
         raise ConfigurationError(
-            f"images.{recipe.name}.bucket: {bucket!r}: {said} ({aws.code(error)}). See "
+            f"images.{recipe.name}.bucket: {bucket!r}: {reason} ({aws.code(error)}). See "
             f"`aws s3 ls s3://{bucket}`"
         ) from error
     region = found["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", recipe.region)
@@ -95,7 +95,7 @@ def opened(recipe: Ec2Recipe, folder: str, seconds: int) -> Transfer:
 
 
 def remove(url: str) -> None:
-    """Remove what is left in a transfer's folder; no other place of a bucket is ever touched."""
+    """Delete what is left in a transfer's folder; nothing else in a bucket is ever touched."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not prefix.startswith(f"{FOLDER}/") or not prefix.endswith("/"):
         return

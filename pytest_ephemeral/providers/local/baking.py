@@ -124,9 +124,9 @@ class LocalBaker:
             )
         prefix.write_seal(seal, verified=True)
 
-    def discard(self, key: str) -> None:
-        """Remove whatever of that key is here."""
-        Prefix.of(key).clear()
+    def discard(self, job: BakeJob) -> None:
+        """Remove whatever of its key is here."""
+        Prefix.of(job.key).clear()
 
     def present(self, image: Image) -> bool:
         """Whether the tree is here, unchanged."""

@@ -1,8 +1,8 @@
-"""One look at all instances of a process's environments, every two seconds, shared by all.
+"""Watch all instances of a process's environments, by one look every two seconds.
 
-Whatever waits for an instance, or asks how it is, reads what the last look saw. So polling costs
-the account the same for one environment as for two hundred, and a look that is throttled fails
-nothing: the next one sees.
+Whatever waits for an instance, or asks for its state, reads what the last look saw. So polling
+costs the account the same for one environment as for two hundred, and a look that is throttled
+fails nothing: the next one sees.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import msgspec
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.ec2.ingress import Ingress
-from pytest_ephemeral.providers.ec2.tagging import OF_A_STACK, launched_by_us, tags_of
+from pytest_ephemeral.providers.ec2.security_groups import SharedGroups
+from pytest_ephemeral.providers.ec2.tags import OF_A_STACK, has_our_token, tags_of
 
 #: Seconds between looks, and how much of it is left to chance, so that processes don't march in
 #: step through the account's common limit.
@@ -49,37 +49,37 @@ class _Batch(msgspec.Struct):
     done: threading.Event = msgspec.field(default_factory=threading.Event)
 
 
-_fleets: dict[tuple[Any, ...], Fleet] = {}
-_fleets_lock = threading.Lock()
+_watchers: dict[tuple[Any, ...], InstanceWatcher] = {}
+_watchers_lock = threading.Lock()
 
 
-def fleet(region: str | None) -> Fleet:
-    """The fleet of a region, the same for all who ask in this process.
+def watch_region(region: str | None) -> InstanceWatcher:
+    """The watcher of a region, the same for all who ask in this process.
 
     Raises:
         UnavailableError: AWS can't be asked from here.
     """
     client = aws.client("ec2", region)
-    with _fleets_lock:
+    with _watchers_lock:
         key = (id(client), os.getpid())
-        if key not in _fleets:
-            _fleets[key] = Fleet(client)
-        return _fleets[key]
+        if key not in _watchers:
+            _watchers[key] = InstanceWatcher(client)
+        return _watchers[key]
 
 
-class Fleet:
+class InstanceWatcher:
     """The instances of one region that carry the labels of runs someone has asked about.
 
     Args:
         client: Of EC2.
 
     Attributes:
-        ingress: The groups that they are in.
+        groups: The security groups that they share.
     """
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self.ingress = Ingress(client)
+        self.groups = SharedGroups(client)
         self._changed = threading.Condition()
         self._seen: dict[str, Instance] = {}
         self._launched: dict[str, float] = {}
@@ -122,23 +122,23 @@ class Fleet:
             found = [one for one in self._seen.values() if _run(one) == run]
         return [one for one in found if _environment(one) != environment.id]
 
-    def known(self, environment: Environment) -> list[Instance]:
+    def recall(self, environment: Environment) -> list[Instance]:
         """As ``instances``, but nothing is asked: what is not known is missing."""
         with self._changed:
             return self._of(environment.id)
 
     def wait(
-        self, environment: Environment, content: Callable[[list[Instance]], bool], seconds: float
+        self, environment: Environment, ready: Callable[[list[Instance]], bool], seconds: float
     ) -> bool:
         """Wait until an environment's instances are as they should be.
 
         Args:
             environment: Whose.
-            content: Whether they are.
+            ready: Whether they are.
             seconds: How long, at most.
 
         Returns:
-            Whether they came to be so.
+            Whether they became so in time.
         """
         deadline = time.monotonic() + seconds
         run = environment.labels[labels.RUN]
@@ -147,7 +147,7 @@ class Fleet:
             while True:
                 self._ask(run)
                 # What launching or ending gave may be older than what is waited for.
-                if self._looks.get(run, 0) > looked and content(self._of(environment.id)):
+                if self._looks.get(run, 0) > looked and ready(self._of(environment.id)):
                     return True
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -165,13 +165,13 @@ class Fleet:
             Filters=[{"Name": f"tag:{labels.RUN}", "Values": sorted(runs)}],
             PaginationConfig={"PageSize": PAGE},
         )
-        with aws.explained():
+        with aws.translate_errors():
             found = {
                 instance["InstanceId"]: instance
                 for page in pages
                 for reservation in page["Reservations"]
                 for instance in reservation["Instances"]
-                if launched_by_us(instance) or OF_A_STACK in tags_of(instance)
+                if has_our_token(instance) or OF_A_STACK in tags_of(instance)
             }
         with self._changed:
             for id, instance in list(self._seen.items()):
@@ -217,7 +217,7 @@ class Fleet:
         self._asked[run] = time.monotonic()
         if self._thread is None:
             self._thread = threading.Thread(
-                target=self._watch, name="looks at EC2 instances", daemon=True
+                target=self._watch, name="watches EC2 instances", daemon=True
             )
             self._thread.start()
 
@@ -256,7 +256,7 @@ def terminate(client: Any, ids: Collection[str]) -> dict[str, Exception]:
     for start in range(0, len(known), PAGE):
         page = known[start : start + PAGE]
         try:
-            with aws.explained():
+            with aws.translate_errors():
                 client.terminate_instances(InstanceIds=page)
         except Exception as error:  # noqa: BLE001 - it is given to whoever waits for it
             if len(page) == 1:

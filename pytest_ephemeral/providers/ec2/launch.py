@@ -1,8 +1,7 @@
-"""Bringing an environment up: what is asked for, in which order, and what is journaled."""
+"""Launch an environment: what is requested, in which order, and what is journaled."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -11,66 +10,72 @@ import msgspec
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.models import Endpoint, Environment, Image
+from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.ec2 import (
     amis,
-    belongings,
-    groups,
-    guest,
     identity,
-    launching,
     prices,
+    resources,
+    run_instances,
+    security_groups,
+    user_data,
 )
-from pytest_ephemeral.providers.ec2.destroying import GROUP, INSTANCES
 from pytest_ephemeral.providers.ec2.environments import ENDED, PARTS, REGION, status_of
-from pytest_ephemeral.providers.ec2.fleet import Fleet, Instance, fleet, state
+from pytest_ephemeral.providers.ec2.instance_watcher import (
+    Instance,
+    InstanceWatcher,
+    state,
+    watch_region,
+)
+from pytest_ephemeral.providers.ec2.removal import GROUP, INSTANCES
 from pytest_ephemeral.providers.ec2.tables import Ec2Template
 from pytest_ephemeral.providers.endpoints import make_endpoints
 from pytest_ephemeral.providers.protocol import HOURLY, Order
 
-#: Seconds in which a public address is given.
+#: Seconds in which EC2 assigns a public address.
 ADDRESSING: Final = 120.0
 
 
-def bring_up(order: Order) -> Environment:
+def launch(order: Order) -> Environment:
     """Launch what an order asks for; see ``Provider.launch``."""
     template, image = order.template, order.image
     if not isinstance(template, Ec2Template) or image is None:
         raise LaunchError(
             f"{order.environment.id}: template {order.template.name!r} is not an EC2 template"
         )
-    squad = fleet(template.region or image.handle.get(REGION))
-    region = str(squad.client.meta.region_name)
+    watcher = watch_region(template.region or image.handle.get(REGION))
+    region = str(watcher.client.meta.region_name)
     table = prices.of(template, order.root)
     prices.check(template, table, region, _hours(order.environment))
-    ami = amis.in_region(squad.client, image, region)
+    ami = amis.find_in_region(watcher.client, image, region)
     draft = _Draft(order)
     draft.note(
         {REGION: region, **identity.account_of(region), PARTS: " ".join(template.processes())}
     )
-    launched = _launched(
-        squad, draft, template, lambda joined: _wanted(order, template, image, ami, joined)
+    launched = _launch_into_group(
+        watcher, draft, template, lambda groups: _request(order, template, image, ami, groups)
     )
-    draft.forget(launching.REQUEST)
+    draft.forget(run_instances.REQUEST)
     draft.note({INSTANCES: ",".join(one["InstanceId"] for one in launched)})
     hourly = table.hourly(launched[0]["InstanceType"], region)
     if hourly is not None:
         draft.note({HOURLY: f"{hourly * template.count:g}"}, journal=False)
-    squad.add(launched)
-    squad.ingress.arrived(draft.environment, draft.environment.handle[GROUP])
+    watcher.add(launched)
+    watcher.groups.confirm(draft.environment, draft.environment.handle[GROUP])
     if template.address == "public":
-        launched = _addressed(squad, draft.environment)
+        launched = _wait_for_addresses(watcher, draft.environment)
     return _with_endpoints(draft.environment, template, launched)
 
 
 def _hours(environment: Environment) -> float:
-    """How long it may live: by the word of whoever launches it, not always its template's."""
+    """How long it may live: whoever launches it decides, not always its template."""
     if environment.expires_at is None:
         return 0.0
     return (environment.expires_at - environment.created_at).total_seconds() / 3600
 
 
 class _Draft:
-    """An environment whose handle grows while it is launched, each time into the ledger first."""
+    """An environment that is being launched: what its handle gets is journaled first."""
 
     def __init__(self, order: Order) -> None:
         self.environment = order.environment
@@ -87,73 +92,80 @@ class _Draft:
         self.environment = msgspec.structs.replace(self.environment, handle=handle)
 
 
-def _launched(
-    squad: Fleet,
+def _launch_into_group(
+    watcher: InstanceWatcher,
     draft: _Draft,
     template: Ec2Template,
-    wanted: Callable[[list[str]], launching.Wanted],
+    request: Callable[[list[str]], run_instances.InstanceRequest],
 ) -> list[Instance]:
-    """Launch into the run's group; one that just went, or can't be seen yet, is looked for anew."""
-    from botocore.exceptions import ClientError
+    """Launch into the run's group; one that was just deleted, or is not visible, is replaced."""
 
-    deadline = time.monotonic() + groups.UNSEEN
-    while True:
-        own = _own_group(squad, draft.environment, template)
+    def launch_once() -> list[Instance]:
+        own = _join_group(watcher, draft.environment, template)
         draft.note({GROUP: own})
-        joined = [own] if own else list(template.security_groups)
-        try:
-            return launching.run(
-                squad.client, wanted(joined), lambda sent: draft.note({launching.REQUEST: sent})
-            )
-        except ClientError as error:
-            if not own or aws.code(error) not in groups.GONE or time.monotonic() > deadline:
-                raise
-            squad.ingress.lost(draft.environment, own)
-            time.sleep(groups.PAUSE)
+        return run_instances.run(
+            watcher.client,
+            request([own] if own else list(template.security_groups)),
+            lambda sent: draft.note({run_instances.REQUEST: sent}),
+        )
+
+    def is_without_group(error: Exception) -> bool:
+        own = draft.environment.handle.get(GROUP)
+        if not own or aws.code(error) not in security_groups.GONE:
+            return False
+        watcher.groups.forget(draft.environment, own)
+        return True
+
+    return waiting.retry(
+        launch_once,
+        when=is_without_group,
+        within=security_groups.UNSEEN,
+        every=security_groups.PAUSE,
+    )
 
 
-def _own_group(squad: Fleet, environment: Environment, template: Ec2Template) -> str:
-    """Its run's group for whom it lets in; none if it joins the user's instead."""
+def _join_group(watcher: InstanceWatcher, environment: Environment, template: Ec2Template) -> str:
+    """The group of its run that has its ingress; empty if it joins the user's instead."""
     if template.security_groups:
         return ""
-    # Where nothing says which network, any address outside decides by which way one goes there.
+    # Without a subnet, the route to any address outside decides.
     vpc, target = None, "10.0.0.1"
     if template.subnets():
-        vpc, target = belongings.vpc_of(squad.client, template.subnets()[0])
-    permissions = groups.permissions_for(
+        vpc, target = resources.find_vpc(watcher.client, template.subnets()[0])
+    permissions = security_groups.permissions_for(
         template.ingress,
         template.endpoints().values(),
         target,
         public=template.address == "public",
     )
-    return squad.ingress.join(environment, vpc, permissions)
+    return watcher.groups.join(environment, vpc, permissions)
 
 
-def _wanted(
-    order: Order, template: Ec2Template, image: Image, ami: str, joined: list[str]
-) -> launching.Wanted:
+def _request(
+    order: Order, template: Ec2Template, image: Image, ami: str, groups: list[str]
+) -> run_instances.InstanceRequest:
     environment = order.environment
-    script = guest.boot_script(
+    script = user_data.boot_script(
         environment, template, order.variables, order.secrets, image.handle.get("prefix", "")
     )
-    if len(script.encode()) > guest.USER_DATA_LIMIT:
+    if len(script.encode()) > user_data.LIMIT:
         raise LaunchError(
             f"templates.{template.name}: its variables, command and user-data make "
-            f"{len(script.encode())} bytes of user data, and EC2 takes {guest.USER_DATA_LIMIT}: "
+            f"{len(script.encode())} bytes of user data, and EC2 takes {user_data.LIMIT}: "
             "put what is large into the image"
         )
-    return launching.Wanted(
+    return run_instances.InstanceRequest(
         id=environment.id,
         image=ami,
         types=template.instance_types(),
         subnets=template.subnets(),
-        groups=joined,
-        marks={**environment.labels, "Name": environment.id},
+        groups=groups,
+        tags={**environment.labels, "Name": environment.id},
         user_data=script,
         secret=bool(order.secrets),
         public=template.address == "public",
         count=template.count,
-        young=(),  # a group that is not known may have gone with its last: it is made anew
+        not_yet=(),  # a group that is not found may have been deleted: it is created anew
         more=_options(template, image),
     )
 
@@ -184,7 +196,7 @@ def _options(template: Ec2Template, image: Image) -> dict[str, Any]:
 def _volumes(template: Ec2Template, image: Image) -> dict[str, dict[str, Any]]:
     """By device: the image's that would outlive their instance, and the template's.
 
-    What is not said of an image's volume stays as the image has it.
+    All other properties of an image's volume stay as the image has them.
     """
     found: dict[str, dict[str, Any]] = {}
     for one in image.handle.get(amis.OUTLIVING, "").split():
@@ -198,16 +210,16 @@ def _volumes(template: Ec2Template, image: Image) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _addressed(squad: Fleet, environment: Environment) -> list[Instance]:
+def _wait_for_addresses(watcher: InstanceWatcher, environment: Environment) -> list[Instance]:
     """Its instances, once they have public addresses."""
 
-    def content(seen: list[Instance]) -> bool:
+    def are_settled(seen: list[Instance]) -> bool:
         return any(state(one) in ENDED for one in seen) or (
             bool(seen) and all(one.get("PublicIpAddress") for one in seen)
         )
 
-    squad.wait(environment, content, ADDRESSING)
-    found = squad.instances(environment)
+    watcher.wait(environment, are_settled, ADDRESSING)
+    found = watcher.instances(environment)
     if not found or not all(one.get("PublicIpAddress") for one in found):
         status = status_of(environment, found)
         raise LaunchError(

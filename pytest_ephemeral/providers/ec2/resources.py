@@ -1,34 +1,34 @@
-"""Everything in EC2 that carries our labels, and was made by us: finding it."""
+"""Find everything in EC2 that carries our labels and was created by us."""
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from pytest_ephemeral import aws, labels, machine
 from pytest_ephemeral.errors import LaunchError
-from pytest_ephemeral.providers.ec2 import amis, groups, ingress
-from pytest_ephemeral.providers.ec2.fleet import Instance, state
-from pytest_ephemeral.providers.ec2.tagging import (
+from pytest_ephemeral.providers.ec2 import amis, security_groups
+from pytest_ephemeral.providers.ec2.instance_watcher import Instance, state
+from pytest_ephemeral.providers.ec2.tags import (
     OF_A_STACK,
     PROCESS,
-    clock,
+    has_our_token,
     labels_of,
-    latest,
-    launched_by_us,
+    latest_expiry,
+    read_clock,
     tags_of,
 )
 from pytest_ephemeral.providers.protocol import Owned
 
-#: So many values a filter may have.
+#: The most values that a filter may have.
 VALUES: Final = 200
 
 Filter = Mapping[str, Any]
 
-#: Where subnets are: neither their VPC nor their addresses ever change.
+#: The VPC and first address of subnets: they never change.
 _subnets: dict[tuple[int, str], tuple[str, str]] = {}
 _subnets_lock = threading.Lock()
 
@@ -38,20 +38,17 @@ class Resource(NamedTuple):
 
     Attributes:
         name: What it is, for people.
-        marks: Its tags.
+        tags: Its tags.
         image: Its id, if it is an AMI that is verified and may not be recorded yet.
     """
 
     name: str
-    marks: dict[str, str]
+    tags: dict[str, str]
     image: str = ""
 
 
-def owned(
-    client: Any,
-    tag: str = labels.ID,
-    values: Collection[str] | None = None,
-    is_over: Callable[[str], bool] = machine.is_gone,
+def list_owned(
+    client: Any, tag: str = labels.ID, values: Collection[str] | None = None
 ) -> list[Owned]:
     """All of it, by environment or bake; nothing younger than this look, nothing recorded.
 
@@ -59,74 +56,67 @@ def owned(
         client: Of EC2.
         tag: What it must be tagged with.
         values: With one of these; None for any.
-        is_over: Whether a process that bakes, or shares a group, is known to be gone.
     """
     found: dict[str, list[Resource]] = defaultdict(list)
-    looked = datetime.max.replace(tzinfo=UTC)
+    seen_at = datetime.max.replace(tzinfo=UTC)
     for wanted in filters(tag, values):
         pages = client.get_paginator("describe_instances").paginate(Filters=[wanted])
-        instances, scan = _timed(list(pages))
-        looked = min(looked, scan)
+        instances, scan = _read_scan(list(pages))
+        seen_at = min(seen_at, scan)
         for resource in _resources(client, wanted, instances, scan):
-            found[resource.marks[labels.ID]].append(resource)
+            found[resource.tags[labels.ID]].append(resource)
     region = str(client.meta.region_name)
-    return [_owned(id, parts, is_over, region, looked) for id, parts in sorted(found.items())]
+    return [_to_owned(id, parts, region, seen_at) for id, parts in sorted(found.items())]
 
 
-def _owned(
-    id: str,
-    parts: Sequence[Resource],
-    is_over: Callable[[str], bool],
-    region: str,
-    looked: datetime,
-) -> Owned:
-    tags = [part.marks for part in parts]
-    expires = latest(one[labels.EXPIRES] for one in tags if labels.EXPIRES in one)
+def _to_owned(id: str, parts: Sequence[Resource], region: str, seen_at: datetime) -> Owned:
+    tags = [part.tags for part in parts]
+    expires = latest_expiry(one[labels.EXPIRES] for one in tags if labels.EXPIRES in one)
     processes = {one[PROCESS] for one in tags if PROCESS in one}
     return Owned(
         id=id,
         labels={**labels_of(tags[0]), labels.EXPIRES: expires},
         detail=", ".join(part.name for part in parts),
-        abandoned=bool(processes) and all(map(is_over, processes)),
+        abandoned=bool(processes) and all(map(machine.is_gone, processes)),
         region=region,
-        seen_at=looked,
+        seen_at=seen_at,
         image=next((part.image for part in parts if part.image), ""),
     )
 
 
-def instances_of(client: Any, ids: Collection[str]) -> list[Instance]:
+def find_instances(client: Any, ids: Collection[str]) -> list[Instance]:
     """The instances that were launched under some ids and have not ended."""
     return [
         one
         for wanted in filters(labels.ID, ids)
         for one in _instances(client, [wanted])
-        if state(one) != "terminated" and launched_by_us(one)
+        if state(one) != "terminated" and has_our_token(one)
     ]
 
 
-def groups_for(client: Any, ids: Collection[str]) -> list[Mapping[str, Any]]:
-    """The groups of some ids, which nothing is in that has another."""
+def find_groups(client: Any, ids: Collection[str]) -> list[Mapping[str, Any]]:
+    """The groups of some ids that no other id's instance is in."""
     found = [
         one
         for chunk in _chunks(ids)
-        for one in groups.described(client, f"tag:{labels.ID}", chunk)
-        if one["GroupName"] == groups.name_of(tags_of(one)[labels.ID])
+        for one in security_groups.describe(client, f"tag:{labels.ID}", chunk)
+        if one["GroupName"] == security_groups.name_of(tags_of(one)[labels.ID])
     ]
-    return _unused(client, found) if found else []
+    return _keep_unused(client, found) if found else []
 
 
-def shared_groups(client: Any, ids: Collection[str]) -> list[Mapping[str, Any]]:
-    """Of some groups, those that a run's environments have shared, and that nothing is in."""
+def find_shared_groups(client: Any, ids: Collection[str]) -> list[Mapping[str, Any]]:
+    """Of some groups, those that a run's environments shared, and that no instance is in."""
     found = [
         one
         for chunk in _chunks(ids)
-        for one in groups.described(client, "group-id", chunk)
-        if ingress.is_shared(one) and tags_of(one).get(labels.EXPIRES) != labels.NEVER
+        for one in security_groups.describe(client, "group-id", chunk)
+        if security_groups.is_shared(one) and tags_of(one).get(labels.EXPIRES) != labels.NEVER
     ]
-    return _unused(client, found) if found else []
+    return _keep_unused(client, found) if found else []
 
 
-def free(client: Any, kind: str, wanted: Filter) -> list[Mapping[str, Any]]:
+def find_unattached(client: Any, kind: str, wanted: Filter) -> list[Mapping[str, Any]]:
     """Volumes or network interfaces that an instance has left behind, with ``Id`` and ``Tags``.
 
     Args:
@@ -146,13 +136,13 @@ def free(client: Any, kind: str, wanted: Filter) -> list[Mapping[str, Any]]:
     ]
 
 
-def running_from(client: Any, image: str) -> list[str]:
+def find_running_from(client: Any, image: str) -> list[str]:
     """The instances that were launched from an AMI and have not ended."""
     found = _instances(client, [{"Name": "image-id", "Values": [image]}])
     return [str(one["InstanceId"]) for one in found if state(one) != "terminated"]
 
 
-def described(client: Any, ids: Sequence[str]) -> list[Instance]:
+def describe_instances(client: Any, ids: Sequence[str]) -> list[Instance]:
     """Instances by their ids; those that can't be seen, or not yet, are missing."""
     return [
         one
@@ -161,7 +151,7 @@ def described(client: Any, ids: Sequence[str]) -> list[Instance]:
     ]
 
 
-def groups_of(instance: Instance) -> set[str]:
+def group_ids(instance: Instance) -> set[str]:
     """The groups that an instance is in."""
     interfaces = instance.get("NetworkInterfaces", ())
     found = [*instance.get("SecurityGroups", ()), *(g for i in interfaces for g in i["Groups"])]
@@ -169,14 +159,14 @@ def groups_of(instance: Instance) -> set[str]:
 
 
 def filters(tag: str, values: Collection[str] | None) -> list[Filter]:
-    """What finds all with a tag, or with one of some values of it, in as many looks."""
+    """Filters for a tag, or for some of its values: each takes a limited number of them."""
     if values is None:
         return [{"Name": "tag-key", "Values": [tag]}]
     return [{"Name": f"tag:{tag}", "Values": chunk} for chunk in _chunks(values)]
 
 
-def vpc_of(client: Any, subnet: str) -> tuple[str, str]:
-    """The VPC that a subnet is in, and the first address of the subnet; asked for once.
+def find_vpc(client: Any, subnet: str) -> tuple[str, str]:
+    """The VPC of a subnet, and the subnet's first address; asked for once.
 
     Raises:
         LaunchError: There is no such subnet.
@@ -206,21 +196,21 @@ def _resources(
         if state(instance) != "terminated" and not young and _is_ours(instance):
             yield Resource(f"instance {instance['InstanceId']}", tags_of(instance))
     yield from _groups(client, ours)
-    for volume in free(client, "volume", ours):
+    for volume in find_unattached(client, "volume", ours):
         if volume["CreateTime"] < scan and _is_labelled(volume):
             yield Resource(f"volume {volume['Id']}", tags_of(volume))
-    for interface in free(client, "network_interface", ours):
+    for interface in find_unattached(client, "network_interface", ours):
         if _is_labelled(interface):
             yield Resource(f"network interface {interface['Id']}", tags_of(interface))
     yield from _images(client, ours, scan)
 
 
 def _images(client: Any, ours: Filter, scan: datetime) -> Iterator[Resource]:
-    for image in amis.unrecorded(client, ours):
+    for image in amis.find_unrecorded(client, ours):
         if datetime.fromisoformat(image["CreationDate"]) < scan and _is_labelled(image):
             finished = image["ImageId"] if amis.is_verified(image) else ""
             yield Resource(f"image {image['ImageId']}", tags_of(image), finished)
-    for snapshot in amis.unrecorded_snapshots(client, ours):
+    for snapshot in amis.find_unrecorded_snapshots(client, ours):
         if snapshot["StartTime"] < scan and _is_labelled(snapshot):
             yield Resource(f"snapshot {snapshot['SnapshotId']}", tags_of(snapshot))
 
@@ -231,32 +221,32 @@ def _groups(client: Any, ours: Filter) -> Iterator[Resource]:
         group
         for page in pages
         for group in page["SecurityGroups"]
-        if group["GroupName"] == groups.name_of(tags_of(group).get(labels.ID, ""))
+        if group["GroupName"] == security_groups.name_of(tags_of(group).get(labels.ID, ""))
     ]
-    for group in _unused(client, found):
+    for group in _keep_unused(client, found):
         yield Resource(f"security group {group['GroupId']}", tags_of(group))
 
 
-def _unused(client: Any, found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of groups, those that no instance is in but one of the same id, which goes with it."""
+def _keep_unused(client: Any, found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of groups, those that no instance is in but one of the same id."""
     used: set[str] = set()
     owners = {group["GroupId"]: tags_of(group).get(labels.ID) for group in found}
     for chunk in _chunks(list(owners)):
         for instance in _instances(client, [{"Name": "instance.group-id", "Values": chunk}]):
             if state(instance) != "terminated":
                 id = tags_of(instance).get(labels.ID)
-                used |= {one for one in groups_of(instance) if owners.get(one) != id}
+                used |= {one for one in group_ids(instance) if owners.get(one) != id}
     return [group for group in found if group["GroupId"] not in used]
 
 
 def _is_ours(instance: Instance) -> bool:
-    """Whether it was launched under the id that it carries, and is no stack's."""
-    return _is_labelled(instance) and launched_by_us(instance)
+    """Whether it was launched under the id that it is tagged with, and is not a stack's."""
+    return _is_labelled(instance) and has_our_token(instance)
 
 
 def _is_labelled(resource: Mapping[str, Any]) -> bool:
-    marks = tags_of(resource)
-    return OF_A_STACK not in marks and bool(marks.get(labels.ID))
+    tags = tags_of(resource)
+    return OF_A_STACK not in tags and bool(tags.get(labels.ID))
 
 
 def _instances(client: Any, filters: list[Filter]) -> Iterator[Instance]:
@@ -271,7 +261,7 @@ def _chunks(values: Collection[str]) -> Iterator[list[str]]:
         yield known[start : start + VALUES]
 
 
-def _timed(pages: Sequence[Mapping[str, Any]]) -> tuple[list[Instance], datetime]:
-    """The instances of some pages, and when they were looked at."""
+def _read_scan(pages: Sequence[Mapping[str, Any]]) -> tuple[list[Instance], datetime]:
+    """The instances on some pages, and when AWS answered."""
     found = [one for page in pages for each in page["Reservations"] for one in each["Instances"]]
-    return found, clock(pages[0])
+    return found, read_clock(pages[0])

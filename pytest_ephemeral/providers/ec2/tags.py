@@ -1,4 +1,4 @@
-"""What our resources in EC2 are tagged with, and reading it off them again."""
+"""The tags of our resources in EC2: written, and read again."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from pytest_ephemeral import labels
 KEY: Final = labels.PREFIX + "key"
 #: The recipe's name, on an image.
 RECIPE: Final = labels.PREFIX + "recipe"
-#: What has become of an image. One that was not verified is nobody's; one that was is good, but
-#: nobody's either, until it stands in a catalog.
+#: An image's state: quarantined until it is verified, unrecorded until it is in a catalog.
 STATE: Final = labels.PREFIX + "state"
 QUARANTINED: Final = "quarantined"
 UNRECORDED: Final = "unrecorded"
 VERIFIED: Final = "verified"
 #: Regions that an image is copied to.
 COPIES: Final = labels.PREFIX + "copies"
-#: The process that bakes, or whose environments share a group: on the same machine, whether it is
-#: gone can be told.
+#: The process that bakes, or whose environments share a group: on its own machine, ``is_gone``
+#: knows whether it still runs.
 PROCESS: Final = labels.PREFIX + "process"
-#: Where in S3 a bake's artifact and log are meanwhile.
+#: Where in S3 a bake's artifact and log are while it runs.
 TRANSFER: Final = labels.PREFIX + "transfer"
 
-#: What CloudFormation has made carries its stack's tags, and is the stack's to remove.
+#: What CloudFormation created carries its stack's tags, and goes with the stack.
 OF_A_STACK: Final = "aws:cloudformation:stack-id"
 
 LONGEST_VALUE: Final = 256
@@ -39,14 +38,14 @@ _OURS: Final = (
 )
 
 
-def as_tags(marks: Mapping[str, str]) -> list[dict[str, str]]:
+def to_tags(tags: Mapping[str, str]) -> list[dict[str, str]]:
     """A mapping, as EC2 takes tags: it refuses values that are longer than 256 characters."""
-    return [{"Key": key, "Value": value[:LONGEST_VALUE]} for key, value in marks.items()]
+    return [{"Key": key, "Value": value[:LONGEST_VALUE]} for key, value in tags.items()]
 
 
-def tagged(marks: Mapping[str, str], *kinds: str) -> list[dict[str, Any]]:
+def tag_specifications(tags: Mapping[str, str], *kinds: str) -> list[dict[str, Any]]:
     """``TagSpecifications`` for resources of several kinds."""
-    return [{"ResourceType": kind, "Tags": as_tags(marks)} for kind in kinds]
+    return [{"ResourceType": kind, "Tags": to_tags(tags)} for kind in kinds]
 
 
 def tags_of(resource: Mapping[str, Any]) -> dict[str, str]:
@@ -54,39 +53,40 @@ def tags_of(resource: Mapping[str, Any]) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in resource.get("Tags") or ()}
 
 
-def labels_of(marks: Mapping[str, str]) -> dict[str, str]:
+def labels_of(tags: Mapping[str, str]) -> dict[str, str]:
     """Those of the tags that are every provider's labels."""
-    return {name: marks[name] for name in _OURS if name in marks}
+    return {name: tags[name] for name in _OURS if name in tags}
 
 
-def token(id: str, *attempt: str) -> str:
-    """A client token, of at most 64 characters: what an instance keeps of the call that made it.
+def client_token(id: str, *attempt: str) -> str:
+    """A client token, of at most 64 characters; an instance keeps that of the call that created it.
 
     Args:
-        id: Whose: the token begins alike for all that are made under it.
-        attempt: What tells one call from another.
+        id: Whose: all tokens of an id begin alike.
+        attempt: What differs from one call to another.
     """
     return f"{_digest(id)[:24]}-{_digest('|'.join(attempt))[:32]}"
 
 
-def launched_by_us(instance: Mapping[str, Any]) -> bool:
+def has_our_token(instance: Mapping[str, Any]) -> bool:
     """Whether an instance was launched under the id that it is tagged with.
 
     Tags are copied: by an auto-scaling group to what it launches, by people from one to another.
     """
-    marks = tags_of(instance)
-    started = str(instance.get("ClientToken", ""))
-    if started.startswith(_digest(marks.get(labels.ID, ""))[:24]):
+    tags = tags_of(instance)
+    token = str(instance.get("ClientToken", ""))
+    if token.startswith(_digest(tags.get(labels.ID, ""))[:24]):
         return True
-    # What fulfils a spot request may keep that request's token. Groups and fleets mark theirs.
+    # An instance that fulfils a spot request may keep that request's token. Auto-scaling groups
+    # and fleets tag theirs.
     is_spot = instance.get("InstanceLifecycle") == "spot"
-    return is_spot and not any(name.startswith("aws:") for name in marks)
+    return is_spot and not any(name.startswith("aws:") for name in tags)
 
 
-def clock(answer: Mapping[str, Any]) -> datetime:
-    """When AWS answered: by this machine's clock, unless AWS's own is behind it.
+def read_clock(answer: Mapping[str, Any]) -> datetime:
+    """The time when AWS answered: by this machine's clock, unless AWS's own is behind it.
 
-    Its own is in the answer, to the second. So a machine whose clock is ahead takes nothing for
+    AWS's is in the answer, to the second. So a machine whose clock is ahead takes nothing for
     expired that is not.
     """
     now = datetime.now(UTC)
@@ -97,15 +97,15 @@ def clock(answer: Mapping[str, Any]) -> datetime:
     return min(now, date + timedelta(seconds=1))
 
 
-def expiry(expires_at: datetime | None) -> str:
+def format_expiry(expires_at: datetime | None) -> str:
     """An expiry as its label has it, in UTC: the guest's timer compares it as text."""
     if expires_at is None:
         return labels.NEVER
     return expires_at.astimezone(UTC).isoformat(timespec="seconds")
 
 
-def latest(expiries: Iterable[str]) -> str:
-    """The last of several expiries: parts of one environment may have been told at other times."""
+def latest_expiry(expiries: Iterable[str]) -> str:
+    """The last of several expiries: those of an environment's parts may differ for a moment."""
     known = set(expiries)
     return labels.NEVER if labels.NEVER in known else max(known, default=labels.NEVER)
 

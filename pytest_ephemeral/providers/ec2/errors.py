@@ -1,9 +1,13 @@
-"""What AWS refuses, with what a user may do about it."""
+"""What AWS refuses, in one line, with what a user may do about it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
+
+from pytest_ephemeral import aws
+from pytest_ephemeral.errors import DestroyError, EphemeralError
 
 #: By the code of an error: where to look. What AWS says itself stands before it.
 _ADVICE: Final[Mapping[str, str]] = {
@@ -24,19 +28,38 @@ _PROFILE: Final = (
 )
 
 
-def told(error: Exception) -> str:
-    """What AWS answered, in one line, without boto's own words around it, and what to look at."""
+@contextmanager
+def translate_errors(
+    what: str, error_type: Callable[[str], EphemeralError] = DestroyError
+) -> Iterator[None]:
+    """Turn what AWS refuses into an error of ours.
+
+    Args:
+        what: What did not work, such as ``staging-7f3k2q could not be launched``.
+        error_type: The error to raise.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        with aws.translate_errors():
+            yield
+    except ClientError as error:
+        raise error_type(f"{what}: {describe_error(error)}") from error
+
+
+def describe_error(error: Exception) -> str:
+    """What AWS answered, without boto's own words around it, and where to look."""
     response: Mapping[str, Any] = getattr(error, "response", {}).get("Error", {})
     if not response:
         return " ".join(str(error).split())
     code = str(response.get("Code"))
-    said = " ".join(str(response.get("Message", "")).split()).rstrip(".")
+    message = " ".join(str(response.get("Message", "")).split()).rstrip(".")
     advice = _PROFILE if is_unknown_profile(error) else _ADVICE.get(code, "")
-    return f"{code}: {said}: {advice}" if advice else f"{code}: {said}"
+    return f"{code}: {message}: {advice}" if advice else f"{code}: {message}"
 
 
 def is_unknown_profile(error: Exception) -> bool:
     """Whether there is no such instance profile: none, or none that EC2 knows of yet."""
     response: Mapping[str, Any] = getattr(error, "response", {}).get("Error", {})
-    said = str(response.get("Message", "")).lower()
-    return response.get("Code") == "InvalidParameterValue" and "iaminstanceprofile" in said
+    message = str(response.get("Message", "")).lower()
+    return response.get("Code") == "InvalidParameterValue" and "iaminstanceprofile" in message

@@ -20,18 +20,18 @@ from typing import Any
 
 import pytest
 
-from pytest_ephemeral.providers.ec2 import guest
-from pytest_ephemeral.providers.ec2.tagging import expiry
+from pytest_ephemeral.providers.ec2 import user_data
+from pytest_ephemeral.providers.ec2.tags import format_expiry
 
 pytestmark = pytest.mark.skipif(
     shutil.which("curl") is None,
     reason="without curl: instances read their metadata with it (apt-get install curl)",
 )
 
-SCRIPTS = files("pytest_ephemeral.providers.ec2.guest")
+SCRIPTS = files("pytest_ephemeral.providers.ec2.user_data")
 #: As the tag has them; the same in every worker, as they are in the names of tests.
-PAST = expiry(datetime(2020, 1, 1, tzinfo=UTC))
-LATER = expiry(datetime(2999, 1, 1, tzinfo=UTC))
+PAST = format_expiry(datetime(2020, 1, 1, tzinfo=UTC))
+LATER = format_expiry(datetime(2999, 1, 1, tzinfo=UTC))
 
 #: What an instance's own commands are in these tests: shutdown leaves a note.
 SHUTDOWN = '#!/bin/sh\necho "$*" >>"$TOLD"\n'
@@ -231,13 +231,13 @@ def test_the_tag_is_read_anew_each_time(machine: Machine, metadata: Metadata) ->
     assert machine.is_shut_down
 
 
-def baked(machine: Machine, steps: list[str], **options: Any) -> list[guest.Line]:
+def baked(machine: Machine, steps: list[str], **options: Any) -> list[user_data.Line]:
     """Run a bake as cloud-init does; what was put on the console."""
     script = machine.root.with_name("user-data")
     options = {"prefix": "/opt/x", "artifact": None, "variables": {}, "result_url": "", **options}
-    script.write_text(guest.bake_script(steps, minutes=75, **options))
+    script.write_text(user_data.bake_script(steps, minutes=75, **options))
     machine.run("sh", str(script))
-    return guest.lines(machine.console.read_text())
+    return user_data.lines(machine.console.read_text())
 
 
 def test_a_bake_puts_the_timer_into_the_image(machine: Machine, metadata: Metadata) -> None:
@@ -267,14 +267,15 @@ def test_a_bake_ends_itself_should_nobody_come_back(machine: Machine) -> None:
 @pytest.mark.parametrize(("steps", "status"), [(["true"], "0"), (["true", "exit 3", "true"], "3")])
 def test_a_bake_says_last_how_it_went(machine: Machine, steps: list[str], status: str) -> None:
     """Whatever came before: a step that fails is the last."""
-    assert baked(machine, ["echo one; echo two >&2", *steps])[-1] == guest.Line("end", 0, status)
-    said = [line.text for line in guest.lines(machine.console.read_text()) if line.part == "bake"]
+    lines = baked(machine, ["echo one; echo two >&2", *steps])
+    assert lines[-1] == user_data.Line("end", 0, status)
+    said = [line.text for line in lines if line.part == "bake"]
     assert said == ["one", "two"]
 
 
 def test_an_artifact_that_is_not_the_one_is_not_installed(machine: Machine) -> None:
     """The instance holds it against its digest, before the script sees it."""
-    wrong = guest.Delivery("app.bin", "sha256:" + "0" * 64, content=b"other")
+    wrong = user_data.Delivery("app.bin", "sha256:" + "0" * 64, content=b"other")
     said = baked(machine, ["echo installed"], artifact=wrong)
     assert said[-1].text != "0"
     assert "installed" not in [line.text for line in said]
@@ -283,8 +284,8 @@ def test_an_artifact_that_is_not_the_one_is_not_installed(machine: Machine) -> N
 def test_a_script_that_can_not_be_fetched_says_so(machine: Machine) -> None:
     """On the console, as an end, so that nobody waits for it."""
     script = machine.root.with_name("user-data")
-    script.write_text(guest.fetching("http://127.0.0.1:9/boot"))
+    script.write_text(user_data.download_script("http://127.0.0.1:9/boot"))
     machine.run("sh", str(script))
     console = machine.console.read_text()
-    assert guest.last_words(console) == "1"
-    assert "can not get its script" in guest.lines(console)[0].text
+    assert user_data.last_words(console) == "1"
+    assert "can not get its script" in user_data.lines(console)[0].text

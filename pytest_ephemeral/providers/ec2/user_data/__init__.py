@@ -1,4 +1,4 @@
-"""What instances run at boot: the shell scripts beside this file, under settings of their own."""
+"""The user data of instances: the shell scripts beside this file, with their settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_ephemeral.providers import install_script
 from pytest_ephemeral.providers.ec2.tables import Ec2Template
 
 #: EC2 takes no more user data than this, before base64.
-USER_DATA_LIMIT: Final = 16384
+LIMIT: Final = 16384
 
 #: Where the image's content is installed, and found again.
 PREFIX: Final = "/opt/pytest-ephemeral"
@@ -33,7 +33,7 @@ class Line(msgspec.Struct, frozen=True):
 
     Attributes:
         part: The process that printed it, or ``bake``, or ``end``.
-        number: Which of its lines; 0 when a script itself says it.
+        number: Which of its lines; 0 for one of the script's own.
     """
 
     part: str
@@ -116,18 +116,21 @@ def bake_script(
         "RESULT_URL": result_url,
     }
     exported = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    if isinstance(steps, str):
-        written = f"printf '%s' {_base64(steps.encode())} | base64 -d >\"$1/install\""
-        *interpreter, _ = install_script.command(steps.encode(), "install")
-        run = f'{shlex.join(interpreter)} "$1/install"'.strip()
-        body = [written, 'chmod +x "$1/install"', run]
-    else:
-        body = [f"sh -ec {shlex.quote(step)}" for step in steps] or [":"]
-    function = ["steps() {", *exported, *body, "}"]
+    function = ["steps() {", *exported, *_commands(steps), "}"]
     return _script(settings, "bake.sh", [], before=function)
 
 
-def fetching(url: str) -> str:
+def _commands(steps: str | Sequence[str]) -> list[str]:
+    """The shell commands that run a script's text, or some steps."""
+    if not isinstance(steps, str):
+        return [f"sh -ec {shlex.quote(step)}" for step in steps] or [":"]
+    write = f"printf '%s' {_base64(steps.encode())} | base64 -d >\"$1/install\""
+    *interpreter, _ = install_script.command(steps.encode(), "install")
+    run = f'{shlex.join(interpreter)} "$1/install"'.strip()
+    return [write, 'chmod +x "$1/install"', run]
+
+
+def download_script(url: str) -> str:
     """A script that runs another, which is too large for user data, from its URL."""
     return (
         "#!/bin/sh\n"

@@ -1,13 +1,12 @@
-"""Launching instances so that a crash at any point can be told from outside, and undone.
+"""Launch instances so that a crash at any point can be seen from outside, and undone.
 
 The exact request is journaled, with its client token, before it is sent. Whoever finds it sends it
-once more and gets the same instances, or, if it never arrived, others that it ends: see ``replay``.
+once more and gets the same instances, or, if it never arrived, new ones that it ends: ``replay``.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
 
@@ -16,9 +15,10 @@ import msgspec
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.ec2 import refusals
-from pytest_ephemeral.providers.ec2.fleet import Instance
-from pytest_ephemeral.providers.ec2.tagging import tagged, tags_of, token
+from pytest_ephemeral.providers import waiting
+from pytest_ephemeral.providers.ec2 import errors
+from pytest_ephemeral.providers.ec2.instance_watcher import Instance
+from pytest_ephemeral.providers.ec2.tags import client_token, tag_specifications, tags_of
 
 #: In a handle: a request that may be under way.
 REQUEST: Final = "request"
@@ -40,16 +40,16 @@ LACKING: Final = frozenset(
     }
 )
 
-#: What RunInstances may say of a group, or an AMI, that it has only just given: "eventual
+#: What RunInstances may answer about a group, or an AMI, that was created a moment ago: "eventual
 #: consistency" in the EC2 user guide.
 NEW_GROUP: Final = "InvalidGroup.NotFound"
 NEW_IMAGE: Final = ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable")
 
-#: Seconds in which EC2 comes to know of what was only just made, and between tries.
+#: Seconds in which what was just created becomes visible to EC2, and between tries.
 PROPAGATING: Final = 30.0
 PAUSE: Final = 2.0
 
-#: IMDSv2 only; the hop more is for containers in the instance. Tags are where the expiry is.
+#: IMDSv2 only; the second hop is for containers in the instance. The expiry is read from the tags.
 METADATA: Final = {
     "HttpEndpoint": "enabled",
     "HttpTokens": "required",
@@ -58,7 +58,7 @@ METADATA: Final = {
 }
 
 
-#: What every request tags; and all fields that one may have.
+#: What every request tags, and all fields that a request may have.
 _KINDS: Final = frozenset({"instance", "volume", "network-interface"})
 _FIELDS: Final = frozenset(
     {
@@ -73,22 +73,22 @@ _SERVER_ERROR: Final = 500
 _MOST_ATTEMPTS: Final = 256
 
 
-class Wanted(msgspec.Struct, frozen=True):
-    """Instances that are wanted.
+class InstanceRequest(msgspec.Struct, frozen=True):
+    """What to launch.
 
     Attributes:
-        id: Whose: every client token is made from it.
+        id: Whose: every client token is derived from it.
         image: The AMI.
         types: Tried in turn.
         subnets: Tried in turn; empty for the default VPC's.
         groups: Security groups.
-        marks: Tags of all that is made.
+        tags: Of all that is created.
         user_data: What runs at boot.
-        secret: Whether that must not be recorded.
+        secret: Whether the user data must not be recorded.
         public: Whether they get a public address, whatever the subnet says.
         count: How many.
-        young: Codes of refusals that mean "not yet": of what was only just made.
-        more: What else the request has.
+        not_yet: Error codes that mean "not visible yet", for what was just created.
+        more: Further fields of the request.
     """
 
     id: str
@@ -96,16 +96,16 @@ class Wanted(msgspec.Struct, frozen=True):
     types: list[str]
     subnets: list[str]
     groups: list[str]
-    marks: Mapping[str, str]
+    tags: Mapping[str, str]
     user_data: str
     secret: bool = False
     public: bool = False
     count: int = 1
-    young: Collection[str] = (NEW_GROUP,)
+    not_yet: Collection[str] = (NEW_GROUP,)
     more: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     def requests(self) -> Iterator[dict[str, Any]]:
-        """What is asked in turn, each under a token of its own."""
+        """The requests to try in turn, each with a client token of its own."""
         attempts = [(kind, subnet) for kind in self.types for subnet in self.subnets or [""]]
         for number, (kind, subnet) in enumerate(attempts):
             yield {
@@ -113,17 +113,17 @@ class Wanted(msgspec.Struct, frozen=True):
                 "InstanceType": kind,
                 "MinCount": self.count,
                 "MaxCount": self.count,
-                "ClientToken": token(self.id, str(number), kind, subnet, *self.groups),
+                "ClientToken": client_token(self.id, str(number), kind, subnet, *self.groups),
                 "InstanceInitiatedShutdownBehavior": "terminate",
                 "MetadataOptions": METADATA,
-                "TagSpecifications": tagged(self.marks, *self._kinds()),
+                "TagSpecifications": tag_specifications(self.tags, *self._kinds()),
                 "UserData": self.user_data,
                 **self._network(subnet),
                 **self.more,
             }
 
     def _kinds(self) -> Iterator[str]:
-        """What the request makes that can be tagged."""
+        """What the request creates that can be tagged."""
         yield from ("instance", "volume", "network-interface")
         if "InstanceMarketOptions" in self.more:
             yield "spot-instances-request"
@@ -141,16 +141,16 @@ class Wanted(msgspec.Struct, frozen=True):
         return {"NetworkInterfaces": [{**interface, "SubnetId": subnet} if subnet else interface]}
 
 
-def run(client: Any, wanted: Wanted, journal: Callable[[str], None]) -> list[Instance]:
+def run(client: Any, wanted: InstanceRequest, journal: Callable[[str], None]) -> list[Instance]:
     """Launch, with whichever type and subnet there is capacity for.
 
     Args:
         client: Of EC2.
         wanted: What.
-        journal: Given each request before it is sent, and nothing once it is refused for good.
+        journal: Called with each request before it is sent, and with "" once it is refused.
 
     Raises:
-        LaunchError: There is none of any; says what each was refused for.
+        LaunchError: There is no capacity for any; says why each was refused.
     """
     from botocore.exceptions import ClientError
 
@@ -159,22 +159,22 @@ def run(client: Any, wanted: Wanted, journal: Callable[[str], None]) -> list[Ins
         recorded = {**request, "UserData": ""} if wanted.secret else request
         journal(json.dumps(recorded, sort_keys=True))
         try:
-            return _sent(client, request, wanted.young)
+            return _send(client, request, wanted.not_yet)
         except ClientError as error:
             if _is_definite(error):
-                journal("")  # sent once more, it might launch
+                journal("")  # sent again, it might launch
             if aws.code(error) not in LACKING:
                 raise
             where = f" in {_subnet(request)}" if _subnet(request) else ""
-            refused.append(f"{request['InstanceType']}{where}: {refusals.told(error)}")
+            refused.append(f"{request['InstanceType']}{where}: {errors.describe_error(error)}")
     raise LaunchError("\n  ".join(["no capacity, or no quota, for any of them:", *refused]))
 
 
 def _is_definite(error: Any) -> bool:
-    """Whether a refusal says that nothing was launched, by this request or an earlier copy of it.
+    """Whether a refusal means that nothing was launched, by this request or an earlier copy of it.
 
     boto3 sends a request again when no answer comes. What lacks capacity or quota was not launched
-    before, or its token would have given it; of other refusals, only the first answer is certain.
+    before, or its token would have returned it; of other refusals, only a first answer is certain.
     """
     found = aws.code(error)
     if found.startswith("Idempotent"):
@@ -187,13 +187,13 @@ def _is_definite(error: Any) -> bool:
 def could_have_written(environment: Environment, request: Any) -> bool:
     """Whether a request, read from a record, is one that launching an environment journals.
 
-    Its client token is made from the environment's id and from what is asked for, and its tags
+    Its client token is derived from the environment's id and from what is asked for, and its tags
     name the environment: so whatever it launches can be found, and ended, as the environment's.
     """
     try:
         group_ids = request.get("SecurityGroupIds") or request["NetworkInterfaces"][0]["Groups"]
         place = (request["InstanceType"], _subnet(request), *group_ids)
-        tokens = {token(environment.id, str(n), *place) for n in range(_MOST_ATTEMPTS)}
+        tokens = {client_token(environment.id, str(n), *place) for n in range(_MOST_ATTEMPTS)}
         kinds = {one["ResourceType"]: tags_of(one) for one in request["TagSpecifications"]}
         return (
             request["ClientToken"] in tokens
@@ -209,17 +209,17 @@ def could_have_written(environment: Environment, request: Any) -> bool:
 
 
 def _subnet(request: Mapping[str, Any]) -> str:
-    """Where a request would launch; empty for wherever the default VPC is."""
+    """The subnet that a request names; empty for the default VPC's."""
     interfaces = request.get("NetworkInterfaces", [{}])
     return str(request.get("SubnetId") or interfaces[0].get("SubnetId", ""))
 
 
 def replay(client: Any, recorded: str, find: Callable[[], list[str]], unseen: float) -> list[str]:
-    """What became of a request that was journaled, and whose answer nobody heard.
+    """Find what a journaled request launched, whose answer is unknown.
 
-    The same request under the same token gives the same instances. One that was recorded without
-    its secret user data differs, and is refused if the first had arrived: then they can be found
-    by their tags, as soon as they are visible.
+    The same request with the same token returns the same instances. One that was recorded without
+    its secret user data differs, and is refused if the first had arrived: then the instances can
+    be found by their tags, as soon as they are visible.
 
     Args:
         client: Of EC2.
@@ -228,34 +228,27 @@ def replay(client: Any, recorded: str, find: Callable[[], list[str]], unseen: fl
         unseen: Seconds in which instances become visible.
 
     Returns:
-        Ids of instances, possibly launched by this very call: they are to be ended.
+        Ids of instances, possibly launched by this very call: the caller must end them.
     """
     from botocore.exceptions import ClientError
 
     try:
-        made = client.run_instances(**json.loads(recorded))
-        return [str(instance["InstanceId"]) for instance in made["Instances"]]
+        answer = client.run_instances(**json.loads(recorded))
+        return [str(instance["InstanceId"]) for instance in answer["Instances"]]
     except ClientError as error:
         if aws.code(error) == "IdempotentInstanceTerminated":
             return []
         if aws.code(error) != "IdempotentParameterMismatch":
             return find()  # it could not be launched: neither now, nor then
-    deadline = time.monotonic() + unseen
-    while not (found := find()) and time.monotonic() < deadline:
-        time.sleep(1)
-    return found
+    return waiting.wait_until(find, within=unseen, every=1.0)
 
 
-def _sent(client: Any, request: Mapping[str, Any], young: Collection[str]) -> list[Instance]:
-    """Ask; of what was only just made, a profile among it, EC2 knows after a while."""
-    from botocore.exceptions import ClientError
-
-    deadline = time.monotonic() + PROPAGATING
-    while True:
-        try:
-            return list(client.run_instances(**request)["Instances"])
-        except ClientError as error:
-            not_yet = refusals.is_unknown_profile(error) or aws.code(error) in young
-            if not not_yet or time.monotonic() > deadline:
-                raise
-        time.sleep(PAUSE)
+def _send(client: Any, request: Mapping[str, Any], not_yet: Collection[str]) -> list[Instance]:
+    """Send a request, again while something it names (a profile, a group) is not visible yet."""
+    answer = waiting.retry(
+        lambda: client.run_instances(**request),
+        when=lambda error: errors.is_unknown_profile(error) or aws.code(error) in not_yet,
+        within=PROPAGATING,
+        every=PAUSE,
+    )
+    return list(answer["Instances"])

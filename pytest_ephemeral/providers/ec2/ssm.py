@@ -1,0 +1,128 @@
+"""Run commands inside an instance by Systems Manager: what EC2 has in place of ``docker exec``."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import subprocess
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pytest_ephemeral import aws
+from pytest_ephemeral.errors import EnvironmentGoneError, UnavailableError
+from pytest_ephemeral.providers import waiting
+from pytest_ephemeral.providers.ec2 import user_data
+
+#: Seconds between the first two looks at a command, and the longest pause.
+_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
+_ENDED: Final = frozenset({"Success", "Failed", "Cancelled", "TimedOut"})
+#: Seconds in which an instance's agent registers, and between tries.
+REGISTERING: Final = 120.0
+_REGISTERING_PAUSE: Final = 2.0
+#: The longest time-out that SSM takes: two days.
+LONGEST: Final = 172800.0
+#: Seconds after the command's own time in which SSM knows its outcome.
+GRACE: Final = 10.0
+#: The exit status of ``timeout -s KILL`` when the time is over.
+_KILLED: Final = 137
+
+
+def run(
+    region: str | None, id: str, instance: str, argv: Sequence[str], *, timeout: float | None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command with the application's variables, and wait for it.
+
+    Args:
+        region: Where the instance is.
+        id: The environment's, for messages.
+        instance: On which.
+        argv: The command.
+        timeout: Seconds it may take.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer, and was killed.
+        EnvironmentGoneError: The instance is not there any more.
+        UnavailableError: The instance has no agent that registers with Systems Manager.
+    """
+    client = aws.client("ssm", region)
+    limit = LONGEST if timeout is None else timeout
+    command, started = _send(client, id, instance, script(argv, timeout), limit)
+    found = waiting.wait_until(
+        lambda: _find_ended(client, command, instance),
+        within=limit + GRACE,
+        every=_PAUSE,
+        longest=_LONGEST_PAUSE,
+    )
+    if found is None:
+        client.cancel_command(CommandId=command, InstanceIds=[instance])
+        raise subprocess.TimeoutExpired(list(argv), limit)
+    status, out = int(found["ResponseCode"]), str(found["StandardOutputContent"])
+    errors = str(found["StandardErrorContent"])
+    killed = status == _KILLED and time.monotonic() - started >= limit
+    if found["Status"] == "TimedOut" or killed:
+        raise subprocess.TimeoutExpired(list(argv), limit, out, errors)
+    if found["Status"] == "Cancelled":
+        raise EnvironmentGoneError(f"{id}: the command was cancelled: its instance has ended")
+    return subprocess.CompletedProcess(list(argv), status, out, errors)
+
+
+def script(argv: Sequence[str], timeout: float | None) -> str:
+    """What the agent's shell runs: the variables, then the command, killed at its time-out."""
+    command = shlex.join(argv)
+    if timeout is not None:
+        # GNU timeout and busybox's both have -s; the command gets a process group of its own,
+        # all of which is killed.
+        command = f"timeout -s KILL {math.ceil(timeout * 1000) / 1000:g} {command}"
+    load = f"[ ! -e {user_data.VARIABLES} ] || . {user_data.VARIABLES}"
+    return f"set -a\n{load}\nset +a\n{command} </dev/null\n"
+
+
+def _send(client: Any, id: str, instance: str, text: str, limit: float) -> tuple[str, float]:
+    """Send a script; the command's id, and the time before which it did not begin."""
+    from botocore.exceptions import ClientError
+
+    def send() -> tuple[str, float]:
+        started = time.monotonic()
+        with aws.translate_errors():
+            answer = client.send_command(
+                InstanceIds=[instance],
+                DocumentName="AWS-RunShellScript",
+                Parameters={
+                    "commands": [text],
+                    "executionTimeout": [str(max(1, math.ceil(limit + GRACE)))],
+                },
+            )
+        return str(answer["Command"]["CommandId"]), started
+
+    try:
+        return waiting.retry(
+            send,
+            when=lambda error: aws.code(error) == "InvalidInstanceId",
+            within=min(limit, REGISTERING),
+            every=_REGISTERING_PAUSE,
+        )
+    except ClientError as error:
+        if aws.code(error) != "InvalidInstanceId":
+            raise
+        raise UnavailableError(
+            f"{id}: the agent of {instance} is not registered with Systems Manager, which "
+            "is what commands are run by. Give the template an instance-profile with "
+            "AmazonSSMManagedInstanceCore, and the image the SSM agent"
+        ) from error
+
+
+def _find_ended(client: Any, command: str, instance: str) -> dict[str, Any] | None:
+    """A command that has ended, as SSM has it."""
+    from botocore.exceptions import ClientError
+
+    try:
+        found: dict[str, Any] = client.get_command_invocation(
+            CommandId=command, InstanceId=instance
+        )
+    except ClientError as error:
+        if aws.code(error) in {"InvocationDoesNotExist", *aws.THROTTLED}:
+            return None  # it is on its way, or can't be asked for now
+        raise
+    return found if found["Status"] in _ENDED else None
