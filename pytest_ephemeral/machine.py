@@ -51,7 +51,7 @@ def this_owner(run: str) -> Owner:
         machine=machine_id(),
         pid_namespace=pid_namespace(),
         pid=os.getpid(),
-        started=process_started(os.getpid()),
+        started=read_process_start(os.getpid()),
         run=run,
         uptime=uptime(),
     )
@@ -72,7 +72,7 @@ def is_alive(owner: Owner) -> bool | None:
     """
     if not is_here(owner) or owner.boot != boot_id():
         return None
-    return process_started(owner.pid) == owner.started != ""
+    return read_process_start(owner.pid) == owner.started != ""
 
 
 def process_of(owner: Owner) -> str:
@@ -105,7 +105,7 @@ def is_gone(process: str) -> bool:
     pid, _, rest = process.partition(".")
     if not pid.isdigit() or not rest.startswith(f"{_boot_of(this_owner(''))}."):
         return False
-    started = process_started(int(pid))
+    started = read_process_start(int(pid))
     return not started or rest.partition(".")[2] != _short(started)
 
 
@@ -160,7 +160,7 @@ def boot_id() -> str:
         return ""
 
 
-def process_started(pid: int) -> str:
+def read_process_start(pid: int) -> str:
     """When a process started, in the system's own terms; empty when there is no such process.
 
     A zombie is no longer running: it holds nothing but its exit status.

@@ -108,7 +108,7 @@ def reap(arguments: argparse.Namespace, output: Printer) -> int:
             output.say("nothing is overdue")
     for account in sorted({one.account for one in found if one.account}):
         output.say(f"to destroy those in account {account}, add --account {account}")
-    reaper.leftovers(found)
+    reaper.raise_leftovers(found)
     return 0
 
 

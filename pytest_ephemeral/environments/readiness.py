@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pytest_ephemeral.environments import hints
 from pytest_ephemeral.environments.probes import (
@@ -27,9 +27,6 @@ from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers.abilities import SupportsHealth, SupportsListeners
 from pytest_ephemeral.providers.protocol import Provider
 from pytest_ephemeral.tables import Ready, Template
-
-if TYPE_CHECKING:
-    pass
 
 FIRST_PAUSE: Final = 0.002
 LONGEST_PAUSE: Final = 0.05
@@ -110,8 +107,9 @@ def wait(
         ReadinessError: Its time was over; tells what was last seen, and why that may be.
     """
     started = clock()
-    deadline, hint_at, hint = started + timeout, started + FIRST_HINT, ""
-    pending, told, path = list(probes), "", _path(probes)
+    deadline = started + timeout
+    notes = _Notes(environment, provider, tell, started + FIRST_HINT)
+    pending, path = list(probes), _path(probes)
     while True:
         _check_alive(environment, provider, path)
         seen = [(probe, probe.look(min(ONE_LOOK, timeout))) for probe in pending]
@@ -121,19 +119,47 @@ def wait(
             if not (stranger := _foreign_listener(environment, provider)):
                 return
             pending, problems = list(probes), [stranger]  # that answered in its place: look anew
-        if clock() >= hint_at:
-            hint = "".join(f"; hint: {one}" for one in hints.find(environment, provider, problems))
-            hint_at = clock() + HINT_INTERVAL
-        if "; ".join(problems) + hint != told:
-            told = "; ".join(problems) + hint
-            tell(told)
-        if clock() >= deadline:
+        now = clock()
+        notes.update(problems, now)
+        if now >= deadline:
             _check_alive(environment, provider, path)
             raise ReadinessError(_time_out(environment, provider, timeout, problems, path))
-        now = clock()
         pause = min(max(FIRST_PAUSE, (now - started) * PAUSE_SHARE), LONGEST_PAUSE)
         if cancelled.wait(max(0.0, min(pause, deadline - now))):
             raise LaunchError(f"{environment.id} is no longer needed: the run is ending")
+
+
+class _Notes:
+    """What is told while an environment comes up: what is wrong, and now and then a hint."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        provider: Provider,
+        tell: Callable[[str], None],
+        hint_at: float,
+    ) -> None:
+        self._environment = environment
+        self._provider = provider
+        self._tell = tell
+        self._hint_at = hint_at
+        self._hint = ""
+        self._told = ""
+
+    def update(self, problems: Sequence[str], now: float) -> None:
+        """Tell it if that has changed.
+
+        Args:
+            problems: What the last look has found.
+            now: Monotonic seconds.
+        """
+        if now >= self._hint_at:
+            found = hints.find(self._environment, self._provider, problems)
+            self._hint = "".join(f"; hint: {hint}" for hint in found)
+            self._hint_at = now + HINT_INTERVAL
+        if (text := "; ".join(problems) + self._hint) != self._told:
+            self._told = text
+            self._tell(text)
 
 
 def last_lines(environment: Environment, provider: Provider, probed: str = "") -> str:

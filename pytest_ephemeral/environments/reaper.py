@@ -103,7 +103,7 @@ def _sort_out(
     return reaped, removable
 
 
-def leftovers(reaped: list[Reaped]) -> None:
+def raise_leftovers(reaped: list[Reaped]) -> None:
     """Raise if something remains of what was reaped.
 
     Raises:

@@ -104,7 +104,7 @@ def scratch_file() -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.iterdir():
         pid = left.name.partition("-")[0]
-        if pid.isdigit() and not machine.process_started(int(pid)):
+        if pid.isdigit() and not machine.read_process_start(int(pid)):
             left.unlink(missing_ok=True)
     file = folder / f"{os.getpid()}-{os.urandom(4).hex()}"
     try:

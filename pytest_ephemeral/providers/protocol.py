@@ -133,8 +133,6 @@ class Provider(Protocol):
         name: As users write it.
         template_type: The keys a template of this provider has.
         recipe_type: The keys of its recipes; None when it bakes no images.
-        guards_itself: Whether its environments end by themselves when their owner dies. If not,
-            only its owner process, or `reap`, ends them.
         forwards_ports: Whether a port of its environments accepts connections though nobody
             listens behind it, as a container engine's does.
     """
@@ -142,7 +140,6 @@ class Provider(Protocol):
     name: ClassVar[str]
     template_type: ClassVar[type[Template]]
     recipe_type: ClassVar[type[Recipe] | None]
-    guards_itself: ClassVar[bool]
     forwards_ports: ClassVar[bool]
 
     def doctor(self) -> Sequence[Check]:

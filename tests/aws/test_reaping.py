@@ -262,7 +262,7 @@ def test_an_account_that_can_not_be_looked_into_is_told(bench: Bench) -> None:
     bench.account.fault("DescribeInstances", "UnauthorizedOperation", times=9)
     found = reaper.reap(bench, dry_run=True)  # type: ignore[arg-type]
     with pytest.raises(DestroyError, match=r"whatever there is \(ec2\).*may not do this"):
-        reaper.leftovers(found)
+        reaper.raise_leftovers(found)
 
 
 def test_other_regions_are_looked_into(bench: Bench) -> None:

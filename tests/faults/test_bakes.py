@@ -84,7 +84,7 @@ class Baker:
 
 
 def alive(pid_file: Path) -> bool:
-    return bool(this_machine.process_started(int(pid_file.read_text())))
+    return bool(this_machine.read_process_start(int(pid_file.read_text())))
 
 
 @pytest.mark.parametrize("store", ["store", "another"])

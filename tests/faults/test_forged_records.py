@@ -190,7 +190,7 @@ class World:
         files = all(
             (place / "precious").read_text() == f"precious {place}" for place in self.foreign
         )
-        return files and bool(machine.process_started(self.victim))
+        return files and bool(machine.read_process_start(self.victim))
 
 
 @pytest.fixture(scope="module")

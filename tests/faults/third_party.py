@@ -26,7 +26,6 @@ class FolderProvider:
     name = "folders"
     template_type = Template
     recipe_type = None
-    guards_itself = False
     forwards_ports = False
 
     def doctor(self) -> list[Check]:

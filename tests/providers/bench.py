@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from pytest_ephemeral import labels, machine, providers
 from pytest_ephemeral.models import Environment, Image
@@ -30,6 +30,9 @@ TABLE: Mapping[str, str] = {
     "ec2": "bench_ec2",
     "cloudformation": "bench_cloudformation",
 }
+
+#: The rows whose environments end by themselves when their owner dies; others have a watchdog.
+SELF_GUARDING: Final = ("local",)
 
 Kind = Literal["web", "pair", "crash", "elsewhere"]
 
@@ -76,19 +79,9 @@ def load(name: str) -> Bench:
     return bench
 
 
-def self_guarding() -> list[str]:
-    """The rows whose environments end by themselves; the watchdog ends the others'."""
-    return [name for name in TABLE if _provider(name).guards_itself]
-
-
 def with_parts() -> list[str]:
     """The rows whose environments have several processes or services."""
     return [name for name in TABLE if len(load(name).parts) > 1]
-
-
-def _provider(name: str) -> Any:
-    """The provider of a row, which some benches say: two rows may be the same provider's."""
-    return providers.load(getattr(load(name), "provider", name))
 
 
 def bake(bench: Bench, root: Path) -> Image:

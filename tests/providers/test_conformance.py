@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from bench import Bench, Launcher, Owner, get, order, self_guarding, with_parts
+from bench import SELF_GUARDING, Bench, Launcher, Owner, get, order, with_parts
 
 from pytest_ephemeral import labels, providers
 from pytest_ephemeral.errors import EphemeralError
@@ -173,7 +173,7 @@ def test_no_hint_where_all_is_well(launch: Launcher, provider: Any) -> None:
     assert provider.hint(environment) == ""
 
 
-@pytest.mark.parametrize("bench", self_guarding(), indirect=True)
+@pytest.mark.parametrize("bench", SELF_GUARDING, indirect=True)
 def test_it_ends_at_its_expiry(launch: Launcher, provider: Any, bench: Bench) -> None:
     """It ends by itself when its time is over; nothing is left."""
     environment = launch(lifetime=1.0)
@@ -275,7 +275,7 @@ def test_any_process_can_act_on_it(owner: Owner, provider: Any, bench: Bench) ->
     assert bench.traces(environment) == []
 
 
-@pytest.mark.parametrize("bench", self_guarding(), indirect=True)
+@pytest.mark.parametrize("bench", SELF_GUARDING, indirect=True)
 def test_it_dies_with_its_owner(owner: Owner, provider: Any, bench: Bench) -> None:
     """Two seconds after kill -9 of its owner, nothing is left."""
     process, environment = owner(kind="pair")
@@ -294,7 +294,7 @@ def test_kept_it_outlives_its_owner(owner: Owner, provider: Any) -> None:
     assert not _owned(provider, environment).abandoned
 
 
-@pytest.mark.parametrize("bench", self_guarding(), indirect=True)
+@pytest.mark.parametrize("bench", SELF_GUARDING, indirect=True)
 def test_kept_it_still_expires(owner: Owner, provider: Any, bench: Bench) -> None:
     """One that was kept ends at its expiry all the same."""
     process, environment = owner(keep=True, lifetime=2.0)

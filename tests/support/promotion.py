@@ -49,7 +49,6 @@ class ServedProvider:
     name: ClassVar[str] = "served"
     template_type: ClassVar[type[Template]] = Template
     recipe_type: ClassVar[None] = None
-    guards_itself: ClassVar[bool] = True
     forwards_ports: ClassVar[bool] = False
 
     def status(self, environment: Environment) -> Status:

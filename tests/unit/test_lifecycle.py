@@ -31,7 +31,6 @@ class Scripted:
     """A provider that keeps count of what exists, and fails where it is told to."""
 
     name = "scripted"
-    guards_itself = True
     forwards_ports = False
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from pytest_ephemeral import machine
 def test_a_process_is_gone_when_it_has_ended() -> None:
     """While it runs it is not, and neither is this one."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        started = machine.process_started(other.pid)
+        started = machine.read_process_start(other.pid)
         owner = replace(machine.this_owner("run"), pid=other.pid, started=started)
         process = machine.process_of(owner)
         assert not machine.is_gone(process)

@@ -180,12 +180,12 @@ def test_what_can_not_be_removed_is_told_and_keeps_its_record(
     assert provider.destroyed == ["b-orphaned"]
     assert [one.id for one in project.ledger.entries()] == ["a-stuck"]
     with pytest.raises(DestroyError, match=r"a-stuck \(scripted\): a-stuck hangs"):
-        reaper.leftovers(found)
+        reaper.raise_leftovers(found)
 
 
 def test_reaping_nothing_is_no_error(project: Any, provider: Scripted) -> None:
     """An empty ledger and a provider with nothing of ours."""
-    reaper.leftovers(reaper.reap(project, dry_run=False))
+    reaper.raise_leftovers(reaper.reap(project, dry_run=False))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"", b"\xff"])
@@ -200,7 +200,7 @@ def test_a_bad_record_stops_nothing_else_and_is_an_error(
 
     assert provider.destroyed == ["b-orphaned"]
     with pytest.raises(DestroyError, match="a-bad"):
-        reaper.leftovers(found)
+        reaper.raise_leftovers(found)
 
 
 def test_a_record_under_another_id_s_path_is_not_obeyed(project: Any, provider: Scripted) -> None:
@@ -213,7 +213,7 @@ def test_a_record_under_another_id_s_path_is_not_obeyed(project: Any, provider: 
 
     assert provider.destroyed == []
     with pytest.raises(DestroyError, match="belongs to another environment, a-victim"):
-        reaper.leftovers(found)
+        reaper.raise_leftovers(found)
 
 
 @pytest.mark.parametrize("id", ["..", ".", "a/../../b", "a\n", "", "A", "-a", "a" * 80])
@@ -243,7 +243,7 @@ def test_a_clock_set_forward_destroys_nothing(
 
     assert provider.destroyed == []
     with pytest.raises(DestroyError, match="clock was set forward by 180 min"):
-        reaper.leftovers(found)
+        reaper.raise_leftovers(found)
 
 
 def test_the_clock_where_it_runs_is_asked(
@@ -261,7 +261,7 @@ def test_the_clock_where_it_runs_is_asked(
 
     assert provider.destroyed == []
     with pytest.raises(DestroyError, match="120 min ahead of the clock where it runs"):
-        reaper.leftovers(found)
+        reaper.raise_leftovers(found)
 
     monkeypatch.setattr(clocked, "clock", lambda *_: now)
     assert set(reaped(project)) == {"a-live"}

@@ -57,7 +57,6 @@ class CloudFormationProvider(Instances, RegionalProvider):
     name: ClassVar[str] = "cloudformation"
     template_type: ClassVar[type[Template]] = StackTemplate
     recipe_type: ClassVar[type[Recipe] | None] = None
-    guards_itself: ClassVar[bool] = False
     forwards_ports: ClassVar[bool] = False
 
     def doctor(self) -> Sequence[Check]:

@@ -52,7 +52,6 @@ class ContainerEnvironments:
     """Environments that an engine runs; see ``Provider`` for what is promised."""
 
     name: ClassVar[str]
-    guards_itself: ClassVar[bool] = False
     forwards_ports: ClassVar[bool] = True
 
     def preflight(self, *_: object) -> None:

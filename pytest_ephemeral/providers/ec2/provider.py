@@ -42,7 +42,6 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker):
     name: ClassVar[str] = "ec2"
     template_type: ClassVar[type[Template]] = Ec2Template
     recipe_type: ClassVar[type[Recipe] | None] = Ec2Recipe
-    guards_itself: ClassVar[bool] = False
     forwards_ports: ClassVar[bool] = False
 
     def doctor(self) -> Sequence[Check]:

@@ -23,7 +23,7 @@ _REQUEST: Final = struct.Struct("=BBBxI48x")
 _SOCKET: Final = struct.Struct("=B3x2s2s16s16s12x16xI")
 
 
-def listening_sockets() -> dict[str, tuple[str, int]]:
+def find_listening_sockets() -> dict[str, tuple[str, int]]:
     """The address and port of each listening TCP socket, by its inode."""
     try:
         return dict(_ask_kernel())

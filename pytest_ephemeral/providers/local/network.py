@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from pytest_ephemeral.errors import LaunchError
-from pytest_ephemeral.providers.local.listening import listening_sockets
+from pytest_ephemeral.providers.local.listening import find_listening_sockets
 
 #: Of 127.0.0.0/8, what neither people nor systemd-resolved (127.0.0.53) nor Debian (127.0.1.1) use.
 _FIRST, _LAST = 64, 254
@@ -119,7 +119,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _raise_if_taken_everywhere(ports: Iterable[int]) -> None:
-    everywhere = {port for host, port in listening_sockets().values() if host in EVERY_ADDRESS}
+    everywhere = {port for host, port in find_listening_sockets().values() if host in EVERY_ADDRESS}
     for port in everywhere.intersection(ports):
         known = [one for one in listeners() if one.port == port and one.host in EVERY_ADDRESS]
         who = str(known[0]) if known else "by another user's process (sudo ss -ltnp names it)"
@@ -148,7 +148,7 @@ def listeners(pids: Iterable[int] | None = None) -> list[ListeningProcess]:
     Args:
         pids: Only these processes; by default all.
     """
-    sockets = listening_sockets()
+    sockets = find_listening_sockets()
     return [
         ListeningProcess(pid, _program(pid), *sockets[inode])
         for pid in (_all_pids() if pids is None else pids)
@@ -166,7 +166,7 @@ def foreign_listener(addresses: Iterable[tuple[str, int]], pids: Iterable[int]) 
     Returns:
         The first such listener, for people; empty when there is none, or it can't be told.
     """
-    sockets = listening_sockets()
+    sockets = find_listening_sockets()
     due = set(addresses)
     wanted = {
         inode

@@ -19,7 +19,6 @@ class UnsupportedProvider:
     name: ClassVar[str] = "local"
     template_type: ClassVar[type[Template]] = LocalTemplate
     recipe_type: ClassVar[type[Recipe] | None] = LocalRecipe
-    guards_itself: ClassVar[bool] = True
     forwards_ports: ClassVar[bool] = False
 
     def doctor(self) -> Sequence[Check]:
