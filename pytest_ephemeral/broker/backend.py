@@ -239,14 +239,13 @@ def _exit_reason(lifecycle: Lifecycle, environment: Environment) -> str:
     """How an environment has stopped, with the last it said; empty while it runs."""
     try:
         status = lifecycle.status(environment)
-        if status.state == "running":
+        if not (reason := status.stop_reason()):
             return ""
         provider = providers.load(environment.provider)
-        detail = status.detail or "nothing of it is left"
         last = readiness.last_lines(environment, provider) if status.state == "exited" else ""
     except (EphemeralError, OSError) as error:
         return f"{environment.id}: its state is unknown: {error}"
-    return f"{environment.id} stopped by itself: {detail}{last}"
+    return f"{environment.id} stopped by itself: {reason}{last}"
 
 
 def _mark(environment: Environment) -> str:

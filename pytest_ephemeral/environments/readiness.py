@@ -212,12 +212,10 @@ def _path(probes: Sequence[Probe]) -> str:
 
 
 def _check_alive(environment: Environment, provider: Provider, path: str) -> None:
-    status = provider.status(environment)
-    if status.state != "running":
-        detail = status.detail or "it is gone"
-        found = [hints.of_exit(detail), *hints.find(environment, provider, [])]
+    if reason := provider.status(environment).stop_reason():
+        found = [hints.of_exit(reason), *hints.find(environment, provider, [])]
         raise LaunchError(
-            f"{environment.id} stopped while it was starting: {detail}"
+            f"{environment.id} stopped while it was starting: {reason}"
             + "".join(f"\n  hint: {hint}" for hint in found if hint)
             + last_lines(environment, provider, path)
         )

@@ -231,9 +231,8 @@ def ask(
     """
     if wait > LONGEST_WAIT:
         raise ConfigurationError(f"an approval request can be open for {LONGEST_WAIT} at most")
-    status = providers.load(environment.provider).status(environment)
-    if status.state != "running":
-        raise NothingMatchedError(f"{environment.id} is not running: {status.detail}")
+    if reason := providers.load(environment.provider).status(environment).stop_reason():
+        raise NothingMatchedError(f"{environment.id} is not running: {reason}")
     approvals, now = Approvals(ledger.store), datetime.now(UTC)
     deadline = now + timedelta(seconds=wait)
     if known := approvals.find(environment.id):
@@ -328,10 +327,10 @@ def _death_reason(ledger: Ledger, id: str) -> str:
     except NothingMatchedError:
         return "the environment was destroyed"
     try:
-        status = providers.load(environment.provider).status(environment)
+        reason = providers.load(environment.provider).status(environment).stop_reason()
     except EphemeralError:
         return ""  # it runs on a machine or in an account that can't be reached from here
-    return "" if status.state == "running" else f"the environment has stopped: {status.detail}"
+    return reason and f"the environment has stopped: {reason}"
 
 
 def _path(id: str) -> str:

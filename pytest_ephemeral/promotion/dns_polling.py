@@ -159,7 +159,5 @@ def check_alive(environment: Environment) -> None:
     Raises:
         EnvironmentDiedError: It is not; says why.
     """
-    status = providers.load(environment.provider).status(environment)
-    if status.state != "running":
-        detail = status.detail or "it is gone"
-        raise EnvironmentDiedError(f"{environment.id} stopped by itself: {detail}")
+    if reason := providers.load(environment.provider).status(environment).stop_reason():
+        raise EnvironmentDiedError(f"{environment.id} stopped by itself: {reason}")

@@ -66,6 +66,10 @@ class Status(msgspec.Struct, frozen=True):
     state: Literal["running", "exited", "gone"]
     detail: str = ""
 
+    def stop_reason(self) -> str:
+        """Why it does not run, for people; empty while it runs."""
+        return "" if self.state == "running" else self.detail or "it is gone"
+
 
 class Owned(msgspec.Struct, frozen=True):
     """Something a provider holds that carries our labels, whether or not a ledger knows it.

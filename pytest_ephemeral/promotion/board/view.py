@@ -179,7 +179,7 @@ def _state(environment: Environment, now: datetime) -> tuple[str, Tone]:
 
 def _runs(environment: Environment) -> bool:
     try:
-        return providers.load(environment.provider).status(environment).state == "running"
+        return not providers.load(environment.provider).status(environment).stop_reason()
     except EphemeralError:
         return True  # it can't be told from here
 
