@@ -32,7 +32,10 @@ _IN_LOG: Final = (
     ),
     (
         r"[Aa]ddress already in use|EADDRINUSE",
-        "something else has its port: let it listen on $HOST and $PORT",
+        (
+            "something else has its port: let it listen on $HOST and $PORT. If it can only listen "
+            "on every address, set `free-port = true` in its template, too"
+        ),
     ),
 )
 

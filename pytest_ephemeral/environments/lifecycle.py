@@ -218,6 +218,8 @@ class Lifecycle(msgspec.Struct):
             )
         except LaunchError as error:
             raise type(error)(interpolation.mask(str(error), order.secrets)) from None
+        if shared := readiness.shared_listener(environment, provider):
+            self.say(Progress(environment.id, "warning", shared))
 
     def _abandon(self, environment: Environment, error: BaseException) -> None:
         """Destroy an incomplete environment. If that fails, say so in the original error."""

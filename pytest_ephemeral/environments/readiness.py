@@ -190,6 +190,16 @@ def _foreign_listener(environment: Environment, provider: object) -> str:
     return f"{found}, which is not this environment" if found else ""
 
 
+def shared_listener(environment: Environment, provider: object) -> str:
+    """Which process of an environment that is ready listens where others do, for people."""
+    if not isinstance(provider, SupportsListeners):
+        return ""
+    try:
+        return provider.shared_listener(environment)
+    except EphemeralError:
+        return ""  # it has just ended: whoever uses it will be told
+
+
 def _own_probes(environment: Environment, provider: object) -> list[Probe]:
     return [PlatformProbe(environment, provider)] if isinstance(provider, SupportsHealth) else []
 

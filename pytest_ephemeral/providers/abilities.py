@@ -107,6 +107,13 @@ class SupportsListeners(Protocol):
     def foreign_listener(self, environment: Environment) -> str:
         """Who accepts connections at its endpoints in its place, for people; empty if nobody."""
 
+    def shared_listener(self, environment: Environment) -> str:
+        """Which of its processes also accepts connections that are meant for others.
+
+        Returns:
+            It, and what to change, for people; empty if there is none.
+        """
+
 
 @runtime_checkable
 class SupportsHealth(Protocol):

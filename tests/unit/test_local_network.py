@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 HOLD = """
 import sys
 from pytest_ephemeral.providers.local import network
-holder = network._hold(sys.argv[1])
+holder = network._hold(f"address/{sys.argv[1]}")
 print("held" if holder else "taken", flush=True)
 sys.stdin.readline()
 """
@@ -42,9 +43,9 @@ def test_a_claim_is_exclusive_between_processes_and_ends_with_its_holder() -> No
     with _holding(claim.host) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        assert network._hold(claim.host) is None
+        assert network._hold(f"address/{claim.host}") is None
         other.kill()
-    again = network._hold(claim.host)
+    again = network._hold(f"address/{claim.host}")
     assert again is not None
     again.close()
 
@@ -55,6 +56,41 @@ def test_a_claim_gives_the_ports_that_were_asked_for() -> None:
     with claim.holder:
         assert claim.ports == {"http": 18482, "admin": 18483}
         assert 64 <= int(claim.host.split(".")[1]) <= 254
+
+
+def test_free_ports_are_of_one_environment() -> None:
+    """No two claims of a machine have the same, long before anyone listens on them."""
+    claims = [network.claim({"http": 80, "admin": 80}, free_port=True) for _ in range(20)]
+    try:
+        ports = [port for claim in claims for port in claim.ports.values()]
+        assert len(set(ports)) == 40
+        assert len({claim.host for claim in claims}) == 20
+        assert all(network._is_held(f"port/{port}") for port in ports)
+    finally:
+        for claim in claims:
+            claim.close()
+    assert not any(network._is_held(f"port/{port}") for port in ports)
+
+
+@pytest.mark.parametrize(
+    ("family", "host"),
+    [(socket.AF_INET, "127.4.5.6"), (socket.AF_INET, ""), (socket.AF_INET6, "::")],
+)
+def test_a_port_that_anyone_listens_on_is_not_free(
+    family: socket.AddressFamily, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On whatever address that is: an application on every address could not have it."""
+    with socket.create_server((host, 0), family=family) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(network, "_FREE_PORTS", range(port, port + 1))
+        with pytest.raises(LaunchError, match="no free port was found"):
+            network.claim({"http": 80}, free_port=True)
+
+
+def test_free_ports_are_not_what_outgoing_connections_get() -> None:
+    """The kernel would give one of them away between the claim and the application's start."""
+    low, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert int(low) >= network._FREE_PORTS.stop
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

@@ -6,7 +6,7 @@ import errno
 import secrets
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,14 @@ from pytest_ephemeral.providers.local.listening import find_listening_sockets
 #: Of 127.0.0.0/8, what neither people nor systemd-resolved (127.0.0.53) nor Debian (127.0.1.1) use.
 _FIRST, _LAST = 64, 254
 _ATTEMPTS = 50
+#: Where free ports are looked for: above what servers usually have, below what Linux gives to
+#: outgoing connections (net.ipv4.ip_local_port_range, ip(7)), which would have them now and then.
+_FREE_PORTS: Final = range(20_000, 32_000)
+#: For whoever has met an application that can't be kept to one address.
+EVERYWHERE_CURE: Final = (
+    "let the application listen on $HOST. If it can only listen on every address, let it listen "
+    "on $PORT, and set `free-port = true` in its template"
+)
 EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
 
 
@@ -28,12 +36,24 @@ class AddressClaim(msgspec.Struct, frozen=True):
     Attributes:
         host: The address.
         ports: By endpoint name.
-        holder: What holds the claim: it lasts until this, and every copy of it, is closed.
+        holder: What holds the address: it lasts until this, and every copy of it, is closed.
+        port_holders: The same for each of the ports, where no other environment may have them.
     """
 
     host: str
     ports: Mapping[str, int]
     holder: socket.socket
+    port_holders: tuple[socket.socket, ...] = ()
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What has to be kept open as long as the claim is needed."""
+        return [holder.fileno() for holder in (self.holder, *self.port_holders)]
+
+    def close(self) -> None:
+        """Let go of it, as far as this process is concerned."""
+        for holder in (self.holder, *self.port_holders):
+            holder.close()
 
 
 class ListeningProcess(msgspec.Struct, frozen=True):
@@ -59,21 +79,24 @@ def has_own_addresses() -> bool:
     return True
 
 
-def claim(ports: Mapping[str, int]) -> AddressClaim:
+def claim(ports: Mapping[str, int], *, free_port: bool = False) -> AddressClaim:
     """An address on which these ports are free; where there is only one, other ports that are.
 
     Args:
         ports: The template's, by endpoint name.
+        free_port: Whether to take other ports, which no other environment of this machine has, for
+            an application that listens on every address.
 
     Raises:
         LaunchError: A port is taken on all addresses; says by whom.
     """
     if sys.platform != "linux" or not has_own_addresses():
         return _claim_ports(ports)
+    if free_port:
+        return _claim_free_ports(ports)
     for _ in range(_ATTEMPTS):
-        host = f"127.{_FIRST + secrets.randbelow(_LAST - _FIRST + 1)}"
-        host += f".{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
-        if (holder := _hold(host)) is None:
+        host = _random_host()
+        if (holder := _hold(f"address/{host}")) is None:
             continue
         try:
             taken = [port for port in ports.values() if not _is_free(host, port)]
@@ -90,11 +113,54 @@ def claim(ports: Mapping[str, int]) -> AddressClaim:
     )
 
 
-def _hold(host: str) -> socket.socket | None:
-    """Bind a name that stands for the address, and vanishes with its last holder."""
+def _claim_free_ports(names: Iterable[str]) -> AddressClaim:
+    """An address, and a port for each name that nobody has, on whatever address."""
+    holders: list[socket.socket] = []
+    try:
+        host = _hold_one(holders, "address", _random_host)
+        ports = {name: int(_hold_one(holders, "port", _random_port)) for name in names}
+    except BaseException:
+        for holder in holders:
+            holder.close()
+        raise
+    return AddressClaim(host, ports, holders[0], tuple(holders[1:]))
+
+
+def _hold_one(holders: list[socket.socket], kind: str, draw: Callable[[], str]) -> str:
+    """Hold the first that is drawn and that nobody holds."""
+    for _ in range(_ATTEMPTS):
+        if (drawn := draw()) and (holder := _hold(f"{kind}/{drawn}")) is not None:
+            holders.append(holder)
+            return drawn
+    raise LaunchError(
+        f"no free {kind} was found in {_ATTEMPTS} attempts. See what listens: ss -ltnp"
+    )
+
+
+def _random_host() -> str:
+    host = f"127.{_FIRST + secrets.randbelow(_LAST - _FIRST + 1)}"
+    return f"{host}.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
+
+
+def _random_port() -> str:
+    """A port that is free on every address, of IPv4 and of IPv6; empty if the one drawn is not."""
+    port = _FREE_PORTS.start + secrets.randbelow(len(_FREE_PORTS))
+    try:
+        with socket.socket() as four:
+            four.bind(("", port))  # without SO_REUSEADDR: whoever has it on one address is seen
+        with socket.socket(socket.AF_INET6) as six:
+            six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            six.bind(("::", port))
+    except OSError as error:
+        return "" if error.errno == errno.EADDRINUSE else str(port)  # there may be no IPv6
+    return str(port)
+
+
+def _hold(name: str) -> socket.socket | None:
+    """Bind a name that stands for an address or a port, and vanishes with its last holder."""
     holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        holder.bind(f"\0pytest-ephemeral/address/{host}".encode())
+        holder.bind(f"\0pytest-ephemeral/{name}".encode())
     except OSError:
         holder.close()
         return None
@@ -124,8 +190,8 @@ def _raise_if_taken_everywhere(ports: Iterable[int]) -> None:
         known = [one for one in listeners() if one.port == port and one.host in EVERY_ADDRESS]
         who = str(known[0]) if known else "by another user's process (sudo ss -ltnp names it)"
         raise LaunchError(
-            f"port {port} is taken on every address of this machine: {who}. "
-            f"Stop it, or give the template another port"
+            f"port {port} is taken on every address of this machine: {who}. Stop it, or give the "
+            f"template another port. If it is another environment of yours, {EVERYWHERE_CURE}"
         )
 
 
@@ -185,6 +251,28 @@ def foreign_listener(addresses: Iterable[tuple[str, int]], pids: Iterable[int]) 
         known = [one for one in listeners() if (one.host, one.port) == (host, port)]
         return str(known[0]) if known else f"another user's process listens on {host}:{port}"
     return ""
+
+
+def shared_listener(ports: Iterable[int], pids: Iterable[int]) -> str:
+    """Which of these processes listens on every address, at a port that others may have, too.
+
+    Args:
+        ports: An environment's.
+        pids: Its processes.
+
+    Returns:
+        The first such listener, for people; empty when there is none.
+    """
+    shared = {port for port in ports if not _is_held(f"port/{port}")}
+    found = (one for one in listeners(pids) if one.host in EVERY_ADDRESS and one.port in shared)
+    return next(map(str, found), "")
+
+
+def _is_held(name: str) -> bool:
+    if (holder := _hold(name)) is None:
+        return True
+    holder.close()
+    return False
 
 
 def _inodes_or_refused(pid: int) -> set[str]:

@@ -62,10 +62,9 @@ class LocalProvider(LocalBaker):
                 lock = place.make(environment.labels)
                 held.callback(os.close, lock)
                 image = _hold(order.image, held)
-                claim = network.claim(order.template.endpoints())
-                held.enter_context(claim.holder)
-                descriptors = [lock, *image, claim.holder.fileno()]
-                spec = _spec(order, place, claim, descriptors)
+                claim = _claim(order.template)
+                held.callback(claim.close)
+                spec = _spec(order, place, claim, [lock, *image, *claim.descriptors])
                 _held[environment.id] = guard.start(spec)
             except (OSError, ValueError) as error:
                 raise LaunchError(f"{environment.id} could not be started: {error}") from error
@@ -169,6 +168,13 @@ class LocalProvider(LocalBaker):
             return ""
         return network.foreign_listener(addresses, [*named, *descendants(told["pid"])])
 
+    def shared_listener(self, environment: Environment) -> str:
+        """Whether it listens on every address, at a port that other environments may have."""
+        pid = client.status(Folder.of_environment(environment).control)["pid"]
+        ports = {endpoint.port for endpoint in environment.endpoints.values()}
+        found = network.shared_listener(ports, descendants(pid))
+        return f"{found}, not on its own address alone: {network.EVERYWHERE_CURE}" if found else ""
+
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
         """The guard's own clock is the only one."""
         client.extend(
@@ -209,6 +215,11 @@ class LocalProvider(LocalBaker):
         place = Folder.of(owned.id)
         place.require_ours()
         removal.destroy(place, _held.pop(owned.id, None), here=True)
+
+
+def _claim(template: Template) -> network.AddressClaim:
+    free_port = isinstance(template, LocalTemplate) and template.free_port
+    return network.claim(template.endpoints(), free_port=free_port)
 
 
 def _spec(

@@ -36,10 +36,14 @@ class LocalTemplate(Template, frozen=True, kw_only=True):
             ``$PREFIX``, ``$HOST``, ``$PORT`` (and ``$PORT_ADMIN`` for a port named ``admin``),
             ``$URL`` and ``$STATE``, the folder of what they write, which is also where they
             start.
+        free_port: Whether ``$PORT`` (and every ``$PORT_NAME``) is a free port instead of the
+            template's, one that no other environment of this machine has: for an application
+            that can only listen on every address.
     """
 
     provider: str = "local"
     command: str | dict[Name, str]
+    free_port: bool = False
 
     def check(self) -> None:
         """Something has to be started."""

@@ -1,0 +1,106 @@
+"""Applications that listen on every address: several at once, and each answers for itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.plugin_project import PluginProject
+
+pytest_plugins = ["pytester"]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="an address of its own for each")
+
+PROGRAM = Path(sys.executable).with_name("pytest-ephemeral")
+
+#: Programs that nobody here wrote, at their default: every address.
+SERVERS = {
+    "python": "echo $STATE > index.html; exec {python} -m http.server $PORT",
+    "node": (
+        """exec node -e 'require(\\"http\\").createServer((asked, answer) => """
+        """answer.end(process.env.STATE)).listen(process.env.PORT)'"""
+    ),
+}
+
+#: Waits for the tests of all other runs, and then looks who answers.
+TEST = """
+from pathlib import Path
+
+def test_it_answers_for_itself(ephemeral_env):
+    Path(f"up-{os.getpid()}").touch()
+    for _ in range(3000):
+        if len(list(Path().glob("up-*"))) == 4:
+            break
+        time.sleep(0.01)
+    for _ in range(20):
+        assert ephemeral_env.id in get(ephemeral_env.url)
+    Path(f"done-{os.getpid()}").touch()
+    for _ in range(3000):
+        if len(list(Path().glob("done-*"))) == 4:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the others were not up")
+"""
+
+
+def configure(project: PluginProject, server: str, more: str = "") -> None:
+    """Its only application is a server that listens everywhere."""
+    command = SERVERS[server].format(python=sys.executable)
+    project.configure(
+        f'[templates.{project.one}]\nprovider = "local"\nport = 18499\n'
+        f'ready = {{ http = "/" }}\n{more}\ncommand = """{command}"""\n'
+    )
+    project.write(test_it=TEST)
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "python",
+        pytest.param(
+            "node",
+            marks=pytest.mark.skipif(shutil.which("node") is None, reason="needs node"),
+        ),
+    ],
+)
+def test_four_runs_at_once_get_their_own_answers(project: PluginProject, server: str) -> None:
+    """With `free-port`: as many as there are, whoever starts first."""
+    configure(project, server, "free-port = true")
+    runs = [project.spawn("--ephemeral-env") for _ in range(4)]
+    outputs = [run.communicate(timeout=90)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0] * 4, "\n".join(outputs)
+    assert not any("free-port" in output for output in outputs)
+
+
+def test_without_it_that_is_said_before_the_tests(project: PluginProject) -> None:
+    """A run alone works, and is told what will not."""
+    configure(project, "python")
+    project.write(test_it="def test_it(ephemeral_env):\n    print('the test')\n")
+    run = project.spawn("--ephemeral-env", "-s")
+    output = run.communicate(timeout=60)[0]
+    assert run.returncode == 0, output
+    warning = output.index("set `free-port = true` in its template")
+    assert warning < output.index("the test")
+    assert ":18499, not on its own address alone" in output
+
+
+def test_without_it_the_second_is_refused_by_name(project: PluginProject) -> None:
+    """It gets none of the first one's answers: it does not come up, and says what helps."""
+    configure(project, "python")
+    project.write(test_it="def test_it(ephemeral_env):\n    pass\n")
+    inner = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--ephemeral-env"]
+    run = subprocess.run(
+        [PROGRAM, "with", project.one, "--", *inner],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert run.returncode == 1, run.stderr
+    assert "port 18499 is taken on every address of this machine" in run.stdout
+    assert "set `free-port = true`" in run.stdout
