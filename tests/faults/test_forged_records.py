@@ -217,10 +217,12 @@ def a_world(victim: int) -> Iterator[World]:
 
 
 def run(world: World, *words: str) -> int:
-    """Run a command; an error that is not ours comes out."""
-    config = str(world.folder / "ephemeral.toml")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return cli.main(["--json", "--config", config, *words])
+    """Run a command; an error that is not ours comes out. It prints one JSON document, always."""
+    config, printed = str(world.folder / "ephemeral.toml"), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+        status = cli.main(["--json", "--config", config, *words])
+    assert isinstance(json.loads(printed.getvalue()), dict), words
+    return status
 
 
 def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -1,0 +1,144 @@
+"""``require-signature``: what tests, ``up`` and ``promote`` do with an image that nobody signed.
+
+The keys are made as the documentation says, by openssl. What is looked at is what users see: exit
+statuses, the hosts file, and what runs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.plugin_project import PluginProject, make_project
+
+CONFIGURATION = """\
+{requirement}
+[images.app]
+provider = "local"
+install = ['cp "{source}" "$PREFIX/app.py"']
+
+[templates.{one}]
+image = "app"
+command = "exec {python} -S -E $PREFIX/app.py $HOST $PORT"
+port = 8080
+
+[promotion.production]
+dns = "hosts"
+record = "app.example.test"
+file = "hosts"
+drain = "100ms"
+keep-old = "100ms"
+"""
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PluginProject]:
+    """A project with a key pair, an image, a test and a production name."""
+    made = make_project(tmp_path, monkeypatch, tmp_path_factory)
+    make_key = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", "signing.pem"]
+    subprocess.run(make_key, cwd=tmp_path, check=True, capture_output=True)
+    public = ["openssl", "pkey", "-in", "signing.pem", "-pubout", "-out", "signing.pub"]
+    subprocess.run(public, cwd=tmp_path, check=True, capture_output=True)
+    made.write(test_it="def test_it(ephemeral_env):\n    assert get(ephemeral_env.url)\n")
+    require(made, signature=False)
+    yield made
+    require(made, signature=False)
+    if ids := list_ids(made):
+        assert run(made, "down", "--production", *ids)[0] == 0
+    assert made.clean_within(5), made.traces()
+
+
+def require(project: PluginProject, *, signature: bool) -> None:
+    """Write the configuration, with ``require-signature`` or without."""
+    project.configure(
+        CONFIGURATION.format(
+            requirement='require-signature = "signing.pub"' if signature else "",
+            source=project.folder / "image" / "app.py",
+            one=project.one,
+            python=sys.executable,
+        )
+    )
+
+
+def run(project: PluginProject, *words: str, signing: bool = False) -> tuple[int, str]:
+    """A command's exit status and all that it printed; with the signing key, or without."""
+    program = Path(sys.executable).with_name("pytest-ephemeral")
+    variables = {"PYTEST_EPHEMERAL_SIGNING_KEY": "signing.pem"} if signing else {}
+    done = subprocess.run(
+        [program, *words],
+        cwd=project.folder,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def run_tests(project: PluginProject) -> tuple[int, str]:
+    """The same of the project's tests."""
+    process = project.spawn("--ephemeral-env")
+    output = process.communicate(timeout=60)[0]
+    return process.returncode, output
+
+
+def list_ids(project: PluginProject) -> list[str]:
+    """The environments that the ledger has."""
+    return [file.stem for file in (project.folder / ".ephemeral" / "environments").glob("*.json")]
+
+
+def test_what_nobody_signed_is_refused_everywhere(project: PluginProject) -> None:
+    """It was baked, tested and launched before the key was required; nothing goes on from there."""
+    assert run_tests(project)[0] == 0
+    assert run(project, "up", project.one)[0] == 0
+    (id,) = list_ids(project)
+
+    require(project, signature=True)
+
+    for status, output in (
+        run(project, "up", project.one),
+        run(project, "promote", id, "--to", "production"),
+        run_tests(project),
+    ):
+        assert status == 1, output
+        assert "is not signed" in output, output
+    assert list_ids(project) == [id]
+    assert not (project.folder / "hosts").exists()
+
+
+def test_what_was_signed_goes_all_the_way(project: PluginProject) -> None:
+    """Baked with the key, which none of the later stages has."""
+    require(project, signature=True)
+    assert run(project, "bake", signing=True)[0] == 0
+
+    assert run_tests(project)[0] == 0
+    assert run(project, "up", project.one)[0] == 0
+    (id,) = list_ids(project)
+    status, output = run(project, "promote", id, "--to", "production")
+
+    assert status == 0, output
+    assert "app.example.test" in (project.folder / "hosts").read_text()
+
+
+def test_another_s_signature_is_none(project: PluginProject) -> None:
+    """Signed, but by a key that the configuration does not name."""
+    require(project, signature=True)
+    assert run(project, "bake", signing=True)[0] == 0
+    other = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", "other.pem"]
+    subprocess.run(other, cwd=project.folder, check=True, capture_output=True)
+    public = ["openssl", "pkey", "-in", "other.pem", "-pubout", "-out", "signing.pub"]
+    subprocess.run(public, cwd=project.folder, check=True, capture_output=True)
+
+    status, output = run(project, "up", project.one)
+
+    assert status == 1, output
+    assert "is not signed by" in output, output
+    assert list_ids(project) == []
