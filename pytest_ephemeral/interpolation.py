@@ -61,7 +61,7 @@ def fill(
     """
     secrets: list[str] = []
 
-    def replaced(match: re.Match[str]) -> str:
+    def replace(match: re.Match[str]) -> str:
         if match["kind"] == "image":
             return _image(match["name"], images, f"{where}.{key}")
         if environ is None:
@@ -73,7 +73,7 @@ def fill(
 
     variables = {}
     for key, value in values.items():
-        variables[key] = _REFERENCE.sub(replaced, value)
+        variables[key] = _REFERENCE.sub(replace, value)
     return Filled(variables, worth_masking(secrets))
 
 

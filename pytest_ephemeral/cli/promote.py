@@ -192,18 +192,18 @@ def _show_steps() -> Iterator[Callable[[StepEvent], None]]:
     """Show each step on stderr with its time: those that are done, and the one under way."""
     console = printing.console(sys.stderr)
 
-    def lasting(event: StepEvent) -> None:
+    def print_step(event: StepEvent) -> None:
         seconds = f" ({event.seconds:.2f} s)" if event.seconds >= 0.005 else ""
         console.print(f"{_WORDS[event.step]}: {event.text}{seconds}", soft_wrap=True)
 
     if not printing.is_terminal(sys.stderr):
-        yield lambda event: lasting(event) if event.text else None
+        yield lambda event: print_step(event) if event.text else None
         return
     with console.status("") as status:
 
         def dns_polling(event: StepEvent) -> None:
             if event.text:
-                lasting(event)
+                print_step(event)
             else:
                 status.update(_WORDS[event.step])
 

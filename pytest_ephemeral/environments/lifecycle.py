@@ -21,7 +21,7 @@ from pytest_ephemeral import interpolation, providers
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import expiry, readiness
 from pytest_ephemeral.environments.orders import make_order, register_environment
-from pytest_ephemeral.environments.progress import Clock, Progress
+from pytest_ephemeral.environments.progress import PhaseTimer, Progress
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.environments.seeding import seed
 from pytest_ephemeral.errors import EphemeralError, LaunchError, describe_error
@@ -110,8 +110,8 @@ class Lifecycle(msgspec.Struct):
         provider = providers.load(template.provider)
         if isinstance(provider, SupportsPreflight):
             self._preflight(template, provider, ttl or template.ttl)
-        clock = Clock(self.say)
-        with clock.phase(template.name, "bake"):
+        timer = PhaseTimer(self.say)
+        with timer.phase(template.name, "bake"):
             images = self._obtain(template)
         lifetime = ttl or template.ttl
         environment = register_environment(self.project, self.run, template, images, lifetime)
@@ -123,30 +123,30 @@ class Lifecycle(msgspec.Struct):
                 images,
                 lambda changed: self._record(changed, "handle"),
             )
-            return self._launch(order, provider, clock)
+            return self._launch(order, provider, timer)
         except BaseException as error:
             self._abandon(environment, error)
             raise
 
-    def _launch(self, order: Order, provider: Provider, clock: Clock) -> Timed:
+    def _launch(self, order: Order, provider: Provider, timer: PhaseTimer) -> Timed:
         template, subject = order.template, order.environment.id
-        with clock.phase(subject, "launch"):
+        with timer.phase(subject, "launch"):
             environment = provider.launch(order)
         with (
             self._recording(environment, "url", "endpoints", "handle"),
-            clock.phase(subject, "ready"),
+            timer.phase(subject, "ready"),
         ):
             self._wait(environment, template, provider, order)
         if template.seed is not None:
-            with clock.phase(subject, "seed"):
+            with timer.phase(subject, "seed"):
                 seed(environment, provider, template.seed, order.secrets)
         environment = msgspec.structs.replace(environment, state="ready")
         self._record(environment, "state")
-        self.say(Progress(subject, "up", environment.url, clock.total()))
+        self.say(Progress(subject, "up", environment.url, timer.total()))
         self._emit("environment_ready", environment=environment)
         if environment.url:
             self.publish(environment, environment.url)
-        return Timed(environment, clock.seconds)
+        return Timed(environment, timer.seconds)
 
     def _modified(self, template: Template) -> Template:
         """The template, changed by the users' hook."""

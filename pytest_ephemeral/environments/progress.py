@@ -32,7 +32,7 @@ class Progress(msgspec.Struct, frozen=True):
     live: bool = False
 
 
-class Clock(msgspec.Struct):
+class PhaseTimer(msgspec.Struct):
     """Times the phases of one launch, and reports each as it begins."""
 
     say: Callable[[Progress], None]

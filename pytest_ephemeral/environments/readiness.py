@@ -94,39 +94,43 @@ def wait(
 
     Args:
         environment: The one that is coming up.
-        provider: What it runs on.
+        provider: Its provider.
         probes: What must succeed.
         timeout: Seconds all of it may take.
-        cancelled: Set by whoever no longer wants it.
-        tell: Given what is seen that is not as it should be, whenever that has changed.
+        cancelled: Set when it is no longer needed.
+        tell: Receives what is not as it should be, whenever that has changed.
         clock: Monotonic seconds.
 
     Raises:
-        LaunchError: It has stopped by itself (at once, not at the time-out), or is not wanted
-            any more.
-        ReadinessError: Its time was over; tells what was last seen, and why that may be.
+        LaunchError: It stopped by itself, or it is no longer needed.
+        ReadinessError: The time-out; tells what was last seen, and likely causes.
     """
-    started = clock()
-    deadline = started + timeout
+    deadline = (started := clock()) + timeout
     notes = _Notes(environment, provider, tell, started + FIRST_HINT)
-    pending, path = list(probes), _path(probes)
+    pending, path = probes, _path(probes)
     while True:
         _check_alive(environment, provider, path)
-        seen = [(probe, probe.look(min(ONE_LOOK, timeout))) for probe in pending]
-        pending = [probe for probe, what in seen if what]
-        problems = [what for _, what in seen if what]
-        if not pending:
-            if not (stranger := _foreign_listener(environment, provider)):
-                return
-            pending, problems = list(probes), [stranger]  # that answered in its place: look anew
-        now = clock()
-        notes.update(problems, now)
+        pending, problems = _look(pending, min(ONE_LOOK, timeout))
+        if not pending:  # a stranger that answered in its place: look anew
+            pending, problems = probes, _foreign_listeners(environment, provider)
+        if not problems:
+            return
+        notes.update(problems, now := clock())
         if now >= deadline:
-            _check_alive(environment, provider, path)
-            raise ReadinessError(_time_out(environment, provider, timeout, problems, path))
-        pause = min(max(FIRST_PAUSE, (now - started) * PAUSE_SHARE), LONGEST_PAUSE)
-        if cancelled.wait(max(0.0, min(pause, deadline - now))):
+            raise _time_out(environment, provider, timeout, problems, path)
+        if cancelled.wait(min(_pause(now - started), deadline - now)):
             raise LaunchError(f"{environment.id} is no longer needed: the run is ending")
+
+
+def _look(probes: Sequence[Probe], timeout: float) -> tuple[list[Probe], list[str]]:
+    """The probes that have not succeeded, and what each has seen."""
+    seen = [(probe, probe.look(timeout)) for probe in probes]
+    return [probe for probe, what in seen if what], [what for _, what in seen if what]
+
+
+def _pause(waited: float) -> float:
+    """Seconds until the next look, after so many of waiting."""
+    return min(max(FIRST_PAUSE, waited * PAUSE_SHARE), LONGEST_PAUSE)
 
 
 class _Notes:
@@ -182,12 +186,12 @@ def last_lines(environment: Environment, provider: Provider, probed: str = "") -
     return "\n  the last lines of its log:\n" + "\n".join(f"    {line}" for line in kept)
 
 
-def _foreign_listener(environment: Environment, provider: object) -> str:
+def _foreign_listeners(environment: Environment, provider: object) -> list[str]:
     """Who answers instead of the environment, for people; empty when it answers itself."""
     if not isinstance(provider, SupportsListeners):
-        return ""
+        return []
     found = provider.foreign_listener(environment)
-    return f"{found}, which is not this environment" if found else ""
+    return [f"{found}, which is not this environment"] if found else []
 
 
 def shared_listener(environment: Environment, provider: object) -> str:
@@ -233,7 +237,9 @@ def _check_alive(environment: Environment, provider: Provider, path: str) -> Non
 
 def _time_out(
     environment: Environment, provider: Provider, timeout: float, seen: Sequence[str], path: str
-) -> str:
+) -> EphemeralError:
+    """The error when its time is over, unless it stopped at the last moment."""
+    _check_alive(environment, provider, path)
     lines = [f"{environment.id} was not ready within {timeout:g} s"]
     lines += [f"  last readiness check: {what}" for what in seen]
     detail = provider.status(environment).detail
@@ -241,4 +247,4 @@ def _time_out(
     found = hints.find(environment, provider, seen)
     found += [] if found else ["if it only starts slowly, raise `ready.timeout`"]
     lines += [f"  hint: {hint}" for hint in found]
-    return "\n".join(lines) + last_lines(environment, provider, path)
+    return ReadinessError("\n".join(lines) + last_lines(environment, provider, path))

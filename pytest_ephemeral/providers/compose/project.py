@@ -191,7 +191,7 @@ def _ports(
         if not fixed:  # each of several needs another
             keys = dict.fromkeys(published.key(one) for one in mine)
             return {"ports": [f"{published.address}::{key}" for key in keys]}
-        return {"ports": [published.mapping(one) for one in mine]}
+        return {"ports": [published.map_port(one) for one in mine]}
     if mine and mode != "host":
         whose = mode.partition(":")[2]
         instead = f": that is the service {whose!r}, which endpoints must name" if whose else ""

@@ -94,16 +94,16 @@ class Context(msgspec.Struct, frozen=True):
         """
         import tarfile
 
-        def owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        def set_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
             member.uid = member.gid = 0
             member.uname = member.gname = ""
             return member
 
         with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for path in self.paths():
-                tar.add(self.folder / path, path, recursive=False, filter=owned_by_root)
+                tar.add(self.folder / path, path, recursive=False, filter=set_root)
             for path, file in extra.items():
-                tar.add(file, path, filter=owned_by_root)
+                tar.add(file, path, filter=set_root)
 
     def _ignore_file(self) -> Sequence[str]:
         """The lines of ``Dockerfile.dockerignore`` beside the Dockerfile, or ``.dockerignore``."""

@@ -60,7 +60,7 @@ class Published(msgspec.Struct, frozen=True):
         """A port inside as engines write it, such as ``8080/tcp``."""
         return f"{self.inside[name]}/{self.protocol(name)}"
 
-    def mapping(self, name: str) -> str:
+    def map_port(self, name: str) -> str:
         """A port as a Compose file writes it, such as ``127.0.0.1:49160:8080/tcp``."""
         return f"{self.address}:{self.endpoints[name].port}:{self.key(name)}"
 

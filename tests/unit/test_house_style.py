@@ -1,0 +1,77 @@
+"""What a reader may rely on: short files and functions, one class for each name, verbs."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from unit.test_imports import ROOT
+
+LONGEST_FILE = 350
+LONGEST_FUNCTION = 40
+
+#: Words that end as participles do, and are verbs or nouns.
+VERBS = {"bring", "embed", "exceed", "feed", "need", "ping", "proceed", "put", "seed", "succeed"}
+IRREGULAR = {"bound", "given", "held", "known", "left", "made", "said", "seen", "sent", "shown"}
+IRREGULAR |= {"built", "found", "kept", "lent", "looked", "taken", "told", "written"}
+NOUNS = {"missing", "passed", "pending", "matching", "running", "shared"}  # of what follows them
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    """Every module of the package."""
+    for path in sorted(ROOT.rglob("*.py")):
+        yield path.relative_to(ROOT), ast.parse(path.read_text())
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    """All functions and methods of a module, those within functions too."""
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def test_files_are_short() -> None:
+    """No module has more lines than a reader keeps in mind."""
+    lengths = {path: len((ROOT / path).read_text().splitlines()) for path, _ in trees()}
+    assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+def test_functions_fit_on_a_screen() -> None:
+    """No function is longer than a screen, its docstring included."""
+    long = {
+        f"{path}: {node.name}": lines
+        for path, tree in trees()
+        for node in functions(tree)
+        if node.end_lineno and (lines := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION
+    }
+    assert long == {}
+
+
+def test_each_class_name_is_one_class() -> None:
+    """A name that is read in one module means the same class in every other."""
+    places = defaultdict(list)
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places[node.name.lstrip("_")].append(str(path))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_public_functions_are_named_by_verbs() -> None:
+    """No public function or method is named by a participle: it says what it does."""
+    named = {
+        f"{path}: {node.name}"
+        for path, tree in trees()
+        for node in functions(tree)
+        if not node.name.startswith("_") and _is_participle(node)
+    }
+    assert named == set()
+
+
+def _is_participle(node: ast.FunctionDef) -> bool:
+    first, *rest = node.name.split("_")
+    if any(ast.unparse(one).endswith("property") for one in node.decorator_list):
+        return False
+    if first in VERBS or (first in NOUNS and rest):
+        return False
+    return first in IRREGULAR or first.endswith(("ed", "ing"))
