@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, Type
 
 import msgspec
 
+from pytest_ephemeral import urls
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.text import one_line
 
@@ -266,7 +267,7 @@ class Environment(Model, frozen=True, kw_only=True):
             raise NothingMatchedError(
                 f"{self.id} has no endpoint {name!r}.{closest(name, self.endpoints)}"
             ) from None
-        return f"{url.rstrip('/')}/{path.lstrip('/')}" if path else url
+        return urls.join(url, path)
 
     def logs(self) -> str:
         """Everything its processes have printed that is still kept, as text.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Final
-from urllib.parse import urlsplit
 
-from pytest_ephemeral import machine, providers
+from pytest_ephemeral import providers
+from pytest_ephemeral.broker import plain_url
 from pytest_ephemeral.broker.entries import Ending
 from pytest_ephemeral.broker.logs import LogFolder
 from pytest_ephemeral.broker.protocol import Key, Settings
@@ -18,11 +16,8 @@ from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError
-from pytest_ephemeral.models import Endpoint, Environment, Outcome
-
-#: The provider's name of what was given as a plain URL.
-PLAIN_URL = "url"
-
+from pytest_ephemeral.models import Environment, Outcome
+from pytest_ephemeral.tables import Template
 
 #: Seconds before each further attempt at a removal that was refused, while people wait.
 RETRIES: Final = (0.5, 1.5)
@@ -135,10 +130,14 @@ class LifecycleBackend:
 
 
 class AttachedBackend:
-    """Lends one environment that already runs, in place of every other."""
+    """Lends one environment that already runs, in place of every other.
+
+    Attributes:
+        environment: Which.
+    """
 
     def __init__(self, environment: Environment, lifecycle: Lifecycle | None) -> None:
-        self._environment = environment
+        self.environment = environment
         self._lifecycle = lifecycle
 
     def check(self, template: str) -> None:
@@ -146,7 +145,7 @@ class AttachedBackend:
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:  # noqa: ARG002
         """See ``Backend``."""
-        return self._environment, {}
+        return self.environment, {}
 
     def exit_reason(self, environment: Environment) -> str:
         """See ``Backend``."""
@@ -185,19 +184,22 @@ class AttachedBackend:
         """See ``Backend``."""
 
 
-def attach(reference: str, lifecycle: Lifecycle | None, run: str) -> AttachedBackend:
+def attach(
+    reference: str, lifecycle: Lifecycle | None, template: Template | None, run: str
+) -> AttachedBackend:
     """The backend that lends a running environment.
 
     Args:
-        reference: An environment's id, or a plain URL.
+        reference: An environment's id, or a plain URL, or several as ``NAME=URL,NAME=URL``.
         lifecycle: Of the project whose ledger has the id; None when there is no project.
+        template: What tests expect that name none; None where that is not known.
         run: This run's id.
 
     Raises:
         EphemeralError: There is no such environment, or it does not run any more.
     """
     if "://" in reference:
-        return AttachedBackend(_answering(reference, run), None)
+        return AttachedBackend(plain_url.connect(reference, template, run), None)
     if lifecycle is None:
         raise ConfigurationError(
             f"--ephemeral-attach {reference}: expected a URL, as there is no ephemeral.toml here "
@@ -207,32 +209,6 @@ def attach(reference: str, lifecycle: Lifecycle | None, run: str) -> AttachedBac
     if died := _exit_reason(lifecycle, environment):
         raise ConfigurationError(f"--ephemeral-attach {reference}: {died}")
     return AttachedBackend(environment, lifecycle)
-
-
-def _answering(url: str, run: str) -> Environment:
-    """Any URL as an environment. Something must accept connections there."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or {"https": 443}.get(parts.scheme, 80)
-        socket.create_connection((host, port), timeout=10).close()
-    except ValueError as error:
-        raise ConfigurationError(f"--ephemeral-attach {url}: not a URL: {error}") from None
-    except OSError as error:
-        raise ConfigurationError(
-            f"--ephemeral-attach {url}: nothing answers there: {error.strerror or error}"
-        ) from None
-    return Environment(
-        id=parts.netloc,
-        template=PLAIN_URL,
-        provider=PLAIN_URL,
-        url=url,
-        endpoints={"http": Endpoint(host=host, port=port, scheme=parts.scheme)},
-        created_at=datetime.now(UTC),
-        expires_at=None,
-        owner=machine.this_owner(run),
-        state="ready",
-        kept=True,
-    )
 
 
 def _exit_reason(lifecycle: Lifecycle, environment: Environment) -> str:

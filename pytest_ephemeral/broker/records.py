@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_ephemeral import ci, machine, providers
+from pytest_ephemeral import ci, machine, providers, urls
 from pytest_ephemeral.broker.entries import Entry
 from pytest_ephemeral.broker.protocol import Summary
 from pytest_ephemeral.images import stages
@@ -50,7 +50,7 @@ def _describe(entry: Entry, environment: Environment) -> dict[str, Any]:
             "reference": image.reference,
             "artifact": image.artifact,
         },
-        "url": environment.url,
+        "url": urls.hide_password(environment.url),
         "endpoints": {name: one.url for name, one in environment.endpoints.items()},
         "state": entry.state,
         "kept": entry.state == "kept",

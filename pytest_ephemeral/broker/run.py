@@ -15,7 +15,7 @@ import msgspec
 import pluggy
 
 from pytest_ephemeral import ci, discovery, files, hookspecs, machine, publishers
-from pytest_ephemeral.broker import records
+from pytest_ephemeral.broker import plain_url, records
 from pytest_ephemeral.broker.backend import AttachedBackend, LifecycleBackend, attach
 from pytest_ephemeral.broker.broker import Broker
 from pytest_ephemeral.broker.entries import Entry
@@ -122,8 +122,11 @@ class Run(msgspec.Struct):
             manager = pluggy.PluginManager("pytest")
             manager.add_hookspecs(hookspecs)
             lifecycle = Lifecycle(project, hooks=manager.hook, run=id)
-        backend = attach(settings.attach or "", lifecycle, id)
         default = None if project is None else _default(project, settings)
+        template = None if project is None else project.config.templates.get(default or "")
+        backend = attach(settings.attach or "", lifecycle, template, id)
+        for problem in plain_url.find_missing(backend.environment, template):
+            relay.tell("warn", problem)
         default = default or settings.template or "attached"
         broker = Broker(backend, alone=True)
         return cls(id, settings, relay, project, lifecycle, backend, broker, default)

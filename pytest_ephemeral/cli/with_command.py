@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from pytest_ephemeral import proxies
 from pytest_ephemeral.cli import progress
 from pytest_ephemeral.cli.arguments import add_command, duration
 from pytest_ephemeral.cli.output import Printer
@@ -82,6 +83,7 @@ def variables(environment: Environment) -> dict[str, str]:
     found = {"EPHEMERAL_URL": environment.url, "EPHEMERAL_ENV": environment.id}
     for name, endpoint in environment.endpoints.items():
         found[f"EPHEMERAL_URL_{name.upper().replace('-', '_')}"] = endpoint.url
+        found |= proxies.exempt({**os.environ, **found}, endpoint.host)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 
+from pytest_ephemeral import urls
 from pytest_ephemeral.broker.protocol import Evidence, Settings
 
 #: More lines than this of one test's share of the log are cut off at the front.
@@ -41,7 +42,7 @@ class Evidencer:
             Its title and text.
         """
         environment = evidence.environment
-        lines = [f"{environment.id}  {environment.url}".rstrip()]
+        lines = [f"{environment.id}  {urls.hide_password(environment.url)}".rstrip()]
         if evidence.died:
             lines += [evidence.died]
         logs = evidence.logs.rstrip().splitlines()
@@ -59,7 +60,7 @@ class Evidencer:
         """The command that runs one test again: against the same environment, or the same image."""
         words = ["pytest", "--ephemeral-env"]
         if self._settings.attach is not None:
-            words += ["--ephemeral-attach", self._settings.attach]
+            words += ["--ephemeral-attach", urls.hide_password(self._settings.attach)]
         elif evidence.kept:
             words += ["--ephemeral-attach", evidence.environment.id]
         else:

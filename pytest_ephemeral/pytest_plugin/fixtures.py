@@ -9,6 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from _pytest.fixtures import FixtureFunctionDefinition
+    from requests import Session
 
     from pytest_ephemeral.broker.protocol import Scope
     from pytest_ephemeral.models import Environment
@@ -129,6 +130,15 @@ ephemeral_env_function = environment_fixture(scope="function")
 def ephemeral_url(ephemeral_env: Environment) -> str:
     """The URL of ``ephemeral_env``."""
     return ephemeral_env.url
+
+
+@pytest.fixture
+def ephemeral_http(ephemeral_url: str) -> Iterator[Session]:
+    """A session of requests for each test, bound to ``ephemeral_url``: it takes paths."""
+    from pytest_ephemeral.pytest_plugin.http import bind_session
+
+    with bind_session(ephemeral_url) as session:
+        yield session
 
 
 def early_environment(config: pytest.Config, template: str | None = None) -> Environment | None:

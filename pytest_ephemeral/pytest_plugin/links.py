@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_ephemeral import urls
+
 if TYPE_CHECKING:
     from pytest_ephemeral.models import Environment
 
@@ -19,7 +21,7 @@ def properties(environment: Environment) -> list[tuple[str, object]]:
         ("ephemeral_environment", environment.id),
         ("ephemeral_template", environment.template),
         ("ephemeral_image", environment.image.key if environment.image else ""),
-        ("ephemeral_url", environment.url),
+        ("ephemeral_url", urls.hide_password(environment.url)),
     ]
     return [(name, value) for name, value in found if value]
 
@@ -47,12 +49,13 @@ def add(item: pytest.Item, report: pytest.TestReport, used: Iterable[Environment
 
 
 def _link(config: pytest.Config, report: pytest.TestReport, environment: Environment) -> None:
+    url = urls.hide_password(environment.url)
     if config.pluginmanager.hasplugin("html"):
         extras = config.pluginmanager.getplugin("html").extras
         known = getattr(report, "extras", [])
-        report.extras = [*known, extras.url(environment.url, name=environment.id)]  # type: ignore[attr-defined]
+        report.extras = [*known, extras.url(url, name=environment.id)]  # type: ignore[attr-defined]
     if config.pluginmanager.hasplugin("allure_listener"):
         import allure
 
         dynamic: Any = allure.dynamic  # it has no annotations
-        dynamic.link(environment.url, name=environment.id)
+        dynamic.link(url, name=environment.id)

@@ -61,7 +61,8 @@ OPTIONS: Final = (
     Option(
         "ephemeral-attach",
         "REF",
-        "use a running environment instead, by its id, or a plain URL; it is never torn down",
+        "use a running environment instead, by its id, or a plain URL (or NAME=URL,NAME=URL for "
+        "several ports); it is never torn down",
         ini=False,
     ),
     Option(

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral.pytest_plugin import markers, options
+from pytest_ephemeral.pytest_plugin import markers, off, options
 from pytest_ephemeral.pytest_plugin.fixtures import (
     _ephemeral_template,
     ephemeral_env,
     ephemeral_env_class,
     ephemeral_env_function,
     ephemeral_env_module,
+    ephemeral_http,
     ephemeral_url,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "ephemeral_env_class",
     "ephemeral_env_function",
     "ephemeral_env_module",
+    "ephemeral_http",
     "ephemeral_url",
 ]
 
@@ -63,6 +65,14 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_ephemeral.pytest_plugin import session
 
         session.begin(config)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Without ``--ephemeral-env``, say what was left out for want of it."""
+    if not config.option.ephemeral_env:
+        off.write(terminalreporter)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

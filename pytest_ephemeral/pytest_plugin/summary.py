@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 
+from pytest_ephemeral import urls
 from pytest_ephemeral.broker.protocol import Finished, Opened, Settings, Summary
 from pytest_ephemeral.pytest_plugin.evidence import destroy
 
@@ -34,7 +35,7 @@ def header(opened: Opened, settings: Settings, config: pytest.Config) -> str:
         inside = path.is_relative_to(config.rootpath)
         parts.append(str(path.relative_to(config.rootpath) if inside else path))
     if settings.attach is not None:
-        parts.append(f"attached to {settings.attach}")
+        parts.append(f"attached to {urls.hide_password(settings.attach)}")
     else:
         names = opened.default or f"templates {', '.join(opened.templates)}, no default"
         parts += [f"template {names}" if opened.default else names, f"bake {settings.bake}"]
@@ -94,7 +95,7 @@ def _write_one(terminal: pytest.TerminalReporter, one: Summary, settings: Settin
         for line in lines if one.unnoticed else lines[:1]:
             terminal.write_line(f"  {line}", red=bad)
     if one.state == "kept":
-        terminal.write_line(f"  reach it:   {one.url}")
+        terminal.write_line(f"  reach it:   {urls.hide_password(one.url)}")
         terminal.write_line(f"  destroy it: {destroy(one.id, settings)}")
         if one.expires:
             terminal.write_line(f"  it expires at {one.expires}")

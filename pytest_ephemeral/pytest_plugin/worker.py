@@ -6,6 +6,7 @@ called then uses none of them; see ``broker.connection``.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from _pytest.outcomes import Failed  # pytest.fail.Exception, as a class for typ
 from pytest_ephemeral.broker.client import BrokerClient
 from pytest_ephemeral.broker.protocol import ClientProcess, Key, Opened, Settings
 from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.proxies import Exemptions
 from pytest_ephemeral.pytest_plugin import links, markers, needs
 from pytest_ephemeral.pytest_plugin.evidence import Evidencer
 from pytest_ephemeral.pytest_plugin.fixtures import LENDER, Declaration
@@ -79,6 +81,7 @@ class Worker:
         self._held: Counter[Key] = Counter()
         self._lent: dict[Key, Environment] = {}
         self._marks: dict[Key, str] = {}
+        self._exemptions = Exemptions(os.environ)
         config.stash[LENDER] = self
         config.add_cleanup(self._take_back)
 
@@ -163,11 +166,13 @@ class Worker:
             name = template or opened.default
             if name is None:
                 raise pytest.UsageError(f"early_environment: {needs.NO_TEMPLATE}")
-            return self._client.lease(Key(name, "session", ""), self._waiting)
+            environment = self._client.lease(Key(name, "session", ""), self._waiting)
         except EphemeralError as error:
             raise pytest.UsageError(str(error)) from None
         finally:
             self._settle()
+        self._exempt(environment)
+        return environment
 
     def _lease(self, key: Key) -> Environment:
         try:
@@ -184,13 +189,20 @@ class Worker:
         finally:
             self._settle()
         self._lent[key] = environment
+        self._exempt(environment)
         from pytest_ephemeral import models
 
         models.lent[environment.id] = self._client
         return environment
 
+    def _exempt(self, environment: Environment) -> None:
+        """Have the clients in tests reach an environment as its probes did: without a proxy."""
+        for endpoint in environment.endpoints.values():
+            self._exemptions.add(endpoint.host)
+
     def _take_back(self) -> None:
         """Let providers act on environments again that this run was lent."""
+        self._exemptions.take_back()
         if self._lent:
             from pytest_ephemeral import models
 

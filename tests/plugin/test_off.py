@@ -27,6 +27,37 @@ def test_tests_that_need_an_environment_are_skipped_and_say_why(pytester, projec
     assert not (project.folder / ".ephemeral").exists()
 
 
+@pytest.mark.parametrize("arguments", [[], ["-q"], ["-n", "2"]])
+def test_one_line_says_how_many_were_skipped_for_want_of_the_option(pytester, project, arguments):
+    """Without -rs, and once."""
+    project.write(test_it=TESTS + "\ndef test_other(): pytest.skip('for a reason of its own')")
+    result = pytester.runpytest_inprocess("-p", "no:randomly", *arguments)
+    result.assert_outcomes(passed=1, skipped=6)
+    said = [line for line in result.outlines if "--ephemeral-env" in line]
+    why = "needs an environment: run pytest with --ephemeral-env"
+    assert said == [f"ephemeral: 5 tests were skipped: {why}"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["-q"], ["-n", "2"]])
+def test_options_without_effect_are_told(pytester, project, arguments):
+    """Those that were typed; what stands in a configuration file is for other runs, too."""
+    pytester.makeini("[pytest]\naddopts = --ephemeral-keep never\nephemeral_stage = unit")
+    project.write(test_it="def test_plain(): pass")
+    typed = ["--ephemeral-template", "no-such", "--ephemeral-report=x.json"]
+    result = pytester.runpytest_inprocess("-p", "no:randomly", *typed, *arguments)
+    result.assert_outcomes(passed=1)
+    said = [line for line in result.outlines if "no effect" in line]
+    options = "--ephemeral-template, --ephemeral-report"
+    assert said == [f"ephemeral: {options} have no effect without --ephemeral-env"]
+
+
+def test_nothing_is_said_where_nothing_is_missing(pytester, project):
+    """A run of tests that need no environment looks as it would without this plugin."""
+    project.write(test_it="def test_plain(): pass")
+    result = pytester.runpytest_inprocess("-p", "no:randomly")
+    assert not [line for line in result.outlines if line.startswith("ephemeral:")]
+
+
 def test_ids_are_the_same_on_or_off(pytester, project):
     """One template leaves the id as it is; of several, the names are the ids."""
     project.write(test_it=TESTS)

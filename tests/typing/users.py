@@ -8,6 +8,7 @@ from subprocess import CompletedProcess
 
 import msgspec
 import pytest
+import requests
 
 import pytest_ephemeral
 from pytest_ephemeral import (
@@ -49,6 +50,12 @@ def test_the_environment_is_data(ephemeral_env: Environment, ephemeral_url: str)
     done: CompletedProcess[str] = ephemeral_env.run(["ls", "-l"], timeout=5)
     version: str = pytest_ephemeral.__version__
     print(host, port, expires_at, text, done.stdout, version, ephemeral_url)
+
+
+def test_a_session_that_takes_paths(ephemeral_http: requests.Session) -> None:
+    """It is what requests has."""
+    answer: requests.Response = ephemeral_http.get("/basket", timeout=5)
+    print(answer.status_code)
 
 
 def test_errors_can_be_caught(ephemeral_env: Environment) -> None:

@@ -98,12 +98,14 @@ def test_only_allowed_variables_reach_the_install_script(here, monkeypatch):
     """And those that the recipe passes, whose values no log shows."""
     monkeypatch.setenv("SHOP_TOKEN", "very-secret-token")
     monkeypatch.setenv("SHOP_OTHER", "other")
-    monkeypatch.setenv("PIP_NO_INPUT", "1")
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "PIP_NO_INPUT"):
+        monkeypatch.setenv(name, "1")
     install = ['env; env > $PREFIX/env; echo "<$SHOP_TOKEN>"']
     image = here.obtain(install=install, pass_env=["SHOP_TOKEN"])
     seen = Path(image.reference, "env").read_text()
     assert "SHOP_TOKEN=very-secret-token" in seen
-    assert "PIP_NO_INPUT=1" in seen
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "PIP_NO_INPUT"):
+        assert f"{name}=1" in seen
     assert "SHOP_OTHER" not in seen
     assert "<***>" in here.logs
     everywhere = here.logs + "".join(here.said + here.shown) + str(image)

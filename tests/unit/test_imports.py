@@ -20,7 +20,7 @@ PACKAGE = "pytest_ephemeral"
 #: stands for all in it that is not named itself.
 LAYERS = [
     ["errors"],
-    ["durations", "text"],
+    ["durations", "text", "urls"],
     ["models", "tables"],
     [
         "aws",
@@ -31,6 +31,7 @@ LAYERS = [
         "interpolation",
         "labels",
         "machine",
+        "proxies",
         "reading",
     ],
     ["store"],

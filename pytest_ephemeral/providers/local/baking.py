@@ -45,6 +45,7 @@ from pytest_ephemeral.tables import Recipe
 ALLOWED: Final = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    "NODE_EXTRA_CA_CERTS",
     *PACKAGE_SOURCES,
 )
 

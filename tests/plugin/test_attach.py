@@ -1,0 +1,102 @@
+"""``--ephemeral-attach URL``: what runs already, on one port or several; with a password or not."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture
+def ports() -> Iterator[list[int]]:
+    """Two ports on which something accepts connections."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as b:
+        yield [one.getsockname()[1], b.getsockname()[1]]
+
+
+def name_ports(project):
+    """Let the default template have two named ports."""
+    project.reconfigure(
+        "port = 8080\nready = { tcp", "ports = { web = 8080, pg = 5432 }\nready = { tcp"
+    )
+
+
+def test_each_port_of_a_template_gets_its_url(project, run, ports):
+    """Several are named; the first one is the environment's URL."""
+    name_ports(project)
+    web = f"http://127.0.0.1:{ports[0]}/"
+    pg = f"postgresql://127.0.0.1:{ports[1]}/"
+    project.write(
+        test_it=f"""
+def test_it(ephemeral_env):
+    assert ephemeral_env.url == ephemeral_env.url_for("web") == {web!r}
+    assert ephemeral_env.endpoints["pg"].port == {ports[1]}
+    assert ephemeral_env.url_for("pg", "shop") == {pg + "shop"!r}
+"""
+    )
+    result = run("--ephemeral-attach", f"web={web},pg={pg}")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*does not give*")
+
+
+def test_a_port_without_a_url_is_told(project, run, ports):
+    """By its name, with the words to type, before the tests that miss it fail."""
+    name_ports(project)
+    project.write(
+        test_it="""
+def test_web(ephemeral_env): assert ephemeral_env.url_for("web") == ephemeral_env.url
+def test_pg(ephemeral_env): ephemeral_env.url_for("pg")
+"""
+    )
+    result = run("--ephemeral-attach", f"http://127.0.0.1:{ports[0]}/")
+    result.assert_outcomes(passed=1, failed=1)
+    told = (
+        f"ephemeral: template '{project.one}' also has the port pg, which --ephemeral-attach does "
+        "not give: tests that use it fail. Give all: --ephemeral-attach web=URL,pg=URL"
+    )
+    result.stdout.fnmatch_lines([told, "E*127.0.0.1:* has no endpoint 'pg'.*"])
+
+
+def test_no_password_is_shown(project, run, ports, tmp_path):
+    """Not in the header, a failed test's section, the report or JUnit XML; tests do get it."""
+    url = f"http://shop:hunter2@127.0.0.1:{ports[0]}/"
+    project.write(
+        test_it="""
+def test_it(ephemeral_env):
+    assert ":hunter" + "2@" in ephemeral_env.url
+    pytest.fail("for its section", pytrace=False)
+"""
+    )
+    report, junit = tmp_path / "report.json", tmp_path / "junit.xml"
+    files = ["--ephemeral-report", report, f"--junit-xml={junit}"]
+    result = run("--ephemeral-attach", url, "-rA", "-v", *map(str, files))
+    result.assert_outcomes(failed=1)
+    shown = url.replace("hunter2", "***")
+    result.stdout.fnmatch_lines([f"ephemeral: *attached to {shown}", f"*{shown}"])
+    printed = result.stdout.str() + result.stderr.str()
+    for text in (printed, report.read_text(), junit.read_text()):
+        assert "hunter2" not in text
+    assert json.loads(report.read_text())["environments"][0]["url"] == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://shop:hunter2@127.0.0.1:1/", "nothing answers there"),
+        ("http://shop:hun/ter2@127.0.0.1:1/", "not a URL"),
+        ("amqp://shop:hunter2@127.0.0.1/", "name its port"),
+    ],
+)
+def test_what_is_refused_shows_no_password_either(project, run, url, said):
+    """A usage error, before any test."""
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    result = run("--ephemeral-attach", url)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    printed = result.stdout.str() + result.stderr.str()
+    assert said in printed
+    assert "ter2" not in printed
+    assert "Traceback" not in printed

@@ -1,0 +1,122 @@
+"""Behind a proxy: the clients in tests reach an environment without it, as the probes do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+#: A proxy that notes what it is asked for, and refuses it.
+PROXY = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+asked = open(sys.argv[1], "w")
+print(server.getsockname()[1], flush=True)
+while True:
+    connection, _ = server.accept()
+    print(connection.recv(65536).split(b"\\r")[0].decode(), file=asked, flush=True)
+    connection.sendall(b"HTTP/1.1 502 Bad Gateway\\r\\nContent-Length: 0\\r\\n\\r\\n")
+    connection.close()
+"""
+
+TESTS = """
+import subprocess, sys, urllib.request
+import httpx, requests
+
+ASK = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())"
+
+def test_requests(ephemeral_url): assert requests.get(ephemeral_url).text == "plain"
+def test_session(ephemeral_http): assert ephemeral_http.get("/").text == "plain"
+def test_urllib(ephemeral_url): assert urllib.request.urlopen(ephemeral_url).read() == b"plain"
+def test_httpx(ephemeral_url): assert httpx.get(ephemeral_url).text == "plain"
+def test_fresh(ephemeral_env_function):
+    assert requests.get(ephemeral_env_function.url).text == "plain"
+def test_child(ephemeral_url):
+    command = [sys.executable, "-c", ASK, ephemeral_url]
+    assert subprocess.check_output(command, text=True) == "plain\\n"
+def test_others_still_use_it(ephemeral_url):
+    assert requests.get("http://elsewhere.invalid/").status_code == 502
+"""
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A proxy that every client is told to use; gives the file of what it was asked for."""
+    asked = tmp_path / "asked"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROXY, asked], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    port = int(process.stdout.readline())
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    yield asked
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_clients_reach_an_environment_without_the_proxy(project, proxy, arguments):
+    """In pytest's own process, in workers, and in what tests start; all else goes on using it."""
+    project.write(test_it=TESTS)
+    process = project.spawn("--ephemeral-env", *arguments)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "7 passed" in output
+    assert proxy.read_text().splitlines() == ["GET http://elsewhere.invalid/ HTTP/1.1"]
+
+
+def test_the_variables_are_set_back(project, proxy, run):
+    """A run leaves nothing behind in a process that goes on."""
+    project.write(
+        test_it="import requests\ndef test_it(ephemeral_url): requests.get(ephemeral_url)"
+    )
+    before = dict(os.environ)
+    run().assert_outcomes(passed=1)
+    now = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+    assert now == {name: before[name] for name in now}
+    assert "no_proxy" not in now
+
+
+def test_an_early_environment_is_reached_too(project, proxy):
+    """Before collection, in pytest_sessionstart."""
+    project.write(
+        conftest="""
+import requests
+from pytest_ephemeral import early_environment
+def pytest_sessionstart(session):
+    if environment := early_environment(session.config):
+        assert requests.get(environment.url).text == "plain"
+""",
+        test_it="def test_it(): pass",
+    )
+    process = project.spawn("--ephemeral-env")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert proxy.read_text() == ""
+
+
+def test_a_command_reaches_it_too(project, proxy):
+    """``pytest-ephemeral with``: the variables are the command's."""
+    ask = "import os, requests; print(requests.get(os.environ['EPHEMERAL_URL']).text)"
+    program = Path(sys.executable).with_name("pytest-ephemeral")
+    done = subprocess.run(
+        [program, "with", project.one, "--", sys.executable, "-c", ask],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "plain\n", done.stderr
+    assert proxy.read_text() == ""

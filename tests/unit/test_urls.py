@@ -1,0 +1,69 @@
+"""URLs, as they are joined and as they are printed; and who is reached without a proxy."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_ephemeral import proxies, urls
+
+
+@pytest.mark.parametrize("base", ["http://h:1/", "http://h:1"])
+@pytest.mark.parametrize("path", ["/a?b=/c", "a?b=/c", "//a?b=/c"])
+def test_one_slash_joins(base: str, path: str) -> None:
+    """Whichever side has one, or both."""
+    assert urls.join(base, path) == "http://h:1/a?b=/c"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://h:80/@name", "http://h:80/@name"),
+        ("http://h/", "http://h/"),
+        ("http://user@h/", "http://user@h/"),
+        ("http://u:secret@h:80/p", "http://u:***@h:80/p"),
+        ("redis://:secret@h/0", "redis://:***@h/0"),
+        ("http://u:sec@ret@h/", "http://u:***@h/"),
+        ("http://u:sec/ret@h/", "http://u:***@h/"),
+        ("http://u:123@h/", "http://u:***@h/"),
+        (
+            "web=http://u:secret@h/,pg=postgresql://v:secret@i:5432",
+            "web=http://u:***@h/,pg=postgresql://v:***@i:5432",
+        ),
+        ("staging-7f3k2q", "staging-7f3k2q"),
+    ],
+)
+def test_no_password_is_printed(url: str, shown: str) -> None:
+    """Also one that should have been quoted; all else stays as it is."""
+    assert urls.hide_password(url) == shown
+
+
+def test_a_host_is_added_in_both_cases_of_the_name() -> None:
+    """Some clients read one, some the other; what either had before stays in it."""
+    environ = {"HTTP_PROXY": "http://p:1", "NO_PROXY": "localhost, 10.0.0.1"}
+    listed = "localhost,10.0.0.1,127.4.9.3"
+    assert proxies.exempt(environ, "127.4.9.3") == {"no_proxy": listed, "NO_PROXY": listed}
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [{}, {"NO_PROXY": "h"}, {"HTTP_PROXY": ""}, {"HTTP_PROXY": "http://p:1", "no_proxy": "*"}],
+)
+def test_nothing_is_set_where_nothing_has_to_be(environ: dict[str, str]) -> None:
+    """Without a proxy, or where no host goes to it."""
+    assert proxies.exempt(environ, "127.4.9.3") == {}
+
+
+def test_variables_are_set_back() -> None:
+    """To what they were, but for one that somebody has set meanwhile."""
+    before = {"HTTP_PROXY": "http://p:1", "NO_PROXY": "localhost"}
+    environ = dict(before)
+    exemptions = proxies.Exemptions(environ)
+    exemptions.add("127.4.9.3")
+    exemptions.add("127.4.9.4")
+    assert environ["no_proxy"] == "localhost,127.4.9.3,127.4.9.4"
+    exemptions.take_back()
+    assert environ == before
+    exemptions.add("127.4.9.3")
+    environ["NO_PROXY"] = "mine"
+    exemptions.take_back()
+    assert environ == {**before, "NO_PROXY": "mine"}
