@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +14,8 @@ import msgspec
 from pytest_ephemeral import ci, machine, providers, urls
 from pytest_ephemeral.broker.entries import Entry
 from pytest_ephemeral.broker.protocol import Summary
+from pytest_ephemeral.environments import overdue, removal
+from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage
 from pytest_ephemeral.models import Environment
@@ -103,18 +105,26 @@ def preload(project: Project, template: str | None) -> None:
         providers.load(known.provider)
 
 
-def earlier_leaks(project: Project) -> list[str]:
-    """What earlier runs could not remove, and nobody removes any more, a line each.
+def remove_earlier_leaks(project: Project) -> Iterator[str]:
+    """Try once more to remove what earlier runs could not; a line for each that remains.
 
     Raises:
         StoreError: The ledger can't be read.
     """
-    return [
-        f"{one.id} of an earlier run could not be removed: {one.problem.splitlines()[0]} "
-        "Try again: pytest-ephemeral reap"
-        for one in project.ledger.entries()
-        if one.problem and machine.is_alive(one.owner) is False
-    ]
+    for one in project.ledger.entries():
+        if not one.problem or machine.is_alive(one.owner) is not False:
+            continue
+        problem = one.problem
+        try:
+            if overdue.why(one, datetime.now(UTC)):
+                removal.remove(project.ledger, one)
+                continue
+        except EphemeralError as error:
+            problem = str(error)
+        yield (
+            f"{one.id} of an earlier run could not be removed: {problem.splitlines()[0]} "
+            "Try again: pytest-ephemeral reap"
+        )
 
 
 def revision(project: Project) -> Callable[[], str]:

@@ -149,12 +149,12 @@ class Run(msgspec.Struct):
         )
 
     def _prepare(self) -> None:
-        """While tests are collected: load what will be needed, and look for earlier leaks."""
+        """While tests are collected: load what will be needed, and remove earlier leaks."""
         if self.project is None:
             return
         records.preload(self.project, self.default)
         try:
-            for problem in records.earlier_leaks(self.project):
+            for problem in records.remove_earlier_leaks(self.project):
                 self.relay.tell("warn", problem)
         except EphemeralError:
             pass  # a store that can't be read is told by whoever needs it

@@ -15,7 +15,6 @@ import msgspec
 from pytest_ephemeral import aws, interpolation
 from pytest_ephemeral.errors import (
     ConfigurationError,
-    DestroyError,
     EnvironmentGoneError,
     EphemeralError,
     LaunchError,
@@ -121,15 +120,21 @@ class CloudFormationProvider(Instances, RegionalProvider):
 
     def destroy(self, environment: Environment) -> None:
         """Delete the stack."""
-        with translate_errors(f"{environment.id} could not be destroyed", DestroyError):
+        self.destroy_in_stages(environment, lambda: None)
+
+    def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
+        """See ``SupportsStagedDestroy``: CloudFormation goes on deleting by itself."""
+        with translate_errors(f"{environment.id} could not be destroyed"):
             client = _client(environment)
             found = _find_stack(environment, client)
-            if found is not None:
+            if found is None:
+                accepted()
+            else:
                 # By its id: under its name, nothing can be asked of it when it is gone.
                 stack = str(found["StackId"])
                 if environment.production is None and tags_of(found).get(EXPIRES) == NEVER:
                     _protect(client, stack, on=False)
-                stacks.delete(client, stack, environment.id)
+                stacks.delete(client, stack, environment.id, accepted)
 
     def list_owned_in(self, region: str) -> Sequence[Owned]:
         """All stacks in a region that are tagged as ours, and called so."""

@@ -282,18 +282,20 @@ def history(client: Any, stack: str) -> str:
     return "\n".join(reversed(lines))
 
 
-def delete(client: Any, stack: str, id: str) -> None:
+def delete(client: Any, stack: str, id: str, accepted: Callable[[], None] = lambda: None) -> None:
     """Delete a stack, and wait until it is gone.
 
     Args:
         client: Of CloudFormation.
         stack: Its id, under which it can be seen when it is gone; or its name.
         id: The environment's, for messages.
+        accepted: Called once CloudFormation has begun.
 
     Raises:
         DestroyError: Something of it remains: it can't be deleted, or its template retains it.
     """
     client.delete_stack(StackName=stack)
+    accepted()
     status = _wait_for_status(client, stack, lambda it: it == "DELETE_FAILED", DELETING)
     if status == "DELETE_FAILED":
         lines = "\n".join(failures(client, stack))

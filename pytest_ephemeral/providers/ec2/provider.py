@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import (
     ConfigurationError,
-    DestroyError,
     EphemeralError,
     LaunchError,
 )
@@ -77,8 +76,12 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker):
 
     def destroy(self, environment: Environment) -> None:
         """Instances, then their group, unless others are in it."""
-        with translate_errors(f"{environment.id} could not be destroyed", DestroyError):
-            removal.destroy(get_watcher(environment), environment)
+        self.destroy_in_stages(environment, lambda: None)
+
+    def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
+        """See ``SupportsStagedDestroy``: once EC2 terminates its instances, they can't run on."""
+        with translate_errors(f"{environment.id} could not be destroyed"):
+            removal.destroy(get_watcher(environment), environment, accepted)
 
     def list_owned_in(self, region: str) -> Sequence[Owned]:
         """All in a region that is tagged as ours, bakes and what they left included."""

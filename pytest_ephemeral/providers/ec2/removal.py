@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from pytest_ephemeral import aws, labels
-from pytest_ephemeral.errors import DestroyError, EphemeralError
+from pytest_ephemeral.errors import DestroyError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.ec2 import (
@@ -54,12 +55,15 @@ AT_ONCE: Final = 16
 Removals = Mapping[str, EphemeralError | None]
 
 
-def destroy(watcher: InstanceWatcher, environment: Environment) -> None:
+def destroy(
+    watcher: InstanceWatcher, environment: Environment, accepted: Callable[[], None]
+) -> None:
     """Remove all of an environment: its instances, then their group, unless others use it.
 
     Args:
         watcher: Of its region.
         environment: Up, partly launched, or gone already.
+        accepted: Called once EC2 terminates the instances.
 
     Raises:
         DestroyError: Something remains; says what.
@@ -67,14 +71,13 @@ def destroy(watcher: InstanceWatcher, environment: Environment) -> None:
         ElsewhereError: It is in another account. Nothing was removed.
     """
     ids, groups = _find_instances(watcher, environment), _find_groups(watcher, environment)
-    if ids:
-        _end(watcher, environment, ids)
+    living = _terminate(watcher, environment, ids)
+    accepted()
+    if living:
+        _wait_for_end(watcher, environment, living)
     for group in groups:
-        watcher.groups.leave(
-            environment,
-            group,
-            lambda: _is_used_by_others(watcher, environment, group),  # noqa: B023 - called at once
-        )
+        is_used = partial(_is_used_by_others, watcher, environment, group)
+        watcher.groups.leave(environment, group, is_used)
 
 
 def sweep(client: Any, owned: Sequence[Owned], still: Callable[[Owned], bool]) -> Removals:
@@ -159,23 +162,24 @@ def _is_used_by_others(watcher: InstanceWatcher, environment: Environment, group
     return group in ids
 
 
-def _end(watcher: InstanceWatcher, environment: Environment, ids: Sequence[str]) -> None:
-    known = {one["InstanceId"]: one for one in watcher.recall(environment)}
-    living = [id for id in ids if id not in known or state(known[id]) != "terminated"]
-    if not living:
-        return
-    _terminate(watcher, environment, living)
-
+def _wait_for_end(watcher: InstanceWatcher, environment: Environment, ids: Sequence[str]) -> None:
     def have_ended(seen: list[Instance]) -> bool:
         return all(state(one) == "terminated" for one in seen)
 
     if not watcher.wait(environment, have_ended, ENDING):
-        raise _remain(environment.id, living, "they are still shutting down")
+        raise _remain(environment.id, ids, "they are still shutting down")
 
 
-def _terminate(watcher: InstanceWatcher, environment: Environment, ids: Sequence[str]) -> None:
+def _terminate(
+    watcher: InstanceWatcher, environment: Environment, ids: Sequence[str]
+) -> Sequence[str]:
+    """Have instances terminated; those that had not ended before."""
     from botocore.exceptions import ClientError
 
+    known = {one["InstanceId"]: one for one in watcher.recall(environment)}
+    ids = [id for id in ids if id not in known or state(known[id]) != "terminated"]
+    if not ids:
+        return ids
     young = datetime.now(UTC) - environment.created_at < timedelta(seconds=UNSEEN * 2)
 
     def may_pass(error: Exception) -> bool:
@@ -190,9 +194,10 @@ def _terminate(watcher: InstanceWatcher, environment: Environment, ids: Sequence
 
     try:
         waiting.retry(lambda: watcher.end(ids), when=may_pass, within=UNSEEN, every=_PAUSE)
-    except ClientError as error:
+    except (ClientError, UnavailableError) as error:
         if aws.code(error) != "InvalidInstanceID.NotFound":
             raise _remain(environment.id, ids, describe_error(error)) from error
+    return ids
 
 
 def _unprotect(watcher: InstanceWatcher, environment: Environment, ids: Sequence[str]) -> None:
@@ -260,9 +265,8 @@ class _Removal:
 
     def delete_groups(self) -> None:
         """Groups, and before them what their bakes have in S3; and those that a run shared."""
-        self._each(
-            resources.find_groups(self.client, self._ids_without_error()), self._delete_group
-        )
+        groups = resources.find_groups(self.client, self._ids_without_error())
+        self._each(groups, self._delete_group)
         shared = resources.find_shared_groups(self.client, self.joined)
         self._each(shared, self._delete_group, lambda one: self.joined[one["GroupId"]])
 

@@ -1,0 +1,135 @@
+"""Ends that AWS refuses, or takes its time for: never green, nothing forgotten, nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+
+import pytest
+
+from aws.conftest import Bench
+from aws.project import Project
+from pytest_ephemeral import providers
+from pytest_ephemeral.errors import DestroyError
+from pytest_ephemeral.providers.abilities import SupportsStagedDestroy
+from support.waiting import until
+
+STACK = """
+[templates.topic]
+provider = "cloudformation"
+file = "topic.json"
+url = "{url}"
+ready = {{ tcp = true }}
+"""
+
+
+def kill_owner(bench: Bench) -> str:
+    """Kill the owner process, which would go on trying; the id that is left to others."""
+    (left,) = bench.ledger.entries()
+    os.kill(left.owner.pid, signal.SIGKILL)
+    return left.id
+
+
+def test_a_refused_termination_is_never_green(bench: Bench) -> None:
+    """The run fails and names it, its record says why, the instance is found again, and ends."""
+    project = Project(bench)
+    project.run("bake", "app")
+    bench.account.fault("TerminateInstances", "UnauthorizedOperation", times=99)
+    done = project.run("pytest", "--ephemeral-env", status=1)
+    id = kill_owner(bench)
+    assert "2 passed" in done.stdout
+    assert f"{id}" in done.stdout
+    assert "may not do this (TerminateInstances)" in done.stdout
+    assert "pytest-ephemeral reap" in done.stdout
+    assert "TerminateInstances" in bench.ledger.get(id).problem
+    assert [one for one in bench.account.left() if one.startswith("i-")]
+    project.run("reap", status=6)
+    bench.account.tell("faults")
+    project.run("reap")
+    assert bench.ledger.entries() == []
+    assert bench.account.left() == []
+
+
+def test_a_group_that_was_left_is_removed_by_the_next_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pytest waits for the end (in a CI), the run says so; then nobody has to reap."""
+    monkeypatch.setenv("CI", "true")
+    project = Project(bench)
+    project.run("bake", "app")
+    bench.account.fault("DeleteSecurityGroup", "UnauthorizedOperation", times=99)
+    done = project.run("pytest", "--ephemeral-env", status=1)
+    id = kill_owner(bench)
+    assert "may not do this (DeleteSecurityGroup)" in done.stdout
+    assert [one for one in bench.account.left() if one.startswith("i-")] == []
+    bench.account.tell("faults")
+    project.run("pytest", "--ephemeral-env")
+    assert id not in [one.id for one in bench.ledger.entries()]
+    until(lambda: not bench.ledger.entries(), within=60)
+    assert bench.account.left() == []
+
+
+def test_a_removal_is_accepted_before_it_is_done(bench: Bench) -> None:
+    """When EC2 has taken the order; and not when it has refused it."""
+    bench.bake()
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    provider = providers.load("ec2")
+    assert isinstance(provider, SupportsStagedDestroy)
+    accepted: list[list[str]] = []
+    bench.account.fault("TerminateInstances", "UnauthorizedOperation")
+    with pytest.raises(DestroyError):
+        provider.destroy_in_stages(environment, lambda: accepted.append([]))
+    assert accepted == []
+    bench.account.tell("times", end=0.5)
+    bench.account.calls()
+    provider.destroy_in_stages(environment, lambda: accepted.append(bench.account.left()))
+    assert len(accepted) == 1
+    assert any("shutting-down" in one for one in accepted[0])
+    calls = Counter(bench.account.calls())
+    assert (calls["ec2:TerminateInstances"], calls["ec2:DeleteSecurityGroup"]) == (1, 1)
+    bench.ledger.remove(environment.id)
+
+
+@pytest.fixture
+def topic(bench: Bench) -> Project:
+    """A project whose stack is one topic: no instance, and a URL that is the test's own."""
+    project = Project(bench, STACK.format(url=bench.account.url))
+    body = {
+        "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
+        "Outputs": {"Arn": {"Value": {"Ref": "Topic"}}},
+    }
+    (project.folder / "topic.json").write_text(json.dumps(body))
+    (project.folder / "test_suite.py").write_text(
+        "def test_it(ephemeral_env):\n    assert ephemeral_env.url\n"
+        "def test_it_again(ephemeral_env):\n    assert ephemeral_env.logs()\n"
+    )
+    return project
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_a_stack_of_one_topic(topic: Project, bench: Bench, workers: tuple[str, ...]) -> None:
+    """Nothing in it has a console: its log is its events."""
+    bench.account.calls()
+    options = ("--ephemeral-template", "topic", "--ephemeral-logs", "logs", *workers)
+    done = topic.run("pytest", "--ephemeral-env", *options)
+    assert "2 passed" in done.stdout
+    until(lambda: not bench.ledger.entries(), within=60)
+    assert "ec2:GetConsoleOutput" not in bench.account.calls()
+    (log,) = [file for file in (topic.folder / "logs").rglob("*.log") if "stack" in file.name]
+    assert "CREATE_COMPLETE" in log.read_text()
+
+
+def test_a_stack_that_may_not_be_deleted_is_never_green(topic: Project, bench: Bench) -> None:
+    """As for instances: the run fails and names it, and `reap` deletes it later."""
+    bench.account.fault("DeleteStack", "AccessDenied", times=99)
+    done = topic.run("pytest", "--ephemeral-env", "--ephemeral-template", "topic", status=1)
+    id = kill_owner(bench)
+    assert id in done.stdout
+    assert "may not do this (DeleteStack)" in done.stdout
+    topic.run("reap", status=6)
+    bench.account.tell("faults")
+    topic.run("reap")
+    assert bench.ledger.entries() == []
+    assert bench.account.stacks.describe_stacks()["Stacks"] == []
