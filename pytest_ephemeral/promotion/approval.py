@@ -28,10 +28,11 @@ from pytest_ephemeral.errors import (
     RecordMissingError,
     RejectedError,
     StoreError,
+    TamperedRecordError,
     UnansweredError,
     closest,
 )
-from pytest_ephemeral.models import Environment, ImageReference, Model, decode, encode
+from pytest_ephemeral.models import Environment, Id, ImageReference, Model, decode, encode
 from pytest_ephemeral.store import Store
 from pytest_ephemeral.text import one_line
 
@@ -60,7 +61,7 @@ class Approval(Model, frozen=True, kw_only=True):
         decided_by: The name that was given; nobody checks it.
     """
 
-    environment: str
+    environment: Id
     template: str
     image: ImageReference | None
     url: str
@@ -124,11 +125,11 @@ class Approvals:
         )
 
     def entries(self) -> list[Approval]:
-        """All of them, oldest first; broken records are skipped."""
+        """All of them, oldest first; bad records are skipped."""
         found = []
-        for _, data in self._store.records(FOLDER):
-            with suppress(msgspec.MsgspecError):
-                found.append(decode(data, Approval))
+        for path, data in self._store.records(FOLDER):
+            with suppress(TamperedRecordError):
+                found.append(_decode(path, data))
         return sorted(found, key=lambda one: one.requested_at)
 
     def request(self, environment: Environment, *, deadline: datetime, now: datetime) -> Approval:
@@ -157,10 +158,10 @@ class Approvals:
         return asked
 
     def find(self, id: str) -> Approval | None:
-        """The approval of exactly that environment, if one was requested."""
+        """The approval of exactly that environment, if one was requested. A bad record is none."""
         try:
-            return decode(self._store.read(_path(id)).data, Approval)
-        except (RecordMissingError, msgspec.MsgspecError):
+            return _decode(_path(id), self._store.read(_path(id)).data)
+        except (RecordMissingError, TamperedRecordError):
             return None
 
     def decide(
@@ -199,7 +200,7 @@ class Approvals:
         """Change a request that is still pending; returns it as it is afterwards."""
         while True:
             data, version = self._store.read(_path(id))
-            found = decode(data, Approval)
+            found = _decode(_path(id), data)
             if found.state != "pending":
                 return found
             changed = msgspec.structs.replace(found, **changes)
@@ -335,3 +336,14 @@ def _death_reason(ledger: Ledger, id: str) -> str:
 
 def _path(id: str) -> str:
     return f"{FOLDER}{id}.json"
+
+
+def _decode(path: str, data: bytes) -> Approval:
+    """Decode an approval. Its environment must match the record's path, or it approves nothing."""
+    with suppress(msgspec.MsgspecError):
+        approval = decode(data, Approval)
+        if _path(approval.environment) == path:
+            return approval
+    raise TamperedRecordError(
+        f"the record {path} is broken, copied or forged. Find out who wrote it, and remove it"
+    )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -37,6 +37,9 @@ BEAT: Final = 5.0
 SILENCE: Final = 30.0
 
 
+_IdOrEmpty: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A([a-z0-9][a-z0-9-]{0,78})?\Z")]
+
+
 class Deployment(Model, frozen=True, kw_only=True):
     """A past, present or future target of a production name.
 
@@ -53,7 +56,7 @@ class Deployment(Model, frozen=True, kw_only=True):
         until: When it ends, once it has been replaced.
     """
 
-    environment: str = ""
+    environment: _IdOrEmpty = ""
     template: str = ""
     image: ImageReference | None = None
     url: str = ""
@@ -265,7 +268,7 @@ class Journal:
             finished_at=datetime.now(UTC),
             steps=run.steps,
         )
-        path = f"{FOLDER}{self.name}/history/{run.started_at:%Y%m%dT%H%M%S}-{run.id}.json"
+        path = _history_path(self.name, entry)
         try:
             self._store.create(path, encode(entry))
         except RecordExistsError:  # one who was killed right afterwards
@@ -288,12 +291,18 @@ class Journal:
 
 
 def history(store: Store, name: str) -> list[HistoryEntry]:
-    """The history of one production name, oldest first; broken records are skipped."""
+    """The history of one production name, oldest first; bad records are skipped."""
     found = []
-    for _, data in store.records(f"{FOLDER}{name}/history/"):
+    for path, data in store.records(f"{FOLDER}{name}/history/"):
         with suppress(msgspec.MsgspecError):
-            found.append(decode(data, HistoryEntry))
+            entry = decode(data, HistoryEntry)
+            if _history_path(name, entry) == path:
+                found.append(entry)
     return sorted(found, key=lambda entry: entry.started_at)
+
+
+def _history_path(name: str, entry: HistoryEntry) -> str:
+    return f"{FOLDER}{name}/history/{entry.started_at:%Y%m%dT%H%M%S}-{entry.id}.json"
 
 
 def images(store: Store) -> set[str]:

@@ -7,13 +7,14 @@ production, and only the previous one is left to retire.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from contextlib import suppress
+from datetime import datetime, timedelta
 
 import msgspec
 
 from pytest_ephemeral.environments import expiry, readiness
 from pytest_ephemeral.environments.ledger import Ledger
-from pytest_ephemeral.errors import NameChangedError, PromotionError
+from pytest_ephemeral.errors import NameChangedError, NothingMatchedError, PromotionError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.promotion import probing
 from pytest_ephemeral.promotion.dns import DnsBackend, DnsRecord, format_records, sort_records
@@ -206,7 +207,7 @@ class Steps(msgspec.Struct):
         said = "the previous target is not one of our environments: left as it is"
         if previous.environment and previous.environment != current.environment:
             until = self.times.now() + retention(self.promotion, current.records)
-            said = expiry.rearm(self.ledger, previous.environment, until)
+            said = self._expire(previous.environment, until)
             previous = msgspec.structs.replace(previous, until=until)
             self.journal.note(head={"previous": previous})
         if current.environment:
@@ -238,7 +239,15 @@ class Steps(msgspec.Struct):
             return "it is not one of our environments"
         drained = self.times.now() + timedelta(seconds=_drain(self.promotion, run.target.records))
         until = max(expiry.earliest_end(run.expires_at), drained)
-        return expiry.rearm(self.ledger, run.target.environment, until)
+        return self._expire(run.target.environment, until)
+
+    def _expire(self, id: str, when: datetime) -> str:
+        """Let an environment expire, unless its own record says that it is another production."""
+        with suppress(NothingMatchedError):
+            production = self.ledger.get(id).production
+            if production not in (None, self.promotion.name):
+                return f"{id} is {production}, and not {self.promotion.name}: left as it is"
+        return expiry.rearm(self.ledger, id, when)
 
     # -- shared by the steps -----------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -25,11 +26,14 @@ from msgspec.structs import replace
 
 from pytest_ephemeral import cli, labels, machine
 from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.errors import TamperedRecordError
 from pytest_ephemeral.images import claim, stages
 from pytest_ephemeral.images.catalog import Catalog
+from pytest_ephemeral.images.key import key
 from pytest_ephemeral.models import Artifact, Environment, Image, ImageReference, encode
 from pytest_ephemeral.promotion.approval import Approvals
-from pytest_ephemeral.promotion.journal import Journal
+from pytest_ephemeral.promotion.dns import DnsRecord
+from pytest_ephemeral.promotion.journal import Deployment, Journal, PromotionRun
 from pytest_ephemeral.providers.local.folder import Folder
 from pytest_ephemeral.providers.local.prefix import Prefix
 from pytest_ephemeral.store import open_store
@@ -45,12 +49,20 @@ OWNER = replace(machine.this_owner("run"), uptime=machine.uptime() - 4 * 3600)
 CONFIGURATION = """
 [images.shop]
 provider = "local"
-install = ["true"]
+install = ['touch "$PREFIX/app"']
 
 [templates.staging]
 image = "shop"
 command = "true"
 port = 8080
+ready = { tcp = true, timeout = "100ms" }
+
+[promotion.production]
+dns = "hosts"
+record = "shop.example.test"
+file = "hosts"
+drain = "10ms"
+keep-old = "10ms"
 """
 
 #: All that reads records, and most that acts on them.
@@ -65,6 +77,9 @@ COMMANDS = [
     ["logs", "staging-aaaaaa"],
     ["approve", "staging-aaaaaa"],
     ["history", "production"],
+    ["approval", "request", "staging-aaaaaa", "--wait", "1s"],
+    ["promote", "staging-aaaaaa", "--to", "production"],
+    ["rollback", "production"],
     ["reap", "--dry-run"],
     ["reap"],
     ["down", "staging-aaaaaa"],
@@ -128,7 +143,7 @@ class World:
         environment = ledger.get("staging-aaaaaa")
         deadline = PAST + timedelta(hours=9)
         Approvals(self.store).request(environment, deadline=deadline, now=PAST)
-        Journal(self.store, "production")
+        self._promote(ledger.get("staging-bbbbbb"))
         artifact = Artifact(
             name="shop",
             version="1",
@@ -139,6 +154,31 @@ class World:
         )
         artifacts = open_store(".ephemeral/artifacts", self.folder)
         artifacts.create("entries/shop/1.json", encode(artifact))
+
+    def _promote(self, environment: Environment) -> None:
+        """Journal a promotion that has ended, and a rollback that was cut short."""
+        target = Deployment(
+            environment=environment.id,
+            image=environment.image,
+            records=[DnsRecord(kind="A", values=["127.0.0.1"])],
+            at=PAST,
+        )
+        before = Deployment(environment="staging-aaaaaa", at=PAST)
+        journal = Journal(self.store, "production")
+        for kind in ("promote", "rollback"):
+            run = PromotionRun(
+                id=f"{kind}-1", kind=kind, owner=OWNER, started_at=PAST, target=target
+            )
+            journal.begin(run)
+            if kind == "promote":
+                journal.note(head={"current": target, "previous": before})
+                journal.close("done", before)
+
+    def bake(self) -> None:
+        """Bake the image, and export it."""
+        self.bundle = self.folder / "shop.image"
+        assert run(self, "bake") == 0
+        assert run(self, "images", "export", "shop", str(self.bundle)) == 0
 
     def _image(self) -> Image:
         prefix = Prefix.of(KEY)
@@ -168,8 +208,9 @@ class World:
         )
 
     def records(self) -> list[Path]:
-        """The files of all records that are still files."""
-        found = sorted((self.folder / ".ephemeral").rglob("*.json"))
+        """The files of all records and seals that are still files."""
+        seals = (self.top / "prefixes").glob("*.json")
+        found = sorted([*(self.folder / ".ephemeral").rglob("*.json"), *seals])
         return [file for file in found if file.is_file() and not file.is_symlink()]
 
     def hostile(self) -> st.SearchStrategy[Any]:
@@ -309,6 +350,80 @@ def test_what_is_not_ours_is_never_touched(victim: int, data: st.DataObject) -> 
             status = run(world, *words)
             assert status in {0, 1, 2, 3, 6}, words
             assert world.untouched(), words
+
+
+#: With a bundle that is forged, and on what is left of an image whose seal is.
+BUNDLE_COMMANDS = [
+    ["images", "import", "BUNDLE"],
+    ["images", "list"],
+    ["images", "verify", "shop"],
+    ["bake"],
+    ["up"],
+    ["images", "export", "shop", "BUNDLE"],
+    ["images", "prune", "--keep", "0"],
+]
+
+
+def forge_bundle(world: World, draw: Callable[..., Any]) -> None:
+    """Something hostile in its record, made fit to its key and content again, or members more."""
+    with tarfile.open(world.bundle) as tar:
+        members = {one.name: tar.extractfile(one) for one in tar}
+        contents = {name: file.read() for name, file in members.items() if file}
+    record = json.loads(contents["image.json"])
+    path = draw(st.sampled_from(sorted(paths_in(record), key=str)))
+    record = put(record, path, draw(world.hostile()))
+    if isinstance(record, dict) and draw(st.booleans()):  # by someone who knows how it is checked
+        with contextlib.suppress(AttributeError, TypeError, ValueError):
+            record["key"] = key(record["inputs"])
+    contents["image.json"] = json.dumps(record).encode()
+    name = draw(st.sampled_from(["content", "../victim/precious", "/nowhere/x"]))
+    with tarfile.open(world.bundle, "w") as tar:
+        for member, data in [*contents.items(), (name, b"forged")]:
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@settings(
+    max_examples=int(os.environ.get("FORGERIES", "20")) // 2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_bundles_and_seals_reach_nothing_else(victim: int, data: st.DataObject) -> None:
+    """Whatever a bundle or a seal says, nothing outside of the image is written or removed."""
+    with a_world(victim) as world:
+        world.bake()
+        forge_bundle(world, data.draw)
+        seals = [file for file in world.records() if file.parent.name == "prefixes"]
+        assert seals
+        if data.draw(st.booleans()):
+            data.draw(st.sampled_from(FORGERIES))(
+                world, data.draw(st.sampled_from(seals)), data.draw
+            )
+        if data.draw(st.booleans()):
+            assert run(world, "images", "prune", "--keep", "0") in {0, 1, 2, 6}
+        for words in BUNDLE_COMMANDS:
+            status = run(world, *(str(world.bundle) if one == "BUNDLE" else one for one in words))
+            assert status in {0, 1, 2, 3, 6}, words
+            assert world.untouched(), words
+
+
+def test_an_approval_that_was_copied_approves_nothing(victim: int) -> None:
+    """That of one environment, under the name of another."""
+    with a_world(victim) as world:
+        world.fill()
+        ledger, approvals = Ledger(world.store), Approvals(world.store)
+        approvals.decide("staging-aaaaaa", "approved", by="anna", now=PAST)
+        folder = world.folder / ".ephemeral" / "approvals"
+        copy = (folder / "staging-aaaaaa.json").read_bytes()
+        (folder / "staging-bbbbbb.json").write_bytes(copy)
+
+        assert approvals.find("staging-bbbbbb") is None
+        assert [one.environment for one in approvals.entries()] == ["staging-aaaaaa"]
+        environment = ledger.get("staging-bbbbbb")
+        with pytest.raises(TamperedRecordError, match="copied or forged"):
+            approvals.request(environment, deadline=PAST, now=PAST)
 
 
 def test_what_is_ours_is_removed_where_nothing_is_forged(victim: int) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pytest_ephemeral import labels
@@ -58,6 +59,22 @@ def test_the_next_one_retires_the_one_before(stage: Stage) -> None:
     assert expires is not None
     assert timedelta(0) <= expires - before - timedelta(seconds=660) < timedelta(seconds=30)
     assert stage.own_word("v1")["expires"] == str(expires)
+
+
+def test_a_forged_journal_ends_no_other_production(stage: Stage) -> None:
+    """It says that another name's production was this one's, too: that never gets an expiry."""
+    stage.add("other", V2, production="shop-eu", expires_at=None)
+    forged = Journal(stage.project.store, "production")
+    assert forged.head.current is not None
+    current = msgspec.structs.replace(forged.head.current, environment="other")
+    forged._write(msgspec.structs.replace(forged.head, current=current))
+
+    entry = stage.promoter().promote("v2")
+
+    assert entry is not None
+    assert entry.steps[-1].detail == "other is shop-eu, and not production: left as it is"
+    other = stage.get("other")
+    assert (other.production, other.expires_at) == ("shop-eu", None)
 
 
 def test_production_is_already_production(stage: Stage) -> None:
