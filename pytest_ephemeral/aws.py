@@ -48,6 +48,8 @@ USER_AGENT: Final = "pytest-ephemeral"
 #: asks before anything is done, and whoever waits should hear soon.
 _PATIENT: Final = 10
 _IMPATIENT: Final = 3
+#: And one that fails by an error of the service's own: some ten seconds, with back-off.
+_SERVER_ERROR_ATTEMPTS: Final = 4
 
 #: The first status of errors that are not the request's, and may pass.
 _SERVER_ERROR: Final = 500
@@ -156,6 +158,8 @@ def _create(service: str, region: str | None) -> Any:
             signature_version="s3v4" if service == "s3" else None,
         ),
     )
+    if "total_max_attempts" in retries:
+        made.meta.events.register_first(f"needs-retry.{service}", _bound_server_errors)
     if service == "ec2":
         made.meta.events.register_first("needs-retry.ec2.RunInstances", _stop_retrying_capacity)
     if service != "s3":  # which has web pages of its own
@@ -173,6 +177,25 @@ def _client(session: Any, service: str, **options: Any) -> Any:
         raise
     except ValueError as error:
         raise UnavailableError(f"AWS: {error}: see AWS_ENDPOINT_URL") from error
+
+
+def _bound_server_errors(
+    operation: Any,
+    attempts: int,
+    response: tuple[Any, dict[str, Any]] | None = None,
+    **_: Any,
+) -> None:
+    """Have no more asked of a service that answers with one server error after another.
+
+    Throttling passes, and is waited for longer: a service's 5xx, after so many, does not.
+    """
+    from botocore.exceptions import ClientError
+
+    if response is None or attempts < _SERVER_ERROR_ATTEMPTS:
+        return
+    error = response[1].get("Error", {})
+    if response[0].status_code >= _SERVER_ERROR and error.get("Code") not in THROTTLED:
+        raise ClientError(response[1], operation.name)
 
 
 def _stop_retrying_capacity(response: tuple[Any, dict[str, Any]] | None = None, **_: Any) -> None:

@@ -17,6 +17,7 @@ from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError
 from pytest_ephemeral.models import Environment, Outcome
+from pytest_ephemeral.providers.abilities import SupportsLastLogMark
 from pytest_ephemeral.tables import Template
 
 #: Seconds before each further attempt at a removal that was refused, while people wait.
@@ -227,7 +228,10 @@ def _exit_reason(lifecycle: Lifecycle, environment: Environment) -> str:
 def _mark(environment: Environment) -> str:
     """Where its log ends; empty where that can't be told, which fails no test."""
     try:
-        return providers.load(environment.provider).log_mark(environment)
+        provider = providers.load(environment.provider)
+        if isinstance(provider, SupportsLastLogMark):
+            return provider.last_log_mark(environment)
+        return provider.log_mark(environment)
     except (EphemeralError, OSError):
         return ""
 

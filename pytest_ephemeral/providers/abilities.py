@@ -101,6 +101,17 @@ class SupportsClock(Protocol):
 
 
 @runtime_checkable
+class SupportsLastLogMark(Protocol):
+    """A provider whose platform limits how often a log can be read."""
+
+    def last_log_mark(self, environment: Environment) -> str:
+        """As ``Provider.log_mark``, of the log as it was read last; makes no call.
+
+        What is read since this mark may begin a little early. It never begins too late.
+        """
+
+
+@runtime_checkable
 class SupportsListeners(Protocol):
     """A provider that can see which processes accept an environment's connections."""
 

@@ -22,6 +22,7 @@ from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.ec2 import (
     amis,
     builders,
+    console,
     instance_watcher,
     removal,
     run_instances,
@@ -129,5 +130,6 @@ def quick(patch: pytest.MonkeyPatch, every: float = 0.1) -> None:
         patch.setattr(module, "POLL", every)
     patch.setattr(builders, "CONSOLE_POLL", every)
     patch.setattr(removal, "POLL", every)
+    patch.setattr(console, "FRESH", every)
     patch.setattr(run_instances, "PAUSE", every)
     patch.setattr(stacks, "POLL", every)

@@ -1,12 +1,16 @@
 """Looks more often, in the process that imports it: nobody counts the calls, and tests wait less.
 
-As a plugin (``-p aws.quickly``) for pytest, or imported before the command line.
+As a plugin (``-p aws.quickly``) for pytest, or imported before the command line. With
+``PACE=users`` it does nothing: then calls are counted.
 """
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
 from aws.conftest import quick
 
-quick(pytest.MonkeyPatch())
+if os.environ.get("PACE") != "users":
+    quick(pytest.MonkeyPatch())

@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import itertools
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -39,10 +40,12 @@ class Times:
         ami: Until an AMI is available.
         unseen: Until what was launched can be seen.
         page: How many of what is listed come in one page; 0 for all.
+        token: Whether instances come with their client token.
         stack: Until a stack is made, changed or deleted.
     """
 
     boot: float = 0.1
+    token: bool = True
     end: float = 0.1
     linger: float = 0.0
     remembered: float = 10.0
@@ -98,6 +101,8 @@ class Strict(Stacks):
         with self.lock:
             handler: Callable[[Request], Answer] | None = getattr(self, name, None)
             answer = forward(self.moto, request) if handler is None else handler(request)
+            if not self.times.token:
+                answer.body = re.sub(rb"<clientToken>[^<]*</clientToken>", b"", answer.body)
             return paged(answer, request, self.times.page) if self.times.page else answer
 
     def backend(self, region: str) -> Any:

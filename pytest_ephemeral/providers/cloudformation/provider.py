@@ -91,13 +91,13 @@ class CloudFormationProvider(Instances, RegionalProvider):
             return Status("running", f"stack {found['StackStatus']}")
         return super().status(environment)
 
-    def _log(self, environment: Environment) -> console.ConsoleLog:
+    def _log(self, environment: Environment, *, now: bool = False) -> console.ConsoleLog:
         with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
             client, stack = _client(environment), _stack_name(environment)
             if stacks.look(client, stack) is None:
                 raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
             if watch_region(environment.handle.get(REGION)).instances(environment):
-                return read_console_log(environment)
+                return read_console_log(environment, now=now)
             return console.ConsoleLog([stacks.history(client, stack)], own=False, name="stack")
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:

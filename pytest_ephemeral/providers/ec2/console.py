@@ -1,13 +1,53 @@
-"""The output of an environment's processes, read from its instances' consoles."""
+"""The output of an environment's processes, read from its instances' consoles.
+
+EC2 limits ``GetConsoleOutput`` closely, so what was read is kept for a few seconds.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import threading
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pytest_ephemeral import aws
 from pytest_ephemeral.providers.ec2 import user_data
+
+#: Seconds for which a console that was read is not read again.
+FRESH: Final = 5.0
+
+
+class Consoles:
+    """The consoles of one region's instances, each read at most once in a few seconds.
+
+    Args:
+        client: Of EC2.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._read: dict[str, tuple[float, str]] = {}
+
+    def read(self, instance: str, *, now: bool = False) -> str:
+        """The text of a console.
+
+        Args:
+            instance: Its instance's id.
+            now: Read it in any case.
+        """
+        with self._lock:
+            at, text = self._read.get(instance, (-math.inf, ""))
+            if now or time.monotonic() - at > FRESH:
+                text = output(self._client, instance)
+                self._read[instance] = (time.monotonic(), text)
+            return text
+
+    def recall(self, instance: str) -> str:
+        """What was read last; makes no call."""
+        return self._read.get(instance, (0.0, ""))[1]
 
 
 def output(client: Any, instance: str) -> str:

@@ -57,20 +57,21 @@ class Instances:
         return self._log(environment).text(since, until, tail)
 
     def log_mark(self, environment: Environment) -> str:
-        """The number of each process's last line; empty where that can't be read now."""
-        try:
-            return self._log(environment).mark()
-        except EnvironmentGoneError:
-            raise
-        except EphemeralError:
-            return ""
+        """The number of each process's last line."""
+        return self._log(environment).mark()
+
+    def last_log_mark(self, environment: Environment) -> str:
+        """See ``SupportsLastLogMark``: what the console said when it was read last."""
+        watcher = get_watcher(environment)
+        found = watcher.recall(environment)
+        return _to_log(environment, [watcher.consoles.recall(_id(one)) for one in found]).mark()
 
     def log_files(self, environment: Environment) -> Mapping[str, str]:
         """What is on the consoles, by process."""
-        return self._log(environment).files()
+        return self._log(environment, now=True).files()
 
-    def _log(self, environment: Environment) -> console.ConsoleLog:
-        return read_console_log(environment)
+    def _log(self, environment: Environment, *, now: bool = False) -> console.ConsoleLog:
+        return read_console_log(environment, now=now)
 
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
@@ -122,7 +123,7 @@ def _exit_reason(environment: Environment, instance: Instance) -> str:
     if code not in _ON_PURPOSE:
         if id not in _last_words:
             with contextlib.suppress(EphemeralError):
-                text = console.output(get_watcher(environment).client, id)
+                text = get_watcher(environment).consoles.read(id, now=True)
                 _last_words[id] = user_data.last_words(text)
         said = _last_words.get(id, "")
     return ", ".join(filter(None, [said, f"{id} is {state(instance)}", message or code]))
@@ -147,8 +148,12 @@ def find_living(environment: Environment) -> list[Instance]:
     return found
 
 
-def read_console_log(environment: Environment) -> console.ConsoleLog:
+def read_console_log(environment: Environment, *, now: bool = False) -> console.ConsoleLog:
     """What is on the consoles of its instances.
+
+    Args:
+        environment: Whose.
+        now: Whether what was read a few seconds ago is not enough.
 
     Raises:
         EnvironmentGoneError: They are gone.
@@ -161,7 +166,15 @@ def read_console_log(environment: Environment) -> console.ConsoleLog:
                 f"the logs of {environment.id} are gone with it: it was destroyed, or has expired. "
                 "Have them kept with: pytest --ephemeral-logs DIR"
             )
-        texts = [console.output(watcher.client, one["InstanceId"]) for one in found]
+        texts = [watcher.consoles.read(_id(one), now=now) for one in found]
+    return _to_log(environment, texts)
+
+
+def _id(instance: Instance) -> str:
+    return str(instance["InstanceId"])
+
+
+def _to_log(environment: Environment, texts: Sequence[str]) -> console.ConsoleLog:
     own = bool(environment.handle.get(PARTS)) or any(map(user_data.lines, texts))
     return console.ConsoleLog(texts, own=own)
 

@@ -19,6 +19,7 @@ import msgspec
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.ec2.console import Consoles
 from pytest_ephemeral.providers.ec2.security_groups import SharedGroups
 from pytest_ephemeral.providers.ec2.tags import OF_A_STACK, has_our_token, tags_of
 
@@ -37,6 +38,9 @@ UNSEEN: Final = 60.0
 GATHER: Final = 0.05
 #: At most this many in one call.
 PAGE: Final = 1000
+
+#: In a handle: the ids that ``RunInstances`` returned.
+INSTANCES: Final = "instances"
 
 Instance = Mapping[str, Any]
 
@@ -75,14 +79,17 @@ class InstanceWatcher:
 
     Attributes:
         groups: The security groups that they share.
+        consoles: What they print.
     """
 
     def __init__(self, client: Any) -> None:
         self.client = client
         self.groups = SharedGroups(client)
+        self.consoles = Consoles(client)
         self._changed = threading.Condition()
         self._seen: dict[str, Instance] = {}
         self._launched: dict[str, float] = {}
+        self._recorded: set[str] = set()  # the instances that records name
         self._asked: dict[str, float] = {}  # a run, and when it was asked about last
         self._looks: dict[str, int] = {}  # a run, and how many looks have covered it
         self._thread: threading.Thread | None = None
@@ -103,6 +110,7 @@ class InstanceWatcher:
         """
         run = environment.labels[labels.RUN]
         with self._changed:
+            self._recorded.update(filter(None, environment.handle.get(INSTANCES, "").split(",")))
             self._ask(run)
             if self._looks.get(run) or environment.id in map(_environment, self._seen.values()):
                 return self._of(environment.id)
@@ -171,7 +179,7 @@ class InstanceWatcher:
                 for page in pages
                 for reservation in page["Reservations"]
                 for instance in reservation["Instances"]
-                if has_our_token(instance) or OF_A_STACK in tags_of(instance)
+                if self._is_known(instance)
             }
         with self._changed:
             for id, instance in list(self._seen.items()):
@@ -209,6 +217,11 @@ class InstanceWatcher:
         found = [one for one in self._seen.values() if _environment(one) == environment_id]
         return sorted(found, key=lambda one: (one.get("AmiLaunchIndex", 0), one["InstanceId"]))
 
+    def _is_known(self, instance: Instance) -> bool:
+        """Whether an instance was launched by us: some services don't return the client token."""
+        known = instance["InstanceId"] in self._launched or instance["InstanceId"] in self._recorded
+        return known or has_our_token(instance) or OF_A_STACK in tags_of(instance)
+
     def _is_young(self, id: str) -> bool:
         return time.monotonic() - self._launched.get(id, float("-inf")) < UNSEEN
 
@@ -226,6 +239,8 @@ class InstanceWatcher:
 
         interval = INTERVAL
         while True:
+            # Whoever could not wait so long has looked already.
+            time.sleep(interval * random.SystemRandom().uniform(1 - JITTER, 1 + JITTER))
             with self._changed:
                 now = time.monotonic()
                 self._asked = {r: at for r, at in self._asked.items() if now - at < IDLE}
@@ -235,14 +250,11 @@ class InstanceWatcher:
                     self._looks.clear()  # what was seen is too old to be told to anyone
                     self._seen.clear()
                     return
-            started = time.monotonic()
             try:
                 self.look(runs)
                 interval = INTERVAL
             except (ClientError, EphemeralError):
                 interval = min(interval * 2, LONGEST_INTERVAL)
-            pause = interval * random.SystemRandom().uniform(1 - JITTER, 1 + JITTER)
-            time.sleep(max(0.0, pause - (time.monotonic() - started)))
 
 
 def terminate(client: Any, ids: Collection[str]) -> dict[str, Exception]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pytest_ephemeral import aws
+from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.models import Endpoint, Environment, Image
 from pytest_ephemeral.providers import waiting
@@ -22,12 +22,13 @@ from pytest_ephemeral.providers.ec2 import (
 )
 from pytest_ephemeral.providers.ec2.environments import ENDED, PARTS, REGION, status_of
 from pytest_ephemeral.providers.ec2.instance_watcher import (
+    INSTANCES,
     Instance,
     InstanceWatcher,
     state,
     watch_region,
 )
-from pytest_ephemeral.providers.ec2.removal import GROUP, INSTANCES
+from pytest_ephemeral.providers.ec2.removal import GROUP
 from pytest_ephemeral.providers.ec2.tables import Ec2Template
 from pytest_ephemeral.providers.endpoints import make_endpoints
 from pytest_ephemeral.providers.protocol import HOURLY, Order
@@ -218,7 +219,9 @@ def _wait_for_addresses(watcher: InstanceWatcher, environment: Environment) -> l
             bool(seen) and all(one.get("PublicIpAddress") for one in seen)
         )
 
-    watcher.wait(environment, are_settled, ADDRESSING)
+    watcher.look([environment.labels[labels.RUN]])
+    if not are_settled(watcher.recall(environment)):
+        watcher.wait(environment, are_settled, ADDRESSING)
     found = watcher.instances(environment)
     if not found or not all(one.get("PublicIpAddress") for one in found):
         status = status_of(environment, found)

@@ -28,6 +28,7 @@ from pytest_ephemeral.providers.ec2 import (
 )
 from pytest_ephemeral.providers.ec2.errors import describe_error
 from pytest_ephemeral.providers.ec2.instance_watcher import (
+    INSTANCES,
     UNSEEN,
     Instance,
     InstanceWatcher,
@@ -38,7 +39,6 @@ from pytest_ephemeral.providers.ec2.tags import TRANSFER, tags_of
 from pytest_ephemeral.providers.protocol import Owned
 
 #: In a handle.
-INSTANCES: Final = "instances"
 GROUP: Final = "group"
 
 #: States of an instance that is being ended: whoever ends it removes its group as well.

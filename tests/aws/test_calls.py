@@ -1,0 +1,116 @@
+"""How many calls a run makes, by AWS's own count: the account's limits are shared with others."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from aws.conftest import Bench
+from aws.project import Project
+from pytest_ephemeral import providers
+from pytest_ephemeral.errors import LaunchError
+from support.waiting import until
+
+TESTS = """\
+import pytest
+
+@pytest.mark.parametrize("number", range({count}))
+def test_it(ephemeral_url, number):
+    assert number != {failing}
+"""
+
+#: How many environments are up at once, and the calls that each may take.
+MANY = 20
+EACH = 3
+
+
+def run(bench: Bench, count: int, failing: int = -1) -> Counter[str]:
+    """Run a suite at the pace that users have, until all is gone; the calls it made."""
+    project = Project(bench)
+    (project.folder / "test_suite.py").write_text(TESTS.format(count=count, failing=failing))
+    project.run("bake", "app")
+    bench.account.calls()
+    project.run("pytest", "--ephemeral-env", status=int(failing >= 0), PACE="users")
+    until(lambda: not bench.ledger.entries(), within=60)
+    return Counter(bench.account.calls())
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 9), (10, 12)])
+def test_tests_cost_no_calls(bench: Bench, count: int, most: int) -> None:
+    """Who asks is asked once; the console, while nothing fails, never."""
+    calls = run(bench, count)
+    assert calls.total() <= most, calls
+    assert calls["sts:GetCallerIdentity"] == 1
+    assert calls["ec2:GetConsoleOutput"] == 0
+
+
+def test_a_failed_test_costs_one_look_at_the_console(bench: Bench) -> None:
+    """Its log is fetched then, and not before the tests that come after it."""
+    calls = run(bench, count=10, failing=4)
+    assert calls["ec2:GetConsoleOutput"] == 1, calls
+    assert calls.total() <= 12, calls
+
+
+def test_a_console_is_read_at_most_once_in_a_while(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is asked for; but for the log that is kept, it is read anew."""
+    monkeypatch.setattr("pytest_ephemeral.providers.ec2.console.FRESH", 60.0)
+    bench.bake()
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    provider = providers.load("ec2")
+    until(lambda: "started" in str(provider.log_files(environment)))
+    bench.account.calls()
+    for _ in range(10):
+        assert "started" in provider.logs(environment, since="")
+        assert provider.logs(environment, since=provider.log_mark(environment)) == ""
+    assert bench.account.calls().count("ec2:GetConsoleOutput") == 0
+    provider.log_files(environment)
+    assert bench.account.calls().count("ec2:GetConsoleOutput") == 1
+    bench.lifecycle.destroy(environment)
+
+
+def test_many_environments(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks, groups and ends are shared by all; only launching is each one's own."""
+    monkeypatch.setattr("pytest_ephemeral.providers.ec2.instance_watcher.INTERVAL", 2.0)
+    bench.bake()
+    bench.account.calls()
+    with ThreadPoolExecutor(MANY) as pool:
+        one = bench.template()
+        launched = list(pool.map(lambda _: bench.lifecycle.bring_up(one).environment, range(MANY)))
+        for environment in launched:
+            assert bench.lifecycle.status(environment).state == "running"
+        list(pool.map(bench.lifecycle.destroy, launched))
+    calls = Counter(bench.account.calls())
+    assert calls.total() <= EACH * MANY, calls
+    assert calls["ec2:RunInstances"] == MANY
+
+
+def test_server_errors_end_soon(bench: Bench) -> None:
+    """One after another is not waited out: some seconds, in the launch and in its undoing."""
+    bench.bake()
+    bench.account.fault("RunInstances", "InternalError", kind="throttle", times=99)
+    bench.account.calls()
+    started = time.monotonic()
+    with pytest.raises(LaunchError, match="InternalError"):
+        bench.lifecycle.bring_up(bench.template())
+    assert time.monotonic() - started < 40
+    assert bench.account.calls().count("ec2:RunInstances") <= 8
+
+
+def test_an_instance_is_known_by_its_id(bench: Bench) -> None:
+    """Some services that behave as EC2 do not return the client token."""
+    bench.bake()
+    bench.account.tell("times", token=False)
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    try:
+        until(lambda: bench.lifecycle.status(environment).state == "running")
+        bench.account.calls()
+        until(lambda: "ec2:DescribeInstances" in bench.account.calls())
+        assert bench.lifecycle.status(environment).state == "running"
+        bench.lifecycle.destroy(environment)
+    finally:
+        bench.account.tell("times", token=True)
