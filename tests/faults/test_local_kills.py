@@ -21,7 +21,7 @@ from pytest_ephemeral import machine, models
 from pytest_ephemeral.errors import ElsewhereError, TamperedRecordError
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.local import LocalProvider, client
+from pytest_ephemeral.providers.local import LocalProvider, client, doctor
 from pytest_ephemeral.providers.local.doctor import mount_refusal
 from pytest_ephemeral.providers.local.supervisor.processes import find_marked
 from pytest_ephemeral.providers.protocol import Owned
@@ -315,3 +315,14 @@ def test_a_daemon_without_its_variables_is_found(own: Own) -> None:
     LocalProvider().destroy(launched)
     assert _asleep(launched) == []
     assert _left(environment) == []
+
+
+def test_where_nothing_can_be_mounted_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a daemon without its variables would not be found: `doctor` says so beforehand."""
+    monkeypatch.setattr(doctor, "mount_refusal", lambda: "Operation not permitted")
+
+    said = {check.name: check for check in LocalProvider().doctor()}["read-only images"]
+
+    assert not said.ok
+    assert said.detail == "Operation not permitted"
+    assert "a daemon that clears its variables is not found" in " ".join(said.hint.split()).lower()

@@ -90,7 +90,7 @@ def test_services_are_made_our_own() -> None:
 
 def test_secrets_are_marked_where_they_stand() -> None:
     """By their place in the value that the container will see."""
-    assert prepared()["services"]["web"]["labels"]["pytest-ephemeral.secrets"] == "KEY=4+6"
+    assert prepared()["services"]["web"]["labels"]["pytest-ephemeral.secrets"] == "KEY=4-0"
 
 
 def test_a_service_that_is_not_given_a_secret_says_nothing_of_it() -> None:

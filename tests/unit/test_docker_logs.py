@@ -77,9 +77,12 @@ def masking_of(variables: dict[str, str], *secrets: str) -> tuple[Masking, dict[
 
 
 def test_a_secret_in_a_variable_is_known_by_its_place() -> None:
-    """No label has anything of it."""
+    """No label has anything of it, nor tells how long it is."""
     masked, labels = masking_of({"URL": f"redis://:{SECRET}@db"}, SECRET)
-    assert labels == {masking.SPANS: f"URL=9+{len(SECRET)}"}
+    assert labels == {masking.SPANS: "URL=9-3"}
+    assert (
+        labels == masking_of({"URL": "redis://:another, longer one@db"}, "another, longer one")[1]
+    )
     assert masked(f"to redis://:{SECRET}@db\n") == "to redis://:***@db\n"
 
 
@@ -105,7 +108,9 @@ def test_a_secret_that_no_container_has() -> None:
     assert Masking.of([], "web-1").secrets == ()
 
 
-@pytest.mark.parametrize("label", ["KEY", "KEY=", "KEY=x+y", "=1+2", "KEY=0+99999999999999"])
+@pytest.mark.parametrize(
+    "label", ["KEY", "KEY=", "KEY=x-y", "=1-2", "KEY=0-99999999999999", "KEY=0-6", "KEY=0+4"]
+)
 def test_a_label_that_is_someone_elses(label: str) -> None:
     """It is no reason to fail, and hides nothing that is not a variable's."""
     config = {"Env": ["KEY=value"], "Labels": {masking.SPANS: label}}

@@ -15,7 +15,8 @@ import msgspec
 
 from pytest_ephemeral.interpolation import mask, worth_masking
 
-#: Which parts of which variables are secret: ``KEY=0+24 URL=16+8``.
+#: Which parts of which variables are secret, by how much stands before and after them, such as
+#: ``KEY=0-0 URL=16-3``. Not by their lengths: more people see labels than variables.
 SPANS: Final = "pytest-ephemeral.secrets"
 
 #: By environment: the secrets of what this process has launched.
@@ -30,7 +31,7 @@ def labels_for(variables: Mapping[str, str], secrets: Sequence[str]) -> dict[str
         secrets: What the logs must not show.
     """
     spans = [
-        f"{name}={start}+{len(secret)}"
+        f"{name}={start}-{len(value) - start - len(secret)}"
         for secret in worth_masking(secrets)
         for name, value in variables.items()
         for start in _places(value, secret)
@@ -74,9 +75,10 @@ def _secrets_in(config: Mapping[str, Any]) -> Iterable[str]:
     variables = dict(one.partition("=")[::2] for one in config.get("Env") or ())
     for span in labels.get(SPANS, "").split():
         name, _, where = span.rpartition("=")
-        start, _, length = where.partition("+")
-        if start.isdigit() and length.isdigit():  # else it is someone else's label
-            yield variables.get(name, "")[int(start) : int(start) + int(length)]
+        before, _, after = where.partition("-")
+        if before.isdigit() and after.isdigit():  # else it is someone else's label
+            value = variables.get(name, "")
+            yield value[int(before) : max(0, len(value) - int(after))]
 
 
 def _places(value: str, part: str) -> list[int]:
