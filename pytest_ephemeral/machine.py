@@ -9,26 +9,65 @@ by containers, and everything but the boot by cloned machines.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 from functools import cache
 from pathlib import Path
+from typing import Final
 
+from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.models import Owner
 
 STATE_VARIABLE = "PYTEST_EPHEMERAL_STATE"
+
+#: Where the state is of a user who has no home: a uid without a name, as CI servers start
+#: containers with. Its owner and mode are checked.
+_HOMELESS: Final = "/var/tmp/pytest-ephemeral-state-{uid}"  # noqa: S108
+
+
+def home() -> Path:
+    """The folder of this user; ``/`` where the system knows none."""
+    try:
+        return Path.home()
+    except RuntimeError:  # HOME is not set, and the uid has no entry in passwd
+        return Path("/")
 
 
 def state_directory() -> Path:
     """Where this machine keeps what is not shared: running environments, logs of bakes.
 
     ``$PYTEST_EPHEMERAL_STATE``, or ``pytest-ephemeral`` under ``$XDG_STATE_HOME``
-    (``~/.local/state``, as the XDG Base Directory Specification says).
+    (``~/.local/state``, as the XDG Base Directory Specification says), or a folder under
+    ``/var/tmp`` where this user has no home that can be written.
+
+    Raises:
+        ConfigurationError: That one belongs to somebody else.
     """
     if chosen := os.environ.get(STATE_VARIABLE):
         return Path(chosen).absolute()
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base).absolute() / "pytest-ephemeral"
+    base = os.environ.get("XDG_STATE_HOME") or home() / ".local" / "state"
+    folder = Path(base).absolute() / "pytest-ephemeral"
+    return folder if is_writable(folder) or not hasattr(os, "getuid") else _homeless_state()
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether this user may write into a folder, or make it if it is not there."""
+    there = next((one for one in (folder, *folder.parents) if one.is_dir()), Path("/"))
+    return os.access(there, os.W_OK | os.X_OK)
+
+
+def _homeless_state() -> Path:
+    uid = os.geteuid()
+    folder = Path(_HOMELESS.format(uid=uid))
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != uid or stat.S_IMODE(status.st_mode) != 0o700:
+        raise ConfigurationError(
+            f"this user has no home that can be written, and {folder} is not theirs alone: "
+            f"set {STATE_VARIABLE} to a folder of theirs"
+        )
+    return folder
 
 
 def this_owner(run: str) -> Owner:

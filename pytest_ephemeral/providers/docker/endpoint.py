@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pytest_ephemeral import machine
 from pytest_ephemeral.errors import ConfigurationError, closest
 from pytest_ephemeral.providers.docker.engine import Address, Engine, NoEngineError
 
@@ -82,7 +83,7 @@ def plugin_folders(environ: Mapping[str, str]) -> list[Path]:
 
 def _folder(environ: Mapping[str, str]) -> Path:
     """Where the docker command keeps what it was told."""
-    return Path(environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    return Path(environ.get("DOCKER_CONFIG") or machine.home() / ".docker")
 
 
 def _chosen(environ: Mapping[str, str]) -> Address | None:
@@ -140,7 +141,7 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
     runtime = environ.get("XDG_RUNTIME_DIR")
     if runtime:
         yield Path(runtime) / "docker.sock"
-    yield Path.home() / ".docker" / "run" / "docker.sock"
+    yield machine.home() / ".docker" / "run" / "docker.sock"
     if runtime:
         yield Path(runtime, "podman", "podman.sock")
     yield Path("/run/podman/podman.sock")

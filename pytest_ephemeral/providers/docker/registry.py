@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final
 
+from pytest_ephemeral import machine
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError, json_lines
 
@@ -75,7 +76,7 @@ def _follow(engine: Engine, path: str, query: dict[str, str], name: str) -> dict
 def _login(name: str) -> str:
     """Who we are to the registry of an image, in the form that the engine passes on."""
     host = _host(name)
-    folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    folder = Path(os.environ.get("DOCKER_CONFIG") or machine.home() / ".docker")
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from pytest_ephemeral import machine
 from pytest_ephemeral.errors import (
     BakeError,
     ConfigurationError,
@@ -235,12 +236,15 @@ def _run(
     ):
         install_files.copy(files, job.root, work / "here", job.recipe.name)
         path = python.search_path(_wanted_python(job.recipe), work, variables, _key(job.recipe))
+        temporary = {"TMPDIR": str(work / "tmp")}
+        if not machine.is_writable(machine.home()):
+            temporary["HOME"] = temporary["TMPDIR"]  # pip and npm write there
         spec = guard.Spec(
             id=f"bake-{prefix.tree.name[:12]}-{os.urandom(4).hex()}",
             processes={"bake": argv},
             control=work,
             directory=work / "here",
-            variables={**variables, "PATH": path, "TMPDIR": str(work / "tmp")},
+            variables={**variables, "PATH": path, **temporary},
             logs=work / "logs",
             readonly=readonly,
             remove_orphaned=[work] if readonly else [work, prefix.tree],

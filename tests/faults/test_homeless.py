@@ -1,0 +1,147 @@
+"""A uid that has no name and no home, as CI servers start containers with (``docker run -u``)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import pytest_ephemeral
+from support.lacks import skip_without
+
+pytestmark = [
+    pytest.mark.xdist_group("homeless"),  # what that uid has is in one place on each machine
+    pytest.mark.skipif(sys.platform != "linux", reason="of Linux"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
+]
+
+UID = 4747
+
+CONFIGURATION = """
+[images.site]
+provider = "local"
+artifact = "index.html"
+install = ['cp "$ARTIFACT" "$PREFIX"', 'touch "${HOME:?}/written"']
+
+[templates.staging]
+image = "site"
+command = 'exec python3 -m http.server --directory "$PREFIX" --bind $HOST $PORT'
+port = 8080
+ready = { http = "/" }
+"""
+
+TEST = """
+import requests
+def test_it(ephemeral_url): assert "Welcome" in requests.get(ephemeral_url).text
+"""
+
+PROGRAM = "import sys; from pytest_ephemeral.cli import main; sys.exit(main())"
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A project of that uid's, where it can get at it; what it left elsewhere is removed."""
+    kept = [Path(f"/var/tmp/pytest-ephemeral{part}-{UID}") for part in ("", "-state")]
+    for one in kept:
+        shutil.rmtree(one, ignore_errors=True)
+    folder = Path(f"/var/tmp/homeless-{os.getpid()}")
+    folder.mkdir()
+    for name, text in {
+        "ephemeral.toml": CONFIGURATION,
+        "index.html": "Welcome",
+        "test_site.py": TEST,
+    }.items():
+        (folder / name).write_text(text)
+        os.chown(folder / name, UID, UID)
+    os.chown(folder, UID, UID)
+    yield folder
+    for one in (folder, *kept):
+        subprocess.run(["chmod", "-R", "u+w", one], check=False, stderr=subprocess.DEVNULL)
+        shutil.rmtree(one, ignore_errors=True)
+
+
+@pytest.fixture(params=[None, "/", "/nonexistent"], ids=["unset", "slash", "nowhere"])
+def run(request: pytest.FixtureRequest, folder: Path) -> Run:
+    """Run Python as that uid, with HOME unset or useless, and with this project's libraries."""
+    python = next(
+        (one for one in (sys.executable, "/usr/bin/python3") if _may_run(one)),
+        None,
+    )
+    if python is None:
+        skip_without("a Python that every user may run", "it is below another user's home")
+    home = {} if request.param is None else {"HOME": request.param}
+    paths = [Path(pytest_ephemeral.__file__).parents[1], Path(pytest.__file__).parents[1]]
+
+    def run(*arguments: str, status: int = 0) -> str:
+        variables = {
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            **home,
+        }
+        done = subprocess.run(
+            [python, "-B", *arguments],
+            cwd=folder,
+            env=variables,
+            user=UID,
+            group=UID,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == status, said
+        for wrong in ("Traceback", "This is a bug", "internal error"):
+            assert wrong not in said, said
+        return said
+
+    return run
+
+
+def _may_run(python: str) -> bool:
+    """Whether that uid may, and it is this Python's version; it may be in another user's home."""
+    code = f"import sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
+    try:
+        done = subprocess.run(
+            [python, "-c", code], user=UID, group=UID, check=False, capture_output=True
+        )
+    except PermissionError:
+        return False
+    return done.returncode == 0
+
+
+def test_a_run(run: Run) -> None:
+    """It bakes, comes up, is tested and is gone: as for anybody with a home."""
+    said = run("-m", "pytest", "--ephemeral-env", "-p", "no:cacheprovider")
+    assert "1 passed" in said
+    assert "destroyed" in said
+
+
+def test_the_command_line(run: Run, folder: Path) -> None:
+    """Every verb that looks at this machine."""
+    said = run("-c", PROGRAM, "doctor")
+    assert f"/var/tmp/pytest-ephemeral-state-{UID}" in said
+    run("-c", PROGRAM, "up", "staging")
+    assert "staging" in run("-c", PROGRAM, "list")
+    run("-c", PROGRAM, "reap")
+    run("-c", PROGRAM, "down", "--all")
+    assert "no environments are up" in run("-c", PROGRAM, "list")
+    left = Path(f"/var/tmp/pytest-ephemeral-state-{UID}")
+    assert not list(left.glob("environments/*"))
+    assert left.stat().st_uid == UID
+    assert left.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_somebody_else_made_is_refused(run: Run) -> None:
+    """Whoever comes first to /var/tmp does not get to hold what we start."""
+    Path(f"/var/tmp/pytest-ephemeral-state-{UID}").mkdir(mode=0o777)
+    said = run("-c", PROGRAM, "up", "staging", status=2)
+    assert "is not theirs alone: set PYTEST_EPHEMERAL_STATE" in said
