@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pytest_ephemeral.cli.source_trees import SourceTree, find_source_tree
-from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.errors import ConfigurationError, UnavailableError
 
 #: The names of Compose files, in the order in which the compose command looks for them.
+_READERS: Final = (
+    "To read it, install Docker's compose plugin, or PyYAML: pip install 'pytest-ephemeral[docker]'"
+)
+
 COMPOSE_FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
 
 
@@ -183,21 +188,12 @@ def find_services(folder: Path) -> Services | None:
     """What a Compose file in a folder runs; None where there is none with services.
 
     Raises:
-        ConfigurationError: It can't be read, or PyYAML is needed to.
+        ConfigurationError: It can't be read, or there is neither Compose 2 nor PyYAML to read it.
     """
     file = next((folder / name for name in COMPOSE_FILES if (folder / name).exists()), None)
     if file is None:
         return None
-    try:
-        import yaml
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{file.name} can't be read without PyYAML: pip install 'pytest-ephemeral[docker]'"
-        ) from error
-    try:
-        document = yaml.safe_load(file.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{file}: can't be read: {error}") from None
+    document = _read_compose_file(file)
     services = document.get("services") if isinstance(document, dict) else None
     services = {
         name: service
@@ -210,6 +206,41 @@ def find_services(folder: Path) -> Services | None:
     main = min(services, key=lambda name: _rank(services[name]))
     builds = {name: _build(one["build"]) for name, one in services.items() if "build" in one}
     return Services(file.name, main, ports.get(main, 8080), builds)
+
+
+def _read_compose_file(file: Path) -> Any:
+    """What a Compose file says, by PyYAML; where that is not installed, by Compose 2."""
+    try:
+        import yaml
+    except ImportError:
+        return _ask_compose(file)
+    try:
+        return yaml.safe_load(file.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{file}: can't be read: {error}") from None
+
+
+def _ask_compose(file: Path) -> Any:
+    """What Compose 2 says that a file means; it needs no engine for that."""
+    from pytest_ephemeral.providers.compose.command import Compose
+
+    plain = ["--no-interpolate", "--no-path-resolution"]
+    words = ["--file", file.name, "--profile", "*", "config", "--format", "json", *plain]
+    try:
+        done = subprocess.run(
+            [*Compose.find().argv, *words],
+            cwd=file.absolute().parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except (UnavailableError, OSError) as error:
+        raise ConfigurationError(f"{file.name} can't be read: {error}. {_READERS}") from None
+    if done.returncode:
+        said = done.stderr.strip()
+        cure = _READERS if "--format" in said else ""  # docker-compose 1.29 has no such option
+        raise ConfigurationError(f"{file}: can't be read: {said or cure}".strip() + f" {cure}")
+    return json.loads(done.stdout)
 
 
 def _rank(service: Mapping[str, Any]) -> tuple[bool, bool, bool]:

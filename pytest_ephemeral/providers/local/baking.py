@@ -230,10 +230,7 @@ def _run(
     files: Sequence[str] = (),
 ) -> None:
     """Run one command of a bake in a folder of its own, to its end."""
-    with (
-        _working_directory(prefix) as work,
-        BakeLog(job) as log,
-    ):
+    with _working_directory(prefix) as work, BakeLog(job) as log:
         install_files.copy(files, job.root, work / "here", job.recipe.name)
         path = python.search_path(_wanted_python(job.recipe), work, variables, _key(job.recipe))
         temporary = {"TMPDIR": str(work / "tmp")}
