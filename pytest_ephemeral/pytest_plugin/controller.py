@@ -19,7 +19,8 @@ from pytest_ephemeral.errors import EphemeralError, OwnerLostError
 from pytest_ephemeral.pytest_plugin import base_url, hooks, summary, workers
 from pytest_ephemeral.pytest_plugin.outcomes import Outcomes
 from pytest_ephemeral.pytest_plugin.progress import Reporter
-from pytest_ephemeral.pytest_plugin.settings import process
+from pytest_ephemeral.pytest_plugin.settings import get_timeline, process
+from pytest_ephemeral.pytest_plugin.timeline import Recorder
 from pytest_ephemeral.pytest_plugin.worker import IDLE_OPTIONS, WORKER_INPUT, Worker
 
 #: What is said when someone will not wait for the end.
@@ -46,6 +47,8 @@ class Controller:
         self._settings = settings
         self._owner = owner
         self._outcomes = Outcomes(owner.client)
+        timeline = get_timeline(config)
+        self._timeline = None if timeline is None else Recorder(timeline)
         self._opening: Any = None
         self._opened: Opened | None = None
         self._finished: Finished | None = None
@@ -111,6 +114,8 @@ class Controller:
     def hear(self, event: ProgressEvent) -> None:
         """See ``RunListener``."""
         self._reporter.hear(event)
+        if self._timeline is not None:
+            self._timeline.hear(event)
 
     def print(self, text: str) -> None:
         """See ``RunListener``."""
@@ -180,6 +185,8 @@ class Controller:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take note of how a test comes out."""
         self._outcomes.add(report)
+        if self._timeline is not None:
+            self._timeline.add(report)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
@@ -274,6 +281,11 @@ class Controller:
                 self._finished = self._owner.client.record(int(session.exitstatus))
             except EphemeralError as error:
                 self._complaints.append(str(error))
+        if self._timeline is not None:
+            try:
+                self._timeline.write()
+            except OSError as error:
+                self._complaints.append(f"the timeline is not written: {error}")
 
     def _judge(self, session: pytest.Session) -> None:
         """A run is not green when something leaked, or crashed without a test noticing."""

@@ -72,6 +72,11 @@ OPTIONS: Final = (
         "tests",
     ),
     Option("ephemeral-report", "FILE", "write one JSON document of all that was brought up"),
+    Option(
+        "ephemeral-timeline",
+        "FILE",
+        "draw the run to this file (.svg or .html): tests, bakes, launches, what waited for what",
+    ),
     Option("ephemeral-logs", "DIR", "write every environment's logs there, one folder each"),
     Option(
         "ephemeral-approval",

@@ -46,6 +46,20 @@ def read(config: pytest.Config) -> Settings:
     )
 
 
+def get_timeline(config: pytest.Config) -> Path | None:
+    """Where the picture of this run is to be drawn, if anywhere.
+
+    Raises:
+        pytest.UsageError: It is to be neither SVG nor HTML.
+    """
+    path = _path(config, "ephemeral_timeline")
+    if path is not None and path.suffix.lower() not in {".svg", ".html", ".htm"}:
+        raise pytest.UsageError(
+            f"--ephemeral-timeline: expected a name that ends in .svg or .html, got {path.name!r}"
+        )
+    return path
+
+
 def process(config: pytest.Config) -> ClientProcess:
     """What the owner takes over from this process."""
     return ClientProcess(

@@ -7,6 +7,7 @@ called then uses none of them; see ``broker.connection``.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
@@ -31,6 +32,9 @@ WORKER_INPUT: Final = "pytest_ephemeral"
 
 #: Reports carry the ids of the environments that their test used, also from worker to controller.
 REPORT_ATTRIBUTE: Final = "ephemeral_environments"
+
+#: They carry, too, what their test has waited for: pieces of ``timeline.Wait``.
+WAITS_ATTRIBUTE: Final = "ephemeral_waits"
 
 #: Options of pytest with which no fixture is set up.
 IDLE_OPTIONS: Final = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test")
@@ -81,6 +85,8 @@ class Worker:
         self._held: Counter[Key] = Counter()
         self._lent: dict[Key, Environment] = {}
         self._marks: dict[Key, str] = {}
+        self._waits: list[tuple[str, float, float]] = []
+        self._now = time.time  # kept here, where no test replaces it
         self._exemptions = Exemptions(os.environ)
         config.stash[LENDER] = self
         config.add_cleanup(self._take_back)
@@ -175,8 +181,10 @@ class Worker:
         return environment
 
     def _lease(self, key: Key) -> Environment:
+        started, subject = self._now(), key.template
         try:
             environment = self._client.lease(key, self._waiting)
+            subject = environment.id
             self._marks[key] = self._client.look(key).mark
         except EphemeralError as error:
             raise EnvironmentUnavailable(str(error), pytrace=False) from None
@@ -188,6 +196,7 @@ class Worker:
             ) from None
         finally:
             self._settle()
+            self._waits.append((subject, started, self._now()))
         self._lent[key] = environment
         self._exempt(environment)
         from pytest_ephemeral import models
@@ -264,6 +273,9 @@ class Worker:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Tell what a test used, and if it failed, what that has to say."""
         report = yield
+        if self._waits:
+            setattr(report, WAITS_ATTRIBUTE, self._waits[:])
+            self._waits.clear()
         late = needs.late_needs(item)
         keys = dict.fromkeys([*self._keys.get(item.nodeid, ()), *self._late_keys(late)])
         skipped = report.when == "setup" and report.skipped and not getattr(item, "funcargs", None)

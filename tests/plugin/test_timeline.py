@@ -1,0 +1,90 @@
+"""``--ephemeral-timeline``: a picture of a run, read as what it is, XML."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+TESTS = """
+def test_good(ephemeral_env): get(ephemeral_env.url)
+def test_bad(ephemeral_env): raise AssertionError
+def test_fresh(ephemeral_env_function): get(ephemeral_env_function.url)
+def test_without(): pytest.skip("for a reason")
+def test_odd(ephemeral_env, odd): pass
+@pytest.fixture(params=["<&\\"'>"])
+def odd(request): pass
+"""
+
+
+def bars(text: str) -> dict[str, list[tuple[float, float, str]]]:
+    """By class: where each bar begins and ends, and its title."""
+    found: dict[str, list[tuple[float, float, str]]] = {}
+    for rectangle in ET.fromstring(text).iter(f"{SVG}rect"):
+        title = rectangle.find(f"{SVG}title")
+        if title is not None and title.text:
+            x, width = float(rectangle.attrib["x"]), float(rectangle.attrib["width"])
+            found.setdefault(rectangle.attrib["class"], []).append((x, x + width, title.text))
+    return found
+
+
+@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_a_run_is_drawn(project, run, tmp_path, arguments):
+    """Every test and every phase of every environment, and what waited for what."""
+    project.reconfigure("port = 8080\nready", 'port = 8080\nseed = "sleep 0.2"\nready')
+    project.write(test_it=TESTS)
+    file = tmp_path / "new" / "run.svg"
+    result = run("--ephemeral-timeline", str(file), *arguments)
+    result.assert_outcomes(passed=3, failed=1, skipped=1)
+    drawn = bars(file.read_text())
+    for phase in ("bake", "launch", "ready", "seed", "up", "destroy"):
+        assert len(drawn[phase]) == 2, phase
+    for outcome, number in {"passed": 3, "failed": 1, "skipped": 1}.items():
+        assert len(drawn[outcome]) == number, outcome
+    assert "test_it.py::test_bad: failed" in drawn["failed"][0][2]
+    assert any("<&\"'>" in title for _, _, title in drawn["passed"])
+    ends = {title.partition(":")[0]: end for _, end, title in drawn["seed"]}
+    waits = drawn["waits"]
+    assert waits
+    for start, _, title in waits:
+        assert start <= ends[title.rpartition(" for ")[2]], "nobody waits for what is up"
+    workers = set(re.findall(r">(gw\d|tests)</text>", file.read_text()))
+    assert workers <= ({"gw0", "gw1"} if arguments else {"tests"})
+    assert workers
+
+
+def test_what_does_not_come_up_is_drawn_too(project, run, tmp_path):
+    """Up to where it got; the test that waited failed."""
+    project.write(test_it="@pytest.mark.ephemeral_env(BROKEN)\ndef test_it(ephemeral_env): pass")
+    file = tmp_path / "run.html"
+    run("--ephemeral-timeline", str(file)).assert_outcomes(errors=1)
+    page = file.read_text()
+    drawn = bars(page[page.index("<svg") : page.index("</svg>") + 6])
+    assert "up" not in drawn
+    assert drawn["launch"]
+    assert drawn["failed"]
+    assert page.startswith("<!doctype html>")
+
+
+def test_a_picture_of_another_kind_is_refused(project, run):
+    """Before anything is brought up."""
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    result = run("--ephemeral-timeline", "run.png")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    said = result.stdout.str() + result.stderr.str()
+    assert "--ephemeral-timeline: expected a name that ends in .svg or .html" in said
+
+
+def test_a_file_that_can_not_be_written_is_told(project, run, tmp_path: Path):
+    """In red, and in the exit status: whoever asked for it has not got it."""
+    project.write(test_it="def test_it(ephemeral_env): pass")
+    (tmp_path / "file").write_text("")
+    result = run("--ephemeral-timeline", str(tmp_path / "file" / "run.svg"))
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["the timeline is not written: *"])
