@@ -30,9 +30,8 @@ from pytest_ephemeral.providers.ec2 import (
 )
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.store import open_store
+from pytest_ephemeral.testing import APPLICATION
 from support.hooks import SilentHooks
-
-APPLICATION = Path(__file__).parents[1] / "providers" / "application.py"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a loopback address each")
 

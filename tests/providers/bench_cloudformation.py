@@ -17,7 +17,6 @@ from typing import Any
 
 import bench_ec2
 import msgspec
-from bench import Kind
 
 from pytest_ephemeral import aws
 from pytest_ephemeral.models import Environment
@@ -25,6 +24,7 @@ from pytest_ephemeral.providers.cloudformation.stacks import name_of
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
 from pytest_ephemeral.providers.ec2.user_data import PREFIX, boot_script
 from pytest_ephemeral.tables import Template
+from pytest_ephemeral.testing import Kind
 
 PARAMETERS = ("COLOUR", "NAME", "GREETING")
 

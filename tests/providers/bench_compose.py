@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import bench_docker
-from bench import Kind
 
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate, Place
 from pytest_ephemeral.tables import Recipe, Template
+from pytest_ephemeral.testing import Kind
 from support import compose_versions, engine_images
 
 

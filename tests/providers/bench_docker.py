@@ -6,12 +6,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import Kind
-
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.tables import DockerRecipe, DockerTemplate
 from pytest_ephemeral.tables import Recipe, Template
+from pytest_ephemeral.testing import APPLICATION, Kind
 from support import engine_images
 
 SERVE = ["python3", "/application.py", "0.0.0.0"]
@@ -52,7 +51,7 @@ def recipe(root: Path) -> DockerRecipe:
     """The application in a container image."""
     context = root / "context"
     context.mkdir()
-    shutil.copy(Path(__file__).with_name("application.py"), context)
+    shutil.copy(APPLICATION, context)
     (context / "Dockerfile").write_text(
         f"FROM {engine_images.python()}\nCOPY application.py /\nENV PYTHONDONTWRITEBYTECODE=1\n"
     )

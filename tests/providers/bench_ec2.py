@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import Kind
 from bench_local import marked_processes
 
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.tables import Recipe, Template
+from pytest_ephemeral.testing import APPLICATION, Kind
 
 SUBNETS = "EPHEMERAL_BENCH_SUBNETS"
 SERVE = f'exec "{sys.executable}" "$PREFIX/application.py" "$HOST"'
@@ -50,7 +50,7 @@ class Bench:
             yield
 
     def recipe(self, root: Path) -> Recipe:
-        content = Path(__file__).with_name("application.py").read_text()
+        content = APPLICATION.read_text()
         return Ec2Recipe(
             name="app",
             base=self.account.base,

@@ -9,13 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import Kind
-
 from pytest_ephemeral import machine
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
 from pytest_ephemeral.tables import Recipe, Template
+from pytest_ephemeral.testing import APPLICATION, Kind
 
 SERVE = f'exec "{sys.executable}" "$PREFIX/application.py" "$HOST"'
 
@@ -29,7 +28,7 @@ class Bench:
         return "the local provider does not run on Windows" if sys.platform == "win32" else ""
 
     def recipe(self, root: Path) -> Recipe:
-        shutil.copy(Path(__file__).with_name("application.py"), root)
+        shutil.copy(APPLICATION, root)
         return LocalRecipe(
             name="app",
             install=[f'cp "{root}/application.py" "$PREFIX"'],

@@ -41,11 +41,11 @@ LAYERS = [
     ["environments"],
     ["publishers", "promotion"],
     ["broker"],
-    ["pytest_plugin", "cli"],
+    ["pytest_plugin", "cli", "testing"],
 ]
 
-#: These two never import each other, and nothing imports them.
-HOSTS = {"pytest_plugin", "cli"}
+#: These never import each other, and nothing imports them.
+HOSTS = {"pytest_plugin", "cli", "testing"}
 
 #: The one late look upwards: an environment finds who can act on it, when it is asked to.
 LATE = {("models", "providers")}
@@ -115,7 +115,7 @@ def test_imports_go_one_way(name: str, path: Path) -> None:
 def test_only_the_plugin_imports_pytest(name: str, path: Path) -> None:
     """The command line, the watchdog and every provider work where there is no pytest."""
     tops = {module.partition(".")[0] for module, _ in imported(path)}
-    assert part(name) == "pytest_plugin" or not tops & ONLY_THE_PLUGINS
+    assert part(name) in {"pytest_plugin", "testing"} or not tops & ONLY_THE_PLUGINS
 
 
 @pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
     """Answers."""
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         print("GET", self.path, flush=True)
         _, what, *rest = self.path.split("/")
         if what == "exit":
@@ -18,7 +18,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
-    def log_message(self, *_):
+    def log_message(self, *_: object) -> None:
         """Not what http.server says, but what the suite looks for."""
 
 

@@ -1,0 +1,41 @@
+"""The conformance suite: what every provider promises, as tests for your own provider.
+
+Subclass ``ProviderConformance`` in a test module, give it a ``bench`` fixture, and run pytest. Add
+``BakerConformance`` if it bakes images, ``PartsConformance`` if an environment has several
+processes or services, and ``OwnerConformance`` if environments end by themselves when their owner
+dies or they expire.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+pytest.register_assert_rewrite(f"{__name__}.conformance")
+
+from pytest_ephemeral.testing.bench import Bench, Kind, Launcher, bake, get, make_order  # noqa: E402
+from pytest_ephemeral.testing.conformance import (  # noqa: E402
+    BakerConformance,
+    OwnerConformance,
+    PartsConformance,
+    ProviderConformance,
+)
+
+#: The suite's web application, ``python3 application.py HOST PORT``, for a bench's image.
+APPLICATION: Final = Path(__file__).with_name("application.py")
+
+__all__ = [
+    "APPLICATION",
+    "BakerConformance",
+    "Bench",
+    "Kind",
+    "Launcher",
+    "OwnerConformance",
+    "PartsConformance",
+    "ProviderConformance",
+    "bake",
+    "get",
+    "make_order",
+]
