@@ -13,15 +13,15 @@ from typing import Final
 
 import pytest
 
-pytest.register_assert_rewrite(f"{__name__}.conformance")
+pytest.register_assert_rewrite(f"{__name__}.conformance", f"{__name__}.abilities")
 
-from pytest_ephemeral.testing.bench import Bench, Kind, Launcher, bake, get, make_order  # noqa: E402
-from pytest_ephemeral.testing.conformance import (  # noqa: E402
+from pytest_ephemeral.testing.abilities import (  # noqa: E402
     BakerConformance,
     OwnerConformance,
     PartsConformance,
-    ProviderConformance,
 )
+from pytest_ephemeral.testing.bench import Bench, Kind, Launcher, bake, get, make_order  # noqa: E402
+from pytest_ephemeral.testing.conformance import ProviderConformance  # noqa: E402
 
 #: The suite's web application, ``python3 application.py HOST PORT``, for a bench's image.
 APPLICATION: Final = Path(__file__).with_name("application.py")

@@ -306,53 +306,6 @@ class ProviderConformance:
         assert not _owned(provider, environment).abandoned
 
 
-class BakerConformance:
-    """What a provider promises that bakes images."""
-
-    def test_an_image_that_was_baked_is_there(self, image: Image) -> None:
-        """A baked image names its content, and is found again unchanged."""
-        assert image.digest.startswith("sha256:")
-        assert image.reference
-        baker: Any = providers.load(image.provider)
-        assert baker.present(image)
-
-
-class PartsConformance:
-    """What a provider promises whose environments have several processes or services."""
-
-    def test_logs_of_several_parts(self, launch: Launcher, provider: Any, bench: Bench) -> None:
-        """Each part has its log; shown together, each line says whose it is."""
-        environment = launch("pair")
-        until(lambda: get(environment))
-        assert "worker | working\n" in until(lambda: provider.logs(environment))
-        files = provider.log_files(environment)
-        assert set(files) == set(bench.parts)
-        assert files["worker"].startswith("working\n")
-
-
-class OwnerConformance:
-    """What a provider promises whose environments end by themselves, whoever has died."""
-
-    def test_it_ends_at_its_expiry(self, launch: Launcher, provider: Any, bench: Bench) -> None:
-        """It ends by itself when its time is over; nothing is left."""
-        environment = launch(lifetime=1.0)
-        until(lambda: provider.status(environment).state == "gone")
-        until(lambda: not bench.traces(environment))
-
-    def test_it_dies_with_its_owner(self, owner: OwnerStarter, bench: Bench) -> None:
-        """Two seconds after kill -9 of its owner, nothing is left."""
-        process, environment = owner(kind="pair")
-        until(lambda: get(environment))
-        process.kill()
-        until(lambda: not bench.traces(environment), within=2)
-
-    def test_kept_it_still_expires(self, owner: OwnerStarter, bench: Bench) -> None:
-        """One that was kept ends at its expiry all the same."""
-        process, environment = owner(keep=True, lifetime=2.0)
-        process.communicate("\n", timeout=20)
-        until(lambda: not bench.traces(environment))
-
-
 def _start_owner(request: Path, *, keep: bool) -> subprocess.Popen[str]:
     argv = [sys.executable, "-m", "pytest_ephemeral.testing.owner", str(request)]
     return subprocess.Popen(

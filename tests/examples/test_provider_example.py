@@ -1,0 +1,64 @@
+"""The conformance suite as a third party uses it: with a provider in one file, as the docs show."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the example needs Linux")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "provider"
+
+#: Faults that a provider's author could leave in, and a test of the suite that finds each.
+FAULTS = {
+    "_remove(_folder(environment.id))": "test_destroying_leaves_nothing",
+    "text = mask(text": "test_secrets_are_masked",
+    "_write(file, _read(file) | {labels.EXPIRES: expires})": "test_it_is_listed_with_its_labels",
+}
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """Run the suite with the provider that is in a folder, registered as if installed."""
+    about = folder / "shell-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shell\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(
+        "[pytest_ephemeral.providers]\nshell = shell_provider:ShellProvider\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(folder), "HOME": str(folder / "home")}
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(
+        argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Path:
+    """A copy of the example."""
+    return shutil.copytree(EXAMPLE, tmp_path / "provider")
+
+
+def test_the_example_passes(provider: Path) -> None:
+    """All tests pass, none is skipped, and nothing is left."""
+    output = run(provider)
+    assert re.search(r"^2\d passed in", output, re.MULTILINE), output
+    assert list((provider / "home").rglob("labels.json")) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=list(FAULTS.values()))
+def test_a_fault_is_found(provider: Path, fault: str) -> None:
+    """The suite can fail: it does for each of these faults."""
+    file = provider / "shell_provider.py"
+    assert fault in file.read_text()
+    without = "str(text" if fault.startswith("text") else "pass"
+    file.write_text(file.read_text().replace(fault, without))
+    output = run(provider, "-k", FAULTS[fault])
+    assert f"{FAULTS[fault]}" in output
+    assert "1 failed" in output, output

@@ -1,0 +1,130 @@
+"""A third party's DNS backend, registered by its entry point: the example of the docs.
+
+The database is PowerDNS's own schema, of which the columns that matter are here.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.plugin_project import PluginProject, make_project
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "dns_backend"
+
+PROMOTION = """
+[promotion.production]
+dns = "powerdns-sqlite"
+zone = "example.test"
+record = "shop.example.test"
+record-ttl = "1s"
+file = "pdns.sqlite3"
+drain = "100ms"
+keep-old = "1m"
+"""
+
+SCHEMA = """
+CREATE TABLE domains (id INTEGER PRIMARY KEY, name VARCHAR(255) NOT NULL);
+CREATE TABLE records (id INTEGER PRIMARY KEY, domain_id INTEGER, name VARCHAR(255),
+    type VARCHAR(10), content VARCHAR(65535), ttl INTEGER);
+INSERT INTO domains (id, name) VALUES (1, 'example.test');
+INSERT INTO records (domain_id, name, type, content, ttl)
+    VALUES (1, 'example.test', 'SOA', 'ns admin 1 2 3 4 5', 60),
+           (1, 'other.example.test', 'A', '192.0.2.1', 60);
+"""
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PluginProject]:
+    """A project whose name is in a database; the backend is installed for every child process."""
+    about = tmp_path / "site" / "sqlite_dns-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: sqlite-dns\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(
+        "[pytest_ephemeral.dns]\npowerdns-sqlite = sqlite_dns:SqliteDns\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(about.parent), str(EXAMPLE)]))
+    folder = tmp_path / "project"
+    folder.mkdir()
+    made = make_project(folder, monkeypatch, tmp_path_factory)
+    made.configure((folder / "ephemeral.toml").read_text() + PROMOTION)
+    with sqlite3.connect(folder / "pdns.sqlite3") as database:
+        database.executescript(SCHEMA)
+    yield made
+    run(made, "down", "--production", *ids(made))
+    assert made.clean_within(5), made.traces()
+
+
+def run(project: PluginProject, *arguments: str, status: int = 0) -> str:
+    """Run a command as users do."""
+    program = Path(sys.executable).with_name("pytest-ephemeral")
+    done = subprocess.run(
+        [program, *arguments], cwd=project.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
+
+
+def addresses(project: PluginProject) -> list[tuple[str, int]]:
+    """What the database says of the name."""
+    with sqlite3.connect(project.folder / "pdns.sqlite3") as database:
+        return database.execute(
+            "SELECT content, ttl FROM records WHERE name = 'shop.example.test'"
+        ).fetchall()
+
+
+def up(project: PluginProject) -> tuple[str, str]:
+    """Bring an environment up: its id and address."""
+    before = set(ids(project))
+    url = run(project, "up", project.one, "--ttl", "10m").splitlines()[-1]
+    (new,) = set(ids(project)) - before
+    return new, url.rpartition("//")[2].partition(":")[0]
+
+
+def ids(project: PluginProject) -> list[str]:
+    """The ledger's environments."""
+    return [file.stem for file in project.folder.glob(".ephemeral/environments/*.json")]
+
+
+def test_promotion_and_rollback(project: PluginProject) -> None:
+    """Each is one change of the database, and other names stay as they are."""
+    first, at_first = up(project)
+    second, at_second = up(project)
+    run(project, "promote", first, "--to", "production")
+    assert addresses(project) == [(at_first, 1)]
+    run(project, "promote", second, "--to", "production")
+    assert addresses(project) == [(at_second, 1)]
+    run(project, "rollback", "production")
+    assert addresses(project) == [(at_first, 1)]
+    with sqlite3.connect(project.folder / "pdns.sqlite3") as database:
+        rows = database.execute("SELECT type, content FROM records WHERE id < 3").fetchall()
+    assert rows == [("SOA", "ns admin 1 2 3 4 5"), ("A", "192.0.2.1")]
+
+
+def test_what_someone_else_changed_stays(project: PluginProject) -> None:
+    """A record that is not as the last promotion left it is not replaced."""
+    first, _ = up(project)
+    second, _ = up(project)
+    run(project, "promote", first, "--to", "production")
+    with sqlite3.connect(project.folder / "pdns.sqlite3") as database:
+        database.execute("UPDATE records SET content = '192.0.2.9' WHERE name LIKE 'shop%'")
+    assert "someone else changed" in run(project, "promote", second, "--to", "production", status=1)
+    assert addresses(project) == [("192.0.2.9", 1)]
+
+
+def test_a_database_that_is_missing(project: PluginProject) -> None:
+    """One line that names the file; nothing is created."""
+    first, _ = up(project)
+    (project.folder / "pdns.sqlite3").unlink()
+    assert "pdns.sqlite3: unable to open" in run(
+        project, "promote", first, "--to", "production", status=1
+    )
+    assert not (project.folder / "pdns.sqlite3").exists()
