@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
 import socket
+import tarfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,7 +20,7 @@ from containers.certificates import Authority
 from containers.project import WEB, Opened, compose, reopened, up
 from pytest_ephemeral.errors import UnavailableError
 from pytest_ephemeral.providers import load
-from pytest_ephemeral.providers.docker import bases, endpoint
+from pytest_ephemeral.providers.docker import bases, endpoint, image_store
 from pytest_ephemeral.providers.docker.engine import Engine
 from support import compose_versions, engine_images, engines, registry
 
@@ -38,10 +40,26 @@ def other(second_docker: Engine) -> Iterator[Engine]:
     engines.forget_images(second_docker)
 
 
+@pytest.fixture(scope="module")
+def one_newest() -> Iterator[Engine]:
+    """The newest Docker, whose store knows images by other digests."""
+    if why := engines.newest_unavailable():
+        pytest.skip(f"without {why}")
+    with engines.newest_dockerd() as engine:
+        yield engine
+
+
+@pytest.fixture
+def newest(one_newest: Engine) -> Iterator[Engine]:
+    """The newest Docker, which has no images."""
+    yield one_newest
+    engines.forget_images(one_newest)
+
+
 # -- a later stage on another engine ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["other", "podman"])
+@pytest.mark.parametrize("kind", ["other", "podman", "newest"])
 def test_an_image_from_the_store(
     opened: Opened, request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
@@ -49,13 +67,15 @@ def test_an_image_from_the_store(
     stage = request.getfixturevalue(kind)
     baking = opened()
     baked = baking.image("web")
+    layers = endpoint.find().call("GET", f"/images/{baked.digest}/json")["RootFS"]["Layers"]
     with engines.used(stage):
         lifecycle = reopened(tmp_path)
-        assert bases.find_local(stage, baked.reference) is None
+        assert image_store.find(stage, baked) is None
         environment = up(lifecycle)
-        found = bases.find_local(stage, baked.reference)
+        found = image_store.find(stage, baked)
         assert found is not None
-        assert found["Id"] == baked.digest
+        assert found["RootFS"]["Layers"] == layers
+        assert configuration_of(stage, found) == baked.digest
         assert found["Config"]["Labels"]["pytest-ephemeral.key"] == baked.key
         assert environment.handle["engine"] == stage.address.url
         assert fetched(environment.url) == "ok"
@@ -65,7 +85,57 @@ def test_an_image_from_the_store(
     assert bases.find_local(endpoint.find(), baked.reference) is not None
 
 
-def test_an_image_from_the_registry(opened: Opened, other: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["other", "podman"])
+def test_an_image_of_the_newest_engine(
+    opened: Opened, newest: Engine, request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    """It is recorded by what older engines know it by, though there it has another digest."""
+    with engines.used(newest):
+        baked = opened().image("web")
+        assert baked.reference != baked.digest
+    stage = request.getfixturevalue(kind)
+    with engines.used(stage):
+        lifecycle = reopened(tmp_path)
+        environment = up(lifecycle)
+        assert stage.call("GET", f"/images/{baked.digest}/json")["Os"] == "linux"
+        assert fetched(environment.url) == "ok"
+        lifecycle.destroy(environment)
+        load("docker").remove(baked)  # type: ignore[attr-defined]
+
+
+def test_an_image_that_took_the_name(opened: Opened, newest: Engine, tmp_path: Path) -> None:
+    """Of the image that was baked nothing is believed but its digest: it is loaded again."""
+    with engines.used(newest):
+        lifecycle = opened()
+        baked = lifecycle.image("web")
+        newest.call("DELETE", f"/images/{image_store.tag_of(baked)}")
+        repository, _, tag = image_store.tag_of(baked).rpartition(":")
+        query = {"repo": repository, "tag": tag}
+        newest.call("POST", f"/images/{engine_images.busybox()}/tag", query=query)
+        assert image_store.find(newest, baked) is None
+        environment = up(reopened(tmp_path))
+        container = newest.call("GET", f"/containers/{environment.handle['container']}/json")
+        found = newest.call("GET", f"/images/{container['Image']}/json")
+        assert found["Config"]["Labels"]["pytest-ephemeral.key"] == baked.key
+        lifecycle.destroy(environment)
+
+
+def configuration_of(engine: Engine, found: Mapping[str, Any]) -> str:
+    """The digest of an image's configuration, from the whole of what saving it gives."""
+    with engine.stream("GET", f"/images/{found['Id']}/get") as answer:
+        archive = io.BytesIO(answer.read())
+    with tarfile.open(fileobj=archive) as tar:
+        listing = tar.extractfile("manifest.json")
+        assert listing is not None
+        config = tar.extractfile(json.load(listing)[0]["Config"])
+        assert config is not None
+        return f"sha256:{hashlib.sha256(config.read()).hexdigest()}"
+
+
+@pytest.mark.parametrize("kind", ["other", "newest"])
+def test_an_image_from_the_registry(
+    opened: Opened, request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
     """By the digest that was pushed, though the store has lost it; another one is refused."""
     with registry.running() as pushed_to:
         repository = f"127.0.0.1:{pushed_to.server_port}/team/{WEB}"
@@ -78,16 +148,17 @@ def test_an_image_from_the_registry(opened: Opened, other: Engine, tmp_path: Pat
         recipe = project.config.recipe("shared")
         baked = project.images.obtain(recipe, mode="missing", say=print)
         project.store.delete(f"images/{str(baked.archive)[7:]}")
-        with engines.used(other):
+        stage = request.getfixturevalue(kind)
+        with engines.used(stage):
             lifecycle = reopened(tmp_path)
             environment = up(lifecycle, "shared")
             assert environment.run(["cat", "/it"]).stdout == f"{WEB}\n"
-            found = bases.find_local(other, baked.handle["pull"])
+            found = bases.find_local(stage, baked.handle["pull"])
             assert found is not None
-            assert found["Id"] == baked.digest
+            assert configuration_of(stage, found) == baked.digest
             lifecycle.destroy(environment)
             load("docker").remove(baked)  # type: ignore[attr-defined]
-            assert bases.find_local(other, baked.reference) is None
+            assert image_store.find(stage, baked) is None
 
 
 def test_podman_bakes_as_docker_does(opened: Opened, podman: Engine) -> None:

@@ -15,9 +15,11 @@ from pytest_ephemeral.testing import Bench
 TABLE: Mapping[str, str] = {
     "local": "bench_local",
     "docker": "bench_docker",
+    "docker_newest": "bench_docker_newest",
     "podman": "bench_podman",
     "compose": "bench_compose",
     "compose-v2": "bench_compose_v2",
+    "compose_newest": "bench_compose_newest",
     "ec2": "bench_ec2",
     "cloudformation": "bench_cloudformation",
 }

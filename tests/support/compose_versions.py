@@ -40,9 +40,9 @@ def without_plugin() -> Iterator[None]:
 
 
 @contextmanager
-def with_plugin() -> Iterator[None]:
-    """Whoever runs the tests has the plugin."""
-    plugin = v2()
+def with_plugin(plugin: Path | None = None) -> Iterator[None]:
+    """Whoever runs the tests has the plugin: this one, or whichever is here."""
+    plugin = plugin or v2()
     if plugin is None:
         skip_without("Compose 2", ".ci/compose fetches it")
     with _plugins() as folder:

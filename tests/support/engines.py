@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -54,21 +54,50 @@ def require(program: str) -> None:
         pytest.skip(f"without {why}")
 
 
+#: Where .ci/engine puts the newest Docker that Debian has.
+NEWEST = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / (
+    "pytest-ephemeral-tests/docker-sid/usr"
+)
+
+
+def newest_unavailable() -> str:
+    """Why the newest Docker can't be started here; empty when it can."""
+    if why := unavailable("dockerd"):
+        return why
+    return "" if NEWEST.exists() else "a newer dockerd: .ci/engine fetches it"
+
+
 @contextmanager
-def dockerd(*options: str, disk: str = "") -> Iterator[Engine]:
+def newest_dockerd() -> Iterator[Engine]:
+    """The newest Docker there is, which keeps images in containerd's store as new ones do.
+
+    It runs containers with this machine's runc: its own is for a newer C library.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{NEWEST}/bin:{NEWEST}/sbin:{os.environ['PATH']}")
+        with dockerd(features={"containerd-snapshotter": True}) as engine:
+            yield engine
+
+
+@contextmanager
+def dockerd(
+    *options: str, disk: str = "", features: Mapping[str, bool] | None = None
+) -> Iterator[Engine]:
     """A Docker besides the machine's own, with nothing in it.
 
     Args:
         options: For dockerd, besides those that keep it apart.
         disk: The size of the disk that it has for itself, such as ``48m``.
+        features: Of its own that are switched on or off.
     """
     with _folder() as folder, disk_of(folder / "data", disk), _bridge() as bridge:
         socket = f"unix://{folder}/docker.sock"
-        (folder / "none.json").write_text("{}")
+        settings = {"features": features} if features else {}
+        (folder / "settings.json").write_text(json.dumps(settings))
         argv = [
             *("dockerd", "--host", socket, "--data-root", str(folder / "data")),
             *("--exec-root", str(folder / "exec"), "--pidfile", str(folder / "pid")),
-            *("--config-file", str(folder / "none.json"), f"--bridge={bridge}"),
+            *("--config-file", str(folder / "settings.json"), f"--bridge={bridge}"),
             *("--iptables=false", "--ip-forward=false", "--ip-masq=false"),
             *("--default-address-pool", f"base={_POOL}.0.0/18,size=26", *options),
         ]

@@ -29,6 +29,8 @@ class Registry(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Registry
     protocol_version = "HTTP/1.1"
+    #: An engine that begins with TLS must see that this is HTTP.
+    default_request_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         if self.path == "/v2/":

@@ -26,9 +26,11 @@ FOLDERS: Mapping[str, str] = {
 #: Of the conformance suite: the bench → the mark.
 BENCHES: Mapping[str, str] = {
     "docker": "engine",
+    "docker_newest": "engine",
     "podman": "engine",
     "compose": "engine",
     "compose-v2": "engine",
+    "compose_newest": "engine",
     "ec2": "aws",
     "cloudformation": "aws",
 }

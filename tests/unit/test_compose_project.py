@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from pytest_ephemeral.errors import ConfigurationError
-from pytest_ephemeral.models import Endpoint, Image
+from pytest_ephemeral.models import Endpoint
 from pytest_ephemeral.providers.compose import project
 from pytest_ephemeral.providers.compose.command import parse
 from pytest_ephemeral.providers.compose.tables import At, ComposeTemplate, Place
 from pytest_ephemeral.providers.docker.ports import Published
 
-IMAGE = Image(
-    name="shop",
-    key="k",
-    provider="docker",
-    reference="sha256:1",
-    digest="d",
-    baked_at=datetime.now(UTC),
-)
+#: What the engine calls the baked image.
+IMAGE = "sha256:1"
 
 FILE = """
 name: theirs
@@ -81,7 +74,7 @@ def published_at(first: int, **keys: Any) -> Published:
 def test_services_are_made_our_own() -> None:
     """The baked image instead of a build; only the endpoint's port; what else is said stays."""
     web = prepared()["services"]["web"]
-    assert web["image"] == IMAGE.digest
+    assert web["image"] == IMAGE
     assert web["ports"] == ["127.0.0.1:49160:80/tcp"]
     assert web["restart"] == "always"
     assert web["labels"]["theirs"] == web["labels"]["ours"] == "yes"

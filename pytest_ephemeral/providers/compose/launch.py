@@ -18,6 +18,7 @@ from pytest_ephemeral.providers.docker import (
     bases,
     containers,
     errors,
+    image_store,
     logs,
     ports,
     resources,
@@ -116,10 +117,11 @@ class Launch:
 
     def _text(self, published: Published) -> str:
         """The file of this environment, as the compose command reads it."""
+        images = self.order.images.items()
         changed = project.prepare(
             self._meant,
             self._template,
-            self.order.images,
+            {name: image_store.id_on(self._engine, image) for name, image in images},
             labels=resources.labels_for(self.order.environment, "compose"),
             secrets=self.order.secrets,
             published=published,

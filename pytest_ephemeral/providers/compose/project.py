@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pytest_ephemeral.errors import ConfigurationError, closest
-from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
 from pytest_ephemeral.providers.docker import containers, masking
 from pytest_ephemeral.providers.docker.ports import Published
@@ -62,7 +61,7 @@ def check_services(file: File, template: ComposeTemplate) -> dict[str, File]:
 def prepare(
     file: File,
     template: ComposeTemplate,
-    images: Mapping[str, Image],
+    images: Mapping[str, str],
     *,
     labels: Mapping[str, str],
     secrets: Sequence[str],
@@ -76,7 +75,7 @@ def prepare(
     Args:
         file: What the user's means.
         template: What is asked for.
-        images: The baked images by name.
+        images: What the engine calls the baked images, by name.
         labels: The labels.
         secrets: Values to be masked in the logs.
         published: Where the endpoints' ports are published.
@@ -202,10 +201,10 @@ def _ports(
     return {}
 
 
-def _image(name: str, service: File, template: ComposeTemplate, images: Mapping[str, Image]) -> str:
+def _image(name: str, service: File, template: ComposeTemplate, images: Mapping[str, str]) -> str:
     """The image that a service runs: the baked one, or the file's."""
     if name in template.replaced:
-        return images[template.replaced[name]].digest
+        return images[template.replaced[name]]
     if "build" in service or not service.get("image"):
         raise ConfigurationError(
             f"templates.{template.name}: the service {name!r} of {template.files()[0]} has build: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pytest_ephemeral import files
 from pytest_ephemeral.errors import BakeError
 from pytest_ephemeral.models import Image
 
@@ -22,12 +23,16 @@ def check(image: Image, file: Path) -> None:
             names = set(tar.getnames())
             listing = tar.extractfile("manifest.json")
             (said,) = json.load(listing) if listing else [{}]
+            config = tar.extractfile(said.get("Config", "its configuration"))
+            digest = files.digest_of([config.read()] if config else [])
     except (tarfile.TarError, KeyError, ValueError, OSError) as error:
         raise _broken(image, str(error)) from error
     if missing := sorted(
         {said.get("Config", "its configuration"), *said.get("Layers", ())} - names
     ):
         raise _broken(image, f"{missing[0]} is missing")
+    if digest != image.digest:
+        raise _broken(image, f"its configuration is {digest}")
 
 
 def _broken(image: Image, why: str) -> BakeError:

@@ -22,7 +22,13 @@ from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import install_script
 from pytest_ephemeral.providers.bake_log import PACKAGE_SOURCES, BakeLog, passed_variables
-from pytest_ephemeral.providers.docker import containers, errors, quarantine, resources
+from pytest_ephemeral.providers.docker import (
+    containers,
+    errors,
+    image_store,
+    quarantine,
+    resources,
+)
 from pytest_ephemeral.providers.docker.engine import (
     TAR_TYPE,
     Engine,
@@ -102,7 +108,11 @@ def verify(engine: Engine, job: BakeJob, image: Image, command: str, log: BakeLo
     Raises:
         BakeError: It failed.
     """
-    body = {"Image": image.digest, "Entrypoint": _SHELL, "Cmd": ["-ec", command]}
+    body = {
+        "Image": image_store.id_on(engine, image),
+        "Entrypoint": _SHELL,
+        "Cmd": ["-ec", command],
+    }
     with _container(engine, job, body) as id:
         try:
             status = _run(engine, id, log)

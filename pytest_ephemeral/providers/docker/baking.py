@@ -8,6 +8,7 @@ engine does not take it for litter.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ from pytest_ephemeral.providers.docker import (
     bases,
     endpoint,
     errors,
+    image_store,
     quarantine,
     registry,
 )
@@ -44,18 +46,13 @@ from pytest_ephemeral.providers.docker.engine import (
     NoEngineError,
     json_lines,
 )
+from pytest_ephemeral.providers.docker.image_store import PULL, tag_of
 from pytest_ephemeral.providers.docker.tables import DockerRecipe
 from pytest_ephemeral.providers.protocol import UNKNOWN, BakeJob
 from pytest_ephemeral.tables import Recipe
 
 ARTIFACT: Final = labels.PREFIX + "artifact"
 RECIPE: Final = labels.PREFIX + "recipe"
-
-#: What baked images are called: ``pytest-ephemeral/NAME:KEY``.
-REPOSITORY: Final = "pytest-ephemeral"
-
-#: In an image's handle: where any engine can pull it, by its digest.
-PULL: Final = "pull"
 
 #: Where the artifact stands in the context, for ``ARG ARTIFACT`` and ``COPY $ARTIFACT …``.
 _ARTIFACT_FOLDER: Final = ".artifact"
@@ -97,10 +94,10 @@ class DockerBaker:
         recipe, engine = _recipe(job.recipe), endpoint.find()
         if recipe.reference is not None:
             return None
-        found = bases.find_local(engine, _tag(recipe.name, job.key))
+        found = bases.find_local(engine, image_store.name_of(recipe.name, job.key))
         if found is None or (found["Config"].get("Labels") or {}).get(quarantine.KEY) != job.key:
             return None
-        return _push(engine, job, _image(job, found))
+        return _push(engine, job, _image(engine, job, found))
 
     def bake(self, job: BakeJob) -> Image:
         """Build it, install it, or take it as it is; and push it where a registry is named."""
@@ -109,7 +106,7 @@ class DockerBaker:
         with BakeLog(job) as log:
             try:
                 id = _make(engine, job, recipe, log)
-                image = _image(job, _inspect(engine, id))
+                image = _image(engine, job, _inspect(engine, id))
                 if recipe.registry is not None:
                     self.verify(job, image)
                 return _push(engine, job, image)
@@ -124,18 +121,17 @@ class DockerBaker:
 
     def verify(self, job: BakeJob, image: Image) -> None:
         """Run each command in a fresh container of it; then it gets its name."""
-        engine, tag = endpoint.find(), _tag(image.name, image.key)
+        engine, tag = endpoint.find(), tag_of(image)
         before = bases.find_local(engine, tag)
-        if before is not None and before["Id"] == image.digest:  # since it was made, or before
+        # It is, since it was made, or before.
+        if before is not None and image_store.digest_of(engine, before) == image.digest:
             bases.untag(engine, quarantine.name_of(job))
             return
         with BakeLog(job) as log:
             for command in job.recipe.verify:
                 job.say(f"verifying: {command}")
                 bake_commands.verify(engine, job, image, command, log)
-        repository, _, digits = tag.rpartition(":")
-        query = {"repo": repository, "tag": digits}
-        engine.call("POST", f"/images/{image.digest}/tag", query=query)
+        _name(engine, image_store.id_on(engine, image), tag)
         bases.untag(engine, quarantine.name_of(job))
         if before is not None:
             _delete_nameless(engine, before["Id"], image.key)
@@ -147,7 +143,7 @@ class DockerBaker:
     def present(self, image: Image) -> bool:
         """Whether the engine has it, or could pull it by its digest."""
         engine = endpoint.find()
-        if bases.find_local(engine, image.digest) is not None:
+        if image_store.find(engine, image) is not None:
             return True
         if PULL not in image.handle:
             return False
@@ -155,10 +151,10 @@ class DockerBaker:
             registry.pull(engine, image.handle[PULL])
         except EphemeralError:
             return False  # the store may have it
-        found = _inspect(engine, image.handle[PULL])
-        if found["Id"] != image.digest:
+        pulled = image_store.digest_of(engine, _inspect(engine, image.handle[PULL]))
+        if pulled != image.digest:
             raise ImageChangedError(
-                f"{image.handle[PULL]} is {found['Id']}, and not the image {image.name!r} "
+                f"{image.handle[PULL]} is {pulled}, and not the image {image.name!r} "
                 f"({image.digest}). Bake it again with `pytest-ephemeral bake {image.name} --force`"
             )
         return True
@@ -167,9 +163,10 @@ class DockerBaker:
         """Write it into one file, as ``docker save`` does."""
         import shutil
 
-        path = f"/images/{image.digest}/get"
+        engine = endpoint.find()
+        path = f"/images/{image_store.id_on(engine, image)}/get"
         try:
-            with endpoint.find().stream("GET", path) as answer, file.open("wb") as target:
+            with engine.stream("GET", path) as answer, file.open("wb") as target:
                 shutil.copyfileobj(answer, target, 1 << 20)
         except (EngineError, TimeoutError) as error:
             said = f"the image {image.name!r} can't be saved: {errors.describe_error(error)}"
@@ -186,23 +183,22 @@ class DockerBaker:
             ) as answer,
         ):
             said = [line.get("error") or line.get("stream", "") for line in json_lines(answer)]
-        if bases.find_local(engine, image.digest) is None:
+        loaded = _loaded(engine, image, " ".join(said))
+        if loaded is None:
             raise ImageChangedError(
                 f"the archive of the image {image.name!r} is not {image.digest}: "
                 f"{' '.join(said).strip()}. Bake it again with "
                 f"`pytest-ephemeral bake {image.name} --force`"
             )
-        repository, _, digits = _tag(image.name, image.key).rpartition(":")
-        query = {"repo": repository, "tag": digits}
-        engine.call("POST", f"/images/{image.digest}/tag", query=query)
+        _name(engine, loaded, tag_of(image))
 
     def remove(self, image: Image) -> None:
         """Remove our name for it, and with its last name the image."""
-        engine, tag = endpoint.find(), _tag(image.name, image.key)
+        engine, tag = endpoint.find(), tag_of(image)
         found = bases.find_local(engine, tag)
-        if found is not None and found["Id"] != image.digest:
+        if found is not None and image_store.digest_of(engine, found) != image.digest:
             # Someone has given the name to another image.
-            _delete_nameless(engine, image.digest, image.key)
+            _delete_nameless(engine, image_store.id_on(engine, image), image.key)
             return
         try:
             bases.untag(engine, tag)
@@ -282,11 +278,12 @@ def _push(engine: Engine, job: BakeJob, image: Image) -> Image:
     if repository is None:
         return image
     job.say(f"pushing it to {repository}")
-    pushed = registry.push(engine, image.digest, repository, quarantine.short_key(job.key))
+    id = image_store.id_on(engine, image)
+    pushed = registry.push(engine, id, repository, quarantine.short_key(job.key))
     return msgspec.structs.replace(image, handle={**image.handle, PULL: pushed})
 
 
-def _image(job: BakeJob, found: Mapping[str, Any]) -> Image:
+def _image(engine: Engine, job: BakeJob, found: Mapping[str, Any]) -> Image:
     recipe = _recipe(job.recipe)
     handle = {"platform": f"{found['Os']}/{found['Architecture']}"}
     for name, protocol in (("exposed", "tcp"), ("udp", "udp")):
@@ -301,7 +298,7 @@ def _image(job: BakeJob, found: Mapping[str, Any]) -> Image:
         key=job.key,
         provider="docker",
         reference=found["Id"],
-        digest=found["Id"],
+        digest=image_store.digest_of(engine, found),
         size=found["Size"],
         baked_at=datetime.now(UTC),
         handle=handle,
@@ -315,6 +312,15 @@ def _inspect(engine: Engine, reference: str) -> dict[str, Any]:
             f"the container engine reported building {reference} but does not list it"
         )
     return found
+
+
+def _loaded(engine: Engine, image: Image, said: str) -> str | None:
+    """What the engine calls an image that it has loaded; None where that is another one."""
+    for id in [image.digest, *re.findall("sha256:[0-9a-f]{64}", said)]:
+        found = bases.find_local(engine, id)
+        if found is not None and image_store.digest_of(engine, found) == image.digest:
+            return str(found["Id"])
+    return None
 
 
 def _delete_nameless(engine: Engine, id: str, key: str) -> None:
@@ -332,5 +338,6 @@ def _recipe(recipe: Recipe) -> DockerRecipe:
     return recipe
 
 
-def _tag(name: str, key: str) -> str:
-    return f"{REPOSITORY}/{name}:{quarantine.short_key(key)}"
+def _name(engine: Engine, id: str, name: str) -> None:
+    repository, _, tag = name.rpartition(":")
+    engine.call("POST", f"/images/{id}/tag", query={"repo": repository, "tag": tag})

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from pytest_ephemeral import machine
@@ -25,7 +25,18 @@ from pytest_ephemeral.providers.docker.engine import Address, Engine
 #: In a handle: the engine's address, and its own id.
 ENGINE, ENGINE_ID = "engine", "engine-id"
 
-_known: Final[dict[Address, str]] = {}
+#: What Docker calls the drivers of its containerd store.
+_SNAPSHOTTER: Final = "io.containerd.snapshotter"
+
+
+class _Known(NamedTuple):
+    """What an engine says of itself: what tells it from others, and how it keeps images."""
+
+    id: str
+    has_manifests: bool
+
+
+_known: Final[dict[Address, _Known]] = {}
 _lock: Final = threading.Lock()
 
 
@@ -57,7 +68,7 @@ def engine_of(handle: Mapping[str, str]) -> Engine:
 
 
 def id_of(engine: Engine) -> str:
-    """What tells an engine from others, asked once a process.
+    """What tells an engine from others.
 
     Docker has an id, which before its version 25 is the machine's: two engines of one machine
     differ in where their data is. Podman makes up another id for every answer, so that its machine
@@ -66,6 +77,20 @@ def id_of(engine: Engine) -> str:
     Raises:
         NoEngineError: It does not answer.
     """
+    return _ask(engine).id
+
+
+def has_manifests(engine: Engine) -> bool:
+    """Whether an engine knows images by their manifests: Docker's containerd store does.
+
+    Raises:
+        NoEngineError: It does not answer.
+    """
+    return _ask(engine).has_manifests
+
+
+def _ask(engine: Engine) -> _Known:
+    """Ask an engine for what it is, once a process."""
     with _lock:
         if engine.address not in _known:
             info = engine.call("GET", "/info", timeout=10)
@@ -73,8 +98,15 @@ def id_of(engine: Engine) -> str:
             if "BuildahVersion" in info:
                 own = f"{info.get('Name', '')} " + machine.machine_id() * (not engine.address.host)
             text = f"{own}|{info.get('DockerRootDir', '')}"
-            _known[engine.address] = hashlib.sha256(text.encode()).hexdigest()[:20]
+            snapshotter = any(str(value).startswith(_SNAPSHOTTER) for _, value in _driver(info))
+            id = hashlib.sha256(text.encode()).hexdigest()[:20]
+            _known[engine.address] = _Known(id, snapshotter)
         return _known[engine.address]
+
+
+def _driver(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What an engine says of what it keeps images in; Podman has it in another form."""
+    return [tuple(pair) for pair in info.get("DriverStatus") or () if len(pair) == 2]
 
 
 def ask_early(engine: Engine) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
-from pytest_ephemeral.providers.docker import containers, masking, ports, resources
+from pytest_ephemeral.providers.docker import containers, image_store, masking, ports, resources
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.docker.environments import (
     APP,
@@ -40,7 +40,7 @@ def launch_container(
     order = begin_launch(order, engine)
     environment = order.environment
     made_labels = resources.labels_for(environment, "docker")
-    body = _body(order, template, image)
+    body = {"Image": image_store.id_on(engine, image), **_body(order, template)}
     body["Labels"] |= made_labels
     network = _Network(engine, name_of(environment.id), made_labels) if template.isolated else None
     udp = image.handle.get("udp", "").split()
@@ -171,14 +171,13 @@ class _Network:
             self._error = error
 
 
-def _body(order: Order, template: DockerTemplate, image: Image) -> dict[str, Any]:
-    """The request for a container, as /containers/create takes it; without its ports."""
+def _body(order: Order, template: DockerTemplate) -> dict[str, Any]:
+    """The request for a container, as /containers/create takes it; without image and ports."""
     name = name_of(order.environment.id)
     command = template.command
     if isinstance(command, str):
         command = ["/bin/sh", "-c", command]
     body: dict[str, Any] = {
-        "Image": image.digest,
         "Cmd": command,
         "Env": [f"{key}={value}" for key, value in order.variables.items()],
         "Labels": masking.labels_for(order.variables, order.secrets),

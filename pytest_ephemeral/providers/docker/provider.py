@@ -12,6 +12,7 @@ from pytest_ephemeral.providers.docker import (
     endpoint,
     errors,
     identity,
+    image_store,
     quarantine,
 )
 from pytest_ephemeral.providers.docker.baking import DockerBaker
@@ -53,7 +54,9 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
         except NoEngineError:
             raise
         except (EngineError, TimeoutError) as error:
-            note = containers.describe_architecture(engine, {"Image": image.digest})
+            note = containers.describe_architecture(
+                engine, {"Image": image_store.id_on(engine, image)}
+            )
             raise LaunchError(
                 f"{environment.id} could not be launched: {errors.describe_error(error)}{note}"
             ) from error
