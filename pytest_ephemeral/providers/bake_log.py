@@ -61,9 +61,9 @@ def passed_secrets(recipe: Recipe) -> tuple[str, ...]:
 class BakeLog:
     """Takes what a bake prints, in pieces of any size, and masks secrets."""
 
-    def __init__(self, job: BakeJob) -> None:
+    def __init__(self, job: BakeJob, secrets: Iterable[str] = ()) -> None:
         self._job = job
-        self._secrets = passed_secrets(job.recipe)
+        self._secrets = (*passed_secrets(job.recipe), *secrets)
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._unfinished = ""
         self._started = time.monotonic()

@@ -6,7 +6,6 @@ import pytest
 
 from containers.project import Opened, refusal, up
 from pytest_ephemeral.errors import BakeError, ReadinessError
-from support import engine_images
 
 DOCKERFILE = """
 FROM {base} AS tools
@@ -56,14 +55,3 @@ def test_what_needs_a_shell_says_so(opened: Opened, way: str) -> None:
     assert "no such file or directory" in str(error)
     assert "a list starts a program without one" in str(error)
     assert "runc" not in str(error)
-
-
-def test_a_dockerfile_for_buildkit(opened: Opened) -> None:
-    """Engines build without it when they are asked directly: what to do instead."""
-    base = engine_images.busybox()
-    error = refusal(opened(dockerfile=f"FROM {base}\nRUN --mount=type=cache,target=/x true\n"))
-    assert isinstance(error, BakeError)
-    assert "requires BuildKit" in str(error)
-    assert "RUN --mount=type=cache,target=/x true" in str(error)
-    assert "`docker buildx build --load`" in str(error)
-    assert "give it as `reference`" in str(error)

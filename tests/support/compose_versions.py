@@ -31,7 +31,7 @@ def v2() -> Path | None:
 @contextmanager
 def without_plugin() -> Iterator[None]:
     """Whoever runs the tests has no plugins: docker-compose 1.29, unless the machine has others."""
-    with _plugins():
+    with plugin_folder():
         try:
             Compose.find()
         except UnavailableError as error:
@@ -45,13 +45,13 @@ def with_plugin(plugin: Path | None = None) -> Iterator[None]:
     plugin = plugin or v2()
     if plugin is None:
         skip_without("Compose 2", ".ci/compose fetches it")
-    with _plugins() as folder:
+    with plugin_folder() as folder:
         (folder / "docker-compose").symlink_to(plugin)
         yield
 
 
 @contextmanager
-def _plugins() -> Iterator[Path]:
+def plugin_folder() -> Iterator[Path]:
     """The folder of this user's plugins, with nothing in it."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_CONFIG", folder)

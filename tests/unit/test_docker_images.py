@@ -74,7 +74,7 @@ def test_the_digest_is_of_content(tmp_path: Path) -> None:
 
 
 def test_the_tar_is_roots(tmp_path: Path) -> None:
-    """And has what is given besides."""
+    """And has what is given besides; BuildKit takes what begins with another header for a file."""
     target = io.BytesIO()
     artifact = tmp_path / "made.whl"
     artifact.write_text("wheel")
@@ -82,8 +82,9 @@ def test_the_tar_is_roots(tmp_path: Path) -> None:
     target.seek(0)
     with tarfile.open(fileobj=target) as tar:
         members = tar.getmembers()
-    assert {member.name for member in members} == {*ALWAYS, ".artifact/made.whl"}
+    assert {member.name for member in members} == {".", *ALWAYS, ".artifact/made.whl"}
     assert all(member.uid == member.gid == 0 for member in members)
+    assert target.getvalue()[:3] == b"./\0"
 
 
 def test_a_dockerfile_that_is_not_there(tmp_path: Path) -> None:
@@ -163,6 +164,9 @@ def test_sizes() -> None:
     [
         ("RUN --mount=type=cache,target=/root/.cache pip install x", True),
         ("  run --network=none true", True),
+        ("RUN \\\n    --mount=type=secret,id=a \\\n    true", True),
+        ("ARG TARGETARCH", True),
+        ("ARG TARGETS", False),
         ("RUN <<EOF", True),
         ("RUN python3 <<-'END'", True),
         ("COPY <<EOF /etc/motd", True),
@@ -178,5 +182,5 @@ def test_sizes() -> None:
     ],
 )
 def test_what_only_buildkit_understands(line: str, needed: bool) -> None:
-    """It is named before anything is built."""
+    """It is built with BuildKit, and all else as every engine builds."""
     assert bool(bases.find_buildkit(f"FROM x\n{line}\n")) == needed

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,15 +21,13 @@ from typing import Any, Final
 import msgspec
 
 from pytest_ephemeral.errors import UnavailableError
-from pytest_ephemeral.providers.docker import endpoint
+from pytest_ephemeral.providers.docker import plugins
 from pytest_ephemeral.providers.docker.engine import Address
 
-#: Variables of whoever runs the tests that would make it another project, another file, or have it
-#: use another engine.
+#: Variables of whoever runs the tests that would make it another project, or another file.
 _NOT_PASSED: Final = frozenset(
     {
         *("COMPOSE_FILE", "COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"),
-        *("DOCKER_CONTEXT", "DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS", "DOCKER_TLS_VERIFY"),
         # They are for the web; to docker-compose 1.29 they go before the engine's own authority.
         *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     }
@@ -58,15 +55,11 @@ class Compose(msgspec.Struct, frozen=True):
     def find(cls) -> Compose:
         """The one of this machine.
 
-        The plugin's own program, which is whole by itself: killed with us, ``docker compose``
-        would leave it at work.
-
         Raises:
             UnavailableError: There is none.
         """
-        for folder in endpoint.plugin_folders(os.environ):
-            if program := shutil.which("docker-compose", path=str(folder)):
-                return cls((program,))
+        if program := plugins.find("docker-compose"):
+            return cls((program,))
         if shutil.which("docker-compose"):  # not asked for its version: that takes it half a second
             return cls(("docker-compose",))
         raise UnavailableError(
@@ -111,30 +104,31 @@ class Compose(msgspec.Struct, frozen=True):
             for option, text in (texts or {}).items():
                 named += [option, files.enter_context(_file(text, descriptors))]
             argv = [*self.argv, *named, *arguments]
-            return _run_to_end(argv, folder, _environ(variables, address), descriptors)
+            return _run_to_end(
+                argv,
+                folder,
+                {**plugins.environ_for(address, *_NOT_PASSED), **variables},
+                descriptors,
+            )
 
 
 def _run_to_end(
     argv: Sequence[str], folder: Path, environ: Mapping[str, str], descriptors: Sequence[int]
 ) -> CommandResult:
     """Run a command that ends with this process, and is killed with what it has started."""
-    process = subprocess.Popen(
-        [*_dying_with_us(), *argv],
+    process = plugins.start(
+        argv,
+        environ=environ,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env=environ,
         cwd=folder,
-        start_new_session=True,  # a Ctrl-C is for us, and would leave half of it
         pass_fds=descriptors,
     )
     with process:
         try:
             output, progress = process.communicate()
         except BaseException:
-            _kill(process)
+            plugins.kill(process)
             raise
     return CommandResult(process.returncode, output, progress)
 
@@ -181,27 +175,3 @@ def parse(text: str) -> dict[str, Any]:
         ) from None
     loaded: dict[str, Any] = yaml.safe_load(text)
     return loaded
-
-
-def _environ(variables: Mapping[str, str], address: Address) -> dict[str, str]:
-    environ = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED}
-    environ["DOCKER_HOST"] = address.url
-    if address.certificates:
-        environ["DOCKER_CERT_PATH"] = address.certificates
-        environ["DOCKER_TLS_VERIFY" if address.verify else "DOCKER_TLS"] = "1"
-    return {**environ, **variables}
-
-
-def _dying_with_us() -> Sequence[str]:
-    """What makes a command end when this process is killed, before it can make anything more."""
-    if sys.platform == "linux" and shutil.which("setpriv"):
-        return ["setpriv", "--pdeathsig", "KILL"]
-    return []
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    """Kill it with what it has started."""
-    if sys.platform == "win32":
-        process.kill()
-    else:
-        os.killpg(process.pid, signal.SIGKILL)

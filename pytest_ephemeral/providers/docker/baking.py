@@ -7,7 +7,6 @@ engine does not take it for litter.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +31,8 @@ from pytest_ephemeral.providers.docker import (
     bake_commands,
     bake_watchdog,
     bases,
+    build,
+    buildx,
     endpoint,
     errors,
     image_store,
@@ -54,9 +55,6 @@ from pytest_ephemeral.tables import Recipe
 ARTIFACT: Final = labels.PREFIX + "artifact"
 RECIPE: Final = labels.PREFIX + "recipe"
 
-#: Where the artifact stands in the context, for ``ARG ARTIFACT`` and ``COPY $ARTIFACT …``.
-_ARTIFACT_FOLDER: Final = ".artifact"
-
 _CONFLICT: Final = 409
 
 
@@ -72,7 +70,7 @@ class DockerBaker:
             named, found = [recipe.base or ""], {}
         else:
             context = Context.at(root / recipe.context, recipe.dockerfile)
-            dockerfile = (context.folder / context.dockerfile).read_text()
+            dockerfile = context.dockerfile_text()
             named = bases.list_bases(dockerfile, recipe.build_args, recipe.target)
             found = {"content": context.digest()}
         pins = {f"from {name}": bases.resolve_digest(engine, name) or UNKNOWN for name in named}
@@ -103,7 +101,7 @@ class DockerBaker:
         """Build it, install it, or take it as it is; and push it where a registry is named."""
         recipe, engine = _recipe(job.recipe), endpoint.find()
         self.discard(job)
-        with BakeLog(job) as log:
+        with BakeLog(job, _secrets(job)) as log:
             try:
                 id = _make(engine, job, recipe, log)
                 image = _image(engine, job, _inspect(engine, id))
@@ -127,7 +125,7 @@ class DockerBaker:
         if before is not None and image_store.digest_of(engine, before) == image.digest:
             bases.untag(engine, quarantine.name_of(job))
             return
-        with BakeLog(job) as log:
+        with BakeLog(job, _secrets(job)) as log:
             for command in job.recipe.verify:
                 job.say(f"verifying: {command}")
                 bake_commands.verify(engine, job, image, command, log)
@@ -225,51 +223,7 @@ def _make(engine: Engine, job: BakeJob, recipe: DockerRecipe, log: BakeLog) -> s
     if recipe.context is None:
         base = bases.ensure_local(engine, recipe.base or "")
         return bake_commands.install(engine, job, base, image_labels, log)
-    context = Context.at(job.root / recipe.context, recipe.dockerfile)
-    dockerfile = (context.folder / context.dockerfile).read_text()
-    if (line := bases.find_buildkit(dockerfile)) and not bake_commands.is_podman(engine):
-        raise errors.bake_failure(log, f"its Dockerfile requires BuildKit for `{line}`")
-    for name in bases.list_bases(dockerfile, recipe.build_args, recipe.target):
-        bases.ensure_local(engine, name)
-    return _build(engine, job, context, image_labels, log)
-
-
-def _build(
-    engine: Engine, job: BakeJob, context: Context, image_labels: Mapping[str, str], log: BakeLog
-) -> str:
-    """Build a Dockerfile; the engine cleans up when this process goes away meanwhile."""
-    import tempfile
-
-    recipe = _recipe(job.recipe)
-    arguments, extra = dict(recipe.build_args), {}
-    if job.artifact is not None:
-        place = f"{_ARTIFACT_FOLDER}/{job.artifact.name}"
-        arguments["ARTIFACT"], extra = place, {place: job.artifact}
-    query = {
-        "dockerfile": context.dockerfile,
-        "target": recipe.target,
-        "buildargs": json.dumps(arguments),
-        "t": quarantine.name_of(job),
-        "labels": json.dumps(dict(image_labels)),
-        "rm": True,
-        "forcerm": True,
-    }
-    step, id = "", ""
-    with tempfile.TemporaryFile() as tar:
-        context.write(tar, extra)
-        tar.seek(0)
-        with engine.stream(
-            "POST", "/build", query=query, body=tar, headers=TAR_TYPE, timeout=None
-        ) as answer:
-            for line in json_lines(answer):
-                text = line.get("stream", "")
-                log.write(text)
-                step = text.strip() if text.startswith("Step ") else step
-                id = line.get("aux", {}).get("ID") or id
-                if "error" in line:
-                    where = f" at {step}" if step else ""
-                    raise errors.bake_failure(log, f"its Dockerfile failed{where}: {line['error']}")
-    return id
+    return build.build(engine, job, recipe, image_labels, log)
 
 
 def _push(engine: Engine, job: BakeJob, image: Image) -> Image:
@@ -330,6 +284,10 @@ def _delete_nameless(engine: Engine, id: str, key: str) -> None:
         return
     with suppress(EngineError):
         engine.call("DELETE", f"/images/{id}")
+
+
+def _secrets(job: BakeJob) -> Sequence[str]:
+    return buildx.secrets_of(_recipe(job.recipe)).secrets
 
 
 def _recipe(recipe: Recipe) -> DockerRecipe:

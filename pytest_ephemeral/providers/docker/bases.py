@@ -18,9 +18,16 @@ _BUILDKIT: Final = re.compile(
     r"RUN\s+--(?:mount|network|security|device)=|"
     r"(?:COPY|ADD)\s+(?:--\S+\s+)*--(?:chmod|link|parents|exclude|checksum|keep-git-dir)|"
     r"(?:RUN|COPY|ADD)\s+(?:.*\s)?<<-?[\"']?[A-Za-z_]|"
-    r"FROM\s+--platform=\S*\$\{?(?:BUILD|TARGET)PLATFORM",
+    r"FROM\s+--platform=\S*\$\{?(?:BUILD|TARGET)PLATFORM|"
+    r"ARG\s+(?:BUILD|TARGET)(?:PLATFORM|OS|ARCH|VARIANT)\b",
     re.IGNORECASE,
 )
+
+#: Where an instruction names another stage, or an image, that it reads from.
+_SOURCES: Final = {
+    "COPY": re.compile(r"--from=(\S+)"),
+    "RUN": re.compile(r"--mount=\S*\bfrom=([^,\s]+)"),
+}
 
 #: Seconds a registry may take to say what a tag points to.
 _PATIENCE: Final = 20.0
@@ -51,7 +58,7 @@ def list_bases(dockerfile: str, arguments: Mapping[str, str], target: str | None
             if image.lower() not in stages and image != "scratch":
                 found.append(image)
             stages.append(stage)
-        elif word == "COPY" and (source := re.search(r"--from=(\S+)", rest)):
+        elif word in _SOURCES and (source := _SOURCES[word].search(rest)):
             image = source[1]
             if not image.isdigit() and image.lower() not in stages:
                 found.append(image)
@@ -66,11 +73,12 @@ def list_bases(dockerfile: str, arguments: Mapping[str, str], target: str | None
 def find_buildkit(dockerfile: str) -> str:
     """The first line of a Dockerfile that only BuildKit understands; empty where there is none.
 
-    Said before it is built: what Docker's older builder says of such a line does not help.
+    What Docker's older builder says of such a line does not help, and some it misunderstands.
     """
-    for line in dockerfile.splitlines():
-        if _BUILDKIT.match(line.strip()):
-            return line.strip()
+    for word, rest in _instructions(dockerfile):
+        line = " ".join([word, *rest.split()])
+        if _BUILDKIT.match(line):
+            return line
     return ""
 
 

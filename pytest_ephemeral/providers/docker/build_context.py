@@ -59,6 +59,10 @@ class Context(msgspec.Struct, frozen=True):
             )
         return cls(folder, PurePosixPath(os.path.normpath(dockerfile)).as_posix())
 
+    def dockerfile_text(self) -> str:
+        """What its Dockerfile says."""
+        return (self.folder / self.dockerfile).read_text()
+
     def paths(self) -> list[str]:
         """All that belongs to it, relative to it, sorted; folders and links too."""
         rules = _rules([*IGNORED, *self._ignore_file()])
@@ -100,6 +104,10 @@ class Context(msgspec.Struct, frozen=True):
             return member
 
         with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            # BuildKit takes for a Dockerfile what does not begin with a plain header.
+            top = tarfile.TarInfo(".")
+            top.type, top.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(top)
             for path in self.paths():
                 tar.add(self.folder / path, path, recursive=False, filter=set_root)
             for path, file in extra.items():

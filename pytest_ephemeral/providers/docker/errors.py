@@ -23,8 +23,8 @@ _REMEDIES: Final = {
     "no such image": "it was removed since: bake it again with `pytest-ephemeral bake`",
     "exec format error": "the image is made for another architecture, or what it starts is "
     "no program",
-    "requires buildkit": "Docker's API builds without it. Build this one with `docker buildx build "
-    "--load` (Debian: apt install docker-buildx), and give it as `reference`",
+    "unknown instruction": "here-documents need Docker 23 or newer, or a first line "
+    "`# syntax=docker/dockerfile:1`, which has the engine fetch a newer parser",
 }
 
 #: Bytes below which a disk is full.

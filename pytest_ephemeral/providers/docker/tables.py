@@ -32,6 +32,10 @@ class DockerRecipe(Recipe, frozen=True, kw_only=True):
         target: The stage of the Dockerfile to stop at.
         build_args: Values of the Dockerfile's ``ARG``.
         base: The image to install into, for ``install``.
+        platform: What it is made for, such as ``"linux/arm64"``.
+        secrets: Values of ``RUN --mount=type=secret``, by id: ``"{env:NAME}"``.
+        cache_from: Where ``docker buildx`` gets cached steps from, as its option has it.
+        cache_to: Where it puts them.
         registry: A repository it is pushed to once baked (``registry.example/team/shop``), from
             where engines that don't have it pull it by its digest.
     """
@@ -42,6 +46,10 @@ class DockerRecipe(Recipe, frozen=True, kw_only=True):
     target: str | None = None
     build_args: dict[str, str] = msgspec.field(default_factory=dict)
     base: str | None = None
+    platform: str | None = None
+    secrets: dict[str, str] = msgspec.field(default_factory=dict)
+    cache_from: list[str] = msgspec.field(default_factory=list)
+    cache_to: list[str] = msgspec.field(default_factory=list)
     registry: str | None = None
 
     def check(self) -> None:
@@ -55,6 +63,11 @@ class DockerRecipe(Recipe, frozen=True, kw_only=True):
             raise ValueError("it has a base: give install too (what puts the artifact into it)")
         if self.context is not None and self.install:
             raise ValueError("a Dockerfile installs by itself: remove install, or context")
+        if self.context is None and (self.platform or self.secrets):
+            raise ValueError("platform and secrets are for a Dockerfile: give context, or pass-env")
+        for id, value in self.secrets.items():
+            if not re.fullmatch(r"\{env:[^{}]+\}", value):
+                raise ValueError(f'secrets: {id} must come from a variable, "{{env:NAME}}"')
 
 
 class DockerTemplate(Template, frozen=True, kw_only=True):

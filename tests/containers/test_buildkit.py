@@ -1,0 +1,157 @@
+"""Dockerfiles that need BuildKit: with ``docker buildx``, and by the engine alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from containers.project import WEB, Opened
+from pytest_ephemeral.errors import BakeError, ConfigurationError
+from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.docker import endpoint, image_store
+from pytest_ephemeral.providers.docker.engine import Engine
+from support import compose_versions, engine_images, engines
+
+#: What Docker's older builder knows nothing of.
+MOUNTS = """\
+FROM --platform=$BUILDPLATFORM {base} AS made
+RUN --mount=type=cache,target=/cache echo {{name}} > /made && touch /cache/used
+FROM {base} AS small
+COPY --from=made --chmod=755 /made /made
+FROM small AS large
+RUN touch /large
+"""
+
+HERE_DOCUMENT = """\
+FROM {base}
+RUN <<EOF
+echo here > /made
+EOF
+"""
+
+TOKEN = "a-token-of-the-registry"
+
+#: A secret is read, and only its size gets into the image.
+SECRET = """\
+FROM {base}
+RUN --mount=type=secret,id=token wc -c < /run/secrets/token > /made && cat /run/secrets/token
+"""
+
+
+@pytest.fixture(params=["machine", "newest"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """The machine's engine, and the newest Docker."""
+    if request.param == "machine":
+        engine_images.require()
+        yield endpoint.find()
+        return
+    if why := engines.newest_unavailable():
+        pytest.skip(f"without {why}")
+    with engines.newest_dockerd() as newest, engines.used(newest):
+        yield newest
+
+
+@pytest.fixture
+def with_buildx() -> Iterator[None]:
+    """Whoever runs the tests has the plugin ``docker buildx``."""
+    if why := engines.newest_unavailable():
+        pytest.skip(f"without {why}")
+    with compose_versions.plugin_folder() as folder:
+        (folder / "docker-buildx").symlink_to(
+            engines.NEWEST / "libexec/docker/cli-plugins/docker-buildx"
+        )
+        yield
+
+
+@pytest.fixture
+def without_buildx() -> Iterator[None]:
+    """Whoever runs the tests has no plugins."""
+    with compose_versions.plugin_folder():
+        yield
+
+
+def baked(opened: Opened, dockerfile: str, **keys: Any) -> Image:
+    """The image of a Dockerfile, with further keys of its recipe."""
+    project = opened(dockerfile=dockerfile.replace("{{name}}", WEB)).project
+    recipe = msgspec.structs.replace(project.config.recipe("web"), **keys)
+    return project.images.obtain(recipe, mode="missing", say=print)
+
+
+def printed(engine: Engine, image: Image, *argv: str) -> str:
+    """What a command prints in a container of the image."""
+    body = {"Image": image_store.id_on(engine, image), "Cmd": list(argv), "Tty": True}
+    id = engine.call("POST", "/containers/create", body=body)["Id"]
+    try:
+        engine.call("POST", f"/containers/{id}/start")
+        engine.call("POST", f"/containers/{id}/wait")
+        with engine.stream("GET", f"/containers/{id}/logs", query={"stdout": True}) as answer:
+            return str(answer.read().decode())
+    finally:
+        engine.call("DELETE", f"/containers/{id}", query={"force": True})
+
+
+@pytest.mark.parametrize("plugin", ["with_buildx", "without_buildx"])
+def test_mounts_and_stages(
+    engine: Engine, opened: Opened, request: pytest.FixtureRequest, plugin: str
+) -> None:
+    """Caches, $BUILDPLATFORM and COPY --chmod, as far as the stage that is asked for."""
+    request.getfixturevalue(plugin)
+    image = baked(opened, MOUNTS, target="small")
+    assert printed(engine, image, "cat", "/made").strip() == WEB
+    assert "no such file" in printed(engine, image, "ls", "/large").lower()
+    config = engine.call("GET", f"/images/{image_store.id_on(engine, image)}/json")["Config"]
+    assert config["Labels"]["pytest-ephemeral.key"] == image.key
+
+
+@pytest.mark.usefixtures("with_buildx")
+def test_a_secret_is_in_no_layer_and_no_log(
+    engine: Engine, opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is there while the step runs; what the step prints of it is masked."""
+    monkeypatch.setenv("TOKEN", TOKEN)
+    image = baked(opened, SECRET, secrets={"token": "{env:TOKEN}"})
+    assert printed(engine, image, "cat", "/made").strip() == str(len(TOKEN))
+    with engine.stream("GET", f"/images/{image_store.id_on(engine, image)}/get") as answer:
+        assert TOKEN.encode() not in answer.read()
+    logs = [file.read_text() for file in tmp_path.rglob("*.log")]
+    assert any("***" in text for text in logs)
+    assert not any(TOKEN in text for text in logs)
+    assert not any(TOKEN in str(value) for value in image.inputs.values())
+
+
+@pytest.mark.usefixtures("without_buildx")
+def test_a_secret_without_the_plugin(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what to install."""
+    monkeypatch.setenv("TOKEN", TOKEN)
+    with pytest.raises(ConfigurationError, match=r"secrets can't be had.*docker-buildx"):
+        baked(opened, SECRET, secrets={"token": "{env:TOKEN}"})
+
+
+@pytest.mark.parametrize("plugin", ["with_buildx", "without_buildx"])
+def test_a_step_that_fails(
+    engine: Engine, opened: Opened, request: pytest.FixtureRequest, plugin: str
+) -> None:
+    """It is named, with what it printed last; nothing stays."""
+    request.getfixturevalue(plugin)
+    failing = "FROM {base}\nRUN --mount=type=cache,target=/c echo the reason >&2; exit 3\n"
+    with pytest.raises(BakeError) as caught:
+        baked(opened, failing)
+    said = str(caught.value)
+    assert "its Dockerfile failed at [" in said
+    assert "RUN --mount=type=cache" in said
+    assert "the reason" in said
+    assert "exit code: 3" in said
+    assert WEB not in str(engine.call("GET", "/images/json"))
+
+
+def test_a_here_document(engine: Engine, opened: Opened, without_buildx: None) -> None:
+    """The newest engine reads it; an old one's parser does not, and it says what helps."""
+    if engine.call("GET", "/version")["Version"].startswith("20."):
+        with pytest.raises(BakeError, match="syntax=docker/dockerfile:1"):
+            baked(opened, HERE_DOCUMENT)
+    else:
+        assert printed(engine, baked(opened, HERE_DOCUMENT), "cat", "/made").strip() == "here"
