@@ -253,18 +253,22 @@ def foreign_listener(addresses: Iterable[tuple[str, int]], pids: Iterable[int]) 
     return ""
 
 
-def shared_listener(ports: Iterable[int], pids: Iterable[int]) -> str:
+def shared_listener(ports: Iterable[int], find_pids: Callable[[], Iterable[int]]) -> str:
     """Which of these processes listens on every address, at a port that others may have, too.
 
     Args:
         ports: An environment's.
-        pids: Its processes.
+        find_pids: Finds its processes; called only if anybody listens like that.
 
     Returns:
         The first such listener, for people; empty when there is none.
     """
-    shared = {port for port in ports if not _is_held(f"port/{port}")}
-    found = (one for one in listeners(pids) if one.host in EVERY_ADDRESS and one.port in shared)
+    everywhere = {port for host, port in find_listening_sockets().values() if host in EVERY_ADDRESS}
+    shared = {port for port in everywhere.intersection(ports) if not _is_held(f"port/{port}")}
+    if not shared:
+        return ""
+    mine = listeners(find_pids())
+    found = (one for one in mine if one.host in EVERY_ADDRESS and one.port in shared)
     return next(map(str, found), "")
 
 

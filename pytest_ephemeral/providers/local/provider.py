@@ -170,9 +170,12 @@ class LocalProvider(LocalBaker):
 
     def shared_listener(self, environment: Environment) -> str:
         """Whether it listens on every address, at a port that other environments may have."""
-        pid = client.status(Folder.of_environment(environment).control)["pid"]
+
+        def find_pids() -> Sequence[int]:
+            return descendants(client.status(Folder.of_environment(environment).control)["pid"])
+
         ports = {endpoint.port for endpoint in environment.endpoints.values()}
-        found = network.shared_listener(ports, descendants(pid))
+        found = network.shared_listener(ports, find_pids)
         return f"{found}, not on its own address alone: {network.EVERYWHERE_CURE}" if found else ""
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
