@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -50,6 +50,8 @@ class Spec(msgspec.Struct, frozen=True):
         secrets: Shown as ``***`` in the logs.
         expires_at: When it ends by itself, in seconds since the epoch.
         settle: A command run, detached, after it ended without its owner.
+        accounts: By process, who it is started as, and where, if not as this user; see
+            ``accounts.describe``. What is run inside it is under the empty name.
         descriptors: Locks and claimed addresses that the guard holds while it lives.
         keep_after_exit: Whether the guard stays when all processes have ended.
     """
@@ -67,6 +69,7 @@ class Spec(msgspec.Struct, frozen=True):
     secrets: Sequence[str] = ()
     expires_at: float | None = None
     settle: Sequence[str] = ()
+    accounts: Mapping[str, Mapping[str, Any]] = {}
     descriptors: Sequence[int] = ()
     keep_after_exit: bool = True
 
@@ -91,6 +94,7 @@ class Spec(msgspec.Struct, frozen=True):
                 "secrets": list(spellings(self.secrets)),
                 "expires_at": self.expires_at,
                 "settle": list(self.settle),
+                "accounts": dict(self.accounts),
                 "descriptors": list(self.descriptors),
                 "keep_after_exit": self.keep_after_exit,
                 "owner": os.getpid(),

@@ -23,7 +23,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers.endpoints import make_endpoints
-from pytest_ephemeral.providers.local import client, folder, guard, logs, network, removal
+from pytest_ephemeral.providers.local import accounts, client, folder, guard, logs, network, removal
 from pytest_ephemeral.providers.local.baking import LocalBaker
 from pytest_ephemeral.providers.local.doctor import checks
 from pytest_ephemeral.providers.local.folder import Folder
@@ -57,14 +57,19 @@ class LocalProvider(LocalBaker):
         """Claim an address, make a folder, start a guard; nothing is waited for."""
         environment = order.environment
         place = Folder.of(environment.id)
+        assert isinstance(order.template, LocalTemplate)
+        users = accounts.find(order.template)
         with ExitStack() as held:
             try:
                 lock = place.make(environment.labels)
                 held.callback(os.close, lock)
+                states = accounts.make_states(place, users.values()) if users else {}
                 image = _hold(order.image, held)
                 claim = _claim(order.template)
                 held.callback(claim.close)
                 spec = _spec(order, place, claim, [lock, *image, *claim.descriptors])
+                known = accounts.describe(users, states, order.variables)
+                spec = msgspec.structs.replace(spec, accounts=known)
                 _held[environment.id] = guard.start(spec)
             except (OSError, ValueError) as error:
                 raise LaunchError(f"{environment.id} could not be started: {error}") from error

@@ -39,16 +39,22 @@ class LocalTemplate(Template, frozen=True, kw_only=True):
         free_port: Whether ``$PORT`` (and every ``$PORT_NAME``) is a free port instead of the
             template's, one that no other environment of this machine has: for an application
             that can only listen on every address.
+        user: The user whom processes run as, where root starts them: all of them, or some by
+            name. What that user writes is in a ``$STATE`` of their own.
     """
 
     provider: str = "local"
     command: str | dict[Name, str]
     free_port: bool = False
+    user: str | dict[Name, str] | None = None
 
     def check(self) -> None:
         """Something has to be started."""
         if not all(command.strip() for command in self.processes().values()) or not self.command:
             raise ValueError("its command is empty: what should be started?")
+        if isinstance(self.user, dict):
+            for name in self.user.keys() - self.processes().keys():
+                raise ValueError(f"user: there is no process {name!r} in its command")
 
     def processes(self) -> dict[str, str]:
         """Its commands by process name, in starting order."""

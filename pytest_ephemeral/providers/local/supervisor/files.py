@@ -7,6 +7,8 @@ import shutil
 
 #: The file in an environment's folder that says whose it is.
 LABELS = "labels.json"
+#: A link in it, to where processes of other users write; see ``accounts``.
+STATES = "states"
 #: What the names of folders begin with that are being removed.
 ASIDE = ".old-"
 
@@ -38,6 +40,8 @@ def remove_environment(path: str) -> None:
     for name in os.listdir(aside):
         if name != LABELS:
             inner = os.path.join(aside, name)
+            if name == STATES and not _remove_states(inner):
+                continue  # it is what leads there
             if os.path.isdir(inner) and not os.path.islink(inner):
                 remove_tree(inner)
             else:
@@ -46,6 +50,20 @@ def remove_environment(path: str) -> None:
         remove_tree(aside)
     elif aside != path:
         os.rename(aside, path)
+
+
+def _remove_states(link: str) -> bool:
+    """Remove what a link of ours leads to; whether that is gone, and never was anything else."""
+    target = os.readlink(link)
+    if os.path.basename(os.path.dirname(target)) != STATES:
+        return False
+    try:
+        if os.lstat(target).st_uid != os.geteuid():
+            return False
+    except FileNotFoundError:
+        return True
+    remove_tree(target)
+    return not os.path.lexists(target)
 
 
 def _open_up(path: str) -> None:

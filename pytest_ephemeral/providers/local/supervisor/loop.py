@@ -202,15 +202,20 @@ class Supervisor:
             except OSError:
                 pass  # this user's pipes hold enough already (pipe(7)): only slower
         nothing = os.open(os.devnull, os.O_RDONLY)
-        pid = processes.spawn(
-            argv,
-            directory=self._orders.directory,
-            variables=self._variables,
-            stdio=(nothing, writing, writing),
-        )
+        pid = self._spawn(name, argv, (nothing, writing, writing))
         os.close(nothing)
         os.close(writing)
         self._processes.append(GuardedProcess(name, pid, reading))
+
+    def _spawn(self, name: str, argv: Sequence[str], stdio: Sequence[int]) -> int:
+        """Start a process as the user that it has, in the folder of that user."""
+        account = self._orders.accounts.get(name)
+        directory, variables = self._orders.directory, self._variables
+        if account:
+            directory, variables = account["directory"], {**variables, **account["variables"]}
+        return processes.spawn(
+            argv, directory=directory, variables=variables, stdio=stdio, account=account
+        )
 
     def _open_logs(self) -> None:
         from functools import partial
@@ -323,9 +328,7 @@ class Supervisor:
         try:
             if len(stdio) != 3:
                 return {"error": "a command to run comes with three descriptors"}
-            client.pid = processes.spawn(
-                argv, directory=self._orders.directory, variables=self._variables, stdio=stdio
-            )
+            client.pid = self._spawn("", argv, stdio)
         finally:
             for descriptor in stdio:
                 os.close(descriptor)

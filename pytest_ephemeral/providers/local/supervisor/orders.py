@@ -28,6 +28,7 @@ class Orders:
     secrets: Sequence[str]
     expires_at: float | None
     settle: Sequence[str]
+    accounts: Mapping[str, Mapping[str, Any]]
     descriptors: Sequence[int]
     keep_after_exit: bool
     owner: int

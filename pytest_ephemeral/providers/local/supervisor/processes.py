@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal as signal  # see loop
 import os
+import stat
 import sys
 import time
 
@@ -12,6 +13,7 @@ from . import kernel
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
 
 #: What a shell exits with when it can't find, or can't run, a command.
 _NOT_FOUND, _NOT_RUNNABLE = 127, 126
@@ -24,7 +26,12 @@ _EXEC_PATIENCE = 1.0
 
 
 def spawn(
-    argv: Sequence[str], *, directory: str, variables: Mapping[str, str], stdio: Sequence[int]
+    argv: Sequence[str],
+    *,
+    directory: str,
+    variables: Mapping[str, str],
+    stdio: Sequence[int],
+    account: Mapping[str, Any] | None = None,
 ) -> int:
     """Start a process in a session of its own, to be killed when this one dies.
 
@@ -33,6 +40,7 @@ def spawn(
         directory: Where it starts.
         variables: Its whole environment.
         stdio: Descriptors for its input, output and errors.
+        account: Has the ``uid``, ``gid`` and ``groups`` of who it runs as; None for this user.
 
     Returns:
         Its process id. A program that can't be run exits as under a shell, with 126 or 127, and
@@ -44,11 +52,10 @@ def spawn(
         return pid
     try:
         os.setsid()
-        kernel.die_with(parent)
-        for target, source in enumerate(stdio):
-            os.dup2(source, target)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores these two
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        if account:
+            _become(account, stdio)
+        kernel.die_with(parent)  # behind that, which would undo it: prctl(2)
+        _reset(stdio)
         os.chdir(directory)
         os.execvpe(argv[0], list(argv), dict(variables))
     except (OSError, ValueError) as error:
@@ -57,6 +64,26 @@ def spawn(
         os._exit(_NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_RUNNABLE)
     finally:
         os._exit(_NOT_RUNNABLE)
+
+
+def _reset(stdio: Sequence[int]) -> None:
+    """Take these descriptors, and the signals' own meanings."""
+    for target, source in enumerate(stdio):
+        os.dup2(source, target)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores these two
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+
+
+def _become(account: Mapping[str, Any], stdio: Sequence[int]) -> None:
+    """Be another user from now on, who may also open /dev/stdout."""
+    os.get_exec_path({})  # it imports, and that user may not be able to read Python's library
+    for descriptor in stdio[1:]:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode) and os.geteuid() == 0:
+            os.fchown(descriptor, account["uid"], account["gid"])
+    if os.geteuid() == 0:
+        os.setgroups(account["groups"])
+        os.setgid(account["gid"])
+        os.setuid(account["uid"])
 
 
 def start_detached(argv: Sequence[str], *, without: str) -> None:

@@ -1,0 +1,185 @@
+"""``user``: what root starts as another user, where that user can write, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pluggy
+import pytest
+
+from pytest_ephemeral import hookspecs
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.project import Project
+from support.lacks import skip_without
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
+]
+
+NOBODY = pwd.getpwnam("nobody")
+
+Begin = Callable[..., Lifecycle]
+
+POSTGRES = """
+port = 5432
+scheme = "postgresql"
+user = "postgres"
+command = '''
+initdb -D "$STATE/data" -A trust >/dev/null
+exec postgres -D "$STATE/data" -k "$STATE" -h $HOST -p $PORT
+'''
+ready = { command = "pg_isready -q -h $HOST -p $PORT", timeout = "60s" }
+seed = "psql -q -h $HOST -p $PORT -c 'create table tea (name text)'"
+"""
+
+ONE = """
+port = 8080
+user = "nobody"
+ready = { log = "here" }
+command = '''
+id -u > who; touch "$HOME/home" "$TMPDIR/temporary" "$STATE/state"
+echo "$(pwd) $USER here" > /dev/stdout
+exec sleep 1000
+'''
+"""
+
+SOME = """
+port = 8080
+user = { web = "nobody" }
+ready = { log = "here" }
+command = { web = "touch $STATE/web; exec sleep 1000", work = "touch work; echo here; sleep 1000" }
+"""
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A folder for installed images that every user can enter, and nothing else of theirs."""
+    folder = Path(f"/var/tmp/ephemeral-users-{os.getpid()}")
+    folder.mkdir(mode=0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def begin(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
+    """A project with one template, whose state is where only root can enter."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(root))
+
+    def begin(template: str) -> Lifecycle:
+        text = f"[templates.staging]\nprovider = 'local'\n{template}"
+        (tmp_path / "ephemeral.toml").write_text(text)
+        project = Project.open(tmp_path / "ephemeral.toml", tmp_path)
+        manager = pluggy.PluginManager("pytest")
+        manager.add_hookspecs(hookspecs)
+        return Lifecycle(project, hooks=manager.hook, run="users")
+
+    return begin
+
+
+def owners(environment_id: str) -> set[int]:
+    """Whose the processes of an environment are, as the system says; its guard aside."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            marked = f"PYTEST_EPHEMERAL_ENVIRONMENT={environment_id}".encode()
+            marked_so = entry.name.isdigit() and marked in (entry / "environ").read_bytes()
+            if marked_so and b"supervisor" not in (entry / "cmdline").read_bytes():
+                found.add(entry.stat().st_uid)
+        except OSError:
+            continue
+    return found
+
+
+def test_all_processes_are_that_users(begin: Begin, root: Path) -> None:
+    """In a folder of their own, with variables that say so; nothing is left of it."""
+    lifecycle = begin(ONE)
+    environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
+    own = root / "states" / environment.id / "nobody"
+    assert owners(environment.id) == {NOBODY.pw_uid}
+    assert environment.logs() == f"{own / 'state'} nobody here\n"
+    assert {one.name for one in (own / "state").iterdir()} == {"who", "home", "state"}
+    assert (own / "state" / "who").read_text() == f"{NOBODY.pw_uid}\n"
+    assert (own / "tmp" / "temporary").stat().st_uid == NOBODY.pw_uid
+    done = environment.run(["id", "-un"])
+    assert (done.stdout, done.stderr, done.returncode) == ("nobody\n", "", 0)
+    lifecycle.destroy(environment)
+    assert not owners(environment.id)
+    assert not list((root / "states").iterdir())
+
+
+def test_some_processes_are_that_users(begin: Begin, root: Path) -> None:
+    """The others are root's, in the environment's own folder."""
+    lifecycle = begin(SOME)
+    environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
+    assert owners(environment.id) == {0, NOBODY.pw_uid}
+    web = root / "states" / environment.id / "nobody" / "state" / "web"
+    deadline = time.monotonic() + 10
+    while not web.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert web.stat().st_uid == NOBODY.pw_uid
+    assert environment.run(["ls"]).stdout == "work\n"
+    lifecycle.destroy(environment)
+    assert not list((root / "states").iterdir())
+
+
+def test_postgresql_runs_under_root(begin: Begin, root: Path) -> None:
+    """It refuses root, and wants a folder of its own: Debian's, as it is installed."""
+    if shutil.which("initdb") is None or shutil.which("postgres") is None:
+        skip_without("PostgreSQL's server on PATH", "Debian's is in /usr/lib/postgresql/*/bin")
+    lifecycle = begin(POSTGRES)
+    environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
+    endpoint = environment.endpoints["http"]
+    ask = ["psql", "-At", "-h", endpoint.host, "-p", str(endpoint.port)]
+    assert environment.run([*ask, "-c", "select current_user, count(*) from tea"]).stdout == (
+        "postgres|0\n"
+    )
+    assert owners(environment.id) == {pwd.getpwnam("postgres").pw_uid}
+    lifecycle.destroy(environment)
+    assert not owners(environment.id)
+    assert not list((root / "states").iterdir())
+
+
+def test_when_its_guard_is_killed_all_of_it_ends(begin: Begin, root: Path) -> None:
+    """A process that has become another user dies with its guard; its folder is removed."""
+    lifecycle = begin(ONE)
+    environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
+    os.kill(int(environment.handle["supervisor"]), 9)
+    deadline = time.monotonic() + 10
+    while owners(environment.id) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not owners(environment.id)
+    lifecycle.destroy(environment)
+    assert not list((root / "states").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("user", "said"),
+    [('"nobdy"', "no user 'nobdy'.*Did you mean 'nobody'"), ('{ x = "nobody" }', "no process 'x'")],
+)
+def test_who_is_not_there_is_told(begin: Begin, user: str, said: str) -> None:
+    """With the key's path; and nothing is started."""
+
+    def try_it() -> None:
+        lifecycle = begin(ONE.replace('"nobody"', user))
+        lifecycle.bring_up(lifecycle.project.config.template("staging"))
+
+    with pytest.raises(ConfigurationError, match=said):
+        try_it()
+
+
+def test_a_folder_that_others_can_not_enter_is_told(begin: Begin, root: Path) -> None:
+    """By its name, before anything is started in vain."""
+    root.chmod(0o700)
+    lifecycle = begin(ONE)
+    with pytest.raises(ConfigurationError, match="other users can't enter"):
+        lifecycle.bring_up(lifecycle.project.config.template("staging"))
+    assert not list((root / "states").iterdir())
