@@ -5,11 +5,14 @@ Nothing here is read at import time, and boto3 is imported by whoever asks for a
 
 from __future__ import annotations
 
+import json
 import os
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
+from xml.parsers import expat
 
 from pytest_ephemeral.errors import UnavailableError
 
@@ -53,6 +56,7 @@ _SERVER_ERROR_ATTEMPTS: Final = 4
 
 #: The first status of errors that are not the request's, and may pass.
 _SERVER_ERROR: Final = 500
+_BAD_GATEWAY: Final = 502
 
 _clients: dict[tuple[Any, ...], Any] = {}
 _identities: dict[int, dict[str, str]] = {}
@@ -128,6 +132,20 @@ def translate_errors() -> Iterator[None]:
         if (said := _describe_refusal(error)) is None:
             raise
         raise UnavailableError(said) from error
+    except OSError as error:
+        if not _is_raised_by_botocore(error):
+            raise
+        said = " ".join(str(error).split())
+        raise UnavailableError(
+            f"AWS: the credentials can't be read: {said}: see ~/.aws/config and the variables "
+            "AWS_PROFILE and AWS_WEB_IDENTITY_TOKEN_FILE"
+        ) from error
+
+
+def _is_raised_by_botocore(error: BaseException) -> bool:
+    """Whether an error comes from botocore's own work, such as reading a token's file."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").startswith("botocore.") for frame, _ in frames)
 
 
 def _create(service: str, region: str | None) -> Any:
@@ -163,7 +181,8 @@ def _create(service: str, region: str | None) -> Any:
     if service == "ec2":
         made.meta.events.register_first("needs-retry.ec2.RunInstances", _stop_retrying_capacity)
     if service != "s3":  # which has web pages of its own
-        made.meta.events.register_first("before-parse", _refuse_web_page)
+        made.meta.events.register_first("before-parse", _check_answer)
+        made.meta.events.register_first(f"needs-retry.{service}", _retry_unreadable)
     return made
 
 
@@ -211,13 +230,17 @@ def _stop_retrying_capacity(response: tuple[Any, dict[str, Any]] | None = None, 
         raise ClientError(response[1], "RunInstances")  # type: ignore[index]
 
 
-def _refuse_web_page(response_dict: dict[str, Any], **_: Any) -> None:
+def _check_answer(response_dict: dict[str, Any], operation_model: Any, **_: Any) -> None:
     """Refuse what a proxy, or a network that wants people to sign in, says in AWS's place.
 
     botocore would find it no XML, or no JSON, and raise what is none of its own errors. A gateway's
-    error it asks again about, if it is not told more than its status.
+    error it asks again about, if it is not told more than its status. An answer of AWS's own that
+    can't be parsed, as it was cut, becomes such an error.
     """
     if not str(response_dict["headers"].get("Content-Type", "")).startswith("text/html"):
+        is_good = response_dict["status_code"] < _SERVER_ERROR
+        if is_good and not _is_readable(response_dict["body"], operation_model.metadata):
+            response_dict.update(status_code=_BAD_GATEWAY, body=b"")
         return
     status = int(response_dict["status_code"])
     if status < _SERVER_ERROR:
@@ -226,6 +249,40 @@ def _refuse_web_page(response_dict: dict[str, Any], **_: Any) -> None:
             "HTTPS_PROXY and AWS_ENDPOINT_URL, and whether this network wants you to sign in"
         )
     response_dict["body"] = b""
+
+
+def _is_readable(body: bytes, metadata: Mapping[str, Any]) -> bool:
+    try:
+        if metadata.get("protocol") in {"ec2", "query"}:
+            expat.ParserCreate().Parse(body, True)
+        elif metadata.get("protocol") == "json" and body:
+            json.loads(body)
+    except (expat.ExpatError, ValueError):
+        return False
+    return True
+
+
+def _retry_unreadable(
+    operation: Any,
+    attempts: int,
+    response: tuple[Any, dict[str, Any]] | None = None,
+    **_: Any,
+) -> float | None:
+    """Ask again, in so many seconds, when an answer could not be parsed; see ``_check_answer``.
+
+    Raises:
+        UnavailableError: It was asked often enough.
+    """
+    if response is None or response[0].status_code >= _SERVER_ERROR:
+        return None
+    if response[1].get("ResponseMetadata", {}).get("HTTPStatusCode") != _BAD_GATEWAY:
+        return None
+    if attempts >= _SERVER_ERROR_ATTEMPTS:
+        raise UnavailableError(
+            f"AWS can't be understood: the answer to {operation.name} is cut, or not AWS's: see "
+            "AWS_ENDPOINT_URL and HTTPS_PROXY"
+        )
+    return float(2 ** (attempts - 2))
 
 
 def _unreachable(error: Exception) -> str:
@@ -248,8 +305,9 @@ def _describe_refusal(error: ClientError) -> str | None:
             "`aws sts get-caller-identity`, and that the region is enabled, and of their partition"
         )
     if found in _UNAUTHORIZED:
-        # EC2 adds a thousand characters that only STS can read.
-        said, encoded, _ = said.partition(" Encoded authorization failure message:")
-        more = ": `aws sts decode-authorization-message` says which policy" if encoded else ""
+        # EC2 adds a thousand characters that only STS can read: which policy it was.
+        said, _, encoded = said.partition(" Encoded authorization failure message:")
+        command = "aws sts decode-authorization-message --encoded-message"
+        more = f" To see which policy: {command} {encoded.strip()}" if encoded else ""
         return f"AWS: these credentials may not do this ({error.operation_name}): {said}{more}"
     return None

@@ -160,8 +160,14 @@ class Run(msgspec.Struct):
             pass  # a store that can't be read is told by whoever needs it
 
     def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
-        """See ``Broker.plan``; takes over what the client has set meanwhile."""
+        """See ``Broker.plan``; takes over what the client has set meanwhile.
+
+        Raises:
+            EphemeralError: The store can't be read, or a template can't be launched.
+        """
         adopt(process)
+        if needs and self.project is not None:
+            self.project.store.has("environments")
         self.relay.update(process.hooks)
         self.broker.plan(needs)
 

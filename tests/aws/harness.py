@@ -110,7 +110,8 @@ class Account:
         Args:
             action: A regular expression.
             code: What is answered.
-            kind: ``refuse``, ``throttle``, or ``lost``: done, and the answer never arrives.
+            kind: ``refuse``, ``throttle``, ``lost`` (done, and the answer never arrives) or ``cut``
+                (done, and half of the answer arrives).
             times: How many calls.
             after: After how many that go well.
         """

@@ -50,9 +50,12 @@ class Harness:
         fault = self._fault(request)
         if fault is not None and fault["kind"] == "kill":
             return self._kill(request, fault, start_response)
-        if fault is not None and fault["kind"] != "lost":
+        if fault is not None and fault["kind"] not in {"lost", "cut"}:
             return self._refusal(request, fault).send(start_response)
         answer = self.strict.answer(request)
+        if fault is not None and fault["kind"] == "cut":
+            half = answer.body[: len(answer.body) // 2]
+            return Answer(answer.status, half, answer.headers).send(start_response)
         if fault is not None:
             raise ConnectionAbortedError("the answer is lost")
         return answer.send(start_response)

@@ -38,6 +38,13 @@ source_profile = base
 region = us-east-1
 """
 
+TOKEN = """\
+[profile work]
+role_arn = arn:aws:iam::123456789012:role/deploy
+web_identity_token_file = /nowhere/token
+region = us-east-1
+"""
+
 #: What is wrong → variables (None: not set), a configuration file, a fault, and what is said.
 WRONG = {
     "no credentials": (dict.fromkeys(KEYS), "", (), "no credentials.*AWS_PROFILE"),
@@ -55,6 +62,9 @@ WRONG = {
     "expired": ({}, "", ("GetCallerIdentity", "ExpiredToken"), "have expired.*sign in again"),
     "wrong partition": (
         {}, "", ("GetCallerIdentity", "InvalidClientTokenId"), "does not know.*their partition"
+    ),
+    "no token file": (
+        {"AWS_PROFILE": "work", **dict.fromkeys(KEYS)}, TOKEN, (), "can't be read.*/nowhere/token"
     ),
     "role refused": (
         {"AWS_PROFILE": "work", **dict.fromkeys(KEYS)},
@@ -118,6 +128,33 @@ def test_pytest_says_so_in_one_line(
     assert re.search(f"ERROR: .*{said}", done.stdout + done.stderr), done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "passed" not in done.stdout
+
+
+STORE = """\
+store = "s3://nobodys-bucket/records"
+[images.app]
+provider = "local"
+install = ["true"]
+[templates.web]
+image = "app"
+command = "sleep 60"
+port = 8080
+"""
+
+
+def test_a_store_without_credentials_stops_the_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the provider is: once, before the first test."""
+    (project.folder / "ephemeral.toml").write_text(STORE)
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(project.folder / "none"))
+    done = project.run("pytest", "--ephemeral-env", status=4)
+    said = done.stdout + done.stderr
+    assert len(re.findall("no credentials", said)) == 1, said
+    assert "Traceback" not in said
+    assert "passed" not in said
 
 
 SERVICES = """\
@@ -214,8 +251,8 @@ def test_a_web_page_in_the_place_of_aws_is_said_in_one_line(
     assert re.search(f"^error: AWS.*{said}", line), line
 
 
-def test_a_refusal_is_short(bench: Bench) -> None:
-    """EC2 puts a thousand characters into it that only STS can read."""
+def test_a_refusal_can_be_decoded(bench: Bench) -> None:
+    """EC2 puts a thousand characters into it that only STS can read: in full, after a command."""
     encoded = "Encoded authorization failure message: " + "x" * 1000
     error = ClientError(
         {"Error": {"Code": "UnauthorizedOperation", "Message": f"You may not. {encoded}"}},
@@ -225,4 +262,5 @@ def test_a_refusal_is_short(bench: Bench) -> None:
     with said as caught, aws.translate_errors():
         raise error
     assert "You may not." in str(caught.value)
-    assert len(str(caught.value)) < 200
+    (line,) = str(caught.value).splitlines()
+    assert line.endswith(f"decode-authorization-message --encoded-message {'x' * 1000}")

@@ -320,3 +320,47 @@ def test_an_instance_without_an_agent_says_what_it_needs(
     with pytest.raises(EphemeralError, match="AmazonSSMManagedInstanceCore"):
         environment.run(["true"], timeout=1)
     bench.lifecycle.destroy(environment)
+
+
+@pytest.mark.parametrize(
+    "action", ["CreateSecurityGroup", "RunInstances", "DescribeInstances", "TerminateInstances"]
+)
+def test_an_answer_that_is_cut_is_asked_for_again(bench: Bench, action: str) -> None:
+    """It can't be parsed: what was done is not done twice."""
+    bench.bake()
+    bench.account.fault(action, kind="cut")
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    assert len([one for one in bench.account.left() if one.startswith("i-")]) == 1
+    bench.lifecycle.destroy(environment)
+
+
+def test_answers_that_are_always_cut_are_one_line(bench: Bench) -> None:
+    """After some tries; and what was launched all the same is found by its request, and ends."""
+    bench.bake()
+    bench.account.fault("RunInstances", kind="cut", times=4)
+    bench.account.calls()
+    with pytest.raises(EphemeralError, match="answer to RunInstances is cut") as caught:
+        bench.lifecycle.bring_up(bench.template())
+    assert len(str(caught.value).splitlines()) == 1
+    assert bench.account.calls().count("ec2:TerminateInstances") == 1
+    assert bench.account.left() == []
+
+
+def test_no_room_for_volumes_tries_the_next_subnet(bench: Bench) -> None:
+    """As for instances: another zone may have it."""
+    bench.bake()
+    bench.account.asked("RunInstances")
+    bench.account.fault("RunInstances", "InsufficientVolumeCapacity")
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    asked = bench.account.asked("RunInstances")
+    assert [one["SubnetId"] for one in asked] == bench.account.subnets
+    bench.lifecycle.destroy(environment)
+
+
+def test_a_variable_that_is_not_set_bakes_nothing(bench: Bench) -> None:
+    """``pass-env`` names it: said as on all other providers, and no instance is launched."""
+    bench.account.calls()
+    with pytest.raises(ConfigurationError, match=r"passes NOT_SET_HERE .*pass-env"):
+        bench.bake(pass_env=["NOT_SET_HERE"])
+    assert "ec2:RunInstances" not in bench.account.calls()
+    assert bench.account.left() == []

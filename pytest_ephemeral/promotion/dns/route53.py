@@ -13,11 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from pytest_ephemeral import aws
 from pytest_ephemeral.errors import (
     ConfigurationError,
     DnsError,
     DnsUnavailableError,
     NameChangedError,
+    UnavailableError,
 )
 from pytest_ephemeral.promotion.dns import (
     KINDS,
@@ -134,15 +136,9 @@ class Route53:
         return self._service("route53")
 
     def _service(self, name: str) -> Any:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-
-        # Route 53 takes five requests a second of a whole account: be patient with each other.
-        config = Config(retries={"mode": "adaptive", "max_attempts": 8})
         try:
-            return boto3.client(name, config=config)
-        except BotoCoreError as error:
+            return aws.client(name)
+        except UnavailableError as error:
             raise DnsError(f"AWS can't be asked: {error}") from error
 
     def _call(self, operation: str, *, client: Any = None, **arguments: Any) -> Any:
@@ -152,7 +148,7 @@ class Route53:
             return getattr(client or self._client, operation)(**arguments)
         except ClientError as error:
             raise _refused(error) from error
-        except BotoCoreError as error:
+        except (BotoCoreError, OSError, UnavailableError) as error:
             raise DnsUnavailableError(f"Route 53 can't be asked: {error}") from error
 
     @cached_property
