@@ -6,6 +6,7 @@ variables that the file says, and carries from job to job what commands have lef
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -27,6 +28,8 @@ PIPELINES = ROOT / "docs" / "how-to" / "pipelines"
 GITHUB = PIPELINES / "github-actions.yml"
 GITLAB = PIPELINES / "gitlab-ci.yml"
 JENKINS = PIPELINES / "Jenkinsfile"
+GITHUB_HOSTED = PIPELINES / "github-hosted.yml"
+GITLAB_HOSTED = PIPELINES / "gitlab-hosted.yml"
 
 PROMOTION = """
 [promotion.production]
@@ -51,8 +54,18 @@ STAGES = ["artifact push", "bake", "up", "approval request", "approve", "promote
         (GITHUB, ["--builtin-schema", "vendor.github-workflows"]),
         (GITHUB, ["--builtin-schema", "custom.github-workflows-require-timeout"]),
         (GITLAB, ["--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci"]),
+        (GITHUB_HOSTED, ["--builtin-schema", "vendor.github-workflows"]),
+        (GITHUB_HOSTED, ["--builtin-schema", "custom.github-workflows-require-timeout"]),
+        (GITLAB_HOSTED, ["--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci"]),
     ],
-    ids=["github", "github-timeouts", "gitlab"],
+    ids=[
+        "github",
+        "github-timeouts",
+        "gitlab",
+        "github-hosted",
+        "github-hosted-timeouts",
+        "gitlab-hosted",
+    ],
 )
 def test_a_pipeline_is_valid_for_its_ci(file: Path, arguments: list[str]) -> None:
     """By the CI's own schema."""
@@ -240,3 +253,36 @@ def test_the_pipeline_of_jenkins_releases(project: Project) -> None:
             if handed["EPHEMERAL_URL"]:
                 variables["CANDIDATE"] = handed["EPHEMERAL_ENVIRONMENT"]
     check(project)
+
+
+@pytest.mark.parametrize("file", [GITHUB_HOSTED, GITLAB_HOSTED], ids=["github", "gitlab"])
+def test_hosted_runners_share_nothing_but_artifacts(file: Path, tmp_path: Path) -> None:
+    """Each job is run on a machine that has nothing but the checkout, and ``dist`` of the other."""
+    folder, kept = tmp_path / "shop", tmp_path / "artifact"
+    jobs = yaml.safe_load(file.read_text()).get("jobs") or yaml.safe_load(file.read_text())
+    ignored = shutil.ignore_patterns("dist", ".ephemeral", "__pycache__")
+    for name in ("bake", "acceptance"):
+        shutil.copytree(ROOT / "examples" / "shop", folder, ignore=ignored)
+        if name == "acceptance":
+            shutil.copytree(kept, folder / "dist")
+        project = Project(Walk(folder, tmp_path / "machine"))
+        for script in scripts_of(jobs[name]):
+            project.run(script, {"CI": "true"})
+        for command in project.commands:
+            build_parser().parse_args(shlex.split(command))
+        if name == "bake":
+            shutil.copytree(folder / "dist", kept)
+            assert sorted(path.suffix for path in kept.iterdir()) == [".image", ".whl"]
+        else:
+            report = json.loads((folder / "build" / "environments.json").read_text())
+            assert {one["state"] for one in report["environments"]} == {"destroyed"}
+            assert project.walk.left() == []
+        for used in (folder, tmp_path / "machine"):  # whoever comes next has another machine
+            subprocess.run(["chmod", "-R", "u+w", str(used)], check=True)
+            shutil.rmtree(used)
+
+
+def scripts_of(job: Mapping[str, Any]) -> list[str]:
+    """The commands of a job, without those that install what this machine has."""
+    steps = [step["run"] for step in job.get("steps", []) if "run" in step] or job["script"]
+    return [step for step in steps if not step.startswith("pip install")]
