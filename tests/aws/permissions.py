@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "providers-aws.md"
 
@@ -18,15 +19,19 @@ S3 = {
 }
 
 
-def documented() -> set[str]:
-    """The actions that the reference's policy allows."""
+def statements() -> list[dict[str, Any]]:
+    """The statements of the reference's policy, ``Action`` always a list."""
     _, _, rest = PAGE.read_text().partition("### What it takes in permissions")
     policy = json.loads(rest.partition("```json")[2].partition("```")[0])
-    found: set[str] = set()
-    for statement in policy["Statement"]:
-        actions = statement["Action"]
-        found |= {actions} if isinstance(actions, str) else set(actions)
-    return found
+    return [
+        {**one, "Action": [one["Action"]] if isinstance(one["Action"], str) else one["Action"]}
+        for one in policy["Statement"]
+    ]
+
+
+def documented() -> set[str]:
+    """The actions that the reference's policy allows."""
+    return {action for one in statements() for action in one["Action"]}
 
 
 def needed(calls: Iterable[str]) -> set[str]:

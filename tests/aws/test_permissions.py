@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import boto3
 import pytest
 
-from aws.permissions import documented, needed
+from aws.conftest import Bench
+from aws.permissions import documented, needed, statements
+from pytest_ephemeral import labels, providers
 
 
 @pytest.mark.parametrize("service", ["ec2", "ssm", "cloudformation"])
@@ -21,3 +25,63 @@ def test_calls_that_it_does_not_list_are_found() -> None:
     """By what a call takes; asking who one is takes nothing."""
     assert needed({"ec2:RunInstances", "s3:PUT", "sts:GetCallerIdentity"}) <= documented()
     assert needed({"ec2:RebootInstances"}) - documented() == {"ec2:RebootInstances"}
+
+
+#: What limits each action that changes something, by the words that its statement must have.
+OWN = "aws:ResourceTag/pytest-ephemeral.id"
+LIMITS = {
+    "ec2:CreateTags": ("ec2:CreateAction", OWN),
+    "ssm:SendCommand": ("ssm:resourceTag/pytest-ephemeral.id", "document/AWS-RunShellScript"),
+    "iam:PassRole": ("iam:PassedToService",),
+    **dict.fromkeys(
+        (
+            *("ec2:AuthorizeSecurityGroupIngress", "ec2:ModifyInstanceAttribute"),
+            *("ec2:StopInstances", "ec2:TerminateInstances", "ec2:DeleteSecurityGroup"),
+            *("ec2:DeleteVolume", "ec2:DeleteNetworkInterface"),
+            *("ec2:DeregisterImage", "ec2:DeleteSnapshot"),
+        ),
+        (OWN,),
+    ),
+    **dict.fromkeys(
+        (
+            *("cloudformation:CreateStack", "cloudformation:UpdateStack"),
+            *("cloudformation:UpdateTerminationProtection", "cloudformation:DeleteStack"),
+        ),
+        ("stack/pytest-ephemeral-*",),
+    ),
+    **dict.fromkeys(("s3:PutObject", "s3:DeleteObject"), ("my-bucket",)),
+}
+#: What changes something and can't be limited: what is created has no tags before, and a command's
+#: id is only known to who sent it.
+UNLIMITED = {
+    *("ec2:RunInstances", "ec2:CreateSecurityGroup", "ec2:CreateImage", "ec2:CopyImage"),
+    "ssm:CancelCommand",
+}
+READING = ("Describe", "Get", "List")
+
+
+def test_each_action_is_limited() -> None:
+    """To this tool's own resources, in each statement that allows it; the rest only reads."""
+    for statement in statements():
+        text = str(statement)
+        for action in statement["Action"]:
+            if action.partition(":")[2].startswith(READING) or action in UNLIMITED:
+                continue
+            assert any(limit in text for limit in LIMITS[action]), (action, statement["Sid"])
+    for action, limits in LIMITS.items():
+        texts = [str(one) for one in statements() if action in one["Action"]]
+        assert all(any(limit in text for text in texts) for limit in limits), action
+
+
+def test_tags_are_changed_only_as_the_policy_allows(bench: Bench) -> None:
+    """Outside of what creates a resource: this tool's keys alone, on what carries its id."""
+    bench.account.asked("CreateTags")
+    bench.bake()
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    providers.load("ec2").extend(environment, datetime.now(UTC) + timedelta(hours=1))
+    bench.lifecycle.destroy(environment)
+    changed = bench.account.asked("CreateTags")
+    assert changed
+    for form in changed:
+        keys = {value for name, value in form.items() if name.endswith(".Key")}
+        assert all(key.startswith(labels.PREFIX) for key in keys), keys
