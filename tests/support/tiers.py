@@ -17,6 +17,7 @@ FOLDERS: Mapping[str, str] = {
     "aws/": "aws",
     "browser/": "browser",
     "containers/": "engine",
+    "examples/test_init_containers": "engine",
     "examples/test_shop_containers": "engine",
     "faults/": "kills",
     "faults/test_aws": "aws",

@@ -1,0 +1,100 @@
+"""`init` in a project that is containers already: two commands, no edited line, a green run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral import labels
+from pytest_ephemeral.providers.docker import endpoint
+from support import compose_versions, engine_images
+
+COMMAND = "import pytest_ephemeral.cli as c; raise SystemExit(c.main())"
+
+DOCKERFILE = "FROM {base}\nEXPOSE 8080\nCOPY index.html /www/\n"
+
+COMPOSE = """
+services:
+  db:
+    image: {base}
+    command: ["sleep", "1000"]
+  web:
+    build: .
+    ports: ["18080:8080"]
+    depends_on: [db]
+"""
+
+TEST = """
+def test_it_answers(ephemeral_http):
+    assert ephemeral_http.get("/index.html").text.strip() == "{unique}"
+"""
+
+Version = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a Dockerfile, what is built by it, and a test; what it bakes is removed."""
+    base = engine_images.busybox()
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    unique = os.urandom(4).hex()
+    (folder / "index.html").write_text(unique)
+    (folder / "Dockerfile").write_text(DOCKERFILE.format(base=base))
+    (folder / "test_shop.py").write_text(TEST.format(unique=unique))
+    yield folder
+    run(folder, "-c", COMMAND, "images", "prune", "--keep", "0")
+
+
+def run(folder: Path, *argv: str) -> str:
+    """A command in the project's folder, with a machine state of its own; it succeeds."""
+    environ = {**os.environ, "PYTEST_EPHEMERAL_STATE": str(folder.parent / "state")}
+    done = subprocess.run(
+        [sys.executable, *argv],
+        cwd=folder,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def run_tests(folder: Path) -> str:
+    """The two commands of a first hour; nothing is left on the engine behind them."""
+    run(folder, "-c", COMMAND, "init")
+    said = run(folder, "-m", "pytest", "--ephemeral-env", "-p", "no:cacheprovider")
+    assert "1 passed" in said
+    id = said.partition(" is up at ")[0].rpartition(" ")[2]
+    assert f"{id}  (" in said
+    wanted = {"all": 1, "filters": json.dumps({"label": [f"{labels.ID}={id}"]})}
+    assert not endpoint.find().call("GET", "/containers/json", query=wanted)
+    return said
+
+
+def test_a_dockerfile(project: Path) -> None:
+    """It is baked and comes up, on the port that it exposes."""
+    assert "destroyed" in run_tests(project)
+
+
+@pytest.mark.parametrize(
+    "version",
+    [compose_versions.without_plugin, compose_versions.with_plugin],
+    ids=["1.29", "2"],
+)
+def test_a_compose_file(project: Path, version: Version) -> None:
+    """What it builds is baked; the URL leads to the service that publishes a port."""
+    base = engine_images.busybox()
+    (project / "compose.yaml").write_text(COMPOSE.format(base=base))
+    with version():
+        assert "destroyed" in run_tests(project)
