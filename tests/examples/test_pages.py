@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -13,6 +15,7 @@ from examples.walkthrough import ROOT, Walk, blocks
 from pytest_ephemeral import config
 
 DOCS = ROOT / "docs"
+SVG: Final = "{http://www.w3.org/2000/svg}"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *(ROOT / "examples").glob("*/README.md"),
@@ -83,3 +86,22 @@ def test_the_pages_of_the_documentation_are_all_in_its_index() -> None:
     index = (DOCS / "index.md").read_text().split()
     pages = {str(p.relative_to(DOCS).with_suffix("")) for p in PAGES if p.is_relative_to(DOCS)}
     assert pages - {"index"} <= set(index)
+
+
+def test_the_terminal_cast_is_of_the_readme(tmp_path: Path) -> None:
+    """It is drawn from a real run of the README's files: one that passes, one that fails."""
+    spec = importlib.util.spec_from_file_location("cast", ROOT / "docs" / "images" / "cast.py")
+    assert spec is not None
+    assert spec.loader is not None
+    cast = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cast)
+    (tmp_path / "project").mkdir()
+    frames = cast.record(tmp_path / "project")
+    lines = [line for _, line, _ in frames]
+    assert [line for line in lines if " passed in " in line or " failed in " in line]
+    assert [at for at, _, _ in frames] == sorted(at for at, _, _ in frames)
+    for drawn in (cast.draw(frames), (ROOT / "docs" / "images" / "first-run.svg").read_text()):
+        texts = [text.text or "" for text in ET.fromstring(drawn).iter(f"{SVG}text")]
+        assert texts.count("$ pytest --ephemeral-env") == 2
+        for part in ("1 passed in", "1 failed in", "its log during this test:", "run it again:"):
+            assert sum(part in text for text in texts) == 1, part
