@@ -20,7 +20,7 @@ from pytest_ephemeral.pytest_plugin import base_url, hooks, summary, workers
 from pytest_ephemeral.pytest_plugin.outcomes import Outcomes
 from pytest_ephemeral.pytest_plugin.progress import Reporter
 from pytest_ephemeral.pytest_plugin.settings import get_timeline, process
-from pytest_ephemeral.pytest_plugin.timeline import Recorder
+from pytest_ephemeral.pytest_plugin.timeline_recorder import TimelineRecorder
 from pytest_ephemeral.pytest_plugin.worker import IDLE_OPTIONS, WORKER_INPUT, Worker
 
 #: What is said when someone will not wait for the end.
@@ -48,7 +48,7 @@ class Controller:
         self._owner = owner
         self._outcomes = Outcomes(owner.client)
         timeline = get_timeline(config)
-        self._timeline = None if timeline is None else Recorder(timeline)
+        self._timeline = None if timeline is None else TimelineRecorder(timeline)
         self._opening: Any = None
         self._opened: Opened | None = None
         self._finished: Finished | None = None

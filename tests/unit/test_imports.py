@@ -81,6 +81,21 @@ def imported(path: Path) -> Iterator[tuple[str, bool]]:
             yield from ((f"{node.module}.{name}".strip("."), node not in late) for name in names)
 
 
+def mentioned(path: Path) -> Iterator[str]:
+    """Every name that a module's imports may mean a module by."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            known = [name for name in submodules if (ROOT.parent / _as_path(name)).exists()]
+            yield from known if len(known) == len(submodules) else [str(node.module), *known]
+
+
+def _as_path(module: str) -> str:
+    return module.replace(".", "/") + ".py"
+
+
 def _for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
@@ -109,6 +124,24 @@ def test_imports_go_one_way(name: str, path: Path) -> None:
             continue
         assert height(other) <= height(name), f"{name} imports {other}, which is above it"
         assert part(other) not in HOSTS, f"{name} imports {other}: nothing imports a host"
+
+
+def test_no_modules_import_each_other() -> None:
+    """Not in a circle either, whenever it happens; but for the one late look upwards."""
+    known = {f"{PACKAGE}.{name}": name for name, _ in modules()}
+    graph = {
+        name: {known[module] for module in mentioned(path) if module in known} - {name}
+        for name, path in modules()
+    }
+    for package, needed in graph.items():  # what a package hands out is its own
+        needed -= {name for name in needed if name.startswith(f"{package}.")}
+    for above, below in LATE:
+        graph[above] -= {name for name in graph[above] if part(name) == below}
+    while leaves := [name for name, needed in graph.items() if not needed & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    circle = {name: sorted(needed & graph.keys()) for name, needed in graph.items()}
+    assert circle == {}, "what remains is in a circle, or imports one"
 
 
 @pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
