@@ -102,7 +102,7 @@ def test_too_much_memory_is_told_as_such(opened: Opened) -> None:
     """An application that is killed for it did not simply exit."""
     eat = "tail /dev/zero"
     more = f'[templates.odd]\nimage = "web"\nport = 8080\nmemory = "16M"\ncommand = "{eat}"\n'
-    assert "used more memory than it may" in str(refusal(opened(more), "odd"))
+    assert "used more memory than its limit" in str(refusal(opened(more), "odd"))
 
 
 def test_an_image_for_another_architecture(opened: Opened, tmp_path: Path) -> None:
