@@ -142,8 +142,8 @@ class Prefix(msgspec.Struct, frozen=True):
 
 def _read_seal(file: Path) -> Seal | None:
     try:
-        return decode(file.read_bytes(), Seal)
-    except (FileNotFoundError, msgspec.MsgspecError):
+        return decode(files.read_regular(file), Seal)
+    except (OSError, msgspec.MsgspecError):
         return None  # one that can't be read vouches for nothing
 
 
