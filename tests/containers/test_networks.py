@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,6 +13,7 @@ import pytest
 
 from containers.project import Opened, left, up
 from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import containers, endpoint, ports
 from pytest_ephemeral.providers.docker.engine import Engine
 
@@ -23,6 +25,10 @@ ready = { http = "/" }
 """
 
 
+#: More than the networks that an engine has addresses for.
+_MANY = 40
+
+
 def fetched(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return str(answer.read().decode().strip())
@@ -32,7 +38,7 @@ def networks(engine: Engine) -> set[str]:
     return {one["Name"] for one in engine.call("GET", "/networks")}
 
 
-@pytest.mark.parametrize("at_once", [1, 12])
+@pytest.mark.parametrize("at_once", [1, 40])
 def test_many_of_one_image(opened: Opened, at_once: int) -> None:
     """However many there are, none takes a network, and each answers at its own address."""
     engine = endpoint.find()
@@ -47,12 +53,34 @@ def test_many_of_one_image(opened: Opened, at_once: int) -> None:
         return str(environment.url)
 
     with ThreadPoolExecutor(at_once) as pool:
-        urls = list(pool.map(one_life, range(12)))
+        urls = list(pool.map(one_life, range(_MANY)))
     if at_once > 1:
         assert len(set(urls)) == len(urls)
         with ThreadPoolExecutor(at_once) as pool:
             list(pool.map(lifecycle.destroy, lifecycle.project.ledger.entries()))
     assert left(lifecycle.run) == []
+
+
+def test_two_of_one_image_do_not_wait_for_each_other(opened: Opened) -> None:
+    """Each is launched only when the other is too: one after the other, neither would be."""
+    lifecycle = opened(SHARED)
+    launched: list[str] = []
+    together = threading.Barrier(2, timeout=60)
+    provider = load("docker")
+    launch = provider.launch
+
+    def launch_together(order: Any) -> Any:
+        together.wait()
+        launched.append(order.environment.id)
+        return launch(order)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(provider, "launch", launch_together)
+        both = list(pool.map(lambda _: up(lifecycle, "shared"), range(2)))
+    assert sorted(launched) == sorted(one.id for one in both)
+    assert [fetched(one.url) for one in both] == ["ok", "ok"]
+    for one in both:
+        lifecycle.destroy(one)
 
 
 def test_one_of_its_own(opened: Opened) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from containers.project import Opened, compose, refusal
+from containers.project import DOCKERFILE, Opened, compose, refusal
 from pytest_ephemeral.errors import BakeError, LaunchError
 from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import TAR_TYPE
@@ -167,3 +167,17 @@ def test_a_service_that_crashes(opened: Opened, tmp_path: Path) -> None:
     error = refusal(opened(more), "odd")
     assert "db exited with status 9" in str(error)
     assert "db | disk broken" in str(error)
+
+
+def test_why_a_container_is_unhealthy(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its health check's own words, without the secrets that it prints."""
+    monkeypatch.setenv("SCHEMA_KEY", "s3cret-of-the-schema")
+    check = "HEALTHCHECK --interval=1s --retries=1 CMD echo no schema for $KEY; exit 1\n"
+    template = (
+        '[templates.sick]\nimage = "web"\nport = 8080\n'
+        'ready = { http = "/", timeout = "8s" }\nenv = { KEY = "{env:SCHEMA_KEY}" }\n'
+    )
+    lifecycle = opened(template, DOCKERFILE + check)
+    said = str(refusal(lifecycle, "sick"))
+    assert "app is unhealthy, and its health check says: no schema for ***" in said
+    assert "s3cret-of-the-schema" not in said

@@ -178,7 +178,7 @@ class ContainerEnvironments:
         """
         with _about(environment) as engine:
             found = resources.containers(engine, environment.id)
-        waiting = [text for one in found if (text := _pending_check(one))]
+            waiting = [text for one in found if (text := _pending_check(engine, environment, one))]
         serving = [one for one in found if part_of(one) in _serving(environment)]
         stopped = [part_of(one) for one in serving if one["State"] != "running"]
         unpublished = [
@@ -305,10 +305,12 @@ def _ending(engine: Engine, container: Mapping[str, Any], environment: Environme
     return f"{part} {containers.exit_reason(found['State'])}{notes}"
 
 
-def _pending_check(container: Mapping[str, Any]) -> str:
+def _pending_check(engine: Engine, environment: Environment, container: Mapping[str, Any]) -> str:
     """What a container's own health check has to say; empty where it has none or has passed."""
     if "(unhealthy)" in container["Status"]:
-        return f"{part_of(container)} is unhealthy"
+        said = containers.health_output(containers.inspect(engine, container["Id"]))
+        masked = load_masking(engine, environment, [container["Id"]])
+        return f"{part_of(container)} is unhealthy, and its health check says: {masked(said)}"
     if "(health: starting)" in container["Status"] or "(starting)" in container["Status"]:
         return f"{part_of(container)} is starting"
     return ""
