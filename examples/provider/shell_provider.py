@@ -1,7 +1,7 @@
 """A provider in one file: an environment is a shell command on an address of its own.
 
 Everything that belongs to an environment is in a folder named after its id: its labels, its log
-and its exit status. Its processes are a session of their own. Linux only.
+and its exit status. Its processes have its id in their variables. Linux only.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class ShellProvider:
         ports = template.endpoints()
         variables = {"HOST": host, "PORT": str(next(iter(ports.values()))), **order.variables}
         variables |= {f"PORT_{name.upper()}": str(port) for name, port in ports.items()}
+        variables[labels.ENVIRONMENT_VARIABLE] = environment.id
         folder = _folder(environment.id)
         folder.mkdir(mode=0o700, parents=True)
         _write(folder / "labels.json", environment.labels)  # first: what has labels can be swept
@@ -72,7 +73,7 @@ class ShellProvider:
                 start_new_session=True,
             )
         while process.poll() is None and not _processes(folder):
-            time.sleep(0.001)  # until it has its command line, nobody could find it
+            time.sleep(0.001)  # until it has its variables, nobody could find it
         endpoints = {name: Endpoint(host=host, port=port) for name, port in ports.items()}
         url = next(iter(endpoints.values())).url
         handle = {"folder": str(folder)}
@@ -171,16 +172,10 @@ def _write(file: Path, content: object) -> None:
 
 
 def _processes(folder: Path) -> list[Path]:
-    """The processes of the environment's session, whose leader names the folder."""
-    marker = f"{folder}/status".encode()
-    leaders = [path for path in Path("/proc").glob("[0-9]*") if marker in _bytes(path / "cmdline")]
-    sessions = {_session(path) for path in leaders}
-    return [path for path in Path("/proc").glob("[0-9]*") if _session(path) in sessions - {""}]
-
-
-def _session(process: Path) -> str:
-    stat = _bytes(process / "stat").rpartition(b")")[2].split()
-    return stat[3].decode() if stat and stat[0] != b"Z" else ""
+    """The processes that have the environment's id in their variables, as all children inherit."""
+    marker = f"{labels.ENVIRONMENT_VARIABLE}={folder.name}".encode()
+    everything = Path("/proc").glob("[0-9]*")
+    return [one for one in everything if marker in _bytes(one / "environ").split(b"\0")]
 
 
 def _bytes(file: Path) -> bytes:

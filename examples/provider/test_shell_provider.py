@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ COMMANDS = {
     "crash": "echo no database >&2; exit 3",
     "elsewhere": f"{SERVE} 18478",
 }
-PORTS = {"http": 18477, "admin": 18479}
+PORTS = {"http": 28477, "admin": 28479}
 
 
 class Bench:
@@ -34,14 +35,17 @@ class Bench:
         return None
 
     def template(self, kind: Kind) -> ShellTemplate:
-        ports = PORTS if kind == "pair" else {"http": 18477}
+        ports = PORTS if kind == "pair" else {"http": 18477 if kind == "elsewhere" else 28477}
         return ShellTemplate(name=kind, provider="shell", command=COMMANDS[kind], ports=ports)
 
     def traces(self, environment: Environment) -> Sequence[str]:
-        """By other means than the provider's own: a search of all command lines and files."""
-        commands = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline"))
-        found = [command.decode() for command in commands if environment.id.encode() in command]
-        return found + [str(path) for path in FOLDER.glob(f"{environment.id}*")]
+        """By other means than the provider's own: who listens at its address, and files."""
+        found = [str(path) for path in FOLDER.glob(f"{environment.id}*")]
+        for endpoint in environment.endpoints.values():
+            with socket.socket() as client:
+                if client.connect_ex((endpoint.host, endpoint.port)) == 0:
+                    found.append(endpoint.url)
+        return found
 
 
 class TestShellProvider(ProviderConformance):

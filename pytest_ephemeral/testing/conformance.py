@@ -221,6 +221,18 @@ class ProviderConformance:
         assert bench.traces(environment) == []
         assert provider.status(environment).state == "gone"
 
+    def test_destroying_what_has_crashed(
+        self, launch: Launcher, provider: Any, bench: Bench
+    ) -> None:
+        """Where one process has exited, the others are removed all the same."""
+        environment = launch("pair")
+        until(lambda: get(environment))
+        with suppress(OSError):
+            get(environment, "/exit/5")
+        until(lambda: provider.status(environment).state == "exited")
+        provider.destroy(environment)
+        assert bench.traces(environment) == []
+
     def test_destroying_twice_is_no_error(self, launch: Launcher, provider: Any) -> None:
         """The second time there is nothing to do."""
         environment = launch()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,9 +43,24 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-def provider(tmp_path: Path) -> Path:
-    """A copy of the example."""
-    return shutil.copytree(EXAMPLE, tmp_path / "provider")
+def provider(tmp_path: Path) -> Iterator[Path]:
+    """A copy of the example; what a fault leaves running ends here."""
+    folder = shutil.copytree(EXAMPLE, tmp_path / "provider")
+    yield folder
+    for pid in processes(folder):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def processes(folder: Path) -> list[int]:
+    """Those that have the folder's HOME, whoever has started them."""
+    home = f"HOME={folder / 'home'}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if home in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
 
 
 def test_the_example_passes(provider: Path) -> None:
@@ -50,6 +68,7 @@ def test_the_example_passes(provider: Path) -> None:
     output = run(provider)
     assert re.search(r"^2\d passed in", output, re.MULTILINE), output
     assert list((provider / "home").rglob("labels.json")) == []
+    assert processes(provider) == []
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=list(FAULTS.values()))

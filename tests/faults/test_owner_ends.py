@@ -125,7 +125,7 @@ def test_pytest_dies(project: FolderProject, arguments: list[str], name: str) ->
     process, owner = project.wait("--ephemeral-logs", "logs", *arguments)
     ids = project.environments()
     os.kill(process.pid, getattr(signal, name))
-    process.wait(10)
+    process.wait(30)
     assert eventually(project.is_clean, 3), project.environments()
     assert eventually(lambda: not Path("/proc", str(owner)).exists(), 5)
     for id in ids:
@@ -187,7 +187,7 @@ def test_both_die(project: FolderProject) -> None:
     os.kill(owner, signal.SIGSTOP)  # so that it does not act before it is killed itself
     os.kill(process.pid, signal.SIGKILL)
     os.kill(owner, signal.SIGKILL)
-    process.wait(10)
+    process.wait(30)
     assert len(project.environments()) == 2
     done = project.command("reap")
     assert done.returncode == 0, done.stderr
@@ -224,7 +224,7 @@ def test_only_its_own_goes(project: FolderProject) -> None:
     dying = project.spawn("--ephemeral-env")
     assert eventually(lambda: len(project.environments()) == 5, 20)
     dying.kill()
-    dying.wait(10)
+    dying.wait(30)
     assert eventually(lambda: set(project.environments()) == before, 5)
     assert kept in before
     assert eventually(lambda: len(project.records()) == 3, 5)
@@ -255,7 +255,7 @@ def test_what_a_test_has_forked_is_not_taken_for_pytest(project: FolderProject, 
     assert eventually((project.folder / "waiting").exists, 20), end(process)
     assert len(project.environments()) == 1
     process.kill()
-    process.wait(10)
+    process.wait(30)
     try:
         assert eventually(project.is_clean, 3)
     finally:

@@ -39,8 +39,10 @@ BENCHES: Mapping[str, str] = {
 #: In the order in which they are begun, so that what takes long does not come last.
 MARKS = ("aws", "engine", "browser", "kills")
 
-#: Tests that share nothing costly: any worker takes the next of them.
-_EACH = re.compile(r"tests/(plugin|faults|browser)/|tests/examples/test_(pages|pipelines)")
+#: Tests that share nothing: any worker takes the next of them. (Homeless users share a folder.)
+_EACH = re.compile(
+    r"tests/(plugin|faults(?!/test_homeless)|browser)/|tests/examples/test_(pages|pipelines)"
+)
 
 #: Tests of a module that share what one parameter stands for.
 _BENCH = re.compile(r"(tests/providers/.*)::.*\[(.*?)[-\]]")
