@@ -36,8 +36,8 @@ demo-pipeline: $(VENV)/test.stamp ## Take three versions of the shop to producti
 	@rm -rf build/pipeline
 	@PATH="$(BIN):$$PATH" python examples/pipeline/demo.py build/pipeline $(ARGS)
 
-test: $(VENV)/test.stamp ## Run the fast tests: no engine, no simulated account, no browser, no kills
-	@PATH="$(BIN):$$PATH" $(PYTEST) -m "not (aws or browser or engine or kills)" $(ARGS)
+test: $(VENV)/test.stamp ## Run the fast tests: no engine, simulated account, browser, kills or whole projects
+	@PATH="$(BIN):$$PATH" $(PYTEST) -m "not (aws or browser or engine or kills or projects)" $(ARGS)
 
 test-all: $(VENV)/test.stamp ## Run all tests; what this machine lacks is left out, and said
 	@PATH="$(BIN):$$PATH" $(PYTEST) $(ARGS)

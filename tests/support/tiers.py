@@ -19,6 +19,8 @@ FOLDERS: Mapping[str, str] = {
     "containers/": "engine",
     "examples/test_init_containers": "engine",
     "examples/test_shop_containers": "engine",
+    "examples/test_init_projects": "projects",
+    "examples/test_pipelines": "projects",
     "faults/": "kills",
     "faults/test_aws": "aws",
     "promotion/test_board_browser": "browser",
@@ -37,7 +39,7 @@ BENCHES: Mapping[str, str] = {
 }
 
 #: In the order in which they are begun, so that what takes long does not come last.
-MARKS = ("aws", "engine", "browser", "kills")
+MARKS = ("aws", "engine", "browser", "projects", "kills")
 
 #: Tests that share nothing: any worker takes the next of them. (Homeless users share a folder.)
 _EACH = re.compile(
