@@ -20,7 +20,12 @@ def test_without(): pytest.skip("for a reason")
 def test_odd(ephemeral_env, odd): pass
 @pytest.fixture(params=["<&\\"'>"])
 def odd(request): pass
+@pytest.fixture(scope="session", autouse=True)
+def begun(): open("begun", "w").close()
 """
+
+#: No environment is up before a test asks for one, however slow the machine is to begin.
+SEED = "until [ -e '{folder}/begun' ]; do sleep 0.02; done; sleep 0.3"
 
 
 def bars(text: str) -> dict[str, list[tuple[float, float, str]]]:
@@ -37,7 +42,8 @@ def bars(text: str) -> dict[str, list[tuple[float, float, str]]]:
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_a_run_is_drawn(project, run, tmp_path, arguments):
     """Every test and every phase of every environment, and what waited for what."""
-    project.reconfigure("port = 8080\nready", 'port = 8080\nseed = "sleep 0.2"\nready')
+    seed = SEED.format(folder=project.folder)
+    project.reconfigure("port = 8080\nready", f'port = 8080\nseed = "{seed}"\nready')
     project.write(test_it=TESTS)
     file = tmp_path / "new" / "run.svg"
     result = run("--ephemeral-timeline", str(file), *arguments)
