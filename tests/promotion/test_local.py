@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,12 +37,8 @@ def project(
 
 
 def run(project: PluginProject, *arguments: str, status: int = 0) -> str:
-    """Run a command as users do: in a process that is gone afterwards."""
-    program = Path(sys.executable).with_name("pytest-ephemeral")
-    done = subprocess.run(
-        [program, *arguments], cwd=project.folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == status, done.stderr
+    """What a command prints."""
+    done = project.command(*arguments, status=status)
     return done.stdout
 
 

@@ -50,7 +50,7 @@ def project(
     require(made, signature=False)
     yield made
     require(made, signature=False)
-    if ids := list_ids(made):
+    if ids := made.list_ids():
         assert run(made, "down", "--production", *ids)[0] == 0
     assert made.clean_within(5), made.traces()
 
@@ -90,16 +90,11 @@ def run_tests(project: PluginProject) -> tuple[int, str]:
     return process.returncode, output
 
 
-def list_ids(project: PluginProject) -> list[str]:
-    """The environments that the ledger has."""
-    return [file.stem for file in (project.folder / ".ephemeral" / "environments").glob("*.json")]
-
-
 def test_what_nobody_signed_is_refused_everywhere(project: PluginProject) -> None:
     """It was baked, tested and launched before the key was required; nothing goes on from there."""
     assert run_tests(project)[0] == 0
     assert run(project, "up", project.one)[0] == 0
-    (id,) = list_ids(project)
+    (id,) = project.list_ids()
 
     require(project, signature=True)
 
@@ -110,7 +105,7 @@ def test_what_nobody_signed_is_refused_everywhere(project: PluginProject) -> Non
     ):
         assert status == 1, output
         assert "is not signed" in output, output
-    assert list_ids(project) == [id]
+    assert project.list_ids() == [id]
     assert not (project.folder / "hosts").exists()
 
 
@@ -121,7 +116,7 @@ def test_what_was_signed_goes_all_the_way(project: PluginProject) -> None:
 
     assert run_tests(project)[0] == 0
     assert run(project, "up", project.one)[0] == 0
-    (id,) = list_ids(project)
+    (id,) = project.list_ids()
     status, output = run(project, "promote", id, "--to", "production")
 
     assert status == 0, output
@@ -141,4 +136,4 @@ def test_another_s_signature_is_none(project: PluginProject) -> None:
 
     assert status == 1, output
     assert "is not signed by" in output, output
-    assert list_ids(project) == []
+    assert project.list_ids() == []

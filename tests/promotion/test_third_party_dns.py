@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,17 +57,13 @@ def project(
     with sqlite3.connect(folder / "pdns.sqlite3") as database:
         database.executescript(SCHEMA)
     yield made
-    run(made, "down", "--production", *ids(made))
+    run(made, "down", "--production", *made.list_ids())
     assert made.clean_within(5), made.traces()
 
 
 def run(project: PluginProject, *arguments: str, status: int = 0) -> str:
-    """Run a command as users do."""
-    program = Path(sys.executable).with_name("pytest-ephemeral")
-    done = subprocess.run(
-        [program, *arguments], cwd=project.folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == status, done.stderr
+    """What a command prints."""
+    done = project.command(*arguments, status=status)
     return done.stdout + done.stderr
 
 
@@ -83,15 +77,10 @@ def addresses(project: PluginProject) -> list[tuple[str, int]]:
 
 def up(project: PluginProject) -> tuple[str, str]:
     """Bring an environment up: its id and address."""
-    before = set(ids(project))
+    before = set(project.list_ids())
     url = run(project, "up", project.one, "--ttl", "10m").splitlines()[-1]
-    (new,) = set(ids(project)) - before
+    (new,) = set(project.list_ids()) - before
     return new, url.rpartition("//")[2].partition(":")[0]
-
-
-def ids(project: PluginProject) -> list[str]:
-    """The ledger's environments."""
-    return [file.stem for file in project.folder.glob(".ephemeral/environments/*.json")]
 
 
 def test_promotion_and_rollback(project: PluginProject) -> None:

@@ -170,16 +170,25 @@ class PluginProject:
 
     def reap(self) -> None:
         """Close the records of environments that ended while they were being destroyed."""
-        self._command("reap")
+        self.command("reap")
 
     def destroy_all(self) -> None:
         """Destroy what a test has left, kept ones too."""
-        self._command("down", "--all")
-        self._command("reap")
+        self.command("down", "--all")
+        self.command("reap")
 
-    def _command(self, *arguments: str) -> None:
+    def list_ids(self) -> list[str]:
+        """The environments that the ledger has."""
+        return [file.stem for file in self.folder.glob(".ephemeral/environments/*.json")]
+
+    def command(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run a command as users do: in a process that is gone afterwards."""
         program = Path(sys.executable).with_name("pytest-ephemeral")
-        subprocess.run([program, *arguments], cwd=self.folder, check=True, capture_output=True)
+        done = subprocess.run(
+            [program, *arguments], cwd=self.folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stderr
+        return done
 
 
 def answers(url: str) -> bool:
