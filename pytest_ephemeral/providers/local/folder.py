@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar, Self
 
 import msgspec
 
@@ -29,12 +30,18 @@ _BEING_MADE = 60.0
 
 
 class Folder(msgspec.Struct, frozen=True):
-    """The folder of one environment."""
+    """The folder of one environment.
+
+    Attributes:
+        home: The folder of all of a provider's, in the state directory.
+    """
+
+    home: ClassVar[str] = "environments"
 
     path: Path
 
     @classmethod
-    def of(cls, id: str) -> Folder:
+    def of(cls, id: str) -> Self:
         """The folder of an environment of this state directory.
 
         Raises:
@@ -42,10 +49,10 @@ class Folder(msgspec.Struct, frozen=True):
         """
         if Path(id).name != id:
             raise EphemeralError(f"{id!r} is not the id of an environment")
-        return cls(_all() / id)
+        return cls(machine.state_directory() / cls.home / id)
 
     @classmethod
-    def of_environment(cls, environment: Environment) -> Folder:
+    def of_environment(cls, environment: Environment) -> Self:
         """The folder that an environment was launched with, also from another state directory.
 
         Raises:
@@ -53,7 +60,7 @@ class Folder(msgspec.Struct, frozen=True):
         """
         derived = cls.of(environment.id)
         recorded = Path(environment.handle.get("folder", derived.path))
-        if recorded.name != environment.id or recorded.parent.name != _all().name:
+        if recorded.name != environment.id or recorded.parent.name != cls.home:
             raise TamperedRecordError(
                 f"the record of {environment.id} names {recorded}, which can't be its folder: "
                 "nothing was touched. Find out who wrote that, and remove the record"
@@ -80,6 +87,20 @@ class Folder(msgspec.Struct, frozen=True):
                 "so of every one): it was left alone. Look at it with "
                 f"`ls -la {self.path}`, and remove the record that names it"
             )
+
+    @classmethod
+    def every(cls) -> Iterator[Self]:
+        """Those of this state directory that are environments' of this user, and no others."""
+        try:
+            paths = sorted((machine.state_directory() / cls.home).iterdir())
+        except FileNotFoundError:
+            return
+        for path in paths:
+            with suppress(EphemeralError):
+                folder = cls(path)
+                folder.require_ours()
+                if path.is_dir():
+                    yield folder
 
     @property
     def control(self) -> GuardAddress:
@@ -164,24 +185,6 @@ class Folder(msgspec.Struct, frozen=True):
         """Remove it, as far as this user can; whether it is gone."""
         remove_environment(str(self.path))
         return not self.path.exists()
-
-
-def every() -> Iterator[Folder]:
-    """The folders of this state directory that are environments' of this user, and no others."""
-    try:
-        paths = sorted(_all().iterdir())
-    except FileNotFoundError:
-        return
-    for path in paths:
-        with suppress(EphemeralError):
-            folder = Folder(path)
-            folder.require_ours()
-            if path.is_dir():
-                yield folder
-
-
-def _all() -> Path:
-    return machine.state_directory() / "environments"
 
 
 def _sweep(top: Path) -> None:

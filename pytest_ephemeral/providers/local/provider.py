@@ -6,16 +6,14 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import msgspec
 
-from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import (
     EnvironmentGoneError,
     EphemeralError,
@@ -23,25 +21,23 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers.endpoints import make_endpoints
-from pytest_ephemeral.providers.local import accounts, client, folder, guard, logs, network, removal
+from pytest_ephemeral.providers.local import accounts, client, guard, logs, network
 from pytest_ephemeral.providers.local.baking import LocalBaker
 from pytest_ephemeral.providers.local.doctor import checks
 from pytest_ephemeral.providers.local.folder import Folder
+from pytest_ephemeral.providers.local.guarded import GuardedEnvironments
+from pytest_ephemeral.providers.local.guarded import held as guards
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 from pytest_ephemeral.providers.local.supervisor.processes import descendants
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
-from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
+from pytest_ephemeral.providers.protocol import Check, Order, Status
 from pytest_ephemeral.tables import Recipe, Template
 
 #: What an application sees of this process's variables; the rest is the template's to say.
 _ALLOWED: Final = ("PATH", "LANG", "LC_*", "TZ")
 
-#: The guards of environments that this process has brought up. They live as long as they are
-#: held, and providers are made anew wherever one is needed.
-_held: dict[str, guard.Guard] = {}
 
-
-class LocalProvider(LocalBaker):
+class LocalProvider(GuardedEnvironments, LocalBaker):
     """See ``Provider`` for what is promised."""
 
     name: ClassVar[str] = "local"
@@ -70,7 +66,7 @@ class LocalProvider(LocalBaker):
                 spec = _spec(order, place, claim, [lock, *image, *claim.descriptors])
                 known = accounts.describe(users, states, order.variables)
                 spec = msgspec.structs.replace(spec, accounts=known)
-                _held[environment.id] = guard.start(spec)
+                guards[environment.id] = guard.start(spec)
             except (OSError, ValueError) as error:
                 raise LaunchError(f"{environment.id} could not be started: {error}") from error
         endpoints = make_endpoints(claim.host, claim.ports, order.template.scheme)
@@ -80,7 +76,7 @@ class LocalProvider(LocalBaker):
             url=next((endpoint.url for endpoint in endpoints.values()), ""),
             handle={
                 "folder": str(place.path),
-                "supervisor": str(_held[environment.id].pid),
+                "supervisor": str(guards[environment.id].pid),
                 "host": claim.host,
             },
         )
@@ -158,11 +154,6 @@ class LocalProvider(LocalBaker):
             )
         return f"nothing of it listens on {due[port]}:{port}"
 
-    def clock(self, environment: Environment) -> datetime:
-        """The guard's, which does not change when this machine's clock is set."""
-        told = client.status(Folder.of_environment(environment).control)
-        return _clock(told) or datetime.now(UTC)
-
     def foreign_listener(self, environment: Environment) -> str:
         """Whoever else accepts connections at its addresses, as far as this user can see."""
         told = client.status(Folder.of_environment(environment).control)
@@ -182,47 +173,6 @@ class LocalProvider(LocalBaker):
         ports = {endpoint.port for endpoint in environment.endpoints.values()}
         found = network.shared_listener(ports, find_pids)
         return f"{found}, not on its own address alone: {network.EVERYWHERE_CURE}" if found else ""
-
-    def extend(self, environment: Environment, expires_at: datetime | None) -> None:
-        """The guard's own clock is the only one."""
-        client.extend(
-            Folder.of_environment(environment).control,
-            None if expires_at is None else expires_at.timestamp(),
-        )
-
-    def keep(self, environment: Environment) -> None:
-        """The guard looks at its owner no more."""
-        client.keep(Folder.of_environment(environment).control)
-        if held := _held.pop(environment.id, None):
-            held.let_go()
-
-    def destroy(self, environment: Environment) -> None:
-        """The guard does it; where there is none (any more), what carries its marks is killed."""
-        place = Folder.of_environment(environment)
-        held = _held.pop(environment.id, None)
-        removal.destroy(place, held, here=machine.is_here(environment.owner))
-
-    def list_owned(self) -> Iterator[Owned]:
-        """Every folder here, as it leads to an environment until nothing of that is left."""
-        for place in folder.every():
-            id, known, seen_at = place.path.name, place.labels(), None
-            with suppress(EphemeralError):
-                told = client.status(place.control)
-                known[labels.EXPIRES] = _format_expiry(told["expires_at"])
-                seen_at = _clock(told)
-            yield Owned(
-                id=id,
-                labels=known,
-                detail=str(place.path),
-                abandoned=place.is_abandoned(),
-                seen_at=seen_at,
-            )
-
-    def sweep(self, owned: Owned) -> None:
-        """Its folder is all that is needed to destroy it."""
-        place = Folder.of(owned.id)
-        place.require_ours()
-        removal.destroy(place, _held.pop(owned.id, None), here=True)
 
 
 def _claim(template: Template) -> network.AddressClaim:
@@ -332,19 +282,5 @@ def _exit_reason(process: Mapping[str, Any]) -> str:
     return f"{who} was killed by signal {-status}{name} {lived} after its start"
 
 
-def _clock(told: Mapping[str, Any]) -> datetime | None:
-    """What time it is by a guard's own clock, which nobody can set; None if it never expires."""
-    if told["expires_at"] is None:
-        return None
-    return datetime.fromtimestamp(told["expires_at"] - told["expires_in"], UTC)
-
-
 def _end_line(line: str) -> str:
     return line if line.endswith("\n") else f"{line}\n"
-
-
-def _format_expiry(expires_at: float | None) -> str:
-    """An expiry as ``labels.for_environment`` writes it."""
-    if expires_at is None:
-        return labels.NEVER
-    return datetime.fromtimestamp(expires_at, UTC).isoformat(timespec="seconds")
