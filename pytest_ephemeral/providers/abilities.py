@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
-from pytest_ephemeral.providers.protocol import Owned
+from pytest_ephemeral.providers.protocol import Order, Owned
 from pytest_ephemeral.tables import Recipe, Template
 
 
@@ -146,4 +146,51 @@ class SupportsStagedDestroy(Protocol):
             accepted: Called as soon as the platform has agreed to remove it: nothing of it runs
                 on, or the platform will see to that by itself. What is left is to wait, and to
                 take away what is shared.
+        """
+
+
+@runtime_checkable
+class SupportsRollback(Protocol):
+    """A provider that can put an environment back to its baseline: ready, and seeded.
+
+    The lifecycle waits until the environment is ready again, after each of the two. The template
+    of an order says from the launch on whether it will be rolled back (``Template.rollback``).
+    """
+
+    def check_rollback(self, template: Template, root: Path, /) -> None:
+        """Refuse a template with state that could not be put back. Cheap, changes nothing.
+
+        Args:
+            template: What is to be launched, before ``{env:…}`` is filled in.
+            root: The folder of the configuration file.
+
+        Raises:
+            ConfigurationError: It has such state, such as a bound folder; names it.
+            UnavailableError: What is needed for it is not available here.
+        """
+
+    def take_baseline(self, order: Order, /) -> Environment:
+        """Take the baseline of an environment that is ready and seeded. Called once.
+
+        Args:
+            order: What it was launched with; its environment is as ``launch`` returned it.
+
+        Returns:
+            The environment, with the same id, endpoints and URL. Its handle may have changed.
+
+        Raises:
+            EphemeralError: It could not be taken.
+        """
+
+    def roll_back(self, order: Order, /) -> Environment:
+        """Put an environment back to its baseline, whatever has become of it meanwhile.
+
+        Args:
+            order: What it was launched with; its environment is as this returned it last.
+
+        Returns:
+            The environment, with the same id, endpoints and URL. Its handle may have changed.
+
+        Raises:
+            EphemeralError: It could not be put back, and can't be used any more.
         """
