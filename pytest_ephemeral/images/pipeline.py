@@ -17,6 +17,7 @@ from pytest_ephemeral.errors import (
     ImageChangedError,
     ImageInUseError,
     ImageMissingError,
+    UnavailableError,
 )
 from pytest_ephemeral.images import artifact_build
 from pytest_ephemeral.images import key as keys
@@ -26,6 +27,7 @@ from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.claim import hold_claim
 from pytest_ephemeral.images.signatures import SignaturePolicy
 from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.abilities import SupportsEquivalents
 from pytest_ephemeral.providers.protocol import UNKNOWN
 from pytest_ephemeral.store import Store
 from pytest_ephemeral.tables import BakeMode, Recipe
@@ -219,10 +221,30 @@ class Images:
     def _find_existing(self, plan: BakePlan, say: Say) -> Image | None:
         """The image of the catalog, fetched to this machine if needed."""
         image = self.catalog.find(plan.recipe.name, plan.key)
+        if image is not None:
+            return self._bring(plan, image, say)
+        for other in self._find_equivalent(plan):
+            try:
+                if found := self._bring(plan, other, say):
+                    return found
+            except (ImageChangedError, UnavailableError) as error:
+                say(f"{other.name}, as {other.baked_by} has baked it, can't be used here: {error}")
+        return None
+
+    def _find_equivalent(self, plan: BakePlan) -> list[Image]:
+        """Images of the catalog that serve as well, the newest first."""
+        baker = plan.baker
+        if not isinstance(baker, SupportsEquivalents):
+            return []
+        named = [image for image in self.catalog.entries() if image.name == plan.recipe.name]
+        return [image for image in reversed(named) if baker.serves(image, plan.inputs)]
+
+    def _bring(self, plan: BakePlan, image: Image | None, say: Say) -> Image | None:
+        """An image of the catalog, fetched to this machine if needed; None if it can't be had."""
         if image is None or plan.baker.present(image):
             return image
-        with plan.baker.exclusive(plan.key, f"bringing {image.name} here", say):
-            image = self.catalog.find(plan.recipe.name, plan.key)  # while waiting: baked again
+        with plan.baker.exclusive(image.key, f"bringing {image.name} here", say):
+            image = self.catalog.find(image.name, image.key)  # while waiting: baked again
             if image is None or plan.baker.present(image):
                 return image
             if not self._archives.has(image):

@@ -89,6 +89,19 @@ class SupportsCataloging(Protocol):
 
 
 @runtime_checkable
+class SupportsEquivalents(Protocol):
+    """A baker whose images also serve where another would be baked."""
+
+    def serves(self, image: Image, inputs: Mapping[str, str]) -> bool:
+        """Whether an image can be used here in the place of one that is made from these inputs.
+
+        Args:
+            image: One of the catalog, with the same name and other inputs.
+            inputs: What the image would be made from here, by name.
+        """
+
+
+@runtime_checkable
 class SupportsClock(Protocol):
     """A provider whose environments are where another clock than this machine's runs."""
 

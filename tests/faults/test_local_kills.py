@@ -21,8 +21,7 @@ from pytest_ephemeral import machine, models
 from pytest_ephemeral.errors import ElsewhereError, TamperedRecordError
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.local import LocalProvider, client, doctor
-from pytest_ephemeral.providers.local.doctor import mount_refusal
+from pytest_ephemeral.providers.local import LocalProvider, client, mounts
 from pytest_ephemeral.providers.local.supervisor.processes import find_marked
 from pytest_ephemeral.providers.protocol import Owned
 from support.waiting import until
@@ -300,7 +299,7 @@ def _asleep(launched: Environment) -> list[int]:
 
 
 @pytest.mark.skipif(
-    os.geteuid() != 0 or bool(mount_refusal()), reason="this system lets nobody mount"
+    os.geteuid() != 0 or bool(mounts.refusal()), reason="this system lets nobody mount"
 )
 def test_a_daemon_without_its_variables_is_found(own: Own) -> None:
     """Owner and guard both killed -9: what they started is found by what it sees."""
@@ -319,7 +318,7 @@ def test_a_daemon_without_its_variables_is_found(own: Own) -> None:
 
 def test_where_nothing_can_be_mounted_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """There a daemon without its variables would not be found: `doctor` says so beforehand."""
-    monkeypatch.setattr(doctor, "mount_refusal", lambda: "Operation not permitted")
+    monkeypatch.setattr(mounts, "refusal", lambda: "Operation not permitted")
 
     said = {check.name: check for check in LocalProvider().doctor()}["read-only images"]
 

@@ -16,9 +16,10 @@ from pytest_ephemeral.errors import (
     ImageInUseError,
     ImageMissingError,
     NothingMatchedError,
+    TamperedRecordError,
     UnavailableError,
 )
-from pytest_ephemeral.providers.local import archive, guard, prefix, tree
+from pytest_ephemeral.providers.local import archive, guard, mounts, prefix, tree
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 from support.machines import INSTALL, Machine, machine_in
 
@@ -440,13 +441,50 @@ def test_a_root_or_tree_of_another_user_is_not_trusted(here):
 
 
 def test_an_image_for_another_root_says_so(here, monkeypatch, tmp_path):
-    """Its paths would be wrong."""
+    """Its paths would be wrong where nothing can be mounted: there, another one is baked."""
     image = here.obtain()
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(mounts, "refusal", lambda: "Operation not permitted")
     with pytest.raises(UnavailableError, match="PYTEST_EPHEMERAL_PREFIX_ROOT"):
         Prefix.at(image)
-    assert here.images.prune(0, in_use=()) == [image]  # only the store's part of it is here
+    other = here.obtain()
+    assert other.key != image.key
+    assert Path(other.reference).parent == tmp_path / "elsewhere"
+    assert here.images.prune(0, in_use=()) == [other, image]  # of one, only the store's part
     assert Path(image.reference).exists()
+
+
+def test_an_image_for_another_root_is_used_where_it_can_be_mounted(here, monkeypatch, tmp_path):
+    """By its digest, from the store; it is not baked again, and pruned like one's own."""
+    image = here.obtain()
+    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(mounts, "refusal", lambda: "")
+    assert here.obtain("never") == image
+    copy = tmp_path / "elsewhere" / Path(image.reference).name
+    assert copy.is_dir()
+    assert here.images.prune(0, in_use=()) == [image]
+    assert not copy.exists()
+
+
+def test_a_damaged_image_of_another_root_is_replaced_by_ones_own(here, monkeypatch, tmp_path):
+    """Its archive is not what its record says: that is told, and another one is baked."""
+    image = here.obtain()
+    archive = here.folder / "store" / "images" / image.archive.removeprefix("sha256:")
+    archive.chmod(0o600)
+    archive.write_bytes(b"damaged")
+    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(mounts, "refusal", lambda: "")
+    assert here.obtain().key != image.key
+    assert any("can't be used here" in line for line in here.said)
+
+
+def test_a_record_can_not_choose_where_a_tree_is_seen(here, monkeypatch, tmp_path):
+    """Only where a tree of that key is installed."""
+    image = here.obtain()
+    monkeypatch.setattr(mounts, "refusal", lambda: "")
+    for place in ("/usr/bin", f"relative/{Path(image.reference).name}"):
+        with pytest.raises(TamperedRecordError, match="damaged or forged"):
+            Prefix.at(msgspec.structs.replace(image, reference=place))
 
 
 # -- folders prepared elsewhere ------------------------------------------------------------

@@ -132,10 +132,10 @@ def test_a_wrong_status_is_not_ready_and_is_told() -> None:
         answering(503) as env,
         pytest.raises(ReadinessError) as caught,
     ):
-        wait(env, Ready(http="/healthz", timeout=Duration(0.1)), provider)
+        wait(env, Ready(http="/healthz", timeout=Duration(0.5)), provider)
 
     told = str(caught.value)
-    assert "was not ready within 0.1 s" in told
+    assert "was not ready within 0.5 s" in told
     assert re.search(r"GET http://127.0.0.1:\d+/healthz: status 503", told)
     assert "running, web (pid 12)" in told
     assert "hint: start it with --host $HOST" in told

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +17,6 @@ from pytest_ephemeral.errors import (
     BakeError,
     ConfigurationError,
     ImageChangedError,
-    UnavailableError,
 )
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import install_script
@@ -28,14 +26,28 @@ from pytest_ephemeral.providers.bake_log import (
     passed_secrets,
     passed_variables,
 )
-from pytest_ephemeral.providers.local import guard, install_files, python, reference, tree
+from pytest_ephemeral.providers.local import (
+    guard,
+    install_files,
+    mounts,
+    python,
+    reference,
+    tree,
+)
 from pytest_ephemeral.providers.local.prefix import (
     Prefix,
-    Seal,
     exclusive,
     prefix_root,
     require_trusted,
     require_trusted_root,
+)
+from pytest_ephemeral.providers.local.sealing import (
+    describe_image,
+    find_differences,
+    name_some,
+    require_links,
+    seal_prefix,
+    write_seal,
 )
 from pytest_ephemeral.providers.local.tables import LocalRecipe
 from pytest_ephemeral.providers.protocol import BakeJob
@@ -49,8 +61,6 @@ ALLOWED: Final = (
     "NODE_EXTRA_CA_CERTS",
     *PACKAGE_SOURCES,
 )
-
-_NAMED_CHANGES: Final = 5
 
 
 class LocalBaker:
@@ -85,9 +95,9 @@ class LocalBaker:
         prefix = Prefix.of(job.key)
         require_trusted(prefix)
         seal = prefix.read_seal()
-        if seal is None or seal.key != job.key or _differences(prefix, seal):
+        if seal is None or seal.key != job.key or find_differences(prefix, seal):
             return None
-        return _image(job, prefix, seal)
+        return describe_image(job, prefix, seal)
 
     def bake(self, job: BakeJob) -> Image:
         """Install into the prefix, and seal what is there then; or take a folder as it is."""
@@ -102,27 +112,27 @@ class LocalBaker:
                 job, prefix, argv, variables, failed="its install script", files=_files(job.recipe)
             )
         job.say("sealing it")
-        seal = _seal(job, prefix)
-        return _image(job, prefix, seal)
+        seal = seal_prefix(job, prefix)
+        return describe_image(job, prefix, seal)
 
     def verify(self, job: BakeJob, image: Image) -> None:
         """Run the recipe's commands where they can't write; then the seal is put on."""
         content = Path(image.reference)
-        prefix = Prefix.of(job.key)
+        prefix = Prefix.of(image.key)
         # As root, and where nothing can be mounted, Python would write its caches into the tree.
         recipe = msgspec.structs.replace(job.recipe, pass_env=[])
         variables = {**_variables(job, recipe, content), "PYTHONDONTWRITEBYTECODE": "1"}
         for command in job.recipe.verify:
             job.say(f"verifying: {command}")
             argv = ["/bin/sh", "-ec", command]
-            _run(job, prefix, argv, variables, failed="verifying", readonly=[content])
+            _run(job, prefix, argv, variables, failed="verifying", readonly=[content], image=image)
         seal = prefix.read_unverified_seal()
         if reference.AS_IT_IS in image.handle or seal is None:
             return
-        if changed := _differences(prefix, seal):
+        if changed := find_differences(prefix, seal):
             raise BakeError(
-                f"verifying the image {job.recipe.name!r} changed it: {_some(changed)}. A verify "
-                f"command may not write into $PREFIX. The log: {job.log}"
+                f"verifying the image {job.recipe.name!r} changed it: {name_some(changed)}. A "
+                f"verify command may not write into $PREFIX. The log: {job.log}"
             )
         prefix.write_seal(seal, verified=True)
 
@@ -139,10 +149,11 @@ class LocalBaker:
         seal = prefix.read_seal()
         if seal is None or seal.digest != image.digest:
             return False
-        if changed := _differences(prefix, seal):
+        if changed := find_differences(prefix, seal):
             raise ImageChangedError(
                 f"the image {image.name!r} is no longer what was baked: in {prefix.tree}, "
-                f"{_some(changed)}. Bake it again with `pytest-ephemeral bake {image.name} --force`"
+                f"{name_some(changed)}. Bake it again with "
+                f"`pytest-ephemeral bake {image.name} --force`"
             )
         return True
 
@@ -150,7 +161,7 @@ class LocalBaker:
         """Write the tree into one file."""
         from pytest_ephemeral.providers.local import archive
 
-        archive.pack(Path(image.reference), file)
+        archive.pack(reference.content_of(image), file)
 
     def unpack(self, image: Image, file: Path) -> None:
         """Bring the tree here from such a file, under the lock of ``exclusive``."""
@@ -158,7 +169,7 @@ class LocalBaker:
 
         prefix = Prefix.at(image)
         links = [link for link in image.handle.get("links", "").split("\n") if link]
-        _require(image.name, links)
+        require_links(image.name, links)
         prefix.clear()
         try:
             archive.unpack(file, prefix.unpacking, size=image.size)
@@ -171,13 +182,18 @@ class LocalBaker:
                 f"again with `pytest-ephemeral bake {image.name} --force`"
             ) from error
         prefix.unpacking.rename(prefix.tree)
-        _write_seal(prefix, image.key, manifest, links, verified=True)
+        write_seal(prefix, image.key, manifest, links, verified=True)
+
+    def serves(self, image: Image, inputs: Mapping[str, str]) -> bool:
+        """Whether it differs in nothing but where trees are kept; environments see it there."""
+        same = {**image.inputs, "prefix": inputs.get("prefix")} == dict(inputs)
+        return same and reference.AS_IT_IS not in image.handle and not mounts.refusal()
 
     def remove(self, image: Image) -> None:
         """Remove the tree from here, if it is that image's."""
-        prefix = Prefix.of(image.key)
-        if str(prefix.tree) != image.reference:  # someone's folder, or under another root
+        if reference.AS_IT_IS in image.handle:  # it is someone's folder
             return
+        prefix = Prefix.of(image.key)
         require_trusted(prefix)
         if not prefix.tree.exists():
             return
@@ -228,6 +244,7 @@ def _run(
     failed: str,
     readonly: Sequence[Path] = (),
     files: Sequence[str] = (),
+    image: Image | None = None,
 ) -> None:
     """Run one command of a bake in a folder of its own, to its end."""
     with _working_directory(prefix) as work, BakeLog(job) as log:
@@ -244,6 +261,7 @@ def _run(
             variables={**variables, "PATH": path, **temporary},
             logs=work / "logs",
             readonly=readonly,
+            places={} if image is None else reference.places(image),
             remove_orphaned=[work] if readonly else [work, prefix.tree],
             secrets=passed_secrets(job.recipe),
             descriptors=job.descriptors,
@@ -266,83 +284,3 @@ def _working_directory(prefix: Prefix) -> Iterator[Path]:
         yield work
     finally:
         tree.remove(work)
-
-
-# -- sealing -------------------------------------------------------------------------------
-
-
-def _seal(job: BakeJob, prefix: Prefix) -> Seal:
-    try:
-        tree.seal(prefix.tree)
-        manifest = tree.manifest(prefix.tree)
-    except (tree.BadTreeError, OSError) as error:
-        raise BakeError(
-            f"what was installed for the image {job.recipe.name!r} can't be sealed: {error}. "
-            f"The log: {job.log}"
-        ) from error
-    if not manifest:
-        raise BakeError(
-            f"the install script of the image {job.recipe.name!r} put nothing into $PREFIX. "
-            f"The log: {job.log}"
-        )
-    return _write_seal(prefix, job.key, manifest, tree.outside_links(prefix.tree), verified=False)
-
-
-def _write_seal(
-    prefix: Prefix, key: str, manifest: bytes, links: list[str], *, verified: bool
-) -> Seal:
-    prefix.manifest.write_bytes(manifest)
-    seal = Seal(
-        key=key,
-        digest=tree.digest(manifest),
-        fingerprint=tree.fingerprint(prefix.tree),
-        size=tree.size(prefix.tree),
-        links=links,
-    )
-    prefix.write_seal(seal, verified=verified)
-    return seal
-
-
-def _image(job: BakeJob, prefix: Prefix, seal: Seal) -> Image:
-    return Image(
-        name=job.recipe.name,
-        key=job.key,
-        provider="local",
-        reference=str(prefix.tree),
-        digest=seal.digest,
-        size=seal.size,
-        baked_at=datetime.now(UTC),
-        handle={"links": "\n".join(seal.links)} if seal.links else {},
-    )
-
-
-def _differences(prefix: Prefix, seal: Seal) -> list[str]:
-    """What differs from what was sealed; a look at every entry, and into them only if needed."""
-    fingerprint = tree.fingerprint(prefix.tree)
-    if fingerprint == seal.fingerprint:
-        return []
-    now = reference.read_manifest(prefix.tree)
-    if tree.digest(now) == seal.digest:
-        # Restored, or moved to another disk: to be recognised faster from now on.
-        prefix.refresh(msgspec.structs.replace(seal, fingerprint=fingerprint))
-        return []
-    try:
-        return tree.changes(prefix.manifest.read_bytes(), now)
-    except FileNotFoundError:
-        return [f"its digest is {tree.digest(now)}, and was {seal.digest}"]
-
-
-def _some(changed: Sequence[str]) -> str:
-    more = len(changed) - _NAMED_CHANGES
-    return ", ".join(changed[:_NAMED_CHANGES]) + (f" and {more} more" if more > 0 else "")
-
-
-def _require(name: str, links: Sequence[str]) -> None:
-    """The interpreters and libraries that a tree points to have to be here too."""
-    for link in links:
-        target = link.partition(" -> ")[2]
-        if not Path(target).exists():
-            raise UnavailableError(
-                f"the image {name!r} needs {target}, which this machine does not have "
-                f"({link}). Install it here, or bake the image where it is as here"
-            )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.providers.local import network, prefix
+from pytest_ephemeral.providers.local import mounts, network, prefix
 from pytest_ephemeral.providers.protocol import Check
 
 
@@ -38,7 +37,7 @@ def _addresses() -> Check:
 
 
 def _read_only() -> Check:
-    refused = mount_refusal()
+    refused = mounts.refusal()
     return Check(
         name="read-only images",
         ok=not refused,
@@ -50,23 +49,6 @@ def _read_only() -> Check:
             else ""
         ),
     )
-
-
-def mount_refusal() -> str:
-    """Why nothing can be mounted for an environment alone; tried in a process of its own."""
-    if sys.platform != "linux":
-        return "only Linux has mount namespaces"
-    import subprocess
-
-    program = Path(__file__).with_name("supervisor") / "kernel.py"
-    code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['protect'](['/']), end='')"
-    found = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, str(program)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return (found.stdout or found.stderr).strip()
 
 
 def _trees() -> Check:

@@ -42,6 +42,7 @@ class Spec(msgspec.Struct, frozen=True):
         variables: Their whole environment; the marker is added.
         logs: A folder for a log per process: masked, rotated.
         readonly: Trees that they see read-only, where the kernel lets us.
+        places: Trees that they see somewhere else, by where; see ``supervisor.placing``.
         mark: A file that is mounted onto itself in their view, by which they are found even if
             they clear their environment and their guard is killed; see ``kernel.protect``.
         remove: Folders removed at the end, however it ends.
@@ -63,6 +64,7 @@ class Spec(msgspec.Struct, frozen=True):
     variables: Mapping[str, str]
     logs: Path
     readonly: Sequence[Path] = ()
+    places: Mapping[Path, Path] = {}
     mark: Path | None = None
     remove: Sequence[Path] = ()
     remove_orphaned: Sequence[Path] = ()
@@ -88,6 +90,7 @@ class Spec(msgspec.Struct, frozen=True):
                 "variables": dict(self.variables),
                 "logs": str(self.logs),
                 "readonly": [str(path) for path in self.readonly],
+                "places": {str(path): str(tree) for path, tree in self.places.items()},
                 "mark": "" if self.mark is None else str(self.mark),
                 "remove": [str(path) for path in self.remove],
                 "remove_orphaned": [str(path) for path in self.remove_orphaned],

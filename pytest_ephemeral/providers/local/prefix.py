@@ -1,8 +1,9 @@
 """Where the trees of local images are, who may use them now, and whether they are sealed.
 
 Installed trees hold absolute paths, so a tree is at one path on every machine, derived from its
-image's key. Beside it are its lock, which every environment that runs from it shares, and its
-seal, which is there if and only if the tree is whole and verified.
+image's key; or it is seen there, by the environments that run from it. Beside it are its lock,
+which every environment that runs from it shares, and its seal, which is there if and only if the
+tree is whole and verified.
 """
 
 from __future__ import annotations
@@ -19,9 +20,14 @@ from typing import Final
 import msgspec
 
 from pytest_ephemeral import files, machine
-from pytest_ephemeral.errors import ConfigurationError, ImageInUseError, UnavailableError
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    ImageInUseError,
+    TamperedRecordError,
+    UnavailableError,
+)
 from pytest_ephemeral.models import Image, Model, decode, encode
-from pytest_ephemeral.providers.local import tree
+from pytest_ephemeral.providers.local import mounts, tree
 
 #: Each user has a root of their own; the folder above is root's and sticky on every Unix.
 ROOT: Final = "/var/tmp/pytest-ephemeral-{uid}"  # noqa: S108 - its owner and mode are checked
@@ -65,17 +71,32 @@ class Prefix(msgspec.Struct, frozen=True):
     def at(cls, image: Image) -> Prefix:
         """The tree of an image that was baked here or elsewhere.
 
+        One that was baked for another root is in this user's all the same, and environments see
+        it where it belongs; see ``supervisor.placing``.
+
         Raises:
-            UnavailableError: It was baked for another root, and only works there.
+            UnavailableError: It was baked for another root, and nothing can be mounted here.
+            TamperedRecordError: The record names a folder that is no tree's of its key.
         """
         prefix = cls.of(image.key)
-        if str(prefix.tree) != image.reference:
+        wanted = Path(image.reference)
+        if wanted.name != prefix.tree.name or not wanted.is_absolute() or ".." in wanted.parts:
+            raise TamperedRecordError(
+                f"the record of the image {image.name!r} names {image.reference}, where no tree of "
+                f"{image.key[:19]}… is ever installed: it was damaged or forged. Find out who "
+                "wrote it, and remove it"
+            )
+        if prefix.is_away(image) and (refused := mounts.refusal()):
             raise UnavailableError(
-                f"the image {image.name!r} is installed for {image.reference}, and trees are kept "
-                f"in {prefix_root()} here: unset {ROOT_VARIABLE}, or set it to "
-                f"{Path(image.reference).parent}"
+                f"the image {image.name!r} is installed for {image.reference}, trees are kept in "
+                f"{prefix_root()} here, and nothing can be mounted there for an environment alone: "
+                f"{refused}. Unset {ROOT_VARIABLE}, or set it to {Path(image.reference).parent}"
             )
         return prefix
+
+    def is_away(self, image: Image) -> bool:
+        """Whether this tree, the image's, has to be seen at another path than its own."""
+        return str(self.tree) != image.reference
 
     @property
     def lock(self) -> Path:

@@ -8,9 +8,8 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -28,13 +27,12 @@ from pytest_ephemeral.providers.local.folder import Folder
 from pytest_ephemeral.providers.local.guarded import GuardedEnvironments
 from pytest_ephemeral.providers.local.guarded import held as guards
 from pytest_ephemeral.providers.local.prefix import Prefix, share
+from pytest_ephemeral.providers.local.reference import AS_IT_IS, content_of
+from pytest_ephemeral.providers.local.spec import make_spec
 from pytest_ephemeral.providers.local.supervisor.processes import descendants
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
 from pytest_ephemeral.providers.protocol import Check, Order, Status
 from pytest_ephemeral.tables import Recipe, Template
-
-#: What an application sees of this process's variables; the rest is the template's to say.
-_ALLOWED: Final = ("PATH", "LANG", "LC_*", "TZ")
 
 
 class LocalProvider(GuardedEnvironments, LocalBaker):
@@ -63,7 +61,7 @@ class LocalProvider(GuardedEnvironments, LocalBaker):
                 image = _hold(order.image, held)
                 claim = _claim(order.template)
                 held.callback(claim.close)
-                spec = _spec(order, place, claim, [lock, *image, *claim.descriptors])
+                spec = make_spec(order, place, claim, [lock, *image, *claim.descriptors])
                 known = accounts.describe(users, states, order.variables)
                 spec = msgspec.structs.replace(spec, accounts=known)
                 guards[environment.id] = guard.start(spec)
@@ -180,67 +178,17 @@ def _claim(template: Template) -> network.AddressClaim:
     return network.claim(template.endpoints(), free_port=free_port)
 
 
-def _spec(
-    order: Order, place: Folder, claim: network.AddressClaim, descriptors: Sequence[int]
-) -> guard.Spec:
-    template, expires_at = order.template, order.environment.expires_at
-    assert isinstance(template, LocalTemplate)
-    return guard.Spec(
-        id=order.environment.id,
-        control=place.path,
-        processes={
-            name: ["/bin/sh", "-c", command] for name, command in template.processes().items()
-        },
-        directory=place.state,
-        variables=_variables(order, place, claim),
-        logs=place.logs,
-        readonly=[] if order.image is None else [Path(order.image.reference)],
-        mark=place.mark,
-        remove=[place.path],
-        secrets=order.secrets,
-        expires_at=None if expires_at is None else expires_at.timestamp(),
-        settle=order.settle,
-        descriptors=descriptors,
-    )
-
-
-def _variables(order: Order, place: Folder, claim: network.AddressClaim) -> dict[str, str]:
-    """All that the application sees; the template's own win."""
-    variables = {
-        name: value
-        for name, value in os.environ.items()
-        if any(fnmatchcase(name, pattern) for pattern in _ALLOWED)
-    }
-    variables |= {
-        "HOME": str(place.state),
-        "STATE": str(place.state),
-        "TMPDIR": str(place.temporary),
-        "HOST": claim.host,
-        # As root, and where nothing can be mounted, Python would write its caches into the image.
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    if order.image is not None:
-        variables["PREFIX"] = order.image.reference
-    for name, port in claim.ports.items():
-        variables[f"PORT_{name.upper().replace('-', '_')}"] = str(port)
-        variables.setdefault("PORT", str(port))
-    for endpoint in make_endpoints(claim.host, claim.ports, order.template.scheme).values():
-        variables.setdefault("URL", endpoint.url)
-    return {**variables, **order.variables}
-
-
 def _hold(image: Image | None, held: ExitStack) -> list[int]:
     """Keep an image's tree from being replaced or removed while the environment runs."""
     if image is None:
         return []
-    prefix = Prefix.of(image.key)
-    taken_as_it_is = str(prefix.tree) != image.reference
-    descriptors = [] if taken_as_it_is else [share(prefix)]
+    taken_as_it_is, content = AS_IT_IS in image.handle, content_of(image)
+    descriptors = [] if taken_as_it_is else [share(Prefix(content))]
     for descriptor in descriptors:
         held.callback(os.close, descriptor)
-    if not Path(image.reference).is_dir():
+    if not content.is_dir():
         raise LaunchError(
-            f"the image {image.name!r} is not at {image.reference} any more. "
+            f"the image {image.name!r} is not at {content} any more. "
             f"Bring it back with: pytest-ephemeral bake {image.name}"
         )
     return descriptors

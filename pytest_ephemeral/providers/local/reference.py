@@ -1,4 +1,8 @@
-"""Images that are folders prepared by someone else: used as they are, pinned by their content."""
+"""Where the content of an image is, and where it is to be seen.
+
+That is simple for most. Some images are folders that someone else has prepared: they are used as
+they are, pinned by their content. Others were baked by another user of this machine, or elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Final
 from pytest_ephemeral.errors import ConfigurationError, ImageChangedError
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.local import tree
+from pytest_ephemeral.providers.local.prefix import Prefix
 from pytest_ephemeral.providers.protocol import BakeJob
 
 #: In an image's handle: it is someone else's folder.
@@ -71,3 +76,24 @@ def is_unchanged(image: Image) -> bool:
             f"Take it as it is now with `pytest-ephemeral bake {image.name}`"
         )
     return True
+
+
+def content_of(image: Image) -> Path:
+    """The folder with an image's content.
+
+    Raises:
+        UnavailableError: It can't be used here.
+    """
+    return Path(image.reference) if AS_IT_IS in image.handle else Prefix.at(image).tree
+
+
+def places(image: Image) -> dict[Path, Path]:
+    """Where environments see the tree of an image, if that is not where it is; see ``guard.Spec``.
+
+    Raises:
+        UnavailableError: It has to be seen elsewhere, and nothing can be mounted here.
+    """
+    if AS_IT_IS in image.handle:
+        return {}
+    prefix = Prefix.at(image)
+    return {Path(image.reference): prefix.tree} if prefix.is_away(image) else {}

@@ -7,6 +7,10 @@ import os
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGKILL = 9
@@ -15,6 +19,8 @@ _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
 
 _MS_RDONLY = 1
+_MS_NOSUID = 2
+_MS_NODEV = 4
 _MS_REMOUNT = 32
 _MS_BIND = 4096
 _MS_REC = 16384
@@ -44,13 +50,14 @@ def die_with(parent: int) -> None:
             os._exit(1)
 
 
-def protect(paths: list[str], mark: str = "") -> str:
+def protect(paths: list[str], mark: str = "", places: Mapping[str, str] | None = None) -> str:
     """Give this process and its children a view in which these trees are read-only.
 
     Args:
-        paths: Folders or files that exist.
+        paths: Folders or files that exist in that view.
         mark: A file that is mounted onto itself in that view: ``/proc/PID/mountinfo`` of all that
             is started in it says so, whatever becomes of its variables and its parent.
+        places: Trees that are seen somewhere else in that view, by where; see ``placing``.
 
     Returns:
         Why the kernel does not allow it; empty when it is done.
@@ -59,10 +66,11 @@ def protect(paths: list[str], mark: str = "") -> str:
         return ""  # a user namespace would take more from the application than it is worth
     if not _LINUX:
         return "only Linux has mount namespaces"
+    view = View(paths, mark, places or {})
     if _libc.unshare(_CLONE_NEWNS) == 0:
-        failed = _mount(paths, mark)
+        failed = view.make()
     else:
-        failed = _protect_as_user(paths, mark) if paths else 0
+        failed = _protect_as_user(view) if paths else 0
     return os.strerror(failed) if failed else ""
 
 
@@ -72,18 +80,18 @@ def unmount(path: str) -> None:
         _libc.umount2(os.fsencode(path), _MNT_DETACH)
 
 
-def _protect_as_user(paths: list[str], mark: str) -> int:
+def _protect_as_user(view: View) -> int:
     """The same in a user namespace, which needs no privileges; 0, or the error's number."""
     # One that was entered but may not be set up (AppArmor does that on Ubuntu 24.04) leaves a
     # process without a user. So a child tries it first.
     pid = os.fork()
     if pid == 0:
-        os._exit(_enter(paths, mark))
+        os._exit(_enter(view))
     _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) or _enter(paths, mark)
+    return os.waitstatus_to_exitcode(status) or _enter(view)
 
 
-def _enter(paths: list[str], mark: str) -> int:
+def _enter(view: View) -> int:
     user, group = os.geteuid(), os.getegid()
     try:
         _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
@@ -98,20 +106,50 @@ def _enter(paths: list[str], mark: str) -> int:
                 file.write(text)
     except OSError as error:
         return error.errno or 1
-    return _mount(paths, mark)
+    return view.make()
 
 
-def _mount(paths: list[str], mark: str) -> int:
-    """Make the view, in a mount namespace of its own; 0, or the error's number."""
-    try:
-        _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
-        if mark:
-            _check(_libc.mount(os.fsencode(mark), os.fsencode(mark), None, _MS_BIND, None))
-        for path in paths:
-            _make_read_only(os.fsencode(path))
-    except OSError as error:
-        return error.errno or 1
-    return 0
+class View:
+    """What a mount namespace shows besides what all see; see ``protect``."""
+
+    def __init__(self, paths: Sequence[str], mark: str, places: Mapping[str, str]) -> None:
+        self._paths = paths
+        self._mark = mark
+        self._places: list[tuple[str, str, str]] = []
+        if places:
+            from . import placing
+
+            self._places = [(t, path, placing.find_base(path)) for path, t in places.items()]
+
+    def make(self) -> int:
+        """Make it, in a mount namespace of this process's own; 0, or the error's number."""
+        try:
+            _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
+            if self._places:
+                from . import placing
+
+                for tree, path, base in self._places:
+                    placing.place(tree, path, base)
+            if self._mark:
+                bind(self._mark, self._mark)
+            for path in self._paths:
+                _make_read_only(os.fsencode(path))
+        except OSError as error:
+            return error.errno or 1
+        return 0
+
+
+def bind(source: str, target: str) -> None:
+    """Show a folder or a file, with what is mounted in it, at another path too."""
+    source_path, target_path = os.fsencode(source), os.fsencode(target)
+    _check(_libc.mount(source_path, target_path, None, _MS_BIND | _MS_REC, None))
+
+
+def mount_empty(path: str, mode: int) -> None:
+    """Cover a folder with an empty one, in memory."""
+    options = f"mode={mode:o}".encode()
+    flags = _MS_NOSUID | _MS_NODEV
+    _check(_libc.mount(b"tmpfs", os.fsencode(path), b"tmpfs", flags, options))
 
 
 def _make_read_only(path: bytes) -> None:

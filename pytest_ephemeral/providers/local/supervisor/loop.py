@@ -73,7 +73,11 @@ class Supervisor:
         self._watch_signals()
         self._watch_owner()
         kernel.adopt_orphans()
-        self._refused = kernel.protect(list(self._orders.readonly), self._orders.mark)
+        self._refused = kernel.protect(
+            list(self._orders.readonly), self._orders.mark, self._orders.places
+        )
+        if self._refused and self._orders.places:
+            raise OSError(f"nothing can be mounted here: {self._refused}")
         for name, argv in self._orders.argvs.items():
             self._start_process(name, argv)
         self._open_logs()

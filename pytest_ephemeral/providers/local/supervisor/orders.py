@@ -22,6 +22,7 @@ class Orders:
     variables: Mapping[str, str]
     logs: str
     readonly: Sequence[str]
+    places: Mapping[str, str]
     mark: str
     remove: Sequence[str]
     remove_orphaned: Sequence[str]

@@ -1,0 +1,116 @@
+"""Sealing an installed tree, and telling what has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from pytest_ephemeral.errors import BakeError, UnavailableError
+from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.local import reference, tree
+from pytest_ephemeral.providers.local.prefix import Prefix, Seal
+from pytest_ephemeral.providers.protocol import BakeJob
+
+#: How many changes an error names.
+_NAMED_CHANGES: Final = 5
+
+
+def seal_prefix(job: BakeJob, prefix: Prefix) -> Seal:
+    """Seal what was installed, for verification.
+
+    Raises:
+        BakeError: It can't be sealed, or there is nothing.
+    """
+    try:
+        tree.seal(prefix.tree)
+        manifest = tree.manifest(prefix.tree)
+    except (tree.BadTreeError, OSError) as error:
+        raise BakeError(
+            f"what was installed for the image {job.recipe.name!r} can't be sealed: {error}. "
+            f"The log: {job.log}"
+        ) from error
+    if not manifest:
+        raise BakeError(
+            f"the install script of the image {job.recipe.name!r} put nothing into $PREFIX. "
+            f"The log: {job.log}"
+        )
+    return write_seal(prefix, job.key, manifest, tree.outside_links(prefix.tree), verified=False)
+
+
+def write_seal(
+    prefix: Prefix, key: str, manifest: bytes, links: list[str], *, verified: bool
+) -> Seal:
+    """Write the seal of a tree that is not written to any more.
+
+    Args:
+        prefix: Where the tree is.
+        key: The image's.
+        manifest: The tree's.
+        links: Its links to what is outside of it.
+        verified: Whether the recipe's ``verify`` has run on it.
+    """
+    prefix.manifest.write_bytes(manifest)
+    seal = Seal(
+        key=key,
+        digest=tree.digest(manifest),
+        fingerprint=tree.fingerprint(prefix.tree),
+        size=tree.size(prefix.tree),
+        links=links,
+    )
+    prefix.write_seal(seal, verified=verified)
+    return seal
+
+
+def describe_image(job: BakeJob, prefix: Prefix, seal: Seal) -> Image:
+    """The image that a sealed tree is."""
+    return Image(
+        name=job.recipe.name,
+        key=job.key,
+        provider="local",
+        reference=str(prefix.tree),
+        digest=seal.digest,
+        size=seal.size,
+        baked_at=datetime.now(UTC),
+        handle={"links": "\n".join(seal.links)} if seal.links else {},
+    )
+
+
+def find_differences(prefix: Prefix, seal: Seal) -> list[str]:
+    """What differs from what was sealed; a look at every entry, and into them only if needed."""
+    fingerprint = tree.fingerprint(prefix.tree)
+    if fingerprint == seal.fingerprint:
+        return []
+    now = reference.read_manifest(prefix.tree)
+    if tree.digest(now) == seal.digest:
+        # Restored, or moved to another disk: to be recognised faster from now on.
+        prefix.refresh(msgspec.structs.replace(seal, fingerprint=fingerprint))
+        return []
+    try:
+        return tree.changes(prefix.manifest.read_bytes(), now)
+    except FileNotFoundError:
+        return [f"its digest is {tree.digest(now)}, and was {seal.digest}"]
+
+
+def name_some(changed: Sequence[str]) -> str:
+    """The first few changes, and how many more there are."""
+    more = len(changed) - _NAMED_CHANGES
+    return ", ".join(changed[:_NAMED_CHANGES]) + (f" and {more} more" if more > 0 else "")
+
+
+def require_links(name: str, links: Sequence[str]) -> None:
+    """The interpreters and libraries that a tree points to have to be here too.
+
+    Raises:
+        UnavailableError: One is not.
+    """
+    for link in links:
+        target = link.partition(" -> ")[2]
+        if not Path(target).exists():
+            raise UnavailableError(
+                f"the image {name!r} needs {target}, which this machine does not have "
+                f"({link}). Install it here, or bake the image where it is as here"
+            )

@@ -1,0 +1,178 @@
+"""Two users of one machine, as they are: what one has baked, the other runs, by its digest.
+
+Nothing that the first can still change is ever used. Looked at as either of them, and over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import pytest_ephemeral
+from pytest_ephemeral.providers.local import mounts
+from support.lacks import skip_without
+
+pytestmark = [
+    pytest.mark.xdist_group("two users"),  # what they have is in one place on each machine
+    pytest.mark.skipif(sys.platform != "linux", reason="of Linux"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
+]
+
+ANNA, BERT = 4801, 4802
+
+CONFIGURATION = """
+[images.site]
+provider = "local"
+artifact = "index.html"
+install = [
+    'cp "$ARTIFACT" "$PREFIX"',
+    'printf "#!/bin/sh\\ncat $PREFIX/index.html\\n" > "$PREFIX/show"; chmod +x "$PREFIX/show"',
+]
+verify = ['"$PREFIX/show" | grep -q Welcome']
+
+[templates.staging]
+image = "site"
+command = 'exec python3 -m http.server --directory "$PREFIX" --bind $HOST $PORT'
+port = 8080
+ready = { http = "/" }
+"""
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def roots(user: int) -> list[Path]:
+    """What a user without a home has beside a project."""
+    return [Path(f"/var/tmp/pytest-ephemeral{part}-{user}") for part in ("", "-state")]
+
+
+def remove(*folders: Path) -> None:
+    """Remove folders, sealed or not."""
+    for one in folders:
+        subprocess.run(["chmod", "-R", "u+w", one], check=False, stderr=subprocess.DEVNULL)
+        shutil.rmtree(one, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Run the command line as a user, in a project of theirs."""
+    top = Path(f"/var/tmp/two-users-{os.getpid()}")
+    remove(*roots(ANNA), *roots(BERT))
+    for user in (ANNA, BERT):
+        (top / str(user)).mkdir(parents=True)
+        for name, text in {"ephemeral.toml": CONFIGURATION, "index.html": "Welcome"}.items():
+            (top / str(user) / name).write_text(text)
+        shutil.chown(top / str(user), user, user)
+    code = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); "
+    code += "from pytest_ephemeral.cli import main; sys.exit(main())"
+    paths = [Path(pytest_ephemeral.__file__).parents[1], Path(pytest.__file__).parents[1]]
+
+    def run(user: int, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["/usr/bin/python3", "-B", "-c", code, ":".join(map(str, paths)), *arguments],
+            cwd=top / str(user),
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(map(str, paths))},
+            user=user,
+            group=user,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done
+
+    version = f"import sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
+    if subprocess.run(["/usr/bin/python3", "-c", version], check=False).returncode:
+        skip_without("a Python that every user may run", "Debian's is another version")
+    if mounts.refusal():
+        skip_without("mount namespaces", mounts.refusal())
+    try:
+        yield run
+    finally:
+        remove(top, *roots(ANNA), *roots(BERT))
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Run) -> Path:
+    """What Anna has baked, as a file that all may read."""
+    run(ANNA, "bake")
+    run(ANNA, "images", "export", "site", "site.image")
+    return next(Path("/var/tmp").glob(f"two-users-{os.getpid()}/{ANNA}/site.image"))
+
+
+def fetch(url: str) -> str:
+    """What a server answers."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def test_an_image_of_another_user_is_used_by_its_digest(run: Run, bundle: Path) -> None:
+    """It is not baked again; its paths are right; and its baker can't change what is seen."""
+    remove(roots(BERT)[0])
+    run(BERT, "images", "import", bundle)
+    hers, his = (
+        json.loads(run(one, "images", "show", "site", "--json").stdout) for one in (ANNA, BERT)
+    )
+    assert hers["image"]["digest"] == his["image"]["digest"]
+    tree = Path(hers["image"]["reference"])
+    assert tree.parent == roots(ANNA)[0]
+    # All that is there belongs to her: she changes her copy before, and puts another in its place.
+    for one in (tree, *tree.iterdir()):
+        one.chmod(0o755)
+    (tree / "index.html").write_text("Evil")
+    up = run(BERT, "up", "staging", "--json")
+    environment = json.loads(up.stdout)["environment"]
+    try:
+        assert "bringing site here" in up.stderr
+        assert "baking" not in up.stderr
+        aside = tree.parent.with_name(f"aside-{ANNA}")
+        subprocess.run(["mv", tree.parent, aside], user=ANNA, group=ANNA, check=True)
+        assert fetch(f"{environment['url']}index.html") == "Welcome"
+        shutil.copytree(aside / tree.name, tree)
+        assert fetch(f"{environment['url']}index.html") == "Welcome"
+        assert run(BERT, "run", environment["id"], "--", tree / "show").stdout == "Welcome"
+        (copy,) = (one for one in roots(BERT)[0].iterdir() if one.is_dir())
+        assert {one.stat().st_uid for one in (copy, *copy.iterdir())} == {BERT}
+        written = run(BERT, "run", environment["id"], "--", "sh", "-c", f"id > {tree}/x; echo $?")
+        assert written.stdout != "0\n"
+    finally:
+        run(BERT, "down", environment["id"])
+        remove(tree.parent)
+        aside.rename(tree.parent)
+    assert not (tree / "x").exists()
+
+
+def test_without_her_folder_it_runs_too(run: Run, bundle: Path) -> None:
+    """As on another machine: the path it was installed for is nowhere but in the view."""
+    run(BERT, "images", "import", bundle)
+    aside = roots(ANNA)[0].with_name(f"aside-{ANNA}")
+    roots(ANNA)[0].rename(aside)
+    try:
+        assert "baking" not in run(BERT, "with", "staging", "--", "true").stderr
+        assert not roots(ANNA)[0].exists()
+    finally:
+        aside.rename(roots(ANNA)[0])
+
+
+def test_other_bytes_under_its_record_are_refused(run: Run, bundle: Path) -> None:
+    """The archive is held against the record, and the tree against its digest."""
+    folder = bundle.parent.parent / str(BERT)
+    with tarfile.open(bundle) as tar:
+        tar.extractall(folder, filter="data")
+    with (folder / "content").open("ab") as content:
+        content.write(b"more")
+    with tarfile.open(folder / "forged.image", "w") as tar:
+        for name in ("image.json", "content"):
+            tar.add(folder / name, name)
+    said = run(BERT, "images", "import", "forged.image", status=1).stderr
+    assert "was damaged or changed" in said
