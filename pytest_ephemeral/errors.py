@@ -121,6 +121,13 @@ class ElsewhereError(DestroyError):
     """
 
 
+class UnverifiedDestroyError(DestroyError):
+    """All that can be found of an environment is gone, and there may be more that can't be found.
+
+    Raised once, since nothing more can be done here: doing it again would find nothing.
+    """
+
+
 class RejectedError(EphemeralError):
     """A person rejected an environment."""
 

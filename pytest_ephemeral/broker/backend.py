@@ -15,7 +15,7 @@ from pytest_ephemeral.broker.protocol import Key, Settings
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.environments.lifecycle import Lifecycle
-from pytest_ephemeral.errors import ConfigurationError, EphemeralError
+from pytest_ephemeral.errors import ConfigurationError, EphemeralError, UnverifiedDestroyError
 from pytest_ephemeral.models import Environment, Outcome
 from pytest_ephemeral.providers.abilities import SupportsLastLogMark
 from pytest_ephemeral.tables import Template
@@ -109,6 +109,8 @@ class LifecycleBackend:
         for seconds in RETRIES:
             try:
                 return self._lifecycle.destroy(environment, outcome=outcome, accepted=accepted)
+            except UnverifiedDestroyError:
+                raise  # it is told, and never green; another attempt would find nothing
             except (EphemeralError, OSError):
                 self._pause(seconds)
         return self._lifecycle.destroy(environment, outcome=outcome, accepted=accepted, last=True)

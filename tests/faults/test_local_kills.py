@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
@@ -18,12 +18,15 @@ import pytest
 from msgspec.structs import replace
 
 from pytest_ephemeral import machine, models
-from pytest_ephemeral.errors import ElsewhereError, TamperedRecordError
+from pytest_ephemeral.environments import reaper, removal
+from pytest_ephemeral.errors import DestroyError, ElsewhereError, TamperedRecordError
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.local import LocalProvider, client, mounts
 from pytest_ephemeral.providers.local.supervisor.processes import find_marked
-from pytest_ephemeral.providers.protocol import Owned
+from pytest_ephemeral.providers.local.tables import LocalTemplate
+from pytest_ephemeral.providers.protocol import Order, Owned
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -66,20 +69,13 @@ def own() -> Iterator[Own]:
     with ExitStack() as cleanup:
 
         def start(
-            command: str = DAEMON, *, then: str = ""
+            command: str = DAEMON, *, then: str = "", within: Sequence[str] = ()
         ) -> tuple[subprocess.Popen[str], Environment]:
-            environment = Environment(
-                id=f"staging-{secrets.token_hex(3)}",
-                template="staging",
-                provider="local",
-                created_at=datetime.now(UTC),
-                expires_at=datetime.now(UTC) + timedelta(minutes=5),
-                owner=machine.this_owner("faults"),
-            )
+            environment = _describe()
             record = models.encode(environment).decode()
             process = cleanup.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-c", OWNER, record, command, then],
+                    [*within, sys.executable, "-c", OWNER, record, command, then],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
@@ -92,6 +88,18 @@ def own() -> Iterator[Own]:
             return process, environment
 
         yield start
+
+
+def _describe() -> Environment:
+    """An environment that is not launched yet."""
+    return Environment(
+        id=f"staging-{secrets.token_hex(3)}",
+        template="staging",
+        provider="local",
+        created_at=datetime.now(UTC),
+        expires_at=datetime.now(UTC) + timedelta(minutes=5),
+        owner=machine.this_owner("faults"),
+    )
 
 
 def _launched(process: subprocess.Popen[str]) -> Environment:
@@ -298,6 +306,17 @@ def _asleep(launched: Environment) -> list[int]:
     return found
 
 
+def _sleeping_in(launched: Environment) -> list[int]:
+    """Processes whose current folder is the environment's, as /proc says it, the eldest first."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (path / "comm").read_text()
+            if (path / "cwd").readlink() == Path(launched.handle["folder"]) / "state":
+                found += [int(path.name)] if command == "sleep\n" else []
+    return sorted(found)
+
+
 @pytest.mark.skipif(
     os.geteuid() != 0 or bool(mounts.refusal()), reason="this system lets nobody mount"
 )
@@ -325,3 +344,53 @@ def test_where_nothing_can_be_mounted_that_is_said(monkeypatch: pytest.MonkeyPat
     assert not said.ok
     assert said.detail == "Operation not permitted"
     assert "a daemon that clears its variables is not found" in " ".join(said.hint.split()).lower()
+
+
+def test_a_daemon_outlives_a_guard_that_its_owner_has_lost() -> None:
+    """The owner that launched it finds it as well as any other process does."""
+    environment = _describe()
+    template = LocalTemplate(name="staging", command=DAEMON, port=18491)
+    launched = LocalProvider().launch(Order(environment=environment, template=template))
+    until(lambda: len(_marked(environment)) == 3)
+    os.kill(int(launched.handle["supervisor"]), signal.SIGKILL)
+    until(lambda: len(_marked(environment)) == 1)
+    LocalProvider().destroy(launched)
+    assert _left(environment) == []
+
+
+#: Linux lets nobody mount without that, and containers rarely have it.
+WITHOUT_MOUNTS = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up a capability")
+def test_where_nothing_can_be_mounted_reap_says_what_may_be_left(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon is left that nothing leads to: that is told once, with exit status 6."""
+    process, environment = own(BARE_DAEMON, within=WITHOUT_MOUNTS)
+    launched = _launched(process)
+    until(lambda: len(_sleeping_in(launched)) == 2)
+    daemon = _sleeping_in(launched)[-1]
+    os.kill(int(launched.handle["supervisor"]), signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    os.kill(int(launched.handle["supervisor"]), signal.SIGKILL)
+    until(lambda: _sleeping_in(launched) == [daemon])
+    (tmp_path / "ephemeral.toml").touch()
+    project = Project.open(tmp_path / "ephemeral.toml", tmp_path)
+    expired = replace(launched, expires_at=launched.created_at)
+    project.ledger.create(expired, LocalTemplate(name="staging", command=BARE_DAEMON))
+    try:
+        monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
+        every = reaper.reap(project, dry_run=False)
+        (found,) = [one for one in every if one.id == environment.id]
+        assert f"ps -fp {daemon}" in found.error
+        with pytest.raises(DestroyError, match="may still run"):
+            reaper.raise_leftovers([found])
+        assert _sleeping_in(launched) == []  # its folder is gone
+        assert Path(f"/proc/{daemon}").exists()
+        assert project.ledger.get(environment.id).problem
+    finally:
+        os.kill(daemon, signal.SIGKILL)
+    removal.remove(project.ledger, project.ledger.get(environment.id))
+    assert project.ledger.entries() == []

@@ -23,7 +23,12 @@ from pytest_ephemeral.errors import EphemeralError, TamperedRecordError
 from pytest_ephemeral.labels import ID
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.local.host import GuardAddress
-from pytest_ephemeral.providers.local.supervisor.files import ASIDE, LABELS, remove_environment
+from pytest_ephemeral.providers.local.supervisor.files import (
+    ASIDE,
+    LABELS,
+    UNMARKED,
+    remove_environment,
+)
 
 #: Seconds after which a folder is no longer just being made.
 _BEING_MADE = 60.0
@@ -126,6 +131,11 @@ class Folder(msgspec.Struct, frozen=True):
     def mark(self) -> Path:
         """What is mounted in the view of its processes; see ``kernel.protect``."""
         return self._labels
+
+    @property
+    def unmarked(self) -> Path:
+        """There if nothing is mounted in the view of its processes."""
+        return self.path / UNMARKED
 
     @property
     def _labels(self) -> Path:

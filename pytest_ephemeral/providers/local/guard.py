@@ -167,6 +167,11 @@ class Guard:
             if not self._ends_within(END_TIME):
                 self.kill()
 
+    @property
+    def has_reported(self) -> bool:
+        """Whether the guard has ended in order, with everything; else it was killed."""
+        return bool(self._report)
+
     def kill(self) -> None:
         """End the guard itself, at once: its children die with it, its folders stay."""
         self._process.kill()

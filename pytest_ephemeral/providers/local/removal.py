@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pytest_ephemeral import labels
-from pytest_ephemeral.errors import DestroyError, ElsewhereError, EphemeralError
+from pytest_ephemeral.errors import (
+    DestroyError,
+    ElsewhereError,
+    EphemeralError,
+    UnverifiedDestroyError,
+)
 from pytest_ephemeral.providers.local import client
 from pytest_ephemeral.providers.local.folder import Folder
 from pytest_ephemeral.providers.local.guard import Guard
-from pytest_ephemeral.providers.local.supervisor.processes import end_marked
+from pytest_ephemeral.providers.local.supervisor.processes import end_marked, find_users
 
 
 def destroy(place: Folder, held: Guard | None, *, here: bool) -> None:
@@ -21,9 +26,12 @@ def destroy(place: Folder, held: Guard | None, *, here: bool) -> None:
     Raises:
         DestroyError: Something remains.
         ElsewhereError: Whether something does can't be seen from here.
+        UnverifiedDestroyError: Something may remain that can't be found; the folder is gone.
     """
+    unverified = ""
     try:
-        _stop(place, held, here=here)
+        if not _stop(place, held, here=here) and place.unmarked.exists():
+            unverified = _describe_unverified(place)
     finally:
         if held is not None:
             held.kill()
@@ -32,13 +40,24 @@ def destroy(place: Folder, held: Guard | None, *, here: bool) -> None:
             f"{place.path.name}: not all of {place.path} can be removed. See what is left, and "
             f"whose it is: ls -lR {place.path}"
         )
+    if unverified:
+        raise UnverifiedDestroyError(unverified)
 
 
-def _stop(place: Folder, held: Guard | None, *, here: bool) -> None:
-    """End it through its guard; where that is gone or stuck, kill all that has its marks."""
+def _stop(place: Folder, held: Guard | None, *, here: bool) -> bool:
+    """End it through its guard; where that is gone or stuck, kill all that has its marks.
+
+    Returns:
+        Whether its guard did it, which misses nothing.
+    """
     id = place.path.name
     try:
-        client.stop(place.control) if held is None else held.stop()
+        if held is None:
+            client.stop(place.control)
+            return True
+        held.stop()
+        if held.has_reported:
+            return True
     except DestroyError:
         raise
     except EphemeralError:
@@ -49,10 +68,28 @@ def _stop(place: Folder, held: Guard | None, *, here: bool) -> None:
                 f"Run `pytest-ephemeral down {id}` there. If that place is gone for good, so is "
                 "the environment: then remove the record from the store's folder environments/"
             ) from None
-        left = end_marked(f"{labels.ENVIRONMENT_VARIABLE}={id}", str(place.mark))
-        if left:
-            pids = ", ".join(map(str, left))
-            raise DestroyError(
-                f"of {id}, these processes can't be killed: {pids}. See whose they are: "
-                f"ps -fp {pids}"
-            ) from None
+    left = end_marked(f"{labels.ENVIRONMENT_VARIABLE}={id}", str(place.mark))
+    if left:
+        pids = ", ".join(map(str, left))
+        raise DestroyError(
+            f"of {id}, these processes can't be killed: {pids}. See whose they are: ps -fp {pids}"
+        )
+    return False
+
+
+def _describe_unverified(place: Folder) -> str:
+    """What may be left of an environment, once all that carries its marks was killed."""
+    id = place.path.name
+    pids = find_users(str(place.path))
+    listed = ",".join(map(str, pids))
+    look = (
+        f"These were in its folder, and may be its: ps -fp {listed}"
+        if pids
+        else "Look at what you run: ps -fu $USER"
+    )
+    return (
+        f"{id}: its guard was killed with SIGKILL, and nothing could be mounted for it here, so "
+        "processes of it that have cleared their variables, as daemons do, can't be found and may "
+        f"still run. Everything else of it is gone. {look}. Once none is left, "
+        f"`pytest-ephemeral down {id}` removes the record"
+    )

@@ -7,6 +7,9 @@ import shutil
 
 #: The file in an environment's folder that says whose it is.
 LABELS = "labels.json"
+#: A file in it that says that nothing is mounted in the view of its processes: by that, those would
+#: be found that have cleared their variables.
+UNMARKED = "unmarked"
 #: A link in it, to where processes of other users write; see ``accounts``.
 STATES = "states"
 #: What the names of folders begin with that are being removed.

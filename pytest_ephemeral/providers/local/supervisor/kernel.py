@@ -74,6 +74,20 @@ def protect(paths: list[str], mark: str = "", places: Mapping[str, str] | None =
     return os.strerror(failed) if failed else ""
 
 
+def is_mounted(path: str) -> bool:
+    """Whether something is mounted there in this process's view."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            return any(line.split(b" ", 5)[4] == escape(path) for line in file)
+    except OSError:
+        return False
+
+
+def escape(path: str) -> bytes:
+    """A path as ``mountinfo`` has it: proc(5)."""
+    return os.fsencode("".join(f"\\{ord(one):03o}" if one in " \t\n\\" else one for one in path))
+
+
 def unmount(path: str) -> None:
     """Take a mount out of this process's view, so that what it covers can be removed."""
     if _LINUX:

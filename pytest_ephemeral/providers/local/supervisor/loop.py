@@ -78,10 +78,19 @@ class Supervisor:
         )
         if self._refused and self._orders.places:
             raise OSError(f"nothing can be mounted here: {self._refused}")
+        if self._orders.mark and not kernel.is_mounted(self._orders.mark):
+            self._note_unmarked(self._orders.mark)
         for name, argv in self._orders.argvs.items():
             self._start_process(name, argv)
         self._open_logs()
         self._open_control()
+
+    def _note_unmarked(self, mark: str) -> None:
+        """Say, before anything runs, that some of it may not be found without this process."""
+        from .files import UNMARKED
+
+        path = os.path.join(os.path.dirname(mark), UNMARKED)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def _turn(self) -> None:
         ready = self._poll.poll(self._patience() * 1000)

@@ -169,8 +169,20 @@ def _sees(pid: int, mount: str) -> bool:
         lines = _read(pid, "mountinfo").splitlines()
     except OSError:
         return False
-    escaped = "".join(f"\\{ord(one):03o}" if one in " \t\n\\" else one for one in mount)
-    return any(line.split(b" ", 5)[4] == os.fsencode(escaped) for line in lines)
+    return any(line.split(b" ", 5)[4] == kernel.escape(mount) for line in lines)
+
+
+def find_users(folder: str) -> list[int]:
+    """The processes that have their current folder in a folder, as far as this user may see."""
+    found = []
+    for pid in _all():
+        try:
+            current = os.readlink(f"/proc/{pid}/cwd")
+        except OSError:
+            continue
+        if current == folder or current.startswith(folder + "/"):
+            found.append(pid)
+    return found
 
 
 def _all() -> Iterator[int]:
