@@ -43,7 +43,7 @@ class SignaturePolicy:
         image = None if reference is None else self._catalog.find(reference.name, reference.key)
         if reference is None or image is None or image.digest != reference.digest:
             raise ProvenanceError(
-                "`require-signature` is set, and the catalog has no image with the bytes that this "
+                "`require-signature` is set, and the catalog has no image with the bytes that the "
                 "environment runs: bake and sign the image, and launch an environment of it"
             )
         self.check(image)

@@ -86,6 +86,7 @@ class Promoter(msgspec.Struct):
 
         Raises:
             PromotionError: There is no previous environment, or it failed.
+            ProvenanceError: Its image is not signed by the key that is required.
             NothingMatchedError: The previous environment is gone.
         """
         journal = self._journal()
@@ -211,6 +212,7 @@ class Promoter(msgspec.Struct):
                 f"{name} has no rollback target: see `pytest-ephemeral history {name}`"
             )
         if not previous.environment:
+            self.project.images.signatures.check_reference(None)
             return self._run("rollback", previous, None)
         try:
             environment = self.project.ledger.get(previous.environment)
@@ -219,6 +221,7 @@ class Promoter(msgspec.Struct):
                 f"the rollback target {previous} is gone: it was kept for "
                 f"{self.promotion.keep_old}. Promote another environment"
             ) from None
+        self.project.images.signatures.check_reference(environment.image)
         return self._run("rollback", previous, environment)
 
     def _resume(self, journal: Journal, kind: str, id: str) -> None:
@@ -231,7 +234,15 @@ class Promoter(msgspec.Struct):
                 f"{journal.busy()}. If its process is dead, complete it: "
                 f"pytest-ephemeral {command} {self.promotion.name}"
             )
+        if not run.has_done("record"):  # the journal may be forged, as any record
+            self._require_signature(run.target)
         journal.take_over(pause=self.times.pause)
+
+    def _require_signature(self, target: Deployment) -> None:
+        """Refuse a target whose image is not signed, where that is required."""
+        named = target.environment
+        image = self.project.ledger.get(named).image if named else None
+        self.project.images.signatures.check_reference(image)
 
     # -- and then ----------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ dns = "hosts"
 record = "app.example.test"
 file = "hosts"
 drain = "100ms"
-keep-old = "100ms"
+keep-old = "{keep}"
 """
 
 
@@ -55,7 +55,7 @@ def project(
     assert made.clean_within(5), made.traces()
 
 
-def require(project: PluginProject, *, signature: bool) -> None:
+def require(project: PluginProject, *, signature: bool, keep: str = "100ms") -> None:
     """Write the configuration, with ``require-signature`` or without."""
     project.configure(
         CONFIGURATION.format(
@@ -63,6 +63,7 @@ def require(project: PluginProject, *, signature: bool) -> None:
             source=project.folder / "image" / "app.py",
             one=project.one,
             python=sys.executable,
+            keep=keep,
         )
     )
 
@@ -107,6 +108,28 @@ def test_what_nobody_signed_is_refused_everywhere(project: PluginProject) -> Non
         assert "is not signed" in output, output
     assert project.list_ids() == [id]
     assert not (project.folder / "hosts").exists()
+
+
+def test_a_rollback_is_held_to_it_too(project: PluginProject) -> None:
+    """Also one that was begun before: production stays where it is."""
+    require(project, signature=False, keep="1m")
+    known: set[str] = set()
+    for _ in range(2):
+        assert run(project, "up", project.one)[0] == 0
+        (id,) = set(project.list_ids()) - known
+        known.add(id)
+        assert run(project, "promote", id, "--to", "production")[0] == 0
+    hosts = (project.folder / "hosts").read_text()
+
+    require(project, signature=True, keep="1m")
+
+    status, output = run(project, "rollback", "production")
+    assert status == 1, output
+    assert "is not signed" in output, output
+    assert (project.folder / "hosts").read_text() == hosts
+    require(project, signature=False, keep="1m")
+    assert run(project, "rollback", "production")[0] == 0
+    assert (project.folder / "hosts").read_text() != hosts
 
 
 def test_what_was_signed_goes_all_the_way(project: PluginProject) -> None:
