@@ -19,6 +19,7 @@ os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
 
 from aws import acceptance, survey
 from aws.guests import Guests
+from aws.stacks import read_urls_of_this_machine
 from aws.strict import Strict, Times
 from aws.swift import quicken
 from aws.wire import Answer, Request, as_json, refuse, refuse_json, refuse_query
@@ -206,6 +207,7 @@ def main(folder: Path, *, real: bool) -> None:
             self.close_connection = True
 
     quicken()
+    read_urls_of_this_machine()
     Ami.block_device_mappings = property(acceptance.mappings)
     moto = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, lambda *_: [], threaded=True, request_handler=Quiet)

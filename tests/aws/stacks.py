@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -51,16 +52,35 @@ class Stacks:
         return answer
 
     def _made(self, stack: Any, *, rollback: bool) -> None:
-        failed = [name for name in _resources(stack) if name in self.failing]
-        if not failed:
+        if not self._fail(stack):
             stack.status = "CREATE_COMPLETE"
             return
-        for name in failed:
-            _event(stack, name, "CREATE_FAILED", self.failing[name])
-        for name in _resources(stack):
-            if name not in failed:
-                _event(stack, name, "CREATE_FAILED", "Resource creation cancelled")
         stack.status = "ROLLBACK_COMPLETE" if rollback else "CREATE_FAILED"
+
+    def _fail(self, stack: Any) -> bool:
+        """Let what is to fail in a stack, or in one nested in it, fail; whether anything did."""
+        reasons = {name: self.failing[name] for name in _resources(stack) if name in self.failing}
+        for name, nested in _nested(stack).items():
+            if self._fail(nested):
+                reasons[name] = f"Embedded stack {nested.stack_id} was not successfully created"
+        for name, reason in reasons.items():
+            _event(stack, name, "CREATE_FAILED", reason)
+        for name in _resources(stack) if reasons else ():
+            if name not in reasons:
+                _event(stack, name, "CREATE_FAILED", "Resource creation cancelled")
+        return bool(reasons)
+
+    def _cloudformation_GetTemplateSummary(self, request: Request) -> Answer:
+        """What moto knows nothing of: which capabilities it takes."""
+        body = template_of(request)
+        if said := _size_refusal(request, body):
+            return refuse_query(*said)
+        answer = forward(self.moto, request)
+        named = "".join(f"<member>{one}</member>" for one in _capabilities(body))
+        end = b"</GetTemplateSummaryResult>"
+        more = f"<Capabilities>{named}</Capabilities>".encode()
+        answer.body = answer.body.replace(end, more + end)
+        return answer
 
     def _cloudformation_UpdateTerminationProtection(self, request: Request) -> Answer:
         name = self._stack(request.form["StackName"]).stack_id
@@ -112,9 +132,10 @@ class Stacks:
         if full:
             stack.status = "DELETE_FAILED"
             return
-        for name, resource in stack.template_dict["Resources"].items():
-            kept = resource.get("DeletionPolicy") == "Retain"
-            _event(stack, name, "DELETE_SKIPPED" if kept else "DELETE_COMPLETE", "")
+        for one in [stack, *_nested(stack).values()]:
+            for name, resource in one.template_dict["Resources"].items():
+                kept = resource.get("DeletionPolicy") == "Retain"
+                _event(one, name, "DELETE_SKIPPED" if kept else "DELETE_COMPLETE", "")
         before = self._instances_of_stack(stack.stack_id)
         _backend("cloudformation", stack.region_name).delete_stack(stack.stack_id)
         for instance in before:
@@ -163,23 +184,79 @@ def _backend(service: str, region: str) -> Any:
 
 def _refusal(request: Request) -> tuple[str, str] | None:
     """Why CloudFormation would not begin with this stack."""
-    from moto.cloudformation.models import Stack
     from moto.cloudformation.parsing import get_model_map
 
-    body = request.form["TemplateBody"]
-    if len(body.encode()) > 51200:
-        return "ValidationError", "Member must have length less than or equal to 51200"
-    template = json.loads(body) if body.lstrip().startswith("{") else Stack.parse_template(body)
-    kinds = {resource["Type"] for resource in template["Resources"].values()}
+    body = template_of(request)
+    if said := _size_refusal(request, body):
+        return said
+    kinds = _kinds(body)
     if unknown := sorted(kinds - set(get_model_map())):
         return "ValidationError", f"Template format error: Unrecognized resource types: {unknown}"
-    capable = {value for key, value in request.form.items() if key.startswith("Capabilities.")}
-    if any(kind.startswith("AWS::IAM::") for kind in kinds) and not capable:
-        return "InsufficientCapabilitiesException", "Requires capabilities : [CAPABILITY_IAM]"
+    given = {value for key, value in request.form.items() if key.startswith("Capabilities.")}
+    if missing := [one for one in _capabilities(body) if one not in given]:
+        return "InsufficientCapabilitiesException", f"Requires capabilities : {missing}"
     for key, value in Stacks._stack_tags(request).items():
         if not 1 <= len(value) <= 256:
             return "ValidationError", f"Tag {key} has a value of {len(value)} characters"
     return None
+
+
+def template_of(request: Request) -> str:
+    """The template that a request has with it, or says the URL of."""
+    from moto.cloudformation import models
+
+    if "TemplateURL" not in request.form:
+        return request.form["TemplateBody"]
+    url = request.form["TemplateURL"]
+    return str(models.get_stack_from_s3_url(url, account_id=ACCOUNT, partition="aws"))
+
+
+def _size_refusal(request: Request, body: str) -> tuple[str, str] | None:
+    largest = 1_048_576 if "TemplateURL" in request.form else 51200
+    if len(body.encode()) > largest:
+        return "ValidationError", f"Member must have length less than or equal to {largest}"
+    return None
+
+
+def _kinds(body: str) -> set[str]:
+    """The types of a template's resources."""
+    from moto.cloudformation.models import Stack
+
+    template = json.loads(body) if body.lstrip().startswith("{") else Stack.parse_template(body)
+    return {resource["Type"] for resource in template["Resources"].values()}
+
+
+def _capabilities(body: str) -> list[str]:
+    """What a template's maker has to allow."""
+    is_iam = any(kind.startswith("AWS::IAM::") for kind in _kinds(body))
+    needed = {
+        "CAPABILITY_IAM": is_iam,
+        "CAPABILITY_AUTO_EXPAND": bool(re.search(r"\bTransform\b", body)),
+    }
+    return [name for name, is_needed in needed.items() if is_needed]
+
+
+def read_urls_of_this_machine() -> None:
+    """Have moto read templates whose URL has this machine's address, and not only its name."""
+    from moto.cloudformation import models, responses, utils
+
+    original = utils.get_stack_from_s3_url
+
+    def read(template_url: str, **where: str) -> str:
+        return original(template_url.replace("//127.0.0.1:", "//localhost:"), **where)
+
+    models.get_stack_from_s3_url = responses.get_stack_from_s3_url = read
+
+
+def _nested(stack: Any) -> dict[str, Any]:
+    """The stacks that are resources of a stack, by their names in its template."""
+    kinds = {name: one["Type"] for name, one in stack.template_dict["Resources"].items()}
+    made = stack.resource_map._parsed_resources
+    return {
+        name: made[name]
+        for name, kind in kinds.items()
+        if kind == "AWS::CloudFormation::Stack" and name in made
+    }
 
 
 def _resources(stack: Any) -> list[str]:
@@ -197,6 +274,8 @@ def _full_buckets(stack: Any) -> Iterator[str]:
 
 
 def _physical(stack: Any, name: str) -> str:
+    if name in (nested := _nested(stack)):
+        return str(nested[name].stack_id)
     made = stack.resource_map._parsed_resources.get(name)
     return str(getattr(made, "physical_resource_id", f"{stack.name}-{name}"))
 

@@ -22,7 +22,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.labels import EXPIRES, NEVER, RUN
 from pytest_ephemeral.models import Endpoint, Environment, Image
-from pytest_ephemeral.providers.cloudformation import stacks
+from pytest_ephemeral.providers.cloudformation import events, packaging, stacks, upload
 from pytest_ephemeral.providers.cloudformation.tables import (
     StackTemplate,
     outputs_in,
@@ -41,9 +41,9 @@ from pytest_ephemeral.tables import Recipe, Template
 
 #: In a handle.
 REGION: Final = "region"
-#: CloudFormation takes no larger template in a request, in bytes.
-LARGEST: Final = 51200
 STACK: Final = "stack"
+#: The bucket of the stack's files, if it has any.
+BUCKET: Final = "bucket"
 
 
 class CloudFormationProvider(Instances, RegionalProvider):
@@ -69,10 +69,10 @@ class CloudFormationProvider(Instances, RegionalProvider):
         root: Path,
         lifetime: float | None,  # noqa: ARG002
     ) -> None:
-        """Whether there are credentials and a region, and the file is there."""
+        """Whether there are credentials and a region, and the file and all that it names."""
         if not isinstance(template, StackTemplate):
             raise ConfigurationError(f"template {template.name!r} is not a CloudFormation template")
-        _read(root / template.file, template)
+        upload.check(template, root)
         aws.identity(aws.client("cloudformation", template.region).meta.region_name)
 
     def launch(self, order: Order) -> Environment:
@@ -98,7 +98,7 @@ class CloudFormationProvider(Instances, RegionalProvider):
                 raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
             if watch_region(environment.handle.get(REGION)).instances(environment):
                 return read_console_log(environment, now=now)
-            return console.ConsoleLog([stacks.history(client, stack)], own=False, name="stack")
+            return console.ConsoleLog([events.history(client, stack)], own=False, name="stack")
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
         """Move the tag of the stack's instances, which their guests may read, and of the stack."""
@@ -124,17 +124,23 @@ class CloudFormationProvider(Instances, RegionalProvider):
 
     def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
         """See ``SupportsStagedDestroy``: CloudFormation goes on deleting by itself."""
+
+        def remove_files() -> None:  # which CloudFormation does not read any more
+            if bucket := environment.handle.get(BUCKET):
+                upload.remove(bucket, environment.id)
+            accepted()
+
         with translate_errors(f"{environment.id} could not be destroyed"):
             client = _client(environment)
             found = _find_stack(environment, client)
             if found is None:
-                accepted()
+                remove_files()
             else:
                 # By its id: under its name, nothing can be asked of it when it is gone.
                 stack = str(found["StackId"])
                 if environment.production is None and tags_of(found).get(EXPIRES) == NEVER:
                     _protect(client, stack, on=False)
-                stacks.delete(client, stack, environment.id, accepted)
+                stacks.delete(client, stack, environment.id, remove_files)
 
     def list_owned_in(self, region: str) -> Sequence[Owned]:
         """All stacks in a region that are tagged as ours, and called so."""
@@ -176,14 +182,21 @@ def _launch(order: Order) -> Environment:
             f"{environment.id}: template {template.name!r} is not a CloudFormation template"
         )
     client = aws.client("cloudformation", template.region)
-    body = _read(order.root / template.file, template)
     region = str(client.meta.region_name)
-    parameters = _parameters(client, order, template, body, _images_in(region, order.images))
     handle = {REGION: region, **identity.account_of(region)}
-    order.journal(msgspec.structs.replace(environment, handle=handle))
-    stack = stacks.create(client, environment, template, body, parameters)
-    environment = msgspec.structs.replace(environment, handle={**handle, STACK: stack})
-    order.journal(environment)
+
+    def note(**facts: str) -> Environment:
+        handle.update(facts)
+        noted = msgspec.structs.replace(environment, handle=dict(handle))
+        order.journal(noted)
+        return noted
+
+    source = _source(order, template, lambda bucket: note(**{BUCKET: bucket}))
+    images = _images_in(region, order.images)
+    parameters = _parameters(client, order, template, source, images)
+    note()
+    stack = stacks.create(client, environment, template, source, parameters)
+    environment = note(**{STACK: stack})
     try:
         found = stacks.wait_until_complete(client, stack)
     except LaunchError as error:
@@ -198,19 +211,17 @@ def _launch(order: Order) -> Environment:
     return msgspec.structs.replace(environment, endpoints=endpoints, url=url)
 
 
-def _read(file: Path, template: StackTemplate) -> str:
-    try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(
-            f"templates.{template.name}.file: {file} can't be read: {error}"
-        ) from error
-    if len(text.encode()) > LARGEST:
-        raise ConfigurationError(
-            f"templates.{template.name}.file: {file} has {len(text.encode())} bytes, and "
-            f"CloudFormation takes {LARGEST} at once: move parts of it into nested stacks"
-        )
-    return text
+def _source(
+    order: Order, template: StackTemplate, journal: Callable[[str], object]
+) -> upload.Source:
+    """The template for CloudFormation; what has to be in S3 is there, after it was journaled."""
+    if not upload.check(template, order.root):
+        file = order.root / template.file
+        text = packaging.read(file, f"templates.{template.name}.file")
+        return upload.Source({"TemplateBody": text})
+    client, place = upload.find_folder(template, order.environment.id)
+    journal(place.bucket)
+    return upload.send(template, order.root, client, place)
 
 
 def _images_in(region: str, images: Mapping[str, Image]) -> dict[str, Image]:
@@ -226,15 +237,18 @@ def _images_in(region: str, images: Mapping[str, Image]) -> dict[str, Image]:
 
 
 def _parameters(
-    client: Any, order: Order, template: StackTemplate, body: str, images: Mapping[str, Image]
+    client: Any,
+    order: Order,
+    template: StackTemplate,
+    source: upload.Source,
+    images: Mapping[str, Image],
 ) -> dict[str, str]:
     """What the stack is given: its parameters, filled in, and such of ``env`` as it asks for."""
     where = f"templates.{template.name}.parameters"
     filled = interpolation.fill(template.parameters, environ=os.environ, images=images, where=where)
-    declared = {
-        one["ParameterKey"]
-        for one in client.get_template_summary(TemplateBody=body).get("Parameters", ())
-    }
+    summary = client.get_template_summary(**source.arguments)
+    _check_capabilities(template, summary)
+    declared = {one["ParameterKey"] for one in summary.get("Parameters", ())}
     given = {**order.variables, **filled.variables}
     for name in given:
         if name not in declared:
@@ -242,6 +256,21 @@ def _parameters(
                 f"{where}: {template.file} has no parameter {name!r}.{closest(name, declared)}"
             )
     return given
+
+
+def _check_capabilities(template: StackTemplate, summary: Mapping[str, Any]) -> None:
+    """Whether the template's capabilities are those that CloudFormation will want."""
+    given = set(template.capabilities)
+    if "CAPABILITY_NAMED_IAM" in given:
+        given.add("CAPABILITY_IAM")
+    missing = [one for one in summary.get("Capabilities", ()) if one not in given]
+    if missing:
+        reason = summary.get("CapabilitiesReason") or "its resources or transforms want them"
+        names = ", ".join(f'"{one}"' for one in [*template.capabilities, *missing])
+        raise ConfigurationError(
+            f"templates.{template.name}: {template.file} needs {', '.join(missing)}: {reason}. "
+            f"Write: capabilities = [{names}]"
+        )
 
 
 def _endpoint(template: StackTemplate, name: str, url: str, outputs: dict[str, str]) -> Endpoint:

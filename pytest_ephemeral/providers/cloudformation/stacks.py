@@ -1,4 +1,4 @@
-"""Stacks: create, wait for, tag and delete them, and say why one failed or what it retained."""
+"""Stacks: create, look at, wait for, tag and delete them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import hashlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import waiting
+from pytest_ephemeral.providers.cloudformation import events, upload
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
-from pytest_ephemeral.providers.ec2.tags import labels_of, read_clock, tags_of, to_tags
+from pytest_ephemeral.providers.ec2.tags import TRANSFER, labels_of, read_clock, tags_of, to_tags
 from pytest_ephemeral.providers.protocol import Owned
 
 #: Seconds between looks at a stack.
@@ -44,28 +46,31 @@ def create(
     client: Any,
     environment: Environment,
     template: StackTemplate,
-    body: str,
+    source: upload.Source,
     parameters: Mapping[str, str],
 ) -> str:
     """Create a stack, or find it if it was created before; its id."""
     from botocore.exceptions import ClientError
 
     name = name_of(environment.id)
+    tags = {key: value for key, value in environment.labels.items() if value}
+    if source.bucket:
+        tags[TRANSFER] = upload.folder(source.bucket, environment.id)
     role = {} if template.role_arn is None else {"RoleARN": template.role_arn}
     try:
         created = client.create_stack(
             StackName=name,
-            TemplateBody=body,
             Parameters=[
                 {"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()
             ],
             Capabilities=list(template.capabilities),
-            Tags=to_tags({key: value for key, value in environment.labels.items() if value}),
+            Tags=to_tags(tags),
             # A failed stack stays until its events are read; then all of it is deleted.
             OnFailure="DO_NOTHING",
             # A stack that waits for a signal for ever would outlive its expiry.
             TimeoutInMinutes=max(1, int(template.ttl // 60)),
             ClientRequestToken=hashlib.sha256(name.encode()).hexdigest(),
+            **source.arguments,
             **role,
         )
         return str(created["StackId"])
@@ -89,7 +94,7 @@ def wait_until_complete(client: Any, stack: str) -> Mapping[str, Any]:
             return found
         if found is None or not status.endswith("_IN_PROGRESS") or "ROLLBACK" in status:
             raise LaunchError(
-                "\n".join([f"its stack is {status or 'gone'}:", *failures(client, stack)])
+                "\n".join([f"its stack is {status or 'gone'}:", *events.failures(client, stack)])
             )
         return None
 
@@ -118,7 +123,7 @@ def look(client: Any, stack: str, *, older: float | None = None) -> Mapping[str,
         except ClientError as error:
             if aws.code(error) in aws.THROTTLED and at != float("-inf"):
                 return found
-            if not is_missing(error):
+            if not events.is_missing(error):
                 raise
             found = None
         if found is not None and found["StackStatus"] == "DELETE_COMPLETE":
@@ -146,11 +151,6 @@ def forget(client: Any, stack: str) -> None:
         _seen.pop((id(client), stack), None)
 
 
-def is_missing(error: Any) -> bool:
-    """Whether CloudFormation says that there is no such stack."""
-    return aws.code(error) == "ValidationError" and "does not exist" in str(error)
-
-
 def list_owned(client: Any, name: str | None = None) -> list[Owned]:
     """The stacks that are tagged as ours and called by their ids, or one of them."""
     from botocore.exceptions import ClientError
@@ -159,7 +159,7 @@ def list_owned(client: Any, name: str | None = None) -> list[Owned]:
     try:
         pages = list(client.get_paginator("describe_stacks").paginate(**only))
     except ClientError as error:
-        if name is not None and is_missing(error):
+        if name is not None and events.is_missing(error):
             return []
         raise
     found = [(stack, tags_of(stack)) for page in pages for stack in page["Stacks"]]
@@ -185,20 +185,10 @@ def sweep(client: Any, wanted: Owned, still: Callable[[Owned], bool]) -> bool:
     for _ in found:
         stack = look(client, name_of(wanted.id), older=0.0)
         if stack is not None:
-            delete(client, str(stack["StackId"]), wanted.id)
+            files = tags_of(stack).get(TRANSFER, "")
+            remove_files = partial(upload.remove_tagged, files, wanted.id)
+            delete(client, str(stack["StackId"]), wanted.id, remove_files)
     return True
-
-
-def failures(client: Any, stack: str) -> list[str]:
-    """The failures in a stack's events, the first one first."""
-    lines = [
-        f"  {event['LogicalResourceId']} ({event['ResourceType']}): {event['ResourceStatusReason']}"
-        for event in reversed(list(events(client, stack)))
-        if event["ResourceStatus"].endswith("_FAILED") and event.get("ResourceStatusReason")
-    ]
-    # The others were only cancelled because of the first.
-    causes = [line for line in lines if "cancelled" not in line.lower()]
-    return causes or lines or ["  its events give no reason"]
 
 
 def retag(client: Any, found: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -235,7 +225,7 @@ def retag(client: Any, found: Mapping[str, Any], tags: Mapping[str, str]) -> Non
         client, stack, lambda status: not status.endswith("_IN_PROGRESS") or status in _GOOD, BUSY
     )
     if status and status not in _GOOD:
-        lines = "\n".join(failures(client, stack))
+        lines = "\n".join(events.failures(client, stack))
         raise EphemeralError(f"the tags of its stack were not changed, it is {status}:\n{lines}")
 
 
@@ -255,33 +245,6 @@ def _wait_for_status(
     return status
 
 
-def events(client: Any, stack: str) -> Iterator[Mapping[str, Any]]:
-    """The events of a stack, the newest first."""
-    from botocore.exceptions import ClientError
-
-    try:
-        for page in client.get_paginator("describe_stack_events").paginate(StackName=stack):
-            yield from page["StackEvents"]
-    except ClientError as error:
-        if not is_missing(error):
-            raise
-
-
-def history(client: Any, stack: str) -> str:
-    """The events of a stack as text, a line each, the oldest first."""
-    lines = [
-        " ".join(
-            [
-                event["Timestamp"].isoformat(timespec="seconds"),
-                *(event["LogicalResourceId"], event["ResourceType"], event["ResourceStatus"]),
-                *event.get("ResourceStatusReason", "").split(),
-            ]
-        )
-        for event in events(client, stack)
-    ]
-    return "\n".join(reversed(lines))
-
-
 def delete(client: Any, stack: str, id: str, accepted: Callable[[], None] = lambda: None) -> None:
     """Delete a stack, and wait until it is gone.
 
@@ -298,26 +261,15 @@ def delete(client: Any, stack: str, id: str, accepted: Callable[[], None] = lamb
     accepted()
     status = _wait_for_status(client, stack, lambda it: it == "DELETE_FAILED", DELETING)
     if status == "DELETE_FAILED":
-        lines = "\n".join(failures(client, stack))
+        lines = "\n".join(events.failures(client, stack))
         raise DestroyError(
             f"{id}: its stack can't be deleted, because of\n{lines}\n"
             "Empty or delete these (a bucket must be empty), then: pytest-ephemeral reap"
         )
     if status:
         raise DestroyError(f"{id}: its stack is still {status}. See it: pytest-ephemeral reap")
-    if kept := list_retained(client, stack):
+    if kept := events.list_retained(client, stack):
         raise DestroyError(
             f"{id}: its template says DeletionPolicy: Retain, so these are still there: "
             f"{', '.join(kept)}. Delete them by hand, and take that out of the template"
         )
-
-
-def list_retained(client: Any, stack: str) -> list[str]:
-    """What a deleted stack has left because its template retains it."""
-    return sorted(
-        {
-            f"{event['LogicalResourceId']} ({event['ResourceType']} {event['PhysicalResourceId']})"
-            for event in events(client, stack)
-            if event["ResourceStatus"] == "DELETE_SKIPPED"
-        }
-    )

@@ -28,6 +28,8 @@ class StackTemplate(Template, frozen=True, kw_only=True):
         region: Where; by default boto3's.
         capabilities: What the template may make: ``CAPABILITY_IAM`` and such.
         role_arn: The role that CloudFormation acts with.
+        bucket: An S3 bucket in the stack's region, for a file of more than 51,200 bytes, and for
+            what files name by local paths: nested stacks, code, definitions.
     """
 
     provider: str = "cloudformation"
@@ -38,6 +40,7 @@ class StackTemplate(Template, frozen=True, kw_only=True):
     region: str | None = None
     capabilities: list[Capability] = msgspec.field(default_factory=list)
     role_arn: str | None = None
+    bucket: str | None = None
 
     def check(self) -> None:
         """Its outputs say where it answers, and its parameters which images it runs."""

@@ -1,4 +1,4 @@
-"""Carry artifacts and logs to a bake and back through S3, by presigned URLs."""
+"""Folders in S3: what goes to a bake and comes back, by presigned URLs, and a stack's files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pytest_ephemeral import aws
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
 
+#: What the folders of bakes, and of stacks, are in.
 FOLDER: Final = "pytest-ephemeral/bakes"
+STACKS: Final = "pytest-ephemeral/stacks"
 
 #: How long the URLs hold, unless the credentials end before: the bake's time and then some.
 MARGIN: Final = 900
@@ -79,25 +81,39 @@ def open_transfer(recipe: Ec2Recipe, folder: str, seconds: int) -> Transfer:
     Raises:
         ConfigurationError: There is no such bucket, or it may not be used.
     """
-    from botocore.exceptions import ClientError
-
     bucket = str(recipe.bucket)
-    try:
-        found = aws.client("s3", recipe.region).head_bucket(Bucket=bucket)
-    except ClientError as error:  # without a body, and so without a reason
-        reason = "there is none" if aws.code(error) == "404" else "these credentials may not use it"
-        raise ConfigurationError(
-            f"images.{recipe.name}.bucket: {bucket!r}: {reason} ({aws.code(error)}). See "
-            f"`aws s3 ls s3://{bucket}`"
-        ) from error
-    region = found["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", recipe.region)
+    region = find_bucket(bucket, recipe.region, f"images.{recipe.name}.bucket")
     return Transfer(bucket, folder, seconds, region)
 
 
+def find_bucket(bucket: str, region: str | None, where: str) -> str | None:
+    """The region of a bucket.
+
+    Args:
+        bucket: Its name.
+        region: Where it is asked for.
+        where: The key in the configuration that names it, for messages.
+
+    Raises:
+        ConfigurationError: There is no such bucket, or it may not be used.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        found = aws.client("s3", region).head_bucket(Bucket=bucket)
+    except ClientError as error:  # without a body, and so without a reason
+        reason = "there is none" if aws.code(error) == "404" else "these credentials may not use it"
+        raise ConfigurationError(
+            f"{where}: {bucket!r}: {reason} ({aws.code(error)}). See `aws s3 ls s3://{bucket}`"
+        ) from error
+    headers = found["ResponseMetadata"]["HTTPHeaders"]
+    return str(headers.get("x-amz-bucket-region") or region or "") or None
+
+
 def remove(url: str) -> None:
-    """Delete what is left in a transfer's folder; nothing else in a bucket is ever touched."""
+    """Delete what is left in such a folder; nothing else in a bucket is ever touched."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    if not prefix.startswith(f"{FOLDER}/") or not prefix.endswith("/"):
+    if not prefix.startswith((f"{FOLDER}/", f"{STACKS}/")) or not prefix.endswith("/"):
         return
     client = aws.client("s3")
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):

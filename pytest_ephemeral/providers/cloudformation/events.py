@@ -1,0 +1,82 @@
+"""The events of stacks: what happened, what failed, and what deleting one has left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pytest_ephemeral import aws
+
+
+def is_missing(error: Any) -> bool:
+    """Whether CloudFormation says that there is no such stack."""
+    return aws.code(error) == "ValidationError" and "does not exist" in str(error)
+
+
+def events(client: Any, stack: str) -> Iterator[Mapping[str, Any]]:
+    """The events of a stack, the newest first."""
+    from botocore.exceptions import ClientError
+
+    try:
+        for page in client.get_paginator("describe_stack_events").paginate(StackName=stack):
+            yield from page["StackEvents"]
+    except ClientError as error:
+        if not is_missing(error):
+            raise
+
+
+def history(client: Any, stack: str) -> str:
+    """The events of a stack as text, a line each, the oldest first."""
+    lines = [
+        " ".join(
+            [
+                event["Timestamp"].isoformat(timespec="seconds"),
+                *(event["LogicalResourceId"], event["ResourceType"], event["ResourceStatus"]),
+                *event.get("ResourceStatusReason", "").split(),
+            ]
+        )
+        for event in events(client, stack)
+    ]
+    return "\n".join(reversed(lines))
+
+
+def failures(client: Any, stack: str) -> list[str]:
+    """The failures in a stack's events, the first one first; of nested stacks, in theirs."""
+    lines = _failures(client, stack)
+    # The others were only cancelled because of the first.
+    causes = [line for line in lines if "cancelled" not in line.lower()]
+    return causes or lines or ["  its events give no reason"]
+
+
+def _failures(client: Any, stack: str) -> list[str]:
+    lines = []
+    for event in reversed(list(events(client, stack))):
+        if not event["ResourceStatus"].endswith("_FAILED"):
+            continue
+        nested = _nested(event)
+        if nested and (below := _failures(client, nested)):
+            lines += below
+        elif event.get("ResourceStatusReason"):
+            name = f"{event['LogicalResourceId']} ({event['ResourceType']})"
+            lines.append(f"  {name}: {event['ResourceStatusReason']}")
+    return lines
+
+
+def list_retained(client: Any, stack: str) -> list[str]:
+    """What a deleted stack, or one nested in it, has left because its template retains it."""
+    found = set()
+    nested = set()
+    for event in events(client, stack):
+        if event["ResourceStatus"] == "DELETE_SKIPPED":
+            what = f"{event['ResourceType']} {event['PhysicalResourceId']}"
+            found.add(f"{event['LogicalResourceId']} ({what})")
+        nested.add(_nested(event))
+    below = [one for other in nested if other for one in list_retained(client, other)]
+    return sorted({*found, *below})
+
+
+def _nested(event: Mapping[str, Any]) -> str:
+    """The id of the nested stack that an event is about; empty for all else."""
+    id = str(event.get("PhysicalResourceId") or "")
+    is_nested = event["ResourceType"] == "AWS::CloudFormation::Stack" and id != event["StackId"]
+    return id if is_nested and id.startswith("arn:") else ""

@@ -1,0 +1,256 @@
+"""Stacks' files that are large, or name others by local paths: they go by S3, and go with it."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from typing import Any
+
+import boto3
+import msgspec
+import pytest
+
+from aws.conftest import Bench
+from aws.test_stacks import stack_of, stacks_left, up
+from pytest_ephemeral import providers
+from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.errors import ConfigurationError, DestroyError, LaunchError
+from pytest_ephemeral.providers.cloudformation import upload
+from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
+
+BUCKET = "templates"
+
+#: With what CloudFormation fills in, and what it does not know without being told.
+PARENT = """\
+AWSTemplateFormatVersion: 2010-09-09
+Description: "Größe: ünïcode, {size}"
+Parameters:
+  Given: {{Type: String, Default: "127.0.0.1"}}
+  Colour: {{Type: String}}
+Conditions:
+  IsBlue: !Equals [!Ref Colour, blue]
+Resources:
+  Queue:   # it stays as it is written
+    Type: AWS::SQS::Queue
+    Condition: IsBlue
+    Properties:
+      QueueName: !Sub "${{AWS::StackName}}-${{Colour}}"
+  Child:
+    Type: AWS::CloudFormation::Stack
+    Properties:
+      TemplateURL: nested/child.yaml
+Outputs:
+  Host: {{Value: !Ref Given}}
+  Queue: {{Value: !If [IsBlue, !GetAtt Queue.QueueName, none]}}
+"""
+CHILD = """\
+Resources:
+  Topic: {Type: AWS::SNS::Topic}
+"""
+
+
+@pytest.fixture
+def s3(bench: Bench) -> Iterator[Any]:
+    """A client of S3, and a bucket; what is left in it is a leak."""
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=BUCKET)
+    client.put_object(Bucket=BUCKET, Key="pytest-ephemeral/stacks/theirs", Body=b"")
+    yield client
+    left = keys(client)
+    for key in left:
+        client.delete_object(Bucket=BUCKET, Key=key)
+    client.delete_bucket(Bucket=BUCKET)
+    assert left == ["pytest-ephemeral/stacks/theirs"]
+
+
+def keys(s3: Any) -> list[str]:
+    return [one["Key"] for one in s3.list_objects_v2(Bucket=BUCKET).get("Contents", ())]
+
+
+def written(bench: Bench, *, padding: int = 0, **keys: Any) -> StackTemplate:
+    """A stack with one nested in it, whose file is as large as it should be."""
+    (bench.folder / "nested").mkdir(exist_ok=True)
+    (bench.folder / "nested" / "child.yaml").write_text(CHILD)
+    (bench.folder / "parent.yaml").write_text(PARENT.format(size="x" * padding))
+    return StackTemplate(
+        **{
+            "name": "stack",
+            "file": "parent.yaml",
+            "url": "http://{output:Host}",
+            "further": {"queue": "http://{output:Queue}"},
+            "parameters": {"Colour": "blue"},
+            "bucket": BUCKET,
+            **keys,
+        }
+    )
+
+
+@pytest.mark.parametrize("padding", [0, 60_000])
+def test_nested_stacks_and_large_files_go_by_s3(bench: Bench, s3: Any, padding: int) -> None:
+    """With all that CloudFormation fills in as it is written; and nothing stays in the bucket."""
+    bench.account.asked("CreateStack")
+    environment = up(bench, written(bench, padding=padding))
+    sent = bench.account.asked("CreateStack")[0]
+    assert ("TemplateURL" in sent) == (padding > 0)
+    folder = f"pytest-ephemeral/stacks/{environment.id}/"
+    assert environment.endpoints["queue"].host == f"{stack_of(environment)['StackName']}-blue"
+    ours = [key for key in keys(s3) if key.startswith(folder)]
+    assert len(ours) == 1 + (padding > 0)
+    text = boto3.client("cloudformation").get_template(StackName=environment.handle["stack"])
+    kept = PARENT.format(size="x" * padding)
+    before, after = kept.split("nested/child.yaml")
+    assert str(text["TemplateBody"]).startswith(before)
+    assert str(text["TemplateBody"]).endswith(after)
+    bench.lifecycle.destroy(environment)
+
+
+def test_what_fails_in_a_nested_stack_is_told(bench: Bench, s3: Any) -> None:
+    """By its own resource, not as the stack that was not made."""
+    bench.account.tell("failing", Topic="orders are forbidden")
+    with pytest.raises(LaunchError, match="orders are forbidden") as caught:
+        bench.lifecycle.bring_up(written(bench))
+    assert "Topic (AWS::SNS::Topic)" in str(caught.value)
+    assert "Embedded" not in str(caught.value)
+    assert (stacks_left(), bench.ledger.entries()) == ([], [])
+
+
+def test_what_a_nested_stack_retains_is_named(bench: Bench, s3: Any) -> None:
+    """Though it was in the other's template."""
+    wanted = written(bench)
+    child = CHILD.replace("}", ", DeletionPolicy: Retain}")
+    (bench.folder / "nested" / "child.yaml").write_text(child)
+    environment = up(bench, wanted)
+    with pytest.raises(DestroyError, match=r"Topic \(AWS::SNS::Topic"):
+        bench.lifecycle.destroy(environment)
+    bench.lifecycle.destroy(environment)
+
+
+def test_reap_takes_the_files_of_a_stack_that_nothing_records(bench: Bench, s3: Any) -> None:
+    """By the stack's own tag; and what a tag names that is another's is left alone."""
+    wanted = written(bench)
+    bench.config.templates = {"stack": wanted}
+    environment = up(bench, wanted)
+    providers.load("cloudformation").extend(environment, datetime.now(UTC) - timedelta(minutes=1))
+    bench.ledger.remove(environment.id)
+    reaped = reaper.reap(bench, dry_run=False)  # type: ignore[arg-type]
+    assert [(one.id, one.error) for one in reaped] == [(environment.id, "")]
+    upload.remove_tagged(f"s3://{BUCKET}/pytest-ephemeral/stacks/", environment.id)
+
+
+def test_files_that_were_sent_before_a_death_are_found_by_the_record(
+    bench: Bench, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are journaled first: with or without a stack, the record's removal takes them."""
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pytest_ephemeral.providers.cloudformation.stacks.create", die)
+        patch.setattr(type(bench.lifecycle), "_abandon", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            up(bench, written(bench))
+    (entry,) = bench.ledger.entries()
+    assert len(keys(s3)) == 2
+    providers.load("cloudformation").destroy(entry)
+    bench.ledger.remove(entry.id)
+
+
+def test_code_and_definitions_are_put_there(bench: Bench, s3: Any) -> None:
+    """A folder as an archive, a file as it is; the same content once; what is no path stays."""
+    code = bench.folder / "code"
+    (code / "deep").mkdir(parents=True)
+    (code / "main.py").write_text("print()\n")
+    (code / "deep" / "tool").write_text("#!/bin/sh\n")
+    (code / "deep" / "tool").chmod(0o755)
+    (code / "deep" / "back").symlink_to(code)
+    (bench.folder / "single.py").write_text("pass\n")
+    (bench.folder / "states.json").write_text("{}")
+    (bench.folder / "snippet.yaml").write_text("{}")
+    body = textwrap.dedent("""\
+        Resources:
+          One: {Type: AWS::Lambda::Function, Properties: {Code: ./code, Handler: main.f}}
+          Two: {Type: AWS::Lambda::Function, Properties: {Code: code, Handler: main.f}}
+          Three: {Type: AWS::Serverless::Function, Properties: {CodeUri: "single.py"}}
+          Four: {Type: AWS::StepFunctions::StateMachine, Properties:
+            {DefinitionS3Location: states.json}}
+          Five: {Type: AWS::Lambda::Function, Properties: {Code: {ZipFile: "code"}}}
+          Six: {Type: AWS::Serverless::Function, Properties: {CodeUri: s3://theirs/code}}
+          Seven: {Type: AWS::CloudFormation::Stack, Properties: {TemplateURL: !Sub "${X}"}}
+          Eight: {Type: AWS::Glue::Job, Properties: {Command: {ScriptLocation: single.py}}}
+          Ten:
+            Type: AWS::Serverless::Function
+            Properties:
+              Handler: main.f
+          Nine:
+            Fn::Transform: {Name: AWS::Include, Parameters: {Location: snippet.yaml}}
+        """)
+    (bench.folder / "code.yaml").write_text(body)
+    _, place = upload.find_folder(written(bench), "x")
+    sent: dict[str, bytes] = {}
+    packaged = upload.packaging.package(bench.folder / "code.yaml", "", place, sent.__setitem__)
+    assert sorted(name.partition(".")[2] for name in sent) == [
+        *("json", "py", "yaml", "zip", "zip", "zip")
+    ]
+    assert re.search(r"Properties:\n {6}CodeUri: .*\.zip.*\n {6}Handler: main.f", packaged)
+    (archive,) = [one for one in sent.values() if b"deep/tool" in one and b"states" not in one]
+    with zipfile.ZipFile(BytesIO(archive)) as found:
+        assert found.namelist() == ["deep/tool", "main.py"]
+        assert found.getinfo("deep/tool").external_attr >> 16 == 0o100755
+        assert found.getinfo("main.py").external_attr >> 16 == 0o100644
+    (name,) = [name for name, content in sent.items() if content is archive]
+    pair = json.dumps({"S3Bucket": BUCKET, "S3Key": f"pytest-ephemeral/stacks/x/{name}"})
+    assert packaged.count(f"Code: {pair}, Handler") == 2
+    assert packaged.count("s3://templates/pytest-ephemeral/stacks/x/") == 4
+    for same in ('{ZipFile: "code"}', "s3://theirs/code", '!Sub "${X}"'):
+        assert same in packaged
+
+
+def test_a_file_in_json_is_read_as_well(bench: Bench, s3: Any) -> None:
+    """Indented by tabs, which YAML does not have."""
+    child = {"Type": "AWS::CloudFormation::Stack", "Properties": {"TemplateURL": "child.json"}}
+    body = {"Resources": {"Child": child}, "Outputs": {"Host": {"Value": "127.0.0.1"}}}
+    topic = {"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}}
+    wanted = written(bench, file="parent.json", parameters={}, further={})
+    (bench.folder / "parent.json").write_text(json.dumps(body, indent="\t"))
+    (bench.folder / "child.json").write_text(json.dumps(topic, indent="\t"))
+    environment = up(bench, wanted)
+    assert environment.url == "http://127.0.0.1:80/"
+    bench.lifecycle.destroy(environment)
+
+
+@pytest.mark.parametrize(
+    ("keys", "body", "said"),
+    [
+        ({"bucket": None}, PARENT, "Name a bucket of yours"),
+        ({}, PARENT.replace("child", "none"), r"TemplateURL in .*: there is no .*none\.yaml"),
+        ({}, PARENT.replace("nested/child.yaml", "parent.yaml"), "nested in itself"),
+        ({}, PARENT.replace("nested/child.yaml", "nested"), "is a folder"),
+        ({}, "#" * 1_048_577, "CloudFormation takes 1048576"),
+        ({"bucket": "nobodys"}, PARENT, r"templates.stack.bucket: 'nobodys': there is none"),
+        ({}, CHILD.replace("SNS::Topic", "IAM::Role"), 'Write: capabilities = \\["CAPABILITY_IAM'),
+    ],
+)
+def test_what_is_wrong_is_named(bench: Bench, s3: Any, keys: Any, body: str, said: str) -> None:
+    """Before anything is made; and no record stays."""
+    wanted = written(bench, **keys)
+    (bench.folder / "parent.yaml").write_text(body.replace("{{", "{").replace("}}", "}"))
+    with pytest.raises(ConfigurationError, match=said):
+        bench.lifecycle.bring_up(msgspec.structs.replace(wanted))
+    assert (stacks_left(), bench.ledger.entries()) == ([], [])
+
+
+def test_files_that_are_not_removed_are_told(bench: Bench, s3: Any) -> None:
+    """The record stays until they are; and with them, what removes them by hand."""
+    environment = up(bench, written(bench))
+    bench.account.fault("DELETE", "AccessDenied", times=1)
+    with pytest.raises(DestroyError, match="aws s3 rm --recursive s3://templates/"):
+        bench.lifecycle.destroy(environment)
+    assert [one.id for one in bench.ledger.entries()] == [environment.id]
+    bench.lifecycle.destroy(environment)
+    assert (stacks_left(), bench.ledger.entries()) == ([], [])
