@@ -22,6 +22,7 @@ from pytest_ephemeral.models import Announcement
 from pytest_ephemeral.reading import Problem, format_value, join, read, read_table
 from pytest_ephemeral.tables import (
     Audience,
+    KeepInStore,
     Name,
     Promotion,
     Ready,
@@ -66,11 +67,14 @@ class Document(Table, frozen=True, kw_only=True):
         store: The store: a folder, or ``s3://bucket/prefix``.
         publish: Who receives an environment's URL; ``auto`` is the CI server that this runs on.
         require_signature: A public key's file: only images signed by that key are used.
+        keep_in_store: Which images' content is kept in the store. ``auto``: those of containers
+            only in CI or in a store that is shared, and not what a registry has.
     """
 
     default_template: Name | None = None
     store: str = ".ephemeral"
     require_signature: str | None = None
+    keep_in_store: KeepInStore = "auto"
     artifacts: Artifacts = Artifacts()
     images: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
     templates: dict[Name, dict[str, Any]] = msgspec.field(default_factory=dict)
@@ -94,6 +98,7 @@ class Config(msgspec.Struct, frozen=True):
     default_template: str | None
     store: str
     require_signature: Path | None
+    keep_in_store: KeepInStore
     artifacts_repository: str
     images: Mapping[str, Recipe]
     templates: Mapping[str, Template]
@@ -203,6 +208,7 @@ def _config(path: Path, raw: Mapping[str, Any], where: str) -> Config:
         require_signature=(
             None if document.require_signature is None else path.parent / document.require_signature
         ),
+        keep_in_store=document.keep_in_store,
         artifacts_repository=document.artifacts.repository,
         images=recipes,
         templates=templates,

@@ -45,6 +45,7 @@ class Project(msgspec.Struct, frozen=True):
             artifacts=artifacts,
             root=settings.root,
             require_signature=settings.require_signature,
+            keep=settings.keep_in_store,
         )
         return cls(settings, store, artifacts, images, Ledger(store))
 

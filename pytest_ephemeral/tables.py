@@ -29,6 +29,9 @@ Health = Literal["fail", "report"]
 #: Which images are baked when they are needed: those that are missing, all, or none.
 BakeMode = Literal["missing", "always", "never"]
 
+#: Which images' content is kept in the store: what another engine may ask for, all, or none.
+KeepInStore = Literal["auto", "always", "never"]
+
 #: Who can receive URLs. ``auto`` is the CI server this runs on, or ``json`` on an unknown one.
 Audience = Literal[
     "auto",

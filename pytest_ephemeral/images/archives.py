@@ -10,11 +10,16 @@ from typing import Any
 
 import msgspec
 
-from pytest_ephemeral import files, machine, providers
+from pytest_ephemeral import ci, files, providers
 from pytest_ephemeral.errors import ConfigurationError, ImageChangedError, ImageMissingError
+from pytest_ephemeral.images.layers import Layers
+from pytest_ephemeral.images.scratch import scratch_file
 from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.abilities import SupportsLayers
 from pytest_ephemeral.providers.protocol import Baker
 from pytest_ephemeral.store import Store
+from pytest_ephemeral.store.directory import DirectoryStore
+from pytest_ephemeral.tables import KeepInStore
 
 
 class Archives:
@@ -22,22 +27,51 @@ class Archives:
 
     Args:
         store: Where they are.
+        root: The project's folder.
+        keep: Which images are kept in the store.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, root: Path, keep: KeepInStore = "auto") -> None:
         self._store = store
+        self._root = root
+        self._keep = keep
+        self._layers = Layers(store)
+
+    def is_wanted(self, image: Image) -> bool:
+        """Whether the store is to have an image's archive.
+
+        By itself, of images that an engine keeps, only where another engine may ask for it: not in
+        a store in the project's own folder, outside of any CI, and not what a registry has.
+        """
+        if is_taken(image) or self._keep == "never":
+            return False
+        baker = baker_of(image.provider)
+        if self._keep == "always" or not isinstance(baker, SupportsLayers):
+            return True
+        store = self._store
+        private = isinstance(store, DirectoryStore) and store.folder.is_relative_to(self._root)
+        return not baker.is_pushed(image) and (not private or ci.is_ci(os.environ))
 
     def has(self, image: Image) -> bool:
         """Whether an image's archive is in the store."""
-        return self._store.has(archive_path(image))
+        return image.archive is not None and (
+            self._store.has(archive_path(image)) or self._layers.has(image.archive)
+        )
 
     def add(self, image: Image, archive: Path) -> None:
         """Put an image's archive into the store."""
-        self._store.upload(archive_path(image), archive)
+        baker = baker_of(image.provider)
+        layers = baker.find_layers(archive) if isinstance(baker, SupportsLayers) else ()
+        if layers and image.archive is not None:
+            self._layers.add(image.name, image.archive, archive, layers)
+        else:
+            self._store.upload(archive_path(image), archive)
 
     def remove(self, image: Image) -> None:
-        """Remove an image's archive from the store."""
+        """Remove an image's archive from the store, but no layers that others need."""
         self._store.delete(archive_path(image))
+        if image.archive is not None:
+            self._layers.remove(image.name, image.archive)
 
     def pack(self, baker: Baker, image: Image) -> Image:
         """Put the content of an image that is here into the store, and name its archive in it."""
@@ -56,14 +90,16 @@ class Archives:
             ImageChangedError: The archive is not what the image's record says.
         """
         with scratch_file() as archive:
-            if self.has(image):
+            if self._store.has(archive_path(image)):
                 self._store.download(archive_path(image), archive)
+            elif image.archive is not None and self._layers.has(image.archive):
+                self._layers.write(image.archive, archive)
             elif baker_of(image.provider).present(image):
                 baker_of(image.provider).pack(image, archive)
             else:
                 raise self.missing_error(image)
             found = files.digest_of(files.chunks(archive))
-            if found != image.archive:
+            if image.archive not in {found, None}:
                 raise ImageChangedError(
                     f"the archive of the image {image.name!r} in the store {self._store.url}, "
                     f"{archive_path(image)}, is now {found}. Remove it, and bake the image again "
@@ -78,6 +114,11 @@ class Archives:
             f"the store {self._store.url}. Bake it again with "
             f"`pytest-ephemeral bake {image.name} --force`"
         )
+
+
+def is_taken(image: Image) -> bool:
+    """Whether an image was not baked but taken as it is, and is kept elsewhere."""
+    return "reference" in image.inputs
 
 
 def archive_path(image: Image) -> str:
@@ -95,19 +136,3 @@ def baker_of(provider: str) -> Baker:
     if not isinstance(baker, Baker):
         raise ConfigurationError(f"the provider {provider!r} bakes no images")
     return baker
-
-
-@contextmanager
-def scratch_file() -> Iterator[Path]:
-    """A temporary file for an archive; those of processes that were killed are removed."""
-    folder = machine.state_directory() / "transfers"
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.iterdir():
-        pid = left.name.partition("-")[0]
-        if pid.isdigit() and not machine.read_process_start(int(pid)):
-            left.unlink(missing_ok=True)
-    file = folder / f"{os.getpid()}-{os.urandom(4).hex()}"
-    try:
-        yield file
-    finally:
-        file.unlink(missing_ok=True)

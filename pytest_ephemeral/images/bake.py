@@ -127,7 +127,7 @@ class Bake:
         from pytest_ephemeral.images import provenance
 
         plan = self._plan
-        if plan.recipe.reference is None:
+        if self._archives.is_wanted(msgspec.structs.replace(image, inputs=plan.inputs)):
             self._job.say("writing it to the store")
             image = self._archives.pack(plan.baker, image)
         owner = machine.this_owner("bake")

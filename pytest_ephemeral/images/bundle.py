@@ -61,7 +61,7 @@ def read(file: Path, archive: Path) -> Image:
         ) from error
     found = files.digest_of(files.chunks(archive))
     named = re.match(NAME_PATTERN, image.name)
-    if found != image.archive or key(image.inputs) != image.key or not named:
+    if image.archive not in {found, None} or key(image.inputs) != image.key or not named:
         raise ImageChangedError(
             f"{file} was damaged or changed: what is in it is not what its record says. "
             "Export the image again with `pytest-ephemeral images export`"

@@ -21,16 +21,17 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.images import artifact_build
 from pytest_ephemeral.images import key as keys
-from pytest_ephemeral.images.archives import Archives, baker_of, scratch_file
+from pytest_ephemeral.images.archives import Archives, baker_of, is_taken
 from pytest_ephemeral.images.bake import Bake, BakePlan
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.claim import hold_claim
+from pytest_ephemeral.images.scratch import scratch_file
 from pytest_ephemeral.images.signatures import SignaturePolicy
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.abilities import SupportsEquivalents
 from pytest_ephemeral.providers.protocol import UNKNOWN
 from pytest_ephemeral.store import Store
-from pytest_ephemeral.tables import BakeMode, Recipe
+from pytest_ephemeral.tables import BakeMode, KeepInStore, Recipe
 
 Say = Callable[[str], None]
 
@@ -43,6 +44,7 @@ class Images:
         artifacts: Where what is installed comes from.
         root: What the recipes' paths are relative to.
         require_signature: A public key's file: no image is used that it has not signed.
+        keep: Which images' content is kept in the store.
 
     Attributes:
         catalog: The record of every image.
@@ -56,9 +58,10 @@ class Images:
         artifacts: Repository,
         root: Path,
         require_signature: Path | None = None,
+        keep: KeepInStore = "auto",
     ) -> None:
         self._store = store
-        self._archives = Archives(store)
+        self._archives = Archives(store, root, keep)
         self._artifacts = artifacts
         self._root = root
         self.catalog = Catalog(store)
@@ -143,7 +146,7 @@ class Images:
         """
         from pytest_ephemeral.images import bundle
 
-        if image.archive is None:
+        if is_taken(image):
             raise ConfigurationError(
                 f"the image {image.name!r} was not baked but taken from {image.reference}, and "
                 "is not kept here: copy that instead"
@@ -164,7 +167,10 @@ class Images:
         with _explain_os_errors(file.name), scratch_file() as archive:
             image = bundle.read(file, archive)
             self._refuse_other_bytes(image)
-            self._archives.add(image, archive)
+            if image.archive is not None:
+                self._archives.add(image, archive)
+            else:  # it was not in its own store either
+                baker_of(image.provider).unpack(image, archive)
         self.catalog.record(image)
         return image
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
@@ -86,6 +86,24 @@ class SupportsCataloging(Protocol):
             image: The image that the catalog lists now.
             predecessor: The one that it listed before under the same name and key, if any.
         """
+
+
+class LayerSpan(NamedTuple):
+    """Where a layer is in an archive, in bytes."""
+
+    start: int
+    size: int
+
+
+@runtime_checkable
+class SupportsLayers(Protocol):
+    """A baker whose images stay on an engine, and have layers in common."""
+
+    def is_pushed(self, image: Image) -> bool:
+        """Whether a registry has the image: whoever needs it gets it from there."""
+
+    def find_layers(self, archive: Path, /) -> Sequence[LayerSpan]:
+        """Where the layers are in an archive that ``pack`` wrote, in order."""
 
 
 @runtime_checkable

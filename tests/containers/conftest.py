@@ -40,9 +40,10 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     (tmp_path / "context").mkdir()
     projects = []
 
-    def open_(more: str = "", dockerfile: str = "") -> Lifecycle:
+    def open_(more: str = "", dockerfile: str = "", keep: str = "never") -> Lifecycle:
         base = engine_images.busybox()
-        (tmp_path / "ephemeral.toml").write_text(CONFIGURATION.format(more=more, name=WEB))
+        text = CONFIGURATION.format(more=more, name=WEB, keep=keep)
+        (tmp_path / "ephemeral.toml").write_text(text)
         text = (dockerfile or DOCKERFILE) + f"\nLABEL test={tmp_path}\n"  # nobody else's image
         (tmp_path / "context" / "Dockerfile").write_text(text.format(base=base))
         projects.append(Project.open(tmp_path / "ephemeral.toml", tmp_path))

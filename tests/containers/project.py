@@ -18,6 +18,8 @@ from pytest_ephemeral.providers.docker import endpoint
 from support.hooks import SilentHooks
 
 CONFIGURATION = """
+keep-in-store = "{keep}"
+
 [images.web]
 provider = "docker"
 context = "context"

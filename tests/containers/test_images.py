@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from containers.project import WEB, Opened, up
-from pytest_ephemeral.errors import EphemeralError, ImageChangedError
+from pytest_ephemeral.errors import EphemeralError, ImageChangedError, ImageMissingError
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import endpoint, quarantine
@@ -25,7 +25,8 @@ def test_another_engine_gets_the_image_from_the_store(opened: Opened, tmp_path: 
     base = f"localhost:1/{WEB}:base"
     query = {"repo": base.rpartition(":")[0], "tag": "base"}
     engine.call("POST", f"/images/{engine_images.busybox()}/tag", query=query)
-    project = opened(dockerfile=f"FROM {base}\nLABEL test={tmp_path}\n").project
+    dockerfile = f"FROM {base}\nLABEL test={tmp_path}\n"
+    project = opened(dockerfile=dockerfile, keep="always").project
     recipe = project.config.recipe("web")
     baked = project.images.obtain(recipe, mode="missing", say=print)
     for name in (base, f"pytest-ephemeral/web:{baked.key[7:19]}"):
@@ -47,6 +48,42 @@ def test_an_image_is_packed_the_same_every_time(opened: Opened, tmp_path: Path) 
     for name in ("one", "two"):
         load("docker").pack(image, tmp_path / name)  # type: ignore[attr-defined]
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_second_variant_adds_its_own_layer_to_the_store(opened: Opened) -> None:
+    """The base's is there once, under the digest that the engine knows it by, and goes last."""
+    made = f'provider = "docker"\nbase = "{engine_images.busybox()}"\n'
+    more = "".join(
+        f'[images.{name}]\n{made}install = ["head -c 20000 /dev/urandom > /{name}"]\n'
+        for name in ("first", "second")
+    )
+    project = opened(more, keep="always").project
+    stored, layers = [], []
+    for name in ("first", "second"):
+        recipe = project.config.recipe(name)
+        image = project.images.obtain(recipe, mode="missing", say=print)
+        found = endpoint.find().call("GET", f"/images/{image.reference}/json")
+        layers.append({layer.removeprefix("sha256:") for layer in found["RootFS"]["Layers"]})
+        stored.append({path.removeprefix("layers/") for path in project.store.paths("layers")})
+    assert stored[0] <= layers[0]
+    assert stored[0] & layers[1] == stored[0] - (layers[0] - layers[1])
+    assert stored[1] - stored[0] == layers[1] - layers[0]
+    project.images.prune(0, set())
+    assert list(project.store.paths("layers")) == list(project.store.paths("images")) == []
+
+
+def test_an_image_that_the_store_does_not_keep(opened: Opened, tmp_path: Path) -> None:
+    """It is exported from the engine, and imported into another."""
+    project = opened(keep="never").project
+    image = project.images.obtain(project.config.recipe("web"), mode="missing", say=print)
+    assert image.archive is None
+    assert list(project.store.paths("images")) == []
+    project.images.export(image, tmp_path / "bundle")
+    endpoint.find().call("DELETE", f"/images/pytest-ephemeral/web:{image.key[7:19]}")
+    with pytest.raises(ImageMissingError, match="neither here nor in the store"):
+        project.images.obtain(project.config.recipe("web"), mode="never", say=print)
+    assert project.images.import_(tmp_path / "bundle") == image
+    assert project.images.obtain(project.config.recipe("web"), mode="never", say=print) == image
 
 
 def test_an_archive_that_is_another_image(opened: Opened, tmp_path: Path) -> None:
@@ -97,7 +134,7 @@ def test_what_others_made_of_an_image_is_theirs(opened: Opened) -> None:
 
 
 def test_another_engine_pulls_from_the_registry(opened: Opened) -> None:
-    """By the digest that was pushed, where the store has lost it; the tag there is not needed."""
+    """By the digest that was pushed, without its tag; the store has no second copy."""
     base = engine_images.busybox()
     engine = endpoint.find()
     with registry.running() as pushed_to:
@@ -107,12 +144,12 @@ def test_another_engine_pulls_from_the_registry(opened: Opened) -> None:
             f'install = ["echo {WEB} > /it"]\n'
             f'registry = "{repository}"\nverify = ["grep {WEB} /it"]\n'
         )
-        project = opened(more).project
+        project = opened(more, keep="auto").project
         recipe = project.config.recipe("shared")
         baked = project.images.obtain(recipe, mode="missing", say=print)
         assert baked.handle["pull"].startswith(f"{repository}@sha256:")
         engine.call("DELETE", f"/images/pytest-ephemeral/shared:{baked.key[7:19]}")
-        project.store.delete(f"images/{baked.archive[7:]}")
+        assert baked.archive is None
         with pytest.raises(EphemeralError):
             engine.call("GET", f"/images/{baked.reference}/json")
 

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final
 
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import BakeError
 from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.abilities import LayerSpan
+
+#: Files of an archive with fewer bytes are no layers worth sharing.
+_SMALL: Final = 8 << 10
+
+
+def find_layers(file: Path) -> list[LayerSpan]:
+    """Where the layers are in an archive, in order."""
+    import tarfile
+
+    with tarfile.open(file, "r:") as tar:
+        return [
+            LayerSpan(member.offset_data, member.size)
+            for member in tar
+            if member.isfile() and member.size >= _SMALL
+        ]
 
 
 def check(image: Image, file: Path) -> None:

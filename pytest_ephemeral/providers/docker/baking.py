@@ -25,6 +25,7 @@ from pytest_ephemeral.errors import (
     ImageInUseError,
 )
 from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.abilities import LayerSpan
 from pytest_ephemeral.providers.bake_log import BakeLog
 from pytest_ephemeral.providers.docker import (
     archive,
@@ -157,6 +158,14 @@ class DockerBaker:
             )
         return True
 
+    def is_pushed(self, image: Image) -> bool:
+        """Whether a registry has it."""
+        return PULL in image.handle
+
+    def find_layers(self, file: Path, /) -> Sequence[LayerSpan]:
+        """Where the layers are in what ``pack`` wrote."""
+        return archive.find_layers(file)
+
     def pack(self, image: Image, file: Path) -> None:
         """Write it into one file, as ``docker save`` does."""
         import shutil
@@ -200,7 +209,7 @@ class DockerBaker:
             return
         try:
             bases.untag(engine, tag)
-            if image.archive is not None and PULL in image.handle:  # baked here or elsewhere by us
+            if PULL in image.handle and "reference" not in image.inputs:  # we pushed it
                 bases.untag(engine, image.handle[PULL])
         except EngineError as error:
             if error.status != _CONFLICT:
