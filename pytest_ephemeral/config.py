@@ -18,9 +18,11 @@ import msgspec
 from pytest_ephemeral import interpolation, providers
 from pytest_ephemeral.discovery import TOOL
 from pytest_ephemeral.errors import ConfigurationError, closest
+from pytest_ephemeral.inheritance import Tables, merge_tables
 from pytest_ephemeral.models import Announcement
 from pytest_ephemeral.reading import Problem, format_value, join, read, read_table
 from pytest_ephemeral.tables import (
+    EXTENDS,
     Audience,
     KeepInStore,
     Name,
@@ -184,14 +186,8 @@ def _tool_table(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _config(path: Path, raw: Mapping[str, Any], where: str) -> Config:
     document = read_table(raw, Document, where)
-    recipes = {
-        name: _recipe(table, join(join(where, "images"), name), name)
-        for name, table in document.images.items()
-    }
-    templates = {
-        name: _template(table, join(join(where, "templates"), name), name, recipes)
-        for name, table in document.templates.items()
-    }
+    recipes = _read_recipes(document.images, join(where, "images"))
+    templates = _read_templates(document.templates, join(where, "templates"), recipes)
     promotions = {
         name: _promotion(table, join(join(where, "promotion"), name), name)
         for name, table in document.promotion.items()
@@ -216,6 +212,38 @@ def _config(path: Path, raw: Mapping[str, Any], where: str) -> Config:
         publish=tuple(document.publish),
         webhooks=tuple(document.webhook),
     )
+
+
+def _read_recipes(tables: Tables, where: str) -> dict[str, Recipe]:
+    found: dict[str, Recipe] = {}
+    for name, table in merge_tables(tables, where, "image").items():
+        at = join(where, name)
+        if (base := table.get(EXTENDS)) is not None:
+            _check_provider(_provider(table["provider"], join(at, "provider")), found[base], at)
+        found[name] = _recipe(table, at, name)
+    return {name: found[name] for name in tables}
+
+
+def _read_templates(
+    tables: Tables, where: str, recipes: Mapping[str, Recipe]
+) -> dict[str, Template]:
+    found: dict[str, Template] = {}
+    for name, table in merge_tables(tables, where, "template").items():
+        at = join(where, name)
+        if (base := table.get(EXTENDS)) is not None:
+            _check_provider(_provider_of(table, at, recipes), found[base], at)
+        found[name] = _template(table, at, name, recipes)
+    return {name: found[name] for name in tables}
+
+
+def _check_provider(provider: Any, base: Recipe | Template, where: str) -> None:
+    """Refuse to extend a table of another provider: it has other keys."""
+    if provider.name != base.provider:
+        raise Problem(
+            join(where, EXTENDS),
+            f"{base.name!r} is for {base.provider!r}, but this is for {provider.name!r}: "
+            "extend one of the same provider",
+        )
 
 
 def _recipe(table: Mapping[str, Any], where: str, name: str) -> Recipe:

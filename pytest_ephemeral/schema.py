@@ -20,10 +20,16 @@ from pytest_ephemeral.config import Document
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.models import to_builtins
 from pytest_ephemeral.reading import keys_of
-from pytest_ephemeral.tables import NAME_PATTERN, Promotion, Table
+from pytest_ephemeral.tables import EXTENDS, NAME_PATTERN, Promotion, Table
 
 DIALECT: Final = "http://json-schema.org/draft-07/schema#"
 ID: Final = "https://pytest-ephemeral.readthedocs.io/ephemeral.schema.json"
+
+#: A template without a port is ready by its log, or by a command.
+_READY_WITHOUT_PORT: Final = {
+    "required": ["ready"],
+    "properties": {"ready": {"anyOf": [{"required": ["log"]}, {"required": ["command"]}]}},
+}
 
 
 def schema(provider_names: Iterable[str] = tuple(providers.TABLE)) -> dict[str, Any]:
@@ -39,7 +45,7 @@ def schema(provider_names: Iterable[str] = tuple(providers.TABLE)) -> dict[str, 
     images, templates = [], []
     for provider in map(providers.load, provider_names):
         templates.append(_refer(provider.template_type, definitions))
-        _template(definitions[provider.template_type.__name__], provider.name)
+        _template(definitions[provider.template_type.__name__], provider)
         if provider.recipe_type is not None:
             images.append(_refer(provider.recipe_type, definitions))
             _recipe(definitions[provider.recipe_type.__name__], provider.name)
@@ -140,15 +146,26 @@ def _tables_by_name(kinds: list[dict[str, Any]]) -> dict[str, Any]:
 def _recipe(definition: dict[str, Any], provider: str) -> None:
     """Add the rules between the keys of a recipe."""
     definition["properties"]["provider"] = {"const": provider, "description": "What bakes it."}
-    definition["required"] = sorted({*definition["required"], "provider"})
+    _require(definition, {"required": sorted({*definition["required"], "provider"})})
     definition["not"] = {
         "required": ["reference"],
         "anyOf": [{"required": ["artifact"]}, {"required": ["install"]}],
     }
 
 
-def _template(definition: dict[str, Any], provider: str) -> None:
+def _template(definition: dict[str, Any], provider: Any) -> None:
     """Add the rules between the keys of a template."""
-    definition["properties"]["provider"] = {"const": provider, "description": "What runs it."}
+    definition["properties"]["provider"] = {"const": provider.name, "description": "What runs it."}
+    needed: dict[str, Any] = {"required": definition["required"]}
     if "url" not in definition["required"]:  # a template with a URL has its port there
-        definition["oneOf"] = [{"required": ["port"]}, {"required": ["ports"]}]
+        definition["not"] = {"required": ["port", "ports"]}
+        needed["anyOf"] = [{"required": ["port"]}, {"required": ["ports"]}]
+        if not provider.template_type.needs_port:
+            needed["anyOf"].append(_READY_WITHOUT_PORT)
+    _require(definition, needed)
+
+
+def _require(definition: dict[str, Any], needed: dict[str, Any]) -> None:
+    """Ask for what is needed, except where it may be in a table that is extended."""
+    definition["required"] = []
+    definition["anyOf"] = [{"required": [EXTENDS]}, needed]

@@ -16,6 +16,9 @@ from pytest_ephemeral.durations import Duration
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$(?!\n)"
 VARIABLE_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
+#: The key that names the recipe or template whose keys a table has as well.
+EXTENDS: Final = "extends"
+
 #: The name of an image, a template, an endpoint, a process: it goes into ids and file names.
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Variable = Annotated[str, msgspec.Meta(pattern=VARIABLE_PATTERN)]
@@ -67,6 +70,7 @@ class Recipe(Table, frozen=True, kw_only=True):
 
     Attributes:
         name: The table's name; not a key in it.
+        extends: The image whose keys it has as well, but for those that it writes itself.
         provider: The provider that bakes and runs it.
         artifact: A glob of files, a folder, ``name@version`` or ``sha256:…``.
         build: A shell command that makes the artifact's file; run when its sources changed.
@@ -78,6 +82,7 @@ class Recipe(Table, frozen=True, kw_only=True):
     """
 
     name: str = ""
+    extends: Name | None = None
     provider: str
     artifact: str | None = None
     build: str | None = None
@@ -126,6 +131,7 @@ class Template(Table, frozen=True, kw_only=True):
 
     Attributes:
         name: The table's name; not a key in it.
+        extends: The template whose keys it has as well, but for those that it writes itself.
         provider: The provider; by default its image's.
         image: The image's name.
         port: Its only port; the endpoint is called ``http``.
@@ -143,6 +149,7 @@ class Template(Table, frozen=True, kw_only=True):
     needs_port: ClassVar[bool] = True
 
     name: str = ""
+    extends: Name | None = None
     provider: str = ""
     image: str | None = None
     port: Port | None = None

@@ -18,7 +18,7 @@ FORMAT: Final = "2"
 #: Keys of a recipe that don't determine the content, or that are among the inputs in another form.
 _NOT_PARAMETERS: Final = frozenset(
     {
-        *("name", "verify", "install", "artifact", "build", "sources", "python"),
+        *("name", "extends", "verify", "install", "artifact", "build", "sources", "python"),
         *("cache-from", "cache-to"),  # where steps are kept, and not what they do
     }
 )
