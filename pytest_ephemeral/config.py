@@ -6,16 +6,14 @@ was expected, and the closest valid name.
 
 from __future__ import annotations
 
-import re
 import tomllib
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from pytest_ephemeral import interpolation, providers
+from pytest_ephemeral import providers, template_checks
 from pytest_ephemeral.discovery import TOOL
 from pytest_ephemeral.errors import ConfigurationError, closest
 from pytest_ephemeral.inheritance import Tables, merge_tables
@@ -27,11 +25,9 @@ from pytest_ephemeral.tables import (
     KeepInStore,
     Name,
     Promotion,
-    Ready,
     Recipe,
     Table,
     Template,
-    Variable,
 )
 
 T = TypeVar("T")
@@ -269,7 +265,7 @@ def _template(
 ) -> Template:
     provider = _provider_of(table, where, recipes)
     template: Template = read_table(table, provider.template_type, where, name=name)
-    _check_template(template, where, recipes)
+    template_checks.check_template(template, where, recipes)
     image = recipes.get(template.image or "")
     if image is not None and image.provider != provider.name:
         raise Problem(
@@ -286,14 +282,14 @@ def _provider_of(table: Mapping[str, Any], where: str, recipes: Mapping[str, Rec
     if "image" not in table:
         raise Problem(where, "it needs an image or a provider")
     image = read(table["image"], str, join(where, "image"))
-    _check_image(image, recipes, where)
+    template_checks.check_image(image, recipes, where)
     return _provider(recipes[image].provider, where)
 
 
 def _promotion(table: Mapping[str, Any], where: str, name: str) -> Promotion:
     promotion = read_table(table, Promotion, where, name=name)
     if promotion.verify is not None:
-        _check_ready(promotion.verify, join(where, "verify"))
+        template_checks.check_ready(promotion.verify, join(where, "verify"))
     return promotion
 
 
@@ -304,62 +300,6 @@ def _provider(name: object, where: str) -> Any:
         return providers.load(name)
     except ConfigurationError as error:
         raise Problem(where, str(error)) from None
-
-
-def _check_template(template: Template, where: str, recipes: Mapping[str, Recipe]) -> None:
-    for image in template.images():
-        _check_image(image, recipes, where)
-    if template.port is not None and template.ports:
-        raise Problem(where, "port and ports can't be combined: remove one of them")
-    _check_ports(template, where)
-    if template.ttl <= 0:
-        raise Problem(join(where, "ttl"), "expected more than 0")
-    for key, text in template.env.items():
-        _check_references(text, recipes, join(join(where, "env"), key))
-    if template.ready is None:
-        return
-    ready = join(where, "ready")
-    _check_ready(template.ready, ready)
-    for key, text in template.ready.headers.items():
-        _check_references(text, recipes, join(f"{ready}.headers", key))
-    port = template.ready.port
-    if port is not None and port not in template.endpoints():
-        raise Problem(f"{ready}.port", f"no port {port!r}.{closest(port, template.endpoints())}")
-
-
-def _check_ports(template: Template, where: str) -> None:
-    if template.endpoints():
-        return
-    ready = template.ready
-    if template.needs_port or ready is None or not (ready.log or ready.command):
-        instead = "" if template.needs_port else ", or without a port ready = { log = REGEX }"
-        raise Problem(where, f"it needs port = NUMBER, or ports = {{ NAME = NUMBER, … }}{instead}")
-    if ready.http is not None or ready.tcp:
-        raise Problem(join(where, "ready"), "http and tcp need a port, and it has none")
-
-
-def _check_ready(ready: Ready, where: str) -> None:
-    if ready.log is None:
-        return
-    try:
-        with warnings.catch_warnings():  # an odd expression is still a valid one
-            warnings.simplefilter("ignore")
-            re.compile(ready.log)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise Problem(f"{where}.log", f"not a regular expression: {error}") from None
-
-
-def _check_references(text: str, recipes: Mapping[str, Recipe], where: str) -> None:
-    for name in interpolation.references(text, "image"):
-        if name not in recipes:
-            raise Problem(where, f"no image {name!r}.{closest(name, recipes)}")
-    for name in interpolation.references(text, "env"):
-        read(name, Variable, where)
-
-
-def _check_image(name: str, recipes: Mapping[str, Recipe], where: str) -> None:
-    if name not in recipes:
-        raise Problem(join(where, "image"), f"no image {name!r}.{closest(name, recipes)}")
 
 
 def _lookup(name: str, table: Mapping[str, T], noun: str, path: Path) -> T:

@@ -29,6 +29,51 @@ sys.exit(3)
 """
 
 
+SERVER = """
+[images.none]
+provider = "local"
+reference = "{folder}"
+
+[templates.stopped]
+image = "none"
+command = "exec {python} -m http.server --bind $HOST $PORT > $OUT/said 2>&1"
+port = 8080
+stop-signal = "SIGINT"
+grace = "20s"
+env = {{ PYTHONUNBUFFERED = "1", OUT = "{out}" }}
+"""
+
+
+def test_a_grace_to_stop(tmp_path: Path) -> None:
+    """Python's own web server says its last words, which it only does if it is interrupted."""
+    text = SERVER.format(folder=tmp_path / "image", out=tmp_path, python=sys.executable)
+    (tmp_path / "ephemeral.toml").write_text(text)
+    (tmp_path / "image").mkdir()
+    done = subprocess.run(
+        [PROGRAM, "with", "stopped", "--", "true"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTEST_EPHEMERAL_STATE": str(tmp_path / "state")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Keyboard interrupt received" in (tmp_path / "said").read_text()
+
+
+def test_an_unknown_stop_signal(tmp_path: Path) -> None:
+    """It is refused in one line, before anything is brought up."""
+    text = SERVER.format(folder=tmp_path, out=tmp_path, python=sys.executable).replace(
+        "SIGINT", "SIGSTOPP"
+    )
+    (tmp_path / "ephemeral.toml").write_text(text)
+    done = subprocess.run(
+        [PROGRAM, "up", "stopped"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "templates.stopped: stop-signal: there is no signal 'SIGSTOPP'" in done.stderr
+
+
 def start(project: PluginProject, *words: str, **options: Any) -> subprocess.Popen[str]:
     """The command as a process, in a session of its own."""
     return subprocess.Popen(

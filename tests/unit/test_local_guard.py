@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -103,6 +104,37 @@ def test_exit_statuses_and_signals_are_told(start: Start) -> None:
     assert statuses == {"a": 3, "b": -9, "c": None}
     one.stop()
     assert one.wait() == {"a": 3, "b": -9, "c": None}
+
+
+HOOK = "trap 'sleep 0.3; echo saved >> saved; exit 0' USR1; echo up; while :; do sleep 0.02; done"
+
+
+def test_processes_have_their_grace_to_stop(start: Start, tmp_path: Path) -> None:
+    """Also those behind a shell that ends at once; and it is over when they have ended."""
+    one = start({"a": f"({HOOK}) & wait", "b": f"exec sh -c {shlex.quote(HOOK)}"})
+    until(lambda: all(logs.read(tmp_path / "logs", name) == b"up\n" for name in ("a", "b")))
+    began = time.monotonic()
+    one.stop(20.0, signal.SIGUSR1)
+    assert time.monotonic() - began < 10
+    assert (tmp_path / "here/saved").read_text() == "saved\nsaved\n"
+    assert one.wait()["b"] == 0
+
+
+def test_a_grace_ends(start: Start, tmp_path: Path) -> None:
+    """Who ignores the signal is killed then; and at once when someone asks for that meanwhile."""
+    deaf = {"a": "trap '' TERM; echo up; while :; do sleep 0.02; done"}
+    one = start(deaf)
+    until(lambda: logs.read(tmp_path / "logs", "a") == b"up\n")
+    one.stop(0.3, signal.SIGTERM)
+    assert one.wait() == {"a": None}
+    other = start(deaf, logs=tmp_path / "other")
+    until(lambda: logs.read(tmp_path / "other", "a") == b"up\n")
+    waiting = threading.Thread(target=other.stop, args=(60.0, signal.SIGTERM))
+    waiting.start()
+    client.status(other.address)  # it answers while it waits
+    client.stop(other.address)
+    waiting.join(20)
+    assert not waiting.is_alive()
 
 
 def test_a_command_that_is_not_there_says_so_in_its_log(start: Start, tmp_path: Path) -> None:

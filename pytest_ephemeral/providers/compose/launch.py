@@ -11,6 +11,7 @@ import msgspec
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError, LaunchError
 from pytest_ephemeral.interpolation import mask
 from pytest_ephemeral.models import Endpoint, Environment
+from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.compose import project
 from pytest_ephemeral.providers.compose.command import CommandResult, Compose, parse
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
@@ -25,7 +26,6 @@ from pytest_ephemeral.providers.docker import (
 )
 from pytest_ephemeral.providers.docker.engine import Engine
 from pytest_ephemeral.providers.docker.environments import (
-    GRACE,
     MAIN,
     SERVING,
     load_masking,
@@ -148,8 +148,7 @@ class Launch:
             MAIN: self._template.service,
             SERVING: " ".join(sorted({at.service for at in places.values()})),
         }
-        if self._template.grace is not None:
-            handle[GRACE] = f"{float(self._template.grace):g}"
+        handle.update(grace.describe(self._template.grace))
         url = next((endpoint.url for endpoint in endpoints.values()), "")
         return msgspec.structs.replace(environment, endpoints=endpoints, url=url, handle=handle)
 

@@ -19,6 +19,7 @@ import msgspec
 from pytest_ephemeral import labels
 from pytest_ephemeral.errors import DestroyError, ElsewhereError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.docker import (
     containers,
     endpoint,
@@ -39,11 +40,6 @@ APP: Final = "app"
 
 #: In a handle: the part that commands run in, and those that have endpoints.
 MAIN, SERVING = resources.COMPLETE, "serving"
-
-#: In a handle: the seconds it may take to stop when it is asked to.
-GRACE: Final = "grace"
-#: The most of these that a record is believed.
-_LONGEST_GRACE: Final = 600.0
 
 _SERVICE: Final = "com.docker.compose.service"
 
@@ -200,8 +196,8 @@ class ContainerEnvironments:
     def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
         """Its containers first: when they are gone, nothing of it runs."""
         engine = identity.engine_of(environment.handle)
-        grace = min(float(environment.handle.get(GRACE, 0)), _LONGEST_GRACE)
-        resources.destroy(engine, environment, accepted, grace=grace)
+        seconds = grace.read(environment.handle)
+        resources.destroy(engine, environment, accepted, grace=seconds)
         masking.forget(environment.id)
 
     def clock(self, environment: Environment) -> datetime:

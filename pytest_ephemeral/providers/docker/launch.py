@@ -10,11 +10,11 @@ import msgspec
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.docker import containers, image_store, masking, ports, resources
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.docker.environments import (
     APP,
-    GRACE,
     MAIN,
     SERVING,
     begin_launch,
@@ -54,8 +54,7 @@ def launch_container(
         )
     )
     handle = {**environment.handle, CONTAINER: container, MAIN: APP, SERVING: APP}
-    if template.grace is not None:
-        handle[GRACE] = f"{float(template.grace):g}"
+    handle.update(grace.describe(template.grace))
     return msgspec.structs.replace(
         environment,
         endpoints=dict(published.endpoints),

@@ -51,14 +51,20 @@ def keep(guard: GuardAddress) -> None:
     _ask(guard, {"do": "keep"}, timeout=ANSWER_TIME)
 
 
-def stop(guard: GuardAddress) -> None:
+def stop(guard: GuardAddress, grace: float = 0.0, signal: int = 0) -> None:
     """End a guard with everything, and wait until nothing is left.
+
+    Args:
+        guard: Which.
+        grace: Seconds that its processes have to end by themselves, if not at once.
+        signal: The number of the signal that asks them to.
 
     Raises:
         EnvironmentGoneError: There is no such guard.
         DestroyError: Something can't be killed.
     """
-    left = _ask(guard, {"do": "stop"}, timeout=END_TIME)["remaining"]
+    request = {"do": "stop", "grace": grace, "signal": signal}
+    left = _ask(guard, request, timeout=END_TIME + grace)["remaining"]
     if left:
         raise DestroyError(f"of {guard.id}, these processes can't be killed: {_join(left)}")
 

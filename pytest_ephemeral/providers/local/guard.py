@@ -153,14 +153,18 @@ class Guard:
             raise EphemeralError(f"the guard of {self.id} broke down:\n{report['crash']}")
         return {process["name"]: process["status"] for process in report["processes"]}
 
-    def stop(self) -> None:
+    def stop(self, grace: float = 0.0, signal: int = 0) -> None:
         """End everything, and wait for it. Done twice, it is no error.
+
+        Args:
+            grace: See ``client.stop``.
+            signal: The same.
 
         Raises:
             DestroyError: Something can't be killed.
         """
         try:
-            client.stop(self.address)
+            client.stop(self.address, grace, signal)
         except EnvironmentGoneError:
             pass
         finally:

@@ -50,7 +50,8 @@ class GuardedEnvironments:
         """The guard does it; where there is none (any more), what carries its marks is killed."""
         place = self.folder_type.of_environment(environment)
         mine = held.pop(environment.id, None)
-        removal.destroy(place, mine, here=machine.is_here(environment.owner))
+        here = machine.is_here(environment.owner)
+        removal.destroy(place, mine, here=here, handle=environment.handle)
 
     def list_owned(self) -> Iterator[Owned]:
         """Every folder here, as it leads to an environment until nothing of that is left."""

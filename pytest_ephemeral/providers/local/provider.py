@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
@@ -20,7 +19,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers.endpoints import make_endpoints
-from pytest_ephemeral.providers.local import accounts, client, guard, logs, network
+from pytest_ephemeral.providers.local import accounts, client, guard, logs, network, signals
 from pytest_ephemeral.providers.local.baking import LocalBaker
 from pytest_ephemeral.providers.local.doctor import checks
 from pytest_ephemeral.providers.local.folder import Folder
@@ -76,6 +75,7 @@ class LocalProvider(GuardedEnvironments, LocalBaker):
                 "folder": str(place.path),
                 "supervisor": str(guards[environment.id].pid),
                 "host": claim.host,
+                **signals.describe(order.template.grace, order.template.stop_signal),
             },
         )
 
@@ -87,7 +87,9 @@ class LocalProvider(GuardedEnvironments, LocalBaker):
             return Status("gone", str(error))
         except EphemeralError as error:  # a guard that doesn't answer guards no more
             return Status("exited", str(error))
-        ended = [_exit_reason(process) for process in found["processes"] if process["ended_at"]]
+        ended = [
+            signals.describe_exit(process) for process in found["processes"] if process["ended_at"]
+        ]
         return Status("exited", "; ".join(ended)) if ended else Status("running")
 
     def logs(
@@ -214,20 +216,6 @@ def _flush_logs(environment: Environment) -> Path:
 def _offsets(mark: str | None) -> dict[str, int]:
     """What a mark says: an offset into each process's log."""
     return {} if mark is None else json.loads(mark)
-
-
-def _exit_reason(process: Mapping[str, Any]) -> str:
-    """How a process ended, for people."""
-    lived = f"{process['ended_at'] - process['started_at']:.1f} s"
-    status = process["status"]
-    if status >= 0:
-        return f"{process['name']} exited with status {status} after {lived}"
-    try:
-        name = f" ({signal.Signals(-status).name})"
-    except ValueError:  # a real-time signal
-        name = ""
-    who = f"{process['name']} (pid {process['pid']})"
-    return f"{who} was killed by signal {-status}{name} {lived} after its start"
 
 
 def _end_line(line: str) -> str:

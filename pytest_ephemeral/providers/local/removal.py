@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pytest_ephemeral import labels
 from pytest_ephemeral.errors import (
     DestroyError,
@@ -9,19 +11,23 @@ from pytest_ephemeral.errors import (
     EphemeralError,
     UnverifiedDestroyError,
 )
-from pytest_ephemeral.providers.local import client
+from pytest_ephemeral.providers import grace
+from pytest_ephemeral.providers.local import client, signals
 from pytest_ephemeral.providers.local.folder import Folder
 from pytest_ephemeral.providers.local.guard import Guard
 from pytest_ephemeral.providers.local.supervisor.processes import end_marked, find_users
 
 
-def destroy(place: Folder, held: Guard | None, *, here: bool) -> None:
+def destroy(
+    place: Folder, held: Guard | None, *, here: bool, handle: Mapping[str, str] = {}
+) -> None:
     """End everything of an environment, then remove its folder.
 
     Args:
         place: Its folder, known to be its own if it is there.
         held: Its guard, if this process has started it.
         here: Whether it was launched on this machine, in this PID namespace.
+        handle: Says how long it may take to stop, and what asks it to; without, it is killed.
 
     Raises:
         DestroyError: Something remains.
@@ -30,7 +36,8 @@ def destroy(place: Folder, held: Guard | None, *, here: bool) -> None:
     """
     unverified = ""
     try:
-        if not _stop(place, held, here=here) and place.unmarked.exists():
+        end = grace.read(handle), signals.read(handle)
+        if not _stop(place, held, here, end) and place.unmarked.exists():
             unverified = _describe_unverified(place)
     finally:
         if held is not None:
@@ -44,7 +51,7 @@ def destroy(place: Folder, held: Guard | None, *, here: bool) -> None:
         raise UnverifiedDestroyError(unverified)
 
 
-def _stop(place: Folder, held: Guard | None, *, here: bool) -> bool:
+def _stop(place: Folder, held: Guard | None, here: bool, end: tuple[float, int]) -> bool:
     """End it through its guard; where that is gone or stuck, kill all that has its marks.
 
     Returns:
@@ -53,9 +60,9 @@ def _stop(place: Folder, held: Guard | None, *, here: bool) -> bool:
     id = place.path.name
     try:
         if held is None:
-            client.stop(place.control)
+            client.stop(place.control, *end)
             return True
-        held.stop()
+        held.stop(*end)
         if held.has_reported:
             return True
     except DestroyError:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 
+from pytest_ephemeral.durations import Duration
+from pytest_ephemeral.providers.local import signals
 from pytest_ephemeral.tables import Name, Recipe, Template
 
 
@@ -41,17 +43,22 @@ class LocalTemplate(Template, frozen=True, kw_only=True):
             that can only listen on every address.
         user: The user whom processes run as, where root starts them: all of them, or some by
             name. What that user writes is in a ``$STATE`` of their own.
+        grace: How long it may take to stop when it is asked to; it is killed at once if not given.
+        stop_signal: What asks its processes to stop, where there is a ``grace``.
     """
 
     provider: str = "local"
     command: str | dict[Name, str]
     free_port: bool = False
     user: str | dict[Name, str] | None = None
+    grace: Duration | None = None
+    stop_signal: str = "SIGTERM"
 
     def check(self) -> None:
         """Something has to be started."""
         if not all(command.strip() for command in self.processes().values()) or not self.command:
             raise ValueError("its command is empty: what should be started?")
+        signals.number_of(self.stop_signal)
         if isinstance(self.user, dict):
             for name in self.user.keys() - self.processes().keys():
                 raise ValueError(f"user: there is no process {name!r} in its command")

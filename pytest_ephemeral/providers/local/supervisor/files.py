@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .orders import Orders
+
 #: The file in an environment's folder that says whose it is.
 LABELS = "labels.json"
 #: A file in it that says that nothing is mounted in the view of its processes: by that, those would
@@ -14,6 +18,18 @@ UNMARKED = "unmarked"
 STATES = "states"
 #: What the names of folders begin with that are being removed.
 ASIDE = ".old-"
+
+
+def remove_folders(orders: Orders, *, orphaned: bool) -> None:
+    """Remove the folders of a guard that has ended all else, and more if it had lost its owner."""
+    from . import kernel
+
+    if orders.mark:
+        kernel.unmount(orders.mark)
+    for folder in orders.remove:
+        remove_environment(folder)
+    for folder in orders.remove_orphaned if orphaned else ():
+        remove_tree(folder)
 
 
 def remove_tree(path: str) -> None:

@@ -29,8 +29,8 @@ _READ_SIZE = 1 << 18
 #: Once a process has ended, how much of what it has printed is read before that is told.
 _LAST_WORDS = 16 << 20
 #: Seconds: how often the clock is looked at, as this machine may have slept; and the owner,
-#: without a pidfd.
-_CLOCK_INTERVAL, _OWNER_INTERVAL = 60.0, 0.25
+#: without a pidfd; and what was asked to stop.
+_CLOCK_INTERVAL, _OWNER_INTERVAL, _STOP_INTERVAL = 60.0, 0.25, 0.02
 
 
 class Supervisor:
@@ -45,8 +45,10 @@ class Supervisor:
         self._listener: socket.socket | None = None
         self._refused = ""
         self._processes: list[GuardedProcess] = []
+        self._groups: list[int] = []  # of its processes, by their first one's id
         self._runs: dict[int, Requester] = {}
         self._stops: list[Requester] = []
+        self._stop_by: float | None = None  # until then its processes may stop by themselves
         self._ending = ""  # why, once it ends: stop, owner, expired, finished
         self._crash = ""
         self._poll = select.poll()
@@ -105,6 +107,10 @@ class Supervisor:
             self._ending = "owner"
         elif self._deadline is not None and kernel.uptime() >= self._deadline:
             self._ending = "expired"
+        elif self._stop_by is not None and (
+            kernel.uptime() >= self._stop_by or not processes.have_members(self._groups)
+        ):
+            self._ending = "stop"
 
     def _set_expiry(self, expires_at: float | None) -> None:
         """Take an expiry by the clock that people set, and keep it by one that nobody can."""
@@ -114,20 +120,22 @@ class Supervisor:
     def _patience(self) -> float:
         """Seconds until something has to be looked at even if nothing happens."""
         patience = _CLOCK_INTERVAL if hasattr(os, "pidfd_open") else _OWNER_INTERVAL
+        patience = patience if self._stop_by is None else _STOP_INTERVAL
         if self._deadline is None:
             return patience
         return max(0.0, min(patience, self._deadline - kernel.uptime() + 0.001))
 
     def _end(self) -> None:
         orphaned = self._ending in {"owner", "expired"}
-        started = [*self._runs, *(process.pid for process in self._processes)]
-        left = processes.end_descendants(self._marker, started)
+        left = processes.end_descendants(self._marker, [*self._runs, *self._groups])
         for process in self._processes:
             if process.log:
                 self._drain(process)
                 process.log.close()
         if not left:  # as long as something runs, its folder is what leads to it
-            self._remove_folders(self._orders.remove_orphaned if orphaned else ())
+            from .files import remove_folders
+
+            remove_folders(self._orders, orphaned=orphaned)
         for client in self._runs.values():
             client.close()
         if self._listener:
@@ -146,16 +154,6 @@ class Supervisor:
             client.answer(answer)
         if self._orders.settle and orphaned:
             processes.start_detached(self._orders.settle, without=MARKER)
-
-    def _remove_folders(self, others: Sequence[str]) -> None:
-        from .files import remove_environment, remove_tree
-
-        if self._orders.mark:
-            kernel.unmount(self._orders.mark)
-        for folder in self._orders.remove:
-            remove_environment(folder)
-        for folder in others:
-            remove_tree(folder)
 
     # -- what it watches -------------------------------------------------------------------
 
@@ -219,6 +217,7 @@ class Supervisor:
         os.close(nothing)
         os.close(writing)
         self._processes.append(GuardedProcess(name, pid, reading))
+        self._groups.append(pid)
 
     def _spawn(self, name: str, argv: Sequence[str], stdio: Sequence[int]) -> int:
         """Start a process as the user that it has, in the folder of that user."""
@@ -318,9 +317,11 @@ class Supervisor:
                 self._owner = None
                 return {}
             case {"do": "stop"}:
-                self._ending = "stop"
                 self._unwatch(client.connection.fileno())
                 self._stops.append(client)
+                if (grace := request.get("grace", 0.0)) and self._stop_by is None:
+                    processes.signal_groups(self._groups, request["signal"])
+                self._stop_by = min(self._stop_by or 1e99, kernel.uptime() + grace)
                 return None
             case {"do": "run", "argv": [str(), *_] as argv}:
                 return self._run(client, argv)
