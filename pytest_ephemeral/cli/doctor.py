@@ -12,7 +12,9 @@ from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.project_checks import check_project
 from pytest_ephemeral.errors import EphemeralError, UnavailableError
 from pytest_ephemeral.models import to_builtins
+from pytest_ephemeral.providers.abilities import SupportsPermissionChecks
 from pytest_ephemeral.providers.protocol import Check
+from pytest_ephemeral.store.probe import check_conditions
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Subcommands
@@ -35,6 +37,10 @@ def doctor(arguments: argparse.Namespace, output: Printer) -> int:
     project, own = _project(arguments)
     used = _providers_in_use(project)
     found = {"project": own, **{name: _checks(name) for name in providers.names()}}
+    if project is not None:
+        for name in sorted(used & found.keys()):
+            if all(check.ok for check in found[name]):
+                found[name] += _permissions(name, project)
     if output.as_json:
         output.data(
             used=sorted(used),
@@ -69,8 +75,18 @@ def _project(arguments: argparse.Namespace) -> tuple[Project | None, list[Check]
         return project, [*checks, Check("store", False, str(error))]
     if broken := project.ledger.broken:
         return project, [*checks, Check("store", False, f"can't be read: {', '.join(broken)}")]
-    checks.append(Check("store", True, project.store.url))
+    checks.append(_check_store(project))
     return project, [*checks, *check_project(project)]
+
+
+def _check_store(project: Project) -> Check:
+    """Whether a store elsewhere keeps its promises; a folder's are this machine's own."""
+    try:
+        if "://" in project.store.url:
+            check_conditions(project.store)
+    except EphemeralError as error:
+        return Check("store", False, str(error))
+    return Check("store", True, project.store.url)
 
 
 def _providers_in_use(project: Project | None) -> set[str]:
@@ -85,6 +101,17 @@ def _checks(name: str) -> list[Check]:
         return list(providers.load(name).doctor())
     except UnavailableError as error:
         return [Check("library", False, str(error))]
+
+
+def _permissions(name: str, project: Project) -> list[Check]:
+    """What a provider can try of what the project needs, without any effect."""
+    provider = providers.load(name)
+    if not isinstance(provider, SupportsPermissionChecks):
+        return []
+    config = project.config
+    templates = [one for one in config.templates.values() if one.provider == name]
+    recipes = list(config.images.values())
+    return list(provider.check_permissions(templates, recipes, config.root))
 
 
 def _print(check: Check, output: Printer, *, is_used: bool) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
-from pytest_ephemeral.providers.protocol import Order, Owned
+from pytest_ephemeral.providers.protocol import Check, Order, Owned
 from pytest_ephemeral.tables import Recipe, Template
 
 
@@ -35,6 +35,22 @@ class SupportsPreflight(Protocol):
         Raises:
             ConfigurationError: It can't be right, or costs more than is allowed.
             UnavailableError: What it needs (an engine, credentials) is not available.
+        """
+
+
+@runtime_checkable
+class SupportsPermissionChecks(Protocol):
+    """A provider that can try, without any effect, whether it may do what a project needs."""
+
+    def check_permissions(
+        self, templates: Sequence[Template], recipes: Sequence[Recipe], root: Path, /
+    ) -> Sequence[Check]:
+        """Try it, for ``doctor``.
+
+        Args:
+            templates: The project's that are of this provider.
+            recipes: All that the project has.
+            root: The folder of the configuration file.
         """
 
 

@@ -37,8 +37,8 @@ class Server:
 
         Args:
             fault: ``lost`` (done, but not answered), ``cut`` (half an answer), ``damaged`` (a byte
-                of the body changed on its way in), or a status and a code, such as
-                ``503 SlowDown``.
+                of the body changed on its way in), ``ignore NAME`` (a header that is not looked
+                at), or a status and a code, such as ``503 SlowDown``.
             method: Of which requests.
             part: What is in their path and query.
             times: How many.
@@ -96,6 +96,8 @@ class Strict:
         fault = self.fault(environ)
         if fault == "damaged":
             body = bytes([body[0] ^ 1]) + body[1:]
+        if fault.startswith("ignore "):
+            environ.pop(f"HTTP_{fault.split()[1].upper().replace('-', '_')}", None)
         if fault[:1].isdigit():
             return refuse(fault, start_response)
         sent = environ.get("HTTP_X_AMZ_CHECKSUM_SHA256")

@@ -17,6 +17,7 @@ from pytest_ephemeral.errors import (
     StoreError,
     UnavailableError,
 )
+from pytest_ephemeral.store.probe import check_conditions
 from pytest_ephemeral.store.s3 import S3Store
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -27,6 +28,19 @@ MEBIBYTE = 1 << 20
 def store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
     return S3Store(f"s3://{bucket}/team/shop")
+
+
+# -- what answers is not S3 itself -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
+def test_an_endpoint_that_ignores_conditions_is_noticed(store, s3, bucket, header):
+    """It answers as if all were well, and two runs would damage each other's records."""
+    check_conditions(store)
+    s3.fail(f"ignore {header}", method="PUT", part=f"{bucket}/team/shop/probe/", times=4)
+    with pytest.raises(StoreError, match=f"ignores {header}"):
+        check_conditions(store)
+    assert list(store.paths("")) == []
 
 
 # -- answers that are lost, cut off or put off ----------------------------------------------

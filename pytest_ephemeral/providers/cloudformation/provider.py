@@ -62,6 +62,17 @@ class CloudFormationProvider(Instances, RegionalProvider):
         """Whether AWS can be asked."""
         return checks()
 
+    def check_permissions(
+        self,
+        templates: Sequence[Template],
+        recipes: Sequence[Recipe],  # noqa: ARG002
+        root: Path,
+    ) -> Sequence[Check]:
+        """See ``SupportsPermissionChecks``: CloudFormation has no ``DryRun``, but reads files."""
+        return [
+            upload.try_template(one, root) for one in templates if isinstance(one, StackTemplate)
+        ]
+
     def preflight(
         self,
         template: Template,

@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pytest_ephemeral import aws
-from pytest_ephemeral.errors import ConfigurationError, DestroyError, UnavailableError
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    DestroyError,
+    EphemeralError,
+    UnavailableError,
+)
 from pytest_ephemeral.providers.cloudformation import packaging
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
 from pytest_ephemeral.providers.ec2 import transfers
 from pytest_ephemeral.providers.ec2.errors import describe_error
+from pytest_ephemeral.providers.protocol import Check
 
 #: CloudFormation takes no larger template in a request, in bytes; nor from S3:
 #: "CloudFormation quotas" in its user guide.
@@ -57,6 +63,26 @@ def check(template: StackTemplate, root: Path) -> bool:
             'in the stack\'s region: bucket = "…"'
         )
     return True
+
+
+def try_template(template: StackTemplate, root: Path) -> Check:
+    """Whether a template's files and bucket are there, and CloudFormation can read it."""
+    from botocore.exceptions import ClientError
+
+    name = f"stack {template.name}"
+    try:
+        with aws.translate_errors():
+            if check(template, root):
+                find_folder(template, "doctor")
+                return Check(name, True, f"its files are there, and the bucket {template.bucket}")
+            body = packaging.read(root / template.file, f"templates.{template.name}.file")
+            client = aws.client("cloudformation", template.region)
+            client.get_template_summary(TemplateBody=body)
+    except ClientError as error:
+        return Check(name, False, f"{template.file}: {describe_error(error)}")
+    except EphemeralError as error:
+        return Check(name, False, str(error))
+    return Check(name, True, f"CloudFormation reads {template.file}")
 
 
 def find_folder(template: StackTemplate, id: str) -> tuple[Any, packaging.S3Folder]:

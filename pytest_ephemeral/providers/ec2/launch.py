@@ -167,12 +167,17 @@ def _request(
         public=template.address == "public",
         count=template.count,
         not_yet=(),  # a group that is not found may have been deleted: it is created anew
-        more=_options(template, image),
+        more=options(template, image.handle),
     )
 
 
-def _options(template: Ec2Template, image: Image) -> dict[str, Any]:
-    """What a template may add to a request."""
+def options(template: Ec2Template, image: Mapping[str, str]) -> dict[str, Any]:
+    """What a template may add to a request.
+
+    Args:
+        template: Which.
+        image: Its image's handle, which says what volumes that has.
+    """
     more: dict[str, Any] = {}
     if template.instance_profile is not None:
         more["IamInstanceProfile"] = {"Name": template.instance_profile}
@@ -194,17 +199,17 @@ def _options(template: Ec2Template, image: Image) -> dict[str, Any]:
     return more
 
 
-def _volumes(template: Ec2Template, image: Image) -> dict[str, dict[str, Any]]:
+def _volumes(template: Ec2Template, image: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """By device: the image's that would outlive their instance, and the template's.
 
     All other properties of an image's volume stay as the image has them.
     """
     found: dict[str, dict[str, Any]] = {}
-    for one in image.handle.get(amis.OUTLIVING, "").split():
+    for one in image.get(amis.OUTLIVING, "").split():
         name, _, gibibytes = one.partition("=")
         found[name] = {"VolumeSize": int(gibibytes)} if gibibytes else {}
     if template.volume_size is not None:
-        root = image.handle.get("root-device") or "/dev/xvda"
+        root = image.get("root-device") or "/dev/xvda"
         found[root] = {"VolumeSize": template.volume_size}
     for name, size in template.volumes.items():
         found[name] = {"VolumeSize": size, **({} if name in found else {"VolumeType": "gp3"})}

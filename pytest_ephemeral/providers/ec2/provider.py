@@ -15,7 +15,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Environment, Image
-from pytest_ephemeral.providers.ec2 import identity, prices, removal, resources
+from pytest_ephemeral.providers.ec2 import identity, permissions, prices, removal, resources
 from pytest_ephemeral.providers.ec2.baking import Ec2Baker
 from pytest_ephemeral.providers.ec2.doctor import checks
 from pytest_ephemeral.providers.ec2.environments import (
@@ -46,6 +46,15 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker):
     def doctor(self) -> Sequence[Check]:
         """Whether AWS can be asked."""
         return checks()
+
+    def check_permissions(
+        self,
+        templates: Sequence[Template],
+        recipes: Sequence[Recipe],
+        root: Path,  # noqa: ARG002
+    ) -> Sequence[Check]:
+        """See ``SupportsPermissionChecks``."""
+        return permissions.check(templates, recipes)
 
     def preflight(
         self, template: Template, recipes: Sequence[Recipe], root: Path, lifetime: float | None

@@ -94,6 +94,12 @@ def find_instances(client: Any, ids: Collection[str]) -> list[Instance]:
     ]
 
 
+def list_instances(client: Any) -> list[str]:
+    """The ids of all instances of ours that have not ended."""
+    found = _instances(client, filters(labels.ID, None))
+    return [str(one["InstanceId"]) for one in found if state(one) != "terminated" and _is_ours(one)]
+
+
 def find_groups(client: Any, ids: Collection[str]) -> list[Mapping[str, Any]]:
     """The groups of some ids that no other id's instance is in."""
     found = [
@@ -249,7 +255,7 @@ def _is_labelled(resource: Mapping[str, Any]) -> bool:
     return OF_A_STACK not in tags and bool(tags.get(labels.ID))
 
 
-def _instances(client: Any, filters: list[Filter]) -> Iterator[Instance]:
+def _instances(client: Any, filters: Sequence[Filter]) -> Iterator[Instance]:
     for page in client.get_paginator("describe_instances").paginate(Filters=filters):
         for reservation in page["Reservations"]:
             yield from reservation["Instances"]

@@ -1,0 +1,170 @@
+"""Whether EC2 would let a project launch and bake, tried by ``DryRun``: nothing is made.
+
+What changes or removes a resource can only be tried on one that is there: on an instance of ours,
+if there is one. https://docs.aws.amazon.com/AWSEC2/latest/APIReference/CommonParameters.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from pytest_ephemeral import aws, labels
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.providers.ec2 import amis, launch, resources, run_instances, transfers
+from pytest_ephemeral.providers.ec2.errors import describe_error
+from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
+from pytest_ephemeral.providers.protocol import Check
+from pytest_ephemeral.tables import Recipe, Template
+
+#: In the tags of what is tried, and never made.
+NAME: Final = "doctor"
+#: What looking at environments, and finding what was left, reads.
+_LISTS: Final = (
+    *("instances", "images", "subnets", "security_groups"),
+    *("volumes", "network_interfaces", "snapshots"),
+)
+_NOT_USED: Final = "not used here"
+
+
+def check(templates: Sequence[Template], recipes: Sequence[Recipe]) -> list[Check]:
+    """Try what the templates and images of a project will need.
+
+    Args:
+        templates: Those of the ec2 provider.
+        recipes: All that the project has.
+    """
+    own = [one for one in templates if isinstance(one, Ec2Template)]
+    named = {one.name: one for one in recipes if isinstance(one, Ec2Recipe)}
+    baked = [one for one in named.values() if one.base is not None]
+    checks = [_check_looks(region) for region in _regions(own, named)]
+    checks += [_check_template(one, named.get(one.image or "")) for one in own]
+    checks += [_check_recipe(one) for one in baked]
+    return checks + [
+        Check(what, True, _NOT_USED)
+        for what, used in (("launch", own), ("bake", baked))
+        if not used
+    ]
+
+
+def _regions(templates: Sequence[Ec2Template], named: Mapping[str, Ec2Recipe]) -> list[str | None]:
+    regions = [_region(one, named.get(one.image or "")) for one in templates]
+    return list(dict.fromkeys([*regions, *(one.region for one in named.values())]))
+
+
+def _region(template: Ec2Template, recipe: Ec2Recipe | None) -> str | None:
+    return template.region or (recipe.region if recipe else None)
+
+
+def _check_looks(region: str | None) -> Check:
+    """All that only reads; and ending an instance, if there is one of ours."""
+    client = aws.client("ec2", region)
+    name = f"look in {client.meta.region_name}"
+
+    def try_all() -> Iterator[str]:
+        for what in _LISTS:
+            call = getattr(client, f"describe_{what}")
+            yield _try(lambda call=call: call(DryRun=True))  # type: ignore[misc]
+        if own := resources.list_instances(client)[:1]:
+            yield _try(lambda: client.terminate_instances(InstanceIds=own, DryRun=True))
+
+    return _result(name, try_all)
+
+
+def _check_template(template: Ec2Template, recipe: Ec2Recipe | None) -> Check:
+    """Its first request: with its type, subnet, groups, role, key, volumes and market."""
+
+    def try_all() -> Iterator[str]:
+        client = aws.client("ec2", _region(template, recipe))
+        request = run_instances.InstanceRequest(
+            id=NAME,
+            image=_ami(recipe),
+            types=template.instance_types(),
+            subnets=template.subnets(),
+            groups=list(template.security_groups),
+            tags={labels.ID: NAME},
+            user_data="",
+            public=template.address == "public",
+            count=template.count,
+            more=launch.options(template, {}),
+        )
+        yield from _try_launch(client, request)
+
+    return _result(f"launch {template.name}", try_all)
+
+
+def _check_recipe(recipe: Ec2Recipe) -> Check:
+    """The builder's request, and the bucket."""
+
+    def try_all() -> Iterator[str]:
+        profile = recipe.instance_profile
+        request = run_instances.InstanceRequest(
+            id=NAME,
+            image=_ami(recipe),
+            types=[recipe.instance_type],
+            subnets=[] if recipe.subnet is None else [recipe.subnet],
+            groups=[],
+            tags={labels.ID: NAME},
+            user_data="",
+            more={} if profile is None else {"IamInstanceProfile": {"Name": profile}},
+        )
+        yield from _try_launch(aws.client("ec2", recipe.region), request)
+        if recipe.bucket is not None:
+            transfers.find_bucket(recipe.bucket, recipe.region, f"images.{recipe.name}.bucket")
+
+    return _result(f"bake {recipe.name}", try_all)
+
+
+def _ami(recipe: Ec2Recipe | None) -> str:
+    """An AMI that what is tried can be launched from: the one that is baked may not be there."""
+    if recipe is None or (recipe.reference is None and recipe.base is None):
+        return ""
+    if recipe.reference is not None:
+        return recipe.reference
+    return amis.resolve(recipe.base or "", recipe.region)
+
+
+def _try_launch(client: Any, wanted: run_instances.InstanceRequest) -> Iterator[str]:
+    request = next(wanted.requests())
+    yield _try(lambda: client.run_instances(**request, DryRun=True))
+    if wanted.groups:
+        return
+    vpc = {}
+    if wanted.subnets:
+        vpc["VpcId"] = resources.find_vpc(client, wanted.subnets[0])[0]
+    tags = [{"Key": labels.ID, "Value": NAME}]
+    yield _try(
+        lambda: client.create_security_group(
+            GroupName=NAME,
+            Description=NAME,
+            TagSpecifications=[{"ResourceType": "security-group", "Tags": tags}],
+            DryRun=True,
+            **vpc,
+        )
+    )
+
+
+def _try(call: Callable[[], object]) -> str:
+    """Why EC2 would refuse a call; empty if it would not."""
+    from botocore.exceptions import ClientError
+
+    try:
+        with aws.translate_errors():
+            call()
+    except ClientError as error:
+        return "" if aws.code(error) == "DryRunOperation" else describe_error(error)
+    except EphemeralError as error:
+        return str(error)
+    return ""
+
+
+def _result(name: str, try_all: Callable[[], Iterator[str]]) -> Check:
+    from botocore.exceptions import ClientError
+
+    try:
+        refused = list(dict.fromkeys(filter(None, try_all())))
+    except EphemeralError as error:
+        refused = [str(error)]
+    except ClientError as error:
+        refused = [describe_error(error)]
+    return Check(name, not refused, "; ".join(refused) or "EC2 would allow it (tried by DryRun)")
