@@ -29,6 +29,9 @@ UrlPath = Annotated[str, msgspec.Meta(pattern="^/")]
 
 Health = Literal["fail", "report"]
 
+#: When an environment is put back to its baseline: before every test, or after a failed one.
+Rollback = Literal["each", "failed"]
+
 #: Which images are baked when they are needed: those that are missing, all, or none.
 BakeMode = Literal["missing", "always", "never"]
 
@@ -141,6 +144,9 @@ class Template(Table, frozen=True, kw_only=True):
         ready: When it is ready; by default when its ports accept connections.
         env: Variables of the application. ``{env:NAME}`` and ``{image:NAME}`` are filled in.
         seed: A shell command, run once inside it when it is ready, before the first test.
+        rollback: When tests find it as it was when it was ready and seeded: before every test
+            (``each``), or after a test that failed (``failed``).
+        reset: A shell command, run inside it, that puts it back instead of its provider.
         health: Whether a crash that failed no test fails the run.
         ttl: How long until it expires and ends by itself.
     """
@@ -158,6 +164,8 @@ class Template(Table, frozen=True, kw_only=True):
     ready: Ready | None = None
     env: dict[Variable, str] = {}
     seed: str | None = None
+    rollback: Rollback | None = None
+    reset: str | None = None
     health: Health = "fail"
     ttl: Duration = Duration(7200)
 

@@ -52,9 +52,9 @@ class LifecycleBackend:
         self._folder = folder
         self._pause = pause
 
-    def check(self, template: str) -> None:
+    def check(self, template: str, *, rolled_back: bool) -> None:
         """See ``Backend``."""
-        self._lifecycle.check(template)
+        self._lifecycle.check(template, rolled_back=rolled_back)
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
         """See ``Backend``."""
@@ -64,10 +64,15 @@ class LifecycleBackend:
             self.routine.add(thread)
         try:
             ttl = None if self._settings.ttl is None else Duration(self._settings.ttl)
-            timed = self._lifecycle.bring_up(template, ttl=ttl)
+            timed = self._lifecycle.bring_up(template, ttl=ttl, rolled_back=key.rollback)
         finally:
             self.routine.discard(thread)
         return timed.environment, timed.seconds
+
+    def roll_back(self, environment: Environment) -> tuple[Environment, float]:
+        """See ``Backend``."""
+        timed = self._lifecycle.roll_back(environment)
+        return timed.environment, sum(timed.seconds.values())
 
     def exit_reason(self, environment: Environment) -> str:
         """See ``Backend``."""
@@ -143,8 +148,18 @@ class AttachedBackend:
         self.environment = environment
         self._lifecycle = lifecycle
 
-    def check(self, template: str) -> None:
+    def check(self, template: str, *, rolled_back: bool) -> None:
         """See ``Backend``."""
+        if rolled_back:
+            raise ConfigurationError(
+                f"--ephemeral-attach: tests on the template {template!r} ask for a rollback, and "
+                f"{self.environment.id} has no baseline that it could be put back to: leave out "
+                "--ephemeral-attach, or the rollback"
+            )
+
+    def roll_back(self, environment: Environment) -> tuple[Environment, float]:
+        """See ``Backend``."""
+        raise ConfigurationError(f"{environment.id} has no baseline: it was only attached to")
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:  # noqa: ARG002
         """See ``Backend``."""

@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
 
 from pytest_ephemeral.broker.entries import Backend, Ending, Entry
-from pytest_ephemeral.broker.failures import Failures
+from pytest_ephemeral.broker.failures import Failures, explain
 from pytest_ephemeral.broker.needs import Needs
 from pytest_ephemeral.broker.protocol import Evidence, Key, Look
-from pytest_ephemeral.broker.queue import LaunchQueue
-from pytest_ephemeral.errors import EnvironmentDiedError, EphemeralError, LaunchError
+from pytest_ephemeral.broker.queue import GRACE, LaunchQueue
+from pytest_ephemeral.errors import EnvironmentDiedError, EphemeralError
 from pytest_ephemeral.models import Environment
-
-#: Seconds that the end of a run waits for what is still coming up. It is ended all the same.
-GRACE: Final = 2.0
 
 
 class Broker:
@@ -60,25 +56,28 @@ class Broker:
             UnavailableError: None of it can be had: what it runs on is not there.
         """
         for template in dict.fromkeys(key.template for key in needs):
-            self._backend.check(template)
+            rolled_back = any(key.rollback for key in needs if key.template == template)
+            self._backend.check(template, rolled_back=rolled_back)
         with self._changed:
             for key, tests in needs.items():
                 entry = self._current.get(self._same(key)) or self._add(key, planned=True)
                 self._needs.add(tests, entry)
             self._pump()
 
-    def start_early(self, templates: Iterable[str]) -> None:
+    def start_early(self, templates: Mapping[str, bool]) -> None:
         """Bring up the session's environments of some templates now; they stay to the end.
+
+        By name: whether it is put back to its baseline between tests.
 
         Raises:
             EphemeralError: None of it can be had: what it runs on is not there.
         """
-        for template in templates:
-            self._backend.check(template)
+        for template, rolled_back in templates.items():
+            self._backend.check(template, rolled_back=rolled_back)
         with self._changed:
-            for template in templates:
-                entry = self._wanted(self._same(Key(template, "session", "")))
-                entry.stays = True
+            for template, rolled_back in templates.items():
+                key = Key(template, "session", "", rolled_back)
+                self._wanted(self._same(key)).stays = True
 
     def finish_test(self, test: str, outcome: str = "", used: Sequence[str] = ()) -> None:
         """Say that a test is over, and so are its reruns: what only it needed is ended.
@@ -91,8 +90,7 @@ class Broker:
         with self._changed:
             for id in used:
                 if outcome and (found := self._by_id.get(id)):
-                    found.counts[outcome] += 1
-                    found.failed = found.failed or outcome == "failed"
+                    found.count(outcome)
             for entry in self._needs.finish(test):
                 self._settle(entry)
             self._pump()
@@ -101,8 +99,7 @@ class Broker:
         """Say that a test took its worker with it: whatever it used had a failed test."""
         with self._changed:
             for entry in self._needs.of(test):
-                entry.failed = True
-                entry.counts["failed"] += 1
+                entry.count("failed")
         self.finish_test(test)
 
     def look_ahead(self, number: int) -> None:
@@ -138,6 +135,15 @@ class Broker:
                 error = entry.error if entry.environment is None else EnvironmentDiedError
                 raise error(self._failures.tell(entry))
             return entry.environment
+
+    def roll_back(self, key: Key) -> None:
+        """Put an environment back to its baseline, for the one client that uses it."""
+        entry = self._current[self._same(key)]
+        self._look(entry)
+        try:
+            entry.roll_back(self._backend)
+        except EphemeralError:
+            raise EnvironmentDiedError(self._problem(entry, look=False)) from None
 
     def release(self, key: Key, holder: str) -> None:
         """Give an environment back."""
@@ -272,9 +278,8 @@ class Broker:
 
     def _settle(self, entry: Entry) -> None:
         """End it if nobody needs it any more."""
-        if self.lasting and entry.key.scope == "session":
-            return
-        if entry.state == "ready" and not entry.is_wanted():
+        lasts = self.lasting and entry.key.scope == "session"
+        if entry.state == "ready" and not (lasts or entry.is_wanted()):
             self._end(entry)
 
     def _end(self, entry: Entry) -> None:
@@ -284,22 +289,17 @@ class Broker:
         self._in_background(self._finish, entry)
 
     def _in_background(self, work: Callable[[Entry], None], entry: Entry) -> None:
-        name = f"ephemeral {entry.key.template}"
-        threading.Thread(target=work, args=(entry,), name=name, daemon=True).start()
+        threading.Thread(target=work, args=(entry,), daemon=True).start()
 
     def _bring_up(self, entry: Entry) -> None:
-        problem = ""
-        kind: type[EphemeralError] = LaunchError
         try:
             entry.environment, entry.seconds = self._backend.bring_up(entry.key)
-        except EphemeralError as error:
-            problem = "\n".join([str(error), *getattr(error, "__notes__", ())])
-            kind = type(error)
-        except BaseException:  # noqa: BLE001 - whoever waits must hear of it
-            problem = f"internal error of pytest-ephemeral\n{traceback.format_exc()}"
+            problem = ""
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+            problem, entry.error = explain(error)
         with self._changed:
             self._queue.launching.discard(entry)
-            entry.problem, entry.error = problem, kind
+            entry.problem = problem
             entry.state = "failed" if problem else "ready"
             self._judge(entry)
             self._pump()

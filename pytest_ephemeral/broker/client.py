@@ -130,6 +130,10 @@ class BrokerClient:
         """See ``Broker.release``."""
         self._ask("release", key)
 
+    def roll_back(self, key: Key, waiting: Callable[[], None] | None = None) -> None:
+        """See ``Broker.roll_back``."""
+        self._ask("roll_back", key, waiting=waiting)
+
     def look(self, key: Key) -> Look:
         """See ``Broker.look``."""
         look: Look = self._ask("look", key)

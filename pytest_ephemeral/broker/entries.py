@@ -32,8 +32,12 @@ class Ending(NamedTuple):
 class Backend(Protocol):
     """Brings environments up and ends them, for a broker. Called from the broker's threads."""
 
-    def check(self, template: str) -> None:
+    def check(self, template: str, *, rolled_back: bool) -> None:
         """See whether what a template runs on is there.
+
+        Args:
+            template: Its name.
+            rolled_back: Whether its environments are to be put back to their baseline.
 
         Raises:
             EphemeralError: It is not, or the template can't be right.
@@ -41,6 +45,13 @@ class Backend(Protocol):
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
         """Bring one up: it is ready, and how many seconds each phase took."""
+
+    def roll_back(self, environment: Environment) -> tuple[Environment, float]:
+        """Put one back to its baseline: it is ready again, and how many seconds that took.
+
+        Raises:
+            EphemeralError: It could not be, and can't be used any more.
+        """
 
     def exit_reason(self, environment: Environment) -> str:
         """How it has stopped by itself, with its last lines; empty while it runs."""
@@ -85,6 +96,9 @@ class Entry(msgspec.Struct, eq=False):
         tests: The selected tests that need it and have not finished.
         planned: Whether it was known beforehand who needs it.
         stays: It stays until the end of the run, whoever needs it.
+        rollbacks: How often it was put back to its baseline.
+        stuck: Whether it could not be put back.
+        lost: How it had stopped by itself before it was put back, if no test's report says so.
         leases: How often each client holds it.
         used: Whether a test ever had it.
         seen: Whether it was looked at for a lease, which begins with its mark.
@@ -104,6 +118,9 @@ class Entry(msgspec.Struct, eq=False):
     state: State = "planned"
     environment: Environment | None = None
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
+    rollbacks: int = 0
+    stuck: bool = False
+    lost: str = ""
     leases: Counter[str] = msgspec.field(default_factory=Counter)
     used: bool = False
     seen: bool = False
@@ -114,6 +131,30 @@ class Entry(msgspec.Struct, eq=False):
     counts: Counter[str] = msgspec.field(default_factory=Counter)
     accepted: bool = False
     detail: str = ""
+
+    def roll_back(self, backend: Backend) -> None:
+        """Put it back to its baseline, also if it has stopped by itself. That is not forgotten.
+
+        Raises:
+            EphemeralError: It could not be, now or before.
+        """
+        if self.environment is None or self.stuck:
+            raise EphemeralError(self.problem)
+        if not self.told:
+            self.lost = self.lost or self.problem
+        try:
+            self.environment, seconds = backend.roll_back(self.environment)
+        except EphemeralError as error:
+            self.stuck, self.problem, self.told = True, str(error), False
+            raise
+        self.problem, self.told = "", False
+        self.seconds["rollback"] = self.seconds.get("rollback", 0.0) + seconds
+        self.rollbacks += 1
+
+    def count(self, outcome: str) -> None:
+        """One more test that used it has come out."""
+        self.counts[outcome] += 1
+        self.failed = self.failed or outcome == "failed"
 
     def is_wanted(self) -> bool:
         """Whether it is held, or someone may still ask for it."""
@@ -139,4 +180,5 @@ class Entry(msgspec.Struct, eq=False):
 
     def is_unnoticed(self) -> bool:
         """Whether it stopped by itself, and no test's report says so."""
-        return self.environment is not None and bool(self.problem) and not self.told
+        unnoticed = bool(self.lost) or (bool(self.problem) and not self.told)
+        return self.environment is not None and unnoticed

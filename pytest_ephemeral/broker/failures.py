@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
+
 from pytest_ephemeral.broker.entries import Entry
+from pytest_ephemeral.errors import EphemeralError, LaunchError
 
 
 class Failures:
@@ -37,3 +40,13 @@ class Failures:
             source.told = entry.told = True
             return entry.problem
         return f"{entry.problem.splitlines()[0]} (details at the first failure)"
+
+
+def explain(error: BaseException) -> tuple[str, type[EphemeralError]]:
+    """What is told of an error that kept an environment from coming up, and its kind.
+
+    Called while it is handled.
+    """
+    if isinstance(error, EphemeralError):
+        return "\n".join([str(error), *getattr(error, "__notes__", ())]), type(error)
+    return f"internal error of pytest-ephemeral\n{traceback.format_exc()}", LaunchError

@@ -26,12 +26,15 @@ class Key(NamedTuple):
     Attributes:
         template: The template's name.
         scope: How long it serves.
-        instance: The node it serves (a module, a test); empty for the session.
+        instance: The node it serves (a module, a test); empty for the session. With a rollback,
+            also the worker: none puts back what another one uses.
+        rollback: Whether it is put back to its baseline between tests.
     """
 
     template: str
     scope: Scope
     instance: str
+    rollback: bool = False
 
 
 class Settings(NamedTuple):
@@ -89,6 +92,7 @@ class Opened(NamedTuple):
         default: The template of tests that name none; None if there are several and no default.
         config: The configuration file; None where none is needed.
         store: Where the run's ledger is; empty where there is none.
+        rollbacks: When environments are put back, by their templates; see ``tables.Rollback``.
     """
 
     run: str
@@ -96,6 +100,7 @@ class Opened(NamedTuple):
     default: str | None
     config: Path | None
     store: str = ""
+    rollbacks: Mapping[str, str] = {}
 
 
 class Look(NamedTuple):

@@ -11,6 +11,10 @@ from pytest_ephemeral.broker.entries import Entry
 PARALLEL: Final = 4
 
 
+#: Seconds that the end of a run waits for what is still coming up. It is ended all the same.
+GRACE: Final = 2.0
+
+
 class LaunchQueue:
     """What is planned, first needed first. Used with the broker's lock held.
 

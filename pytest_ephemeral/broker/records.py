@@ -57,6 +57,7 @@ def _describe(entry: Entry, environment: Environment) -> dict[str, Any]:
         "state": entry.state,
         "kept": entry.state == "kept",
         "seconds": {phase: round(seconds, 3) for phase, seconds in entry.seconds.items()},
+        "rollbacks": entry.rollbacks,
         "tests": {outcome: entry.counts[outcome] for outcome in OUTCOMES},
     }
 
@@ -82,7 +83,7 @@ def summary(entry: Entry, *, crashed: bool) -> Summary:
         state=entry.state,
         seconds=dict(entry.seconds),
         detail=entry.detail,
-        problem=entry.problem,
+        problem=entry.problem or entry.lost,
         unnoticed=entry.is_unnoticed(),
         crashed=crashed,
         cost=_cost(environment, datetime.now(UTC)),
@@ -96,6 +97,12 @@ def _cost(environment: Environment, until: datetime) -> float | None:
         return None
     hours = (until - environment.created_at).total_seconds() / 3600
     return float(environment.handle[HOURLY]) * hours
+
+
+def rollbacks(project: Project | None) -> dict[str, str]:
+    """When environments are put back, by the templates that say so."""
+    templates = {} if project is None else project.config.templates
+    return {name: one.rollback for name, one in templates.items() if one.rollback}
 
 
 def preload(project: Project, template: str | None) -> None:

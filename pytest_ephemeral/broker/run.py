@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -133,7 +134,8 @@ class Run(msgspec.Struct):
 
     def begin(self) -> Opened:
         """Start what is wanted before any test is known, and say what there is."""
-        self.broker.start_early(self.settings.early)
+        early, rolled_back = self.settings.early, records.rollbacks(self.project)
+        self.broker.start_early({name: name in rolled_back for name in early})
         threading.Thread(target=self._prepare, name="ephemeral preparation", daemon=True).start()
         return self.describe()
 
@@ -146,6 +148,7 @@ class Run(msgspec.Struct):
             default=self.default,
             config=None if project is None else project.config.path,
             store="" if project is None else project.store.url,
+            rollbacks=records.rollbacks(self.project),
         )
 
     def _prepare(self) -> None:
@@ -153,11 +156,9 @@ class Run(msgspec.Struct):
         if self.project is None:
             return
         records.preload(self.project, self.default)
-        try:
+        with suppress(EphemeralError):  # a store that can't be read is told by whoever needs it
             for problem in records.remove_earlier_leaks(self.project):
                 self.relay.tell("warn", problem)
-        except EphemeralError:
-            pass  # a store that can't be read is told by whoever needs it
 
     def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
         """See ``Broker.plan``; takes over what the client has set meanwhile.

@@ -28,6 +28,7 @@ REQUESTS: Final = frozenset(
         "crash_test",
         "lease",
         "release",
+        "roll_back",
         "look",
         "evidence",
         "logs",
@@ -183,6 +184,10 @@ class ClientSession:
         """See ``Broker.release``."""
         self._run.broker.release(key, self._holder)
 
+    def roll_back(self, key: Key) -> None:
+        """See ``Broker.roll_back``."""
+        self._run.broker.roll_back(key)
+
     def look(self, key: Key) -> Any:
         """See ``Broker.look``."""
         return self._run.broker.look(key)
@@ -193,16 +198,21 @@ class ClientSession:
 
     def logs(self, environment: Environment) -> str:
         """See ``Environment.logs``."""
-        return environment.logs()
+        return self._current(environment).logs()
 
     def run(
         self, environment: Environment, argv: Sequence[str], timeout: float | None
     ) -> subprocess.CompletedProcess[str] | None:
         """See ``Environment.run``; None when it took too long."""
         try:
-            return environment.run(argv, timeout)
+            return self._current(environment).run(argv, timeout)
         except subprocess.TimeoutExpired:
             return None
+
+    def _current(self, environment: Environment) -> Environment:
+        """The environment as it is now: what it is made of changes when it is put back."""
+        every = (entry.environment for entry in self._run.broker.entries)
+        return next((one for one in every if one and one.id == environment.id), environment)
 
     def leave(self) -> bool:
         """The client that this process works for is about to end. Whether all is done."""

@@ -17,6 +17,8 @@ _WORDS: Final = {
     "ready": "waiting until it is ready",
     "seen": "not ready yet:",
     "seed": "seeding",
+    "baseline": "taking its baseline",
+    "rollback": "putting it back to its baseline",
     "up": "up",
     "destroy": "destroying",
     "destroyed": "destroyed",

@@ -17,19 +17,28 @@ from typing import Any
 
 import msgspec
 
-from pytest_ephemeral import interpolation, providers
+from pytest_ephemeral import providers
 from pytest_ephemeral.durations import Duration
-from pytest_ephemeral.environments import expiry, readiness
-from pytest_ephemeral.environments.orders import make_order, register_environment
+from pytest_ephemeral.environments import expiry, progress, rollback
+from pytest_ephemeral.environments.orders import (
+    image_names,
+    make_order,
+    modify,
+    register_environment,
+)
 from pytest_ephemeral.environments.progress import PhaseTimer, Progress
 from pytest_ephemeral.environments.removal import remove
-from pytest_ephemeral.environments.seeding import seed
-from pytest_ephemeral.errors import EphemeralError, LaunchError, describe_error
+from pytest_ephemeral.environments.rollback import Baselines
+from pytest_ephemeral.environments.seeding import run_step
+from pytest_ephemeral.errors import (
+    EphemeralError,
+    describe_error,
+)
 from pytest_ephemeral.models import Environment, Image, Outcome
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.abilities import SupportsPreflight
 from pytest_ephemeral.providers.protocol import Order, Provider, Status
-from pytest_ephemeral.tables import BakeMode, Template
+from pytest_ephemeral.tables import BakeMode, Rollback, Template
 
 
 class Timed(msgspec.Struct, frozen=True):
@@ -73,15 +82,22 @@ class Lifecycle(msgspec.Struct):
     _image_locks: dict[str, threading.Lock] = msgspec.field(default_factory=dict)
     _images: dict[str, Image] = msgspec.field(default_factory=dict)
     _left: set[str] = msgspec.field(default_factory=set)
+    _baselines: Baselines = msgspec.field(default_factory=Baselines)
 
-    def check(self, template: str) -> None:
+    def check(self, template: str, *, rolled_back: bool = False) -> None:
         """Check before a launch that a template's provider has what it needs.
+
+        Args:
+            template: Its name.
+            rolled_back: Whether its environments are to be put back to their baseline.
 
         Raises:
             UnavailableError: It is not.
             ConfigurationError: It would cost more than it may, or can't be right.
         """
         wanted = self.project.config.template(template)
+        if rolled_back:
+            rollback.check(wanted, self.project.config.root)
         provider = providers.load(wanted.provider)
         if isinstance(provider, SupportsPreflight):
             modify = self.hooks.pytest_ephemeral_modify_template
@@ -96,17 +112,23 @@ class Lifecycle(msgspec.Struct):
 
     # -- up ------------------------------------------------------------------------------
 
-    def bring_up(self, template: Template, *, ttl: Duration | None = None) -> Timed:
+    def bring_up(
+        self, template: Template, *, ttl: Duration | None = None, rolled_back: bool = False
+    ) -> Timed:
         """Launch an environment of a template, and return when it is ready and seeded.
 
         Args:
             template: Of the configuration.
             ttl: How long it may live, instead of the template's own word.
+            rolled_back: Whether it is to be put back to its baseline, which is taken then.
 
         Raises:
             EphemeralError: It could not be. Nothing of it is left, or the message says what.
         """
-        template = self._modified(template)
+        with self._hook_lock:
+            template = modify(template, self.hooks, self.config)
+        when: Rollback = template.rollback or "each"
+        template = msgspec.structs.replace(template, rollback=when if rolled_back else None)
         provider = providers.load(template.provider)
         if isinstance(provider, SupportsPreflight):
             self._preflight(template, provider, ttl or template.ttl)
@@ -136,10 +158,12 @@ class Lifecycle(msgspec.Struct):
             self._recording(environment, "url", "endpoints", "handle"),
             timer.phase(subject, "ready"),
         ):
-            self._wait(environment, template, provider, order)
+            self._wait(environment, provider, order)
         if template.seed is not None:
             with timer.phase(subject, "seed"):
-                seed(environment, provider, template.seed, order.secrets)
+                run_step("seed", environment, provider, template.seed, order.secrets)
+        if template.rollback is not None:
+            environment = self._take_baseline(order, environment, provider, timer)
         environment = msgspec.structs.replace(environment, state="ready")
         self._record(environment, "state")
         self.say(Progress(subject, "up", environment.url, timer.total()))
@@ -148,32 +172,39 @@ class Lifecycle(msgspec.Struct):
             self.publish(environment, environment.url)
         return Timed(environment, timer.seconds)
 
-    def _modified(self, template: Template) -> Template:
-        """The template, changed by the users' hook."""
-        try:
-            with self._hook_lock:
-                changed = self.hooks.pytest_ephemeral_modify_template(
-                    template=template, config=self.config
-                )
-        except EphemeralError:
-            raise
-        except Exception as error:
-            raise LaunchError(
-                f"pytest_ephemeral_modify_template failed for {template.name!r}: "
-                f"{describe_error(error)}"
-            ) from error
-        if changed is None:
-            return template
-        if not isinstance(changed, Template):
-            raise LaunchError(
-                f"pytest_ephemeral_modify_template returned {type(changed).__name__} for "
-                f"{template.name!r}: return a Template, or None to leave it as it is"
-            )
-        return changed
+    def _take_baseline(
+        self, order: Order, environment: Environment, provider: Provider, timer: PhaseTimer
+    ) -> Environment:
+        with timer.phase(environment.id, "baseline"):
+            order = msgspec.structs.replace(order, environment=environment)
+            environment = rollback.take_baseline(order, provider)
+            self._record(environment, "handle")
+            self._wait(environment, provider, order)
+        self._baselines.add(order, environment)
+        return environment
+
+    def roll_back(self, environment: Environment) -> Timed:
+        """Put an environment back to its baseline, and return when it is ready again.
+
+        Raises:
+            EphemeralError: It could not be, and can't be used any more.
+        """
+        timer, provider = PhaseTimer(self.say), providers.load(environment.provider)
+        with (
+            self._baselines.use(environment.id) as order,
+            timer.phase(environment.id, "rollback"),
+        ):
+            changed = rollback.roll_back(order, provider)
+            self._baselines.add(order, changed)
+            if changed != order.environment:
+                self._record(changed, "handle")
+            self._wait(changed, provider, order)
+        self.say(Progress(environment.id, "restored", seconds=timer.total()))
+        return Timed(msgspec.structs.replace(changed, state="ready"), timer.seconds)
 
     def _obtain(self, template: Template) -> dict[str, Image]:
         """The template's images by name. Each is obtained once in a run."""
-        return {name: self.image(name) for name in _image_names(template)}
+        return {name: self.image(name) for name in image_names(template)}
 
     def image(self, name: str) -> Image:
         """The baked image of that name, baked or fetched first where that is allowed.
@@ -196,30 +227,10 @@ class Lifecycle(msgspec.Struct):
                 )
             return self._images[name]
 
-    def _wait(
-        self, environment: Environment, template: Template, provider: Provider, order: Order
-    ) -> None:
-        probes = readiness.probes_for(environment, template, provider, order.headers)
-        timeout = template.ready.timeout if template.ready else readiness.DEFAULT_TIMEOUT
-        started = time.monotonic()
-
-        def tell(seen: str) -> None:
-            text = interpolation.mask(seen, order.secrets)
-            self.say(Progress(environment.id, "seen", text, time.monotonic() - started))
-
-        try:
-            readiness.wait(
-                environment,
-                provider,
-                probes,
-                timeout=timeout,
-                cancelled=self.cancelled,
-                tell=tell,
-            )
-        except LaunchError as error:
-            raise type(error)(interpolation.mask(str(error), order.secrets)) from None
-        if shared := readiness.shared_listener(environment, provider):
-            self.say(Progress(environment.id, "warning", shared))
+    def _wait(self, environment: Environment, provider: Provider, order: Order) -> None:
+        progress.wait_until_ready(
+            environment, provider, order, cancelled=self.cancelled, say=self.say
+        )
 
     def _abandon(self, environment: Environment, error: BaseException) -> None:
         """Destroy an incomplete environment. If that fails, say so in the original error."""
@@ -287,7 +298,8 @@ class Lifecycle(msgspec.Struct):
         started = time.monotonic()
         self.say(Progress(environment.id, "destroy"))
         try:
-            remove(self.project.ledger, environment, accepted)
+            with self._baselines.give_up(environment.id):
+                remove(self.project.ledger, environment, accepted)
         except EphemeralError:
             if last:
                 self._emit("environment_stopped", environment=environment, outcome="leaked")
@@ -332,11 +344,3 @@ class Lifecycle(msgspec.Struct):
         except Exception as error:  # noqa: BLE001 - anyone's code
             text = f"pytest_ephemeral_{event} failed: {describe_error(error)}"
             self.say(Progress(arguments["environment"].id, "warning", text))
-
-
-def _image_names(template: Template) -> list[str]:
-    """The images a template is made of, and those its values refer to."""
-    referred = (
-        name for value in template.env.values() for name in interpolation.references(value, "image")
-    )
-    return list(dict.fromkeys([*template.images(), *referred]))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from pytest_ephemeral import interpolation, labels, machine
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import cleanup
 from pytest_ephemeral.environments.ledger import register
+from pytest_ephemeral.errors import EphemeralError, LaunchError, describe_error
 from pytest_ephemeral.models import Environment, Image, ImageReference
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.protocol import Order
@@ -95,3 +97,41 @@ def make_order(
         root=project.config.root,
         journal=journal,
     )
+
+
+def modify(template: Template, hooks: Any, config: Any) -> Template:
+    """The template, changed by the users' hook.
+
+    Args:
+        template: Of the configuration.
+        hooks: A pluggy hook relay.
+        config: What the hook gets as ``config``.
+
+    Raises:
+        LaunchError: The hook has failed, or returned something else.
+    """
+    try:
+        changed = hooks.pytest_ephemeral_modify_template(template=template, config=config)
+    except EphemeralError:
+        raise
+    except Exception as error:
+        raise LaunchError(
+            f"pytest_ephemeral_modify_template failed for {template.name!r}: "
+            f"{describe_error(error)}"
+        ) from error
+    if changed is None:
+        return template
+    if not isinstance(changed, Template):
+        raise LaunchError(
+            f"pytest_ephemeral_modify_template returned {type(changed).__name__} for "
+            f"{template.name!r}: return a Template, or None to leave it as it is"
+        )
+    return changed
+
+
+def image_names(template: Template) -> list[str]:
+    """The images a template is made of, and those its values refer to."""
+    referred = (
+        name for value in template.env.values() for name in interpolation.references(value, "image")
+    )
+    return list(dict.fromkeys([*template.images(), *referred]))

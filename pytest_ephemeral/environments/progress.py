@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,8 +10,26 @@ from typing import Literal
 
 import msgspec
 
+from pytest_ephemeral import interpolation
+from pytest_ephemeral.environments import readiness
+from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.protocol import Order, Provider
+
 Phase = Literal[
-    "bake", "launch", "ready", "seen", "seed", "up", "destroy", "destroyed", "kept", "warning"
+    "bake",
+    "launch",
+    "ready",
+    "seen",
+    "seed",
+    "baseline",
+    "up",
+    "rollback",
+    "restored",
+    "destroy",
+    "destroyed",
+    "kept",
+    "warning",
 ]
 
 
@@ -51,3 +70,41 @@ class PhaseTimer(msgspec.Struct):
     def total(self) -> float:
         """All phases so far, in seconds."""
         return sum(self.seconds.values())
+
+
+def wait_until_ready(
+    environment: Environment,
+    provider: Provider,
+    order: Order,
+    *,
+    cancelled: threading.Event,
+    say: Callable[[Progress], None],
+) -> None:
+    """Wait until an environment is ready, and report what it is not ready for yet.
+
+    Args:
+        environment: As it was launched, or put back.
+        provider: What runs it.
+        order: What it was launched with.
+        cancelled: Once set, it is not waited for any more.
+        say: Told of progress.
+
+    Raises:
+        LaunchError: It did not become ready.
+    """
+    template, started = order.template, time.monotonic()
+    probes = readiness.probes_for(environment, template, provider, order.headers)
+    timeout = template.ready.timeout if template.ready else readiness.DEFAULT_TIMEOUT
+
+    def tell(seen: str) -> None:
+        text = interpolation.mask(seen, order.secrets)
+        say(Progress(environment.id, "seen", text, time.monotonic() - started))
+
+    try:
+        readiness.wait(
+            environment, provider, probes, timeout=timeout, cancelled=cancelled, tell=tell
+        )
+    except LaunchError as error:
+        raise type(error)(interpolation.mask(str(error), order.secrets)) from None
+    if shared := readiness.shared_listener(environment, provider):
+        say(Progress(environment.id, "warning", shared))

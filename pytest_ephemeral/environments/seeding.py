@@ -1,4 +1,4 @@
-"""Seed data: a command of the user's, run once in a new environment."""
+"""Commands of the user's that are run in an environment: its seed, and its reset."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.protocol import Provider
 
-#: Seconds a seed may take. It has no time-out of its own.
-SEED_TIMEOUT: Final = 600.0
+#: Seconds such a command may take. It has no time-out of its own.
+STEP_TIMEOUT: Final = 600.0
 
 
-def seed(
-    environment: Environment, provider: Provider, command: str, secrets: Sequence[str]
+def run_step(
+    what: str, environment: Environment, provider: Provider, command: str, secrets: Sequence[str]
 ) -> None:
-    """Run the seed inside an environment that is ready.
+    """Run a command inside an environment that is ready.
 
     Args:
+        what: What it is for people: ``seed`` or ``reset``.
         environment: Which.
         provider: What it runs on.
         command: A shell command.
@@ -31,18 +32,19 @@ def seed(
         LaunchError: It failed, or took too long.
     """
     try:
-        done = provider.run(environment, ["/bin/sh", "-c", command], timeout=SEED_TIMEOUT)
+        done = provider.run(environment, ["/bin/sh", "-c", command], timeout=STEP_TIMEOUT)
     except subprocess.TimeoutExpired:
         raise LaunchError(
-            f"the seed of {environment.id} had not ended after {SEED_TIMEOUT:g} s: {command}"
+            f"the {what} of {environment.id} had not ended after {STEP_TIMEOUT:g} s: {command}"
         ) from None
     if done.returncode != 0:
         output = interpolation.mask(f"{done.stdout}{done.stderr}", secrets)
+        what = f"the {what} of {environment.id} exited with status {done.returncode}: {command}"
         said = output.rstrip().splitlines()[-readiness.LOG_LINES :]
         raise LaunchError(
             "\n".join(
                 [
-                    f"the seed of {environment.id} exited with status {done.returncode}: {command}",
+                    what,
                     *(f"    {line}" for line in said),
                 ]
             )

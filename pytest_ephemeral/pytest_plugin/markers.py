@@ -15,8 +15,10 @@ from _pytest.scope import Scope
 
 NAME: Final = "ephemeral_env"
 LINE: Final = (
-    "ephemeral_env(*templates): the environment templates that a test runs against; "
-    "the nearest marker wins, several templates parametrize the test"
+    "ephemeral_env(*templates, rollback=None): the environment templates that a test runs "
+    "against; the nearest marker wins, several templates parametrize the test; rollback is 'each' "
+    "or 'failed': the environment is put back to how it was when it was ready, before every test, "
+    "or after a failed one"
 )
 
 #: The internal fixture whose parameter a test's template is.
@@ -44,7 +46,7 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
             raise pytest.Collector.CollectError(text) from None
         metafunc.config.stash.setdefault(PROBLEMS, []).append(text)
         return
-    if TEMPLATE_FIXTURE in metafunc.fixturenames and (on or len(names) > 1):
+    if names and TEMPLATE_FIXTURE in metafunc.fixturenames and (on or len(names) > 1):
         metafunc.parametrize(
             TEMPLATE_FIXTURE,
             names,
@@ -97,16 +99,13 @@ def choose(item: pytest.Item) -> None:
 
 
 def templates(marker: pytest.Mark) -> tuple[str, ...]:
-    """The templates that a marker names.
+    """The templates that a marker names; none where it only says when to roll back.
 
     Raises:
         MarkerError: It names none, names one twice, or is called in another way.
     """
-    try:
-        names = _signature(*marker.args, **marker.kwargs)
-    except TypeError as error:
-        raise MarkerError(f"@pytest.mark.{NAME}: {error}") from None
-    if not names:
+    names, rollback = _read(marker)
+    if not names and rollback is None:
         raise MarkerError(f'@pytest.mark.{NAME}: name a template: {NAME}("staging")')
     for name in names:
         if not isinstance(name, str):
@@ -116,9 +115,31 @@ def templates(marker: pytest.Mark) -> tuple[str, ...]:
     return names
 
 
-def _signature(*templates: str) -> tuple[str, ...]:
+def rollback(marker: pytest.Mark | None) -> str | None:
+    """When a marker has environments put back; None where it says nothing of that.
+
+    Raises:
+        MarkerError: It says what it can't.
+    """
+    when = None if marker is None else _read(marker)[1]
+    if when not in (None, "each", "failed"):
+        raise MarkerError(
+            f'@pytest.mark.{NAME}: rollback is "each" (before every test) or "failed" (after a '
+            f"test that failed), not {when!r}"
+        )
+    return when
+
+
+def _read(marker: pytest.Mark) -> tuple[tuple[str, ...], str | None]:
+    try:
+        return _signature(*marker.args, **marker.kwargs)
+    except TypeError as error:
+        raise MarkerError(f"@pytest.mark.{NAME}: {error}") from None
+
+
+def _signature(*templates: str, rollback: str | None = None) -> tuple[tuple[str, ...], str | None]:
     """How the marker is called; Python itself complains of any other way."""
-    return templates
+    return templates, rollback
 
 
 _signature.__name__ = NAME

@@ -74,7 +74,7 @@ def marker_unreachable(item: pytest.Item) -> str:
     except markers.MarkerError as error:
         return str(error)
     parameter = _parameter(item)
-    if parameter in names:
+    if parameter in names or not names:
         return ""
     asks = markers.TEMPLATE_FIXTURE in getattr(item, "fixturenames", ())
     return TOO_LATE if asks and not isinstance(item, TestCaseFunction) else UNREACHED
@@ -112,6 +112,10 @@ def problem(item: pytest.Item, known: Sequence[str], default: str | None) -> str
         known: The templates there are.
         default: The one of tests that name none; None when that can't be told.
     """
+    try:
+        markers.rollback(markers.nearest(item))
+    except markers.MarkerError as error:
+        return f"{item.nodeid}: {error}"
     named = [_parameter(item), *(need.template for need in needs_of(item))]
     for name in named:
         if name is not None and known and name not in known:

@@ -34,6 +34,8 @@ WORDS: Final = {
     "launch": "launching",
     "ready": "waiting until it is ready",
     "seed": "seeding",
+    "baseline": "taking its baseline",
+    "rollback": "putting it back to its baseline",
     "destroy": "destroying",
 }
 

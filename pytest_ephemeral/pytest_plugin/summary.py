@@ -17,7 +17,7 @@ TITLE: Final = "ephemeral environments"
 #: More than this many that simply came and went are counted, not listed (``-v`` lists them).
 LISTED: Final = 12
 
-PHASES: Final = ("bake", "launch", "ready", "seed", "destroy")
+PHASES: Final = ("bake", "launch", "ready", "seed", "baseline", "rollback", "destroy")
 
 
 #: How a state is called where people read it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 #: The phases of an environment's life that take time, in their order.
-PHASES: Final = ("bake", "launch", "ready", "seed", "up", "destroy")
+PHASES: Final = ("bake", "launch", "ready", "seed", "baseline", "up", "rollback", "destroy")
 
 #: Seconds that a test has to have waited for it to be shown.
 NOTICEABLE: Final = 0.01

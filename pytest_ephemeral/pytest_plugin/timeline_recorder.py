@@ -46,8 +46,9 @@ class TimelineRecorder:
             template, since = self._bakes.pop(event.task)
             self._templates[event.subject] = template
             self._moments[event.subject] = [("bake", since)]
-        if event.phase in {*PHASES, "destroyed"}:
-            self._moments.setdefault(event.subject, []).append((event.phase, now))
+        if event.phase in {*PHASES, "restored", "destroyed"}:
+            phase = "up" if event.phase == "restored" else event.phase
+            self._moments.setdefault(event.subject, []).append((phase, now))
 
     def add(self, report: pytest.TestReport) -> None:
         """Take note of one phase of a test."""

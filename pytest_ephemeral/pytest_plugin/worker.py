@@ -23,6 +23,7 @@ from pytest_ephemeral.proxies import Exemptions
 from pytest_ephemeral.pytest_plugin import links, markers, needs
 from pytest_ephemeral.pytest_plugin.evidence import Evidencer
 from pytest_ephemeral.pytest_plugin.fixtures import LENDER, Declaration
+from pytest_ephemeral.pytest_plugin.rollbacks import Rollbacks
 
 if TYPE_CHECKING:
     from pytest_ephemeral.models import Environment
@@ -88,6 +89,9 @@ class Worker:
         self._waits: list[tuple[str, float, float]] = []
         self._now = time.time  # kept here, where no test replaces it
         self._exemptions = Exemptions(os.environ)
+        worker = getattr(config, "workerinput", {}).get("workerid", "")
+        self._rollbacks = Rollbacks(worker)
+        self._failed = False
         config.stash[LENDER] = self
         config.add_cleanup(self._take_back)
 
@@ -114,8 +118,13 @@ class Worker:
             self._refuse("\n".join(found))
             return
         planned: dict[Key, list[str]] = {}
+        found_keys = {
+            item.nodeid: needs.keys(needs.needs_of(item), opened.default) for item in session.items
+        }
+        self._rollbacks.plan(session.items, lambda item: found_keys[item.nodeid], opened.rollbacks)
         for item in session.items:
-            self._keys[item.nodeid] = needs.keys(needs.needs_of(item), opened.default)
+            keys = found_keys[item.nodeid]
+            self._keys[item.nodeid] = [self._rollbacks.mark(key) for key in keys]
             if self._keys[item.nodeid] and not needs.cannot_run(item):
                 for key in self._keys[item.nodeid]:
                     planned.setdefault(key, []).append(item.nodeid)
@@ -155,8 +164,8 @@ class Worker:
     ) -> Iterator[Any]:
         """See ``Lender.lend``."""
         instance = "" if declaration.scope == "session" else request.node.nodeid
-        key = Key(template, declaration.scope, instance)
-        environment = self._lease(key)
+        key = self._rollbacks.mark(Key(template, declaration.scope, instance))
+        environment = self._lease(key, request._pyfuncitem)  # noqa: SLF001 - as above
         self._held[key] += 1
         try:
             yield environment
@@ -172,7 +181,8 @@ class Worker:
             name = template or opened.default
             if name is None:
                 raise pytest.UsageError(f"early_environment: {needs.NO_TEMPLATE}")
-            environment = self._client.lease(Key(name, "session", ""), self._waiting)
+            key = Key(name, "session", "", name in opened.rollbacks)
+            environment = self._client.lease(key, self._waiting)
         except EphemeralError as error:
             raise pytest.UsageError(str(error)) from None
         finally:
@@ -180,11 +190,12 @@ class Worker:
         self._exempt(environment)
         return environment
 
-    def _lease(self, key: Key) -> Environment:
+    def _lease(self, key: Key, item: pytest.Item) -> Environment:
         started, subject = self._now(), key.template
         try:
             environment = self._client.lease(key, self._waiting)
             subject = environment.id
+            self._put_back(item, key)
             self._marks[key] = self._client.look(key).mark
         except EphemeralError as error:
             raise EnvironmentUnavailable(str(error), pytrace=False) from None
@@ -239,6 +250,7 @@ class Worker:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Look whether what the test is going to use still runs, and where its log ends."""
         item.stash[_TOLD] = False
+        self._failed = False
         for key in self._keys.get(item.nodeid, ()):
             if self._held[key] > 0:
                 self._look(item, key)
@@ -247,12 +259,24 @@ class Worker:
                 pytest.fail(reason, pytrace=False)
             self._forget_template(item)
 
+    def _put_back(self, item: pytest.Item, key: Key) -> None:
+        """Put an environment back to its baseline before a test has it, if that is due."""
+        if self._rollbacks.is_due(item, key):
+            self._client.roll_back(key, self._waiting)
+            self._rollbacks.put_back(key)
+
     def _look(self, item: pytest.Item, key: Key) -> None:
+        started = self._now()
         try:
+            self._put_back(item, key)
             look = self._client.look(key)
         except EphemeralError as error:
             item.stash[_TOLD] = True
             pytest.fail(str(error), pytrace=False)
+        finally:
+            self._settle()
+        if key.rollback:
+            self._waits.append((self._lent[key].id, started, self._now()))
         self._marks[key] = look.mark
         if look.problem:
             item.stash[_TOLD] = True
@@ -283,13 +307,17 @@ class Worker:
         if used:
             setattr(report, REPORT_ATTRIBUTE, [self._lent[key].id for key in used])
             links.add(item, report, [self._lent[key] for key in used])
+        self._failed = self._failed or report.failed
+        if report.when == "teardown":
+            self._rollbacks.finish(item, used, failed=self._failed)
         if report.failed and not item.stash.get(_TOLD, False):
             item.stash[_TOLD] = True
             report.sections += self._sections(item, used)
         return report
 
     def _late_keys(self, late: Sequence[needs.Need]) -> list[Key]:
-        return needs.keys(late, self._opened().default) if late else []
+        found = needs.keys(late, self._opened().default) if late else []
+        return [self._rollbacks.mark(key) for key in found]
 
     def _sections(self, item: pytest.Item, used: Sequence[Key]) -> Iterator[tuple[str, str]]:
         for key in used:

@@ -2,8 +2,8 @@
 
 Subclass ``ProviderConformance`` in a test module, give it a ``bench`` fixture, and run pytest. Add
 ``BakerConformance`` if it bakes images, ``PartsConformance`` if an environment has several
-processes or services, and ``OwnerConformance`` if environments end by themselves when their owner
-dies or they expire.
+processes or services, ``OwnerConformance`` if environments end by themselves when their owner
+dies or they expire, and ``RollbackConformance`` if they can be put back to their baseline.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from pytest_ephemeral.testing.abilities import (  # noqa: E402
     BakerConformance,
     OwnerConformance,
     PartsConformance,
+    RollbackConformance,
 )
 from pytest_ephemeral.testing.bench import Bench, Kind, Launcher, bake, get, make_order  # noqa: E402
-from pytest_ephemeral.testing.conformance import ProviderConformance  # noqa: E402
+from pytest_ephemeral.testing.conformance import (  # noqa: E402
+    ProviderConformance,
+    ProviderFixtures,
+)
 
 #: The suite's web application, ``python3 application.py HOST PORT``, for a bench's image.
 APPLICATION: Final = Path(__file__).with_name("application.py")
@@ -35,6 +39,8 @@ __all__ = [
     "OwnerConformance",
     "PartsConformance",
     "ProviderConformance",
+    "ProviderFixtures",
+    "RollbackConformance",
     "bake",
     "get",
     "make_order",

@@ -1,12 +1,15 @@
-"""What only some providers promise: to bake, to have several parts, to end by themselves."""
+"""What only some providers promise: to bake, to have several parts, to be put back."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from msgspec.structs import replace
+
 from pytest_ephemeral import providers
-from pytest_ephemeral.models import Image
-from pytest_ephemeral.testing.bench import Bench, Launcher, get
+from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.testing.bench import Bench, Launcher, get, make_order
 from pytest_ephemeral.testing.conformance import OwnerStarter
 from pytest_ephemeral.testing.waiting import until
 
@@ -33,6 +36,51 @@ class PartsConformance:
         files = provider.log_files(environment)
         assert set(files) == set(bench.parts)
         assert files["worker"].startswith("working\n")
+
+
+class RollbackConformance:
+    """What a provider promises whose environments can be put back to their baseline."""
+
+    def test_it_is_put_back(self, image: Image | None, provider: Any, bench: Bench) -> None:
+        """What was written is gone, also after a crash; id, URL and ports are the same."""
+        template = replace(bench.template("pair"), rollback="each")
+        order = make_order(template, image)
+
+        def ready(environment: Environment) -> Environment:
+            until(lambda: get(environment))
+            return environment
+
+        def roll_back(environment: Environment) -> Environment:
+            return ready(provider.roll_back(replace(order, environment=environment)))
+
+        try:
+            provider.check_rollback(template, order.root)
+            launched = ready(provider.launch(order))
+            _write(launched, "seeded")
+            one = ready(provider.take_baseline(replace(order, environment=launched)))
+            for _ in range(2):
+                _write(one, "wrong")
+                one = roll_back(one)
+                assert _has(one, "seeded")
+                assert not _has(one, "wrong")
+                assert one.endpoints == launched.endpoints
+                assert provider.status(one).state == "running"
+            with suppress(OSError):
+                get(one, "/exit/3")
+            until(lambda: provider.status(launched).state == "exited")
+            assert provider.status(roll_back(one)).state == "running"
+        finally:
+            provider.destroy(order.environment)
+        assert not bench.traces(launched)
+
+
+def _write(environment: Environment, name: str) -> None:
+    done = environment.run(["sh", "-c", f"echo 1 > {name}"])
+    assert done.returncode == 0, done.stderr
+
+
+def _has(environment: Environment, name: str) -> bool:
+    return environment.run(["cat", name]).returncode == 0
 
 
 class OwnerConformance:

@@ -27,8 +27,8 @@ from pytest_ephemeral.testing.waiting import until
 OwnerStarter = Callable[..., tuple[subprocess.Popen[str], Environment]]
 
 
-class ProviderConformance:
-    """What every provider promises. A subclass has a fixture ``bench`` of the scope ``class``."""
+class ProviderFixtures:
+    """What the tests of a provider have. A subclass has a fixture ``bench`` of scope ``class``."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -79,6 +79,10 @@ class ProviderConformance:
                 return process, environment
 
             yield start
+
+
+class ProviderConformance(ProviderFixtures):
+    """What every provider promises."""
 
     def test_its_endpoint_answers(self, launch: Launcher) -> None:
         """The URL leads to the application, which has the variables it was given."""

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pluggy
@@ -18,6 +19,7 @@ from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.project import Project
 from support.lacks import skip_without
+from support.waiting import until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -33,7 +35,7 @@ port = 5432
 scheme = "postgresql"
 user = "postgres"
 command = '''
-initdb -D "$STATE/data" -A trust >/dev/null
+[ -d "$STATE/data" ] || initdb -D "$STATE/data" -A trust >/dev/null
 exec postgres -D "$STATE/data" -k "$STATE" -h $HOST -p $PORT
 '''
 ready = { command = "pg_isready -q -h $HOST -p $PORT", timeout = "60s" }
@@ -85,18 +87,43 @@ def begin(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
     return begin
 
 
+def processes(environment_id: str) -> Iterator[Path]:
+    """The processes of an environment, as the system has them; its guard aside."""
+    marked = f"PYTEST_EPHEMERAL_ENVIRONMENT={environment_id}".encode()
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            marked_so = entry.name.isdigit() and marked in (entry / "environ").read_bytes()
+            if marked_so and b"supervisor" not in (entry / "cmdline").read_bytes():
+                yield entry
+
+
 def owners(environment_id: str) -> set[int]:
     """Whose the processes of an environment are, as the system says; its guard aside."""
     found = set()
-    for entry in Path("/proc").iterdir():
-        try:
-            marked = f"PYTEST_EPHEMERAL_ENVIRONMENT={environment_id}".encode()
-            marked_so = entry.name.isdigit() and marked in (entry / "environ").read_bytes()
-            if marked_so and b"supervisor" not in (entry / "cmdline").read_bytes():
-                found.add(entry.stat().st_uid)
-        except OSError:
-            continue
+    for entry in processes(environment_id):
+        with suppress(OSError):
+            found.add(entry.stat().st_uid)
     return found
+
+
+def shared_memory(environment_id: str) -> set[str]:
+    """The shared memory that its processes have mapped: files, and the ids of segments."""
+    found = set()
+    for entry in processes(environment_id):
+        with suppress(OSError):
+            for line in (entry / "maps").read_text().splitlines():
+                _, _, _, _, inode, *name = line.split(maxsplit=5)
+                if name and name[0].startswith("/dev/shm/"):
+                    found.add(name[0])
+                if name and name[0].startswith("/SYSV"):
+                    found.add(inode)
+    return found
+
+
+def still_there(shared: set[str]) -> set[str]:
+    """Which of that the kernel still keeps."""
+    rows = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return shared & {row.split()[1] for row in rows} | {one for one in shared if Path(one).exists()}
 
 
 def test_all_processes_are_that_users(begin: Begin, root: Path) -> None:
@@ -136,14 +163,29 @@ def test_postgresql_runs_under_root(begin: Begin, root: Path) -> None:
     if shutil.which("initdb") is None or shutil.which("postgres") is None:
         skip_without("PostgreSQL's server on PATH", "Debian's is in /usr/lib/postgresql/*/bin")
     lifecycle = begin(POSTGRES)
-    environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
+    template = lifecycle.project.config.template("staging")
+    environment = lifecycle.bring_up(template, rolled_back=True).environment
     endpoint = environment.endpoints["http"]
     ask = ["psql", "-At", "-h", endpoint.host, "-p", str(endpoint.port)]
     assert environment.run([*ask, "-c", "select current_user, count(*) from tea"]).stdout == (
         "postgres|0\n"
     )
-    assert owners(environment.id) == {pwd.getpwnam("postgres").pw_uid}
+    # The copy of its baseline is root's to make.
+    until(lambda: owners(environment.id) == {pwd.getpwnam("postgres").pw_uid})
+    shared = shared_memory(environment.id)
+    assert len(shared) == 2, "a segment and a file"
+    for _ in range(3):
+        wrong = "insert into tea values ('green'); create table milk (name text)"
+        assert environment.run([*ask, "-c", wrong]).returncode == 0
+        assert lifecycle.roll_back(environment).environment == environment
+        assert environment.run([*ask, "-c", r"\dt", "-c", "table tea"]).stdout == (
+            "public|tea|table|postgres\n"
+        )
+        shared |= shared_memory(environment.id)
+    assert "database system was not properly shut down" not in environment.logs()
+    assert still_there(shared) == still_there(shared_memory(environment.id))
     lifecycle.destroy(environment)
+    assert still_there(shared) == set()
     assert not owners(environment.id)
     assert not list((root / "states").iterdir())
 

@@ -35,8 +35,12 @@ class Notes:
         self.ending.set()
         self._lock = threading.Lock()
 
-    def check(self, template):
+    def check(self, template, *, rolled_back):
         """Everything is there."""
+
+    def roll_back(self, environment):
+        """See the tests of rollbacks."""
+        return environment, 0.1
 
     def bring_up(self, key):
         with self._lock:
@@ -273,7 +277,7 @@ def test_an_interrupt_ends_what_is_held(broker, notes):
 
 def test_what_is_started_early_stays_to_the_end(broker, notes):
     """Also when no test needs it, or the last that does is over."""
-    broker.start_early(["a"])
+    broker.start_early({"a": False})
     broker.plan({session("a"): ["t"]})
     broker.finish_test("t")
     assert broker.lease(session("a"), "main").id == "a-1"

@@ -27,6 +27,9 @@ TABLE: Mapping[str, str] = {
 #: The rows whose environments end by themselves when their owner dies; others have a watchdog.
 SELF_GUARDING: Final = ("local",)
 
+#: The rows whose environments can be put back to their baseline.
+WITH_ROLLBACK: Final = ("local",)
+
 
 def load(name: str) -> Bench:
     """The bench of one provider."""

@@ -14,6 +14,8 @@ from pytest_ephemeral.testing import (
     OwnerConformance,
     PartsConformance,
     ProviderConformance,
+    ProviderFixtures,
+    RollbackConformance,
 )
 
 PARTS = set(benches.with_parts())
@@ -51,6 +53,15 @@ class TestSelfGuarding(OwnerConformance, BakerConformance, PartsConformance, Pro
     """Providers whose environments end by themselves."""
 
     @pytest.fixture(scope="class", params=sorted(OWNERS))
+    @classmethod
+    def bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench]:
+        yield from use(request.param)
+
+
+class TestRollback(RollbackConformance, ProviderFixtures):
+    """Providers whose environments can be put back to their baseline."""
+
+    @pytest.fixture(scope="class", params=sorted(benches.WITH_ROLLBACK))
     @classmethod
     def bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield from use(request.param)

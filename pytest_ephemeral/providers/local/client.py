@@ -69,8 +69,35 @@ def stop(guard: GuardAddress, grace: float = 0.0, signal: int = 0) -> None:
         raise DestroyError(f"of {guard.id}, these processes can't be killed: {_join(left)}")
 
 
+def halt(guard: GuardAddress, grace: float = 0.0, signal: int = 0) -> None:
+    """End all of a guard's processes; the guard stays.
+
+    Args:
+        guard: Whose.
+        grace: Seconds that they have to end by themselves, if not at once.
+        signal: The number of the signal that asks them to.
+
+    Raises:
+        EnvironmentGoneError: There is no such guard.
+        DestroyError: Something can't be killed.
+    """
+    request = {"do": "halt", "grace": grace, "signal": signal}
+    left = _ask(guard, request, timeout=END_TIME + grace)["remaining"]
+    if left:
+        raise DestroyError(f"of {guard.id}, these processes can't be killed: {_join(left)}")
+
+
+def start(guard: GuardAddress) -> None:
+    """Start a guard's processes again, after ``halt``.
+
+    Raises:
+        EnvironmentGoneError: There is no such guard.
+    """
+    _ask(guard, {"do": "start"}, timeout=ANSWER_TIME)
+
+
 def run(
-    guard: GuardAddress, argv: Sequence[str], timeout: float | None
+    guard: GuardAddress, argv: Sequence[str], timeout: float | None, *, own: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run a command beside the guard's processes, with their environment, folder and view.
 
@@ -78,6 +105,7 @@ def run(
         guard: Whose.
         argv: The command; its standard input is empty.
         timeout: Seconds it may take.
+        own: Whether it is run as the guard's own user instead, with the guard's own environment.
 
     Raises:
         subprocess.TimeoutExpired: It took longer; it and what it started are killed.
@@ -91,7 +119,9 @@ def run(
     ):
         files = [file.fileno() for file in (nothing, output, errors)]
         try:
-            answer = _ask(guard, {"do": "run", "argv": list(argv)}, files, timeout=timeout)
+            answer = _ask(
+                guard, {"do": "run", "argv": list(argv), "own": own}, files, timeout=timeout
+            )
         except TimeoutError:
             raise subprocess.TimeoutExpired(
                 list(argv), timeout or 0, _text(output), _text(errors)

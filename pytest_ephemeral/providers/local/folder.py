@@ -138,6 +138,14 @@ class Folder(msgspec.Struct, frozen=True):
         return self.path / UNMARKED
 
     @property
+    def made_at(self) -> float:
+        """When it was made, in seconds since the epoch; now, if it is gone."""
+        try:
+            return self._labels.stat().st_mtime
+        except OSError:
+            return time.time()
+
+    @property
     def _labels(self) -> Path:
         return self.path / LABELS
 

@@ -27,6 +27,7 @@ from pytest_ephemeral.providers.local.guarded import GuardedEnvironments
 from pytest_ephemeral.providers.local.guarded import held as guards
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 from pytest_ephemeral.providers.local.reference import AS_IT_IS, content_of
+from pytest_ephemeral.providers.local.rollback import LocalRollback
 from pytest_ephemeral.providers.local.spec import make_spec
 from pytest_ephemeral.providers.local.supervisor.processes import descendants
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
@@ -34,7 +35,7 @@ from pytest_ephemeral.providers.protocol import Check, Order, Status
 from pytest_ephemeral.tables import Recipe, Template
 
 
-class LocalProvider(GuardedEnvironments, LocalBaker):
+class LocalProvider(GuardedEnvironments, LocalRollback, LocalBaker):
     """See ``Provider`` for what is promised."""
 
     name: ClassVar[str] = "local"

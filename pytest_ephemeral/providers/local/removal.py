@@ -15,7 +15,12 @@ from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.local import client, signals
 from pytest_ephemeral.providers.local.folder import Folder
 from pytest_ephemeral.providers.local.guard import Guard
-from pytest_ephemeral.providers.local.supervisor.processes import end_marked, find_users
+from pytest_ephemeral.providers.local.supervisor.processes import (
+    end_marked,
+    find_marked,
+    find_users,
+)
+from pytest_ephemeral.providers.local.supervisor.shared_memory import SharedMemory
 
 
 def destroy(
@@ -75,7 +80,10 @@ def _stop(place: Folder, held: Guard | None, here: bool, end: tuple[float, int])
                 f"Run `pytest-ephemeral down {id}` there. If that place is gone for good, so is "
                 "the environment: then remove the record from the store's folder environments/"
             ) from None
-    left = end_marked(f"{labels.ENVIRONMENT_VARIABLE}={id}", str(place.mark))
+    marks = f"{labels.ENVIRONMENT_VARIABLE}={id}", str(place.mark)
+    shared = SharedMemory(find_marked(*marks), place.made_at)
+    left = end_marked(*marks)
+    shared.remove()
     if left:
         pids = ", ".join(map(str, left))
         raise DestroyError(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import _signal as signal  # what signal wraps in enums, whose import takes longer than a fork
 import fcntl
 import os
-import select
 import time
 
 from . import kernel, processes
-from .process import GuardedProcess
+from .process import GuardedProcess, Halt
+from .watcher import Watcher
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from .control import Requester
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 #: Keep in step with labels.ENVIRONMENT_VARIABLE, which can't be imported here.
 MARKER = "PYTEST_EPHEMERAL_ENVIRONMENT"
-
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _READ_SIZE = 1 << 18
 #: Once a process has ended, how much of what it has printed is read before that is told.
@@ -33,15 +30,16 @@ _LAST_WORDS = 16 << 20
 _CLOCK_INTERVAL, _OWNER_INTERVAL, _STOP_INTERVAL = 60.0, 0.25, 0.02
 
 
-class Supervisor:
+class Supervisor(Watcher):
     """One guard."""
 
     def __init__(self, orders: Orders) -> None:
+        super().__init__(orders.owner)
         self._orders = orders
         self._marker = f"{MARKER}={orders.id}"
         self._variables = {**orders.variables, MARKER: orders.id}
+        self._since = time.time()
         self._set_expiry(orders.expires_at)
-        self._owner: int | None = orders.owner  # None once kept
         self._listener: socket.socket | None = None
         self._refused = ""
         self._processes: list[GuardedProcess] = []
@@ -49,10 +47,8 @@ class Supervisor:
         self._runs: dict[int, Requester] = {}
         self._stops: list[Requester] = []
         self._stop_by: float | None = None  # until then its processes may stop by themselves
-        self._ending = ""  # why, once it ends: stop, owner, expired, finished
+        self._halt: Halt | None = None
         self._crash = ""
-        self._poll = select.poll()
-        self._handlers: dict[int, Callable[[], object]] = {}
 
     # -- its life --------------------------------------------------------------------------
 
@@ -103,14 +99,18 @@ class Supervisor:
                 self._handlers[descriptor]()
         if self._ending:
             return
+        if self._halt and self._is_over(self._halt.deadline):
+            self._finish_halt(self._halt)
         if self._owner and os.getppid() != self._owner:
             self._ending = "owner"
         elif self._deadline is not None and kernel.uptime() >= self._deadline:
             self._ending = "expired"
-        elif self._stop_by is not None and (
-            kernel.uptime() >= self._stop_by or not processes.have_members(self._groups)
-        ):
+        elif self._stop_by is not None and self._is_over(self._stop_by):
             self._ending = "stop"
+
+    def _is_over(self, deadline: float) -> bool:
+        """Whether processes that were asked to stop have stopped, or had time enough."""
+        return kernel.uptime() >= deadline or not processes.have_members(self._groups)
 
     def _set_expiry(self, expires_at: float | None) -> None:
         """Take an expiry by the clock that people set, and keep it by one that nobody can."""
@@ -120,14 +120,14 @@ class Supervisor:
     def _patience(self) -> float:
         """Seconds until something has to be looked at even if nothing happens."""
         patience = _CLOCK_INTERVAL if hasattr(os, "pidfd_open") else _OWNER_INTERVAL
-        patience = patience if self._stop_by is None else _STOP_INTERVAL
+        patience = patience if self._stop_by is None and self._halt is None else _STOP_INTERVAL
         if self._deadline is None:
             return patience
         return max(0.0, min(patience, self._deadline - kernel.uptime() + 0.001))
 
     def _end(self) -> None:
         orphaned = self._ending in {"owner", "expired"}
-        left = processes.end_descendants(self._marker, [*self._runs, *self._groups])
+        left = self._end_processes()
         for process in self._processes:
             if process.log:
                 self._drain(process)
@@ -154,53 +154,6 @@ class Supervisor:
             client.answer(answer)
         if self._orders.settle and orphaned:
             processes.start_detached(self._orders.settle, without=MARKER)
-
-    # -- what it watches -------------------------------------------------------------------
-
-    def _watch(self, descriptor: int, handler: Callable[[], object]) -> None:
-        self._handlers[descriptor] = handler
-        self._poll.register(descriptor, select.POLLIN)
-
-    def _unwatch(self, descriptor: int) -> None:
-        del self._handlers[descriptor]
-        self._poll.unregister(descriptor)
-
-    def _watch_signals(self) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        reading, writing = os.pipe()
-        os.set_blocking(reading, False)
-        os.set_blocking(writing, False)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in (*_STOPPING, signal.SIGCHLD):
-            signal.signal(number, lambda *_: None)
-
-        def handle() -> None:
-            caught = os.read(reading, 4096)
-            if any(number in caught for number in _STOPPING):
-                self._ending = "stop" if self._owner else "owner"
-            self._reap()
-
-        self._watch(reading, handle)
-
-    def _watch_owner(self) -> None:
-        """See the owner's death twice: its pipe closes, unless a child of it holds it open too."""
-        self._watch(0, self._on_lifeline)
-        if self._owner and hasattr(os, "pidfd_open"):
-            try:
-                handle = os.pidfd_open(self._owner)
-            except ProcessLookupError:
-                self._ending = "owner"
-                return
-            self._watch(handle, lambda: self._on_owner_death(handle))
-
-    def _on_lifeline(self) -> None:
-        if not os.read(0, 4096):
-            self._on_owner_death(0)
-
-    def _on_owner_death(self, descriptor: int) -> None:
-        self._unwatch(descriptor)
-        if self._owner:
-            self._ending = "owner"
 
     # -- processes -------------------------------------------------------------------------
 
@@ -229,14 +182,17 @@ class Supervisor:
             argv, directory=directory, variables=variables, stdio=stdio, account=account
         )
 
-    def _open_logs(self) -> None:
+    def _open_logs(self, known: Sequence[GuardedProcess] = ()) -> None:
+        """Write what processes print to their logs, or to those of the ones before them."""
         from functools import partial
 
         from .logs import ProcessLog
 
         secrets = [secret.encode() for secret in self._orders.secrets]
+        logs = {process.name: process.log for process in known}
         for process in self._processes:
-            process.log = ProcessLog(self._orders.logs, process.name, secrets)
+            log = logs.get(process.name)
+            process.log = log or ProcessLog(self._orders.logs, process.name, secrets)
             self._watch(process.output, partial(self._read, process))
 
     def _read(self, process: GuardedProcess) -> int:
@@ -271,6 +227,38 @@ class Supervisor:
                     process.status, process.ended_at = status, time.time()
         if not self._orders.keep_after_exit and all(p.ended_at for p in self._processes):
             self._ending = self._ending or "finished"
+
+    def _end_processes(self) -> list[int]:
+        """Kill all that was started, and what it leaves in memory; those that can't be killed."""
+        from .shared_memory import SharedMemory
+
+        started = [*self._runs, *self._groups]
+        shared = SharedMemory({*started, *processes.descendants(os.getpid())}, self._since)
+        left = processes.end_descendants(self._marker, started)
+        shared.remove()
+        return left
+
+    def _finish_halt(self, halt: Halt) -> None:
+        """End what still runs, and read what it has printed."""
+        self._halt = None
+        left = self._end_processes()
+        for process in self._processes:
+            self._drain(process)
+            if process.output in self._handlers:
+                self._unwatch(process.output)
+            os.close(process.output)
+            process.output = -1
+        for client in self._runs.values():
+            self._dismiss(client, None)
+        self._runs.clear()
+        self._dismiss(halt.client, {"remaining": left})
+
+    def _start_again(self) -> None:
+        """Start the processes once more, after all of them were halted."""
+        before, self._processes, self._groups = self._processes, [], []
+        for name, argv in self._orders.argvs.items():
+            self._start_process(name, argv)
+        self._open_logs(before)
 
     # -- requests --------------------------------------------------------------------------
 
@@ -310,12 +298,8 @@ class Supervisor:
         match request:
             case {"do": "status"}:
                 return self._status()
-            case {"do": "extend", "expires_at": float() | int() | None as expires_at}:
-                self._set_expiry(expires_at)
-                return {}
-            case {"do": "keep"}:
-                self._owner = None
-                return {}
+            case {"do": "run", "argv": [str(), *_] as argv}:
+                return self._run(client, argv, own=bool(request.get("own")))
             case {"do": "stop"}:
                 self._unwatch(client.connection.fileno())
                 self._stops.append(client)
@@ -323,9 +307,20 @@ class Supervisor:
                     processes.signal_groups(self._groups, request["signal"])
                 self._stop_by = min(self._stop_by or 1e99, kernel.uptime() + grace)
                 return None
-            case {"do": "run", "argv": [str(), *_] as argv}:
-                return self._run(client, argv)
-        return {"error": f"the guard does not understand {request!r}"}
+            case {"do": "halt", "grace": float() | int() as grace}:
+                if grace:
+                    processes.signal_groups(self._groups, request["signal"])
+                self._halt = Halt(client, kernel.uptime() + grace)
+                return None
+            case {"do": "start"}:
+                self._start_again()
+            case {"do": "extend", "expires_at": float() | int() | None as expires_at}:
+                self._set_expiry(expires_at)
+            case {"do": "keep"}:
+                self._owner = None
+            case _:
+                return {"error": f"the guard does not understand {request!r}"}
+        return {}
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -337,12 +332,17 @@ class Supervisor:
             "writable": self._refused,
         }
 
-    def _run(self, client: Requester, argv: Sequence[str]) -> dict[str, Any] | None:
+    def _run(self, client: Requester, argv: Sequence[str], *, own: bool) -> dict[str, Any] | None:
+        """Run a command as the environment's processes are run, or as this process itself."""
         stdio = client.take_descriptors()
         try:
             if len(stdio) != 3:
                 return {"error": "a command to run comes with three descriptors"}
-            client.pid = self._spawn("", argv, stdio)
+            if own:
+                variables = {**os.environ, MARKER: self._orders.id}
+                client.pid = processes.spawn(argv, directory="/", variables=variables, stdio=stdio)
+            else:
+                client.pid = self._spawn("", argv, stdio)
         finally:
             for descriptor in stdio:
                 os.close(descriptor)

@@ -1,4 +1,4 @@
-"""One of the named processes of a guard."""
+"""The named processes of a guard."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .control import Requester
     from .logs import ProcessLog
 
 
@@ -32,3 +33,16 @@ class GuardedProcess:
             "ended_at": self.ended_at,
             "status": self.status,
         }
+
+
+class Halt:
+    """All processes were asked to end; whoever asked is told when they have.
+
+    Attributes:
+        client: Who asked.
+        deadline: When they are killed, by ``kernel.uptime``.
+    """
+
+    def __init__(self, client: Requester, deadline: float) -> None:
+        self.client = client
+        self.deadline = deadline

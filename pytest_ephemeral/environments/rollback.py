@@ -1,0 +1,119 @@
+"""Putting an environment back to its baseline: how it was when it was ready and seeded."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from pytest_ephemeral import providers
+from pytest_ephemeral.environments.seeding import run_step
+from pytest_ephemeral.errors import ConfigurationError, EnvironmentGoneError, EphemeralError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.abilities import SupportsRollback
+from pytest_ephemeral.providers.protocol import Order, Provider
+from pytest_ephemeral.tables import Template
+
+
+class Baselines:
+    """The environments of a run that can be put back, each with what it was launched with.
+
+    One at a time puts an environment back or destroys it: nothing is made anew behind the removal.
+    """
+
+    def __init__(self) -> None:
+        self._orders: dict[str, Order] = {}
+        self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+
+    def add(self, order: Order, environment: Environment) -> None:
+        """An environment has a baseline.
+
+        Args:
+            order: What it was launched with.
+            environment: It, as it is now.
+        """
+        order = msgspec.structs.replace(order, environment=environment)
+        self._orders[environment.id] = order
+
+    @contextmanager
+    def use(self, id: str) -> Iterator[Order]:
+        """Hold an environment while it is put back.
+
+        Raises:
+            EnvironmentGoneError: It has no baseline, or none any more.
+        """
+        with self._locks[id]:
+            if id not in self._orders:
+                raise EnvironmentGoneError(f"{id} has no baseline: it is being destroyed")
+            yield self._orders[id]
+
+    @contextmanager
+    def give_up(self, id: str) -> Iterator[None]:
+        """Hold an environment while it is destroyed; it is never put back again."""
+        with self._locks[id]:
+            self._orders.pop(id, None)
+            yield
+
+
+def check(template: Template, root: Path) -> None:
+    """See beforehand whether environments of a template can be put back.
+
+    Args:
+        template: Which.
+        root: The folder of the configuration file.
+
+    Raises:
+        EphemeralError: They can't; says what stands in the way.
+    """
+    if template.reset is None:
+        _require(template, providers.load(template.provider)).check_rollback(template, root)
+
+
+def take_baseline(order: Order, provider: Provider) -> Environment:
+    """Take the baseline of an environment that is ready and seeded.
+
+    Args:
+        order: What it was launched with, and how it is now.
+        provider: What runs it.
+
+    Raises:
+        EphemeralError: It can't be taken.
+    """
+    if order.template.reset is not None:
+        return order.environment
+    return _require(order.template, provider).take_baseline(order)
+
+
+def roll_back(order: Order, provider: Provider) -> Environment:
+    """Put an environment back, by its template's own command or else by its provider.
+
+    Args:
+        order: What it was launched with, and how it is now.
+        provider: What runs it.
+
+    Raises:
+        EphemeralError: It could not be, and can't be used any more.
+    """
+    template, environment = order.template, order.environment
+    if template.reset is not None:
+        run_step("reset", environment, provider, template.reset, order.secrets)
+        return environment
+    try:
+        return _require(template, provider).roll_back(order)
+    except EphemeralError as error:
+        raise type(error)(f"{environment.id} can't be put back to its baseline: {error}") from error
+
+
+def _require(template: Template, provider: Provider) -> SupportsRollback:
+    if isinstance(provider, SupportsRollback):
+        return provider
+    raise ConfigurationError(
+        f"templates.{template.name}: the provider {template.provider!r} can't put an environment "
+        "back to its baseline, so rollback can't be used with it. Write a command of your own that "
+        'does (`reset = "COMMAND"` in the template), or give each test an environment of its own '
+        "(the fixture ephemeral_env_function)"
+    )

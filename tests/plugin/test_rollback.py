@@ -1,0 +1,269 @@
+"""``rollback``: tests find their environment as it was when it was ready and seeded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.plugin_project import PluginProject, end, make_project
+from support.waiting import eventually
+
+#: Keeps what it is asked for in $STATE, and says all that it has: /tea adds tea.
+APPLICATION = """\
+import os, socket, sys, time
+kept = os.path.join(os.environ["STATE"], "kept")
+with open(kept, "a"):
+    time.sleep(float(os.environ.get("SLOW", "0")) if os.path.getsize(kept) else 0)
+server = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("serving", flush=True)
+while True:
+    connection, _ = server.accept()
+    request = connection.recv(65536).decode().split()
+    if request and request[1] == "/crash":
+        os._exit(7)
+    if request and len(request[1]) > 1:
+        with open(kept, "a") as file:
+            file.write(request[1][1:] + " ")
+    with open(kept) as file:
+        body = file.read().strip().encode()
+    if request:
+        head = b"HTTP/1.0 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body)
+        connection.sendall(head + body)
+    connection.close()
+"""
+
+EACH = """
+@pytest.mark.parametrize("name", ["tea", "milk", "salt", "rice"])
+def test_add(ephemeral_env, name, tmp_path_factory):
+    assert get(ephemeral_env.url) == "seed"
+    assert get(ephemeral_env.url, f"/{name}") == f"seed {name}"
+    assert ephemeral_env.run(["cat", "kept"]).stdout == f"seed {name} "
+    with open("seen", "a") as file:
+        file.write(f"{ephemeral_env.id} {ephemeral_env.url} {os.getpid()}\\n")
+"""
+
+
+#: One of a third party, that only runs environments.
+PROVIDER = """\
+from pytest_ephemeral.providers.local import LocalProvider
+
+class Plain:
+    name = "plain"
+
+    def __init__(self):
+        self._local = LocalProvider()
+
+    def __getattr__(self, name):
+        if "rollback" in name or "baseline" in name or "roll_back" in name:
+            raise AttributeError(name)
+        return getattr(self._local, name)
+"""
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PluginProject]:
+    """A project whose application keeps what it is told, and is seeded; clean afterwards."""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
+    made = make_project(tmp_path, monkeypatch, tmp_path_factory)
+    (made.folder / "image" / "app.py").write_text(APPLICATION)
+    ready = 'ready = { tcp = true, timeout = "20s" }'
+    made.reconfigure(ready, f"{ready}\nseed = 'printf \"seed \" >> $STATE/kept'")
+    yield made
+    assert made.clean_within(5), made.traces()
+
+
+def set_in_template(project: PluginProject, line: str) -> None:
+    """Write one more line into the default template."""
+    project.reconfigure("seed = 'printf", f"{line}\nseed = 'printf")
+
+
+def run(project: PluginProject, *arguments: str, status: int = 0) -> str:
+    """The output of the project's tests."""
+    process = project.spawn("--ephemeral-env", *arguments)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == status, output
+    return output
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_before_each_test(project: PluginProject, workers: list[str]) -> None:
+    """The same id and URL; what it costs is told; no worker disturbs another."""
+    set_in_template(project, 'rollback = "each"')
+    project.write(test_it=EACH)
+
+    output = run(
+        project, *workers, "--ephemeral-report=report.json", "--ephemeral-timeline=run.svg"
+    )
+
+    assert "4 passed" in output
+    seen = [line.split() for line in (project.folder / "seen").read_text().splitlines()]
+    processes = len({pid for _, _, pid in seen})
+    assert len({(id, url) for id, url, _ in seen}) == processes
+    report = json.loads((project.folder / "report.json").read_text())["environments"]
+    assert {one["id"] for one in report} >= {id for id, _, _ in seen}
+    assert sum(one["rollbacks"] for one in report) == 4 - processes
+    assert all(one["seconds"]["baseline"] > 0 for one in report)
+    assert sum(one["seconds"].get("rollback", 0) for one in report) > 0
+    assert re.search(r"baseline \d\.\d\d s, rollback \d\.\d\d s", output)
+    assert ">rollback<" in (project.folder / "run.svg").read_text()
+
+
+def test_after_a_failed_test(project: PluginProject) -> None:
+    """And not after one that passed."""
+    project.write(
+        test_it="""
+pytestmark = pytest.mark.ephemeral_env(ONE, rollback="failed")
+def test_fails(ephemeral_env): assert get(ephemeral_env.url, "/tea") == ""
+def test_passes(ephemeral_env): assert get(ephemeral_env.url, "/milk") == "seed milk"
+def test_too(ephemeral_env): assert get(ephemeral_env.url, "/rice") == "seed milk rice"
+"""
+    )
+    assert "1 failed, 2 passed" in run(project, status=1)
+
+
+def test_behind_those_that_ask_for_it(project: PluginProject) -> None:
+    """Other tests on the same environment see no trace of them; a new environment is left alone."""
+    project.write(
+        test_it="""
+def test_before(ephemeral_env): assert get(ephemeral_env.url, "/tea") == "seed tea"
+
+@pytest.mark.ephemeral_env(rollback="each")
+class TestWipes:
+    def test_wipe(self, ephemeral_env): assert get(ephemeral_env.url, "/x") == "seed x"
+    def test_own(self, ephemeral_env_function):
+        assert get(ephemeral_env_function.url) == "seed"
+
+def test_behind(ephemeral_env): assert get(ephemeral_env.url) == "seed"
+def test_last(ephemeral_env): assert get(ephemeral_env.url, "/y") == "seed y"
+"""
+    )
+    run(project, "--ephemeral-report=report.json")
+    report = json.loads((project.folder / "report.json").read_text())["environments"]
+    assert sorted(one["rollbacks"] for one in report) == [0, 2]
+    assert [("baseline" in one["seconds"]) for one in report].count(True) == 1
+
+
+def test_a_crash_is_put_back_and_not_forgotten(project: PluginProject) -> None:
+    """The next test has it as it was; that a crash was noticed by no test fails the run."""
+    set_in_template(project, 'rollback = "each"')
+    project.write(
+        test_it="""
+def test_crashes(ephemeral_env): get(ephemeral_env.url, "/crash")
+def test_next(ephemeral_env): assert get(ephemeral_env.url) == "seed"
+"""
+    )
+    output = run(project, status=1)
+    assert "2 passed" in output
+    assert "exited with status 7" in output
+
+
+def test_a_command_of_the_users_in_its_place(project: PluginProject) -> None:
+    """``reset`` is run instead; the processes run on."""
+    set_in_template(project, "rollback = 'each'\nreset = 'echo reset; printf \"seed \" > kept'")
+    project.write(test_it=EACH)
+    run(project, "--ephemeral-logs=logs")
+    (log,) = (project.folder / "logs").glob("*/*.log")
+    assert log.read_text().count("serving") == 1
+
+
+def test_a_reset_that_fails_is_told(project: PluginProject) -> None:
+    """In full where it happened, in one line for the tests that follow."""
+    set_in_template(project, "rollback = 'each'\nreset = 'echo no such table >&2; exit 3'")
+    project.write(test_it=EACH)
+    output = run(project, status=1)
+    assert "1 passed, 3 errors" in output
+    assert re.search(r"the reset of .* exited with status 3", output)
+    assert "no such table" in output
+    assert "(details at the first failure)" in output
+
+
+def test_a_wrong_marker_is_refused_before_any_test(project: PluginProject) -> None:
+    """All of them at once, with pytest's usage status; nothing is brought up."""
+    markers = ['rollback="always"', "rollback=[]", 'rollback="each", then="run"']
+    tests = [
+        f"@pytest.mark.ephemeral_env(ONE, {one})\ndef test_{number}(ephemeral_env): open('ran', 'w')"  # noqa: E501
+        for number, one in enumerate(markers)
+    ]
+    project.write(test_it="\n".join(tests))
+    output = run(project, status=4)
+    assert 'rollback is "each" (before every test) or "failed"' in output
+    assert "not 'always'" in output
+    assert "not []" in output
+    assert "unexpected keyword argument 'then'" in output
+    assert not (project.folder / "ran").exists()
+    assert not (project.folder / "machine" / "environments").exists()
+
+
+def test_a_database_elsewhere_is_refused_before_any_test(project: PluginProject) -> None:
+    """It is named, without its password; also where only this machine's variables name it."""
+    set_in_template(project, "rollback = 'each'\nenv = { DB = 'postgresql://u:secret@{env:AT}/x' }")
+    project.write(test_it=EACH)
+    process = project.spawn("--ephemeral-env", env={**os.environ, "AT": "db.corp"})
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 4, output
+    assert f"templates.{project.one}.env.DB: the database at db.corp is not part of" in output
+    assert "secret" not in output
+    assert not (project.folder / "machine" / "environments").exists()
+
+
+@pytest.mark.parametrize(("line", "status"), [("", 4), ("reset = 'true'", 0)])
+def test_a_provider_that_can_not(
+    project: PluginProject, monkeypatch: pytest.MonkeyPatch, line: str, status: int
+) -> None:
+    """It says so before any test, unless the template has a command of its own."""
+    (project.folder / "plain.py").write_text(PROVIDER)
+    metadata = project.folder / "plain-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plain\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(
+        "[pytest_ephemeral.providers]\nplain = plain:Plain\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(project.folder))
+    project.configure(
+        f"[templates.{project.one}]\nprovider = 'plain'\nrollback = 'each'\nport = 8080\n{line}\n"
+        f"command = 'exec {sys.executable} {project.folder}/image/app.py $HOST $PORT'\n"
+    )
+    project.write(test_it="def test_one(ephemeral_env): pass\ndef test_two(ephemeral_env): pass\n")
+    output = run(project, status=status)
+    refused = f"templates.{project.one}: the provider 'plain' can't put an environment back"
+    assert (refused in output) == bool(status)
+
+
+def test_what_was_attached_to_has_no_baseline(project: PluginProject) -> None:
+    """That is said before any test, too."""
+    set_in_template(project, 'rollback = "each"')
+    project.write(test_it=EACH)
+    project.command("up", project.one)
+    (id,) = project.list_ids()
+    try:
+        assert "no baseline" in run(project, f"--ephemeral-attach={id}", status=4)
+    finally:
+        project.command("down", id)
+
+
+def test_interrupted_while_it_is_put_back(project: PluginProject) -> None:
+    """Nothing is left of it, and nothing is made anew."""
+    set_in_template(project, "rollback = 'each'\nenv = { SLOW = '0.5' }")
+    project.write(
+        test_it="""
+def test_first(ephemeral_env): open("first", "w")
+def test_next(ephemeral_env): open("next", "w")
+"""
+    )
+    process = project.spawn("--ephemeral-env")
+    try:
+        assert eventually((project.folder / "first").exists, 60)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    finally:
+        end(process)
+    assert project.clean_within(5), project.traces()
