@@ -111,6 +111,18 @@ def _marked(environment: Environment) -> list[int]:
     return find_marked(f"{ENVIRONMENT_VARIABLE}={environment.id}")
 
 
+def _all_run(environment: Environment) -> bool:
+    """Whether its guard, its command and the daemon run, and no shell between them any more."""
+    commands = [_command(pid) for pid in _marked(environment)]
+    return len(commands) == 3 and commands.count(b"sleep\0001000\0") == 2
+
+
+def _command(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
 def _left(environment: Environment) -> list[object]:
     folder = machine.state_directory() / "environments" / environment.id
     return [*_marked(environment), *(path for path in [folder] if path.exists())]
@@ -121,7 +133,7 @@ def test_its_owner_is_killed(own: Own, number: signal.Signals) -> None:
     """Within two seconds nothing is left, daemons included."""
     process, _ = own()
     environment = _launched(process)
-    until(lambda: len(_marked(environment)) == 3)
+    until(lambda: _all_run(environment))
     process.send_signal(number)
     until(lambda: not _left(environment), within=2)
 
@@ -133,7 +145,7 @@ def test_its_owner_is_killed_while_a_child_of_it_lives_on(own: Own) -> None:
     assert process.stdout is not None
     child = int(process.stdout.readline())
     try:
-        until(lambda: len(_marked(environment)) == 3)
+        until(lambda: _all_run(environment))
         process.kill()
         until(lambda: not _left(environment), within=2)
     finally:
@@ -162,7 +174,7 @@ def test_its_guard_is_killed(own: Own) -> None:
     """Its processes die with it; a daemon and the folder are found by whoever destroys."""
     process, _ = own()
     environment = _launched(process)
-    until(lambda: len(_marked(environment)) == 3)
+    until(lambda: _all_run(environment))
     os.kill(int(environment.handle["supervisor"]), signal.SIGKILL)
     provider = LocalProvider()
     until(lambda: provider.status(environment).state == "gone")
@@ -177,7 +189,7 @@ def test_its_guard_is_told_to_go(own: Own) -> None:
     """SIGTERM, as from a system that shuts down: it takes everything with it."""
     process, _ = own()
     environment = _launched(process)
-    until(lambda: len(_marked(environment)) == 3)
+    until(lambda: _all_run(environment))
     os.kill(int(environment.handle["supervisor"]), signal.SIGTERM)
     until(lambda: not _left(environment), within=2)
 
@@ -188,7 +200,7 @@ def test_its_guard_is_stuck(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "ANSWER_TIME", 0.3)
     process, _ = own()
     environment = _launched(process)
-    until(lambda: len(_marked(environment)) == 3)
+    until(lambda: _all_run(environment))
     os.kill(int(environment.handle["supervisor"]), signal.SIGSTOP)
     provider = LocalProvider()
     assert "does not answer" in provider.status(environment).detail
@@ -200,7 +212,7 @@ def test_a_file_of_someone_else_is_never_removed(own: Own, tmp_path: Path) -> No
     """A record that was tampered with can't lead destroying to another folder."""
     process, environment = own()
     launched = _launched(process)
-    until(lambda: len(_marked(environment)) == 3)
+    until(lambda: _all_run(environment))
     precious = tmp_path / "precious"
     twin = tmp_path / "elsewhere" / "environments" / environment.id
     link = tmp_path / "links" / "environments" / environment.id
@@ -214,7 +226,7 @@ def test_a_file_of_someone_else_is_never_removed(own: Own, tmp_path: Path) -> No
         with pytest.raises(TamperedRecordError):
             LocalProvider().destroy(forged)
     assert [(one / "file").read_text() for one in (precious, twin)] == ["precious", "precious"]
-    assert len(_marked(environment)) == 3
+    assert _all_run(environment)
     LocalProvider().destroy(launched)
     assert _left(environment) == []
 
