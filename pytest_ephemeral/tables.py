@@ -79,6 +79,8 @@ class Recipe(Table, frozen=True, kw_only=True):
         build: A shell command that makes the artifact's file; run when its sources changed.
         sources: Files, folders and globs that ``build`` reads.
         install: A script's path, or a list of shell commands. They see ``$PREFIX``, ``$ARTIFACT``.
+        files: Globs of files and folders that are copied into the install script's folder.
+        python: The version of ``python3`` that the install script finds, such as ``3.13``.
         verify: Shell commands that must succeed on a fresh copy of the image.
         reference: An existing image to use instead; it is pinned, and nothing is baked.
         pass_env: Names of more variables that the install script sees.
@@ -91,6 +93,8 @@ class Recipe(Table, frozen=True, kw_only=True):
     build: str | None = None
     sources: list[str] = []
     install: str | list[str] | None = None
+    files: list[str] = []
+    python: Annotated[str, msgspec.Meta(pattern=r"^3\.\d+$(?!\n)")] | None = None
     verify: list[str] = []
     reference: str | None = None
     pass_env: list[Variable] = []
@@ -103,6 +107,9 @@ class Recipe(Table, frozen=True, kw_only=True):
             )
         if self.sources and self.build is None:
             raise ValueError("sources need the build command that reads them")
+        for name, value in (("files", self.files), ("python", self.python)):
+            if value and not self.install:
+                raise ValueError(f"{name} is for an install script: give install, or remove {name}")
 
 
 class Ready(Table, frozen=True, kw_only=True):

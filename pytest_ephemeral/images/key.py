@@ -10,6 +10,7 @@ from typing import Final
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.models import to_builtins
+from pytest_ephemeral.providers import install_files
 from pytest_ephemeral.tables import Recipe
 
 #: The version of the baking procedure: increased when the same inputs give another image.
@@ -18,7 +19,7 @@ FORMAT: Final = "2"
 #: Keys of a recipe that don't determine the content, or that are among the inputs in another form.
 _NOT_PARAMETERS: Final = frozenset(
     {
-        *("name", "extends", "verify", "install", "artifact", "build", "sources", "python"),
+        *("name", "extends", "verify", "install", "artifact", "build", "sources", "files"),
         *("cache-from", "cache-to"),  # where steps are kept, and not what they do
     }
 )
@@ -36,7 +37,7 @@ def inputs(
         resolved: What the provider found out, by name.
 
     Raises:
-        ConfigurationError: The install script can't be read.
+        ConfigurationError: The install script can't be read, or there are no such files.
     """
     parameters = {
         name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
@@ -44,6 +45,8 @@ def inputs(
         if name not in _NOT_PARAMETERS and value not in (None, "", [], {})
     }
     found = {"format": FORMAT, **parameters, **resolved}
+    if recipe.files:
+        found["files"] = install_files.digest(recipe.files, root, recipe.name)
     if artifact is not None:
         found["artifact"] = artifact
     if isinstance(recipe.install, str):

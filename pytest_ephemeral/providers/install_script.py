@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -47,3 +48,27 @@ def command(content: bytes, path: str) -> list[str]:
     if shell in _SHELLS and not says_otherwise:
         words.append("-e")
     return [*words, path]
+
+
+def python_commands(version: str, folder: str, image: str) -> list[str]:
+    """The shell commands that make ``python`` and ``python3`` be one version, or end the shell.
+
+    Args:
+        version: Such as ``3.13``; a ``python3.13`` must be on ``PATH`` where the script runs.
+        folder: Where the two programs are put; shell quoting is the caller's.
+        image: The image's name, for the message.
+    """
+    missing = (
+        f"images.{image}.python: there is no python{version} on PATH in the base: install it "
+        "there, take a base that has it, or remove `python` to use any"
+    )
+    return [
+        f"python=$(command -v python{version}) || {{ echo {shlex.quote(missing)} >&2; exit 1; }}",
+        f"mkdir -p {folder}",
+        # No links: a virtual environment made through one would refer to this folder.
+        "for name in python python3; do",
+        f'printf \'#!/bin/sh\\nexec "%s" "$@"\\n\' "$python" >{folder}/$name',
+        f"chmod 755 {folder}/$name",
+        "done",
+        f"export PATH={folder}:$PATH",
+    ]

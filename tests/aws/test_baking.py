@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,32 @@ def test_an_artifact_too_large_for_user_data_asks_for_a_bucket(bench: Bench) -> 
     s3.create_bucket(Bucket="transfers")
     bench.bake(bucket="transfers", **keys)
     assert "Contents" not in s3.list_objects_v2(Bucket="transfers")
+
+
+@pytest.mark.parametrize("bucket", [None, "transfers"])
+def test_the_files_and_the_python_of_an_install_script(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, bucket: str | None
+) -> None:
+    """They are there in its folder, and what they hold is in the key; so is the Python."""
+    boto3.client("s3").create_bucket(Bucket="transfers")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).resolve().parent), prepend=":")
+    (bench.folder / "deploy").mkdir()
+    (bench.folder / "deploy/settings").write_text("blue")
+    version = "{}.{}".format(*sys.version_info)
+    keys: dict[str, Any] = {
+        "bucket": bucket,
+        "files": ["deploy"],
+        "python": version,
+        "install": ['cp deploy/settings "$PREFIX/"', 'python -V > "$PREFIX/python"', "ls -A"],
+        "verify": ['grep -x blue "$PREFIX/settings"', f'grep "Python {version}" "$PREFIX/python"'],
+    }
+    image = bench.bake(**keys)
+    (bench.folder / "deploy/settings").write_text("blue ")
+    with pytest.raises(BakeError, match=r"verifying it"):
+        bench.bake(**keys)
+    assert (image.inputs["python"], image.inputs["files"][:7]) == (version, "sha256:")
+    with pytest.raises(BakeError, match=r"images.app.python: there is no python3.98 on PATH"):
+        bench.bake(**{**keys, "python": "3.98"})
 
 
 def test_a_base_by_owner_and_name(bench: Bench) -> None:

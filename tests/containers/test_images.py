@@ -11,7 +11,12 @@ import msgspec
 import pytest
 
 from containers.project import WEB, Opened, up
-from pytest_ephemeral.errors import EphemeralError, ImageChangedError, ImageMissingError
+from pytest_ephemeral.errors import (
+    BakeError,
+    EphemeralError,
+    ImageChangedError,
+    ImageMissingError,
+)
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import endpoint, quarantine
@@ -206,13 +211,37 @@ def test_the_same_install_script_gives_the_same(
         engine_images.require()
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     (tmp_path / "shop-1.0.bin").write_text("shop")
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "settings").write_text("blue")
     base = f'base = "{engine_images.busybox()}"' if provider == "docker" else ""
     (tmp_path / "ephemeral.toml").write_text(
         f'[images.installed]\nprovider = "{provider}"\n{base}\nartifact = "shop-*.bin"\n'
-        """install = ['cp "$ARTIFACT" "$PREFIX"', 'mkdir "$PREFIX/bin"']\n"""
+        """files = ["deploy/*"]\n"""
+        """install = ['cp "$ARTIFACT" deploy/settings "$PREFIX"', 'mkdir "$PREFIX/bin"']\n"""
         """verify = ['test "$(cat "$PREFIX/shop-1.0.bin")" = shop', 'test -d "$PREFIX/bin"']\n"""
     )
     images = Project.open(tmp_path / "ephemeral.toml", tmp_path).images
     recipe = Project.open(tmp_path / "ephemeral.toml", tmp_path).config.recipe("installed")
-    images.obtain(recipe, mode="missing", say=print)
+    first = images.obtain(recipe, mode="missing", say=print)
+    (tmp_path / "deploy" / "settings").write_text("green")
+    second = images.obtain(recipe, mode="missing", say=print)
+    assert first.inputs["files"] != second.inputs["files"]
     images.prune(0, set())
+
+
+def test_the_python_of_an_install_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found by its version in the base; else that is what is said."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    (tmp_path / "ephemeral.toml").write_text(
+        f'[images.there]\nprovider = "docker"\nbase = "{engine_images.python()}"\npython = "3.11"\n'
+        """install = ['python -c "import sys; print(sys.version_info[:2])" > $PREFIX/python']\n"""
+        """verify = ['grep "(3, 11)" $PREFIX/python']\n"""
+        f'[images.missing]\nprovider = "docker"\nbase = "{engine_images.busybox()}"\n'
+        """python = "3.11"\ninstall = ["echo not reached > $PREFIX/it"]\n"""
+    )
+    project = Project.open(tmp_path / "ephemeral.toml", tmp_path)
+    image = project.images.obtain(project.config.recipe("there"), mode="missing", say=print)
+    assert image.inputs["python"] == "3.11"
+    project.images.prune(0, set())
+    with pytest.raises(BakeError, match=r"images.missing.python: there is no python3.11 on PATH"):
+        project.images.obtain(project.config.recipe("missing"), mode="missing", say=print)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Image
-from pytest_ephemeral.providers import install_script
+from pytest_ephemeral.providers import install_files, install_script
 from pytest_ephemeral.providers.bake_log import PACKAGE_SOURCES, BakeLog, passed_variables
 from pytest_ephemeral.providers.docker import (
     containers,
@@ -218,6 +218,8 @@ def _tar(job: BakeJob) -> bytes:
         _add_folder(tar, f"{FOLDER}/here")
         if job.artifact is not None:
             tar.add(job.artifact, f"{FOLDER}/{job.artifact.name}", filter=_roots)
+        for file in install_files.find(job.recipe.files, job.root, job.recipe.name):
+            tar.add(file, f"{FOLDER}/here/{file.relative_to(job.root)}", filter=_roots)
         if isinstance(job.recipe.install, str):
             tar.add(job.root / job.recipe.install, f"{FOLDER}/install", filter=_roots)
         script = tarfile.TarInfo(f"{FOLDER}/run")
@@ -248,6 +250,8 @@ def _script(job: BakeJob) -> str:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in _variables(job).items()]
     prefix = prefix_of(job.recipe.name)
     lines += [f"mkdir -p {prefix}", f"cd {FOLDER}/here", "status=0"]
+    if job.recipe.python is not None:
+        lines += install_script.python_commands(job.recipe.python, f"{FOLDER}/bin", job.recipe.name)
     if isinstance(job.recipe.install, str):
         content = (job.root / job.recipe.install).read_bytes()
         commands = [shlex.join(install_script.command(content, f"{FOLDER}/install"))]

@@ -38,7 +38,6 @@ from pytest_ephemeral.providers.ec2.builders import (
     recipe_of,
     region_of,
     run_of,
-    steps_of,
     stop,
     tags_for,
     wait_for_success,
@@ -110,7 +109,7 @@ class Ec2Baker:
             return msgspec.structs.replace(image, name=recipe.name, key=job.key, handle=handle)
         self.discard(job)
         base = self.resolve(recipe, job.root)["base"]
-        with _translate_errors(job), builder(job, base, steps_of(job), job.artifact) as built:
+        with _translate_errors(job), builder(job, base, installing=True) as built:
             job.say(f"installing on {built.instance}")
             wait_for_success(built, "its install script")
             stop(built)
@@ -129,7 +128,7 @@ class Ec2Baker:
         client = client_of(recipe)
         with _translate_errors(job):
             new = run_instances.NEW_IMAGE
-            with builder(job, image.reference, recipe.verify, None, not_yet=new) as built:
+            with builder(job, image.reference, installing=False, not_yet=new) as built:
                 job.say(f"verifying it on {built.instance}")
                 wait_for_success(built, "verifying it")
             if AS_IT_IS in image.handle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ import msgspec
 
 from pytest_ephemeral import aws, files, labels, machine
 from pytest_ephemeral.errors import BakeError, ConfigurationError
-from pytest_ephemeral.providers import waiting
+from pytest_ephemeral.providers import install_files, install_script, waiting
 from pytest_ephemeral.providers.bake_log import BakeLog, passed_variables
 from pytest_ephemeral.providers.ec2 import (
     amis,
@@ -65,18 +65,16 @@ class BakeInstance(msgspec.Struct, frozen=True):
 def builder(
     job: BakeJob,
     image: str,
-    steps: str | Sequence[str],
-    artifact: Path | None,
     *,
+    installing: bool,
     not_yet: Collection[str] = (),
 ) -> Iterator[BakeInstance]:
-    """An instance that runs some steps; it and its group are removed afterwards in any case.
+    """An instance that installs or verifies; it and its group are removed afterwards in any case.
 
     Args:
         job: The bake.
         image: What the instance is launched from.
-        steps: What it runs.
-        artifact: What it gets.
+        installing: Whether it runs the install script with what that needs, or ``verify``.
         not_yet: See ``run_instances.InstanceRequest``.
     """
     recipe = recipe_of(job.recipe)
@@ -92,7 +90,7 @@ def builder(
             subnets=[] if recipe.subnet is None else [recipe.subnet],
             groups=[security_groups.ensure(client, id, to_tags(tags), _vpc(client, recipe), ())],
             tags=tags,
-            user_data=_script(job, recipe, steps, artifact, transfer),
+            user_data=_script(job, recipe, transfer, installing=installing),
             not_yet=(run_instances.NEW_GROUP, *not_yet),
             more=_profile(recipe),
         )
@@ -108,28 +106,15 @@ def _open_transfer(recipe: Ec2Recipe, id: str) -> Transfer | None:
     return transfers.open_transfer(recipe, id, int(recipe.timeout) + MARGIN)
 
 
-def _script(
-    job: BakeJob,
-    recipe: Ec2Recipe,
-    steps: str | Sequence[str],
-    artifact: Path | None,
-    transfer: Transfer | None,
-) -> str:
+def _script(job: BakeJob, recipe: Ec2Recipe, transfer: Transfer | None, *, installing: bool) -> str:
     """The user data of a bake; what does not fit goes through the bucket."""
-    delivery = None
-    if artifact is not None:
-        digest = files.digest_of(files.chunks(artifact))
-        if transfer is not None:
-            url = transfer.upload(artifact.name, artifact)
-            delivery = user_data.Delivery(artifact.name, digest, url=url)
-        elif artifact.stat().st_size < user_data.LIMIT:
-            delivery = user_data.Delivery(artifact.name, digest, content=artifact.read_bytes())
-        else:
-            raise _too_large(recipe, f"{artifact.name} has {artifact.stat().st_size} bytes")
+    given = dict(_deliveries(job, recipe, transfer)) if installing else {}
     script = user_data.bake_script(
-        steps,
+        _steps(job) if installing else recipe.verify,
         prefix=prefix_of(job.key),
-        artifact=delivery,
+        artifact=given.get("artifact"),
+        files=given.get("files"),
+        before=_python_commands(recipe) if installing else (),
         variables=passed_variables(recipe),
         result_url="" if transfer is None else transfer.upload_url("result"),
         minutes=int(recipe.timeout // 60) + MARGIN // 60,
@@ -139,6 +124,46 @@ def _script(
     if transfer is None:
         raise _too_large(recipe, f"with it, its user data has {len(script.encode())} bytes")
     return user_data.download_script(transfer.upload("boot", script.encode()))
+
+
+def _deliveries(
+    job: BakeJob, recipe: Ec2Recipe, transfer: Transfer | None
+) -> Iterator[tuple[str, user_data.Delivery]]:
+    """What an install script gets: the artifact, and its files."""
+    if job.artifact is not None:
+        yield "artifact", _deliver(recipe, transfer, job.artifact.name, job.artifact)
+    if recipe.files:
+        packed = install_files.pack(recipe.files, job.root, recipe.name)
+        yield "files", _deliver(recipe, transfer, "files.tar.gz", packed)
+
+
+def _deliver(
+    recipe: Ec2Recipe, transfer: Transfer | None, name: str, content: Path | bytes
+) -> user_data.Delivery:
+    """Through the bucket if there is one, else in the script."""
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    if transfer is None and size >= user_data.LIMIT:
+        raise _too_large(recipe, f"{name} has {size} bytes")
+    data = [content] if isinstance(content, bytes) else files.chunks(content)
+    digest = files.digest_of(data)
+    if transfer is not None:
+        return user_data.Delivery(name, digest, url=transfer.upload(name, content))
+    sent = content if isinstance(content, bytes) else content.read_bytes()
+    return user_data.Delivery(name, digest, content=sent)
+
+
+def _steps(job: BakeJob) -> str | list[str]:
+    """The script's text, or the commands."""
+    install = job.recipe.install
+    if isinstance(install, str):
+        return (job.root / install).read_text()
+    return install or []
+
+
+def _python_commands(recipe: Ec2Recipe) -> list[str]:
+    if recipe.python is None:
+        return []
+    return install_script.python_commands(recipe.python, '"$1/bin"', recipe.name)
 
 
 def _too_large(recipe: Ec2Recipe, reason: str) -> ConfigurationError:
@@ -285,14 +310,6 @@ def run_of(job: BakeJob) -> str:
     """The run of a bake: threads of one process may bake the same key, for several stores."""
     process = machine.process_of(machine.this_owner("bake"))
     return f"bake-{digits(job.key)}-{process}.{threading.get_ident():x}"
-
-
-def steps_of(job: BakeJob) -> str | list[str]:
-    """The script's text, or the commands."""
-    install = job.recipe.install
-    if isinstance(install, str):
-        return (job.root / install).read_text()
-    return install or []
 
 
 def _profile(recipe: Ec2Recipe) -> dict[str, Any]:

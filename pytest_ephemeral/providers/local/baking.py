@@ -19,21 +19,14 @@ from pytest_ephemeral.errors import (
     ImageChangedError,
 )
 from pytest_ephemeral.models import Image
-from pytest_ephemeral.providers import install_script
+from pytest_ephemeral.providers import install_files, install_script
 from pytest_ephemeral.providers.bake_log import (
     PACKAGE_SOURCES,
     BakeLog,
     passed_secrets,
     passed_variables,
 )
-from pytest_ephemeral.providers.local import (
-    guard,
-    install_files,
-    mounts,
-    python,
-    reference,
-    tree,
-)
+from pytest_ephemeral.providers.local import guard, mounts, python, reference, tree
 from pytest_ephemeral.providers.local.prefix import (
     Prefix,
     exclusive,
@@ -49,7 +42,6 @@ from pytest_ephemeral.providers.local.sealing import (
     seal_prefix,
     write_seal,
 )
-from pytest_ephemeral.providers.local.tables import LocalRecipe
 from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
 
@@ -69,12 +61,11 @@ class LocalBaker:
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
         """What decides the tree: the platform and where it is installed; or a folder's content."""
         if recipe.reference is None:
-            found = python.find(_wanted_python(recipe), os.environ, _key(recipe))
+            found = python.find(recipe.python, os.environ, _key(recipe))
             return {
                 "platform": f"{sys.platform} {os.uname().machine}",
                 "prefix": str(prefix_root()),
                 "python": "none" if found is None else python.describe(found),
-                **install_files.inputs(_files(recipe), root, recipe.name),
             }
         folder = reference.folder_of(recipe.reference, root)
         if recipe.install or recipe.artifact:
@@ -108,9 +99,7 @@ class LocalBaker:
         prefix.tree.mkdir(mode=0o755)
         variables = _variables(job, job.recipe, prefix.tree)
         for argv in _install_commands(job):
-            _run(
-                job, prefix, argv, variables, failed="its install script", files=_files(job.recipe)
-            )
+            _run(job, prefix, argv, variables, failed="its install script", files=job.recipe.files)
         job.say("sealing it")
         seal = seal_prefix(job, prefix)
         return describe_image(job, prefix, seal)
@@ -216,14 +205,6 @@ def _install_commands(job: BakeJob) -> Iterator[list[str]]:
             yield ["/bin/sh", "-ec", command]
 
 
-def _wanted_python(recipe: Recipe) -> str | None:
-    return recipe.python if isinstance(recipe, LocalRecipe) else None
-
-
-def _files(recipe: Recipe) -> list[str]:
-    return recipe.files if isinstance(recipe, LocalRecipe) else []
-
-
 def _key(recipe: Recipe) -> str:
     return f"images.{recipe.name}.python"
 
@@ -249,7 +230,7 @@ def _run(
     """Run one command of a bake in a folder of its own, to its end."""
     with _working_directory(prefix) as work, BakeLog(job) as log:
         install_files.copy(files, job.root, work / "here", job.recipe.name)
-        path = python.search_path(_wanted_python(job.recipe), work, variables, _key(job.recipe))
+        path = python.search_path(job.recipe.python, work, variables, _key(job.recipe))
         temporary = {"TMPDIR": str(work / "tmp")}
         if not machine.is_writable(machine.home()):
             temporary["HOME"] = temporary["TMPDIR"]  # pip and npm write there

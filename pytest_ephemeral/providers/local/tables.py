@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import msgspec
-
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.providers.local import signals
 from pytest_ephemeral.tables import Name, Recipe, Template
 
 
 class LocalRecipe(Recipe, frozen=True, kw_only=True):
-    """An installed tree, sealed. ``reference`` is a folder that was prepared elsewhere.
-
-    Attributes:
-        python: The version of ``python3`` that the install script finds, such as ``3.13``.
-        files: Globs of files and folders that are copied into the install script's folder.
-    """
+    """An installed tree, sealed. ``reference`` is a folder that was prepared elsewhere."""
 
     provider: str = "local"
-    python: Annotated[str, msgspec.Meta(pattern=r"^3\.\d+$")] | None = None
-    files: list[str] = msgspec.field(default_factory=list)
 
     def check(self) -> None:
         """Something has to be in the image."""

@@ -42,7 +42,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """How an artifact gets to a bake: from a URL, or in the script itself."""
+    """How a file gets to a bake: from a URL, or in the script itself."""
 
     name: str
     digest: str
@@ -88,7 +88,9 @@ def bake_script(
     steps: str | Sequence[str],
     *,
     prefix: str,
-    artifact: Delivery | None,
+    artifact: Delivery | None = None,
+    files: Delivery | None = None,
+    before: Sequence[str] = (),
     variables: Mapping[str, str],
     result_url: str,
     minutes: int,
@@ -99,25 +101,34 @@ def bake_script(
         steps: A script's text, or shell commands.
         prefix: Where it installs.
         artifact: What it installs.
+        files: A compressed tar, unpacked into the folder that the steps start in.
+        before: Shell commands that run first, in the same shell; ``$1`` is a folder for them.
         variables: What the script may see besides; shown nowhere.
         result_url: Where the outcome and the log are put; empty to tell by the console alone.
         minutes: After how many it ends itself, should nobody come back for it.
     """
-    given = artifact or Delivery("", "")
     settings = {
         "PREFIX": prefix,
         "SECRETS": "\n".join(worth_masking(variables.values())),
         "EXPIRE": _base64(_text("expire.sh").encode()),
         "MINUTES": str(minutes),
-        "ARTIFACT_NAME": given.name,
-        "ARTIFACT_DIGEST": given.digest.removeprefix("sha256:"),
-        "ARTIFACT_URL": given.url,
-        "ARTIFACT_CONTENT": _base64(given.content),
+        **_delivery_settings("ARTIFACT", artifact),
+        **_delivery_settings("FILES", files),
         "RESULT_URL": result_url,
     }
     exported = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    function = ["steps() {", *exported, *_commands(steps), "}"]
+    function = ["steps() {", *exported, *before, *_commands(steps), "}"]
     return _script(settings, "bake.sh", [], before=function)
+
+
+def _delivery_settings(what: str, delivery: Delivery | None) -> dict[str, str]:
+    given = delivery or Delivery("", "")
+    return {
+        f"{what}_NAME": given.name,
+        f"{what}_DIGEST": given.digest.removeprefix("sha256:"),
+        f"{what}_URL": given.url,
+        f"{what}_CONTENT": _base64(given.content),
+    }
 
 
 def _commands(steps: str | Sequence[str]) -> list[str]:

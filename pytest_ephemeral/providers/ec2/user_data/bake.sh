@@ -7,19 +7,28 @@ ARTIFACT=
 work=$(mktemp -d)
 umask 022
 chmod 755 "$work"
-mkdir -p "$PREFIX"
+mkdir -p "$PREFIX" "$work/here"
+
+# Write a file that is in this script or behind a URL, and check it: file, digest, URL, content.
+receive() {
+    if [ -n "$3" ]; then
+        curl -sSf --retry 5 -o "$1" "$3"
+    else
+        printf '%s' "$4" | base64 -d >"$1"
+    fi
+    echo "$2  $1" | sha256sum -c --quiet
+}
 
 installing() {
     set -e
-    cd "$work"
+    cd "$work/here"
     if [ -n "$ARTIFACT_NAME" ]; then
         ARTIFACT=$work/$ARTIFACT_NAME
-        if [ -n "$ARTIFACT_URL" ]; then
-            curl -sSf --retry 5 -o "$ARTIFACT" "$ARTIFACT_URL"
-        else
-            printf '%s' "$ARTIFACT_CONTENT" | base64 -d >"$ARTIFACT"
-        fi
-        echo "$ARTIFACT_DIGEST  $ARTIFACT" | sha256sum -c --quiet
+        receive "$ARTIFACT" "$ARTIFACT_DIGEST" "$ARTIFACT_URL" "$ARTIFACT_CONTENT"
+    fi
+    if [ -n "$FILES_NAME" ]; then
+        receive "$work/$FILES_NAME" "$FILES_DIGEST" "$FILES_URL" "$FILES_CONTENT"
+        tar -xzf "$work/$FILES_NAME"
     fi
     export PREFIX ARTIFACT
     steps "$work"
