@@ -33,6 +33,12 @@ class NothingMatchedError(EphemeralError):
     exit_status = 3
 
 
+class EndpointMissingError(NothingMatchedError, KeyError):
+    """An environment has no endpoint of the given name."""
+
+    __str__ = Exception.__str__
+
+
 class UnavailableError(ConfigurationError):
     """What a provider needs (an engine, an extra, a credential, a platform) is missing."""
 

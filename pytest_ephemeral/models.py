@@ -212,6 +212,15 @@ class ImageReference(Model, frozen=True, kw_only=True):
         )
 
 
+class Endpoints(dict[str, Endpoint]):
+    """Endpoints by name. One that is not there raises an ``EndpointMissingError``."""
+
+    def __missing__(self, name: str) -> Endpoint:
+        from pytest_ephemeral.errors import EndpointMissingError, closest
+
+        raise EndpointMissingError(f"there is no endpoint {name!r}.{closest(name, self)}")
+
+
 class Environment(Model, frozen=True, kw_only=True):
     """One running copy of a template: plain data that pickles and goes over xdist unchanged.
 
@@ -249,6 +258,10 @@ class Environment(Model, frozen=True, kw_only=True):
     problem: str = ""
     handle: dict[str, str] = {}
 
+    def __post_init__(self) -> None:
+        """Have endpoints that are not there told by name."""
+        msgspec.structs.force_setattr(self, "endpoints", Endpoints(self.endpoints))
+
     def url_for(self, name: str, path: str = "") -> str:
         """The URL of one endpoint, or of a page on it.
 
@@ -257,17 +270,9 @@ class Environment(Model, frozen=True, kw_only=True):
             path: Such as ``/hello``, with or without the slash; may have a query.
 
         Raises:
-            NothingMatchedError: It has no endpoint of that name.
+            EndpointMissingError: It has no endpoint of that name.
         """
-        from pytest_ephemeral.errors import NothingMatchedError, closest
-
-        try:
-            url = self.endpoints[name].url
-        except KeyError:
-            raise NothingMatchedError(
-                f"{self.id} has no endpoint {name!r}.{closest(name, self.endpoints)}"
-            ) from None
-        return urls.join(url, path)
+        return urls.join(self.endpoints[name].url, path)
 
     def logs(self) -> str:
         """Everything its processes have printed that is still kept, as text.

@@ -50,15 +50,17 @@ def test_a_port_without_a_url_is_told(project, run, ports):
         test_it="""
 def test_web(ephemeral_env): assert ephemeral_env.url_for("web") == ephemeral_env.url
 def test_pg(ephemeral_env): ephemeral_env.url_for("pg")
+def test_port(ephemeral_env): ephemeral_env.endpoints["pg"]
 """
     )
     result = run("--ephemeral-attach", f"http://127.0.0.1:{ports[0]}/")
-    result.assert_outcomes(passed=1, failed=1)
+    result.assert_outcomes(passed=1, failed=2)
     told = (
         f"ephemeral: template '{project.one}' also has the port pg, which --ephemeral-attach does "
         "not give: tests that use it fail. Give all: --ephemeral-attach web=URL,pg=URL"
     )
-    result.stdout.fnmatch_lines([told, "E*127.0.0.1:* has no endpoint 'pg'.*"])
+    missing = "E*EndpointMissingError: there is no endpoint 'pg'. Known: web."
+    result.stdout.fnmatch_lines([told, missing, missing])
 
 
 def test_no_password_is_shown(project, run, ports, tmp_path):
