@@ -13,6 +13,7 @@ import pytest
 
 import pytest_ephemeral
 from pytest_ephemeral import cli
+from support.lacks import skip_without
 from unit.test_docs_config_cli import PARSER, commands
 
 PROGRAM = Path(sys.executable).with_name("pytest-ephemeral")
@@ -96,18 +97,38 @@ def test_a_shell_is_told_how_a_word_goes_on(here: Path, typed: str, offered: set
     assert set(answer.read_text().split("\n")) == offered
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_bash_takes_the_function_as_documented(here: Path) -> None:
+ZSH = r"""
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'autoload -U compinit; compinit -u -D
+eval "$(register-python-argcomplete pytest-ephemeral)"; echo READ""Y'
+zpty -r shell line '*READY*'
+zpty -n -w shell $'pytest-ephemeral hist\t'
+zpty -r shell line '*history*' && print history
+zpty -d shell
+"""
+SHELLS = {
+    "bash": """
+eval "$(register-python-argcomplete pytest-ephemeral)"
+COMP_LINE='pytest-ephemeral hist'; COMP_POINT=${#COMP_LINE}; COMP_TYPE=9
+_python_argcomplete pytest-ephemeral; printf '%s' "${COMPREPLY[@]}"
+""",
+    "zsh": ZSH,
+    "fish": """
+register-python-argcomplete --shell fish pytest-ephemeral | source
+complete -C 'pytest-ephemeral hist' | cut -f 1
+""",
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_shells_take_the_function_as_documented(here: Path, shell: str) -> None:
     """A real shell, and the line of the reference page."""
-    script = (
-        'eval "$(register-python-argcomplete pytest-ephemeral)"; '
-        "COMP_LINE='pytest-ephemeral hist'; COMP_POINT=${#COMP_LINE}; COMP_TYPE=9; "
-        "_python_argcomplete pytest-ephemeral; printf '%s' \"${COMPREPLY[@]}\""
-    )
-    path = f"{PROGRAM.parent}:{os.environ['PATH']}"
+    if shutil.which(shell) is None:
+        skip_without(shell, "apt-get install zsh fish")
     done = subprocess.run(
-        ["bash", "-c", script],
-        env={**os.environ, "PATH": path},
+        [shell, "-c", SHELLS[shell]],
+        env={**os.environ, "PATH": f"{PROGRAM.parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=True,
