@@ -50,9 +50,13 @@ USER_AGENT: Final = "pytest-ephemeral"
 #: How often a request is made that fails for reasons that may pass; by STS, which is asked who
 #: asks before anything is done, and whoever waits should hear soon.
 _PATIENT: Final = 10
-_IMPATIENT: Final = 3
+_IMPATIENT: Final = 2
+#: Seconds in which a connection is made, and in which STS, which is asked first of all, answers.
+_ANSWER: Final = 5
 #: And one that fails by an error of the service's own: some ten seconds, with back-off.
 _SERVER_ERROR_ATTEMPTS: Final = 4
+#: And one that can't even be made.
+_CONNECTION_ATTEMPTS: Final = 3
 
 #: The first status of errors that are not the request's, and may pass.
 _SERVER_ERROR: Final = 500
@@ -168,7 +172,8 @@ def _create(service: str, region: str | None) -> Any:
         region_name=region,
         config=Config(
             retries=retries,
-            connect_timeout=10,
+            connect_timeout=_ANSWER,
+            **({"read_timeout": _ANSWER} if service == "sts" else {}),
             max_pool_connections=32,
             user_agent_extra=USER_AGENT,
             # Else presigned URLs of some regions are of version 2, which no bucket made since
@@ -178,6 +183,7 @@ def _create(service: str, region: str | None) -> Any:
     )
     if "total_max_attempts" in retries:
         made.meta.events.register_first(f"needs-retry.{service}", _bound_server_errors)
+        made.meta.events.register_first(f"needs-retry.{service}", _bound_refused_connections)
     if service == "ec2":
         made.meta.events.register_first("needs-retry.ec2.RunInstances", _stop_retrying_capacity)
     if service != "s3":  # which has web pages of its own
@@ -215,6 +221,16 @@ def _bound_server_errors(
     error = response[1].get("Error", {})
     if response[0].status_code >= _SERVER_ERROR and error.get("Code") not in THROTTLED:
         raise ClientError(response[1], operation.name)
+
+
+def _bound_refused_connections(
+    attempts: int, caught_exception: Exception | None = None, **_: Any
+) -> None:
+    """Have no more asked of an endpoint that can't be connected to: it is another, or none."""
+    from botocore.exceptions import EndpointConnectionError
+
+    if attempts >= _CONNECTION_ATTEMPTS and isinstance(caught_exception, EndpointConnectionError):
+        raise caught_exception
 
 
 def _stop_retrying_capacity(response: tuple[Any, dict[str, Any]] | None = None, **_: Any) -> None:

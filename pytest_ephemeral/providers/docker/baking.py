@@ -65,6 +65,7 @@ class DockerBaker:
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
         """The context's digest, and the digests of the images it is made from."""
         recipe, engine = _recipe(recipe), endpoint.find()
+        engine.ping()  # or everything else would wait for long
         if recipe.reference is not None:
             return {"content": bases.resolve_digest(engine, recipe.reference) or UNKNOWN}
         if recipe.context is None:

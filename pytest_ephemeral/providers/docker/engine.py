@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 #: that is busy takes many.
 TIMEOUT: Final = 120.0
 
+#: Seconds in which any engine that works says that it is there.
+_PING: Final = 10.0
+
 #: What the engine listens on where an address names no port, without and with TLS.
 PLAIN_PORT, TLS_PORT = 2375, 2376
 
@@ -51,6 +54,10 @@ class EngineError(EphemeralError):
 
 class NoEngineError(UnavailableError):
     """No engine answers."""
+
+
+class SilentEngineError(NoEngineError, TimeoutError):
+    """An engine takes connections, and gives no answer in time."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -127,9 +134,8 @@ class Engine:
         Raises:
             NoEngineError: It does not, or what does is no engine.
             EngineError: It answers that it can't.
-            TimeoutError: It takes too long.
         """
-        with self.stream("GET", "/_ping", timeout=10) as answer:
+        with self.stream("GET", "/_ping", timeout=_PING) as answer:
             answer.read()
         if "Api-Version" not in answer.headers:
             raise NoEngineError(
@@ -155,13 +161,13 @@ class Engine:
         """As ``call``, for a body or an answer that is no JSON or too large to hold.
 
         Raises:
-            TimeoutError: No byte has come for so long.
+            SilentEngineError: There was no answer for so long.
+            TimeoutError: It has begun to answer, and no byte has come for so long.
         """
         connection = self._connection(timeout)
         try:
-            with self._naming_engine():
+            with self._naming_engine(timeout):
                 connection.connect()
-            with self._naming_engine():
                 connection.request(method, path + _query(query), body, dict(headers or {}))
                 answer = connection.getresponse()
             if answer.status >= http.client.BAD_REQUEST:
@@ -191,12 +197,17 @@ class Engine:
         )
 
     @contextmanager
-    def _naming_engine(self) -> Iterator[None]:
+    def _naming_engine(self, timeout: float | None = None) -> Iterator[None]:
         """Say which engine it is that does not answer, and what to do about it."""
         try:
             yield
-        except TimeoutError:
-            raise
+        except TimeoutError as error:
+            if timeout is None:
+                raise
+            raise SilentEngineError(
+                f"the container engine at {self.address} has not answered within {timeout:g} s: "
+                "see that an engine listens there, and that its machine is not overloaded"
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             raise NoEngineError(why_not(self.address, error)) from error
 

@@ -64,7 +64,7 @@ class ContainerEnvironments:
             engine = endpoint.find()
             engine.ping()
             identity.ask_early(engine)
-        except (EngineError, TimeoutError) as error:
+        except EngineError as error:
             raise UnavailableError(
                 f"the container engine gives no sensible answer: {error}"
             ) from None
@@ -325,7 +325,7 @@ def _marks(text: str | None) -> dict[str, Mark]:
 
 
 def _reason(environment: Environment, error: Exception) -> str:
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) and not isinstance(error, EphemeralError):
         where = environment.handle.get(identity.ENGINE, "")
         return f"the container engine at {where} gives no answer"
     return str(error)

@@ -53,7 +53,7 @@ def bake_failure(log: BakeLog, what: str) -> BakeError:
 
 def message_of(error: Exception) -> str:
     """What the engine refused, without its stack of components."""
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) and not isinstance(error, EphemeralError):
         return "the container engine gave no answer in time; is its machine overloaded?"
     text = str(error)
     if "OCI runtime" in text or "failed to create shim" in text:
