@@ -255,6 +255,7 @@ def test_declaring_a_fixture_wrongly_is_an_error_at_once(arguments, error):
 
 def test_base_url_is_the_environments(project, run):
     """For tests that use it, and only for those."""
+    project.use_plugins("base_url")
     project.write(
         test_it="""
 def test_a(base_url): assert get(base_url) == "plain"
@@ -270,12 +271,14 @@ def test_a(base_url): assert get(base_url) == "plain"
 
 def test_base_url_that_the_user_set_stays(project, run):
     """It was said on purpose."""
+    project.use_plugins("base_url")
     project.write(test_it='def test_a(base_url): assert base_url == "http://set.example"')
     run("--base-url", "http://set.example").assert_outcomes(passed=1)
 
 
 def test_reruns_get_a_fresh_environment_of_their_own(project, run):
     """A function's environment is not used twice; the module's is."""
+    project.use_plugins("rerunfailures")
     project.write(
         test_it="""
 ids = []

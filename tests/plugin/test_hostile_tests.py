@@ -50,6 +50,7 @@ def test_b(ephemeral_env_function): assert False
 
 def test_a_faked_file_system(project, run):
     """For the whole time that an environment comes up, is used and ends."""
+    project.use_plugins("fakefs")
     project.write(
         test_it="""
 def test_a(fs, ephemeral_env_function):

@@ -134,6 +134,7 @@ def test_d(ephemeral_env): pytest.skip("late")
 
 def test_the_report_counts_tests_and_not_reports(project, run):
     """Five subtests are one test, and a first try that a rerun makes good is no failure."""
+    project.use_plugins("rerunfailures")
     project.write(
         test_it="""
 tries = []
@@ -162,6 +163,7 @@ def test_teardown(ephemeral_env, broken): pass
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_what_a_rerun_has_made_good_is_not_kept(project, run, arguments):
     """Nothing failed in the end."""
+    project.use_plugins("rerunfailures")
     project.write(
         test_it="""
 from pathlib import Path
@@ -179,6 +181,7 @@ def test_flaky(ephemeral_env):
 
 def test_a_time_out_that_met_the_start_up_says_so(project, run):
     """pytest-timeout's, with what to set."""
+    project.use_plugins("timeout")
     project.reconfigure('command = "exec', 'command = "sleep 20; exec')
     project.write(test_it="def test_it(ephemeral_env): pass")
     result = run("--timeout", "1", "--timeout-method", "signal")
@@ -241,6 +244,7 @@ def test_bad(ephemeral_env_module):
 
 def test_attaching_to_a_plain_url_needs_no_configuration(project, run):
     """A static server, which is left alone."""
+    project.use_plugins("base_url")
     import socket
 
     (project.folder / "ephemeral.toml").unlink()

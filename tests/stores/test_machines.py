@@ -16,7 +16,7 @@ import pytest
 from pytest_ephemeral.providers.local import tree
 from pytest_ephemeral.store import Store, open_store
 from stores.http_server import Files
-from support.plugin_project import APPLICATION, CLIENT, WITHOUT
+from support.plugin_project import APPLICATION, CLIENT, without_plugins
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the local provider")
@@ -68,7 +68,7 @@ class Machine:
             **os.environ,
             "PYTEST_EPHEMERAL_STATE": str(folder / "state"),
             "PYTEST_EPHEMERAL_PREFIX_ROOT": str(root),
-            "PYTEST_ADDOPTS": WITHOUT,
+            "PYTEST_ADDOPTS": without_plugins(),
         }
         folder.mkdir()
         (folder / "test_it.py").write_text(TEST)

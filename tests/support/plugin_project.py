@@ -18,9 +18,16 @@ from pytest_ephemeral import ci
 from support.waiting import eventually
 
 #: Plugins that only a few tests need; every pytest inside pytest would import them anew.
-WITHOUT = " ".join(
-    f"-p no:{name}" for name in ("playwright", "allure_pytest", "html", "html_fixtures", "metadata")
+_OTHER_PLUGINS = (
+    *("allure_pytest", "anyio", "base_url", "fakefs", "html", "html_fixtures"),
+    *("hypothesispytest", "metadata", "playwright", "randomly", "rerunfailures", "timeout"),
 )
+
+
+def without_plugins(*wanted: str) -> str:
+    """Options that keep all other plugins out, but those that are named as pytest knows them."""
+    return " ".join(f"-p no:{name}" for name in _OTHER_PLUGINS if name not in wanted)
+
 
 #: Starts in a few milliseconds: it imports next to nothing.
 APPLICATION = """\
@@ -123,6 +130,10 @@ class PluginProject:
             names = f"ONE, TWO, BROKEN = {self.one!r}, {self.two!r}, {self.broken!r}\n"
             (self.folder / f"{name}.py").write_text(head + names + text)
 
+    def use_plugins(self, *names: str) -> None:
+        """Let this test's runs of pytest have these of the other plugins that are installed."""
+        os.environ["PYTEST_ADDOPTS"] = without_plugins(*names)  # ``make_project`` takes it back
+
     def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start pytest as a process of its own, in a session of its own."""
         command = [sys.executable, "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider"]
@@ -217,7 +228,7 @@ def make_project(
     prefixes.mkdir(mode=0o755, exist_ok=True)
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(state))
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(prefixes))
-    monkeypatch.setenv("PYTEST_ADDOPTS", WITHOUT)
+    monkeypatch.setenv("PYTEST_ADDOPTS", without_plugins())
     for variable in ("CI", "BUILD_NUMBER", *(vendor.marker for vendor in ci.VENDORS.values())):
         monkeypatch.delenv(variable, raising=False)  # what publishes in this run's own CI
     return PluginProject(folder, state)
