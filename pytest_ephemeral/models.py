@@ -229,6 +229,7 @@ class Environment(Model, frozen=True, kw_only=True):
         template: The template's name.
         provider: The provider's name.
         image: What it runs; None where the template says so itself.
+        more_images: What else it runs: the baked images of a Compose file's other services.
         url: The first endpoint's URL; empty when it has none.
         endpoints: By name.
         created_at: In UTC.
@@ -246,6 +247,7 @@ class Environment(Model, frozen=True, kw_only=True):
     template: str
     provider: str
     image: ImageReference | None = None
+    more_images: list[ImageReference] = []
     url: str = ""
     endpoints: dict[str, Endpoint] = {}
     created_at: datetime
@@ -261,6 +263,11 @@ class Environment(Model, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Have endpoints that are not there told by name."""
         msgspec.structs.force_setattr(self, "endpoints", Endpoints(self.endpoints))
+
+    @property
+    def images(self) -> list[ImageReference]:
+        """All baked images that it runs, the one of its URL first."""
+        return [*([self.image] if self.image else []), *self.more_images]
 
     def url_for(self, name: str, path: str = "") -> str:
         """The URL of one endpoint, or of a page on it.

@@ -1,7 +1,8 @@
 """What ``--ephemeral-logs DIR`` keeps of each environment: a folder that is read after its end.
 
 Its logs, a file a process; ``timeline.json``: what was going on when, and what was seen while it
-was not ready yet; ``provenance.json``: how its image was made.
+was not ready yet; ``provenance.json``: how its image was made, and ``provenance-NAME.json`` of
+each further one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from pytest_ephemeral import files, providers
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.models import Environment
+from pytest_ephemeral.models import Environment, ImageReference
 from pytest_ephemeral.project import Project
 
 
@@ -62,7 +63,9 @@ class LogFolder:
             logs = providers.load(environment.provider).log_files(environment)
             for name, text in logs.items():
                 files.replace(own / f"{name}.log", [text.encode(errors="replace")])
-            _write(own / "provenance.json", self._provenance(environment))
+            for at, image in enumerate(environment.images):
+                name = f"provenance-{image.name}.json" if at else "provenance.json"
+                _write(own / name, self._provenance(image))
         except (EphemeralError, OSError) as error:
             self.problems.append(f"the logs of {environment.id} are not in {own}: {error}")
 
@@ -89,11 +92,10 @@ class LogFolder:
             ],
         }
 
-    def _provenance(self, environment: Environment) -> dict[str, Any] | None:
+    def _provenance(self, image: ImageReference) -> dict[str, Any] | None:
         from pytest_ephemeral.images import provenance
 
-        image = environment.image
-        baked = image and self._project.images.catalog.find(image.name, image.key)
+        baked = self._project.images.catalog.find(image.name, image.key)
         return provenance.read(baked) if baked and baked.provenance else None
 
 

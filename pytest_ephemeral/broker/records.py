@@ -18,7 +18,7 @@ from pytest_ephemeral.environments import overdue, removal
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage
-from pytest_ephemeral.models import Environment
+from pytest_ephemeral.models import Environment, ImageReference
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.protocol import HOURLY
 
@@ -40,18 +40,13 @@ def report(run: str, entries: Sequence[Entry]) -> bytes:
 
 
 def _describe(entry: Entry, environment: Environment) -> dict[str, Any]:
-    image = environment.image
+    images = [_describe_image(image) for image in environment.images]
     return {
         "id": environment.id,
         "template": environment.template,
         "provider": environment.provider,
-        "image": image
-        and {
-            "name": image.name,
-            "key": image.key,
-            "reference": image.reference,
-            "artifact": image.artifact,
-        },
+        "image": images[0] if images else None,
+        "images": images,
         "url": urls.hide_password(environment.url),
         "endpoints": {name: one.url for name, one in environment.endpoints.items()},
         "state": entry.state,
@@ -59,6 +54,15 @@ def _describe(entry: Entry, environment: Environment) -> dict[str, Any]:
         "seconds": {phase: round(seconds, 3) for phase, seconds in entry.seconds.items()},
         "rollbacks": entry.rollbacks,
         "tests": {outcome: entry.counts[outcome] for outcome in OUTCOMES},
+    }
+
+
+def _describe_image(image: ImageReference) -> dict[str, Any]:
+    return {
+        "name": image.name,
+        "key": image.key,
+        "reference": image.reference,
+        "artifact": image.artifact,
     }
 
 
@@ -182,13 +186,17 @@ def record_stage(
     Raises:
         StoreError: The store can't be written.
     """
-    used = [entry for entry in entries if entry.used and _image_key(entry)]
-    if not used:
-        return
-    for key in dict.fromkeys(_image_key(entry) for entry in used):
-        tested = [entry for entry in used if _image_key(entry) == key]
-        outcome = _stage(key, tested, stage=stage, run=run, exit_status=exit_status)
-        outcome = msgspec.structs.replace(outcome, revision=revision(), report=report)
+    tested: dict[str, list[Entry]] = {}
+    digests: dict[str, str] = {}
+    for entry in entries:
+        for image in entry.environment.images if entry.used and entry.environment else ():
+            tested.setdefault(image.key, []).append(entry)
+            digests.setdefault(image.key, image.digest or "")
+    for key, of_image in tested.items():
+        outcome = _stage(key, of_image, stage=stage, run=run, exit_status=exit_status)
+        outcome = msgspec.structs.replace(
+            outcome, digest=digests[key], revision=revision(), report=report
+        )
         stages.record(project.store, outcome)
 
 
@@ -198,7 +206,6 @@ def _stage(key: str, tested: Sequence[Entry], *, stage: str, run: str, exit_stat
         stage=stage,
         run=run,
         image=key,
-        digest=_image_digest(tested[0]),
         environments=[one.environment.id for one in tested if one.environment],
         tests={name: sum(one.counts[name] for one in tested) for name in OUTCOMES},
         exit_status=exit_status,
@@ -206,13 +213,3 @@ def _stage(key: str, tested: Sequence[Entry], *, stage: str, run: str, exit_stat
         ci=build.ci if build else "",
         ci_url=build.url if build else "",
     )
-
-
-def _image_key(entry: Entry) -> str:
-    environment = entry.environment
-    return "" if environment is None or environment.image is None else environment.image.key
-
-
-def _image_digest(entry: Entry) -> str:
-    environment = entry.environment
-    return (environment and environment.image and environment.image.digest) or ""

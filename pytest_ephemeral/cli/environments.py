@@ -118,13 +118,12 @@ def show(arguments: argparse.Namespace, output: Printer) -> int:
             status=None if status is None else {"state": status.state, "detail": status.detail},
         )
         return 0
-    image = environment.image
     output.facts(
         [
             ("id", environment.id),
             ("template", environment.template),
             ("provider", environment.provider),
-            ("image", f"{image.name} {image.key}" if image else ""),
+            ("image", ", ".join(f"{image.name} {image.key}" for image in environment.images)),
             ("state", _state(environment, datetime.now(UTC), status)),
             ("detail", status.detail if status else ""),
             ("url", environment.url),

@@ -148,7 +148,7 @@ class Ledger:
 
     def in_use(self) -> set[str]:
         """The keys of the images that environments use."""
-        return {one.image.key for one in self.entries() if one.image is not None}
+        return {image.key for one in self.entries() for image in one.images}
 
 
 def register(

@@ -30,7 +30,8 @@ def register_environment(
         images: The baked images by name.
         ttl: How long it may live.
     """
-    image = None if template.image is None else ImageReference.to(images[template.image])
+    references = [ImageReference.to(images[name]) for name in template.images()]
+    image = references[0] if references else None
     owner = machine.this_owner(run)
     now = datetime.now(UTC)
     expires_at = now + timedelta(seconds=ttl)
@@ -41,6 +42,7 @@ def register_environment(
             template=template.name,
             provider=template.provider,
             image=image,
+            more_images=references[1:],
             created_at=now,
             expires_at=expires_at,
             owner=owner,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pytest_ephemeral.errors import ProvenanceError
 from pytest_ephemeral.images.catalog import Catalog
-from pytest_ephemeral.models import Image, ImageReference
+from pytest_ephemeral.models import Environment, Image, ImageReference
 
 
 class SignaturePolicy:
@@ -31,6 +31,13 @@ class SignaturePolicy:
             from pytest_ephemeral.images import provenance
 
             provenance.verify(image, self._key)
+
+    def check_environment(self, environment: Environment) -> None:
+        """As ``check_reference``, for each image that an environment runs; it must have one."""
+        for reference in environment.images:
+            self.check_reference(reference)
+        if not environment.images:
+            self.check_reference(None)
 
     def check_reference(self, reference: ImageReference | None) -> None:
         """As ``check``, for the exact content that an environment runs.

@@ -149,7 +149,7 @@ class Promoter(msgspec.Struct):
             raise PromotionError(f"{environment.id} is {environment.production} already")
         if environment.state != "ready" or not environment.endpoints:
             raise PromotionError(f"{environment.id} is not up: it is {environment.state}")
-        self.project.images.signatures.check_reference(environment.image)
+        self.project.images.signatures.check_environment(environment)
         evidence = requirements.check(self.project.store, self.promotion, environment)
         url = self._url(environment)
         current = journal.head.current
@@ -221,7 +221,7 @@ class Promoter(msgspec.Struct):
                 f"the rollback target {previous} is gone: it was kept for "
                 f"{self.promotion.keep_old}. Promote another environment"
             ) from None
-        self.project.images.signatures.check_reference(environment.image)
+        self.project.images.signatures.check_environment(environment)
         return self._run("rollback", previous, environment)
 
     def _resume(self, journal: Journal, kind: str, id: str) -> None:
@@ -241,8 +241,10 @@ class Promoter(msgspec.Struct):
     def _require_signature(self, target: Deployment) -> None:
         """Refuse a target whose image is not signed, where that is required."""
         named = target.environment
-        image = self.project.ledger.get(named).image if named else None
-        self.project.images.signatures.check_reference(image)
+        if named:
+            self.project.images.signatures.check_environment(self.project.ledger.get(named))
+        else:
+            self.project.images.signatures.check_reference(None)
 
     # -- and then ----------------------------------------------------------------------------
 

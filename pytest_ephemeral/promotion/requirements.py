@@ -56,10 +56,8 @@ def check(store: Store, promotion: Promotion, environment: Environment) -> Requi
         approval, problem = _approval(store, environment)
         missing += [problem] if problem else []
     if missing:
-        image = environment.image
-        what = (
-            f"its image {image.name} {image.key[:19]}" if image else "an environment without image"
-        )
+        images = " or ".join(f"{image.name} {image.key[:19]}" for image in environment.images)
+        what = f"its image {images}" if images else "an environment without image"
         raise PromotionError(
             "\n".join(
                 [
@@ -72,8 +70,16 @@ def check(store: Store, promotion: Promotion, environment: Environment) -> Requi
 
 
 def latest_stages(store: Store, environment: Environment) -> dict[str, Stage]:
-    """The last run of each stage against an environment's image, by the stage's name."""
-    return {} if environment.image is None else stages.latest(store, environment.image)
+    """The last run of each stage against an environment's images, by the stage's name.
+
+    Of several images each must have been tested: a run that did not pass comes before one that did.
+    """
+    found = [stages.latest(store, image) for image in environment.images]
+    common = set.intersection(*(set(each) for each in found)) if found else set()
+    return {
+        name: max((each[name] for each in found), key=lambda stage: bool(stage.problem))
+        for name in sorted(common)
+    }
 
 
 def _approval(store: Store, environment: Environment) -> tuple[Approval | None, str]:

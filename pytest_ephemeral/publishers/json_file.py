@@ -39,6 +39,7 @@ def describe(event: EnvironmentEvent) -> dict[str, Any]:
             "template": environment.template,
             "provider": environment.provider,
             "image": environment.image,
+            "images": environment.images,
             "state": event.outcome,
             "url": event.url if event.is_up else None,
             "expired_url": None if event.is_up else event.url,

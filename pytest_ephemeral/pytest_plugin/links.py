@@ -20,7 +20,7 @@ def properties(environment: Environment) -> list[tuple[str, object]]:
     found = [
         ("ephemeral_environment", environment.id),
         ("ephemeral_template", environment.template),
-        ("ephemeral_image", environment.image.key if environment.image else ""),
+        ("ephemeral_image", " ".join(image.key for image in environment.images)),
         ("ephemeral_url", urls.hide_password(environment.url)),
     ]
     return [(name, value) for name, value in found if value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from containers.project import Opened, compose, left, refusal, up
+from containers.project import Opened, a_run, compose, left, refusal, up
+from pytest_ephemeral.images import stages
 from pytest_ephemeral.providers.docker import containers, endpoint, resources
 from support import compose_versions, engine_images
 
@@ -198,6 +200,35 @@ def test_why_a_service_is_unhealthy(opened: Opened, tmp_path: Path) -> None:
     said = str(refusal(opened(compose("web")), "odd"))
     assert "db is unhealthy; its health check says: no schema yet" in said
     assert "exited with status 0" not in said
+
+
+def test_all_of_its_images_are_named(opened: Opened, tmp_path: Path) -> None:
+    """That of the URL's service first: in the report, the evidence, the ledger, and the stages."""
+    write(tmp_path, "services:\n  aside: {image: BASE}\n  web: {image: BASE}\n")
+    more = (
+        f'[images.aside]\nprovider = "docker"\nbase = "{engine_images.busybox()}"\n'
+        'install = ["true"]\n' + compose("web") + 'ready = { http = "/" }\n'
+        'images = { aside = "aside", web = "web" }\n'
+    )
+    project = opened(more).project
+    run = a_run(
+        tmp_path,
+        *("--ephemeral-report", "report.json", "--ephemeral-logs", "logs"),
+        *("--ephemeral-stage", "acceptance"),
+        template="odd",
+        seconds=0,
+    )
+    assert run.wait(60) == 0
+    (told,) = json.loads((tmp_path / "report.json").read_text())["environments"]
+    assert [image["name"] for image in told["images"]] == ["web", "aside"]
+    assert told["image"] == told["images"][0]
+    keys = [image["key"] for image in told["images"]]
+    for name, key in zip(("provenance.json", "provenance-aside.json"), keys, strict=True):
+        said = (tmp_path / "logs" / told["id"] / name).read_text()
+        assert key in said
+    for key in keys:
+        (stage,) = stages.list_stages(project.store, key)
+        assert (stage.stage, stage.problem, stage.digest != "") == ("acceptance", "", True)
 
 
 def test_a_grace_to_stop(opened: Opened, tmp_path: Path) -> None:

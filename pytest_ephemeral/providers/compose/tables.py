@@ -94,5 +94,6 @@ class ComposeTemplate(Template, frozen=True, kw_only=True):
         return {name: place.port for name, place in self.places().items()}
 
     def images(self) -> Sequence[str]:
-        """The names of the images it is made of."""
-        return list(dict.fromkeys(self.replaced.values()))
+        """The names of the images it is made of, that of the URL's service first."""
+        services = sorted(self.replaced, key=lambda service: service != self.service)
+        return list(dict.fromkeys(self.replaced[service] for service in services))
