@@ -6,7 +6,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -46,10 +46,12 @@ class TcpProbe(msgspec.Struct):
         endpoint: Where it is.
         forwarded: Whether something in between accepts in the application's name (a container
             engine's proxy), and hangs up at once when nobody listens behind it.
+        is_listening: Whether the application itself listens; None where that can't be seen.
     """
 
     endpoint: Endpoint
     forwarded: bool = False
+    is_listening: Callable[[], bool | None] = lambda: None
     _slowest: float = 0.0
 
     def look(self, seconds: float) -> str:
@@ -58,11 +60,16 @@ class TcpProbe(msgspec.Struct):
         where = f"connect to {address[0]}:{address[1]}"
         try:
             with socket.create_connection(address, timeout=seconds) as connection:
-                if self.forwarded and self._hangs_up(connection):
+                if self.forwarded and self._is_alone(connection):
                     return f"{where}: accepted, but nobody listens behind it"
         except OSError as error:
             return f"{where}: {_reason(error)}"
         return ""
+
+    def _is_alone(self, connection: socket.socket) -> bool:
+        """Whether what forwards has accepted the connection, and nobody else will."""
+        listening = self.is_listening()
+        return self._hangs_up(connection) if listening is None else not listening
 
     def _hangs_up(self, connection: socket.socket) -> bool:
         """Whether the other side closes the connection at once."""

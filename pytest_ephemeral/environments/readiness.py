@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from pytest_ephemeral.environments import hints
@@ -24,7 +25,7 @@ from pytest_ephemeral.environments.probes import (
 )
 from pytest_ephemeral.errors import EphemeralError, LaunchError, ReadinessError
 from pytest_ephemeral.models import Endpoint, Environment
-from pytest_ephemeral.providers.abilities import SupportsHealth, SupportsListeners
+from pytest_ephemeral.providers.abilities import SupportsHealth, SupportsListeners, SupportsSockets
 from pytest_ephemeral.providers.protocol import Provider
 from pytest_ephemeral.tables import Ready, Template
 
@@ -57,22 +58,27 @@ def probes_for(
         headers: ``ready.headers`` with everything filled in.
     """
     ready = template.ready
-    forwarded = provider.forwards_ports
+
+    def listen(endpoint: Endpoint) -> Probe:
+        if not isinstance(provider, SupportsSockets):
+            return TcpProbe(endpoint, provider.forwards_ports)
+        see = partial(provider.is_listening, environment, endpoint)
+        return TcpProbe(endpoint, provider.forwards_ports, see)
+
     probes: list[Probe] = [*_own_probes(environment, provider)]
     # What listens on a port of udp need not answer anything.
     streams = [one for one in environment.endpoints.values() if one.scheme != "udp"]
     if ready is None:
-        return [*probes, *(TcpProbe(endpoint, forwarded) for endpoint in streams)]
+        return [*probes, *map(listen, streams)]
     if ready.tcp:
-        probes.append(TcpProbe(_endpoint(environment, ready), forwarded))
+        probes.append(listen(_endpoint(environment, ready)))
     if ready.http is not None:
         probes.append(
             HttpProbe(_endpoint(environment, ready), ready.http, _accepted(ready), headers)
         )
     if ready.tcp or ready.http is not None:  # its other ports are checked as without `ready`
         probed = _endpoint(environment, ready)
-        others = (one for one in streams if one != probed)
-        probes += [TcpProbe(endpoint, forwarded) for endpoint in others]
+        probes += [listen(one) for one in streams if one != probed]
     if ready.log is not None:
         probes.append(LogProbe(environment, provider, re.compile(ready.log, re.MULTILINE)))
     if ready.command is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.models import Endpoint, Environment, Image
 from pytest_ephemeral.providers.protocol import Check, Order, Owned
 from pytest_ephemeral.tables import Recipe, Template
 
@@ -171,6 +171,14 @@ class SupportsListeners(Protocol):
         Returns:
             It, and what to change, for people; empty if there is none.
         """
+
+
+@runtime_checkable
+class SupportsSockets(Protocol):
+    """A provider that can see whether an environment itself listens, behind what forwards to it."""
+
+    def is_listening(self, environment: Environment, endpoint: Endpoint, /) -> bool | None:
+        """Whether it listens where one of its endpoints leads; None if that can't be seen."""
 
 
 @runtime_checkable

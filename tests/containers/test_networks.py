@@ -163,3 +163,17 @@ def test_a_container_that_is_asked_to_stop(opened: Opened) -> None:
         lifecycle.destroy(environment)
         assert b"asked" in answer.read()
     assert left(environment.id) == []
+
+
+def test_a_port_that_its_proxy_accepts_is_not_ready(opened: Opened) -> None:
+    """The engine's proxy waits for a network that is not up yet, and keeps the connection open."""
+    network = "ip link set eth0 down; sleep 1.5; ip link set eth0 up"
+    command = f"{network}; sleep 0.5; exec httpd -f -p 8080 -h /www"
+    template = (
+        f'[templates.slow]\nimage = "web"\nport = 8080\ncommand = "{command}"\n'
+        'cap-add = ["NET_ADMIN"]\nready = { tcp = true, timeout = "20s" }\n'
+    )
+    lifecycle = opened(template)
+    environment = up(lifecycle, "slow")
+    assert fetched(environment.url) == "ok"
+    lifecycle.destroy(environment)

@@ -18,13 +18,14 @@ import msgspec
 
 from pytest_ephemeral import labels
 from pytest_ephemeral.errors import DestroyError, ElsewhereError, EphemeralError, UnavailableError
-from pytest_ephemeral.models import Environment
+from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.docker import (
     containers,
     endpoint,
     errors,
     identity,
+    listening,
     logs,
     masking,
     ports,
@@ -188,6 +189,11 @@ class ContainerEnvironments:
                 *(f"port {port} is not published" for port in sorted(absent)),
             ]
         )
+
+    def is_listening(self, environment: Environment, at: Endpoint, /) -> bool | None:
+        """Whether the container that an endpoint leads to listens in its own network."""
+        with _about(environment) as engine:
+            return listening.is_listening(engine, environment.id, at)
 
     def destroy(self, environment: Environment) -> None:
         """Remove its containers, networks and volumes; where there is a grace, stop them before."""
