@@ -205,6 +205,7 @@ def test_a_compose_file_of_all_kinds(
     (tmp_path / ".env").write_text("FROM_DOTENV=dotted\n")
     (tmp_path / "more.env").write_text("FROM_FILE=filed\n")
     more = compose("web") + 'ready = { http = "/" }\nenv = { SECRET = "{env:SECRET}" }\n'
+    more += "allow-external = true\n"
     lifecycle = opened(more)
     environment = up(lifecycle, "odd")
     for name, value in {"SECRET": SECRET, "FROM_FILE": "filed", "DOTENV": "dotted"}.items():

@@ -231,6 +231,23 @@ def test_all_of_its_images_are_named(opened: Opened, tmp_path: Path) -> None:
         assert (stage.stage, stage.problem, stage.digest != "") == ("acceptance", "", True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "use"), [("networks", "networks: [theirs]"), ("volumes", "volumes: ['theirs:/data']")]
+)
+def test_what_two_environments_would_share(
+    opened: Opened, tmp_path: Path, kind: str, use: str
+) -> None:
+    """It is refused before anything is made, however either version writes it."""
+    write(
+        tmp_path,
+        f"services:\n  web: {{image: BASE, {use}}}\n"
+        f"{kind}: {{theirs: {{external: true, name: theirs-{tmp_path.name}}}}}\n",
+    )
+    said = str(refusal(opened(compose("web")), "odd"))
+    assert f"the service 'web' uses the {kind[:-1]} 'theirs', which is external" in said
+    assert "allow-external = true" in said
+
+
 def test_a_grace_to_stop(opened: Opened, tmp_path: Path) -> None:
     """An application that has something to do at its end is asked to stop, and does it."""
     write(
@@ -244,7 +261,8 @@ def test_a_grace_to_stop(opened: Opened, tmp_path: Path) -> None:
     name = f"kept-{tmp_path.name}"
     engine.call("POST", "/volumes/create", body={"Name": name})
     try:
-        lifecycle = opened(compose("web") + 'ready = { http = "/" }\ngrace = "10s"\n')
+        more = 'ready = { http = "/" }\ngrace = "10s"\nallow-external = true\n'
+        lifecycle = opened(compose("web") + more)
         environment = up(lifecycle, "odd")
         started = time.monotonic()
         lifecycle.destroy(environment)

@@ -45,6 +45,7 @@ def template(**keys: Any) -> ComposeTemplate:
         "port": 80,
         "replaced": {"web": "shop"},
         "profiles": ["full"],
+        "allow_external": True,
         **keys,
     }
     return ComposeTemplate(name="t", file="compose.yaml", **given)
@@ -213,16 +214,68 @@ networks: {back: {driver: bridge, ipam: {config: [{subnet: 10.5.0.0/16}]}}}
         "'/src:/code:ro'",
         "{type: bind, source: /src, target: /code}",
         "'~/src:/code'",
+        "'bound:/code'",
     ],
 )
 def test_a_folder_over_a_baked_image(volume: str) -> None:
     """Tests would not run what was baked; another service's image is its own business."""
-    text = f"services: {{web: {{image: x, volumes: [data:/data, {volume}]}}}}\nvolumes: {{data: }}"
+    text = f"services: {{web: {{image: x, volumes: [data:/data, {volume}]}}}}\n"
+    text += "volumes: {data: , bound: {driver_opts: {type: none, o: bind, device: /src}}}"
     changed(text)
     with pytest.raises(ConfigurationError, match=r"over its /code.*allow-mounts = true"):
         changed(text, replaced={"web": "shop"})
     made = changed(text, replaced={"web": "shop"}, allow_mounts=True)
     assert len(made["services"]["web"]["volumes"]) == 2
+
+
+EXTERNAL = "external: true, name: theirs"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"web: {{image: x, networks: [n]}}}}\nnetworks: {{n: {{{EXTERNAL}}}}}", "network 'n'"),
+        (f"web: {{image: x}}}}\nnetworks: {{default: {{{EXTERNAL}}}}}", "network 'default'"),
+        (
+            (
+                "web: {image: x}, db: {image: x, volumes: ['v:/data']}}\n"
+                "volumes: {v: {external: {name: theirs}}}"
+            ),
+            "volume 'v'",
+        ),
+        (
+            (
+                "web: {image: x, volumes: [{type: volume, source: v, target: /data}]}}\n"
+                f"volumes: {{v: {{{EXTERNAL}}}}}"
+            ),
+            "volume 'v'",
+        ),
+    ],
+)
+def test_what_environments_would_share_is_refused(text: str, said: str) -> None:
+    """Networks and volumes that are external; unless the user says that they may."""
+    with pytest.raises(ConfigurationError, match=f"uses the {said}.*allow-external = true"):
+        changed(f"services: {{{text}", allow_external=False)
+    changed(f"services: {{{text}")
+
+
+def test_what_is_external_and_not_used_is_no_matter() -> None:
+    """Nor what a service without networks of its own would have."""
+    text = (
+        f"services: {{web: {{image: x, networks: [own]}}}}\n"
+        f"networks: {{own: , default: {{{EXTERNAL}}}}}\nvolumes: {{v: {{{EXTERNAL}}}}}"
+    )
+    changed(text, allow_external=False)
+
+
+def test_a_network_with_a_fixed_interface() -> None:
+    """Two environments could not both have it, so the engine names it."""
+    name = "com.docker.network.bridge.name"
+    made = changed(
+        "services: {web: {image: x}}\n"
+        f"networks: {{default: {{driver_opts: {{{name}: br0, {name[:-4]}.mtu: 1400}}}}}}"
+    )
+    assert made["networks"]["default"]["driver_opts"] == {f"{name[:-4]}.mtu": 1400}
 
 
 def test_several_containers_of_a_service() -> None:

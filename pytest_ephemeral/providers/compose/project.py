@@ -26,6 +26,9 @@ LOGGING: Final = {
 #: What would be shared with other environments, or is decided already.
 _NOT_KEPT: Final = frozenset({"container_name", "ports", "profiles", "build"})
 
+#: An option by which a network has the same interface of the machine in every environment.
+_BRIDGE_NAME: Final = "com.docker.network.bridge.name"
+
 
 def check_services(file: File, template: ComposeTemplate) -> dict[str, File]:
     """The services that the template brings up.
@@ -85,7 +88,8 @@ def prepare(
     """
     services = {}
     for name, service in check_services(file, template).items():
-        check_mounts(template, name, service)
+        check_mounts(template, name, service, file.get("volumes") or {})
+        _check_external(template, name, service, file)
         fixed = replicas(file, template, name) == 1
         services[name] = {
             **_own_service(service, labels, secrets),
@@ -139,28 +143,69 @@ def _exposed(service: File) -> Iterator[tuple[str, str]]:
             yield number, protocol or "tcp"
 
 
-def check_mounts(template: ComposeTemplate, name: str, service: File) -> None:
+def check_mounts(
+    template: ComposeTemplate, name: str, service: File, volumes: Mapping[str, File | None]
+) -> None:
     """Refuse folders and files of this machine over a baked image: it would be other bytes.
+
+    Args:
+        template: What is asked for.
+        name: The service's.
+        service: What the file says of it.
+        volumes: The file's volumes, which may stand for folders of this machine too.
 
     Raises:
         ConfigurationError: There are some; names the first.
     """
     if template.allow_mounts or name not in template.replaced:
         return
-    for volume in service.get("volumes") or ():
-        if isinstance(volume, dict):
-            source = volume.get("source", "") if volume.get("type") == "bind" else ""
-            target = volume.get("target", "")
-        else:
-            source, _, rest = str(volume).partition(":")
-            source, target = (source if _is_path(source) and rest else ""), rest.partition(":")[0]
-        if source:
+    for named, target in _mounts(service):
+        if source := named if _is_path(named) else _device(volumes.get(named)):
             raise ConfigurationError(
                 f"templates.{template.name}: the service {name!r} runs the baked image "
                 f"{template.replaced[name]!r}, and {template.files()[0]} mounts {source} of this "
                 f"machine over its {target}: tests would run other bytes than were baked. Remove "
                 "the mount, or say allow-mounts = true"
             )
+
+
+def _mounts(service: File) -> Iterator[tuple[str, str]]:
+    """What a service mounts, a path or a volume's name, and where."""
+    for volume in service.get("volumes") or ():
+        if isinstance(volume, dict):
+            yield str(volume.get("source") or ""), str(volume.get("target", ""))
+        elif ":" in str(volume):
+            source, _, rest = str(volume).partition(":")
+            yield source, rest.partition(":")[0]
+
+
+def _device(volume: File | None) -> str:
+    """The folder of this machine that a volume stands for, if it does."""
+    options = (volume or {}).get("driver_opts") or {}
+    return str(options.get("device", "")) if "bind" in str(options.get("o", "")) else ""
+
+
+def _check_external(template: ComposeTemplate, name: str, service: File, file: File) -> None:
+    """Refuse networks and volumes that all environments of the file would share.
+
+    Raises:
+        ConfigurationError: It uses one; names it, and says what to do.
+    """
+    joined = [] if service.get("network_mode") else list(service.get("networks") or ["default"])
+    used = [("networks", one) for one in joined]
+    used += [("volumes", source) for source, _ in _mounts(service)]
+    for kind, one in used:
+        if template.allow_external or not ((file.get(kind) or {}).get(one) or {}).get("external"):
+            continue
+        what, why = {
+            "networks": ("network", "find each other's services by the same names on it"),
+            "volumes": ("volume", "read and write the same data"),
+        }[kind]
+        raise ConfigurationError(
+            f"templates.{template.name}: the service {name!r} uses the {what} {one!r}, which is "
+            f"external in {template.files()[0]}: two environments of it would {why}. Remove "
+            "external, so that each has its own, or say allow-external = true"
+        )
 
 
 def _is_path(source: str) -> bool:
@@ -246,7 +291,12 @@ def _own_network(
     has an address in it that others may know.
     """
     own = _own(network, labels)
-    if "subnet" not in str(own.get("ipam") or "") or own.get("external"):
+    if own.get("external"):
+        return own
+    options = {**(own.get("driver_opts") or {})}
+    if options.pop(_BRIDGE_NAME, None):
+        own["driver_opts"] = options
+    if "subnet" not in str(own.get("ipam") or ""):
         return own
     for service, described in services.items():
         options = _mapping(described.get("networks")).get(name) or {}

@@ -43,6 +43,8 @@ class ComposeTemplate(Template, frozen=True, kw_only=True):
         scale: By service, how many containers it has.
         allow_mounts: Whether services with a baked image may have folders of this machine mounted
             over it.
+        allow_external: Whether services may use external networks and volumes, which all
+            environments of the file share.
         grace: How long services may take to stop when they are asked to; they are killed at once
             if not given.
     """
@@ -60,6 +62,7 @@ class ComposeTemplate(Template, frozen=True, kw_only=True):
         default_factory=dict
     )
     allow_mounts: bool = False
+    allow_external: bool = False
     grace: Duration | None = None
 
     def check(self) -> None:
