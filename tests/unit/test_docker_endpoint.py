@@ -94,7 +94,11 @@ def test_a_context_that_is_not_there(home: Path) -> None:
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("ssh://me@far", "ssh, which is not supported"), ("far:2375", "not the address")],
+    [
+        ("ssh://", "not the address"),
+        ("ssh://-oProxyCommand=true/x", "not the address"),
+        ("far:2375", "not the address"),
+    ],
 )
 def test_addresses_that_can_not_be_used(home: Path, url: str, said: str) -> None:
     """Refused before anything is tried."""

@@ -122,16 +122,13 @@ def _context(folder: Path, name: str, said_by: str) -> Address:
 
 def _check_scheme(address: Address) -> None:
     parts = urlsplit(address.url)
-    if parts.scheme == "ssh":
-        raise ConfigurationError(
-            f"the container engine at {address} is reached over ssh, which is not supported: "
-            "use an engine of this machine, or one that listens on tcp with TLS"
-        )
-    good = bool(parts.path) if parts.scheme == "unix" else parts.scheme == "tcp" and parts.hostname
+    host = parts.hostname or ""
+    is_named = parts.scheme in {"tcp", "ssh"} and host and not host.startswith("-")
+    good = bool(parts.path) if parts.scheme == "unix" else is_named
     if not good:
         raise ConfigurationError(
             f"{address} is not the address of a container engine: "
-            "expected unix:///path/to/socket or tcp://host:port"
+            "expected unix:///path/to/socket, tcp://host:port or ssh://user@host"
         )
 
 

@@ -64,7 +64,7 @@ class Address(msgspec.Struct, frozen=True):
     """Where an engine listens.
 
     Attributes:
-        url: ``unix:///var/run/docker.sock`` or ``tcp://host:2376``.
+        url: ``unix:///var/run/docker.sock``, ``tcp://host:2376`` or ``ssh://user@host``.
         certificates: A folder with ca.pem, cert.pem and key.pem, for TLS; empty without.
         verify: Whether its certificate must be good for its name.
         said_by: Who said so, for messages; empty for a default.
@@ -189,6 +189,10 @@ class Engine:
         parts = urlsplit(self.address.url)
         if parts.scheme == "unix":
             return _UnixConnection(parts.path, timeout)
+        if parts.scheme == "ssh":
+            from pytest_ephemeral.providers.docker.ssh import SshConnection
+
+            return SshConnection(parts, timeout)
         host = parts.hostname or "localhost"
         if not self.address.certificates:
             return http.client.HTTPConnection(host, parts.port or PLAIN_PORT, timeout=timeout)
@@ -226,6 +230,14 @@ class _UnixConnection(http.client.HTTPConnection):
 def why_not(address: Address, error: Exception) -> str:
     """Why an engine can't be talked to, and what helps."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    parts = urlsplit(address.url)
+    if parts.scheme == "ssh":
+        host = f"{parts.username}@{parts.hostname}" if parts.username else parts.hostname
+        port = f" -p {parts.port}" if parts.port else ""
+        return (
+            f"the container engine at {address} does not answer: {reason}. See that this works, "
+            f"without a password: ssh{port} {host} docker version"
+        )
     if isinstance(error, PermissionError):
         return (
             f"no permission to use the container engine at {address}: join its group "

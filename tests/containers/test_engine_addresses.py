@@ -1,0 +1,102 @@
+"""Engines that are named as people name them: by the docker command's contexts, and over ssh."""
+
+from __future__ import annotations
+
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from containers.project import Opened, reopened, up
+from pytest_ephemeral.environments.removal import remove
+from pytest_ephemeral.errors import UnavailableError
+from pytest_ephemeral.providers.docker import endpoint
+from pytest_ephemeral.providers.docker.engine import Engine
+from support import engines, sshd
+
+
+@pytest.fixture(scope="module")
+def second_docker() -> Iterator[Engine]:
+    """A Docker besides the machine's own."""
+    engines.require("dockerd")
+    with engines.dockerd() as engine:
+        yield engine
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The docker command's settings, of which there are none yet."""
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+
+
+@pytest.fixture
+def over_ssh(
+    second_docker: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: None
+) -> Iterator[str]:
+    """The address of the second engine, on a machine that is reached over ssh."""
+    sshd.require()
+    (tmp_path / "ssh").mkdir()
+    with sshd.running(tmp_path / "ssh", monkeypatch) as port:
+        yield f"ssh://root@127.0.0.1:{port}{second_docker.address.url.removeprefix('unix://')}"
+
+
+def docker(*words: str) -> None:
+    subprocess.run(["docker", *words], check=True, capture_output=True)
+
+
+@pytest.mark.usefixtures("settings")
+def test_the_context_that_is_used(opened: Opened, second_docker: Engine, tmp_path: Path) -> None:
+    """What ``docker context use`` says; the environment is removed there after another was."""
+    opened(keep="always").image("web")
+    docker("context", "create", "elsewhere", f"--docker=host={second_docker.address.url}")
+    docker("context", "use", "elsewhere")
+    lifecycle = reopened(tmp_path)
+    environment = up(lifecycle)
+    assert environment.handle["engine"] == second_docker.address.url
+    (there,) = second_docker.call("GET", "/containers/json")
+    assert environment.id in there["Names"][0]
+    docker("context", "use", "default")
+    assert endpoint.find().address != second_docker.address
+    remove(lifecycle.project.ledger, environment)
+    assert engines.everything(second_docker) == []
+
+
+def test_an_engine_over_ssh(opened: Opened, over_ssh: str, tmp_path: Path) -> None:
+    """An image is brought there, an environment comes up, commands run in it, nothing is left."""
+    opened(keep="always").image("web")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", over_ssh)
+        engine = endpoint.find()
+        lifecycle = reopened(tmp_path)
+        environment = up(lifecycle)
+        assert environment.handle["engine"] == over_ssh
+        with urllib.request.urlopen(environment.url, timeout=10) as answer:
+            assert answer.read() == b"ok\n"
+        assert environment.run(["echo", "there"]).stdout == "there\n"
+        lifecycle.destroy(environment)
+        assert engines.everything(engine) == []
+
+
+def test_an_ssh_that_does_not_get_there(
+    over_ssh: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One line: what ssh said, and how to see it."""
+    (tmp_path / "ssh/key.pub").unlink()
+    monkeypatch.setenv("DOCKER_HOST", over_ssh)
+    with pytest.raises(UnavailableError) as caught:
+        endpoint.find().ping()
+    said = str(caught.value)
+    assert "Permission denied (publickey" in said
+    assert "ssh -p" in said
+    assert "\n" not in said
+
+
+def test_a_machine_without_an_engine(over_ssh: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other side says."""
+    monkeypatch.setenv("DOCKER_HOST", f"{over_ssh}-not")
+    with pytest.raises(UnavailableError, match=r"connect: no such file|no such file or directory"):
+        endpoint.find().ping()

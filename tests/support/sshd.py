@@ -1,0 +1,77 @@
+"""An ssh server on loopback, which lets in one key, and an ssh command that knows both."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from support.waiting import until
+
+_SERVER = """\
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/key.pub
+PidFile none
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+SetEnv PATH={path}
+"""
+
+_CLIENT = """\
+#!/bin/sh
+exec {ssh} -F none -i {folder}/key -o UserKnownHostsFile={folder}/known \
+    -o StrictHostKeyChecking=accept-new "$@"
+"""
+
+
+def require() -> None:
+    """Skip the test where there is no ssh server, or it may not let this user in."""
+    if os.geteuid() != 0 or _sshd() is None or shutil.which("ssh") is None:
+        pytest.skip("without root and sshd: .ci/engine installs it")
+
+
+@contextmanager
+def running(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A server that is there for a while; the ssh command gets in by itself.
+
+    Args:
+        folder: For the keys, and for what is run as ``ssh``.
+        patch: Puts that into the ``PATH``.
+
+    Returns:
+        The server's port.
+    """
+    for name in ("host", "key"):
+        keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(keygen, check=True)
+    Path("/run/sshd").mkdir(exist_ok=True)  # sshd asks for it
+    (folder / "server").write_text(_SERVER.format(folder=folder, path=os.environ["PATH"]))
+    client = folder / "bin" / "ssh"
+    client.parent.mkdir()
+    client.write_text(_CLIENT.format(folder=folder, ssh=shutil.which("ssh")))
+    client.chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    argv = [_sshd() or "sshd", "-D", "-e", "-f", str(folder / "server")]
+    listen = ["-o", f"ListenAddress=127.0.0.1:{port}"]
+    with (folder / "said").open("wb") as said:
+        server = subprocess.Popen([*argv, *listen], stderr=said)
+    try:
+        until(lambda: "listening" in (folder / "said").read_text())
+        patch.setenv("PATH", f"{client.parent}:{os.environ['PATH']}")
+        yield port
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _sshd() -> str | None:
+    """The server's program, which must be started by its whole path."""
+    return shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
