@@ -203,13 +203,7 @@ class ImageReference(Model, frozen=True, kw_only=True):
     @classmethod
     def to(cls, image: Image) -> ImageReference:
         """The reference to an image of the catalog."""
-        return cls(
-            name=image.name,
-            key=image.key,
-            reference=image.reference,
-            digest=image.digest,
-            artifact=image.artifact,
-        )
+        return cls(**{field: getattr(image, field) for field in cls.__struct_fields__})
 
 
 class Endpoints(dict[str, Endpoint]):
@@ -320,8 +314,7 @@ class Actor(Protocol):
         """See ``Environment.run``."""
 
 
-#: By id: who acts on an environment that was lent to this process. Tests may have replaced what
-#: its provider would use here, such as the file system.
+#: By id: who acts on what was lent to this process, whose own file system tests may have replaced.
 lent: dict[str, Actor] = {}
 
 

@@ -88,8 +88,7 @@ def prepare(
     """
     services = {}
     for name, service in check_services(file, template).items():
-        check_mounts(template, name, service, file.get("volumes") or {})
-        _check_external(template, name, service, file)
+        _check_service(template, name, service, file)
         fixed = replicas(file, template, name) == 1
         services[name] = {
             **_own_service(service, labels, secrets),
@@ -143,7 +142,12 @@ def _exposed(service: File) -> Iterator[tuple[str, str]]:
             yield number, protocol or "tcp"
 
 
-def check_mounts(
+def _check_service(template: ComposeTemplate, name: str, service: File, file: File) -> None:
+    _check_mounts(template, name, service, file.get("volumes") or {})
+    _check_external(template, name, service, file)
+
+
+def _check_mounts(
     template: ComposeTemplate, name: str, service: File, volumes: Mapping[str, File | None]
 ) -> None:
     """Refuse folders and files of this machine over a baked image: it would be other bytes.
