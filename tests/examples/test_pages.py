@@ -38,7 +38,13 @@ def walk(tmp_path: Path) -> Iterator[Walk]:
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", DOCS / "tutorial" / "first-environment.md"], ids=lambda p: p.stem
+    "page",
+    [
+        ROOT / "README.md",
+        DOCS / "tutorial" / "first-environment.md",
+        DOCS / "how-to" / "migrate" / "popen.md",
+    ],
+    ids=lambda page: page.stem,
 )
 def test_a_page_can_be_followed_to_its_end(page: Path, walk: Walk) -> None:
     """Every file written and every command run as it stands, and nothing is left."""
