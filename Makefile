@@ -36,8 +36,8 @@ demo-pipeline: $(VENV)/test.stamp ## Take three versions of the shop to producti
 	@rm -rf build/pipeline
 	@PATH="$(BIN):$$PATH" python examples/pipeline/demo.py build/pipeline $(ARGS)
 
-test: $(VENV)/test.stamp ## Run the fast tests: no engine, simulated account, browser, kills or whole projects
-	@PATH="$(BIN):$$PATH" $(PYTEST) -m "not (aws or browser or engine or kills or projects)" $(ARGS)
+test: $(VENV)/test.stamp ## Run the fast tests: no engine, machine, simulated account, browser, kills or whole projects
+	@PATH="$(BIN):$$PATH" $(PYTEST) -m "not (aws or browser or engine or kills or projects or vm)" $(ARGS)
 
 test-all: $(VENV)/test.stamp ## Run all tests; what this machine lacks is left out, and said
 	@PATH="$(BIN):$$PATH" $(PYTEST) $(ARGS)
@@ -58,6 +58,7 @@ docs: $(VENV)/docs.stamp ## Build the documentation into docs/_build
 bench: $(VENV)/test.stamp ## Measure what an environment costs, side by side with doing without
 	@PATH="$(BIN):$$PATH" python -m benchmarks
 	@PATH="$(BIN):$$PATH" python -m benchmarks.containers
+	@PATH="$(BIN):$$PATH" python -m benchmarks.machines
 	@PATH="$(BIN):$$PATH" python -m benchmarks.cloud
 
 clean: ## Remove all that these targets made here

@@ -35,6 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
         bench = item.callspec.params.get("bench", "") if hasattr(item, "callspec") else ""
         for mark in tiers.marks_of(item.path.relative_to(HERE).as_posix(), bench):
             item.add_marker(mark)
+            if mark == "vm":  # an emulated machine takes a minute to boot where others run, too
+                item.add_marker(pytest.mark.timeout(900))
     yield
     items.sort(key=tiers.rank)
 

@@ -13,6 +13,7 @@ from pytest_ephemeral.cli import progress
 from pytest_ephemeral.cli.arguments import add_command, add_group, count
 from pytest_ephemeral.cli.output import Printer, plural, short, since, size
 from pytest_ephemeral.cli.session import open_project
+from pytest_ephemeral.cli.vet import vet
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import NothingMatchedError
 from pytest_ephemeral.images import provenance, stages
@@ -35,6 +36,7 @@ def add_to(commands: Subcommands) -> None:
     add_command(under, "list", list_, "list the images in the catalog")
     _add_show(under)
     _add_verify(under)
+    _add_vet(under)
     _add_prune(under)
     exporting = add_command(under, "export", export, "write an image to a file")
     exporting.add_argument(
@@ -72,6 +74,18 @@ def _add_verify(under: Subcommands) -> None:
         type=Path,
         help="the public Ed25519 key (PEM) that must have signed its provenance",
     )
+
+
+def _add_vet(under: Subcommands) -> None:
+    vetting = add_command(
+        under,
+        "vet",
+        vet,
+        "resume two machines of an image from memory, and see that they differ",
+        epilog="Memory of which two machines draw the same random numbers, or have the same keys "
+        "or cookies, is not resumed any more.",
+    )
+    vetting.add_argument("image", metavar="IMAGE", help="an image's name in the configuration")
 
 
 def _add_prune(under: Subcommands) -> None:

@@ -20,6 +20,7 @@ import msgspec
 from pytest_ephemeral import providers
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import expiry, progress, rollback
+from pytest_ephemeral.environments.freezing import freeze_if_asked
 from pytest_ephemeral.environments.orders import (
     image_names,
     make_order,
@@ -37,7 +38,7 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.models import Environment, Image, Outcome
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.abilities import SupportsPreflight
-from pytest_ephemeral.providers.protocol import Order, Provider, Status
+from pytest_ephemeral.providers.protocol import SEEDED, Order, Provider, Status
 from pytest_ephemeral.tables import BakeMode, Rollback, Template
 
 
@@ -159,13 +160,14 @@ class Lifecycle(msgspec.Struct):
             timer.phase(subject, "ready"),
         ):
             self._wait(environment, provider, order)
-        if template.seed is not None:
+        if template.seed is not None and SEEDED not in environment.handle:
             with timer.phase(subject, "seed"):
                 run_step("seed", environment, provider, template.seed, order.secrets)
+        environment = freeze_if_asked(order, environment, provider, timer)
         if template.rollback is not None:
             environment = self._take_baseline(order, environment, provider, timer)
         environment = msgspec.structs.replace(environment, state="ready")
-        self._record(environment, "state")
+        self._record(environment, "state", "handle")
         self.say(Progress(subject, "up", environment.url, timer.total()))
         self._emit("environment_ready", environment=environment)
         if environment.url:

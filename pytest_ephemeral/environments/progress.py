@@ -22,6 +22,7 @@ Phase = Literal[
     "ready",
     "seen",
     "seed",
+    "freeze",
     "baseline",
     "up",
     "rollback",

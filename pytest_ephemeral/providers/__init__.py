@@ -21,6 +21,7 @@ TABLE: Mapping[str, tuple[str, str | None]] = {
     "local": ("pytest_ephemeral.providers.local:LocalProvider", None),
     "docker": ("pytest_ephemeral.providers.docker:DockerProvider", "docker"),
     "compose": ("pytest_ephemeral.providers.compose:ComposeProvider", "docker"),
+    "qemu": ("pytest_ephemeral.providers.qemu:QemuProvider", None),
     "ec2": ("pytest_ephemeral.providers.ec2:Ec2Provider", "aws"),
     "cloudformation": ("pytest_ephemeral.providers.cloudformation:CloudFormationProvider", "aws"),
 }

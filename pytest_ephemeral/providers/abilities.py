@@ -249,3 +249,27 @@ class SupportsRollback(Protocol):
         Raises:
             EphemeralError: It could not be put back, and can't be used any more.
         """
+
+
+@runtime_checkable
+class SupportsFreeze(Protocol):
+    """A provider whose environments can go on from where another was ready and seeded."""
+
+    def freeze(self, order: Order, /) -> Environment:
+        """Freeze an environment whose handle says ``TO_FREEZE``, and let it run on.
+
+        Args:
+            order: What it was launched with; its environment is ready and seeded.
+
+        Returns:
+            The environment, with the same id, endpoints and URL. If it could not be frozen, its
+            handle says why: that is no reason not to use it.
+        """
+
+    def refuse_memory(self, environment: Environment, why: str, /) -> None:
+        """Have the memory that an environment goes on from resumed by no other.
+
+        Args:
+            environment: Which.
+            why: For people, who are told when the next one is booted instead.
+        """

@@ -17,6 +17,18 @@ from pytest_ephemeral.tables import Recipe, Template
 #: In an environment's handle, where it costs something: dollars an hour.
 HOURLY: Final = "dollars-an-hour"
 
+#: In an environment's handle: why it was booted, though its template asks for memory to resume.
+COLD_BOOT: Final = "cold-boot"
+
+#: In an environment's handle: what memory it goes on from.
+RESUMED: Final = "resumed-from"
+
+#: In an environment's handle: once it is ready and seeded, it is to be frozen for those after it.
+TO_FREEZE: Final = "to-freeze"
+
+#: In an environment's handle: it goes on from where one had been seeded, and is not seeded again.
+SEEDED: Final = "seeded"
+
 #: Stands for what ``Baker.resolve`` can't ask for now, such as the digest of a base that neither
 #: this machine has nor a registry gives. An image baked from the same is good all the same.
 UNKNOWN: Final = "?"

@@ -34,7 +34,7 @@ class PartsConformance:
         until(lambda: get(environment))
         assert "worker | working\n" in until(lambda: provider.logs(environment))
         files = provider.log_files(environment)
-        assert set(files) == set(bench.parts)
+        assert set(files) >= set(bench.parts)  # a machine's console comes with them
         assert files["worker"].startswith("working\n")
 
 

@@ -20,12 +20,13 @@ TABLE: Mapping[str, str] = {
     "compose": "bench_compose",
     "compose-v2": "bench_compose_v2",
     "compose_newest": "bench_compose_newest",
+    "qemu": "bench_qemu",
     "ec2": "bench_ec2",
     "cloudformation": "bench_cloudformation",
 }
 
 #: The rows whose environments end by themselves when their owner dies; others have a watchdog.
-SELF_GUARDING: Final = ("local",)
+SELF_GUARDING: Final = ("local", "qemu")
 
 #: The rows whose environments can be put back to their baseline.
 WITH_ROLLBACK: Final = ("local",)

@@ -49,8 +49,29 @@ class TestSeveralProcesses(BakerConformance, PartsConformance, ProviderConforman
         yield from use(request.param)
 
 
+#: Tests that ask nothing of what is in a machine: it need not be resumed, which would take longer.
+UNASKED = {
+    "test_destroying_at_once",
+    "test_destroying_by_its_record_alone",
+    "test_destroying_twice_is_no_error",
+    "test_it_ends_at_its_expiry",
+    "test_it_is_listed_with_its_labels",
+    "test_it_is_plain_data",
+    "test_its_expiry_can_be_moved",
+    "test_kept_it_still_expires",
+    "test_what_is_gone_says_so",
+    "test_what_is_listed_can_be_swept",
+}
+
+
 class TestSelfGuarding(OwnerConformance, BakerConformance, PartsConformance, ProviderConformance):
     """Providers whose environments end by themselves."""
+
+    @pytest.fixture(autouse=True)
+    def _boot(self, bench: Bench, request: pytest.FixtureRequest) -> None:
+        """Tell the bench of machines whether this test needs what is in them."""
+        if hasattr(bench, "cold"):
+            bench.cold = request.function.__name__ in UNASKED
 
     @pytest.fixture(scope="class", params=sorted(OWNERS))
     @classmethod

@@ -24,6 +24,7 @@ FOLDERS: Mapping[str, str] = {
     "faults/": "kills",
     "faults/test_aws": "aws",
     "promotion/test_board_browser": "browser",
+    "vm/": "vm",
 }
 
 #: Of the conformance suite: the bench → the mark.
@@ -34,12 +35,13 @@ BENCHES: Mapping[str, str] = {
     "compose": "engine",
     "compose-v2": "engine",
     "compose_newest": "engine",
+    "qemu": "vm",
     "ec2": "aws",
     "cloudformation": "aws",
 }
 
 #: In the order in which they are begun, so that what takes long does not come last.
-MARKS = ("aws", "engine", "browser", "projects", "kills")
+MARKS = ("vm", "aws", "engine", "browser", "projects", "kills")
 
 #: Tests that share nothing: any worker takes the next of them. (Homeless users share a folder.)
 _EACH = re.compile(
@@ -48,6 +50,10 @@ _EACH = re.compile(
 
 #: Tests of a module that share what one parameter stands for.
 _BENCH = re.compile(r"(tests/providers/.*)::.*\[(.*?)[-\]]")
+
+
+#: Tests that share the one image of a virtual machine.
+_MACHINES = re.compile(r"tests/vm/|tests/providers/.*\[qemu[-\]]")
 
 
 def marks_of(path: str, bench: str = "") -> list[str]:
@@ -65,6 +71,8 @@ def rank(item: pytest.Item) -> int:
 
 def group_of(nodeid: str) -> str:
     """Say what a test shares a worker with."""
+    if _MACHINES.search(nodeid):
+        return "vm"
     if bench := _BENCH.match(nodeid):
         return f"{bench[1]}[{bench[2]}]"
     return nodeid if _EACH.match(nodeid) else nodeid.partition("::")[0]

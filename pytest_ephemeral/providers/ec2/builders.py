@@ -110,11 +110,11 @@ def _script(job: BakeJob, recipe: Ec2Recipe, transfer: Transfer | None, *, insta
     """The user data of a bake; what does not fit goes through the bucket."""
     given = dict(_deliveries(job, recipe, transfer)) if installing else {}
     script = user_data.bake_script(
-        _steps(job) if installing else recipe.verify,
+        steps_of(job) if installing else recipe.verify,
         prefix=prefix_of(job.key),
         artifact=given.get("artifact"),
         files=given.get("files"),
-        before=_python_commands(recipe) if installing else (),
+        before=python_commands_of(recipe) if installing else (),
         variables=passed_variables(recipe),
         result_url="" if transfer is None else transfer.upload_url("result"),
         minutes=int(recipe.timeout // 60) + MARGIN // 60,
@@ -152,7 +152,7 @@ def _deliver(
     return user_data.Delivery(name, digest, content=sent)
 
 
-def _steps(job: BakeJob) -> str | list[str]:
+def steps_of(job: BakeJob) -> str | list[str]:
     """The script's text, or the commands."""
     install = job.recipe.install
     if isinstance(install, str):
@@ -160,7 +160,8 @@ def _steps(job: BakeJob) -> str | list[str]:
     return install or []
 
 
-def _python_commands(recipe: Ec2Recipe) -> list[str]:
+def python_commands_of(recipe: Recipe) -> list[str]:
+    """The shell commands that make ``python3`` be the version that a recipe asks for."""
     if recipe.python is None:
         return []
     return install_script.python_commands(recipe.python, '"$1/bin"', recipe.name)

@@ -27,10 +27,12 @@ class GuardAddress(msgspec.Struct, frozen=True):
         folder: A folder that only this user can enter; its socket is in it. Not one of Linux's
             abstract names, which any container on this machine's network could connect to
             (CVE-2020-15257), and any user could take.
+        name: The socket's.
     """
 
     id: str
     folder: Path
+    name: str = _NAME
 
 
 def listen(address: GuardAddress) -> socket.socket:
@@ -91,7 +93,7 @@ def _path(address: GuardAddress) -> Iterator[str]:
     if LINUX:
         folder = os.open(address.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            yield f"/proc/self/fd/{folder}/{_NAME}"
+            yield f"/proc/self/fd/{folder}/{address.name}"
         finally:
             os.close(folder)
         return
@@ -99,6 +101,9 @@ def _path(address: GuardAddress) -> Iterator[str]:
         raise UnavailableError(
             "the local provider does not run on Windows: use docker, or run this under WSL"
         )
+    if address.name != _NAME:  # what others than guards listen on is where they put it
+        yield str(address.folder / address.name)
+        return
     sockets = Path(tempfile.gettempdir()) / f"pytest-ephemeral-{os.getuid()}"
     sockets.mkdir(mode=0o700, exist_ok=True)
     if sockets.stat().st_uid != os.getuid():

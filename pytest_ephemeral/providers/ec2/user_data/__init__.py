@@ -7,20 +7,22 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from pytest_ephemeral.interpolation import worth_masking
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import install_script
-from pytest_ephemeral.providers.ec2.tables import Ec2Template
 
 #: EC2 takes no more user data than this, before base64.
 LIMIT: Final = 16384
 
 #: Where the image's content is installed, and found again.
 PREFIX: Final = "/opt/pytest-ephemeral"
+
+#: Where its processes start, and write.
+STATE: Final = "/var/lib/pytest-ephemeral"
 
 #: Where a running instance keeps its variables; see ``common.sh``.
 VARIABLES: Final = '"${PYTEST_EPHEMERAL_RUN:-/run/pytest-ephemeral}/variables"'
@@ -42,20 +44,38 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """How a file gets to a bake: from a URL, or in the script itself."""
+    """How a file gets to a bake: from a URL, on a disk of its own, or in the script itself."""
 
     name: str
     digest: str
     url: str = ""
     content: bytes = b""
+    device: str = ""
+    size: int = 0
+
+
+class GuestTemplate(Protocol):
+    """What is asked of a template whose processes run in a guest."""
+
+    @property
+    def user_data(self) -> str | None:
+        """A shell script that is run first."""
+
+    def endpoints(self) -> dict[str, int]:
+        """Its ports by name."""
+
+    def processes(self) -> dict[str, str]:
+        """Its commands by process name."""
 
 
 def boot_script(
     environment: Environment,
-    template: Ec2Template,
+    template: GuestTemplate,
     variables: Mapping[str, str],
     secrets: Sequence[str],
     prefix: str,
+    *,
+    host: str = "",
 ) -> str:
     """What an environment's instance runs at its first boot.
 
@@ -65,23 +85,44 @@ def boot_script(
         variables: Of the template, filled in; they win.
         secrets: What must not be on the console.
         prefix: Where its image has been installed.
+        host: Its address, if nothing need be asked for it. Its expiry is then seen to outside.
     """
-    ports: dict[str, str] = {}
-    for name, port in template.endpoints().items():
-        ports[f"PORT_{name.upper().replace('-', '_')}"] = str(port)
-        ports.setdefault("PORT", str(port))
     settings = {
         "PREFIX": prefix,
         "SECRETS": "\n".join(worth_masking(secrets)),
-        "EXPIRE": _base64(_text("expire.sh").encode()),
-        "VARIABLES": _assignments({"PYTEST_EPHEMERAL_ENVIRONMENT": environment.id, **ports}),
-        "OVERRIDES": _assignments(variables),
+        "HOST": host,
+        "EXPIRE": "" if host else _base64(_text("expire.sh").encode()),
+        "VARIABLES": assignments(_own_variables(environment, template)),
+        "OVERRIDES": assignments(variables),
     }
     processes = [
         f"process {name} {shlex.quote(command)}" for name, command in template.processes().items()
     ]
     own = [] if template.user_data is None else [f"sh -c {shlex.quote(template.user_data)}"]
     return _script(settings, "boot.sh", [*own, *processes])
+
+
+def _own_variables(environment: Environment, template: GuestTemplate) -> dict[str, str]:
+    variables = {"PYTEST_EPHEMERAL_ENVIRONMENT": environment.id}
+    for name, port in template.endpoints().items():
+        variables[f"PORT_{name.upper().replace('-', '_')}"] = str(port)
+        variables.setdefault("PORT", str(port))
+    return variables
+
+
+def guest_variables(
+    environment: Environment, template: GuestTemplate, variables: Mapping[str, str], *, host: str
+) -> dict[str, str]:
+    """All that ``boot_script`` lets processes see, where it need ask nobody.
+
+    Args:
+        environment: Which.
+        template: Its ports.
+        variables: Of the template, filled in; they win.
+        host: Its address.
+    """
+    fixed = {"HOST": host, "STATE": STATE, "PREFIX": PREFIX}
+    return {**_own_variables(environment, template), **fixed, **variables}
 
 
 def bake_script(
@@ -92,8 +133,9 @@ def bake_script(
     files: Delivery | None = None,
     before: Sequence[str] = (),
     variables: Mapping[str, str],
-    result_url: str,
-    minutes: int,
+    result_url: str = "",
+    minutes: int | None,
+    after: Sequence[str] = (),
 ) -> str:
     """What a bake's instance, or a verifying one, runs at its first boot.
 
@@ -105,20 +147,22 @@ def bake_script(
         before: Shell commands that run first, in the same shell; ``$1`` is a folder for them.
         variables: What the script may see besides; shown nowhere.
         result_url: Where the outcome and the log are put; empty to tell by the console alone.
-        minutes: After how many it ends itself, should nobody come back for it.
+        minutes: After how many it ends itself, should nobody come back for it; None where its
+            end is seen to outside.
+        after: Commands for when its outcome has been told.
     """
     settings = {
         "PREFIX": prefix,
         "SECRETS": "\n".join(worth_masking(variables.values())),
-        "EXPIRE": _base64(_text("expire.sh").encode()),
-        "MINUTES": str(minutes),
+        "EXPIRE": "" if minutes is None else _base64(_text("expire.sh").encode()),
+        "MINUTES": "" if minutes is None else str(minutes),
         **_delivery_settings("ARTIFACT", artifact),
         **_delivery_settings("FILES", files),
         "RESULT_URL": result_url,
     }
     exported = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     function = ["steps() {", *exported, *before, *_commands(steps), "}"]
-    return _script(settings, "bake.sh", [], before=function)
+    return _script(settings, "bake.sh", after, before=function)
 
 
 def _delivery_settings(what: str, delivery: Delivery | None) -> dict[str, str]:
@@ -128,6 +172,8 @@ def _delivery_settings(what: str, delivery: Delivery | None) -> dict[str, str]:
         f"{what}_DIGEST": given.digest.removeprefix("sha256:"),
         f"{what}_URL": given.url,
         f"{what}_CONTENT": _base64(given.content),
+        f"{what}_DEVICE": given.device,
+        f"{what}_SIZE": str(given.size),
     }
 
 
@@ -179,7 +225,8 @@ def _text(name: str) -> str:
     return files(__package__).joinpath(name).read_text()
 
 
-def _assignments(variables: Mapping[str, str]) -> str:
+def assignments(variables: Mapping[str, str]) -> str:
+    """Variables as a shell reads them."""
     return "\n".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
 
 

@@ -1,6 +1,6 @@
 # A bake, or the verifying of one: run what is to be run, and say how it went.
 # Nobody may come back for this instance, so it ends itself: its shutdown behaviour is "terminate".
-shutdown -h "+$MINUTES" >/dev/null 2>&1
+[ -z "$MINUTES" ] || shutdown -h "+$MINUTES" >/dev/null 2>&1
 arm
 PREFIX=$root$PREFIX
 ARTIFACT=
@@ -9,10 +9,13 @@ umask 022
 chmod 755 "$work"
 mkdir -p "$PREFIX" "$work/here"
 
-# Write a file that is in this script or behind a URL, and check it: file, digest, URL, content.
+# Write a file that is in this script, behind a URL or on a disk of its own, and check it: file,
+# digest, URL, content, disk, size.
 receive() {
     if [ -n "$3" ]; then
         curl -sSf --retry 5 -o "$1" "$3"
+    elif [ -n "$5" ]; then
+        head -c "$6" "$5" >"$1"
     else
         printf '%s' "$4" | base64 -d >"$1"
     fi
@@ -24,10 +27,12 @@ installing() {
     cd "$work/here"
     if [ -n "$ARTIFACT_NAME" ]; then
         ARTIFACT=$work/$ARTIFACT_NAME
-        receive "$ARTIFACT" "$ARTIFACT_DIGEST" "$ARTIFACT_URL" "$ARTIFACT_CONTENT"
+        receive "$ARTIFACT" "$ARTIFACT_DIGEST" "$ARTIFACT_URL" "$ARTIFACT_CONTENT" \
+            "$ARTIFACT_DEVICE" "$ARTIFACT_SIZE"
     fi
     if [ -n "$FILES_NAME" ]; then
-        receive "$work/$FILES_NAME" "$FILES_DIGEST" "$FILES_URL" "$FILES_CONTENT"
+        receive "$work/$FILES_NAME" "$FILES_DIGEST" "$FILES_URL" "$FILES_CONTENT" \
+            "$FILES_DEVICE" "$FILES_SIZE"
         tar -xzf "$work/$FILES_NAME"
     fi
     export PREFIX ARTIFACT

@@ -1,6 +1,6 @@
 # An environment's boot: its variables, its clock, then its processes.
 arm
-HOST=$(metadata local-ipv4)
+[ -n "$HOST" ] || HOST=$(metadata local-ipv4)
 STATE=${PYTEST_EPHEMERAL_HOME:-$root/var/lib/pytest-ephemeral}
 mkdir -p "$STATE"
 {

@@ -48,8 +48,10 @@ say() {
     printf 'pytest-ephemeral:%s:0| %s\n' "$1" "$2" >>"$console"
 }
 
-# Have the instance end itself when the time that stands in its own tag has passed.
+# Have the instance end itself when the time that stands in its own tag has passed. Where someone
+# outside sees to that, there is no script for it.
 arm() {
+    [ -n "$EXPIRE" ] || return 0
     lib=$root/usr/local/lib/pytest-ephemeral
     units=$root/etc/systemd/system
     mkdir -p "$lib" "$units"

@@ -1,0 +1,135 @@
+"""What a virtual machine costs, booted and resumed: ``python -m benchmarks.machines``.
+
+The base of the tests (``.ci/vm``), and the conformance suite's application in it. Ready is the
+first answer over HTTP. Given are medians; the targets stand beside them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from pytest_ephemeral import providers
+from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.protocol import RESUMED
+from pytest_ephemeral.providers.qemu import accelerators
+from pytest_ephemeral.providers.qemu.provider import QemuProvider
+from pytest_ephemeral.providers.qemu.tables import QemuTemplate
+from pytest_ephemeral.testing.bench import get, make_order
+from pytest_ephemeral.testing.waiting import until
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+#: How often each is measured.
+RESUMES, ROLLBACKS = 9, 100
+
+#: Seconds in which a machine answers that boots.
+PATIENCE = 600.0
+
+
+def main() -> int:
+    """Measure, and print a table."""
+    vm: Any = import_module("support.vm")  # beside the tests, which need the same
+    if why := vm.unavailable():
+        print(f"without {why}: nothing is measured")
+        return 0
+    image = vm.bake_application()
+    with tempfile.TemporaryDirectory(prefix="machines-") as folder:
+        os.environ["PYTEST_EPHEMERAL_STATE"] = folder
+        print(f"accelerator: {accelerators.choose()}; load: {os.getloadavg()[0]:.1f}")
+        for memory in ("512M", "2G"):
+            measure(image, memory)
+    return 0
+
+
+def measure(image: Image, memory: str) -> None:
+    """One size of memory: boot, resume, put back."""
+    provider = providers.load("qemu")
+    assert isinstance(provider, QemuProvider)
+    serve = 'exec python3 "$PREFIX/application.py" "$HOST" "$PORT"'
+    template = QemuTemplate(
+        name="bench", image="app", command=serve, port=18480, memory=memory, warm=True
+    )
+    cold = bring_up(provider, template, image, freeze=True)
+    resumes = [bring_up(provider, template, image) for _ in range(RESUMES)]
+    print(f"{memory}: booted to ready   {cold:7.2f} s")
+    print(f"{memory}: resumed to ready  {median(resumes):7.3f} s  (at most 0.3)")
+    print(f"{memory}: faster by         {cold / median(resumes):7.0f} x  (at least 60)")
+    put_back(provider, template, image)
+
+
+def bring_up(
+    provider: QemuProvider, template: QemuTemplate, image: Image, *, freeze: bool = False
+) -> float:
+    """Seconds until a machine answers; it is gone afterwards."""
+    order = make_order(template, image, lifetime=3600)
+    started = time.perf_counter()
+    try:
+        environment = provider.launch(order)
+        until(lambda: get(environment), within=PATIENCE)
+        seconds = time.perf_counter() - started
+        assert (RESUMED in environment.handle) != freeze, environment.handle
+        if freeze:
+            provider.freeze(msgspec.structs.replace(order, environment=environment))
+    finally:
+        provider.destroy(order.environment)
+    return seconds
+
+
+def put_back(provider: QemuProvider, template: QemuTemplate, image: Image) -> None:
+    """Put one machine back a hundred times, and see whether anything grows."""
+    order = make_order(template, image, lifetime=3600)
+    try:
+        environment = provider.launch(order)
+        until(lambda: get(environment), within=PATIENCE)
+        order = msgspec.structs.replace(order, environment=environment)
+        order = msgspec.structs.replace(order, environment=provider.take_baseline(order))
+        folder = Path(environment.handle["folder"])
+
+        def once() -> float:
+            started = time.perf_counter()
+            until(lambda: get(provider.roll_back(order)))
+            return time.perf_counter() - started
+
+        once()
+        before = census(folder)
+        seconds = [once() for _ in range(ROLLBACKS)]
+        after = census(folder)
+    finally:
+        provider.destroy(order.environment)
+    print(f"{template.memory}: put back          {median(seconds):7.3f} s  (at most 0.3)")
+    for what, here, then in zip(
+        ("processes", "MiB resident", "MiB on disk"), before, after, strict=True
+    ):
+        print(f"{template.memory}: {what} before {ROLLBACKS} of them {here:.0f}, after {then:.0f}")
+
+
+def census(folder: Path) -> tuple[float, float, float]:
+    """The processes of a machine, what they have in memory, and what is on disk."""
+    marker = f"PYTEST_EPHEMERAL_ENVIRONMENT={folder.name}".encode()
+    pids = [path for path in Path("/proc").glob("[0-9]*") if marker in attempt(path / "environ")]
+    pages = [int(attempt(path / "statm").split()[1]) for path in pids if attempt(path / "statm")]
+    blocks = sum(path.lstat().st_blocks for path in folder.rglob("*"))
+    return len(pids), sum(pages) * os.sysconf("SC_PAGE_SIZE") / (1 << 20), blocks / 2048
+
+
+def attempt(file: Path) -> bytes:
+    """What is in a file of a process that may be gone."""
+    read: Callable[[], bytes] = file.read_bytes
+    try:
+        return read()
+    except OSError:
+        return b""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

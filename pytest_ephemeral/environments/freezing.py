@@ -1,0 +1,35 @@
+"""Freezing what is ready and seeded, so that the next environment goes on from there."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pytest_ephemeral.environments.progress import PhaseTimer, Progress
+from pytest_ephemeral.interpolation import mask
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.abilities import SupportsFreeze
+from pytest_ephemeral.providers.protocol import COLD_BOOT, TO_FREEZE, Order, Provider
+
+
+def freeze_if_asked(
+    order: Order, environment: Environment, provider: Provider, timer: PhaseTimer
+) -> Environment:
+    """Freeze an environment whose template asks for it; say why it was booted instead of resumed.
+
+    Args:
+        order: What it was launched with.
+        environment: As it is now: ready and seeded.
+        provider: What runs it.
+        timer: Times the freezing, and says what is to be said.
+
+    Returns:
+        The environment; its handle may have changed.
+    """
+    if TO_FREEZE in environment.handle and isinstance(provider, SupportsFreeze):
+        order = msgspec.structs.replace(order, environment=environment)
+        with timer.phase(environment.id, "freeze"):
+            environment = provider.freeze(order)
+    if why := environment.handle.get(COLD_BOOT):
+        text = f"it was booted, and not resumed from memory: {mask(why, order.secrets)}"
+        timer.say(Progress(environment.id, "warning", text))
+    return environment

@@ -1,0 +1,5 @@
+"""Virtual machines of this machine: QEMU, without root and without a bridge."""
+
+from pytest_ephemeral.providers.qemu.provider import QemuProvider
+
+__all__ = ["QemuProvider"]

@@ -1,0 +1,83 @@
+"""Freeze environments that are ready and seeded: for those after them, and to put them back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from pytest_ephemeral.errors import EphemeralError, UnavailableError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.protocol import COLD_BOOT, RESUMED, SEEDED, Order
+from pytest_ephemeral.providers.qemu import machines, memory, programs, restore
+from pytest_ephemeral.providers.qemu.launch import Plan, make_plan, resume
+from pytest_ephemeral.providers.qemu.memory import Memory
+from pytest_ephemeral.tables import Template
+
+#: In an environment's handle: the frozen memory that it is put back to.
+_BASELINE: Final = "baseline"
+
+
+class MachineBaselines:
+    """The part of the qemu provider that freezes; see ``SupportsRollback``, ``SupportsFreeze``."""
+
+    def check_rollback(self, template: Template, root: Path) -> None:  # noqa: ARG002
+        """All that a machine has is in its memory and on its disk; only Linux can freeze both."""
+        if sys.platform != "linux":
+            raise UnavailableError(
+                f"templates.{template.name}: machines are only put back on Linux: write a command "
+                "that does (`reset`), or give each test an environment of its own"
+            )
+
+    def freeze(self, order: Order) -> Environment:
+        """Keep what is ready and seeded for the next ones, if their memory is to be resumed."""
+        plan, environment = make_plan(order), order.environment
+        found = Memory.of(plan.fits)
+        try:
+            with memory.hold(found):
+                if not found.exists():
+                    _freeze(plan, found)
+                    found.seal(plan.fits, plan.image.digest)
+        except EphemeralError as error:
+            why = f"its memory could not be frozen: {error}"
+            return _with(environment, {COLD_BOOT: why})
+        return environment
+
+    def refuse_memory(self, environment: Environment, why: str) -> None:
+        """Say so beside the memory, where the next launch looks."""
+        Memory(Path(environment.handle[RESUMED])).refuse(f"`images vet` found that {why}")
+
+    def take_baseline(self, order: Order) -> Environment:
+        """Freeze it; or keep in mind from which memory it goes on."""
+        plan, environment = make_plan(order), order.environment
+        known = environment.handle.get(RESUMED)
+        if known and SEEDED in environment.handle:
+            return _with(environment, {_BASELINE: known})
+        found = Memory.of_environment(plan.place.path)
+        _freeze(plan, found)
+        return _with(environment, {_BASELINE: str(found.folder)})
+
+    def roll_back(self, order: Order) -> Environment:
+        """End its QEMU, and let another go on from the baseline, behind the same ports."""
+        plan = make_plan(order)
+        found = Memory(Path(order.environment.handle[_BASELINE]))
+        machines.replace_machine(plan.place, plan.start_from(found))
+        resume(plan, found, boot=False)
+        return order.environment
+
+
+def _freeze(plan: Plan, new: Memory) -> None:
+    """Freeze a running environment, and let it run on."""
+    id, folder, waking = plan.place.path.name, plan.place.state, plan.waking
+    with new.make(programs.to_bytes(plan.start.hardware.memory)) as target:
+        try:
+            memory.freeze(id, folder, target, waking.variables)
+        finally:
+            memory.go_on(id, folder)
+        restore.wake(id, folder, waking)
+
+
+def _with(environment: Environment, more: dict[str, str]) -> Environment:
+    return msgspec.structs.replace(environment, handle={**environment.handle, **more})

@@ -1,0 +1,147 @@
+"""What an image is made from: files here, or a download, known by their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Final
+
+from pytest_ephemeral import files, machine
+from pytest_ephemeral.errors import ConfigurationError, EphemeralError, UnavailableError
+from pytest_ephemeral.providers.qemu import programs
+from pytest_ephemeral.providers.qemu.content import Content
+from pytest_ephemeral.providers.qemu.tables import Download, QemuRecipe
+
+#: Seconds after which a server that sends nothing is given up.
+_SILENCE: Final = 60.0
+
+#: The disks that can be read.
+_FORMATS: Final = ("qcow2", "raw")
+
+
+def content_of(recipe: QemuRecipe, root: Path) -> Content:
+    """The files that a recipe's base, or its reference, is made of; a download is fetched.
+
+    Raises:
+        ConfigurationError: A file is not there, or is no disk that may be used.
+        UnavailableError: The download can't be had.
+    """
+    return Content(
+        disk=(disk := _disk_of(recipe, root)),
+        kernel=_file(recipe, root, "kernel", recipe.kernel),
+        initrd=_file(recipe, root, "initrd", recipe.initrd),
+        append=recipe.append if recipe.kernel else "",
+        format=_format_of(recipe, disk),
+    )
+
+
+def inputs_of(recipe: QemuRecipe, root: Path) -> dict[str, str]:
+    """The digests of those files, by the recipe's keys; nothing is fetched."""
+    named = {"kernel": recipe.kernel, "initrd": recipe.initrd, "reference": recipe.reference}
+    if isinstance(recipe.base, str):
+        named["base"] = recipe.base
+    found = {
+        key: digest_of(file)
+        for key, name in named.items()
+        if (file := _file(recipe, root, key, name)) is not None
+    }
+    if isinstance(recipe.base, Download):
+        found["base"] = f"sha256:{recipe.base.sha256}"
+    return found
+
+
+def digest_of(file: Path) -> str:
+    """A file's digest; remembered, as disks are large, until anything is written to it."""
+    status = file.stat()
+    key = f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+    memory = machine.state_directory() / "disk-digests.json"
+    try:
+        known = json.loads(files.read_regular(memory))
+    except (OSError, ValueError):
+        known = {}
+    if not isinstance(known, dict) or not isinstance(known.get(key), str):
+        digest = files.digest_of(files.chunks(file))
+        known = {k: v for k, v in dict(known).items() if not k.startswith(f"{file} ")}
+        known[key] = digest
+        files.replace(memory, [json.dumps(known).encode()])
+    return str(known[key])
+
+
+def _disk_of(recipe: QemuRecipe, root: Path) -> Path:
+    if isinstance(recipe.base, Download):
+        return _fetch(recipe.base)
+    key = "reference" if recipe.base is None else "base"
+    found = _file(recipe, root, key, recipe.base or recipe.reference)
+    assert found is not None
+    return found
+
+
+def _file(recipe: QemuRecipe, root: Path, key: str, name: str | None) -> Path | None:
+    if name is None:
+        return None
+    path = (root / name).absolute()
+    if not path.is_file():
+        raise ConfigurationError(f"images.{recipe.name}.{key}: {path} is not there, or is no file")
+    return path
+
+
+def _format_of(recipe: QemuRecipe, disk: Path) -> str:
+    """The format of a disk that reads from no other file.
+
+    A disk image may name any other file of this machine to be read under it, and whoever made it
+    would see that in the guest.
+    """
+    try:
+        told = programs.describe_disk(disk)
+    except EphemeralError as error:
+        raise ConfigurationError(f"images.{recipe.name}: {disk} can't be read: {error}") from error
+    if told["format"] not in _FORMATS:
+        raise ConfigurationError(
+            f"images.{recipe.name}: {disk} is {told['format']}: convert it with "
+            f"`qemu-img convert -O qcow2 {disk} {disk.with_suffix('.qcow2')}`"
+        )
+    data = told.get("format-specific", {}).get("data", {})
+    if other := told.get("backing-filename") or data.get("data-file"):
+        raise ConfigurationError(
+            f"images.{recipe.name}: {disk} reads from another file, {other}: make it whole with "
+            f"`qemu-img convert -O qcow2 {disk} whole.qcow2`"
+        )
+    return str(told["format"])
+
+
+def _fetch(download: Download) -> Path:
+    """The file of a download, checked; fetched once for all images."""
+    file = machine.state_directory() / "downloads" / download.sha256
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with files.hold_lock(file.with_suffix(".lock")):
+        if not file.exists():
+            _download(download, file)
+    return file
+
+
+def _download(download: Download, file: Path) -> None:
+    import requests
+
+    part = file.with_suffix(".part")
+    digest = hashlib.sha256()
+    try:
+        with (
+            requests.get(download.url, stream=True, timeout=_SILENCE) as answer,
+            part.open("wb") as writing,
+        ):
+            answer.raise_for_status()
+            for chunk in answer.iter_content(1 << 20):
+                digest.update(chunk)
+                writing.write(chunk)
+        if digest.hexdigest() != download.sha256:
+            raise ConfigurationError(
+                f"{download.url} is sha256 {digest.hexdigest()}, and not {download.sha256}: it was "
+                "replaced on the server, or the recipe names another. Compare with what its "
+                "publisher signs, and correct sha256"
+            )
+        part.rename(file)
+    except requests.RequestException as error:
+        raise UnavailableError(f"{download.url} can't be fetched: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)

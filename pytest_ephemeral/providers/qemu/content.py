@@ -1,0 +1,82 @@
+"""What is in an image: a disk, and where it has no boot loader, a kernel with its initrd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from pytest_ephemeral.models import Image
+
+#: In an image's handle: it is someone else's file, and what it was when it was taken.
+AS_IT_IS: Final = "as-it-is"
+
+_DISK, _KERNEL, _INITRD, _APPEND = "disk.qcow2", "kernel", "initrd", "append"
+_FORMAT: Final = "format"
+
+
+class Content(msgspec.Struct, frozen=True):
+    """The files that a machine boots from; none of them is ever written to."""
+
+    disk: Path
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    format: str = "qcow2"
+
+    @classmethod
+    def at(cls, folder: Path) -> Self:
+        """What ``write_names`` has left in a folder."""
+        kernel, initrd, append = (folder / name for name in (_KERNEL, _INITRD, _APPEND))
+        return cls(
+            disk=folder / _DISK,
+            kernel=kernel if kernel.exists() else None,
+            initrd=initrd if initrd.exists() else None,
+            append=append.read_text() if append.exists() else "",
+        )
+
+    @classmethod
+    def of(cls, image: Image) -> Self:
+        """The files of an image that is here."""
+        handle = image.handle
+        if AS_IT_IS not in handle:
+            return cls.at(Path(image.reference))
+        kernel, initrd = handle.get(_KERNEL), handle.get(_INITRD)
+        return cls(
+            disk=Path(image.reference),
+            kernel=Path(kernel) if kernel else None,
+            initrd=Path(initrd) if initrd else None,
+            append=handle.get(_APPEND, ""),
+            format=handle.get(_FORMAT, "qcow2"),
+        )
+
+    def files(self) -> list[Path]:
+        """All of them, the disk first."""
+        return [path for path in (self.disk, self.kernel, self.initrd) if path is not None]
+
+    def to_handle(self) -> dict[str, str]:
+        """What ``of`` needs of an image that is taken as it is."""
+        known = {
+            _KERNEL: self.kernel,
+            _INITRD: self.initrd,
+            _APPEND: self.append,
+            _FORMAT: self.format,
+        }
+        return {name: str(value) for name, value in known.items() if value}
+
+    def copy_boot(self, folder: Path) -> Path:
+        """Put all but the disk into a folder; where the disk belongs then."""
+        for name, path in ((_KERNEL, self.kernel), (_INITRD, self.initrd)):
+            if path is not None:
+                (folder / name).write_bytes(path.read_bytes())
+        if self.append and self.kernel is not None:
+            (folder / _APPEND).write_text(self.append)
+        return folder / _DISK
+
+    def argv(self) -> list[str]:
+        """What QEMU is told of them besides the disk."""
+        if self.kernel is None:
+            return []
+        initrd = [] if self.initrd is None else ["-initrd", str(self.initrd)]
+        return ["-kernel", str(self.kernel), *initrd, "-append", self.append]

@@ -1,0 +1,122 @@
+"""What a machine is made of, as QEMU is told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from pytest_ephemeral.providers.qemu import accelerators, programs
+from pytest_ephemeral.providers.qemu.content import Content
+from pytest_ephemeral.providers.qemu.tables import QemuRecipe, QemuTemplate
+
+#: The guest's address in QEMU's own network, which each machine has for itself.
+GUEST: Final = "10.0.2.15"
+
+#: The names of what lies in a machine's folder.
+DISK: Final = "disk.qcow2"
+SEED: Final = "seed"
+
+
+class Hardware(msgspec.Struct, frozen=True):
+    """What a machine has."""
+
+    memory: str
+    cpus: int
+    machine: str
+    accelerator: str
+    cpu: str
+
+    @classmethod
+    def of(cls, wanted: QemuTemplate | QemuRecipe) -> Self:
+        """What a template asks for, or a recipe; what they leave open is chosen."""
+        asked = wanted.accelerator if isinstance(wanted, QemuTemplate) else "auto"
+        accelerator = accelerators.choose() if asked == "auto" else asked
+        named = wanted.cpu if isinstance(wanted, QemuTemplate) else None
+        return cls(
+            memory=wanted.memory,
+            cpus=wanted.cpus,
+            machine=wanted.machine if isinstance(wanted, QemuTemplate) else "q35",
+            accelerator=accelerator,
+            cpu=named or accelerators.default_cpu(accelerator),
+        )
+
+    def argv(self, memory: Path | None) -> list[str]:
+        """QEMU's arguments for it.
+
+        Args:
+            memory: A file with the memory of a machine that was frozen, to be copied on write;
+                None for new memory.
+        """
+        # Multi-threaded emulation even of one processor: the devices have a thread of their own.
+        accelerator = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
+        return [
+            *("-accel", accelerator, "-cpu", self.cpu, "-smp", str(self.cpus)),
+            *("-machine", f"{self.machine},memory-backend=ram,graphics=off", "-m", self.memory),
+            *("-object", _memory_object(programs.to_bytes(self.memory), memory)),
+        ]
+
+
+def _memory_object(size: int, file: Path | None) -> str:
+    if file is not None:
+        return f"memory-backend-file,id=ram,size={size},mem-path={_escape(file)},share=off"
+    # Shared, so that migration leaves it out (x-ignore-shared), and in no file of any disk.
+    kind = "memfd" if sys.platform == "linux" else "ram"
+    return f"memory-backend-{kind},id=ram,size={size}" + (",share=on" if kind == "memfd" else "")
+
+
+def device_argv(
+    content: Content, *, forwards: Mapping[int, tuple[str, int]], artifact: Path | None
+) -> list[str]:
+    """QEMU's arguments for disks, network, console and the ports that it is reached by.
+
+    Args:
+        content: What it boots from; its disk is under the overlay ``DISK``.
+        forwards: The guest's port → the address and port here that lead to it.
+        artifact: What a bake installs, as a disk of its own.
+    """
+    net = ",".join(["user,id=net", *map(_forward, forwards.items())])
+    disks = [_disk("root", f"file={DISK},format=qcow2,cache=unsafe,discard=unmap")]
+    disks.append(_disk("seed", f"driver=vvfat,dir={SEED},label=CIDATA,read-only=on"))
+    if artifact is not None:
+        disks.append(_disk("artifact", f"file={_escape(artifact)},format=raw,read-only=on"))
+    ports = {"agent": "org.qemu.guest_agent.0", "restore": "pytest-ephemeral.restore"}
+    channels = ["-device", "virtio-serial-pci"]
+    for name, port in ports.items():
+        channels += ["-chardev", f"socket,id={name},path={name},server=on,wait=off"]
+        channels += ["-device", f"virtserialport,chardev={name},name={port}"]
+    return [
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-qmp", "unix:monitor,server=on,wait=off"),
+        *(word for disk in disks for word in disk),
+        *("-netdev", net, "-device", "virtio-net-pci,netdev=net,romfile="),
+        *("-device", "virtio-rng-pci", "-device", "vmgenid,guid=auto"),
+        *channels,
+        *content.argv(),
+    ]
+
+
+def _disk(name: str, options: str) -> Iterable[str]:
+    return [
+        *("-drive", f"if=none,id={name},{options}"),
+        *("-device", f"virtio-blk-pci,drive={name},serial={name}"),
+    ]
+
+
+def _forward(forward: tuple[int, tuple[str, int]]) -> str:
+    port, (host, outside) = forward
+    return f"hostfwd={describe_forward(host, outside, port)}"
+
+
+def describe_forward(host: str, outside: int, port: int) -> str:
+    """A forward as QEMU writes it: from an address here to a port of the guest."""
+    return f"tcp:{host}:{outside}-{GUEST}:{port}"
+
+
+def _escape(path: Path) -> str:
+    """A path as the value of one of QEMU's options, where a comma ends it."""
+    return str(path).replace(",", ",,")

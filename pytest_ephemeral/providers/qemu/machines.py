@@ -1,0 +1,347 @@
+"""Machines: each in a folder of its own, under a guard that ends QEMU whatever dies."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import ClassVar, Final
+
+import msgspec
+
+from pytest_ephemeral import labels, machine
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.providers.ec2 import user_data
+from pytest_ephemeral.providers.local import client, guard, logs, removal
+from pytest_ephemeral.providers.local.folder import Folder
+from pytest_ephemeral.providers.qemu import programs, qmp
+from pytest_ephemeral.providers.qemu.content import Content
+from pytest_ephemeral.providers.qemu.hardware import DISK, SEED, Hardware, device_argv
+
+#: The only process of a machine's guard, whose log is the serial console.
+CONSOLE: Final = "console"
+
+#: In a machine's folder: where in its log the QEMU that runs now has begun.
+SINCE: Final = "since"
+
+#: Runs QEMU as the file ``start`` says. When it has ended, its status is in ``ended``, and it is
+#: started as ``next`` says once that is there and a line comes through ``again``.
+_LOOP: Final = (
+    'while :; do sh ./start; echo "$?" >ended; read -r _ <again; mv next start; rm ended; done'
+)
+
+#: Seconds in which QEMU ends when it is told to.
+_QUIT: Final = 30.0
+
+_UP: Final = "up"
+#: The user data of a machine that is to say when it is up.
+UP_SCRIPT: Final = f"#!/bin/sh\necho 'pytest-ephemeral:end:0| {_UP}' >/dev/console\n"
+
+#: What a console says that will never boot, by what people call it.
+_FAILURES: Final = {
+    "Kernel panic - not syncing": "its kernel panicked",
+    "No bootable device": "its disk has no boot loader: give kernel and initrd",
+    "(initramfs)": "its initial RAM disk does not find the root disk",
+    "You are in emergency mode": "systemd went into emergency mode",
+    "grub rescue>": "its boot loader does not find its files",
+}
+
+#: Of this process's variables, what QEMU sees.
+_ALLOWED: Final = ("PATH", "LANG", "TMPDIR")
+
+
+class MachineFolder(Folder, frozen=True):
+    """The folder of one machine."""
+
+    home: ClassVar[str] = "machines"
+
+
+class Start(msgspec.Struct, frozen=True):
+    """How a machine is started.
+
+    Attributes:
+        hardware: What it has.
+        content: What it boots from.
+        forwards: The guest's port → the address and port here that lead to it.
+        memory: A file with frozen memory, to be copied on write.
+        fresh_disk: A disk on the frozen one; None to boot. With it, QEMU waits to be told where
+            the state is that it goes on from.
+        artifact: What a bake installs.
+        disk: The size of the disk, if more than the image's.
+    """
+
+    hardware: Hardware
+    content: Content
+    forwards: Mapping[int, tuple[str, int]] = {}
+    memory: Path | None = None
+    fresh_disk: Path | None = None
+    artifact: Path | None = None
+    disk: str | None = None
+
+    def create_disk(self, place: MachineFolder) -> None:
+        """Make the disk of a machine that boots, or goes on from memory."""
+        (place.state / DISK).unlink(missing_ok=True)
+        if self.fresh_disk is not None:
+            shutil.copyfile(self.fresh_disk, place.state / DISK)
+            return
+        programs.create_overlay(
+            self.content.disk, place.state / DISK, self.disk, backing_format=self.content.format
+        )
+
+    def argv(self) -> list[str]:
+        """QEMU's whole command line."""
+        incoming = [] if self.fresh_disk is None else ["-incoming", "defer"]
+        return [
+            programs.find(programs.SYSTEM),
+            *self.hardware.argv(self.memory),
+            *device_argv(self.content, forwards=self.forwards, artifact=self.artifact),
+            *incoming,
+        ]
+
+
+def write_seed(place: MachineFolder, script: str) -> None:
+    """Write what cloud-init reads (NoCloud): who the machine is, and what it runs.
+
+    Args:
+        place: The machine's folder.
+        script: The user data.
+    """
+    seed = place.state / SEED
+    seed.mkdir(exist_ok=True)
+    id = place.path.name
+    # "local": all that it is to do is here, before there is a network.
+    known = {"instance-id": id, "local-hostname": id[:63].rstrip("-"), "dsmode": "local"}
+    (seed / "meta-data").write_text("".join(f"{name}: {it}\n" for name, it in known.items()))
+    (seed / "user-data").write_text(script)
+
+
+def replace_machine(place: MachineFolder, start: Start) -> None:
+    """End the QEMU that runs, if one does, and start another under the same guard.
+
+    Args:
+        place: The machine's folder; its disk is made anew.
+        start: How it is started.
+
+    Raises:
+        EphemeralError: The guard is gone, or QEMU does not end.
+    """
+    if exit_status(place) is None:
+        with suppress(qmp.MachineError), qmp.open_monitor(place.path.name, place.state, 5.0) as old:
+            old.call("quit")
+    deadline = time.monotonic() + _QUIT
+    while exit_status(place) is None:
+        if time.monotonic() > deadline:
+            raise qmp.MachineError(f"the QEMU of {place.path.name} does not end")
+        time.sleep(0.002)
+    start.create_disk(place)
+    client.status(place.control)  # what was printed is in the log now, so its end is known
+    (place.state / SINCE).write_text(str(logs.end(place.logs, CONSOLE)))
+    _write_start(place, start, "next")
+    with (place.state / "again").open("w") as again:
+        again.write("\n")
+    while (place.state / "next").exists() or (place.state / "ended").exists():
+        time.sleep(0.002)
+
+
+def _write_start(place: MachineFolder, start: Start, name: str = "start") -> None:
+    (place.state / name).write_text(f"exec {shlex.join(start.argv())}\n")
+
+
+def start_machine(
+    place: MachineFolder,
+    start: Start,
+    *,
+    descriptors: Sequence[int],
+    expires_at: datetime | None,
+    secrets: Sequence[str] = (),
+    settle: Sequence[str] = (),
+) -> guard.Guard:
+    """Start a machine whose seed is in its folder; does not wait for anything.
+
+    Args:
+        place: Its folder; its disk is made in it.
+        start: How.
+        descriptors: Locks and claims that are held as long as it lives.
+        expires_at: When it ends by itself.
+        secrets: Shown as ``***`` in its log.
+        settle: A command run after it ended without its owner.
+    """
+    start.create_disk(place)
+    _write_start(place, start)
+    os.mkfifo(place.state / "again", 0o600)
+    return guard.start(
+        guard.Spec(
+            id=place.path.name,
+            control=place.path,
+            processes={CONSOLE: ["/bin/sh", "-c", _LOOP]},
+            directory=place.state,
+            variables={name: os.environ[name] for name in _ALLOWED if name in os.environ},
+            logs=place.logs,
+            mark=place.mark,
+            remove=[place.path],
+            secrets=secrets,
+            expires_at=None if expires_at is None else expires_at.timestamp(),
+            settle=settle,
+            descriptors=descriptors,
+        )
+    )
+
+
+def read_console(place: MachineFolder) -> str:
+    """All that a machine has printed on its serial console, as far as it is kept."""
+    with suppress(EphemeralError):
+        client.status(place.control)  # the guard reads what was printed before it answers
+    return logs.read(place.logs, CONSOLE).decode(errors="replace").replace("\r", "")
+
+
+def find_boot_failure(console: str) -> str:
+    """Why a machine will never come up, for people; empty where nothing tells."""
+    return next((why for sign, why in _FAILURES.items() if sign in console), "")
+
+
+def last_lines(console: str, number: int = 15) -> str:
+    """The last lines of a console, indented; and what to think of none."""
+    lines = [line for line in console.splitlines() if line.strip()][-number:]
+    return "\n".join(f"    {line}" for line in lines) or (
+        "    (nothing: a kernel prints there that is told console=ttyS0)"
+    )
+
+
+def exit_status(place: MachineFolder) -> int | None:
+    """How QEMU has ended; None while it runs.
+
+    Raises:
+        EphemeralError: Its guard is gone.
+    """
+    client.status(place.control)
+    try:
+        return int((place.state / "ended").read_text())
+    except (FileNotFoundError, ValueError):  # or it is just being written
+        return None
+
+
+class Temporary(msgspec.Struct, frozen=True):
+    """A machine that only a bake, or the making of a memory image, needs."""
+
+    place: MachineFolder
+    start: Start
+
+    @property
+    def id(self) -> str:
+        """What it is called."""
+        return self.place.path.name
+
+    def wait_until_up(self, patience: float) -> None:
+        """Wait until the script ``UP_SCRIPT`` was run, which its cloud-init does last.
+
+        Raises:
+            MachineError: It was not, within so many seconds; with the last lines of its console.
+        """
+        deadline = time.monotonic() + patience
+        while user_data.last_words(console := read_console(self.place)) != _UP:
+            why = find_boot_failure(console)
+            if not why and exit_status(self.place) is not None:
+                why = "QEMU has ended"
+            if not why and time.monotonic() > deadline:
+                why = f"not within {patience:g} s"
+            if why:
+                raise qmp.MachineError(
+                    f"{self.id} did not boot: {why}. Its console ends with:\n{last_lines(console)}"
+                )
+            time.sleep(0.1)
+
+    def wait_for_end(self, patience: float) -> bool:
+        """Wait until QEMU has ended; whether it has in so many seconds."""
+        deadline = time.monotonic() + patience
+        while exit_status(self.place) is None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+@contextmanager
+def temporary(
+    name: str,
+    start: Start,
+    script: str,
+    *,
+    key: str,
+    lifetime: float,
+    descriptors: Sequence[int] = (),
+    secrets: Sequence[str] = (),
+) -> Iterator[Temporary]:
+    """A machine that is gone behind the block, and labelled as any environment meanwhile.
+
+    Args:
+        name: What its id begins with.
+        start: How it is started.
+        script: What it runs at its boot.
+        key: The image's.
+        lifetime: Seconds after which it ends by itself.
+        descriptors: Locks that it holds, too.
+        secrets: Shown as ``***`` in its log.
+    """
+    id = f"{name}-{os.urandom(4).hex()}"
+    place = MachineFolder.of(id)
+    owner = machine.this_owner(name)
+    expires_at = datetime.now(UTC) + timedelta(seconds=lifetime)
+    known = labels.for_environment(
+        id=id, template=name, run=name, owner=str(owner), expires_at=expires_at, image=key
+    )
+    held = None
+    lock = place.make(known)
+    try:
+        write_seed(place, script)
+        held = start_machine(
+            place, start, descriptors=[lock, *descriptors], expires_at=expires_at, secrets=secrets
+        )
+        yield Temporary(place, start)
+    finally:
+        with ExitStack() as closing:
+            closing.callback(os.close, lock)
+            removal.destroy(place, held, here=True)
+
+
+def run_in(
+    agent: qmp.MachineConnection, argv: Sequence[str], *, timeout: float | None
+) -> tuple[int, str, str] | None:
+    """Run a command through the guest agent.
+
+    Args:
+        agent: The agent.
+        argv: The command, in a session of its own.
+        timeout: Seconds it may take.
+
+    Returns:
+        Its exit status, and what it printed; None if it took longer, and was killed with all of
+        its session.
+
+    Raises:
+        MachineError: The agent can't run it.
+    """
+    # Debian's agent starts nothing but by its path.
+    pid = agent.call("guest-exec", path="/usr/bin/setsid", arg=list(argv), capture_output=True)[
+        "pid"
+    ]
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pause = 0.005
+    while not (state := agent.call("guest-exec-status", pid=pid))["exited"]:
+        if deadline is not None and time.monotonic() > deadline:
+            kill = ["-c", f"kill -9 -{pid} {pid}"]
+            agent.call("guest-exec", path="/bin/sh", arg=kill)
+            return None
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.2)
+    status = int(state.get("exitcode", -state.get("signal", 0)))
+    output, errors = (
+        base64.b64decode(state.get(name, "")).decode(errors="replace")
+        for name in ("out-data", "err-data")
+    )
+    return status, output, errors

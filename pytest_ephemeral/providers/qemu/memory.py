@@ -1,0 +1,304 @@
+"""Memory of machines, frozen together with their disks, and what goes on from it.
+
+RAM is in a file that each machine maps for itself, copying the pages that it writes: QEMU's
+migration leaves it out (``x-ignore-shared``), and only the state of the devices is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from pytest_ephemeral import files, machine
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.models import Model, decode, encode
+from pytest_ephemeral.providers.qemu import programs, qmp, restore
+from pytest_ephemeral.providers.qemu.hardware import DISK, describe_forward
+from pytest_ephemeral.providers.qemu.qmp import MachineError
+
+#: Seconds until the state of the devices is written, or read.
+PATIENCE: Final = 120.0
+
+#: Seconds after which memory that nobody has resumed is removed, when other is frozen.
+UNUSED: Final = 7 * 86400.0
+
+#: Bytes beside the RAM: devices and what the disk has written.
+_MARGIN: Final = 256 << 20
+
+_RAM, _STATE, _FRESH, _RECORD = "ram", "state", "fresh.qcow2", "memory.json"
+_REFUSED: Final = "refused"
+
+
+class MemoryRecord(Model, frozen=True, kw_only=True):
+    """What is known of frozen memory.
+
+    Attributes:
+        fits: All that has to be the same where it is resumed, by name, for people.
+        image: The image's digest.
+        files: Size and time of each file as it was sealed, and the digest of the devices' state.
+            To read RAM and disk takes as long as a machine to boot.
+    """
+
+    fits: dict[str, str]
+    image: str
+    files: dict[str, str]
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """Frozen memory in its folder."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, fits: Mapping[str, str]) -> Self:
+        """Where memory is that fits, if there is any."""
+        key = files.digest_of([json.dumps(dict(fits), sort_keys=True).encode()])
+        return cls(_home() / key.removeprefix("sha256:")[:24])
+
+    @property
+    def ram(self) -> Path | None:
+        """The guest's RAM, never written to; None where it is in the devices' state."""
+        return found if (found := self.folder / _RAM).exists() else None
+
+    @property
+    def fresh_disk(self) -> Path:
+        """A disk on the frozen one, to be copied."""
+        return self.folder / _FRESH
+
+    def exists(self) -> bool:
+        """Whether it is there, whole or not."""
+        return self.folder.is_dir()
+
+    def refuse(self, why: str) -> None:
+        """Have nothing go on from it any more."""
+        (self.folder / _REFUSED).write_text(why)
+
+    def require_usable(self) -> None:
+        """Make sure that it is as it was frozen, and nothing is known against it.
+
+        Raises:
+            MachineError: It is not; says what.
+            EphemeralError: Nothing is to go on from it; says why.
+        """
+        with suppress(FileNotFoundError):
+            raise EphemeralError((self.folder / _REFUSED).read_text())
+        record = self.read()
+        if record is None:
+            raise MachineError(f"{self.folder} has no readable {_RECORD}")
+        for name, known in record.files.items():
+            if _describe(self.folder / name) != known:
+                raise MachineError(f"{self.folder / name} has changed since it was frozen")
+
+    def read(self) -> MemoryRecord | None:
+        """Its record; None if that can't be read."""
+        try:
+            return decode(files.read_regular(self.folder / _RECORD), MemoryRecord)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def touch(self) -> None:
+        """Note that it has just been of use."""
+        os.utime(self.folder)
+
+    @classmethod
+    def of_environment(cls, place: Path) -> Self:
+        """Where the baseline of an environment is, in its own folder."""
+        return cls(place / "baseline")
+
+    @contextmanager
+    def make(self, ram: int) -> Iterator[Path]:
+        """A folder to freeze into, which becomes this one at the end of the block.
+
+        Args:
+            ram: Bytes that it will take.
+
+        Raises:
+            EphemeralError: There is no space for it.
+        """
+        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _remove_unused(self.folder.parent)
+        free = shutil.disk_usage(self.folder.parent).free
+        if free < ram + _MARGIN:
+            raise EphemeralError(
+                f"there is no space for {ram >> 20} MiB of memory in {self.folder.parent}: "
+                f"{free >> 20} MiB are free. Remove what is not needed there, or let "
+                f"{machine.STATE_VARIABLE} name a folder on another disk"
+            )
+        new = self.folder.with_name(f"{files.TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}")
+        new.mkdir(mode=0o700)
+        try:
+            yield new
+            shutil.rmtree(self.folder, ignore_errors=True)
+            new.rename(self.folder)
+            # Only now is it known where the frozen disk will be.
+            programs.create_overlay(self.folder / DISK, self.folder / _FRESH)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def seal(self, fits: Mapping[str, str], image: str) -> None:
+        """Say that it is whole, and how its files are."""
+        names = (_RAM, _STATE, DISK, _FRESH)
+        there = [self.folder / name for name in names if (self.folder / name).exists()]
+        known = {file.name: _describe(file) for file in there}
+        record = MemoryRecord(fits=dict(fits), image=image, files=known)
+        files.replace(self.folder / _RECORD, [encode(record)])
+
+    def remove(self) -> None:
+        """Remove it; machines that go on from it keep what they have mapped."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def every() -> Iterator[Memory]:
+    """All frozen memory of this machine."""
+    with suppress(FileNotFoundError):
+        for folder in sorted(_home().iterdir()):
+            if not folder.name.startswith(".") and folder.is_dir():
+                yield Memory(folder)
+
+
+@contextmanager
+def hold(memory: Memory) -> Iterator[None]:
+    """Keep all others of this machine from making the same memory meanwhile."""
+    memory.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with files.hold_lock(memory.folder.with_name(f".{memory.folder.name}.lock")):
+        yield
+
+
+def freeze(id: str, folder: Path, new: Path, variables: Mapping[str, str]) -> None:
+    """Write a running machine's memory, devices and disk into a folder; it stands still then.
+
+    Args:
+        id: The machine's.
+        folder: Where its sockets and its disk are.
+        new: Where to write.
+        variables: For the ``before-snapshot`` hooks.
+
+    Raises:
+        MachineError: It can't be.
+    """
+    restore.prepare(id, folder, variables)
+    with qmp.open_monitor(id, folder) as monitor:
+        monitor.call("stop")
+        ram = _find_ram(monitor.pid())
+        if ram is not None:
+            _ignore_shared(monitor)
+        monitor.call("migrate-set-parameters", max_bandwidth=1 << 34)
+        # To a file by a program: "file:" is only in QEMU 8.2 and newer.
+        monitor.call("migrate", uri=f"exec:cat > {shlex.quote(str(new / _STATE))}")
+        _wait(monitor, "query-migrate", {"completed"}, id)
+        if ram is not None:
+            _copy_sparse(ram, new / _RAM)
+    _copy_sparse(folder / DISK, new / DISK)
+
+
+def go_on(id: str, folder: Path) -> None:
+    """Let a machine that was frozen run again."""
+    with qmp.open_monitor(id, folder) as monitor:
+        monitor.call("cont")
+
+
+def resume(
+    id: str,
+    folder: Path,
+    memory: Memory,
+    waking: restore.Waking,
+    forwards: Mapping[int, tuple[str, int]],
+) -> None:
+    """Have a machine that waits for its memory go on from it, and then let its ports in.
+
+    Raises:
+        MachineError: It can't.
+    """
+    with qmp.open_monitor(id, folder) as monitor:
+        if memory.ram is not None:
+            _ignore_shared(monitor)
+        monitor.call("migrate-incoming", uri=f"exec:cat {shlex.quote(str(memory.folder / _STATE))}")
+        # It was stopped when its state was written, and still is when that is read.
+        _wait(monitor, "query-status", {"running", "paused", "postmigrate"}, id)
+        monitor.call("cont")
+        restore.wake(id, folder, waking)
+        for port, (host, outside) in forwards.items():
+            line = f"hostfwd_add net {describe_forward(host, outside, port)}"
+            if refused := monitor.call("human-monitor-command", command_line=line).strip():
+                raise MachineError(f"{id}: {line}: {refused}")
+
+
+def _ignore_shared(monitor: qmp.MachineConnection) -> None:
+    capabilities = [{"capability": "x-ignore-shared", "state": True}]
+    monitor.call("migrate-set-capabilities", capabilities=capabilities)
+
+
+def _wait(monitor: qmp.MachineConnection, command: str, wanted: set[str], id: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    pause = 0.001
+    while (state := monitor.call(command)).get("status") not in wanted:
+        if state.get("status") in {"failed", "cancelled", "internal-error", "guest-panicked"}:
+            raise MachineError(f"{id}: {command}: {state.get('error-desc', state['status'])}")
+        if time.monotonic() > deadline:
+            raise MachineError(f"{id}: {command} is {state} after {PATIENCE:g} s")
+        time.sleep(pause)
+        pause = min(pause * 1.3, 0.02)
+
+
+def _find_ram(pid: int) -> Path | None:
+    """The RAM of a machine, as long as it runs: a file without a name, open in its process.
+
+    One that goes on from frozen memory itself has its own pages in none.
+    """
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            if "memfd:memory-backend" in str(descriptor.readlink()):
+                return descriptor
+    return None
+
+
+def _copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file without its holes."""
+    with source.open("rb") as reading, target.open("xb") as writing:
+        size = os.fstat(reading.fileno()).st_size
+        os.truncate(target, size)
+        at = 0
+        while at < size:
+            try:
+                start = os.lseek(reading.fileno(), at, os.SEEK_DATA)
+            except OSError:  # only a hole is left
+                return
+            at = os.lseek(reading.fileno(), start, os.SEEK_HOLE)
+            os.lseek(writing.fileno(), start, os.SEEK_SET)
+            while start < at:
+                start += os.sendfile(writing.fileno(), reading.fileno(), start, at - start)
+
+
+def _describe(file: Path) -> str:
+    try:
+        status = file.stat()
+    except OSError as error:
+        return str(error.strerror)
+    known = f"{status.st_size} {status.st_mtime_ns}"
+    return f"{known} {files.digest_of(files.chunks(file))}" if file.name == _STATE else known
+
+
+def _remove_unused(home: Path) -> None:
+    """Remove memory that was not resumed for long, and what was cut short in being made."""
+    limit = time.time() - UNUSED
+    for memory in every():
+        with suppress(FileNotFoundError):
+            if memory.folder.stat().st_mtime < limit:
+                memory.remove()
+    for left in home.glob(f"{files.TEMPORARY}*"):
+        pid = left.name.removeprefix(files.TEMPORARY).partition("-")[0]
+        if pid.isdigit() and not machine.read_process_start(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _home() -> Path:
+    return machine.state_directory() / "memory"

@@ -1,0 +1,177 @@
+"""Speak to a machine: QEMU's own monitor, the guest agent, and the port of the restore helper.
+
+All of them are sockets in the environment's folder, which only this user can enter, and all of them
+take one JSON object a line. See qemu.org, ``interop/qmp-spec`` and ``interop/qemu-ga-ref``.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.providers.local import host
+from pytest_ephemeral.providers.local.host import GuardAddress
+
+
+class MachineError(EphemeralError):
+    """A machine refuses what it is asked, or does not answer."""
+
+
+class MachineConnection:
+    """Lines of JSON over a socket of a machine.
+
+    Args:
+        id: The machine's, for messages.
+        folder: Where the socket is.
+        name: Its name.
+        timeout: Seconds for each answer.
+    """
+
+    def __init__(self, id: str, folder: Path, name: str, timeout: float) -> None:
+        self.id, self.timeout, self.name = id, timeout, name
+        self._socket = host.connect(GuardAddress(id, folder, name))
+        self._received = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+    def pid(self) -> int:
+        """The process at the other end. Only Linux tells."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int(struct.unpack("3i", credentials)[0])
+
+    def send(self, message: Mapping[str, Any], before: bytes = b"") -> None:
+        """Send one object."""
+        try:
+            self._socket.settimeout(self.timeout)
+            self._socket.sendall(before + json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def receive(self, deadline: float) -> dict[str, Any]:
+        """The next object; whatever is none is left out.
+
+        Raises:
+            MachineError: The time is over, or the machine gone.
+        """
+        while True:
+            line, end, rest = self._received.partition(b"\n")
+            if end:
+                self._received = rest
+                try:
+                    found = json.loads(line.rpartition(b"\xff")[2])
+                except ValueError:
+                    continue
+                if isinstance(found, dict):
+                    return found
+                continue
+            try:
+                self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+                data = self._socket.recv(1 << 16)
+            except OSError as error:
+                raise self._lost(error) from error
+            if not data:
+                raise self._lost(EOFError("it has closed the connection"))
+            self._received += data
+
+    def call(self, command: str, **arguments: Any) -> Any:
+        """Have a command done, and get what it returns.
+
+        Raises:
+            MachineError: It is refused, or not answered in time.
+        """
+        named = {name.replace("_", "-"): value for name, value in arguments.items()}
+        self.send({"execute": command, "arguments": named})
+        deadline = time.monotonic() + self.timeout
+        while True:
+            answer = self.receive(deadline)
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                reason = answer["error"].get("desc", answer["error"])
+                raise MachineError(f"{self.id}: {command} was refused: {reason}")
+
+    def _lost(self, error: Exception) -> MachineError:
+        return MachineError(
+            f"the {self.name} of {self.id} does not answer: {error or type(error).__name__}"
+        )
+
+
+def open_monitor(id: str, folder: Path, timeout: float = 60.0) -> MachineConnection:
+    """QEMU's monitor; waits until it is there.
+
+    Raises:
+        MachineError: It does not answer in time.
+    """
+    connection = _connect(id, folder, "monitor", timeout)
+    connection.receive(time.monotonic() + timeout)  # its greeting
+    connection.call("qmp_capabilities")
+    return connection
+
+
+def open_agent(
+    id: str, folder: Path, timeout: float = 60.0, each: float = 10.0
+) -> MachineConnection:
+    """The guest agent; waits until it answers, which is when the guest has started it.
+
+    Args:
+        id: The machine's.
+        folder: Where its socket is.
+        timeout: Seconds to wait for it.
+        each: Seconds after which it is asked anew: what is sent before it runs is lost.
+
+    Raises:
+        MachineError: It does not answer in time.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        connection = _connect(id, folder, "agent", timeout)
+        token = secrets.randbits(48)
+        try:
+            # What another client has left is ended by a byte that is no JSON.
+            connection.send({"execute": "guest-sync", "arguments": {"id": token}}, before=b"\xff")
+            limit = min(deadline, time.monotonic() + each)
+            while connection.receive(limit).get("return") != token:
+                pass
+        except MachineError:
+            connection.__exit__(None, None, None)
+            if time.monotonic() > deadline:
+                raise MachineError(
+                    f"the guest agent of {id} does not answer within {timeout:g} s. The image "
+                    "needs it: install the package qemu-guest-agent in it"
+                ) from None
+            continue
+        connection.timeout = 60.0
+        return connection
+
+
+def open_helper(id: str, folder: Path, timeout: float = 60.0) -> MachineConnection:
+    """The port on which the restore helper listens; see ``restore``."""
+    return _connect(id, folder, "restore", timeout)
+
+
+def _connect(id: str, folder: Path, name: str, timeout: float) -> MachineConnection:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return MachineConnection(id, folder, name, timeout)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise MachineError(f"the {name} of {id} is not there: {error}") from error
+        time.sleep(0.002)

@@ -1,0 +1,74 @@
+"""The qemu provider on the bench: machines that go on from memory, as booting takes its time."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench_local import marked_processes
+
+from pytest_ephemeral import machine
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.qemu.tables import QemuRecipe, QemuTemplate
+from pytest_ephemeral.tables import Recipe, Template
+from pytest_ephemeral.testing import Kind
+from support import vm
+
+SERVE = 'exec python3 "$PREFIX/application.py" "$HOST"'
+
+
+class Bench:
+    """See ``bench.Bench``.
+
+    Attributes:
+        cold: Whether machines boot: for a test that asks nothing of what is in them.
+    """
+
+    parts = ("web", "worker")
+    cold = False
+
+    def unavailable(self) -> str:
+        return vm.unavailable()
+
+    @contextmanager
+    def platform(self) -> Iterator[None]:
+        """Debian in a machine, with the application; baked once for all tests."""
+        self.baked = vm.bake_application()
+        yield
+
+    def recipe(self, root: Path) -> Recipe:
+        return QemuRecipe(name="app", **vm.as_it_is(self.baked))
+
+    def template(self, kind: Kind) -> Template:
+        keys: dict[str, Any] = {"image": "app", "warm": False if self.cold else "booted"}
+        keys["memory"] = vm.MEMORY
+        match kind:
+            case "web":
+                return QemuTemplate(name="web", command=f'{SERVE} "$PORT"', port=18473, **keys)
+            case "pair":
+                worker = f"echo working; {SERVE} $PORT_ADMIN"
+                return QemuTemplate(
+                    name="pair",
+                    command={"web": f"{SERVE} $PORT", "worker": worker},
+                    ports={"http": 18474, "admin": 18475},
+                    **keys,
+                )
+            case "crash":
+                return QemuTemplate(
+                    name="crash", command="echo no database >&2; exit 3", port=18476, **keys
+                )
+            case "elsewhere":
+                return QemuTemplate(name="elsewhere", command=f"{SERVE} 18478", port=18477, **keys)
+
+    def traces(self, environment: Environment) -> Sequence[str]:
+        folder = machine.state_directory() / "machines" / environment.id
+        found = [str(path) for path in (folder, *folder.rglob("*")) if path.exists()]
+        for endpoint in environment.endpoints.values():
+            with socket.socket() as probe:
+                probe.settimeout(5)
+                if probe.connect_ex((endpoint.host, endpoint.port)) == 0:
+                    found.append(f"port {endpoint.host}:{endpoint.port} answers")
+        return [*found, *marked_processes(environment.id)]

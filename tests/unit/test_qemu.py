@@ -1,0 +1,332 @@
+"""The qemu provider where nothing need be booted: what it refuses, remembers and says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pytest_ephemeral.errors import ConfigurationError, EphemeralError, UnavailableError
+from pytest_ephemeral.providers import load
+from pytest_ephemeral.providers.qemu import accelerators, bases, fit, machines, memory, programs
+from pytest_ephemeral.providers.qemu.memory import Memory
+from pytest_ephemeral.providers.qemu.tables import Download, QemuRecipe, QemuTemplate
+
+FITS = {"image": "app sha256:1", "qemu": "QEMU 7.2", "machine": "q35", "template": "{}"}
+
+
+class Space(NamedTuple):
+    """What ``shutil.disk_usage`` gives."""
+
+    total: int
+    used: int
+    free: int
+
+
+@pytest.fixture(autouse=True)
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A state directory of this test's own."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "machine"))
+    accelerators.choose.cache_clear()
+    programs.version.cache_clear()
+    yield
+    accelerators.choose.cache_clear()
+    programs.version.cache_clear()
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put a shell script in QEMU's place."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def write(text: str) -> None:
+        for name in (programs.SYSTEM, programs.IMG):
+            (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / name).chmod(0o755)
+
+    return write
+
+
+def test_without_qemu_the_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Before anything is baked or launched; doctor says the same, and raises nothing."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    provider: Any = load("qemu")
+    template = QemuTemplate(name="vm", image="app", command="serve", port=80)
+    with pytest.raises(UnavailableError, match="apt install qemu-system-x86"):
+        provider.preflight(template, [], tmp_path, None)
+    (first, second) = provider.doctor()
+    assert not first.ok
+    assert "apt install qemu-system-x86" in first.hint
+    assert "apt install qemu-utils" in second.hint
+
+
+def test_more_memory_than_there_is_is_refused(program: Any, tmp_path: Path) -> None:
+    """Before a launch, with what there is."""
+    program("exit 0")
+    provider: Any = load("qemu")
+    template = QemuTemplate(name="vm", image="app", command="serve", port=80, memory="900000G")
+    with pytest.raises(ConfigurationError, match=r"templates\.vm\.memory: 900000G is more than"):
+        provider.preflight(template, [], tmp_path, None)
+
+
+def test_an_accelerator_that_hangs_is_found_out(program: Any) -> None:
+    """It opens, and then runs nothing: after its time that is an answer."""
+    program("exec sleep 60")
+    assert accelerators.refusal("kvm", patience=0.2) == "its guest did nothing within 0.2 s"
+
+
+def test_an_accelerator_that_fails_says_why(program: Any) -> None:
+    """By QEMU's own last line."""
+    program("echo one >&2; echo 'failed to initialize kvm' >&2; exit 1")
+    assert accelerators.refusal("kvm") == "failed to initialize kvm"
+
+
+def test_an_accelerator_that_works(program: Any) -> None:
+    """A guest's first byte is the proof."""
+    program("echo SeaBIOS; exec sleep 60")
+    assert accelerators.refusal("kvm") == ""
+
+
+def test_what_was_tried_is_remembered(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next process asks nobody; another version of QEMU is tried again."""
+    tried: list[str] = []
+
+    def refuse(accelerator: str) -> str:
+        tried.append(accelerator)
+        return "it hangs"
+
+    monkeypatch.setattr(accelerators, "refusal", refuse)
+    monkeypatch.setattr(accelerators, "find_candidate", lambda: "kvm")
+    program("echo QEMU 1")
+    assert accelerators.choose() == "tcg"
+    accelerators.choose.cache_clear()
+    assert accelerators.choose() == "tcg"
+    assert tried == ["kvm"]
+    assert accelerators.recall_refusal() == "it hangs"
+    program("echo QEMU 2")
+    accelerators.choose.cache_clear()
+    programs.version.cache_clear()
+    accelerators.choose()
+    assert tried == ["kvm", "kvm"]
+
+
+# -- bases ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A server of a folder, with one file."""
+    folder = tmp_path / "www"
+    folder.mkdir()
+    (folder / "disk.qcow2").write_bytes(b"a disk")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}/disk.qcow2"
+        serving.shutdown()
+
+
+def test_a_download_of_another_digest_is_not_used(server: str, tmp_path: Path) -> None:
+    """It is told which it is, and nothing of it is kept."""
+    wrong = Download(url=server, sha256="0" * 64)
+    with pytest.raises(ConfigurationError, match=hashlib.sha256(b"a disk").hexdigest()):
+        bases.content_of(QemuRecipe(name="app", base=wrong, install=["true"]), tmp_path)
+    left = {path.name for path in (tmp_path / "machine" / "downloads").iterdir()}
+    assert left == {f"{'0' * 64}.lock"}
+
+
+def test_a_download_is_fetched_once(server: str, tmp_path: Path, program: Any) -> None:
+    """Then it is here."""
+    program('echo \'{"format": "qcow2"}\'')
+    base = Download(url=server, sha256=hashlib.sha256(b"a disk").hexdigest())
+    recipe = QemuRecipe(name="app", base=base, install=["true"])
+    assert bases.content_of(recipe, tmp_path).disk.read_bytes() == b"a disk"
+    (tmp_path / "www" / "disk.qcow2").unlink()
+    assert bases.content_of(recipe, tmp_path).disk.read_bytes() == b"a disk"
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    """A message with the address, and no traceback."""
+    base = Download(url="http://127.0.0.1:9/disk.qcow2", sha256="0" * 64)
+    with pytest.raises(UnavailableError, match=r"disk\.qcow2 can't be fetched"):
+        bases.content_of(QemuRecipe(name="app", base=base, install=["true"]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ('{"format": "vmdk"}', "is vmdk: convert it"),
+        ('{"format": "qcow2", "backing-filename": "/etc/shadow"}', "another file, /etc/shadow"),
+        (
+            '{"format": "qcow2", "format-specific": {"data": {"data-file": "/etc/shadow"}}}',
+            "another file, /etc/shadow",
+        ),
+    ],
+)
+def test_a_disk_that_can_not_be_a_base(
+    told: str, message: str, program: Any, tmp_path: Path
+) -> None:
+    """Neither another format, nor one that has other files of this machine read."""
+    program(f"echo '{told}'")
+    (tmp_path / "disk").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=message):
+        bases.content_of(QemuRecipe(name="app", base="disk", install=["true"]), tmp_path)
+
+
+def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
+    """With the key's path in the configuration."""
+    recipe = QemuRecipe(name="app", base="disk.qcow2", install=["true"])
+    with pytest.raises(ConfigurationError, match=r"images\.app\.base: .*disk\.qcow2 is not there"):
+        bases.inputs_of(recipe, tmp_path)
+
+
+def test_a_digest_is_that_of_what_is_there_now(tmp_path: Path) -> None:
+    """It is remembered until anything is written."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"one")
+    first = bases.digest_of(disk)
+    assert first == bases.digest_of(disk) == f"sha256:{hashlib.sha256(b'one').hexdigest()}"
+    disk.write_bytes(b"two")
+    assert bases.digest_of(disk) != first
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "give one of base"),
+        ({"base": "a", "reference": "b", "install": ["true"]}, "give one of base"),
+        ({"base": "a"}, "give install too"),
+        ({"base": "a", "install": ["true"], "initrd": "i"}, "give kernel"),
+    ],
+)
+def test_recipes_that_make_no_sense(keys: dict[str, Any], message: str) -> None:
+    """Said when the configuration is read."""
+    with pytest.raises(ValueError, match=message):
+        QemuRecipe(name="app", **keys).check()
+
+
+def test_memory_before_a_command_that_is_not_there() -> None:
+    """Frozen before it started, an image's own application could never be started."""
+    with pytest.raises(ValueError, match="give a command"):
+        QemuTemplate(name="vm", image="app", port=80, warm="booted").check()
+
+
+# -- memory --------------------------------------------------------------------------------
+
+
+def frozen(fits: dict[str, str]) -> Memory:
+    """Something in the place of frozen memory."""
+    one = Memory.of(fits)
+    one.folder.mkdir(parents=True)
+    for name in ("ram", "state", "disk.qcow2", "fresh.qcow2"):
+        (one.folder / name).write_bytes(name.encode())
+    one.seal(fits, "sha256:1")
+    return one
+
+
+def test_memory_is_found_by_all_that_has_to_fit() -> None:
+    """And by nothing else; what differs is said."""
+    one = frozen(FITS)
+    one.require_usable()
+    assert Memory.of(dict(FITS)) == one
+    other = {**FITS, "qemu": "QEMU 8.0"}
+    assert not Memory.of(other).exists()
+    assert fit.describe_difference(other) == "the memory that is frozen was made with another qemu"
+    unknown = {**FITS, "image": "other sha256:2"}
+    assert fit.describe_difference(unknown) == "no memory of it is frozen yet"
+
+
+@pytest.mark.parametrize("name", ["ram", "state", "disk.qcow2", "fresh.qcow2"])
+def test_changed_memory_is_not_resumed(name: str) -> None:
+    """Whichever of its files it is, and though its length is the same."""
+    one = frozen(FITS)
+    (one.folder / name).write_bytes(name.upper().encode())
+    os.utime(one.folder / name, ns=(0, 0))
+    with pytest.raises(EphemeralError, match=f"{name} has changed since it was frozen"):
+        one.require_usable()
+
+
+def test_memory_without_a_record_is_not_resumed() -> None:
+    """As one is that was cut short."""
+    one = frozen(FITS)
+    (one.folder / "memory.json").write_text("{")
+    with pytest.raises(EphemeralError, match=r"no readable memory\.json"):
+        one.require_usable()
+
+
+def test_memory_that_was_refused_is_not_resumed() -> None:
+    """It says by what."""
+    one = frozen(FITS)
+    one.refuse("`images vet` found that UUIDs: both have 1")
+    with pytest.raises(EphemeralError, match="UUIDs: both have 1"):
+        one.require_usable()
+
+
+def test_there_must_be_space_before_it_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written, and the message has both numbers."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Space(0, 0, 100 << 20))
+    one = Memory.of(FITS)
+    with (
+        pytest.raises(EphemeralError, match=r"no space for 512 MiB .* 100 MiB are free"),
+        one.make(512 << 20),
+    ):
+        pytest.fail("it was begun")
+    assert [path.name for path in one.folder.parent.iterdir()] == []
+
+
+def test_memory_that_nobody_resumes_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When other is frozen; what was resumed lately stays."""
+    old, recent = frozen(FITS), frozen({**FITS, "machine": "pc"})
+    os.utime(old.folder, (0, 0))
+    monkeypatch.setattr(programs, "create_overlay", lambda *_: None)
+    with Memory.of({**FITS, "machine": "new"}).make(1):
+        pass
+    assert not old.exists()
+    assert recent.exists()
+
+
+def test_a_hole_is_not_copied(tmp_path: Path) -> None:
+    """A machine's memory is mostly holes; what is in it comes over byte for byte."""
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.truncate(64 << 20)
+        file.seek(32 << 20)
+        file.write(b"in the middle")
+    memory._copy_sparse(source, tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_blocks * 512 < 1 << 20
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+
+
+# -- what a console tells ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("printed", "why"),
+    [
+        ("Kernel panic - not syncing: VFS: Unable to mount root fs", "its kernel panicked"),
+        ("Booting from Hard Disk...\nNo bootable device.", "no boot loader"),
+        ("BusyBox v1.35\n(initramfs) ", "does not find the root disk"),
+        ("[  OK  ] Reached target multi-user.target", ""),
+    ],
+)
+def test_a_boot_that_never_ends_is_seen(printed: str, why: str) -> None:
+    """Long before its time is over."""
+    found = machines.find_boot_failure(printed)
+    assert why in found
+    assert bool(found) == bool(why)
+
+
+def test_the_last_lines_of_a_console() -> None:
+    """Those that say something; of none, what may be the reason."""
+    assert machines.last_lines("one\n\n  two\n", 1) == "      two"
+    assert "console=ttyS0" in machines.last_lines("\n")

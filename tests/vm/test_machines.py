@@ -1,0 +1,316 @@
+"""Virtual machines in use: booted once, frozen, resumed, put back; and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from pytest_ephemeral import models, providers
+from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.providers.protocol import COLD_BOOT, RESUMED, SEEDED, TO_FREEZE, Order
+from pytest_ephemeral.providers.qemu import fit, programs
+from pytest_ephemeral.providers.qemu.memory import Memory
+from pytest_ephemeral.providers.qemu.tables import QemuTemplate
+from pytest_ephemeral.testing.bench import get, make_order
+from support import lacks, vm
+from support.waiting import eventually
+
+COMMAND = "import pytest_ephemeral.cli as c; raise SystemExit(c.main())"
+
+CONFIGURATION = """\
+[images.app]
+provider = "qemu"
+reference = "{reference}"
+kernel = "{kernel}"
+initrd = "{initrd}"
+append = "{append}"
+
+[templates.machine]
+image = "app"
+command = 'exec python3 "$PREFIX/application.py" "$HOST" "$PORT"'
+memory = "{memory}"
+port = 18479
+ready = {{ http = "/", timeout = "10m" }}
+seed = 'echo seeded >>"$STATE/seeds"'
+warm = true
+"""
+
+SUITE = """\
+import json, os, urllib.request
+
+def test_it_answers_and_is_seeded_once(ephemeral_env):
+    assert urllib.request.urlopen(ephemeral_env.url).read() == b"hello"
+    assert ephemeral_env.run(["sh", "-c", "cat $STATE/seeds"]).stdout == "seeded\\n"
+    ask = "echo $PYTEST_EPHEMERAL_ENVIRONMENT; cat /etc/machine-id"
+    told = ephemeral_env.run(["sh", "-c", ask])
+    id, machine_id = told.stdout.split()
+    assert id == ephemeral_env.id
+    with open(os.environ["TOLD"], "a") as file:
+        file.write(json.dumps([id, machine_id]) + "\\n")
+"""
+
+
+ROLLBACK = """\
+import pytest
+
+@pytest.mark.ephemeral_env(rollback="each")
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_it_is_as_it_was(ephemeral_env, number):
+    spoil = "cat $STATE/seeds; ls /run/spoilt; echo spoilt >>$STATE/seeds; touch /run/spoilt"
+    assert ephemeral_env.run(["sh", "-c", spoil]).stdout == "seeded\\n"
+"""
+
+
+class Project:
+    """A folder with a configuration and a suite, and a state directory of its own."""
+
+    def __init__(self, folder: Path, image: Image) -> None:
+        self.folder, self.image = folder, image
+        self.told = folder / "told"
+        keys = vm.as_it_is(image)
+        text = CONFIGURATION.format(memory=vm.MEMORY, **keys)
+        (folder / "ephemeral.toml").write_text(text)
+        (folder / "test_machine.py").write_text(SUITE)
+
+    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run Python with these arguments, to its end."""
+        return subprocess.run(
+            [sys.executable, *argv],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "TOLD": str(self.told)},
+        )
+
+    def test(self) -> tuple[str, dict[str, Any]]:
+        """Run the suite: what was printed, and its environment in the report."""
+        report = ["--ephemeral-report", "report.json"]
+        argv = ["-q", "-p", "no:cacheprovider", "--ephemeral-env", *report, "test_machine.py"]
+        done = self.run("-m", "pytest", *argv)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (environment,) = json.loads((self.folder / "report.json").read_text())["environments"]
+        return done.stdout + done.stderr, environment
+
+    def order(self, **changes: Any) -> Order:
+        """An order of its template, as the lifecycle gives it."""
+        from pytest_ephemeral.config import load
+
+        template = load(self.folder / "ephemeral.toml").template("machine")
+        return make_order(msgspec.structs.replace(template, **changes), self.taken, lifetime=600)
+
+    @property
+    def taken(self) -> Image:
+        """The image, as its catalog has it."""
+        (record,) = (self.folder / ".ephemeral" / "catalog" / "app").glob("*.json")
+        return models.decode(record.read_bytes(), Image)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """One project for all tests: its first machine boots, and is frozen."""
+    if why := vm.unavailable():
+        lacks.skip_without("QEMU", why)
+    folder = tmp_path_factory.mktemp("machines")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTEST_EPHEMERAL_STATE", str(folder / "machine"))
+        patch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(folder / "trees"))
+        patch.setenv("PYTEST_ADDOPTS", "-p no:randomly -p no:playwright")
+        made = Project(folder, vm.bake_application())
+        made.first = made.test()
+        yield made
+
+
+@pytest.fixture
+def provider() -> Any:
+    """The provider itself."""
+    return providers.load("qemu")
+
+
+@pytest.fixture
+def resumed(project: Project, provider: Any) -> Iterator[tuple[Order, Environment]]:
+    """A machine that goes on from the frozen memory."""
+    order = project.order()
+    try:
+        environment = provider.launch(order)
+        yield msgspec.structs.replace(order, environment=environment), environment
+    finally:
+        provider.destroy(order.environment)
+
+
+def test_the_first_boots_and_the_next_resumes(project: Project) -> None:
+    """The same suite, twice: the second machine is another one, and is not seeded again."""
+    printed, booted = project.first
+    assert "not resumed from memory: no memory of it is frozen yet" in printed
+    printed, resumed = project.test()
+    assert "resumed from memory" not in printed
+    assert "seed" not in resumed["seconds"]
+    seconds = [sum(one["seconds"].values()) for one in (booted, resumed)]
+    assert seconds[1] < seconds[0] / 4
+    told = [json.loads(line) for line in project.told.read_text().splitlines()]
+    (one, machine), (other, another) = told[:2]
+    assert one != other
+    assert machine != another
+    machines = list((project.folder / "machine" / "machines").iterdir())
+    assert machines == []
+
+
+def test_every_test_finds_the_baseline(project: Project) -> None:
+    """By the marker: each test spoils memory and disk, and the next one finds neither."""
+    file = project.folder / "test_rollback.py"
+    file.write_text(ROLLBACK)
+    done = project.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--ephemeral-env", file.name)
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_two_of_one_memory_differ(project: Project) -> None:
+    """In all that ``images vet`` looks at."""
+    done = project.run("-c", COMMAND, "images", "vet", "app")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for what in ("random numbers", "UUIDs", "machine-id"):
+        assert f"machine: ok   {what}: differ" in done.stdout
+    assert done.stdout.count(": right") == 2
+
+
+def test_it_is_put_back(resumed: tuple[Order, Environment], provider: Any) -> None:
+    """Memory and disk, as often as asked, at the same address; a dead machine too."""
+    order, environment = resumed
+    assert SEEDED in environment.handle
+    order = msgspec.structs.replace(order, environment=provider.take_baseline(order))
+    spoil = "rm $STATE/seeds; echo spoilt >/root/disk; echo spoilt >/run/memory; sync"
+    ask = ["sh", "-c", "cat $STATE/seeds; ls /root/disk /run/memory 2>/dev/null"]
+    for _ in range(2):
+        assert provider.run(environment, ["sh", "-c", spoil], timeout=60).returncode == 0
+        back = provider.roll_back(order)
+        assert back.url == environment.url
+        assert get(back) == "hello"
+        assert provider.run(back, ask, timeout=60).stdout == "seeded\n"
+    with suppress(OSError):
+        get(environment, "/exit/3")
+    assert eventually(lambda: provider.status(environment).state == "exited", 60)
+    provider.roll_back(order)
+    assert provider.status(environment).state == "running"
+    assert get(environment) == "hello"
+
+
+def test_its_memory_is_not_copied(resumed: tuple[Order, Environment], project: Project) -> None:
+    """What it has not written is the file's, which all machines share; and is never written to."""
+    _, environment = resumed
+    assert get(environment) == "hello"
+    (ram,) = (project.folder / "machine" / "memory").glob("*/ram")
+    maps = [path for path in Path("/proc").glob("[0-9]*/smaps") if str(ram) in _read(path)]
+    text = _read(maps[0]).partition(str(ram))[2]
+    private = next(line for line in text.splitlines() if line.startswith("Private_Dirty"))
+    assert int(private.split()[1]) < 96 << 10  # KiB, of 256 MiB
+    assert Memory(ram.parent).read() is not None
+    Memory(ram.parent).require_usable()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def test_changed_memory_boots_instead(project: Project, provider: Any) -> None:
+    """It is told why, and the memory is gone, to be frozen anew."""
+    (memory,) = (project.folder / "machine" / "memory").glob("[0-9a-f]*")
+    kept = memory.with_name(".kept")
+    shutil.copytree(memory, kept)
+    order = project.order()
+    try:
+        with (memory / "state").open("r+b") as state:
+            state.write(b"spoilt")
+        environment = provider.launch(order)
+        assert "state has changed since it was frozen" in environment.handle[COLD_BOOT]
+        assert TO_FREEZE in environment.handle
+        assert not memory.exists()
+        assert provider.status(environment).state == "running"
+    finally:
+        provider.destroy(order.environment)
+        kept.rename(memory)
+
+
+def test_a_broken_state_that_looks_whole_boots_instead(project: Project, provider: Any) -> None:
+    """QEMU refuses it; the same machine boots then, under the same guard."""
+    (memory,) = (project.folder / "machine" / "memory").glob("[0-9a-f]*")
+    kept = memory.with_name(".kept")
+    shutil.copytree(memory, kept)
+    order = project.order()
+    try:
+        (memory / "state").write_bytes(os.urandom(1 << 16))
+        record = Memory(memory).read()
+        assert record is not None
+        Memory(memory).seal(record.fits, record.image)
+        environment = provider.launch(order)
+        assert "its memory could not be resumed" in environment.handle[COLD_BOOT]
+        assert RESUMED not in environment.handle
+        assert provider.status(environment).state == "running"
+        assert eventually(lambda: "SeaBIOS" in _console(provider, environment), 120)
+    finally:
+        provider.destroy(order.environment)
+        shutil.rmtree(memory, ignore_errors=True)
+        kept.rename(memory)
+
+
+def _console(provider: Any, environment: Environment) -> str:
+    from pytest_ephemeral.providers.qemu import machines
+
+    return machines.read_console(machines.MachineFolder.of_environment(environment))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [({"cpu": "qemu64"}, "arguments and processor"), ({"env": {"A": "b"}}, "template")],
+    ids=["processor", "template"],
+)
+def test_memory_that_does_not_fit_is_not_resumed(
+    project: Project, provider: Any, changes: dict[str, Any], what: str
+) -> None:
+    """QEMU itself would load it without a word."""
+    order = project.order(**changes)
+    try:
+        environment = provider.launch(order)
+        assert f"was made with another {what}" in environment.handle[COLD_BOOT]
+    finally:
+        provider.destroy(order.environment)
+
+
+def test_without_space_nothing_is_frozen(
+    project: Project, provider: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a machine is booted for it; the environment boots, and says why."""
+    real = shutil.disk_usage
+    order = project.order(warm="booted")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1 << 20))
+    try:
+        environment = provider.launch(order)
+        assert "there is no space for 256 MiB of memory" in environment.handle[COLD_BOOT]
+    finally:
+        provider.destroy(order.environment)
+
+
+def test_another_qemu_does_not_fit(
+    project: Project, provider: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its devices may have other states."""
+    monkeypatch.setattr(programs, "version", lambda _: "QEMU emulator version 99")
+    order = project.order()
+    assert isinstance(order.template, QemuTemplate)
+    try:
+        environment = provider.launch(order)
+        assert environment.handle[COLD_BOOT].endswith("another qemu")
+    finally:
+        provider.destroy(order.environment)
+        assert fit.FORMAT
