@@ -61,10 +61,10 @@ def with_buildx() -> Iterator[None]:
     """Whoever runs the tests has the plugin ``docker buildx``."""
     if why := engines.newest_unavailable():
         pytest.skip(f"without {why}")
+    plugin = engines.NEWEST / "libexec/docker/cli-plugins/docker-buildx"
+    assert plugin.exists(), "remove the folder above it: .ci/engine fetches it again"
     with compose_versions.plugin_folder() as folder:
-        (folder / "docker-buildx").symlink_to(
-            engines.NEWEST / "libexec/docker/cli-plugins/docker-buildx"
-        )
+        (folder / "docker-buildx").symlink_to(plugin)
         yield
 
 

@@ -23,15 +23,22 @@ ROUNDS: Final = 6
 @contextmanager
 def watch(key: str) -> Iterator[None]:
     """Have a process that outlives this one clean up after a bake of that key."""
-    deadman = Deadman(program(MODULE, key))
+    deadman = Deadman(program(MODULE, key, quarantine.build_id(key)))
     try:
         yield
     finally:
         deadman.release()
 
 
-def clean_up(key: str) -> None:
-    """Remove what the bake left, unless another process is baking the same key by now."""
+def clean_up(key: str, build: str) -> None:
+    """Remove what the bake left, unless another process is baking the same key by now.
+
+    Args:
+        key: What was baked.
+        build: What its build is called, which is stopped in any case.
+    """
+    with suppress(EphemeralError, TimeoutError):
+        quarantine.cancel(endpoint.find(), build)
     with quarantine.lock(key):
         for _ in range(ROUNDS):  # an engine that is busy may still be at its last request
             with suppress(EphemeralError, TimeoutError):  # reap finds it
@@ -40,4 +47,4 @@ def clean_up(key: str) -> None:
 
 
 if __name__ == "__main__":
-    clean_up(sys.argv[1])
+    clean_up(sys.argv[1], sys.argv[2])

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Any, Final
 
 from pytest_ephemeral.errors import ConfigurationError
@@ -78,8 +79,19 @@ def build(
             return request.name
         query = _query(request)
         if not is_podman and bases.find_buildkit(dockerfile):
-            query |= {"version": _BUILDKIT, "buildid": request.name}
+            query |= {"version": _BUILDKIT, "buildid": quarantine.build_id(job.key)}
         return _ask(engine, query, tar, log)
+
+
+@contextmanager
+def _cancelling(engine: Engine, build: str | None) -> Iterator[None]:
+    """Have the engine stop a build where this process gives up."""
+    try:
+        yield
+    except BaseException:
+        if build is not None:
+            quarantine.cancel(engine, build)
+        raise
 
 
 def _write(
@@ -134,9 +146,8 @@ def _check_plugin(recipe: DockerRecipe, program: str | None) -> None:
 def _ask(engine: Engine, query: Mapping[str, Any], tar: IO[bytes], log: BakeLog) -> str:
     """Have the engine build; the id of what it made."""
     step, id, trace = "", "", Trace()
-    with engine.stream(
-        "POST", "/build", query=query, body=tar, headers=TAR_TYPE, timeout=None
-    ) as answer:
+    asked = engine.stream("POST", "/build", query=query, body=tar, headers=TAR_TYPE, timeout=None)
+    with _cancelling(engine, query.get("buildid")), asked as answer:
         for line in json_lines(answer):
             if line.get("id") == _TRACE:
                 for text in trace.read(line["aux"]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -36,14 +36,33 @@ _OURS: Final = re.compile(rf"(?:(?:docker\.io|localhost)/)?{REPOSITORY}/([^/:]+)
 _CONFLICT: Final = 409
 
 
+def build_id(key: str) -> str:
+    """What this process's build of a key is called."""
+    return f"{short_key(key)}-{resources.this_process()}"
+
+
+def cancel(engine: Engine, build: str) -> None:
+    """Have an engine's BuildKit stop a build, if it is at it.
+
+    It need not notice that whoever asked for the build has gone away: not before it has read all
+    of the context, whose end it may not look at.
+
+    Args:
+        engine: Where.
+        build: What ``build_id`` calls it.
+    """
+    with suppress(EngineError):  # Podman has no such call
+        engine.call("POST", "/build/cancel", query={"id": build}, timeout=10)
+
+
 def id_of(job: BakeJob) -> str:
     """The id of a bake, which its container has as a label."""
-    return _id(job.recipe.name, _version(job))
+    return _id(job.recipe.name, build_id(job.key))
 
 
 def name_of(job: BakeJob) -> str:
     """The name of what it makes, until that is verified."""
-    return f"{REPOSITORY}/{job.recipe.name}:{_version(job)}"
+    return f"{REPOSITORY}/{job.recipe.name}:{build_id(job.key)}"
 
 
 def list_owned(engine: Engine) -> Iterator[Owned]:
@@ -116,10 +135,6 @@ def short_key(key: str) -> str:
 
 def _id(name: str, version: str) -> str:
     return f"bake-{name}-{version}"
-
-
-def _version(job: BakeJob) -> str:
-    return f"{short_key(job.key)}-{resources.this_process()}"
 
 
 def _expiry(baked: str) -> str:

@@ -1,0 +1,112 @@
+"""What is built for another platform, from a cache that is kept elsewhere, and by who is killed."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from containers.project import COMMAND, WEB, Opened
+from containers.test_buildkit import baked, engine, printed, with_buildx, without_buildx
+from pytest_ephemeral.providers.docker import image_store
+from pytest_ephemeral.providers.docker.engine import Engine
+from support import engines
+from support.waiting import until
+
+__all__ = ["engine", "with_buildx", "without_buildx"]  # fixtures
+
+#: Nothing in it runs, so that any engine can build it for any platform.
+COPIED = "FROM --platform=$TARGETPLATFORM scratch\nCOPY Dockerfile /\n"
+
+RANDOM = """\
+FROM {base}
+RUN --mount=type=tmpfs,target=/t head -c 9 /dev/urandom | base64 > /made
+"""
+
+SLEEPS = """\
+FROM {base}
+RUN --mount=type=cache,target=/c exec sleep {{name}}
+"""
+
+
+@pytest.mark.parametrize("plugin", ["with_buildx", "without_buildx"])
+def test_another_platform(
+    engine: Engine, opened: Opened, request: pytest.FixtureRequest, plugin: str
+) -> None:
+    """The image is made for it, and says so; that of this machine is another."""
+    request.getfixturevalue(plugin)
+    image = baked(opened, COPIED, platform="linux/arm64")
+    found = engine.call("GET", f"/images/{image_store.id_on(engine, image)}/json")
+    assert (found["Os"], found["Architecture"]) == ("linux", "arm64")
+    assert image.handle["platform"] == "linux/arm64"
+    assert image.inputs["platform"] == "linux/arm64"
+
+
+@pytest.mark.parametrize("engine", ["newest"], indirect=True)
+def test_a_cache_that_is_kept_elsewhere(
+    engine: Engine, opened: Opened, with_buildx: None, tmp_path: Path
+) -> None:
+    """A step that was cached is not run again on an engine that knows nothing of it."""
+    cache = tmp_path / "cache"
+    first = baked(opened, RANDOM, cache_to=[f"type=local,dest={cache}"])
+    made = printed(engine, first, "cat", "/made")
+    assert (cache / "index.json").exists()
+    engine.call("DELETE", f"/images/{image_store.tag_of(first)}", query={"force": True})
+    engine.call("POST", "/build/prune", query={"all": True})
+    again = baked(opened, RANDOM, cache_from=[f"type=local,src={cache}"])
+    assert printed(engine, again, "cat", "/made") == made
+    assert again.key == first.key  # where steps are kept is not what they do
+
+
+@pytest.mark.parametrize(
+    ("plugin", "number"),
+    [
+        ("with_buildx", signal.SIGKILL),
+        ("without_buildx", signal.SIGKILL),
+        ("without_buildx", signal.SIGTERM),
+    ],
+)
+def test_killed_in_a_step(
+    engine: Engine,
+    opened: Opened,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    plugin: str,
+    number: signal.Signals,
+) -> None:
+    """The step ends, as the system sees it, and nothing of the build is left on the engine."""
+    request.getfixturevalue(plugin)
+    seconds = f"{secrets.randbelow(900) + 100}.{secrets.randbelow(10**6)}"
+    opened(dockerfile=SLEEPS.replace("{{name}}", seconds))
+    before = engines.everything(engine)
+    baking = subprocess.Popen(
+        [*COMMAND, "bake", "web"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: is_running(seconds), within=60)
+        baking.send_signal(number)
+        baking.wait(30)
+        until(lambda: not is_running(seconds), within=30)
+    finally:
+        baking.kill()
+        baking.wait()
+    assert WEB not in str(engine.call("GET", "/images/json"))
+    until(lambda: engines.everything(engine) == before, within=30)
+
+
+def is_running(seconds: str) -> bool:
+    """Whether a step sleeps for so long, whoever has started it."""
+    wanted = f"sleep\0{seconds}\0".encode()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if file.read_bytes() == wanted:
+                return True
+        except OSError:
+            continue
+    return False
