@@ -114,6 +114,10 @@ class BrokerClient:
         finished: Finished = self._ask("finish", waiting=waiting)
         return finished
 
+    def dismiss(self) -> None:
+        """Have workers wait for no more hooks to be called: they are about to be ended."""
+        self._ask("dismiss")
+
     def record(self, exit_status: int) -> Finished:
         """Write down what became of the run."""
         finished: Finished = self._ask("record", exit_status)

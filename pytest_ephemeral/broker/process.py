@@ -174,6 +174,7 @@ class EventThread:
         self._connection = connect(address, key)
         self._connection.send((0, "listen", (hooks,)))
         self._ends = False
+        self._over = threading.Event()
         self.welcomed = threading.Event()
         self._loads, self._dumps = load, pickle.dumps
         self._thread = threading.Thread(target=self._hear, name="ephemeral events", daemon=True)
@@ -185,6 +186,11 @@ class EventThread:
         self._connection.close()
         self._thread.join(_JOIN_TIME)
 
+    def wait_for_end(self) -> None:
+        """Hear all that there is to hear, until the owner says that it is over; then no more."""
+        self._over.wait()
+        self.expect_end()
+
     def _hear(self) -> None:
         try:
             while True:
@@ -195,10 +201,13 @@ class EventThread:
                     self._connection.send((number, (True, None)))
                 elif kind == "welcome":
                     self.welcomed.set()
+                elif kind == "over":
+                    self._over.set()
                 else:
                     getattr(self._listener, kind)(content)
         except (EOFError, OSError):
             self.welcomed.set()
+            self._over.set()
             self._connection.close()
             if not self._ends:
                 self._listener.lose()

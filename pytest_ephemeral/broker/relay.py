@@ -129,6 +129,11 @@ class Relay:
         for listener in self._listeners[:1]:
             listener.ask("sync")
 
+    def dismiss(self) -> None:
+        """Tell all clients but the first, after all else, that they will hear nothing more."""
+        for listener in self._listeners[1:]:
+            listener.tell("over", None)
+
     def call(self, name: str, **arguments: Any) -> list[Any]:
         """Call a hook in every client that implements it; each implementation once.
 

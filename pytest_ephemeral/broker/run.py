@@ -197,6 +197,7 @@ class Run(msgspec.Struct):
                 self.broker.close(leave=not self.waits)
                 self._close()
         self.relay.flush()
+        self.relay.dismiss()
         return self.outcome()
 
     def _close(self) -> None:
@@ -220,14 +221,13 @@ class Run(msgspec.Struct):
                     entry.state = "destroyed"
 
     def is_launching(self) -> bool:
-        """Whether something is still coming up, though nobody wants it any more."""
+        """Whether something still comes up, though nobody wants it any more."""
         return any(entry.state == "launching" for entry in self.broker.entries)
 
     def is_done(self) -> bool:
         """Whether nothing is left to be removed."""
-        return not any(
-            entry.state in {"launching", "destroying", "leaked"} for entry in self.broker.entries
-        )
+        states = {entry.state for entry in self.broker.entries}
+        return states.isdisjoint({"launching", "destroying", "leaked"})
 
     def outcome(self) -> Finished:
         """How the run came out, but for its tests."""

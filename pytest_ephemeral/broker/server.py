@@ -36,6 +36,7 @@ REQUESTS: Final = frozenset(
         "keep",
         "decide",
         "finish",
+        "dismiss",
         "record",
         "leave",
     }
@@ -167,6 +168,10 @@ class ClientSession:
         self._run.plan(needs, process if self._opens else process._replace(hooks={}))
         self._server.planners.add(self._holder)
         self._run.broker.look_ahead(len(self._server.planners))
+
+    def dismiss(self) -> None:
+        """See ``Relay.dismiss``."""
+        self._server.relay.dismiss()
 
     def finish_test(self, test: str, outcome: str, used: Sequence[str]) -> None:
         """See ``Broker.finish_test``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from subprocess import TimeoutExpired
 from typing import Any, Final
 
@@ -54,6 +55,7 @@ class Controller:
         self._finished: Finished | None = None
         self._complaints: list[str] = []
         self._workers: list[Any] = []
+        self._workers_down = 0
         self._cleanup: Any = None
         self._lost = False
         self._over = False
@@ -161,12 +163,18 @@ class Controller:
         """Tell a worker where the owner is."""
         if not self._workers:
             self._config.add_cleanup(self._reporter.start_thread())
+            self._config.pluginmanager.register(_BeforeWorkersEnd(self), "ephemeral-workers-end")
         self._workers.append(node)
         node.workerinput[WORKER_INPUT] = {
             "address": self._owner.client.address,
             "key": self._owner.client.key,
             "plugins": list(hooks.implementers(self._config.pluginmanager)),
         }
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self) -> None:
+        """Take note that a worker has run all its tests, or has crashed."""
+        self._workers_down += 1
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:
@@ -208,13 +216,30 @@ class Controller:
         """End everything after the last fixture, and before pytest sums up."""
         if self._pid != self._getpid():
             return  # a child that a test has forked owns nothing
-        if session.exitstatus == pytest.ExitCode.OK and not self._lost:
-            self._decide()
-        self.close()
+        self._end(session)
         self._judge(session)
         self._record(session)
         self._judge(session)
         self._reporter.flush()
+
+    def end_before_workers(self, session: pytest.Session) -> None:
+        """End everything while workers, all of whose tests are over, can still hear of it.
+
+        Hooks of a conftest.py below the root are called where they are: in workers. One that still
+        runs tests is ended first, as it uses the environments.
+        """
+        if self._pid != self._getpid():
+            return
+        if self._workers_down == len(self._workers):
+            self._end(session)
+        else:
+            with suppress(EphemeralError):  # the owner is gone, and nobody waits for it
+                self._owner.client.dismiss()
+
+    def _end(self, session: pytest.Session) -> None:
+        if session.exitstatus == pytest.ExitCode.OK and not (self._lost or self._over):
+            self._decide()
+        self.close()
 
     def _decide(self) -> None:
         """Have a person decide on what was tested, where that was asked for."""
@@ -298,6 +323,18 @@ class Controller:
         finished = self._finished or Finished((), (), failed=False)
         finished = finished._replace(complaints=[*finished.complaints, *self._complaints])
         summary.write(terminalreporter, finished, self._settings, self._reporter.warnings)
+
+
+class _BeforeWorkersEnd:
+    """Hears of the session's end before xdist, which then ends its workers."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """See ``Controller.end_before_workers``."""
+        self._controller.end_before_workers(session)
 
 
 def _refuse(problem: str) -> None:

@@ -91,7 +91,7 @@ class _WorkerListener:
             from pytest_ephemeral.broker.process import EventThread
 
             events = EventThread(self._client.address, self._client.key, self, found)
-            self._config.add_cleanup(events.expect_end)
+            self._config.add_cleanup(events.wait_for_end)
             events.welcomed.wait()
 
     def hear(self, event: ProgressEvent) -> None:

@@ -115,7 +115,9 @@ def pytest_ephemeral_environment_stopped(outcome, config):
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_hooks_of_a_conftest_below_the_root(project, run, arguments):
-    """Each is called once for each event, with workers as without."""
+    """Each is called once for each event, with workers as without, however long the end takes."""
+    slow = "grace = '0.6s'\ncommand = \"trap '' TERM; exec"
+    project.reconfigure('command = "exec', slow)
     notes = str(project.folder / "notes")
     project.write(
         conftest=NOTES.format(notes=notes, name="root"), test_it="def test_it(ephemeral_env): pass"
