@@ -29,7 +29,7 @@ TABLE: Mapping[str, str] = {
 SELF_GUARDING: Final = ("local", "qemu")
 
 #: The rows whose environments can be put back to their baseline.
-WITH_ROLLBACK: Final = ("local",)
+WITH_ROLLBACK: Final = ("local", "docker", "docker_newest", "podman")
 
 
 def load(name: str) -> Bench:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.providers import external_state
 from pytest_ephemeral.providers.docker import (
     containers,
     endpoint,
@@ -21,6 +24,7 @@ from pytest_ephemeral.providers.docker.engine import EngineError, NoEngineError
 from pytest_ephemeral.providers.docker.environments import ContainerEnvironments, name_failures
 from pytest_ephemeral.providers.docker.launch import launch_container
 from pytest_ephemeral.providers.docker.resources import CONTAINER
+from pytest_ephemeral.providers.docker.rollback import ContainerRollback
 from pytest_ephemeral.providers.docker.tables import (
     DockerRecipe,
     DockerTemplate,
@@ -29,7 +33,7 @@ from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Recipe, Template
 
 
-class DockerProvider(ContainerEnvironments, DockerBaker):
+class DockerProvider(ContainerEnvironments, ContainerRollback, DockerBaker):
     """Runs environments as containers; see ``Provider`` for what is promised."""
 
     name: ClassVar[str] = "docker"
@@ -60,6 +64,15 @@ class DockerProvider(ContainerEnvironments, DockerBaker):
             raise LaunchError(
                 f"{environment.id} could not be launched: {errors.describe_error(error)}{note}"
             ) from error
+
+    def check_rollback(self, template: Template, root: Path, /) -> None:  # noqa: ARG002
+        """Its volumes are its own; a database elsewhere is not."""
+        assert isinstance(template, DockerTemplate)
+        command = template.command or ""
+        commands = [command] if isinstance(command, str) else command
+        external_state.refuse_databases(
+            template, dict(os.environ), commands=commands, own={"localhost", "127.0.0.1"}
+        )
 
     def status(self, environment: Environment) -> Status:
         """How its container is."""

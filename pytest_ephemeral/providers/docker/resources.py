@@ -163,7 +163,7 @@ def destroy(
     try:
         check_record(engine, environment)
         if grace:
-            _stop(engine, environment.id, grace)
+            stop(engine, environment.id, grace)
         remove(engine, environment.id, accepted)
         if COMPLETE not in environment.handle and environment.owner.pid != os.getpid():
             # Its owner died while it was launching: the engine may still be at its last request.
@@ -179,10 +179,15 @@ def destroy(
         ) from error
 
 
-def _stop(engine: Engine, id: str, grace: float) -> None:
+def stop(engine: Engine, id: str, grace: float) -> None:
     """Send each running container its stop signal, and wait until all have stopped or are killed.
 
-    That may fail: they are removed all the same.
+    That may fail: one may be gone.
+
+    Args:
+        engine: Where they are.
+        id: The environment's.
+        grace: Seconds they have to stop.
     """
     from concurrent.futures import ThreadPoolExecutor
 
