@@ -37,7 +37,7 @@ def refuse_databases(
     Raises:
         ConfigurationError: It does; names it.
     """
-    texts = {f"env.{name}": _fill(value, environ) for name, value in template.env.items()}
+    texts = {f"env.{name}": fill(value, environ) for name, value in template.env.items()}
     texts |= {"command": " ".join(commands)}
     for where, text in texts.items():
         for host in _DATABASE.findall(text):
@@ -67,5 +67,6 @@ def refuse_folder(template: Template, what: str, path: str | Path) -> None:
     )
 
 
-def _fill(value: str, environ: dict[str, str]) -> str:
+def fill(value: str, environ: dict[str, str]) -> str:
+    """A template's value with its ``{env:…}`` filled in, as far as they are known."""
     return re.sub(r"\{env:(\w+)\}", lambda found: environ.get(found[1], ""), value)

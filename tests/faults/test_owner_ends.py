@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -107,6 +108,8 @@ def project(
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(HERE)]))
     monkeypatch.setenv("FOLDERS", str(tmp_path / "folders"))
+    # SIGQUIT would have all the memory of a pytest written to disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     (tmp_path / "folders").mkdir()
     (tmp_path / "project").mkdir()
     made = make_project(tmp_path / "project", monkeypatch, tmp_path_factory)

@@ -29,7 +29,10 @@ TABLE: Mapping[str, str] = {
 SELF_GUARDING: Final = ("local", "qemu")
 
 #: The rows whose environments can be put back to their baseline.
-WITH_ROLLBACK: Final = ("local", "docker", "docker_newest", "podman")
+WITH_ROLLBACK: Final = (
+    *("local", "docker", "docker_newest", "podman"),
+    *("compose", "compose-v2", "compose_newest"),
+)
 
 
 def load(name: str) -> Bench:

@@ -12,7 +12,7 @@ from pytest_ephemeral.errors import ConfigurationError, EphemeralError, LaunchEr
 from pytest_ephemeral.interpolation import mask
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import grace
-from pytest_ephemeral.providers.compose import project
+from pytest_ephemeral.providers.compose import project, state
 from pytest_ephemeral.providers.compose.command import CommandResult, Compose, parse
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
 from pytest_ephemeral.providers.docker import (
@@ -62,6 +62,12 @@ class Launch:
         Raises:
             ConfigurationError: They can't be used.
         """
+        self._ask()
+        services = project.check_services(self._meant, self._template)
+        for name, at in self._template.places().items():
+            self._check_exposed(name, at.port, at.service, services[at.service])
+
+    def _ask(self) -> None:
         where = f"templates.{self._template.name}"
         env_files = [self.order.root / file for file in self._template.env_files()]
         for key, files in {"file": self._files, "env-file": env_files}.items():
@@ -77,9 +83,16 @@ class Launch:
             names = ", ".join(self._template.files())
             raise ConfigurationError(f"{where}: {names} can't be used: {self._complaint(said)}")
         self._meant = parse(said.output)
+
+    def check_state(self) -> None:
+        """Refuse what can't be put back: folders of this machine, and what is there already.
+
+        Raises:
+            ConfigurationError: There is some; names the first.
+        """
+        self._ask()
         services = project.check_services(self._meant, self._template)
-        for name, at in self._template.places().items():
-            self._check_exposed(name, at.port, at.service, services[at.service])
+        state.check_state(self._meant, self._template, services)
 
     def up(self) -> Environment:
         """Bring it up; what depends on healthy services is waited for by the command.

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import ClassVar
 
+from pytest_ephemeral import machine
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers import external_state
 from pytest_ephemeral.providers.compose.command import Compose
 from pytest_ephemeral.providers.compose.launch import Launch
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
 from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.doctor import engine_check
 from pytest_ephemeral.providers.docker.environments import ContainerEnvironments, begin_launch
+from pytest_ephemeral.providers.docker.rollback import ContainerRollback
 from pytest_ephemeral.providers.protocol import Check, Order
 from pytest_ephemeral.tables import Recipe, Template
 
 
-class ComposeProvider(ContainerEnvironments):
+class ComposeProvider(ContainerEnvironments, ContainerRollback):
     """Brings up Compose files; see ``Provider`` for what is promised."""
 
     name: ClassVar[str] = "compose"
@@ -40,6 +46,24 @@ class ComposeProvider(ContainerEnvironments):
         launch.read()
         launch.order = begin_launch(order, engine)
         return launch.up()
+
+    def check_rollback(self, template: Template, root: Path, /) -> None:
+        """Its services' volumes are its own, but for folders of this machine and external ones."""
+        assert isinstance(template, ComposeTemplate)
+        environment = Environment(
+            id="check-rollback",
+            template=template.name,
+            provider=self.name,
+            created_at=datetime.now(UTC),
+            expires_at=None,
+            owner=machine.this_owner(""),
+        )
+        variables = {
+            name: external_state.fill(value, dict(os.environ))
+            for name, value in template.env.items()
+        }
+        order = Order(environment=environment, template=template, root=root, variables=variables)
+        Launch(Compose.find(), endpoint.find(), order, template).check_state()
 
 
 def _command_check() -> Check:

@@ -30,6 +30,7 @@ from pytest_ephemeral.providers.docker import (
     masking,
     ports,
     resources,
+    rollback,
 )
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.docker.logs import Mark
@@ -202,9 +203,9 @@ class ContainerEnvironments:
     def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
         """Its containers first: when they are gone, nothing of it runs."""
         engine = identity.engine_of(environment.handle)
-        seconds = grace.read(environment.handle)
-        resources.destroy(engine, environment, accepted, grace=seconds)
+        resources.destroy(engine, environment, accepted, grace=grace.read(environment.handle))
         masking.forget(environment.id)
+        rollback.forget(environment.id)
 
     def clock(self, environment: Environment) -> datetime:
         """What time it is on the engine's machine."""

@@ -2,7 +2,7 @@
 
 What containers had written once they were ready and seeded is kept as archives in files without a
 name, which end with this process: the contents of their volumes, and what differs from their
-images. Names, ports and networks stay. What a service had done and ended with stays as it is.
+images. Names, ports and networks stay. A service that had ended by then is not run again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any, Final
 
 import msgspec
@@ -52,7 +52,7 @@ class Part(msgspec.Struct, frozen=True):
         found: What the engine says of it.
         archives: What it had written, by where.
         volumes: Its volumes that have names, as the engine describes them.
-        runs: Whether it ran; one that had ended is left as it is.
+        runs: Whether it ran; one that had ended is not started again.
     """
 
     found: Mapping[str, Any]
@@ -65,9 +65,28 @@ class Part(msgspec.Struct, frozen=True):
         """The container's name."""
         return str(self.found["Name"]).lstrip("/")
 
+    @property
+    def uses_volumes(self) -> bool:
+        """Whether volumes can't be made anew as long as it is there."""
+        return any(mount["Type"] == "volume" for mount in self.found["Mounts"])
+
+
+class Baseline:
+    """The containers of an environment as they were, and the files that hold what they wrote."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.files = ExitStack()
+
 
 #: The baselines of environments that this process has brought up.
-_baselines: dict[str, list[Part]] = {}
+_baselines: dict[str, Baseline] = {}
+
+
+def forget(id: str) -> None:
+    """Let go of an environment's baseline, if it has one: it is being removed."""
+    if baseline := _baselines.pop(id, None):
+        baseline.files.close()
 
 
 class ContainerRollback:
@@ -83,27 +102,31 @@ class ContainerRollback:
             ]
             seconds = grace.read(environment.handle) or GRACE
             resources.stop(engine, environment.id, seconds)
-            seen: set[str] = set()
-            _baselines[environment.id] = [_keep(engine, found, seen) for found in parts]
-            start_in_order(engine, [one.found for one in _running(environment)])
+            baseline = _baselines[environment.id] = Baseline()
+            keeper = _Keeper(engine, baseline.files)
+            baseline.parts += [keeper.keep(found) for found in parts]
+            start_in_order(engine, [one.found for one in baseline.parts if one.runs])
         return environment
 
     def roll_back(self, order: Order, /) -> Environment:
-        """Remove those that ran, with their volumes, and make them anew."""
+        """Remove those that ran, and whatever has a volume; make all of that anew."""
         environment = order.environment
+        if environment.id not in _baselines:
+            raise EphemeralError(f"{environment.id} has no baseline here")
+        parts = [one for one in _baselines[environment.id].parts if one.runs or one.uses_volumes]
         with _explained(environment) as engine:
-            running = _running(environment)
-            _each(lambda one: resources.remove_container(engine, one.name), running)
-            volumes = [volume for one in running for volume in one.volumes]
+            _each(lambda one: resources.remove_container(engine, one.name), parts)
+            volumes = [volume for one in parts for volume in one.volumes]
             _each(lambda volume: _renew_volume(engine, volume), volumes)
-            made = dict(zip((one.name for one in running), _create(engine, running), strict=True))
+            ids = _each(lambda one: _create_again(engine, one), parts)
+            made = {one.name: id for one, id in zip(parts, ids, strict=True)}
             handle = dict(environment.handle)
             if CONTAINER in handle:
                 (handle[CONTAINER],) = made.values()
             environment = msgspec.structs.replace(environment, handle=handle)
             order.journal(environment)
-            _each(lambda one: _unpack(engine, made[one.name], one.archives), running)
-            start_in_order(engine, [one.found for one in running], made)
+            _each(lambda one: _unpack(engine, made[one.name], one.archives), parts)
+            start_in_order(engine, [one.found for one in parts if one.runs], made)
         return environment
 
 
@@ -114,12 +137,6 @@ def _explained(environment: Environment) -> Iterator[Engine]:
         yield identity.engine_of(environment.handle)
     except (TimeoutError, OSError) as error:
         raise EphemeralError(f"{environment.id}: {error or 'no answer in time'}") from error
-
-
-def _running(environment: Environment) -> list[Part]:
-    if environment.id not in _baselines:
-        raise EphemeralError(f"{environment.id} has no baseline here")
-    return [one for one in _baselines[environment.id] if one.runs]
 
 
 def _each(act: Any, things: Sequence[Any]) -> list[Any]:
@@ -133,62 +150,77 @@ def _each(act: Any, things: Sequence[Any]) -> list[Any]:
 # -- the baseline ----------------------------------------------------------------------------------
 
 
-def _keep(engine: Engine, found: Mapping[str, Any], seen: set[str]) -> Part:
-    """Keep what a container has written; a volume that several have, once."""
-    archives, volumes = [], []
-    for mount in found["Mounts"]:
-        name = str(mount.get("Name", ""))
-        if mount["Type"] != "volume" or name in seen:
-            continue
-        seen.add(name)
-        archives.append(_fetch(engine, found["Id"], f"{mount['Destination']}/.", "."))
-        volume = engine.call("GET", f"/volumes/{name}")
-        if resources.is_of(volume, found["Config"]["Labels"][labels.ID]):
-            volumes.append(volume)
-    archives += _keep_changes(engine, found)
-    return Part(found, archives, volumes, runs=bool(found["State"]["Running"]))
+class _Keeper:
+    """Keeps what containers have written.
+
+    Args:
+        engine: Where they are.
+        files: Holds the files that it is kept in.
+    """
+
+    def __init__(self, engine: Engine, files: ExitStack) -> None:
+        self._engine = engine
+        self._files = files
+        self._seen: set[str] = set()
+        self._folder = machine.state_directory()
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def keep(self, found: Mapping[str, Any]) -> Part:
+        """Keep what a container has written; a volume that several have, once."""
+        changes = self._keep_changes(found)
+        archives, volumes = [], []
+        for mount in found["Mounts"]:
+            name = str(mount.get("Name", ""))
+            if mount["Type"] != "volume" or name in self._seen:
+                continue
+            self._seen.add(name)
+            folder = str(mount["Destination"])
+            archives.append(Archive(folder, self._fetch(found["Id"], f"{folder}/.")))
+            volume = self._engine.call("GET", f"/volumes/{name}")
+            if resources.is_of(volume, found["Config"]["Labels"][labels.ID]):
+                volumes.append(volume)
+        return Part(found, [*archives, *changes], volumes, runs=bool(found["State"]["Running"]))
+
+    def _keep_changes(self, found: Mapping[str, Any]) -> list[Archive]:
+        """Keep what differs from its image, outside of its volumes."""
+        changes = self._engine.call("GET", f"/containers/{found['Id']}/changes") or []
+        inner = tuple(f"{mount['Destination']}/" for mount in found["Mounts"])
+        changes = [one for one in changes if not f"{one['Path']}/".startswith(inner)]
+        if deleted := [one["Path"] for one in changes if one["Kind"] == _DELETED]:
+            raise EphemeralError(
+                f"{found['Name'].lstrip('/')} has deleted {deleted[0]} of its image, which a "
+                "rollback would bring back: have it deleted in the image"
+            )
+        return [
+            Archive(path.rpartition("/")[0] or "/", self._fetch(found["Id"], path))
+            for path in _whole(changes)
+        ]
+
+    def _fetch(self, container: str, path: str) -> IO[bytes]:
+        """Keep a path of a container; ``PATH/.`` is what is in a folder."""
+        made = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - ends with the baseline
+        file = self._files.enter_context(made)
+        query, archive = {"path": path}, f"/containers/{container}/archive"
+        with self._engine.stream("GET", archive, query=query) as answer:
+            while data := answer.read(1 << 20):
+                file.write(data)
+        return file
 
 
-def _keep_changes(engine: Engine, found: Mapping[str, Any]) -> Iterator[Archive]:
-    """Keep what differs from its image, outside of its volumes."""
-    changes = engine.call("GET", f"/containers/{found['Id']}/changes") or []
-    inner = tuple(f"{mount['Destination']}/" for mount in found["Mounts"])
-    changes = [one for one in changes if not f"{one['Path']}/".startswith(inner)]
-    if deleted := [one["Path"] for one in changes if one["Kind"] == _DELETED]:
-        raise EphemeralError(
-            f"{found['Name'].lstrip('/')} has deleted {deleted[0]} of its image, which a rollback "
-            "would bring back: have it deleted in the image"
-        )
+def _whole(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The paths that have to be kept: all that was changed, and nothing twice.
+
+    A folder is listed as changed when something in it is.
+    """
     paths = sorted(one["Path"] for one in changes)
     parents = {path.rpartition("/")[0] for path in paths}
     added = {one["Path"] for one in changes if one["Kind"] == _ADDED}
     whole: list[str] = []
     for path in paths:
-        if any(path.startswith(f"{one}/") for one in whole):
-            continue
-        if path in added or path not in parents:
+        is_inside = any(path.startswith(f"{one}/") for one in whole)
+        if not is_inside and (path in added or path not in parents):
             whole.append(path)
-    for path in whole:
-        yield _fetch(engine, found["Id"], path, "..")
-
-
-def _fetch(engine: Engine, container: str, path: str, at: str) -> Archive:
-    """Keep a path of a container.
-
-    Args:
-        engine: Where it is.
-        container: Its id.
-        path: A path, or ``PATH/.`` for what is in a folder.
-        at: Whether the archive is of what is in it (``.``), or of itself in its folder (``..``).
-    """
-    folder = path.removesuffix("/.") if at == "." else path.rpartition("/")[0] or "/"
-    state = machine.state_directory()
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = tempfile.TemporaryFile(dir=state)  # noqa: SIM115 - it ends with the baseline
-    with engine.stream("GET", f"/containers/{container}/archive", query={"path": path}) as answer:
-        while data := answer.read(1 << 20):
-            file.write(data)
-    return Archive(folder, file)
+    return whole
 
 
 # -- and back to it --------------------------------------------------------------------------------
@@ -205,10 +237,6 @@ def _renew_volume(engine: Engine, volume: Mapping[str, Any]) -> None:
     engine.call("POST", "/volumes/create", body=wanted)
 
 
-def _create(engine: Engine, parts: Sequence[Part]) -> list[str]:
-    return _each(lambda one: _create_again(engine, one), parts)
-
-
 def _create_again(engine: Engine, part: Part) -> str:
     """A container like one that was removed; not started."""
     config, own = dict(part.found["Config"]), part.found["Id"][:12]
@@ -216,6 +244,8 @@ def _create_again(engine: Engine, part: Part) -> str:
     if config.get("Hostname") == own:
         del config["Hostname"]
     host = dict(part.found["HostConfig"])
+    for limit in host.get("Ulimits") or ():  # Podman tells another name than it takes
+        limit["Name"] = limit["Name"].removeprefix("RLIMIT_").lower()
     networks = {
         name: _network(one, own)
         for name, one in (part.found["NetworkSettings"]["Networks"] or {}).items()

@@ -1,0 +1,52 @@
+"""What of a Compose file is not an environment's own, so that it can't be put back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.providers import external_state
+from pytest_ephemeral.providers.compose.project import File
+from pytest_ephemeral.providers.compose.tables import ComposeTemplate
+
+
+def check_state(file: File, template: ComposeTemplate, services: Mapping[str, File]) -> None:
+    """Refuse to roll back what services share with others.
+
+    Args:
+        file: What the files mean.
+        template: What is asked for.
+        services: Those that it brings up.
+
+    Raises:
+        ConfigurationError: A service writes to a folder of this machine, or to a volume that is
+            there already, or uses a database elsewhere; names it.
+    """
+    volumes = file.get("volumes") or {}
+    external = {name for name, one in volumes.items() if (one or {}).get("external")}
+    for name, service in services.items():
+        for source, is_bound in _writable(service):
+            if is_bound:
+                external_state.refuse_folder(template, f"the service {name}", source)
+            if source in external:
+                raise ConfigurationError(
+                    f"templates.{template.name}: the volume {source!r} of the service {name} is "
+                    "external, so a rollback can't put it back: it is not this environment's alone"
+                )
+    texts = [str(service.get("environment") or "") for service in services.values()]
+    own = {*services, "localhost", "127.0.0.1"}
+    external_state.refuse_databases(template, dict(os.environ), commands=texts, own=own)
+
+
+def _writable(service: File) -> Iterator[tuple[str, bool]]:
+    """What a service may write to: a volume's name, or a folder of this machine (True)."""
+    for volume in service.get("volumes") or ():
+        if isinstance(volume, dict):
+            if not volume.get("read_only") and volume.get("source"):
+                yield str(volume["source"]), volume.get("type") == "bind"
+            continue
+        source, _, rest = str(volume).partition(":")
+        _, _, mode = rest.partition(":")
+        if rest and "ro" not in mode.split(","):
+            yield source, source.startswith(("/", ".", "~"))

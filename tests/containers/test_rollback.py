@@ -1,0 +1,125 @@
+"""Containers put back to their baseline: what is on the engine before, and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from containers.project import WEB, Opened, compose, left
+from containers.test_compose_files import write
+from pytest_ephemeral.errors import ConfigurationError, EphemeralError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.docker import endpoint
+
+VOLUMES = """
+[templates.kept]
+image = "web"
+port = 8080
+volumes = ["data:/data", "/anonymous"]
+isolated = true
+env = { COLOUR = "blue" }
+seed = '''
+echo seed > /data/seeded; echo seed > /anonymous/seeded; mkdir /made; echo seed > /made/seeded
+chown 7:7 /data/seeded
+'''
+"""
+
+FILE = """
+services:
+  web:
+    image: BASE
+    command: sh -c "test -s /shared/ready && exec httpd -f -p 8080 -h /www"
+    volumes: [shared:/shared]
+    depends_on:
+      db: {condition: service_healthy}
+      job: {condition: service_completed_successfully}
+  db:
+    image: BASE
+    command: sh -c "sleep 1; touch /up; exec sleep 1000"
+    healthcheck: {test: 'test -e /up', interval: 0.2s, retries: 60}
+    networks: {default: {aliases: [database]}}
+  job:
+    image: BASE
+    command: sh -c "echo run >> /shared/ready"
+    volumes: [shared:/shared]
+volumes: {shared: {}}
+"""
+
+
+def bring_up(lifecycle: Any, template: str) -> Environment:
+    """An environment with a baseline."""
+    found = lifecycle.project.config.template(template)
+    environment: Environment = lifecycle.bring_up(found, rolled_back=True).environment
+    return environment
+
+
+def show(environment: Environment, script: str) -> str:
+    """What a shell inside says."""
+    return str(environment.run(["sh", "-c", script]).stdout)
+
+
+def own_networks(environment: Environment) -> list[str]:
+    """The networks of an environment, by their ids."""
+    found = endpoint.find().call("GET", "/networks")
+    return [one["Id"] for one in found if environment.id in one["Name"]]
+
+
+def test_volumes_and_files_are_as_they_were(opened: Opened) -> None:
+    """Named, anonymous and none; with owners; the rest of it is the same; nothing is left."""
+    lifecycle = opened(VOLUMES)
+    environment = bring_up(lifecycle, "kept")
+    before = left(environment.id)
+    look = "cat /data/* /anonymous/* /made/*; stat -c %u /data/seeded; echo $COLOUR"
+    said = show(environment, look)
+    assert said == "seed\nseed\nseed\n7\nblue\n"
+    for _ in range(2):
+        show(environment, "echo wrong | tee /data/x /anonymous/x /made/x; rm /data/seeded")
+        assert "wrong" in show(environment, look)
+        environment = lifecycle.roll_back(environment).environment
+        assert show(environment, look) == said
+    assert sorted(left(environment.id)) == sorted(before)
+    lifecycle.destroy(environment)
+    assert left(environment.id) == []
+
+
+def test_services_are_as_they_were(opened: Opened, tmp_path: Path) -> None:
+    """In their order, under their names; a job that had ended is not run again."""
+    write(tmp_path, FILE)
+    lifecycle = opened(compose("web"))
+    environment = bring_up(lifecycle, "odd")
+    networks = own_networks(environment)
+    show(environment, "echo wrong >> /shared/ready")
+    environment = lifecycle.roll_back(environment).environment
+    assert show(environment, "cat /shared/ready") == "run\n"
+    assert show(environment, "ping -c 1 -w 5 database > /dev/null && echo here") == "here\n"
+    assert own_networks(environment) == networks
+    lifecycle.destroy(environment)
+    assert left(environment.id) == []
+
+
+@pytest.mark.parametrize(
+    ("volume", "told"),
+    [
+        ("/tmp:/shared", "the service web is bound to /tmp of this machine"),
+        ("outside:/shared", "the volume 'outside' of the service web is external"),
+    ],
+)
+def test_what_others_have_is_refused(
+    opened: Opened, tmp_path: Path, volume: str, told: str
+) -> None:
+    """Before anything is launched; read-only folders are not changed, and so not refused."""
+    text = f"services:\n  web: {{image: BASE, volumes: ['{volume}', '/etc:/read:ro']}}\n"
+    write(tmp_path, f"{text}volumes: {{outside: {{external: true}}}}\n")
+    lifecycle = opened(compose("web"))
+    with pytest.raises(ConfigurationError, match=told):
+        lifecycle.check("odd", rolled_back=True)
+
+
+def test_a_file_of_the_image_that_is_gone_is_told(opened: Opened) -> None:
+    """It can't be taken away again from what is made anew: nothing is said to be put back."""
+    lifecycle = opened("seed = 'rm /www/index.html'")
+    with pytest.raises(EphemeralError, match=r"has deleted /www/index\.html of its image"):
+        bring_up(lifecycle, WEB)
+    assert lifecycle.project.ledger.entries() == []
