@@ -60,6 +60,7 @@ bench: $(VENV)/test.stamp ## Measure what an environment costs, side by side wit
 	@PATH="$(BIN):$$PATH" python -m benchmarks.containers
 	@PATH="$(BIN):$$PATH" python -m benchmarks.machines
 	@PATH="$(BIN):$$PATH" python -m benchmarks.cloud
+	@PATH="$(BIN):$$PATH" python -m benchmarks.rollback
 
 clean: ## Remove all that these targets made here
 	rm -rf $(VENV) benchmarks/$(VENV) docs/_build build dist $(SHOP)/dist $(SHOP)/.ephemeral

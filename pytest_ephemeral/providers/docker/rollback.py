@@ -45,7 +45,7 @@ class Archive(msgspec.Struct, frozen=True):
     file: IO[bytes]
 
 
-class Part(msgspec.Struct, frozen=True):
+class KeptContainer(msgspec.Struct, frozen=True):
     """One container of a baseline.
 
     Attributes:
@@ -71,16 +71,16 @@ class Part(msgspec.Struct, frozen=True):
         return any(mount["Type"] == "volume" for mount in self.found["Mounts"])
 
 
-class Baseline:
+class ContainerBaseline:
     """The containers of an environment as they were, and the files that hold what they wrote."""
 
     def __init__(self) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[KeptContainer] = []
         self.files = ExitStack()
 
 
 #: The baselines of environments that this process has brought up.
-_baselines: dict[str, Baseline] = {}
+_baselines: dict[str, ContainerBaseline] = {}
 
 
 def forget(id: str) -> None:
@@ -102,7 +102,7 @@ class ContainerRollback:
             ]
             seconds = grace.read(environment.handle) or GRACE
             resources.stop(engine, environment.id, seconds)
-            baseline = _baselines[environment.id] = Baseline()
+            baseline = _baselines[environment.id] = ContainerBaseline()
             keeper = _Keeper(engine, baseline.files)
             baseline.parts += [keeper.keep(found) for found in parts]
             start_in_order(engine, [one.found for one in baseline.parts if one.runs])
@@ -165,7 +165,7 @@ class _Keeper:
         self._folder = machine.state_directory()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def keep(self, found: Mapping[str, Any]) -> Part:
+    def keep(self, found: Mapping[str, Any]) -> KeptContainer:
         """Keep what a container has written; a volume that several have, once."""
         changes = self._keep_changes(found)
         archives, volumes = [], []
@@ -179,7 +179,9 @@ class _Keeper:
             volume = self._engine.call("GET", f"/volumes/{name}")
             if resources.is_of(volume, found["Config"]["Labels"][labels.ID]):
                 volumes.append(volume)
-        return Part(found, [*archives, *changes], volumes, runs=bool(found["State"]["Running"]))
+        return KeptContainer(
+            found, [*archives, *changes], volumes, runs=bool(found["State"]["Running"])
+        )
 
     def _keep_changes(self, found: Mapping[str, Any]) -> list[Archive]:
         """Keep what differs from its image, outside of its volumes."""
@@ -237,7 +239,7 @@ def _renew_volume(engine: Engine, volume: Mapping[str, Any]) -> None:
     engine.call("POST", "/volumes/create", body=wanted)
 
 
-def _create_again(engine: Engine, part: Part) -> str:
+def _create_again(engine: Engine, part: KeptContainer) -> str:
     """A container like one that was removed; not started."""
     config, own = dict(part.found["Config"]), part.found["Id"][:12]
     config["Image"] = part.found["Image"]

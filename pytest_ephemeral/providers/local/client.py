@@ -87,6 +87,24 @@ def halt(guard: GuardAddress, grace: float = 0.0, signal: int = 0) -> None:
         raise DestroyError(f"of {guard.id}, these processes can't be killed: {_join(left)}")
 
 
+def layer(guard: GuardAddress, folders: Sequence[str], number: int) -> str:
+    """Have what processes write go into a new layer; see ``supervisor.layers``.
+
+    Args:
+        guard: Whose.
+        folders: Where they write.
+        number: A new one each time.
+
+    Returns:
+        Why that can't be, and then there is none; empty when it is done.
+
+    Raises:
+        EnvironmentGoneError: There is no such guard.
+    """
+    request = {"do": "layer", "folders": list(folders), "number": number}
+    return str(_ask(guard, request, timeout=ANSWER_TIME)["refused"])
+
+
 def start(guard: GuardAddress) -> None:
     """Start a guard's processes again, after ``halt``.
 

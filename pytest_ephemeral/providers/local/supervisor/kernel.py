@@ -74,6 +74,24 @@ def protect(paths: list[str], mark: str = "", places: Mapping[str, str] | None =
     return os.strerror(failed) if failed else ""
 
 
+def mount_layer(lower: str, upper: str, work: str, target: str) -> None:
+    """Show a folder that is written to in another one's place, and that one below it.
+
+    Args:
+        lower: What lies below, and is not changed.
+        upper: What is written.
+        work: An empty folder that the kernel needs.
+        target: Where both are seen.
+    """
+    # Off: what makes a layer depend on the one below it in ways that outlive the mount.
+    options = f"lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=off"
+    if os.geteuid() != 0:
+        options += ",userxattr"  # in a user namespace, others can't be written: overlayfs.rst
+    flags = _MS_NOSUID | _MS_NODEV
+    mounted = _libc.mount(b"overlay", os.fsencode(target), b"overlay", flags, os.fsencode(options))
+    _check(mounted)
+
+
 def is_mounted(path: str) -> bool:
     """Whether something is mounted there in this process's view."""
     try:

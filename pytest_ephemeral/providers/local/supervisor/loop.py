@@ -7,8 +7,8 @@ import os
 import time
 
 from . import kernel, processes
-from .process import GuardedProcess, Halt
-from .watcher import Watcher
+from .process import GuardedProcess
+from .restarts import Restarts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _LAST_WORDS = 16 << 20
 _CLOCK_INTERVAL, _OWNER_INTERVAL, _STOP_INTERVAL = 60.0, 0.25, 0.02
 
 
-class Supervisor(Watcher):
+class Supervisor(Restarts):
     """One guard."""
 
     def __init__(self, orders: Orders) -> None:
@@ -47,7 +47,6 @@ class Supervisor(Watcher):
         self._runs: dict[int, Requester] = {}
         self._stops: list[Requester] = []
         self._stop_by: float | None = None  # until then its processes may stop by themselves
-        self._halt: Halt | None = None
         self._crash = ""
 
     # -- its life --------------------------------------------------------------------------
@@ -108,10 +107,6 @@ class Supervisor(Watcher):
         elif self._stop_by is not None and self._is_over(self._stop_by):
             self._ending = "stop"
 
-    def _is_over(self, deadline: float) -> bool:
-        """Whether processes that were asked to stop have stopped, or had time enough."""
-        return kernel.uptime() >= deadline or not processes.have_members(self._groups)
-
     def _set_expiry(self, expires_at: float | None) -> None:
         """Take an expiry by the clock that people set, and keep it by one that nobody can."""
         self._expires_at = expires_at
@@ -135,6 +130,8 @@ class Supervisor(Watcher):
         if not left:  # as long as something runs, its folder is what leads to it
             from .files import remove_folders
 
+            if self._layers:
+                self._layers.remove()
             remove_folders(self._orders, orphaned=orphaned)
         for client in self._runs.values():
             client.close()
@@ -228,38 +225,6 @@ class Supervisor(Watcher):
         if not self._orders.keep_after_exit and all(p.ended_at for p in self._processes):
             self._ending = self._ending or "finished"
 
-    def _end_processes(self) -> list[int]:
-        """Kill all that was started, and what it leaves in memory; those that can't be killed."""
-        from .shared_memory import SharedMemory
-
-        started = [*self._runs, *self._groups]
-        shared = SharedMemory({*started, *processes.descendants(os.getpid())}, self._since)
-        left = processes.end_descendants(self._marker, started)
-        shared.remove()
-        return left
-
-    def _finish_halt(self, halt: Halt) -> None:
-        """End what still runs, and read what it has printed."""
-        self._halt = None
-        left = self._end_processes()
-        for process in self._processes:
-            self._drain(process)
-            if process.output in self._handlers:
-                self._unwatch(process.output)
-            os.close(process.output)
-            process.output = -1
-        for client in self._runs.values():
-            self._dismiss(client, None)
-        self._runs.clear()
-        self._dismiss(halt.client, {"remaining": left})
-
-    def _start_again(self) -> None:
-        """Start the processes once more, after all of them were halted."""
-        before, self._processes, self._groups = self._processes, [], []
-        for name, argv in self._orders.argvs.items():
-            self._start_process(name, argv)
-        self._open_logs(before)
-
     # -- requests --------------------------------------------------------------------------
 
     def _open_control(self) -> None:
@@ -307,19 +272,12 @@ class Supervisor(Watcher):
                     processes.signal_groups(self._groups, request["signal"])
                 self._stop_by = min(self._stop_by or 1e99, kernel.uptime() + grace)
                 return None
-            case {"do": "halt", "grace": float() | int() as grace}:
-                if grace:
-                    processes.signal_groups(self._groups, request["signal"])
-                self._halt = Halt(client, kernel.uptime() + grace)
-                return None
-            case {"do": "start"}:
-                self._start_again()
             case {"do": "extend", "expires_at": float() | int() | None as expires_at}:
                 self._set_expiry(expires_at)
             case {"do": "keep"}:
                 self._owner = None
             case _:
-                return {"error": f"the guard does not understand {request!r}"}
+                return self._serve_restart(client, request)
         return {}
 
     def _status(self) -> dict[str, Any]:

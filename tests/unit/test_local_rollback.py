@@ -1,0 +1,109 @@
+"""A local environment is put back where layers can be mounted, and by copies where they can't."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.local import LocalProvider, client
+from pytest_ephemeral.providers.local.folder import Folder
+from pytest_ephemeral.providers.local.tables import LocalTemplate
+from pytest_ephemeral.providers.protocol import Order
+from pytest_ephemeral.testing import make_order
+from support.waiting import until
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no local provider there")
+
+#: Writes down how often it was started, and that it was told to end.
+COMMAND = "echo start >> log; trap 'echo end >> log; exit' TERM; touch up; sleep 1000 & wait"
+
+
+@pytest.fixture(params=["layers", "copies"])
+def order(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Order]:
+    """An environment that is up; what is left of it is removed."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    if request.param == "copies":
+        monkeypatch.setattr(client, "layer", lambda *_: "Operation not permitted")
+    template = LocalTemplate(name="kept", command=COMMAND, port=18479, rollback="each")
+    order = make_order(template, None)
+    environment = LocalProvider().launch(order)
+    try:
+        until(lambda: has(environment, "up"))
+        yield msgspec.structs.replace(order, environment=environment)
+    finally:
+        LocalProvider().destroy(environment)
+
+
+def has(environment: Environment, name: str) -> bool:
+    """Whether a file is in its state folder, as its processes see it."""
+    return environment.run(["test", "-e", name]).returncode == 0
+
+
+def show(environment: Environment, name: str) -> str:
+    """What a file there holds."""
+    return environment.run(["cat", name]).stdout
+
+
+def write(environment: Environment, script: str) -> None:
+    """Change something there."""
+    assert environment.run(["sh", "-c", script]).returncode == 0
+
+
+def put_back(order: Order) -> None:
+    """Put it back, and wait until it runs."""
+    write(order.environment, "rm -f up")
+    LocalProvider().roll_back(order)
+    until(lambda: show(order.environment, "log").endswith("start\n"))
+
+
+def test_all_that_it_wrote_is_as_it_was(order: Order) -> None:
+    """Files that came, went and were changed, links, modes, folders without write permission."""
+    environment, provider = order.environment, LocalProvider()
+    write(environment, "mkdir -m 500 closed; ln -s nowhere link; echo one > file; chmod 640 file")
+    write(environment, 'echo temporary > "$TMPDIR/file"')
+    provider.take_baseline(order)
+    until(lambda: show(environment, "log") == "start\nend\nstart\n")
+    look = "ls -ln --time-style=+ . $TMPDIR | grep -v total; cat file $TMPDIR/file; readlink link"
+    write(environment, "rm -f up")
+    before = environment.run(["sh", "-c", f"rm -f log; {look}"]).stdout
+    assert "temporary" in before
+    for _ in range(3):
+        write(environment, "rm -rf file link; chmod 700 closed; echo 2 > closed/x; rm $TMPDIR/file")
+        put_back(order)
+        # It was told to end once, before the baseline was taken; since then it is killed.
+        assert show(environment, "log") == "start\nend\nstart\n"
+        assert environment.run(["sh", "-c", f"rm -f log up; {look}"]).stdout == before
+        assert provider.status(environment).state == "running"
+
+
+def test_nothing_grows(order: Order) -> None:
+    """Neither processes nor folders, however often it is put back; and nothing is left of it."""
+    environment, provider = order.environment, LocalProvider()
+    provider.take_baseline(order)
+    folder = Folder.of_environment(environment).path
+    for _ in range(6):
+        write(environment, "head -c 100000 /dev/zero > large")
+        put_back(order)
+    until(lambda: len(list(folder.iterdir())) <= 12)
+    assert len(client.status(Folder.of_environment(environment).control)["processes"]) == 1
+    provider.destroy(environment)
+    assert not folder.exists()
+
+
+def test_destroyed_while_it_is_put_back(order: Order) -> None:
+    """What is asked of its guard afterwards is refused; nothing is left."""
+    provider = LocalProvider()
+    provider.take_baseline(order)
+    provider.destroy(order.environment)
+    with suppress(KeyError), pytest.raises(EphemeralError):
+        provider.roll_back(order)
+    assert not Folder.of_environment(order.environment).path.exists()
