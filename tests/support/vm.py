@@ -5,8 +5,13 @@ Under emulation a boot takes many seconds, so there is one image for all tests o
 
 from __future__ import annotations
 
+import importlib.resources
+import shlex
+import shutil
 import subprocess
+import sys
 import tempfile
+import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,15 +82,48 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="pytest-ephemeral-vm-", ignore_cleanup_errors=True)
 
 
+#: What the shop of the examples is made of, and this project's tests have installed.
+_SHOP_NEEDS = (
+    *("flask", "werkzeug", "jinja2", "markupsafe", "itsdangerous", "click", "blinker"),
+    "waitress",
+)
+
+
+def _write_shop(site: Path) -> None:
+    """Write the shop and what it needs, compiled: no guest need fetch or compile anything."""
+    source = SCRIPT.parents[1] / "examples" / "shop"
+    wheel = ["wheel", "--quiet", "--no-deps", "--wheel-dir", str(site.parent), str(source)]
+    subprocess.run([sys.executable, "-m", "pip", *wheel], check=True)
+    with zipfile.ZipFile(next(site.parent.glob("shop-*.whl"))) as packed:
+        packed.extractall(site)
+    for name in _SHOP_NEEDS:
+        folder = Path(str(importlib.resources.files(name)))
+        shutil.copytree(folder, site / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for known in folder.parent.glob(f"{name}-*.dist-info"):
+            shutil.copytree(known, site / known.name)
+    hashed = ["--invalidation-mode", "unchecked-hash", str(site)]
+    subprocess.run([sys.executable, "-m", "compileall", "-q", *hashed], check=True)
+
+
 @cache
 def bake_application() -> Image:
-    """The image of that recipe: baked and verified as any, once in this process."""
+    """The image of that recipe, with the shop in it: baked and verified, once in this process."""
     root = Path(_folder().name)
+    _write_shop(root / "site")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTEST_EPHEMERAL_STATE", str(root / "machine"))
         patch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(root / "trees"))
         (root / "trees").mkdir(mode=0o700)
-        return bake(recipe(), root)
+        launch = (
+            "#!/bin/sh\nPYTHONPATH=/opt/pytest-ephemeral/site exec python3 -c "
+            "'from shop.cli import main; main()' \"$@\"\n"
+        )
+        install = [
+            *(recipe().install or []),
+            'cp -r site "$PREFIX" && mkdir "$PREFIX/bin"',
+            f'printf %s {shlex.quote(launch)} >"$PREFIX/bin/shop" && chmod +x "$PREFIX/bin/shop"',
+        ]
+        return bake(recipe(install=install, files=["site"]), root)
 
 
 def as_it_is(image: Image) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +17,17 @@ import pytest
 
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError, UnavailableError
 from pytest_ephemeral.providers import load
-from pytest_ephemeral.providers.qemu import accelerators, bases, fit, machines, memory, programs
+from pytest_ephemeral.providers.local import host
+from pytest_ephemeral.providers.local.host import GuardAddress
+from pytest_ephemeral.providers.qemu import (
+    accelerators,
+    bases,
+    fit,
+    machines,
+    memory,
+    programs,
+    qmp,
+)
 from pytest_ephemeral.providers.qemu.memory import Memory
 from pytest_ephemeral.providers.qemu.tables import Download, QemuRecipe, QemuTemplate
 
@@ -330,3 +341,19 @@ def test_the_last_lines_of_a_console() -> None:
     """Those that say something; of none, what may be the reason."""
     assert machines.last_lines("one\n\n  two\n", 1) == "      two"
     assert "console=ttyS0" in machines.last_lines("\n")
+
+
+def test_a_guest_without_an_agent_is_told(tmp_path: Path) -> None:
+    """The port is there, and nobody behind it; the package is named."""
+    with socket.socket(socket.AF_UNIX) as port:
+        with host._path(GuardAddress("vm-1", tmp_path, "agent")) as path:
+            port.bind(path)
+        port.listen()
+        with pytest.raises(EphemeralError, match="install the package qemu-guest-agent"):
+            qmp.open_agent("vm-1", tmp_path, timeout=0.3, each=0.1)
+
+
+def test_a_machine_that_has_no_monitor_is_told(tmp_path: Path) -> None:
+    """Its QEMU has ended, or never was."""
+    with pytest.raises(EphemeralError, match="the monitor of vm-1 is not there"):
+        qmp.open_monitor("vm-1", tmp_path, timeout=0.1)
