@@ -357,3 +357,16 @@ def test_a_machine_that_has_no_monitor_is_told(tmp_path: Path) -> None:
     """Its QEMU has ended, or never was."""
     with pytest.raises(EphemeralError, match="the monitor of vm-1 is not there"):
         qmp.open_monitor("vm-1", tmp_path, timeout=0.1)
+
+
+def test_a_database_elsewhere_is_not_put_back(tmp_path: Path) -> None:
+    """Refused before anything is launched, with its host; one in the machine itself is fine."""
+    provider: Any = load("qemu")
+    for where, ok in (("localhost", True), ("db.example.com", False)):
+        environ = {"DATABASE_URL": f"postgresql://shop@{where}/shop"}
+        template = QemuTemplate(name="vm", image="app", command="serve", port=80, env=environ)
+        if ok:
+            provider.check_rollback(template, tmp_path)
+            continue
+        with pytest.raises(ConfigurationError, match=r"templates\.vm\..*db\.example\.com"):
+            provider.check_rollback(template, tmp_path)

@@ -27,9 +27,10 @@ from pytest_ephemeral.providers.ec2.builders import python_commands_of, steps_of
 from pytest_ephemeral.providers.local import tree
 from pytest_ephemeral.providers.local.baking import LocalBaker
 from pytest_ephemeral.providers.local.prefix import Prefix, Seal
+from pytest_ephemeral.providers.local.reference import AS_IT_IS
 from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.providers.qemu import bases, machines, memory, programs, qmp
-from pytest_ephemeral.providers.qemu.content import AS_IT_IS, Content
+from pytest_ephemeral.providers.qemu.content import Content
 from pytest_ephemeral.providers.qemu.hardware import DISK, Hardware
 from pytest_ephemeral.providers.qemu.machines import Start, Temporary
 from pytest_ephemeral.providers.qemu.tables import QemuRecipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -10,11 +11,17 @@ import msgspec
 
 from pytest_ephemeral.errors import EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers import external_state
 from pytest_ephemeral.providers.protocol import COLD_BOOT, RESUMED, SEEDED, Order
 from pytest_ephemeral.providers.qemu import machines, memory, programs, restore
+from pytest_ephemeral.providers.qemu.hardware import GUEST
 from pytest_ephemeral.providers.qemu.launch import Plan, make_plan, resume
 from pytest_ephemeral.providers.qemu.memory import Memory
+from pytest_ephemeral.providers.qemu.tables import QemuTemplate
 from pytest_ephemeral.tables import Template
+
+#: Hosts of a database that is in the machine.
+_INSIDE: Final = ("localhost", "127.0.0.1", GUEST)
 
 #: In an environment's handle: the frozen memory that it is put back to.
 _BASELINE: Final = "baseline"
@@ -24,12 +31,15 @@ class MachineBaselines:
     """The part of the qemu provider that freezes; see ``SupportsRollback``, ``SupportsFreeze``."""
 
     def check_rollback(self, template: Template, root: Path) -> None:  # noqa: ARG002
-        """All that a machine has is in its memory and on its disk; only Linux can freeze both."""
+        """What is in its memory and on its disk is put back; only Linux can freeze both."""
         if sys.platform != "linux":
             raise UnavailableError(
                 f"templates.{template.name}: machines are only put back on Linux: write a command "
                 "that does (`reset`), or give each test an environment of its own"
             )
+        assert isinstance(template, QemuTemplate)
+        commands = template.processes().values()
+        external_state.refuse_databases(template, dict(os.environ), commands=commands, own=_INSIDE)
 
     def freeze(self, order: Order) -> Environment:
         """Keep what is ready and seeded for the next ones, if their memory is to be resumed."""

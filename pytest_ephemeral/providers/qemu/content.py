@@ -8,9 +8,7 @@ from typing import Final, Self
 import msgspec
 
 from pytest_ephemeral.models import Image
-
-#: In an image's handle: it is someone else's file, and what it was when it was taken.
-AS_IT_IS: Final = "as-it-is"
+from pytest_ephemeral.providers.local.reference import AS_IT_IS, content_of
 
 _DISK, _KERNEL, _INITRD, _APPEND = "disk.qcow2", "kernel", "initrd", "append"
 _FORMAT: Final = "format"
@@ -27,7 +25,7 @@ class Content(msgspec.Struct, frozen=True):
 
     @classmethod
     def at(cls, folder: Path) -> Self:
-        """What ``write_names`` has left in a folder."""
+        """What is in a folder: a sealed disk, and what ``copy_boot`` has put beside it."""
         kernel, initrd, append = (folder / name for name in (_KERNEL, _INITRD, _APPEND))
         return cls(
             disk=folder / _DISK,
@@ -41,7 +39,7 @@ class Content(msgspec.Struct, frozen=True):
         """The files of an image that is here."""
         handle = image.handle
         if AS_IT_IS not in handle:
-            return cls.at(Path(image.reference))
+            return cls.at(content_of(image))
         kernel, initrd = handle.get(_KERNEL), handle.get(_INITRD)
         return cls(
             disk=Path(image.reference),

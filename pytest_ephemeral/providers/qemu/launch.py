@@ -17,9 +17,10 @@ from pytest_ephemeral.providers.endpoints import make_endpoints
 from pytest_ephemeral.providers.local import network
 from pytest_ephemeral.providers.local.guarded import held as guards
 from pytest_ephemeral.providers.local.prefix import Prefix, share
+from pytest_ephemeral.providers.local.reference import AS_IT_IS
 from pytest_ephemeral.providers.protocol import COLD_BOOT, RESUMED, SEEDED, TO_FREEZE, Order
 from pytest_ephemeral.providers.qemu import machines, memory, programs
-from pytest_ephemeral.providers.qemu.content import AS_IT_IS, Content
+from pytest_ephemeral.providers.qemu.content import Content
 from pytest_ephemeral.providers.qemu.fit import describe_difference, describe_fit
 from pytest_ephemeral.providers.qemu.hardware import GUEST, Hardware
 from pytest_ephemeral.providers.qemu.machines import MachineFolder, Start
@@ -107,7 +108,7 @@ def launch(order: Order) -> Environment:
         closing.callback(os.close, lock)
         descriptors = [lock]
         if AS_IT_IS not in image.handle:
-            descriptors.append(share(Prefix.of(image.key)))
+            descriptors.append(share(Prefix(content.disk.parent)))
             closing.callback(os.close, descriptors[-1])
         claim = network.claim(template.endpoints())
         closing.callback(claim.close)
