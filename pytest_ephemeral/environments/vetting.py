@@ -24,6 +24,8 @@ PROBES: Final[Mapping[str, str]] = {
 
 #: Seconds by which a clock may be off, beside what asking for it takes.
 _CLOCK: Final = 2.0
+#: Less than that is not worth telling.
+_RIGHT: Final = 0.1
 
 _PATIENCE: Final = 120.0
 
@@ -74,7 +76,7 @@ def _check_clock(clone: Environment) -> Finding:
     after = time.time()
     off = max(before - told, told - after, 0.0)
     what = f"clock of {clone.id}"
-    return Finding(what, ok=off <= _CLOCK, detail=f"{off:.1f} s off" if off else "right")
+    return Finding(what, ok=off <= _CLOCK, detail=f"{off:.1f} s off" if off > _RIGHT else "right")
 
 
 def _ask(clone: Environment, command: str) -> str:

