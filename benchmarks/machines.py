@@ -23,8 +23,8 @@ from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.protocol import RESUMED
 from pytest_ephemeral.providers.qemu import accelerators
 from pytest_ephemeral.providers.qemu.provider import QemuProvider
-from pytest_ephemeral.providers.qemu.tables import QemuTemplate
-from pytest_ephemeral.testing.bench import get, make_order
+from pytest_ephemeral.providers.qemu.tables import QemuRecipe, QemuTemplate
+from pytest_ephemeral.testing.bench import bake, get, make_order
 from pytest_ephemeral.testing.waiting import until
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -42,9 +42,10 @@ def main() -> int:
     if why := vm.unavailable():
         print(f"without {why}: nothing is measured")
         return 0
-    image = vm.bake_application()
+    taken = vm.as_it_is(vm.bake_application())
     with tempfile.TemporaryDirectory(prefix="machines-") as folder:
         os.environ["PYTEST_EPHEMERAL_STATE"] = folder
+        image = bake(QemuRecipe(name="app", **taken), Path(folder))
         print(f"accelerator: {accelerators.choose()}; load: {os.getloadavg()[0]:.1f}")
         for memory in ("512M", "2G"):
             measure(image, memory)

@@ -128,7 +128,7 @@ def bake_application() -> Image:
 
 def as_it_is(image: Image) -> dict[str, str]:
     """The keys of a recipe that takes a baked image as it is."""
-    content = Content.of(image)
+    content = Content.at(Path(image.reference))
     return {
         "reference": str(content.disk),
         "kernel": str(content.kernel),

@@ -45,7 +45,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_sealed(root: Path) -> None:
     """One compressed disk, without what made its machine that one; seen without QEMU."""
-    disk = Content.of(vm.bake_application()).disk
+    disk = Content.at(Path(vm.bake_application().reference)).disk
     assert disk.stat().st_mode & 0o222 == 0
     checked = subprocess.run(
         ["qemu-img", "check", "--output=json", disk], capture_output=True, text=True, check=True
