@@ -6,11 +6,13 @@ first answer over HTTP. Given are medians; the targets stand beside them.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -32,6 +34,28 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 #: How often each is measured.
 RESUMES, ROLLBACKS = 9, 100
 
+#: How many modules have a machine of their own.
+MODULES = 8
+
+MODULE = """\
+import time
+
+def test_it_is_there(ephemeral_env_module):
+    time.sleep(1)
+"""
+
+CONFIGURATION = """\
+[images.app]
+provider = "qemu"
+{keys}
+[templates.machine]
+image = "app"
+command = 'exec python3 "$PREFIX/application.py" "$HOST" "$PORT"'
+port = 18481
+ready = {{ http = "/", timeout = "10m" }}
+warm = true
+"""
+
 #: Seconds in which a machine answers that boots.
 PATIENCE = 600.0
 
@@ -49,6 +73,7 @@ def main() -> int:
         print(f"accelerator: {accelerators.choose()}; load: {os.getloadavg()[0]:.1f}")
         for memory in ("512M", "2G"):
             measure(image, memory)
+        run_modules(Path(folder), taken)
     return 0
 
 
@@ -112,6 +137,25 @@ def put_back(provider: QemuProvider, template: QemuTemplate, image: Image) -> No
         ("processes", "MiB resident", "MiB on disk"), before, after, strict=True
     ):
         print(f"{template.memory}: {what} before {ROLLBACKS} of them {here:.0f}, after {then:.0f}")
+
+
+def run_modules(folder: Path, taken: Mapping[str, str]) -> None:
+    """Eight modules with a fresh machine each, and a second of tests in each."""
+    project = folder / "modules"
+    project.mkdir()
+    keys = "".join(f"{name} = {json.dumps(it)}\n" for name, it in taken.items())
+    (project / "ephemeral.toml").write_text(CONFIGURATION.format(keys=keys))
+    for number in range(MODULES):
+        (project / f"test_{number}.py").write_text(MODULE)
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    seconds = []
+    for _ in range(3):  # the first one boots, and freezes
+        started = time.perf_counter()
+        subprocess.run(
+            [*argv, "--ephemeral-env"], cwd=project, check=True, stdout=subprocess.DEVNULL
+        )
+        seconds.append(time.perf_counter() - started)
+    print(f"{MODULES} modules, each a fresh machine and 1 s of tests: {min(seconds[1:]):.1f} s")
 
 
 def census(folder: Path) -> tuple[float, float, float]:

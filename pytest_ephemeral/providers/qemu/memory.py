@@ -189,8 +189,7 @@ def freeze(id: str, folder: Path, new: Path, variables: Mapping[str, str]) -> No
     with qmp.open_monitor(id, folder) as monitor:
         monitor.call("stop")
         ram = _find_ram(monitor.pid())
-        if ram is not None:
-            _ignore_shared(monitor)
+        _ignore_shared(monitor, on=ram is not None)
         monitor.call("migrate-set-parameters", max_bandwidth=1 << 34)
         # To a file by a program: "file:" is only in QEMU 8.2 and newer.
         monitor.call("migrate", uri=f"exec:cat > {shlex.quote(str(new / _STATE))}")
@@ -219,8 +218,7 @@ def resume(
         MachineError: It can't.
     """
     with qmp.open_monitor(id, folder) as monitor:
-        if memory.ram is not None:
-            _ignore_shared(monitor)
+        _ignore_shared(monitor, on=memory.ram is not None)
         monitor.call("migrate-incoming", uri=f"exec:cat {shlex.quote(str(memory.folder / _STATE))}")
         # It was stopped when its state was written, and still is when that is read.
         _wait(monitor, "query-status", {"running", "paused", "postmigrate"}, id)
@@ -232,8 +230,9 @@ def resume(
                 raise MachineError(f"{id}: {line}: {refused}")
 
 
-def _ignore_shared(monitor: qmp.MachineConnection) -> None:
-    capabilities = [{"capability": "x-ignore-shared", "state": True}]
+def _ignore_shared(monitor: qmp.MachineConnection, *, on: bool) -> None:
+    """Say whether the RAM is left out of the state; a machine that was resumed remembers it."""
+    capabilities = [{"capability": "x-ignore-shared", "state": on}]
     monitor.call("migrate-set-capabilities", capabilities=capabilities)
 
 
