@@ -20,36 +20,70 @@ SHOP = Path(__file__).parents[2] / "examples" / "shop"
 OTHERS = ["test_prices_are_written_as_people_there_write_them", "first_day"]
 
 
-def test_the_acceptance_tests_pass_on_machines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A machine for the session, one for a module, one for a class; each with the run's secret."""
+#: In the folder of the acceptance tests: each of these spoils what the next one looks at.
+ROLLBACK = """\
+import pytest
+
+@pytest.mark.ephemeral_env("staging-vm", rollback="each")
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_shelf_is_full_again(ephemeral_env, manager, number):
+    assert manager.delete(f"{ephemeral_env.url}api/products").json() == {"removed": 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example in a folder of its own, with the image of all tests."""
     if why := vm.unavailable():
         lacks.skip_without("QEMU", why)
-    (tmp_path / "trees").mkdir(mode=0o700)
-    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "machine"))
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "trees"))
-    folder = tmp_path / "shop"
+    folder = tmp_path_factory.mktemp("example") / "shop"
+    (folder.parent / "trees").mkdir(mode=0o700)
     shutil.copytree(SHOP, folder, ignore=shutil.ignore_patterns("dist", ".ephemeral"))
     take_baked(folder / "ephemeral.toml")
-    report = tmp_path / "report.json"
-    argv = ["--ephemeral-env", "--ephemeral-template", "staging-vm", "-p", "no:cacheprovider"]
-    argv += ["-k", " and ".join(f"not {name}" for name in OTHERS), f"--ephemeral-report={report}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *argv],
-        cwd=folder,
-        env={**os.environ, "SHOP_KEY": "letmein"},
+    return folder
+
+
+def run(shop: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest on the shop's machines."""
+    template = ["--ephemeral-env", "--ephemeral-template", "staging-vm", "-p", "no:cacheprovider"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *template, *argv],
+        cwd=shop,
+        env={
+            **os.environ,
+            "PYTEST_EPHEMERAL_STATE": str(shop.parent / "machine"),
+            "PYTEST_EPHEMERAL_PREFIX_ROOT": str(shop.parent / "trees"),
+            "SHOP_KEY": "letmein",
+        },
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_the_acceptance_tests_pass_on_machines(shop: Path) -> None:
+    """A machine for the session, one for a module, one for a class; each with the run's secret."""
+    report = shop.parent / "report.json"
+    others = " and ".join(f"not {name}" for name in OTHERS)
+    done = run(shop, "-k", others, f"--ephemeral-report={report}")
     assert done.returncode == 0, done.stdout + done.stderr
     environments = json.loads(report.read_bytes())["environments"]
     assert {one["template"] for one in environments} == {"staging-vm"}
     assert len(environments) == 3
     assert {one["state"] for one in environments} == {"destroyed"}
     assert "was booted" not in done.stdout + done.stderr
-    assert list((tmp_path / "machine" / "machines").iterdir()) == []
+    assert list((shop.parent / "machine" / "machines").iterdir()) == []
+
+
+def test_the_shop_is_put_back(shop: Path) -> None:
+    """Also where the machine itself was resumed from before the shop was started."""
+    file = shop / "tests" / "acceptance" / "test_shelf.py"
+    file.write_text(ROLLBACK)
+    try:
+        done = run(shop, str(file))
+    finally:
+        file.unlink()
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def take_baked(file: Path) -> None:
