@@ -65,6 +65,30 @@ def test_the_context_that_is_used(opened: Opened, second_docker: Engine, tmp_pat
     assert engines.everything(second_docker) == []
 
 
+@pytest.fixture
+def rootless() -> Iterator[Engine]:
+    """A Podman of another uid, without rights."""
+    if why := engines.rootless_unavailable():
+        pytest.skip(f"without {why}")
+    with engines.rootless_podman() as engine:
+        assert Path(engine.address.url.removeprefix("unix://")).stat().st_uid != 0
+        yield engine
+
+
+def test_a_life_on_a_rootless_podman(opened: Opened, rootless: Engine, tmp_path: Path) -> None:
+    """An image is brought there, an environment comes up, commands run in it, nothing is left."""
+    opened(keep="always").image("web")
+    with engines.used(rootless):
+        lifecycle = reopened(tmp_path)
+        environment = up(lifecycle)
+        with urllib.request.urlopen(environment.url, timeout=10) as answer:
+            assert answer.read() == b"ok\n"
+        assert environment.run(["echo", "there"]).stdout == "there\n"
+        assert environment.id in str(rootless.call("GET", "/containers/json"))
+        lifecycle.destroy(environment)
+        assert engines.everything(rootless) == []
+
+
 def test_an_engine_over_ssh(opened: Opened, over_ssh: str, tmp_path: Path) -> None:
     """An image is brought there, an environment comes up, commands run in it, nothing is left."""
     opened(keep="always").image("web")

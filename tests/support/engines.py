@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -122,6 +123,62 @@ def podman() -> Iterator[Engine]:
         environ = {"CONTAINERS_CONF": str(configuration)}
         with _running(argv, folder, Engine(Address(socket)), **environ) as engine:
             yield engine
+
+
+def rootless_unavailable() -> str:
+    """Why a Podman of another user can't be started here; empty when it can."""
+    return unavailable("podman") or unavailable("slirp4netns")
+
+
+@contextmanager
+def rootless_podman() -> Iterator[Engine]:
+    """Podman's service as a user without rights, who has one uid and no more."""
+    uid = 40000 + os.getpid() % 10000
+    with _folder() as folder:
+        folder.chmod(0o711)
+        for name in ("home", "run"):
+            (folder / name).mkdir()
+            os.chown(folder / name, uid, uid)
+        os.mknod(folder / "tun", 0o600 | stat.S_IFCHR, os.makedev(10, 200))
+        os.chown(folder / "tun", uid, uid)
+        storage = {
+            "driver": "vfs",
+            "graphroot": f"{folder}/home/images",
+            "runroot": f"{folder}/run/s",
+        }
+        lines = [f'{key} = "{value}"\n' for key, value in storage.items()]
+        options = '[storage.options]\nignore_chown_errors = "true"\n'
+        (folder / "storage.conf").write_text(f"[storage]\n{''.join(lines)}{options}")
+        (folder / "containers.conf").write_text(
+            '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n'
+            '[containers]\nlog_driver = "k8s-file"\n'
+        )
+        socket = f"unix://{folder}/run/podman.sock"
+        argv = [
+            *("unshare", "--mount", "sh", "-c"),
+            f'mount --bind {folder}/tun /dev/net/tun && cd {folder}/home && exec "$@"',
+            *("sh", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
+            *("podman", "system", "service", "--time=0", socket),
+        ]
+        environ = {
+            "HOME": f"{folder}/home",
+            "XDG_RUNTIME_DIR": f"{folder}/run",
+            "CONTAINERS_CONF": f"{folder}/containers.conf",
+            "CONTAINERS_STORAGE_CONF": f"{folder}/storage.conf",
+        }
+        try:
+            with _running(argv, folder, Engine(Address(socket)), **environ) as engine:
+                yield engine
+        finally:
+            _end_all_of(uid)
+
+
+def _end_all_of(uid: int) -> None:
+    """End what a user's engine leaves, such as the process that holds its namespaces."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if process.stat().st_uid == uid:
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _containers_conf(folder: Path) -> str:
