@@ -9,8 +9,9 @@ import json
 import os
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 from xml.parsers import expat
 
@@ -61,6 +62,9 @@ _CONNECTION_ATTEMPTS: Final = 3
 #: The first status of errors that are not the request's, and may pass.
 _SERVER_ERROR: Final = 500
 _BAD_GATEWAY: Final = 502
+
+#: Told what is going on while a request is made again.
+_told: ContextVar[Callable[[str], None] | None] = ContextVar("told", default=None)
 
 _clients: dict[tuple[Any, ...], Any] = {}
 _identities: dict[int, dict[str, str]] = {}
@@ -117,6 +121,16 @@ def code(error: Exception) -> str:
     """What a service answered, in one word, such as ``InsufficientInstanceCapacity``."""
     response: dict[str, Any] = getattr(error, "response", {})
     return str(response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def tell_of_retries(tell: Callable[[str], None]) -> Iterator[None]:
+    """Have ``tell`` called with a line for each request of this thread that is made again."""
+    token = _told.set(tell)
+    try:
+        yield
+    finally:
+        _told.reset(token)
 
 
 @contextmanager
@@ -216,11 +230,13 @@ def _bound_server_errors(
     """
     from botocore.exceptions import ClientError
 
-    if response is None or attempts < _SERVER_ERROR_ATTEMPTS:
+    if response is None or response[0].status_code < _SERVER_ERROR:
         return
-    error = response[1].get("Error", {})
-    if response[0].status_code >= _SERVER_ERROR and error.get("Code") not in THROTTLED:
+    code = response[1].get("Error", {}).get("Code", response[0].status_code)
+    if code not in THROTTLED and attempts >= _SERVER_ERROR_ATTEMPTS:
         raise ClientError(response[1], operation.name)
+    if tell := _told.get():
+        tell(f"AWS answers {code} to {operation.name}, asked {attempts} times")
 
 
 def _bound_refused_connections(
@@ -253,9 +269,11 @@ def _check_answer(response_dict: dict[str, Any], operation_model: Any, **_: Any)
     error it asks again about, if it is not told more than its status. An answer of AWS's own that
     can't be parsed, as it was cut, becomes such an error.
     """
-    if not str(response_dict["headers"].get("Content-Type", "")).startswith("text/html"):
-        is_good = response_dict["status_code"] < _SERVER_ERROR
-        if is_good and not _is_readable(response_dict["body"], operation_model.metadata):
+    is_readable = _is_readable(response_dict["body"], operation_model.metadata)
+    is_page = str(response_dict["headers"].get("Content-Type", "")).startswith("text/html")
+    is_json = operation_model.metadata.get("protocol") == "json"
+    if not is_page or (is_json and is_readable and response_dict["body"]):
+        if response_dict["status_code"] < _SERVER_ERROR and not is_readable:
             response_dict.update(status_code=_BAD_GATEWAY, body=b"")
         return
     status = int(response_dict["status_code"])

@@ -152,23 +152,24 @@ class Lifecycle(msgspec.Struct):
             raise
 
     def _launch(self, order: Order, provider: Provider, timer: PhaseTimer) -> Timed:
-        template, subject = order.template, order.environment.id
-        with timer.phase(subject, "launch"):
+        template, id = order.template, order.environment.id
+        order = msgspec.structs.replace(order, tell=lambda it: self.say(Progress(id, "seen", it)))
+        with timer.phase(id, "launch"):
             environment = provider.launch(order)
         with (
             self._recording(environment, "url", "endpoints", "handle"),
-            timer.phase(subject, "ready"),
+            timer.phase(id, "ready"),
         ):
             self._wait(environment, provider, order)
         if template.seed is not None and SEEDED not in environment.handle:
-            with timer.phase(subject, "seed"):
+            with timer.phase(id, "seed"):
                 run_step("seed", environment, provider, template.seed, order.secrets)
         environment = freeze_if_asked(order, environment, provider, timer)
         if template.rollback is not None:
             environment = self._take_baseline(order, environment, provider, timer)
         environment = msgspec.structs.replace(environment, state="ready")
         self._record(environment, "state", "handle")
-        self.say(Progress(subject, "up", environment.url, timer.total()))
+        self.say(Progress(id, "up", environment.url, timer.total()))
         self._emit("environment_ready", environment=environment)
         if environment.url:
             self.publish(environment, environment.url)

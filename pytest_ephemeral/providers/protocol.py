@@ -46,6 +46,7 @@ class Order(msgspec.Struct, frozen=True):
         secrets: The values that came from ``{env:…}``, to be masked in every log.
         settle: The command that closes the ledger's record, for a guard whose owner has died.
         root: The folder of the configuration file, for paths in the template.
+        tell: Called with a line while something outside answers with errors that may pass.
         journal: Puts an environment's ``handle`` into the ledger in the middle of launching:
             before a request whose answer may be lost, and as soon as there is one.
     """
@@ -59,6 +60,7 @@ class Order(msgspec.Struct, frozen=True):
     settle: Sequence[str] = ()
     root: Path = Path()
     journal: Callable[[Environment], None] = lambda _: None
+    tell: Callable[[str], None] = lambda _: None
 
     @property
     def image(self) -> Image | None:

@@ -24,7 +24,7 @@ from pytest_ephemeral.providers.ec2 import (
     builders,
     console,
     instance_watcher,
-    removal,
+    removal_steps,
     run_instances,
     security_groups,
 )
@@ -128,7 +128,7 @@ def quick(patch: pytest.MonkeyPatch, every: float = 0.1) -> None:
     for module in (amis, builders):
         patch.setattr(module, "POLL", every)
     patch.setattr(builders, "CONSOLE_POLL", every)
-    patch.setattr(removal, "POLL", every)
+    patch.setattr(removal_steps, "POLL", every)
     patch.setattr(console, "FRESH", every)
     patch.setattr(run_instances, "PAUSE", every)
     patch.setattr(stacks, "POLL", every)

@@ -92,6 +92,7 @@ class Guests:
             "PYTEST_EPHEMERAL_RUN": str(folder / "run"),
             "PYTEST_EPHEMERAL_HOME": str(folder / "home"),
             "PYTEST_EPHEMERAL_CONSOLE": str(guest.console),
+            "PYTEST_EPHEMERAL_PAUSES": "0.1 0.1",
             "PYTEST_EPHEMERAL_IMDS": f"{self.url}/_imds/{instance.id}",
         }
         for name in ("PIP_INDEX_URL", "PIP_CONFIG_FILE", "SSL_CERT_FILE", "PIP_CERT", "NO_PROXY"):

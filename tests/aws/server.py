@@ -37,6 +37,8 @@ class Harness:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.faults: list[dict[str, Any]] = []
         self._lock = threading.Lock()
+        #: How many requests for metadata are refused before one is answered.
+        self.silent = 0
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         path = environ["PATH_INFO"]
@@ -86,7 +88,7 @@ class Harness:
         raise ConnectionAbortedError("who asked is dead")
 
     def _refusal(self, request: Request, fault: dict[str, Any]) -> Answer:
-        if request.service == "ssm":
+        if request.service in {"ssm", "logs"}:
             return refuse_json(fault["code"], "said the harness")
         status = "503 Service Unavailable" if fault["kind"] == "throttle" else "400 Bad Request"
         if fault["code"].startswith("Insufficient"):  # a server's error, which boto3 repeats
@@ -139,6 +141,9 @@ class Harness:
         for name, seconds in times.items():
             setattr(self.strict.times, name, seconds)
 
+    def _tell_silent(self, requests: int) -> None:
+        self.silent = requests
+
     def _tell_facts(self) -> Any:
         return self.strict.facts
 
@@ -171,6 +176,9 @@ class Harness:
         if what == "shutdown" and method == "POST":
             self.strict.shutdown(id)
             return Answer(headers=plain)
+        if self.silent:
+            self.silent -= 1
+            return Answer("503 Service Unavailable", b"", plain)
         if what == "latest/api/token":
             asked = method == "PUT" and "HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS" in environ
             status = "200 OK" if asked else "400 Bad Request"

@@ -12,6 +12,7 @@ import pytest
 from aws.conftest import Bench
 from aws.project import Project
 from pytest_ephemeral import providers
+from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import LaunchError
 from support.waiting import until
 
@@ -26,6 +27,10 @@ def test_it(ephemeral_url, number):
 #: How many environments are up at once, and the calls that each may take.
 MANY = 20
 EACH = 3
+#: The looks at instances that a run takes here while nothing else is done on this machine.
+LOOKS = 1
+#: Seconds between looks, as users have them.
+PACE = 2.0
 
 
 def is_watching() -> bool:
@@ -40,9 +45,14 @@ def run(bench: Bench, count: int, failing: int = -1) -> Counter[str]:
     project.run("bake", "app")
     until(lambda: not is_watching())  # for tests before this one
     bench.account.calls()
+    started = time.monotonic()
     project.run("pytest", "--ephemeral-env", status=int(failing >= 0), PACE="users")
     until(lambda: not bench.ledger.entries(), within=60)
-    return Counter(bench.account.calls())
+    calls = Counter(bench.account.calls())
+    # One look every two seconds, however long this machine takes.
+    looks = calls["ec2:DescribeInstances"]
+    assert looks <= 1 + (time.monotonic() - started) / PACE, calls
+    return Counter({**calls, "ec2:DescribeInstances": min(looks, LOOKS)})
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 9), (10, 12)])
@@ -106,16 +116,21 @@ def test_server_errors_end_soon(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     bench.account.fault("RunInstances", "InternalError", kind="throttle", times=99)
     bench.account.calls()
     started = time.monotonic()
+    said: list[Progress] = []
+    monkeypatch.setattr(bench.lifecycle, "say", said.append)
     with pytest.raises(LaunchError, match="InternalError"):
         bench.lifecycle.bring_up(bench.template())
+    assert "AWS answers InternalError to RunInstances, asked 2 times" in {one.text for one in said}
     assert time.monotonic() - started < 40
     assert bench.account.calls().count("ec2:RunInstances") <= 8
 
 
 def test_an_instance_is_known_by_its_id(bench: Bench) -> None:
-    """Some services that behave as EC2 do not return the client token."""
+    """Some services that behave as EC2 do not return the client token; of a bake's, too."""
+    bench.account.tell("times", token=False, unseen=0.3)
     bench.bake()
-    bench.account.tell("times", token=False)
+    assert bench.account.left() == []
+    bench.account.tell("times", unseen=0.0)
     environment = bench.lifecycle.bring_up(bench.template()).environment
     try:
         until(lambda: bench.lifecycle.status(environment).state == "running")

@@ -290,6 +290,19 @@ def test_a_limit_of_addresses_is_told(bench: Bench) -> None:
 # -- user data, price, regions ---------------------------------------------------------------
 
 
+def test_metadata_that_does_not_answer_yet_is_asked_again(bench: Bench) -> None:
+    """An application without its address would listen on all of them."""
+    bench.bake()
+    bench.account.tell("silent", requests=2)
+    environment = up(bench)
+    assert get(environment.url + "variable/HOST") == environment.endpoints["http"].host
+    bench.lifecycle.destroy(environment)
+    bench.account.tell("silent", requests=99)
+    with pytest.raises(LaunchError, match="metadata of this instance can't be read"):
+        up(bench)
+    bench.account.tell("silent", requests=0)
+
+
 def test_the_users_script_runs_before_the_command(bench: Bench) -> None:
     """With the same variables, in the same folder."""
     serve = bench.template().command

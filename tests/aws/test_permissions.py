@@ -12,7 +12,7 @@ from aws.permissions import documented, needed, statements
 from pytest_ephemeral import labels, providers
 
 
-@pytest.mark.parametrize("service", ["ec2", "ssm", "cloudformation"])
+@pytest.mark.parametrize("service", ["ec2", "ssm", "cloudformation", "logs"])
 def test_they_are_actions_that_there_are(service: str) -> None:
     """IAM takes a policy with an action that is misspelt, and allows nothing by it."""
     known = boto3.client(service, region_name="us-east-1").meta.service_model.operation_names
@@ -57,7 +57,7 @@ UNLIMITED = {
     *("ec2:RunInstances", "ec2:CreateSecurityGroup", "ec2:CreateImage", "ec2:CopyImage"),
     "ssm:CancelCommand",
 }
-READING = ("Describe", "Get", "List")
+READING = ("Describe", "Get", "List", "Filter")
 
 
 def test_each_action_is_limited() -> None:

@@ -137,6 +137,34 @@ def test_without_instances_its_events_are_its_log(bench: Bench) -> None:
         provider.logs(environment)
 
 
+def test_its_log_groups_are_in_its_log(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are its resources, its functions', as far as they may be read; and no others."""
+    monkeypatch.setattr("pytest_ephemeral.providers.cloudformation.log_groups.FRESH", 0.0)
+    group = {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": "/shop/web"}}
+    environment = up(bench, template(bench, resources={**RESOURCES, "Group": group}))
+    provider, logs = providers.load("cloudformation"), boto3.client("logs")
+    logs.create_log_group(logGroupName="/theirs")
+    for name in ("/shop/web", "/theirs"):
+        logs.create_log_stream(logGroupName=name, logStreamName="one")
+    assert list(provider.log_files(environment)) == ["stack"]
+
+    def write(*lines: str) -> None:
+        now = int(datetime.now(UTC).timestamp() * 1000)
+        found = [{"timestamp": now, "message": line} for line in lines]
+        for name in ("/shop/web", "/theirs"):
+            logs.put_log_events(logGroupName=name, logStreamName="one", logEvents=found)
+
+    write("first\n", "second")
+    mark = provider.log_mark(environment)
+    write("third")
+    assert provider.log_files(environment)["shop-web"] == "first\nsecond\nthird\n"
+    assert provider.logs(environment, since=mark) == "shop-web | third\n"
+    bench.account.fault("FilterLogEvents", "AccessDeniedException", times=9)
+    assert list(provider.log_files(environment)) == ["stack"]
+    logs.delete_log_group(logGroupName="/theirs")
+    bench.lifecycle.destroy(environment)
+
+
 def test_its_images_are_those_of_its_region(bench: Bench) -> None:
     """``{image:…}`` is the AMI's id; in another region, that of the copy that was made there."""
     bench.keys = {"copy_to": ["eu-west-1"]}

@@ -22,7 +22,13 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.labels import EXPIRES, NEVER, RUN
 from pytest_ephemeral.models import Endpoint, Environment, Image
-from pytest_ephemeral.providers.cloudformation import events, packaging, stacks, upload
+from pytest_ephemeral.providers.cloudformation import (
+    events,
+    log_groups,
+    packaging,
+    stacks,
+    upload,
+)
 from pytest_ephemeral.providers.cloudformation.tables import (
     StackTemplate,
     outputs_in,
@@ -34,7 +40,7 @@ from pytest_ephemeral.providers.ec2.environments import ENDED, Instances, read_c
 from pytest_ephemeral.providers.ec2.errors import translate_errors
 from pytest_ephemeral.providers.ec2.instance_watcher import state, watch_region
 from pytest_ephemeral.providers.ec2.regions import Known, RegionalProvider
-from pytest_ephemeral.providers.ec2.removal import AT_ONCE
+from pytest_ephemeral.providers.ec2.removal_steps import AT_ONCE
 from pytest_ephemeral.providers.ec2.tags import format_expiry, tags_of, to_tags
 from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Recipe, Template
@@ -50,7 +56,7 @@ class CloudFormationProvider(Instances, RegionalProvider):
     """See ``Provider``.
 
     Commands are run on its first instance. Its log is what its instances print, or, where it has
-    none, its events.
+    none, its events; and what its CloudWatch groups say.
     """
 
     name: ClassVar[str] = "cloudformation"
@@ -88,7 +94,8 @@ class CloudFormationProvider(Instances, RegionalProvider):
 
     def launch(self, order: Order) -> Environment:
         """Make the stack; its outputs say where it answers."""
-        with translate_errors(f"{order.environment.id} could not be launched", LaunchError):
+        what = f"{order.environment.id} could not be launched"
+        with translate_errors(what, LaunchError), aws.tell_of_retries(order.tell):
             return _launch(order)
 
     def status(self, environment: Environment) -> Status:
@@ -107,9 +114,15 @@ class CloudFormationProvider(Instances, RegionalProvider):
             client, stack = _client(environment), _stack_name(environment)
             if stacks.look(client, stack) is None:
                 raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
-            if watch_region(environment.handle.get(REGION)).instances(environment):
-                return read_console_log(environment, now=now)
-            return console.ConsoleLog([events.history(client, stack)], own=False, name="stack")
+            region = environment.handle.get(REGION)
+            if watch_region(region).instances(environment):
+                log = read_console_log(environment, now=now)
+            else:
+                log = console.ConsoleLog([events.history(client, stack)], own=False, name="stack")
+            found = log_groups.read(client, stack, environment.created_at, region, now=now)
+            for name, text in found.items():
+                log.add(name, text)
+            return log
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
         """Move the tag of the stack's instances, which their guests may read, and of the stack."""

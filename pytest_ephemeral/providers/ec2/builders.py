@@ -82,6 +82,7 @@ def builder(
     id = f"bake-{recipe.name}-{digits(job.key)[:6]}-{secrets.token_hex(3)}"
     transfer = _open_transfer(recipe, id)
     tags = {**tags_for(job, id), **({} if transfer is None else {TRANSFER: transfer.url})}
+    launched: list[str] = []
     try:
         request = run_instances.InstanceRequest(
             id=id,
@@ -95,9 +96,10 @@ def builder(
             more=_profile(recipe),
         )
         instance = run_instances.run(client, request, lambda _: None)[0]["InstanceId"]
+        launched.append(instance)
         yield BakeInstance(client, job, recipe, id, instance, transfer)
     finally:
-        removal.remove_one(client, id, images=False)
+        removal.remove_one(client, id, images=False, launched=launched)
 
 
 def _open_transfer(recipe: Ec2Recipe, id: str) -> Transfer | None:

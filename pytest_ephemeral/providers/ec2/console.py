@@ -93,6 +93,10 @@ class ConsoleLog:
                     part = self._parts.setdefault(line.part + suffix, [])
                     part.append((line.number, line.text))
 
+    def add(self, name: str, text: str) -> None:
+        """Add a text without numbered lines, as a part of its own."""
+        self._parts[name] = list(enumerate(text.splitlines(), start=1))
+
     def mark(self) -> str:
         """Where it ends now."""
         return json.dumps({part: lines[-1][0] for part, lines in self._parts.items() if lines})

@@ -70,7 +70,8 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker):
 
     def launch(self, order: Order) -> Environment:
         """Its run's security group, then instances of whichever type there is capacity for."""
-        with translate_errors(f"{order.environment.id} could not be launched", LaunchError):
+        what = f"{order.environment.id} could not be launched"
+        with translate_errors(what, LaunchError), aws.tell_of_retries(order.tell):
             return launch(order)
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:

@@ -1,6 +1,12 @@
 # An environment's boot: its variables, its clock, then its processes.
 arm
+# With none, an application would listen on every address.
 [ -n "$HOST" ] || HOST=$(metadata local-ipv4)
+[ -n "$HOST" ] || {
+    say end "the metadata of this instance can't be read: it does not know its own address"
+    shutdown -h now
+    exit 1
+}
 STATE=${PYTEST_EPHEMERAL_HOME:-$root/var/lib/pytest-ephemeral}
 mkdir -p "$STATE"
 {

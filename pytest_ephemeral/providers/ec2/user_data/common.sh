@@ -7,11 +7,15 @@ console=${PYTEST_EPHEMERAL_CONSOLE:-/dev/console}
 imds=${PYTEST_EPHEMERAL_IMDS:-http://169.254.169.254}
 mkdir -p "$run"
 
-# Read one item of the instance's metadata (IMDSv2 only).
+# Read one item of the instance's metadata (IMDSv2 only). Right after a boot it may not answer yet.
 metadata() {
-    token=$(curl -sSf -m 5 -X PUT "$imds/latest/api/token" \
-        -H 'X-aws-ec2-metadata-token-ttl-seconds: 60') || return
-    curl -sSf -m 5 -H "X-aws-ec2-metadata-token: $token" "$imds/latest/meta-data/$1"
+    for pause in 0 ${PYTEST_EPHEMERAL_PAUSES:-1 2 4 8}; do
+        sleep "$pause"
+        token=$(curl -sSf -m 5 -X PUT "$imds/latest/api/token" \
+            -H 'X-aws-ec2-metadata-token-ttl-seconds: 60') || continue
+        curl -sSf -m 5 -H "X-aws-ec2-metadata-token: $token" "$imds/latest/meta-data/$1" && return
+    done
+    return 1
 }
 
 # A line with every secret in it shown as ***.

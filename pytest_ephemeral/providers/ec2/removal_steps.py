@@ -1,0 +1,192 @@
+"""The removal of all that carries some ids, step by step; see ``removal``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from pytest_ephemeral import aws, labels
+from pytest_ephemeral.errors import DestroyError, EphemeralError
+from pytest_ephemeral.providers import waiting
+from pytest_ephemeral.providers.ec2 import (
+    amis,
+    deregistration,
+    resources,
+    security_groups,
+    transfers,
+)
+from pytest_ephemeral.providers.ec2.errors import describe_error
+from pytest_ephemeral.providers.ec2.instance_watcher import UNSEEN, state, terminate
+from pytest_ephemeral.providers.ec2.tags import TRANSFER, tags_of
+
+#: Seconds between tries to end an instance that is not visible yet.
+PAUSE: Final = 1.0
+#: Seconds between looks at instances that end, and in which they do.
+POLL: Final = 2.0
+ENDING: Final = 600
+#: So many things, of those that AWS takes one by one, are deleted at once.
+AT_ONCE: Final = 16
+
+
+def remain(id: str, ids: Collection[str], why: str) -> DestroyError:
+    """The error for instances that have not ended."""
+    names = " ".join(sorted(ids))
+    return DestroyError(
+        f"{id}: the instances {names} have not ended: {why}. See "
+        f"`aws ec2 describe-instances --instance-ids {names}`, then: pytest-ephemeral reap"
+    )
+
+
+def is_unknown(error: Exception) -> bool:
+    """Whether EC2 knows no such instance: not yet, or not any more."""
+    return aws.code(error) == "InvalidInstanceID.NotFound"
+
+
+def _owner(resource: Mapping[str, Any]) -> str:
+    return tags_of(resource)[labels.ID]
+
+
+class Removal:
+    """Step by step; an id that something remains of is left out of the steps after that."""
+
+    def __init__(
+        self, client: Any, ids: set[str], launched: Mapping[str, str] | None = None
+    ) -> None:
+        self.client = client
+        self.ids = ids
+        self.launched = dict(launched or {})  # instances that are known by id, and whose they are
+        self.errors: dict[str, EphemeralError] = {}
+        self.joined: dict[str, str] = {}  # a group that an instance was in, and whose that was
+
+    def remove(self, *, images: bool) -> None:
+        """All steps."""
+        self.end_instances()
+        self.delete_groups()
+        self.delete_unattached()
+        if images:
+            self.deregister()
+
+    def end_instances(self) -> None:
+        """Terminate, and wait."""
+        found = resources.find_instances(self.client, self.ids)
+        owners = {**self.launched, **{str(one["InstanceId"]): _owner(one) for one in found}}
+        self.joined = {group: _owner(one) for one in found for group in resources.group_ids(one)}
+        if not owners:
+            return
+        for id, error in self._terminate(owners).items():
+            owner = owners.pop(id)
+            if not is_unknown(error):
+                self._fail(owner, remain(owner, [id], describe_error(error)))
+
+        def have_ended() -> bool:
+            for id in self._find_ended(list(owners)) if owners else ():
+                del owners[id]
+            return not owners
+
+        waiting.wait_until(have_ended, within=ENDING, every=POLL)
+        left = defaultdict(list)
+        for id, owner in owners.items():
+            left[owner].append(id)
+        for owner, ids in left.items():
+            self._fail(owner, remain(owner, ids, "they are still shutting down"))
+
+    def _terminate(self, ids: Collection[str]) -> dict[str, Exception]:
+        """Terminate; again while one that was launched is not visible yet. Why others can't be."""
+        errors = terminate(self.client, ids)
+
+        def end_unseen() -> bool:
+            unseen = [id for id in errors if id in self.launched and is_unknown(errors[id])]
+            for id in unseen:
+                del errors[id]
+            errors.update(terminate(self.client, unseen))
+            return not any(is_unknown(errors[id]) for id in unseen if id in errors)
+
+        waiting.wait_until(end_unseen, within=UNSEEN, every=PAUSE)
+        return errors
+
+    def delete_groups(self) -> None:
+        """Groups, and before them what their bakes have in S3; and those that a run shared."""
+        groups = resources.find_groups(self.client, self._ids_without_error())
+        self._each(groups, self._delete_group)
+        shared = resources.find_shared_groups(self.client, self.joined)
+        self._each(shared, self._delete_group, lambda one: self.joined[one["GroupId"]])
+
+    def delete_unattached(self) -> None:
+        """What instances have left behind."""
+        for kind in ("network_interface", "volume"):
+            for wanted in self._filters():
+                found = resources.find_unattached(self.client, kind, wanted)
+                self._each(found, lambda one, kind=kind: self._delete(kind, one))  # type: ignore[misc]
+
+    def deregister(self) -> None:
+        """AMIs, and then the snapshots that no AMI has any more."""
+        for wanted in self._filters():
+            found = amis.find_unrecorded(self.client, wanted)
+            self._each(found, lambda one: deregistration.remove(self.client, one))
+        for wanted in self._filters():
+            snapshots = amis.find_unrecorded_snapshots(self.client, wanted)
+            self._each(
+                snapshots, lambda o: deregistration.delete_snapshot(self.client, o["SnapshotId"])
+            )
+
+    def _ids_without_error(self) -> set[str]:
+        return self.ids - self.errors.keys()
+
+    def _filters(self) -> list[resources.Filter]:
+        return resources.filters(labels.ID, self._ids_without_error())
+
+    def _find_ended(self, ids: Sequence[str]) -> set[str]:
+        """Those that have ended, as far as can be seen now."""
+        from botocore.exceptions import ClientError
+
+        try:
+            found = resources.describe_instances(self.client, ids)
+        except ClientError as error:
+            if aws.code(error) not in aws.THROTTLED:
+                raise
+            return set()
+        seen = {str(one["InstanceId"]): state(one) for one in found}
+        return {id for id in ids if seen.get(id, "terminated") == "terminated"}
+
+    def _each(
+        self,
+        found: Sequence[Any],
+        delete: Callable[[Any], None],
+        owner_of: Callable[[Any], str] = _owner,
+    ) -> None:
+        """Delete things, several at once; what fails is recorded for its owner."""
+        from botocore.exceptions import ClientError
+
+        def try_(one: Any) -> None:
+            owner = owner_of(one)
+            try:
+                with aws.translate_errors():
+                    delete(one)
+            except EphemeralError as error:
+                self._fail(owner, error)
+            except ClientError as error:
+                self._fail(owner, DestroyError(f"{owner} remains: {describe_error(error)}"))
+
+        if found:
+            with ThreadPoolExecutor(min(AT_ONCE, len(found))) as pool:
+                list(pool.map(try_, found))
+
+    def _fail(self, owner: str, error: EphemeralError) -> None:
+        self.errors.setdefault(owner, error)
+
+    def _delete_group(self, group: Mapping[str, Any]) -> None:
+        if transfer := tags_of(group).get(TRANSFER):
+            transfers.remove(transfer)
+        security_groups.delete(self.client, group["GroupId"])
+
+    def _delete(self, kind: str, one: Mapping[str, Any]) -> None:
+        from botocore.exceptions import ClientError
+
+        name = {"volume": "VolumeId", "network_interface": "NetworkInterfaceId"}[kind]
+        try:
+            getattr(self.client, f"delete_{kind}")(**{name: one["Id"]})
+        except ClientError as error:
+            if not aws.code(error).endswith(".NotFound"):
+                raise DestroyError(f"{one['Id']} can't be deleted: {error}") from error
