@@ -1,14 +1,15 @@
 """Shared memory that processes leave behind when they are killed: the kernel keeps it for ever.
 
 Segments of System V say which process has made them. Files in ``/dev/shm`` (of ``shm_open``, named
-semaphores) don't: one that only processes of an environment have mapped, and that is younger than
-it, is its own. PostgreSQL has one of each kind.
+semaphores) don't: one that was made since an environment began, and that only its processes have
+mapped, is its own. PostgreSQL has one of each kind.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 _FOLDER = "/dev/shm"  # noqa: S108 - it is looked at
 _SEGMENTS = "/proc/sysvipc/shm"
 _IPC_RMID = 0
+#: statx(2).
+_AT_FDCWD, _NO_FOLLOW, _BIRTH = -100, 0x100, 0x800
 
 
 class SharedMemory:
@@ -30,7 +33,7 @@ class SharedMemory:
     def __init__(self, pids: Collection[int], since: float) -> None:
         self._segments = {id for id, creator, _ in _segments() if creator in pids}
         self._files: set[str] = set()
-        young = {path for path, changed in _files() if changed >= since}
+        young = {path for path, made_at in _files() if made_at >= since}
         if young:
             self._files = young & set().union(*(_mapped(pid) for pid in pids))
 
@@ -61,16 +64,27 @@ def _segments() -> Iterator[tuple[int, int, int]]:
 
 
 def _files() -> Iterator[tuple[str, float]]:
-    """The files, and when each was changed last; made is not said."""
+    """The files, and when each was made; those of which that can't be told are left out."""
     try:
         entries = list(os.scandir(_FOLDER))
     except OSError:
         return
     for entry in entries:
-        try:
-            yield entry.path, entry.stat(follow_symlinks=False).st_ctime
-        except OSError:
-            continue
+        if made_at := _birth(entry.path):
+            yield entry.path, made_at
+
+
+def _birth(path: str) -> float:
+    """When a file was made: Python does not say, and its other times move when it is written."""
+    libc, found = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    if not hasattr(libc, "statx") or libc.statx(
+        _AT_FDCWD, os.fsencode(path), _NO_FOLLOW, _BIRTH, found
+    ):
+        return 0.0
+    # struct statx: which fields are there comes first; the time of birth, in seconds and
+    # nanoseconds, is its tenth field.
+    mask, seconds, nanoseconds = struct.unpack_from("=I76xqI", found)
+    return float(seconds + nanoseconds / 1e9) if mask & _BIRTH else 0.0
 
 
 def _mapped(pid: int) -> set[str]:
