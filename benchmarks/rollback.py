@@ -41,7 +41,7 @@ port = 5432
 command = '''
 PATH="$(echo /usr/lib/postgresql/*/bin):$PATH"
 [ -d "$STATE/data" ] || initdb -D "$STATE/data" -A trust > /dev/null
-exec postgres -D "$STATE/data" -k "$STATE" -h $HOST -p $PORT
+exec postgres -c fsync=off -D "$STATE/data" -k "$STATE" -h $HOST -p $PORT
 '''
 ready = {{ command = "pg_isready -q -h $HOST -p $PORT" }}
 seed = '''
