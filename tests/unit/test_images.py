@@ -478,6 +478,16 @@ def test_a_damaged_image_of_another_root_is_replaced_by_ones_own(here, monkeypat
     assert any("can't be used here" in line for line in here.said)
 
 
+@pytest.mark.parametrize("root", ["/", "/proc", "/nowhere"])
+def test_nothing_is_shown_where_that_would_cover_all(here, monkeypatch, root):
+    """The first folder on the way is not there, or is the kernel's: "/" would be covered."""
+    image = here.obtain()
+    monkeypatch.setattr(mounts, "refusal", lambda: "")
+    away = str(Path(root) / Path(image.reference).name)
+    with pytest.raises(UnavailableError, match="can't be covered"):
+        Prefix.at(msgspec.structs.replace(image, reference=away))
+
+
 def test_a_record_can_not_choose_where_a_tree_is_seen(here, monkeypatch, tmp_path):
     """Only where a tree of that key is installed."""
     image = here.obtain()

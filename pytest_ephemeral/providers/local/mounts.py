@@ -6,6 +6,8 @@ import functools
 import sys
 from pathlib import Path
 
+from pytest_ephemeral.providers.local.supervisor.placing import find_base
+
 
 @functools.cache
 def refusal() -> str:
@@ -23,3 +25,14 @@ def refusal() -> str:
         check=False,
     )
     return (found.stdout or found.stderr).strip()
+
+
+def refusal_at(path: str) -> str:
+    """Why nothing can be shown at a path for an environment alone; empty when it can be."""
+    if why := refusal():
+        return why
+    try:
+        find_base(path)
+    except OSError as error:
+        return str(error.strerror)
+    return ""

@@ -86,7 +86,7 @@ class Prefix(msgspec.Struct, frozen=True):
                 f"{image.key[:19]}… is ever installed: it was damaged or forged. Find out who "
                 "wrote it, and remove it"
             )
-        if prefix.is_away(image) and (refused := mounts.refusal()):
+        if prefix.is_away(image) and (refused := mounts.refusal_at(image.reference)):
             raise UnavailableError(
                 f"the image {image.name!r} is installed for {image.reference}, trees are kept in "
                 f"{prefix_root()} here, and nothing can be mounted there for an environment alone: "

@@ -8,16 +8,23 @@ rest of the path is made in there.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
 from . import kernel
+
+#: What is not covered: nothing would be seen of it through "/", and processes need the others.
+_NEVER_COVERED = frozenset({"/", "/dev", "/proc", "/run", "/sys"})
 
 
 def find_base(path: str) -> str:
     """The last folder on the way to a path that nobody but root and this user can rename.
 
     Called before a user namespace is entered: in it, root has no number.
+
+    Raises:
+        PermissionError: It is one that can't be covered.
     """
     base = "/"
     for name in path.strip("/").split("/")[:-1]:
@@ -31,6 +38,8 @@ def find_base(path: str) -> str:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {0, os.geteuid()}:
             break
         base = child
+    if base in _NEVER_COVERED:
+        raise PermissionError(errno.EPERM, f"{base} can't be covered to show something at {path}")
     return base
 
 
