@@ -78,9 +78,10 @@ def imported(path: Path) -> Iterator[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, node not in late) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            of_ours = node.module == PACKAGE  # there, what is imported are modules
+            module = _absolute(node, path)
+            of_ours = module == PACKAGE  # there, what is imported are modules
             names = [alias.name for alias in node.names] if of_ours else [""]
-            yield from ((f"{node.module}.{name}".strip("."), node not in late) for name in names)
+            yield from ((f"{module}.{name}".strip("."), node not in late) for name in names)
 
 
 def mentioned(path: Path) -> Iterator[str]:
@@ -89,9 +90,18 @@ def mentioned(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            module = _absolute(node, path)
+            submodules = [f"{module}.{alias.name}" for alias in node.names]
             known = [name for name in submodules if (ROOT.parent / _as_path(name)).exists()]
-            yield from known if len(known) == len(submodules) else [str(node.module), *known]
+            yield from known if len(known) == len(submodules) else [module, *known]
+
+
+def _absolute(node: ast.ImportFrom, path: Path) -> str:
+    """The module that is imported from, also where that is said relative to this one."""
+    if not node.level:
+        return str(node.module)
+    folder = path.parents[node.level - 1].relative_to(ROOT.parent)
+    return ".".join([*folder.parts, *filter(None, [node.module])])
 
 
 def _as_path(module: str) -> str:

@@ -129,7 +129,7 @@ class Folder(msgspec.Struct, frozen=True):
 
     @property
     def mark(self) -> Path:
-        """What is mounted in the view of its processes; see ``kernel.protect``."""
+        """What is mounted in the view of its processes; see ``view.protect``."""
         return self._labels
 
     @property

@@ -44,7 +44,7 @@ class Spec(msgspec.Struct, frozen=True):
         readonly: Trees that they see read-only, where the kernel lets us.
         places: Trees that they see somewhere else, by where; see ``supervisor.placing``.
         mark: A file that is mounted onto itself in their view, by which they are found even if
-            they clear their environment and their guard is killed; see ``kernel.protect``.
+            they clear their environment and their guard is killed; see ``view.protect``.
         remove: Folders removed at the end, however it ends.
         remove_orphaned: Removed too if it ends without its owner (owner death, expiry), while
             the descriptors are still held.

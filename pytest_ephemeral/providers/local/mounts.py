@@ -16,10 +16,12 @@ def refusal() -> str:
         return "only Linux has mount namespaces"
     import subprocess
 
-    program = Path(__file__).with_name("supervisor") / "kernel.py"
-    code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['protect'](['/']), end='')"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from supervisor import view; "
+        "print(view.protect(['/']), end='')"
+    )
     found = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, str(program)],
+        [sys.executable, "-I", "-S", "-c", code, str(Path(__file__).parent)],
         capture_output=True,
         text=True,
         check=False,

@@ -7,10 +7,6 @@ import os
 import sys
 import time
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SIGKILL = 9
@@ -27,7 +23,7 @@ _MS_REC = 16384
 _MS_SLAVE = 1 << 19
 _MS_RELATIME = 1 << 21
 _MNT_DETACH = 2
-_LINUX = sys.platform == "linux"
+IS_LINUX = sys.platform == "linux"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -38,40 +34,16 @@ def uptime() -> float:
 
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent dies, instead of process 1."""
-    if _LINUX:
+    if IS_LINUX:
         _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def die_with(parent: int) -> None:
     """In a child just forked: be killed when ``parent`` dies, or now if it has already."""
-    if _LINUX:
+    if IS_LINUX:
         _check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
         if os.getppid() != parent:
             os._exit(1)
-
-
-def protect(paths: list[str], mark: str = "", places: Mapping[str, str] | None = None) -> str:
-    """Give this process and its children a view in which these trees are read-only.
-
-    Args:
-        paths: Folders or files that exist in that view.
-        mark: A file that is mounted onto itself in that view: ``/proc/PID/mountinfo`` of all that
-            is started in it says so, whatever becomes of its variables and its parent.
-        places: Trees that are seen somewhere else in that view, by where; see ``placing``.
-
-    Returns:
-        Why the kernel does not allow it; empty when it is done.
-    """
-    if not paths and (not _LINUX or os.geteuid() != 0):
-        return ""  # a user namespace would take more from the application than it is worth
-    if not _LINUX:
-        return "only Linux has mount namespaces"
-    view = View(paths, mark, places or {})
-    if _libc.unshare(_CLONE_NEWNS) == 0:
-        failed = view.make()
-    else:
-        failed = _protect_as_user(view) if paths else 0
-    return os.strerror(failed) if failed else ""
 
 
 def mount_layer(lower: str, upper: str, work: str, target: str) -> None:
@@ -108,67 +80,36 @@ def escape(path: str) -> bytes:
 
 def unmount(path: str) -> None:
     """Take a mount out of this process's view, so that what it covers can be removed."""
-    if _LINUX:
+    if IS_LINUX:
         _libc.umount2(os.fsencode(path), _MNT_DETACH)
 
 
-def _protect_as_user(view: View) -> int:
-    """The same in a user namespace, which needs no privileges; 0, or the error's number."""
-    # One that was entered but may not be set up (AppArmor does that on Ubuntu 24.04) leaves a
-    # process without a user. So a child tries it first.
-    pid = os.fork()
-    if pid == 0:
-        os._exit(_enter(view))
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) or _enter(view)
+def unshare_mounts() -> bool:
+    """Give this process a view of its own of what is mounted; whether it may have one."""
+    return bool(_libc.unshare(_CLONE_NEWNS) == 0)
 
 
-def _enter(view: View) -> int:
+def unshare_user_and_mounts() -> None:
+    """Give it one in a user namespace of its own, which needs no privileges.
+
+    Raises:
+        OSError: The kernel does not allow it.
+    """
     user, group = os.geteuid(), os.getegid()
-    try:
-        _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
-        # user_namespaces(7): without CAP_SETGID, setgroups has to be given up before a gid is
-        # mapped.
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{user} {user} 1"),
-            ("gid_map", f"{group} {group} 1"),
-        ):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
-    except OSError as error:
-        return error.errno or 1
-    return view.make()
+    _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
+    # user_namespaces(7): without CAP_SETGID, setgroups has to be given up before a gid is mapped.
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user} {user} 1"),
+        ("gid_map", f"{group} {group} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
 
 
-class View:
-    """What a mount namespace shows besides what all see; see ``protect``."""
-
-    def __init__(self, paths: Sequence[str], mark: str, places: Mapping[str, str]) -> None:
-        self._paths = paths
-        self._mark = mark
-        self._places: list[tuple[str, str, str]] = []
-        if places:
-            from . import placing
-
-            self._places = [(t, path, placing.find_base(path)) for path, t in places.items()]
-
-    def make(self) -> int:
-        """Make it, in a mount namespace of this process's own; 0, or the error's number."""
-        try:
-            _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
-            if self._places:
-                from . import placing
-
-                for tree, path, base in self._places:
-                    placing.place(tree, path, base)
-            if self._mark:
-                bind(self._mark, self._mark)
-            for path in self._paths:
-                _make_read_only(os.fsencode(path))
-        except OSError as error:
-            return error.errno or 1
-        return 0
+def receive_mounts() -> None:
+    """See what others mount from now on, without their seeing what this view mounts."""
+    _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
 
 
 def bind(source: str, target: str) -> None:
@@ -184,7 +125,9 @@ def mount_empty(path: str, mode: int) -> None:
     _check(_libc.mount(b"tmpfs", os.fsencode(path), b"tmpfs", flags, options))
 
 
-def _make_read_only(path: bytes) -> None:
+def make_read_only(folder: str) -> None:
+    """Let nothing be written to a folder or file in this view, nor to what is mounted in it."""
+    path = os.fsencode(folder)
     _check(_libc.mount(path, path, None, _MS_BIND | _MS_REC, None))
     # What a mount has of these, its remount has to repeat, or the kernel refuses it
     # (mount_namespaces(7), "locked"). All but one have the same value in statvfs(3) and mount(2).

@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 
-from . import kernel, processes
+from . import kernel, processes, view
 from .process import GuardedProcess
 from .restarts import Restarts
 
@@ -70,7 +70,7 @@ class Supervisor(Restarts):
         self._watch_signals()
         self._watch_owner()
         kernel.adopt_orphans()
-        self._refused = kernel.protect(
+        self._refused = view.protect(
             list(self._orders.readonly), self._orders.mark, self._orders.places
         )
         if self._refused and self._orders.places:

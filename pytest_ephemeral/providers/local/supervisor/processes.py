@@ -139,7 +139,7 @@ def find_marked(marker: str, mount: str = "") -> list[int]:
 
     Args:
         marker: ``NAME=value``, in a process's variables; a program may clear those.
-        mount: What ``kernel.protect`` has mounted in a process's view, which it can't clear.
+        mount: What ``view.protect`` has mounted in a process's view, which it can't clear.
 
     Returns:
         Those of them that this user may look into; always empty where there is no ``/proc``.
