@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import secrets
 import shutil
 import signal
 import stat
@@ -111,8 +112,8 @@ def podman() -> Iterator[Engine]:
     """Podman's service, which speaks Docker's language."""
     with _folder() as folder:
         configuration = folder / "containers.conf"
-        configuration.write_text(_containers_conf(folder))
         (folder / "networks").mkdir()
+        configuration.write_text(_containers_conf(folder))
         (folder / "networks" / "netavark.lock").symlink_to(_FILTER_LOCK)
         storage = ["--root", str(folder / "root"), "--runroot", str(folder / "run")]
         socket = f"unix://{folder}/podman.sock"
@@ -189,13 +190,15 @@ def _containers_conf(folder: Path) -> str:
     packet filter are named by it, and go with the last container there.
     """
     number = next(_NUMBERS)
+    name, subnet = f"podman-{os.getpid()}-{number}", f"{_POOL}.{240 + number % 16}"
+    _write_network(folder / "networks", name, subnet, f"pm{os.getpid()}-{number}")
     files = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     lines = {
         "network": [
             'network_backend = "netavark"',
             f'network_config_dir = "{folder}/networks"',
-            f'default_network = "podman-{os.getpid()}-{number}"',
-            f'default_subnet = "{_POOL}.{240 + number % 16}.0/24"',
+            f'default_network = "{name}"',
+            f'default_subnet = "{subnet}.0/24"',
             f'default_subnet_pools = [{{"base" = "{_POOL}.64.0/18", "size" = 24}}]',
         ],
         "engine": ['cgroup_manager = "cgroupfs"', 'events_logger = "file"', 'runtime = "runc"'],
@@ -208,6 +211,23 @@ def _containers_conf(folder: Path) -> str:
         f"[{table}]\n" + "".join(f"{line}\n" for line in entries)
         for table, entries in lines.items()
     )
+
+
+def _write_network(folder: Path, name: str, subnet: str, interface: str) -> None:
+    """A service's default network, with an interface of its own: all would call it ``podman0``."""
+    network = {
+        "name": name,
+        "id": secrets.token_hex(32),
+        "driver": "bridge",
+        "network_interface": interface,
+        "created": "2024-01-01T00:00:00Z",
+        "subnets": [{"subnet": f"{subnet}.0/24", "gateway": f"{subnet}.1"}],
+        "ipv6_enabled": False,
+        "internal": False,
+        "dns_enabled": False,
+        "ipam_options": {"driver": "host-local"},
+    }
+    (folder / f"{name}.json").write_text(json.dumps(network))
 
 
 @contextmanager
