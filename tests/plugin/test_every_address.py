@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,14 +48,17 @@ def test_it_answers_for_itself(ephemeral_env):
 """
 
 
-def configure(project: PluginProject, server: str, more: str = "") -> None:
-    """Its only application is a server that listens everywhere."""
+def configure(project: PluginProject, server: str, more: str = "") -> int:
+    """Its only application is a server that listens everywhere, on the port that is returned."""
+    with socket.create_server(("", 0)) as found:
+        port: int = found.getsockname()[1]
     command = SERVERS[server].format(python=sys.executable)
     project.configure(
-        f'[templates.{project.one}]\nprovider = "local"\nport = 18499\n'
+        f'[templates.{project.one}]\nprovider = "local"\nport = {port}\n'
         f'ready = {{ http = "/" }}\n{more}\ncommand = """{command}"""\n'
     )
     project.write(test_it=TEST)
+    return port
 
 
 @pytest.mark.parametrize(
@@ -78,19 +82,19 @@ def test_four_runs_at_once_get_their_own_answers(project: PluginProject, server:
 
 def test_without_it_that_is_said_before_the_tests(project: PluginProject) -> None:
     """A run alone works, and is told what will not."""
-    configure(project, "python")
+    port = configure(project, "python")
     project.write(test_it="def test_it(ephemeral_env):\n    print('the test')\n")
     run = project.spawn("--ephemeral-env", "-s")
     output = run.communicate(timeout=60)[0]
     assert run.returncode == 0, output
     warning = output.index("set `free-port = true` in its template")
     assert warning < output.index("the test")
-    assert ":18499, not on its own address alone" in output
+    assert f":{port}, not on its own address alone" in output
 
 
 def test_without_it_the_second_is_refused_by_name(project: PluginProject) -> None:
     """It gets none of the first one's answers: it does not come up, and says what helps."""
-    configure(project, "python")
+    port = configure(project, "python")
     project.write(test_it="def test_it(ephemeral_env):\n    pass\n")
     inner = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--ephemeral-env"]
     run = subprocess.run(
@@ -102,5 +106,5 @@ def test_without_it_the_second_is_refused_by_name(project: PluginProject) -> Non
         timeout=60,
     )
     assert run.returncode == 1, run.stderr
-    assert "port 18499 is taken on every address of this machine" in run.stdout
+    assert f"port {port} is taken on every address of this machine" in run.stdout
     assert "set `free-port = true`" in run.stdout
