@@ -156,7 +156,7 @@ def test_a_late_listener_is_noticed_within_its_last_pause() -> None:
         wait(env, Ready(http="/"), Scripted())
         took = time.monotonic() - started
 
-    assert 0.29 < took < 0.3 + readiness.LONGEST_PAUSE + 0.15
+    assert 0.29 < took < 0.3 + readiness.LONGEST_PAUSE + 0.5  # of a machine that is busy
 
 
 def test_without_ready_every_port_must_accept(unused_port: int) -> None:
