@@ -13,6 +13,7 @@ from pathlib import Path
 import boto3
 
 from aws.conftest import Bench
+from support.waiting import until
 
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 
@@ -41,6 +42,8 @@ def test_the_acceptance_suite_passes_on_ec2(bench: Bench, tmp_path: Path) -> Non
         return done.stdout
 
     assert "these have cost $0.01 at most" in run("python", "-m", "pytest", "--ephemeral-env")
+    records = folder / ".ephemeral" / "environments"
+    until(lambda: not list(records.glob("*.json")), within=60)  # nobody waits for EC2
     assert bench.account.left() == []
     run("pytest-ephemeral", "images", "prune", "--keep", "0")
     assert bench.account.verified() == {}

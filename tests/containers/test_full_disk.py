@@ -167,7 +167,7 @@ def store(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_store_that_an_archive_does_not_fit_into(store: Path, opened: Opened) -> None:
     """The image is not baked then: later stages could not get it. Nothing of it is left."""
-    lifecycle = opened()
+    lifecycle = opened(keep="always")
     error = refusal(lifecycle)
     assert isinstance(error, StoreError)
     assert "the disk is full. Make room" in str(error)

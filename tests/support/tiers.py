@@ -43,9 +43,10 @@ BENCHES: Mapping[str, str] = {
 #: In the order in which they are begun, so that what takes long does not come last.
 MARKS = ("vm", "aws", "engine", "browser", "projects", "kills")
 
-#: Tests that share nothing: any worker takes the next of them. (Homeless users share a folder.)
+#: Tests that share nothing: any worker takes the next of them. (Users of one number share folders.)
 _EACH = re.compile(
-    r"tests/(plugin|faults(?!/test_homeless)|browser)/|tests/examples/test_(pages|pipelines)"
+    r"tests/(plugin|faults(?!/test_(homeless|shared_images))|browser)/"
+    r"|tests/examples/test_(pages|pipelines)"
 )
 
 #: Tests of a module that share what one parameter stands for.
