@@ -25,7 +25,12 @@ from typing import IO, Final
 import msgspec
 
 from pytest_ephemeral import files
-from pytest_ephemeral.errors import ImageChangedError, RecordExistsError, RecordMissingError
+from pytest_ephemeral.errors import (
+    EphemeralError,
+    ImageChangedError,
+    RecordExistsError,
+    RecordMissingError,
+)
 from pytest_ephemeral.images.claim import hold_claim
 from pytest_ephemeral.images.scratch import scratch_file
 from pytest_ephemeral.models import Digest, Model, decode, encode
@@ -90,14 +95,18 @@ class Layers:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             digests = list(pool.map(lambda layer: _digest(file, layer), layers))
             record = encode(Listing(parts=list(_parts(file, layers, digests))))
-            with suppress(RecordExistsError):
-                self._store.create(_record_path(archive), record)
-            for digest, layer in dict(zip(digests, layers, strict=True)).items():
-                with hold_claim(self._store, digest, name, _say_nothing):
-                    if not self._store.has(_layer_path(digest)):
-                        self._upload(digest, file, layer, pool)
-        with suppress(RecordExistsError):  # someone may have removed it just now, with their image
-            self._store.create(_record_path(archive), record)
+            is_ours = self._create(archive, record)
+            try:
+                for digest, layer in dict(zip(digests, layers, strict=True)).items():
+                    with hold_claim(self._store, digest, name, _say_nothing):
+                        if not self._store.has(_layer_path(digest)):
+                            self._upload(digest, file, layer, pool)
+            except BaseException:
+                if is_ours:  # a disk may be full: nothing of it is left there
+                    with suppress(EphemeralError):
+                        self.remove(name, archive)
+                raise
+        self._create(archive, record)  # someone may have removed it just now, with their image
 
     def write(self, archive: str, target: Path) -> None:
         """Put an archive together again.
@@ -131,6 +140,14 @@ class Layers:
                 claims.enter_context(hold_claim(self._store, layer, name, _say_nothing))
             for layer in sorted(set(layers) - self._needed(layers)):
                 self._store.delete(_layer_path(layer))
+
+    def _create(self, archive: str, record: bytes) -> bool:
+        """Write an archive's record, unless it is there; whether it was not."""
+        try:
+            self._store.create(_record_path(archive), record)
+        except RecordExistsError:
+            return False
+        return True
 
     def _read(self, archive: str) -> Listing:
         data = self._store.read(_record_path(archive)).data
