@@ -63,10 +63,7 @@ def stop(guard: GuardAddress, grace: float = 0.0, signal: int = 0) -> None:
         EnvironmentGoneError: There is no such guard.
         DestroyError: Something can't be killed.
     """
-    request = {"do": "stop", "grace": grace, "signal": signal}
-    left = _ask(guard, request, timeout=END_TIME + grace)["remaining"]
-    if left:
-        raise DestroyError(f"of {guard.id}, these processes can't be killed: {_join(left)}")
+    _end("stop", guard, grace, signal)
 
 
 def halt(guard: GuardAddress, grace: float = 0.0, signal: int = 0) -> None:
@@ -81,7 +78,11 @@ def halt(guard: GuardAddress, grace: float = 0.0, signal: int = 0) -> None:
         EnvironmentGoneError: There is no such guard.
         DestroyError: Something can't be killed.
     """
-    request = {"do": "halt", "grace": grace, "signal": signal}
+    _end("halt", guard, grace, signal)
+
+
+def _end(what: str, guard: GuardAddress, grace: float, signal: int) -> None:
+    request = {"do": what, "grace": grace, "signal": signal}
     left = _ask(guard, request, timeout=END_TIME + grace)["remaining"]
     if left:
         raise DestroyError(f"of {guard.id}, these processes can't be killed: {_join(left)}")

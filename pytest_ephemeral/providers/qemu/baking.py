@@ -26,8 +26,9 @@ from pytest_ephemeral.providers.ec2 import user_data
 from pytest_ephemeral.providers.ec2.builders import python_commands_of, steps_of
 from pytest_ephemeral.providers.local import tree
 from pytest_ephemeral.providers.local.baking import LocalBaker
-from pytest_ephemeral.providers.local.prefix import Prefix, Seal
+from pytest_ephemeral.providers.local.prefix import Prefix
 from pytest_ephemeral.providers.local.reference import AS_IT_IS
+from pytest_ephemeral.providers.local.sealing import write_seal
 from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.providers.qemu import bases, machines, memory, programs, qmp
 from pytest_ephemeral.providers.qemu.content import Content
@@ -242,15 +243,7 @@ def _seal(job: BakeJob, prefix: Prefix) -> Image:
     """Seal a disk for verification."""
     tree.seal(prefix.tree)
     manifest = tree.manifest(prefix.tree)
-    prefix.manifest.write_bytes(manifest)
-    seal = Seal(
-        key=job.key,
-        digest=tree.digest(manifest),
-        fingerprint=tree.fingerprint(prefix.tree),
-        size=tree.size(prefix.tree),
-        links=[],
-    )
-    prefix.write_seal(seal, verified=False)
+    seal = write_seal(prefix, job.key, manifest, [], verified=False)
     return Image(
         name=job.recipe.name,
         key=job.key,
