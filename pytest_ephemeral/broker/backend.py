@@ -25,7 +25,7 @@ RETRIES: Final = (0.5, 1.5)
 
 
 class LifecycleBackend:
-    """Launches environments, and destroys them.
+    """The ``Backend`` that launches environments and destroys them.
 
     Args:
         lifecycle: Does it.
@@ -53,11 +53,9 @@ class LifecycleBackend:
         self._pause = pause
 
     def check(self, template: str, *, rolled_back: bool) -> None:
-        """See ``Backend``."""
         self._lifecycle.check(template, rolled_back=rolled_back)
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
-        """See ``Backend``."""
         template = self._lifecycle.project.config.template(key.template)
         thread = threading.get_ident()
         if key.scope == "function":
@@ -70,31 +68,25 @@ class LifecycleBackend:
         return timed.environment, timed.seconds
 
     def roll_back(self, environment: Environment) -> tuple[Environment, float]:
-        """See ``Backend``."""
         timed = self._lifecycle.roll_back(environment)
         return timed.environment, sum(timed.seconds.values())
 
     def exit_reason(self, environment: Environment) -> str:
-        """See ``Backend``."""
         return _exit_reason(self._lifecycle, environment)
 
     def mark(self, environment: Environment) -> str:
-        """See ``Backend``."""
         return _mark(environment)
 
     def logs(self, environment: Environment, since: str | None) -> str:
-        """See ``Backend``."""
         return _logs(environment, since)
 
     def keeps(self, environment: Environment, *, failed: bool) -> bool:
-        """See ``Backend``."""
         keep = self._settings.keep
         return keep == "always" or (failed and keep == "failed") or environment.id in self.to_keep
 
     def end(
         self, environment: Environment, *, failed: bool, accepted: Callable[[], None]
     ) -> Ending:
-        """See ``Backend``."""
         died = self.exit_reason(environment)
         self._folder.save(environment)
         try:
@@ -121,11 +113,9 @@ class LifecycleBackend:
         return self._lifecycle.destroy(environment, outcome=outcome, accepted=accepted, last=True)
 
     def leave(self, environment: Environment) -> None:
-        """See ``Backend``."""
         self._lifecycle.leave(environment)
 
     def retry(self, environment: Environment) -> bool:
-        """See ``Backend``."""
         try:
             self._lifecycle.destroy(environment)
         except (EphemeralError, OSError):
@@ -133,12 +123,11 @@ class LifecycleBackend:
         return True
 
     def cancel(self) -> None:
-        """See ``Backend``."""
         self._lifecycle.cancelled.set()
 
 
 class AttachedBackend:
-    """Lends one environment that already runs, in place of every other.
+    """The ``Backend`` that lends one environment that already runs, in place of every other.
 
     Attributes:
         environment: Which.
@@ -149,7 +138,6 @@ class AttachedBackend:
         self._lifecycle = lifecycle
 
     def check(self, template: str, *, rolled_back: bool) -> None:
-        """See ``Backend``."""
         if rolled_back:
             raise ConfigurationError(
                 f"--ephemeral-attach: tests on the template {template!r} ask for a rollback, and "
@@ -158,27 +146,21 @@ class AttachedBackend:
             )
 
     def roll_back(self, environment: Environment) -> tuple[Environment, float]:
-        """See ``Backend``."""
         raise ConfigurationError(f"{environment.id} has no baseline: it was only attached to")
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:  # noqa: ARG002
-        """See ``Backend``."""
         return self.environment, {}
 
     def exit_reason(self, environment: Environment) -> str:
-        """See ``Backend``."""
         return "" if self._lifecycle is None else _exit_reason(self._lifecycle, environment)
 
     def mark(self, environment: Environment) -> str:
-        """See ``Backend``."""
         return "" if self._lifecycle is None else _mark(environment)
 
     def logs(self, environment: Environment, since: str | None) -> str:
-        """See ``Backend``."""
         return "" if self._lifecycle is None else _logs(environment, since)
 
     def keeps(self, environment: Environment, *, failed: bool) -> bool:  # noqa: ARG002
-        """See ``Backend``."""
         return True
 
     def end(
@@ -188,14 +170,12 @@ class AttachedBackend:
         failed: bool,  # noqa: ARG002
         accepted: Callable[[], None],  # noqa: ARG002
     ) -> Ending:
-        """See ``Backend``."""
         return Ending("attached", died=self.exit_reason(environment))
 
     def leave(self, environment: Environment) -> None:
         """See ``Backend``."""
 
     def retry(self, environment: Environment) -> bool:  # noqa: ARG002
-        """See ``Backend``."""
         return True
 
     def cancel(self) -> None:

@@ -36,7 +36,7 @@ LOST = (
 
 
 class BrokerClient:
-    """Asks the owner process. Every method may be called from any thread.
+    """Asks the ``Run`` and the ``Broker`` of the owner process, from any thread.
 
     Attributes:
         address: Where the owner listens.
@@ -85,7 +85,6 @@ class BrokerClient:
         return opened
 
     def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
-        """See ``Broker.plan``."""
         self._ask("plan", needs, process)
 
     def refuse(self, problem: str) -> None:
@@ -126,30 +125,24 @@ class BrokerClient:
     # -- environments ----------------------------------------------------------------------------
 
     def lease(self, key: Key, waiting: Callable[[], None] | None = None) -> Environment:
-        """See ``Broker.lease``."""
         environment: Environment = self._ask("lease", key, waiting=waiting)
         return environment
 
     def release(self, key: Key) -> None:
-        """See ``Broker.release``."""
         self._ask("release", key)
 
     def roll_back(self, key: Key, waiting: Callable[[], None] | None = None) -> None:
-        """See ``Broker.roll_back``."""
         self._ask("roll_back", key, waiting=waiting)
 
     def look(self, key: Key) -> Look:
-        """See ``Broker.look``."""
         look: Look = self._ask("look", key)
         return look
 
     def evidence(self, key: Key, mark: str | None) -> Evidence | None:
-        """See ``Broker.evidence``."""
         evidence: Evidence | None = self._ask("evidence", key, mark)
         return evidence
 
     def logs(self, environment: Environment) -> str:
-        """See ``Environment.logs``."""
         text: str = self._ask("logs", environment)
         return text
 

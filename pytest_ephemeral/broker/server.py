@@ -6,7 +6,8 @@ import socket
 import subprocess
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from pytest_ephemeral.broker.connection import Connection, accept
@@ -16,30 +17,12 @@ from pytest_ephemeral.broker.run import Run
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
 
-#: What clients may ask for, by the methods that answer it.
-REQUESTS: Final = frozenset(
-    {
-        "open",
-        "wait_until_open",
-        "plan",
-        "refuse",
-        "get_refusal",
-        "finish_test",
-        "crash_test",
-        "lease",
-        "release",
-        "roll_back",
-        "look",
-        "evidence",
-        "logs",
-        "run",
-        "keep",
-        "decide",
-        "finish",
-        "dismiss",
-        "record",
-        "leave",
-    }
+#: What clients may ask for, by who answers: a method of that name.
+OF_BROKER: Final = frozenset({"finish_test", "crash_test", "roll_back", "look", "evidence"})
+OF_BROKER_BY_HOLDER: Final = frozenset({"lease", "release"})
+OF_RUN: Final = frozenset({"keep", "decide", "finish", "record"})
+OF_SESSION: Final = frozenset(
+    {"open", "wait_until_open", "plan", "refuse", "get_refusal", "dismiss", "logs", "run", "leave"}
 )
 
 
@@ -119,16 +102,25 @@ class ClientSession:
 
     def answer(self, method: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
         """Whether it could be done, and the answer or the error."""
-        if method not in REQUESTS:
-            return False, Failure("LaunchError", f"no such request: {method}", ())
         try:
-            own = getattr(self, method, None)
-            return True, own(*arguments) if own else getattr(self._run, method)(*arguments)
+            return True, self._find(method)(*arguments)
         except EphemeralError as error:
             return False, Failure.of(error)
         except Exception:  # noqa: BLE001 - the client must not wait for ever
             text = f"internal error of pytest-ephemeral\n{traceback.format_exc()}"
             return False, Failure("LaunchError", text, ())
+
+    def _find(self, method: str) -> Callable[..., Any]:
+        """What answers a request."""
+        if method in OF_SESSION:
+            return getattr(self, method)  # type: ignore[no-any-return]
+        if method in OF_RUN:
+            return getattr(self._run, method)  # type: ignore[no-any-return]
+        if method in OF_BROKER:
+            return getattr(self._run.broker, method)  # type: ignore[no-any-return]
+        if method in OF_BROKER_BY_HOLDER:
+            return partial(getattr(self._run.broker, method), holder=self._holder)
+        raise LaunchError(f"no such request: {method}")
 
     def drop(self) -> None:
         """It is gone, and with it whatever it held."""
@@ -170,39 +162,9 @@ class ClientSession:
         self._run.broker.look_ahead(len(self._server.planners))
 
     def dismiss(self) -> None:
-        """See ``Relay.dismiss``."""
         self._server.relay.dismiss()
 
-    def finish_test(self, test: str, outcome: str, used: Sequence[str]) -> None:
-        """See ``Broker.finish_test``."""
-        self._run.broker.finish_test(test, outcome, used)
-
-    def crash_test(self, test: str) -> None:
-        """See ``Broker.crash_test``."""
-        self._run.broker.crash_test(test)
-
-    def lease(self, key: Key) -> Any:
-        """See ``Broker.lease``."""
-        return self._run.broker.lease(key, self._holder)
-
-    def release(self, key: Key) -> None:
-        """See ``Broker.release``."""
-        self._run.broker.release(key, self._holder)
-
-    def roll_back(self, key: Key) -> None:
-        """See ``Broker.roll_back``."""
-        self._run.broker.roll_back(key)
-
-    def look(self, key: Key) -> Any:
-        """See ``Broker.look``."""
-        return self._run.broker.look(key)
-
-    def evidence(self, key: Key, mark: str | None) -> Any:
-        """See ``Broker.evidence``."""
-        return self._run.broker.evidence(key, mark)
-
     def logs(self, environment: Environment) -> str:
-        """See ``Environment.logs``."""
         return self._current(environment).logs()
 
     def run(

@@ -120,7 +120,7 @@ def _the_default(templates: Sequence[str]) -> str:
 
 
 class _Console:
-    """Shows what goes on, and calls the hooks of installed plugins."""
+    """The ``RunListener`` that shows what goes on, and calls the hooks of installed plugins."""
 
     def __init__(self, say: Callable[[Progress], None]) -> None:
         self._say = say
@@ -132,7 +132,6 @@ class _Console:
         }
 
     def hear(self, event: ProgressEvent) -> None:
-        """See ``RunListener``."""
         phase: Any = event.phase
         self._say(Progress(event.subject, phase, event.text, event.seconds, event.live))
 
@@ -141,15 +140,12 @@ class _Console:
         print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
-        """See ``RunListener``."""
         self._say(Progress("pytest-ephemeral", "warning", text))
 
     def has_hook(self, name: str) -> bool:
-        """See ``RunListener``."""
         return name in self.hooks["installed plugins"]
 
     def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:  # noqa: ARG002
-        """See ``RunListener``."""
         return getattr(self._manager.hook, name)(**arguments, config=None)
 
     def lose(self) -> None:

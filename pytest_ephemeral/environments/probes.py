@@ -55,7 +55,6 @@ class TcpProbe(msgspec.Struct):
     _slowest: float = 0.0
 
     def look(self, seconds: float) -> str:
-        """See ``Probe``."""
         address = (self.endpoint.host, self.endpoint.port)
         where = f"connect to {address[0]}:{address[1]}"
         try:
@@ -94,7 +93,6 @@ class PlatformProbe(msgspec.Struct, frozen=True):
     provider: SupportsHealth
 
     def look(self, seconds: float) -> str:  # noqa: ARG002
-        """See ``Probe``."""
         return self.provider.pending_health(self.environment)
 
 
@@ -110,7 +108,6 @@ class HttpProbe(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
 
     def look(self, seconds: float) -> str:
-        """See ``Probe``."""
         from http.client import HTTPException
 
         what = f"GET {self.endpoint.url.rstrip('/')}{self.path}"
@@ -166,7 +163,6 @@ class CommandProbe(msgspec.Struct, frozen=True):
     command: str
 
     def look(self, seconds: float) -> str:
-        """See ``Probe``."""
         argv = ["/bin/sh", "-c", self.command]
         try:
             done = self.provider.run(self.environment, argv, timeout=seconds)

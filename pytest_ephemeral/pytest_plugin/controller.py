@@ -35,7 +35,7 @@ CLEANUP_TIME: Final = 30.0
 
 
 class Controller:
-    """Stands between pytest and the owner process.
+    """The ``RunListener`` that stands between pytest and the owner process.
 
     Args:
         config: Of this process.
@@ -114,25 +114,20 @@ class Controller:
     # -- what the owner tells; called from a thread ----------------------------------------------
 
     def hear(self, event: ProgressEvent) -> None:
-        """See ``RunListener``."""
         self._reporter.hear(event)
         if self._timeline is not None:
             self._timeline.hear(event)
 
     def print(self, text: str) -> None:
-        """See ``RunListener``."""
         self._reporter.print(text)
 
     def warn(self, text: str) -> None:
-        """See ``RunListener``."""
         self._reporter.warn(text)
 
     def has_hook(self, name: str) -> bool:
-        """See ``RunListener``."""
         return hooks.has(self._config, name)
 
     def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:
-        """See ``RunListener``."""
         return hooks.call(self._config, name, plugins, arguments)
 
     def lose(self) -> None:

@@ -104,11 +104,9 @@ class _WorkerListener:
         """See ``RunListener``."""
 
     def has_hook(self, name: str) -> bool:
-        """See ``RunListener``."""
         return hooks.has(self._config, name)
 
     def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:
-        """See ``RunListener``."""
         return hooks.call(self._config, name, plugins, arguments)
 
     def lose(self) -> None:

@@ -149,7 +149,6 @@ class Worker:
     # -- fixtures ------------------------------------------------------------------------------
 
     def template_for(self, request: pytest.FixtureRequest) -> str | None:
-        """See ``Lender.template_for``."""
         template: str | None = getattr(request, "param", None)
         item = request._pyfuncitem  # noqa: SLF001 - it has no other way to ask
         if template is None and (reason := needs.marker_unreachable(item)):
@@ -162,7 +161,6 @@ class Worker:
     def lend(
         self, request: pytest.FixtureRequest, declaration: Declaration, template: str
     ) -> Iterator[Any]:
-        """See ``Lender.lend``."""
         instance = "" if declaration.scope == "session" else request.node.nodeid
         key = self._rollbacks.mark(Key(template, declaration.scope, instance))
         environment = self._lease(key, request._pyfuncitem)  # noqa: SLF001 - as above
@@ -175,7 +173,6 @@ class Worker:
                 self._client.release(key)
 
     def lend_early(self, template: str | None) -> Environment:
-        """See ``Lender.lend_early``."""
         try:
             opened = self._opened()
             name = template or opened.default

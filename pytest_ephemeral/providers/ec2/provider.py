@@ -53,7 +53,6 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker):
         recipes: Sequence[Recipe],
         root: Path,  # noqa: ARG002
     ) -> Sequence[Check]:
-        """See ``SupportsPermissionChecks``."""
         return permissions.check(templates, recipes)
 
     def preflight(
