@@ -5,16 +5,14 @@ Nothing here is read at import time, and boto3 is imported by whoever asks for a
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
-from xml.parsers import expat
 
+from pytest_ephemeral import aws_retries
 from pytest_ephemeral.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -33,17 +31,12 @@ _ADVICE: Final = {
         "AWS: no credentials ({said}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or give the CI job a role"
     ),
-    "NoRegion": "AWS: no region: set AWS_REGION, or region in the profile",
-    "InvalidRegion": "AWS: {said} See AWS_REGION, and region in the profile",
+    "NoRegion": "AWS: no region: set AWS_DEFAULT_REGION, or region in the profile",
+    "InvalidRegion": "AWS: {said} See AWS_DEFAULT_REGION, and region in the profile",
     "ProfileNotFound": "AWS: {said}: see `aws configure list-profiles`, and AWS_PROFILE",
     "Config": "AWS: the configuration can't be right: {said}: see ~/.aws/config, and AWS_PROFILE",
     "SSO Token": "AWS: the sign-in is over ({said}): aws sso login",
 }
-
-#: A service's way of saying: later.
-THROTTLED: Final = frozenset(
-    {"RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequestsException"}
-)
 
 #: Who asks, to be told apart in CloudTrail from all others with the same credentials.
 USER_AGENT: Final = "pytest-ephemeral"
@@ -54,17 +47,6 @@ _PATIENT: Final = 10
 _IMPATIENT: Final = 2
 #: Seconds in which a connection is made, and in which STS, which is asked first of all, answers.
 _ANSWER: Final = 5
-#: And one that fails by an error of the service's own: some ten seconds, with back-off.
-_SERVER_ERROR_ATTEMPTS: Final = 4
-#: And one that can't even be made.
-_CONNECTION_ATTEMPTS: Final = 3
-
-#: The first status of errors that are not the request's, and may pass.
-_SERVER_ERROR: Final = 500
-_BAD_GATEWAY: Final = 502
-
-#: Told what is going on while a request is made again.
-_told: ContextVar[Callable[[str], None] | None] = ContextVar("told", default=None)
 
 _clients: dict[tuple[Any, ...], Any] = {}
 _identities: dict[int, dict[str, str]] = {}
@@ -124,16 +106,6 @@ def code(error: Exception) -> str:
 
 
 @contextmanager
-def tell_of_retries(tell: Callable[[str], None]) -> Iterator[None]:
-    """Have ``tell`` called with a line for each request of this thread that is made again."""
-    token = _told.set(tell)
-    try:
-        yield
-    finally:
-        _told.reset(token)
-
-
-@contextmanager
 def translate_errors() -> Iterator[None]:
     """Say in one line what is missing when AWS can't be asked at all.
 
@@ -160,6 +132,21 @@ def translate_errors() -> Iterator[None]:
         ) from error
 
 
+def may_pass(error: UnavailableError) -> bool:
+    """Whether AWS may be asked again soon: not where credentials or a region are missing."""
+    from botocore import exceptions
+
+    cause = error.__cause__
+    if isinstance(cause, exceptions.BotoCoreError):
+        passing = (
+            exceptions.ConnectionError,
+            exceptions.HTTPClientError,
+            exceptions.CredentialRetrievalError,
+        )
+        return isinstance(cause, passing)
+    return cause is None
+
+
 def _is_raised_by_botocore(error: BaseException) -> bool:
     """Whether an error comes from botocore's own work, such as reading a token's file."""
     frames = traceback.walk_tb(error.__traceback__)
@@ -180,6 +167,8 @@ def _create(service: str, region: str | None) -> Any:
         retries["mode"] = "adaptive"
     if "AWS_MAX_ATTEMPTS" not in os.environ and "max_attempts" not in chosen:
         retries["total_max_attempts"] = _IMPATIENT if service == "sts" else _PATIENT
+    if core.get_config_variable("region") is None:
+        region = region or os.environ.get("AWS_REGION")  # which all of AWS's tools read but boto3
     made = _client(
         session,
         service,
@@ -195,14 +184,7 @@ def _create(service: str, region: str | None) -> Any:
             signature_version="s3v4" if service == "s3" else None,
         ),
     )
-    if "total_max_attempts" in retries:
-        made.meta.events.register_first(f"needs-retry.{service}", _bound_server_errors)
-        made.meta.events.register_first(f"needs-retry.{service}", _bound_refused_connections)
-    if service == "ec2":
-        made.meta.events.register_first("needs-retry.ec2.RunInstances", _stop_retrying_capacity)
-    if service != "s3":  # which has web pages of its own
-        made.meta.events.register_first("before-parse", _check_answer)
-        made.meta.events.register_first(f"needs-retry.{service}", _retry_unreadable)
+    aws_retries.register(made, service, bounded="total_max_attempts" in retries)
     return made
 
 
@@ -218,114 +200,13 @@ def _client(session: Any, service: str, **options: Any) -> Any:
         raise UnavailableError(f"AWS: {error}: see AWS_ENDPOINT_URL") from error
 
 
-def _bound_server_errors(
-    operation: Any,
-    attempts: int,
-    response: tuple[Any, dict[str, Any]] | None = None,
-    **_: Any,
-) -> None:
-    """Have no more asked of a service that answers with one server error after another.
-
-    Throttling passes, and is waited for longer: a service's 5xx, after so many, does not.
-    """
-    from botocore.exceptions import ClientError
-
-    if response is None or response[0].status_code < _SERVER_ERROR:
-        return
-    code = response[1].get("Error", {}).get("Code", response[0].status_code)
-    if code not in THROTTLED and attempts >= _SERVER_ERROR_ATTEMPTS:
-        raise ClientError(response[1], operation.name)
-    if tell := _told.get():
-        tell(f"AWS answers {code} to {operation.name}, asked {attempts} times")
-
-
-def _bound_refused_connections(
-    attempts: int, caught_exception: Exception | None = None, **_: Any
-) -> None:
-    """Have no more asked of an endpoint that can't be connected to: it is another, or none."""
-    from botocore.exceptions import EndpointConnectionError
-
-    if attempts >= _CONNECTION_ATTEMPTS and isinstance(caught_exception, EndpointConnectionError):
-        raise caught_exception
-
-
-def _stop_retrying_capacity(response: tuple[Any, dict[str, Any]] | None = None, **_: Any) -> None:
-    """Have no more of the same asked for where there is none of it: another type may be had.
-
-    EC2 says so as a server's error, which boto3 would ask again and again.
-    https://github.com/aws/aws-sdk-ruby/issues/2786
-    """
-    from botocore.exceptions import ClientError
-
-    error = {} if response is None else response[1].get("Error", {})
-    if str(error.get("Code", "")).startswith("Insufficient"):
-        raise ClientError(response[1], "RunInstances")  # type: ignore[index]
-
-
-def _check_answer(response_dict: dict[str, Any], operation_model: Any, **_: Any) -> None:
-    """Refuse what a proxy, or a network that wants people to sign in, says in AWS's place.
-
-    botocore would find it no XML, or no JSON, and raise what is none of its own errors. A gateway's
-    error it asks again about, if it is not told more than its status. An answer of AWS's own that
-    can't be parsed, as it was cut, becomes such an error.
-    """
-    is_readable = _is_readable(response_dict["body"], operation_model.metadata)
-    is_page = str(response_dict["headers"].get("Content-Type", "")).startswith("text/html")
-    is_json = operation_model.metadata.get("protocol") == "json"
-    if not is_page or (is_json and is_readable and response_dict["body"]):
-        if response_dict["status_code"] < _SERVER_ERROR and not is_readable:
-            response_dict.update(status_code=_BAD_GATEWAY, body=b"")
-        return
-    status = int(response_dict["status_code"])
-    if status < _SERVER_ERROR:
-        raise UnavailableError(
-            f"AWS can't be reached: a web page answered in its place (HTTP {status}): see "
-            "HTTPS_PROXY and AWS_ENDPOINT_URL, and whether this network wants you to sign in"
-        )
-    response_dict["body"] = b""
-
-
-def _is_readable(body: bytes, metadata: Mapping[str, Any]) -> bool:
-    try:
-        if metadata.get("protocol") in {"ec2", "query"}:
-            expat.ParserCreate().Parse(body, True)
-        elif metadata.get("protocol") == "json" and body:
-            json.loads(body)
-    except (expat.ExpatError, ValueError):
-        return False
-    return True
-
-
-def _retry_unreadable(
-    operation: Any,
-    attempts: int,
-    response: tuple[Any, dict[str, Any]] | None = None,
-    **_: Any,
-) -> float | None:
-    """Ask again, in so many seconds, when an answer could not be parsed; see ``_check_answer``.
-
-    Raises:
-        UnavailableError: It was asked often enough.
-    """
-    if response is None or response[0].status_code >= _SERVER_ERROR:
-        return None
-    if response[1].get("ResponseMetadata", {}).get("HTTPStatusCode") != _BAD_GATEWAY:
-        return None
-    if attempts >= _SERVER_ERROR_ATTEMPTS:
-        raise UnavailableError(
-            f"AWS can't be understood: the answer to {operation.name} is cut, or not AWS's: see "
-            "AWS_ENDPOINT_URL and HTTPS_PROXY"
-        )
-    return float(2 ** (attempts - 2))
-
-
 def _unreachable(error: Exception) -> str:
     name = type(error).__name__
     said = " ".join(str(error).split())
     for words, advice in _ADVICE.items():
         if any(word in name for word in words.split()):
             return advice.format(said=said)
-    return f"AWS can't be reached: {said}: see AWS_REGION, AWS_ENDPOINT_URL and HTTPS_PROXY"
+    return f"AWS can't be reached: {said}: see AWS_DEFAULT_REGION, AWS_ENDPOINT_URL and HTTPS_PROXY"
 
 
 def _describe_refusal(error: ClientError) -> str | None:

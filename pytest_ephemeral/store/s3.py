@@ -269,5 +269,7 @@ class S3Store:
                     "`aws sts get-caller-identity`"
                 )
             case "PermanentRedirect" | "AuthorizationHeaderMalformed" | "301":
-                return f"the bucket {self.bucket!r} is in another region. Set AWS_REGION to it"
+                return (
+                    f"the bucket {self.bucket!r} is in another region. Set AWS_DEFAULT_REGION to it"
+                )
         return None

@@ -49,8 +49,8 @@ region = us-east-1
 WRONG = {
     "no credentials": (dict.fromkeys(KEYS), "", (), "no credentials.*AWS_PROFILE"),
     "no such profile": ({"AWS_PROFILE": "nobody"}, "", (), "nobody.*aws configure list-profiles"),
-    "no region": (dict.fromkeys(REGIONS), "", (), "no region: set AWS_REGION"),
-    "no word for a region": (dict.fromkeys(REGIONS, "eu west"), "", (), "eu west.*AWS_REGION"),
+    "no region": (dict.fromkeys(REGIONS), "", (), "no region: set AWS_DEFAULT_REGION"),
+    "no word for a region": (dict.fromkeys(REGIONS, "eu west"), "", (), "eu west.*DEFAULT_REGION"),
     "no url": ({"AWS_ENDPOINT_URL": "localhost:4566"}, "", (), "localhost:4566.*AWS_ENDPOINT_URL"),
     "nobody there": (
         {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "", (), "can't be reached.*127.0.0.1:9"
@@ -195,6 +195,22 @@ def test_endpoints_of_single_services_in_the_environment(
     bench.account.calls()
     assert project.run("reap", "--account", "123456789012").returncode == 0
     assert "ec2:DescribeInstances" in bench.account.calls()
+
+
+def test_the_region_that_other_tools_read_is_taken_where_there_is_no_other(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``AWS_REGION`` is read by all of AWS's tools but boto3, whose own choice goes before it."""
+    (project.folder / "aws").write_text("[default]\nregion = eu-west-3\n")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(project.folder / "none"))
+    assert aws.client("ec2").meta.region_name == "eu-west-1"
+    assert aws.client("ec2", "us-east-2").meta.region_name == "us-east-2"
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(project.folder / "aws"))
+    assert aws.client("ec2").meta.region_name == "eu-west-3"
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-2")
+    assert aws.client("ec2").meta.region_name == "eu-west-2"
 
 
 def test_a_role_is_assumed(bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

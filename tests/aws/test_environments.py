@@ -299,7 +299,7 @@ def test_no_credentials_and_no_region(
     monkeypatch.delenv("AWS_PROFILE")
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    with pytest.raises(UnavailableError, match="AWS_REGION"):
+    with pytest.raises(UnavailableError, match="AWS_DEFAULT_REGION"):
         list(providers.load("ec2").list_owned())
 
 

@@ -24,6 +24,7 @@ LAYERS = [
     ["models", "tables"],
     [
         "aws",
+        "aws_retries",
         "ci",
         "discovery",
         "files",

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from pytest_ephemeral import aws, interpolation
+from pytest_ephemeral import aws, aws_retries, interpolation
 from pytest_ephemeral.errors import (
     ConfigurationError,
     EnvironmentGoneError,
@@ -95,7 +95,7 @@ class CloudFormationProvider(Instances, RegionalProvider):
     def launch(self, order: Order) -> Environment:
         """Make the stack; its outputs say where it answers."""
         what = f"{order.environment.id} could not be launched"
-        with translate_errors(what, LaunchError), aws.tell_of_retries(order.tell):
+        with translate_errors(what, LaunchError), aws_retries.tell_of_retries(order.tell):
             return _launch(order)
 
     def status(self, environment: Environment) -> Status:

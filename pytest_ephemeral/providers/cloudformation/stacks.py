@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from pytest_ephemeral import aws, labels
+from pytest_ephemeral import aws, aws_retries, labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import waiting
@@ -121,7 +121,7 @@ def look(client: Any, stack: str, *, older: float | None = None) -> Mapping[str,
         try:
             found = _describe(client, stack)
         except ClientError as error:
-            if aws.code(error) in aws.THROTTLED and at != float("-inf"):
+            if aws.code(error) in aws_retries.THROTTLED and at != float("-inf"):
                 return found
             if not events.is_missing(error):
                 raise
@@ -136,7 +136,7 @@ def _describe(client: Any, stack: str) -> Mapping[str, Any]:
     """A stack as CloudFormation has it; asked again while requests are throttled."""
     answer = waiting.retry(
         lambda: client.describe_stacks(StackName=stack),
-        when=lambda error: aws.code(error) in aws.THROTTLED,
+        when=lambda error: aws.code(error) in aws_retries.THROTTLED,
         within=BUSY,
         every=POLL,
         longest=LONGEST_POLL,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pytest_ephemeral import aws, files, labels
+from pytest_ephemeral import aws, aws_retries, files, labels
 from pytest_ephemeral.errors import BakeError, ConfigurationError, LaunchError
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import waiting
@@ -345,6 +345,6 @@ def look(client: Any, id: str) -> Mapping[str, Any]:
     try:
         return describe(client, id) or {"State": _NOT_VISIBLE}
     except ClientError as error:
-        if aws.code(error) in aws.THROTTLED:
+        if aws.code(error) in aws_retries.THROTTLED:
             return {"State": "unknown, as AWS throttles the request"}
         raise

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pytest_ephemeral import aws, files, labels, machine
+from pytest_ephemeral import aws, aws_retries, files, labels, machine
 from pytest_ephemeral.errors import BakeError, ConfigurationError
 from pytest_ephemeral.providers import install_files, install_script, waiting
 from pytest_ephemeral.providers.bake_log import BakeLog, passed_variables
@@ -284,7 +284,7 @@ def _describe(built: BakeInstance) -> Mapping[str, Any] | None:
     try:
         return next(iter(resources.describe_instances(built.client, [built.instance])), None)
     except ClientError as error:
-        if aws.code(error) in aws.THROTTLED:
+        if aws.code(error) in aws_retries.THROTTLED:
             return None
         raise
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pytest_ephemeral import aws
+from pytest_ephemeral import aws, aws_retries
 from pytest_ephemeral.providers.ec2 import user_data
 
 #: Seconds for which a console that was read is not read again.
@@ -63,7 +63,7 @@ def output(client: Any, instance: str) -> str:
         except ClientError as error:
             if aws.code(error) in {"UnsupportedOperation", "InvalidParameterCombination"}:
                 continue
-            if aws.code(error) in {"InvalidInstanceID.NotFound", *aws.THROTTLED}:
+            if aws.code(error) in {"InvalidInstanceID.NotFound", *aws_retries.THROTTLED}:
                 return ""
             raise
         return str(found.get("Output", ""))

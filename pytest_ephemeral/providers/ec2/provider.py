@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pytest_ephemeral import aws
+from pytest_ephemeral import aws, aws_retries
 from pytest_ephemeral.errors import (
     ConfigurationError,
     EphemeralError,
@@ -70,7 +70,7 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker):
     def launch(self, order: Order) -> Environment:
         """Its run's security group, then instances of whichever type there is capacity for."""
         what = f"{order.environment.id} could not be launched"
-        with translate_errors(what, LaunchError), aws.tell_of_retries(order.tell):
+        with translate_errors(what, LaunchError), aws_retries.tell_of_retries(order.tell):
             return launch(order)
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
-from pytest_ephemeral import aws, labels
+from pytest_ephemeral import aws, aws_retries, labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import waiting
@@ -146,7 +146,7 @@ def _is_used_by_others(watcher: InstanceWatcher, environment: Environment, group
     try:
         others = watcher.others(environment)
     except ClientError as error:
-        if aws.code(error) not in aws.THROTTLED:
+        if aws.code(error) not in aws_retries.THROTTLED:
             raise
         return False  # then AWS refuses
     ids = {id for one in others if state(one) not in _ENDING for id in resources.group_ids(one)}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from pytest_ephemeral import aws, labels
+from pytest_ephemeral import aws, aws_retries, labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError
 from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.ec2 import (
@@ -144,7 +144,7 @@ class Removal:
         try:
             found = resources.describe_instances(self.client, ids)
         except ClientError as error:
-            if aws.code(error) not in aws.THROTTLED:
+            if aws.code(error) not in aws_retries.THROTTLED:
                 raise
             return set()
         seen = {str(one["InstanceId"]): state(one) for one in found}

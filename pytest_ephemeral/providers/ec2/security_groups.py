@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from pytest_ephemeral import aws, labels, machine
+from pytest_ephemeral import aws, aws_retries, labels, machine
 from pytest_ephemeral.errors import DestroyError, LaunchError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import waiting
@@ -286,7 +286,7 @@ def try_delete(client: Any, group: str) -> bool:
         client.delete_security_group(GroupId=group)
     except ClientError as error:
         found = aws.code(error)
-        if found not in {"DependencyViolation", *aws.THROTTLED, *GONE}:
+        if found not in {"DependencyViolation", *aws_retries.THROTTLED, *GONE}:
             raise
         return found in GONE
     return True

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pytest_ephemeral import aws
+from pytest_ephemeral import aws, aws_retries
 from pytest_ephemeral.errors import EnvironmentGoneError, UnavailableError
 from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.ec2 import user_data
@@ -122,7 +122,7 @@ def _find_ended(client: Any, command: str, instance: str) -> dict[str, Any] | No
             CommandId=command, InstanceId=instance
         )
     except ClientError as error:
-        if aws.code(error) in {"InvocationDoesNotExist", *aws.THROTTLED}:
+        if aws.code(error) in {"InvocationDoesNotExist", *aws_retries.THROTTLED}:
             return None  # it is on its way, or can't be asked for now
         raise
     return found if found["Status"] in _ENDED else None
