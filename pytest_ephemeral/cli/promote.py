@@ -34,6 +34,7 @@ _WORDS: Final = {
     "verify": "checking it through the name",
     "record": "recording the promotion",
     "retire": "scheduling the end of the previous one",
+    "retry": "waiting for the name server",
     "undo": "undoing the promotion",
     "restore": "restoring the DNS record",
     "rearm": "turning its expiry on again",

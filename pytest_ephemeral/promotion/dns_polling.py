@@ -48,11 +48,13 @@ class DnsPoller(msgspec.Struct):
     Attributes:
         backend: The DNS backend that serves the name.
         journal: Where heartbeats go; a process that has taken over ends every wait here.
+        say: Told why a name server is asked again, once for each reason.
         times: How time passes.
     """
 
     backend: DnsBackend
     journal: Journal
+    say: Callable[[str], None]
     times: Times = msgspec.field(default_factory=Times)
     _last_heartbeat: float = float("-inf")
 
@@ -62,13 +64,16 @@ class DnsPoller(msgspec.Struct):
         Raises:
             DnsUnavailableError: It did not respond in time.
         """
-        deadline = self.times.monotonic() + self.times.patience
+        deadline, told = self.times.monotonic() + self.times.patience, ""
         while True:
             try:
                 return act()
-            except DnsUnavailableError:
+            except DnsUnavailableError as error:
                 if self.times.monotonic() >= deadline:
                     raise
+                if str(error) != told:
+                    told = str(error)
+                    self.say(f"{told}; asked again for {self.times.patience:g} s")
             self.wait(INTERVAL)
 
     def move(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:

@@ -256,7 +256,9 @@ class Steps(msgspec.Struct):
         return self.ledger.get(id) if id else None
 
     def _poller(self) -> DnsPoller:
-        return DnsPoller(self.backend, self.journal, self.times)
+        return DnsPoller(
+            self.backend, self.journal, lambda text: self.say(StepEvent("retry", text)), self.times
+        )
 
     def _verify_timeout(self) -> float:
         verify = self.promotion.verify

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.dns import DnsRecord
+from pytest_ephemeral.promotion.dns_polling import Times
 from pytest_ephemeral.promotion.promoter import Promoter
 from pytest_ephemeral.tables import Promotion
 from support.promotion import V1, V2, Site, Stage
@@ -224,7 +227,7 @@ def test_what_passes_is_told_from_what_does_not(
     with pytest.raises(DnsUnavailableError):
         backend.read()
     strict.failing = ["AccessDenied"]
-    with pytest.raises(DnsError, match="AccessDenied") as caught:
+    with pytest.raises(DnsError, match="may not do this") as caught:
         backend.read()
     assert not isinstance(caught.value, DnsUnavailableError)
 
@@ -305,6 +308,53 @@ def test_a_failed_verification_goes_back(
         stage.promoter(backend=backend).promote("v1")
 
     assert backend.read() == [BALANCED]
+
+
+#: What is missing: the variables then, and what has to be said.
+MISSING = {
+    "credentials": ({"AWS_DEFAULT_REGION": "eu-west-1"}, "no credentials.*AWS_PROFILE"),
+    "region": ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, "no region: set AWS_DEF"),
+    "profile": ({"AWS_PROFILE": "nobody"}, "nobody.*aws configure list-profiles"),
+}
+
+
+@pytest.mark.parametrize("what", MISSING)
+def test_what_is_missing_here_is_not_waited_for(
+    what: str, make_stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No credentials today are no credentials in a minute: it fails at once, in one line."""
+    variables, said = MISSING[what]
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stage, asked = make_stage(dns="route53", zone=ZONE, record=NAME), time.monotonic()
+    with pytest.raises(PromotionError, match=said):
+        stage.promoter(backend=dns.load(promotion(), Path("/")), times=Times()).promote("v1")
+    assert time.monotonic() - asked < 10
+
+
+def test_a_service_that_does_not_answer_is_told_while_it_is_waited_for(
+    make_stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, with how long that may take; nobody looks at a run that says nothing."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "eu-central-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    stage, backend = make_stage(), dns.load(promotion(), Path("/"))
+    with pytest.raises(PromotionError, match="can't be reached"):
+        stage.promoter(backend=backend, times=Times(patience=0.5)).promote("v1")
+    (line,) = [event.text for event in stage.events if event.step == "retry"]
+    assert "127.0.0.1:9" in line
+    assert line.endswith("asked again for 0.5 s")
 
 
 # -- over the wire ---------------------------------------------------------------------------------

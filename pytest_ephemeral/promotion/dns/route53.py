@@ -142,14 +142,16 @@ class Route53:
             raise DnsError(f"AWS can't be asked: {error}") from error
 
     def _call(self, operation: str, *, client: Any = None, **arguments: Any) -> Any:
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import ClientError
 
         try:
-            return getattr(client or self._client, operation)(**arguments)
+            with aws.translate_errors():
+                return getattr(client or self._client, operation)(**arguments)
         except ClientError as error:
             raise _refused(error) from error
-        except (BotoCoreError, OSError, UnavailableError) as error:
-            raise DnsUnavailableError(f"Route 53 can't be asked: {error}") from error
+        except UnavailableError as error:
+            kind = DnsUnavailableError if aws.may_pass(error) else DnsError
+            raise kind(f"Route 53 can't be asked: {error}") from error
 
     @cached_property
     def _zone_id(self) -> str:
