@@ -153,7 +153,7 @@ class Lifecycle(msgspec.Struct):
 
     def _launch(self, order: Order, provider: Provider, timer: PhaseTimer) -> Timed:
         template, id = order.template, order.environment.id
-        order = msgspec.structs.replace(order, tell=lambda it: self.say(Progress(id, "seen", it)))
+        order = progress.connect(order, self.say)
         with timer.phase(id, "launch"):
             environment = provider.launch(order)
         with (
@@ -202,6 +202,7 @@ class Lifecycle(msgspec.Struct):
             if changed != order.environment:
                 self._record(changed, "handle")
             self._wait(changed, provider, order)
+            rollback.seed_again(order, changed, provider)
         self.say(Progress(environment.id, "restored", seconds=timer.total()))
         return Timed(msgspec.structs.replace(changed, state="ready"), timer.seconds)
 

@@ -73,6 +73,16 @@ class PhaseTimer(msgspec.Struct):
         return sum(self.seconds.values())
 
 
+def connect(order: Order, say: Callable[[Progress], None]) -> Order:
+    """An order whose provider is heard: what it tells is progress."""
+    id = order.environment.id
+    return msgspec.structs.replace(
+        order,
+        tell=lambda line: say(Progress(id, "seen", line)),
+        warn=lambda line: say(Progress(id, "warning", line)),
+    )
+
+
 def wait_until_ready(
     environment: Environment,
     provider: Provider,

@@ -15,7 +15,7 @@ from pytest_ephemeral.environments.seeding import run_step
 from pytest_ephemeral.errors import ConfigurationError, EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.abilities import SupportsRollback
-from pytest_ephemeral.providers.protocol import Order, Provider
+from pytest_ephemeral.providers.protocol import UNSEEDED, Order, Provider
 from pytest_ephemeral.tables import Template
 
 
@@ -106,6 +106,21 @@ def roll_back(order: Order, provider: Provider) -> Environment:
         return _require(template, provider).roll_back(order)
     except EphemeralError as error:
         raise type(error)(f"{environment.id} can't be put back to its baseline: {error}") from error
+
+
+def seed_again(order: Order, environment: Environment, provider: Provider) -> None:
+    """Seed an environment that was put back to before its seed, once it is ready.
+
+    Args:
+        order: What it was launched with.
+        environment: It, as it was put back.
+        provider: What runs it.
+
+    Raises:
+        LaunchError: Its seed failed.
+    """
+    if (seed := order.template.seed) is not None and UNSEEDED in environment.handle:
+        run_step("seed", environment, provider, seed, order.secrets)
 
 
 def _require(template: Template, provider: Provider) -> SupportsRollback:

@@ -29,6 +29,9 @@ TO_FREEZE: Final = "to-freeze"
 #: In an environment's handle: it goes on from where one had been seeded, and is not seeded again.
 SEEDED: Final = "seeded"
 
+#: In an environment's handle: what it is put back to is from before its seed, which is run again.
+UNSEEDED: Final = "unseeded"
+
 #: Stands for what ``Baker.resolve`` can't ask for now, such as the digest of a base that neither
 #: this machine has nor a registry gives. An image baked from the same is good all the same.
 UNKNOWN: Final = "?"
@@ -47,6 +50,7 @@ class Order(msgspec.Struct, frozen=True):
         settle: The command that closes the ledger's record, for a guard whose owner has died.
         root: The folder of the configuration file, for paths in the template.
         tell: Called with a line while something outside answers with errors that may pass.
+        warn: Called with a line that people should have read when the run is over.
         journal: Puts an environment's ``handle`` into the ledger in the middle of launching:
             before a request whose answer may be lost, and as soon as there is one.
     """
@@ -61,6 +65,7 @@ class Order(msgspec.Struct, frozen=True):
     root: Path = Path()
     journal: Callable[[Environment], None] = lambda _: None
     tell: Callable[[str], None] = lambda _: None
+    warn: Callable[[str], None] = lambda _: None
 
     @property
     def image(self) -> Image | None:

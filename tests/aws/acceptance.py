@@ -75,7 +75,12 @@ def _ill_formed(request: Request) -> tuple[str, str] | None:
 
 
 def complete(request: Request, instance: Any, backend: Any) -> None:
-    """Make what moto leaves out: interfaces' tags, and the AMI's volumes but the first."""
+    """Make what moto leaves out: interfaces' tags, and the AMI's volumes as it names them."""
+    volumes, root = instance.block_device_mapping, instance.root_device_name
+    if "/dev/sda1" in volumes:  # moto's own name for it
+        volumes[root] = volumes.pop("/dev/sda1")
+    elif root not in volumes:
+        instance.add_block_device(15, root, None, False, True, None, "gp3")
     for interface in instance.nics.values():
         interface.add_tags(request.tags("network-interface"))
         interface.public_ip = None  # nobody has one before it runs
@@ -83,8 +88,8 @@ def complete(request: Request, instance: Any, backend: Any) -> None:
     for device, size in getattr(backend.amis[instance.image_id], "kept_volumes", []):
         if device not in said:
             instance.add_block_device(size, device, None, False, False, None, "gp3")
-            volume = instance.block_device_mapping[device]
-            backend.volumes[volume.volume_id].add_tags(request.tags("volume"))
+    for volume in volumes.values():
+        backend.volumes[volume.volume_id].add_tags(request.tags("volume"))
 
 
 def address(instance: Any) -> None:

@@ -25,6 +25,7 @@ from pytest_ephemeral.providers.ec2 import (
     console,
     instance_watcher,
     removal_steps,
+    root_volumes,
     run_instances,
     security_groups,
 )
@@ -103,8 +104,9 @@ def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     quick(monkeypatch)
     _account.tell("faults")
-    _account.tell("times", boot=0.1, end=0.1, linger=0.0, ami=0.1, unseen=0.0, stack=0.1)
+    _account.tell("times", boot=0.1, end=0.1, linger=0.0, ami=0.1, unseen=0.0, stack=0.1, root=0.1)
     _account.tell("failing")
+    _account.tell("tasks", state="succeeded")
     made = Bench(_account, tmp_path)
     yield made
     _account.tell("faults")
@@ -128,7 +130,8 @@ def quick(patch: pytest.MonkeyPatch, every: float = 0.1) -> None:
     for module in (amis, builders):
         patch.setattr(module, "POLL", every)
     patch.setattr(builders, "CONSOLE_POLL", every)
-    patch.setattr(removal_steps, "POLL", every)
+    for module in (removal_steps, root_volumes):
+        patch.setattr(module, "POLL", every)
     patch.setattr(console, "FRESH", every)
     patch.setattr(run_instances, "PAUSE", every)
     patch.setattr(stacks, "POLL", every)

@@ -45,11 +45,20 @@ class Guest:
         end_marked(f"EPHEMERAL_GUEST={self.id}")
 
 
-def keep_as_cloud_init_does(folder: Path, data: bytes) -> None:
-    """Write user data where cloud-init leaves it on an instance's disk."""
-    (folder / "scripts").mkdir(parents=True)
+def keep_as_cloud_init_does(folder: Path, data: bytes) -> bool:
+    """Write user data where cloud-init leaves it on an instance's disk.
+
+    Returns:
+        Whether its script is still to be run, which is done once an instance.
+    """
+    for name in ("scripts", "sem"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     for name in ("user-data.txt", "user-data.txt.i", "obj.pkl", "scripts/part-001"):
         (folder / name).write_bytes(data)
+    done = folder / "sem/config_scripts_user"
+    is_new = not done.exists()
+    done.touch()
+    return is_new
 
 
 class Guests:
@@ -80,7 +89,7 @@ class Guests:
     def boot(self, instance: Any) -> None:
         """Start an instance: run its user data, as cloud-init does."""
         folder = self.folder / instance.id
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         disk = self._disks.get(instance.image_id) or folder / "disk"
         disk.mkdir(exist_ok=True)
         guest = Guest(instance.id, folder, disk, instance.private_ip)
@@ -98,17 +107,34 @@ class Guests:
         for name in ("PIP_INDEX_URL", "PIP_CONFIG_FILE", "SSL_CERT_FILE", "PIP_CERT", "NO_PROXY"):
             if name in os.environ:
                 guest.variables[name] = os.environ[name]
-        guest.console.write_text("[    0.000000] Linux version 6.1\r\ncloud-init: running\r\n")
+        with guest.console.open("a") as console:
+            console.write("[    0.000000] Linux version 6.1\r\ncloud-init: running\r\n")
         with self._lock:
             self._guests[instance.id] = guest
         script = folder / "user-data"
         data = base64.b64decode(str(instance.user_data or ""))
         script.write_bytes(data)
-        keep_as_cloud_init_does(disk / "var/lib/cloud/instances" / instance.id, data)
+        is_new = keep_as_cloud_init_does(self._cloud_init(guest), data)
         if not self.real:
             guest.console.write_text("pytest-ephemeral:end:0| 0\n")
-        elif script.stat().st_size:
+        elif script.stat().st_size and is_new:
             self.run(guest, ["/bin/sh", str(script)], folder / "cloud-init.log")
+
+    def renew(self, id: str, ami: str) -> None:
+        """Give an instance that does not run a new root volume: only what is on the AMI."""
+        guest = self._guests[id]
+        for one in (guest.folder / "home", guest.folder / "run", self._cloud_init(guest)):
+            shutil.rmtree(one, ignore_errors=True)
+        if disk := self._disks.get(ami):
+            guest.disk = disk
+
+    def cloud_init(self, id: str) -> Path:
+        """Where cloud-init keeps what it knows of an instance."""
+        return self._cloud_init(self._guests[id])
+
+    @staticmethod
+    def _cloud_init(guest: Guest) -> Path:
+        return guest.disk / "var/lib/cloud/instances" / guest.id
 
     def run(self, guest: Guest, argv: list[str], log: Path) -> None:
         with log.open("w") as output:

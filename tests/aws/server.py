@@ -156,6 +156,12 @@ class Harness:
     def _tell_volumes(self, image: str, region: str, volumes: list[Any]) -> None:
         self.strict.backend(region).amis[image].kept_volumes = volumes
 
+    def _tell_tasks(self, state: str) -> None:
+        self.strict.task_state = state
+
+    def _tell_cloud_init(self, id: str) -> str:
+        return str(self.guests.cloud_init(id))
+
     def _tell_reclaim(self, id: str, reason: str) -> None:
         self.strict.reclaim(id, reason)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from aws import acceptance
 from aws.guests import Guests
+from aws.restarts import Restarts
 from aws.stacks import ACCOUNT, Stacks
 from aws.swift import paged
 from aws.wire import WSGI, Answer, Request, as_json, forward, refuse, refuse_json, xml
@@ -42,6 +43,7 @@ class Times:
         page: How many of what is listed come in one page; 0 for all.
         token: Whether instances come with their client token.
         stack: Until a stack is made, changed or deleted.
+        root: Until a root volume is replaced.
     """
 
     boot: float = 0.1
@@ -52,6 +54,7 @@ class Times:
     ami: float = 0.1
     unseen: float = 0.0
     stack: float = 0.1
+    root: float = 0.1
     page: int = 0
 
 
@@ -79,7 +82,7 @@ class Clock:
             action()
 
 
-class Strict(Stacks):
+class Strict(Restarts, Stacks):
     """Stands in front of moto, in the same process."""
 
     def __init__(self, moto: WSGI, guests: Guests, times: Times) -> None:
@@ -235,20 +238,6 @@ class Strict(Stacks):
                     reservation.instances = [one for one in reservation.instances if one.id != id]
                     if not reservation.instances:
                         del backend.reservations[reservation.id]
-
-    def _ec2_StopInstances(self, request: Request) -> Answer:
-        answer = forward(self.moto, request)
-        for id in request.listed("InstanceId") if answer.ok else ():
-            self.guests.end(id)
-        return answer
-
-    def _ec2_ModifyInstanceAttribute(self, request: Request) -> Answer:
-        behaviour = request.form.get("InstanceInitiatedShutdownBehavior.Value")
-        if behaviour is None:
-            return forward(self.moto, request)
-        instance = self.instance(request.form["InstanceId"])
-        instance.instance_initiated_shutdown_behavior = behaviour
-        return xml("ModifyInstanceAttribute", "<return>true</return>")
 
     def shutdown(self, id: str) -> None:
         """The guest shuts itself down: what that means is its instance's own attribute."""

@@ -17,6 +17,10 @@ url = "http://{output:Host}"
 """
 
 
+#: What can only be tried on an instance that is there.
+ON_INSTANCES = {"TerminateInstances", "CreateReplaceRootVolumeTask"}
+
+
 def checked(bench: Bench) -> dict[str, Check]:
     """What the ec2 provider says of the bench's project, by name."""
     found = providers.load("ec2").check_permissions(
@@ -49,12 +53,16 @@ def test_what_is_needed_is_tried_and_nothing_is_made(bench: Bench) -> None:
         ("DescribeVolumes", {"look in us-east-1"}),
         ("DescribeSnapshots", {"look in us-east-1"}),
         ("TerminateInstances", {"look in us-east-1"}),
+        ("DescribeInstanceTypes", {"launch web"}),
+        ("DescribeReplaceRootVolumeTasks", {"launch web"}),
+        ("CreateReplaceRootVolumeTask", {"launch web"}),
     ],
 )
 def test_what_is_refused_is_named(bench: Bench, action: str, failing: set[str]) -> None:
     """With the call; and the others are tried all the same."""
     environment = None
-    if action == "TerminateInstances":  # which can only be tried on an instance that is there
+    bench.config.templates = {"web": bench.template(rollback="each")}
+    if action in ON_INSTANCES:
         bench.bake()
         environment = bench.lifecycle.bring_up(bench.template()).environment
     bench.account.fault(action, "UnauthorizedOperation", times=9)

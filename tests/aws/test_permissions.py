@@ -32,6 +32,7 @@ OWN = "aws:ResourceTag/pytest-ephemeral.id"
 LIMITS = {
     "ec2:CreateTags": ("ec2:CreateAction", OWN),
     "ssm:SendCommand": ("ssm:resourceTag/pytest-ephemeral.id", "document/AWS-RunShellScript"),
+    "ec2:CreateReplaceRootVolumeTask": (OWN, ":volume/*"),
     "iam:PassRole": ("iam:PassedToService",),
     **dict.fromkeys(
         (

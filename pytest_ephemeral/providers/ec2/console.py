@@ -18,6 +18,9 @@ from pytest_ephemeral.providers.ec2 import user_data
 #: Seconds for which a console that was read is not read again.
 FRESH: Final = 5.0
 
+#: The number of all lines of boots before the last: an instance numbers its lines anew then.
+_EARLIER: Final = 0
+
 
 class Consoles:
     """The consoles of one region's instances, each read at most once in a few seconds.
@@ -48,6 +51,11 @@ class Consoles:
     def recall(self, instance: str) -> str:
         """What was read last; makes no call."""
         return self._read.get(instance, (0.0, ""))[1]
+
+    def forget(self, instance: str) -> None:
+        """Forget what was read: the instance has booted anew, and numbers its lines from 1."""
+        with self._lock:
+            self._read.pop(instance, None)
 
 
 def output(client: Any, instance: str) -> str:
@@ -91,6 +99,8 @@ class ConsoleLog:
             for line in user_data.lines(text):
                 if line.number:
                     part = self._parts.setdefault(line.part + suffix, [])
+                    if part and line.number <= part[-1][0]:
+                        part[:] = [(_EARLIER, said) for _, said in part]
                     part.append((line.number, line.text))
 
     def add(self, name: str, text: str) -> None:
@@ -104,13 +114,14 @@ class ConsoleLog:
     def text(self, since: str | None, until: str | None, tail: int | None) -> str:
         """What was printed; of several processes, each line says whose it is."""
         first, last = _numbers(since), _numbers(until)
+        least = _EARLIER - 1 if since is None else _EARLIER
         shown = []
         for part, numbered in sorted(self._parts.items()):
             end = None if until is None else last.get(part, 0)
             lines = [
                 line
                 for number, line in numbered
-                if number > first.get(part, 0) and (end is None or number <= end)
+                if number > first.get(part, least) and (end is None or number <= end)
             ]
             lines = lines if tail is None else lines[-tail:] if tail > 0 else []
             prefix = "" if len(self._parts) == 1 else f"{part} | "

@@ -89,6 +89,8 @@ def _check_template(template: Ec2Template, recipe: Ec2Recipe | None) -> Check:
             more=launch.options(template, {}),
         )
         yield from _try_launch(client, request)
+        if template.rollback is not None and template.reset is None:
+            yield from _try_renewal(client, request.image)
 
     return _result(f"launch {template.name}", try_all)
 
@@ -142,6 +144,19 @@ def _try_launch(client: Any, wanted: run_instances.InstanceRequest) -> Iterator[
             **vpc,
         )
     )
+
+
+def _try_renewal(client: Any, ami: str) -> Iterator[str]:
+    """What replacing a root volume takes; on an instance of ours, if there is one."""
+    for what in ("instance_types", "replace_root_volume_tasks"):
+        call = getattr(client, f"describe_{what}")
+        yield _try(lambda call=call: call(DryRun=True))  # type: ignore[misc]
+    for id in resources.list_instances(client)[:1]:
+        yield _try(
+            lambda id=id: client.create_replace_root_volume_task(  # type: ignore[misc]
+                InstanceId=id, ImageId=ami, DryRun=True
+            )
+        )
 
 
 def _try(call: Callable[[], object]) -> str:

@@ -1,0 +1,76 @@
+"""Replace the root volumes of instances that run: what was written on them is gone.
+
+Everything else stays: addresses, roles, groups, other volumes. AWS makes the new volume from an
+AMI, reboots the instance into it, and deletes the old one; that takes minutes.
+https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/replace-root.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.providers import waiting
+from pytest_ephemeral.providers.ec2.instance_watcher import Instance
+
+#: Seconds between looks, and in which a replacement ends.
+POLL: Final = 5.0
+WITHIN: Final = 1800.0
+
+SUCCEEDED: Final = "succeeded"
+#: States of a replacement that is still going on.
+UNDER_WAY: Final = frozenset({"pending", "in-progress"})
+
+
+def replace(client: Any, instances: Collection[str], image: str) -> None:
+    """Replace the root volumes of instances, and wait until they boot from the new ones.
+
+    Args:
+        client: Of EC2.
+        instances: Their ids. They must be running.
+        image: The AMI.
+
+    Raises:
+        EphemeralError: AWS could not, or took too long; says of which instance.
+        ClientError: AWS refuses.
+    """
+    tasks = [begin(client, id, image) for id in instances]
+
+    def look() -> bool:
+        found = client.describe_replace_root_volume_tasks(ReplaceRootVolumeTaskIds=tasks)
+        states = {one["InstanceId"]: str(one["TaskState"]) for one in _listed(found)}
+        if failed := {id: at for id, at in states.items() if at not in {SUCCEEDED, *UNDER_WAY}}:
+            raise EphemeralError(
+                "; ".join(
+                    f"the root volume of {id} was not replaced: {at}" for id, at in failed.items()
+                )
+            )
+        return len(states) == len(tasks) and set(states.values()) == {SUCCEEDED}
+
+    if not waiting.wait_until(look, within=WITHIN, every=POLL):
+        raise EphemeralError(
+            f"AWS has not replaced the root volume of {' '.join(instances)} in {WITHIN / 60:g} "
+            "minutes: see `aws ec2 describe-replace-root-volume-tasks`"
+        )
+
+
+def begin(client: Any, instance: str, image: str) -> str:
+    """Have the root volume of an instance replaced; the id of the task that does it.
+
+    boto3 sends a token of its own, so that asking again after a lost answer asks for nothing more.
+    """
+    answer = client.create_replace_root_volume_task(
+        InstanceId=instance, ImageId=image, DeleteReplacedRootVolume=True
+    )
+    return str(answer["ReplaceRootVolumeTask"]["ReplaceRootVolumeTaskId"])
+
+
+def other_volumes(instance: Instance) -> list[str]:
+    """The device names of an instance's volumes that are not replaced."""
+    names = [str(one["DeviceName"]) for one in instance.get("BlockDeviceMappings", ())]
+    return [name for name in names if name != instance["RootDeviceName"]]
+
+
+def _listed(answer: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return list(answer["ReplaceRootVolumeTasks"])
