@@ -63,6 +63,10 @@ class CloudFormationProvider(Instances, RegionalProvider):
     template_type: ClassVar[type[Template]] = StackTemplate
     recipe_type: ClassVar[type[Recipe] | None] = None
     forwards_ports: ClassVar[bool] = False
+    unreachable: ClassVar[str] = (
+        "see that the outputs its URL is made of are right, that what serves it has started, and "
+        "that its security groups let this machine in"
+    )
 
     def doctor(self) -> Sequence[Check]:
         """Whether AWS can be asked."""

@@ -10,7 +10,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import ClassVar, Final
 
 from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import EXPIRES, NEVER
@@ -37,7 +37,15 @@ ENDED: Final = frozenset({"shutting-down", "terminated", "stopping", "stopped"})
 
 
 class Instances:
-    """The part of ``Provider`` that looks at instances, or runs something on them."""
+    """The part of ``Provider`` that looks at instances, or runs something on them.
+
+    Attributes:
+        unreachable: What to look at when none of them can be asked where it listens.
+    """
+
+    unreachable: ClassVar[str] = (
+        "see that its application listens on $HOST, and that ingress lets this machine in"
+    )
 
     def status(self, environment: Environment) -> Status:
         """What the last look at all instances saw; makes no call of its own."""
@@ -90,9 +98,7 @@ class Instances:
             argv = ["cat", "/proc/net/tcp"]
             done = self.run(environment, argv, timeout=5)
         except (EphemeralError, subprocess.TimeoutExpired):
-            return (
-                "see that its application listens on $HOST, and that ingress lets this machine in"
-            )
+            return self.unreachable
         ports = {endpoint.port for endpoint in environment.endpoints.values()}
         return _listens_elsewhere(done.stdout, str(first["PrivateIpAddress"]), ports)
 
