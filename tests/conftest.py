@@ -18,14 +18,17 @@ LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have Ctrl-C mean what it means in a terminal: a background job's children ignore it.
+    """Have signals mean what they do in a terminal: a background job ignores two, nohup one.
 
-    A process that starts with the signal ignored hands that on, and the tests that send it would
+    A process that starts with a signal ignored hands that on, and the tests that send it would
     wait for ever. One that handles it gives its children back the default.
     """
     config.stash[LEFT_OUT] = {}
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
