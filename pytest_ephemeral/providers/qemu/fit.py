@@ -19,7 +19,7 @@ from pytest_ephemeral.providers.qemu.tables import QemuTemplate
 _ELSEWHERE: Final = frozenset({"ttl", "health", "warm", "rollback"})
 
 #: The version of how memory is frozen and resumed: another does not fit.
-FORMAT: Final = "1"
+FORMAT: Final = "2"
 
 
 def describe_fit(

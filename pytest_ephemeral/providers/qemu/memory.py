@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -185,15 +186,14 @@ def freeze(id: str, folder: Path, new: Path, variables: Mapping[str, str]) -> No
     Raises:
         MachineError: It can't be.
     """
-    restore.prepare(id, folder, variables)
-    with qmp.open_monitor(id, folder) as monitor:
+    with restore.prepare(id, folder, variables), qmp.open_monitor(id, folder) as monitor:
         monitor.call("stop")
         ram = _find_ram(monitor.pid())
-        _ignore_shared(monitor, on=ram is not None)
+        _set_capabilities(monitor, ignore_shared=ram is not None)
         monitor.call("migrate-set-parameters", max_bandwidth=1 << 34)
         # To a file by a program: "file:" is only in QEMU 8.2 and newer.
         monitor.call("migrate", uri=f"exec:cat > {shlex.quote(str(new / _STATE))}")
-        _wait(monitor, "query-migrate", {"completed"}, id)
+        _wait_for_state(monitor)
         if ram is not None:
             _copy_sparse(ram, new / _RAM)
     _copy_sparse(folder / DISK, new / DISK)
@@ -217,35 +217,50 @@ def resume(
     Raises:
         MachineError: It can't.
     """
-    with qmp.open_monitor(id, folder) as monitor:
-        _ignore_shared(monitor, on=memory.ram is not None)
-        monitor.call("migrate-incoming", uri=f"exec:cat {shlex.quote(str(memory.folder / _STATE))}")
-        # It was stopped when its state was written, and still is when that is read.
-        _wait(monitor, "query-status", {"running", "paused", "postmigrate"}, id)
+    with qmp.open_monitor(id, folder) as monitor, qmp.open_helper(id, folder) as helper:
+        _set_capabilities(monitor, ignore_shared=memory.ram is not None)
+        # To the network that it has for itself, a machine need not announce where it is.
+        monitor.call("migrate-set-parameters", announce_rounds=0)
+        _load_state(monitor, memory.folder / _STATE)
+        restore.send(helper, waking)
         monitor.call("cont")
-        restore.wake(id, folder, waking)
+        restore.wait(helper)
         for port, (host, outside) in forwards.items():
             line = f"hostfwd_add net {describe_forward(host, outside, port)}"
             if refused := monitor.call("human-monitor-command", command_line=line).strip():
                 raise MachineError(f"{id}: {line}: {refused}")
 
 
-def _ignore_shared(monitor: qmp.MachineConnection, *, on: bool) -> None:
+def _load_state(monitor: qmp.MachineConnection, state: Path) -> None:
+    """Have the devices be as they were: through a socket, so that QEMU need start no program."""
+    here, there = socket.socketpair()
+    with here, there:
+        monitor.give(there, _STATE)
+        there.close()
+        monitor.call("migrate-incoming", uri=f"fd:{_STATE}")
+        here.settimeout(PATIENCE)
+        with suppress(BrokenPipeError, ConnectionResetError):  # QEMU says why
+            here.sendall(state.read_bytes())
+    _wait_for_state(monitor)
+
+
+def _set_capabilities(monitor: qmp.MachineConnection, *, ignore_shared: bool) -> None:
     """Say whether the RAM is left out of the state; a machine that was resumed remembers it."""
-    capabilities = [{"capability": "x-ignore-shared", "state": on}]
+    wanted = {"x-ignore-shared": ignore_shared, "events": True}
+    capabilities = [{"capability": name, "state": on} for name, on in wanted.items()]
     monitor.call("migrate-set-capabilities", capabilities=capabilities)
 
 
-def _wait(monitor: qmp.MachineConnection, command: str, wanted: set[str], id: str) -> None:
+def _wait_for_state(monitor: qmp.MachineConnection) -> None:
+    """Wait until the state of the devices is written, or read."""
     deadline = time.monotonic() + PATIENCE
-    pause = 0.001
-    while (state := monitor.call(command)).get("status") not in wanted:
-        if state.get("status") in {"failed", "cancelled", "internal-error", "guest-panicked"}:
-            raise MachineError(f"{id}: {command}: {state.get('error-desc', state['status'])}")
-        if time.monotonic() > deadline:
-            raise MachineError(f"{id}: {command} is {state} after {PATIENCE:g} s")
-        time.sleep(pause)
-        pause = min(pause * 1.3, 0.02)
+    while True:
+        status = monitor.next_event("MIGRATION", deadline - time.monotonic())["status"]
+        if status == "completed":
+            return
+        if status in {"failed", "cancelled"}:
+            why = monitor.call("query-migrate").get("error-desc", status)
+            raise MachineError(f"{monitor.id}: the state of its devices: {why}")
 
 
 def _find_ram(pid: int) -> Path | None:

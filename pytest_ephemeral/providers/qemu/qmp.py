@@ -39,6 +39,7 @@ class MachineConnection:
         self.id, self.timeout, self.name = id, timeout, name
         self._socket = host.connect(GuardAddress(id, folder, name))
         self._received = b""
+        self._events: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +99,9 @@ class MachineConnection:
         """
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         self.send({"execute": command, "arguments": named})
+        return self._receive_return(command)
+
+    def _receive_return(self, command: str) -> Any:
         deadline = time.monotonic() + self.timeout
         while True:
             answer = self.receive(deadline)
@@ -106,6 +110,38 @@ class MachineConnection:
             if "error" in answer:
                 reason = answer["error"].get("desc", answer["error"])
                 raise MachineError(f"{self.id}: {command} was refused: {reason}")
+            self._events.append(answer)
+
+    def next_event(self, kind: str, timeout: float) -> dict[str, Any]:
+        """What comes with the next event of a kind.
+
+        Args:
+            kind: As QEMU names it.
+            timeout: Seconds to wait for it.
+
+        Raises:
+            MachineError: None came in time.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            event = self._events.pop(0) if self._events else self.receive(deadline)
+            if event.get("event") == kind:
+                data: dict[str, Any] = event.get("data", {})
+                return data
+
+    def give(self, file: socket.socket, name: str) -> None:
+        """Hand an open file to QEMU, which knows it by that name (``fd:NAME``) from then on.
+
+        Raises:
+            MachineError: It is refused.
+        """
+        # Nothing else is on its way: whatever is read with the file is this command.
+        command = {"execute": "getfd", "arguments": {"fdname": name}}
+        try:
+            socket.send_fds(self._socket, [json.dumps(command).encode()], [file.fileno()])
+        except OSError as error:
+            raise self._lost(error) from error
+        self._receive_return("getfd")
 
     def _lost(self, error: Exception) -> MachineError:
         return MachineError(

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -39,41 +39,68 @@ class Waking(msgspec.Struct, frozen=True):
     boot: str = ""
 
 
-def prepare(id: str, folder: Path, variables: Mapping[str, str]) -> None:
-    """Start the helper in a guest, and run the ``before-snapshot`` hooks; it waits then.
+@contextmanager
+def prepare(id: str, folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
+    """Run the ``before-snapshot`` hooks, and have the guest wait to be woken, in this block.
+
+    Whoever wakes it then is at the other end of the port already, as is this process now: a guest
+    that sees no change has nothing to do about it.
 
     Raises:
         MachineError: There is no agent or no Python in the guest, or a hook failed.
     """
-    program = files(__package__).joinpath("guest/restore.py").read_text()
     with qmp.open_helper(id, folder) as helper:
-        with qmp.open_agent(id, folder) as agent:
-            agent.call("guest-exec", path="/usr/bin/python3", arg=["-Ic", program])
-        _expect(id, helper, "ready", "starting the restore helper (python3)")
-        helper.send({"variables": dict(variables)})
+        if not _is_running(id, folder):
+            program = files(__package__).joinpath("guest/restore.py").read_text()
+            with qmp.open_agent(id, folder) as agent:
+                agent.call("guest-exec", path="/usr/bin/python3", arg=["-Ic", program])
+            _expect(id, helper, "ready", "starting the restore helper (python3)")
+        helper.send({"do": "prepare", "variables": dict(variables)})
         _expect(id, helper, "done", "the before-snapshot hooks")
+        yield
+
+
+def _is_running(id: str, folder: Path) -> bool:
+    """Whether the guest has the helper's port open."""
+    with qmp.open_monitor(id, folder) as monitor:
+        known = {one["label"]: one["frontend-open"] for one in monitor.call("query-chardev")}
+    return bool(known["restore"])
 
 
 def wake(id: str, folder: Path, waking: Waking) -> None:
-    """Make a machine that has just been resumed one of its own.
+    """Make a machine that was frozen one of its own.
 
     Raises:
         MachineError: It can't be: two machines might draw the same random numbers.
     """
     with qmp.open_helper(id, folder) as helper:
-        helper.send(
-            {
-                **msgspec.to_builtins(waking),
-                "entropy": secrets.token_hex(64),
-                "machine_id": secrets.token_hex(16),
-                "time": time.time(),
-            }
-        )
-        _expect(id, helper, "done", "waking")
+        send(helper, waking)
+        wait(helper)
 
 
-def _expect(id: str, helper: qmp.MachineConnection, word: str, what: str) -> dict[str, Any]:
+def send(helper: qmp.MachineConnection, waking: Waking) -> None:
+    """Tell a guest how to wake: as soon as it runs, it does."""
+    helper.send(
+        {
+            "do": "wake",
+            **msgspec.to_builtins(waking),
+            "entropy": secrets.token_hex(64),
+            "machine_id": secrets.token_hex(16),
+            "time": time.time(),
+        }
+    )
+
+
+def wait(helper: qmp.MachineConnection) -> None:
+    """Wait until it has woken.
+
+    Raises:
+        MachineError: It has not.
+    """
+    _expect(helper.id, helper, "done", "waking")
+
+
+def _expect(id: str, helper: qmp.MachineConnection, word: str, what: str) -> None:
     answer = helper.receive(time.monotonic() + PATIENCE)
     if word not in answer:
         raise MachineError(f"{id}: {what} failed: {answer.get('error', answer)}")
-    return answer

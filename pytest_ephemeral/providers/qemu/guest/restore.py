@@ -1,58 +1,128 @@
 """Runs in the guest: waits in the frozen memory, and makes each machine that wakes one of its own.
 
 Its port is a device; the other end sends a line of JSON and gets one back. It is started before
-the memory is frozen, so that nothing need be started when it is resumed.
+the memory is frozen, so that nothing need be started when it is resumed. What runs for the first
+time in a machine that is emulated has to be translated first, which is most of what waking takes:
+so there is little of it, what can be found out before is, and others give way.
 """
 
 from __future__ import annotations
 
 import fcntl
-import glob
 import json
 import os
 import shutil
 import struct
 import subprocess
 import time
+from contextlib import suppress
 from typing import Any
 
 PORT = "/dev/virtio-ports/pytest-ephemeral.restore"
 HOOKS = "/etc/pytest-ephemeral"
 RUN = "/run/pytest-ephemeral"
+HOST_KEYS = "/etc/ssh"
 
 # random(4).
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 
+#: Seconds that what answers has before the daemons look after a clock that was set.
+HEAD_START = 1.0
 
-def receive(port: int, rest: bytes = b"") -> Any:
-    """The next line; between two machines nobody is at the other end, and nothing comes."""
-    while b"\n" not in rest:
+#: Seconds between two looks at a port with nobody at the other end.
+LOOK = 0.25
+
+# json.loads looks for spaces with regular expressions first.
+read_json = json.JSONDecoder().raw_decode
+
+
+class Scheduling:
+    """Who comes first while the machine wakes: this process, then all others, then daemons."""
+
+    def __init__(self) -> None:
+        self.delayed: dict[int, tuple[int, Any]] = {}
+
+    def prepare(self) -> None:
+        """As it shall be when the machine wakes."""
+        for pid in find_daemons():
+            try:
+                known = os.sched_getscheduler(pid), os.sched_getparam(pid)
+                os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+            except OSError:
+                continue
+            self.delayed[pid] = known
+        set_policy(os.SCHED_FIFO, 1)
+
+    def restore_daemons(self) -> None:
+        """As it was."""
+        while self.delayed:
+            pid, (policy, parameters) = self.delayed.popitem()
+            with suppress(OSError):  # it has ended
+                os.sched_setscheduler(pid, policy, parameters)
+
+
+def find_daemons() -> list[int]:
+    """What reacts to a clock that is set and to the devices: systemd's, and the guest agent."""
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{name}/comm") as file:
+                if name.isdigit() and file.read().startswith(("systemd", "qemu-ga")):
+                    found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def set_policy(policy: int, priority: int = 0) -> None:
+    """Of this process; what it starts has the usual one."""
+    with suppress(OSError):
+        os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+
+
+scheduling = Scheduling()
+
+
+def receive(port: int) -> Any:
+    """The next line."""
+    received = b""
+    while not received.endswith(b"\n"):
         data = os.read(port, 1 << 16)
-        rest += data
-        if not data:
-            time.sleep(0.002)
-    return json.loads(rest.partition(b"\n")[0])
+        received += data
+        if not data:  # nobody is at the other end
+            received = b""
+            scheduling.restore_daemons()
+            time.sleep(LOOK)
+    return read_json(received.decode())[0]
 
 
 def send(port: int, message: dict[str, Any]) -> None:
     os.write(port, json.dumps(message).encode() + b"\n")
 
 
-def run_hooks(when: str, variables: dict[str, str]) -> None:
-    """Run what the image has for this moment, in the order of the names."""
-    for hook in sorted(glob.glob(f"{HOOKS}/{when}.d/*")):
-        if os.access(hook, os.X_OK):
-            done = subprocess.run(
-                [hook],
-                check=False,
-                env={**os.environ, **variables},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-            if done.returncode:
-                said = done.stdout.decode(errors="replace").strip()
-                raise RuntimeError(f"{hook} exited with status {done.returncode}: {said}")
+def find_hooks(when: str) -> list[str]:
+    """What the image has for this moment, in the order of the names."""
+    folder = f"{HOOKS}/{when}.d"
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [path for name in names if os.access(path := f"{folder}/{name}", os.X_OK)]
+
+
+def run_hooks(hooks: list[str], variables: dict[str, str]) -> None:
+    for hook in hooks:
+        done = subprocess.run(
+            [hook],
+            check=False,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        if done.returncode:
+            said = done.stdout.decode(errors="replace").strip()
+            raise RuntimeError(f"{hook} exited with status {done.returncode}: {said}")
 
 
 def add_entropy(entropy: bytes) -> None:
@@ -63,31 +133,33 @@ def add_entropy(entropy: bytes) -> None:
     os.close(device)
 
 
-def renew_identity(machine_id: str) -> None:
-    """Another machine-id, and other host keys."""
-    with open("/etc/machine-id", "w") as file:
-        file.write(machine_id + "\n")
-    keys = glob.glob("/etc/ssh/ssh_host_*")
+def find_host_keys() -> list[str]:
+    try:
+        names = os.listdir(HOST_KEYS)
+    except OSError:
+        return []
+    return [f"{HOST_KEYS}/{name}" for name in names if name.startswith("ssh_host_")]
+
+
+def renew_host_keys(keys: list[str]) -> None:
     for key in keys:
         os.unlink(key)
     if keys and shutil.which("ssh-keygen"):
         kind = ["-q", "-t", "ed25519", "-N", ""]
-        made = ["ssh-keygen", *kind, "-f", "/etc/ssh/ssh_host_ed25519_key"]
+        made = ["ssh-keygen", *kind, "-f", f"{HOST_KEYS}/ssh_host_ed25519_key"]
         subprocess.run(made, stdin=subprocess.DEVNULL, check=True)
 
 
-def write_variables(text: str) -> None:
-    os.makedirs(RUN, exist_ok=True)
-    with open(f"{RUN}/variables.new", "w", opener=lambda p, f: os.open(p, f, 0o600)) as file:
-        file.write(text)
-    os.rename(f"{RUN}/variables.new", f"{RUN}/variables")
+def write(file: str, text: str, flags: int = os.O_TRUNC, mode: int = 0o600) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | flags, mode)
+    os.write(descriptor, text.encode())
+    os.close(descriptor)
 
 
 def boot(script: str) -> None:
     """Start the application, as cloud-init does at a first boot."""
     os.makedirs(RUN, exist_ok=True)
-    with open(f"{RUN}/boot", "w", opener=lambda p, f: os.open(p, f, 0o600)) as file:
-        file.write(script)
+    write(f"{RUN}/boot", script)
     subprocess.Popen(
         ["/bin/sh", f"{RUN}/boot"],
         stdin=subprocess.DEVNULL,
@@ -97,33 +169,55 @@ def boot(script: str) -> None:
     )
 
 
-def wake(message: dict[str, Any]) -> None:
-    add_entropy(bytes.fromhex(message["entropy"]))
-    time.clock_settime(time.CLOCK_REALTIME, message["time"])
-    renew_identity(message["machine_id"])
-    if message["variables_file"]:
-        write_variables(message["variables_file"])
-    run_hooks("after-restore", message["variables"])
-    if message["boot"]:
-        boot(message["boot"])
+class Guest:
+    """What is done in it. All that ``prepare`` has found out holds when it wakes."""
 
+    def __init__(self) -> None:
+        self.hooks: list[str] = []
+        self.keys: list[str] = []
 
-def prepare(message: dict[str, Any]) -> None:
-    """Have the image's hooks close what does not outlive a change of the machine."""
-    run_hooks("before-snapshot", message["variables"])
-    os.sync()
+    def prepare(self, message: dict[str, Any]) -> None:
+        """Have the image's hooks close what does not outlive a change of the machine."""
+        run_hooks(find_hooks("before-snapshot"), message["variables"])
+        self.hooks, self.keys = find_hooks("after-restore"), find_host_keys()
+        os.makedirs(RUN, exist_ok=True)
+        os.sync()
+        scheduling.prepare()
+
+    def wake(self, message: dict[str, Any]) -> None:
+        add_entropy(bytes.fromhex(message["entropy"]))
+        # Over the old one, of the same length: to cut it first would have the disk wait.
+        write("/etc/machine-id", message["machine_id"] + "\n", flags=0, mode=0o644)
+        if self.keys:
+            renew_host_keys(self.keys)
+        if message["variables_file"]:
+            write(f"{RUN}/variables", message["variables_file"])
+        time.clock_settime(time.CLOCK_REALTIME, message["time"])
+        if self.hooks:
+            scheduling.restore_daemons()  # a hook may need them
+            run_hooks(self.hooks, message["variables"])
+        if message["boot"]:
+            boot(message["boot"])
 
 
 def main() -> None:
+    guest = Guest()
     port = os.open(PORT, os.O_RDWR)
     send(port, {"ready": True})
-    for act in (prepare, wake):
+    while True:
+        message = receive(port)
         try:
-            act(receive(port))
+            getattr(guest, message["do"])(message)
         except Exception as error:
             send(port, {"error": f"{type(error).__name__}: {error}"})
-            return
-        send(port, {"done": True})
+            scheduling.restore_daemons()
+        else:
+            send(port, {"done": True})
+        if message["do"] == "wake":
+            set_policy(os.SCHED_IDLE)
+            time.sleep(HEAD_START)
+            scheduling.restore_daemons()
+            set_policy(os.SCHED_OTHER)
 
 
 main()
