@@ -25,14 +25,14 @@ def run_step(
         what: What it is for people: ``seed`` or ``reset``.
         environment: Which.
         provider: What it runs on.
-        command: A shell command.
+        command: A shell command, or several, of which the first that fails is the last.
         secrets: Masked in what it says when it fails.
 
     Raises:
         LaunchError: It failed, or took too long.
     """
     try:
-        done = provider.run(environment, ["/bin/sh", "-c", command], timeout=STEP_TIMEOUT)
+        done = provider.run(environment, ["/bin/sh", "-ec", command], timeout=STEP_TIMEOUT)
     except subprocess.TimeoutExpired:
         raise LaunchError(
             f"the {what} of {environment.id} had not ended after {STEP_TIMEOUT:g} s: {command}"

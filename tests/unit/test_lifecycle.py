@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +17,13 @@ from pytest_ephemeral import providers
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.progress import Progress
+from pytest_ephemeral.environments.seeding import run_step
 from pytest_ephemeral.errors import DestroyError, LaunchError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.protocol import Order, Owned, Status
 from pytest_ephemeral.store.directory import DirectoryStore
 from pytest_ephemeral.tables import Template
+from pytest_ephemeral.testing.bench import make_order
 from support.hooks import RecordingHooks
 
 TEMPLATE = Template(name="staging", provider="scripted", env={"KEY": "{env:LIFECYCLE_KEY}"})
@@ -261,6 +263,23 @@ def test_a_seed_that_fails_fails_the_launch(lifecycle: Lifecycle, provider: Scri
         lifecycle.bring_up(replaced(TEMPLATE, seed="load"))
 
     assert provider.exists == set()
+
+
+@pytest.mark.parametrize("key", ["seed", "reset"])
+def test_a_step_ends_with_its_first_command_that_fails(
+    provider: Scripted, key: str, tmp_path: Path
+) -> None:
+    """What comes after it may hide it: a dump of half a database is a dump."""
+
+    def run(environment: Environment, argv: Sequence[str], **_: Any) -> Any:
+        return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    provider.run = run
+    order = make_order(TEMPLATE, None)
+    command = f"echo one >{tmp_path}/said\nfalse\necho two >>{tmp_path}/said"
+    with pytest.raises(LaunchError, match=f"the {key} of .* exited with status 1"):
+        run_step(key, order.environment, provider, command, ())
+    assert (tmp_path / "said").read_text() == "one\n"
 
 
 def test_a_seed_runs_once_when_it_is_ready(lifecycle: Lifecycle, provider: Scripted) -> None:
