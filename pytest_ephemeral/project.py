@@ -8,6 +8,7 @@ import msgspec
 
 from pytest_ephemeral import config, discovery
 from pytest_ephemeral.artifacts import Repository, open_repository
+from pytest_ephemeral.config import Config
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.images.pipeline import Images
@@ -17,7 +18,7 @@ from pytest_ephemeral.store import Store, open_store
 class Project(msgspec.Struct, frozen=True):
     """Everything that is the same for all runs of one project."""
 
-    config: config.Config
+    config: Config
     store: Store
     artifacts: Repository
     images: Images
@@ -37,7 +38,11 @@ class Project(msgspec.Struct, frozen=True):
         found = file or discovery.find(start)
         if found is None:
             raise ConfigurationError(_none_found(start))
-        settings = config.load(found)
+        return cls.of(config.load(found))
+
+    @classmethod
+    def of(cls, settings: Config) -> Project:
+        """The project of a configuration that has been read."""
         store = open_store(settings.store, settings.root)
         artifacts = open_repository(settings.artifacts_repository, settings.root)
         images = Images(

@@ -5,7 +5,6 @@ What version control ignores is left out, and so is what tools leave in a workin
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from pytest_ephemeral.errors import ArtifactError
 
 if TYPE_CHECKING:
+    import tarfile
+
     from pathspec import GitIgnoreSpec
 
 #: Ignore files, in the syntax of gitignore.
@@ -38,6 +39,8 @@ def pack(folder: Path, destination: BinaryIO) -> None:
     Raises:
         ArtifactError: It is empty, or something in it can't be read.
     """
+    import tarfile
+
     found = False
     try:
         with tarfile.open(fileobj=destination, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -87,6 +90,8 @@ def _is_ignored(path: Path, rules: list[tuple[Path, GitIgnoreSpec]], *, is_folde
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+    import tarfile
+
     entry = tarfile.TarInfo(name)
     if path.is_symlink():
         entry.type, entry.linkname = tarfile.SYMTYPE, str(path.readlink())

@@ -10,6 +10,7 @@ order, or in whatever way, and then everything it needed is ended here, by the s
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -19,11 +20,6 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from pytest_ephemeral import machine
-from pytest_ephemeral.broker.connection import KEY_LENGTH
-from pytest_ephemeral.broker.process import program
-from pytest_ephemeral.broker.protocol import INTERRUPT
 
 if TYPE_CHECKING:
     from pytest_ephemeral.broker.server import Server
@@ -52,9 +48,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def serve(descriptor: int, client: int) -> int:
     """Serve clients until the process it works for has ended, and its environments are gone."""
+    gc.disable()  # what is loaded stays; ``ClientSession.open`` enables it
+    ended = Signals()
+    from pytest_ephemeral.broker.connection import KEY_LENGTH
     from pytest_ephemeral.broker.server import Server
 
-    ended = Signals()
     key = _read(KEY_LENGTH)
     listening = socket.socket(fileno=descriptor)
     server = Server(listening, key)
@@ -69,6 +67,8 @@ def serve(descriptor: int, client: int) -> int:
     if run.project is not None and run.is_launching():
         # It does not stop when it is told to (a bake, say). Whatever it is in the middle of ends
         # with this program, and another takes its place that removes what is left.
+        from pytest_ephemeral.broker.process import program
+
         command = program("finish", run.project.store.url, run.id)
         os.execv(command[0], command)  # noqa: S606 - no shell is wanted
     return 0 if run.is_done() else 1
@@ -98,6 +98,8 @@ def _watch(server: Server, client: int, ended: Signals) -> None:
     Its end of the pipe says so; and its process, where that can be watched: something that it
     has forked without Python's knowledge may hold the pipe open.
     """
+    from pytest_ephemeral.broker.protocol import INTERRUPT
+
     poll = select.poll()
     process = _open_process(client)
     for descriptor in (0, ended.descriptor, process):
@@ -131,6 +133,8 @@ def _read(length: int) -> bytes:
 
 def log(text: str) -> None:
     """Write to the log."""
+    from pytest_ephemeral import machine
+
     folder = machine.state_directory() / "owners"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with Path(folder, f"{os.getpid()}.log").open("a") as file:

@@ -125,7 +125,13 @@ class BrokerClient:
     # -- environments ----------------------------------------------------------------------------
 
     def lease(self, key: Key, waiting: Callable[[], None] | None = None) -> Environment:
-        environment: Environment = self._ask("lease", key, waiting=waiting)
+        self._own()
+        with self._lock:
+            number = self._send("lease", (key,))
+            # What the answer is made of takes 20 ms to load: there is time while it comes up.
+            import pytest_ephemeral.models  # noqa: F401
+
+            environment: Environment = self._answer(number, waiting)
         return environment
 
     def release(self, key: Key) -> None:

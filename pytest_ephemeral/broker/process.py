@@ -7,7 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -20,7 +20,14 @@ from pytest_ephemeral.broker.connection import (
     load,
     new_key,
 )
-from pytest_ephemeral.broker.protocol import INTERRUPT, Failure, ProgressEvent
+from pytest_ephemeral.broker.protocol import (
+    INTERRUPT,
+    ClientProcess,
+    Failure,
+    Opened,
+    ProgressEvent,
+    Settings,
+)
 from pytest_ephemeral.errors import EphemeralError, UnavailableError
 
 _MODULE: Final = "pytest_ephemeral.broker"
@@ -104,6 +111,18 @@ class OwnerProcess:
             hooks: The hooks it implements, by plugin.
         """
         self._events = EventThread(self.client.address, self.client.key, listener, hooks)
+
+    def open(self, settings: Settings, process: ClientProcess) -> Callable[[], Opened]:
+        """As ``BrokerClient.open``. Who listens is known to the owner before it is told more."""
+        outcome = self.client.open(settings, process)
+
+        def wait() -> Opened:
+            opened = outcome()
+            if self._events is not None:
+                self._events.welcomed.wait()
+            return opened
+
+        return wait
 
     def interrupt(self) -> None:
         """Have all environments ended now, whoever uses them. Returns at once."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pytest_ephemeral import ci, machine, providers, urls
+from pytest_ephemeral import ci, machine, urls
 from pytest_ephemeral.broker.entries import Entry
 from pytest_ephemeral.broker.protocol import Summary
 from pytest_ephemeral.environments import overdue, removal
@@ -107,13 +107,6 @@ def rollbacks(project: Project | None) -> dict[str, str]:
     """When environments are put back, by the templates that say so."""
     templates = {} if project is None else project.config.templates
     return {name: one.rollback for name, one in templates.items() if one.rollback}
-
-
-def preload(project: Project, template: str | None) -> None:
-    """Load what bringing up a template will need, while something else is waited for."""
-    known = project.config.templates.get(template or "")
-    if known is not None:
-        providers.load(known.provider)
 
 
 def remove_earlier_leaks(project: Project) -> Iterator[str]:

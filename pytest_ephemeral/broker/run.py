@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +14,13 @@ from typing import Final
 import msgspec
 import pluggy
 
-from pytest_ephemeral import ci, discovery, files, hookspecs, machine, publishers
+from pytest_ephemeral import ci, files, hookspecs, machine, publishers
 from pytest_ephemeral.broker import plain_url, records
 from pytest_ephemeral.broker.backend import AttachedBackend, LifecycleBackend, attach
 from pytest_ephemeral.broker.broker import Broker
 from pytest_ephemeral.broker.entries import Entry
 from pytest_ephemeral.broker.logs import LogFolder
+from pytest_ephemeral.broker.opening import adopt, find_default
 from pytest_ephemeral.broker.protocol import (
     ClientProcess,
     Finished,
@@ -77,16 +77,13 @@ class Run(msgspec.Struct):
     _ending: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, settings: Settings, process: ClientProcess, relay: Relay) -> Run:
-        """Read the configuration. Nothing is brought up before it is known what is needed.
+    def open(cls, settings: Settings, project: Project | None, relay: Relay) -> Run:
+        """Make ready for a project's tests. What they need is brought up once that is known.
 
         Raises:
-            EphemeralError: It is wrong, or what was to be attached to does not run.
+            EphemeralError: What was to be attached to does not run.
         """
-        adopt(process)
-        relay.update(process.hooks)
         id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-        project = _project(settings)
         if project is None or settings.attach is not None:
             return cls._attached(id, settings, relay, project)
         manager = pluggy.PluginManager("pytest")
@@ -102,7 +99,7 @@ class Run(msgspec.Struct):
         backend = LifecycleBackend(lifecycle, settings, folder)
         lifecycle.say = _reporter(relay, backend, folder)
         broker = Broker(backend, lasting=settings.approval is not None)
-        default = _default(project, settings)
+        default = find_default(project, settings)
         made = cls(id, settings, relay, project, lifecycle, backend, broker, default, folder)
         made.waits = ci.is_ci(os.environ) or machine.is_contained()
         made.revision = records.revision(project)
@@ -123,7 +120,7 @@ class Run(msgspec.Struct):
             manager = pluggy.PluginManager("pytest")
             manager.add_hookspecs(hookspecs)
             lifecycle = Lifecycle(project, hooks=manager.hook, run=id)
-        default = None if project is None else _default(project, settings)
+        default = None if project is None else find_default(project, settings)
         template = None if project is None else project.config.templates.get(default or "")
         backend = attach(settings.attach or "", lifecycle, template, id)
         for problem in plain_url.find_missing(backend.environment, template):
@@ -152,10 +149,9 @@ class Run(msgspec.Struct):
         )
 
     def _prepare(self) -> None:
-        """While tests are collected: load what will be needed, and remove earlier leaks."""
+        """While tests are collected, remove earlier leaks."""
         if self.project is None:
             return
-        records.preload(self.project, self.default)
         with suppress(EphemeralError):  # a store that can't be read is told by whoever needs it
             for problem in records.remove_earlier_leaks(self.project):
                 self.relay.tell("warn", problem)
@@ -306,13 +302,6 @@ class Run(msgspec.Struct):
             self.complaints.append(f"the outcome of this run is not recorded: {error}")
 
 
-def adopt(process: ClientProcess) -> None:
-    """Take over a client's variables, and where it finds modules."""
-    os.environ.clear()
-    os.environ.update(process.environ)
-    sys.path += [folder for folder in process.path if folder and folder not in sys.path]
-
-
 def _reporter(
     relay: Relay, backend: LifecycleBackend, folder: LogFolder
 ) -> Callable[[Progress], None]:
@@ -333,18 +322,3 @@ def _reporter(
         relay.tell("hear", event)
 
     return say
-
-
-def _project(settings: Settings) -> Project | None:
-    """The project; none is needed for tests that run against a plain URL."""
-    plain = "://" in (settings.attach or "")
-    if plain and settings.config is None and discovery.find(settings.start) is None:
-        return None
-    return Project.open(settings.config, settings.start)
-
-
-def _default(project: Project, settings: Settings) -> str | None:
-    config = project.config
-    if settings.template is None and config.default_template is None:
-        return next(iter(config.templates)) if len(config.templates) == 1 else None
-    return config.template(settings.template).name

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import subprocess
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_ephemeral.broker.connection import Connection, accept
+from pytest_ephemeral.broker.opening import open_project
 from pytest_ephemeral.broker.protocol import ClientProcess, Failure, Key, Opened, Settings
 from pytest_ephemeral.broker.relay import Relay, Subscriber
-from pytest_ephemeral.broker.run import Run
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
+
+if TYPE_CHECKING:
+    from pytest_ephemeral.broker.run import Run
 
 #: What clients may ask for, by who answers: a method of that name.
 OF_BROKER: Final = frozenset({"finish_test", "crash_test", "roll_back", "look", "evidence"})
@@ -137,9 +141,15 @@ class ClientSession:
         """See ``Run.open``."""
         self._opens = True
         try:
-            self._server.run = Run.open(settings, process, self._server.relay)
+            project = open_project(settings, process)
+            from pytest_ephemeral.broker.run import Run  # most of what an owner loads
+
+            self._server.relay.update(process.hooks)
+            self._server.run = Run.open(settings, project, self._server.relay)
             return self._server.run.begin()
         finally:
+            gc.freeze()
+            gc.enable()
             self._server.opened.set()
 
     def wait_until_open(self) -> Opened:

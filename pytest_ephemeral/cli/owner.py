@@ -104,7 +104,7 @@ def _check_leaks(finished: Finished) -> None:
 def _open(owner: OwnerProcess, listener: _Console, settings: Settings) -> Opened:
     owner.listen(listener, listener.hooks)
     taken = ClientProcess(dict(os.environ), tuple(sys.path), listener.hooks)
-    return owner.client.open(settings._replace(start=Path.cwd()), taken)()
+    return owner.open(settings._replace(start=Path.cwd()), taken)()
 
 
 def _clean_up(owner: OwnerProcess, opened: Opened) -> None:

@@ -1,8 +1,9 @@
 """Readiness: check an environment until every probe has succeeded.
 
-The first look is at once. From 2 ms the pauses grow to 50 ms, each a twentieth of what was waited
+The first look is at once. From 2 ms the pauses grow to 50 ms, each a fiftieth of what was waited
 so far: an application is noticed late by at most that share of its own start, and one that takes a
-minute costs next to nothing.
+minute costs next to nothing. Whether it still runs is asked less often, and always at the end: a
+platform takes longer to say so than a port to refuse.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from pytest_ephemeral.tables import Ready, Template
 
 FIRST_PAUSE: Final = 0.002
 LONGEST_PAUSE: Final = 0.05
-PAUSE_SHARE: Final = 0.05
+PAUSE_SHARE: Final = 0.02
+
+#: Seconds between two looks at whether it still runs.
+ALIVE_INTERVAL: Final = 0.05
 LOG_LINES: Final = 20
 
 #: Seconds after which hints are looked for, and between two looks.
@@ -113,17 +117,17 @@ def wait(
     """
     deadline = (started := clock()) + timeout
     notes = _Notes(environment, provider, tell, started + FIRST_HINT)
-    pending, path = probes, _path(probes)
+    pending, alive = probes, _AliveCheck(environment, provider, _path(probes), started)
     while True:
-        _check_alive(environment, provider, path)
+        alive.look(clock())
         pending, problems = _look(pending, min(ONE_LOOK, timeout))
         if not pending:  # a stranger that answered in its place: look anew
             pending, problems = probes, _foreign_listeners(environment, provider)
-        if not problems:
+        if not problems and alive.look_last():
             return
         notes.update(problems, now := clock())
         if now >= deadline:
-            raise _time_out(environment, provider, timeout, problems, path)
+            raise _time_out(environment, provider, timeout, problems, alive.path)
         if cancelled.wait(min(_pause(now - started), deadline - now)):
             raise LaunchError(f"{environment.id} is no longer needed: the run is ending")
 
@@ -137,6 +141,36 @@ def _look(probes: Sequence[Probe], timeout: float) -> tuple[list[Probe], list[st
 def _pause(waited: float) -> float:
     """Seconds until the next look, after so many of waiting."""
     return min(max(FIRST_PAUSE, waited * PAUSE_SHARE), LONGEST_PAUSE)
+
+
+class _AliveCheck:
+    """Whether an environment still runs: asked now and then, and last of all."""
+
+    def __init__(self, environment: Environment, provider: Provider, path: str, now: float) -> None:
+        self.path = path
+        self._asked = (environment, provider, path)
+        self._due = now
+        self._is_fresh = False
+
+    def look(self, now: float) -> None:
+        """Ask if it is time to.
+
+        Args:
+            now: Monotonic seconds.
+
+        Raises:
+            LaunchError: It does not.
+        """
+        self._is_fresh = now >= self._due
+        if self._is_fresh:
+            _check_alive(*self._asked)
+            self._due = now + ALIVE_INTERVAL
+
+    def look_last(self) -> bool:
+        """As ``look``, unless that was just done; True."""
+        if not self._is_fresh:
+            _check_alive(*self._asked)
+        return True
 
 
 class _Notes:

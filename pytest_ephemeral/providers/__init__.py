@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
 from pytest_ephemeral.errors import ConfigurationError, UnavailableError, closest
 from pytest_ephemeral.providers.protocol import Provider
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 #: Name → ``module:class``, and the extra to install for it.
 TABLE: Mapping[str, tuple[str, str | None]] = {
@@ -43,7 +46,7 @@ def load(name: str) -> Provider:
         except ImportError as error:
             raise missing_extra(name, extra, error) from error
         return provider
-    for point in entry_points(group="pytest_ephemeral.providers", name=name):
+    for point in _entry_points().select(name=name):
         found: Provider = point.load()()
         return found
     raise ConfigurationError(f"no provider {name!r}.{closest(name, names())}")
@@ -51,8 +54,14 @@ def load(name: str) -> Provider:
 
 def names() -> list[str]:
     """The names of all providers, ours and third parties'."""
-    others = (point.name for point in entry_points(group="pytest_ephemeral.providers"))
-    return [*TABLE, *others]
+    return [*TABLE, *(point.name for point in _entry_points())]
+
+
+def _entry_points() -> EntryPoints:
+    """Third parties' providers. Few have any, and the library takes 5 ms to load."""
+    from importlib.metadata import entry_points
+
+    return entry_points(group="pytest_ephemeral.providers")
 
 
 def missing_extra(provider: str, extra: str | None, error: ImportError) -> UnavailableError:

@@ -39,6 +39,14 @@ class SupportsPreflight(Protocol):
 
 
 @runtime_checkable
+class SupportsEarlyContact(Protocol):
+    """A provider whose platform takes its time to say what every launch needs to know of it."""
+
+    def contact(self) -> None:
+        """Ask the platform what it is, for whoever needs that later; its refusal is theirs."""
+
+
+@runtime_checkable
 class SupportsPermissionChecks(Protocol):
     """A provider that can try, without any effect, whether it may do what a project needs."""
 

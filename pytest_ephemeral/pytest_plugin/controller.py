@@ -73,7 +73,7 @@ class Controller:
         taken = process(config)
         try:
             self._owner.listen(self, taken.hooks)
-            self._opening = self._owner.client.open(settings, taken)
+            self._opening = self._owner.open(settings, taken)
         except (EphemeralError, OSError) as error:
             raise pytest.UsageError(str(error)) from None
         # An interrupt before the first test skips pytest_sessionfinish, but never this.

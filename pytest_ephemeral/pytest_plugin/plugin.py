@@ -41,9 +41,9 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """With ``--ephemeral-env``, start the owner process as early as that can be known."""
     known = early_config.known_args_namespace
     if getattr(known, "ephemeral_env", False) and not known.help and not known.version:
-        from pytest_ephemeral.pytest_plugin import session
+        from pytest_ephemeral.pytest_plugin import owner
 
-        session.start(early_config)
+        owner.start_early(early_config)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

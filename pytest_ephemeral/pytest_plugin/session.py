@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 from pytest_ephemeral.broker.client import BrokerClient
 from pytest_ephemeral.broker.protocol import Opened, ProgressEvent
-from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.pytest_plugin import base_url, hooks, signals
 from pytest_ephemeral.pytest_plugin.settings import process, read
 from pytest_ephemeral.pytest_plugin.worker import WORKER_INPUT, Worker
-
-#: The owner process that was started before the first conftest.py was loaded.
-STARTED: Final = pytest.StashKey[Any]()
-
-
-def start(config: pytest.Config) -> None:
-    """Start the owner process now, so that its imports run beside conftest files and collection.
-
-    Not where this may be a worker of xdist, which only pytest_configure knows.
-    """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        config.stash[STARTED] = _start(config)
-
-
-def _start(config: pytest.Config) -> Any:
-    from pytest_ephemeral.broker.process import OwnerProcess
-
-    try:
-        owner = OwnerProcess()
-    except (EphemeralError, OSError) as error:
-        raise pytest.UsageError(f"--ephemeral-env: {error}") from None
-    config.add_cleanup(owner.leave)
-    return owner
 
 
 def begin(config: pytest.Config) -> None:
@@ -45,11 +20,12 @@ def begin(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         _begin_worker(config, settings)
         return
+    from pytest_ephemeral.pytest_plugin import owner
     from pytest_ephemeral.pytest_plugin.controller import Controller
 
-    owner = config.stash.get(STARTED, None) or _start(config)
     signals.interrupt_on_sigterm(config)
-    config.pluginmanager.register(Controller(config, settings, owner), "ephemeral-controller")
+    controller = Controller(config, settings, owner.get(config))
+    config.pluginmanager.register(controller, "ephemeral-controller")
 
 
 def _begin_worker(config: pytest.Config, settings: Any) -> None:

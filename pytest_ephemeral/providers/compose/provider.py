@@ -15,9 +15,9 @@ from pytest_ephemeral.providers import external_state
 from pytest_ephemeral.providers.compose.command import Compose
 from pytest_ephemeral.providers.compose.launch import Launch
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
-from pytest_ephemeral.providers.docker import endpoint
+from pytest_ephemeral.providers.docker import endpoint, identity
 from pytest_ephemeral.providers.docker.doctor import engine_check
-from pytest_ephemeral.providers.docker.environments import ContainerEnvironments, begin_launch
+from pytest_ephemeral.providers.docker.environments import ContainerEnvironments
 from pytest_ephemeral.providers.docker.rollback import ContainerRollback
 from pytest_ephemeral.providers.protocol import Check, Order
 from pytest_ephemeral.tables import Recipe, Template
@@ -44,7 +44,7 @@ class ComposeProvider(ContainerEnvironments, ContainerRollback):
         compose, engine = Compose.find(), endpoint.find()
         launch = Launch(compose, engine, order, order.template)
         launch.read()
-        launch.order = begin_launch(order, engine)
+        launch.order = identity.begin_launch(order, engine)
         return launch.up()
 
     def check_rollback(self, template: Template, root: Path, /) -> None:

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, ClassVar, Final
 
-import msgspec
-
 from pytest_ephemeral import labels
 from pytest_ephemeral.errors import DestroyError, ElsewhereError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Endpoint, Environment
@@ -35,7 +33,7 @@ from pytest_ephemeral.providers.docker import (
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.docker.logs import Mark
 from pytest_ephemeral.providers.docker.masking import Masking
-from pytest_ephemeral.providers.protocol import Order, Owned, Status
+from pytest_ephemeral.providers.protocol import Owned, Status
 
 #: The part of an environment that has no services.
 APP: Final = "app"
@@ -70,6 +68,10 @@ class ContainerEnvironments:
             raise UnavailableError(
                 f"the container engine gives no sensible answer: {error}"
             ) from None
+
+    def contact(self) -> None:
+        """See ``SupportsEarlyContact``."""
+        identity.contact()
 
     def status(self, environment: Environment) -> Status:
         """How its parts are. A part without endpoints may end with status 0: it was a job."""
@@ -246,23 +248,6 @@ def load_masking(engine: Engine, environment: Environment, ids: Iterable[str]) -
     """
     configs = (containers.inspect(engine, id)["Config"] for id in ids)
     return Masking.of(configs, environment.id)
-
-
-def begin_launch(order: Order, engine: Engine) -> Order:
-    """Record where an environment is about to be made, before anything of it is.
-
-    Args:
-        order: What is asked for.
-        engine: Where.
-
-    Returns:
-        The order, with the environment as it is recorded now.
-    """
-    handle = identity.handle_of(engine)
-    environment = msgspec.structs.replace(order.environment, handle=handle)
-    order.journal(environment)
-    masking.remember(environment.id, order.secrets)
-    return msgspec.structs.replace(order, environment=environment)
 
 
 def part_of(container: Mapping[str, Any]) -> str:

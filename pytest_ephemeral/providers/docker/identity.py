@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+import msgspec
+
 from pytest_ephemeral import machine
 from pytest_ephemeral.errors import ElsewhereError, EphemeralError
-from pytest_ephemeral.providers.docker import endpoint
+from pytest_ephemeral.providers.docker import endpoint, masking
 from pytest_ephemeral.providers.docker.engine import Address, Engine
+from pytest_ephemeral.providers.protocol import Order
 
 #: In a handle: the engine's address, and its own id.
 ENGINE, ENGINE_ID = "engine", "engine-id"
@@ -65,6 +68,23 @@ def engine_of(handle: Mapping[str, str]) -> Engine:
             "its record stays; remove it on the machine where it was launched"
         )
     return engine
+
+
+def begin_launch(order: Order, engine: Engine) -> Order:
+    """Record where an environment is about to be made, before anything of it is.
+
+    Args:
+        order: What is asked for.
+        engine: Where.
+
+    Returns:
+        The order, with the environment as it is recorded now.
+    """
+    handle = handle_of(engine)
+    environment = msgspec.structs.replace(order.environment, handle=handle)
+    order.journal(environment)
+    masking.remember(environment.id, order.secrets)
+    return msgspec.structs.replace(order, environment=environment)
 
 
 def id_of(engine: Engine) -> str:
@@ -117,6 +137,14 @@ def ask_early(engine: Engine) -> None:
             id_of(engine)
 
     threading.Thread(target=ask, name="engine id", daemon=True).start()
+
+
+def contact() -> None:
+    """Ask the engine for its id, if it is on this machine: another is not asked unasked."""
+    with suppress(EphemeralError, TimeoutError):
+        engine = endpoint.find()
+        if not engine.address.host:
+            id_of(engine)
 
 
 def _trusted(url: str) -> Address:

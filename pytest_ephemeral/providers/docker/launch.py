@@ -11,13 +11,19 @@ import msgspec
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers import grace
-from pytest_ephemeral.providers.docker import containers, image_store, masking, ports, resources
+from pytest_ephemeral.providers.docker import (
+    containers,
+    identity,
+    image_store,
+    masking,
+    ports,
+    resources,
+)
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.docker.environments import (
     APP,
     MAIN,
     SERVING,
-    begin_launch,
 )
 from pytest_ephemeral.providers.docker.ports import Published
 from pytest_ephemeral.providers.docker.resources import CONTAINER, name_of
@@ -37,7 +43,7 @@ def launch_container(
     Raises:
         EphemeralError: The engine refused; what was made has the environment's labels.
     """
-    order = begin_launch(order, engine)
+    order = identity.begin_launch(order, engine)
     environment = order.environment
     made_labels = resources.labels_for(environment, "docker")
     body = {"Image": image_store.id_on(engine, image), **_body(order, template)}
