@@ -110,20 +110,24 @@ class Broker:
 
     # -- lending -------------------------------------------------------------------------------
 
-    def lease(self, key: Key, holder: str) -> Environment:
-        """Lend an environment, and wait for it as long as that takes.
+    def lease(self, key: Key, holder: str) -> Callable[[], Environment]:
+        """Lend an environment; returns at once.
 
         Args:
             key: Which.
             holder: Who asks: a client's connection.
 
-        Raises:
-            LaunchError: It did not come up. Tells all of it the first time, then one line.
-            EnvironmentDiedError: It has stopped by itself; told likewise.
+        Returns:
+            Waits for it, as long as that takes. Raises a LaunchError when it did not come up (all
+            of it the first time, then one line), or an EnvironmentDiedError likewise.
         """
         with self._changed:
             entry = self._wanted(self._same(key))
             entry.leases[holder] += 1
+        return lambda: self._await(entry, holder)
+
+    def _await(self, entry: Entry, holder: str) -> Environment:
+        with self._changed:
             self._changed.wait_for(lambda: entry.state not in {"planned", "launching"})
         self._look(entry)
         with self._changed:
@@ -274,7 +278,7 @@ class Broker:
         else:
             entry.state = "launching"
             self._queue.start(entry)
-            self._in_background(self._bring_up, entry)
+            threading.Thread(target=self._bring_up, args=(entry,), daemon=True).start()
 
     def _settle(self, entry: Entry) -> None:
         """End it if nobody needs it any more."""
@@ -286,10 +290,7 @@ class Broker:
         entry.state = "destroying"
         self._ending.add(entry)
         self._queue.take(entry)
-        self._in_background(self._finish, entry)
-
-    def _in_background(self, work: Callable[[Entry], None], entry: Entry) -> None:
-        threading.Thread(target=work, args=(entry,), daemon=True).start()
+        threading.Thread(target=self._finish, args=(entry,), daemon=True).start()
 
     def _bring_up(self, entry: Entry) -> None:
         try:

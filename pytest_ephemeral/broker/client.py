@@ -10,6 +10,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_ephemeral.broker.connection import Address, Connection, connect
@@ -126,12 +127,19 @@ class BrokerClient:
 
     def lease(self, key: Key, waiting: Callable[[], None] | None = None) -> Environment:
         self._own()
-        with self._lock:
-            number = self._send("lease", (key,))
-            # What the answer is made of takes 20 ms to load: there is time while it comes up.
-            import pytest_ephemeral.models  # noqa: F401
+        try:
+            with self._lock:
+                number = self._send("lease", (key,))
+                # What the answer is made of takes 20 ms to load: there is time while it comes up.
+                import pytest_ephemeral.models  # noqa: F401
 
-            environment: Environment = self._answer(number, waiting)
+                environment: Environment = self._answer(number, waiting)
+        except EphemeralError:
+            raise
+        except BaseException:  # an interrupt, a test's time-out: nobody waits for it any more
+            with suppress(EphemeralError):
+                self._tell("release", key)
+            raise
         return environment
 
     def release(self, key: Key) -> None:

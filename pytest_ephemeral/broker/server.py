@@ -8,6 +8,7 @@ import subprocess
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -73,16 +74,14 @@ class Server:
         connection = accept(end, self._key)
         if connection is None:
             return
-        client = ClientSession(self, f"client {id(connection)}")
+        client = ClientSession(self, connection)
         try:
             while True:
                 number, method, arguments = connection.receive()
                 if method == "listen":
                     self._listen(connection, *arguments)
                     return
-                answer = client.answer(method, arguments)
-                if number:
-                    connection.send((number, *answer))
+                client.reply(number, method, arguments)
         except (EOFError, OSError, TypeError, ValueError):
             pass  # the client is gone, in whatever way
         finally:
@@ -99,20 +98,39 @@ class Server:
 class ClientSession:
     """What one client may ask for; see ``broker.Broker`` and ``run.Run`` for what it means."""
 
-    def __init__(self, server: Server, holder: str) -> None:
+    def __init__(self, server: Server, connection: Connection) -> None:
         self._server = server
-        self._holder = holder
+        self._connection = connection
+        self._holder = f"client {id(connection)}"
         self._opens = False
+        self._sending = threading.Lock()
+
+    def reply(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
+        """Answer a request; a lease in a thread of its own.
+
+        A client that was interrupted while it waited for one goes on, and asks for other things.
+
+        Raises:
+            OSError: The client is gone.
+        """
+        done, answer = self.answer(method, arguments)
+        if method == "lease" and done:
+            threading.Thread(target=self._reply_in_time, args=(number, answer), daemon=True).start()
+        else:
+            self._send(number, (done, answer))
+
+    def _reply_in_time(self, number: int, wait: Callable[[], Environment]) -> None:
+        with suppress(OSError):  # the client is gone
+            self._send(number, _try(wait))
+
+    def _send(self, number: int, answer: tuple[bool, Any]) -> None:
+        if number:
+            with self._sending:
+                self._connection.send((number, *answer))
 
     def answer(self, method: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
         """Whether it could be done, and the answer or the error."""
-        try:
-            return True, self._find(method)(*arguments)
-        except EphemeralError as error:
-            return False, Failure.of(error)
-        except Exception:  # noqa: BLE001 - the client must not wait for ever
-            text = f"internal error of pytest-ephemeral\n{traceback.format_exc()}"
-            return False, Failure("LaunchError", text, ())
+        return _try(lambda: self._find(method)(*arguments))
 
     def _find(self, method: str) -> Callable[..., Any]:
         """What answers a request."""
@@ -195,3 +213,14 @@ class ClientSession:
         """The client that this process works for is about to end. Whether all is done."""
         run = self._server.run
         return run is None or run.is_done()
+
+
+def _try(act: Callable[[], Any]) -> tuple[bool, Any]:
+    """Whether something could be done, and what it returns or the error."""
+    try:
+        return True, act()
+    except EphemeralError as error:
+        return False, Failure.of(error)
+    except Exception:  # noqa: BLE001 - the client must not wait for ever
+        text = f"internal error of pytest-ephemeral\n{traceback.format_exc()}"
+        return False, Failure("LaunchError", text, ())

@@ -24,12 +24,15 @@ from pytest_ephemeral.broker.protocol import (
 )
 from pytest_ephemeral.cli.session import plugin_manager
 from pytest_ephemeral.environments.progress import Progress
-from pytest_ephemeral.errors import ConfigurationError, DestroyError, OwnerLostError
+from pytest_ephemeral.errors import ConfigurationError, DestroyError, EphemeralError, OwnerLostError
 from pytest_ephemeral.hookspecs import NAMES
 
 if TYPE_CHECKING:
     from pytest_ephemeral.models import Environment
 
+
+#: The end of a run that has brought up nothing.
+_NOTHING: Final = Finished((), (), failed=False)
 
 #: Seconds that are waited for what an owner has left that was killed.
 _CLEANUP_TIME: Final = 30.0
@@ -72,8 +75,7 @@ def lease(
     Raises:
         EphemeralError: It could not be had, or something of it is left.
     """
-    owner, listener, opened = OwnerProcess(), _Console(say), None
-    finished = Finished((), (), failed=False)
+    owner, listener, opened, finished = OwnerProcess(), _Console(say), None, _NOTHING
     try:
         opened = _open(owner, listener, Settings(template, config=config, ttl=ttl))
         name = template or opened.default or _the_default(opened.templates)
@@ -90,10 +92,18 @@ def lease(
         raise
     except BaseException:
         owner.interrupt()
+        finished = _finish(owner)
         raise
     finally:
         owner.leave()
-    _check_leaks(finished)
+        _check_leaks(finished)
+
+
+def _finish(owner: OwnerProcess) -> Finished:
+    """End what there is after an error, as far as the owner can be asked."""
+    with suppress(EphemeralError):
+        return owner.client.finish(lambda: None)
+    return _NOTHING
 
 
 def _check_leaks(finished: Finished) -> None:

@@ -114,10 +114,10 @@ def test_one_plan_however_many_workers_say_it(broker, notes):
     """Also when some tests are over by then."""
     needs = {session("a"): ["t1", "t2"]}
     broker.plan(needs)
-    first = broker.lease(session("a"), "gw0")
+    first = broker.lease(session("a"), "gw0")()
     broker.finish_test("t1")
     broker.plan(needs)
-    assert broker.lease(session("a"), "gw1") == first
+    assert broker.lease(session("a"), "gw1")() == first
     broker.finish_test("t2")
     broker.release(session("a"), "gw0")
     assert notes.ended == []
@@ -132,7 +132,7 @@ def test_no_more_at_once_than_the_limit_but_nobody_waits_for_others(broker, note
     broker.plan({session(f"s{number}"): ["t"] for number in range(PARALLEL + 3)})
     assert eventually(lambda: len(notes.launched) == PARALLEL, 30)
     last = session(f"s{PARALLEL + 2}")
-    waiting = threading.Thread(target=broker.lease, args=(last, "main"), daemon=True)
+    waiting = threading.Thread(target=broker.lease(last, "main"), daemon=True)
     waiting.start()
     assert eventually(lambda: last.template in notes.launched, 30)
     notes.gate.set()
@@ -146,7 +146,7 @@ def test_what_is_needed_next_is_made_ready_and_no_more(broker, notes):
     broker.look_ahead(2)
     broker.plan({function(number): [f"t{number}"] for number in range(5)})
     assert eventually(lambda: len(notes.launched) == 2, 30)
-    broker.lease(function(0), "main")
+    broker.lease(function(0), "main")()
     assert eventually(lambda: len(notes.launched) == 3, 30)
     broker.release(function(0), "main")
     broker.finish_test("t0")
@@ -163,9 +163,9 @@ def test_what_no_test_took_is_ended_when_its_tests_are_over(broker, notes):
 
 def test_what_was_not_planned_is_kept_until_the_end_for_who_may_ask_again(broker, notes):
     """But for a function's own."""
-    broker.lease(session("a"), "main")
+    broker.lease(session("a"), "main")()
     broker.release(session("a"), "main")
-    broker.lease(function(1), "main")
+    broker.lease(function(1), "main")()
     broker.release(function(1), "main")
     assert eventually(lambda: notes.ended == ["f-2"], 30)
     broker.close()
@@ -177,10 +177,10 @@ def test_a_failure_is_told_once_and_not_repeated(broker, notes):
     notes.failing["a"] = LaunchError("it exited\nwith these last lines")
     broker.plan({session("a"): ["t1"], Key("a", "module", "m"): ["t2"]})
     with pytest.raises(LaunchError, match="last lines"):
-        broker.lease(session("a"), "main")
+        broker.lease(session("a"), "main")()
     for key in (session("a"), Key("a", "module", "m"), Key("a", "function", "x")):
         with pytest.raises(LaunchError, match=r"^it exited \(details at the first failure"):
-            broker.lease(key, "main")
+            broker.lease(key, "main")()
     assert notes.launched.count("a") <= 2
 
 
@@ -188,36 +188,36 @@ def test_an_unexpected_error_hangs_nobody(broker, notes):
     """It is told as what it is."""
     notes.failing["a"] = ZeroDivisionError("division by zero")
     with pytest.raises(LaunchError, match=r"(?s)internal error.*division by zero"):
-        broker.lease(session("a"), "main")
+        broker.lease(session("a"), "main")()
 
 
 def test_a_failure_after_a_success_is_that_environments_own(broker, notes):
     """A template that has come up before is tried again."""
-    broker.lease(session("f"), "main")
+    broker.lease(session("f"), "main")()
     notes.failing["f"] = LaunchError("no capacity")
     with pytest.raises(LaunchError, match="no capacity"):
-        broker.lease(function(1), "main")
+        broker.lease(function(1), "main")()
     del notes.failing["f"]
-    assert broker.lease(function(2), "main").id == "f-3"
+    assert broker.lease(function(2), "main")().id == "f-3"
 
 
 def test_a_death_is_told_once(broker, notes):
     """To whoever asks first: the next test, or the next to lease it."""
-    environment = broker.lease(session("a"), "main")
+    environment = broker.lease(session("a"), "main")()
     assert broker.look(session("a")).problem == ""
     assert broker.look(session("a")).mark == "mark of a-1"
     notes.dead[environment.id] = "a-1 has stopped\nlast lines"
     assert "last lines" in broker.look(session("a")).problem
     assert "last lines" not in broker.look(session("a")).problem
     with pytest.raises(EnvironmentDiedError, match="details at the first failure"):
-        broker.lease(session("a"), "gw1")
+        broker.lease(session("a"), "gw1")()
 
 
 def test_a_worker_that_is_gone_holds_nothing(broker, notes):
     """However often it had leased it."""
     broker.plan({session("a"): ["t"]})
-    broker.lease(session("a"), "gw0")
-    broker.lease(session("a"), "gw0")
+    broker.lease(session("a"), "gw0")()
+    broker.lease(session("a"), "gw0")()
     broker.crash_test("t")
     assert notes.ended == []
     broker.drop("gw0")
@@ -235,12 +235,12 @@ def test_closing_waits_for_nothing_that_is_coming_up(notes):
     assert notes.cancelled
     assert eventually(lambda: notes.ended == ["a-1"], 30)
     with pytest.raises(LaunchError, match="the run is ending"):
-        broker.lease(session("b"), "main")
+        broker.lease(session("b"), "main")()
 
 
 def test_the_end_of_a_run_does_not_wait_for_what_was_accepted(broker, notes):
     """What takes its time is left to the owner process, and is not called done."""
-    environment = broker.lease(session("a"), "main")
+    environment = broker.lease(session("a"), "main")()
     notes.ending.clear()
     broker.close(leave=True)
     assert notes.left == [environment.id]
@@ -253,7 +253,7 @@ def test_the_end_of_a_run_does_not_wait_for_what_was_accepted(broker, notes):
 @pytest.mark.parametrize("leave", [True, False])
 def test_the_end_of_a_run_waits_for_what_was_not_accepted(broker, notes, leave):
     """It may yet be refused, and then somebody has to be told."""
-    broker.lease(session("a"), "main")
+    broker.lease(session("a"), "main")()
     notes.accepting = not leave  # where nothing may be left, accepted is not enough either
     notes.ending.clear()
     closing = threading.Thread(target=broker.close, kwargs={"leave": leave})
@@ -268,11 +268,11 @@ def test_the_end_of_a_run_waits_for_what_was_not_accepted(broker, notes, leave):
 
 def test_an_interrupt_ends_what_is_held(broker, notes):
     """Nobody waits for those who hold it."""
-    environment = broker.lease(session("a"), "gw0")
+    environment = broker.lease(session("a"), "gw0")()
     broker.end_all()
     assert eventually(lambda: notes.ended == [environment.id], 30)
     with pytest.raises(LaunchError, match="the run is ending"):
-        broker.lease(session("b"), "gw0")
+        broker.lease(session("b"), "gw0")()
 
 
 def test_what_is_started_early_stays_to_the_end(broker, notes):
@@ -280,7 +280,7 @@ def test_what_is_started_early_stays_to_the_end(broker, notes):
     broker.start_early({"a": False})
     broker.plan({session("a"): ["t"]})
     broker.finish_test("t")
-    assert broker.lease(session("a"), "main").id == "a-1"
+    assert broker.lease(session("a"), "main")().id == "a-1"
     broker.release(session("a"), "main")
     assert notes.ended == []
     broker.close()

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -179,12 +180,15 @@ def test_flaky(ephemeral_env):
     assert not project.traces()
 
 
-def test_a_time_out_that_met_the_start_up_says_so(project, run):
-    """pytest-timeout's, with what to set."""
-    project.use_plugins("timeout")
+@pytest.mark.parametrize("arguments", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_a_time_out_that_met_the_start_up_says_so(project, run, arguments):
+    """pytest-timeout's, with what to set; nobody waits for that environment any more."""
+    project.use_plugins("timeout", "xdist")
     project.reconfigure('command = "exec', 'command = "sleep 20; exec')
     project.write(test_it="def test_it(ephemeral_env): pass")
-    result = run("--timeout", "1", "--timeout-method", "signal")
+    began = time.monotonic()
+    result = run("--timeout", "1", "--timeout-method", "signal", *arguments)
+    assert time.monotonic() - began < 15
     result.assert_outcomes(errors=1)
     output = result.stdout.str()
     assert "met the start of an environment" in output
