@@ -114,6 +114,11 @@ class BrokerClient:
         finished: Finished = self._ask("finish", waiting=waiting)
         return finished
 
+    def count_listeners(self) -> int:
+        """How many processes are told what becomes of environments."""
+        number: int = self._ask("count_listeners")
+        return number
+
     def dismiss(self) -> None:
         """Have workers wait for no more hooks to be called: they are about to be ended."""
         self._ask("dismiss")
@@ -126,14 +131,8 @@ class BrokerClient:
     # -- environments ----------------------------------------------------------------------------
 
     def lease(self, key: Key, waiting: Callable[[], None] | None = None) -> Environment:
-        self._own()
         try:
-            with self._lock:
-                number = self._send("lease", (key,))
-                # What the answer is made of takes 20 ms to load: there is time while it comes up.
-                import pytest_ephemeral.models  # noqa: F401
-
-                environment: Environment = self._answer(number, waiting)
+            environment: Environment = self._ask("lease", key, waiting=waiting)
         except EphemeralError:
             raise
         except BaseException:  # an interrupt, a test's time-out: nobody waits for it any more

@@ -129,6 +129,10 @@ class Relay:
         for listener in self._listeners[:1]:
             listener.ask("sync")
 
+    def count_listeners(self) -> int:
+        """How many clients hear of what goes on."""
+        return len(self._listeners)
+
     def dismiss(self) -> None:
         """Tell all clients but the first, after all else, that they will hear nothing more."""
         for listener in self._listeners[1:]:

@@ -27,7 +27,18 @@ OF_BROKER: Final = frozenset({"finish_test", "crash_test", "roll_back", "look", 
 OF_BROKER_BY_HOLDER: Final = frozenset({"lease", "release"})
 OF_RUN: Final = frozenset({"keep", "decide", "finish", "record"})
 OF_SESSION: Final = frozenset(
-    {"open", "wait_until_open", "plan", "refuse", "get_refusal", "dismiss", "logs", "run", "leave"}
+    {
+        "open",
+        "wait_until_open",
+        "plan",
+        "refuse",
+        "get_refusal",
+        "count_listeners",
+        "dismiss",
+        "logs",
+        "run",
+        "leave",
+    }
 )
 
 
@@ -188,6 +199,9 @@ class ClientSession:
         self._run.plan(needs, process if self._opens else process._replace(hooks={}))
         self._server.planners.add(self._holder)
         self._run.broker.look_ahead(len(self._server.planners))
+
+    def count_listeners(self) -> int:
+        return self._server.relay.count_listeners()
 
     def dismiss(self) -> None:
         self._server.relay.dismiss()

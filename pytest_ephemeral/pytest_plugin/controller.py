@@ -220,16 +220,20 @@ class Controller:
     def end_before_workers(self, session: pytest.Session) -> None:
         """End everything while workers, all of whose tests are over, can still hear of it.
 
-        Hooks of a conftest.py below the root are called where they are: in workers. One that still
-        runs tests is ended first, as it uses the environments.
+        Hooks of a conftest.py below the root are called where they are: in workers. Where there
+        are none, workers end beside the environments. A worker that still runs tests is ended
+        first, as it uses the environments.
         """
         if self._pid != self._getpid():
             return
-        if self._workers_down == len(self._workers):
-            self._end(session)
-        else:
-            with suppress(EphemeralError):  # the owner is gone, and nobody waits for it
+        listeners = 0
+        with suppress(EphemeralError):  # the owner is gone, and nobody waits for it
+            if self._workers_down == len(self._workers):
+                listeners = self._owner.client.count_listeners()
+            else:
                 self._owner.client.dismiss()
+        if listeners > 1:
+            self._end(session)
 
     def _end(self, session: pytest.Session) -> None:
         if session.exitstatus == pytest.ExitCode.OK and not (self._lost or self._over):

@@ -84,3 +84,20 @@ def test_it(ephemeral_env, n): pass
     result.assert_outcomes(errors=4)
     assert sum("the database is not there" in line for line in result.outlines) == 1
     assert sum("details at the first failure" in line for line in result.outlines) >= 3
+
+
+def test_workers_end_beside_the_environments(project, run):
+    """An application that waits for them while it stops is not killed for it."""
+    ended = project.folder / "ended"
+    waits = f"trap 'until [ -e {ended} ]; do sleep 0.02; done; : >{ended}.seen' TERM; "
+    project.reconfigure('command = "exec', f"grace = '20s'\ncommand = \"{waits}")
+    project.write(
+        conftest=f"""
+import atexit, pathlib
+def pytest_unconfigure(config):
+    if hasattr(config, "workerinput"): atexit.register(pathlib.Path({str(ended)!r}).touch)
+""",
+        test_it="def test_it(ephemeral_env): pass",
+    )
+    run("-n", "1").assert_outcomes(passed=1)
+    assert ended.with_name("ended.seen").exists()
