@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Where an environment is in its life. In this order, but for ``failed`` (it did not come up) and
-#: what it may end as: ``kept`` and ``attached`` are still up, of ``leaked`` something remains.
+#: Where an environment is in its life, in order; what one on ``standby`` ran on is kept for others.
 State = Literal[
     "planned",
     "launching",
@@ -31,6 +30,7 @@ State = Literal[
     "destroying",
     "destroyed",
     "kept",
+    "standby",
     "attached",
     "leaked",
 ]

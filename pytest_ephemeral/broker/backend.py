@@ -93,6 +93,8 @@ class LifecycleBackend:
             if self.keeps(environment, failed=failed):
                 self._lifecycle.keep(environment)
                 return Ending("kept", died=died)
+            if not died and self._lifecycle.keep_machine(environment):
+                return Ending("standby")
             outcome: Outcome = "died" if died else "destroyed"
             seconds = self._destroy(environment, outcome, accepted)
         except (EphemeralError, OSError) as error:

@@ -17,7 +17,7 @@ class Ending(NamedTuple):
     """What became of an environment.
 
     Attributes:
-        state: ``destroyed``, ``kept``, ``attached`` or ``leaked``.
+        state: ``destroyed``, ``kept``, ``standby``, ``attached`` or ``leaked``.
         seconds: How long ending it took.
         detail: What remains of it, when it leaked.
         died: How it had stopped by itself, if it had.
@@ -164,7 +164,7 @@ class Entry(msgspec.Struct, eq=False):
 
     def is_over(self) -> bool:
         """Whether it has come to its end, or is about to."""
-        return self.state in {"destroying", "destroyed", "kept", "attached", "leaked"}
+        return self.state in {"destroying", "destroyed", "kept", "standby", "attached", "leaked"}
 
     def is_spent(self) -> bool:
         """Whether a test had it for itself: a rerun of that test gets a fresh one."""

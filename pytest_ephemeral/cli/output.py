@@ -28,7 +28,7 @@ _UNLIMITED: Final = 100_000
 #: The colour of a cell with one of these words.
 _COLOURS: Final = {
     **dict.fromkeys(("ready", "kept", "production"), "green"),
-    **dict.fromkeys(("launching", "destroying"), "yellow"),
+    **dict.fromkeys(("launching", "destroying", "standby"), "yellow"),
     **dict.fromkeys(("exited", "gone", "expired", "owner gone", "unknown"), "red"),
 }
 

@@ -73,10 +73,7 @@ class Ledger:
         Returns:
             It, as it is recorded now; None if it was removed.
         """
-        try:
-            return self._change(id, lambda _: True, changes)
-        except RecordMissingError:
-            return None
+        return self.change_if(id, lambda _: True, **changes)
 
     def mark_destroying(self, id: str, still: Callable[[Environment], bool]) -> Environment | None:
         """Record that an environment is being destroyed, if it still has to be.
@@ -95,6 +92,15 @@ class Ledger:
             RecordMissingError: It was removed.
         """
         return self._change(id, still, {"state": "destroying"})
+
+    def change_if(
+        self, id: str, still: Callable[[Environment], bool], **changes: Any
+    ) -> Environment | None:
+        """As ``change``, of a record that is still as it should be; None if it is not."""
+        try:
+            return self._change(id, still, changes)
+        except RecordMissingError:
+            return None
 
     def _change(
         self, id: str, may: Callable[[Environment], bool], changes: dict[str, Any]

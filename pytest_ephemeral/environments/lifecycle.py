@@ -19,7 +19,7 @@ import msgspec
 
 from pytest_ephemeral import providers
 from pytest_ephemeral.durations import Duration
-from pytest_ephemeral.environments import expiry, progress, rollback
+from pytest_ephemeral.environments import expiry, progress, rollback, standby
 from pytest_ephemeral.environments.freezing import freeze_if_asked
 from pytest_ephemeral.environments.orders import (
     image_names,
@@ -27,7 +27,7 @@ from pytest_ephemeral.environments.orders import (
     modify,
     register_environment,
 )
-from pytest_ephemeral.environments.progress import PhaseTimer, Progress
+from pytest_ephemeral.environments.progress import PhaseTimer, Progress, Timed
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.environments.rollback import Baselines
 from pytest_ephemeral.environments.seeding import run_step
@@ -42,19 +42,8 @@ from pytest_ephemeral.providers.protocol import SEEDED, Order, Provider, Status
 from pytest_ephemeral.tables import BakeMode, Rollback, Template
 
 
-class Timed(msgspec.Struct, frozen=True):
-    """An environment that is up, and how long each phase took, in seconds."""
-
-    environment: Environment
-    seconds: dict[str, float]
-
-
-def _silent(_: Progress) -> None:
-    """The default: progress is not reported."""
-
-
-def _untouched(_: Environment) -> None:
-    """The default: nothing is done before the removal."""
+def _ignore(_: object) -> None:
+    """The default: progress is not reported, and nothing is done before a removal."""
 
 
 class Lifecycle(msgspec.Struct):
@@ -76,8 +65,8 @@ class Lifecycle(msgspec.Struct):
     run: str
     config: Any = None
     bake: BakeMode = "missing"
-    say: Callable[[Progress], None] = _silent
-    before_removal: Callable[[Environment], None] = _untouched
+    say: Callable[[Progress], None] = _ignore
+    before_removal: Callable[[Environment], None] = _ignore
     cancelled: threading.Event = msgspec.field(default_factory=threading.Event)
     _hook_lock: threading.RLock = msgspec.field(default_factory=threading.RLock)
     _image_locks: dict[str, threading.Lock] = msgspec.field(default_factory=dict)
@@ -155,7 +144,7 @@ class Lifecycle(msgspec.Struct):
         template, id = order.template, order.environment.id
         order = progress.connect(order, self.say)
         with timer.phase(id, "launch"):
-            environment = provider.launch(order)
+            environment = standby.launch(self.project.ledger, order, provider)
         with (
             self._recording(environment, "url", "endpoints", "handle"),
             timer.phase(id, "ready"),
@@ -276,6 +265,14 @@ class Lifecycle(msgspec.Struct):
     def publish(self, environment: Environment, url: str) -> None:
         """Publish an environment's URL."""
         self._emit("publish_url", environment=environment, url=url)
+
+    def keep_machine(self, environment: Environment) -> bool:
+        """See ``standby.keep_machine``; the hooks are told that the environment ends."""
+        with self._baselines.give_up(environment.id):
+            kept = standby.keep_machine(self.project.ledger, environment, self.say)
+        if kept:
+            self._emit("environment_stopped", environment=environment, outcome="destroying")
+        return kept
 
     def destroy(
         self,

@@ -52,6 +52,13 @@ class Progress(msgspec.Struct, frozen=True):
     live: bool = False
 
 
+class Timed(msgspec.Struct, frozen=True):
+    """An environment that is up, and how long each phase took, in seconds."""
+
+    environment: Environment
+    seconds: dict[str, float]
+
+
 class PhaseTimer(msgspec.Struct):
     """Times the phases of one launch, and reports each as it begins."""
 

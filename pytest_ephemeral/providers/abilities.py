@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Endpoint, Environment, Image
@@ -256,6 +256,60 @@ class SupportsRollback(Protocol):
 
         Raises:
             EphemeralError: It could not be put back, and can't be used any more.
+        """
+
+
+@runtime_checkable
+class SupportsStandby(Protocol):
+    """A provider that keeps the machines of ended environments, renewed and stopped, for others.
+
+    The handle of an environment whose machine is to be kept has ``STANDBY_FITS``, ``_COUNT`` and
+    ``_SECONDS``. Its record becomes that of its machine, until another environment claims it.
+    """
+
+    def fits(self, order: Order, /) -> str:
+        """What a machine must fit to be an order's; empty when only a new one will do.
+
+        Raises:
+            EphemeralError: It can't be told now.
+        """
+
+    def renew(self, environment: Environment, until: datetime, /) -> None:
+        """Have the platform make the machine of an ended environment as new, and stop it.
+
+        Returns when that is under way; nobody has to wait for it.
+
+        Args:
+            environment: Which, by its record.
+            until: When the machine expires.
+
+        Raises:
+            EphemeralError: It can't be; it runs on, and has to be destroyed.
+        """
+
+    def readiness(self, standby: Environment, /) -> Literal["ready", "not yet", "broken"]:
+        """Whether a machine can be started: it is as new, and has stopped.
+
+        Raises:
+            EphemeralError: It can't be seen now, or is not what its record says.
+        """
+
+    def restart(self, order: Order, standby: Environment, /) -> Environment:
+        """As ``Provider.launch``, with a machine that nobody else claims.
+
+        Args:
+            order: What is to be launched.
+            standby: Whose machine that is; its handle says in ``CLAIMED_BY`` who claims it.
+
+        Raises:
+            EphemeralError: It could not be. The order's record says what it has by then.
+        """
+
+    def let_go(self, standby: Environment, /) -> None:
+        """Remove what only a machine that was restarted had before.
+
+        Raises:
+            EphemeralError: It remains.
         """
 
 

@@ -32,6 +32,15 @@ SEEDED: Final = "seeded"
 #: In an environment's handle: what it is put back to is from before its seed, which is run again.
 UNSEEDED: Final = "unseeded"
 
+#: In an environment's handle, if its machine is to be kept for others: what those must fit, how
+#: many are kept at most, and for how many seconds. See ``SupportsStandby``.
+STANDBY_FITS: Final = "standby-fits"
+STANDBY_COUNT: Final = "standby-count"
+STANDBY_SECONDS: Final = "standby-seconds"
+
+#: In the handle of a machine on standby: the environment that it is, or becomes, the machine of.
+CLAIMED_BY: Final = "claimed-by"
+
 #: Stands for what ``Baker.resolve`` can't ask for now, such as the digest of a base that neither
 #: this machine has nor a registry gives. An image baked from the same is good all the same.
 UNKNOWN: Final = "?"

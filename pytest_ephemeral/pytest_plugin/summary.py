@@ -24,6 +24,7 @@ PHASES: Final = ("bake", "launch", "ready", "seed", "baseline", "rollback", "des
 WORDS: Final = {
     "destroying": "cleanup continues in the background",
     "ready": "still up",
+    "standby": "its machine is renewed, and kept on standby for the next",
 }
 
 
@@ -79,7 +80,7 @@ def write(
 
 def _is_routine(one: Summary) -> bool:
     """Whether it came up, and was destroyed, and that is all there is to say."""
-    return bool(one.id) and one.state in {"destroyed", "destroying"} and not one.problem
+    return bool(one.id) and one.state in {"destroyed", "destroying", "standby"} and not one.problem
 
 
 def _write_one(terminal: pytest.TerminalReporter, one: Summary, settings: Settings) -> None:

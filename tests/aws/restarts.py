@@ -27,6 +27,7 @@ class Restarts:
     instance: Callable[[str], Any]
     _boot: Callable[[str], None]
     _set: Callable[[Any, str], None]
+    shutdown: Callable[[str], None]
 
     def __init__(self) -> None:
         self._tasks: dict[str, dict[str, str]] = {}
@@ -94,7 +95,7 @@ class Restarts:
                 return self._told("CreateReplaceRootVolumeTask", "", [task])
             if task["instanceId"] == id and task["taskState"] in {"pending", "in-progress"}:
                 return refuse("IncorrectState", f"a root volume replacement of {id} is under way")
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         task = {
             "replaceRootVolumeTaskId": f"replacevol-{secrets.token_hex(8)}",
             "instanceId": id,
@@ -128,6 +129,9 @@ class Restarts:
             self.guests.renew(instance.id, task["imageId"])
             self.guests.boot(instance)
             task["taskState"] = "succeeded"
+            tags = {tag["key"]: tag["value"] for tag in instance.get_tags()}
+            if not self.guests.real and tags.get("pytest-ephemeral.state") == "standby":
+                self.shutdown(instance.id)  # as the boot script would
 
     def _ec2_DescribeReplaceRootVolumeTasks(self, request: Request) -> Answer:
         if request.form.get("DryRun") == "true":

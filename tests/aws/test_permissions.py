@@ -37,7 +37,8 @@ LIMITS = {
     **dict.fromkeys(
         (
             *("ec2:AuthorizeSecurityGroupIngress", "ec2:ModifyInstanceAttribute"),
-            *("ec2:StopInstances", "ec2:TerminateInstances", "ec2:DeleteSecurityGroup"),
+            *("ec2:StartInstances", "ec2:StopInstances"),
+            *("ec2:TerminateInstances", "ec2:DeleteSecurityGroup"),
             *("ec2:DeleteVolume", "ec2:DeleteNetworkInterface"),
             *("ec2:DeregisterImage", "ec2:DeleteSnapshot"),
         ),

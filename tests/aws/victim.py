@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import pytest
 
 from aws.conftest import Bench, quick
 from aws.harness import COPIES, Known
-from pytest_ephemeral import providers
+from pytest_ephemeral import aws, providers
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.orders import make_order, register_environment
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
 from pytest_ephemeral.tables import Ready
+from support.waiting import until
 
 STACK = {
     "Resources": {"Topic": {"Type": "AWS::SNS::Topic", "Properties": {}}},
@@ -41,6 +43,27 @@ def launching(bench: Bench) -> None:
     """Launch from what the first of these runs bakes, and destroy."""
     bench.keys["install"] = ["echo shared"]
     whole(bench)
+
+
+def standing_by(bench: Bench) -> None:
+    """Launch, keep the instance on standby, start it for the next environment, and destroy that."""
+    bench.keys["install"] = ["echo shared"]
+    # A volume of this run's own size: what others have left on standby does not fit.
+    size = 20 + zlib.crc32(bench.folder.name.encode()) % 10000
+    template = bench.template(command=None, ready=Ready(), standby=1, volume_size=size)
+    one = bench.lifecycle.bring_up(template).environment
+    id = one.handle["instances"]
+
+    def is_(state: str) -> bool:
+        found = aws.client("ec2").describe_instances(InstanceIds=[id])
+        return bool(found["Reservations"][0]["Instances"][0]["State"]["Name"] == state)
+
+    until(lambda: is_("running"))
+    assert bench.lifecycle.keep_machine(one)
+    until(lambda: is_("stopped"))
+    other = bench.lifecycle.bring_up(template).environment
+    assert other.handle["instances"] == id
+    bench.lifecycle.destroy(other)
 
 
 def baking(bench: Bench) -> None:
@@ -66,6 +89,7 @@ KINDS: Mapping[str, Callable[[Bench], None]] = {
     "launching": launching,
     "baking": baking,
     "stacking": stacking,
+    "standing_by": standing_by,
 }
 
 

@@ -33,6 +33,8 @@ PARTS: Final = "parts"
 
 #: The reason code of an instance that someone ended through the API.
 _ON_PURPOSE: Final = frozenset({"Client.UserInitiatedShutdown"})
+#: Of an environment that has ended, and whose record is that of its instance now.
+ON_STANDBY: Final = Status("gone", "its instance is on standby for the next")
 ENDED: Final = frozenset({"shutting-down", "terminated", "stopping", "stopped"})
 
 
@@ -49,6 +51,8 @@ class Instances:
 
     def status(self, environment: Environment) -> Status:
         """What the last look at all instances saw; makes no call of its own."""
+        if environment.state == "standby":
+            return ON_STANDBY
         with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
             found = get_watcher(environment).instances(environment)
         return status_of(environment, found)
@@ -146,6 +150,8 @@ def find_living(environment: Environment) -> list[Instance]:
     Raises:
         EnvironmentGoneError: There are none.
     """
+    if environment.state == "standby":
+        raise EnvironmentGoneError(f"{environment.id} has ended: {ON_STANDBY.detail}")
     with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
         found = get_watcher(environment).instances(environment)
     found = [one for one in found if state(one) not in ENDED]

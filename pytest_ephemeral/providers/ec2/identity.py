@@ -17,6 +17,7 @@ from pytest_ephemeral.providers.ec2 import resources, security_groups
 from pytest_ephemeral.providers.ec2.instance_watcher import InstanceWatcher
 from pytest_ephemeral.providers.ec2.run_instances import could_have_written
 from pytest_ephemeral.providers.ec2.tags import has_our_token, tags_of
+from pytest_ephemeral.providers.protocol import CLAIMED_BY
 
 #: In a handle: the number of the account that the environment was launched in.
 ACCOUNT: Final = "account"
@@ -58,6 +59,26 @@ def check_instances(watcher: InstanceWatcher, environment: Environment, ids: Seq
         launched = has_our_token(one) or not one.get("ClientToken")
         if tags_of(one).get(labels.ID) != environment.id or not launched:
             raise _tampered_record(environment, f"instance {one['InstanceId']}")
+
+
+def without_moved(
+    watcher: InstanceWatcher, environment: Environment, ids: Sequence[str]
+) -> list[str]:
+    """Of recorded instances, those that have not become another environment's.
+
+    Its record says who has claimed them, and their own tags whether they have moved. What a watcher
+    has seen may be from before.
+    """
+    claimer = environment.handle.get(CLAIMED_BY)
+    if claimer is None:
+        return list(ids)
+    found = resources.describe_instances(watcher.client, ids)
+    moved = {
+        one["InstanceId"]
+        for one in found
+        if tags_of(one).get(labels.ID) == claimer and has_our_token(one)
+    }
+    return [id for id in ids if id not in moved]
 
 
 def check_group(client: Any, environment: Environment, id: str) -> bool:

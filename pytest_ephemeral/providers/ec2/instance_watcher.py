@@ -89,6 +89,7 @@ class InstanceWatcher:
         self._changed = threading.Condition()
         self._seen: dict[str, Instance] = {}
         self._launched: dict[str, float] = {}
+        self._adopted: dict[str, Instance] = {}  # by id, with the tags that they were given last
         self._recorded: set[str] = set()  # the instances that records name
         self._asked: dict[str, float] = {}  # a run, and when it was asked about last
         self._looks: dict[str, int] = {}  # a run, and how many looks have covered it
@@ -102,6 +103,13 @@ class InstanceWatcher:
                 self._seen.setdefault(instance["InstanceId"], instance)
                 self._launched[instance["InstanceId"]] = time.monotonic()
 
+    def adopt(self, instance: Instance) -> None:
+        """Know that a stopped instance has new tags, and starts; looks may not show it yet."""
+        with self._changed:
+            id = instance["InstanceId"]
+            self._adopted[id] = self._seen[id] = instance
+            self._launched[id] = time.monotonic()
+
     def instances(self, environment: Environment) -> list[Instance]:
         """The instances of an environment, as they were last seen: no more than a look ago.
 
@@ -113,10 +121,10 @@ class InstanceWatcher:
             self._recorded.update(filter(None, environment.handle.get(INSTANCES, "").split(",")))
             self._ask(run)
             if self._looks.get(run) or environment.id in map(_environment, self._seen.values()):
-                return self._of(environment.id)
+                return self._of(environment)
         self.look([run])
         with self._changed:
-            return self._of(environment.id)
+            return self._of(environment)
 
     def others(self, environment: Environment) -> list[Instance]:
         """The instances of the same run's other environments; see ``instances``."""
@@ -133,7 +141,7 @@ class InstanceWatcher:
     def recall(self, environment: Environment) -> list[Instance]:
         """As ``instances``, but nothing is asked: what is not known is missing."""
         with self._changed:
-            return self._of(environment.id)
+            return self._of(environment)
 
     def wait(
         self, environment: Environment, ready: Callable[[list[Instance]], bool], seconds: float
@@ -155,7 +163,7 @@ class InstanceWatcher:
             while True:
                 self._ask(run)
                 # What launching or ending gave may be older than what is waited for.
-                if self._looks.get(run, 0) > looked and ready(self._of(environment.id)):
+                if self._looks.get(run, 0) > looked and ready(self._of(environment)):
                     return True
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -179,7 +187,7 @@ class InstanceWatcher:
                 for page in pages
                 for reservation in page["Reservations"]
                 for instance in reservation["Instances"]
-                if self._is_known(instance)
+                if self._is_known(instance) and not self._is_stale(instance)
             }
         with self._changed:
             for id, instance in list(self._seen.items()):
@@ -213,14 +221,28 @@ class InstanceWatcher:
         if errors:
             raise errors[0]
 
-    def _of(self, environment_id: str) -> list[Instance]:
-        found = [one for one in self._seen.values() if _environment(one) == environment_id]
+    def _of(self, environment: Environment) -> list[Instance]:
+        """Its instances: those that its record names, if it names any."""
+        recorded = environment.handle.get(INSTANCES, "").split(",")
+        found = [
+            one
+            for id, one in self._seen.items()
+            if _environment(one) == environment.id and (recorded == [""] or id in recorded)
+        ]
         return sorted(found, key=lambda one: (one.get("AmiLaunchIndex", 0), one["InstanceId"]))
 
     def _is_known(self, instance: Instance) -> bool:
         """Whether an instance was launched by us: some services don't return the client token."""
         known = instance["InstanceId"] in self._launched or instance["InstanceId"] in self._recorded
         return known or has_our_token(instance) or OF_A_STACK in tags_of(instance)
+
+    def _is_stale(self, instance: Instance) -> bool:
+        """Whether a look shows an instance as it was before it was adopted, and started."""
+        id = instance["InstanceId"]
+        adopted = self._adopted.get(id)
+        if adopted is None or not self._is_young(id):
+            return False
+        return state(instance) == "stopped" or _environment(instance) != _environment(adopted)
 
     def _is_young(self, id: str) -> bool:
         return time.monotonic() - self._launched.get(id, float("-inf")) < UNSEEN

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -30,15 +32,44 @@ from pytest_ephemeral.providers.ec2.instance_watcher import (
 )
 from pytest_ephemeral.providers.ec2.removal import GROUP
 from pytest_ephemeral.providers.ec2.tables import Ec2Template
+from pytest_ephemeral.providers.ec2.tags import STATE, USED
 from pytest_ephemeral.providers.endpoints import make_endpoints
-from pytest_ephemeral.providers.protocol import HOURLY, Order
+from pytest_ephemeral.providers.protocol import (
+    HOURLY,
+    STANDBY_COUNT,
+    STANDBY_FITS,
+    STANDBY_SECONDS,
+    Order,
+)
 
 #: Seconds in which EC2 assigns a public address.
 ADDRESSING: Final = 120.0
 
 
-def launch(order: Order) -> Environment:
-    """Launch what an order asks for; see ``Provider.launch``."""
+class LaunchPlan(NamedTuple):
+    """What launching begins with, and so does starting an instance that was on standby.
+
+    Attributes:
+        draft: The environment, as far as it is known; journaled.
+        prices: What instances cost.
+    """
+
+    template: Ec2Template
+    image: Image
+    watcher: InstanceWatcher
+    region: str
+    ami: str
+    draft: Draft
+    prices: prices.Prices
+
+
+def begin(order: Order) -> LaunchPlan:
+    """Find what an order needs, hold it against what it may cost, and journal where it will be.
+
+    Raises:
+        LaunchError: Its template is not one for EC2, or its image is not in its region.
+        ConfigurationError: It could cost more than it may.
+    """
     template, image = order.template, order.image
     if not isinstance(template, Ec2Template) or image is None:
         raise LaunchError(
@@ -49,23 +80,63 @@ def launch(order: Order) -> Environment:
     table = prices.of(template, order.root)
     prices.check(template, table, region, _hours(order.environment))
     ami = amis.find_in_region(watcher.client, image, region)
-    draft = _Draft(order)
+    draft = Draft(order)
     draft.note(
-        {REGION: region, **identity.account_of(region), PARTS: " ".join(template.processes())}
+        {
+            REGION: region,
+            **identity.account_of(region),
+            PARTS: " ".join(template.processes()),
+            **standby_facts(template, region, ami),
+        }
     )
+    return LaunchPlan(template, image, watcher, region, ami, draft, table)
+
+
+def launch(order: Order) -> Environment:
+    """Launch what an order asks for; see ``Provider.launch``."""
+    plan = begin(order)
+    watcher, draft = plan.watcher, plan.draft
     launched = _launch_into_group(
-        watcher, draft, template, lambda groups: _request(order, template, image, ami, groups)
+        watcher,
+        draft,
+        plan.template,
+        lambda groups: _request(order, plan, groups),
     )
     draft.forget(run_instances.REQUEST)
     draft.note({INSTANCES: ",".join(one["InstanceId"] for one in launched)})
-    hourly = table.hourly(launched[0]["InstanceType"], region)
+    watcher.add(launched)
+    return finish(plan, launched)
+
+
+def finish(plan: LaunchPlan, launched: list[Instance]) -> Environment:
+    """An environment whose instances are launched, with its endpoints and what it costs.
+
+    Raises:
+        LaunchError: It gets no public address.
+    """
+    template, watcher, draft = plan.template, plan.watcher, plan.draft
+    hourly = plan.prices.hourly(launched[0]["InstanceType"], plan.region)
     if hourly is not None:
         draft.note({HOURLY: f"{hourly * template.count:g}"}, journal=False)
-    watcher.add(launched)
     watcher.groups.confirm(draft.environment, draft.environment.handle[GROUP])
     if template.address == "public":
         launched = _wait_for_addresses(watcher, draft.environment)
     return _with_endpoints(draft.environment, template, launched)
+
+
+def standby_facts(template: Ec2Template, region: str, ami: str) -> dict[str, str]:
+    """What a handle says of a template's instances that are kept; see ``SupportsStandby``."""
+    if not template.standby:
+        return {}
+    facts = [
+        *(region, ami, template.instance_types(), template.subnets(), template.security_groups),
+        *(template.address, template.instance_profile, template.key_name, template.volume_size),
+    ]
+    return {
+        STANDBY_FITS: hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32],
+        STANDBY_COUNT: str(template.standby),
+        STANDBY_SECONDS: f"{template.standby_ttl:g}",
+    }
 
 
 def _hours(environment: Environment) -> float:
@@ -75,7 +146,7 @@ def _hours(environment: Environment) -> float:
     return (environment.expires_at - environment.created_at).total_seconds() / 3600
 
 
-class _Draft:
+class Draft:
     """An environment that is being launched: what its handle gets is journaled first."""
 
     def __init__(self, order: Order) -> None:
@@ -95,14 +166,14 @@ class _Draft:
 
 def _launch_into_group(
     watcher: InstanceWatcher,
-    draft: _Draft,
+    draft: Draft,
     template: Ec2Template,
     request: Callable[[list[str]], run_instances.InstanceRequest],
 ) -> list[Instance]:
     """Launch into the run's group; one that was just deleted, or is not visible, is replaced."""
 
     def launch_once() -> list[Instance]:
-        own = _join_group(watcher, draft.environment, template)
+        own = join_group(watcher, draft.environment, template)
         draft.note({GROUP: own})
         return run_instances.run(
             watcher.client,
@@ -125,7 +196,7 @@ def _launch_into_group(
     )
 
 
-def _join_group(watcher: InstanceWatcher, environment: Environment, template: Ec2Template) -> str:
+def join_group(watcher: InstanceWatcher, environment: Environment, template: Ec2Template) -> str:
     """The group of its run that has its ingress; empty if it joins the user's instead."""
     if template.security_groups:
         return ""
@@ -142,12 +213,20 @@ def _join_group(watcher: InstanceWatcher, environment: Environment, template: Ec
     return watcher.groups.join(environment, vpc, permissions)
 
 
-def _request(
-    order: Order, template: Ec2Template, image: Image, ami: str, groups: list[str]
-) -> run_instances.InstanceRequest:
-    environment = order.environment
+def script_of(order: Order, plan: LaunchPlan) -> str:
+    """The user data of an order's instances.
+
+    Raises:
+        LaunchError: It is more than EC2 takes.
+    """
+    template, prefix = plan.template, plan.image.handle.get("prefix", "")
     script = user_data.boot_script(
-        environment, template, order.variables, order.secrets, image.handle.get("prefix", "")
+        order.environment,
+        template,
+        order.variables,
+        order.secrets,
+        prefix,
+        standby=bool(template.standby),
     )
     if len(script.encode()) > user_data.LIMIT:
         raise LaunchError(
@@ -155,19 +234,30 @@ def _request(
             f"{len(script.encode())} bytes of user data, and EC2 takes {user_data.LIMIT}: "
             "put what is large into the image"
         )
+    return script
+
+
+def tags_for(environment: Environment, template: Ec2Template) -> dict[str, str]:
+    """The tags of an environment's instances."""
+    state = {STATE: USED} if template.standby else {}
+    return {**environment.labels, **state, "Name": environment.id}
+
+
+def _request(order: Order, plan: LaunchPlan, groups: list[str]) -> run_instances.InstanceRequest:
+    template = plan.template
     return run_instances.InstanceRequest(
-        id=environment.id,
-        image=ami,
+        id=order.environment.id,
+        image=plan.ami,
         types=template.instance_types(),
         subnets=template.subnets(),
         groups=groups,
-        tags={**environment.labels, "Name": environment.id},
-        user_data=script,
+        tags=tags_for(order.environment, template),
+        user_data=script_of(order, plan),
         secret=bool(order.secrets),
         public=template.address == "public",
         count=template.count,
         not_yet=(),  # a group that is not found may have been deleted: it is created anew
-        more=options(template, image.handle),
+        more=options(template, plan.image.handle),
     )
 
 

@@ -89,8 +89,8 @@ def _check_template(template: Ec2Template, recipe: Ec2Recipe | None) -> Check:
             more=launch.options(template, {}),
         )
         yield from _try_launch(client, request)
-        if template.rollback is not None and template.reset is None:
-            yield from _try_renewal(client, request.image)
+        if template.standby or (template.rollback and template.reset is None):
+            yield from _try_renewal(client, request.image, starts=bool(template.standby))
 
     return _result(f"launch {template.name}", try_all)
 
@@ -146,8 +146,8 @@ def _try_launch(client: Any, wanted: run_instances.InstanceRequest) -> Iterator[
     )
 
 
-def _try_renewal(client: Any, ami: str) -> Iterator[str]:
-    """What replacing a root volume takes; on an instance of ours, if there is one."""
+def _try_renewal(client: Any, ami: str, *, starts: bool) -> Iterator[str]:
+    """What replacing a root volume takes, and starting; on an instance of ours, if there is one."""
     for what in ("instance_types", "replace_root_volume_tasks"):
         call = getattr(client, f"describe_{what}")
         yield _try(lambda call=call: call(DryRun=True))  # type: ignore[misc]
@@ -157,6 +157,8 @@ def _try_renewal(client: Any, ami: str) -> Iterator[str]:
                 InstanceId=id, ImageId=ami, DryRun=True
             )
         )
+        if starts:
+            yield _try(lambda id=id: client.start_instances(InstanceIds=[id], DryRun=True))  # type: ignore[misc]
 
 
 def _try(call: Callable[[], object]) -> str:

@@ -30,13 +30,14 @@ from pytest_ephemeral.providers.ec2.launch import launch
 from pytest_ephemeral.providers.ec2.regions import Known, RegionalProvider
 from pytest_ephemeral.providers.ec2.removal import GROUP
 from pytest_ephemeral.providers.ec2.rollback import Ec2Rollback
+from pytest_ephemeral.providers.ec2.standby import Ec2Standby
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.providers.ec2.tags import format_expiry, tags_of, to_tags
 from pytest_ephemeral.providers.protocol import Check, Order, Owned
 from pytest_ephemeral.tables import Recipe, Template
 
 
-class Ec2Provider(Instances, RegionalProvider, Ec2Baker, Ec2Rollback):
+class Ec2Provider(Instances, RegionalProvider, Ec2Baker, Ec2Rollback, Ec2Standby):
     """See ``Provider``."""
 
     name: ClassVar[str] = "ec2"

@@ -62,6 +62,21 @@ def destroy(
     accepted()
     if living:
         _wait_for_end(watcher, environment, living)
+    _leave_groups(watcher, environment, groups)
+
+
+def leave_groups(watcher: InstanceWatcher, environment: Environment) -> None:
+    """Delete the groups of an environment whose instances are another's now, unless others use it.
+
+    Raises:
+        DestroyError: Something else uses one; says what.
+    """
+    _leave_groups(watcher, environment, _find_groups(watcher, environment))
+
+
+def _leave_groups(
+    watcher: InstanceWatcher, environment: Environment, groups: Sequence[str]
+) -> None:
     for group in groups:
         is_used = partial(_is_used_by_others, watcher, environment, group)
         watcher.groups.leave(environment, group, is_used)
@@ -113,7 +128,7 @@ def remove_one(client: Any, id: str, *, images: bool = True, launched: Sequence[
 def _find_instances(watcher: InstanceWatcher, environment: Environment) -> list[str]:
     """All its instances: recorded, or found by what is recorded, or by their tags."""
     if recorded := environment.handle.get(INSTANCES):
-        ids = recorded.split(",")
+        ids = identity.without_moved(watcher, environment, recorded.split(","))
         identity.check_instances(watcher, environment, ids)
         return ids
 

@@ -96,6 +96,9 @@ class Ec2Template(Template, frozen=True, kw_only=True):
         user_data: A shell script of yours, run at boot before the command.
         volume_size: Gibibytes of the root volume, if more than the image's.
         volumes: More, by device name (``"/dev/sdf"``), in gibibytes; they die with it.
+        standby: How many instances are kept when their environments end: renewed, stopped, and
+            started again for the next. Each costs its root volume while it is stopped.
+        standby_ttl: How long each of those is kept.
         max_cost: Refuse to launch what could cost more within its ``ttl``, such as ``"$2"``.
         prices: A file of yours with dollars an hour, instead of the table that comes with this.
     """
@@ -115,6 +118,8 @@ class Ec2Template(Template, frozen=True, kw_only=True):
     user_data: str | None = None
     volume_size: Gibibytes | None = None
     volumes: dict[str, Gibibytes] = msgspec.field(default_factory=dict)
+    standby: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    standby_ttl: Duration = Duration(8 * 3600)
     max_cost: Money | None = None
     prices: str | None = None
 
@@ -128,6 +133,17 @@ class Ec2Template(Template, frozen=True, kw_only=True):
             raise ValueError("its command is empty: what should be started?")
         for one in self.ingress:
             source_of(one)
+        if self.standby:
+            self._check_standby()
+
+    def _check_standby(self) -> None:
+        """Its instance can be stopped, and all that is on it is renewed."""
+        if self.count > 1:
+            raise ValueError("standby is for environments of one instance: leave out count")
+        if self.spot:
+            raise ValueError("standby: an instance on spare capacity (spot) can't be stopped")
+        if self.volumes:
+            raise ValueError("standby: only the root volume is renewed: leave out volumes")
 
     def processes(self) -> dict[str, str]:
         """Its commands by process name, in starting order."""

@@ -19,6 +19,11 @@ STATE: Final = labels.PREFIX + "state"
 QUARANTINED: Final = "quarantined"
 UNRECORDED: Final = "unrecorded"
 VERIFIED: Final = "verified"
+#: On an instance of a template with ``standby``: whether it is an environment's.
+USED: Final = "used"
+STANDBY: Final = "standby"
+#: On an instance that has become another environment's: whose token it was launched with.
+LAUNCHED_AS: Final = labels.PREFIX + "launched-as"
 #: Regions that an image is copied to.
 COPIES: Final = labels.PREFIX + "copies"
 #: The process that bakes, or whose environments share a group: on its own machine, ``is_gone``
@@ -69,13 +74,13 @@ def client_token(id: str, *attempt: str) -> str:
 
 
 def has_our_token(instance: Mapping[str, Any]) -> bool:
-    """Whether an instance was launched under the id that it is tagged with.
+    """Whether an instance was launched under an id that it is tagged with.
 
     Tags are copied: by an auto-scaling group to what it launches, by people from one to another.
     """
     tags = tags_of(instance)
     token = str(instance.get("ClientToken", ""))
-    if token.startswith(_digest(tags.get(labels.ID, ""))[:24]):
+    if token.startswith(_digest(tags.get(LAUNCHED_AS) or tags.get(labels.ID, ""))[:24]):
         return True
     # An instance that fulfils a spot request may keep that request's token. Auto-scaling groups
     # and fleets tag theirs.

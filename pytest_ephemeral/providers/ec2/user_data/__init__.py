@@ -76,6 +76,7 @@ def boot_script(
     prefix: str,
     *,
     host: str = "",
+    standby: bool = False,
 ) -> str:
     """What an environment's instance runs at its first boot.
 
@@ -86,11 +87,13 @@ def boot_script(
         secrets: What must not be on the console.
         prefix: Where its image has been installed.
         host: Its address, if nothing need be asked for it. Its expiry is then seen to outside.
+        standby: Whether its instance may be kept for others, which a tag of it says.
     """
     settings = {
         "PREFIX": prefix,
         "SECRETS": "\n".join(worth_masking(secrets)),
         "HOST": host,
+        "STANDBY": "yes" if standby else "",
         "EXPIRE": "" if host else _base64(_text("expire.sh").encode()),
         "VARIABLES": assignments(_own_variables(environment, template)),
         "OVERRIDES": assignments(variables),

@@ -1,5 +1,21 @@
 # An environment's boot: its variables, its clock, then its processes.
 arm
+# Its environment has ended, and it has a new root volume: it is kept for the next one. What the last
+# one was given goes from the volume unread, and cloud-init is to run what the next one is given. This
+# script is overwritten too, so nothing behind this block is read any more.
+if [ -n "$STANDBY" ] && [ "$(metadata tags/instance/pytest-ephemeral.state)" != used ]; then
+    for instance in "$root"/var/lib/cloud/instances/*; do
+        rm -f "$instance"/sem/config*scripts*user*
+        for file in "$instance"/scripts/* "$instance/obj.pkl" "$instance"/user-data* \
+            "$instance"/cloud-config*; do
+            [ ! -f "$file" ] || shred -u "$file" 2>/dev/null || rm -f "$file"
+        done
+    done
+    sync
+    say end "its environment has ended: it is on standby"
+    shutdown -h now
+    exit
+fi
 # With none, an application would listen on every address.
 [ -n "$HOST" ] || HOST=$(metadata local-ipv4)
 [ -n "$HOST" ] || {

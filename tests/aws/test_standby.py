@@ -1,0 +1,311 @@
+"""Instances on standby: kept when their environments end, renewed, and started for the next."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from aws.conftest import Bench
+from aws.project import Project
+from aws.test_environments import get, instance
+from pytest_ephemeral import config, labels, providers
+from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.environments.progress import Progress
+from pytest_ephemeral.errors import EnvironmentGoneError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.ec2.tags import LAUNCHED_AS, tags_of
+from pytest_ephemeral.providers.protocol import CLAIMED_BY
+from support.waiting import until
+
+
+def up(bench: Bench, **keys: Any) -> Environment:
+    bench.bake()
+    return bench.lifecycle.bring_up(bench.template(**{"standby": 1, **keys})).environment
+
+
+def states(bench: Bench) -> dict[str, str]:
+    return {one.id: one.state for one in bench.ledger.entries()}
+
+
+def end(bench: Bench, environment: Environment) -> Environment:
+    """End an environment whose instance is kept, and wait until that can be started."""
+    assert bench.lifecycle.keep_machine(environment)
+    until(lambda: instance(bench, environment)["State"]["Name"] == "stopped")
+    return bench.ledger.get(environment.id)
+
+
+class Heard:
+    """The warnings that people are given."""
+
+    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._said: list[Progress] = []
+        monkeypatch.setattr(bench.lifecycle, "say", self._said.append)
+
+    def __str__(self) -> str:
+        return "\n".join(one.text for one in self._said if one.phase == "warning")
+
+
+def is_gone(bench: Bench) -> bool:
+    return bench.account.left() == []
+
+
+def test_an_instance_is_started_for_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same one at its address, with another's tags, group and variables; nothing of the last.
+
+    What that was given is on the volume no more, nor in the user data; its own volume is gone.
+    """
+    monkeypatch.setenv("SECRET", "hunter2-hunter2")
+    one = up(bench, env={"COLOUR": "blue", "KEY": "{env:SECRET}"}, ingress=["runner", "10.0.0.0/8"])
+    assert get(f"{one.url}/variable/KEY") == "hunter2-hunter2"
+    one.run(["sh", "-c", 'echo wrong >"$STATE/wrong"'])
+    bench.account.asked("RunInstances")
+    volumes = {one["VolumeId"] for one in bench.account.ec2.describe_volumes()["Volumes"]}
+    standby = end(bench, one)
+    assert standby.state == "standby"
+    kept = Path(bench.account.tell("cloud_init", id=one.handle["instances"]))
+    assert not any(b"hunter2" in file.read_bytes() for file in kept.rglob("*") if file.is_file())
+    bench.account.calls()
+    other = up(bench, env={"COLOUR": "red"})
+    calls = bench.account.calls()
+    changing = [one for one in calls if not one.startswith("ec2:Describe")]
+    assert Counter(changing) == {
+        "ec2:CreateSecurityGroup": 1,
+        "ec2:AuthorizeSecurityGroupIngress": 1,
+        "ec2:CreateTags": 1,
+        "ec2:ModifyInstanceAttribute": 3,
+        "ec2:StartInstances": 1,
+        "ec2:DeleteSecurityGroup": 1,
+    }
+    assert calls.count("ec2:DescribeReplaceRootVolumeTasks") == 1
+    assert bench.account.asked("RunInstances") == []
+    assert (other.handle["instances"], other.id != one.id) == (one.handle["instances"], True)
+    assert other.endpoints["http"].host == one.endpoints["http"].host
+    assert get(f"{other.url}/variable/COLOUR") == "red"
+    assert other.run(["sh", "-c", 'ls "$STATE"']).stdout == ""
+    assert states(bench) == {other.id: "ready"}
+    made = instance(bench, other)
+    assert {group["GroupId"] for group in made["SecurityGroups"]} == {other.handle["group"]}
+    assert tags_of(made).items() >= {**other.labels, LAUNCHED_AS: one.id, "Name": other.id}.items()
+    assert volumes.isdisjoint(
+        v["VolumeId"] for v in bench.account.ec2.describe_volumes()["Volumes"]
+    )
+    asked = bench.account.ec2.describe_instance_attribute(
+        InstanceId=made["InstanceId"], Attribute="userData"
+    )
+    assert b"hunter2" not in base64.b64decode(asked["UserData"]["Value"])
+    bench.lifecycle.destroy(other)
+    until(lambda: is_gone(bench))
+    assert bench.account.ec2.describe_volumes()["Volumes"] == []
+
+
+def test_it_is_kept_again_up_to_the_number(bench: Bench) -> None:
+    """One that has become another's is kept as well; one too many is not."""
+    one, other = up(bench), up(bench)
+    end(bench, one)
+    assert not bench.lifecycle.keep_machine(other)
+    assert bench.ledger.get(other.id).kept is False
+    bench.lifecycle.destroy(other)
+    third = up(bench)
+    end(bench, third)
+    fourth = up(bench)
+    assert fourth.handle["instances"] == one.handle["instances"]
+    assert tags_of(instance(bench, fourth))[LAUNCHED_AS] == one.id
+    bench.lifecycle.destroy(fourth)
+    assert states(bench) == {}
+
+
+def test_only_one_gets_it(bench: Bench) -> None:
+    """Of several that want it at once; the others launch their own."""
+    one = up(bench)
+    end(bench, one)
+    bench.account.asked("RunInstances")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: up(bench), range(3)))
+    ids = [each.handle["instances"] for each in found]
+    assert (len(set(ids)), ids.count(one.handle["instances"])) == (3, 1)
+    assert len(bench.account.asked("RunInstances")) == 2
+    for each in found:
+        assert get(each.url) == "hello"
+        bench.lifecycle.destroy(each)
+
+
+def test_what_does_not_fit_or_is_not_ready_is_left(bench: Bench) -> None:
+    """It is no delay for anyone: a new one is launched, and it stays for its own."""
+    one = up(bench)
+    bench.account.tell("times", root=1.0)
+    assert bench.lifecycle.keep_machine(one)
+    early, fitting = up(bench), up(bench, instance_type="t3a.small")
+    until(lambda: instance(bench, one)["State"]["Name"] == "stopped")
+    late = up(bench, instance_type="t3a.small")
+    assert states(bench) == {
+        one.id: "standby",
+        **dict.fromkeys([early.id, fitting.id, late.id], "ready"),
+    }
+    for each in (early, fitting, late, bench.ledger.get(one.id)):
+        bench.lifecycle.destroy(each)
+
+
+def test_what_cannot_be_renewed_is_destroyed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever call is refused; said in one line."""
+    one = up(bench)
+    for action, code, after in [
+        ("ModifyInstanceAttribute", "UnauthorizedOperation", 0),
+        ("CreateTags", "UnauthorizedOperation", 0),
+        ("CreateReplaceRootVolumeTask", "InvalidParameterValue", 0),
+        ("CreateTags", "UnauthorizedOperation", 1),
+    ]:
+        heard = Heard(bench, monkeypatch)
+        bench.account.fault(action, code, after=after)
+        assert not bench.lifecycle.keep_machine(one), action
+        assert str(heard).startswith("its machine is not kept on standby: AWS"), action
+        assert len(str(heard).splitlines()) == 1
+        recorded = bench.ledger.get(one.id)
+        assert (recorded.kept, recorded.expires_at) == (False, one.expires_at)
+    bench.lifecycle.destroy(one)
+    assert states(bench) == {}
+    until(lambda: is_gone(bench))
+
+
+def test_what_cannot_be_started_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever call is refused, it is terminated, and a new one launched; said in one line."""
+    one = up(bench)
+    for action, code, after in [
+        ("CreateTags", "UnauthorizedOperation", 0),
+        ("ModifyInstanceAttribute", "UnauthorizedOperation", 0),
+        ("ModifyInstanceAttribute", "IncorrectInstanceState", 2),
+        ("StartInstances", "InsufficientInstanceCapacity", 0),
+    ]:
+        end(bench, one)
+        heard = Heard(bench, monkeypatch)
+        bench.account.fault(action, code, after=after, times=5)
+        started = up(bench)
+        bench.account.tell("faults")
+        assert started.handle["instances"] != one.handle["instances"], action
+        assert str(heard).startswith(f"{one.id} was on standby, and can't be started: ")
+        assert str(heard).endswith("It is removed")
+        assert len(str(heard).splitlines()) == 1
+        assert states(bench) == {started.id: "ready"}
+        assert instance(bench, one)["State"]["Name"] == "terminated"
+        assert get(started.url) == "hello"
+        one = started
+    bench.lifecycle.destroy(one)
+
+
+def test_one_that_is_not_as_new_is_removed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its volume was not replaced: nobody gets it."""
+    one, heard = up(bench), Heard(bench, monkeypatch)
+    bench.account.tell("tasks", state="failed")
+    assert bench.lifecycle.keep_machine(one)
+    bench.account.tell("times", root=0.1)
+    tasks = bench.account.ec2.describe_replace_root_volume_tasks
+    until(lambda: tasks()["ReplaceRootVolumeTasks"][-1]["TaskState"] == "failed")
+    other = up(bench)
+    assert other.handle["instances"] != one.handle["instances"]
+    assert str(heard) == f"{one.id} was on standby, but is not as new: it is removed"
+    assert instance(bench, one)["State"]["Name"] == "terminated"
+    bench.lifecycle.destroy(other)
+
+
+def test_the_last_ones_record_ends_nothing_of_the_next(bench: Bench) -> None:
+    """Killed before that record was dropped: what has moved on is not its own any more."""
+    one = up(bench)
+    standby = end(bench, one)
+    other = up(bench)
+    handle = {**standby.handle, CLAIMED_BY: other.id}
+    bench.ledger.create(replace(standby, state="destroying", handle=handle), bench.template())
+    bench.lifecycle.destroy(bench.ledger.get(one.id))
+    assert states(bench) == {other.id: "ready"}
+    assert get(other.url) == "hello"
+    bench.lifecycle.destroy(other)
+
+
+def expire(bench: Bench, standby: Environment) -> None:
+    bench.ledger.change(standby.id, expires_at=datetime.now(UTC))
+
+
+def lose(bench: Bench, standby: Environment) -> None:
+    """Its record is lost: its tags say the same."""
+    past = (datetime.now(UTC) - timedelta(seconds=2)).isoformat(timespec="seconds")
+    bench.ledger.remove(standby.id)
+    tags = [{"Key": labels.EXPIRES, "Value": past}]
+    bench.account.ec2.create_tags(Resources=[standby.handle["instances"]], Tags=tags)
+
+
+@pytest.mark.parametrize("what", [expire, lose])
+def test_reap_ends_it_when_its_time_is_over(
+    bench: Bench, what: Callable[[Bench, Environment], None]
+) -> None:
+    """Not before: it outlives its run, and says until when in its own tags."""
+    one = up(bench, standby_ttl=3600)
+    standby = end(bench, one)
+    assert standby.expires_at is not None
+    expires = datetime.fromisoformat(tags_of(instance(bench, one))[labels.EXPIRES])
+    assert abs(expires - standby.expires_at) < timedelta(seconds=1)
+    project: Any = bench
+    assert reaper.reap(project, dry_run=False) == []
+    what(bench, standby)
+    (reaped,) = reaper.reap(project, dry_run=False)
+    assert (reaped.id, reaped.error) == (one.id, "")
+    until(lambda: instance(bench, one)["State"]["Name"] == "terminated")
+    assert states(bench) == {}
+    reaper.reap(project, dry_run=False)  # its group, whose run goes on
+
+
+def test_it_is_no_environment_any_more(bench: Bench) -> None:
+    """While it is renewed it still runs; it can't be extended, kept, promoted or asked."""
+    one = up(bench)
+    bench.account.tell("times", root=30.0)
+    assert bench.lifecycle.keep_machine(one)
+    standby = bench.ledger.get(one.id)
+    provider = providers.load("ec2")
+    assert bench.lifecycle.status(standby).state == "gone"
+    for act in (
+        lambda: provider.extend(standby, None),
+        lambda: provider.keep(standby),
+        lambda: provider.run(standby, ["true"], timeout=5),
+    ):
+        with pytest.raises(EnvironmentGoneError, match="is on standby for the next"):
+            act()
+    bench.lifecycle.destroy(standby)
+    assert states(bench) == {}
+
+
+@pytest.mark.parametrize(
+    "more", ["count = 2", "spot = true", 'volumes = { "/dev/sdf" = 8 }', "standby-ttl = 3"]
+)
+def test_what_cannot_be_kept_is_refused(tmp_path: Path, more: str) -> None:
+    """In the configuration, where it says so."""
+    text = '[images.app]\nprovider = "ec2"\nreference = "ami-0123"\n'
+    text += f'[templates.web]\nimage = "app"\nstandby = 1\n{more}\n'
+    (tmp_path / "ephemeral.toml").write_text(text)
+    with pytest.raises(Exception, match=r"templates\.web.*standby"):
+        config.load(tmp_path / "ephemeral.toml")
+
+
+def test_runs_follow_each_other_on_it(bench: Bench) -> None:
+    """As a user sees it: one run's instance is the next one's, and `down --all` ends it."""
+    project = Project(bench)
+    configuration = project.folder / "ephemeral.toml"
+    configuration.write_text(configuration.read_text() + "standby = 1\n")
+    bench.account.asked("RunInstances")
+    done = project.run("pytest", "--ephemeral-env", "test_suite.py::test_it_answers")
+    assert "its machine is renewed, and kept on standby for the next" in done.stdout
+    (first,) = project.json("list")["environments"]
+    assert first["state"] == "standby"
+    ids = [first["handle"]["instances"]]
+    waiter = bench.account.ec2.get_waiter("instance_stopped")
+    waiter.wait(InstanceIds=ids, WaiterConfig={"Delay": 1})
+    project.run("pytest", "--ephemeral-env", "test_suite.py::test_it_answers")
+    assert len(bench.account.asked("RunInstances")) == 3  # two of the bake
+    (second,) = project.json("list")["environments"]
+    assert second["handle"]["instances"] == ids[0]
+    project.run("down", "--all")
+    until(lambda: is_gone(bench))
