@@ -240,7 +240,7 @@ def test_a_run_that_lives_elsewhere_is_let_alone(bench: Bench, tmp_path: Path) -
     assert left() == {"elsewhere", "overdue"}
     assert set(reap(bench)) == {"bake-overdue"}
     assert left() == {"elsewhere"}
-    security_groups.delete(bench.account.ec2, made["elsewhere"])
+    bench.account.ec2.delete_security_group(GroupId=made["elsewhere"])
 
 
 def test_what_comes_in_pages_is_found_whole(bench: Bench) -> None:

@@ -139,7 +139,13 @@ def _find_instances(watcher: InstanceWatcher, environment: Environment) -> list[
     request = environment.handle.get(run_instances.REQUEST)
     if not (found := find()) and request:
         identity.check_request(environment, request)
-        return run_instances.replay(watcher.client, request, find, UNSEEN)
+        group = environment.handle.get(GROUP)
+        return run_instances.replay(
+            watcher.client,
+            request,
+            find,
+            lambda: 0.0 if watcher.groups.has_deleted(group) else UNSEEN,
+        )
     return found
 
 

@@ -14,11 +14,10 @@ from pytest_ephemeral.providers.ec2 import (
     amis,
     deregistration,
     resources,
-    security_groups,
     transfers,
 )
 from pytest_ephemeral.providers.ec2.errors import describe_error
-from pytest_ephemeral.providers.ec2.instance_watcher import UNSEEN, state, terminate
+from pytest_ephemeral.providers.ec2.instance_watcher import UNSEEN, state, terminate, watch_region
 from pytest_ephemeral.providers.ec2.tags import TRANSFER, tags_of
 
 #: Seconds between tries to end an instance that is not visible yet.
@@ -179,7 +178,7 @@ class Removal:
     def _delete_group(self, group: Mapping[str, Any]) -> None:
         if transfer := tags_of(group).get(TRANSFER):
             transfers.remove(transfer)
-        security_groups.delete(self.client, group["GroupId"])
+        watch_region(self.client.meta.region_name).groups.delete(str(group["GroupId"]))
 
     def _delete(self, kind: str, one: Mapping[str, Any]) -> None:
         from botocore.exceptions import ClientError

@@ -219,7 +219,9 @@ def _subnet(request: Mapping[str, Any]) -> str:
     return str(request.get("SubnetId") or interfaces[0].get("SubnetId", ""))
 
 
-def replay(client: Any, recorded: str, find: Callable[[], list[str]], unseen: float) -> list[str]:
+def replay(
+    client: Any, recorded: str, find: Callable[[], list[str]], unseen: Callable[[], float]
+) -> list[str]:
     """Find what a journaled request launched, whose answer is unknown.
 
     Anyone who may write to the store can write a request. So it is sent without what would give an
@@ -231,7 +233,7 @@ def replay(client: Any, recorded: str, find: Callable[[], list[str]], unseen: fl
         client: Of EC2.
         recorded: The request.
         find: Finds their ids by tags.
-        unseen: Seconds in which instances become visible.
+        unseen: Gives the seconds in which instances become visible.
 
     Returns:
         Ids of instances, possibly launched by this very call: the caller must end them.
@@ -248,7 +250,7 @@ def replay(client: Any, recorded: str, find: Callable[[], list[str]], unseen: fl
                 return []
             if aws.code(error) in LACKING:
                 return find()  # it could not be launched: neither now, nor then
-    return waiting.wait_until(find, within=unseen, every=1.0)
+    return waiting.wait_until(find, within=unseen(), every=1.0)
 
 
 def _without_powers(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ import socket
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pytest_ephemeral import aws, aws_retries, labels, machine
@@ -61,7 +62,7 @@ class SharedGroups:
         self._known: dict[str, str] = {}  # the value of the ID tag, and the group's id
         self._joining: dict[str, set[str]] = defaultdict(set)  # a group, and who launches into it
         self._deleting: set[str] = set()
-        self._deleted: set[str] = set()
+        self._deleted: dict[str, bool] = {}  # a group, and whether AWS had it, and let it go
 
     def join(self, environment: Environment, vpc: str | None, permissions: Permissions) -> str:
         """Find or create the group that has some permissions, and no others.
@@ -98,6 +99,11 @@ class SharedGroups:
         with self._lock:
             return group in self._deleted or group in self._known.values()
 
+    def has_deleted(self, group: str | None) -> bool:
+        """Whether AWS let this process delete it: then no instance was in it, nor will be."""
+        with self._lock:
+            return self._deleted.get(group or "", False)
+
     def leave(self, environment: Environment, group: str, is_used: Callable[[], bool]) -> None:
         """Delete a group, unless others use it.
 
@@ -115,20 +121,26 @@ class SharedGroups:
                 return
             self._deleting.add(group)
         try:
-            self._delete(group, is_used)
+            self.delete(group, is_used)
         finally:
             with self._lock:
                 self._deleting.discard(group)
 
-    def _delete(self, group: str, is_used: Callable[[], bool]) -> None:
+    def delete(self, group: str, is_used: Callable[[], bool] = lambda: False) -> None:
+        """Delete a group, as soon as nothing uses it any more, unless others do.
+
+        Raises:
+            DestroyError: Something still uses it; says what.
+        """
+
         def try_once() -> bool:
             with self._lock:  # who joins or leaves meanwhile does so before it, or after it
                 if group in self._deleted or self._joining[group] or is_used():
                     self._deleting.discard(group)
                     return True
-                if not try_delete(self._client, group):
+                if not (outcome := try_delete(self._client, group)):
                     return False
-                self._deleted.add(group)
+                self._deleted[group] = outcome == "deleted"
                 self._known = {id: known for id, known in self._known.items() if known != group}
                 return True
 
@@ -268,18 +280,8 @@ def runner_address(target: str, *, public: bool) -> str:
         ) from error
 
 
-def delete(client: Any, group: str) -> None:
-    """Delete a group, as soon as nothing uses it any more.
-
-    Raises:
-        DestroyError: Something still does; says what.
-    """
-    if not waiting.wait_until(lambda: try_delete(client, group), within=LINGER, every=PAUSE):
-        raise still_used(client, group)
-
-
-def try_delete(client: Any, group: str) -> bool:
-    """Delete a group; whether it is gone, and not still used."""
+def try_delete(client: Any, group: str) -> Literal["deleted", "not there", ""]:
+    """Delete a group; empty while it is still used."""
     from botocore.exceptions import ClientError
 
     try:
@@ -288,8 +290,8 @@ def try_delete(client: Any, group: str) -> bool:
         found = aws.code(error)
         if found not in {"DependencyViolation", *aws_retries.THROTTLED, *GONE}:
             raise
-        return found in GONE
-    return True
+        return "not there" if found in GONE else ""
+    return "deleted"
 
 
 def still_used(client: Any, group: str) -> DestroyError:
@@ -326,10 +328,7 @@ def _find(client: Any, id: str) -> str:
     Raises:
         LaunchError: It does not become visible.
     """
-
-    def look() -> list[Mapping[str, Any]]:
-        return describe(client, "group-name", [name_of(id)])
-
+    look = partial(describe, client, "group-name", [name_of(id)])
     if not (found := waiting.wait_until(look, within=UNSEEN, every=PAUSE)):
         raise LaunchError(f"the security group {name_of(id)} exists, but AWS does not list it")
     return str(found[0]["GroupId"])
