@@ -47,6 +47,8 @@ _PATIENT: Final = 10
 _IMPATIENT: Final = 2
 #: Seconds in which a connection is made, and in which STS, which is asked first of all, answers.
 _ANSWER: Final = 5
+#: Seconds in which every other service does; S3 takes as long as boto3 lets it, for large files.
+_LATEST_ANSWER: Final = 30
 
 _clients: dict[tuple[Any, ...], Any] = {}
 _identities: dict[int, dict[str, str]] = {}
@@ -169,6 +171,7 @@ def _create(service: str, region: str | None) -> Any:
         retries["total_max_attempts"] = _IMPATIENT if service == "sts" else _PATIENT
     if core.get_config_variable("region") is None:
         region = region or os.environ.get("AWS_REGION")  # which all of AWS's tools read but boto3
+    reading = {"s3": {}, "sts": {"read_timeout": _ANSWER}}
     made = _client(
         session,
         service,
@@ -176,7 +179,7 @@ def _create(service: str, region: str | None) -> Any:
         config=Config(
             retries=retries,
             connect_timeout=_ANSWER,
-            **({"read_timeout": _ANSWER} if service == "sts" else {}),
+            **reading.get(service, {"read_timeout": _LATEST_ANSWER}),
             max_pool_connections=32,
             user_agent_extra=USER_AGENT,
             # Else presigned URLs of some regions are of version 2, which no bucket made since

@@ -18,7 +18,7 @@ THROTTLED: Final = frozenset(
 
 #: How often a request is made that fails by an error of the service's own: some ten seconds.
 _SERVER_ERROR_ATTEMPTS: Final = 4
-#: And one that can't even be made.
+#: And one that can't even be made, or that nobody answers.
 _CONNECTION_ATTEMPTS: Final = 3
 
 #: The first status of errors that are not the request's, and may pass.
@@ -40,7 +40,7 @@ def register(client: Any, service: str, *, bounded: bool) -> None:
     events = client.meta.events
     if bounded:
         events.register_first(f"needs-retry.{service}", _bound_server_errors)
-        events.register_first(f"needs-retry.{service}", _bound_refused_connections)
+        events.register_first(f"needs-retry.{service}", _bound_silence)
     if service == "ec2":
         events.register_first("needs-retry.ec2.RunInstances", _stop_retrying_capacity)
     if service != "s3":  # which has web pages of its own
@@ -79,13 +79,12 @@ def _bound_server_errors(
         tell(f"AWS answers {code} to {operation.name}, asked {attempts} times")
 
 
-def _bound_refused_connections(
-    attempts: int, caught_exception: Exception | None = None, **_: Any
-) -> None:
-    """Have no more asked of an endpoint that can't be connected to: it is another, or none."""
-    from botocore.exceptions import EndpointConnectionError
+def _bound_silence(attempts: int, caught_exception: Exception | None = None, **_: Any) -> None:
+    """Have no more asked of an endpoint that can't be connected to, or never answers."""
+    from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError
 
-    if attempts >= _CONNECTION_ATTEMPTS and isinstance(caught_exception, EndpointConnectionError):
+    silence = (EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError)
+    if attempts >= _CONNECTION_ATTEMPTS and isinstance(caught_exception, silence):
         raise caught_exception
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -265,6 +268,43 @@ def test_a_web_page_in_the_place_of_aws_is_said_in_one_line(
         portal.shutdown()
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(f"^error: AWS.*{said}", line), line
+
+
+@pytest.mark.parametrize(("command", "status"), [("bake app", 2), ("reap", 6)])
+def test_an_endpoint_that_never_answers_is_not_waited_for(
+    command: str,
+    status: int,
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It accepts connections; STS is asked first, twice, and then nothing else."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, monkeypatch.context() as patch:
+        patch.setattr(aws, "_ANSWER", 0.2)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        assert cli.main(command.split()) == status
+        # Other services have half a minute: with one of them asked, it would take that.
+        assert time.monotonic() - started < 20
+    assert "AWS can't be reached: Read timeout on endpoint URL" in capsys.readouterr().err
+
+
+def test_a_service_that_falls_silent_is_asked_three_times(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not ten times, for a minute each, as boto3 would."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, monkeypatch.context() as patch:
+        patch.setattr(aws, "_LATEST_ANSWER", 0.2)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(UnavailableError, match="Read timeout"), aws.translate_errors():
+            aws.client("ec2").describe_instances()
+        silent.setblocking(False)
+        connections = 0
+        with suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                connections += 1
+    assert connections == 3
 
 
 def test_a_refusal_can_be_decoded(bench: Bench) -> None:

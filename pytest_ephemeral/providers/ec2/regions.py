@@ -22,7 +22,11 @@ class RegionalProvider(ABC):
         return aws.identity()["Account"]
 
     def regions(self, known: Iterable[Known]) -> Sequence[str]:
-        """The regions where it may have something, boto3's own first."""
+        """The regions where it may have something, boto3's own first.
+
+        Who can't be told who asks is not asked anything else: STS is not waited for so long.
+        """
+        aws.identity()
         with aws.translate_errors():
             found: list[str | None] = [str(aws.client("ec2").meta.region_name)]
         for one in known:
