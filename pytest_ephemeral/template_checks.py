@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
+from typing import Final
 
 from pytest_ephemeral import interpolation
 from pytest_ephemeral.errors import closest
@@ -73,6 +74,10 @@ def _check_references(text: str, recipes: Mapping[str, Recipe], where: str) -> N
         read(name, Variable, where)
 
 
+#: How an image that others have made is taken.
+_BASE: Final = '[images.NAME] with base = "…"'
+
+
 def check_image(name: str, recipes: Mapping[str, Recipe], where: str) -> None:
     """Check that an image is there.
 
@@ -80,4 +85,7 @@ def check_image(name: str, recipes: Mapping[str, Recipe], where: str) -> None:
         Problem: It is not.
     """
     if name not in recipes:
-        raise Problem(join(where, "image"), f"no image {name!r}.{closest(name, recipes)}")
+        known = closest(name, recipes)
+        if ":" in name or "/" in name:
+            known = f" An image of a registry or an engine is the base of one of yours: {_BASE}"
+        raise Problem(join(where, "image"), f"no image {name!r}.{known}")

@@ -158,6 +158,7 @@ port = 8080
         ("8080", "8080\nenv = { A = 1 }", "templates.staging.env.A: expected a string, got 1"),
         ("8080", '8080\nenv = { "A=B" = "" }', 'templates.staging.env."A=B": expected a string'),
         ("8080", '8080\nenv = { A = "{env:B C}" }', "templates.staging.env.A: expected a"),
+        ('"shop"', '"postgres:16"', "templates.staging.image: no image 'postgres:16'. An image"),
         ("8080", '8080\nenv = { A = "{image:sh}" }', "templates.staging.env.A: no image 'sh'."),
         ("[images", 'default-template = "x"\n[images', "default-template: no template 'x'."),
         ("[images", 'defaul-template = ""\n[images', "defaul-template: unknown key."),
