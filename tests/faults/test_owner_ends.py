@@ -338,6 +338,7 @@ def test_what_is_accepted_is_left_but_not_where_pytest_ends_everything(
     (project.folders / "slow").touch()
     process = project.spawn("--ephemeral-env")
     if ci:
+        assert eventually((project.folders / "slow").read_text, 40), end(process)
         with pytest.raises(subprocess.TimeoutExpired):
             process.communicate(timeout=3)
         (project.folders / "slow").unlink()

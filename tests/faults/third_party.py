@@ -2,7 +2,7 @@
 
 It guards nothing itself, so that whatever is cleaned up after a death was cleaned up for it. A file
 ``refuse`` beside the folders has every removal refused; with a number in it, so many. With a file
-``slow`` a removal is accepted, and done when the file is gone.
+``slow`` a removal is accepted (the file says so), and done when the file is gone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class FolderProvider:
         if _is_refused(Path(os.environ["FOLDERS"], "refuse")):
             raise DestroyError(f"{environment.id}: access denied")
         accepted()
-        while Path(os.environ["FOLDERS"], "slow").exists():
+        slow = Path(os.environ["FOLDERS"], "slow")
+        if slow.exists():
+            slow.write_text("accepted")
+        while slow.exists():
             time.sleep(0.02)
         shutil.rmtree(_folder(environment.id), ignore_errors=True)
 
