@@ -65,7 +65,7 @@ class Ec2Baker:
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:  # noqa: ARG002
         """The AMI that the base names now; or whether the reference exists."""
         wanted, region = recipe_of(recipe), region_of(recipe)
-        aws.identity(wanted.region)  # which is not waited for as long as EC2 is
+        aws.identity(region)  # STS, which is not waited for as long as EC2 is
         if wanted.reference is not None:
             _find_reference(wanted)
             return {"region": region, "reference": wanted.reference}
