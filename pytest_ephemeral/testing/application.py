@@ -1,6 +1,7 @@
 """The application of the conformance suite; see ``bench.Bench``. Nothing but Python is needed."""
 
 import os
+import signal
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -23,6 +24,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the first process has no default
     server = ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler)
     print("started", os.environ.get("GREETING", ""), flush=True)
     server.serve_forever()

@@ -89,6 +89,17 @@ def test_a_life_on_a_rootless_podman(opened: Opened, rootless: Engine, tmp_path:
         assert engines.everything(rootless) == []
 
 
+def test_the_newest_podman_is_not_waited_for(opened: Opened) -> None:
+    """It would give what ignores its stop signal 10 s; what is killed gets none."""
+    if why := engines.newest_podman_unavailable():
+        pytest.skip(f"without {why}")
+    with engines.podman(engines.NEWEST_PODMAN) as engine, engines.used(engine):
+        command = "trap '' TERM; httpd -f -p 8080 -h /www"
+        environment = up(lifecycle := opened(f'command = "{command}"'))
+        assert lifecycle.destroy(environment) < 5
+        assert engines.everything(engine) == []
+
+
 def test_an_engine_over_ssh(opened: Opened, over_ssh: str, tmp_path: Path) -> None:
     """An image is brought there, an environment comes up, commands run in it, nothing is left."""
     opened(keep="always").image("web")

@@ -25,6 +25,9 @@ TABLE: Mapping[str, str] = {
     "cloudformation": "bench_cloudformation",
 }
 
+#: A further engine, which passes a part of the suite.
+ROOTLESS: Final = "podman_rootless"
+
 #: The rows whose environments end by themselves when their owner dies; others have a watchdog.
 SELF_GUARDING: Final = ("local", "qemu")
 
@@ -37,7 +40,7 @@ WITH_ROLLBACK: Final = (
 
 def load(name: str) -> Bench:
     """The bench of one provider."""
-    bench: Bench = import_module(TABLE[name]).Bench()
+    bench: Bench = import_module(TABLE.get(name, f"bench_{name}")).Bench()
     return bench
 
 

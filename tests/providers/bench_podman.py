@@ -1,4 +1,4 @@
-"""The docker provider on the bench, with Podman's service in the place of Docker's."""
+"""The docker provider on the bench, with the newest Podman's service in the place of Docker's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Bench(bench_docker.Bench):
     provider = "docker"
 
     def unavailable(self) -> str:
-        return engines.unavailable("podman")
+        return engines.newest_podman_unavailable()
 
     @contextmanager
     def platform(self) -> Iterator[None]:
         """The service, used by all that follows."""
-        with engines.podman() as engine, engines.used(engine):
+        with engines.podman(engines.NEWEST_PODMAN) as engine, engines.used(engine):
             yield

@@ -20,6 +20,7 @@ from pytest_ephemeral.testing import (
 
 PARTS = set(benches.with_parts())
 OWNERS = set(benches.SELF_GUARDING)
+ROLLBACK = set(benches.WITH_ROLLBACK)
 
 
 def use(name: str) -> Iterator[Bench]:
@@ -34,7 +35,16 @@ def use(name: str) -> Iterator[Bench]:
 class TestOneProcess(BakerConformance, ProviderConformance):
     """Providers whose environments are one thing."""
 
-    @pytest.fixture(scope="class", params=sorted(set(benches.TABLE) - PARTS))
+    @pytest.fixture(scope="class", params=sorted(set(benches.TABLE) - PARTS - ROLLBACK))
+    @classmethod
+    def bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench]:
+        yield from use(request.param)
+
+
+class TestOneContainer(RollbackConformance, BakerConformance, ProviderConformance):
+    """Those whose environments can be put back as well: an engine is started once for all."""
+
+    @pytest.fixture(scope="class", params=sorted(ROLLBACK - PARTS))
     @classmethod
     def bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield from use(request.param)
@@ -43,7 +53,36 @@ class TestOneProcess(BakerConformance, ProviderConformance):
 class TestSeveralProcesses(BakerConformance, PartsConformance, ProviderConformance):
     """Providers whose environments have several parts, and need a watchdog."""
 
-    @pytest.fixture(scope="class", params=sorted(PARTS - OWNERS))
+    @pytest.fixture(scope="class", params=sorted(PARTS - OWNERS - ROLLBACK))
+    @classmethod
+    def bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench]:
+        yield from use(request.param)
+
+
+class TestSeveralContainers(
+    RollbackConformance, BakerConformance, PartsConformance, ProviderConformance
+):
+    """Those whose environments can be put back as well."""
+
+    @pytest.fixture(scope="class", params=sorted((PARTS & ROLLBACK) - OWNERS))
+    @classmethod
+    def bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench]:
+        yield from use(request.param)
+
+
+class TestRootless(ProviderFixtures):
+    """What takes rights of an engine, on one without: ports, processes, logs and storage.
+
+    All else is the same program, which has the whole suite to pass as root. There each container
+    is a copy of its image, which takes seconds: hence a few tests, beside one environment's whole
+    life in ``tests/containers/test_engine_addresses.py``.
+    """
+
+    test_a_later_crash_is_told_too = ProviderConformance.test_a_later_crash_is_told_too
+    test_logs_between_marks = ProviderConformance.test_logs_between_marks
+    test_destroying_leaves_nothing = ProviderConformance.test_destroying_leaves_nothing
+
+    @pytest.fixture(scope="class", params=[benches.ROOTLESS])
     @classmethod
     def bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield from use(request.param)
@@ -80,9 +119,9 @@ class TestSelfGuarding(OwnerConformance, BakerConformance, PartsConformance, Pro
 
 
 class TestRollback(RollbackConformance, ProviderFixtures):
-    """Providers whose environments can be put back to their baseline."""
+    """Providers whose environments end by themselves, and can be put back to their baseline."""
 
-    @pytest.fixture(scope="class", params=sorted(benches.WITH_ROLLBACK))
+    @pytest.fixture(scope="class", params=sorted(ROLLBACK & OWNERS))
     @classmethod
     def bench(cls, request: pytest.FixtureRequest) -> Iterator[Bench]:
         yield from use(request.param)

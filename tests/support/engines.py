@@ -62,6 +62,10 @@ NEWEST = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / (
 )
 
 
+#: Where it puts the newest Podman, made to find the C library that it needs.
+NEWEST_PODMAN = NEWEST.parents[1] / "podman-sid/bin/podman"
+
+
 def newest_unavailable() -> str:
     """Why the newest Docker can't be started here; empty when it can."""
     if why := unavailable("dockerd"):
@@ -107,9 +111,20 @@ def dockerd(
             yield engine
 
 
+def newest_podman_unavailable() -> str:
+    """Why the newest Podman can't be started here; empty when it can."""
+    if why := unavailable("podman"):
+        return why
+    return "" if NEWEST_PODMAN.exists() else "a newer podman: .ci/engine fetches it"
+
+
 @contextmanager
-def podman() -> Iterator[Engine]:
-    """Podman's service, which speaks Docker's language."""
+def podman(program: str | Path = "podman") -> Iterator[Engine]:
+    """Podman's service, which speaks Docker's language.
+
+    Args:
+        program: Which Podman; what it starts is this machine's.
+    """
     with _folder() as folder:
         configuration = folder / "containers.conf"
         (folder / "networks").mkdir()
@@ -118,7 +133,7 @@ def podman() -> Iterator[Engine]:
         storage = ["--root", str(folder / "root"), "--runroot", str(folder / "run")]
         socket = f"unix://{folder}/podman.sock"
         argv = [
-            *("podman", *storage, "--tmpdir", str(folder / "tmp"), "--storage-driver=overlay"),
+            *(str(program), *storage, "--tmpdir", str(folder / "tmp"), "--storage-driver=overlay"),
             *("system", "service", "--time=0", socket),
         ]
         environ = {"CONTAINERS_CONF": str(configuration)}
@@ -133,12 +148,15 @@ def rootless_unavailable() -> str:
 
 @contextmanager
 def rootless_podman() -> Iterator[Engine]:
-    """Podman's service as a user without rights, who has one uid and no more."""
+    """Podman's service as a user without rights, who has one uid and no more.
+
+    Its images are in memory: there each layer and each container is a copy of all of its files.
+    """
     uid = 40000 + os.getpid() % 10000
-    with _folder() as folder:
+    with _folder() as folder, disk_of(folder / "home", "6g"):
         folder.chmod(0o711)
+        (folder / "run").mkdir()
         for name in ("home", "run"):
-            (folder / name).mkdir()
             os.chown(folder / name, uid, uid)
         os.mknod(folder / "tun", 0o600 | stat.S_IFCHR, os.makedev(10, 200))
         os.chown(folder / "tun", uid, uid)

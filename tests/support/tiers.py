@@ -32,6 +32,7 @@ BENCHES: Mapping[str, str] = {
     "docker": "engine",
     "docker_newest": "engine",
     "podman": "engine",
+    "podman_rootless": "engine",
     "compose": "engine",
     "compose-v2": "engine",
     "compose_newest": "engine",

@@ -37,6 +37,7 @@ class _Known(NamedTuple):
 
     id: str
     has_manifests: bool
+    is_podman: bool
 
 
 _known: Final[dict[Address, _Known]] = {}
@@ -109,18 +110,27 @@ def has_manifests(engine: Engine) -> bool:
     return _ask(engine).has_manifests
 
 
+def is_podman(engine: Engine) -> bool:
+    """Whether an engine is Podman, speaking Docker's language.
+
+    Raises:
+        NoEngineError: It does not answer.
+    """
+    return _ask(engine).is_podman
+
+
 def _ask(engine: Engine) -> _Known:
     """Ask an engine for what it is, once a process."""
     with _lock:
         if engine.address not in _known:
             info = engine.call("GET", "/info", timeout=10)
             own = str(info.get("ID", ""))
-            if "BuildahVersion" in info:
+            if is_podman := "BuildahVersion" in info:
                 own = f"{info.get('Name', '')} " + machine.machine_id() * (not engine.address.host)
             text = f"{own}|{info.get('DockerRootDir', '')}"
             snapshotter = any(str(value).startswith(_SNAPSHOTTER) for _, value in _driver(info))
             id = hashlib.sha256(text.encode()).hexdigest()[:20]
-            _known[engine.address] = _Known(id, snapshotter)
+            _known[engine.address] = _Known(id, snapshotter, is_podman)
         return _known[engine.address]
 
 

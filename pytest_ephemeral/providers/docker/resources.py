@@ -19,6 +19,7 @@ import msgspec
 from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import DestroyError, EphemeralError, TamperedRecordError
 from pytest_ephemeral.models import Environment
+from pytest_ephemeral.providers.docker import identity
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.protocol import Owned
 
@@ -235,7 +236,7 @@ def remove(engine: Engine, id: str, accepted: Callable[[], None] = lambda: None)
 def remove_container(engine: Engine, id: str) -> None:
     """Remove one container; gone already, or on its way, is as well."""
     try:
-        engine.call("DELETE", f"/containers/{id}", query={"force": True, "v": True})
+        _delete_container(engine, f"/containers/{id}")
     except EngineError as error:
         if error.status not in {_GONE, _CONFLICT}:
             raise
@@ -305,9 +306,19 @@ def _list(engine: Engine, label: str) -> tuple[list[Any], list[Any], list[Any]]:
 
 def _remove_containers(engine: Engine, remaining: Resources) -> list[str]:
     """Remove containers; gives what could not be, and why."""
-    killed = {"force": True, "v": True}
     containers = [f"/containers/{id}" for id in remaining.containers]
-    return _each(containers, lambda path: engine.call("DELETE", path, query=killed))
+    return _each(containers, lambda path: _delete_container(engine, path))
+
+
+def _delete_container(engine: Engine, path: str) -> None:
+    """Kill and remove a container, with the volumes that are its own.
+
+    Podman from version 5 on asks it to stop, and kills it 10 s later: what is killed need not.
+    """
+    if identity.is_podman(engine):
+        with suppress(EngineError):  # it does not run
+            engine.call("POST", f"{path}/kill")
+    engine.call("DELETE", path, query={"force": True, "v": True})
 
 
 def _remove_rest(engine: Engine, remaining: Resources) -> list[str]:
