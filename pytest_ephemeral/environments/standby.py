@@ -66,7 +66,7 @@ def keep_machine(ledger: Ledger, environment: Environment, say: Callable[[Progre
     try:
         provider.renew(environment, until)
     except EphemeralError as error:
-        text = f"its machine is not kept on standby: {error}"
+        text = f"the machine of {environment.id} is not kept on standby: {error}"
         say(Progress(environment.id, "warning", text))
         _release(ledger, environment)
         return False

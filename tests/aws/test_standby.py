@@ -165,7 +165,8 @@ def test_what_cannot_be_renewed_is_destroyed(bench: Bench, monkeypatch: pytest.M
         heard = Heard(bench, monkeypatch)
         bench.account.fault(action, code, after=after)
         assert not bench.lifecycle.keep_machine(one), action
-        assert str(heard).startswith("its machine is not kept on standby: AWS"), action
+        said = f"the machine of {one.id} is not kept on standby: AWS"
+        assert str(heard).startswith(said), action
         assert len(str(heard).splitlines()) == 1
         recorded = bench.ledger.get(one.id)
         assert (recorded.kept, recorded.expires_at) == (False, one.expires_at)
