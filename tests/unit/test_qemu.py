@@ -15,9 +15,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pytest_ephemeral.errors import ConfigurationError, EphemeralError, UnavailableError
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    EnvironmentGoneError,
+    EphemeralError,
+    UnavailableError,
+)
 from pytest_ephemeral.providers import load
-from pytest_ephemeral.providers.local import host
+from pytest_ephemeral.providers.ec2 import user_data
+from pytest_ephemeral.providers.local import client, host
 from pytest_ephemeral.providers.local.host import GuardAddress
 from pytest_ephemeral.providers.qemu import (
     accelerators,
@@ -30,6 +36,7 @@ from pytest_ephemeral.providers.qemu import (
 )
 from pytest_ephemeral.providers.qemu.memory import Memory
 from pytest_ephemeral.providers.qemu.tables import Download, QemuRecipe, QemuTemplate
+from pytest_ephemeral.testing.bench import make_order
 
 FITS = {"image": "app sha256:1", "qemu": "QEMU 7.2", "machine": "q35", "template": "{}"}
 
@@ -357,6 +364,29 @@ def test_a_machine_that_has_no_monitor_is_told(tmp_path: Path) -> None:
     """Its QEMU has ended, or never was."""
     with pytest.raises(EphemeralError, match="the monitor of vm-1 is not there"):
         qmp.open_monitor("vm-1", tmp_path, timeout=0.1)
+
+
+def test_a_line_without_its_end_is_none_yet() -> None:
+    """A serial console comes letter by letter: a status of 12 is no status of 1."""
+    whole, rest = "pytest-ephemeral:app:1| one\r\n", "pytest-ephemeral:end:0| 1"
+    assert [line.text for line in user_data.lines(whole + rest)] == ["one"]
+    assert user_data.last_words(whole + rest) == ""
+    assert user_data.last_words(f"{whole}{rest}2\r\n") == "12"
+
+
+def test_a_machine_that_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its guard answers once, and is gone then: that is a status, and no error."""
+    answers = iter([{}])
+
+    def ask(_: GuardAddress) -> dict[str, Any]:
+        if (found := next(answers, None)) is None:
+            raise EnvironmentGoneError("nothing runs of it any more")
+        return found
+
+    monkeypatch.setattr(client, "status", ask)
+    template = QemuTemplate(name="vm", image="app", command="serve", port=80)
+    environment, provider = make_order(template, None).environment, load("qemu")
+    assert [provider.status(environment).state for _ in range(2)] == ["running", "gone"]
 
 
 def test_a_database_elsewhere_is_not_put_back(tmp_path: Path) -> None:

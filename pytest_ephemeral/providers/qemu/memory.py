@@ -194,6 +194,8 @@ def freeze(id: str, folder: Path, new: Path, variables: Mapping[str, str]) -> No
         # To a file by a program: "file:" is only in QEMU 8.2 and newer.
         monitor.call("migrate", uri=f"exec:cat > {shlex.quote(str(new / _STATE))}")
         _wait_for_state(monitor)
+        while monitor.call("query-status")["status"] == "finish-migrate":
+            time.sleep(0.002)  # it says "completed" a little before it can go on
         if ram is not None:
             _copy_sparse(ram, new / _RAM)
     _copy_sparse(folder / DISK, new / DISK)
@@ -239,8 +241,9 @@ def _load_state(monitor: qmp.MachineConnection, state: Path) -> None:
         there.close()
         monitor.call("migrate-incoming", uri=f"fd:{_STATE}")
         here.settimeout(PATIENCE)
-        with suppress(BrokenPipeError, ConnectionResetError):  # QEMU says why
-            here.sendall(state.read_bytes())
+        # Where the connection breaks, QEMU says why.
+        with state.open("rb") as file, suppress(BrokenPipeError, ConnectionResetError):
+            here.sendfile(file)
     _wait_for_state(monitor)
 
 

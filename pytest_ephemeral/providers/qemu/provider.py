@@ -92,7 +92,7 @@ class QemuProvider(GuardedEnvironments, MachineBaselines, QemuBaker):
         """Ask its guard whether QEMU runs, and its console whether the application does."""
         place = MachineFolder.of_environment(environment)
         try:
-            client.status(place.control)
+            status = machines.exit_status(place)
         except EnvironmentGoneError as error:
             return Status("gone", str(error))
         except EphemeralError as error:  # a guard that doesn't answer guards no more
@@ -100,7 +100,7 @@ class QemuProvider(GuardedEnvironments, MachineBaselines, QemuBaker):
         console = _console_since_start(place)
         if OWN in environment.handle and (said := user_data.last_words(console)):
             return Status("exited", said)
-        if (status := machines.exit_status(place)) is None:
+        if status is None:
             return Status("running")
         why = machines.find_boot_failure(console) or f"QEMU exited with status {status}"
         ends = machines.last_lines(console)

@@ -51,13 +51,17 @@ def prepare(id: str, folder: Path, variables: Mapping[str, str]) -> Iterator[Non
     """
     with qmp.open_helper(id, folder) as helper:
         if not _is_running(id, folder):
-            program = files(__package__).joinpath("guest/restore.py").read_text()
             with qmp.open_agent(id, folder) as agent:
-                agent.call("guest-exec", path="/usr/bin/python3", arg=["-Ic", program])
+                agent.call("guest-exec", path="/usr/bin/python3", arg=["-Ic", read_helper()])
             _expect(id, helper, "ready", "starting the restore helper (python3)")
         helper.send({"do": "prepare", "variables": dict(variables)})
         _expect(id, helper, "done", "the before-snapshot hooks")
         yield
+
+
+def read_helper() -> str:
+    """The program that waits in a guest."""
+    return files(__package__).joinpath("guest/restore.py").read_text()
 
 
 def _is_running(id: str, folder: Path) -> bool:

@@ -27,7 +27,8 @@ STATE: Final = "/var/lib/pytest-ephemeral"
 #: Where a running instance keeps its variables; see ``common.sh``.
 VARIABLES: Final = '"${PYTEST_EPHEMERAL_RUN:-/run/pytest-ephemeral}/variables"'
 
-_LINE: Final = re.compile(r"pytest-ephemeral:([a-z0-9-]+):(\d+)\| ?(.*?)\r?$", re.MULTILINE)
+#: A whole one: what has no end yet may go on.
+_LINE: Final = re.compile(r"pytest-ephemeral:([a-z0-9-]+):(\d+)\| ?(.*?)\r?\n")
 
 
 class Line(msgspec.Struct, frozen=True):
