@@ -40,10 +40,11 @@ class Bench:
         yield
 
     def recipe(self, root: Path) -> Recipe:
-        return QemuRecipe(name="app", **vm.as_it_is(self.baked))
+        vm.share_memory(machine.state_directory())
+        return QemuRecipe(name=vm.NAME, **vm.as_it_is(self.baked))
 
     def template(self, kind: Kind) -> Template:
-        keys: dict[str, Any] = {"image": "app", "warm": False if self.cold else "booted"}
+        keys: dict[str, Any] = {"image": vm.NAME, "warm": False if self.cold else "booted"}
         keys["memory"] = vm.MEMORY
         match kind:
             case "web":

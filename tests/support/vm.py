@@ -1,37 +1,67 @@
 """Virtual machines for tests: a base of Debian's packages, and an image of it with an application.
 
-Under emulation a boot takes many seconds, so there is one image for all tests of a process.
+Under emulation a boot takes many seconds. So there is one image for all tests, and memory of its
+machines, and both are kept until something changes that they are made by.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import importlib.resources
+import os
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-import zipfile
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
+from pytest_ephemeral import models, providers
 from pytest_ephemeral.models import Image
+from pytest_ephemeral.providers.protocol import RESUMED
 from pytest_ephemeral.providers.qemu import programs
 from pytest_ephemeral.providers.qemu.content import Content
-from pytest_ephemeral.providers.qemu.tables import QemuRecipe
+from pytest_ephemeral.providers.qemu.tables import QemuRecipe, QemuTemplate
 from pytest_ephemeral.testing import APPLICATION
-from pytest_ephemeral.testing.bench import bake
+from pytest_ephemeral.testing.bench import bake, make_order
 
-SCRIPT = Path(__file__).parents[2] / ".ci" / "vm"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / ".ci" / "vm"
 
 #: Of every machine: little, so that little is frozen.
 MEMORY = "256M"
 
+#: Started by every Debian, and of no use to a machine that lives for a minute.
+_MASKED = (
+    *("cloud-init.service", "kmod-static-nodes.service", "modprobe@configfs.service"),
+    *("modprobe@fuse.service", "proc-sys-fs-binfmt_misc.automount", "sys-kernel-config.mount"),
+    *("sys-fs-fuse-connections.mount", "systemd-journal-flush.service"),
+    *("systemd-modules-load.service", "systemd-network-generator.service"),
+    *("systemd-random-seed.service", "systemd-remount-fs.service", "systemd-sysctl.service"),
+    *("systemd-sysusers.service", "systemd-tmpfiles-clean.timer"),
+    *("systemd-tmpfiles-setup-dev.service", "systemd-update-utmp-runlevel.service"),
+    *("systemd-update-utmp.service", "systemd-user-sessions.service"),
+)
+
 #: What its kernel is told: nothing is to be done that takes time to be emulated.
-APPEND = (
+APPEND = " ".join(
+    [
+        "root=/dev/vda rw console=ttyS0 quiet mitigations=off nokaslr audit=0 psi=0",
+        "cgroup_disable=memory tsc=reliable no_timer_check rcupdate.rcu_expedited=1",
+        *(f"systemd.mask={unit}" for unit in _MASKED),
+    ]
+)
+
+#: The same with all that a Debian does, for what is measured.
+WHOLE_APPEND = (
     "root=/dev/vda rw console=ttyS0 quiet mitigations=off nokaslr audit=0 "
     "systemd.mask=cloud-init.service"
 )
@@ -77,10 +107,64 @@ def recipe(**changes: Any) -> QemuRecipe:
     return QemuRecipe(**{**keys, **changes})
 
 
-@cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="pytest-ephemeral-vm-", ignore_cleanup_errors=True)
+#: What an image is made by; with another of these, it is another.
+_SOURCES = ("pytest_ephemeral/providers", "pytest_ephemeral/testing", "examples/shop/src", ".ci/vm")
 
+#: Seconds after which an image that no test has used is removed.
+_UNUSED = 2 * 86400.0
+
+
+@cache
+def _folder() -> Path:
+    """Where the image of all tests is, and the memory of its machines; made where they are not.
+
+    Whoever comes second waits for the first. What a process has in use is not removed by others.
+    """
+    cache = Path(base()["base"]).parents[1]
+    folder = cache / f"machines-{_digest()[:16]}"
+    fcntl.flock(_lock(folder), fcntl.LOCK_EX)
+    if not (folder / "whole").exists():
+        _remove(folder)
+        (folder / "trees").mkdir(mode=0o700, parents=True)
+        with _state_in(folder):
+            image = _bake(folder)
+            (folder / "frozen").write_text(_freeze(folder, image))
+            (folder / "image.json").write_bytes(models.encode(image))
+        (folder / "whole").touch()
+    os.utime(folder)
+    fcntl.flock(_lock(folder), fcntl.LOCK_SH)
+    for other in cache.glob("machines-*[0-9a-f]"):
+        if other != folder and other.is_dir() and other.stat().st_mtime < time.time() - _UNUSED:
+            with suppress(BlockingIOError):
+                fcntl.flock(_lock(other), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(other)
+    return folder
+
+
+@cache
+def _lock(folder: Path) -> IO[str]:
+    """The lock of a folder, held as long as this process lives."""
+    return folder.with_name(f"{folder.name}.lock").open("a")
+
+
+def _remove(folder: Path) -> None:
+    subprocess.run(["chmod", "-Rf", "u+w", folder], check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _digest() -> str:
+    """The digest of all that an image is made by."""
+    found = hashlib.sha256(f"{programs.version(programs.find(programs.SYSTEM))}\n".encode())
+    for source in (*_SOURCES, f"tests/support/{Path(__file__).name}"):
+        top = ROOT / source
+        for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if file.is_file() and file.suffix != ".pyc":
+                found.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+#: What the image is called in every test: by that, and by its digest, memory of it is known.
+NAME = "shop-vm"
 
 #: What the shop of the examples is made of, and this project's tests have installed.
 _SHOP_NEEDS = (
@@ -91,39 +175,80 @@ _SHOP_NEEDS = (
 
 def _write_shop(site: Path) -> None:
     """Write the shop and what it needs, compiled: no guest need fetch or compile anything."""
-    source = SCRIPT.parents[1] / "examples" / "shop"
-    wheel = ["wheel", "--quiet", "--no-deps", "--wheel-dir", str(site.parent), str(source)]
-    subprocess.run([sys.executable, "-m", "pip", *wheel], check=True)
-    with zipfile.ZipFile(next(site.parent.glob("shop-*.whl"))) as packed:
-        packed.extractall(site)
+    source = ROOT / "examples" / "shop"
+    shutil.copytree(source / "src" / "shop", site / "shop")
+    project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
+    known = site / f"shop-{project['version']}.dist-info" / "METADATA"
+    known.parent.mkdir()
+    known.write_text(f"Metadata-Version: 2.1\nName: shop\nVersion: {project['version']}\n")
     for name in _SHOP_NEEDS:
         folder = Path(str(importlib.resources.files(name)))
         shutil.copytree(folder, site / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for known in folder.parent.glob(f"{name}-*.dist-info"):
-            shutil.copytree(known, site / known.name)
+        for described in folder.parent.glob(f"{name}-*.dist-info"):
+            shutil.copytree(described, site / described.name)
     hashed = ["--invalidation-mode", "unchecked-hash", str(site)]
     subprocess.run([sys.executable, "-m", "compileall", "-q", *hashed], check=True)
 
 
 @cache
 def bake_application() -> Image:
-    """The image of that recipe, with the shop in it: baked and verified, once in this process."""
-    root = Path(_folder().name)
+    """The image of that recipe, with the shop in it: baked and verified."""
+    return models.decode((_folder() / "image.json").read_bytes(), Image)
+
+
+def _bake(root: Path) -> Image:
     _write_shop(root / "site")
+    launch = (
+        "#!/bin/sh\nPYTHONPATH=/opt/pytest-ephemeral/site exec python3 -c "
+        "'from shop.cli import main; main()' \"$@\"\n"
+    )
+    install = [
+        *(recipe().install or []),
+        'cp -r site "$PREFIX" && mkdir "$PREFIX/bin"',
+        f'printf %s {shlex.quote(launch)} >"$PREFIX/bin/shop" && chmod +x "$PREFIX/bin/shop"',
+    ]
+    return bake(recipe(install=install, files=["site"]), root)
+
+
+@contextmanager
+def _state_in(folder: Path) -> Iterator[None]:
+    """Have what is made for all tests in a folder of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTEST_EPHEMERAL_STATE", str(root / "machine"))
-        patch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(root / "trees"))
-        (root / "trees").mkdir(mode=0o700)
-        launch = (
-            "#!/bin/sh\nPYTHONPATH=/opt/pytest-ephemeral/site exec python3 -c "
-            "'from shop.cli import main; main()' \"$@\"\n"
-        )
-        install = [
-            *(recipe().install or []),
-            'cp -r site "$PREFIX" && mkdir "$PREFIX/bin"',
-            f'printf %s {shlex.quote(launch)} >"$PREFIX/bin/shop" && chmod +x "$PREFIX/bin/shop"',
-        ]
-        return bake(recipe(install=install, files=["site"]), root)
+        patch.setenv("PYTEST_EPHEMERAL_STATE", str(folder / "machine"))
+        patch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(folder / "trees"))
+        yield
+
+
+def _freeze(root: Path, baked: Image) -> str:
+    """Memory of a machine of that image, from before its application was started."""
+    keys: dict[str, Any] = {"name": NAME, **as_it_is(baked)}
+    image = bake(QemuRecipe(**keys), root)
+    template = QemuTemplate(
+        name="web", image=NAME, command="exec sleep 60", memory=MEMORY, port=1, warm="booted"
+    )
+    order = make_order(template, image)
+    provider: Any = providers.load("qemu")
+    try:
+        return str(provider.launch(order).handle[RESUMED])
+    finally:
+        provider.destroy(order.environment)
+
+
+def share_memory(state: Path) -> None:
+    """Have machines of that image with ``warm = "booted"`` resume, rather than boot once more.
+
+    Args:
+        state: The state directory of those machines. The files are copied into it.
+    """
+    found = Path((_folder() / "frozen").read_text())
+    shutil.copytree(found, state / "memory" / found.name, copy_function=_copy)
+    with suppress(FileNotFoundError):  # nothing but emulation was there to be tried
+        shutil.copy(found.parents[1] / "qemu-accelerator.json", state)
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file with its holes and its times, which say that it is as it was frozen."""
+    subprocess.run(["cp", "--sparse=always", "--preserve=all", source, target], check=True)
 
 
 def as_it_is(image: Image) -> dict[str, str]:

@@ -40,6 +40,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder.parent / "trees").mkdir(mode=0o700)
     shutil.copytree(SHOP, folder, ignore=shutil.ignore_patterns("dist", ".ephemeral"))
     take_baked(folder / "ephemeral.toml")
+    vm.share_memory(folder.parent / "machine")
     return folder
 
 
