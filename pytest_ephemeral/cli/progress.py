@@ -71,8 +71,9 @@ def _animate() -> Iterator[Callable[[Progress], None]]:
 def _sentence(progress: Progress, *, timed: bool = True) -> str:
     if progress.live:
         return f"  {printable(progress.text)}"
-    baking = progress.phase == "bake" and progress.text  # the text describes the step itself
-    words = [f"{progress.subject}:", "" if baking else _WORDS[progress.phase], progress.text]
+    # Of these, a text describes the step itself.
+    has_own = progress.phase in {"bake", "launch"} and progress.text
+    words = [f"{progress.subject}:", "" if has_own else _WORDS[progress.phase], progress.text]
     if timed and progress.seconds >= 0.005:
         words.append(f"({progress.seconds:.2f} s)")
     return printable(" ".join(word for word in words if word))

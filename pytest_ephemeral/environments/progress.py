@@ -85,7 +85,7 @@ def connect(order: Order, say: Callable[[Progress], None]) -> Order:
     id = order.environment.id
     return msgspec.structs.replace(
         order,
-        tell=lambda line: say(Progress(id, "seen", line)),
+        tell=lambda line: say(Progress(id, "launch", line)),
         warn=lambda line: say(Progress(id, "warning", line)),
     )
 

@@ -200,6 +200,8 @@ class Reporter:
             return [text]
         if phase == "bake" and text:
             return [f"{subject} | {text}" if event.live else text]
+        if phase == "launch" and text:
+            return [f"{subject}: {text}"]
         if phase == "up":
             return self._list(
                 f"{subject} is up{' at ' if text else ''}{text} ({event.seconds:.2f} s)"

@@ -38,9 +38,10 @@ class TimelineRecorder:
     def hear(self, event: ProgressEvent) -> None:
         """Take note of a phase that begins, or ends; called from the thread that hears it."""
         now = self._now()
+        if event.phase in {"bake", "launch"} and event.text:
+            return  # it tells of one that has begun
         if event.phase == "bake":
-            if not event.text:
-                self._bakes[event.task] = (event.subject, now)
+            self._bakes[event.task] = (event.subject, now)
             return
         if event.phase == "launch" and event.task in self._bakes:
             template, since = self._bakes.pop(event.task)

@@ -6,7 +6,7 @@ import pytest
 
 from aws.conftest import Bench
 from aws.project import Project
-from pytest_ephemeral import providers
+from pytest_ephemeral import aws, providers
 from pytest_ephemeral.providers.protocol import Check
 
 STACK = """
@@ -90,6 +90,21 @@ def test_what_no_template_uses_is_not_tried(bench: Bench) -> None:
     assert {name: (one.ok, one.detail) for name, one in found.items()} == {
         "launch": (True, "not used here"),
         "bake": (True, "not used here"),
+    }
+
+
+def test_an_endpoint_that_ignores_dry_runs_is_asked_for_nothing_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some emulators do what is only tried: they would launch, and end an instance of ours."""
+    client = aws.client("ec2")
+    look = client.describe_instances
+    monkeypatch.setattr(client, "describe_instances", lambda **asked: look())
+    bench.account.calls()
+    found = checked(bench)
+    assert [(one.ok, one.detail.split(":")[0]) for one in found.values()] == [(True, "not tried")]
+    assert {name for name in bench.account.calls() if "Describe" not in name} <= {
+        "sts:GetCallerIdentity"
     }
 
 
