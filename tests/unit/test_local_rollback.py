@@ -22,7 +22,7 @@ from support.waiting import until
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no local provider there")
 
 #: Writes down how often it was started, and that it was told to end.
-COMMAND = "echo start >> log; trap 'echo end >> log; exit' TERM; touch up; sleep 1000 & wait"
+COMMAND = "trap 'echo end >> log; exit' TERM; touch up; echo start >> log; sleep 1000 & wait"
 
 
 @pytest.fixture(params=["layers", "copies"])
@@ -37,15 +37,10 @@ def order(
     order = make_order(template, None)
     environment = LocalProvider().launch(order)
     try:
-        until(lambda: has(environment, "up"))
+        until(lambda: show(environment, "log"))
         yield msgspec.structs.replace(order, environment=environment)
     finally:
         LocalProvider().destroy(environment)
-
-
-def has(environment: Environment, name: str) -> bool:
-    """Whether a file is in its state folder, as its processes see it."""
-    return environment.run(["test", "-e", name]).returncode == 0
 
 
 def show(environment: Environment, name: str) -> str:
