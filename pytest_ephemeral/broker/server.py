@@ -126,11 +126,11 @@ class ClientSession:
         """
         done, answer = self.answer(method, arguments)
         if method == "lease" and done:
-            threading.Thread(target=self._reply_in_time, args=(number, answer), daemon=True).start()
+            threading.Thread(target=self._reply_when_up, args=(number, answer), daemon=True).start()
         else:
             self._send(number, (done, answer))
 
-    def _reply_in_time(self, number: int, wait: Callable[[], Environment]) -> None:
+    def _reply_when_up(self, number: int, wait: Callable[[], Environment]) -> None:
         with suppress(OSError):  # the client is gone
             self._send(number, _try(wait))
 

@@ -32,6 +32,7 @@ from pytest_ephemeral.providers.qemu.content import Content
 from pytest_ephemeral.providers.qemu.tables import QemuRecipe, QemuTemplate
 from pytest_ephemeral.testing import APPLICATION
 from pytest_ephemeral.testing.bench import bake, make_order
+from support import lacks
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / ".ci" / "vm"
@@ -92,6 +93,18 @@ def base() -> dict[str, str]:
         "initrd": str(folder / "initrd"),
         "append": APPEND,
     }
+
+
+@contextmanager
+def own_folder(
+    factory: pytest.TempPathFactory, name: str
+) -> Iterator[tuple[Path, pytest.MonkeyPatch]]:
+    """A folder with a machine's state of its own; tests are left out where there is no QEMU."""
+    if why := unavailable():
+        lacks.skip_without("QEMU", why)
+    folder = factory.mktemp(name)
+    with _state_in(folder) as patch:
+        yield folder, patch
 
 
 def recipe(**changes: Any) -> QemuRecipe:
@@ -211,12 +224,12 @@ def _bake(root: Path) -> Image:
 
 
 @contextmanager
-def _state_in(folder: Path) -> Iterator[None]:
-    """Have what is made for all tests in a folder of its own."""
+def _state_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Have what is made of machines in a folder, until the end of the block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTEST_EPHEMERAL_STATE", str(folder / "machine"))
         patch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(folder / "trees"))
-        yield
+        yield patch
 
 
 def _freeze(root: Path, baked: Image) -> str:

@@ -21,7 +21,7 @@ from pytest_ephemeral.providers.protocol import COLD_BOOT, RESUMED, Order
 from pytest_ephemeral.providers.qemu import memory, restore
 from pytest_ephemeral.testing.bench import bake, get, make_order
 from pytest_ephemeral.testing.waiting import until
-from support import lacks, vm
+from support import vm
 
 VET = "import pytest_ephemeral.cli as c; raise SystemExit(c.main(['images', 'vet', 'shop-vm']))"
 
@@ -168,12 +168,7 @@ class Machines:
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     """Machines that need not boot: they go on from the memory of all tests."""
-    if why := vm.unavailable():
-        lacks.skip_without("QEMU", why)
-    folder = tmp_path_factory.mktemp("restoring")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTEST_EPHEMERAL_STATE", str(folder / "machine"))
-        patch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(folder / "trees"))
+    with vm.own_folder(tmp_path_factory, "restoring") as (folder, _):
         vm.share_memory(folder / "machine")
         yield Machines(folder)
 

@@ -22,7 +22,7 @@ from pytest_ephemeral.providers.qemu import fit, programs
 from pytest_ephemeral.providers.qemu.memory import Memory
 from pytest_ephemeral.providers.qemu.tables import QemuTemplate
 from pytest_ephemeral.testing.bench import get, make_order
-from support import lacks, vm
+from support import vm
 from support.waiting import eventually
 
 COMMAND = "import pytest_ephemeral.cli as c; raise SystemExit(c.main())"
@@ -119,12 +119,7 @@ class Project:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """One project for all tests: its first machine boots, and is frozen."""
-    if why := vm.unavailable():
-        lacks.skip_without("QEMU", why)
-    folder = tmp_path_factory.mktemp("machines")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTEST_EPHEMERAL_STATE", str(folder / "machine"))
-        patch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(folder / "trees"))
+    with vm.own_folder(tmp_path_factory, "machines") as (folder, patch):
         patch.setenv("PYTEST_ADDOPTS", "-p no:randomly -p no:playwright")
         made = Project(folder, vm.bake_application())
         made.first = made.test()
