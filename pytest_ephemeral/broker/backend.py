@@ -85,21 +85,20 @@ class LifecycleBackend:
         return keep == "always" or (failed and keep == "failed") or environment.id in self.to_keep
 
     def end(
-        self, environment: Environment, *, failed: bool, accepted: Callable[[], None]
+        self, environment: Environment, *, failed: bool, died: bool, accepted: Callable[[], None]
     ) -> Ending:
-        died = self.exit_reason(environment)
         self._folder.save(environment)
         try:
             if self.keeps(environment, failed=failed):
                 self._lifecycle.keep(environment)
-                return Ending("kept", died=died)
+                return Ending("kept")
             if not died and self._lifecycle.keep_machine(environment):
                 return Ending("standby")
             outcome: Outcome = "died" if died else "destroyed"
             seconds = self._destroy(environment, outcome, accepted)
         except (EphemeralError, OSError) as error:
-            return Ending("leaked", detail=str(error), died=died)
-        return Ending("destroyed", seconds, died=died)
+            return Ending("leaked", detail=str(error))
+        return Ending("destroyed", seconds)
 
     def _destroy(
         self, environment: Environment, outcome: Outcome, accepted: Callable[[], None]
@@ -165,14 +164,8 @@ class AttachedBackend:
     def keeps(self, environment: Environment, *, failed: bool) -> bool:  # noqa: ARG002
         return True
 
-    def end(
-        self,
-        environment: Environment,
-        *,
-        failed: bool,  # noqa: ARG002
-        accepted: Callable[[], None],  # noqa: ARG002
-    ) -> Ending:
-        return Ending("attached", died=self.exit_reason(environment))
+    def end(self, environment: Environment, **_: object) -> Ending:  # noqa: ARG002
+        return Ending("attached")
 
     def leave(self, environment: Environment) -> None:
         """See ``Backend``."""

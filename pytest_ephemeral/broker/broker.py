@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from pytest_ephemeral.broker.entries import Backend, Ending, Entry
 from pytest_ephemeral.broker.failures import Failures, explain
@@ -281,16 +282,16 @@ class Broker:
             threading.Thread(target=self._bring_up, args=(entry,), daemon=True).start()
 
     def _settle(self, entry: Entry) -> None:
-        """End it if nobody needs it any more."""
+        """End it if nobody needs it any more, or everything ends."""
         lasts = self.lasting and entry.key.scope == "session"
-        if entry.state == "ready" and not (lasts or entry.is_wanted()):
+        if entry.state == "ready" and (self._closing or not (lasts or entry.is_wanted())):
             self._end(entry)
 
     def _end(self, entry: Entry) -> None:
         entry.state = "destroying"
         self._ending.add(entry)
         self._queue.take(entry)
-        threading.Thread(target=self._finish, args=(entry,), daemon=True).start()
+        threading.Thread(target=self._finish, args=(entry, entry.environment), daemon=True).start()
 
     def _bring_up(self, entry: Entry) -> None:
         try:
@@ -311,10 +312,7 @@ class Broker:
         if entry.environment is not None:
             self._failures.prove(entry.key.template)
             self._by_id[entry.environment.id] = entry
-            if self._closing:
-                self._end(entry)
-            else:
-                self._settle(entry)
+            self._settle(entry)
             return
         self._queue.take(entry)
         if not self._closing:
@@ -327,22 +325,24 @@ class Broker:
             with self._changed:
                 entry.problem = entry.problem or died
 
-    def _finish(self, entry: Entry) -> None:
-        ending = Ending("leaked", detail="it did not come up")
+    def _finish(self, entry: Entry, environment: Environment) -> None:
         try:
-            if entry.environment is not None:
-                ending = self._backend.end(
-                    entry.environment, failed=entry.failed, accepted=lambda: self._accept(entry)
-                )
+            ending = self._remove(entry, environment)
         except BaseException:  # noqa: BLE001 - a leak must be told, whatever it came from
             ending = Ending("leaked", detail=traceback.format_exc())
         with self._changed:
-            entry.state, entry.detail = ending.state, ending.detail
-            entry.problem = entry.problem or ending.died
-            if ending.state == "destroyed":
-                entry.seconds["destroy"] = ending.seconds
+            entry.finish(ending)
             self._ending.discard(entry)
             self._changed.notify_all()
+
+    def _remove(self, entry: Entry, environment: Environment) -> Ending:
+        died = self._backend.exit_reason(environment)
+        with self._changed:  # noted first: a run may end as soon as the removal is accepted
+            entry.problem = entry.problem or died
+        accepted = partial(self._accept, entry)
+        return self._backend.end(
+            environment, failed=entry.failed, died=bool(died), accepted=accepted
+        )
 
     def _accept(self, entry: Entry) -> None:
         with self._changed:

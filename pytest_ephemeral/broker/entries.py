@@ -20,13 +20,11 @@ class Ending(NamedTuple):
         state: ``destroyed``, ``kept``, ``standby``, ``attached`` or ``leaked``.
         seconds: How long ending it took.
         detail: What remains of it, when it leaked.
-        died: How it had stopped by itself, if it had.
     """
 
     state: State
     seconds: float = 0.0
     detail: str = ""
-    died: str = ""
 
 
 class Backend(Protocol):
@@ -66,15 +64,16 @@ class Backend(Protocol):
         """Whether it is left up, by whether a test that used it failed."""
 
     def end(
-        self, environment: Environment, *, failed: bool, accepted: Callable[[], None]
+        self, environment: Environment, *, failed: bool, died: bool, accepted: Callable[[], None]
     ) -> Ending:
-        """Look at it, save its logs, and destroy or keep it.
+        """Save its logs, and destroy or keep it.
 
         Never raises: what went wrong is part of how it ended.
 
         Args:
             environment: Which.
             failed: Whether a test that used it failed.
+            died: Whether it has stopped by itself.
             accepted: Called once the platform has agreed to remove it, so that what is left is
                 only to wait for.
         """
@@ -155,6 +154,12 @@ class Entry(msgspec.Struct, eq=False):
         """One more test that used it has come out."""
         self.counts[outcome] += 1
         self.failed = self.failed or outcome == "failed"
+
+    def finish(self, ending: Ending) -> None:
+        """It has come to its end."""
+        self.state, self.detail = ending.state, ending.detail
+        if ending.state == "destroyed":
+            self.seconds["destroy"] = ending.seconds
 
     def is_wanted(self) -> bool:
         """Whether it is held, or someone may still ask for it."""

@@ -71,12 +71,12 @@ class Notes:
     def keeps(self, environment, *, failed):
         return False
 
-    def end(self, environment, *, failed, accepted):
+    def end(self, environment, *, failed, died, accepted):
         if self.accepting:
             accepted()
         self.ending.wait(10)
         self.ended.append(environment.id)
-        return Ending("destroyed", 0.1, died=self.exit_reason(environment))
+        return Ending("destroyed", 0.1)
 
     def leave(self, environment):
         self.left.append(environment.id)
@@ -248,6 +248,16 @@ def test_the_end_of_a_run_does_not_wait_for_what_was_accepted(broker, notes):
     notes.ending.set()
     broker.settle()
     assert broker.entries[0].state == "destroyed"
+
+
+def test_a_death_is_known_before_the_removal_is_accepted(broker, notes):
+    """So that a run which ends then does not miss that its environment had crashed."""
+    environment = broker.lease(session("a"), "main")()
+    notes.dead[environment.id] = "a-1 has stopped"
+    notes.ending.clear()
+    broker.close(leave=True)
+    assert broker.entries[0].is_unnoticed()
+    notes.ending.set()
 
 
 @pytest.mark.parametrize("leave", [True, False])
