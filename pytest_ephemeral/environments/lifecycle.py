@@ -142,7 +142,7 @@ class Lifecycle(msgspec.Struct):
 
     def _launch(self, order: Order, provider: Provider, timer: PhaseTimer) -> Timed:
         template, id = order.template, order.environment.id
-        order = progress.connect(order, self.say)
+        order = progress.connect(order, self.say, self.cancelled)
         with timer.phase(id, "launch"):
             environment = standby.launch(self.project.ledger, order, provider)
         with (

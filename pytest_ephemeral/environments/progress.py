@@ -80,13 +80,14 @@ class PhaseTimer(msgspec.Struct):
         return sum(self.seconds.values())
 
 
-def connect(order: Order, say: Callable[[Progress], None]) -> Order:
-    """An order whose provider is heard: what it tells is progress."""
+def connect(order: Order, say: Callable[[Progress], None], cancelled: threading.Event) -> Order:
+    """An order whose provider is heard, as progress, and hears when it may give up."""
     id = order.environment.id
     return msgspec.structs.replace(
         order,
         tell=lambda line: say(Progress(id, "launch", line)),
         warn=lambda line: say(Progress(id, "warning", line)),
+        cancelled=cancelled,
     )
 
 

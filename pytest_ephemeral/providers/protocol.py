@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -60,6 +61,7 @@ class Order(msgspec.Struct, frozen=True):
         root: The folder of the configuration file, for paths in the template.
         tell: Called with a line while something outside answers with errors that may pass.
         warn: Called with a line that people should have read when the run is over.
+        cancelled: Set once it is no longer wanted: a launch that waits may give up.
         journal: Puts an environment's ``handle`` into the ledger in the middle of launching:
             before a request whose answer may be lost, and as soon as there is one.
     """
@@ -75,6 +77,7 @@ class Order(msgspec.Struct, frozen=True):
     journal: Callable[[Environment], None] = lambda _: None
     tell: Callable[[str], None] = lambda _: None
     warn: Callable[[str], None] = lambda _: None
+    cancelled: threading.Event = msgspec.field(default_factory=threading.Event)
 
     @property
     def image(self) -> Image | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ from containers.project import Opened, a_run, compose, left, refusal, up
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.providers.docker import containers, endpoint, resources
 from support import compose_versions, engine_images
+from support.waiting import idle_clock, until
 
 
 @pytest.fixture(params=["v1", "v2"], autouse=True)
@@ -84,15 +84,7 @@ def test_a_service_that_exits_until_it_can_run(
     engine = endpoint.find()
     (one,) = resources.containers(engine, environment.id)
     engine.call("POST", f"/containers/{one['Id']}/restart", query={"t": 0})
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            assert fetched(environment.url) == "ok"  # the same address as before
-            break
-        except OSError:
-            time.sleep(0.05)
-    else:
-        pytest.fail("it does not answer where it did")
+    assert until(lambda: fetched(environment.url), within=20) == "ok"  # the same address as before
     lifecycle.destroy(environment)
     assert left(environment.id) == []
 
@@ -264,9 +256,9 @@ def test_a_grace_to_stop(opened: Opened, tmp_path: Path) -> None:
         more = 'ready = { http = "/" }\ngrace = "10s"\nallow-external = true\n'
         lifecycle = opened(compose("web") + more)
         environment = up(lifecycle, "odd")
-        started = time.monotonic()
+        clock = idle_clock()
         lifecycle.destroy(environment)
-        assert time.monotonic() - started < 8
+        assert clock() < 8
         body = {
             "Image": engine_images.busybox(),
             "Cmd": ["cat", "/kept/it"],

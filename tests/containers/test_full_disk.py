@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import archive, endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
 from support import engine_images, engines
+from support.waiting import idle_clock
 
 #: Writes more than fits.
 FILL = "dd if=/dev/zero of=/big bs=1M count=99"
@@ -66,9 +66,9 @@ def filled(file: Path) -> None:
 
 def promptly(lifecycle: object, template: str = WEB) -> EphemeralError:
     """The refusal, which names the cause."""
-    started = time.monotonic()
+    clock = idle_clock()
     error = refusal(lifecycle, template)  # type: ignore[arg-type]
-    assert time.monotonic() - started < PROMPT
+    assert clock() < PROMPT
     assert "no space" in str(error).lower()
     assert "docker system df" in str(error)
     return error

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from containers.project import COMMAND, WEB, Opened, a_run, left
+from pytest_ephemeral.broker.queue import GRACE
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.providers.docker import containers, endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
 from pytest_ephemeral.providers.docker.resources import IN_FLIGHT
 from support import compose_versions, engine_images, engines
-from support.waiting import until
+from support.waiting import until, until_gone
 
 #: Seconds after which nothing may be left.
 SOON = 3.0
@@ -74,8 +75,8 @@ class Killable:
 
     def gone_soon(self) -> None:
         """Nothing is left on the engine nor in the ledger."""
-        until(lambda: not self.left(), within=SOON)
-        until(lambda: not self.lifecycle.project.ledger.entries(), within=SOON)
+        until_gone(self.left, within=SOON)
+        until_gone(self.lifecycle.project.ledger.entries, within=SOON)
         assert self.left() == []
 
 
@@ -108,6 +109,25 @@ def test_nothing_outlives_a_run_killed_while_it_launches(killable: Killable, kin
         until(lambda: name in str(engine.call("GET", f"/{kind}")), within=60)
         run.kill()
         killable.gone_soon()
+
+
+def test_what_the_compose_command_waits_for_is_not_waited_for(
+    opened: Opened, tmp_path: Path
+) -> None:
+    """It would wait a minute for a service's health: it is killed when nobody wants that."""
+    check = "healthcheck: {test: 'false', interval: 60s}"
+    (tmp_path / "compose.yaml").write_text(
+        "services:\n  web: {build: ., depends_on: {db: {condition: service_healthy}}}\n"
+        f"  db: {{image: '{engine_images.busybox()}', command: sleep 99, {check}}}\n"
+    )
+    with compose_versions.with_plugin():
+        lifecycle = opened(TEMPLATE.format())
+        lifecycle.image("web")
+        killable = Killable(f"{WEB}s", tmp_path, lifecycle)
+        with killable.run() as run:
+            until(lambda: any("db" in one for one in killable.left()), within=60)
+            run.kill()
+            until_gone(killable.left, within=0.75 * GRACE)
 
 
 def test_nothing_outlives_a_run_killed_while_it_tears_down(killable: Killable) -> None:
@@ -154,8 +174,8 @@ def test_nothing_outlives_a_killed_bake(
         until(lambda: running(engine, "sleep 99" if during == "verify" else "bake/run"), within=60)
         assert bakes(reaper.reap(lifecycle.project, dry_run=True)) == []
         bake.kill()
-        until(lambda: left(f"bake-slow{WEB}-") == [], within=SOON)
-    until(lambda: half_made(engine) == [])
+        until_gone(lambda: left(f"bake-slow{WEB}-"), within=SOON)
+    until_gone(lambda: half_made(engine))
     assert lifecycle.project.images.catalog.entries() == []
 
 

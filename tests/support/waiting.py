@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from pytest_ephemeral.testing.waiting import until
+from pytest_ephemeral.testing.waiting import idle_clock, until, until_gone
 
-__all__ = ["eventually", "until"]
+__all__ = ["eventually", "idle_clock", "until", "until_gone"]
 
 
 def eventually(condition: Callable[[], object], within: float = 10.0) -> bool:
     """Whether something becomes true within that many seconds; the test says what it means."""
-    deadline = time.monotonic() + within
+    clock = idle_clock()
+    deadline = clock() + within
     while not condition():
-        if time.monotonic() > deadline:
+        if clock() > deadline:
             return False
         time.sleep(0.01)
     return True

@@ -13,14 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from pytest_ephemeral.errors import UnavailableError
+from pytest_ephemeral.errors import LaunchError, UnavailableError
 from pytest_ephemeral.providers.docker import plugins
 from pytest_ephemeral.providers.docker.engine import Address
 
@@ -32,6 +33,9 @@ _NOT_PASSED: Final = frozenset(
         *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     }
 )
+
+#: Seconds between two looks at whether a command is still wanted.
+_CANCEL_INTERVAL: Final = 0.05
 
 
 class CommandResult(msgspec.Struct, frozen=True):
@@ -86,9 +90,10 @@ class Compose(msgspec.Struct, frozen=True):
         folder: Path,
         variables: Mapping[str, str],
         address: Address,
+        cancelled: threading.Event,
         texts: Mapping[str, str] | None = None,
     ) -> CommandResult:
-        """Run it, to its end.
+        """Run it to its end, or until that is no longer wanted.
 
         Args:
             arguments: After those that say which project this is.
@@ -96,7 +101,11 @@ class Compose(msgspec.Struct, frozen=True):
             folder: What relative paths in the file are relative to.
             variables: For the file's ``${…}``, besides this process's own.
             address: The engine.
+            cancelled: Once set, it is killed.
             texts: By option, what a file named by it says, such as ``--file``.
+
+        Raises:
+            LaunchError: It was killed.
         """
         named = ["--project-name", project, "--project-directory", str(folder)]
         with ExitStack() as files:
@@ -104,16 +113,16 @@ class Compose(msgspec.Struct, frozen=True):
             for option, text in (texts or {}).items():
                 named += [option, files.enter_context(_file(text, descriptors))]
             argv = [*self.argv, *named, *arguments]
-            return _run_to_end(
-                argv,
-                folder,
-                {**plugins.environ_for(address, *_NOT_PASSED), **variables},
-                descriptors,
-            )
+            environ = {**plugins.environ_for(address, *_NOT_PASSED), **variables}
+            return _run_to_end(argv, folder, environ, descriptors, cancelled)
 
 
 def _run_to_end(
-    argv: Sequence[str], folder: Path, environ: Mapping[str, str], descriptors: Sequence[int]
+    argv: Sequence[str],
+    folder: Path,
+    environ: Mapping[str, str],
+    descriptors: Sequence[int],
+    cancelled: threading.Event,
 ) -> CommandResult:
     """Run a command that ends with this process, and is killed with what it has started."""
     process = plugins.start(
@@ -126,11 +135,18 @@ def _run_to_end(
     )
     with process:
         try:
-            output, progress = process.communicate()
+            output, progress = _communicate(process, cancelled)
         except BaseException:
             plugins.kill(process)
             raise
     return CommandResult(process.returncode, output, progress)
+
+
+def _communicate(process: subprocess.Popen[str], cancelled: threading.Event) -> tuple[str, str]:
+    while not cancelled.is_set():
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=_CANCEL_INTERVAL)
+    raise LaunchError("the compose command was killed: the run is ending")
 
 
 @contextmanager

@@ -182,6 +182,7 @@ class Launch:
             folder=self._files[0].parent,
             variables=self.order.variables,
             address=self._engine.address,
+            cancelled=self.order.cancelled,
             texts=texts,
         )
 

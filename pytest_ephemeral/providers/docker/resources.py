@@ -6,7 +6,6 @@ and so has whatever is started from that image.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -166,8 +165,8 @@ def destroy(
         if grace:
             stop(engine, environment.id, grace)
         remove(engine, environment.id, accepted)
-        if COMPLETE not in environment.handle and environment.owner.pid != os.getpid():
-            # Its owner died while it was launching: the engine may still be at its last request.
+        if COMPLETE not in environment.handle and identity.ENGINE in environment.handle:
+            # Its launch was cut short: the engine may still be at the last request of whoever died.
             time.sleep(IN_FLIGHT)
             while remove(engine, environment.id):
                 time.sleep(IN_FLIGHT)

@@ -1,0 +1,50 @@
+"""The compose command, run to its end or until that is no longer wanted."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.providers.compose.command import CommandResult, Compose
+from pytest_ephemeral.providers.docker.engine import Address
+
+
+def run(folder: Path, script: str, cancelled: threading.Event) -> CommandResult:
+    """What a script says that stands for the command."""
+    command = folder / "compose"
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o700)
+    return Compose((str(command),)).run(
+        ["up"],
+        project="shop",
+        folder=folder,
+        variables={},
+        address=Address("unix:///nowhere"),
+        cancelled=cancelled,
+    )
+
+
+def test_a_command_that_takes_its_time(tmp_path: Path) -> None:
+    """All that it says is kept, however often it is looked at meanwhile."""
+    said = run(tmp_path, "echo one; sleep 0.2; echo two; echo three >&2; exit 3", threading.Event())
+    assert said == CommandResult(3, "one\ntwo\n", "three\n")
+
+
+def test_a_command_that_is_no_longer_wanted(tmp_path: Path) -> None:
+    """It is killed, with what it has started."""
+    cancelled, pid = threading.Event(), tmp_path / "pid"
+
+    def cancel() -> None:
+        while not pid.exists():
+            time.sleep(0.01)
+        cancelled.set()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    with pytest.raises(LaunchError, match="the run is ending"):
+        run(tmp_path, f"sleep 60 & echo $! > {pid}.new; mv {pid}.new {pid}; wait", cancelled)
+    canceller.join()
+    state = Path("/proc", pid.read_text().strip(), "stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
