@@ -24,10 +24,17 @@ port = 8080
 ready = { http = "/" }
 """
 
+#: A network of its own, and little else that would take an engine's time.
+BARE = """
+[templates.bare]
+image = "web"
+command = "echo up; exec sleep 99"
+ready = { log = "up" }
+isolated = true
+"""
 
-#: At once: more than the networks that an engine has addresses for. One after another: enough to
-#: see that none leaves anything.
-_MANY = {1: 8, 40: 40}
+#: More than the networks that an engine has addresses for, which are some thirty.
+MANY = 40
 
 
 def fetched(url: str) -> str:
@@ -39,26 +46,28 @@ def networks(engine: Engine) -> set[str]:
     return {one["Name"] for one in engine.call("GET", "/networks")}
 
 
-@pytest.mark.parametrize("at_once", _MANY)
-def test_many_of_one_image(opened: Opened, at_once: int) -> None:
-    """However many there are, none takes a network, and each answers at its own address."""
+def test_many_at_once(opened: Opened) -> None:
+    """None takes a network, and each answers at its own address."""
     engine = endpoint.find()
     lifecycle = opened(SHARED)
 
-    def one_life(_: int) -> str:
+    def bring_up(_: int) -> str:
         environment = up(lifecycle, "shared")
         assert fetched(environment.url) == "ok"
         assert not [name for name in networks(engine) if environment.id in name]
-        if at_once == 1:
-            lifecycle.destroy(environment)
         return str(environment.url)
 
-    with ThreadPoolExecutor(at_once) as pool:
-        urls = list(pool.map(one_life, range(_MANY[at_once])))
-    if at_once > 1:
-        assert len(set(urls)) == len(urls)
-        with ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(lifecycle.destroy, lifecycle.project.ledger.entries()))
+    with ThreadPoolExecutor(MANY) as pool:
+        assert len(set(pool.map(bring_up, range(MANY)))) == MANY
+        list(pool.map(lifecycle.destroy, lifecycle.project.ledger.entries()))
+    assert left(lifecycle.run) == []
+
+
+def test_many_one_after_another(opened: Opened) -> None:
+    """Each gives its network back."""
+    lifecycle = opened(BARE, "FROM {base}\n")
+    for _ in range(MANY):
+        lifecycle.destroy(up(lifecycle, "bare"))
     assert left(lifecycle.run) == []
 
 
