@@ -12,19 +12,25 @@ from containers.test_compose_files import write
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.docker import endpoint
+from pytest_ephemeral.providers.docker.rollback import GRACE
 
-VOLUMES = """
+VOLUMES = '''
 [templates.kept]
 image = "web"
 port = 8080
 volumes = ["data:/data", "/anonymous"]
 isolated = true
 env = { COLOUR = "blue" }
-seed = '''
+command = """
+trap 'echo whole > /data/left; exit' TERM
+httpd -p 8080 -h /www
+while :; do sleep 0.1; done
+"""
+seed = """
 echo seed > /data/seeded; echo seed > /anonymous/seeded; mkdir /made; echo seed > /made/seeded
 chown 7:7 /data/seeded
-'''
 """
+'''
 
 FILE = """
 services:
@@ -40,6 +46,12 @@ services:
     command: sh -c "sleep 1; touch /up; exec sleep 1000"
     healthcheck: {test: 'test -e /up', interval: 0.2s, retries: 60}
     networks: {default: {aliases: [database]}}
+  beside:
+    image: BASE
+    command: sleep 1000
+    network_mode: service:db
+    pid: service:db
+    depends_on: {db: {condition: service_started}}
   job:
     image: BASE
     command: sh -c "echo run >> /shared/ready"
@@ -67,13 +79,16 @@ def own_networks(environment: Environment) -> list[str]:
 
 
 def test_volumes_and_files_are_as_they_were(opened: Opened) -> None:
-    """Named, anonymous and none; with owners; the rest of it is the same; nothing is left."""
+    """Named, anonymous and none; with owners, and as they were left when it was told to stop.
+
+    The rest of it is the same; nothing is left.
+    """
     lifecycle = opened(VOLUMES)
     environment = bring_up(lifecycle, "kept")
     before = left(environment.id)
     look = "cat /data/* /anonymous/* /made/*; stat -c %u /data/seeded; echo $COLOUR"
     said = show(environment, look)
-    assert said == "seed\nseed\nseed\n7\nblue\n"
+    assert said == "whole\nseed\nseed\nseed\n7\nblue\n"
     for _ in range(2):
         show(environment, "echo wrong | tee /data/x /anonymous/x /made/x; rm /data/seeded")
         assert "wrong" in show(environment, look)
@@ -85,10 +100,16 @@ def test_volumes_and_files_are_as_they_were(opened: Opened) -> None:
 
 
 def test_services_are_as_they_were(opened: Opened, tmp_path: Path) -> None:
-    """In their order, under their names; a job that had ended is not run again."""
+    """In their order, under their names; a job that had ended is not run again.
+
+    None of them hears its stop signal, and so none is waited for.
+    """
     write(tmp_path, FILE)
     lifecycle = opened(compose("web"))
-    environment = bring_up(lifecycle, "odd")
+    template = lifecycle.project.config.template("odd")
+    timed = lifecycle.bring_up(template, rolled_back=True)
+    environment = timed.environment
+    assert timed.seconds["baseline"] < GRACE
     networks = own_networks(environment)
     show(environment, "echo wrong >> /shared/ready")
     environment = lifecycle.roll_back(environment).environment

@@ -19,6 +19,7 @@ from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import DestroyError, EphemeralError, TamperedRecordError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.docker import identity
+from pytest_ephemeral.providers.docker.containers import hears_stop_signal
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.protocol import Owned
 
@@ -182,7 +183,7 @@ def destroy(
 def stop(engine: Engine, id: str, grace: float) -> None:
     """Send each running container its stop signal, and wait until all have stopped or are killed.
 
-    That may fail: one may be gone.
+    One that does not hear the signal is killed at once. That may fail: one may be gone.
 
     Args:
         engine: Where they are.
@@ -194,8 +195,11 @@ def stop(engine: Engine, id: str, grace: float) -> None:
     running = [one["Id"] for one in containers(engine, id) if one["State"] == "running"]
 
     def stop(container: str) -> None:
-        query = {"t": max(1, round(grace))}  # engines take whole seconds
+        seconds = max(1, round(grace))  # engines take whole ones
         with suppress(EphemeralError, TimeoutError):
+            if not hears_stop_signal(engine, container):
+                seconds = 0
+            query = {"t": seconds}
             engine.call("POST", f"/containers/{container}/stop", query=query, timeout=grace + 30)
 
     if running:

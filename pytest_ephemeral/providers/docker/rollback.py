@@ -115,17 +115,12 @@ class ContainerRollback:
             raise EphemeralError(f"{environment.id} has no baseline here")
         parts = [one for one in _baselines[environment.id].parts if one.runs or one.uses_volumes]
         with _explained(environment) as engine:
-            _each(lambda one: resources.remove_container(engine, one.name), parts)
-            volumes = [volume for one in parts for volume in one.volumes]
-            _each(lambda volume: _renew_volume(engine, volume), volumes)
-            ids = _each(lambda one: _create_again(engine, one), parts)
-            made = {one.name: id for one, id in zip(parts, ids, strict=True)}
+            made = _replace(engine, parts)
             handle = dict(environment.handle)
             if CONTAINER in handle:
                 (handle[CONTAINER],) = made.values()
             environment = msgspec.structs.replace(environment, handle=handle)
             order.journal(environment)
-            _each(lambda one: _unpack(engine, made[one.name], one.archives), parts)
             start_in_order(engine, [one.found for one in parts if one.runs], made)
         return environment
 
@@ -228,6 +223,19 @@ def _whole(changes: Sequence[Mapping[str, Any]]) -> list[str]:
 # -- and back to it --------------------------------------------------------------------------------
 
 
+def _replace(engine: Engine, parts: Sequence[KeptContainer]) -> dict[str, str]:
+    """Remove containers, and make them anew with what they had; their new ids, by name."""
+    _each(lambda one: resources.remove_container(engine, one.name), parts)
+    volumes = [volume for one in parts for volume in one.volumes]
+    _each(lambda volume: _renew_volume(engine, volume), volumes)
+    made: dict[str, str] = {}
+    ids: dict[str, str] = {}  # by those before them
+    for one in sorted(parts, key=lambda part: str(part.found["Created"])):
+        made[one.name] = ids[one.found["Id"]] = _create_again(engine, one, ids)
+    _each(lambda one: _unpack(engine, made[one.name], one.archives), parts)
+    return made
+
+
 def _renew_volume(engine: Engine, volume: Mapping[str, Any]) -> None:
     engine.call("DELETE", f"/volumes/{volume['Name']}")
     wanted = {
@@ -239,13 +247,19 @@ def _renew_volume(engine: Engine, volume: Mapping[str, Any]) -> None:
     engine.call("POST", "/volumes/create", body=wanted)
 
 
-def _create_again(engine: Engine, part: KeptContainer) -> str:
-    """A container like one that was removed; not started."""
+def _create_again(engine: Engine, part: KeptContainer, ids: Mapping[str, str]) -> str:
+    """A container like one that was removed; not started.
+
+    Args:
+        engine: Where it is.
+        part: The one before it.
+        ids: Those of containers that were made already, by the ids of the ones before them.
+    """
     config, own = dict(part.found["Config"]), part.found["Id"][:12]
     config["Image"] = part.found["Image"]
-    if config.get("Hostname") == own:
-        del config["Hostname"]
-    host = dict(part.found["HostConfig"])
+    host = _follow(part.found["HostConfig"], ids)
+    if config.get("Hostname") == own or "container:" in host["NetworkMode"]:
+        config.pop("Hostname", None)
     for limit in host.get("Ulimits") or ():  # Podman tells another name than it takes
         limit["Name"] = limit["Name"].removeprefix("RLIMIT_").lower()
     networks = {
@@ -261,6 +275,16 @@ def _create_again(engine: Engine, part: KeptContainer) -> str:
         joined = {"Container": made["Id"], "EndpointConfig": networks[name]}
         engine.call("POST", f"/networks/{name}/connect", body=joined)
     return str(made["Id"])
+
+
+def _follow(host: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
+    """A host configuration with the new ids of containers whose network, say, is shared."""
+    return {
+        key: f"container:{ids.get(id, id)}"
+        if isinstance(value, str) and (id := value.removeprefix("container:")) != value
+        else value
+        for key, value in host.items()
+    }
 
 
 def _network(found: Mapping[str, Any], own: str) -> dict[str, Any]:
