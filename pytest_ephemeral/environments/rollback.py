@@ -105,7 +105,9 @@ def roll_back(order: Order, provider: Provider) -> Environment:
     try:
         return _require(template, provider).roll_back(order)
     except EphemeralError as error:
-        raise EphemeralError(f"{environment.id} can't be put back to its baseline: {error}") from error
+        raise EphemeralError(
+            f"{environment.id} can't be put back to its baseline: {error}"
+        ) from error
 
 
 def seed_again(order: Order, environment: Environment, provider: Provider) -> None:

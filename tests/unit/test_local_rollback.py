@@ -89,6 +89,11 @@ def test_nothing_grows(order: Order) -> None:
         write(environment, "head -c 100000 /dev/zero > large")
         put_back(order)
     until(lambda: len(list(folder.iterdir())) <= 12)
+    # Taken away without a sync of the whole file system, which all others of the machine write to.
+    layers = [
+        one for one in show(environment, "/proc/self/mountinfo").split("\n") if ".upper" in one
+    ]
+    assert all("volatile" in one for one in layers)
     assert len(client.status(Folder.of_environment(environment).control)["processes"]) == 1
     provider.destroy(environment)
     assert not folder.exists()

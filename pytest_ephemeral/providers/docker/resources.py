@@ -195,11 +195,9 @@ def stop(engine: Engine, id: str, grace: float) -> None:
     running = [one["Id"] for one in containers(engine, id) if one["State"] == "running"]
 
     def stop(container: str) -> None:
-        seconds = max(1, round(grace))  # engines take whole ones
         with suppress(EphemeralError, TimeoutError):
-            if not hears_stop_signal(engine, container):
-                seconds = 0
-            query = {"t": seconds}
+            hears = hears_stop_signal(engine, container)
+            query = {"t": max(1, round(grace)) if hears else 0}  # engines take whole seconds
             engine.call("POST", f"/containers/{container}/stop", query=query, timeout=grace + 30)
 
     if running:

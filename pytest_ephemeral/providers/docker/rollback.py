@@ -279,12 +279,14 @@ def _create_again(engine: Engine, part: KeptContainer, ids: Mapping[str, str]) -
 
 def _follow(host: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
     """A host configuration with the new ids of containers whose network, say, is shared."""
-    return {
-        key: f"container:{ids.get(id, id)}"
-        if isinstance(value, str) and (id := value.removeprefix("container:")) != value
-        else value
-        for key, value in host.items()
-    }
+
+    def new(value: Any) -> Any:
+        if not isinstance(value, str) or not value.startswith("container:"):
+            return value
+        before = value.removeprefix("container:")
+        return f"container:{ids.get(before, before)}"
+
+    return {key: new(value) for key, value in host.items()}
 
 
 def _network(found: Mapping[str, Any], own: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _stop(place: Folder, held: Guard | None, here: bool, end: tuple[float, int])
                 "the environment: then remove the record from the store's folder environments/"
             ) from None
     marks = f"{labels.ENVIRONMENT_VARIABLE}={id}", str(place.mark)
-    shared = SharedMemory(find_marked(*marks), place.made_at)
+    shared = SharedMemory(lambda: find_marked(*marks), place.made_at)
     left = end_marked(*marks)
     shared.remove()
     if left:

@@ -21,6 +21,9 @@ _NOT_FOUND, _NOT_RUNNABLE = 127, 126
 #: How often all processes are listed for one look, on a machine that starts one all the time.
 _MOST_LISTS = 50
 
+#: Seconds between looks at whether what was killed has ended, which is sooner than more is found.
+_REAPING = (0.0005, *[0.001] * 10)
+
 #: Seconds that a program may take to be put in another's place, of what has to be read from disk.
 _EXEC_PATIENCE = 1.0
 
@@ -128,7 +131,7 @@ def _parents() -> Iterator[tuple[int, int]]:
     for pid in _all():
         try:
             # The second field is the program's name in brackets and may hold anything.
-            parent = _read(pid, "stat").rpartition(b")")[2].split(None, 2)[1]
+            parent = read(pid, "stat").rpartition(b")")[2].split(None, 2)[1]
         except OSError:
             continue
         yield pid, int(parent)
@@ -166,7 +169,7 @@ def _sees(pid: int, mount: str) -> bool:
     try:
         if os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
             return False
-        lines = _read(pid, "mountinfo").splitlines()
+        lines = read(pid, "mountinfo").splitlines()
     except OSError:
         return False
     return any(line.split(b" ", 5)[4] == kernel.escape(mount) for line in lines)
@@ -196,7 +199,7 @@ def _all() -> Iterator[int]:
 def _has(pid: int, marker: bytes) -> bool:
     deadline = time.monotonic() + _EXEC_PATIENCE
     try:
-        while not (environment := _read(pid, "environ")):
+        while not (environment := read(pid, "environ")):
             if not _will_have_environment(pid) or time.monotonic() > deadline:
                 return False
             time.sleep(0)
@@ -213,15 +216,16 @@ def _will_have_environment(pid: int) -> bool:
     zombies have no memory; a program that was given no variables has an environment that ends
     where it begins.
     """
-    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    fields = read(pid, "stat").rpartition(b")")[2].split()
     # From the third of proc(5)'s fields on: vsize, startcode, env_start and env_end.
     memory, code, start, end = (fields[number - 3] for number in (23, 26, 50, 51))
     return memory != b"0" and (code == b"0" or start != end)
 
 
-def _read(pid: int, name: str) -> bytes:
-    with open(f"/proc/{pid}/{name}", "rb") as file:
-        return file.read()
+def read(pid: int, name: str) -> bytes:
+    """A process's file in /proc; unbuffered, as hundreds of them are read, each in one piece."""
+    with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+        return file.readall()
 
 
 def _signal(pid: int, number: int) -> None:
@@ -319,19 +323,20 @@ def end_descendants(marker: str, groups: Sequence[int] = (), patience: float = 5
             _signal(pid, signal.SIGKILL)
         for group in groups if sys.platform != "linux" else ():
             _signal(-group, signal.SIGKILL)
-        left = kill_marked(marker) if _all_reaped() else left
+        left = kill_marked(marker) if _collect_children() else left
         if not left or time.monotonic() > deadline:
             return left
-        time.sleep(0.001)
 
 
-def _all_reaped() -> bool:
-    """Collect all children that have ended; whether no other is left."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return True
+def _collect_children() -> bool:
+    """Collect children that end now, and say whether no other is left."""
+    for pause in _REAPING:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return True
+        time.sleep(pause)
     return False
 
 

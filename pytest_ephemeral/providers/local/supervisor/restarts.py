@@ -66,7 +66,7 @@ class Restarts(Watcher):
         from .shared_memory import SharedMemory
 
         started = [*self._runs, *self._groups]
-        shared = SharedMemory({*started, *processes.descendants(os.getpid())}, self._since)
+        shared = SharedMemory(lambda: {*started, *processes.descendants(os.getpid())}, self._since)
         left = processes.end_descendants(self._marker, started)
         shared.remove()
         return left

@@ -11,9 +11,11 @@ import ctypes
 import os
 import struct
 
+from . import processes
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 _FOLDER = "/dev/shm"  # noqa: S108 - it is looked at
 _SEGMENTS = "/proc/sysvipc/shm"
@@ -26,14 +28,16 @@ class SharedMemory:
     """What some processes have, to be looked for as long as they run, and removed afterwards.
 
     Args:
-        pids: The processes.
+        find: Finds the processes; called if there is anything that could be theirs.
         since: When the environment was started, in seconds since the epoch.
     """
 
-    def __init__(self, pids: Collection[int], since: float) -> None:
-        self._segments = {id for id, creator, _ in _segments() if creator in pids}
-        self._files: set[str] = set()
+    def __init__(self, find: Callable[[], Collection[int]], since: float) -> None:
+        segments = list(_segments())
         young = {path for path, made_at in _files() if made_at >= since}
+        pids = find() if segments or young else ()
+        self._segments = {id for id, creator, _ in segments if creator in pids}
+        self._files: set[str] = set()
         if young:
             self._files = young & set().union(*(_mapped(pid) for pid in pids))
 
@@ -90,8 +94,8 @@ def _birth(path: str) -> float:
 def _mapped(pid: int) -> set[str]:
     """The files of the folder that a process has mapped, as far as this user may see."""
     try:
-        with open(f"/proc/{pid}/maps", "rb") as file:
-            lines = [line for line in file if _FOLDER.encode() in line]
+        lines = processes.read(pid, "maps").splitlines()
     except OSError:
         return set()
-    return {os.fsdecode(line.split(None, 5)[5].rstrip(b"\n")) for line in lines}
+    lines = [line for line in lines if _FOLDER.encode() in line]
+    return {os.fsdecode(line.split(None, 5)[5]) for line in lines}
