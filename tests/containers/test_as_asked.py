@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from containers.project import Opened, compose, left, up
 from pytest_ephemeral.environments import reaper
-from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.environments.progress import Progress
+from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
 from support import compose_versions, engine_images
@@ -232,15 +234,26 @@ def services(engine: Engine, id: str) -> list[str]:
 def test_a_service_on_the_network_of_the_machine(
     command: None, opened: Opened, tmp_path: Path
 ) -> None:
-    """Its URL is where it listens."""
+    """Its URL is where it listens. A port that somebody has there already is refused.
+
+    So is what its environments share named: a folder of the machine.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        free = probe.getsockname()[1]
     file(
         tmp_path,
         'services: {{web: {{image: "{base}", network_mode: host, '
-        "command: httpd -f -p 127.0.0.1:8080 -h /www}}}}",
+        f"command: httpd -f -p 127.0.0.1:{free} -h /www, volumes: ['/tmp:/theirs']}}}}}}}}",
     )
-    lifecycle = opened(compose("web"))
+    lifecycle = opened(compose("web").replace("8080", str(free)))
+    told: list[Progress] = []
+    lifecycle.say = told.append
     environment = up(lifecycle, "odd")
-    assert environment.url == "http://127.0.0.1:8080/"
+    assert environment.url == f"http://127.0.0.1:{free}/"
     assert environment.run(["cat", "/www/index.html"]).stdout == "ok\n"
+    (warning,) = [one.text for one in told if one.phase == "warning"]
+    assert "the service 'web' may write to /tmp of this machine" in warning
+    with pytest.raises(LaunchError, match=f"port {free} of this machine is in use"):
+        up(lifecycle, "odd")
     lifecycle.destroy(environment)
     assert left(environment.id) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -14,7 +15,7 @@ from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.compose import project, state
 from pytest_ephemeral.providers.compose.command import CommandResult, Compose, parse
-from pytest_ephemeral.providers.compose.tables import ComposeTemplate
+from pytest_ephemeral.providers.compose.tables import At, ComposeTemplate
 from pytest_ephemeral.providers.docker import (
     bases,
     containers,
@@ -37,6 +38,13 @@ from pytest_ephemeral.providers.docker.resources import name_of
 from pytest_ephemeral.providers.protocol import Order
 
 _LAST_LINES: Final = 20
+
+#: How docker-compose 1.29 ends what it says of a file that has keys newer than itself.
+_OLD_VERSION: Final = "wrong Compose file version"
+_COMPOSE_2: Final = (
+    "; if `docker compose` takes the file elsewhere, it needs Compose 2, and this is "
+    "docker-compose 1: install Docker's compose plugin"
+)
 
 
 class Launch:
@@ -66,6 +74,9 @@ class Launch:
         services = project.check_services(self._meant, self._template)
         for name, at in self._template.places().items():
             self._check_exposed(name, at.port, at.service, services[at.service])
+            self._check_host_port(at, services[at.service])
+        for name, service in services.items():
+            self._warn_of_shared_folders(name, service)
 
     def _ask(self) -> None:
         where = f"templates.{self._template.name}"
@@ -81,7 +92,10 @@ class Launch:
         said = self._run([*arguments, "config"], texts)
         if said.status != 0:
             names = ", ".join(self._template.files())
-            raise ConfigurationError(f"{where}: {names} can't be used: {self._complaint(said)}")
+            hint = _COMPOSE_2 if _OLD_VERSION in said.progress else ""
+            raise ConfigurationError(
+                f"{where}: {names} can't be used: {self._complaint(said)}{hint}"
+            )
         self._meant = parse(said.output)
 
     def check_state(self) -> None:
@@ -117,11 +131,7 @@ class Launch:
     def _choose_ports(self) -> Published:
         places = self._template.places()
         services = project.check_services(self._meant, self._template)
-        of_host = [
-            name
-            for name, at in places.items()
-            if services[at.service].get("network_mode") == "host"
-        ]
+        of_host = [name for name, at in places.items() if _is_on_host(services[at.service])]
         udp = [name for name, at in places.items() if project.is_udp(services[at.service], at.port)]
         inside = {name: at.port for name, at in places.items()}
         return ports.choose(
@@ -218,6 +228,27 @@ class Launch:
             text += "".join(f"    {line.rstrip()}\n" for _, line in log)
         return text.rstrip()
 
+    def _warn_of_shared_folders(self, name: str, service: project.File) -> None:
+        """Warn of what a service may write to on this machine, beside the project's own files."""
+        own = self._files[0].parent.resolve()
+        for source, is_bound in state.list_writable(service):
+            if is_bound and not Path(source).expanduser().resolve().is_relative_to(own):
+                self.order.warn(
+                    f"templates.{self._template.name}: the service {name!r} may write to {source} "
+                    "of this machine, which its environments share with each other, and which "
+                    "outlives them: use a named volume, or mount it read-only"
+                )
+
+    def _check_host_port(self, at: At, service: project.File) -> None:
+        """Refuse a port of this machine that someone has: tests would run against a stranger."""
+        udp = project.is_udp(service, at.port)
+        if _is_on_host(service) and ports.is_in_use(self._engine, at.port, udp=udp):
+            raise LaunchError(
+                f"templates.{self._template.name}: the service {at.service!r} has network_mode: "
+                f"host, and port {at.port} of this machine is in use: by another environment of "
+                f"the file, or by a stranger (`ss -lnp sport = :{at.port}` says by whom)"
+            )
+
     def _check_exposed(
         self, name: str, port: int, service_name: str, service: Mapping[str, Any]
     ) -> None:
@@ -236,3 +267,7 @@ class Launch:
             raise LaunchError(
                 describe_unexposed(self._template.name, name, port, service_name, known)
             )
+
+
+def _is_on_host(service: project.File) -> bool:
+    return service.get("network_mode") == "host"

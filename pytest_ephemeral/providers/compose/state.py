@@ -26,7 +26,7 @@ def check_state(file: File, template: ComposeTemplate, services: Mapping[str, Fi
     volumes = file.get("volumes") or {}
     external = {name for name, one in volumes.items() if (one or {}).get("external")}
     for name, service in services.items():
-        for source, is_bound in _writable(service):
+        for source, is_bound in list_writable(service):
             if is_bound:
                 external_state.refuse_folder(template, f"the service {name}", source)
             if source in external:
@@ -39,7 +39,7 @@ def check_state(file: File, template: ComposeTemplate, services: Mapping[str, Fi
     external_state.refuse_databases(template, dict(os.environ), commands=texts, own=own)
 
 
-def _writable(service: File) -> Iterator[tuple[str, bool]]:
+def list_writable(service: File) -> Iterator[tuple[str, bool]]:
     """What a service may write to: a volume's name, or a folder of this machine (True)."""
     for volume in service.get("volumes") or ():
         if isinstance(volume, dict):

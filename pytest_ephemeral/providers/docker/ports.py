@@ -8,10 +8,11 @@ and others are chosen.
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 import msgspec
@@ -94,6 +95,22 @@ def choose(
             port = _free_port(held, udp=is_udp) if is_here else random.choice(_RANGE)  # noqa: S311
             described[name] = msgspec.structs.replace(described[name], port=port)
     return Published(LOOPBACK if is_here else _ANYWHERE, described, inside)
+
+
+def is_in_use(engine: Engine, port: int, *, udp: bool = False) -> bool:
+    """Whether somebody has a port on an engine's machine; False where that can't be seen."""
+    if engine.address.host not in _HERE:
+        return False
+    if not udp:
+        with suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1):
+            return True
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def is_taken(text: str) -> bool:

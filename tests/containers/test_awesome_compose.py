@@ -1,0 +1,191 @@
+"""The files of docker/awesome-compose: what ``init`` writes is planned, or refused with reason."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from pytest_ephemeral import cli, machine
+from pytest_ephemeral.errors import ConfigurationError
+from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.project import Project
+from pytest_ephemeral.providers.compose.command import Compose
+from pytest_ephemeral.providers.compose.launch import Launch
+from pytest_ephemeral.providers.compose.tables import ComposeTemplate
+from pytest_ephemeral.providers.docker import bases, image_store
+from pytest_ephemeral.providers.docker.engine import Address, Engine
+from pytest_ephemeral.providers.protocol import Order
+from support import compose_versions
+
+COLLECTION = Path(__file__).with_name("awesome-compose")
+EXAMPLES = sorted({file.parent.name for file in COLLECTION.glob("*/compose.y*ml")})
+DOCKERFILES = sorted(str(file.relative_to(COLLECTION)) for file in COLLECTION.rglob("Dockerfile"))
+
+#: Those that can't be brought up as they are, and why.
+MOUNTED, FIXED = "of this machine over its", "can't run side by side"
+REFUSED = {
+    **dict.fromkeys(
+        [
+            *("angular", "apache-php", "flask-redis", "nginx-flask-mongo", "nginx-wsgi-flask"),
+            *("react-express-mongodb", "react-express-mysql", "react-java-mysql"),
+            *("react-rust-postgres", "vuejs"),
+        ],
+        MOUNTED,
+    ),
+    "pihole-cloudflared-DoH": FIXED,
+}
+
+#: Those whose services may write to this machine outside of the project.
+SHARING = {"minecraft", "pihole-cloudflared-DoH", "plex", "portainer", "traefik-golang"}
+SHARING |= {"wireguard"}
+
+DIGEST = f"sha256:{'1' * 64}"
+
+#: What the older builder does not know, looked for without knowing what a Dockerfile is.
+MODERN = re.compile(r"RUN --mount|<<|\$BUILDPLATFORM|COPY --(?:link|chmod)", re.IGNORECASE)
+
+
+@pytest.fixture
+def command() -> Iterator[Compose]:
+    """Compose 2, without an engine."""
+    with compose_versions.with_plugin():
+        yield Compose.find()
+
+
+class Planned:
+    """An example as ``init`` has it, up to where the engine would be asked.
+
+    Attributes:
+        template: What ``init`` has written.
+        warnings: What people are told.
+    """
+
+    def __init__(self, folder: Path, command: Compose) -> None:
+        project = Project.open(folder / "ephemeral.toml", folder)
+        (self.template,) = [
+            one for one in project.config.templates.values() if isinstance(one, ComposeTemplate)
+        ]
+        self.warnings: list[str] = []
+        self._folder = folder
+        self._command = command
+
+    def plan(self, template: ComposeTemplate) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the file means, and what is made of it."""
+        launch = Launch(self._command, Engine(Address("unix:///nowhere")), self._order(), template)
+        launch.read()
+        return launch._meant, json.loads(launch._text(launch._choose_ports()))
+
+    def _order(self) -> Order:
+        now = datetime.now(UTC)
+        environment = Environment(
+            id="staging-aaaaaa",
+            template=self.template.name,
+            provider="compose",
+            created_at=now,
+            expires_at=None,
+            owner=machine.this_owner("tests"),
+        )
+        images = {
+            name: Image(
+                name=name,
+                key=DIGEST,
+                provider="docker",
+                reference=DIGEST,
+                digest=DIGEST,
+                baked_at=now,
+            )
+            for name in self.template.images()
+        }
+        return Order(
+            environment=environment,
+            template=self.template,
+            images=images,
+            root=self._folder,
+            warn=self.warnings.append,
+        )
+
+
+@pytest.fixture
+def planned(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    command: Compose,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Planned:
+    """One of the collection, in a folder of its own, for which ``init`` was run."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(bases, "find_local", lambda *_: None)
+    monkeypatch.setattr(image_store, "id_on", lambda _, image: image.reference)
+    folder = tmp_path / request.param
+    shutil.copytree(COLLECTION / request.param, folder)
+    monkeypatch.chdir(folder)
+    assert cli.main(["init"]) == 0
+    return Planned(folder, command)
+
+
+@pytest.mark.parametrize("planned", EXAMPLES, indirect=True)
+def test_an_example_is_planned_or_refused_with_the_reason(
+    planned: Planned, request: pytest.FixtureRequest, command: Compose
+) -> None:
+    """What can't be is named with the remedy, which helps; all else is one environment's own."""
+    example, template = request.node.callspec.params["planned"], planned.template
+    if example in REFUSED:
+        with pytest.raises(ConfigurationError, match=REFUSED[example]) as caught:
+            planned.plan(template)
+        assert template.file in str(caught.value)
+        if REFUSED[example] == FIXED:
+            return
+        assert "allow-mounts = true" in str(caught.value)
+        template = msgspec.structs.replace(template, allow_mounts=True)
+        planned.warnings.clear()
+    meant, made = planned.plan(template)
+    check(meant, made, template)
+    assert bool(planned.warnings) == (example in SHARING)
+    argv = [*command.argv, "--file", "-", "config", "--quiet"]
+    subprocess.run(argv, input=json.dumps(made), text=True, check=True)  # Compose takes it
+
+
+def check(meant: dict[str, Any], made: dict[str, Any], template: ComposeTemplate) -> None:
+    """Everything is there, and nothing of it would meet another environment's."""
+    assert made["services"].keys() == meant["services"].keys()
+    for name, service in made["services"].items():
+        before = meant["services"][name]
+        assert service.keys().isdisjoint({"build", "container_name", "profiles"})
+        built = "build" in before
+        assert service["image"] == (DIGEST if built else before["image"])
+        for key in ("environment", "command", "entrypoint", "healthcheck", "secrets", "depends_on"):
+            assert service.get(key) == before.get(key)
+        if (alias := before.get("container_name")) and not before.get("network_mode"):
+            assert all(alias in one["aliases"] for one in service["networks"].values())
+        wanted = [at.port for at in template.places().values() if at.service == name]
+        inside = [int(re.split(r"[:/]", one)[2]) for one in service.get("ports", ())]
+        assert inside == ([] if before.get("network_mode") else wanted)
+        assert all(one.startswith("127.0.0.1:") for one in service.get("ports", ()))
+    for kind in ("networks", "volumes"):
+        assert made[kind].keys() >= (meant.get(kind) or {}).keys()
+        assert not any((one or {}).get("name") for one in made[kind].values())
+    assert "name" not in made
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_what_a_dockerfile_needs(dockerfile: str) -> None:
+    """Whether BuildKit, and which images: none that is a stage, nothing that is not filled in."""
+    text = (COLLECTION / dockerfile).read_text()
+    assert bool(bases.find_buildkit(text)) == bool(MODERN.search(text))
+    stages = {
+        name.lower()
+        for name in re.findall(r"^FROM .* as (\S+)", text, re.MULTILINE | re.IGNORECASE)
+    }
+    found = bases.list_bases(text, {}, None)
+    assert found
+    assert not set(found) & (stages | {"scratch"})
+    assert not any("$" in name or name.startswith("-") for name in found)
