@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_ephemeral.cli import progress
@@ -16,6 +17,7 @@ from pytest_ephemeral.errors import (
     DestroyError,
     EphemeralError,
     PromotionError,
+    StoreError,
     TamperedRecordError,
 )
 from pytest_ephemeral.models import Environment
@@ -61,6 +63,8 @@ def down(arguments: argparse.Namespace, output: Printer) -> int:
     with progress.show() as say, lifecycle(project, say) as life:
         for environment in chosen:
             try:
+                if not arguments.production:
+                    _mark_destroying(project.ledger, environment)
                 life.destroy(environment)
             except (EphemeralError, OSError) as error:
                 errors[environment.id] = str(error)
@@ -145,9 +149,28 @@ def _dangling(project: Project, destroyed: Iterable[Environment]) -> dict[str, s
 
 def _refuse_production(chosen: Iterable[Environment]) -> None:
     """Refuse what never expires: it is production, or is being promoted."""
-    live = [environment.id for environment in chosen if environment.expires_at is None]
+    live = [environment.id for environment in chosen if not _expires(environment)]
     if live:
-        raise PromotionError(
-            f"{', '.join(live)} is in production or is being promoted: nothing was destroyed. The "
-            "next `pytest-ephemeral promote` retires it. To destroy it now, add --production"
-        )
+        raise _production_error(", ".join(live))
+
+
+def _mark_destroying(ledger: Ledger, environment: Environment) -> None:
+    """Mark an environment, so that it is not promoted from now on.
+
+    Raises:
+        PromotionError: It is in production, or is being promoted, since it was chosen.
+    """
+    with suppress(StoreError):  # its record was removed, or the disk is full
+        if ledger.mark_destroying(environment.id, _expires) is None:
+            raise _production_error(environment.id)
+
+
+def _expires(environment: Environment) -> bool:
+    return environment.expires_at is not None
+
+
+def _production_error(live: str) -> PromotionError:
+    return PromotionError(
+        f"{live} is in production or is being promoted: nothing was destroyed. The next "
+        "`pytest-ephemeral promote` retires it. To destroy it now, add --production"
+    )

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
@@ -106,11 +107,15 @@ def fill(word: str, environment: Environment) -> str:
 def _run(command: Sequence[str], variables: Mapping[str, str], output: Printer) -> int:
     """Run a command as a shell would: Ctrl-C is for it, SIGTERM is passed on to it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A handler, and not SIG_IGN, which the command would inherit.
+    stopped = threading.Event()
+    # Handlers, and not SIG_IGN, which the command would inherit.
     signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # until there is a command
     try:
         process = subprocess.Popen(command, env=variables)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        if stopped.is_set():
+            process.terminate()
         status = process.wait()
     except FileNotFoundError:
         output.say(f"error: {command[0]}: command not found")

@@ -26,11 +26,29 @@ def extend(ledger: Ledger, environment: Environment, expires_at: datetime) -> En
         expires_at: In UTC.
 
     Raises:
-        EphemeralError: It is gone, or on another machine. The record is unchanged.
+        EphemeralError: It is gone, or on another machine, or has become production meanwhile. The
+            record is unchanged.
     """
-    providers.load(environment.provider).extend(environment, expires_at)
-    ledger.change(environment.id, expires_at=expires_at)
-    return msgspec.structs.replace(environment, expires_at=expires_at)
+    provider = providers.load(environment.provider)
+    provider.extend(environment, expires_at)
+    extended = ledger.change_if(environment.id, _may_expire, expires_at=expires_at)
+    if extended is None:
+        # Gone, or disarmed since it was read: what never ends must not have been given an end.
+        now = ledger.get(environment.id)
+        if now.expires_at is None:
+            provider.extend(now, None)
+        raise PromotionError(f"{environment.id} was not extended: it is {_describe_change(now)}")
+    return extended
+
+
+def _may_expire(environment: Environment) -> bool:
+    return environment.expires_at is not None and environment.state != "destroying"
+
+
+def _describe_change(environment: Environment) -> str:
+    if environment.state == "destroying":
+        return "being destroyed"
+    return f"{environment.production or 'being promoted'}, which never expires"
 
 
 def keep(ledger: Ledger, environment: Environment) -> Environment:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from pytest_ephemeral import machine, providers
 from pytest_ephemeral.durations import Duration
@@ -23,7 +24,6 @@ from pytest_ephemeral.errors import (
     DecidedError,
     EphemeralError,
     NothingMatchedError,
-    RecordConflictError,
     RecordExistsError,
     RecordMissingError,
     RejectedError,
@@ -33,7 +33,7 @@ from pytest_ephemeral.errors import (
     closest,
 )
 from pytest_ephemeral.models import Environment, Id, ImageReference, Model, decode, encode
-from pytest_ephemeral.store import Store
+from pytest_ephemeral.store import Store, update
 from pytest_ephemeral.text import one_line
 
 FOLDER: Final = "approvals/"
@@ -111,14 +111,13 @@ class Approvals:
         """
         if found := self.find(id):
             return found
-        entries = self.entries()
-        matching = [one for one in entries if id and one.environment.startswith(id)]
+        entries = {one.environment: one for one in self.entries()}
+        matching = [known for known in entries if id and known.startswith(id)]
         if len(matching) == 1:
-            return matching[0]
+            return entries[matching[0]]
         if matching:
-            names = ", ".join(one.environment for one in matching)
-            raise NothingMatchedError(f"{id!r} is ambiguous: {names}")
-        known = closest(id, [one.environment for one in entries])
+            raise NothingMatchedError(f"{id!r} is ambiguous: {', '.join(matching)}")
+        known = closest(id, entries)
         raise NothingMatchedError(
             f"no approval of {id!r} was requested: run `pytest-ephemeral approval request "
             f"{id}`.{known}"
@@ -154,7 +153,7 @@ class Approvals:
         try:
             self._store.create(_path(environment.id), encode(asked))
         except RecordExistsError:
-            return self._change(environment.id, deadline=deadline)
+            return self._change(environment.id, lambda known: replace(known, deadline=deadline))
         return asked
 
     def find(self, id: str) -> Approval | None:
@@ -184,31 +183,32 @@ class Approvals:
             UnansweredError: The deadline has passed.
             NothingMatchedError: No approval was requested.
         """
-        found = self.get(id)
-        if decision != "timed out" and found.state == "pending" and now >= found.deadline:
-            decision, by, comment = "timed out", "", ""
-        found = self._change(
-            found.environment, state=decision, decided_by=by, comment=comment, decided_at=now
-        )
+
+        def apply(request: Approval) -> Approval:
+            if now >= request.deadline:
+                return replace(request, state="timed out", decided_at=now)
+            if decision == "timed out":
+                return request  # the deadline was moved meanwhile
+            return replace(request, state=decision, decided_by=by, comment=comment, decided_at=now)
+
+        found = self._change(self.get(id).environment, apply)
         if found.state == "timed out":
             raise UnansweredError(f"{found.environment}: {found}")
         if found.state != decision:
             raise DecidedError(f"{found.environment} was {found}. A decision can't be changed")
         return found
 
-    def _change(self, id: str, **changes: object) -> Approval:
+    def _change(self, id: str, change: Callable[[Approval], Approval]) -> Approval:
         """Change a request that is still pending; returns it as it is afterwards."""
-        while True:
-            data, version = self._store.read(_path(id))
+        latest: list[Approval] = []
+
+        def write(data: bytes) -> bytes | None:
             found = _decode(_path(id), data)
-            if found.state != "pending":
-                return found
-            changed = msgspec.structs.replace(found, **changes)
-            try:
-                self._store.replace(_path(id), encode(changed), version)
-            except RecordConflictError:
-                continue
-            return changed
+            latest[:] = [change(found) if found.state == "pending" else found]
+            return None if latest[0] == found else encode(latest[0])
+
+        update(self._store, _path(id), write)
+        return latest[0]
 
 
 def ask(

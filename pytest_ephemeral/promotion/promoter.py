@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -73,13 +74,13 @@ class Promoter(msgspec.Struct):
         journal = self._journal()
         if journal.head.run is not None:
             self._resume(journal, "promote", id)
-            return self._execute(journal)
+            return self._confirm(self._execute(journal))
         environment = self.project.ledger.get(id)
         current = journal.head.current
         if current is not None and current.environment == environment.id:
             return None
         journal.begin(self._run("promote", self._target(environment, journal), environment))
-        return self._execute(journal)
+        return self._confirm(self._execute(journal))
 
     def rollback(self) -> HistoryEntry:
         """Point the name to the previous environment, or undo an incomplete promotion.
@@ -283,6 +284,18 @@ class Promoter(msgspec.Struct):
             raise PromotionError(self._failure_text(why)) from error
         return journal.close("done", journal.head.previous)
 
+    def _confirm(self, entry: HistoryEntry) -> HistoryEntry:
+        """Raise if the new production was destroyed before the promotion had ended."""
+        try:
+            self.project.ledger.get(entry.target.environment)
+        except NothingMatchedError:
+            name = self.promotion.name
+            raise PromotionError(
+                f"{name} points to {entry.target}, which was destroyed meanwhile: promote another "
+                f"environment, or run `pytest-ephemeral rollback {name}`"
+            ) from None
+        return entry
+
     def _undo_after(self, journal: Journal, why: str, error: BaseException) -> None:
         """Undo, and report when that fails as well: running it again continues to undo."""
         try:
@@ -309,7 +322,7 @@ class Promoter(msgspec.Struct):
         meant = current is not None and current.environment == mine.target.environment
         if resumed or meant or mine.old is None:
             return
-        try:
-            self.backend.swap(mine.target.records, mine.old)
-        except NameChangedError:
-            return  # it had not been moved
+        for changed in (mine.target.records, mine.lowered):
+            with suppress(NameChangedError):  # it had not been changed to that
+                if changed:
+                    self.backend.swap(changed, mine.old)

@@ -210,9 +210,11 @@ class Steps(msgspec.Struct):
             said = self._expire(previous.environment, until)
             previous = msgspec.structs.replace(previous, until=until)
             self.journal.note(head={"previous": previous})
-        if current.environment:
-            self.ledger.change(current.environment, production=self.promotion.name)
-            self.publish(self.ledger.get(current.environment), current.url)
+        if not current.environment:
+            return said
+        production = self.ledger.change(current.environment, production=self.promotion.name)
+        if production is not None:  # else it was destroyed meanwhile; see ``Promoter.promote``
+            self.publish(production, current.url)
         return said
 
     # -- backward ----------------------------------------------------------------------------

@@ -1,0 +1,132 @@
+"""Two commands at once about one environment or name: each order of events, forced."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from promotion.test_switch import Zone
+from pytest_ephemeral import labels
+from pytest_ephemeral.cli import destroy
+from pytest_ephemeral.cli.output import Printer
+from pytest_ephemeral.environments import expiry
+from pytest_ephemeral.environments.lifecycle import Lifecycle
+from pytest_ephemeral.errors import (
+    DecidedError,
+    NothingMatchedError,
+    PromotionError,
+    SupersededError,
+)
+from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.journal import Journal
+from support.hooks import RecordingHooks
+from support.promotion import V1, V2, Stage
+
+LATER = datetime.now(UTC) + timedelta(hours=2)
+
+
+def test_an_extension_gives_production_no_end(stage: Stage) -> None:
+    """``extend`` has read the environment, and then it is promoted: it never ends all the same."""
+    as_it_was = stage.get("v2")
+    stage.promoter().promote("v2")
+
+    with pytest.raises(PromotionError, match="v2 was not extended: it is production"):
+        expiry.extend(stage.ledger, as_it_was, LATER)
+
+    assert stage.own_word("v2")["expires"] == labels.NEVER
+    assert stage.get("v2").expires_at is None
+
+
+def test_what_is_being_destroyed_is_not_extended(stage: Stage) -> None:
+    """Nobody is told that it has more time."""
+    as_it_was = stage.get("v2")
+    stage.ledger.change("v2", state="destroying")
+
+    with pytest.raises(PromotionError, match="being destroyed"):
+        expiry.extend(stage.ledger, as_it_was, LATER)
+    stage.ledger.remove("v2")
+    with pytest.raises(NothingMatchedError):
+        expiry.extend(stage.ledger, as_it_was, LATER)
+
+
+def test_down_spares_what_is_promoted_meanwhile(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``down`` has seen that it expires; until its turn comes, it is production."""
+
+    @contextmanager
+    def meanwhile(project: Any, say: Any) -> Iterator[Lifecycle]:
+        stage.promoter().promote("v2")
+        yield Lifecycle(project, hooks=RecordingHooks(), run="down", say=say)
+
+    stage.project.config.promotions = {}
+    monkeypatch.setattr(destroy, "open_project", lambda _: stage.project)
+    monkeypatch.setattr(destroy, "lifecycle", meanwhile)
+    arguments = argparse.Namespace(ids=["v2"], all=False, production=False)
+
+    assert destroy.down(arguments, Printer(as_json=False)) == 6
+
+    assert stage.addresses() == [V2]
+    assert stage.marked() == ["v2"]
+    assert not stage.own_word("v2")["ended"]
+
+
+def test_a_promotion_of_what_is_destroyed_at_its_end_is_told(stage: Stage) -> None:
+    """It ends, so that the next one can begin; but nobody is told that all is well."""
+
+    def destroyed(point: str) -> None:
+        if point == "retire: begun":
+            stage.ledger.remove("v2")
+
+    with pytest.raises(PromotionError, match="production points to v2, which was destroyed"):
+        stage.promoter(checkpoint=destroyed).promote("v2")
+
+    assert Journal(stage.project.store, "production").head.run is None
+    assert stage.promoter().rollback().target.environment == "v1"
+    assert stage.addresses() == [V1]
+
+
+def test_a_suspended_promotion_puts_a_lowered_ttl_back(make_stage: Callable[..., Stage]) -> None:
+    """It was taken for dead and undone between its last look at the journal and its update."""
+    stage = make_stage()
+    zone = Zone(ttl=3)
+    suspended = stage.promoter(backend=zone)
+    update = zone.swap
+
+    def late(old: Any, new: Any) -> str:
+        zone.swap = update  # type: ignore[method-assign]
+        stage.give_up()
+        stage.promoter(backend=zone).rollback()
+        return update(old, new)
+
+    zone.swap = late  # type: ignore[method-assign]
+    with pytest.raises(SupersededError):
+        suspended.promote("v1")
+
+    assert zone.records == zone.first
+
+
+@pytest.mark.parametrize("decision", ["approved", "timed out"])
+def test_a_deadline_that_was_moved_holds(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, decision: Any
+) -> None:
+    """Whoever has read that it was over decides by the record as it is when it is written."""
+    approvals, now = Approvals(stage.project.store), datetime.now(UTC)
+    approvals.request(stage.get("v2"), deadline=now, now=now)
+    read = approvals.get
+
+    def get(id: str) -> Any:
+        found = read(id)
+        approvals.request(stage.get("v2"), deadline=LATER, now=now)
+        return found
+
+    monkeypatch.setattr(approvals, "get", get)
+    with suppress(DecidedError):  # it is still open
+        approvals.decide("v2", decision, by="anna", now=now)
+    expected = "approved" if decision == "approved" else "pending"
+    assert read("v2").state == expected

@@ -1,0 +1,40 @@
+"""``with``: what becomes of its command when it is asked to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from typing import Any
+
+import pytest
+
+from pytest_ephemeral.cli import with_command
+from pytest_ephemeral.cli.output import Printer
+
+
+def test_a_stop_while_the_command_is_started_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when there is a process, and nobody has its number yet: none is left running."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop(*_: object) -> None:
+        raise InterruptedError("as the program itself does at SIGTERM")
+
+    monkeypatch.setattr(with_command.subprocess, "Popen", Popen)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        status = with_command._run(["sleep", "600"], os.environ, Printer(as_json=False))
+        assert status == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        left = [one for one in started if one.poll() is None]
+        for one in left:
+            one.kill()
+            one.wait()
+    assert not left
