@@ -22,7 +22,13 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
 from pytest_ephemeral import files
-from pytest_ephemeral.artifacts.stored import SHA256, StoredRepository, blob_path, entry_path
+from pytest_ephemeral.artifacts.stored import (
+    SHA256,
+    StoredRepository,
+    blob_path,
+    digest_path,
+    entry_path,
+)
 from pytest_ephemeral.errors import (
     ArtifactError,
     ConfigurationError,
@@ -71,7 +77,7 @@ class HttpRepository(StoredRepository):
             raise RecordExistsError(entry)  # its bytes were checked before it was made
         self._keeper.upload(blob_path(artifact), file)
         with suppress(RecordExistsError):  # of these bytes under another name or version
-            self._keeper.create(_digest_path(artifact.digest), encode(artifact))
+            self._keeper.create(digest_path(artifact.digest), encode(artifact))
         self._keeper.create(entry, encode(artifact))
         return artifact
 
@@ -82,7 +88,7 @@ class HttpRepository(StoredRepository):
                 f"so: give all 64 digits, or name@version"
             )
         try:
-            return self._read(_digest_path(wanted))
+            return self._read(digest_path(wanted))
         except RecordMissingError:
             raise ArtifactError(
                 f"no artifact {wanted} is in the repository {self.url}. "
@@ -320,7 +326,3 @@ def _words(answer: Response) -> str:
     if not answer.headers.get("Content-Type", "").startswith(("text/plain", "application/json")):
         return ""
     return f": {' '.join(answer.text.split())[:200]}"
-
-
-def _digest_path(digest: str) -> str:
-    return f"digests/{digest.removeprefix(SHA256)}.json"

@@ -7,10 +7,11 @@ Neither ever changes.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
@@ -76,11 +77,12 @@ class StoredRepository:
 
     def push(self, file: Path, *, name: str | None = None, version: str | None = None) -> Artifact:
         """Store a file."""
-        artifact = _describe_file(file, name, version)
-        try:
-            return self._keep(artifact, file)
-        except RecordExistsError:
-            kept = self._read(entry_path(artifact))
+        with _copy_of(file) as copy:  # of a build that goes on, its bytes as they are now
+            artifact = _describe_file(copy, name, version)
+            try:
+                return self._keep(artifact, copy)
+            except RecordExistsError:
+                kept = self._read(entry_path(artifact))
         if kept.digest == artifact.digest:
             return kept
         raise ArtifactError(
@@ -117,17 +119,20 @@ class StoredRepository:
     def _download(self, artifact: Artifact, file: Path) -> None:
         said = f"{artifact.name}@{artifact.version} in the repository {self.url}"
         again = "Push it again with `pytest-ephemeral artifact push`"
+        unchecked = file.with_name(f"{files.TEMPORARY}{os.urandom(8).hex()}")
         try:
-            self._keeper.download(blob_path(artifact), file)
+            self._keeper.download(blob_path(artifact), unchecked)
+            digest = files.digest_of(files.chunks(unchecked))
+            if digest != artifact.digest:
+                raise ArtifactError(
+                    f"{said} is no longer what was pushed: {blob_path(artifact)} is now {digest}, "
+                    f"and was {artifact.digest}. Remove it there. {again}"
+                )
+            unchecked.replace(file)
         except RecordMissingError:
             raise ArtifactError(f"{said} is gone: {blob_path(artifact)}. {again}") from None
-        digest = files.digest_of(files.chunks(file))
-        if digest != artifact.digest:
-            file.unlink()
-            raise ArtifactError(
-                f"{said} is no longer what was pushed: {blob_path(artifact)} is now {digest}, and "
-                f"was {artifact.digest}. Remove it there. {again}"
-            )
+        finally:
+            unchecked.unlink(missing_ok=True)
 
     def _keep(self, artifact: Artifact, file: Path) -> Artifact:
         """Write the content first and the entry after it: an entry always has its content."""
@@ -140,12 +145,19 @@ class StoredRepository:
 
     def _decode(self, path: str, data: bytes) -> Artifact:
         try:
-            return decode(data, Artifact)
+            artifact = decode(data, Artifact)
         except msgspec.MsgspecError as error:
             raise ArtifactError(
                 f"{self.url}/{path} can't be read as an artifact's entry: {error}. "
                 "Remove it, and push the artifact again with `pytest-ephemeral artifact push`"
             ) from error
+        if path not in {entry_path(artifact), digest_path(artifact.digest)}:
+            raise ArtifactError(
+                f"{self.url}/{path} is the entry of {artifact.name}@{artifact.version} "
+                f"({artifact.digest}): it was copied or forged. Find out who wrote it, and remove "
+                "it"
+            )
+        return artifact
 
     def _by_digest(self, wanted: str) -> Artifact:
         found = {a.digest: a for a in self.entries() if a.digest.startswith(wanted)}
@@ -220,6 +232,18 @@ def _describe_file(file: Path, name: str | None, version: str | None) -> Artifac
     )
 
 
+@contextmanager
+def _copy_of(file: Path) -> Iterator[Path]:
+    """A copy of a file, under its own name, that nobody changes."""
+    with tempfile.TemporaryDirectory(prefix="pytest-ephemeral-") as folder:
+        copy = Path(folder, file.name)
+        try:
+            shutil.copyfile(file, copy)
+        except OSError as error:
+            raise ArtifactError(f"{file} can't be read as an artifact: {error.strerror}") from error
+        yield copy
+
+
 def _digest(file: Path) -> str:
     try:
         return files.digest_of(files.chunks(file))
@@ -230,6 +254,11 @@ def _digest(file: Path) -> str:
 def entry_path(artifact: Artifact) -> str:
     """Where an artifact's entry is."""
     return f"entries/{artifact.name}/{artifact.version}.json"
+
+
+def digest_path(digest: str) -> str:
+    """Where an entry is found by its digest, in a repository that can't list its entries."""
+    return f"digests/{digest.removeprefix(SHA256)}.json"
 
 
 def blob_path(artifact: Artifact) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -15,7 +17,7 @@ from pytest_ephemeral.errors import (
     closest,
 )
 from pytest_ephemeral.models import Image, decode, encode
-from pytest_ephemeral.store import Store
+from pytest_ephemeral.store import Store, update
 
 FOLDER: Final = "catalog/"
 _SHA256: Final = "sha256:"
@@ -90,6 +92,18 @@ class Catalog:
                 except (RecordConflictError, RecordMissingError):
                     continue
             return
+
+    def mark_verified(self, image: Image, commands: Sequence[str]) -> Image:
+        """Record which commands have run on an image, unless it was baked again meanwhile."""
+        verified = msgspec.structs.replace(image, verified=list(commands))
+
+        def change(data: bytes) -> bytes | None:
+            now = _decode(_path(image.name, image.key), data)
+            return encode(verified) if now.digest == image.digest else None
+
+        with suppress(RecordMissingError, TamperedRecordError):
+            update(self._store, _path(image.name, image.key), change)
+        return verified
 
     def forget(self, image: Image) -> None:
         """Remove an image's record."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
-
-import msgspec
 
 from pytest_ephemeral.artifacts import Repository
 from pytest_ephemeral.errors import (
@@ -29,7 +27,7 @@ from pytest_ephemeral.images.scratch import scratch_file
 from pytest_ephemeral.images.signatures import SignaturePolicy
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.abilities import SupportsEquivalents
-from pytest_ephemeral.providers.protocol import UNKNOWN
+from pytest_ephemeral.providers.protocol import UNKNOWN, Baker
 from pytest_ephemeral.store import Store
 from pytest_ephemeral.tables import BakeMode, KeepInStore, Recipe
 
@@ -170,7 +168,7 @@ class Images:
             if image.archive is not None:
                 self._archives.add(image, archive)
             else:  # it was not in its own store either
-                baker_of(image.provider).unpack(image, archive)
+                _unpack_if_missing(image, archive)
         self.catalog.record(image)
         return image
 
@@ -267,9 +265,7 @@ class Images:
         say(f"verifying {image.name}: its recipe has commands that have not run on it")
         fetched = None if plan.artifact is None else self._artifacts.fetch(plan.artifact)
         plan.baker.verify(plan.job(fetched, say, live), image)
-        image = msgspec.structs.replace(image, verified=list(plan.recipe.verify))
-        self.catalog.record(image)
-        return image
+        return self.catalog.mark_verified(image, plan.recipe.verify)
 
     def _missing_error(self, plan: BakePlan) -> ImageMissingError:
         name, short = plan.recipe.name, plan.key[:19]
@@ -304,6 +300,22 @@ class Images:
             self._archives.remove(image)
         self.catalog.forget(image)
         return True
+
+
+def _unpack_if_missing(image: Image, archive: Path) -> None:
+    """Bring an image's content here, unless it is here: environments may run from it."""
+    baker = baker_of(image.provider)
+    if _is_whole(baker, image):
+        return
+    with baker.exclusive(image.key, f"importing {image.name}", lambda _: None):
+        if not _is_whole(baker, image):  # someone else may have brought it
+            baker.unpack(image, archive)
+
+
+def _is_whole(baker: Baker, image: Image) -> bool:
+    with suppress(ImageChangedError):
+        return baker.present(image)
+    return False
 
 
 @contextmanager

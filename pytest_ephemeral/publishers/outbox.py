@@ -84,7 +84,7 @@ class Outbox(msgspec.Struct):
             self._complain(f"gave up on {self._unsent} messages at the end of the run")
 
     def _work(self) -> None:
-        while message := self._messages.get():
+        while (message := self._messages.get()) and time.monotonic() < self._deadline:
             try:
                 message(Attempts(min(time.monotonic() + PATIENCE, self._deadline), self))
             except Exception as error:  # noqa: BLE001 - a warning, whatever it is

@@ -173,8 +173,8 @@ class Guard:
 
     @property
     def has_reported(self) -> bool:
-        """Whether the guard has ended in order, with everything; else it was killed."""
-        return bool(self._report)
+        """Whether the guard has ended in order, with everything; else it was killed, or failed."""
+        return bool(self._report) and not json.loads(self._report)["remaining"]
 
     def kill(self) -> None:
         """End the guard itself, at once: its children die with it, its folders stay."""

@@ -147,7 +147,8 @@ class Prefix(msgspec.Struct, frozen=True):
         """Seal it anew under a new fingerprint, unless someone is about to replace it."""
         descriptor = _open_lock(self)
         try:
-            if _try(descriptor, fcntl.LOCK_SH):
+            known = self.read_seal() if _try(descriptor, fcntl.LOCK_SH) else None
+            if known is not None and known.digest == seal.digest:  # else it was baked again
                 self.write_seal(seal, verified=True)
         finally:
             os.close(descriptor)

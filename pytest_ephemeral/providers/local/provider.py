@@ -185,13 +185,18 @@ def _hold(image: Image | None, held: ExitStack) -> list[int]:
     """Keep an image's tree from being replaced or removed while the environment runs."""
     if image is None:
         return []
-    taken_as_it_is, content = AS_IT_IS in image.handle, content_of(image)
-    descriptors = [] if taken_as_it_is else [share(Prefix(content))]
-    for descriptor in descriptors:
-        held.callback(os.close, descriptor)
-    if not content.is_dir():
+    content = content_of(image)
+    if AS_IT_IS in image.handle:
+        is_there, descriptors = content.is_dir(), []
+    else:
+        prefix = Prefix(content)
+        descriptors = [share(prefix)]
+        held.callback(os.close, descriptors[0])
+        seal = prefix.read_seal()  # from now on it stays as it is
+        is_there = seal is not None and seal.digest == image.digest
+    if not is_there:
         raise LaunchError(
-            f"the image {image.name!r} is not at {content} any more. "
+            f"the image {image.name!r} is not at {content} any more, or was baked again meanwhile. "
             f"Bring it back with: pytest-ephemeral bake {image.name}"
         )
     return descriptors

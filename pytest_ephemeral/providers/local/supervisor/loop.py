@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 
-from . import kernel, processes, view
+from . import groups, kernel, processes, view
 from .process import GuardedProcess
 from .restarts import Restarts
 
@@ -269,7 +269,7 @@ class Supervisor(Restarts):
                 self._unwatch(client.connection.fileno())
                 self._stops.append(client)
                 if (grace := request.get("grace", 0.0)) and self._stop_by is None:
-                    processes.signal_groups(self._groups, request["signal"])
+                    self._stopping = groups.signal_groups(self._groups, request["signal"])
                 self._stop_by = min(self._stop_by or 1e99, kernel.uptime() + grace)
                 return None
             case {"do": "extend", "expires_at": float() | int() | None as expires_at}:

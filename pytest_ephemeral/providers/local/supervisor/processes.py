@@ -236,25 +236,6 @@ def _signal(pid: int, number: int) -> None:
         pass
 
 
-def signal_groups(groups: Sequence[int], number: int) -> None:
-    """Send a signal to all processes of groups, such as what ``spawn`` started."""
-    for group in groups:
-        _signal(-group, number)
-
-
-def have_members(groups: Sequence[int]) -> bool:
-    """Whether a process is left in any of these groups; of another user's, one may be."""
-    for group in groups:
-        try:
-            os.kill(-group, 0)
-        except ProcessLookupError:
-            continue
-        except PermissionError:
-            pass
-        return True
-    return False
-
-
 def kill_tree(ancestor: int) -> None:
     """SIGKILL a process and all that it has started, before any of it can start more."""
     stopped: set[int] = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import kernel, processes
+from . import groups, kernel, processes
 from .process import Halt
 from .watcher import Watcher
 
@@ -38,6 +38,7 @@ class Restarts(Watcher):
     def __init__(self, owner: int) -> None:
         super().__init__(owner)
         self._halt: Halt | None = None
+        self._stopping: list[int] = []  # the groups that were asked to stop
         self._layers: WriteLayers | None = None
 
     def _serve_restart(
@@ -47,7 +48,7 @@ class Restarts(Watcher):
         match request:
             case {"do": "halt", "grace": float() | int() as grace}:
                 if grace:
-                    processes.signal_groups(self._groups, request["signal"])
+                    self._stopping = groups.signal_groups(self._groups, request["signal"])
                 self._halt = Halt(client, kernel.uptime() + grace)
                 return None
             case {"do": "layer", "folders": [str(), *_] as folders, "number": int() as number}:
@@ -59,7 +60,7 @@ class Restarts(Watcher):
 
     def _is_over(self, deadline: float) -> bool:
         """Whether processes that were asked to stop have stopped, or had time enough."""
-        return kernel.uptime() >= deadline or not processes.have_members(self._groups)
+        return kernel.uptime() >= deadline or not groups.have_members(self._stopping)
 
     def _end_processes(self) -> list[int]:
         """Kill all that was started, and what it leaves in memory; those that can't be killed."""

@@ -1,0 +1,213 @@
+"""What others do to images, artifacts and processes between two of our steps, forced."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_ephemeral.artifacts import open_repository
+from pytest_ephemeral.artifacts.directory import DirectoryRepository
+from pytest_ephemeral.errors import ArtifactError, LaunchError
+from pytest_ephemeral.images.pipeline import Images
+from pytest_ephemeral.providers.local import LocalProvider, provider
+from pytest_ephemeral.providers.local.guard import Guard
+from pytest_ephemeral.providers.local.host import GuardAddress
+from pytest_ephemeral.providers.local.prefix import Prefix, share
+from pytest_ephemeral.publishers.outbox import Outbox
+from support.machines import INSTALL, Machine, machine_in
+
+#: Each bake of it gives other bytes.
+RANDOM = [*INSTALL, 'od -An -N8 -tx1 /dev/urandom > "$PREFIX/lib/random"']
+WHEEL = "shop-1.4.2-py3-none-any.whl"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
+    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
+    with machine_in(tmp_path / "here") as machine:
+        yield machine
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DirectoryRepository:
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    return DirectoryRepository(tmp_path / "repository")
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    file = tmp_path / WHEEL
+    file.write_bytes(b"wheel")
+    return file
+
+
+# -- images --------------------------------------------------------------------------------------
+
+
+def test_an_import_leaves_a_tree_that_is_in_use(here: Machine, tmp_path: Path) -> None:
+    """It is here already; what an environment runs from is neither removed nor made again."""
+    artifacts = open_repository("artifacts", here.folder)
+    images = Images(store=here.store, artifacts=artifacts, root=here.folder, keep="never")
+    here.images = images
+    image = here.obtain()
+    images.export(image, tmp_path / "shop.image")
+    tree = Path(image.reference)
+    before = tree.stat().st_ino
+    with open(share(Prefix(tree)), "rb"):  # noqa: PTH123 - a descriptor
+        images.import_(tmp_path / "shop.image")
+        assert tree.stat().st_ino == before
+
+
+def test_what_was_baked_again_is_not_launched_as_what_it_was(here: Machine) -> None:
+    """Evidence would name bytes that do not run."""
+    old = here.obtain(install=RANDOM)
+    new = here.obtain("always", install=RANDOM)
+    with ExitStack() as held:
+        assert provider._hold(new, held)
+        with pytest.raises(LaunchError, match="baked again meanwhile"):
+            provider._hold(old, held)
+
+
+def test_a_late_verification_does_not_bring_an_old_record_back(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its commands ran, the image was baked again: the catalog knows the new one."""
+    here.obtain(install=RANDOM)
+    verify, baked = LocalProvider.verify, []
+
+    def meanwhile(self: LocalProvider, job: Any, image: Any) -> None:
+        monkeypatch.setattr(LocalProvider, "verify", verify)
+        verify(self, job, image)
+        baked.append(here.obtain("always", install=RANDOM))
+
+    monkeypatch.setattr(LocalProvider, "verify", meanwhile)
+    here.obtain(install=RANDOM, verify=["true"])
+    (recorded,) = here.images.catalog.entries()
+    assert [recorded.digest] == [image.digest for image in baked]
+
+
+def test_a_seal_of_what_was_replaced_is_not_put_back(here: Machine) -> None:
+    """Whoever has looked into the old tree finds the new one when it writes the seal again."""
+    prefix = Prefix.at(here.obtain(install=RANDOM))
+    old = prefix.read_seal()
+    assert old is not None
+    new = here.obtain("always", install=RANDOM)
+    prefix.refresh(old)
+    seal = prefix.read_seal()
+    assert seal is not None
+    assert seal.digest == new.digest != old.digest
+
+
+# -- artifacts -----------------------------------------------------------------------------------
+
+
+def test_a_build_that_goes_on_changes_nothing_that_is_pushed(
+    repository: DirectoryRepository, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is written again between its digest and its upload; what was named is stored."""
+    upload = repository._keeper.upload
+
+    def meanwhile(path: str, source: Path) -> None:
+        wheel.write_bytes(b"wheel of the next build")
+        upload(path, source)
+
+    monkeypatch.setattr(repository._keeper, "upload", meanwhile)
+    assert repository.fetch(repository.push(wheel)).read_bytes() == b"wheel"
+
+
+def test_what_is_not_checked_yet_is_in_nobodys_place(
+    repository: DirectoryRepository, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad download takes nothing from whoever has had a good one at the same time."""
+    artifact = repository.push(wheel)
+    good = repository.fetch(artifact)
+    good.unlink()
+
+    def broken(path: str, destination: Path) -> None:
+        good.write_bytes(b"wheel")  # as another process does
+        destination.write_bytes(b"whee")
+
+    monkeypatch.setattr(repository._keeper, "download", broken)
+    with pytest.raises(ArtifactError, match="no longer what was pushed"):
+        repository.fetch(artifact)
+    assert good.read_bytes() == b"wheel"
+    assert [file.name for file in good.parent.iterdir()] == [WHEEL]
+
+
+def test_a_copied_entry_is_refused(
+    repository: DirectoryRepository, wheel: Path, tmp_path: Path
+) -> None:
+    """A version that nobody has pushed is not had by copying the record of another."""
+    repository.push(wheel)
+    entries = tmp_path / "repository" / "entries" / "shop"
+    shutil.copy(entries / "1.4.2.json", entries / "1.5.json")
+    with pytest.raises(ArtifactError, match=r"1\.5\.json is the entry of shop@1\.4\.2"):
+        repository.find("shop@1.5", tmp_path)
+
+
+# -- processes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
+def test_a_group_number_that_is_someone_elses_now_gets_no_signal() -> None:
+    """A guard's process ended long ago, and its number was given to a program of the user's."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from supervisor import groups; "
+        "print(groups.signal_groups([int(sys.argv[2])], 15))"
+    )
+    folder = Path(provider.__file__).parent
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as victim:
+        try:
+            guard = [sys.executable, "-I", "-S", "-c", code, str(folder), str(victim.pid)]
+            said = subprocess.run(guard, capture_output=True, text=True, check=True, timeout=60)
+            assert said.stdout.strip() == "[]"
+            with pytest.raises(subprocess.TimeoutExpired):
+                victim.wait(0.05)
+        finally:
+            victim.kill()
+
+
+def test_a_guard_that_could_not_end_everything_has_not_ended_it() -> None:
+    """Its own report says what is left: then that is looked for, and nothing is said to be gone."""
+    process: Any = SimpleNamespace(pid=1)
+    guard = Guard(GuardAddress("x", Path("/nowhere")), process)
+    guard._report = b'{"remaining": [4711], "processes": [], "crash": ""}\n'
+    assert not guard.has_reported
+    guard._report = b'{"remaining": [], "processes": [], "crash": ""}\n'
+    assert guard.has_reported
+
+
+# -- messages ------------------------------------------------------------------------------------
+
+
+def test_a_message_that_was_given_up_is_not_sent_later() -> None:
+    """The end of the run says so of it; the one under way may take its time."""
+    warned: list[str] = []
+    outbox = Outbox("chat", warned.append)
+    begun, go_on, sent = threading.Event(), threading.Event(), list[str]()
+
+    def first(_: object) -> None:
+        begun.set()
+        go_on.wait(60)
+        sent.append("first")
+
+    outbox.put(first)
+    outbox.put(lambda _: sent.append("second"))
+    assert begun.wait(60)
+    outbox.close(time.monotonic())
+    go_on.set()
+    assert outbox._thread is not None
+    outbox._thread.join(60)
+    assert sent == ["first"]
+    assert warned == ["chat: gave up on 2 messages at the end of the run"]
