@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -155,9 +155,9 @@ def _folder() -> Path:
 
 
 @cache
-def _lock(folder: Path) -> IO[str]:
-    """The lock of a folder, held as long as this process lives."""
-    return folder.with_name(f"{folder.name}.lock").open("a")
+def _lock(folder: Path) -> int:
+    """The descriptor of a folder's lock, which is held as long as this process lives."""
+    return os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT)
 
 
 def _remove(folder: Path) -> None:
