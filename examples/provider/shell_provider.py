@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -196,6 +198,17 @@ def _listening_ports(processes: Sequence[Path]) -> set[int]:
     }
 
 
+def _kill(pid: int) -> None:
+    """Kill a process and wait: it has its sockets for longer than its variables."""
+    with suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            select.select([process], [], [], 5)  # readable once it has ended
+        finally:
+            os.close(process)
+
+
 def _remove(folder: Path) -> None:
     """Kill the processes, then remove the folder: while anything runs, it can be found."""
     if folder.is_dir() and not (folder / "labels.json").exists():
@@ -203,7 +216,7 @@ def _remove(folder: Path) -> None:
     deadline = time.monotonic() + 5
     while processes := _processes(folder):
         for process in processes:
-            os.kill(int(process.name), signal.SIGKILL)
+            _kill(int(process.name))
         if time.monotonic() > deadline:
             raise DestroyError(f"{folder.name}: still running: {[path.name for path in processes]}")
         time.sleep(0.01)

@@ -78,8 +78,8 @@ class FolderProject(PluginProject):
         """Pytest with a test that is waiting, and the process id of its owner."""
         process = self.spawn("--ephemeral-env", *arguments)
         sign = self.folder / "waiting"
-        assert eventually(lambda: sign.exists() or process.poll() is not None, 40)
-        assert sign.exists(), end(process)
+        assert eventually(lambda: _has_content(sign) or process.poll() is not None, 40)
+        assert _has_content(sign), end(process)
         assert eventually(lambda: len(self.environments()) == 2 + others, 10), end(process)
         return process, self.owner(process.pid)
 
@@ -92,6 +92,10 @@ class FolderProject(PluginProject):
                 if b"pytest_ephemeral.broker" in words:
                     return int(child)
         raise AssertionError("it has no owner process")
+
+
+def _has_content(file: Path) -> bool:
+    return file.exists() and bool(file.read_text())
 
 
 @pytest.fixture
