@@ -6,6 +6,7 @@ import os
 import secrets
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -222,6 +223,24 @@ def test_a_child_of_one_that_is_gone_when_it_is_looked_at_is_found(
             assert find_marked("MARKER=value") == [child.pid]
         finally:
             child.kill()
+
+
+@linux_only
+def test_what_has_ended_listens_no_more() -> None:
+    """A killed process has its sockets until its memory is given back, and no variables by then."""
+    code = (
+        "import os, socket, time; server = socket.create_server(('127.0.0.1', 0));"
+        "pages = b'x' * 300_000_000; print(server.getsockname()[1], flush=True); time.sleep(60)"
+    )
+    variables = {"MARKED": "listening"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        port = int(child.stdout.readline())
+        assert end_marked("MARKED=listening") == []
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
 def test_a_hundred_megabytes_do_not_block(start: Start, tmp_path: Path) -> None:

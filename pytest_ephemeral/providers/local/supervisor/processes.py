@@ -24,8 +24,12 @@ _MOST_LISTS = 50
 #: Seconds between looks at whether what was killed has ended, which is sooner than more is found.
 _REAPING = (0.0005, *[0.001] * 10)
 
-#: Seconds that a program may take to be put in another's place, of what has to be read from disk.
-_EXEC_PATIENCE = 1.0
+#: Seconds that a program may take to be put in another's place, of what has to be read from disk;
+#: and that one may take to end.
+_PATIENCE = 1.0
+
+#: Of a process's flags in proc(5): it is ending.
+_PF_EXITING = 0x4
 
 
 def spawn(
@@ -197,10 +201,10 @@ def _all() -> Iterator[int]:
 
 
 def _has(pid: int, marker: bytes) -> bool:
-    deadline = time.monotonic() + _EXEC_PATIENCE
+    deadline = time.monotonic() + _PATIENCE
     try:
-        while not (environment := read(pid, "environ")):
-            if not _will_have_environment(pid) or time.monotonic() > deadline:
+        while not (environment := _read_environment(pid)):
+            if not _is_between(pid) or time.monotonic() > deadline:
                 return False
             time.sleep(0)
     except OSError:
@@ -208,18 +212,30 @@ def _has(pid: int, marker: bytes) -> bool:
     return marker in environment.split(b"\0")
 
 
-def _will_have_environment(pid: int) -> bool:
-    """Whether a process whose environment was just read as empty has one, or is about to.
+def _read_environment(pid: int) -> bytes:
+    try:
+        return read(pid, "environ")
+    except ProcessLookupError:
+        return b""  # newer kernels say so of what has no memory any more
+
+
+def _is_between(pid: int) -> bool:
+    """Whether a process whose environment was just read as empty is about to have one, or to end.
 
     In the middle of ``execve`` a process has its new memory and no environment in it: Linux says
     where that is, and then where the code is, some time after ``exec_mmap``. Kernel threads and
     zombies have no memory; a program that was given no variables has an environment that ends
-    where it begins.
+    where it begins. One that is ending has no memory either, and its sockets and files for as long
+    as it takes to give that back (``do_exit``); it is waited for, as it may be one that was killed.
     """
     fields = read(pid, "stat").rpartition(b")")[2].split()
-    # From the third of proc(5)'s fields on: vsize, startcode, env_start and env_end.
-    memory, code, start, end = (fields[number - 3] for number in (23, 26, 50, 51))
-    return memory != b"0" and (code == b"0" or start != end)
+    # From the third of proc(5)'s fields on: state, flags, vsize, startcode, env_start, env_end.
+    state, flags, memory, code, start, end = (
+        fields[number - 3] for number in (3, 9, 23, 26, 50, 51)
+    )
+    if memory == b"0":
+        return bool(int(flags) & _PF_EXITING) and state not in {b"Z", b"X"}
+    return code == b"0" or start != end
 
 
 def read(pid: int, name: str) -> bytes:
