@@ -13,12 +13,15 @@ from typing import Any, Final, NamedTuple
 from pytest_ephemeral.cli.source_trees import SourceTree, find_source_tree
 from pytest_ephemeral.errors import ConfigurationError, UnavailableError
 
-#: The names of Compose files, in the order in which the compose command looks for them.
 _READERS: Final = (
     "To read it, install Docker's compose plugin, or PyYAML: pip install 'pytest-ephemeral[docker]'"
 )
 
+#: The names of Compose files, in the order in which the compose command looks for them.
 COMPOSE_FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+
+#: What of a service's ``build`` a recipe has keys for.
+_RECIPE_KEYS: Final = frozenset({"context", "dockerfile", "target", "args"})
 
 
 class Script(NamedTuple):
@@ -261,13 +264,29 @@ def _first_port(service: Mapping[str, Any]) -> int | None:
 def _build(build: Any) -> ComposeBuild:
     """What a service is built from, in the keys of a recipe."""
     table = build if isinstance(build, dict) else {"context": build}
-    lines = [f"context = {json.dumps(str(Path(str(table.get('context', '.')))))}"]
+    context = str(table.get("context", "."))
+    lines = [f"context = {json.dumps(context if '://' in context else str(Path(context)))}"]
     if (dockerfile := str(table.get("dockerfile", "Dockerfile"))) != "Dockerfile":
         lines.append(f"dockerfile = {json.dumps(dockerfile)}")
     if target := table.get("target"):
         lines.append(f"target = {json.dumps(str(target))}")
-    if args := table.get("args"):
-        given = args.items() if isinstance(args, dict) else [str(one).split("=", 1) for one in args]
-        texts = [f"{json.dumps(str(name))} = {json.dumps(str(value))}" for name, value in given]
+    args = dict(_arguments(table.get("args") or {}))
+    fixed = {name: value for name, value in args.items() if value is not None and "$" not in value}
+    if fixed:
+        texts = [f"{json.dumps(name)} = {json.dumps(value)}" for name, value in fixed.items()]
         lines.append(f"build-args = {{ {', '.join(texts)} }}")
+    left = [f"args.{name}" for name in args if name not in fixed]
+    left += sorted(str(key) for key in table.keys() - _RECIPE_KEYS)
+    if left:
+        lines.append(f"# left to you, as it can't be taken from the file: {', '.join(left)}")
     return ComposeBuild("\n".join(lines))
+
+
+def _arguments(args: Any) -> Iterator[tuple[str, str | None]]:
+    """The arguments of a build; None for one whose value is a variable of whoever builds."""
+    if isinstance(args, dict):
+        yield from ((str(key), None if one is None else str(one)) for key, one in args.items())
+        return
+    for one in args:
+        name, equals, value = str(one).partition("=")
+        yield name, value if equals else None

@@ -252,7 +252,7 @@ def test_a_service_on_the_network_of_the_machine(
     assert environment.url == f"http://127.0.0.1:{free}/"
     assert environment.run(["cat", "/www/index.html"]).stdout == "ok\n"
     (warning,) = [one.text for one in told if one.phase == "warning"]
-    assert "the service 'web' may write to /tmp of this machine" in warning
+    assert "the service 'web' may write to /tmp, which" in warning
     with pytest.raises(LaunchError, match=f"port {free} of this machine is in use"):
         up(lifecycle, "odd")
     lifecycle.destroy(environment)

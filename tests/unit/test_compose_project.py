@@ -8,7 +8,7 @@ import pytest
 
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.models import Endpoint
-from pytest_ephemeral.providers.compose import project
+from pytest_ephemeral.providers.compose import project, state
 from pytest_ephemeral.providers.compose.command import parse
 from pytest_ephemeral.providers.compose.tables import At, ComposeTemplate, Place
 from pytest_ephemeral.providers.docker.ports import Published
@@ -215,17 +215,31 @@ networks: {back: {driver: bridge, ipam: {config: [{subnet: 10.5.0.0/16}]}}}
         "{type: bind, source: /src, target: /code}",
         "'~/src:/code'",
         "'bound:/code'",
+        "'served:/code'",
     ],
 )
 def test_a_folder_over_a_baked_image(volume: str) -> None:
     """Tests would not run what was baked; another service's image is its own business."""
     text = f"services: {{web: {{image: x, volumes: [data:/data, {volume}]}}}}\n"
-    text += "volumes: {data: , bound: {driver_opts: {type: none, o: bind, device: /src}}}"
+    text += "volumes: {data: {driver_opts: {type: tmpfs, device: tmpfs}}, "
+    text += "bound: {driver_opts: {type: none, o: bind, device: /src}}, "
+    text += "served: {driver_opts: {type: nfs, o: 'addr=10.0.0.1,rw', device: ':/src'}}}"
     changed(text)
     with pytest.raises(ConfigurationError, match=r"over its /code.*allow-mounts = true"):
         changed(text, replaced={"web": "shop"})
     made = changed(text, replaced={"web": "shop"}, allow_mounts=True)
     assert len(made["services"]["web"]["volumes"]) == 2
+
+
+def test_what_a_service_may_write_to_outside_of_its_environment() -> None:
+    """A folder, however it is mounted; what is mounted read-only is not written to."""
+    text = """
+    services: {web: {volumes: [data:/a, "/src:/b", "/ro:/c:ro", bound:/d]}}
+    volumes: {data: , bound: {driver_opts: {type: none, o: bind, device: /dev-src}}}
+    """
+    file = parse(text)
+    found = state.list_writable(file["services"]["web"], file["volumes"])
+    assert list(found) == [("data", False), ("/src", True), ("/dev-src", True)]
 
 
 EXTERNAL = "external: true, name: theirs"
@@ -257,6 +271,24 @@ def test_what_environments_would_share_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=f"uses the {said}.*allow-external = true"):
         changed(f"services: {{{text}", allow_external=False)
     changed(f"services: {{{text}")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "network_mode: 'container:theirs'",
+        "ipc: 'container:theirs'",
+        "pid: 'container:theirs'",
+        "volumes_from: ['container:theirs:ro']",
+        "external_links: [theirs]",
+    ],
+)
+def test_a_container_from_elsewhere_is_refused(key: str) -> None:
+    """All environments would share it; unless the user says that they may."""
+    text = f"services: {{web: {{image: x}}, aside: {{image: x, {key}}}}}"
+    with pytest.raises(ConfigurationError, match=r"'aside' has .*container:theirs.*allow-external"):
+        changed(text, allow_external=False)
+    changed(text)
 
 
 def test_what_is_external_and_not_used_is_no_matter() -> None:

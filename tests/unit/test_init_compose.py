@@ -20,6 +20,9 @@ services:
     ports: ["127.0.0.1:80:9000/tcp"]
   worker: { build: { context: ./, dockerfile: Dockerfile } }
   proxy: { build: { context: proxy, target: small, args: ["V=1"] }, expose: [8000] }
+  odd: { build: { context: odd, args: [HOME, "A=${B}", "C="], shm_size: 64m, ssh: [default] } }
+  mapped: { build: { context: mapped, args: { HOME: , C: "" } } }
+  far: { build: "https://example.com/far.git#main:app" }
 """
 
 
@@ -40,7 +43,15 @@ def test_init_reads_a_compose_file_without_pyyaml(
 ) -> None:
     """Compose 2 says what it means; what init writes is the same."""
     assert cli.main(["init"]) == 0
-    by_yaml = tomllib.loads((here / "ephemeral.toml").read_text())
+    text = (here / "ephemeral.toml").read_text()
+    assert (
+        "# left to you, as it can't be taken from the file: args.HOME, args.A, shm_size, ssh"
+        in text
+    )
+    by_yaml = tomllib.loads(text)
+    assert by_yaml["images"]["odd-container"]["build-args"] == {"C": ""}
+    assert by_yaml["images"]["mapped-container"]["build-args"] == {"C": ""}
+    assert by_yaml["images"]["far-container"]["context"] == "https://example.com/far.git#main:app"
     (here / "ephemeral.toml").unlink()
     monkeypatch.setitem(sys.modules, "yaml", None)
     with with_plugin():

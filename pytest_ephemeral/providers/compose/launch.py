@@ -231,12 +231,13 @@ class Launch:
     def _warn_of_shared_folders(self, name: str, service: project.File) -> None:
         """Warn of what a service may write to on this machine, beside the project's own files."""
         own = self._files[0].parent.resolve()
-        for source, is_bound in state.list_writable(service):
+        volumes = self._meant.get("volumes") or {}
+        for source, is_bound in state.list_writable(service, volumes):
             if is_bound and not Path(source).expanduser().resolve().is_relative_to(own):
                 self.order.warn(
-                    f"templates.{self._template.name}: the service {name!r} may write to {source} "
-                    "of this machine, which its environments share with each other, and which "
-                    "outlives them: use a named volume, or mount it read-only"
+                    f"templates.{self._template.name}: the service {name!r} may write to {source}, "
+                    "which is not the project's: its environments share it with each other, and it "
+                    "outlives them. Use a named volume, or mount it read-only"
                 )
 
     def _check_host_port(self, at: At, service: project.File) -> None:

@@ -164,7 +164,7 @@ def _check_mounts(
     if template.allow_mounts or name not in template.replaced:
         return
     for named, target in _mounts(service):
-        if source := named if _is_path(named) else _device(volumes.get(named)):
+        if source := named if _is_path(named) else device_of(volumes.get(named)):
             raise ConfigurationError(
                 f"templates.{template.name}: the service {name!r} runs the baked image "
                 f"{template.replaced[name]!r}, and {template.files()[0]} mounts {source} of this "
@@ -183,18 +183,24 @@ def _mounts(service: File) -> Iterator[tuple[str, str]]:
             yield source, rest.partition(":")[0]
 
 
-def _device(volume: File | None) -> str:
-    """The folder of this machine that a volume stands for, if it does."""
+def device_of(volume: File | None) -> str:
+    """The folder, here or on a file server, that a volume stands for; empty if it is its own."""
     options = (volume or {}).get("driver_opts") or {}
-    return str(options.get("device", "")) if "bind" in str(options.get("o", "")) else ""
+    return "" if options.get("type") == "tmpfs" else str(options.get("device") or "")
 
 
 def _check_external(template: ComposeTemplate, name: str, service: File, file: File) -> None:
-    """Refuse networks and volumes that all environments of the file would share.
+    """Refuse networks, volumes and containers that all environments of the file would share.
 
     Raises:
         ConfigurationError: It uses one; names it, and says what to do.
     """
+    if not template.allow_external and (shared := _foreign_container(service)):
+        raise ConfigurationError(
+            f"templates.{template.name}: the service {name!r} has {shared} in "
+            f"{template.files()[0]}, a container that is not the environment's: all environments "
+            "of it would share that one. Use a service of the file, or say allow-external = true"
+        )
     joined = [] if service.get("network_mode") else list(service.get("networks") or ["default"])
     used = [("networks", one) for one in joined]
     used += [("volumes", source) for source, _ in _mounts(service)]
@@ -210,6 +216,20 @@ def _check_external(template: ComposeTemplate, name: str, service: File, file: F
             f"external in {template.files()[0]}: two environments of it would {why}. Remove "
             "external, so that each has its own, or say allow-external = true"
         )
+
+
+def _foreign_container(service: File) -> str:
+    """The first key by which a service takes part in a container from elsewhere; empty if none.
+
+    See https://docs.docker.com/reference/compose-file/services/ for what these keys take.
+    """
+    values = [(key, str(service.get(key) or "")) for key in ("network_mode", "ipc", "pid")]
+    values += [("volumes_from", str(one)) for one in service.get("volumes_from") or ()]
+    values += [
+        ("external_links", f"container:{one}") for one in service.get("external_links") or ()
+    ]
+    found = (f"{key}: {value}" for key, value in values if value.startswith("container:"))
+    return next(found, "")
 
 
 def _is_path(source: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.providers import external_state
-from pytest_ephemeral.providers.compose.project import File
+from pytest_ephemeral.providers.compose.project import File, device_of
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
 
 
@@ -26,7 +26,7 @@ def check_state(file: File, template: ComposeTemplate, services: Mapping[str, Fi
     volumes = file.get("volumes") or {}
     external = {name for name, one in volumes.items() if (one or {}).get("external")}
     for name, service in services.items():
-        for source, is_bound in list_writable(service):
+        for source, is_bound in list_writable(service, volumes):
             if is_bound:
                 external_state.refuse_folder(template, f"the service {name}", source)
             if source in external:
@@ -39,8 +39,19 @@ def check_state(file: File, template: ComposeTemplate, services: Mapping[str, Fi
     external_state.refuse_databases(template, dict(os.environ), commands=texts, own=own)
 
 
-def list_writable(service: File) -> Iterator[tuple[str, bool]]:
-    """What a service may write to: a volume's name, or a folder of this machine (True)."""
+def list_writable(service: File, volumes: Mapping[str, File | None]) -> Iterator[tuple[str, bool]]:
+    """What a service may write to: a volume's name, or a folder from outside (True).
+
+    Args:
+        service: What the file says of it.
+        volumes: The file's volumes, which may stand for folders too.
+    """
+    for source, is_bound in _list_writable(service):
+        device = "" if is_bound else device_of(volumes.get(source))
+        yield (device, True) if device else (source, is_bound)
+
+
+def _list_writable(service: File) -> Iterator[tuple[str, bool]]:
     for volume in service.get("volumes") or ():
         if isinstance(volume, dict):
             if not volume.get("read_only") and volume.get("source"):

@@ -51,7 +51,8 @@ class Context(msgspec.Struct, frozen=True):
             ConfigurationError: It is not, or it has no such Dockerfile.
         """
         if not folder.is_dir():
-            raise ConfigurationError(f"context: {folder} is not a folder")
+            hint = ": clone a repository first, and name its folder" * (":/" in str(folder))
+            raise ConfigurationError(f"context: {folder} is not a folder{hint}")
         if not (folder / dockerfile).is_file():
             raise ConfigurationError(
                 f"there is no Dockerfile {folder / dockerfile}: `dockerfile` says where it is in "
