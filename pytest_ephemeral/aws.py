@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from pytest_ephemeral import aws_retries
 from pytest_ephemeral.errors import UnavailableError
@@ -41,8 +41,8 @@ _ADVICE: Final = {
 #: Who asks, to be told apart in CloudTrail from all others with the same credentials.
 USER_AGENT: Final = "pytest-ephemeral"
 
-#: How often a request is made that fails for reasons that may pass; by STS, which is asked who
-#: asks before anything is done, and whoever waits should hear soon.
+#: How often a request is made that fails for reasons that may pass; and a poll, which is repeated
+#: soon in any case, or one of STS, which is asked first of all: whoever waits should hear soon.
 _PATIENT: Final = 10
 _IMPATIENT: Final = 2
 #: Seconds in which a connection is made, and in which STS, which is asked first of all, answers.
@@ -50,31 +50,80 @@ _ANSWER: Final = 5
 #: Seconds in which every other service does; S3 takes as long as boto3 lets it, for large files.
 _LATEST_ANSWER: Final = 30
 
+T = TypeVar("T")
+
+
+class _Session(NamedTuple):
+    """One of boto3, and the one of botocore that it is made of."""
+
+    core: Any
+    whole: Any
+
+
 _clients: dict[tuple[Any, ...], Any] = {}
+_sessions: dict[tuple[Any, ...], _Session] = {}
 _identities: dict[int, dict[str, str]] = {}
 _lock = threading.Lock()
 
 
-def client(service: str, region: str | None = None) -> Any:
+def client(service: str, region: str | None = None, *, polls: bool = False) -> Any:
     """A client of one service; the same one for all threads of a process.
 
     Args:
         service: As boto3 names it, such as ``ec2``.
         region: Another than the configured one.
+        polls: Whether it is the one of ``poll``.
 
     Raises:
         UnavailableError: boto3 is not installed, or no region, profile or role can be found.
     """
+    import boto3
+    import botocore.session
+
     # A process (a test's, for one) may change who asks, and where, while it runs.
     said = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
-    key = (service, region, os.getpid(), *said)
+    asking = (os.getpid(), *said)
     with (
         _lock,
         translate_errors(),
     ):  # a session is not safe to share between threads, its clients are
+        if asking not in _sessions:  # it reads what a service is once, which takes a while
+            core = botocore.session.get_session()
+            _sessions[asking] = _Session(core, boto3.session.Session(botocore_session=core))
+        session = _sessions[asking]
+        # AWS's own tools read AWS_REGION, all but boto3.
+        region = (
+            region or session.core.get_config_variable("region") or os.environ.get("AWS_REGION")
+        )
+        key = (service, region, polls, *asking)
         if key not in _clients:
-            _clients[key] = _create(service, region)
+            _clients[key] = _create(session, service, region, polls=polls)
         return _clients[key]
+
+
+def poll(client_: Any, ask: Callable[[Any], T]) -> T | None:
+    """Ask, once, what is asked again and again until something has happened.
+
+    Once AWS throttles one call of a client, boto3 slows all of them down, to one in two seconds at
+    worst, and repeats that one for up to a minute. So polls have a client of their own, that asks
+    again at once or not at all: changes need not wait for them, and the next poll is soon.
+
+    Args:
+        client_: Whose service and region are meant.
+        ask: Makes the call, with the client that it is given.
+
+    Returns:
+        What ``ask`` does; None while AWS throttles it.
+    """
+    from botocore.exceptions import ClientError
+
+    service, region = client_.meta.service_model.service_name, client_.meta.region_name
+    try:
+        return ask(client(service, region, polls=True))
+    except ClientError as error:
+        if code(error) in aws_retries.THROTTLED:
+            return None
+        raise
 
 
 def identity(region: str | None = None) -> dict[str, str]:
@@ -155,25 +204,19 @@ def _is_raised_by_botocore(error: BaseException) -> bool:
     return any(frame.f_globals.get("__name__", "").startswith("botocore.") for frame, _ in frames)
 
 
-def _create(service: str, region: str | None) -> Any:
-    import boto3
-    import botocore.session
+def _create(session: _Session, service: str, region: str | None, *, polls: bool) -> Any:
     from botocore.config import Config
 
-    core = botocore.session.get_session()
-    session = boto3.session.Session(botocore_session=core)
     # A user's own choice of retries (in the environment or a profile) is not overridden.
-    chosen = core.get_scoped_config()
+    chosen = session.core.get_scoped_config()
     retries: dict[str, Any] = {}
     if "AWS_RETRY_MODE" not in os.environ and "retry_mode" not in chosen:
-        retries["mode"] = "adaptive"
+        retries["mode"] = "standard" if polls else "adaptive"
     if "AWS_MAX_ATTEMPTS" not in os.environ and "max_attempts" not in chosen:
-        retries["total_max_attempts"] = _IMPATIENT if service == "sts" else _PATIENT
-    if core.get_config_variable("region") is None:
-        region = region or os.environ.get("AWS_REGION")  # which all of AWS's tools read but boto3
+        retries["total_max_attempts"] = _IMPATIENT if polls or service == "sts" else _PATIENT
     reading = {"s3": {}, "sts": {"read_timeout": _ANSWER}}
     made = _client(
-        session,
+        session.whole,
         service,
         region_name=region,
         config=Config(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.request
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.abilities import SupportsLastLogMark
+from pytest_ephemeral.providers.ec2 import instance_watcher
 from pytest_ephemeral.tables import Ready
 from support.waiting import until
 
@@ -108,13 +110,22 @@ def test_a_lost_answer_launches_nothing_twice(bench: Bench, action: str) -> None
     bench.lifecycle.destroy(environment)
 
 
-def test_throttled_looks_fail_nothing(bench: Bench) -> None:
-    """While no look gets through, bringing up and destroying go on."""
+def test_throttled_looks_fail_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While no look gets through, bringing up and destroying go on; and soon after it, they end.
+
+    boto3 by itself would slow down all calls of its client, and look again after half a minute.
+    """
+    monkeypatch.setattr(instance_watcher, "LONGEST_INTERVAL", 0.3)
     bench.bake()
-    bench.account.fault("DescribeInstances", "RequestLimitExceeded", kind="throttle", times=3)
+    throttled = partial(
+        bench.account.fault, "DescribeInstances", "RequestLimitExceeded", kind="throttle"
+    )
+    throttled(times=3)
     environment = bench.lifecycle.bring_up(bench.template()).environment
-    bench.account.fault("DescribeInstances", "RequestLimitExceeded", kind="throttle", times=2)
+    throttled(times=8)
+    started = time.monotonic()
     bench.lifecycle.destroy(environment)
+    assert time.monotonic() - started < 20
 
 
 def test_a_console_that_may_not_be_read_fails_no_test(bench: Bench) -> None:

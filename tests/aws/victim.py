@@ -12,13 +12,14 @@ import signal
 import sys
 import zlib
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aws.conftest import Bench, quick
-from aws.harness import COPIES, Known
+from aws.harness import COPIES, REGION, Known
 from pytest_ephemeral import aws, providers
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.orders import make_order, register_environment
@@ -93,15 +94,21 @@ KINDS: Mapping[str, Callable[[Bench], None]] = {
 }
 
 
+def make_clients() -> None:
+    """Make the clients of all runs, once: that takes longer than most runs."""
+    aws.client("ec2", REGION)
+    (session,) = aws._sessions.values()
+    make = cache(partial(aws._create, session))
+    for polls in (False, True):
+        for service, region in (("ec2", REGION), ("ec2", COPIES), ("cloudformation", REGION)):
+            make(service, region, polls=polls)
+    make("sts", REGION, polls=False)
+    aws._create = lambda _, *asked, **polls: make(*asked, **polls)
+
+
 def main(folder: Path, known: Known) -> None:
     """Fork a run a line."""
-    import boto3
-
-    # What AWS's services are is read once, for all of them: that takes longer than most runs.
-    session = boto3.session.Session()
-    for service in ("ec2", "cloudformation"):
-        session.client(service)
-    boto3.session.Session = lambda **_: session  # type: ignore[assignment, misc]
+    make_clients()
     for line in sys.stdin:
         name, kind = line.split()
         child = os.fork()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from pytest_ephemeral import aws, aws_retries, labels
+from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import waiting
@@ -21,10 +21,10 @@ from pytest_ephemeral.providers.protocol import Owned
 
 #: Seconds between looks at a stack.
 POLL: Final = 2.0
-#: Seconds between them, at most, while requests are throttled.
-LONGEST_POLL: Final = 15.0
 #: Seconds in which a stack is deleted.
 DELETING: Final = 3600.0
+#: Seconds between them, at most, while requests are throttled.
+LONGEST_POLL: Final = 15.0
 #: Seconds to wait for a stack that is being changed, or while requests are throttled.
 BUSY: Final = 300.0
 
@@ -109,40 +109,37 @@ def look(client: Any, stack: str, *, older: float | None = None) -> Mapping[str,
     Args:
         client: Of CloudFormation.
         stack: Its name or id.
-        older: Seconds that what was seen may be old; by default as long as between looks.
+        older: Seconds that what was seen may be old; by default as long as between looks, and
+            longer while requests are throttled.
     """
-    from botocore.exceptions import ClientError
-
     limit = POLL if older is None else older
     with _seen_lock:
         at, found = _seen.get((id(client), stack), (float("-inf"), None))
         if time.monotonic() - at < limit:
             return found
-        try:
-            found = _describe(client, stack)
-        except ClientError as error:
-            if aws.code(error) in aws_retries.THROTTLED and at != float("-inf"):
-                return found
-            if not events.is_missing(error):
-                raise
-            found = None
-        if found is not None and found["StackStatus"] == "DELETE_COMPLETE":
-            found = None
+        ask = partial(_describe, stack=stack)
+        within = 0.0 if found is not None and older is None else BUSY
+        seen = waiting.wait_until(
+            lambda: aws.poll(client, ask), within=within, every=POLL, longest=LONGEST_POLL
+        )
+        if seen is None and not within:
+            return found
+        (found,) = seen or ask(client)
         _seen[id(client), stack] = (time.monotonic(), found)
         return found
 
 
-def _describe(client: Any, stack: str) -> Mapping[str, Any]:
-    """A stack as CloudFormation has it; asked again while requests are throttled."""
-    answer = waiting.retry(
-        lambda: client.describe_stacks(StackName=stack),
-        when=lambda error: aws.code(error) in aws_retries.THROTTLED,
-        within=BUSY,
-        every=POLL,
-        longest=LONGEST_POLL,
-    )
-    found: Mapping[str, Any] = answer["Stacks"][0]
-    return found
+def _describe(client: Any, stack: str) -> list[Mapping[str, Any] | None]:
+    """One stack as CloudFormation has it, or None in its place."""
+    from botocore.exceptions import ClientError
+
+    try:
+        found = client.describe_stacks(StackName=stack)["Stacks"][0]
+    except ClientError as error:
+        if not events.is_missing(error):
+            raise
+        return [None]
+    return [None if found["StackStatus"] == "DELETE_COMPLETE" else found]
 
 
 def forget(client: Any, stack: str) -> None:

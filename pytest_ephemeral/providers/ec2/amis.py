@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pytest_ephemeral import aws, aws_retries, files, labels
+from pytest_ephemeral import aws, files, labels
 from pytest_ephemeral.errors import BakeError, ConfigurationError, LaunchError
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import waiting
@@ -39,6 +39,8 @@ OUTLIVING: Final = "outliving-volumes"
 
 _UNRECORDED: Final = {"Name": f"tag:{STATE}", "Values": [QUARANTINED, UNRECORDED]}
 _NOT_VISIBLE: Final = "not visible yet"
+#: In place of an AMI's state.
+UNKNOWN: Final = "unknown, as AWS throttles the request"
 GONE: Final = frozenset(
     {"InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound"}
 )
@@ -339,12 +341,6 @@ def _newest(base: BaseQuery, region: str | None) -> str:
 
 
 def look(client: Any, id: str) -> Mapping[str, Any]:
-    """An AMI; one that is not visible has a state that says so."""
-    from botocore.exceptions import ClientError
-
-    try:
-        return describe(client, id) or {"State": _NOT_VISIBLE}
-    except ClientError as error:
-        if aws.code(error) in aws_retries.THROTTLED:
-            return {"State": "unknown, as AWS throttles the request"}
-        raise
+    """An AMI; one that is not visible, or can't be asked for now, has a state that says so."""
+    found = aws.poll(client, lambda polling: [describe(polling, id)])
+    return {"State": UNKNOWN} if found is None else found[0] or {"State": _NOT_VISIBLE}

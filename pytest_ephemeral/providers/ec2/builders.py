@@ -8,12 +8,13 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from pytest_ephemeral import aws, aws_retries, files, labels, machine
+from pytest_ephemeral import aws, files, labels, machine
 from pytest_ephemeral.errors import BakeError, ConfigurationError
 from pytest_ephemeral.providers import install_files, install_script, waiting
 from pytest_ephemeral.providers.bake_log import BakeLog, passed_variables
@@ -279,14 +280,8 @@ def stop(built: BakeInstance) -> None:
 
 def _describe(built: BakeInstance) -> Mapping[str, Any] | None:
     """The instance as EC2 has it; None while EC2 does not say."""
-    from botocore.exceptions import ClientError
-
-    try:
-        return next(iter(resources.describe_instances(built.client, [built.instance])), None)
-    except ClientError as error:
-        if aws.code(error) in aws_retries.THROTTLED:
-            return None
-        raise
+    found = aws.poll(built.client, partial(resources.describe_instances, ids=[built.instance]))
+    return next(iter(found or ()), None)
 
 
 def tags_for(job: BakeJob, id: str) -> dict[str, str]:

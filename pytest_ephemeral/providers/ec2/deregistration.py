@@ -87,7 +87,7 @@ def _quarantine(client: Any, found: Mapping[str, Any]) -> None:
 def _remove(client: Any, found: Mapping[str, Any]) -> None:
     from botocore.exceptions import ClientError
 
-    snapshots = amis.snapshots_of(found) or _wait_for_snapshots(client, found)
+    snapshots = find_snapshots(client, found)
     try:
         client.deregister_image(ImageId=found["ImageId"])
     except ClientError as error:
@@ -97,14 +97,15 @@ def _remove(client: Any, found: Mapping[str, Any]) -> None:
         delete_snapshot(client, snapshot)
 
 
-def _wait_for_snapshots(client: Any, found: Mapping[str, Any]) -> list[str]:
-    """The snapshots of a pending AMI, as soon as they are known."""
-    if found["State"] != "pending":
-        return []
+def find_snapshots(client: Any, found: Mapping[str, Any]) -> list[str]:
+    """The snapshots of an AMI; those of a pending one, as soon as they are known."""
+    if (known := amis.snapshots_of(found)) or found["State"] != "pending":
+        return known
 
     def look() -> list[str] | str:
         seen = amis.look(client, found["ImageId"])
-        return amis.snapshots_of(seen) or ("" if seen["State"] == "pending" else "none")
+        may_come = seen["State"] in {"pending", amis.UNKNOWN}
+        return amis.snapshots_of(seen) or ("" if may_come else "none")
 
     snapshots = waiting.wait_until(look, within=amis.UNSEEN, every=amis.POLL)
     return snapshots if isinstance(snapshots, list) else []

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -170,21 +171,26 @@ class InstanceWatcher:
                     return False
                 self._changed.wait(min(left, LONGEST_INTERVAL))
 
-    def look(self, runs: Collection[str]) -> None:
+    def look(self, runs: Collection[str], client: Any = None) -> int:
         """Look once at all instances of some runs.
+
+        Args:
+            runs: Which.
+            client: Another than the one that waits long for an answer.
+
+        Returns:
+            How many there are.
 
         Raises:
             EphemeralError: AWS can't be asked from here.
             ClientError: It refuses, or has too much to do.
         """
-        pages = self.client.get_paginator("describe_instances").paginate(
-            Filters=[{"Name": f"tag:{labels.RUN}", "Values": sorted(runs)}],
-            PaginationConfig={"PageSize": PAGE},
-        )
+        pages = (client or self.client).get_paginator("describe_instances")
+        wanted = [{"Name": f"tag:{labels.RUN}", "Values": sorted(runs)}]
         with aws.translate_errors():
             found = {
                 instance["InstanceId"]: instance
-                for page in pages
+                for page in pages.paginate(Filters=wanted, PaginationConfig={"PageSize": PAGE})
                 for reservation in page["Reservations"]
                 for instance in reservation["Instances"]
                 if self._is_known(instance) and not self._is_stale(instance)
@@ -197,6 +203,7 @@ class InstanceWatcher:
             for run in runs:
                 self._looks[run] = self._looks.get(run, 0) + 1
             self._changed.notify_all()
+        return len(found)
 
     def end(self, ids: Sequence[str]) -> None:
         """Terminate instances, in one call with all who want the same now.
@@ -273,10 +280,10 @@ class InstanceWatcher:
                     self._seen.clear()
                     return
             try:
-                self.look(runs)
-                interval = INTERVAL
+                seen = aws.poll(self.client, partial(self.look, runs))
             except (ClientError, EphemeralError):
-                interval = min(interval * 2, LONGEST_INTERVAL)
+                seen = None
+            interval = INTERVAL if seen is not None else min(interval * 2, LONGEST_INTERVAL)
 
 
 def terminate(client: Any, ids: Collection[str]) -> dict[str, Exception]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
-from pytest_ephemeral import aws, aws_retries, labels
+from pytest_ephemeral import aws, labels
 from pytest_ephemeral.errors import DestroyError, EphemeralError
 from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.ec2 import (
@@ -138,13 +139,8 @@ class Removal:
 
     def _find_ended(self, ids: Sequence[str]) -> set[str]:
         """Those that have ended, as far as can be seen now."""
-        from botocore.exceptions import ClientError
-
-        try:
-            found = resources.describe_instances(self.client, ids)
-        except ClientError as error:
-            if aws.code(error) not in aws_retries.THROTTLED:
-                raise
+        found = aws.poll(self.client, partial(resources.describe_instances, ids=ids))
+        if found is None:
             return set()
         seen = {str(one["InstanceId"]): state(one) for one in found}
         return {id for id in ids if seen.get(id, "terminated") == "terminated"}

@@ -8,8 +8,10 @@ https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/replace-root.html
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
+from pytest_ephemeral import aws
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.ec2.instance_watcher import Instance
@@ -38,8 +40,8 @@ def replace(client: Any, instances: Collection[str], image: str) -> None:
     tasks = [begin(client, id, image) for id in instances]
 
     def look() -> bool:
-        found = client.describe_replace_root_volume_tasks(ReplaceRootVolumeTaskIds=tasks)
-        states = {one["InstanceId"]: str(one["TaskState"]) for one in _listed(found)}
+        found = aws.poll(client, partial(_describe, tasks=tasks)) or ()
+        states = {one["InstanceId"]: str(one["TaskState"]) for one in found}
         if failed := {id: at for id, at in states.items() if at not in {SUCCEEDED, *UNDER_WAY}}:
             raise EphemeralError(
                 "; ".join(
@@ -72,5 +74,6 @@ def other_volumes(instance: Instance) -> list[str]:
     return [name for name in names if name != instance["RootDeviceName"]]
 
 
-def _listed(answer: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _describe(client: Any, tasks: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    answer = client.describe_replace_root_volume_tasks(ReplaceRootVolumeTaskIds=tasks)
     return list(answer["ReplaceRootVolumeTasks"])

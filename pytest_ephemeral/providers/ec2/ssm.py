@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pytest_ephemeral import aws, aws_retries
+from pytest_ephemeral import aws
 from pytest_ephemeral.errors import EnvironmentGoneError, UnavailableError
 from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.ec2 import user_data
@@ -50,7 +50,7 @@ def run(
     limit = LONGEST if timeout is None else timeout
     command, started = _send(client, id, instance, script(argv, timeout), limit)
     found = waiting.wait_until(
-        lambda: _find_ended(client, command, instance),
+        lambda: aws.poll(client, lambda polling: _find_ended(polling, command, instance)),
         within=limit + GRACE,
         every=_PAUSE,
         longest=_LONGEST_PAUSE,
@@ -122,7 +122,7 @@ def _find_ended(client: Any, command: str, instance: str) -> dict[str, Any] | No
             CommandId=command, InstanceId=instance
         )
     except ClientError as error:
-        if aws.code(error) in {"InvocationDoesNotExist", *aws_retries.THROTTLED}:
-            return None  # it is on its way, or can't be asked for now
+        if aws.code(error) == "InvocationDoesNotExist":
+            return None  # it is on its way
         raise
     return found if found["Status"] in _ENDED else None
