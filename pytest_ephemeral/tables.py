@@ -154,6 +154,8 @@ class Template(Table, frozen=True, kw_only=True):
         rollback: When tests find it as it was when it was ready and seeded: before every test
             (``each``), or after a test that failed (``failed``).
         reset: A shell command, run inside it, that puts it back instead of its provider.
+        spares: How many are made ready ahead of the tests that want one of their own; at least one
+            for each worker.
         health: Whether a crash that failed no test fails the run.
         ttl: How long until it expires and ends by itself.
     """
@@ -173,6 +175,7 @@ class Template(Table, frozen=True, kw_only=True):
     seed: str | None = None
     rollback: Rollback | None = None
     reset: str | None = None
+    spares: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
     health: Health = "fail"
     ttl: Duration = Duration(7200)
 

@@ -55,6 +55,9 @@ class LifecycleBackend:
     def check(self, template: str, *, rolled_back: bool) -> None:
         self._lifecycle.check(template, rolled_back=rolled_back)
 
+    def spares(self, template: str, /) -> int:
+        return self._lifecycle.project.config.template(template).spares
+
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
         template = self._lifecycle.project.config.template(key.template)
         thread = threading.get_ident()
@@ -145,6 +148,9 @@ class AttachedBackend:
                 f"{self.environment.id} has no baseline that it could be put back to: leave out "
                 "--ephemeral-attach, or the rollback"
             )
+
+    def spares(self, _: str, /) -> int:
+        return 0
 
     def roll_back(self, environment: Environment) -> tuple[Environment, float]:
         raise ConfigurationError(f"{environment.id} has no baseline: it was only attached to")

@@ -242,7 +242,7 @@ class Broker:
         entry = Entry(self._same(key), planned=planned)
         self._current[entry.key] = entry
         if planned:
-            self._queue.add(entry)
+            self._queue.add(entry, self._backend.spares(entry.key.template))
         return entry
 
     def _wanted(self, key: Key) -> Entry:

@@ -41,6 +41,9 @@ class Backend(Protocol):
             EphemeralError: It is not, or the template can't be right.
         """
 
+    def spares(self, template: str, /) -> int:
+        """How many of a template are made ready ahead of the tests, if more than of others."""
+
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
         """Bring one up: it is ready, and how many seconds each phase took."""
 

@@ -30,6 +30,7 @@ class Notes:
         self.dead: dict[str, str] = {}
         self.cancelled = False
         self.left: list[str] = []
+        self.spare: dict[str, int] = {}
         self.accepting = True
         self.ending = threading.Event()
         self.ending.set()
@@ -37,6 +38,9 @@ class Notes:
 
     def check(self, template, *, rolled_back):
         """Everything is there."""
+
+    def spares(self, template):
+        return self.spare.get(template, 0)
 
     def roll_back(self, environment):
         """See the tests of rollbacks."""
@@ -152,6 +156,20 @@ def test_what_is_needed_next_is_made_ready_and_no_more(broker, notes):
     broker.finish_test("t0")
     assert eventually(lambda: notes.ended == ["f-1"], 30)
     assert len(notes.launched) == 3
+
+
+def test_spares_are_made_ready_ahead_however_few_workers(broker, notes):
+    """All of them at once; besides those of other templates, which come as they always do."""
+    notes.spare["f"] = PARALLEL + 2
+    notes.gate.clear()
+    needs = {function(number): [f"t{number}"] for number in range(PARALLEL + 5)}
+    broker.plan({**needs, Key("g", "module", "1"): ["t"], Key("g", "module", "2"): ["t"]})
+    assert eventually(lambda: len(notes.launched) == PARALLEL + 2, 30)
+    notes.gate.set()
+    assert eventually(lambda: notes.launched[-1] == "g1", 30)
+    broker.lease(function(0), "main")()
+    assert eventually(lambda: notes.launched[-1] == f"f/{PARALLEL + 2}", 30)
+    assert len(notes.launched) == PARALLEL + 4
 
 
 def test_what_no_test_took_is_ended_when_its_tests_are_over(broker, notes):
