@@ -14,6 +14,7 @@ from aws.project import Project
 from pytest_ephemeral import providers
 from pytest_ephemeral.errors import DestroyError
 from pytest_ephemeral.providers.abilities import SupportsStagedDestroy
+from pytest_ephemeral.providers.ec2 import removal, removal_steps
 from support.waiting import until
 
 STACK = """
@@ -67,6 +68,42 @@ def test_a_group_that_was_left_is_removed_by_the_next_run(
     bench.account.tell("faults")
     project.run("pytest", "--ephemeral-env")
     until(lambda: not bench.ledger.entries(), within=60)
+    assert bench.account.left() == []
+
+
+@pytest.mark.parametrize(
+    "code", ["OperationNotPermitted", "InvalidInstanceID.NotFound", "IncorrectInstanceState"]
+)
+def test_whatever_refuses_a_termination_it_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """Protected, said not to be there though it is seen, or not in a state for it."""
+    for module in (removal, removal_steps):
+        monkeypatch.setattr(module, "UNSEEN", 0.5)
+        monkeypatch.setattr(module, "ENDING", 0.5)
+    bench.bake()
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    bench.account.fault("TerminateInstances", code, times=99)
+    instance = environment.handle["instances"]
+    with pytest.raises(DestroyError, match=f"the instances {instance} have not ended"):
+        bench.lifecycle.destroy(environment)
+    assert instance in bench.ledger.get(environment.id).problem
+    (why,) = removal.remove(bench.account.ec2, [environment.id]).values()
+    assert f"the instances {instance} have not ended" in str(why)
+    bench.account.tell("faults")
+    bench.lifecycle.destroy(environment)
+    assert bench.account.left() == []
+
+
+def test_a_group_that_may_not_be_deleted_is_named(bench: Bench) -> None:
+    """It is what remains, though every instance has ended."""
+    bench.bake()
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    group = environment.handle["group"]
+    bench.account.fault("DeleteSecurityGroup", "UnauthorizedOperation")
+    with pytest.raises(DestroyError, match=rf"{group} remains: .*\(DeleteSecurityGroup\)"):
+        bench.lifecycle.destroy(environment)
+    bench.lifecycle.destroy(environment)
     assert bench.account.left() == []
 
 

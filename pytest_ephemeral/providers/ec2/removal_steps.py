@@ -76,8 +76,8 @@ class Removal:
         if not owners:
             return
         for id, error in self._terminate(owners).items():
-            owner = owners.pop(id)
-            if not is_unknown(error):
+            if not is_unknown(error):  # if it can be seen all the same, it has not ended
+                owner = owners.pop(id)
                 self._fail(owner, remain(owner, [id], describe_error(error)))
 
         def have_ended() -> bool:

@@ -24,9 +24,10 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pytest_ephemeral import aws, aws_retries, labels, machine
-from pytest_ephemeral.errors import DestroyError, LaunchError
+from pytest_ephemeral.errors import DestroyError, LaunchError, UnavailableError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import waiting
+from pytest_ephemeral.providers.ec2.errors import describe_error
 from pytest_ephemeral.providers.ec2.tables import source_of
 from pytest_ephemeral.providers.ec2.tags import PROCESS, to_tags
 
@@ -130,7 +131,7 @@ class SharedGroups:
         """Delete a group, as soon as nothing uses it any more, unless others do.
 
         Raises:
-            DestroyError: Something still uses it; says what.
+            DestroyError: Something still uses it, or AWS refuses; says what.
         """
 
         def try_once() -> bool:
@@ -138,14 +139,14 @@ class SharedGroups:
                 if group in self._deleted or self._joining[group] or is_used():
                     self._deleting.discard(group)
                     return True
-                if not (outcome := try_delete(self._client, group)):
+                if not (outcome := _try_delete(self._client, group)):
                     return False
                 self._deleted[group] = outcome == "deleted"
                 self._known = {id: known for id, known in self._known.items() if known != group}
                 return True
 
         if not waiting.wait_until(try_once, within=LINGER, every=PAUSE):
-            raise still_used(self._client, group)
+            raise _still_used(self._client, group)
 
 
 def name_of(id: str) -> str:
@@ -280,21 +281,25 @@ def runner_address(target: str, *, public: bool) -> str:
         ) from error
 
 
-def try_delete(client: Any, group: str) -> Literal["deleted", "not there", ""]:
+def _try_delete(client: Any, group: str) -> Literal["deleted", "not there", ""]:
     """Delete a group; empty while it is still used."""
     from botocore.exceptions import ClientError
 
     try:
-        client.delete_security_group(GroupId=group)
-    except ClientError as error:
+        with aws.translate_errors():
+            client.delete_security_group(GroupId=group)
+    except (ClientError, UnavailableError) as error:
         found = aws.code(error)
-        if found not in {"DependencyViolation", *aws_retries.THROTTLED, *GONE}:
-            raise
-        return "not there" if found in GONE else ""
+        if found in {"DependencyViolation", *aws_retries.THROTTLED, *GONE}:
+            return "not there" if found in GONE else ""
+        raise DestroyError(
+            f"the security group {group} remains: {describe_error(error)}. See to that, then: "
+            "pytest-ephemeral reap"
+        ) from error
     return "deleted"
 
 
-def still_used(client: Any, group: str) -> DestroyError:
+def _still_used(client: Any, group: str) -> DestroyError:
     """The error for a group that can't be deleted."""
     found = client.describe_network_interfaces(Filters=[{"Name": "group-id", "Values": [group]}])[
         "NetworkInterfaces"
