@@ -121,7 +121,12 @@ class Worker:
         found_keys = {
             item.nodeid: needs.keys(needs.needs_of(item), opened.default) for item in session.items
         }
-        self._rollbacks.plan(session.items, lambda item: found_keys[item.nodeid], opened.rollbacks)
+        asked_late = [Key(opened.default, "session", "")] if opened.default else []
+        self._rollbacks.plan(
+            session.items,
+            lambda item: found_keys[item.nodeid] or (asked_late if needs.asks_late(item) else ()),
+            opened.rollbacks,
+        )
         for item in session.items:
             keys = found_keys[item.nodeid]
             self._keys[item.nodeid] = [self._rollbacks.mark(key) for key in keys]
@@ -248,7 +253,9 @@ class Worker:
         """Look whether what the test is going to use still runs, and where its log ends."""
         item.stash[_TOLD] = False
         self._failed = False
-        for key in self._keys.get(item.nodeid, ()):
+        keys = self._keys.get(item.nodeid, ())
+        late = [key for key in self._held if self._rollbacks.is_due(item, key)]
+        for key in dict.fromkeys([*keys, *late]) if late and needs.asks_late(item) else keys:
             if self._held[key] > 0:
                 self._look(item, key)
         if not self._keys.get(item.nodeid) and (reason := needs.marker_unreachable(item)):
@@ -304,7 +311,10 @@ class Worker:
         if used:
             setattr(report, REPORT_ATTRIBUTE, [self._lent[key].id for key in used])
             links.add(item, report, [self._lent[key] for key in used])
-        self._failed = self._failed or report.failed
+        # As expected is failed, too: it was left in the middle.
+        self._failed = (
+            self._failed or report.failed or (report.skipped and hasattr(report, "wasxfail"))
+        )
         if report.when == "teardown":
             self._rollbacks.finish(item, used, failed=self._failed)
         if report.failed and not item.stash.get(_TOLD, False):

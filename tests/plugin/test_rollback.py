@@ -118,16 +118,33 @@ def test_before_each_test(project: PluginProject, workers: list[str]) -> None:
 
 
 def test_after_a_failed_test(project: PluginProject) -> None:
-    """And not after one that passed."""
+    """And not after one that passed; one that was expected to fail has failed."""
     project.write(
         test_it="""
 pytestmark = pytest.mark.ephemeral_env(ONE, rollback="failed")
 def test_fails(ephemeral_env): assert get(ephemeral_env.url, "/tea") == ""
 def test_passes(ephemeral_env): assert get(ephemeral_env.url, "/milk") == "seed milk"
 def test_too(ephemeral_env): assert get(ephemeral_env.url, "/rice") == "seed milk rice"
+@pytest.mark.xfail
+def test_as_expected(ephemeral_env): assert get(ephemeral_env.url, "/salt") == ""
+def test_last(ephemeral_env): assert get(ephemeral_env.url) == "seed"
 """
     )
-    assert "1 failed, 2 passed" in run(project, status=1)
+    assert "1 failed, 3 passed, 1 xfailed" in run(project, status=1)
+
+
+def test_before_one_that_asks_while_it_runs(project: PluginProject) -> None:
+    """By ``request.getfixturevalue``, of which nobody knows before."""
+    project.write(
+        test_it="""
+@pytest.mark.ephemeral_env(rollback="each")
+@pytest.mark.parametrize("name", ["tea", "milk"])
+def test_add(request, name):
+    environment = request.getfixturevalue("ephemeral_env")
+    assert get(environment.url, f"/{name}") == f"seed {name}"
+"""
+    )
+    assert "2 passed" in run(project)
 
 
 def test_behind_those_that_ask_for_it(project: PluginProject) -> None:
