@@ -7,6 +7,7 @@ variables that the file says, and carries from job to job what commands have lef
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -40,6 +41,10 @@ verify = { http = "/healthz" }
 requires = ["acceptance", "approval"]
 drain = "1s"
 """
+
+#: What a runner adds to each job: a secret; and which of the shop's tests are run here, as
+#: all of them are where its own page is followed.
+RUNNER = {"SHOP_KEY": "of-this-test", "PYTEST_ADDOPTS": "-p no:randomly -k test_browsing"}
 
 #: What the docs promise of a pipeline, in this order.
 STAGES = ["artifact push", "bake", "up", "approval request", "approve", "promote"]
@@ -123,7 +128,7 @@ class Project:
         done = subprocess.run(
             ["bash", "-eo", "pipefail", "-c", script],
             cwd=self.folder,
-            env={**self.walk.variables(), "SHOP_KEY": "of-this-test", **variables},
+            env={**self.walk.variables(), **RUNNER, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -133,15 +138,22 @@ class Project:
         assert done.returncode == 0, f"{script}\n{done.stdout}"
 
 
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Installed images: who comes first bakes the shop, on any worker, and the others adopt it."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "trees-of-pipelines"
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
+def project(tmp_path: Path, trees: Path) -> Iterator[Project]:
     """It ends with production running, as it should; that is taken down here."""
     folder = tmp_path / "shop"
     ignored = shutil.ignore_patterns("dist", ".ephemeral", "__pycache__")
     shutil.copytree(ROOT / "examples" / "shop", folder, ignore=ignored)
     with (folder / "ephemeral.toml").open("a") as configuration:
         configuration.write(PROMOTION)
-    walk = Walk(folder, tmp_path / "machine")
+    walk = Walk(folder, tmp_path / "machine", trees)
     yield Project(walk)
     walk.run(shlex.join(["pytest-ephemeral", "down", "--production", *walk.left()]))
     assert walk.left() == []

@@ -53,10 +53,12 @@ class Walk:
     Attributes:
         folder: Where they are; ``cd`` changes it.
         machine: The folder in which everything that a machine keeps is, for this walk alone.
+        trees: Where installed images are, if those of other walks may be used.
     """
 
     folder: Path
     machine: Path
+    trees: Path | None = None
     seen: list[str] = field(default_factory=list)
 
     def follow(self, page: Path) -> None:
@@ -97,7 +99,7 @@ class Walk:
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
         }
-        prefixes = self.machine / "prefixes"
+        prefixes = self.trees or self.machine / "prefixes"
         prefixes.mkdir(mode=0o700, parents=True, exist_ok=True)
         return inherited | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

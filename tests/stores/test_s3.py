@@ -72,15 +72,15 @@ def test_the_same_content_from_someone_else_is_not_mine(store, s3):
 
 
 def test_no_update_is_lost_while_answers_are(store, s3, monkeypatch):
-    """Eight processes add to one record while every kind of thing goes wrong with their puts."""
+    """Four processes add to one record while every kind of thing goes wrong with their puts."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "12")  # all may befall one of them
     store.create("tokens", b"")
     for fault in ("lost", "503 SlowDown", "lost", "409 ConditionalRequestConflict") * 3:
         s3.fail(fault, method="PUT", part="/tokens?")
-    with SPAWN.Pool(8) as pool:
-        pool.starmap(_adds, [(store.url, number) for number in range(8)], chunksize=1)
+    with SPAWN.Pool(4) as pool:
+        pool.starmap(_adds, [(store.url, number) for number in range(4)], chunksize=1)
     added = store.read("tokens").data.decode().split()
-    assert set(added) == {f"{number}.{count}" for number in range(8) for count in range(5)}
+    assert set(added) == {f"{number}.{count}" for number in range(4) for count in range(5)}
 
 
 def _adds(url: str, number: int) -> None:

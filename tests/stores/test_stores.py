@@ -16,7 +16,7 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.store import open_store
 
 SPAWN = multiprocessing.get_context("spawn")
-PROCESSES = 8
+PROCESSES = 4
 MEBIBYTE = 1 << 20
 
 
