@@ -15,7 +15,7 @@ S3 = {
     "HEAD": {"s3:GetObject", "s3:ListBucket"},
     "PUT": {"s3:PutObject"},
     "POST": {"s3:PutObject"},
-    "DELETE": {"s3:DeleteObject"},
+    "DELETE": {"s3:DeleteObject", "s3:AbortMultipartUpload"},  # boto3's, when an upload fails
 }
 
 

@@ -51,7 +51,7 @@ LIMITS = {
         ),
         ("stack/pytest-ephemeral-*",),
     ),
-    **dict.fromkeys(("s3:PutObject", "s3:DeleteObject"), ("my-bucket",)),
+    **dict.fromkeys(("s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"), ("my-bucket",)),
 }
 #: What changes something and can't be limited: what is created has no tags before, and a command's
 #: id is only known to who sent it.
