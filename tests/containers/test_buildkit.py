@@ -152,6 +152,14 @@ def test_a_step_that_fails(
     assert WEB not in str(engine.call("GET", "/images/json"))
 
 
+@pytest.mark.usefixtures("with_buildx")
+def test_a_parser_that_can_not_be_fetched(opened: Opened) -> None:
+    """Most files of people name one; it says that this line is why, and what helps."""
+    unreachable = "# syntax=localhost:1/docker/dockerfile:1.4\n" + HERE_DOCUMENT
+    with pytest.raises(BakeError, match=r"`# syntax=…`.* leave that line out"):
+        baked(opened, unreachable)
+
+
 def test_a_here_document(engine: Engine, opened: Opened, without_buildx: None) -> None:
     """The newest engine reads it; an old one's parser does not, and it says what helps."""
     if engine.call("GET", "/version")["Version"].startswith("20."):

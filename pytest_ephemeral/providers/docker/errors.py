@@ -23,6 +23,8 @@ _REMEDIES: Final = {
     "no such image": "it was removed since: bake it again with `pytest-ephemeral bake`",
     "exec format error": "the image is made for another architecture, or what it starts is "
     "no program",
+    "/docker/dockerfile/manifests/": "its first line, `# syntax=…`, has the engine fetch a parser "
+    "from a registry that it does not reach: leave that line out, for an engine from 23 on",
     "unknown instruction": "here-documents need Docker 23 or newer, or a first line "
     "`# syntax=docker/dockerfile:1`, which has the engine fetch a newer parser",
 }
