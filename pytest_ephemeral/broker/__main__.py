@@ -5,7 +5,7 @@ Standard input is that process's lifeline. The first bytes on it are the key of 
 after them asks to end all environments at once. When it is closed, that process has ended: in
 order, or in whatever way, and then everything it needed is ended here, by the same code.
 
-``finish STORE RUN``: end what an owner process that has died has left.
+``finish STORE RUN FOLDER...``: end what an owner process has left; the folders have its modules.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_ephemeral.broker.run import Run
     from pytest_ephemeral.broker.server import Server
 
 
@@ -37,9 +38,12 @@ def main(arguments: Sequence[str]) -> int:
     command, *rest = arguments
     try:
         if command == "finish":
+            from pytest_ephemeral.broker.opening import extend_path
             from pytest_ephemeral.environments import cleanup
 
-            return cleanup.finish(rest[0], rest[1])
+            store, run, *path = rest
+            extend_path(path)
+            return cleanup.finish(store, run)
         return serve(int(rest[0]), int(rest[1]))
     except Exception:  # noqa: BLE001 - nobody reads its standard error
         log(traceback.format_exc())
@@ -58,20 +62,26 @@ def serve(descriptor: int, client: int) -> int:
     server = Server(listening, key)
     server.start()
     _watch(server, client, ended)
-    run = server.run
-    if run is None:
-        return 0
+    run = server.close()
+    if run is not None:
+        finish(run)
+    return 0
+
+
+def finish(run: Run) -> None:
+    """End all that a run has brought up.
+
+    What could not be removed, or does not stop when it is told to (a bake, say), is left to another
+    program in the place of this one: what this one is in the middle of ends with it.
+    """
     run.interrupted.set()
     run.finish()
-    run.settle()
-    if run.project is not None and run.is_launching():
-        # It does not stop when it is told to (a bake, say). Whatever it is in the middle of ends
-        # with this program, and another takes its place that removes what is left.
-        from pytest_ephemeral.broker.process import program
+    run.broker.settle()
+    if run.project is not None and not run.is_done():
+        from pytest_ephemeral.broker.process import finish_command
 
-        command = program("finish", run.project.store.url, run.id)
+        command = finish_command(run.project.store.url, run.id)
         os.execv(command[0], command)  # noqa: S606 - no shell is wanted
-    return 0 if run.is_done() else 1
 
 
 class Signals:
@@ -93,7 +103,7 @@ class Signals:
 
 
 def _watch(server: Server, client: int, ended: Signals) -> None:
-    """Return when the client has ended.
+    """Return when the client has ended, or this process is told to.
 
     Its end of the pipe says so; and its process, where that can be watched: something that it
     has forked without Python's knowledge may hold the pipe open.
@@ -107,10 +117,11 @@ def _watch(server: Server, client: int, ended: Signals) -> None:
             poll.register(descriptor, select.POLLIN)
     while True:
         ready = {descriptor for descriptor, _ in poll.poll()}
-        if 0 not in ready:
+        if ended.descriptor in ready:
             return
-        said = os.read(0, 4096)
+        said = os.read(0, 4096) if 0 in ready else b""
         if not said:
+            server.relay.lose()
             return
         if INTERRUPT in said and server.run is not None:
             server.run.interrupt()

@@ -119,13 +119,6 @@ class LifecycleBackend:
     def leave(self, environment: Environment) -> None:
         self._lifecycle.leave(environment)
 
-    def retry(self, environment: Environment) -> bool:
-        try:
-            self._lifecycle.destroy(environment)
-        except (EphemeralError, OSError):
-            return False
-        return True
-
     def cancel(self) -> None:
         self._lifecycle.cancelled.set()
 
@@ -175,9 +168,6 @@ class AttachedBackend:
 
     def leave(self, environment: Environment) -> None:
         """See ``Backend``."""
-
-    def retry(self, environment: Environment) -> bool:  # noqa: ARG002
-        return True
 
     def cancel(self) -> None:
         """See ``Backend``."""

@@ -132,6 +132,8 @@ class Broker:
             self._changed.wait_for(lambda: entry.state not in {"planned", "launching"})
         self._look(entry)
         with self._changed:
+            if holder not in entry.leases:
+                raise EphemeralError("nobody waits for it any more")
             entry.used = entry.seen = True
             self._queue.take(entry)
             self._pump()
@@ -146,17 +148,17 @@ class Broker:
         entry = self._current[self._same(key)]
         self._look(entry)
         try:
-            entry.roll_back(self._backend)
-        except EphemeralError:
-            raise EnvironmentDiedError(self._problem(entry, look=False)) from None
+            with entry.changing:
+                entry.roll_back(self._backend)
+        except EphemeralError as error:
+            raise EnvironmentDiedError(self._problem(entry, look=False) or str(error)) from None
 
     def release(self, key: Key, holder: str) -> None:
         """Give an environment back."""
         with self._changed:
-            entry = self._current.get(self._same(key))
-            if entry is not None:
-                entry.release(holder)
-                self._settle(entry)
+            entry = self._current[self._same(key)]
+            entry.release(holder)
+            self._settle(entry)
 
     def drop(self, holder: str) -> None:
         """A client is gone, and with it whatever it held."""
@@ -179,16 +181,20 @@ class Broker:
         entry = self._current.get(self._same(key))
         if entry is None or entry.environment is None:
             return None
-        died = self._problem(entry)
         with self._changed:
             if not entry.planned and key.scope == "function":
                 entry.failed = True  # it ends before it is known how its test came out
         return Evidence(
             entry.environment,
-            died,
+            self._problem(entry),
             self._backend.logs(entry.environment, mark),
             self._backend.keeps(entry.environment, failed=True),
         )
+
+    def look_at_all(self) -> None:
+        """See which of those that are up have stopped by themselves."""
+        for entry in list(self.entries):
+            self._look(entry)
 
     def _problem(self, entry: Entry, *, look: bool = True) -> str:
         """How it has stopped by itself; empty while it runs."""
@@ -205,8 +211,7 @@ class Broker:
             self._closing = True
             self._queue.clear()
             for entry in self.entries:
-                if entry.state == "ready":
-                    self._end(entry)
+                self._settle(entry)
             self._changed.notify_all()
         self._backend.cancel()
 
@@ -272,11 +277,9 @@ class Broker:
 
     def _launch(self, entry: Entry) -> None:
         self.entries.append(entry)
-        if self._failures.copy_to(entry):
-            return
         if self._closing:
             entry.state, entry.problem = "failed", "the run is ending: no environment is brought up"
-        else:
+        elif not self._failures.copy_to(entry):
             entry.state = "launching"
             self._queue.start(entry)
             threading.Thread(target=self._bring_up, args=(entry,), daemon=True).start()
@@ -291,58 +294,55 @@ class Broker:
         entry.state = "destroying"
         self._ending.add(entry)
         self._queue.take(entry)
-        threading.Thread(target=self._finish, args=(entry, entry.environment), daemon=True).start()
+        threading.Thread(target=self._finish, args=(entry,), daemon=True).start()
 
     def _bring_up(self, entry: Entry) -> None:
+        environment, seconds, problem = None, dict[str, float](), ""
         try:
-            entry.environment, entry.seconds = self._backend.bring_up(entry.key)
-            problem = ""
+            environment, seconds = self._backend.bring_up(entry.key)
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             problem, entry.error = explain(error)
         with self._changed:
             self._queue.launching.discard(entry)
-            entry.problem = problem
+            entry.environment, entry.seconds, entry.problem = environment, seconds, problem
             entry.state = "failed" if problem else "ready"
-            self._judge(entry)
+            if environment is not None:
+                self._failures.prove(entry.key.template)
+                self._by_id[environment.id] = entry
+                self._settle(entry)
+            else:
+                self._queue.take(entry)
+                if not self._closing:
+                    self._failures.add(entry)
             self._pump()
             self._changed.notify_all()
-
-    def _judge(self, entry: Entry) -> None:
-        """What it means that an environment is up now, or did not come up."""
-        if entry.environment is not None:
-            self._failures.prove(entry.key.template)
-            self._by_id[entry.environment.id] = entry
-            self._settle(entry)
-            return
-        self._queue.take(entry)
-        if not self._closing:
-            self._failures.add(entry)
 
     def _look(self, entry: Entry) -> None:
         """See whether it still runs."""
         if entry.state == "ready" and not entry.problem and entry.environment is not None:
             died = self._backend.exit_reason(entry.environment)
             with self._changed:
-                entry.problem = entry.problem or died
+                if entry.state == "ready":  # what is being removed is gone, but not by itself
+                    entry.problem = entry.problem or died
 
-    def _finish(self, entry: Entry, environment: Environment) -> None:
+    def _finish(self, entry: Entry) -> None:
         try:
-            ending = self._remove(entry, environment)
+            with entry.changing:  # until it has been put back
+                environment = entry.environment
+            assert environment is not None  # it was ready
+            died = self._backend.exit_reason(environment)
+            with self._changed:  # noted first: a run may end as soon as the removal is accepted
+                entry.problem = entry.problem or died
+            accept = partial(self._accept, entry)
+            ending = self._backend.end(
+                environment, failed=entry.failed, died=bool(died), accepted=accept
+            )
         except BaseException:  # noqa: BLE001 - a leak must be told, whatever it came from
             ending = Ending("leaked", detail=traceback.format_exc())
         with self._changed:
             entry.finish(ending)
             self._ending.discard(entry)
             self._changed.notify_all()
-
-    def _remove(self, entry: Entry, environment: Environment) -> Ending:
-        died = self._backend.exit_reason(environment)
-        with self._changed:  # noted first: a run may end as soon as the removal is accepted
-            entry.problem = entry.problem or died
-        accepted = partial(self._accept, entry)
-        return self._backend.end(
-            environment, failed=entry.failed, died=bool(died), accepted=accepted
-        )
 
     def _accept(self, entry: Entry) -> None:
         with self._changed:

@@ -58,13 +58,20 @@ class BrokerClient:
 
     # -- a run, from its beginning to its end ----------------------------------------------------
 
-    def open(self, settings: Settings, process: ClientProcess) -> Callable[[], Opened]:
+    def open(
+        self, settings: Settings, process: ClientProcess, *, listens: bool = False
+    ) -> Callable[[], Opened]:
         """Have the configuration read; returns at once.
+
+        Args:
+            settings: What the run is told to do.
+            process: What the owner takes over from this process.
+            listens: Whether an ``EventThread`` of this process is connected already.
 
         Returns:
             Waits for the outcome; raises an EphemeralError when the run can't begin.
         """
-        number = self._begin("open", (settings, process))
+        number = self._begin("open", (settings, process, listens))
         outcome: list[Opened | EphemeralError] = []
 
         def wait() -> Opened:

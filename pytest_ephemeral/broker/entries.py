@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -84,9 +85,6 @@ class Backend(Protocol):
     def leave(self, environment: Environment) -> None:
         """Tell that an environment's removal goes on in the background."""
 
-    def retry(self, environment: Environment) -> bool:
-        """Try once more to remove what could not be removed. Whether it is gone."""
-
     def cancel(self) -> None:
         """Stop waiting for what is still coming up: nobody wants it any more."""
 
@@ -110,6 +108,7 @@ class Entry(msgspec.Struct, eq=False):
         failed: Whether a test that used it failed.
         counts: How many tests that used it passed, failed and were skipped.
         accepted: Whether the platform has agreed to remove it.
+        changing: Held while it is put back; its end waits for that.
         detail: What remains of it, when it leaked.
     """
 
@@ -132,6 +131,7 @@ class Entry(msgspec.Struct, eq=False):
     failed: bool = False
     counts: Counter[str] = msgspec.field(default_factory=Counter)
     accepted: bool = False
+    changing: threading.Lock = msgspec.field(default_factory=threading.Lock)
     detail: str = ""
 
     def roll_back(self, backend: Backend) -> None:
@@ -140,8 +140,8 @@ class Entry(msgspec.Struct, eq=False):
         Raises:
             EphemeralError: It could not be, now or before.
         """
-        if self.environment is None or self.stuck:
-            raise EphemeralError(self.problem)
+        if self.environment is None or self.stuck or self.is_over():
+            raise EphemeralError(self.problem or "the run is ending: it is being destroyed")
         if not self.told:
             self.lost = self.lost or self.problem
         try:

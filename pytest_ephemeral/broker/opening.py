@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pytest_ephemeral import config, discovery, providers
@@ -49,7 +50,12 @@ def adopt(process: ClientProcess) -> None:
     """Take over a client's variables, and where it finds modules."""
     os.environ.clear()
     os.environ.update(process.environ)
-    sys.path += [folder for folder in process.path if folder and folder not in sys.path]
+    extend_path(process.path)
+
+
+def extend_path(folders: Iterable[str]) -> None:
+    """Find modules in these folders, too, as a client does: a provider of its project, say."""
+    sys.path += [folder for folder in folders if folder and folder not in sys.path]
 
 
 def find_default(project: Project, settings: Settings) -> str | None:

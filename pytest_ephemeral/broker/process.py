@@ -84,7 +84,7 @@ class OwnerProcess:
         key, listener = new_key(), listen()
         self._popen_type = subprocess.Popen
         self._process = subprocess.Popen(
-            program("serve", str(listener.fileno()), str(os.getpid())),
+            _program("serve", str(listener.fileno()), str(os.getpid())),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # what it holds open, a step of a CI may wait for
@@ -113,16 +113,8 @@ class OwnerProcess:
         self._events = EventThread(self.client.address, self.client.key, listener, hooks)
 
     def open(self, settings: Settings, process: ClientProcess) -> Callable[[], Opened]:
-        """As ``BrokerClient.open``. Who listens is known to the owner before it is told more."""
-        outcome = self.client.open(settings, process)
-
-        def wait() -> Opened:
-            opened = outcome()
-            if self._events is not None:
-                self._events.welcomed.wait()
-            return opened
-
-        return wait
+        """As ``BrokerClient.open``. Who listens is known to the owner before it brings up any."""
+        return self.client.open(settings, process, listens=self._events is not None)
 
     def interrupt(self) -> None:
         """Have all environments ended now, whoever uses them. Returns at once."""
@@ -138,7 +130,7 @@ class OwnerProcess:
             run: The run's id.
         """
         return self._popen_type(
-            program("finish", store, run),
+            finish_command(store, run),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -245,9 +237,14 @@ class EventThread:
             return False, f"{type(error).__name__}: {error}"
 
 
-def program(*arguments: str) -> list[str]:
+def _program(*arguments: str) -> list[str]:
     """The command that runs an owner process.
 
     What lies in the current folder and is called like some module is not taken for it (``-P``).
     """
     return [sys.executable, "-P", "-m", _MODULE, *arguments]
+
+
+def finish_command(store: str, run: str) -> list[str]:
+    """The command that ends what an owner has left; see ``broker.__main__``."""
+    return _program("finish", store, run, *sys.path)

@@ -14,8 +14,8 @@ import msgspec
 from pytest_ephemeral import ci, machine, urls
 from pytest_ephemeral.broker.entries import Entry
 from pytest_ephemeral.broker.protocol import Summary
-from pytest_ephemeral.environments import overdue, removal
-from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.errors import EphemeralError, RecordMissingError
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage
 from pytest_ephemeral.models import Environment, ImageReference
@@ -120,9 +120,10 @@ def remove_earlier_leaks(project: Project) -> Iterator[str]:
             continue
         problem = one.problem
         try:
-            if overdue.why(one, datetime.now(UTC)):
-                removal.remove(project.ledger, one)
+            if reaper.remove_if_overdue(project.ledger, one.id):
                 continue
+        except RecordMissingError:
+            continue  # someone else has removed it
         except EphemeralError as error:
             problem = str(error)
         yield (

@@ -86,11 +86,21 @@ class Subscriber:
 
 
 class Relay:
-    """All clients that listen; the first is the one that the owner works for."""
+    """All clients that listen. The first is the one that the owner works for.
+
+    What changes is replaced as a whole: other threads go through the old meanwhile.
+
+    Attributes:
+        connected: Set once somebody listens.
+    """
 
     def __init__(self) -> None:
+        self.connected = threading.Event()
+        self._first: Subscriber | None = None
         self._listeners: list[Subscriber] = []
         self._manager: pluggy.PluginManager | None = None
+        self._lock = threading.Lock()
+        self._dismissed = False
 
     def connect(self, manager: pluggy.PluginManager) -> None:
         """Have a plugin manager's events told to the clients."""
@@ -100,34 +110,47 @@ class Relay:
 
     def add(self, listener: Subscriber) -> None:
         """Tell one more client."""
-        self._listeners.append(listener)
-        listener.tell("welcome", None)
+        with self._lock:
+            self._first = self._first or listener
+            self._listeners = [*self._listeners, listener]
+            listener.tell("welcome", None)
+            if self._dismissed:
+                listener.tell("over", None)
         self.update({})
+        self.connected.set()
 
     def remove(self, listener: Subscriber) -> None:
         """Tell a client nothing more: it is gone."""
-        self._listeners.remove(listener)
+        with self._lock:
+            self._listeners = [one for one in self._listeners if one is not listener]
 
     def update(self, hooks: Mapping[str, Sequence[str]]) -> None:
         """Take note of hooks that the first client has got to know meanwhile."""
-        if self._listeners:
-            self._listeners[0].hooks.update(hooks)
-        manager, name = self._manager, "ephemeral template relay"
-        implemented = any(
-            MODIFY in names for one in self._listeners for names in one.hooks.values()
-        )
-        if implemented and manager is not None and not manager.has_plugin(name):
-            manager.register(_TemplateHook(self), name)
+        name = "ephemeral template relay"
+        with self._lock:
+            if self._first is not None:
+                self._first.hooks = {**self._first.hooks, **hooks}
+            implemented = any(
+                MODIFY in names for one in self._listeners for names in one.hooks.values()
+            )
+            manager = self._manager
+            if implemented and manager is not None and not manager.has_plugin(name):
+                manager.register(_TemplateHook(self), name)
 
     def tell(self, kind: str, content: Any) -> None:
         """Tell the first client something; see ``process.RunListener``."""
-        for listener in self._listeners[:1]:
-            listener.tell(kind, content)
+        if self._first is not None:
+            self._first.tell(kind, content)
 
     def flush(self) -> None:
         """Return when the first client has heard all that it was told."""
-        for listener in self._listeners[:1]:
-            listener.ask("sync")
+        if self._first is not None:
+            self._first.ask("sync")
+
+    def lose(self) -> None:
+        """The first client has ended: it answers nothing, though a child may hold its socket."""
+        if self._first is not None:
+            self._first.lose()
 
     def count_listeners(self) -> int:
         """How many clients hear of what goes on."""
@@ -135,8 +158,11 @@ class Relay:
 
     def dismiss(self) -> None:
         """Tell all clients but the first, after all else, that they will hear nothing more."""
-        for listener in self._listeners[1:]:
-            listener.tell("over", None)
+        with self._lock:
+            self._dismissed = True
+            for listener in self._listeners:
+                if listener is not self._first:
+                    listener.tell("over", None)
 
     def call(self, name: str, **arguments: Any) -> list[Any]:
         """Call a hook in every client that implements it; each implementation once.
@@ -164,7 +190,7 @@ class Relay:
     def _implementers(self, name: str) -> Iterator[tuple[Subscriber, Sequence[str]]]:
         """The clients to call, and for which of their plugins; empty for all of them."""
         known: set[str] = set()
-        for at, listener in enumerate(self._listeners):
+        for listener in self._listeners:
             own = [
                 plugin
                 for plugin, names in listener.hooks.items()
@@ -172,7 +198,7 @@ class Relay:
             ]
             known.update(own)
             if own:
-                yield listener, () if at == 0 else own
+                yield listener, () if listener is self._first else own
 
 
 class _EventHooks:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final
 
 import msgspec
 import pluggy
@@ -33,11 +31,9 @@ from pytest_ephemeral.broker.relay import Relay
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.models import State
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.publishers import Publishing
-
-#: Seconds before each further attempt at a removal that failed, when nobody waits any more.
-BACKOFF: Final = (2.0, 5.0, 15.0, 30.0, 60.0, 60.0, 60.0)
 
 
 class Run(msgspec.Struct):
@@ -204,26 +200,20 @@ class Run(msgspec.Struct):
             for problem in self.folder.problems:
                 self.relay.tell("warn", problem)
 
-    def settle(self) -> None:
-        """See to what is left, when nobody waits any more. What can't be removed is recorded."""
-        self.broker.settle()
-        for seconds in BACKOFF:
-            leaked = [entry for entry in self.broker.entries if entry.state == "leaked"]
-            if not leaked:
-                return
-            time.sleep(seconds)
-            for entry in leaked:
-                if entry.environment is not None and self.backend.retry(entry.environment):
-                    entry.state = "destroyed"
-
-    def is_launching(self) -> bool:
-        """Whether something still comes up, though nobody wants it any more."""
-        return any(entry.state == "launching" for entry in self.broker.entries)
-
     def is_done(self) -> bool:
         """Whether nothing is left to be removed."""
-        states = {entry.state for entry in self.broker.entries}
-        return states.isdisjoint({"launching", "destroying", "leaked"})
+        return self._states().isdisjoint({"launching", "destroying", "leaked"})
+
+    def is_awaited(self) -> bool:
+        """Whether the client waits until this process has ended.
+
+        It does where that is at once, and where its own end would end this process, too. What
+        could not be removed is told, and waited for by nobody.
+        """
+        return self.is_done() or (self.waits and "leaked" not in self._states())
+
+    def _states(self) -> set[State]:
+        return {entry.state for entry in self.broker.entries}
 
     def outcome(self) -> Finished:
         """How the run came out, but for its tests."""
@@ -260,13 +250,19 @@ class Run(msgspec.Struct):
             return
         with self._ending:
             self.deciding = True
-            self._decide(self.backend, self.settings.approval)
-            self.deciding = False
+            try:
+                self._decide(self.backend, self.settings.approval)
+            finally:
+                self.deciding = False
 
     def _decide(self, backend: LifecycleBackend, seconds: float) -> None:
         from pytest_ephemeral.broker import approval
 
         assert self.lifecycle is not None
+        self.broker.look_at_all()
+        if self.outcome().failed:
+            self.complaints.append("no approval was requested: the run has failed")
+            return
         self._record_stage(0, "")  # what people decide by; the report is not written yet
         up = [
             entry.environment

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_ephemeral.broker.connection import Connection, accept
 from pytest_ephemeral.broker.opening import open_project
-from pytest_ephemeral.broker.protocol import ClientProcess, Failure, Key, Opened, Settings
+from pytest_ephemeral.broker.protocol import (
+    HANDSHAKE_TIMEOUT,
+    ClientProcess,
+    Failure,
+    Key,
+    Opened,
+    Settings,
+)
 from pytest_ephemeral.broker.relay import Relay, Subscriber
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.models import Environment
@@ -52,6 +59,7 @@ class Server:
     Attributes:
         relay: The clients that hear of what goes on.
         run: What is owned; None before it is opened.
+        opening: Held while a run is opened.
         refused: Why a worker can't run its tests.
         planners: The clients that run tests.
         opened: Set once the configuration has been read, or could not be.
@@ -63,6 +71,7 @@ class Server:
         self.refused = ""
         self.planners: set[str] = set()
         self.opened = threading.Event()
+        self.opening = threading.Lock()
         self._listening = listening
         self._key = key
         self._thread = threading.Thread(target=self._accept, name="ephemeral server", daemon=True)
@@ -70,6 +79,11 @@ class Server:
     def start(self) -> None:
         """Begin to accept clients."""
         self._thread.start()
+
+    def close(self) -> Run | None:
+        """Open no run any more, and give the one that was opened, if there is one."""
+        self.opening.acquire()
+        return self.run
 
     def _accept(self) -> None:
         while True:
@@ -166,16 +180,25 @@ class ClientSession:
             raise LaunchError("the run has not been opened")
         return self._server.run
 
-    def open(self, settings: Settings, process: ClientProcess) -> Opened:
-        """See ``Run.open``."""
+    def open(self, settings: Settings, process: ClientProcess, listens: bool) -> Opened:
+        """See ``Run.open``; who listens hears of all that it does.
+
+        Args:
+            settings: What the run is told to do.
+            process: What the owner takes over from the client.
+            listens: Whether the client hears of what goes on, over another connection.
+        """
         self._opens = True
         try:
             project = open_project(settings, process)
             from pytest_ephemeral.broker.run import Run  # most of what an owner loads
 
+            if listens:
+                self._server.relay.connected.wait(HANDSHAKE_TIMEOUT)
             self._server.relay.update(process.hooks)
-            self._server.run = Run.open(settings, project, self._server.relay)
-            return self._server.run.begin()
+            with self._server.opening:
+                self._server.run = Run.open(settings, project, self._server.relay)
+                return self._server.run.begin()
         finally:
             gc.freeze()
             gc.enable()
@@ -224,9 +247,9 @@ class ClientSession:
         return next((one for one in every if one and one.id == environment.id), environment)
 
     def leave(self) -> bool:
-        """The client that this process works for is about to end. Whether all is done."""
+        """The client that this process works for is about to end. Whether it waits for this one."""
         run = self._server.run
-        return run is None or run.is_done()
+        return run is None or run.is_awaited()
 
 
 def _try(act: Callable[[], Any]) -> tuple[bool, Any]:

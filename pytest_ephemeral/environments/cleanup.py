@@ -20,7 +20,7 @@ MODULE: Final = "pytest_ephemeral.environments.cleanup"
 AT_ONCE: Final = 8
 
 #: Seconds before each retry of a removal that failed.
-BACKOFF: Final = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
+BACKOFF: Final = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 60.0)
 
 
 def settle_command(store_url: str, id: str) -> list[str]:

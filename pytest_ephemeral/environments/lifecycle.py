@@ -31,10 +31,7 @@ from pytest_ephemeral.environments.progress import PhaseTimer, Progress, Timed
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.environments.rollback import Baselines
 from pytest_ephemeral.environments.seeding import run_step
-from pytest_ephemeral.errors import (
-    EphemeralError,
-    describe_error,
-)
+from pytest_ephemeral.errors import EphemeralError, describe_error
 from pytest_ephemeral.models import Environment, Image, Outcome
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.abilities import SupportsPreflight
@@ -71,7 +68,7 @@ class Lifecycle(msgspec.Struct):
     _hook_lock: threading.RLock = msgspec.field(default_factory=threading.RLock)
     _image_locks: dict[str, threading.Lock] = msgspec.field(default_factory=dict)
     _images: dict[str, Image] = msgspec.field(default_factory=dict)
-    _left: set[str] = msgspec.field(default_factory=set)
+    _ends: dict[str, Outcome] = msgspec.field(default_factory=dict)
     _baselines: Baselines = msgspec.field(default_factory=Baselines)
 
     def check(self, template: str, *, rolled_back: bool = False) -> None:
@@ -230,13 +227,10 @@ class Lifecycle(msgspec.Struct):
         try:
             self.before_removal(environment)
         finally:
-            self._take_down(environment, error)
-
-    def _take_down(self, environment: Environment, error: BaseException) -> None:
-        try:
-            remove(self.project.ledger, environment)
-        except EphemeralError as leak:
-            error.add_note(str(leak))
+            try:
+                remove(self.project.ledger, environment)
+            except EphemeralError as leak:
+                error.add_note(str(leak))
 
     # -- and then --------------------------------------------------------------------------
 
@@ -303,13 +297,12 @@ class Lifecycle(msgspec.Struct):
                 remove(self.project.ledger, environment, accepted)
         except EphemeralError:
             if last:
-                self._emit("environment_stopped", environment=environment, outcome="leaked")
+                self._emit_end(environment, "leaked")
             raise
         seconds = time.monotonic() - started
-        if environment.id in self._left:
-            return seconds  # that was told already
-        self.say(Progress(environment.id, "destroyed", seconds=seconds))
-        self._emit("environment_stopped", environment=environment, outcome=outcome)
+        if environment.id not in self._ends:
+            self.say(Progress(environment.id, "destroyed", seconds=seconds))
+        self._emit_end(environment, outcome)
         return seconds
 
     def leave(self, environment: Environment) -> None:
@@ -318,8 +311,16 @@ class Lifecycle(msgspec.Struct):
         What the engine of a provider takes its time for (an address, a bridge) is nothing that
         people should wait for. Its record stays until it is done, and longer if it fails.
         """
-        self._left.add(environment.id)
-        self._emit("environment_stopped", environment=environment, outcome="destroying")
+        self._emit_end(environment, "destroying")
+
+    def _emit_end(self, environment: Environment, outcome: Outcome) -> None:
+        """Tell the hooks how it ended; of a removal that was said to go on, only that it failed."""
+        with self._hook_lock:
+            told = self._ends.get(environment.id)
+            if told and "destroying" in {told, outcome} and outcome != "leaked":
+                return
+            self._ends[environment.id] = outcome
+            self._emit("environment_stopped", environment=environment, outcome=outcome)
 
     # -- what both need ----------------------------------------------------------------------
 

@@ -139,16 +139,28 @@ def _remove(ledger: Ledger, found: Sequence[Overdue], at_once: int) -> Iterator[
             yield from job.result()
 
 
+def remove_if_overdue(ledger: Ledger, id: str) -> bool:
+    """Remove an environment, if its record still says that it is overdue.
+
+    Returns:
+        Whether it was.
+
+    Raises:
+        RecordMissingError: Someone else has removed it meanwhile.
+        DestroyError: Something remains, and so does the record.
+    """
+    environment = ledger.mark_destroying(id, lambda one: bool(why(one, datetime.now(UTC))))
+    if environment is None:
+        return False
+    remove(ledger, environment)
+    return True
+
+
 def _remove_recorded(ledger: Ledger, found: Overdue) -> list[Reaped]:
-    """Remove by the record, if that still says that it is overdue."""
     error = ""
     try:
-        environment = ledger.mark_destroying(
-            found.id, lambda one: bool(why(one, datetime.now(UTC)))
-        )
-        if environment is None:
+        if not remove_if_overdue(ledger, found.id):
             return [_outcome(found, spared=True)]
-        remove(ledger, environment)
     except RecordMissingError:
         pass  # someone else has removed it meanwhile
     except Exception as failure:  # noqa: BLE001 - one that can't be removed stops no other

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ class Baselines:
 
     def __init__(self) -> None:
         self._orders: dict[str, Order] = {}
-        self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+        self._locks: dict[str, threading.RLock] = {}
 
     def add(self, order: Order, environment: Environment) -> None:
         """An environment has a baseline.
@@ -46,7 +45,7 @@ class Baselines:
         Raises:
             EnvironmentGoneError: It has no baseline, or none any more.
         """
-        with self._locks[id]:
+        with self._lock(id):
             if id not in self._orders:
                 raise EnvironmentGoneError(f"{id} has no baseline: it is being destroyed")
             yield self._orders[id]
@@ -54,9 +53,12 @@ class Baselines:
     @contextmanager
     def give_up(self, id: str) -> Iterator[None]:
         """Hold an environment while it is destroyed; it is never put back again."""
-        with self._locks[id]:
+        with self._lock(id):
             self._orders.pop(id, None)
             yield
+
+    def _lock(self, id: str) -> threading.RLock:
+        return self._locks.setdefault(id, threading.RLock())  # in one step, whoever else asks
 
 
 def check(template: Template, root: Path) -> None:

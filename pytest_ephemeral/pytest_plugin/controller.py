@@ -7,6 +7,7 @@ hooks that are implemented here.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from subprocess import TimeoutExpired
@@ -58,6 +59,7 @@ class Controller:
         self._workers_down = 0
         self._cleanup: Any = None
         self._lost = False
+        self._losing = threading.Lock()
         self._over = False
         self._pid = os.getpid()
         self._getpid = os.getpid
@@ -131,15 +133,21 @@ class Controller:
         return hooks.call(self._config, name, plugins, arguments)
 
     def lose(self) -> None:
-        """The owner was killed: say so, and have another end what it has left."""
-        self._lost = True
-        self._complaints.append(
-            f"the process that owned this run's environments (pid {self._owner.pid}) was killed: "
-            "they are being destroyed by another one"
-        )
-        self._reporter.warn(self._complaints[-1])
-        if self._opened is not None and self._opened.store:
-            self._cleanup = self._owner.replace(self._opened.store, self._opened.run)
+        """The owner was killed: say so, and have another end what it has left.
+
+        Called by whoever notices, and once more when it is known what the run was.
+        """
+        with self._losing:
+            if not self._lost:
+                self._lost = True
+                text = (
+                    f"the process that owned this run's environments (pid {self._owner.pid}) was "
+                    "killed: they are being destroyed by another one"
+                )
+                self._complaints.append(text)
+                self._reporter.warn(text)
+            if self._cleanup is None and self._opened is not None and self._opened.store:
+                self._cleanup = self._owner.replace(self._opened.store, self._opened.run)
 
     # -- pytest-xdist ----------------------------------------------------------------------------
 
@@ -265,10 +273,8 @@ class Controller:
         except KeyboardInterrupt:
             self._owner.abandon()
             self._complaints.append(INTERRUPTED_AGAIN)
-        except OwnerLostError as error:
-            self._lost = True
-            if not self._complaints:
-                self._complaints.append(str(error))
+        except OwnerLostError:
+            self.lose()
         except EphemeralError as error:
             self._complaints.append(str(error))
         finally:

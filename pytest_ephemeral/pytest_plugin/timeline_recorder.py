@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -77,18 +78,17 @@ class TimelineRecorder:
         files.replace(self._file, [draw(self.collect(), self._file).encode()])
 
     def collect(self) -> Timeline:
-        """All that was heard until now; what still goes on ends now.
+        """All that was heard until now, while more is heard; what still goes on ends now.
 
         To be lent what is up already takes no time to speak of: nobody waits for that.
         """
         end = self._now()
+        heard = {id: tuple(moments) for id, moments in self._moments.copy().items()}
         environments = tuple(
             EnvironmentRow(id, self._templates.get(id, id.rpartition("-")[0]), _spans(moments, end))
-            for id, moments in self._moments.items()
+            for id, moments in heard.items()
         )
-        up = {
-            id: at for id, moments in self._moments.items() for kind, at in moments if kind == "up"
-        }
+        up = {id: at for id, moments in heard.items() for kind, at in moments if kind == "up"}
         tests = (
             one._replace(waits=tuple(w for w in one.waits if w.start <= up.get(w.subject, end)))
             for one in self._tests.values()
@@ -96,9 +96,9 @@ class TimelineRecorder:
         return Timeline(tuple(tests), environments)
 
 
-def _spans(moments: list[tuple[str, float]], end: float) -> tuple[Span, ...]:
+def _spans(moments: Sequence[tuple[str, float]], end: float) -> tuple[Span, ...]:
     """What began when, each until the next thing began."""
-    stops = [at for _, at in moments[1:]] + [end]
+    stops = [*(at for _, at in moments[1:]), end]
     return tuple(
         Span(phase, at, stop)
         for (phase, at), stop in zip(moments, stops, strict=True)

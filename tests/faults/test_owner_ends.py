@@ -261,10 +261,12 @@ def test_what_a_test_has_forked_is_not_taken_for_pytest(project: FolderProject, 
     process = project.spawn("--ephemeral-env", "-W", "ignore")
     assert eventually((project.folder / "waiting").exists, 20), end(process)
     assert len(project.environments()) == 1
+    owner = Path("/proc", str(project.owner(process.pid)))
     process.kill()
     process.wait(30)
     try:
         assert eventually(project.is_clean, 3)
+        assert eventually(lambda: not owner.exists(), 30)
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # the child that was forked is there to the end
     end(process)
@@ -352,6 +354,19 @@ def test_what_is_accepted_is_left_but_not_where_pytest_ends_everything(
     assert bool(re.search(r"ephemeral: folder-\w+: destroying", output)) == bool(ci)
     (project.folders / "slow").unlink(missing_ok=True)
     assert eventually(project.is_clean, 5)
+
+
+def test_what_still_comes_up_is_waited_for_where_pytest_ends_everything(
+    project: FolderProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can't be told to stop, so the owner ends it with itself, and pytest waits for that."""
+    monkeypatch.setenv("CI", "true")
+    (project.folder / "pytest.ini").write_text("[pytest]\nephemeral_early = folder")
+    project.write(test_it="def test_passes(): pass")
+    (project.folders / "coming").touch()
+    status, output = project.run()
+    assert status == 0, output
+    assert project.is_clean()
 
 
 def test_a_crash_after_the_last_test_is_noticed(project: FolderProject) -> None:

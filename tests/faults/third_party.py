@@ -2,7 +2,8 @@
 
 It guards nothing itself, so that whatever is cleaned up after a death was cleaned up for it. A file
 ``refuse`` beside the folders has every removal refused; with a number in it, so many. With a file
-``slow`` a removal is accepted (the file says so), and done when the file is gone.
+``slow`` a removal is accepted (the file says so), and done when the file is gone. With a file
+``coming`` a launch is not done before that is gone, whoever wants it no more.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class FolderProvider:
         folder = _folder(order.environment.id)
         folder.mkdir()
         (folder / "log").write_text("it has printed this\n")
+        while Path(os.environ["FOLDERS"], "coming").exists():
+            time.sleep(0.02)
         return order.environment
 
     def status(self, environment: Environment) -> Status:

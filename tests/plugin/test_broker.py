@@ -3,102 +3,15 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime
 
 import pytest
 
 from pytest_ephemeral.broker.broker import Broker
-from pytest_ephemeral.broker.entries import Ending
 from pytest_ephemeral.broker.protocol import Key
 from pytest_ephemeral.broker.queue import PARALLEL
 from pytest_ephemeral.errors import EnvironmentDiedError, LaunchError
-from pytest_ephemeral.models import Environment, Owner
+from support.broker_notes import Notes, function, session
 from support.waiting import eventually
-
-OWNER = Owner(user="anna", host="here", boot="", pid=1, started="", run="r")
-
-
-class Notes:
-    """A backend whose environments are only names. ``gate`` holds back what comes up."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.launched: list[str] = []
-        self.ended: list[str] = []
-        self.failing: dict[str, Exception] = {}
-        self.dead: dict[str, str] = {}
-        self.cancelled = False
-        self.left: list[str] = []
-        self.spare: dict[str, int] = {}
-        self.accepting = True
-        self.ending = threading.Event()
-        self.ending.set()
-        self._lock = threading.Lock()
-
-    def check(self, template, *, rolled_back):
-        """Everything is there."""
-
-    def spares(self, template):
-        return self.spare.get(template, 0)
-
-    def roll_back(self, environment):
-        """See the tests of rollbacks."""
-        return environment, 0.1
-
-    def bring_up(self, key):
-        with self._lock:
-            self.launched.append(f"{key.template}{key.instance}")
-            number = len(self.launched)
-        self.gate.wait(10)
-        if key.template in self.failing:
-            raise self.failing[key.template]
-        environment = Environment(
-            id=f"{key.template}-{number}",
-            template=key.template,
-            provider="notes",
-            created_at=datetime.now(UTC),
-            expires_at=None,
-            owner=OWNER,
-        )
-        return environment, {"ready": 0.1}
-
-    def exit_reason(self, environment):
-        return self.dead.get(environment.id, "")
-
-    def mark(self, environment):
-        return f"mark of {environment.id}"
-
-    def logs(self, environment, since):
-        return f"since {since}"
-
-    def keeps(self, environment, *, failed):
-        return False
-
-    def end(self, environment, *, failed, died, accepted):
-        if self.accepting:
-            accepted()
-        self.ending.wait(10)
-        self.ended.append(environment.id)
-        return Ending("destroyed", 0.1)
-
-    def leave(self, environment):
-        self.left.append(environment.id)
-
-    def retry(self, environment):
-        return True
-
-    def cancel(self):
-        self.cancelled = True
-        self.gate.set()
-
-
-def session(template: str) -> Key:
-    return Key(template, "session", "")
-
-
-def function(number: int) -> Key:
-    return Key("f", "function", f"/{number}")
 
 
 @pytest.fixture

@@ -107,6 +107,24 @@ def test_failed_tests_ask_nobody(project: Any, run: Any, store: Any) -> None:
     assert Approvals(store).entries() == []
 
 
+def test_a_crash_that_no_test_has_noticed_asks_nobody(project: Any, run: Any, store: Any) -> None:
+    """The run fails, and no stage of its image has passed."""
+    project.write(
+        test_it="""
+def test_a(ephemeral_url):
+    assert get(ephemeral_url, "/crash") == ""
+"""
+    )
+
+    result = run("--ephemeral-approval", "30", "--ephemeral-stage", "acceptance")
+
+    assert result.ret == 1
+    assert "no approval was requested" in result.stdout.str()
+    assert Approvals(store).entries() == []
+    [told] = store.records("stages/")
+    assert json.loads(told[1])["exit_status"] == 1
+
+
 def test_nothing_left_to_decide_on_is_said(project: Any, run: Any) -> None:
     """An environment of one function is gone with it."""
     project.write(test_it="def test_a(ephemeral_env_function): pass")

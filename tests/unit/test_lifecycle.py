@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -391,6 +392,23 @@ def test_a_removal_that_is_left_is_told_once(lifecycle: Lifecycle, provider: Scr
     stopped = [said for event, said in lifecycle.hooks.heard if event == "environment_stopped"]
     assert [said["outcome"] for said in stopped] == ["destroying"]
     assert lifecycle.project.ledger.entries() == []
+
+
+@pytest.mark.parametrize("outcome", ["destroyed", "leaked"])
+def test_a_removal_that_is_over_does_not_go_on(
+    lifecycle: Lifecycle, provider: Scripted, outcome: str
+) -> None:
+    """Whoever would have left it comes too late to say so."""
+    environment = lifecycle.bring_up(TEMPLATE).environment
+    if outcome == "leaked":
+        provider.fails["destroy"] = DestroyError("access denied")
+    with suppress(DestroyError):
+        lifecycle.destroy(environment)
+
+    lifecycle.leave(environment)
+
+    stopped = [said for event, said in lifecycle.hooks.heard if event == "environment_stopped"]
+    assert [said["outcome"] for said in stopped] == [outcome]
 
 
 def test_a_removal_that_is_refused_is_in_the_record(

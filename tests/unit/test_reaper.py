@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from pytest_ephemeral import labels, machine, providers
+from pytest_ephemeral.broker import records
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import DestroyError, UnavailableError
@@ -95,6 +96,21 @@ def held(provider: Scripted, id: str, *, expires: str, abandoned: bool = False) 
 
 def reaped(project: Any, *, dry_run: bool = False) -> dict[str, str]:
     return {one.id: one.reason for one in reaper.reap(project, dry_run=dry_run)}
+
+
+def test_what_was_kept_meanwhile_is_not_removed_as_an_earlier_leak(
+    project: Any, provider: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person may say so between a look at the ledger and the removal."""
+    one = recorded(project, "a-refused", owner=dead_owner(), problem="access denied")
+
+    def is_alive(owner: Owner) -> bool:
+        project.ledger.change(one.id, kept=True)
+        return False
+
+    monkeypatch.setattr(machine, "is_alive", is_alive)
+    assert len(list(records.remove_earlier_leaks(project))) == 1
+    assert provider.destroyed == []
 
 
 def test_the_expired_and_the_orphaned_go(project: Any, provider: Scripted) -> None:

@@ -1,0 +1,315 @@
+"""What one thread decides while another one acts. Each order of things is forced, not hoped for."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pluggy
+import pytest
+
+from pytest_ephemeral import hookspecs
+from pytest_ephemeral.broker import __main__ as program
+from pytest_ephemeral.broker import broker as broker_module
+from pytest_ephemeral.broker import server as server_module
+from pytest_ephemeral.broker.broker import Broker
+from pytest_ephemeral.broker.protocol import ClientProcess, Key, Opened, Settings
+from pytest_ephemeral.broker.relay import Relay
+from pytest_ephemeral.broker.run import Run
+from pytest_ephemeral.broker.server import ClientSession, Server
+from pytest_ephemeral.errors import EnvironmentDiedError, EphemeralError, OwnerLostError
+from pytest_ephemeral.models import Environment
+from pytest_ephemeral.pytest_plugin.controller import Controller
+from pytest_ephemeral.pytest_plugin.timeline_recorder import TimelineRecorder
+from support.broker_notes import PATIENCE, Notes, session
+from support.waiting import eventually
+
+KEY = Key("a", "session", "", rollback=True)
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def broker(notes: Notes) -> Broker:
+    return Broker(notes)
+
+
+class SlowRollback(Notes):
+    """Puts an environment back when it is told to; the URL tells which it is then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.ended_at: list[str] = []
+
+    def roll_back(self, environment: Environment) -> tuple[Environment, float]:
+        self.begun.set()
+        assert self.go_on.wait(PATIENCE)
+        return msgspec.structs.replace(environment, url="put back"), 0.1
+
+    def end(self, environment: Environment, **how: Any) -> Any:
+        self.ended_at.append(environment.url)
+        return super().end(environment, **how)
+
+
+def test_what_is_being_put_back_ends_as_it_is_then() -> None:
+    """Until then, looked at by its old handle, it would seem to have stopped by itself."""
+    notes = SlowRollback()
+    broker = Broker(notes)
+    broker.lease(KEY, "main")()
+    with ThreadPoolExecutor() as pool:
+        put_back = pool.submit(broker.roll_back, KEY)
+        assert notes.begun.wait(PATIENCE)
+        broker.end_all()
+        notes.go_on.set()
+        put_back.result()
+    broker.close()
+    assert notes.ended_at == ["put back"]
+
+
+def test_what_is_being_destroyed_is_not_put_back() -> None:
+    """The test that asks is told, and its provider is not asked."""
+    notes = SlowRollback()
+    broker = Broker(notes)
+    broker.lease(KEY, "main")()
+    notes.ending.clear()
+    broker.end_all()
+    with pytest.raises(EnvironmentDiedError, match="the run is ending"):
+        broker.roll_back(KEY)
+    assert not notes.begun.is_set()
+    notes.ending.set()
+    broker.close()
+
+
+def test_what_was_removed_while_it_was_looked_at_has_not_crashed() -> None:
+    """It is gone, but not by itself."""
+    looking, go_on = threading.Event(), threading.Event()
+
+    class SlowLook(Notes):
+        def exit_reason(self, environment: Environment) -> str:
+            if looking.is_set():
+                return ""
+            looking.set()
+            assert go_on.wait(PATIENCE)
+            return "it is gone"
+
+    broker = Broker(SlowLook())
+    with ThreadPoolExecutor() as pool:
+        leased = pool.submit(broker.lease(session("a"), "main"))
+        assert looking.wait(PATIENCE)
+        broker.close()
+        go_on.set()
+        leased.result()
+    assert broker.entries[0].problem == ""
+
+
+def test_an_answer_that_nobody_waits_for_tells_nobody(broker: Broker, notes: Notes) -> None:
+    """So the crash is in no test's report, and the run must not be green."""
+    notes.gate.clear()
+    wait = broker.lease(session("a"), "main")
+    broker.release(session("a"), "main")  # an interrupt, or a test's time-out
+    notes.dead["a-1"] = "a-1 has stopped"
+    notes.gate.set()
+    with pytest.raises(EphemeralError):
+        wait()
+    broker.close()
+    [entry] = broker.entries
+    assert entry.is_unnoticed()
+    assert not entry.used
+
+
+def opened(broker: Broker, notes: Notes) -> Run:
+    """A run of a broker, with as much of a project as its end asks for."""
+    project: Any = SimpleNamespace(store=SimpleNamespace(url="file:///store"))
+    backend: Any = notes
+    return Run("r", Settings(), Relay(), project, None, backend, broker, None)
+
+
+def test_what_comes_up_at_the_last_moment_is_handed_on(
+    broker: Broker, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner does not exit while it is being removed: another program makes sure of it."""
+    monkeypatch.setattr(broker_module, "GRACE", 0.01)
+    monkeypatch.setattr(notes, "cancel", lambda: None)  # it is in the middle of a bake
+    started: list[list[str]] = []
+    monkeypatch.setattr(program.os, "execv", lambda _, command: started.append(command))
+    settle = broker.settle
+
+    def settle_and_more() -> None:
+        settle()
+        notes.ending.clear()
+        notes.gate.set()
+        assert eventually(lambda: broker.entries[0].state == "destroying", PATIENCE)
+
+    monkeypatch.setattr(broker, "settle", settle_and_more)
+    notes.gate.clear()
+    broker.plan({session("a"): ["t"]})
+    program.finish(opened(broker, notes))
+    notes.ending.set()
+    [command] = started
+    assert command[command.index("finish") :][1:3] == ["file:///store", "r"]
+
+
+def test_a_run_that_is_being_opened_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client may die while early environments begin to come up."""
+    opening, go_on = threading.Event(), threading.Event()
+    made: Any = SimpleNamespace(begin=lambda: None)
+
+    def open_slowly(*_: object) -> Any:
+        opening.set()
+        assert go_on.wait(PATIENCE)
+        return made
+
+    monkeypatch.setattr(server_module, "open_project", lambda *_: None)
+    monkeypatch.setattr(Run, "open", open_slowly)
+    nothing: Any = None
+    server = Server(nothing, b"")
+    asked = ClientSession(server, nothing)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(asked.open, Settings(), ClientProcess({}, ()), listens=False)
+        assert opening.wait(PATIENCE)
+        closing = pool.submit(server.close)
+        go_on.set()
+        assert closing.result() is made
+
+
+class Listener:
+    """A client that hears of what goes on."""
+
+    def __init__(self, **hooks: list[str]) -> None:
+        self.hooks: dict[str, Any] = dict(hooks)
+        self.told: list[str] = []
+        self.asked: list[Any] = []
+
+    def tell(self, kind: str, content: object) -> None:
+        self.told.append(kind)
+
+    def ask(self, kind: str, content: Any = None) -> None:
+        self.asked.append((kind, content and content[1]))
+
+
+def connected(*listeners: Any) -> Relay:
+    relay = Relay()
+    for listener in listeners:
+        relay.add(listener)
+    return relay
+
+
+READY = "pytest_ephemeral_environment_ready"
+
+
+def test_hooks_that_become_known_while_one_is_called() -> None:
+    """A conftest.py is collected while an early environment comes up."""
+
+    class Plugin(str):
+        """One whose name, when it is looked at, has more hooks become known."""
+
+        def __hash__(self) -> int:
+            relay.update({"another conftest.py": [READY]})
+            return super().__hash__()
+
+    relay = Relay()
+    first: Any = Listener(conftest=[READY])
+    relay.add(first)
+    first.hooks = {Plugin("conftest.py"): [READY]}
+    relay.call(READY)
+    assert first.asked == [("call", ())]
+
+
+def test_two_workers_with_a_hook_for_templates() -> None:
+    """Both begin to listen at once, and it is registered once."""
+    together = threading.Barrier(2)
+
+    class Manager(pluggy.PluginManager):
+        def has_plugin(self, name: str) -> bool:
+            found = super().has_plugin(name)
+            with suppress(threading.BrokenBarrierError):
+                together.wait(0.2)
+            return found
+
+    manager = Manager("pytest")
+    manager.add_hookspecs(hookspecs)
+    workers: list[Any] = [Listener(below=["pytest_ephemeral_modify_template"]) for _ in range(2)]
+    relay = connected(Listener())
+    relay.connect(manager)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(relay.add, workers))
+    assert manager.hook.pytest_ephemeral_modify_template.get_hookimpls()
+
+
+def test_a_worker_that_listens_late_waits_for_nothing() -> None:
+    """Those before it were told that they will hear nothing more."""
+    late = Listener()
+    relay = connected(Listener())
+    relay.dismiss()
+    added: Any = late
+    relay.add(added)
+    assert "over" in late.told
+
+
+def test_a_worker_whose_controller_is_gone_is_not_taken_for_it() -> None:
+    """Hooks of the root's conftest.py are not called where they were not meant to be."""
+    first, worker = Listener(root=[READY]), Listener(below=[READY])
+    relay = connected(first, worker)
+    gone: Any = first
+    relay.remove(gone)
+    relay.call(READY)
+    assert worker.asked == [("call", ["below"])]
+
+
+class LostOwner:
+    """An owner process that was killed before it has ended anything."""
+
+    pid = 1
+
+    def __init__(self) -> None:
+        self.client = self
+        self.replaced: list[tuple[str, str]] = []
+
+    def finish(self, waiting: object) -> None:
+        raise OwnerLostError("it is gone")
+
+    def replace(self, store: str, run: str) -> Any:
+        self.replaced.append((store, run))
+        return SimpleNamespace(wait=lambda _: 0)
+
+
+@pytest.mark.parametrize("noticed", ["last", "before it is open"])
+def test_an_owner_that_is_lost_is_replaced_whoever_notices(
+    pytestconfig: pytest.Config, noticed: str
+) -> None:
+    """Once; and the end of the run waits for that, also when its thread has not noticed yet."""
+    owner: Any = LostOwner()
+    controller: Any = Controller(pytestconfig, Settings(), owner)
+    controller._reporter = SimpleNamespace(warn=lambda _: None, wait=None, settle=lambda: None)
+    controller._opening = lambda: Opened("r", (), None, None, "file:///store")
+    if noticed != "last":
+        controller.lose()
+    controller.close()
+    controller.lose()
+    assert owner.replaced == [("file:///store", "r")]
+    assert len(controller._complaints) == 2
+    assert controller._complaints[-1] == "all of them are destroyed"
+
+
+def test_the_timeline_is_drawn_while_more_is_heard() -> None:
+    """A removal that was left to the owner ends meanwhile."""
+
+    class Growing(list[tuple[str, float]]):
+        def __getitem__(self, at: Any) -> Any:
+            found = super().__getitem__(at)
+            self.append(("destroyed", 3.0))
+            return found
+
+    recorder = TimelineRecorder(Path("unused.svg"))
+    recorder._moments["a-1"] = Growing([("up", 1.0), ("destroy", 2.0)])
+    [row] = recorder.collect().environments
+    assert [span.kind for span in row.spans] == ["up", "destroy"]
