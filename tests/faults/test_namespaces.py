@@ -54,7 +54,7 @@ def project(
     made = make_project(tmp_path, monkeypatch, tmp_path_factory)
     made.write(test_it=WAITS)
     yield made
-    assert made.clean_within(5), made.traces()
+    assert made.clean_within(30), made.traces()
 
 
 def test_a_live_run_is_not_reaped_from_there(project: PluginProject) -> None:

@@ -165,9 +165,9 @@ def pytest_ephemeral_environment_stopped():
     )
     process, _ = waiting(project)
     os.kill(process.pid, signal.SIGINT)
-    assert eventually((project.folder / "stopping").exists, 10), end(process)
+    assert eventually((project.folder / "stopping").exists, 30), end(process)
     os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=5)
+    output, _ = process.communicate(timeout=30)
     assert eventually(lambda: not project.remains(), SOON), project.remains()
     project.reap()
     assert not project.traces()
@@ -186,9 +186,9 @@ def pytest_ephemeral_environment_stopped():
     )
     process, _ = waiting(project)
     process.terminate()
-    assert eventually((project.folder / "stopping").exists, 10), end(process)
+    assert eventually((project.folder / "stopping").exists, 30), end(process)
     process.terminate()
-    assert process.wait(5) == -signal.SIGTERM
+    assert process.wait(30) == -signal.SIGTERM
     gone = eventually(lambda: not project.remains(), SOON)
     left = project.remains()
     end(process)

@@ -23,7 +23,7 @@ def project(
     """A project with a tiny application. Nothing of its environments may be left."""
     project = make_project(pytester.path, monkeypatch, tmp_path_factory)
     yield project
-    clean, traces = project.clean_within(3), project.traces()
+    clean, traces = project.clean_within(30), project.traces()
     if not clean:
         project.destroy_all()
     assert clean, traces

@@ -78,7 +78,7 @@ def project(
     ready = 'ready = { tcp = true, timeout = "20s" }'
     made.reconfigure(ready, f"{ready}\nseed = 'printf \"seed \" >> $STATE/kept'")
     yield made
-    assert made.clean_within(5), made.traces()
+    assert made.clean_within(30), made.traces()
 
 
 def set_in_template(project: PluginProject, line: str) -> None:
@@ -283,4 +283,4 @@ def test_next(ephemeral_env): open("next", "w")
         process.communicate(timeout=30)
     finally:
         end(process)
-    assert project.clean_within(5), project.traces()
+    assert project.clean_within(30), project.traces()

@@ -154,7 +154,7 @@ def test_however_it_ends_nothing_is_left(
     assert eventually((project.folder / "running").exists, 30)
     os.killpg(process.pid, number) if group else os.kill(process.pid, number)
     assert process.wait(30) == status
-    assert eventually(lambda: not project.traces(), 5), project.traces()
+    assert eventually(lambda: not project.traces(), 30), project.traces()
     if number == signal.SIGKILL:
         os.killpg(process.pid, signal.SIGKILL)  # the command itself lives on
     process.communicate(timeout=30)
@@ -175,5 +175,5 @@ for children in Path("/proc", str(os.getppid()), "task").glob("*/children"):
     assert process.returncode != 0
     assert "was killed" in talk or "can't be reached" in talk
     assert "Traceback" not in talk
-    assert eventually(lambda: not project.remains(), 5), project.remains()
+    assert eventually(lambda: not project.remains(), 30), project.remains()
     project.reap()
