@@ -204,11 +204,8 @@ def verify(arguments: argparse.Namespace, output: Printer) -> int:
 
 def prune(arguments: argparse.Namespace, output: Printer) -> int:
     """Remove old images that are not in use."""
-    from pytest_ephemeral.promotion import journal
-
     project = open_project(arguments)
-    in_use = project.ledger.in_use() | journal.images(project.store)
-    removed = project.images.prune(arguments.keep, in_use)
+    removed = project.images.prune(arguments.keep, _ImagesInUse(project))
     if output.as_json:
         output.data(removed=removed)
         return 0
@@ -217,6 +214,18 @@ def prune(arguments: argparse.Namespace, output: Printer) -> int:
     freed = size(sum(image.size for image in removed))
     output.say(f"removed {plural(len(removed), 'image')}, {freed}")
     return 0
+
+
+class _ImagesInUse:
+    """The keys of images that an environment runs, or that are or were in production, by now."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+
+    def __contains__(self, key: object) -> bool:
+        from pytest_ephemeral.promotion import journal
+
+        return key in self._project.ledger.in_use() | journal.images(self._project.store)
 
 
 def export(arguments: argparse.Namespace, output: Printer) -> int:

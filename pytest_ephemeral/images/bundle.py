@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import tarfile
@@ -28,7 +29,7 @@ def write(file: Path, image: Image, archive: Path) -> None:
         ConfigurationError: It can't be written.
     """
     record = encode(image)
-    half = file.with_name(files.TEMPORARY + file.name)
+    half = file.with_name(files.TEMPORARY + os.urandom(8).hex())  # nobody else's
     try:
         with (
             tarfile.open(half, "w", format=tarfile.PAX_FORMAT) as tar,

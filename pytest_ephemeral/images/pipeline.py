@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
@@ -118,12 +118,12 @@ class Images:
                 bake = Bake(plan, job, self._archives, self.catalog)
                 return bake.run(again=mode == "always")
 
-    def prune(self, keep: int, in_use: Collection[str]) -> list[Image]:
+    def prune(self, keep: int, in_use: Container[str]) -> list[Image]:
         """Remove old images: content, archive, and record.
 
         Args:
             keep: How many of each name to keep, the newest.
-            in_use: Keys of images that are kept all the same.
+            in_use: Keys of images that are kept all the same; looked into before each removal.
 
         Returns:
             What was removed.
@@ -131,8 +131,8 @@ class Images:
         removed: list[Image] = []
         for _, named in groupby(self.catalog.entries(), key=lambda image: image.name):
             newest_first = sorted(named, key=lambda image: image.baked_at, reverse=True)
-            old = [image for image in newest_first[keep:] if image.key not in in_use]
-            removed += [image for image in old if self._remove(image)]
+            old = newest_first[keep:]
+            removed += [one for one in old if one.key not in in_use and self._remove(one)]
         return removed
 
     def export(self, image: Image, file: Path) -> None:

@@ -164,8 +164,10 @@ class LocalBaker:
             archive.unpack(file, prefix.unpacking, size=image.size)
             manifest = tree.manifest(prefix.unpacking)
             tree.require(manifest, image.digest)
-        except tree.BadTreeError as error:
+        except BaseException as error:
             prefix.clear()
+            if not isinstance(error, tree.BadTreeError):
+                raise
             raise ImageChangedError(
                 f"the archive of the image {image.name!r} is not {image.digest}: {error}. Bake it "
                 f"again with `pytest-ephemeral bake {image.name} --force`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from typing import Any
 
 import pytest
 
+from pytest_ephemeral import machine
 from pytest_ephemeral.artifacts import open_repository
 from pytest_ephemeral.artifacts.directory import DirectoryRepository
 from pytest_ephemeral.errors import ArtifactError, LaunchError
 from pytest_ephemeral.images.pipeline import Images
+from pytest_ephemeral.images.scratch import scratch_file
 from pytest_ephemeral.providers.local import LocalProvider, provider
 from pytest_ephemeral.providers.local.guard import Guard
 from pytest_ephemeral.providers.local.host import GuardAddress
@@ -35,8 +38,8 @@ WHEEL = "shop-1.4.2-py3-none-any.whl"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
-    with machine_in(tmp_path / "here") as machine:
-        yield machine
+    with machine_in(tmp_path / "here") as made:
+        yield made
 
 
 @pytest.fixture
@@ -107,6 +110,60 @@ def test_a_seal_of_what_was_replaced_is_not_put_back(here: Machine) -> None:
     seal = prefix.read_seal()
     assert seal is not None
     assert seal.digest == new.digest != old.digest
+
+
+def test_an_export_writes_into_no_file_that_was_put_in_its_way(
+    here: Machine, tmp_path: Path
+) -> None:
+    """Nobody can know the name of the half of it, and two exports don't meet in one."""
+    image = here.obtain()
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / ".new-shop.image").symlink_to(precious)
+    here.images.export(image, tmp_path / "shop.image")
+    assert precious.read_text() == "mine"
+    assert here.images.import_(tmp_path / "shop.image") == image
+
+
+def test_an_archive_on_its_way_in_another_container_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share a home, and its process ids mean nothing here; what was killed here goes."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path))
+    nobody = 4_194_300
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(os, "getpid", lambda: nobody)
+        elsewhere.setattr(machine, "pid_namespace", lambda: "pid:[7]")
+        theirs = scratch_file()
+        other = theirs.__enter__()
+    other.write_bytes(b"half")
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "getpid", lambda: nobody)
+        killed.setattr(machine, "read_process_start", lambda _: "100")
+        left = scratch_file()
+        own = left.__enter__()
+    own.write_bytes(b"half")
+    with scratch_file() as file:
+        assert sorted(file.parent.iterdir()) == [other]
+    theirs.__exit__(None, None, None)
+    left.__exit__(None, None, None)
+
+
+def test_an_image_that_is_launched_meanwhile_is_not_pruned(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removing the ones before it may take minutes."""
+    images = [here.obtain(install=[*INSTALL, f'echo {number} > "$PREFIX/n"']) for number in "123"]
+    used: set[str] = set()
+    remove = LocalProvider.remove
+
+    def launched(self: LocalProvider, image: Any) -> None:
+        used.update(one.key for one in images[:2] if one != image)
+        remove(self, image)
+
+    monkeypatch.setattr(LocalProvider, "remove", launched)
+    (removed,) = here.images.prune(1, used)
+    assert [removed, *here.images.catalog.entries()] == [images[1], images[0], images[2]]
 
 
 # -- artifacts -----------------------------------------------------------------------------------
