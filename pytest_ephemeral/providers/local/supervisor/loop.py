@@ -25,6 +25,8 @@ MARKER = "PYTEST_EPHEMERAL_ENVIRONMENT"
 _READ_SIZE = 1 << 18
 #: Once a process has ended, how much of what it has printed is read before that is told.
 _LAST_WORDS = 16 << 20
+#: Seconds that a process has to end once it exits: one that has much memory takes a moment.
+_EXIT_PATIENCE = 0.5
 #: Seconds: how often the clock is looked at, as this machine may have slept; and the owner,
 #: without a pidfd; and what was asked to stop.
 _CLOCK_INTERVAL, _OWNER_INTERVAL, _STOP_INTERVAL = 60.0, 0.25, 0.02
@@ -281,6 +283,10 @@ class Supervisor(Restarts):
         return {}
 
     def _status(self) -> dict[str, Any]:
+        patience = kernel.uptime() + _EXIT_PATIENCE
+        while any(one.is_exiting() for one in self._processes) and kernel.uptime() < patience:
+            time.sleep(0.001)
+            self._reap()
         return {
             "pid": os.getpid(),
             "processes": [process.describe() for process in self._processes],
