@@ -290,3 +290,23 @@ def test_a(ephemeral_env_function, ephemeral_env_module):
 """
     )
     run().assert_outcomes(passed=1)
+
+
+def test_spares_are_up_before_their_tests(project, run):
+    """As the template says: while the first test runs, four others have their environments."""
+    file = project.folder / "ephemeral.toml"
+    file.write_text(file.read_text().replace("port = 8080\n", "port = 8080\nspares = 4\n", 1))
+    project.write(
+        test_it="""
+import pathlib, time
+
+@pytest.mark.parametrize("number", range(6))
+def test_a(ephemeral_env_function, number):
+    deadline = time.monotonic() + 30
+    while number == 0 and len(list(pathlib.Path(".ephemeral/environments").glob("*.json"))) < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert get(ephemeral_env_function.url) == "plain"
+"""
+    )
+    run().assert_outcomes(passed=6)
