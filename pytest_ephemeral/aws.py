@@ -77,9 +77,6 @@ def client(service: str, region: str | None = None, *, polls: bool = False) -> A
     Raises:
         UnavailableError: boto3 is not installed, or no region, profile or role can be found.
     """
-    import boto3
-    import botocore.session
-
     # A process (a test's, for one) may change who asks, and where, while it runs.
     said = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
     asking = (os.getpid(), *said)
@@ -87,6 +84,9 @@ def client(service: str, region: str | None = None, *, polls: bool = False) -> A
         _lock,
         translate_errors(),
     ):  # a session is not safe to share between threads, its clients are
+        import boto3
+        import botocore.session
+
         if asking not in _sessions:  # it reads what a service is once, which takes a while
             core = botocore.session.get_session()
             _sessions[asking] = _Session(core, boto3.session.Session(botocore_session=core))
@@ -163,8 +163,12 @@ def translate_errors() -> Iterator[None]:
     Raises:
         UnavailableError: No credentials, expired ones, no region, no permission, no answer.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError as error:
+        raise UnavailableError(
+            "AWS needs boto3, which is not installed: pip install 'pytest-ephemeral[aws]'"
+        ) from error
     try:
         yield
     except BotoCoreError as error:

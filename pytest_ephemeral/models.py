@@ -14,7 +14,7 @@ import msgspec
 
 from pytest_ephemeral import urls
 from pytest_ephemeral.durations import Duration
-from pytest_ephemeral.text import one_line
+from pytest_ephemeral.text import check_argv, one_line
 
 if TYPE_CHECKING:
     import subprocess
@@ -289,7 +289,7 @@ class Environment(Model, frozen=True, kw_only=True):
         """Run a command inside it, and wait for it.
 
         Args:
-            argv: The command and its arguments; no shell is put between.
+            argv: The command and its arguments, in a list (a string is a TypeError); no shell.
             timeout: Seconds it may take; None for as long as it likes.
 
         Returns:
@@ -299,7 +299,7 @@ class Environment(Model, frozen=True, kw_only=True):
             subprocess.TimeoutExpired: It took longer, and was killed.
             EphemeralError: The environment is gone.
         """
-        return _actor(self).run(self, argv, timeout=timeout)
+        return _actor(self).run(self, check_argv(argv), timeout=timeout)
 
 
 class Actor(Protocol):
@@ -319,7 +319,7 @@ lent: dict[str, Actor] = {}
 
 
 def _actor(environment: Environment) -> Actor:
-    """The one late look upwards in the house: plain data finds who can act on it."""
+    """Who can act on it: the only import here of a layer below."""
     from pytest_ephemeral.providers import load
 
     return lent.get(environment.id) or load(environment.provider)

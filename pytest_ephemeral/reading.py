@@ -18,6 +18,7 @@ from pytest_ephemeral.errors import closest
 from pytest_ephemeral.models import decode_hook
 from pytest_ephemeral.tables import (
     NAME_PATTERN,
+    PYTHON_PATTERN,
     VARIABLE_PATTERN,
     Promotion,
     Recipe,
@@ -38,6 +39,7 @@ _WORDS: Mapping[Any, str] = {
 _PATTERNS: Mapping[str, str] = {
     NAME_PATTERN: " of at most 48 lower-case letters, digits and inner hyphens",
     VARIABLE_PATTERN: " of letters, digits and underscores, as a variable's name is",
+    PYTHON_PATTERN: ' such as "3.13"',
     "^/": ' that starts with "/"',
 }
 
@@ -107,6 +109,8 @@ def read_table(value: Mapping[str, Any], kind: type[T], where: str, *, name: str
     found: dict[str, Any] = {"name": name} if name else {}
     for key, field in fields.items():
         if key in value:
+            if issubclass(kind, Recipe) and isinstance(value[key], str) and not value[key].strip():
+                raise Problem(join(where, key), "it is empty: write a value, or remove the key")
             found[field.name] = read(value[key], hints[field.name], join(where, key))
         elif field.required:
             raise Problem(join(where, key), f"missing; expected {describe_type(hints[field.name])}")

@@ -15,6 +15,7 @@ from pytest_ephemeral.durations import Duration
 #: ``(?!\n)``: in Python ``$`` also matches before a last line feed.
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$(?!\n)"
 VARIABLE_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+PYTHON_PATTERN: Final = r"^3\.\d+$(?!\n)"
 
 #: The key that names the recipe or template whose keys a table has as well.
 EXTENDS: Final = "extends"
@@ -26,6 +27,7 @@ Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 #: A URL's scheme (RFC 3986, section 3.1).
 Scheme = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*$(?!\n)")]
 UrlPath = Annotated[str, msgspec.Meta(pattern="^/")]
+PythonVersion = Annotated[str, msgspec.Meta(pattern=PYTHON_PATTERN)]
 
 Health = Literal["fail", "report"]
 
@@ -94,7 +96,7 @@ class Recipe(Table, frozen=True, kw_only=True):
     sources: list[str] = []
     install: str | list[str] | None = None
     files: list[str] = []
-    python: Annotated[str, msgspec.Meta(pattern=r"^3\.\d+$(?!\n)")] | None = None
+    python: PythonVersion | None = None
     verify: list[str] = []
     reference: str | None = None
     pass_env: list[Variable] = []

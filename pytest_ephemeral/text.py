@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 #: What makes a CI server read a command in the middle of a line: ``##vso[…]`` (Azure Pipelines),
@@ -28,3 +29,14 @@ def printable(text: str) -> str:
     """Text of several lines without control characters, for messages that we compose."""
     kept = "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
     return _COMMAND.sub("# #", kept)
+
+
+def check_argv(argv: Sequence[str]) -> Sequence[str]:
+    """A command and its arguments.
+
+    Raises:
+        TypeError: It is one string, whose letters would be taken for arguments.
+    """
+    if isinstance(argv, str | bytes):
+        raise TypeError(f'run: argv is a list, such as ["ls", "-l"], not {argv!r}')
+    return argv

@@ -76,7 +76,7 @@ def overdue(project: Project, *, asked: bool, dry_run: bool) -> Iterator[Overdue
         if asked or name in used or not _is_shared(name):
             for found in _find_unrecorded(project, name, known):
                 if isinstance(found, Unseen):
-                    if name in used and _is_shared(name):
+                    if (asked or name in used) and _is_shared(name):
                         yield found
                 elif found.id not in ids:
                     yield from _skip_cataloged(project, found, dry_run=dry_run)

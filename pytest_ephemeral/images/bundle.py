@@ -28,6 +28,8 @@ def write(file: Path, image: Image, archive: Path) -> None:
     Raises:
         ConfigurationError: It can't be written.
     """
+    if file.is_dir():
+        raise ConfigurationError(f"{file} can't be written: it is a folder; name a file in it")
     record = encode(image)
     half = file.with_name(files.TEMPORARY + os.urandom(8).hex())  # nobody else's
     try:
@@ -56,7 +58,9 @@ def read(file: Path, archive: Path) -> Image:
             image = decode(_read(tar, _RECORD), Image)
             with archive.open("wb") as target, _open_member(tar, _CONTENT) as content:
                 shutil.copyfileobj(content, target)
-    except (OSError, tarfile.TarError, KeyError, msgspec.MsgspecError) as error:
+    except OSError as error:
+        raise ConfigurationError(f"{file} can't be read: {error.strerror or error}") from error
+    except (tarfile.TarError, KeyError, msgspec.MsgspecError) as error:
         raise ConfigurationError(
             f"{file} is not an image that `pytest-ephemeral images export` wrote: {error}"
         ) from error

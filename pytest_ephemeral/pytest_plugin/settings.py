@@ -23,7 +23,8 @@ def read(config: pytest.Config) -> Settings:
     """What this run was told to do, on the command line or else in the configuration file.
 
     Raises:
-        pytest.UsageError: A value in the configuration file is not one of those there are.
+        pytest.UsageError: A value is not one of those there are, or a path can't be what it
+            should be.
     """
     values = {option.key: _value(config, option) for option in OPTIONS}
     stage = values["ephemeral_stage"] or ""
@@ -37,8 +38,8 @@ def read(config: pytest.Config) -> Settings:
         keep=values["ephemeral_keep"] or "",
         attach=values["ephemeral_attach"],
         stage=stage,
-        report=_path(config, "ephemeral_report"),
-        logs=_path(config, "ephemeral_logs"),
+        report=_file(config, "ephemeral_report"),
+        logs=_folder(config, "ephemeral_logs"),
         config=_path(config, "ephemeral_config"),
         approval=_seconds(values["ephemeral_approval"]),
         start=discovery.common_folder(config.args, config.invocation_params.dir),
@@ -50,9 +51,9 @@ def get_timeline(config: pytest.Config) -> Path | None:
     """Where the picture of this run is to be drawn, if anywhere.
 
     Raises:
-        pytest.UsageError: It is to be neither SVG nor HTML.
+        pytest.UsageError: It is to be neither SVG nor HTML, or a folder has that name.
     """
-    path = _path(config, "ephemeral_timeline")
+    path = _file(config, "ephemeral_timeline")
     if path is not None and path.suffix.lower() not in {".svg", ".html", ".htm"}:
         raise pytest.UsageError(
             f"--ephemeral-timeline: expected a name that ends in .svg or .html, got {path.name!r}"
@@ -96,6 +97,38 @@ def _value(config: pytest.Config, option: Option) -> str | None:
                 f"got {given!r}"
             )
     return option.default if given is None else given
+
+
+def _file(config: pytest.Config, key: str) -> Path | None:
+    """A file that is to be written.
+
+    Raises:
+        pytest.UsageError: It is a folder.
+    """
+    path = _path(config, key)
+    if path is not None and path.is_dir():
+        raise pytest.UsageError(f"{_as_typed(key)}: {path} is a folder: name a file in it")
+    return path
+
+
+def _folder(config: pytest.Config, key: str) -> Path | None:
+    """A folder that is to be written to, which may not be there yet.
+
+    Raises:
+        pytest.UsageError: It, or a folder above it, is a file.
+    """
+    path = _path(config, key)
+    for each in (path, *path.parents) if path is not None else ():
+        if each.exists():
+            if not each.is_dir():
+                raise pytest.UsageError(f"{_as_typed(key)}: {each} is a file: name a folder")
+            break
+    return path
+
+
+def _as_typed(key: str) -> str:
+    """An option as people type it."""
+    return f"--{key.replace('_', '-')}"
 
 
 def _path(config: pytest.Config, key: str) -> Path | None:

@@ -148,7 +148,8 @@ def by_prefix(wanted: str, known: Iterable[str], *, what: str) -> str:
         return matching[0]
     if matching:
         raise NothingMatchedError(f"{wanted!r} matches several {what}: {', '.join(matching)}")
-    raise NothingMatchedError(f"no {what} {wanted!r}.{closest(wanted, names)}")
+    hint = closest(wanted, names) or " This store has none."
+    raise NothingMatchedError(f"no {what} {wanted!r}.{hint}")
 
 
 def parts_of(path: str) -> list[str]:

@@ -80,7 +80,7 @@ def test_a_slip_is_named_with_what_was_probably_meant(
     [
         ("up stagin", 2, "no template 'stagin'. Did you mean 'staging'?"),
         ("bake shp", 2, "no image 'shp'. Did you mean 'shop'?"),
-        ("show nothing", 3, "no environment 'nothing'."),
+        ("show nothing", 3, "no environment 'nothing'. This store has none."),
         ("images show shop", 3, "no image 'shop' is baked."),
         ("down nothing", 3, "no environment 'nothing'."),
         ("artifact push nothing.whl", 1, "nothing.whl can't be read as an artifact"),
@@ -193,6 +193,18 @@ def test_a_fault_of_ours_says_so(
     )
     with pytest.raises(ZeroDivisionError):
         cli.main(["list", "--traceback"])
+
+
+def test_reap_without_boto3_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An account can't be searched then: an error in one line, and not a bug of ours."""
+    for name in ("boto3", "botocore", "botocore.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert cli.main(["reap", "--account", "123456789012"]) == 6
+    said = capsys.readouterr().err
+    assert "AWS needs boto3, which is not installed: pip install 'pytest-ephemeral[aws]'" in said
+    assert "This is a bug" not in said
 
 
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

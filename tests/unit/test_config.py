@@ -123,6 +123,10 @@ port = 8080
         ('["true"]', '["true", 1]', "images.shop.install[1]: expected a string, got 1"),
         ('["true"]', "7", "images.shop.install: expected a string or a list, each a string, got 7"),
         ('["true"]', '["true"]\nreference = "/x"', "images.shop.reference: it can't be combined"),
+        ('["true"]', '["true"]\nartifact = ""', "images.shop.artifact: it is empty: write"),
+        ('["true"]', '" "', "images.shop.install: it is empty: write a value"),
+        ('install = ["true"]', 'reference = ""', "images.shop.reference: it is empty"),
+        ('["true"]', '["true"]\npython = "3"', 'images.shop.python: expected a string such as "3.'),
         ('provider = "local"', "", "images.shop.provider: missing; one of local"),
         ('"local"', '"locla"', "images.shop.provider: no provider 'locla'. Did you mean 'local'?"),
         ('"local"', "1", "images.shop.provider: expected a provider's name, got 1"),
@@ -208,6 +212,13 @@ def test_what_is_no_toml_says_where(tmp_path: Path, content: bytes, said: str) -
     with pytest.raises(ConfigurationError) as raised:
         config.load(file)
     assert str(raised.value).startswith(f"{file}: {said}")
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    file = tmp_path / "ephemeral.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
+    assert list(config.load(file).templates) == ["staging"]
 
 
 def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:

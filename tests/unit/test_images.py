@@ -391,8 +391,9 @@ def test_a_damaged_export_is_refused(here):
     file.write_bytes(b"something else")
     with pytest.raises(ConfigurationError, match="images export"):
         here.images.import_(file)
-    with pytest.raises(ConfigurationError, match="images export"):
-        here.images.import_(here.folder / "not-there")
+    for unreadable in ("not-there", "."):
+        with pytest.raises(ConfigurationError, match=r"can't be read: (No such file|Is a dir)"):
+            here.images.import_(here.folder / unreadable)
     other = msgspec.structs.replace(image, inputs={**image.inputs, "install": "something else"})
     here.images.export(other, file)
     with pytest.raises(ImageChangedError, match="damaged"):
@@ -402,8 +403,11 @@ def test_a_damaged_export_is_refused(here):
 
 
 def test_export_says_when_it_cant(here):
-    """A folder that is not there; content that is lost; nothing half-written stays."""
+    """No folder, a folder in the file's place, lost content; nothing half-written stays."""
     image = here.obtain()
+    for folder in (here.folder, Path(), Path(".."), Path("/")):
+        with pytest.raises(ConfigurationError, match="it is a folder; name a file in it"):
+            here.images.export(image, folder)
     with pytest.raises(ConfigurationError, match="can't be written"):
         here.images.export(image, here.folder / "no" / "shop.image")
     here.forget()

@@ -42,6 +42,13 @@ def test_a_page_of_an_endpoint(environment: Environment, name: str, path: str, u
     assert environment.url_for(name, path) == url
 
 
+@pytest.mark.parametrize("argv", ["ls -l", b"ls"])
+def test_a_command_in_one_string_is_refused(environment: Environment, argv: object) -> None:
+    """Its letters would be taken for arguments."""
+    with pytest.raises(TypeError, match=r'run: argv is a list, such as \["ls", "-l"\], not'):
+        environment.run(argv)  # type: ignore[arg-type]
+
+
 def test_an_endpoint_that_is_not_there_names_the_closest(environment: Environment) -> None:
     """As everywhere."""
     with pytest.raises(NothingMatchedError, match="Did you mean 'http'"):
