@@ -9,6 +9,8 @@ from pathlib import Path
 
 from unit.test_imports import ROOT
 
+TESTS = Path(__file__).parents[1]
+
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 40
 
@@ -34,6 +36,15 @@ def test_files_are_short() -> None:
     """No module has more lines than a reader keeps in mind."""
     lengths = {path: len((ROOT / path).read_text().splitlines()) for path, _ in trees()}
     assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+def test_modules_of_tests_have_names_of_their_own() -> None:
+    """pytest collects no two modules of one name, where their folders are no packages."""
+    named = defaultdict(list)
+    for path in sorted(TESTS.rglob("test_*.py")):
+        if not (path.parent / "__init__.py").exists():
+            named[path.name].append(str(path.relative_to(TESTS)))
+    assert [paths for paths in named.values() if len(paths) > 1] == []
 
 
 def test_functions_fit_on_a_screen() -> None:

@@ -21,7 +21,7 @@ from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.providers.local import client, guard, logs
 from pytest_ephemeral.providers.local.guard import Guard, Spec
-from pytest_ephemeral.providers.local.supervisor import loop, processes
+from pytest_ephemeral.providers.local.supervisor import loop, procfs
 from pytest_ephemeral.providers.local.supervisor.logs import SEGMENT_SIZE, SEGMENTS_KEPT
 from pytest_ephemeral.providers.local.supervisor.processes import end_marked, find_marked
 from support.waiting import until
@@ -219,7 +219,7 @@ def test_a_child_of_one_that_is_gone_when_it_is_looked_at_is_found(
         try:
             until(lambda: find_marked("MARKER=value") == [child.pid])
             lists = iter([[gone.pid], [gone.pid, child.pid], [child.pid]])
-            monkeypatch.setattr(processes, "_all", lambda: next(lists))
+            monkeypatch.setattr(procfs, "list_pids", lambda: next(lists))
             assert find_marked("MARKER=value") == [child.pid]
         finally:
             child.kill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from . import processes
+from . import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,10 +12,6 @@ if TYPE_CHECKING:
 
     from .control import Requester
     from .logs import ProcessLog
-
-
-#: A process whose descriptors may be closed already, and whose status is not known yet: sched.h.
-_EXITING = 0x4
 
 
 class GuardedProcess:
@@ -32,14 +28,10 @@ class GuardedProcess:
 
     def is_exiting(self) -> bool:
         """Whether it has begun to exit, which who talked to it may know, and was not collected."""
-        if self.status is not None:
-            return False
         try:
-            # The ninth field of proc(5)'s stat, of which the second ends with the bracket.
-            flags = processes.read(self.pid, "stat").rpartition(b")")[2].split()[6]
-        except OSError:  # nor where there is no /proc
+            return self.status is None and procfs.is_exiting(procfs.read_fields(self.pid))
+        except OSError:
             return False
-        return bool(int(flags) & _EXITING)
 
     def describe(self) -> dict[str, Any]:
         """It, as clients and the owner get it."""

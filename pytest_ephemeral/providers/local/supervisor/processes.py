@@ -8,7 +8,7 @@ import stat
 import sys
 import time
 
-from . import kernel
+from . import kernel, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ _REAPING = (0.0005, *[0.001] * 10)
 #: Seconds that a program may take to be put in another's place, of what has to be read from disk;
 #: and that one may take to end.
 _PATIENCE = 1.0
-
-#: Of a process's flags in proc(5): it is ending.
-_PF_EXITING = 0x4
 
 
 def spawn(
@@ -132,10 +129,9 @@ def _parents() -> Iterator[tuple[int, int]]:
             for line in listing:
                 yield tuple(map(int, line.split()))
         return
-    for pid in _all():
+    for pid in procfs.list_pids():
         try:
-            # The second field is the program's name in brackets and may hold anything.
-            parent = read(pid, "stat").rpartition(b")")[2].split(None, 2)[1]
+            parent = procfs.read_fields(pid)[4]
         except OSError:
             continue
         yield pid, int(parent)
@@ -156,7 +152,7 @@ def find_marked(marker: str, mount: str = "") -> list[int]:
     # One that forks and exits while this looks is gone, and its child is not in the list yet. So
     # the look is over only when no process has been started since the last list.
     for _ in range(_MOST_LISTS):
-        fresh = [pid for pid in _all() if pid not in known]
+        fresh = [pid for pid in procfs.list_pids() if pid not in known]
         if not fresh:
             break
         known.update(fresh)
@@ -173,7 +169,7 @@ def _sees(pid: int, mount: str) -> bool:
     try:
         if os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
             return False
-        lines = read(pid, "mountinfo").splitlines()
+        lines = procfs.read(pid, "mountinfo").splitlines()
     except OSError:
         return False
     return any(line.split(b" ", 5)[4] == kernel.escape(mount) for line in lines)
@@ -182,7 +178,7 @@ def _sees(pid: int, mount: str) -> bool:
 def find_users(folder: str) -> list[int]:
     """The processes that have their current folder in a folder, as far as this user may see."""
     found = []
-    for pid in _all():
+    for pid in procfs.list_pids():
         try:
             current = os.readlink(f"/proc/{pid}/cwd")
         except OSError:
@@ -190,14 +186,6 @@ def find_users(folder: str) -> list[int]:
         if current == folder or current.startswith(folder + "/"):
             found.append(pid)
     return found
-
-
-def _all() -> Iterator[int]:
-    try:
-        names = os.listdir("/proc")
-    except OSError:
-        return
-    yield from (int(name) for name in names if name.isdigit())
 
 
 def _has(pid: int, marker: bytes) -> bool:
@@ -214,7 +202,7 @@ def _has(pid: int, marker: bytes) -> bool:
 
 def _read_environment(pid: int) -> bytes:
     try:
-        return read(pid, "environ")
+        return procfs.read(pid, "environ")
     except ProcessLookupError:
         return b""  # newer kernels say so of what has no memory any more
 
@@ -228,20 +216,12 @@ def _is_between(pid: int) -> bool:
     where it begins. One that is ending has no memory either, and its sockets and files for as long
     as it takes to give that back (``do_exit``); it is waited for, as it may be one that was killed.
     """
-    fields = read(pid, "stat").rpartition(b")")[2].split()
-    # From the third of proc(5)'s fields on: state, flags, vsize, startcode, env_start, env_end.
-    state, flags, memory, code, start, end = (
-        fields[number - 3] for number in (3, 9, 23, 26, 50, 51)
-    )
+    fields = procfs.read_fields(pid)
+    # state, vsize, startcode, env_start, env_end
+    state, memory, code, start, end = (fields[number] for number in (3, 23, 26, 50, 51))
     if memory == b"0":
-        return bool(int(flags) & _PF_EXITING) and state not in {b"Z", b"X"}
+        return procfs.is_exiting(fields) and state not in {b"Z", b"X"}
     return code == b"0" or start != end
-
-
-def read(pid: int, name: str) -> bytes:
-    """A process's file in /proc; unbuffered, as hundreds of them are read, each in one piece."""
-    with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
-        return file.readall()
 
 
 def _signal(pid: int, number: int) -> None:

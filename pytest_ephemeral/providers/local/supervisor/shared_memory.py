@@ -11,7 +11,7 @@ import ctypes
 import os
 import struct
 
-from . import processes
+from . import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _birth(path: str) -> float:
 def _mapped(pid: int) -> set[str]:
     """The files of the folder that a process has mapped, as far as this user may see."""
     try:
-        lines = processes.read(pid, "maps").splitlines()
+        lines = procfs.read(pid, "maps").splitlines()
     except OSError:
         return set()
     lines = [line for line in lines if _FOLDER.encode() in line]
