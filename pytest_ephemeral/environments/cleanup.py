@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -47,13 +46,10 @@ def finish(store_url: str, run: str, pause: Callable[[float], object] = time.sle
     """
     from pytest_ephemeral.errors import DestroyError
 
-    ledger = open_ledger(store_url)
-    for seconds in (0.0, *BACKOFF):
-        pause(seconds)
-        own = [one for one in ledger.entries() if one.owner.run == run and not one.kept]
-        if _remove_all(ledger, own):
-            return 0
-    return DestroyError.exit_status
+    def is_own(environment: Environment) -> bool:
+        return environment.owner.run == run and not environment.kept
+
+    return 0 if _retry(store_url, is_own, pause) else DestroyError.exit_status
 
 
 def _remove_all(ledger: Ledger, environments: Sequence[Environment]) -> bool:
@@ -64,12 +60,22 @@ def _remove_all(ledger: Ledger, environments: Sequence[Environment]) -> bool:
 
 
 def settle(store_url: str, id: str) -> None:
-    """Destroy what is left of an environment, and remove its record."""
-    from pytest_ephemeral.errors import NothingMatchedError
+    """Destroy what is left of an environment, and remove its record; see ``finish``."""
+    _retry(store_url, lambda one: one.id == id)
 
+
+def _retry(
+    store_url: str,
+    wanted: Callable[[Environment], bool],
+    pause: Callable[[float], object] = time.sleep,
+) -> bool:
+    """Destroy those environments; tried again until none is left, or a few minutes have passed."""
     ledger = open_ledger(store_url)
-    with contextlib.suppress(NothingMatchedError):  # gone already
-        _remove(ledger, ledger.get(id))
+    for seconds in (0.0, *BACKOFF):
+        pause(seconds)
+        if _remove_all(ledger, [one for one in ledger.entries() if wanted(one)]):
+            return True
+    return False
 
 
 def _remove(ledger: Ledger, environment: Environment) -> bool:
