@@ -24,7 +24,13 @@ from pytest_ephemeral.broker.protocol import (
 )
 from pytest_ephemeral.cli.session import plugin_manager
 from pytest_ephemeral.environments.progress import Progress
-from pytest_ephemeral.errors import ConfigurationError, DestroyError, EphemeralError, OwnerLostError
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    DestroyError,
+    EnvironmentDiedError,
+    EphemeralError,
+    OwnerLostError,
+)
 from pytest_ephemeral.hookspecs import NAMES
 
 if TYPE_CHECKING:
@@ -73,7 +79,7 @@ def lease(
         ttl: Seconds it may live; None for its template's own.
 
     Raises:
-        EphemeralError: It could not be had, or something of it is left.
+        EphemeralError: It could not be had, it stopped by itself, or something of it is left.
     """
     owner, listener, opened, finished = OwnerProcess(), _Console(say), None, _NOTHING
     try:
@@ -97,6 +103,8 @@ def lease(
     finally:
         owner.leave()
         _check_leaks(finished)
+    if crashes := [one.problem for one in finished.environments if one.crashed]:
+        raise EnvironmentDiedError("\n".join(crashes))
 
 
 def _finish(owner: OwnerProcess) -> Finished:

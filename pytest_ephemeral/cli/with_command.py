@@ -18,6 +18,7 @@ from pytest_ephemeral.cli.arguments import add_command, duration
 from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.owner import lease
 from pytest_ephemeral.environments.progress import Progress
+from pytest_ephemeral.errors import EnvironmentDiedError
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Subcommands
@@ -27,7 +28,8 @@ _EPILOG: Final = """\
 The command finds these variables: EPHEMERAL_URL; EPHEMERAL_URL_<ENDPOINT> for each
 endpoint; EPHEMERAL_ENV, the environment's id. In its arguments, {url} is the URL,
 {url:ENDPOINT} that of an endpoint, {id} the id. Without a command, a shell is started.
-Exits with the command's status, or with 6 when something may have leaked.
+Exits with the command's status; with 1 if that is 0 and the environment stopped by
+itself meanwhile; with 6 if something may have leaked.
 """
 
 #: As shells say it.
@@ -68,15 +70,22 @@ def run_with(arguments: argparse.Namespace, output: Printer) -> int:
     def say(event: Progress) -> None:
         shown[-1](event)
 
-    with ExitStack() as stack:
-        with progress.show() as live:
-            shown.append(live)
-            held = stack.enter_context(
-                lease(arguments.template, arguments.config, say, ttl=arguments.ttl)
-            )
-        shown.pop()  # the command's own output comes now
-        words = [fill(word, held.environment) for word in command]
-        return _run(words, {**os.environ, **variables(held.environment)}, output)
+    status = 0
+    try:
+        with ExitStack() as stack:
+            with progress.show() as live:
+                shown.append(live)
+                held = stack.enter_context(
+                    lease(arguments.template, arguments.config, say, ttl=arguments.ttl)
+                )
+            shown.pop()  # the command's own output comes now
+            words = [fill(word, held.environment) for word in command]
+            status = _run(words, {**os.environ, **variables(held.environment)}, output)
+    except EnvironmentDiedError as error:
+        if status == 0:
+            raise
+        output.say(f"error: {error}")  # and so, perhaps, the command failed
+    return status
 
 
 def variables(environment: Environment) -> dict[str, str]:

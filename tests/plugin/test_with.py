@@ -99,6 +99,22 @@ def test_a_command_runs_with_an_environment(project: PluginProject) -> None:
 
 
 @pytest.mark.parametrize(
+    ("code", "health", "status"),
+    [(0, "fail", 1), (5, "fail", 5), (0, "report", 0)],
+    ids=["succeeded", "failed", "reported"],
+)
+def test_a_crash_is_no_success(project: PluginProject, code: int, health: str, status: int) -> None:
+    """What stopped by itself was not what the command ran against to its end."""
+    project.reconfigure("ready = { tcp", f'health = "{health}"\nready = {{ tcp')
+    crash = f"from client import get; get('{{url}}', '/crash'); exit({code})"
+    process = start(project, project.one, "--", sys.executable, "-c", crash)
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == status, talk
+    assert ("stopped by itself" in talk and "status 7" in talk) == (health == "fail")
+    assert not project.traces()
+
+
+@pytest.mark.parametrize(
     ("words", "status", "text"),
     [
         (["--", "no-such-program"], 127, "command not found"),
