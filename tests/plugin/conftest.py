@@ -10,7 +10,10 @@ import pytest
 from support.plugin_project import PluginProject, make_project
 
 # Loaded here once: what a pytest inside pytest imports is forgotten again with it.
-for name in ("broker.server", "broker.process", "providers.local", "pytest_plugin.controller"):
+for name in (
+    *("broker.server", "broker.process", "images.stages", "providers.local"),
+    "pytest_plugin.controller",
+):
     import_module(f"pytest_ephemeral.{name}")
 
 
