@@ -372,8 +372,7 @@ def test_secrets_are_not_in_the_ledger_and_recovery_does_not_need_them(
             raise KeyboardInterrupt
         return change(self, id, **changes)
 
-    monkeypatch.setattr(bench.lifecycle, "before_removal", interrupted)
-    monkeypatch.setattr(bench.lifecycle.__class__, "_take_down", lambda *_: None)
+    monkeypatch.setattr(bench.lifecycle.__class__, "_abandon", lambda *_: None)
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "change", dies)
         with pytest.raises(KeyboardInterrupt):

@@ -102,7 +102,7 @@ def test_an_engine_that_goes_away(
     assert left_behind(lifecycle) == [environment.id]
 
     line.mend()
-    lifecycle.extend(environment, environment.created_at)
+    lifecycle.project.ledger.change(environment.id, expires_at=environment.created_at)
     reaped = reaper.reap(lifecycle.project, dry_run=False)
     assert (environment.id, "") in [(one.id, one.error) for one in reaped]
     assert left(environment.id) == []
