@@ -90,8 +90,7 @@ def lease(
             yield held
         finally:
             finished = owner.client.finish(lambda: None)
-            for one in finished.environments:
-                held.seconds.update(one.seconds)
+            held.seconds |= {k: v for one in finished.environments for k, v in one.seconds.items()}
     except OwnerLostError:
         if opened is not None:
             _clean_up(owner, opened)
@@ -103,8 +102,7 @@ def lease(
     finally:
         owner.leave()
         _check_leaks(finished)
-    if crashes := [one.problem for one in finished.environments if one.crashed]:
-        raise EnvironmentDiedError("\n".join(crashes))
+    _check_crashes(finished)
 
 
 def _finish(owner: OwnerProcess) -> Finished:
@@ -117,6 +115,11 @@ def _finish(owner: OwnerProcess) -> Finished:
 def _check_leaks(finished: Finished) -> None:
     if leaked := [one.detail for one in finished.environments if one.state == "leaked"]:
         raise DestroyError("\n".join(leaked))
+
+
+def _check_crashes(finished: Finished) -> None:
+    if crashes := [one.problem for one in finished.environments if one.crashed]:
+        raise EnvironmentDiedError("\n".join(crashes))
 
 
 def _open(owner: OwnerProcess, listener: _Console, settings: Settings) -> Opened:
