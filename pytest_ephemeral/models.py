@@ -319,7 +319,7 @@ lent: dict[str, Actor] = {}
 
 
 def _actor(environment: Environment) -> Actor:
-    """Who can act on it: the only import here of a layer below."""
+    """Who can act on it: the only import here of a layer above."""
     from pytest_ephemeral.providers import load
 
     return lent.get(environment.id) or load(environment.provider)

@@ -90,10 +90,10 @@ def lease(
             yield held
         finally:
             finished = owner.client.finish(lambda: None)
-            held.seconds |= {k: v for one in finished.environments for k, v in one.seconds.items()}
+            for one in finished.environments:
+                held.seconds.update(one.seconds)
     except OwnerLostError:
-        if opened is not None:
-            _clean_up(owner, opened)
+        _clean_up(owner, opened)
         raise
     except BaseException:
         owner.interrupt()
@@ -128,8 +128,10 @@ def _open(owner: OwnerProcess, listener: _Console, settings: Settings) -> Opened
     return owner.open(settings._replace(start=Path.cwd()), taken)()
 
 
-def _clean_up(owner: OwnerProcess, opened: Opened) -> None:
-    """Have a fresh owner end what one that was killed has left, and wait for that."""
+def _clean_up(owner: OwnerProcess, opened: Opened | None) -> None:
+    """Have a fresh owner end what one that was killed has left, if anything, and wait for that."""
+    if opened is None:
+        return
     with suppress(subprocess.TimeoutExpired):
         owner.replace(opened.store, opened.run).wait(_CLEANUP_TIME)
 

@@ -21,10 +21,10 @@ from pytest_ephemeral.providers.protocol import Owned
 
 #: Seconds between looks at a stack.
 POLL: Final = 2.0
-#: Seconds in which a stack is deleted.
-DELETING: Final = 3600.0
 #: Seconds between them, at most, while requests are throttled.
 LONGEST_POLL: Final = 15.0
+#: Seconds in which a stack is deleted.
+DELETING: Final = 3600.0
 #: Seconds to wait for a stack that is being changed, or while requests are throttled.
 BUSY: Final = 300.0
 
