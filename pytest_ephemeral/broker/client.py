@@ -219,9 +219,13 @@ class BrokerClient:
         if number is None:
             number = self._number = self._number + 1
         try:
-            if self._connection is None or self._connection.broken:
+            connection = self._connection
+            if connection is None or connection.broken:
                 self._connection = self._connect(self.address, self.key)
-            self._connection.send((number, method, arguments))
+                if connection is not None:
+                    connection.close()
+                connection = self._connection
+            connection.send((number, method, arguments))
         except OSError as error:
             raise OwnerLostError(LOST.format(type(error).__name__)) from None
         return number

@@ -183,7 +183,11 @@ class EventThread:
     ) -> None:
         self._listener = listener
         self._connection = connect(address, key)
-        self._connection.send((0, "listen", (hooks,)))
+        try:
+            self._connection.send((0, "listen", (hooks,)))
+        except BaseException:
+            self._connection.close()
+            raise
         self._ends = False
         self._over = threading.Event()
         self.welcomed = threading.Event()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -364,6 +366,30 @@ def test_a_machine_that_has_no_monitor_is_told(tmp_path: Path) -> None:
     """Its QEMU has ended, or never was."""
     with pytest.raises(EphemeralError, match="the monitor of vm-1 is not there"):
         qmp.open_monitor("vm-1", tmp_path, timeout=0.1)
+
+
+@pytest.mark.parametrize("said", [b"", b'{"QMP": {}}\n', b'{"QMP": {}}\n{"error": {}}\n'])
+def test_a_monitor_that_ends_at_once_leaves_no_socket(tmp_path: Path, said: bytes) -> None:
+    """QEMU may exit while it is asked: before its greeting, after it, or with a refusal."""
+
+    def answer() -> None:
+        with port.accept()[0] as end:
+            end.sendall(said)
+
+    with socket.socket(socket.AF_UNIX) as port:
+        with host._path(GuardAddress("vm-1", tmp_path, "monitor")) as path:
+            port.bind(path)
+        port.listen()
+        machine = threading.Thread(target=answer)
+        machine.start()
+        with warnings.catch_warnings(record=True) as unclosed:
+            warnings.simplefilter("always")
+            with pytest.raises(qmp.MachineError) as raised:
+                qmp.open_monitor("vm-1", tmp_path, timeout=5)
+            del raised
+            gc.collect()
+        machine.join()
+    assert not [str(warning.message) for warning in unclosed]
 
 
 def test_a_line_without_its_end_is_none_yet() -> None:

@@ -50,6 +50,10 @@ class MachineConnection:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
         self._socket.close()
 
     def pid(self) -> int:
@@ -156,8 +160,12 @@ def open_monitor(id: str, folder: Path, timeout: float = 60.0) -> MachineConnect
         MachineError: It does not answer in time.
     """
     connection = _connect(id, folder, "monitor", timeout)
-    connection.receive(time.monotonic() + timeout)  # its greeting
-    connection.call("qmp_capabilities")
+    try:
+        connection.receive(time.monotonic() + timeout)  # its greeting
+        connection.call("qmp_capabilities")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -186,13 +194,16 @@ def open_agent(
             while connection.receive(limit).get("return") != token:
                 pass
         except MachineError:
-            connection.__exit__(None, None, None)
+            connection.close()
             if time.monotonic() > deadline:
                 raise MachineError(
                     f"the guest agent of {id} does not answer within {timeout:g} s. The image "
                     "needs it: install the package qemu-guest-agent in it"
                 ) from None
             continue
+        except BaseException:
+            connection.close()
+            raise
         connection.timeout = 60.0
         return connection
 
