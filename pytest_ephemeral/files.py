@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TextIO
@@ -121,14 +121,20 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def hold_lock(file: Path) -> Iterator[None]:
+def hold_lock(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a lock file, alone among all processes of this machine; wait for it as long as needed.
 
     The file is made when it is not there, and stays: removing it would let two hold "it".
+
+    Args:
+        file: The lock file.
+        waiting: Called once when somebody else holds it.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
-        _lock(descriptor)
+        if not _try_lock(descriptor):
+            waiting()
+            _lock(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -136,14 +142,24 @@ def hold_lock(file: Path) -> Iterator[None]:
 
 def _lock(descriptor: int) -> None:
     if sys.platform == "win32":
-        import msvcrt
+        while not _try_lock(descriptor):
+            time.sleep(0.01)
+    else:
+        import fcntl
 
-        while True:
-            try:
-                return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            except OSError:
-                time.sleep(0.01)
-    import fcntl
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return None
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

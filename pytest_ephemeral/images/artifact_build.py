@@ -32,6 +32,9 @@ def build_if_changed(
 ) -> None:
     """Run a recipe's ``build`` if its sources have changed, or its artifact is not there.
 
+    Builds of one project are run one after the other: most write to the same folders. Who waited
+    for another that has built the same builds nothing.
+
     Args:
         recipe: The recipe; one without ``build`` is left alone.
         root: The configuration's folder, in which the command runs with this process's variables.
@@ -45,12 +48,23 @@ def build_if_changed(
     if recipe.build is None or recipe.artifact is None:
         return
     digest = _digest(recipe, root)
-    last = _read(recipe, root)
-    if last.get("sources") == digest and (root / last.get("file", "")).is_file():
+    if _is_built(recipe, root, digest):
         return
-    say(f"building {recipe.artifact}: {recipe.build}")
+    (root / FOLDER).mkdir(parents=True, exist_ok=True)
+    with files.hold_lock(root / FOLDER / "lock", lambda: say("waiting for another build here")):
+        if not _is_built(recipe, root, digest):
+            say(f"building {recipe.artifact}: {recipe.build}")
+            _build(recipe, root, digest, live)
+
+
+def _is_built(recipe: Recipe, root: Path, digest: str) -> bool:
+    last = _read(recipe, root)
+    return last.get("sources") == digest and (root / last.get("file", "")).is_file()
+
+
+def _build(recipe: Recipe, root: Path, digest: str, live: Callable[[str], None]) -> None:
     _run(recipe, root, live)
-    built = find_files(recipe.artifact, root)
+    built = find_files(recipe.artifact or "", root)
     if not built:
         raise BakeError(
             f"the build command of the image {recipe.name!r} made no file that matches "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import queue
 import shutil
 import tarfile
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -150,6 +153,25 @@ def test_it_is_built_when_a_source_changes_and_not_otherwise(project: Path) -> N
     assert (project / "dist" / "v0.txt").exists()
     (project / "dist" / "v1.txt").unlink()
     assert built(project)
+
+
+@pytest.mark.parametrize(("other", "builds"), [("shop", 1), ("worker", 2)])
+def test_builds_of_one_project_do_not_overlap(project: Path, other: str, builds: int) -> None:
+    """The second waits for the first; of the same image, it has nothing to build then."""
+    os.mkfifo(project / "gate")
+    gated = "echo begun >> log; test -e dist || read line < gate; mkdir -p dist; date > dist/v.txt"
+    threads = []
+    for name, sign in (("shop", "building dist/"), (other, "waiting for another build")):
+        said: queue.Queue[str] = queue.Queue()
+        wanted = recipe(name=name, build=gated)
+        build = partial(artifact_build.build_if_changed, wanted, project, said.put, said.put)
+        threads.append(threading.Thread(target=build))
+        threads[-1].start()
+        assert sign in said.get(timeout=60)
+    (project / "gate").write_text("go\n")
+    for thread in threads:
+        thread.join(60)
+    assert (project / "log").read_text().count("begun") == builds
 
 
 @pytest.mark.parametrize(
