@@ -6,6 +6,7 @@ Neither ever changes.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -240,6 +241,11 @@ def _copy_of(file: Path) -> Iterator[Path]:
         try:
             shutil.copyfile(file, copy)
         except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise ArtifactError(
+                    f"{file} can't be copied to {tempfile.gettempdir()}: the disk is full. Make "
+                    "room, or set TMPDIR to a folder that has room"
+                ) from error
             raise ArtifactError(f"{file} can't be read as an artifact: {error.strerror}") from error
         yield copy
 

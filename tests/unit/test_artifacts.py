@@ -1,10 +1,11 @@
 """Filenames, and the directory repository; what every repository promises: tests/stores."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral.artifacts import open_repository
+from pytest_ephemeral.artifacts import open_repository, stored
 from pytest_ephemeral.artifacts.directory import DirectoryRepository
 from pytest_ephemeral.artifacts.naming import name_and_version
 from pytest_ephemeral.errors import ArtifactError, ConfigurationError
@@ -55,6 +56,17 @@ def test_a_changed_file_is_refused_by_name(repository, tmp_path, monkeypatch):
     file.unlink()
     with pytest.raises(ArtifactError, match="artifact push"):
         repository.fetch(artifact)
+
+
+def test_a_full_temporary_folder_is_named(repository, tmp_path, monkeypatch):
+    """It holds a copy of the artifact while that is stored; what helps is said."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stored.shutil, "copyfile", fail)
+    with pytest.raises(ArtifactError, match=r"disk is full.*TMPDIR"):
+        repository.push(built(tmp_path))
 
 
 def test_a_broken_entry_is_named(repository, tmp_path):
