@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -36,13 +36,6 @@ class Script(NamedTuple):
     folder: str = "."
 
 
-class Container(NamedTuple):
-    """What a Dockerfile makes, and the port that it says is served."""
-
-    name: str
-    port: int
-
-
 class ComposeBuild(NamedTuple):
     """What services of a Compose file are built from, as the lines that say so.
 
@@ -51,9 +44,29 @@ class ComposeBuild(NamedTuple):
 
     lines: str
 
+    def is_here(self) -> bool:
+        """Whether it is made by the Dockerfile of the folder itself."""
+        lines = self.lines.splitlines()
+        return HERE.lines in lines and not any(line.startswith("dockerfile") for line in lines)
+
 
 #: The Dockerfile of the folder itself, all of it.
 HERE: Final = ComposeBuild('context = "."')
+
+
+class Container(NamedTuple):
+    """What a Dockerfile makes.
+
+    Attributes:
+        port: The one that is served.
+        build: How it is built.
+        env: The variables that it gets.
+    """
+
+    name: str
+    port: int
+    build: ComposeBuild = HERE
+    env: Mapping[str, str] = {}
 
 
 class Services(NamedTuple):
@@ -64,12 +77,14 @@ class Services(NamedTuple):
         service: The first one that publishes a port, or the first.
         port: That port, inside its container.
         builds: What is built, by service.
+        here: What the folder's own Dockerfile is here; its port is 0 where none is said.
     """
 
     file: str
     service: str
     port: int
     builds: Mapping[str, ComposeBuild]
+    here: Container | None = None
 
 
 class Found(NamedTuple):
@@ -94,6 +109,10 @@ def look(folder: Path) -> Found:
     """
     application = find_application(folder)
     container, services = find_container(folder / "Dockerfile"), find_services(folder)
+    if container and services and services.here:
+        container = services.here._replace(
+            name=container.name, port=services.here.port or container.port
+        )
     found = Found(
         script=application if isinstance(application, Script) else None,
         source=application if isinstance(application, SourceTree) else None,
@@ -208,7 +227,12 @@ def find_services(folder: Path) -> Services | None:
     ports = {name: port for name, one in services.items() if (port := _first_port(one))}
     main = min(services, key=lambda name: _rank(services[name]))
     builds = {name: _build(one["build"]) for name, one in services.items() if "build" in one}
-    return Services(file.name, main, ports.get(main, 8080), builds)
+    here = None
+    if users := [name for name, build in builds.items() if build.is_here()]:
+        user = min(users, key=lambda name: (name != main, name not in ports))
+        env = _fixed(_arguments(services[user].get("environment") or {}))
+        here = Container("", ports.get(user, 0), builds[user], env)
+    return Services(file.name, main, ports.get(main, 8080), builds, here)
 
 
 def _read_compose_file(file: Path) -> Any:
@@ -271,8 +295,7 @@ def _build(build: Any) -> ComposeBuild:
     if target := table.get("target"):
         lines.append(f"target = {json.dumps(str(target))}")
     args = dict(_arguments(table.get("args") or {}))
-    fixed = {name: value for name, value in args.items() if value is not None and "$" not in value}
-    if fixed:
+    if fixed := _fixed(args.items()):
         texts = [f"{json.dumps(name)} = {json.dumps(value)}" for name, value in fixed.items()]
         lines.append(f"build-args = {{ {', '.join(texts)} }}")
     left = [f"args.{name}" for name in args if name not in fixed]
@@ -282,10 +305,17 @@ def _build(build: Any) -> ComposeBuild:
     return ComposeBuild("\n".join(lines))
 
 
+def _fixed(variables: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """Those whose value is not a variable of whoever runs Compose."""
+    return {name: value for name, value in variables if value is not None and "$" not in value}
+
+
 def _arguments(args: Any) -> Iterator[tuple[str, str | None]]:
-    """The arguments of a build; None for one whose value is a variable of whoever builds."""
+    """The arguments of a build or variables of a service; None for a value that is not in it."""
     if isinstance(args, dict):
-        yield from ((str(key), None if one is None else str(one)) for key, one in args.items())
+        for key, one in args.items():
+            text = str(one).lower() if isinstance(one, bool) else str(one)
+            yield str(key), None if one is None else text
         return
     for one in args:
         name, equals, value = str(one).partition("=")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Final
 
-from pytest_ephemeral.cli.detect import HERE, ComposeBuild, Found, Script, Services
+from pytest_ephemeral.cli.detect import ComposeBuild, Container, Found, Script, Services
 from pytest_ephemeral.cli.source_trees import SourceTree
 
 _HEAD: Final = """\
@@ -58,12 +59,12 @@ port = 8080
 _CONTAINER: Final = """
 [images.{image}]                # built from the Dockerfile here
 provider = "docker"
-context = "."
+{lines}
 
 [templates.{template}]
 image = "{image}"
 port = {port}                   # where the application listens in its container
-# It is ready when the port accepts connections; better, when a page responds:
+{env}# It is ready when the port accepts connections; better, when a page responds:
 #   ready = {{ http = "/healthz", timeout = "60s" }}
 """
 
@@ -117,9 +118,9 @@ def starter(found: Found) -> str:
     images: dict[ComposeBuild, str] = {}
     if found.container is not None:
         image = f"{_name(found.container.name)[:38]}-container"
-        images[HERE] = image
+        images[found.container.build] = image
         name = "staging-docker" if parts else "staging"
-        parts.append(_CONTAINER.format(image=image, template=name, port=found.container.port))
+        parts.append(_container(found.container, image, name))
     if found.services is not None:
         name = "staging-compose" if parts else "staging"
         parts += _compose_tables(found.services, name, images)
@@ -133,7 +134,7 @@ def _compose_tables(
     """The images that services are built into, each once, and the template."""
     for service, build in services.builds.items():
         if build not in images:
-            images[build] = f"{_name(service)[:38]}-container"
+            images[build] = _unused(f"{_name(service)[:38]}-container", images.values())
             yield _BUILT.format(
                 image=images[build], service=service, file=services.file, lines=build.lines
             )
@@ -148,6 +149,25 @@ def _compose_tables(
         port=services.port,
         images=f"images = {{ {replaced} }}\n" * bool(replaced),
     )
+
+
+def _container(container: Container, image: str, template: str) -> str:
+    env = ", ".join(
+        f"{json.dumps(name)} = {json.dumps(text)}" for name, text in container.env.items()
+    )
+    return _CONTAINER.format(
+        image=image,
+        template=template,
+        port=container.port,
+        lines=container.build.lines,
+        env=f"env = {{ {env} }}\n" * bool(env),
+    )
+
+
+def _unused(name: str, used: Collection[str]) -> str:
+    """A name that no other image has: services may be called almost the same."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return name if name not in used else next(one for one in numbered if one not in used)
 
 
 def _application(script: Script, *, image: str = "", template: str = "staging") -> str:

@@ -73,3 +73,32 @@ def test_init_and_a_compose_file_that_nothing_here_reads(
         monkeypatch.setattr(endpoint, "plugin_folders", lambda _: [])
         assert cli.main(["init"]) == 2
         assert "pip install 'pytest-ephemeral[docker]'" in capsys.readouterr().err
+
+
+def test_init_knows_a_dockerfile_as_the_compose_file_uses_it(here: Path) -> None:
+    """Its stage, its port and its variables; images of services called alike are two."""
+    (here / "Dockerfile").write_text("FROM scratch AS builder\nFROM builder AS tools\n")
+    (here / "docker-compose.yml").write_text(
+        "services:\n"
+        "  api:\n"
+        "    build: { context: ., target: builder }\n"
+        "    environment: { PORT: 8000, DEBUG: true, KEY: '${KEY}', HOME: }\n"
+        "    ports: ['8000:8000']\n"
+        "  a.b: { build: first }\n"
+        "  a-b: { build: second }\n"
+        "  here: { build: { context: ., dockerfile: Other } }\n"
+    )
+    assert cli.main(["init"]) == 0
+    read = tomllib.loads((here / "ephemeral.toml").read_text())
+    assert read["images"]["here-container"]["target"] == "builder"
+    assert read["templates"]["staging"] == {
+        "image": "here-container",
+        "port": 8000,
+        "env": {"PORT": "8000", "DEBUG": "true"},
+    }
+    assert read["templates"]["staging-compose"]["images"] == {
+        "api": "here-container",
+        "a.b": "a-b-container",
+        "a-b": "a-b-container-2",
+        "here": "here-container-2",
+    }
