@@ -24,7 +24,49 @@ from pytest_ephemeral.tables import Template
 RETRIES: Final = (0.5, 1.5)
 
 
-class LifecycleBackend:
+class _Observer:
+    """What both backends say of an environment that runs; nothing where no project knows it."""
+
+    def __init__(self, lifecycle: Lifecycle | None) -> None:
+        self._lifecycle = lifecycle
+
+    def exit_reason(self, environment: Environment) -> str:
+        """How it has stopped, with the last it said; empty while it runs."""
+        if self._lifecycle is None:
+            return ""
+        try:
+            status = self._lifecycle.status(environment)
+            if not (reason := status.stop_reason()):
+                return ""
+            provider = providers.load(environment.provider)
+            last = readiness.last_lines(environment, provider) if status.state == "exited" else ""
+        except (EphemeralError, OSError) as error:
+            return f"{environment.id}: its state is unknown: {error}"
+        return f"{environment.id} stopped by itself: {reason}{last}"
+
+    def mark(self, environment: Environment) -> str:
+        """Where its log ends; empty where that can't be told, which fails no test."""
+        if self._lifecycle is None:
+            return ""
+        try:
+            provider = providers.load(environment.provider)
+            if isinstance(provider, SupportsLastLogMark):
+                return provider.last_log_mark(environment)
+            return provider.log_mark(environment)
+        except (EphemeralError, OSError):
+            return ""
+
+    def logs(self, environment: Environment, since: str | None) -> str:
+        """What it has printed since a mark, or why that can't be read."""
+        if self._lifecycle is None:
+            return ""
+        try:
+            return providers.load(environment.provider).logs(environment, since=since)
+        except (EphemeralError, OSError) as error:
+            return f"(its log can't be read: {error})"
+
+
+class LifecycleBackend(_Observer):
     """The ``Backend`` that launches environments and destroys them.
 
     Args:
@@ -38,6 +80,8 @@ class LifecycleBackend:
         routine: The threads in which an environment for one test alone comes up.
     """
 
+    _lifecycle: Lifecycle
+
     def __init__(
         self,
         lifecycle: Lifecycle,
@@ -45,9 +89,9 @@ class LifecycleBackend:
         folder: LogFolder,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
+        super().__init__(lifecycle)
         self.to_keep: set[str] = set()
         self.routine: set[int] = set()
-        self._lifecycle = lifecycle
         self._settings = settings
         self._folder = folder
         self._pause = pause
@@ -73,15 +117,6 @@ class LifecycleBackend:
     def roll_back(self, environment: Environment) -> tuple[Environment, float]:
         timed = self._lifecycle.roll_back(environment)
         return timed.environment, sum(timed.seconds.values())
-
-    def exit_reason(self, environment: Environment) -> str:
-        return _exit_reason(self._lifecycle, environment)
-
-    def mark(self, environment: Environment) -> str:
-        return _mark(environment)
-
-    def logs(self, environment: Environment, since: str | None) -> str:
-        return _logs(environment, since)
 
     def keeps(self, environment: Environment, *, failed: bool) -> bool:
         keep = self._settings.keep
@@ -123,7 +158,7 @@ class LifecycleBackend:
         self._lifecycle.cancelled.set()
 
 
-class AttachedBackend:
+class AttachedBackend(_Observer):
     """The ``Backend`` that lends one environment that already runs, in place of every other.
 
     Attributes:
@@ -131,8 +166,8 @@ class AttachedBackend:
     """
 
     def __init__(self, environment: Environment, lifecycle: Lifecycle | None) -> None:
+        super().__init__(lifecycle)
         self.environment = environment
-        self._lifecycle = lifecycle
 
     def check(self, template: str, *, rolled_back: bool) -> None:
         if rolled_back:
@@ -150,15 +185,6 @@ class AttachedBackend:
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:  # noqa: ARG002
         return self.environment, {}
-
-    def exit_reason(self, environment: Environment) -> str:
-        return "" if self._lifecycle is None else _exit_reason(self._lifecycle, environment)
-
-    def mark(self, environment: Environment) -> str:
-        return "" if self._lifecycle is None else _mark(environment)
-
-    def logs(self, environment: Environment, since: str | None) -> str:
-        return "" if self._lifecycle is None else _logs(environment, since)
 
     def keeps(self, environment: Environment, *, failed: bool) -> bool:  # noqa: ARG002
         return True
@@ -194,38 +220,7 @@ def attach(
             f"--ephemeral-attach {reference}: expected a URL, as there is no ephemeral.toml here "
             "whose environments could be meant"
         )
-    environment = lifecycle.project.ledger.get(reference)
-    if died := _exit_reason(lifecycle, environment):
+    backend = AttachedBackend(lifecycle.project.ledger.get(reference), lifecycle)
+    if died := backend.exit_reason(backend.environment):
         raise ConfigurationError(f"--ephemeral-attach {reference}: {died}")
-    return AttachedBackend(environment, lifecycle)
-
-
-def _exit_reason(lifecycle: Lifecycle, environment: Environment) -> str:
-    """How an environment has stopped, with the last it said; empty while it runs."""
-    try:
-        status = lifecycle.status(environment)
-        if not (reason := status.stop_reason()):
-            return ""
-        provider = providers.load(environment.provider)
-        last = readiness.last_lines(environment, provider) if status.state == "exited" else ""
-    except (EphemeralError, OSError) as error:
-        return f"{environment.id}: its state is unknown: {error}"
-    return f"{environment.id} stopped by itself: {reason}{last}"
-
-
-def _mark(environment: Environment) -> str:
-    """Where its log ends; empty where that can't be told, which fails no test."""
-    try:
-        provider = providers.load(environment.provider)
-        if isinstance(provider, SupportsLastLogMark):
-            return provider.last_log_mark(environment)
-        return provider.log_mark(environment)
-    except (EphemeralError, OSError):
-        return ""
-
-
-def _logs(environment: Environment, since: str | None) -> str:
-    try:
-        return providers.load(environment.provider).logs(environment, since=since)
-    except (EphemeralError, OSError) as error:
-        return f"(its log can't be read: {error})"
+    return backend

@@ -11,7 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pytest_ephemeral.broker.connection import Address, Connection, connect
 from pytest_ephemeral.broker.protocol import (
@@ -28,6 +28,8 @@ from pytest_ephemeral.errors import EphemeralError, OwnerLostError
 
 if TYPE_CHECKING:
     from pytest_ephemeral.models import Environment
+
+_Answer = TypeVar("_Answer")
 
 #: What a test is told that needs an environment when nobody owns any.
 LOST = (
@@ -89,8 +91,7 @@ class BrokerClient:
 
     def wait_until_open(self) -> Opened:
         """What there is, for a worker of a run that another process has opened."""
-        opened: Opened = self._ask("wait_until_open")
-        return opened
+        return self._ask("wait_until_open")
 
     def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
         self._ask("plan", needs, process)
@@ -101,8 +102,7 @@ class BrokerClient:
 
     def get_refusal(self) -> str:
         """Why a worker can't run its tests; empty as long as all can."""
-        problem: str = self._ask("get_refusal")
-        return problem
+        return self._ask("get_refusal")
 
     def finish_test(self, test: str, outcome: str, used: Sequence[str]) -> None:
         """See ``Broker.finish_test``. No answer is waited for."""
@@ -118,13 +118,11 @@ class BrokerClient:
 
     def finish(self, waiting: Callable[[], None]) -> Finished:
         """End all environments, and wait until that is done or can be left to the owner."""
-        finished: Finished = self._ask("finish", waiting=waiting)
-        return finished
+        return self._ask("finish", waiting=waiting)
 
     def count_listeners(self) -> int:
         """How many processes are told what becomes of environments."""
-        number: int = self._ask("count_listeners")
-        return number
+        return self._ask("count_listeners")
 
     def dismiss(self) -> None:
         """Have workers wait for no more hooks to be called: they are about to be ended."""
@@ -132,8 +130,7 @@ class BrokerClient:
 
     def record(self, exit_status: int) -> Finished:
         """Write down what became of the run."""
-        finished: Finished = self._ask("record", exit_status)
-        return finished
+        return self._ask("record", exit_status)
 
     # -- environments ----------------------------------------------------------------------------
 
@@ -155,16 +152,13 @@ class BrokerClient:
         self._ask("roll_back", key, waiting=waiting)
 
     def look(self, key: Key) -> Look:
-        look: Look = self._ask("look", key)
-        return look
+        return self._ask("look", key)
 
     def evidence(self, key: Key, mark: str | None) -> Evidence | None:
-        evidence: Evidence | None = self._ask("evidence", key, mark)
-        return evidence
+        return self._ask("evidence", key, mark)
 
     def logs(self, environment: Environment) -> str:
-        text: str = self._ask("logs", environment)
-        return text
+        return self._ask("logs", environment)
 
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
@@ -199,11 +193,14 @@ class BrokerClient:
             self._connection.close()
         self._connection = None
 
-    def _ask(self, method: str, *arguments: Any, waiting: Callable[[], None] | None = None) -> Any:
+    def _ask(
+        self, method: str, *arguments: Any, waiting: Callable[[], None] | None = None
+    ) -> _Answer:  # type: ignore[type-var]  # each request has an answer of its own type
         self._own()
         with self._lock:
             number = self._send(method, arguments)
-            return self._answer(number, waiting)
+            answer: _Answer = self._answer(number, waiting)
+            return answer
 
     def _tell(self, method: str, *arguments: Any) -> None:
         self._own()
