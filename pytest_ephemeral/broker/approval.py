@@ -10,7 +10,7 @@ from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.promotion import approval
-from pytest_ephemeral.promotion.approval import Approval
+from pytest_ephemeral.promotion.approval_records import Approval
 
 
 def decide(

@@ -12,7 +12,7 @@ from pytest_ephemeral.cli.arguments import add_command, add_group, duration
 from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.promotion import approval as approvals
-from pytest_ephemeral.promotion.approval import Approval
+from pytest_ephemeral.promotion.approval_records import Approval
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Subcommands

@@ -10,7 +10,7 @@ from pytest_ephemeral.errors import NothingMatchedError, PromotionError
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage
 from pytest_ephemeral.models import Environment, Model
-from pytest_ephemeral.promotion.approval import Approval, Approvals
+from pytest_ephemeral.promotion.approval_records import Approval, Approvals
 from pytest_ephemeral.store import Store
 from pytest_ephemeral.tables import Promotion
 

@@ -129,13 +129,14 @@ def update(store: Store, path: str, change: Callable[[bytes], bytes | None]) -> 
         return
 
 
-def by_prefix(wanted: str, known: Iterable[str], *, what: str) -> str:
+def by_prefix(wanted: str, known: Iterable[str], *, what: str, missing: str = "") -> str:
     """The one name with that prefix.
 
     Args:
         wanted: The beginning of a name, or all of it.
         known: The names there are.
         what: What they are names of, for the message: ``environment``.
+        missing: The message when none begins so, if another than that.
 
     Raises:
         NothingMatchedError: None begins so, or more than one; names the closest.
@@ -147,9 +148,9 @@ def by_prefix(wanted: str, known: Iterable[str], *, what: str) -> str:
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise NothingMatchedError(f"{wanted!r} matches several {what}: {', '.join(matching)}")
+        raise NothingMatchedError(f"{what} {wanted!r} is ambiguous: {', '.join(matching)}")
     hint = closest(wanted, names) or " This store has none."
-    raise NothingMatchedError(f"no {what} {wanted!r}.{hint}")
+    raise NothingMatchedError(f"{missing or f'no {what} {wanted!r}.'}{hint}")
 
 
 def parts_of(path: str) -> list[str]:

@@ -31,7 +31,7 @@ from pytest_ephemeral.images import claim, stages
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.key import key
 from pytest_ephemeral.models import Artifact, Environment, Image, ImageReference, encode
-from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.approval_records import Approvals
 from pytest_ephemeral.promotion.dns import DnsRecord
 from pytest_ephemeral.promotion.journal import Deployment, Journal, PromotionRun
 from pytest_ephemeral.providers.local.folder import Folder

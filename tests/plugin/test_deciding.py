@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_ephemeral.images import stages
-from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.approval_records import Approvals
 from pytest_ephemeral.store import open_store
 from support.plugin_project import answers
 from support.waiting import until

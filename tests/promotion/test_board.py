@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from pytest_ephemeral.errors import ConfigurationError
-from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.approval_records import Approvals
 from pytest_ephemeral.promotion.board import app, serving
 from support.board import HOSTILE, BoardStage, furnish
 from support.promotion import V1, Site

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.approval_records import Approvals
 from support.board import HOSTILE, BoardStage, furnish, pose
 from support.lacks import skip_without
 from support.promotion import V1, Site

@@ -22,7 +22,7 @@ from pytest_ephemeral.errors import (
     PromotionError,
     SupersededError,
 )
-from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.approval_records import Approvals
 from pytest_ephemeral.promotion.journal import Journal
 from support.hooks import RecordingHooks
 from support.promotion import V1, V2, Stage

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_ephemeral import cli
 from pytest_ephemeral.promotion import journal
-from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.approval_records import Approvals
 from support.board import BoardStage, furnish
 from support.promotion import NAME, V1, V2, Site
 from support.waiting import until

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_ephemeral import cli
-from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.approval_records import Approvals
 from support.board import BoardStage, furnish
 from support.promotion import Site
 

@@ -16,7 +16,7 @@ from pytest_ephemeral.images.stages import Stage as Passed
 from pytest_ephemeral.models import Image, ImageReference
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion import approval
-from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.approval_records import Approvals
 from support.promotion import NAME, V1, V2, Site, Stage
 
 CONFIGURATION = """

@@ -15,7 +15,7 @@ from pytest_ephemeral.images.stages import Stage
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion import journal, requirements
-from pytest_ephemeral.promotion.approval import Approval, Approvals
+from pytest_ephemeral.promotion.approval_records import Approval, Approvals
 from pytest_ephemeral.promotion.journal import Head, HistoryEntry, Journal
 from pytest_ephemeral.tables import Promotion
 

@@ -23,7 +23,7 @@ from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage as Passed
 from pytest_ephemeral.promotion import approval as approving
 from pytest_ephemeral.promotion import requirements
-from pytest_ephemeral.promotion.approval import Approvals
+from pytest_ephemeral.promotion.approval_records import Approvals
 from support.promotion import V1, Stage, make_stage, served
 
 __all__ = ["make_stage", "served"]
