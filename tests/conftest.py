@@ -11,6 +11,9 @@ import pytest
 
 from support import lacks, tiers
 
+#: Runs pytest inside pytest; it can only be asked for here, at the top.
+pytest_plugins = ["pytester"]
+
 HERE = Path(__file__).parent
 
 #: How many tests were deselected, by mark.

@@ -26,9 +26,7 @@ PATIENCE = 30.0
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Iterator[Machine]:
-    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
+def here(tmp_path) -> Iterator[Machine]:
     with machine_in(tmp_path / "project") as machine:
         yield machine
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["pytester"]
-
 
 @pytest.fixture
 def ports() -> Iterator[list[int]]:

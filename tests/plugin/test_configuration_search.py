@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-pytest_plugins = ["pytester"]
-
 TEST = "def test_it(ephemeral_url): assert ephemeral_url"
 
 

@@ -20,8 +20,6 @@ from pytest_ephemeral.store import open_store
 from support.plugin_project import answers
 from support.waiting import until
 
-pytest_plugins = ["pytester"]
-
 TESTS = "def test_a(ephemeral_url): assert get(ephemeral_url) == 'plain'"
 
 

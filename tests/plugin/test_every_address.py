@@ -12,8 +12,6 @@ import pytest
 
 from support.plugin_project import PluginProject
 
-pytest_plugins = ["pytester"]
-
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="an address of its own for each")
 
 PROGRAM = Path(sys.executable).with_name("pytest-ephemeral")

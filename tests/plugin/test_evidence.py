@@ -19,8 +19,6 @@ from pytest_ephemeral.cli import main
 from support.lacks import skip_without
 from support.plugin_project import PluginProject
 
-pytest_plugins = ["pytester"]
-
 Run = Callable[..., pytest.RunResult]
 
 SCHEMA = Path(pytest_ephemeral.__file__).with_name("report.schema.json")

@@ -4,8 +4,6 @@ import pytest
 
 from pytest_ephemeral import environment_fixture
 
-pytest_plugins = ["pytester"]
-
 
 def test_session_fixture_and_url_share_one_environment(project, run):
     """Many tests, many fixtures, one environment; gone at the end."""

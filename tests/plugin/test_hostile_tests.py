@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["pytester"]
-
 
 def test_a_frozen_clock(project, run):
     """The environment of the next module comes up while the clock stands still."""

@@ -6,8 +6,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-pytest_plugins = ["pytester"]
-
 #: In the place of a line's value: other types, names of nothing, ports and paths that can't be.
 VALUES = st.sampled_from(
     [

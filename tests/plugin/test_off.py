@@ -5,8 +5,6 @@ import sys
 
 import pytest
 
-pytest_plugins = ["pytester"]
-
 TESTS = """
 def test_plain(): pass
 def test_home(ephemeral_url): raise AssertionError

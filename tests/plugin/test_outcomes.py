@@ -10,8 +10,6 @@ import pytest
 
 from support.plugin_project import answers
 
-pytest_plugins = ["pytester"]
-
 
 def test_a_failed_bring_up_is_told_once_and_tried_once(project, run):
     """In full with the last lines, then in one line for each test, of any scope."""

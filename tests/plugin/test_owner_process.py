@@ -16,8 +16,6 @@ from pytest_ephemeral.broker.process import OwnerProcess
 from pytest_ephemeral.broker.protocol import ClientProcess, Key, Settings
 from pytest_ephemeral.errors import ConfigurationError, OwnerLostError
 
-pytest_plugins = ["pytester"]
-
 
 @pytest.fixture
 def owner(project) -> Iterator[OwnerProcess]:

@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-pytest_plugins = ["pytester"]
-
 
 @pytest.fixture
 def slow(project):

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["pytester"]
-
 #: A proxy that notes what it is asked for, and refuses it.
 PROXY = """
 import socket, sys

@@ -14,8 +14,6 @@ from pytest_ephemeral.cli import main
 from support.plugin_project import PluginProject
 from unit.publishers.services import GitHub, Service
 
-pytest_plugins = ["pytester"]
-
 Run = Callable[..., pytest.RunResult]
 
 TESTS = """

@@ -8,8 +8,6 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-pytest_plugins = ["pytester"]
-
 SVG = "{http://www.w3.org/2000/svg}"
 
 TESTS = """

@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest_plugins = ["pytester"]
-
 UNITTEST = """
 import unittest
 @pytest.mark.usefixtures("ephemeral_env")

@@ -14,8 +14,6 @@ import pytest
 from support.plugin_project import PluginProject
 from support.waiting import eventually
 
-pytest_plugins = ["pytester"]
-
 PROGRAM = Path(sys.executable).with_name("pytest-ephemeral")
 
 ASKS = """

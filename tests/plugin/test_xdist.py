@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest_plugins = ["pytester"]
-
 MODULE = """
 def test_session(ephemeral_env): note("session", ephemeral_env)
 def test_module_1(ephemeral_env_module): note("module", ephemeral_env_module)

@@ -25,9 +25,7 @@ TOKEN = "a token that nobody can guess"
 @pytest.fixture
 def stage(served: dict[str, Site], tmp_path: Path) -> BoardStage:
     """A project with something of everything."""
-    made = BoardStage(tmp_path, served["v1"]._server.server_address[1])
-    furnish(made, served)
-    return made
+    return furnish(tmp_path, served)
 
 
 @pytest.fixture

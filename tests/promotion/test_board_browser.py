@@ -41,9 +41,7 @@ def stage(served: dict[str, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A project with something of everything, as a build machine has left it."""
     monkeypatch.setenv("LOGNAME", "ci")
     monkeypatch.setattr("socket.gethostname", lambda: "build-7")
-    made = BoardStage(tmp_path, served["v1"]._server.server_address[1])
-    furnish(made, served)
-    return made
+    return furnish(tmp_path, served)
 
 
 @pytest.fixture

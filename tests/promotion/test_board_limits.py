@@ -24,7 +24,7 @@ TOKEN = "a token that nobody can guess"
 @pytest.fixture
 def address(served: dict[str, Site], tmp_path: Path) -> Iterator[tuple[str, int]]:
     """A board that is served by a thread of this process."""
-    stage = BoardStage(tmp_path, served["v1"]._server.server_address[1])
+    stage = BoardStage(tmp_path, served["v1"].port)
     with serving.server(stage.project, TOKEN, "127.0.0.1", 0) as (url, run):
         threading.Thread(target=run, daemon=True).start()
         where = urlsplit(url)

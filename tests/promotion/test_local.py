@@ -30,16 +30,14 @@ def project(
     made = make_project(tmp_path, monkeypatch, tmp_path_factory)
     made.configure((tmp_path / "ephemeral.toml").read_text() + PROMOTION)
     yield made
-    ids = [file.stem for file in (tmp_path / ".ephemeral" / "environments").glob("*.json")]
-    if ids:
+    if ids := made.list_ids():
         run(made, "down", "--production", *ids)
     assert made.clean_within(5), made.traces()
 
 
 def run(project: PluginProject, *arguments: str, status: int = 0) -> str:
     """What a command prints."""
-    done = project.command(*arguments, status=status)
-    return done.stdout
+    return project.command(*arguments, status=status).stdout
 
 
 def record(project: PluginProject, id: str) -> Path:

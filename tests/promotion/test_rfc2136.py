@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,13 @@ from pytest_ephemeral.tables import Promotion
 from support.lacks import skip_without
 from support.nameserver import (
     PRIMARY,
+    PROGRAMS,
     SECONDARY,
     ZONE,
     Nameserver,
     Relay,
     answering,
+    find_program,
     losing,
     running,
 )
@@ -42,7 +43,7 @@ _numbers = itertools.count()
 @pytest.fixture(scope="module")
 def nameserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nameserver]:
     """BIND, primary and secondary."""
-    if not (shutil.which("named") or Path("/usr/sbin/named").exists()):
+    if not all(map(find_program, PROGRAMS)):
         skip_without("BIND", "apt-get install bind9 bind9-dnsutils")
     with running(tmp_path_factory.mktemp("bind")) as made:
         yield made

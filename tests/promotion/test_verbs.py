@@ -23,8 +23,7 @@ LIVE, WAITING, OTHER = "staging-7f3k2q", "staging-m4x8wd", "staging-c9t2vb"
 @pytest.fixture
 def stage(served: dict[str, Site], tmp_path: Path) -> BoardStage:
     """A project with something of everything, whose name is served by its own hosts file."""
-    made = BoardStage(tmp_path, served["v1"]._server.server_address[1])
-    furnish(made, served)
+    made = furnish(tmp_path, served)
     served["v2"].refuses = lambda _: False
     (tmp_path / "hosts").rename(tmp_path / "shop" / "hosts")
     return made

@@ -19,8 +19,7 @@ WAITING = "staging-m4x8wd"
 @pytest.fixture
 def stage(served: dict[str, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BoardStage:
     """A project with something of everything, stood in."""
-    made = BoardStage(tmp_path, served["v1"]._server.server_address[1])
-    furnish(made, served)
+    made = furnish(tmp_path, served)
     monkeypatch.chdir(tmp_path / "shop")
     return made
 

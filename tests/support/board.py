@@ -102,8 +102,9 @@ class BoardStage(Stage):
         )
 
 
-def furnish(stage: BoardStage, sites: dict[str, Site]) -> None:
+def furnish(folder: Path, sites: dict[str, Site]) -> BoardStage:
     """A day's work: one in production, one that failed, one that waits, two that run."""
+    stage = BoardStage(folder, sites["v1"].port)
     hosts = {"v1": V1, "v2": V2}
     old, new, odd = stage.bake("1.4.2", minutes=900), stage.bake("1.5.0"), stage.bake("1.5.1")
     for image in (old, new):
@@ -131,6 +132,7 @@ def furnish(stage: BoardStage, sites: dict[str, Site]) -> None:
     )
     stage.ask("staging-c9t2vb")
     stage.decide("staging-c9t2vb", "rejected", "Bo Lindqvist", "The basket loses its second line.")
+    return stage
 
 
 def _owner(user: str, host: str) -> Any:

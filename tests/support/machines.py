@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import pytest
 
 from pytest_ephemeral.artifacts import open_repository
 from pytest_ephemeral.images.pipeline import Images
@@ -21,6 +24,8 @@ INSTALL = [
     'printf "#!/bin/sh\\necho shop" > "$PREFIX/bin/shop"; chmod +x "$PREFIX/bin/shop"',
     'seq 1000 > "$PREFIX/lib/numbers"',
 ]
+#: Each bake of it gives other bytes.
+RANDOM = [*INSTALL, 'od -An -N8 -tx1 /dev/urandom > "$PREFIX/lib/random"']
 
 
 class Machine:
@@ -73,8 +78,19 @@ class Machine:
 
 @contextmanager
 def machine_in(folder: Path) -> Iterator[Machine]:
-    """A machine that removes its sealed trees in the end: pytest can't."""
-    try:
-        yield Machine(folder)
-    finally:
-        tree.remove(folder / "root")
+    """A machine, for as long as the environment variables are its own.
+
+    It removes its sealed trees in the end: pytest can't.
+    """
+    with patch.dict(os.environ):
+        try:
+            yield Machine(folder)
+        finally:
+            tree.remove(folder / "root")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Machine]:
+    """The machine that a test is on."""
+    with machine_in(tmp_path / "project") as machine:
+        yield machine

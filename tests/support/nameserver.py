@@ -21,6 +21,8 @@ import dns.rdatatype
 from support.promotion import BLOCK, free_port
 from support.waiting import until
 
+#: What is needed of BIND.
+PROGRAMS = ("named", "tsig-keygen", "nsupdate")
 ZONE = "example.test"
 #: Where clients find the two. BIND itself listens only on addresses that an interface has, so
 #: each stands on a port of its own of 127.0.0.1, and a relay hands on what comes to these.
@@ -80,9 +82,8 @@ class Nameserver:
     def update(self, *commands: str) -> None:
         """Change the zone as anyone with the key could: with BIND's own ``nsupdate``."""
         script = "\n".join([f"server {PRIMARY} {self.port}", f"zone {ZONE}", *commands, "send", ""])
-        subprocess.run(
-            ["nsupdate", "-k", self.key], input=script, text=True, check=True, capture_output=True
-        )
+        command: list[str | Path] = [find_program("nsupdate"), "-k", self.key]
+        subprocess.run(command, input=script, text=True, check=True, capture_output=True)
 
 
 @contextmanager
@@ -99,7 +100,8 @@ def running(folder: Path) -> Iterator[Nameserver]:
             place = folder / name
             place.mkdir()
             for key, owner in (("key", "promote"), ("reader", "reader")):
-                made_key = subprocess.run(["tsig-keygen", owner], check=True, capture_output=True)
+                generate = [find_program("tsig-keygen"), owner]
+                made_key = subprocess.run(generate, check=True, capture_output=True)
                 (place / key).touch(mode=0o600)
                 (place / key).write_bytes(made_key.stdout)
             (place / "zone").write_text(RECORDS.format(**words))
@@ -121,10 +123,15 @@ def _listens(address: str, port: int) -> bool:
     return True
 
 
+def find_program(name: str) -> str:
+    """Where a program of BIND is, or nothing; some are where only root's ``PATH`` leads."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin") or ""
+
+
 @contextmanager
 def _named(folder: Path) -> Iterator[None]:
     # Where AppArmor is on, Debian's profile for its path lets it read only its own folders.
-    program = shutil.copy(shutil.which("named") or "/usr/sbin/named", folder / "named")
+    program = shutil.copy(find_program("named"), folder / "named")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [program, "-g", "-n", "1", "-c", folder / "named.conf"], stdout=log, stderr=log

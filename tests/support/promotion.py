@@ -104,6 +104,7 @@ class Site:
 
     def __init__(self, host: str, port: int, text: str) -> None:
         self.text = text
+        self.port = port
         self.healthy = True
         #: Whether it breaks under a name: a virtual host that was forgotten, or a fault that
         #: only shows when real clients come.
@@ -273,8 +274,7 @@ def make_stage(served: dict[str, Site], tmp_path: Path) -> Callable[..., Stage]:
     """Makes a project of which v1 and v2 are up, and none is production yet."""
 
     def make(**settings: Any) -> Stage:
-        port = served["v1"]._server.server_address[1]
-        made = Stage(tmp_path, port, **settings)
+        made = Stage(tmp_path, served["v1"].port, **settings)
         made.add("v1", V1)
         made.add("v2", V2)
         return made

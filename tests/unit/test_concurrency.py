@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,19 +26,9 @@ from pytest_ephemeral.providers.local.guard import Guard
 from pytest_ephemeral.providers.local.host import GuardAddress
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 from pytest_ephemeral.publishers.outbox import Outbox
-from support.machines import INSTALL, Machine, machine_in
+from support.machines import INSTALL, RANDOM, Machine
 
-#: Each bake of it gives other bytes.
-RANDOM = [*INSTALL, 'od -An -N8 -tx1 /dev/urandom > "$PREFIX/lib/random"']
 WHEEL = "shop-1.4.2-py3-none-any.whl"
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
-    with machine_in(tmp_path / "here") as made:
-        yield made
 
 
 @pytest.fixture

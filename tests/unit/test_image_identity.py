@@ -9,7 +9,6 @@ import os
 import stat
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -28,18 +27,7 @@ from pytest_ephemeral.images.pipeline import Images
 from pytest_ephemeral.images.provenance import KEY_VARIABLE
 from pytest_ephemeral.models import ImageReference, encode
 from pytest_ephemeral.providers.local import archive, tree
-from support.machines import INSTALL, Machine, machine_in
-
-#: Each bake of it gives other bytes.
-RANDOM = [*INSTALL, 'od -An -N8 -tx1 /dev/urandom > "$PREFIX/lib/random"']
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
-    with machine_in(tmp_path / "here") as machine:
-        yield machine
+from support.machines import RANDOM, Machine
 
 
 @pytest.fixture

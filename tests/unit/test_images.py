@@ -21,16 +21,7 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.providers.local import archive, guard, mounts, prefix, tree
 from pytest_ephemeral.providers.local.prefix import Prefix, share
-from support.machines import INSTALL, Machine, machine_in
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Machine:
-    # The machine sets them; monkeypatch puts them back.
-    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
-    with machine_in(tmp_path / "project") as machine:
-        yield machine
+from support.machines import INSTALL, Machine
 
 
 def wheel(machine: Machine, content: bytes = b"wheel") -> None:

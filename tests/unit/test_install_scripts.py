@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,7 @@ import pytest
 from pytest_ephemeral.errors import BakeError, ConfigurationError, UnavailableError
 from pytest_ephemeral.providers import install_script
 from pytest_ephemeral.providers.local import python
-from support.machines import Machine, machine_in
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """A project on a machine of its own."""
-    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
-    with machine_in(tmp_path / "project") as machine:
-        yield machine
+from support.machines import Machine
 
 
 @pytest.mark.parametrize(

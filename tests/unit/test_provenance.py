@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from pytest_ephemeral.images import provenance
 from pytest_ephemeral.images.provenance import KEY_VARIABLE, Making
 from pytest_ephemeral.models import Artifact, Image
 from pytest_ephemeral.providers.local.tables import LocalRecipe
-from support.machines import Machine, machine_in
+from support.machines import Machine
 
 DIGEST = "sha256:" + "ab" * 32
 ARTIFACT = "sha256:" + "cd" * 32
@@ -252,14 +251,6 @@ def test_what_is_no_key_is_a_wrong_configuration(tmp_path: Path) -> None:
 
 
 # -- with real bakes -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "")
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", "")
-    with machine_in(tmp_path / "project") as machine:
-        yield machine
 
 
 def test_a_bake_says_what_it_did_and_signs_it(

@@ -1,0 +1,5 @@
+"""A machine of its own for every test that bakes."""
+
+from support.machines import here
+
+__all__ = ["here"]
