@@ -34,8 +34,8 @@ _ADVICE: Final = {
     "NoRegion": "AWS: no region: set AWS_DEFAULT_REGION, or region in the profile",
     "InvalidRegion": "AWS: {said} See AWS_DEFAULT_REGION, and region in the profile",
     "ProfileNotFound": "AWS: {said}: see `aws configure list-profiles`, and AWS_PROFILE",
-    "Config": "AWS: the configuration can't be right: {said}: see ~/.aws/config, and AWS_PROFILE",
-    "SSO Token": "AWS: the sign-in is over ({said}): aws sso login",
+    "Config": "AWS: the configuration is invalid: {said}: see ~/.aws/config, and AWS_PROFILE",
+    "SSO Token": "AWS: the sign-in has expired ({said}): aws sso login",
 }
 
 #: Who asks, to be told apart in CloudTrail from all others with the same credentials.
@@ -145,7 +145,7 @@ def identity(region: str | None = None) -> dict[str, str]:
         except ClientError as error:
             said = " ".join(str(error).split())
             raise UnavailableError(
-                f"AWS does not say whose credentials these are: {said}"
+                f"AWS does not report whose credentials these are: {said}"
             ) from error
     return _identities[id(asked)]
 

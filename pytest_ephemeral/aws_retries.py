@@ -118,8 +118,8 @@ def _check_answer(response_dict: dict[str, Any], operation_model: Any, **_: Any)
     status = int(response_dict["status_code"])
     if status < _SERVER_ERROR:
         raise UnavailableError(
-            f"AWS can't be reached: a web page answered in its place (HTTP {status}): see "
-            "HTTPS_PROXY and AWS_ENDPOINT_URL, and whether this network wants you to sign in"
+            f"AWS can't be reached: a web page answered instead (HTTP {status}): see "
+            "HTTPS_PROXY and AWS_ENDPOINT_URL, and whether this network requires you to sign in"
         )
     response_dict["body"] = b""
 
@@ -152,7 +152,8 @@ def _retry_unreadable(
         return None
     if attempts >= _SERVER_ERROR_ATTEMPTS:
         raise UnavailableError(
-            f"AWS can't be understood: the answer to {operation.name} is cut, or not AWS's: see "
+            f"AWS can't be understood: the answer to {operation.name} is truncated, or not "
+            "from AWS: see "
             "AWS_ENDPOINT_URL and HTTPS_PROXY"
         )
     return float(2 ** (attempts - 2))

@@ -64,8 +64,8 @@ def _homeless_state() -> Path:
     status = folder.lstat()
     if status.st_uid != uid or stat.S_IMODE(status.st_mode) != 0o700:
         raise ConfigurationError(
-            f"this user has no home that can be written, and {folder} is not theirs alone: "
-            f"set {STATE_VARIABLE} to a folder of theirs"
+            f"this user has no writable home folder, and other users can change {folder}: set "
+            f"{STATE_VARIABLE} to a folder of this user's own"
         )
     return folder
 

@@ -85,6 +85,6 @@ def open_repository(url: str, root: Path) -> Repository:
 
         return DirectoryRepository(root / url)
     raise ConfigurationError(
-        f"no artifact repository is of the kind {url!r}: give a folder, s3://bucket/prefix, or "
+        f"{url!r} is not a supported artifact repository: give a folder, s3://bucket/prefix, or "
         "https://host/path"
     )

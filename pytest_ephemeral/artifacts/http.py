@@ -84,8 +84,8 @@ class HttpRepository(StoredRepository):
     def _by_digest(self, wanted: str) -> Artifact:
         if len(wanted) != len(SHA256) + 64:
             raise ArtifactError(
-                f"{wanted} is not a full digest, and {self.url} can't be searched for what begins "
-                f"so: give all 64 digits, or name@version"
+                f"{wanted} is not a full digest, and {self.url} can't be searched by the start "
+                "of a digest: give all 64 digits, or name@version"
             )
         try:
             return self._read(digest_path(wanted))
@@ -116,7 +116,7 @@ class HttpKeeper:
 
     def create(self, path: str, data: bytes) -> str:
         """Create a file that is not there yet."""
-        taken = RecordExistsError(f"{path} is in the repository {self.url} already")
+        taken = RecordExistsError(f"{path} is already in the repository {self.url}")
         if self._head(path) is not None:
             raise taken
         answer = self._put(path, data, {"If-None-Match": "*"})
@@ -136,8 +136,8 @@ class HttpKeeper:
     def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:  # noqa: ARG002 - as in other keepers
         """Not supported: HTTP has no standard way to list files."""
         raise UnlistedError(
-            f"the repository {self.url} is reached by plain HTTP, which lists nothing. "
-            "Look with the server's own browser, or name what you want: name@version or a digest"
+            f"the repository {self.url} is a plain HTTP server, which has no list. Use the "
+            "server's own pages, or name the artifact: name@version or a digest"
         )
 
     def upload(self, path: str, source: Path) -> None:
@@ -289,7 +289,7 @@ class HttpKeeper:
         if answer.is_redirect:
             address = urlsplit(answer.headers["Location"])  # its query may hold a signature
             where = f"{address.scheme}://{address.netloc}{address.path}"
-            return StoreError(f"{said}: it is at {where} now. Make that the `repository`")
+            return StoreError(f"{said}: it has moved to {where}. Set `repository` to that")
         return StoreError(f"{said}{_words(answer)}")
 
 
@@ -306,7 +306,7 @@ def _authorization(environ: Mapping[str, str]) -> Callable[[Any], Any] | None:
     if not (user := environ.get(USER)):
         return None
     if PASSWORD not in environ:
-        raise UnavailableError(f"{USER} is set, and {PASSWORD} is not: set both, or {TOKEN}")
+        raise UnavailableError(f"{USER} is set, but {PASSWORD} is not: set both, or {TOKEN}")
     return HTTPBasicAuth(user.encode(), environ[PASSWORD].encode())  # as bytes: in UTF-8
 
 

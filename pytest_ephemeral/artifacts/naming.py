@@ -40,8 +40,8 @@ def check_label(text: str) -> str:
     """
     if not _LABEL.fullmatch(text):
         raise ArtifactError(
-            f"{text!r} can't be an artifact's name or version: letters, digits and . _ + ! - can, "
-            "beginning with a letter or a digit"
+            f"{text!r} is not a valid artifact name or version: use letters, digits and . _ + "
+            "! -, and begin with a letter or a digit"
         )
     return text
 

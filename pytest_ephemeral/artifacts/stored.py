@@ -87,9 +87,9 @@ class StoredRepository:
         if kept.digest == artifact.digest:
             return kept
         raise ArtifactError(
-            f"{artifact.name}@{artifact.version} already stands for {kept.digest} "
-            f"({kept.filename}), and {file} is {artifact.digest}: what a version means never "
-            "changes. Build it under another version, or give one with `--version`"
+            f"{artifact.name}@{artifact.version} is already {kept.digest} "
+            f"({kept.filename}), and {file} is {artifact.digest}: a version never changes. "
+            "Build it under another version, or give one with `--version`"
         )
 
     def entries(self) -> list[Artifact]:

@@ -181,7 +181,7 @@ class AttachedBackend(_Observer):
         return 0
 
     def roll_back(self, environment: Environment) -> tuple[Environment, float]:
-        raise ConfigurationError(f"{environment.id} has no baseline: it was only attached to")
+        raise ConfigurationError(f"{environment.id} has no baseline: this run only attached to it")
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:  # noqa: ARG002
         return self.environment, {}
@@ -217,8 +217,8 @@ def attach(
         return AttachedBackend(plain_url.connect(reference, template, run), None)
     if lifecycle is None:
         raise ConfigurationError(
-            f"--ephemeral-attach {reference}: expected a URL, as there is no ephemeral.toml here "
-            "whose environments could be meant"
+            f"--ephemeral-attach {reference}: expected a URL: there is no ephemeral.toml here "
+            "that could name environments"
         )
     backend = AttachedBackend(lifecycle.project.ledger.get(reference), lifecycle)
     if died := backend.exit_reason(backend.environment):

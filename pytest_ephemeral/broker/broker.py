@@ -125,7 +125,7 @@ class Broker:
         self._pool.look(entry)
         with self._changed:
             if holder not in entry.leases:
-                raise EphemeralError("nobody waits for it any more")
+                raise EphemeralError("no test needs it any more")
             entry.used = entry.seen = True
             self._pool.queue.take(entry)
             self._pool.pump()

@@ -139,7 +139,7 @@ class BrokerClient:
             environment: Environment = self._ask("lease", key, waiting=waiting)
         except EphemeralError:
             raise
-        except BaseException:  # an interrupt, a test's time-out: nobody waits for it any more
+        except BaseException:  # an interrupt, a test's time-out: no test needs it any more
             with suppress(EphemeralError):
                 self._tell("release", key)
             raise

@@ -67,7 +67,9 @@ class LogFolder:
                 name = f"provenance-{image.name}.json" if at else "provenance.json"
                 _write(own / name, self._provenance(image))
         except (EphemeralError, OSError) as error:
-            self.problems.append(f"the logs of {environment.id} are not in {own}: {error}")
+            self.problems.append(
+                f"the logs of {environment.id} could not be written to {own}: {error}"
+            )
 
     def close(self) -> None:
         """Write down when everything happened."""
@@ -78,7 +80,7 @@ class LogFolder:
                 try:
                     _write(self._folder / id / "timeline.json", self._timeline(id))
                 except OSError as error:
-                    self.problems.append(f"the timeline of {id} is not there: {error}")
+                    self.problems.append(f"the timeline of {id} could not be written: {error}")
 
     def _timeline(self, id: str) -> dict[str, Any]:
         moments = self._moments[id]

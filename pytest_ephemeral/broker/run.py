@@ -240,7 +240,9 @@ class Run(msgspec.Struct):
             if self.settings.report is not None:
                 files.replace(self.settings.report, [report])
         except OSError as error:
-            self.complaints.append(f"the report is not in {self.settings.report}: {error}")
+            self.complaints.append(
+                f"the report could not be written to {self.settings.report}: {error}"
+            )
         self._record_stage(exit_status, files.digest_of([report]))
         return self.outcome()
 
@@ -295,7 +297,7 @@ class Run(msgspec.Struct):
                 revision=self.revision,
             )
         except (EphemeralError, OSError) as error:
-            self.complaints.append(f"the outcome of this run is not recorded: {error}")
+            self.complaints.append(f"the outcome of this run could not be recorded: {error}")
 
 
 def _reporter(

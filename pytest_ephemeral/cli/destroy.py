@@ -32,7 +32,9 @@ def add_to(commands: Subcommands) -> None:
     downing = add_command(commands, "down", down, "destroy environments")
     downing.add_argument("ids", metavar="ENV", nargs="*", help="ids, or unique prefixes")
     downing.add_argument(
-        "--all", action="store_true", help="all in the store that have an expiry, of all owners"
+        "--all",
+        action="store_true",
+        help="every environment in the store that has an expiry, whoever owns it",
     )
     downing.add_argument(
         "--production", action="store_true", help="also destroy an environment in production"

@@ -46,7 +46,12 @@ def add_to(commands: Subcommands) -> None:
 def _add_logs(commands: Subcommands) -> None:
     parser = add_command(commands, "logs", logs, "print an environment's output")
     _one(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="continue until it is gone")
+    parser.add_argument(
+        "-f",
+        "--follow",
+        action="store_true",
+        help="follow the output until the environment is gone",
+    )
     parser.add_argument("--tail", metavar="N", type=count, help="only the last N lines")
 
 

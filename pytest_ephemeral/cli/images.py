@@ -30,7 +30,9 @@ def add_to(commands: Subcommands) -> None:
     """Add the commands."""
     baking = add_command(commands, "bake", bake, "bake images that are not baked yet")
     baking.add_argument("images", metavar="IMAGE", nargs="*", help="by default every [images.NAME]")
-    baking.add_argument("--force", action="store_true", help="bake again what is baked already")
+    baking.add_argument(
+        "--force", action="store_true", help="bake images again that are already baked"
+    )
 
     under = add_group(commands, "images", "manage baked images", do=list_)
     add_command(under, "list", list_, "list the images in the catalog")
@@ -82,8 +84,8 @@ def _add_vet(under: Subcommands) -> None:
         "vet",
         vet,
         "resume two machines of an image from memory, and see that they differ",
-        epilog="Memory of which two machines draw the same random numbers, or have the same keys "
-        "or cookies, is not resumed any more.",
+        epilog="If the two machines draw the same random numbers, or have the same keys or "
+        "cookies, this memory is not resumed again.",
     )
     vetting.add_argument("image", metavar="IMAGE", help="an image's name in the configuration")
 

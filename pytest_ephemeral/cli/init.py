@@ -30,7 +30,7 @@ def init(arguments: argparse.Namespace, output: Printer) -> int:
     path: Path = arguments.config or folder / FILE_NAME
     configured = find(folder)
     if arguments.config is None and configured is not None and configured.parent == folder:
-        raise ConfigurationError(f"{configured} exists already: left unchanged")
+        raise ConfigurationError(f"{configured} already exists: left unchanged")
     found = look(folder)
     _write(path, starter(found))
     if output.as_json:
@@ -54,7 +54,7 @@ def _write(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigurationError(f"{path} exists already: left unchanged") from None
+        raise ConfigurationError(f"{path} already exists: left unchanged") from None
     except OSError as error:
         raise ConfigurationError(f"{path} can't be written: {error.strerror}") from None
 

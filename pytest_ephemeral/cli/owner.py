@@ -138,7 +138,7 @@ def _clean_up(owner: OwnerProcess, opened: Opened | None) -> None:
 
 def _the_default(templates: Sequence[str]) -> str:
     raise ConfigurationError(
-        f"which template? There is no default-template; there are: {', '.join(templates)}"
+        f"name a template: there is no default-template among {', '.join(templates)}"
     )
 
 

@@ -72,7 +72,7 @@ def _accept(parser: Parser) -> None:
     parser.add_argument(
         "--accept-record",
         action="store_true",
-        help="continue from the current DNS record, although someone else changed it",
+        help="continue from the current DNS record, even if someone else changed it",
     )
 
 
@@ -83,7 +83,7 @@ def promote(arguments: argparse.Namespace, output: Printer) -> int:
             return _plan(promoter, arguments.id, output)
         entry = promoter.promote(arguments.id)
     if entry is None:
-        output.say(f"{arguments.id} is {arguments.to} already")
+        output.say(f"{arguments.id} is already {arguments.to}")
         if output.as_json:
             output.data(promoted=None)
         return 0
@@ -142,7 +142,7 @@ def _plan(promoter: Promoter, id: str, output: Printer) -> int:
     if output.as_json:
         output.data(plan=steps)
     elif not steps:
-        output.say(f"{id} is {promoter.promotion.name} already")
+        output.say(f"{id} is already {promoter.promotion.name}")
     else:
         for number, step in enumerate(steps, 1):
             output.line(f"{number}. {step}")

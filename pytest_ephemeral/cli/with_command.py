@@ -44,7 +44,7 @@ def add_to(commands: Subcommands) -> None:
         commands,
         "with",
         run_with,
-        "run a command with an environment up, then take it down",
+        "bring an environment up, run a command, and destroy the environment",
         usage="pytest-ephemeral with [-h] [--ttl TIME] [TEMPLATE] [-- COMMAND…]",
         epilog=_EPILOG,
     )
@@ -52,10 +52,13 @@ def add_to(commands: Subcommands) -> None:
         "template",
         metavar="TEMPLATE",
         nargs="?",
-        help="by default default-template, or the only one",
+        help="by default the configuration's default-template, or the only template",
     )
     parser.add_argument(
-        "--ttl", metavar="TIME", type=duration, help="how long it may live, instead of its ttl: 2h"
+        "--ttl",
+        metavar="TIME",
+        type=duration,
+        help="when it expires, instead of its template's ttl: 2h",
     )
     parser.set_defaults(takes_command=True)
 
@@ -63,7 +66,7 @@ def add_to(commands: Subcommands) -> None:
 def run_with(arguments: argparse.Namespace, output: Printer) -> int:
     """Bring it up, run the command, take it down; however the command or this process ends."""
     if output.as_json:
-        arguments.parser.error("--json gives one object, and stdout belongs to the command")
+        arguments.parser.error("--json can't be used here: stdout belongs to the command")
     command = arguments.command or [os.environ.get("SHELL") or "/bin/sh"]
     shown: list[Callable[[Progress], None]] = [progress.log]
 

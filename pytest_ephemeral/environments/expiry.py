@@ -129,7 +129,9 @@ def disarm(ledger: Ledger, environment: Environment) -> str:
     if recorded.state == "destroying":
         raise PromotionError(f"{environment.id} is being destroyed: bring up another one")
     if not recorded.kept or overdue.why(recorded, datetime.max.replace(tzinfo=UTC)):
-        raise PromotionError(f"{environment.id} still expires, says its record in the ledger")
+        raise PromotionError(
+            f"{environment.id} still expires, according to its record in the ledger"
+        )
     found = (one for one in provider.list_owned() if one.id == environment.id)
     owned = next(found, None)
     expires = "gone" if owned is None else owned.labels.get(labels.EXPIRES, "unknown")

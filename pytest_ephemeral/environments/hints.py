@@ -33,7 +33,8 @@ _IN_LOG: Final = (
     (
         r"[Aa]ddress already in use|EADDRINUSE",
         (
-            "something else has its port: let it listen on $HOST and $PORT. If it can only listen "
+            "another process uses its port: let the application listen on $HOST and $PORT. If "
+            "it can only listen "
             "on every address, set `free-port = true` in its template, too"
         ),
     ),

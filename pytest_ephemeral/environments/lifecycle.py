@@ -240,9 +240,7 @@ class Lifecycle(msgspec.Struct):
         expires_at = environment.expires_at
         if status.state == "gone" and expires_at is not None and expires_at <= datetime.now(UTC):
             lived = Duration((expires_at - environment.created_at).total_seconds())
-            return Status(
-                "gone", f"its time ({lived}) was over: a longer `ttl` in its template helps"
-            )
+            return Status("gone", f"its ttl ({lived}) ran out: set a longer `ttl` in its template")
         return status
 
     def extend(self, environment: Environment, expires_at: datetime) -> Environment:

@@ -60,7 +60,7 @@ class TcpProbe(msgspec.Struct):
         try:
             with socket.create_connection(address, timeout=seconds) as connection:
                 if self.forwarded and self._is_alone(connection):
-                    return f"{where}: accepted, but nobody listens behind it"
+                    return f"{where}: accepted, but nothing listens behind it"
         except OSError as error:
             return f"{where}: {_reason(error)}"
         return ""

@@ -110,7 +110,7 @@ def raise_leftovers(reaped: list[Reaped]) -> None:
         DestroyError: Something remains, or may; names all of it.
     """
     remaining = [
-        f"  {one.id or 'whatever there is'} ({one.provider or 'bad record'}): {one.error}"
+        f"  {one.id or 'an unknown environment'} ({one.provider or 'bad record'}): {one.error}"
         for one in reaped
         if one.error
     ]

@@ -232,7 +232,7 @@ class Images:
                 if found := self._bring(plan, other, say):
                     return found
             except (ImageChangedError, UnavailableError) as error:
-                say(f"{other.name}, as {other.baked_by} has baked it, can't be used here: {error}")
+                say(f"{other.name} as baked by {other.baked_by} can't be used here: {error}")
         return None
 
     def _find_equivalent(self, plan: BakePlan) -> list[Image]:
@@ -262,7 +262,7 @@ class Images:
         """Run the commands of the recipe's ``verify`` that have not run on this image yet."""
         if set(plan.recipe.verify) <= set(image.verified):
             return image
-        say(f"verifying {image.name}: its recipe has commands that have not run on it")
+        say(f"verifying {image.name}: its recipe has verify commands that have not been run on it")
         fetched = None if plan.artifact is None else self._artifacts.fetch(plan.artifact)
         plan.baker.verify(plan.job(fetched, say, live), image)
         return self.catalog.mark_verified(image, plan.recipe.verify)
@@ -281,9 +281,9 @@ class Images:
             )
         elif latest is not None:
             changed = "; ".join(keys.differences(latest.inputs, plan.inputs))
-            said += f". The newest one of that name is made from something else: {changed}"
+            said += f". The newest image of that name has other inputs: {changed}"
         else:
-            said += f". None of that name is in the store {self._store.url}"
+            said += f". No image of that name is in the store {self._store.url}"
         return ImageMissingError(
             f"{said}. Bake it first with `pytest-ephemeral bake {name}`, into the same store"
         )
@@ -325,6 +325,6 @@ def _explain_os_errors(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise BakeError(
-            f"the image {name!r} can't be made or brought here: {error}. See that there is room "
-            f"(`df -h {error.filename or '.'}`), and that this user may write there"
+            f"the image {name!r} can't be baked or fetched: {error}. Check that there is space "
+            f"(`df -h {error.filename or '.'}`), and that this user can write there"
         ) from error

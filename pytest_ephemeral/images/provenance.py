@@ -154,8 +154,8 @@ def read(image: Image) -> dict[str, Any]:
     if subject != _subjects(image) or differing:
         raise ProvenanceError(
             f"the provenance of {image.name} ({image.key[:19]}…) belongs to another image"
-            f"{''.join(f', {name} differs' for name in differing)}: the record was changed, or put "
-            "together from two. Bake it again, or import it again"
+            f"{''.join(f', {name} differs' for name in differing)}: the record was changed, or "
+            "combined from two. Bake it again, or import it again"
         )
     return said
 

@@ -147,7 +147,7 @@ class Promoter(msgspec.Struct):
             PromotionError: It can't be promoted.
         """
         if environment.production is not None:
-            raise PromotionError(f"{environment.id} is {environment.production} already")
+            raise PromotionError(f"{environment.id} is already {environment.production}")
         if environment.state != "ready" or not environment.endpoints:
             raise PromotionError(f"{environment.id} is not up: it is {environment.state}")
         self.project.images.signatures.check_environment(environment)
@@ -272,7 +272,9 @@ class Promoter(msgspec.Struct):
             self._withdraw(journal.run)
             raise
         except StoreError as error:
-            error.add_note("Nothing more was done. Run the same command when the store is back")
+            error.add_note(
+                "Nothing more was done. Run the same command again when the store can be reached"
+            )
             raise
         except BaseException as error:
             if journal.run.has_done("record"):

@@ -301,9 +301,9 @@ class Controller:
             status = None
             self._cleanup.returncode = 0  # it goes on; Popen need not warn of that
         if status == 0:
-            self._complaints.append("all of them are destroyed")
+            self._complaints.append("all of them were destroyed")
         else:
-            self._complaints.append("some of them may be left: pytest-ephemeral reap")
+            self._complaints.append("some of them may remain: pytest-ephemeral reap")
 
     def _record(self, session: pytest.Session) -> None:
         if self._finished is not None and not self._lost:
@@ -315,7 +315,7 @@ class Controller:
             try:
                 self._timeline.write()
             except OSError as error:
-                self._complaints.append(f"the timeline is not written: {error}")
+                self._complaints.append(f"the timeline could not be written: {error}")
 
     def _judge(self, session: pytest.Session) -> None:
         """A run is not green when something leaked, or crashed without a test noticing."""

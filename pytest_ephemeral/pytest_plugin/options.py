@@ -42,7 +42,8 @@ OPTIONS: Final = (
     Option(
         "ephemeral-template",
         "NAME",
-        "the template of tests that name none (by default default-template, or the only one)",
+        "the template of tests that name none (by default the configuration's "
+        "default-template, or the only template)",
     ),
     Option(
         "ephemeral-bake",
@@ -61,8 +62,8 @@ OPTIONS: Final = (
     Option(
         "ephemeral-attach",
         "REF",
-        "use a running environment instead, by its id, or a plain URL (or NAME=URL,NAME=URL for "
-        "several ports); it is never torn down",
+        "use a running environment instead, by its id, or a plain URL (or NAME=URL,NAME=URL "
+        "for several ports); it is never destroyed",
         ini=False,
     ),
     Option(
@@ -81,8 +82,8 @@ OPTIONS: Final = (
     Option(
         "ephemeral-approval",
         "SECONDS",
-        "after the tests have passed, keep what was tested up, show its link, and wait so long for "
-        "manual approval; the run fails unless it is approved",
+        "after the tests have passed, keep the tested environments up, show their links, and "
+        "wait this long for manual approval; the run fails unless it is approved",
         ini=False,
     ),
     Option(
@@ -100,7 +101,8 @@ def add(parser: pytest.Parser) -> None:
         "--ephemeral-env",
         action="store_true",
         default=False,
-        help="bring up the environments that the selected tests need, and tear them all down",
+        help="bring up the environments that the selected tests need, and destroy them all "
+        "afterwards",
     )
     for option in OPTIONS:
         text = option.help + (f" (default: {option.default})" if option.default else "")

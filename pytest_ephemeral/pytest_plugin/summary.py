@@ -71,7 +71,7 @@ def write(
     costs = [one.cost for one in finished.environments if one.cost is not None]
     if costs:
         spent = max(sum(costs), 0.01)
-        terminal.write_line(f"these have cost ${spent:.2f} at most, by the table of prices")
+        terminal.write_line(f"these cost at most ${spent:.2f}, by the table of prices")
     for warning in warnings:
         terminal.write_line(warning, yellow=True)
     for complaint in finished.complaints:

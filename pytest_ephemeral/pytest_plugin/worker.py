@@ -338,7 +338,7 @@ class Worker:
 
 
 _TIMED_OUT: Final = (
-    "{0}\nThis time-out of pytest-timeout met the start of an environment of template {1!r}, "
-    "which is part of the first test that uses it. Set timeout_func_only = true, a longer "
+    "{0}\npytest-timeout's limit ran out while an environment of template {1!r} came up, which "
+    "counts as part of the first test that uses it. Set timeout_func_only = true, a longer "
     "timeout, or ephemeral_early = {1} in pytest's configuration file."
 )

@@ -102,7 +102,7 @@ def open_store(url: str, root: Path) -> Store:
 
         return DirectoryStore(root / url)
     raise ConfigurationError(
-        f"no store is of the kind {url!r}: give a folder, or s3://bucket/prefix"
+        f"{url!r} is not a supported store: give a folder, or s3://bucket/prefix"
     )
 
 

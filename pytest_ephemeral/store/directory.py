@@ -166,7 +166,7 @@ def _explain_errors(verb: str, path: str, folder: Path) -> Iterator[None]:
             cause = "the disk is full. Make room, or point `store` elsewhere"
         elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             cause = (
-                f"this user may not. Look at who owns it with `ls -ld {folder}`, "
+                f"permission denied. See who owns it with `ls -ld {folder}`, "
                 "or point `store` elsewhere"
             )
         elif error.errno == errno.ENOTDIR:

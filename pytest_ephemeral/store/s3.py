@@ -152,7 +152,7 @@ class S3Store:
                     raise StoreError(
                         f"{path} in the store {self.url} is not what was put there: it is now "
                         f"{digest}, and was {found['Metadata']['sha256']}. Remove that object, "
-                        "and make it anew"
+                        "and write it again"
                     )
                 half.replace(destination)
             finally:
@@ -258,15 +258,15 @@ class S3Store:
         match aws.code(error):
             case "NoSuchBucket":
                 return (
-                    f"there is no bucket {self.bucket!r}. Make it with "
-                    f"`aws s3 mb s3://{self.bucket}`, or name another"
+                    f"there is no bucket {self.bucket!r}. Create it with `aws s3 mb "
+                    f"s3://{self.bucket}`, or name another"
                 )
             case "AccessDenied" | "AllAccessDisabled" | "403" | "400":
                 return (
-                    "these credentials may not, or no longer. They need s3:ListBucket on "
+                    "access denied. These credentials need s3:ListBucket on "
                     f"{self.bucket}, and s3:GetObject, s3:PutObject and s3:DeleteObject on "
-                    f"{self.bucket}/{self._prefix}*. See whose they are with "
-                    "`aws sts get-caller-identity`"
+                    f"{self.bucket}/{self._prefix}*. See whose credentials they are with `aws "
+                    "sts get-caller-identity`"
                 )
             case "PermanentRedirect" | "AuthorizationHeaderMalformed" | "301":
                 return (

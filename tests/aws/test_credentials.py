@@ -58,9 +58,9 @@ WRONG = {
     "nobody there": (
         {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "", (), "can't be reached.*127.0.0.1:9"
     ),
-    "no configuration": ({"AWS_PROFILE": "a"}, "[profile a\n", (), "configuration can't be right"),
+    "no configuration": ({"AWS_PROFILE": "a"}, "[profile a\n", (), "configuration is invalid"),
     "signed out": (
-        {"AWS_PROFILE": "work", **dict.fromkeys(KEYS)}, SSO, (), "sign-in is over.*aws sso login"
+        {"AWS_PROFILE": "work", **dict.fromkeys(KEYS)}, SSO, (), "sign-in has expired.*aws sso login"
     ),
     "expired": ({}, "", ("GetCallerIdentity", "ExpiredToken"), "have expired.*sign in again"),
     "wrong partition": (

@@ -46,7 +46,7 @@ def refused(bench: Bench, said: str, **keys: Any) -> str:
         ({"instance_type": "t9.huge"}, r"Invalid value 't9.huge' for InstanceType"),
         ({"security_groups": ["sg-0123456789abcdef0"]}, "sg-0123.*describe-security-groups"),
         ({"subnet": "subnet-0123456789abcdef0"}, "no subnet subnet-0123.*describe-subnets"),
-        ({"user_data": "#" * 17000}, "16384: put what is large into the image"),
+        ({"user_data": "#" * 17000}, "16384: put large files into the image"),
     ],
 )
 def test_what_is_not_there_is_named(bench: Bench, keys: Any, said: str) -> None:
@@ -255,7 +255,7 @@ def test_what_is_no_address_lets_nobody_in(
     """A captive portal answers every request; nothing is launched on its word."""
     with who_am_i(answer) as url:
         monkeypatch.setattr(security_groups, "WHO_AM_I", url)
-        refused(bench, "does not say which address.*ingress", **public(bench))
+        refused(bench, "does not report this machine.*ingress", **public(bench))
 
 
 def test_without_an_answer_it_is_said_who_does_not(
@@ -263,18 +263,18 @@ def test_without_an_answer_it_is_said_who_does_not(
 ) -> None:
     """And what can be written instead of asking."""
     monkeypatch.setattr(security_groups, "WHO_AM_I", "http://127.0.0.1:9")
-    refused(bench, "127.0.0.1 does not say which address.*ingress", **public(bench))
+    refused(bench, "127.0.0.1 does not report this machine.*ingress", **public(bench))
 
 
 def test_a_public_address_that_never_comes_is_told(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A subnet without a way to the internet gives none."""
+    """A subnet without a route to the internet gives none."""
     bench.bake()
     bench.account.tell("times", boot=3.0)
     monkeypatch.setattr(launch, "ADDRESSING", 0.3)
     refused(
-        bench, "has no public address.*way to the internet", ingress=["10.0.0.0/8"], **public(bench)
+        bench, "has no public address.*route to the internet", ingress=["10.0.0.0/8"], **public(bench)
     )
 
 
@@ -342,7 +342,7 @@ def test_a_region_launches_the_copy_that_is_there(bench: Bench) -> None:
     assert found["Instances"][0]["ImageId"] == copied["ImageId"]
     assert bench.images.prune(0, ()) == []
     bench.lifecycle.destroy(environment)
-    with pytest.raises(LaunchError, match="was not copied to eu-north-1: name that in copy-to"):
+    with pytest.raises(LaunchError, match="was not copied to eu-north-1: add it to copy-to"):
         up(bench, region="eu-north-1", **keys)
     (pruned,) = bench.images.prune(0, ())
     assert pruned.name == "app"

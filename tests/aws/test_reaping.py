@@ -261,7 +261,7 @@ def test_an_account_that_can_not_be_looked_into_is_told(bench: Bench) -> None:
     """Nothing found there would be no proof that nothing is there."""
     bench.account.fault("DescribeInstances", "UnauthorizedOperation", times=9)
     found = reaper.reap(bench, dry_run=True)  # type: ignore[arg-type]
-    with pytest.raises(DestroyError, match=r"whatever there is \(ec2\).*may not do this"):
+    with pytest.raises(DestroyError, match=r"an unknown environment \(ec2\).*may not do this"):
         reaper.raise_leftovers(found)
 
 

@@ -91,7 +91,7 @@ def test_a_suite_runs_and_leaves_nothing(
         "pytest", "--ephemeral-env", "--ephemeral-template", template, *written, *workers
     )
     assert "2 passed" in done.stdout
-    said = "these have cost $0.01 at most, by the table of prices"
+    said = "these cost at most $0.01, by the table of prices"
     assert (said in done.stdout) == (template == "web")  # what a stack costs, nobody knows
     assert "GET /" in logs_in(project.folder / "logs")
     (one,) = json.loads((project.folder / "report.json").read_text())["environments"]

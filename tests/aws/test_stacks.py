@@ -133,7 +133,7 @@ def test_without_instances_its_events_are_its_log(bench: Bench) -> None:
     assert list(provider.log_files(environment)) == ["stack"]
     assert provider.status(environment).state == "running"
     assert "$HOST" not in provider.hint(environment)
-    assert "outputs its URL is made of" in provider.hint(environment)
+    assert "outputs in its URL" in provider.hint(environment)
     bench.lifecycle.destroy(environment)
     with pytest.raises(EnvironmentGoneError):
         provider.logs(environment)

@@ -156,7 +156,7 @@ def test_a_step_that_fails(
 def test_a_parser_that_can_not_be_fetched(opened: Opened) -> None:
     """Most files of people name one; it says that this line is why, and what helps."""
     unreachable = "# syntax=localhost:1/docker/dockerfile:1.4\n" + HERE_DOCUMENT
-    with pytest.raises(BakeError, match=r"`# syntax=…`.* leave that line out"):
+    with pytest.raises(BakeError, match=r"`# syntax=…`.* remove that line"):
         baked(opened, unreachable)
 
 

@@ -150,7 +150,7 @@ def test_an_archive_that_is_cut_short(here: Engine, opened: Opened, tmp_path: Pa
     whole = file.read_bytes()
     for size in (0, len(whole) // 2, len(whole) - 20_000):
         file.write_bytes(whole[:size])
-        with pytest.raises(BakeError, match="not whole"):
+        with pytest.raises(BakeError, match="incomplete"):
             archive.check(image, file)
 
 

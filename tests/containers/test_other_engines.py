@@ -299,7 +299,7 @@ def test_compose_over_tls(
         ("key", "key values mismatch"),
         ("nothing", "no such folder"),
         ("plain", "speaks TLS only: set DOCKER_TLS_VERIFY=1"),
-        ("host", "can't be trusted.*made for that host"),
+        ("host", "can't be trusted.*must name that host"),
     ],
 )
 def test_a_wrong_certificate(

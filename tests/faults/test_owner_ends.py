@@ -152,7 +152,7 @@ def test_the_owner_dies(project: FolderProject, arguments: list[str]) -> None:
     output, _ = process.communicate(timeout=30)
     assert process.returncode != 0
     assert f"(pid {owner}) was killed" in output
-    assert "all of them are destroyed" in output
+    assert "all of them were destroyed" in output
     assert "Traceback" not in output
 
 

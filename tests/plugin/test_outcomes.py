@@ -189,7 +189,7 @@ def test_a_time_out_that_met_the_start_up_says_so(project, run, arguments):
     assert time.monotonic() - began < 15
     result.assert_outcomes(errors=1)
     output = result.stdout.str()
-    assert "met the start of an environment" in output
+    assert "while an environment of template" in output
     assert "timeout_func_only" in output
 
 

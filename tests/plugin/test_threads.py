@@ -297,7 +297,7 @@ def test_an_owner_that_is_lost_is_replaced_whoever_notices(
     controller.lose()
     assert owner.replaced == [("file:///store", "r")]
     assert len(controller._complaints) == 2
-    assert controller._complaints[-1] == "all of them are destroyed"
+    assert controller._complaints[-1] == "all of them were destroyed"
 
 
 def test_the_timeline_is_drawn_while_more_is_heard() -> None:

@@ -91,4 +91,4 @@ def test_a_file_that_can_not_be_written_is_told(project, run, tmp_path: Path):
     (tmp_path / "file").write_text("")
     result = run("--ephemeral-timeline", str(tmp_path / "file" / "run.svg"))
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["the timeline is not written: *"])
+    result.stdout.fnmatch_lines(["the timeline could not be written: *"])

@@ -70,7 +70,7 @@ def test_promote_moves_the_name_and_tells_each_step(run: Any, stage: BoardStage)
     ]
     assert run("promote", WAITING, "--to", "production")[::2] == (
         0,
-        f"{WAITING} is production already\n",
+        f"{WAITING} is already production\n",
     )
 
 

@@ -85,7 +85,7 @@ def test_a_slip_is_named_with_what_was_probably_meant(
         ("down nothing", 3, "no environment 'nothing'."),
         ("artifact push nothing.whl", 1, "nothing.whl can't be read as an artifact"),
         ("list --config nothing.toml", 2, "nothing.toml: can't be read: No such file"),
-        ("init", 2, "ephemeral.toml exists already: left unchanged"),
+        ("init", 2, "ephemeral.toml already exists: left unchanged"),
     ],
 )
 def test_an_error_is_one_line_and_its_own_exit_status(
@@ -401,7 +401,7 @@ def test_init_never_overwrites(
     (here / "ephemeral.toml").unlink()
     (here / "pyproject.toml").write_text("[tool.pytest-ephemeral]")
     assert cli.main(["init"]) == 2
-    assert "pyproject.toml exists already" in capsys.readouterr().err
+    assert "pyproject.toml already exists" in capsys.readouterr().err
     assert not (here / "ephemeral.toml").exists()
 
 

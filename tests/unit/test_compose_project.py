@@ -114,7 +114,7 @@ def test_other_services_have_no_port_here() -> None:
 def test_a_service_without_its_profile() -> None:
     """Is not brought up; one that is asked for says which profile it needs."""
     assert set(prepared(profiles=[])["services"]) == {"web"}
-    with pytest.raises(ConfigurationError, match="only there with a profile: add one of full"):
+    with pytest.raises(ConfigurationError, match="needs a profile: add one of full"):
         prepared(profiles=[], further={"db": Place(service="db", port=1)})
 
 

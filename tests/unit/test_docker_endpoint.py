@@ -166,6 +166,6 @@ def test_what_answers_may_be_no_engine(home: Path, ask: Callable[[Engine], objec
         thread = threading.Thread(target=answer)
         thread.start()
         engine = Engine(Address(f"tcp://127.0.0.1:{server.getsockname()[1]}"))
-        with pytest.raises(NoEngineError, match="no container engine"):
+        with pytest.raises(NoEngineError, match="not a container engine"):
             ask(engine)
         thread.join()

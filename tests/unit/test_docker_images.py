@@ -133,7 +133,7 @@ def test_references(reference: str, parts: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({}, "nothing says what it is made from"),
+        ({}, "its source is missing"),
         ({"context": ".", "base": "a"}, "context and base"),
         ({"base": "a"}, "give install too"),
         ({"context": ".", "install": "x"}, "remove install"),

@@ -173,7 +173,7 @@ def test_a_full_disk_is_explained(here, monkeypatch):
 def test_a_state_folder_that_cant_be_written_is_explained(here):
     """Its path is said."""
     (here.folder / "state").write_text("")
-    with pytest.raises(BakeError, match=r"can't be made.*state"):
+    with pytest.raises(BakeError, match=r"can't be baked.*state"):
         here.obtain()
 
 
@@ -300,7 +300,7 @@ def test_another_machine_brings_the_image_from_the_store(here):
 def test_a_stage_after_baking_never_bakes(here):
     """It says what is missing, which input differs, and what to run."""
     wheel(here)
-    with pytest.raises(ImageMissingError, match=r"None of that name.*pytest-ephemeral bake shop"):
+    with pytest.raises(ImageMissingError, match=r"No image of that name.*pytest-ephemeral bake shop"):
         here.obtain("never", artifact="dist/*.whl")
     here.obtain(artifact="dist/*.whl")
     wheel(here, b"another")
@@ -416,7 +416,7 @@ def test_a_root_that_others_can_write_is_not_trusted(here):
     root = here.folder / "root"
     root.mkdir()
     root.chmod(0o777)
-    with pytest.raises(ConfigurationError, match=r"not to be trusted.*ls -ld"):
+    with pytest.raises(ConfigurationError, match=r"is not safe.*ls -ld"):
         here.obtain()
 
 

@@ -355,7 +355,7 @@ def test_an_expired_one_says_that_it_was_its_time(lifecycle: Lifecycle, provider
         environment, created_at=past - timedelta(hours=2), expires_at=past
     )
 
-    assert "its time (2h) was over" in lifecycle.status(expired).detail
+    assert "its ttl (2h) ran out" in lifecycle.status(expired).detail
 
 
 def test_extending_moves_the_thing_and_the_record(lifecycle: Lifecycle, provider: Scripted) -> None:

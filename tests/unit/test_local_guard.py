@@ -384,6 +384,6 @@ def test_a_guard_that_breaks_down_says_why(start: Start, tmp_path: Path) -> None
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/a.00000000000000000000.log").mkdir()
     one = start({"a": "exec sleep 1000"})
-    with pytest.raises(EphemeralError, match=r"(?s)broke down.*IsADirectoryError"):
+    with pytest.raises(EphemeralError, match=r"(?s)crashed.*IsADirectoryError"):
         one.wait(20)
     assert find_marked(f"{ENVIRONMENT_VARIABLE}={one.id}") == []

@@ -206,7 +206,7 @@ def test_a_disk_that_can_not_be_a_base(
 def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
     """With the key's path in the configuration."""
     recipe = QemuRecipe(name="app", base="disk.qcow2", install=["true"])
-    with pytest.raises(ConfigurationError, match=r"images\.app\.base: .*disk\.qcow2 is not there"):
+    with pytest.raises(ConfigurationError, match=r"images\.app\.base: .*disk\.qcow2 does not exist"):
         bases.inputs_of(recipe, tmp_path)
 
 
@@ -237,7 +237,7 @@ def test_recipes_that_make_no_sense(keys: dict[str, Any], message: str) -> None:
 
 def test_memory_before_a_command_that_is_not_there() -> None:
     """Frozen before it started, an image's own application could never be started."""
-    with pytest.raises(ValueError, match="give a command"):
+    with pytest.raises(ValueError, match="needs a command"):
         QemuTemplate(name="vm", image="app", port=80, warm="booted").check()
 
 

@@ -322,8 +322,8 @@ def forwarding(*, hangs_up_after: float | None) -> Iterator[probes.TcpProbe]:
 def test_a_forwarder_that_takes_its_time_to_hang_up() -> None:
     """On a busy machine, an accepted connection is not taken for the application's at once."""
     with forwarding(hangs_up_after=0.02) as probe:
-        assert "nobody listens behind it" in probe.look(1.0)
-        assert "nobody listens behind it" in probe.look(1.0)
+        assert "nothing listens behind it" in probe.look(1.0)
+        assert "nothing listens behind it" in probe.look(1.0)
 
 
 def test_a_forwarder_with_somebody_behind_it() -> None:

@@ -119,7 +119,7 @@ class Hosts:
             with files.hold_lock(self.file.with_name(f".{self.file.name}.lock")):
                 yield
         except OSError as error:
-            hint = "this user may not: see who owns it"
+            hint = "permission denied: see who owns it"
             if error.errno == errno.EBUSY:
                 hint = "it is mounted into this container, and can't be replaced: use another file"
             raise DnsError(f"{self.file} can't be changed: {error.strerror}; {hint}") from error

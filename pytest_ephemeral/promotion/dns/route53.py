@@ -59,8 +59,8 @@ class Route53:
         named = {one["SetIdentifier"] for one in sets if "SetIdentifier" in one}
         if self._set is None and named:
             raise ConfigurationError(
-                f"{self.name} has several records of a kind, told apart by set identifiers: say "
-                f"which one is to be switched, {self._record_key}.set-identifier = one of "
+                f"{self.name} has several records of one type, with different set identifiers: "
+                f"name the one to change, {self._record_key}.set-identifier = one of "
                 f"{', '.join(sorted(named))}"
             )
         return sort_records(_record(one) for one in sets if one.get("SetIdentifier") == self._set)
@@ -139,7 +139,7 @@ class Route53:
         try:
             return aws.client(name)
         except UnavailableError as error:
-            raise DnsError(f"AWS can't be asked: {error}") from error
+            raise DnsError(f"AWS can't be reached: {error}") from error
 
     def _call(self, operation: str, *, client: Any = None, **arguments: Any) -> Any:
         from botocore.exceptions import ClientError
@@ -151,7 +151,7 @@ class Route53:
             raise _refused(error) from error
         except UnavailableError as error:
             kind = DnsUnavailableError if aws.may_pass(error) else DnsError
-            raise kind(f"Route 53 can't be asked: {error}") from error
+            raise kind(f"Route 53 can't be reached: {error}") from error
 
     @cached_property
     def _zone_id(self) -> str:
@@ -197,8 +197,8 @@ class Route53:
             return {}
         if not now:
             raise DnsError(
-                f"{self.name} has no record with the set identifier {self._set!r}, from which to "
-                "take the weight: create it in Route 53 once"
+                f"{self.name} has no record with the set identifier {self._set!r}, whose "
+                "weight is needed: create it in Route 53 once"
             )
         return {key: now[0].rest[key] for key in ("SetIdentifier", "Weight") if key in now[0].rest}
 

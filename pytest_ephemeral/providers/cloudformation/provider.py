@@ -64,8 +64,8 @@ class CloudFormationProvider(Instances, RegionalProvider):
     recipe_type: ClassVar[type[Recipe] | None] = None
     forwards_ports: ClassVar[bool] = False
     unreachable: ClassVar[str] = (
-        "see that the outputs its URL is made of are right, that what serves it has started, and "
-        "that its security groups let this machine in"
+        "check that the outputs in its URL are right, that its server has started, and that "
+        "its security groups admit this machine"
     )
 
     def doctor(self) -> Sequence[Check]:
@@ -104,7 +104,7 @@ class CloudFormationProvider(Instances, RegionalProvider):
 
     def status(self, environment: Environment) -> Status:
         """How the stack is, and then its instances."""
-        with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
+        with translate_errors(f"{environment.id} can't be inspected", EphemeralError):
             found = stacks.look(_client(environment), _stack_name(environment))
             if found is None or found["StackStatus"] == "DELETE_IN_PROGRESS":
                 return Status("gone", "its stack is gone")
@@ -114,7 +114,7 @@ class CloudFormationProvider(Instances, RegionalProvider):
         return super().status(environment)
 
     def _log(self, environment: Environment, *, now: bool = False) -> console.ConsoleLog:
-        with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
+        with translate_errors(f"{environment.id} can't be inspected", EphemeralError):
             client, stack = _client(environment), _stack_name(environment)
             if stacks.look(client, stack) is None:
                 raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
@@ -172,7 +172,7 @@ class CloudFormationProvider(Instances, RegionalProvider):
 
     def list_owned_in(self, region: str) -> Sequence[Owned]:
         """All stacks in a region that are tagged as ours, and called so."""
-        with translate_errors(f"what is in {region} can't be seen"):
+        with translate_errors(f"the resources in {region} can't be listed"):
             return stacks.list_owned(aws.client("cloudformation", region))
 
     def _regions_of(self, one: Known) -> Sequence[str | None]:
@@ -293,7 +293,7 @@ def _check_capabilities(template: StackTemplate, summary: Mapping[str, Any]) -> 
         given.add("CAPABILITY_IAM")
     missing = [one for one in summary.get("Capabilities", ()) if one not in given]
     if missing:
-        reason = summary.get("CapabilitiesReason") or "its resources or transforms want them"
+        reason = summary.get("CapabilitiesReason") or "its resources or transforms require them"
         names = ", ".join(f'"{one}"' for one in [*template.capabilities, *missing])
         raise ConfigurationError(
             f"templates.{template.name}: {template.file} needs {', '.join(missing)}: {reason}. "

@@ -45,9 +45,11 @@ class StackTemplate(Template, frozen=True, kw_only=True):
     def check(self) -> None:
         """Its outputs say where it answers, and its parameters which images it runs."""
         if self.port is not None or self.ports:
-            raise ValueError('its url says the port: url = "http://{output:Address}:8080"')
+            raise ValueError('the port belongs in its url: url = "http://{output:Address}:8080"')
         if self.image is not None:
-            raise ValueError('it has image: say whose it is, parameters = { X = "{image:NAME}" }')
+            raise ValueError(
+                'it has image: name its parameter, parameters = { X = "{image:NAME}" }'
+            )
 
     def urls(self) -> dict[str, str]:
         """Where it answers, the URL's first; outputs not filled in."""

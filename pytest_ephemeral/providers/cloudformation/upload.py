@@ -48,7 +48,8 @@ def check(template: StackTemplate, root: Path) -> bool:
     size = len(packaging.read(file, where).encode())
     if size > LARGEST_IN_S3:
         raise ConfigurationError(
-            f"{where}: {file} has {size} bytes, and CloudFormation takes {LARGEST_IN_S3}: move "
+            f"{where}: {file} has {size} bytes, and CloudFormation accepts at most "
+            f"{LARGEST_IN_S3}: move "
             "parts of it into nested stacks"
         )
     local = packaging.list_local(file, where)
@@ -56,7 +57,9 @@ def check(template: StackTemplate, root: Path) -> bool:
         return False
     if template.bucket is None:
         reason = (
-            f"names {local[0]}" if local else f"has {size} bytes, and a request takes {LARGEST}"
+            f"names {local[0]}"
+            if local
+            else f"has {size} bytes, and a request may have at most {LARGEST}"
         )
         raise ConfigurationError(
             f"{where}: {file} {reason}: CloudFormation reads that from S3. Name a bucket of yours "
@@ -74,7 +77,7 @@ def try_template(template: StackTemplate, root: Path) -> Check:
         with aws.translate_errors():
             if check(template, root):
                 find_folder(template, "doctor")
-                return Check(name, True, f"its files are there, and the bucket {template.bucket}")
+                return Check(name, True, f"its files and the bucket {template.bucket} exist")
             body = packaging.read(root / template.file, f"templates.{template.name}.file")
             client = aws.client("cloudformation", template.region)
             client.get_template_summary(TemplateBody=body)
@@ -82,7 +85,7 @@ def try_template(template: StackTemplate, root: Path) -> Check:
         return Check(name, False, f"{template.file}: {describe_error(error)}")
     except EphemeralError as error:
         return Check(name, False, str(error))
-    return Check(name, True, f"CloudFormation reads {template.file}")
+    return Check(name, True, f"CloudFormation accepts {template.file}")
 
 
 def find_folder(template: StackTemplate, id: str) -> tuple[Any, packaging.S3Folder]:

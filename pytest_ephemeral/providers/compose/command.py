@@ -186,7 +186,7 @@ def parse(text: str) -> dict[str, Any]:
         import yaml
     except ImportError:
         raise UnavailableError(
-            "this docker-compose speaks only YAML, and PyYAML is not installed: "
+            "this docker-compose prints only YAML, and PyYAML is not installed: "
             "pip install 'pytest-ephemeral[docker]'"
         ) from None
     loaded: dict[str, Any] = yaml.safe_load(text)

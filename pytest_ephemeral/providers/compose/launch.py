@@ -42,8 +42,8 @@ _LAST_LINES: Final = 20
 #: How docker-compose 1.29 ends what it says of a file that has keys newer than itself.
 _OLD_VERSION: Final = "wrong Compose file version"
 _COMPOSE_2: Final = (
-    "; if `docker compose` takes the file elsewhere, it needs Compose 2, and this is "
-    "docker-compose 1: install Docker's compose plugin"
+    "; if the file works with `docker compose` elsewhere, it needs Compose 2, "
+    "and this is docker-compose 1: install Docker's compose plugin"
 )
 
 
@@ -161,7 +161,8 @@ class Launch:
             if at.service not in found:
                 raise LaunchError(
                     f"{environment.id}: the service {at.service!r} of {self._template.files()[0]} "
-                    "has no container: does the file ask for none of it (deploy.replicas, scale)?"
+                    "has no container: does the file ask for 0 replicas of it "
+                    "(deploy.replicas, scale)?"
                 )
             endpoints[name] = published.endpoints[name]
             if project.replicas(self._meant, self._template, at.service) > 1:
@@ -180,8 +181,8 @@ class Launch:
         found = containers.inspect(self._engine, container)["NetworkSettings"]["Ports"]
         if not (bindings := found.get(published.key(name))):
             raise LaunchError(
-                f"{self.order.environment.id}: port {published.inside[name]} ({name}) of "
-                "the first container is not published: it does not run"
+                f"{self.order.environment.id}: port {published.inside[name]} ({name}) of the "
+                "first container is not published: the container is not running"
             )
         return msgspec.structs.replace(published.endpoints[name], port=int(bindings[0]["HostPort"]))
 
@@ -246,8 +247,8 @@ class Launch:
         if _is_on_host(service) and ports.is_in_use(self._engine, at.port, udp=udp):
             raise LaunchError(
                 f"templates.{self._template.name}: the service {at.service!r} has network_mode: "
-                f"host, and port {at.port} of this machine is in use: by another environment of "
-                f"the file, or by a stranger (`ss -lnp sport = :{at.port}` says by whom)"
+                f"host, and port {at.port} of this machine is in use: by another environment "
+                f"of the file, or by another program (`ss -lnp sport = :{at.port}` lists it)"
             )
 
     def _check_exposed(

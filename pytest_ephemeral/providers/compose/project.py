@@ -55,7 +55,7 @@ def check_services(file: File, template: ComposeTemplate) -> dict[str, File]:
         if name not in wanted:
             profiles = ", ".join(every[name]["profiles"])
             raise ConfigurationError(
-                f"{key}: the service {name!r} of {template.files()[0]} is only there with a "
+                f"{key}: the service {name!r} of {template.files()[0]} needs a "
                 f'profile: add one of {profiles} to profiles = ["…"]'
             )
     return wanted
@@ -168,8 +168,8 @@ def _check_mounts(
             raise ConfigurationError(
                 f"templates.{template.name}: the service {name!r} runs the baked image "
                 f"{template.replaced[name]!r}, and {template.files()[0]} mounts {source} of this "
-                f"machine over its {target}: tests would run other bytes than were baked. Remove "
-                "the mount, or say allow-mounts = true"
+                f"machine over its {target}: tests would run other bytes than were baked. "
+                "Remove the mount, or set allow-mounts = true"
             )
 
 
@@ -199,7 +199,7 @@ def _check_external(template: ComposeTemplate, name: str, service: File, file: F
         raise ConfigurationError(
             f"templates.{template.name}: the service {name!r} has {shared} in "
             f"{template.files()[0]}, a container that is not the environment's: all environments "
-            "of it would share that one. Use a service of the file, or say allow-external = true"
+            "of it would share that one. Use a service of the file, or set allow-external = true"
         )
     joined = [] if service.get("network_mode") else list(service.get("networks") or ["default"])
     used = [("networks", one) for one in joined]
@@ -214,7 +214,7 @@ def _check_external(template: ComposeTemplate, name: str, service: File, file: F
         raise ConfigurationError(
             f"templates.{template.name}: the service {name!r} uses the {what} {one!r}, which is "
             f"external in {template.files()[0]}: two environments of it would {why}. Remove "
-            "external, so that each has its own, or say allow-external = true"
+            "external, so that each has its own, or set allow-external = true"
         )
 
 
@@ -262,10 +262,10 @@ def _ports(
         return {"ports": [published.map_port(one) for one in mine]}
     if mine and mode != "host":
         whose = mode.partition(":")[2]
-        instead = f": that is the service {whose!r}, which endpoints must name" if whose else ""
+        instead = f": that is the service {whose!r}, which `endpoints` must name" if whose else ""
         raise ConfigurationError(
             f"templates.{template.name}: the service {name!r} of {template.files()[0]} has "
-            f"network_mode: {mode}, and so no ports of its own{instead}"
+            f"network_mode: {mode}, and so has no ports of its own{instead}"
         )
     return {}
 
@@ -278,7 +278,7 @@ def _image(name: str, service: File, template: ComposeTemplate, images: Mapping[
         raise ConfigurationError(
             f"templates.{template.name}: the service {name!r} of {template.files()[0]} has build: "
             "images are baked once, for every stage. Bake it, [images.NAME] with provider = "
-            f'"docker" and context, and say so: images = {{ {name} = "NAME" }}'
+            f'"docker" and context, and name it: images = {{ {name} = "NAME" }}'
         )
     return str(service["image"])
 

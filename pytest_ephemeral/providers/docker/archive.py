@@ -54,6 +54,7 @@ def check(image: Image, file: Path) -> None:
 
 def _broken(image: Image, why: str) -> BakeError:
     return BakeError(
-        f"the archive of the image {image.name!r} that the container engine wrote is not whole "
-        f"({why}): see that it has room (`docker system df`), and bake the image again"
+        f"the archive of the image {image.name!r} that the container engine wrote is "
+        f"incomplete ({why}): check that it has space (`docker system df`), and bake the image "
+        "again"
     )

@@ -63,7 +63,7 @@ def list_bases(dockerfile: str, arguments: Mapping[str, str], target: str | None
             if not image.isdigit() and image.lower() not in stages:
                 found.append(image)
     if not stages:
-        raise ConfigurationError("the Dockerfile has no FROM: what should it build on?")
+        raise ConfigurationError("the Dockerfile has no FROM: name the image that it builds on")
     if target is not None and target.lower() not in stages and not target.isdigit():
         named = ", ".join(stage for stage in stages if not stage.isdigit()) or "none has a name"
         raise ConfigurationError(f"the Dockerfile has no stage {target!r}; its stages: {named}")

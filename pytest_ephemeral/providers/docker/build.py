@@ -138,8 +138,8 @@ def _check_plugin(recipe: DockerRecipe, program: str | None) -> None:
     }
     if keys := [key for key, value in asked.items() if value]:
         raise ConfigurationError(
-            f"images.{recipe.name}: {', '.join(keys)} can't be had without `docker buildx`, which "
-            "is not here: install Docker's plugin docker-buildx-plugin, or (Debian) docker-buildx"
+            f"images.{recipe.name}: {', '.join(keys)} need `docker buildx`, which is not "
+            "installed: install Docker's plugin docker-buildx-plugin, or (Debian) docker-buildx"
         )
 
 

@@ -122,7 +122,7 @@ class Engine:
             return json.loads(text) if text.strip() else None
         except ValueError:
             raise NoEngineError(
-                f"what answers at {self.address} is no container engine: it speaks no JSON"
+                f"the server at {self.address} is not a container engine: its answer is not JSON"
             ) from None
 
     def ping(self) -> datetime:
@@ -139,8 +139,8 @@ class Engine:
             answer.read()
         if "Api-Version" not in answer.headers:
             raise NoEngineError(
-                f"what answers at {self.address} is no container engine: it does not say which "
-                "version of the API it speaks"
+                f"the server at {self.address} is not a container engine: it does not report "
+                "its API version"
             )
         try:
             return parsedate_to_datetime(answer.headers["Date"]).astimezone(UTC)
@@ -306,4 +306,6 @@ def _tls(address: Address) -> ssl.SSLContext:
     try:
         return tls.context(Path(address.certificates), verify=address.verify)
     except UnavailableError as error:
-        raise NoEngineError(f"the container engine at {address} can't be asked: {error}") from None
+        raise NoEngineError(
+            f"the request to the container engine at {address} failed: {error}"
+        ) from None

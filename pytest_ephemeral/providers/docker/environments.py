@@ -66,7 +66,7 @@ class ContainerEnvironments:
             identity.ask_early(engine)
         except EngineError as error:
             raise UnavailableError(
-                f"the container engine gives no sensible answer: {error}"
+                f"the container engine gave an invalid answer: {error}"
             ) from None
 
     def contact(self) -> None:

@@ -21,12 +21,13 @@ _REMEDIES: Final = {
     "no such file or directory": "the image lacks what its command needs (text is for "
     "/bin/sh; a list starts a program without one)",
     "no such image": "it was removed since: bake it again with `pytest-ephemeral bake`",
-    "exec format error": "the image is made for another architecture, or what it starts is "
-    "no program",
-    "/docker/dockerfile/manifests/": "its first line, `# syntax=…`, has the engine fetch a parser "
-    "from a registry that it does not reach: leave that line out, for an engine from 23 on",
+    "exec format error": "the image is made for another architecture, or its command is "
+    "not a program",
+    "/docker/dockerfile/manifests/": "its first line, `# syntax=…`, makes the engine fetch a "
+    "parser from a registry that it can't reach: remove that line, which Docker 23 and newer "
+    "do not need",
     "unknown instruction": "here-documents need Docker 23 or newer, or a first line "
-    "`# syntax=docker/dockerfile:1`, which has the engine fetch a newer parser",
+    "`# syntax=docker/dockerfile:1`, which makes the engine fetch a newer parser",
 }
 
 #: Bytes below which a disk is full.

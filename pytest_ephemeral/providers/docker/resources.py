@@ -176,7 +176,7 @@ def destroy(
     except (EphemeralError, TimeoutError) as error:
         raise DestroyError(
             f"{environment.id} could not be removed: {error}. Its record stays: "
-            "`pytest-ephemeral reap` removes it when that is mended"
+            "`pytest-ephemeral reap` removes it once that is fixed"
         ) from error
 
 

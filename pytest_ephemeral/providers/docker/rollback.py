@@ -186,7 +186,7 @@ class _Keeper:
         if deleted := [one["Path"] for one in changes if one["Kind"] == _DELETED]:
             raise EphemeralError(
                 f"{found['Name'].lstrip('/')} has deleted {deleted[0]} of its image, which a "
-                "rollback would bring back: have it deleted in the image"
+                "rollback would bring back: delete it when the image is baked"
             )
         return [
             Archive(path.rpartition("/")[0] or "/", self._fetch(found["Id"], path))

@@ -45,7 +45,7 @@ class SshConnection(http.client.HTTPConnection):
                     self._argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self._said
                 )
             except FileNotFoundError as error:
-                raise ConnectionError("there is no ssh command here") from error
+                raise ConnectionError("the ssh command is not installed") from error
 
     def getresponse(self) -> http.client.HTTPResponse:
         """The engine's answer.

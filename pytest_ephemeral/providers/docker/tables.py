@@ -57,7 +57,7 @@ class DockerRecipe(Recipe, frozen=True, kw_only=True):
         ways = {"context": self.context, "base": self.base, "reference": self.reference}
         given = [name for name, value in ways.items() if value is not None]
         if len(given) != 1:
-            said = f"it has {' and '.join(given)}" if given else "nothing says what it is made from"
+            said = f"it has {' and '.join(given)}" if given else "its source is missing"
             raise ValueError(f"{said}: give one of context (a Dockerfile), base, or reference")
         if self.base is not None and not self.install:
             raise ValueError("it has a base: give install too (what puts the artifact into it)")

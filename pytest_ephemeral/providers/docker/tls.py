@@ -51,7 +51,8 @@ def describe_failure(error: Exception, folder: str) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             f"shows a certificate that can't be trusted, {error.verify_message.rstrip('.')}: "
-            f"{folder}/ca.pem must be that of who signed it, and it must be made for that host"
+            f"{folder}/ca.pem must be the authority that signed it, and the certificate "
+            "must name that host"
         )
     if any(sign in _reason(error) for sign in _NO_TLS):
         return (

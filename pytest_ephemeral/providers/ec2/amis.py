@@ -271,9 +271,9 @@ def find_in_region(client: Any, image: Image, region: str) -> str:
     if found := find_by_key(client, image.key, VERIFIED):
         return str(found[0]["ImageId"])
     raise LaunchError(
-        f"the image {image.name!r} is in {home}, and was not copied to {region}: name that in "
-        f"copy-to of images.{image.name}, and bake it again; of one that was baked elsewhere, give "
-        "the region's own reference"
+        f"the image {image.name!r} is in {home}, and was not copied to {region}: add it to "
+        f"copy-to of images.{image.name}, and bake it again; for an image that was baked "
+        "elsewhere, set that region's own reference"
     )
 
 

@@ -172,7 +172,7 @@ def python_commands_of(recipe: Recipe) -> list[str]:
 
 def _too_large(recipe: Ec2Recipe, reason: str) -> ConfigurationError:
     return ConfigurationError(
-        f"the image {recipe.name!r} can't be installed by user data alone, of which EC2 takes "
+        f"the image {recipe.name!r} can't be installed by user data alone, which EC2 limits to "
         f"{user_data.LIMIT} bytes: {reason}. Give images.{recipe.name} a bucket"
     )
 

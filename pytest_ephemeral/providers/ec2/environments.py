@@ -46,14 +46,14 @@ class Instances:
     """
 
     unreachable: ClassVar[str] = (
-        "see that its application listens on $HOST, and that ingress lets this machine in"
+        "check that its application listens on $HOST, and that ingress admits this machine"
     )
 
     def status(self, environment: Environment) -> Status:
         """What the last look at all instances saw; makes no call of its own."""
         if environment.state == "standby":
             return ON_STANDBY
-        with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
+        with translate_errors(f"{environment.id} can't be inspected", EphemeralError):
             found = get_watcher(environment).instances(environment)
         return status_of(environment, found)
 
@@ -152,7 +152,7 @@ def find_living(environment: Environment) -> list[Instance]:
     """
     if environment.state == "standby":
         raise EnvironmentGoneError(f"{environment.id} has ended: {ON_STANDBY.detail}")
-    with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
+    with translate_errors(f"{environment.id} can't be inspected", EphemeralError):
         found = get_watcher(environment).instances(environment)
     found = [one for one in found if state(one) not in ENDED]
     if not found:
@@ -170,7 +170,7 @@ def read_console_log(environment: Environment, *, now: bool = False) -> console.
     Raises:
         EnvironmentGoneError: They are gone.
     """
-    with translate_errors(f"{environment.id} can't be looked at", EphemeralError):
+    with translate_errors(f"{environment.id} can't be inspected", EphemeralError):
         watcher = get_watcher(environment)
         found = watcher.instances(environment)
         if status_of(environment, found).state == "gone":
@@ -205,7 +205,7 @@ def _listens_elsewhere(table: str, address: str, ports: set[int]) -> str:
     if ports & only_inside:
         return f"it listens on 127.0.0.1:{min(ports & only_inside)}: let it listen on $HOST"
     others = ", ".join(map(str, sorted(there))) or "nothing"
-    return f"nothing listens on {address} on port {due}, which the template says; {others} is open"
+    return f"nothing listens on {address} on port {due}, which the template names; {others} is open"
 
 
 def get_watcher(environment: Environment) -> InstanceWatcher:

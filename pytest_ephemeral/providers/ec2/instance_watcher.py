@@ -115,7 +115,7 @@ class InstanceWatcher:
         """The instances of an environment, as they were last seen: no more than a look ago.
 
         Raises:
-            EphemeralError: It was never seen, and now can't be looked at.
+            EphemeralError: It was never seen, and now can't be inspected.
         """
         run = environment.labels[labels.RUN]
         with self._changed:

@@ -231,8 +231,8 @@ def script_of(order: Order, plan: LaunchPlan) -> str:
     if len(script.encode()) > user_data.LIMIT:
         raise LaunchError(
             f"templates.{template.name}: its variables, command and user-data make "
-            f"{len(script.encode())} bytes of user data, and EC2 takes {user_data.LIMIT}: "
-            "put what is large into the image"
+            f"{len(script.encode())} bytes of user data, and EC2 accepts at most "
+            f"{user_data.LIMIT}: put large files into the image"
         )
     return script
 
@@ -322,7 +322,7 @@ def _wait_for_addresses(watcher: InstanceWatcher, environment: Environment) -> l
         status = status_of(environment, found)
         raise LaunchError(
             f"{environment.id} has no public address: {status.detail or 'none was given'}. Its "
-            'subnet needs a way to the internet; else: address = "private"'
+            'subnet needs a route to the internet; without one, set address = "private"'
         )
     return found
 

@@ -25,7 +25,7 @@ _LISTS: Final = (
     *("volumes", "network_interfaces", "snapshots"),
 )
 _NOT_USED: Final = "not used here"
-_NOT_TRIED: Final = "not tried: this endpoint ignores DryRun, and would do what is only tried"
+_NOT_TRIED: Final = "not tried: this endpoint ignores DryRun, and would carry out each request"
 
 
 def check(templates: Sequence[Template], recipes: Sequence[Recipe]) -> list[Check]:

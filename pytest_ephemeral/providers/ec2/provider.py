@@ -96,7 +96,7 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker, Ec2Rollback, Ec2Standby
 
     def list_owned_in(self, region: str) -> Sequence[Owned]:
         """All in a region that is tagged as ours, bakes and what they left included."""
-        with translate_errors(f"what is in {region} can't be seen"):
+        with translate_errors(f"the resources in {region} can't be listed"):
             return resources.list_owned(aws.client("ec2", region))
 
     def _regions_of(self, one: Known) -> Sequence[str | None]:
@@ -117,7 +117,7 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker, Ec2Rollback, Ec2Standby
         for region in sorted({one.region for one in owned}):
             there = [one for one in owned if one.region == region]
             try:
-                with translate_errors(f"what is in {region} can't be removed"):
+                with translate_errors(f"the resources in {region} can't be removed"):
                     outcome |= removal.sweep(aws.client("ec2", region or None), there, still)
             except EphemeralError as error:
                 outcome |= {one.id: error for one in there if one.id not in outcome}

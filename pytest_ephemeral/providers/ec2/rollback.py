@@ -36,7 +36,7 @@ class Ec2Rollback:
         commands = template.processes().values()
         external_state.refuse_databases(template, dict(os.environ), commands=commands)
         with translate_errors(
-            f"{where}: what its instance-type has can't be seen", UnavailableError
+            f"{where}: the disks of its instance-type can't be looked up", UnavailableError
         ):
             client = aws.client("ec2", template.region)
             found = client.describe_instance_types(InstanceTypes=template.instance_types())

@@ -276,7 +276,7 @@ def runner_address(target: str, *, public: bool) -> str:
         reason = " ".join(str(error).split())
         host = urlsplit(WHO_AM_I).hostname
         raise LaunchError(
-            f"{host} does not say which address this machine has on the internet: {reason}. Name "
+            f"{host} does not report this machine's address on the internet: {reason}. Name "
             "in ingress who may connect"
         ) from error
 
@@ -293,7 +293,7 @@ def _try_delete(client: Any, group: str) -> Literal["deleted", "not there", ""]:
         if found in {"DependencyViolation", *aws_retries.THROTTLED, *GONE}:
             return "not there" if found in GONE else ""
         raise DestroyError(
-            f"the security group {group} remains: {describe_error(error)}. See to that, then: "
+            f"the security group {group} remains: {describe_error(error)}. Fix that, then: "
             "pytest-ephemeral reap"
         ) from error
     return "deleted"

@@ -107,8 +107,8 @@ def _send(client: Any, id: str, instance: str, text: str, limit: float) -> tuple
         if aws.code(error) != "InvalidInstanceId":
             raise
         raise UnavailableError(
-            f"{id}: the agent of {instance} is not registered with Systems Manager, which "
-            "is what commands are run by. Give the template an instance-profile with "
+            f"{id}: the agent of {instance} is not registered with Systems Manager, which runs "
+            "the commands. Give the template an instance-profile with "
             "AmazonSSMManagedInstanceCore, and the image the SSM agent"
         ) from error
 

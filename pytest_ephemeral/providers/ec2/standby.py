@@ -64,7 +64,7 @@ class Ec2Standby:
 
     def readiness(self, standby: Environment, /) -> Literal["ready", "not yet", "broken"]:
         """By its own state and tags, and by what has become of its root volume."""
-        with translate_errors(f"{standby.id} can't be looked at", EphemeralError):
+        with translate_errors(f"{standby.id} can't be inspected", EphemeralError):
             watcher, ids = get_watcher(standby), standby.handle[INSTANCES].split(",")
             identity.check_instances(watcher, standby, ids)
             found = resources.describe_instances(watcher.client, ids)

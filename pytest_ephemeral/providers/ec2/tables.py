@@ -130,7 +130,7 @@ class Ec2Template(Template, frozen=True, kw_only=True):
         if not self.instance_types():
             raise ValueError("instance-type is empty: name at least one")
         if self.command is not None and not all(map(str.strip, self.processes().values())):
-            raise ValueError("its command is empty: what should be started?")
+            raise ValueError("its command is empty: name the program to start")
         for one in self.ingress:
             source_of(one)
         if self.standby:

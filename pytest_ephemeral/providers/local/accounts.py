@@ -86,7 +86,7 @@ def make_states(place: Folder, accounts: Iterable[Account]) -> Mapping[str, Path
     top.mkdir(mode=0o711, exist_ok=True)
     status = top.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise ConfigurationError(f"{top} is not this user's alone: look at it with `ls -ld {top}`")
+        raise ConfigurationError(f"{top} can be changed by other users: see `ls -ld {top}`")
     whole.mkdir()
     for folder in (top, whole):
         folder.chmod(0o711)  # whatever the umask says

@@ -68,7 +68,7 @@ def unpack(file: Path, top: Path, *, size: int) -> None:
             for member in tar:
                 parent, slash, name = member.name.rpartition("/")
                 if parent not in folders or name in {"", ".", ".."} or (slash and not parent):
-                    raise tree.BadTreeError(f"{member.name!r} stands in no folder of the archive")
+                    raise tree.BadTreeError(f"{member.name!r} is in no folder of the archive")
                 if member.isdir():
                     folders.add(member.name)
                 left -= member.size

@@ -85,7 +85,7 @@ def _end(what: str, guard: GuardAddress, grace: float, signal: int) -> None:
     request = {"do": what, "grace": grace, "signal": signal}
     left = _ask(guard, request, timeout=END_TIME + grace)["remaining"]
     if left:
-        raise DestroyError(f"of {guard.id}, these processes can't be killed: {_join(left)}")
+        raise DestroyError(f"these processes of {guard.id} can't be killed: {_join(left)}")
 
 
 def layer(guard: GuardAddress, folders: Sequence[str], number: int) -> str:
@@ -163,8 +163,9 @@ def _ask(
             answer = exchange(connection, request, descriptors)
     except (ConnectionError, EOFError) as error:
         raise EnvironmentGoneError(
-            f"nothing runs of {guard.id} any more: it was destroyed, has expired, or its guard was "
-            f"killed. See what there is: pytest-ephemeral list"
+            f"no process of {guard.id} runs any more: it was destroyed, has expired, or its "
+            "guard was "
+            f"killed. List what is up: pytest-ephemeral list"
         ) from error
     except (TimeoutError, BlockingIOError) as error:
         if request["do"] == "run":
@@ -174,7 +175,7 @@ def _ask(
             f"overloaded. Destroy it with: pytest-ephemeral down {guard.id}"
         ) from error
     except OSError as error:
-        raise EphemeralError(f"the guard of {guard.id} can't be asked: {error}") from error
+        raise EphemeralError(f"the guard of {guard.id} can't be reached: {error}") from error
     if "error" in answer:
         raise EphemeralError(f"{guard.id}: {answer['error']}")
     return answer

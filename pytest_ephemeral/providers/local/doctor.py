@@ -54,7 +54,7 @@ def _read_only() -> Check:
 def _trees() -> Check:
     root = prefix.prefix_root()
     if not root.exists():
-        return Check(name="images", ok=True, detail=f"{root} will be made")
+        return Check(name="images", ok=True, detail=f"{root} will be created")
     try:
         prefix.require_trusted_root()
     except EphemeralError as error:

@@ -84,12 +84,12 @@ class Folder(msgspec.Struct, frozen=True):
         except FileNotFoundError:
             return
         except OSError as error:
-            raise EphemeralError(f"{self.path} can't be looked at: {error.strerror}") from error
+            raise EphemeralError(f"{self.path} can't be inspected: {error.strerror}") from error
         own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
         if not own or self.labels().get(ID) != self.path.name:
             raise TamperedRecordError(
-                f"{self.path} is not the folder of an environment of yours (its labels.json says "
-                "so of every one): it was left alone. Look at it with "
+                f"{self.path} is not the folder of one of your environments (its labels.json "
+                "does not name it): it was left alone. Look at it with "
                 f"`ls -la {self.path}`, and remove the record that names it"
             )
 

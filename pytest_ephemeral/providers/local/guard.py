@@ -150,7 +150,7 @@ class Guard:
             )
         report = json.loads(self._report)
         if report["crash"]:
-            raise EphemeralError(f"the guard of {self.id} broke down:\n{report['crash']}")
+            raise EphemeralError(f"the guard of {self.id} crashed:\n{report['crash']}")
         return {process["name"]: process["status"] for process in report["processes"]}
 
     def stop(self, grace: float = 0.0, signal: int = 0) -> None:

@@ -57,7 +57,7 @@ def _messages(kernel: socket.socket) -> Iterator[bytes]:
             if kind == _DONE:
                 return
             if kind == _ERROR:
-                raise OSError("the kernel does not tell which sockets listen")
+                raise OSError("the kernel does not report which sockets listen")
             yield data[_HEADER.size : size]
             data = data[(size + 3) & ~3 :]
 

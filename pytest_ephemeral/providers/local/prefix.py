@@ -82,15 +82,15 @@ class Prefix(msgspec.Struct, frozen=True):
         wanted = Path(image.reference)
         if wanted.name != prefix.tree.name or not wanted.is_absolute() or ".." in wanted.parts:
             raise TamperedRecordError(
-                f"the record of the image {image.name!r} names {image.reference}, where no tree of "
-                f"{image.key[:19]}… is ever installed: it was damaged or forged. Find out who "
+                f"the record of the image {image.name!r} names {image.reference}, which is not "
+                f"where {image.key[:19]}… is installed: it was damaged or forged. Find out who "
                 "wrote it, and remove it"
             )
         if prefix.is_away(image) and (refused := mounts.refusal_at(image.reference)):
             raise UnavailableError(
-                f"the image {image.name!r} is installed for {image.reference}, trees are kept in "
-                f"{prefix_root()} here, and nothing can be mounted there for an environment alone: "
-                f"{refused}. Unset {ROOT_VARIABLE}, or set it to {Path(image.reference).parent}"
+                f"the image {image.name!r} is installed for {image.reference}, images are kept "
+                f"in {prefix_root()} here, and none can be mounted at another path: {refused}. "
+                f"Unset {ROOT_VARIABLE}, or set it to {Path(image.reference).parent}"
             )
         return prefix
 
@@ -189,14 +189,14 @@ def require_trusted_root() -> Path:
         status = folder.lstat()
     except OSError as error:
         raise ConfigurationError(
-            f"the folder of installed images, {folder}, can't be made: {error.strerror}. "
-            f"Set {ROOT_VARIABLE} to one that can"
+            f"the folder of installed images, {folder}, can't be created: {error.strerror}. "
+            f"Set {ROOT_VARIABLE} to another folder"
         ) from error
     sticky = status.st_uid == 0 and bool(status.st_mode & stat.S_ISVTX)
     own = status.st_uid == os.geteuid() and not status.st_mode & 0o022
     if not stat.S_ISDIR(status.st_mode) or not (own or sticky):
         raise ConfigurationError(
-            f"the folder of installed images, {folder}, is not to be trusted: it belongs to user "
+            f"the folder of installed images, {folder}, is not safe: it belongs to user "
             f"{status.st_uid} with mode {stat.filemode(status.st_mode)}, and must be yours and "
             "writable by nobody else (or root's, and sticky). Look at it with "
             f"`ls -ld {folder}`, and repair it, or set {ROOT_VARIABLE} to another"

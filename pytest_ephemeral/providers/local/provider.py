@@ -153,7 +153,7 @@ class LocalProvider(GuardedEnvironments, LocalRollback, LocalBaker):
                 f"{strays[0]}; the template says {due[port]}:{port}: "
                 f"let its command listen on $HOST and $PORT"
             )
-        return f"nothing of it listens on {due[port]}:{port}"
+        return f"none of its processes listens on {due[port]}:{port}"
 
     def foreign_listener(self, environment: Environment) -> str:
         """Whoever else accepts connections at its addresses, as far as this user can see."""

@@ -29,8 +29,8 @@ def folder_of(reference: str, root: Path) -> Path:
     folder = (root / reference).absolute()
     if not folder.is_dir():
         raise ConfigurationError(
-            f"the image's reference {reference!r} is not a folder: {folder} is not there. "
-            "It should be one that was prepared elsewhere"
+            f"the image's reference {reference!r} is not a folder: {folder} does not exist. A "
+            "reference is a folder that was prepared elsewhere"
         )
     return folder
 
@@ -44,7 +44,7 @@ def read_manifest(folder: Path) -> bytes:
     try:
         return tree.manifest(folder)
     except OSError as error:
-        raise ImageChangedError(f"{folder} can't be read whole: {error}") from error
+        raise ImageChangedError(f"{folder} can't be read completely: {error}") from error
 
 
 def take(job: BakeJob, folder: Path) -> Image:

@@ -87,7 +87,7 @@ def _stop(place: Folder, held: Guard | None, here: bool, end: tuple[float, int])
     if left:
         pids = ", ".join(map(str, left))
         raise DestroyError(
-            f"of {id}, these processes can't be killed: {pids}. See whose they are: ps -fp {pids}"
+            f"these processes of {id} can't be killed: {pids}. See who owns them: ps -fp {pids}"
         )
     return False
 
@@ -98,7 +98,7 @@ def _describe_unverified(place: Folder) -> str:
     pids = find_users(str(place.path))
     listed = ",".join(map(str, pids))
     look = (
-        f"These were in its folder, and may be its: ps -fp {listed}"
+        f"These run in its folder, and may belong to it: ps -fp {listed}"
         if pids
         else "Look at what you run: ps -fu $USER"
     )

@@ -149,7 +149,9 @@ class _Layered(_LocalBaseline):
         self._number += 1
         refused = client.layer(self.place.control, list(map(str, self.folders)), self._number)
         if refused:
-            raise EphemeralError(f"what its processes write can't be put aside: {refused}")
+            raise EphemeralError(
+                f"the files that its processes write can't be kept apart: {refused}"
+            )
 
     def tidy(self) -> None:
         last = self._number - 1
@@ -200,7 +202,7 @@ def _run(place: Folder, argv: Sequence[str]) -> None:
     done = client.run(place.control, argv, None, own=True)
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise EphemeralError(f"what its processes wrote can't be kept: {said[0]}")
+        raise EphemeralError(f"the files that its processes wrote can't be saved: {said[0]}")
 
 
 def _written(place: Folder) -> Iterator[Path]:

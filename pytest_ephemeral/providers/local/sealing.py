@@ -112,5 +112,5 @@ def require_links(name: str, links: Sequence[str]) -> None:
         if not Path(target).exists():
             raise UnavailableError(
                 f"the image {name!r} needs {target}, which this machine does not have "
-                f"({link}). Install it here, or bake the image where it is as here"
+                f"({link}). Install it here, or bake the image on a machine like this one"
             )

@@ -46,7 +46,7 @@ class LocalTemplate(Template, frozen=True, kw_only=True):
     def check(self) -> None:
         """Something has to be started."""
         if not all(command.strip() for command in self.processes().values()) or not self.command:
-            raise ValueError("its command is empty: what should be started?")
+            raise ValueError("its command is empty: name the program to start")
         signals.number_of(self.stop_signal)
         if isinstance(self.user, dict):
             for name in self.user.keys() - self.processes().keys():

@@ -81,7 +81,7 @@ class QemuBaker(LocalBaker):
             job.say(f"installing in {machine.id}")
             _follow(machine, log, recipe)
             if not machine.wait_for_end(_OFF):
-                raise log.failure(f"its machine did not go off within {_OFF:g} s")
+                raise log.failure(f"its machine did not power off within {_OFF:g} s")
             job.say("compressing its disk")
             disk = content.copy_boot(prefix.tree)
             programs.compress(machine.place.state / DISK, disk)
@@ -200,7 +200,7 @@ def _follow(machine: Temporary, log: BakeLog, recipe: QemuRecipe) -> None:
             why = f"it was not done within {recipe.timeout} (timeout in images.{recipe.name})"
         if why:
             log.write(f"{machines.last_lines(console)}\n")
-            raise log.failure(f"its base did not come as far as installing: {why}")
+            raise log.failure(f"its base did not get as far as installing: {why}")
         time.sleep(_LOOK)
 
 

@@ -82,7 +82,9 @@ def _file(recipe: QemuRecipe, root: Path, key: str, name: str | None) -> Path | 
         return None
     path = (root / name).absolute()
     if not path.is_file():
-        raise ConfigurationError(f"images.{recipe.name}.{key}: {path} is not there, or is no file")
+        raise ConfigurationError(
+            f"images.{recipe.name}.{key}: {path} does not exist, or is not a file"
+        )
     return path
 
 
@@ -104,7 +106,7 @@ def _format_of(recipe: QemuRecipe, disk: Path) -> str:
     data = told.get("format-specific", {}).get("data", {})
     if other := told.get("backing-filename") or data.get("data-file"):
         raise ConfigurationError(
-            f"images.{recipe.name}: {disk} reads from another file, {other}: make it whole with "
+            f"images.{recipe.name}: {disk} depends on another file, {other}: combine them with "
             f"`qemu-img convert -O qcow2 {disk} whole.qcow2`"
         )
     return str(told["format"])
@@ -136,9 +138,9 @@ def _download(download: Download, file: Path) -> None:
                 writing.write(chunk)
         if digest.hexdigest() != download.sha256:
             raise ConfigurationError(
-                f"{download.url} is sha256 {digest.hexdigest()}, and not {download.sha256}: it was "
-                "replaced on the server, or the recipe names another. Compare with what its "
-                "publisher signs, and correct sha256"
+                f"{download.url} is sha256 {digest.hexdigest()}, and not {download.sha256}: it "
+                "was replaced on the server, or the recipe names another digest. Compare with "
+                "the digest that its publisher signs, and correct sha256"
             )
         part.rename(file)
     except requests.RequestException as error:

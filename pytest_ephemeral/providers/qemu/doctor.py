@@ -28,10 +28,14 @@ def _accelerator() -> Check:
     if chosen != accelerators.TCG:
         return Check("accelerator", ok=True, detail=chosen)
     wanted = accelerators.find_candidate()
-    why = f"{wanted}: {accelerators.recall_refusal()}" if wanted else "it has nothing faster"
+    why = (
+        f"{wanted}: {accelerators.recall_refusal()}"
+        if wanted
+        else "no hardware acceleration was found"
+    )
     return Check(
         "accelerator",
         ok=True,
         detail=f"tcg (emulated); {why}",
-        hint="a boot takes some 20 s instead of 2; warm = true makes that once",
+        hint="a boot takes about 20 s instead of 2; with warm = true, only the first boot does",
     )

@@ -137,7 +137,7 @@ def replace_machine(place: MachineFolder, start: Start) -> None:
     deadline = time.monotonic() + _QUIT
     while exit_status(place) is None:
         if time.monotonic() > deadline:
-            raise qmp.MachineError(f"the QEMU of {place.path.name} does not end")
+            raise qmp.MachineError(f"the QEMU process of {place.path.name} does not end")
         time.sleep(0.002)
     start.create_disk(place)
     client.status(place.control)  # what was printed is in the log now, so its end is known
@@ -209,7 +209,7 @@ def last_lines(console: str, number: int = 15) -> str:
     """The last lines of a console, indented; and what to think of none."""
     lines = [line for line in console.splitlines() if line.strip()][-number:]
     return "\n".join(f"    {line}" for line in lines) or (
-        "    (nothing: a kernel prints there that is told console=ttyS0)"
+        "    (nothing: a kernel prints there only with console=ttyS0)"
     )
 
 

@@ -64,7 +64,7 @@ class QemuRecipe(Recipe, frozen=True, kw_only=True):
         if self.base is not None and not self.install:
             raise ValueError("it has a base: give install too (what puts the artifact into it)")
         if self.initrd is not None and self.kernel is None:
-            raise ValueError("it has an initrd, which is nothing without its kernel: give kernel")
+            raise ValueError("an initrd needs its kernel: give kernel")
 
 
 class QemuTemplate(Template, frozen=True, kw_only=True):
@@ -101,11 +101,11 @@ class QemuTemplate(Template, frozen=True, kw_only=True):
         if self.image is None:
             raise ValueError("it needs an image")
         if self.command is not None and not all(map(str.strip, self.processes().values())):
-            raise ValueError("its command is empty: what should be started?")
+            raise ValueError("its command is empty: name the program to start")
         if self.warm == "booted" and self.command is None:
             raise ValueError(
-                'warm = "booted" starts its command after the memory is resumed, and it has none: '
-                "give a command, or use warm = true"
+                'warm = "booted" needs a command, which starts after the memory is resumed: '
+                "give one, or use warm = true"
             )
 
     def processes(self) -> dict[str, str]:

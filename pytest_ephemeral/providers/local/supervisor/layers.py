@@ -50,7 +50,7 @@ class WriteLayers:
 
     def _put(self, folder: str, number: int) -> None:
         if _SPECIAL & set(folder):
-            raise OSError(f"{folder} has a character in it that options of a mount can't have")
+            raise OSError(f"{folder} contains a character that mount options can't contain")
         lower, upper, work = (
             folder + BASELINE,
             f"{folder}{UPPER}{number}",
