@@ -20,8 +20,9 @@ INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
 _BUG: Final = "This is a bug. Please report it with the output of --traceback."
 _BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
 _EPILOG: Final = """\
-Exit status: 0 success, 1 failure, 2 usage or configuration error, 3 nothing matched,
-4 rejected, 5 timed out, 6 something may have leaked, 130 interrupted.
+Exit status: 0 success, 1 failure, 2 usage or configuration error,
+3 nothing matched, 4 rejected, 5 timed out, 6 something may have leaked,
+130 interrupted.
 """
 
 

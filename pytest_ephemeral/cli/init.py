@@ -66,6 +66,10 @@ def _advice(found: Found) -> Iterator[str]:
         if isinstance(source, SourceTree):
             yield f"Recognised: {source.kind}."
             yield from source.notes
+    if found.services is not None:
+        yield f"Recognised: {found.services.file}."
+    elif found.container is not None:
+        yield "Recognised: Dockerfile."
     if found.container is not None and not Path(".dockerignore").exists():
         yield "Write a .dockerignore: changing any file that is not listed triggers a rebuild."
     if found == Found():

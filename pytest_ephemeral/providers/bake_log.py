@@ -107,7 +107,7 @@ class BakeLog:
             remedy: What helps, with its separator; looked for by ``text``.
         """
         return BakeError(
-            f"the image {self._job.recipe.name!r} is not baked: "
+            f"the image {self._job.recipe.name!r} could not be baked: "
             f"{mask(what, self._secrets)}{remedy}. "
             f"It printed last:\n{self.last_lines()}\nThe whole log: {self._job.log}"
         )

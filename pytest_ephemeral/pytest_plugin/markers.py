@@ -134,7 +134,10 @@ def _read(marker: pytest.Mark) -> tuple[tuple[str, ...], str | None]:
     try:
         return _signature(*marker.args, **marker.kwargs)
     except TypeError as error:
-        raise MarkerError(f"@pytest.mark.{NAME}: {error}") from None
+        raise MarkerError(
+            f'@pytest.mark.{NAME}: {error}. Write {NAME}("TEMPLATE") or '
+            f'{NAME}("TEMPLATE", rollback="each")'
+        ) from None
 
 
 def _signature(*templates: str, rollback: str | None = None) -> tuple[tuple[str, ...], str | None]:

@@ -60,7 +60,7 @@ WRONG = {
     ),
     "no configuration": ({"AWS_PROFILE": "a"}, "[profile a\n", (), "configuration is invalid"),
     "signed out": (
-        {"AWS_PROFILE": "work", **dict.fromkeys(KEYS)}, SSO, (), "sign-in has expired.*aws sso login"
+        {"AWS_PROFILE": "work", **dict.fromkeys(KEYS)}, SSO, (), "sign-in has expired.*sso login"
     ),
     "expired": ({}, "", ("GetCallerIdentity", "ExpiredToken"), "have expired.*sign in again"),
     "wrong partition": (

@@ -274,7 +274,10 @@ def test_a_public_address_that_never_comes_is_told(
     bench.account.tell("times", boot=3.0)
     monkeypatch.setattr(launch, "ADDRESSING", 0.3)
     refused(
-        bench, "has no public address.*route to the internet", ingress=["10.0.0.0/8"], **public(bench)
+        bench,
+        "has no public address.*route to the internet",
+        ingress=["10.0.0.0/8"],
+        **public(bench),
     )
 
 

@@ -235,7 +235,7 @@ def test_bad(ephemeral_env_module):
         again = run("--ephemeral-attach", kept["id"], "test_it.py::test_bad")
         again.assert_outcomes(failed=1)
         again.stdout.fnmatch_lines(["*attached"])
-        assert answers(kept["url"]), "what is attached to is never torn down"
+        assert answers(kept["url"]), "an attached environment is never destroyed"
     finally:
         done = pytester.run(Path(sys.executable).with_name("pytest-ephemeral"), "down", kept["id"])
     assert done.ret == 0

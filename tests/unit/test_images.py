@@ -130,7 +130,7 @@ def test_a_failing_script_leaves_nothing(here):
 def test_a_failing_verify_leaves_nothing(here):
     """What does not verify is no image."""
     with pytest.raises(
-        BakeError, match=r"'shop' is not baked: verifying failed: `false` exited with 1"
+        BakeError, match=r"'shop' could not be baked: verifying failed: `false` exited with 1"
     ):
         here.obtain(verify=["true", "false"])
     assert here.installed() == set()
@@ -300,7 +300,9 @@ def test_another_machine_brings_the_image_from_the_store(here):
 def test_a_stage_after_baking_never_bakes(here):
     """It says what is missing, which input differs, and what to run."""
     wheel(here)
-    with pytest.raises(ImageMissingError, match=r"No image of that name.*pytest-ephemeral bake shop"):
+    with pytest.raises(
+        ImageMissingError, match=r"No image of that name.*pytest-ephemeral bake shop"
+    ):
         here.obtain("never", artifact="dist/*.whl")
     here.obtain(artifact="dist/*.whl")
     wheel(here, b"another")

@@ -206,7 +206,9 @@ def test_a_disk_that_can_not_be_a_base(
 def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
     """With the key's path in the configuration."""
     recipe = QemuRecipe(name="app", base="disk.qcow2", install=["true"])
-    with pytest.raises(ConfigurationError, match=r"images\.app\.base: .*disk\.qcow2 does not exist"):
+    with pytest.raises(
+        ConfigurationError, match=r"images\.app\.base: .*disk\.qcow2 does not exist"
+    ):
         bases.inputs_of(recipe, tmp_path)
 
 

@@ -111,13 +111,11 @@ class DockerBaker:
                     self.verify(job, image)
                 return _push(engine, job, image)
             except NoEngineError as error:  # it was there when this began
-                raise errors.bake_failure(log, f"baking failed: {error}") from error
+                raise errors.bake_failure(log, str(error)) from error
             except (BakeError, ConfigurationError):
                 raise
             except (EphemeralError, TimeoutError) as error:
-                raise errors.bake_failure(
-                    log, f"baking failed: {errors.message_of(error)}"
-                ) from error
+                raise errors.bake_failure(log, errors.message_of(error)) from error
 
     def verify(self, job: BakeJob, image: Image) -> None:
         """Run each command in a fresh container of it; then it gets its name."""

@@ -29,7 +29,9 @@ def pull(engine: Engine, reference: str) -> None:
     try:
         _follow(engine, "/images/create", {"fromImage": name, "tag": digest}, name)
     except EngineError as error:
-        raise EphemeralError(f"{reference} is not here, and can't be pulled: {error}") from error
+        raise EphemeralError(
+            f"{reference} is not on this engine, and can't be pulled: {error}"
+        ) from error
 
 
 def push(engine: Engine, image: str, repository: str, tag: str) -> str:

@@ -245,7 +245,7 @@ def _users(client: Any, found: Mapping[str, Any]) -> list[str]:
 
 
 def _translate_errors(job: BakeJob) -> AbstractContextManager[None]:
-    return translate_errors(f"the image {job.recipe.name!r} was not baked", BakeError)
+    return translate_errors(f"the image {job.recipe.name!r} could not be baked", BakeError)
 
 
 def _find_reference(recipe: Ec2Recipe) -> Mapping[str, Any]:
