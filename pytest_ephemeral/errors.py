@@ -91,7 +91,7 @@ class EnvironmentDiedError(EphemeralError):
 
 
 class EnvironmentGoneError(EphemeralError):
-    """Something was asked of an environment of which nothing runs any more."""
+    """A request was made to an environment that no longer runs."""
 
     exit_status = 3
 
@@ -107,7 +107,7 @@ class HookError(Exception):
 class DestroyError(EphemeralError):
     """Something of an environment is still there after destroying it.
 
-    Handling this silently is leaking; whoever catches it must say so.
+    Whoever catches this must report it: what remains is a leak.
     """
 
     exit_status = 6

@@ -1,12 +1,12 @@
-"""The events anyone can listen to.
+"""The hooks: what happens to environments, and a way to change templates.
 
-They stand in the core and import no pytest: inside pytest its own plugin manager calls them, so
-a conftest.py hears them; on the command line one made from the entry-point group
-``pytest_ephemeral`` does.
+This module does not import pytest. In a test run, pytest's plugin manager calls the hooks, so a
+conftest.py can implement them. On the command line, a plugin manager with the plugins of the
+entry-point group ``pytest_ephemeral`` calls them.
 
-All of them run in pytest's own process, one at a time, in a background thread. With pytest-xdist
-that is the controller, but for a conftest.py that only workers load: one worker calls it. All may
-also ask for ``config``: pytest's configuration, None on the command line.
+All hooks run in pytest's own process, one at a time, in a background thread. With pytest-xdist,
+that process is the controller. A hook in a conftest.py that only workers load is called in one
+worker. Every hook may also ask for ``config``: pytest's configuration, or None on the command line.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ def pytest_ephemeral_modify_template(template: Template, config: Any) -> Templat
 
 @hookspec
 def pytest_ephemeral_environment_ready(environment: Environment, config: Any) -> None:
-    """An environment has answered, and its seed has run; no test has used it yet."""
+    """Called when an environment is ready and seeded, before a test uses it."""
 
 
 @hookspec
 def pytest_ephemeral_publish_url(environment: Environment, url: str, config: Any) -> None:
-    """Tell anyone who should know where the environment is, now that it is up."""
+    """Publish the environment's URL, now that it is up."""
 
 
 @hookspec
 def pytest_ephemeral_environment_stopped(
     environment: Environment, outcome: Outcome, config: Any
 ) -> None:
-    """An environment's life with this owner is over.
+    """Called when this run no longer uses an environment.
 
     Args:
-        environment: As it last was.
+        environment: Its last known state.
         outcome: ``destroyed``; ``destroying`` (cleanup continues in the background);
             ``kept`` (it is still up); ``died`` (it stopped by itself, and is destroyed);
             ``leaked`` (destroying it failed).

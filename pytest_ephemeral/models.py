@@ -1,4 +1,4 @@
-"""What passes through the house: frozen, slotted, plain data.
+"""The models that modules exchange: frozen, slotted, plain data.
 
 msgspec structs rather than dataclasses, because they go to and from the ledger's JSON by
 themselves. What people write has types of its own, in ``tables``.
@@ -69,7 +69,7 @@ def encode_hook(value: Any) -> Any:
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """What this program wrote and reads again: tolerant of fields that a later version adds."""
+    """Data that this program writes and reads: fields that a later version adds are ignored."""
 
 
 # -- what is built and baked ---------------------------------------------------------------
@@ -92,7 +92,7 @@ class Artifact(Model, frozen=True, kw_only=True):
 
 
 class Signature(Model, frozen=True, kw_only=True):
-    """Who vouches for a statement, in base64; ``keyid`` only helps to find the key."""
+    """A signature of a statement, in base64; ``keyid`` only helps to find the key."""
 
     keyid: str
     sig: str
@@ -111,17 +111,17 @@ class Image(Model, frozen=True, kw_only=True):
 
     Attributes:
         name: The recipe's name.
-        key: ``sha256:…`` over all that went into it (design decision 6).
+        key: ``sha256:…`` over all of its inputs.
         provider: What runs it.
         reference: Where it is: a prefix, an image id, an AMI.
         digest: ``sha256:…`` of its content, byte for byte.
-        artifact: The artifact's digest; None when it was made from none.
-        inputs: What went into the key, by name: what the image was made from.
+        artifact: The artifact's digest; None when it has no artifact.
+        inputs: The inputs of its key, by name.
         archive: The digest-named archive in the store that holds its content, if one does.
         size: Bytes of its content.
         seconds: How long the bake took.
         baked_by: ``user@host``.
-        provenance: Who says what it was made from, by whom, in which build.
+        provenance: The statement of its inputs, its baker and its build.
         handle: What else the provider needs to find it again.
         verified: The ``verify`` commands that have succeeded on it.
     """
@@ -147,7 +147,7 @@ class Image(Model, frozen=True, kw_only=True):
 
 
 class Endpoint(Model, frozen=True, kw_only=True):
-    """One place where an environment answers."""
+    """One host and port at which an environment responds."""
 
     host: str
     port: int
@@ -190,8 +190,8 @@ class ImageReference(Model, frozen=True, kw_only=True):
     """Which image an environment runs.
 
     Attributes:
-        key: What the image was made from; two bakes may give different bytes under one.
-        digest: Its bytes: what stages, approvals and promotions are about.
+        key: The key of its inputs; two bakes of one key may give different bytes.
+        digest: The digest of its bytes, to which stages, approvals and promotions refer.
     """
 
     name: RecordedName
@@ -207,7 +207,7 @@ class ImageReference(Model, frozen=True, kw_only=True):
 
 
 class Endpoints(dict[str, Endpoint]):
-    """Endpoints by name. One that is not there raises an ``EndpointMissingError``."""
+    """Endpoints by name. A missing one raises an ``EndpointMissingError``."""
 
     def __missing__(self, name: str) -> Endpoint:
         from pytest_ephemeral.errors import EndpointMissingError, closest
@@ -222,16 +222,16 @@ class Environment(Model, frozen=True, kw_only=True):
         id: Such as ``staging-7f3k2q``.
         template: The template's name.
         provider: The provider's name.
-        image: What it runs; None where the template says so itself.
-        more_images: What else it runs: the baked images of a Compose file's other services.
+        image: The image it runs; None when its template needs no baked image.
+        more_images: Further images: those of a Compose file's other services.
         url: The first endpoint's URL; empty when it has none.
         endpoints: By name.
         created_at: In UTC.
         expires_at: When it may be reaped; None when never (production).
         owner: The process that brought it up.
         labels: What its resources are tagged with.
-        state: Where it is in its life.
-        kept: It outlives its owner, until it expires.
+        state: See ``State``.
+        kept: Whether it outlives its owner, until it expires.
         production: The promotion whose name points to it; None when none does.
         problem: Why it could not be removed when that was last tried; empty otherwise.
         handle: What its provider needs to find it again.
@@ -255,7 +255,7 @@ class Environment(Model, frozen=True, kw_only=True):
     handle: dict[str, str] = {}
 
     def __post_init__(self) -> None:
-        """Have endpoints that are not there told by name."""
+        """Make a missing endpoint an error that names it."""
         msgspec.structs.force_setattr(self, "endpoints", Endpoints(self.endpoints))
 
     @property
@@ -290,7 +290,7 @@ class Environment(Model, frozen=True, kw_only=True):
 
         Args:
             argv: The command and its arguments, in a list (a string is a TypeError); no shell.
-            timeout: Seconds it may take; None for as long as it likes.
+            timeout: Seconds after which it is killed; None for no limit.
 
         Returns:
             Its exit status and what it printed, as text. A failing command is not an error.
@@ -326,17 +326,17 @@ def _actor(environment: Environment) -> Actor:
 
 
 def to_builtins(value: Any) -> Any:
-    """Any model as what JSON can hold."""
+    """Convert a model to what JSON can hold."""
     return msgspec.to_builtins(value, enc_hook=encode_hook)
 
 
 def encode(value: Any) -> bytes:
-    """Any model as indented JSON, for a file that people may read."""
+    """Encode a model as indented JSON, for a file that people may read."""
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=encode_hook), indent=2) + b"\n"
 
 
 def decode(data: bytes, kind: type[T]) -> T:
-    """A model from its JSON.
+    """Decode a model from its JSON.
 
     Raises:
         msgspec.ValidationError: It is JSON, but not of that kind.

@@ -153,8 +153,8 @@ class Template(Table, frozen=True, kw_only=True):
         ready: When it is ready; by default when its ports accept connections.
         env: Variables of the application. ``{env:NAME}`` and ``{image:NAME}`` are filled in.
         seed: A shell command, run once inside it when it is ready, before the first test.
-        rollback: When tests find it as it was when it was ready and seeded: before every test
-            (``each``), or after a test that failed (``failed``).
+        rollback: When it is put back to its baseline: before every test (``each``), or after a
+            test that failed (``failed``).
         reset: A shell command, run inside it, that puts it back instead of its provider.
         spares: How many are made ready ahead of the tests that want one of their own; at least one
             for each worker.
@@ -228,7 +228,7 @@ class Promotion(Table, frozen=True, kw_only=True):
     keep_old: Duration = Duration(3600)
 
     def check(self) -> None:
-        """Hold keys against each other."""
+        """Check keys against each other."""
         if self.dns in {"route53", "rfc2136"} and self.zone is None:
             raise ValueError(f'dns = "{self.dns}" needs the zone that {self.record} is in')
         if self.dns == "rfc2136" and self.server is None:

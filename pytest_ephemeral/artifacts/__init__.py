@@ -68,7 +68,7 @@ def open_repository(url: str, root: Path) -> Repository:
         root: What a relative folder is relative to.
 
     Raises:
-        ConfigurationError: No repository is of that kind, or the URL is none.
+        ConfigurationError: The kind of repository is unknown, or the URL is invalid.
     """
     kind = url.partition("://")[0] if "://" in url else ""
     if kind == "s3":

@@ -63,7 +63,7 @@ class HttpRepository(StoredRepository):
         url: Where they are, such as ``https://nexus.example.com/repository/builds/shop``.
 
     Raises:
-        ConfigurationError: It is no such URL, or holds a password.
+        ConfigurationError: It is not such a URL, or it has a password in it.
     """
 
     def __init__(self, url: str) -> None:

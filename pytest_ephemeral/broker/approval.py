@@ -25,12 +25,12 @@ def decide(
     Args:
         lifecycle: Of this run.
         environments: What was tested, and is still up.
-        seconds: How long to wait; no answer means no.
-        say: Told the links, and how it went.
+        seconds: How long to wait; no response counts as a rejection.
+        say: Receives the links and the decisions.
         interrupted: Set when nobody waits any more. What was asked for stays up and open.
 
     Returns:
-        The ids of those that somebody said yes to, and why the run is not green.
+        The ids of the approved environments, and why the run failed.
     """
     if not environments:
         return [], ["no environment is up that could be approved"]

@@ -31,7 +31,7 @@ class _Observer:
         self._lifecycle = lifecycle
 
     def exit_reason(self, environment: Environment) -> str:
-        """How it has stopped, with the last it said; empty while it runs."""
+        """Why it stopped, with its last lines; empty while it runs."""
         if self._lifecycle is None:
             return ""
         try:
@@ -45,7 +45,7 @@ class _Observer:
         return f"{environment.id} stopped by itself: {reason}{last}"
 
     def mark(self, environment: Environment) -> str:
-        """Where its log ends; empty where that can't be told, which fails no test."""
+        """The end of its log; empty if unknown, which fails no test."""
         if self._lifecycle is None:
             return ""
         try:
@@ -72,11 +72,11 @@ class LifecycleBackend(_Observer):
     Args:
         lifecycle: Does it.
         settings: Say what is kept.
-        folder: Keeps what each has to show.
+        folder: Saves the logs and the timeline of each.
         pause: Waits that many seconds.
 
     Attributes:
-        to_keep: The ids of those that stay up, whoever says so: a person's approval, or `up`.
+        to_keep: The ids of those that stay up, by an approval or by `up`.
         routine: The threads in which an environment for one test alone comes up.
     """
 

@@ -43,10 +43,10 @@ class Broker:
     def plan(self, needs: Mapping[Key, Sequence[str]]) -> None:
         """Say which tests need which environments, first needed first.
 
-        Every worker says so, and all say the same: what is known already changes nothing.
+        Every worker sends the same plan: sending it again changes nothing.
 
         Raises:
-            UnavailableError: None of it can be had: what it runs on is not there.
+            UnavailableError: A provider lacks what it needs.
         """
         for template in dict.fromkeys(key.template for key in needs):
             rolled_back = any(key.rollback for key in needs if key.template == template)
@@ -63,7 +63,7 @@ class Broker:
         By name: whether it is put back to its baseline between tests.
 
         Raises:
-            EphemeralError: None of it can be had: what it runs on is not there.
+            EphemeralError: A provider lacks what it needs.
         """
         for template, rolled_back in templates.items():
             self._backend.check(template, rolled_back=rolled_back)
@@ -96,7 +96,7 @@ class Broker:
         self.finish_test(test)
 
     def look_ahead(self, number: int) -> None:
-        """Say how many are to be made ready that no test has yet asked for."""
+        """Set how many environments are made ready ahead of the tests."""
         with self._changed:
             self._pool.queue.ahead = number
             self._pool.pump()
@@ -153,14 +153,14 @@ class Broker:
             self._pool.settle(entry)
 
     def drop(self, holder: str) -> None:
-        """A client is gone, and with it whatever it held."""
+        """Release everything that a lost client held."""
         with self._changed:
             for entry in list(self._pool.current.values()):
                 if entry.leases.pop(holder, 0):
                     self._pool.settle(entry)
 
     def look(self, key: Key) -> Look:
-        """How an environment is, right before another test uses it."""
+        """Check an environment right before a test uses it."""
         entry = self._pool.get(key)
         with self._changed:
             seen, entry.seen = entry.seen, False
@@ -169,7 +169,7 @@ class Broker:
         return Look(problem, mark)
 
     def evidence(self, key: Key, mark: str | None) -> Evidence | None:
-        """What an environment has to say about a failed test, since a mark in its log."""
+        """The evidence for a failed test: the state, and the log since a mark."""
         entry = self._pool.find(key)
         if entry is None or entry.environment is None:
             return None
@@ -184,7 +184,7 @@ class Broker:
         )
 
     def look_at_all(self) -> None:
-        """See which of those that are up have stopped by themselves."""
+        """Check which environments have stopped by themselves."""
         for entry in list(self.entries):
             self._pool.look(entry)
 

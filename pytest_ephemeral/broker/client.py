@@ -63,7 +63,7 @@ class BrokerClient:
     def open(
         self, settings: Settings, process: ClientProcess, *, listens: bool = False
     ) -> Callable[[], Opened]:
-        """Have the configuration read; returns at once.
+        """Start reading the configuration; returns at once.
 
         Args:
             settings: What the run is told to do.
@@ -90,7 +90,7 @@ class BrokerClient:
         return wait
 
     def wait_until_open(self) -> Opened:
-        """What there is, for a worker of a run that another process has opened."""
+        """Wait for the run that another process opens; returns its description."""
         return self._ask("wait_until_open")
 
     def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
@@ -113,7 +113,7 @@ class BrokerClient:
         self._tell("crash_test", test)
 
     def decide(self, waiting: Callable[[], None]) -> None:
-        """Have a person decide on what was tested, and wait for that."""
+        """Request manual approval of what was tested, and wait for the decision."""
         self._ask("decide", waiting=waiting)
 
     def finish(self, waiting: Callable[[], None]) -> Finished:
@@ -121,7 +121,7 @@ class BrokerClient:
         return self._ask("finish", waiting=waiting)
 
     def count_listeners(self) -> int:
-        """How many processes are told what becomes of environments."""
+        """How many processes receive events."""
         return self._ask("count_listeners")
 
     def dismiss(self) -> None:
@@ -176,7 +176,7 @@ class BrokerClient:
         self._ask("keep", environment.id)
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Ask for anything else that the owner answers."""
+        """Send any other request to the owner."""
         return self._ask(method, *arguments)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Templates of which nothing came up: they are not tried again, and told in full once."""
+"""Templates that never came up: they are not tried again, and reported in full once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Failures:
         return first is not None
 
     def tell(self, entry: Entry) -> str:
-        """A problem: all of it the first time, one line from then on."""
+        """Describe a problem: in full the first time, in one line from then on."""
         source = entry
         if entry.environment is None:
             source = self._first.get(entry.key.template, entry)
@@ -43,7 +43,7 @@ class Failures:
 
 
 def explain(error: BaseException) -> tuple[str, type[EphemeralError]]:
-    """What is told of an error that kept an environment from coming up, and its kind.
+    """Describe an error that kept an environment from coming up; also returns its kind.
 
     Called while it is handled.
     """

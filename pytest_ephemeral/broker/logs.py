@@ -54,7 +54,7 @@ class LogFolder:
             self._moments[progress.subject].append(moment)
 
     def save(self, environment: Environment) -> None:
-        """Keep what an environment has to show, while it is still there."""
+        """Save an environment's logs, while it still exists."""
         if self._folder is None:
             return
         own = self._folder / environment.id
@@ -72,7 +72,7 @@ class LogFolder:
             )
 
     def close(self) -> None:
-        """Write down when everything happened."""
+        """Write the timelines."""
         if self._folder is None:
             return
         with self._lock:

@@ -68,7 +68,7 @@ def split(reference: str, first: str) -> dict[str, str]:
 
 
 def find_missing(environment: Environment, template: Template | None) -> Iterator[str]:
-    """What to say of the ports that a template has and a plain URL has not."""
+    """Warn of a template's ports that a plain URL does not give."""
     if template is None or environment.provider != PLAIN_URL:
         return
     names = [name for name in template.endpoints() if name not in environment.endpoints]

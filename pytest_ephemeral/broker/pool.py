@@ -86,7 +86,7 @@ class EnvironmentPool:
         return new
 
     def pump(self) -> None:
-        """Bring up what will be needed next, as far as that is wise."""
+        """Bring up what will be needed next, as far as the queue allows."""
         while not self.closing and (entry := self.queue.next()):
             self._launch(entry)
 

@@ -1,4 +1,4 @@
-"""Starting the owner process, hearing of what it does, and seeing when it dies."""
+"""Start the owner process, receive its events, and notice its end."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _JOIN_TIME: Final = 1.0
 
 
 class RunListener(Protocol):
-    """Who is told of what an owner does. Called from one thread, one event after the other."""
+    """Receives an owner's events. Called from one thread, one event after the other."""
 
     def hear(self, event: ProgressEvent) -> None:
-        """Something goes on that people would like to know."""
+        """A progress event."""
 
     def print(self, text: str) -> None:
         """Lines that are to be written as they are."""
@@ -61,7 +61,7 @@ class RunListener(Protocol):
         """
 
     def lose(self) -> None:
-        """The owner has ended without a word."""
+        """The owner process has ended unexpectedly."""
 
 
 class OwnerProcess:
@@ -104,7 +104,7 @@ class OwnerProcess:
         self._abandoned = False
 
     def listen(self, listener: RunListener, hooks: Mapping[str, Sequence[str]]) -> None:
-        """Have somebody told of what goes on, in a thread.
+        """Deliver events to a listener, in a thread.
 
         Args:
             listener: Who.
@@ -138,11 +138,11 @@ class OwnerProcess:
         )
 
     def abandon(self) -> None:
-        """Wait for nothing more: someone is in a hurry."""
+        """Stop waiting: the user has interrupted again."""
         self._abandoned = True
 
     def leave(self) -> None:
-        """Have no more to do with it. It ends when it has seen to all that it brought up."""
+        """Detach from it. It ends once it has dealt with everything it brought up."""
         done = False
         with suppress(EphemeralError):
             done = not self._abandoned and bool(self.client.ask("leave"))
@@ -162,7 +162,7 @@ class OwnerProcess:
 
 
 class EventThread:
-    """Hears what an owner tells, and calls hooks for it.
+    """Receives an owner's events, and calls hooks for it.
 
     Args:
         address: Where the owner listens.
@@ -196,13 +196,13 @@ class EventThread:
         self._thread.start()
 
     def expect_end(self) -> None:
-        """Hear nothing more: the owner may end now, without this being told to anybody."""
+        """Expect the owner to end: from now on that is not an error."""
         self._ends = True
         self._connection.close()
         self._thread.join(_JOIN_TIME)
 
     def wait_for_end(self) -> None:
-        """Hear all that there is to hear, until the owner says that it is over; then no more."""
+        """Receive events until the owner says that the run is over."""
         self._over.wait()
         self.expect_end()
 
@@ -244,7 +244,7 @@ class EventThread:
 def _program(*arguments: str) -> list[str]:
     """The command that runs an owner process.
 
-    What lies in the current folder and is called like some module is not taken for it (``-P``).
+    A file in the current folder never replaces a module of the same name (``-P``).
     """
     return [sys.executable, "-P", "-m", _MODULE, *arguments]
 

@@ -1,4 +1,4 @@
-"""What passes between the owner process and its clients. All of it is plain data, and light."""
+"""The messages between the owner process and its clients: plain data, cheap to import."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Key(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What one run is told to do. Paths are absolute.
+    """The settings of one run. Paths are absolute.
 
     Attributes:
         template: The template of tests that name none; None for the configuration's default.
@@ -111,7 +111,7 @@ class Look(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What an environment has to say about a failed test."""
+    """The evidence of an environment for a failed test."""
 
     environment: Environment
     died: str
@@ -120,7 +120,7 @@ class Evidence(NamedTuple):
 
 
 class ProgressEvent(NamedTuple):
-    """Something that people who wait would like to know; see ``environments.progress``.
+    """A progress event for people who wait; see ``environments.progress``.
 
     Attributes:
         task: Which of several things that go on at once this belongs to.

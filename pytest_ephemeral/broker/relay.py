@@ -1,4 +1,4 @@
-"""What the owner process tells its clients: events to show, and hooks to call where they are."""
+"""Send events and hook calls from the owner process to its clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODIFY: Final = "pytest_ephemeral_modify_template"
 
 
 class Subscriber:
-    """One client that hears of what goes on. Nobody waits for it to do so.
+    """One client that receives events. Sending never waits for it.
 
     Attributes:
         hooks: By plugin: the hooks that this client implements.
@@ -40,11 +40,11 @@ class Subscriber:
         threading.Thread(target=self._write, name="ephemeral listener", daemon=True).start()
 
     def tell(self, kind: str, content: Any) -> None:
-        """Tell it something, later."""
+        """Queue an event for it."""
         self._messages.put((kind, 0, content))
 
     def ask(self, kind: str, content: Any = None) -> tuple[bool, Any] | None:
-        """Ask it for something after all that it was told before; None when it is gone."""
+        """Ask it for something, after all queued events; None when it is gone."""
         answer: Future[tuple[bool, Any]] = Future()
         with self._lock:
             if self._lost:
@@ -69,7 +69,7 @@ class Subscriber:
             self.lose()
 
     def lose(self) -> None:
-        """It is gone: nobody waits for an answer of it any more."""
+        """It is gone: stop waiting for its answers."""
         with self._lock:
             self._lost = True
             asked, self._asked = self._asked, {}
@@ -143,7 +143,7 @@ class Relay:
             self._first.tell(kind, content)
 
     def flush(self) -> None:
-        """Return when the first client has heard all that it was told."""
+        """Wait until the first client has received every event."""
         if self._first is not None:
             self._first.ask("sync")
 
@@ -153,7 +153,7 @@ class Relay:
             self._first.lose()
 
     def count_listeners(self) -> int:
-        """How many clients hear of what goes on."""
+        """How many clients receive events."""
         return len(self._listeners)
 
     def dismiss(self) -> None:

@@ -1,4 +1,4 @@
-"""One run, as the owner process holds it: from the first environment to the last trace."""
+"""One run in the owner process: from the first environment to the end of cleanup."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Run(msgspec.Struct):
         project: None when tests run against a plain URL, and there is no configuration.
         default: The template of tests that name none; None if there are several and no default.
         folder: What is kept of environments; None where there is no project.
-        publishing: Whoever is told of environments; None where none is brought up.
+        publishing: The publishers; None when no environment is brought up.
         complaints: What went wrong besides the environments themselves.
         revision: Gives the commit that the tests were taken from.
         waits: Whether nothing may be left to be removed after the client has ended: the end of
             a container ends all its processes, and many a CI kills what a job has left.
         interrupted: Set once nobody waits for tests, or for a decision, any more.
-        deciding: A person is asked for a decision just now.
+        deciding: Whether a decision is awaited now.
     """
 
     id: str
@@ -172,13 +172,13 @@ class Run(msgspec.Struct):
     # -- the end -----------------------------------------------------------------------------
 
     def interrupt(self) -> None:
-        """Begin to end everything: nobody waits any more. What people decide on stays."""
+        """Begin to end everything. What awaits a person's decision stays up."""
         self.interrupted.set()
         if not self.deciding:
             self.broker.end_all()
 
     def finish(self) -> Finished:
-        """End all environments, and say how that went.
+        """End all environments, and return what became of them.
 
         What the platform has accepted to remove may be left to this process, but not where that
         ends with its client.
@@ -247,7 +247,7 @@ class Run(msgspec.Struct):
         return self.outcome()
 
     def decide(self) -> None:
-        """Have a person decide on what was tested, and wait; anything but a yes is a complaint."""
+        """Request manual approval, and wait; anything but an approval is a complaint."""
         if self.settings.approval is None or not isinstance(self.backend, LifecycleBackend):
             return
         with self._ending:

@@ -130,7 +130,7 @@ def _run(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _treat_sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: what is half done is cleaned up."""
+    """Let SIGTERM end a command as Ctrl-C does, with cleanup."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

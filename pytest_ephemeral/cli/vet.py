@@ -1,4 +1,4 @@
-"""``images vet``: whether machines that go on from one memory get in each other's way."""
+"""``images vet``: whether machines that resume from one memory share random numbers or keys."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _find_templates(project: Project, image: str) -> list[Template]:
 
 
 def _vet(made: Lifecycle, template: Template) -> list[vetting.Finding]:
-    """Compare two of a template; memory that makes them collide is not resumed any more."""
+    """Compare two of a template; memory that makes them collide is not resumed again."""
     provider = providers.load(template.provider)
     assert isinstance(provider, SupportsFreeze)
     with ExitStack() as cleanup:

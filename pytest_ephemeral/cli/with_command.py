@@ -64,7 +64,7 @@ def add_to(commands: Subcommands) -> None:
 
 
 def run_with(arguments: argparse.Namespace, output: Printer) -> int:
-    """Bring it up, run the command, take it down; however the command or this process ends."""
+    """Bring it up, run the command, destroy it; however the command or this process ends."""
     if output.as_json:
         arguments.parser.error("--json can't be used here: stdout belongs to the command")
     command = arguments.command or [os.environ.get("SHELL") or "/bin/sh"]

@@ -25,7 +25,7 @@ BACKOFF: Final = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 60.0)
 def settle_command(store_url: str, id: str) -> list[str]:
     """The command that removes the record of an environment that ended without its owner.
 
-    What lies in the current folder and is called like some module is not taken for it (``-P``).
+    A file in the current folder never replaces a module of the same name (``-P``).
     """
     return [sys.executable, "-P", "-m", MODULE, store_url, id]
 

@@ -1,4 +1,4 @@
-"""Freezing what is ready and seeded, so that the next environment goes on from there."""
+"""Freeze what is ready and seeded, so that the next environment resumes from there."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def overdue(project: Project, *, asked: bool, dry_run: bool) -> Iterator[Overdue
 
     Args:
         project: Whose ledger and catalog.
-        asked: Whether accounts are looked into even for providers that are none of the project's.
+        asked: Whether accounts are searched even for providers that the project does not use.
         dry_run: Whether nothing may be changed.
     """
     known = project.ledger.entries()
@@ -196,7 +196,7 @@ def _places_to_look(
 def _skip_cataloged(
     project: Project, found: Overdue, *, dry_run: bool
 ) -> Iterator[Overdue | Unseen]:
-    """Leave out images that the catalog lists: their provider may not have been told yet."""
+    """Leave out images that the catalog lists: they may not be tagged as recorded yet."""
     reference = "" if found.owned is None else found.owned.image
     images = project.images.catalog.entries() if reference else []
     known = [one for one in images if (one.provider, one.reference) == (found.provider, reference)]

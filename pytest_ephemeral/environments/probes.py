@@ -35,7 +35,7 @@ class Probe(Protocol):
             seconds: How long it may take.
 
         Returns:
-            Empty when it is as it should be; otherwise what was seen, for people.
+            Empty when it succeeded; otherwise what was seen, for people.
         """
 
 

@@ -108,7 +108,7 @@ def wait(
         probes: What must succeed.
         timeout: Seconds all of it may take.
         cancelled: Set when it is no longer needed.
-        tell: Receives what is not as it should be, whenever that has changed.
+        tell: Receives what is not ready yet, whenever that has changed.
         clock: Monotonic seconds.
 
     Raises:
@@ -174,7 +174,7 @@ class _AliveCheck:
 
 
 class _Notes:
-    """What is told while an environment comes up: what is wrong, and now and then a hint."""
+    """Progress while an environment comes up: what is not ready yet, and sometimes a hint."""
 
     def __init__(
         self,
@@ -227,7 +227,7 @@ def last_lines(environment: Environment, provider: Provider, probed: str = "") -
 
 
 def _foreign_listeners(environment: Environment, provider: object) -> list[str]:
-    """Who answers instead of the environment, for people; empty when it answers itself."""
+    """Which process answers instead of the environment, for people; empty when none does."""
     if not isinstance(provider, SupportsListeners):
         return []
     found = provider.foreign_listener(environment)
@@ -278,7 +278,7 @@ def _check_alive(environment: Environment, provider: Provider, path: str) -> Non
 def _time_out(
     environment: Environment, provider: Provider, timeout: float, seen: Sequence[str], path: str
 ) -> EphemeralError:
-    """The error when its time is over, unless it stopped at the last moment."""
+    """The error after the time-out, unless it stopped at the last moment."""
     _check_alive(environment, provider, path)
     lines = [f"{environment.id} was not ready within {timeout:g} s"]
     lines += [f"  last readiness check: {what}" for what in seen]

@@ -1,6 +1,6 @@
 """Destroy every environment that has expired or whose owner is gone, and verify that it is gone.
 
-What is overdue is looked at once more right before it goes: it may have been extended, kept or
+What is overdue is checked again right before its removal: it may have been extended, kept or
 promoted since it was found. Two may reap at once, from two places: destroying twice is no error.
 """
 

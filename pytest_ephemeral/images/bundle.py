@@ -50,7 +50,7 @@ def read(file: Path, archive: Path) -> Image:
     """Read an image's record from a bundle, and write its archive to a file.
 
     Raises:
-        ConfigurationError: It is no such file.
+        ConfigurationError: It is not a bundle.
         ImageChangedError: Its parts don't belong together.
     """
     try:

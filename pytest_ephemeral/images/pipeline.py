@@ -80,14 +80,14 @@ class Images:
         Args:
             recipe: What it is made from.
             mode: Whether to bake it if it is ``missing``, ``always``, or ``never``.
-            say: Told what is going on, a line a call.
+            say: Receives progress, one line for each call.
             live: Given each line that the install script prints.
 
         Raises:
-            ImageMissingError: It is not baked, and was not to be.
+            ImageMissingError: It is not baked, and ``mode`` forbids baking.
             ProvenanceError: It is not signed by the key that is required.
             ImageChangedError: It is here, or in the store, but not as it was baked.
-            ImageInUseError: It was to be baked again, and an environment runs from it.
+            ImageInUseError: An environment runs from the image that would be baked again.
             BakeError: It can't be baked.
             ArtifactError: Its artifact can't be had.
             ConfigurationError: The recipe can't be right.
@@ -156,7 +156,7 @@ class Images:
         """Import a bundle into the store and the catalog.
 
         Raises:
-            ConfigurationError: It is no such file.
+            ConfigurationError: It is not a bundle.
             ImageChangedError: It is not what it says it is, or the catalog knows other bytes by
                 the same key.
         """

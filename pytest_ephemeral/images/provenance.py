@@ -67,7 +67,7 @@ def state(
         environ: The variables of this process.
 
     Raises:
-        ConfigurationError: The key is none.
+        ConfigurationError: The key is not a private key.
         UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
     """
     making = Making(recipe, artifact, detect(environ), revision(root, environ))
@@ -78,7 +78,7 @@ def check_key(environ: Mapping[str, str]) -> None:
     """Check before a bake that its statement can be signed.
 
     Raises:
-        ConfigurationError: The key is none.
+        ConfigurationError: The key is not a private key.
         UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
     """
     if key := environ.get(KEY_VARIABLE):
@@ -116,7 +116,7 @@ def wrap(said: Mapping[str, Any], key: str | None) -> Envelope:
         key: A private key, or its file, to sign it with; None for no signature.
 
     Raises:
-        ConfigurationError: It is no such key.
+        ConfigurationError: It is not a private key.
         UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
     """
     payload = json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
@@ -171,8 +171,8 @@ def verify(image: Image, public_key: Path) -> str:
         The key's id.
 
     Raises:
-        ProvenanceError: Nobody says it, or somebody else does.
-        ConfigurationError: The file holds no such key.
+        ProvenanceError: It is not signed, or signed with another key.
+        ConfigurationError: The file has no public key.
         UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
     """
     read(image)

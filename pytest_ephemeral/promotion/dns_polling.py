@@ -33,7 +33,7 @@ INTERVAL: Final = 0.25
 
 
 class Times(msgspec.Struct, frozen=True):
-    """How time passes, and how long things may take in seconds; other ones in tests."""
+    """The clock and the time limits in seconds; tests use others."""
 
     patience: float = PATIENCE
     propagation: float = PROPAGATION
@@ -43,12 +43,12 @@ class Times(msgspec.Struct, frozen=True):
 
 
 class DnsPoller(msgspec.Struct):
-    """What the steps of a promotion do with a DNS record, for as long as they own the run.
+    """Reads and changes a DNS record for a promotion, as long as it owns the run.
 
     Attributes:
         backend: The DNS backend that serves the name.
         journal: Where heartbeats go; a process that has taken over ends every wait here.
-        say: Told why a name server is asked again, once for each reason.
+        say: Receives why a name server is asked again, once for each reason.
         times: How time passes.
     """
 

@@ -1,4 +1,4 @@
-"""What a provider is: what every one does, what bakers do besides, and what passes between them."""
+"""The protocols of providers and bakers, and the data that they receive and return."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ UNKNOWN: Final = "?"
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What is to be brought up: everything a provider needs, and nothing to look up.
+    """A request for one environment, with everything that a provider needs.
 
     Attributes:
         environment: Its id, labels, owner and expiry; already in the ledger.
@@ -59,9 +59,9 @@ class Order(msgspec.Struct, frozen=True):
         secrets: The values that came from ``{env:…}``, to be masked in every log.
         settle: The command that closes the ledger's record, for a guard whose owner has died.
         root: The folder of the configuration file, for paths in the template.
-        tell: Called with a line while something outside answers with errors that may pass.
-        warn: Called with a line that people should have read when the run is over.
-        cancelled: Set once it is no longer wanted: a launch that waits may give up.
+        tell: Called with a line when an outside service fails for a while.
+        warn: Called with a warning, which is shown again at the end of the run.
+        cancelled: Set once it is no longer needed: a launch that waits may give up.
         journal: Puts an environment's ``handle`` into the ledger in the middle of launching:
             before a request whose answer may be lost, and as soon as there is one.
     """
@@ -86,7 +86,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """How an environment is.
+    """The state of an environment.
 
     Attributes:
         state: ``running``; ``exited`` when any part of it has stopped by itself; ``gone`` when
@@ -98,16 +98,16 @@ class Status(msgspec.Struct, frozen=True):
     detail: str = ""
 
     def stop_reason(self) -> str:
-        """Why it does not run, for people; empty while it runs."""
+        """Why it stopped, for people; empty while it runs."""
         return "" if self.state == "running" else self.detail or "it is gone"
 
 
 class Owned(msgspec.Struct, frozen=True):
-    """Something a provider holds that carries our labels, whether or not a ledger knows it.
+    """A resource with our labels, whether or not a ledger records it.
 
     Attributes:
         id: The environment's.
-        labels: As they are read off the thing itself; those that can't be read are missing.
+        labels: As they are read from the resource; those that can't be read are missing.
         detail: What it is, for people.
         abandoned: Its owner and whatever guarded it are known to be gone, so that nobody else
             will ever end it, though its time may not be over.
@@ -126,7 +126,7 @@ class Owned(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One thing a provider needs, and whether it is there (``doctor``)."""
+    """One requirement of a provider, and whether it is met (``doctor``)."""
 
     name: str
     ok: bool
@@ -143,7 +143,7 @@ class BakeJob(msgspec.Struct, frozen=True):
         root: The folder of the configuration file.
         artifact: The artifact's file, checked; None when the recipe has none.
         log: Where everything the install script prints goes, from its first byte.
-        say: Tells people what is going on, a line a call.
+        say: Receives progress, one line for each call.
         live: Given each line that is printed, after the seconds it took to come.
         descriptors: What ``exclusive`` gave: they hold the image too.
     """
@@ -181,17 +181,17 @@ class Provider(Protocol):
         """What it needs, and whether that is here. Never raises, never changes anything."""
 
     def launch(self, order: Order) -> Environment:
-        """Ask for everything, and return as soon as its endpoints are known, ready or not.
+        """Launch it, and return as soon as its endpoints are known, ready or not.
 
         Everything carries ``order.environment.labels`` from its creation on. If it raises,
         ``destroy`` removes whatever had been made.
 
         Raises:
-            LaunchError: It can't be brought up; says why, with the last lines of what it printed.
+            LaunchError: It can't be brought up; the message has the reason and its last lines.
         """
 
     def status(self, environment: Environment) -> Status:
-        """How it is now. Cheap: asked before every test. Never raises for one that is gone."""
+        """Its current state. Cheap: asked before every test. Never raises for one that is gone."""
 
     def logs(
         self,
@@ -201,12 +201,12 @@ class Provider(Protocol):
         until: str | None = None,
         tail: int | None = None,
     ) -> str:
-        """What it has printed; between two marks, or only the last lines.
+        """Its output; between two marks, or only the last lines.
 
         Args:
             environment: Which.
             since: A mark that ``log_mark`` gave.
-            until: Another, where to stop: whoever follows a log misses and repeats nothing.
+            until: The mark to stop at: following a log misses and repeats nothing.
             tail: A number of lines.
         """
 
@@ -214,7 +214,7 @@ class Provider(Protocol):
         """Where its log ends now, in the provider's own terms. Cheap: asked before every test."""
 
     def log_files(self, environment: Environment) -> Mapping[str, str]:
-        """Everything it has printed, by process or service: what ``--ephemeral-logs`` writes."""
+        """Its output by process or service: what ``--ephemeral-logs`` writes."""
 
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
@@ -228,10 +228,10 @@ class Provider(Protocol):
         """Move the expiry of everything it is made of; None disarms it for good."""
 
     def keep(self, environment: Environment) -> None:
-        """Let it outlive its owner; its expiry holds."""
+        """Let it outlive its owner, until its expiry."""
 
     def destroy(self, environment: Environment) -> None:
-        """Remove all of it, without grace. Done twice, or half-made, it is no error.
+        """Remove all of it, without grace. It may be gone already, or incomplete.
 
         The handle only says where to look. Before anything is removed, the resource itself (its
         labels, tags, name) must say that it is this environment's.
@@ -243,10 +243,10 @@ class Provider(Protocol):
         """
 
     def list_owned(self) -> Iterator[Owned]:
-        """Everything here that carries our labels, of any owner and any ledger."""
+        """All resources with our labels, of any owner and any ledger."""
 
     def sweep(self, owned: Owned) -> None:
-        """Remove something that ``list_owned`` gave and that no ledger can describe any more.
+        """Remove a resource from ``list_owned`` that no ledger describes.
 
         Raises:
             DestroyError: It remains.
@@ -258,14 +258,14 @@ class Baker(Protocol):
     """A provider that also makes images."""
 
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
-        """All that decides the content besides recipe text, scripts and artifact, made exact.
+        """The inputs besides recipe text, scripts and artifact, as exact values.
 
         Such as the digest a base's tag points to now. Goes into the key, under these names. What
         can't be told for now, though it may have been before, is ``UNKNOWN``.
 
         Raises:
             ConfigurationError: The recipe can't be right.
-            UnavailableError: What is needed to tell is not here.
+            UnavailableError: What is needed to find out is missing.
         """
 
     def exclusive(
@@ -276,7 +276,7 @@ class Baker(Protocol):
         Args:
             key: Which.
             what: What is done meanwhile, for those who wait: ``baking shop``.
-            say: Told who is waited for.
+            say: Receives who is waited for.
 
         Returns:
             A context; it gives the open files that hold the image too, for a process that acts
@@ -287,7 +287,7 @@ class Baker(Protocol):
         """
 
     def adopt(self, job: BakeJob) -> Image | None:
-        """The image of that key, if a bake for another store has left it here whole."""
+        """The image of that key, if a bake for another store left it here complete."""
 
     def bake(self, job: BakeJob) -> Image:
         """Make the image and seal it. It is not in the catalog yet.

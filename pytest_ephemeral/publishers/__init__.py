@@ -64,7 +64,7 @@ class Publishing(msgspec.Struct):
 
 
 class Publisher(msgspec.Struct, eq=False):  # a plugin: pytest keeps those in sets
-    """One channel, listening to the hooks. What it can't do is a warning, and told once.
+    """One channel, listening to the hooks. What fails is a warning, shown once.
 
     Attributes:
         name: Whose channel, and which.

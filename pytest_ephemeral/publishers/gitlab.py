@@ -75,8 +75,8 @@ class Environments(msgspec.Struct):
     """Environments as GitLab's own: made when one is up, stopped when it is gone.
 
     Attributes:
-        may_refuse: Whether it is nobody's fault when GitLab says no. It lets the token of a job
-            do this from 16.2 on, if the project does.
+        may_refuse: Whether a refusal by GitLab is expected. It lets a job's token do this from
+            16.2 on, if the project allows it.
     """
 
     outbox: Outbox

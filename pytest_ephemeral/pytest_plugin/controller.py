@@ -249,7 +249,7 @@ class Controller:
         self.close()
 
     def _decide(self) -> None:
-        """Have a person decide on what was tested, where that was asked for."""
+        """Request manual approval of what was tested, if the options say so."""
         if self._settings.approval is None or self._opened is None:
             return
         try:
@@ -324,7 +324,7 @@ class Controller:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say what became of every environment."""
+        """Write what became of every environment."""
         finished = self._finished or Finished((), (), failed=False)
         finished = finished._replace(complaints=[*finished.complaints, *self._complaints])
         summary.write(terminalreporter, finished, self._settings, self._reporter.warnings)

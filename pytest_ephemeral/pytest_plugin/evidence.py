@@ -1,4 +1,4 @@
-"""What a failed test's report says of the environment it ran against."""
+"""The sections that environments add to a failed test's report."""
 
 from __future__ import annotations
 

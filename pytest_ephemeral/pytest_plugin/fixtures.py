@@ -35,7 +35,7 @@ class Declaration(NamedTuple):
 
 
 class Lender(Protocol):
-    """Who has environments to lend, in a run that was started with ``--ephemeral-env``."""
+    """Lends environments, in a run with ``--ephemeral-env``."""
 
     def template_for(self, request: pytest.FixtureRequest) -> str | None:
         """The template of a test, by its marker or else the default one, if there is one."""
@@ -155,7 +155,7 @@ def early_environment(config: pytest.Config, template: str | None = None) -> Env
         The environment, ready; None in a run without ``--ephemeral-env``.
 
     Raises:
-        pytest.UsageError: It can't be had; says why.
+        pytest.UsageError: It could not be brought up; the message has the reason.
     """
     lender = config.stash.get(LENDER, None)
     return None if lender is None else lender.lend_early(template)

@@ -1,4 +1,4 @@
-"""What is said at the end of a run without ``--ephemeral-env``."""
+"""The last lines of a run without ``--ephemeral-env``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_ephemeral.pytest_plugin.options import OPTIONS
 
 
 def write(terminal: pytest.TerminalReporter) -> None:
-    """Say how many tests were skipped for want of the option, and which options had no effect."""
+    """Print how many tests were skipped without the option, and which options had no effect."""
     if skipped := sum(map(_needs_environment, terminal.stats.get("skipped", ()))):
         tests = "1 test was" if skipped == 1 else f"{skipped} tests were"
         text = f"ephemeral: {tests} skipped: {OFF}"

@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Without ``--ephemeral-env``, say what was left out for want of it."""
+    """Without ``--ephemeral-env``, report what was skipped."""
     if not config.option.ephemeral_env:
         off.write(terminalreporter)
 

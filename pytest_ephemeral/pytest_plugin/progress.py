@@ -1,4 +1,4 @@
-"""What people see while environments come up.
+"""Progress in pytest's terminal while environments come up.
 
 The owner process tells of it, a thread hears it, and it is written by a thread that may write: the
 main one while a test waits or between two tests, or under pytest-xdist, where no output is
@@ -71,7 +71,7 @@ class Reporter:
         self._stopped = threading.Event()
 
     def hear(self, event: ProgressEvent) -> None:
-        """Take note of progress; called from the thread that hears it."""
+        """Record progress; called from the thread that receives it."""
         if event.phase == "seen":
             return
         if self._verbosity > 0 or not event.routine or event.phase not in {"up", *WORDS}:
@@ -108,7 +108,7 @@ class Reporter:
         return stop
 
     def flush(self) -> None:
-        """Write what there is to say."""
+        """Write new progress."""
         with self._writing:
             lines = self._lines()
             if lines and self._terminal is not None:
@@ -119,7 +119,7 @@ class Reporter:
                         self._terminal.write_line(line, **markup)
 
     def wait(self) -> None:
-        """Write what there is to say; a test is waiting meanwhile."""
+        """Write new progress; a test is waiting meanwhile."""
         self.flush()
         if self._terminal is None or self._verbosity < 0 or not self._terminal.isatty:
             return
@@ -193,7 +193,7 @@ class Reporter:
         return self._terminal is not None and not self._terminal.isatty
 
     def _texts(self, event: ProgressEvent) -> list[str]:
-        """What one event is to people."""
+        """Format one event for people."""
         subject, phase, text = event.subject, event.phase, event.text
         if phase == "warning":
             self.warnings.append(text)

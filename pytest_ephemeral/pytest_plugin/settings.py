@@ -1,4 +1,4 @@
-"""What a run with ``--ephemeral-env`` was told to do."""
+"""The settings of a run with ``--ephemeral-env``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STAGE_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def read(config: pytest.Config) -> Settings:
-    """What this run was told to do, on the command line or else in the configuration file.
+    """Read the settings, from the command line or else the configuration file.
 
     Raises:
         pytest.UsageError: A value is not one of those there are, or a path can't be what it
@@ -74,7 +74,7 @@ def _seconds(given: str | None) -> float | None:
     """A length of time in seconds.
 
     Raises:
-        pytest.UsageError: It is none.
+        pytest.UsageError: It is not a number of seconds.
     """
     if given is None:
         return None

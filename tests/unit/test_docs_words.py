@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from collections.abc import Iterator
@@ -24,7 +25,24 @@ PAGES = [
 ]
 
 #: Where another word is right: it is somebody else's name for their own thing.
-ALLOWED = r"dns[ -]backends?"
+ALLOWED = r"dns[ -]backends?|rollout undo"
+
+#: How a word goes on: checksums, registries, sandboxed, catalogues.
+ENDINGS = r"(?:e?s|e?d|ing|'s)?"
+
+#: Words that others write in two, by their first part.
+SPLIT = {
+    word: word[:cut]
+    for word, cut in (
+        ("backend", 4),
+        ("blueprint", 4),
+        ("checksum", 5),
+        ("cutover", 3),
+        ("fingerprint", 6),
+        ("rollout", 4),
+        ("sandbox", 4),
+    )
+}
 
 #: Phrases that have a plain form; the second is what to write.
 PHRASES = {
@@ -38,6 +56,15 @@ PHRASES = {
     r"\bmap of the house\b": "architecture",
     r"\bsigns? of life\b": "heartbeat",
     r"\bgoes? on with\b": "continue",
+    r"\bfor want of\b": "without, for lack of",
+    r"\bhears? of\b": "receives",
+    r"\bis none (for|of|there)\b": "is not a …, is missing",
+    r"\b(is|are|have|has) it not\b": "does not list it",
+    r"\bnothing is to be\b": "… is forbidden",
+    r"\bwhatever there is\b": "an unknown …",
+    r"\bthis user may not\b": "permission denied",
+    r"\bis the beginning of\b": "matches",
+    r"\b(speaks?|has|have) no more of\b": "no longer has",
     r"\b(is|are) told of\b": "receives",
 }
 
@@ -48,6 +75,16 @@ def terms() -> Iterator[tuple[str, str]]:
     for term, others in rows[1:]:
         for other in filter(None, (word.strip() for word in others.split(","))):
             yield other, term
+
+
+def pattern(word: str) -> str:
+    """A word in any number and form, in one word or two, with a hyphen, or at the end of a line."""
+    parts = re.split(r"[ -]", word.lower())
+    *first, last = (re.escape(part) for part in parts)
+    last = rf"(?:{last[:-1]}ies|{last})" if last.endswith("y") else last
+    if word in SPLIT:
+        first, last = [SPLIT[word]], last.removeprefix(SPLIT[word])
+    return r"\b" + r"[\s-]*".join([*first, last]) + ENDINGS + r"\b"
 
 
 def prose(page: Path) -> str:
@@ -65,7 +102,26 @@ def test_no_page_uses_a_word_that_the_glossary_excludes(page: Path) -> None:
     assert len(list(terms())) > 5
     text = re.sub(ALLOWED, "", prose(page))
     for other, term in terms():
-        assert not re.search(rf"\b{re.escape(other)}s?\b", text), f"{other!r}: write {term!r}"
+        assert not re.search(pattern(other), text), f"{other!r}: write {term!r}"
+
+
+@pytest.mark.parametrize(
+    "sibling",
+    [
+        *("image\nregistries", "image-registry", "back-end", "back ends", "check-sums"),
+        *("finger prints", "garbage-collection", "blue-print", "artefacts", "sandboxed"),
+        *("time-to-live", "roll-out", "cut-over", "content\nhashes", "catalogues", "drivers"),
+    ],
+)
+def test_a_word_is_excluded_in_every_form(sibling: str) -> None:
+    """Another number, a hyphen or a line's end lets no word through."""
+    assert any(re.search(pattern(other), f"every {sibling} here") for other, _ in terms())
+
+
+@pytest.mark.parametrize("word", ["drives", "manifestation", "keys", "back", "a driveway", "hash"])
+def test_other_words_are_no_forms_of_excluded_ones(word: str) -> None:
+    """What only begins alike may be written."""
+    assert not any(re.search(pattern(other), f"every {word} here") for other, _ in terms())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -75,6 +131,26 @@ def test_no_page_uses_a_phrase_that_has_a_plain_form(page: Path) -> None:
         return
     for phrase, plain in PHRASES.items():
         assert not re.search(phrase, prose(page)), f"{phrase}: write {plain!r}"
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """Strings of three or more words in the package, but for docstrings, with their places."""
+    for file in sorted((ROOT / "pytest_ephemeral").rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and id(node) not in docs and len(text.split()) >= 3:
+                yield f"{file.name}:{node.lineno}", text.lower()
+
+
+def test_no_message_uses_a_phrase_that_has_a_plain_form() -> None:
+    """Errors, help and progress are read more often than any page."""
+    found = list(messages())
+    assert len(found) > 1000
+    for place, text in found:
+        for phrase, plain in PHRASES.items():
+            assert not re.search(phrase, text), f"{place}: {text!r}: write {plain!r}"
 
 
 def test_every_term_stands_once_in_the_glossary_and_in_order() -> None:

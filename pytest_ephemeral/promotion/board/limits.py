@@ -1,4 +1,4 @@
-"""The board's server, which nobody can fill up: limits for bodies, connections and time.
+"""The board's server, with limits for bodies, connections and time.
 
 waitress accepts no more connections at its limit until some of them end. Here the oldest one that
 has no complete request is closed instead, so that connections that send nothing shut nobody out.

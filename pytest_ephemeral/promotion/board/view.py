@@ -1,4 +1,4 @@
-"""What the board shows, read from the store before the page is rendered."""
+"""The board's data, read from the store before the page is rendered."""
 
 from __future__ import annotations
 

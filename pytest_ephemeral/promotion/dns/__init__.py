@@ -1,7 +1,7 @@
 """DNS backends, which serve production names, and the table of them.
 
-A name is never set, only moved: ``swap`` says what must be there and what shall be, and of the two
-either all happens or nothing. Third parties register a class under the entry-point group
+A name is never set, only changed: ``swap`` gives the expected and the new records, and either all
+of it happens or nothing. Third parties register a class under the entry-point group
 ``pytest_ephemeral.dns``.
 """
 
@@ -64,7 +64,7 @@ class DnsBackend(Protocol):
         """The current records, as the authoritative server returns them; see ``sort_records``.
 
         Raises:
-            DnsError: It refuses to tell, or can't be reached.
+            DnsError: It refuses the query, or can't be reached.
         """
 
     def records_for(self, host: str, ttl: int, now: Sequence[DnsRecord]) -> list[DnsRecord]:
@@ -73,7 +73,7 @@ class DnsBackend(Protocol):
         Args:
             host: An address, or a name.
             ttl: Seconds they may be remembered.
-            now: What it says now; what has to stay as it is (a weight) is taken from it.
+            now: Its current records; what must not change (a weight) is taken from them.
 
         Raises:
             DnsError: Such a name can't point to such a host here.
@@ -86,8 +86,8 @@ class DnsBackend(Protocol):
             What to give to ``find_lagging``.
 
         Raises:
-            NameChangedError: The name does not say ``old``. Nothing was changed.
-            DnsUnavailableError: Whether it happened is not known: read, and see.
+            NameChangedError: The records are not ``old``. Nothing was changed.
+            DnsUnavailableError: It is unknown whether it happened: read the records again.
             DnsError: It was refused. Nothing was changed.
         """
 
@@ -95,7 +95,7 @@ class DnsBackend(Protocol):
         """Which authoritative servers do not return these records yet, for people.
 
         Args:
-            expected: What all of them should say.
+            expected: The records that all should return.
             change: What ``swap`` returned; empty when nothing was swapped.
 
         Returns:

@@ -265,7 +265,7 @@ def _key(promotion: Promotion, root: Path) -> dns.tsig.Key | None:
     """Load the TSIG key that the configuration names.
 
     Raises:
-        ConfigurationError: It is not there, or is none.
+        ConfigurationError: The file is missing, or is not a TSIG key.
     """
     if promotion.key is None:
         return None

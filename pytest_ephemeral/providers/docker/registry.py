@@ -21,7 +21,7 @@ def pull(engine: Engine, reference: str) -> None:
     """Bring an image to the engine.
 
     Raises:
-        EphemeralError: It can't be had; says why.
+        EphemeralError: It could not be brought up; the message has the reason.
     """
     name, separator, digest = reference.partition("@")
     if not separator:

@@ -243,7 +243,7 @@ def exclusive(
     Args:
         prefix: Which.
         what: What is done meanwhile, for those who wait: ``baking shop``.
-        say: Told who is waited for.
+        say: Receives who is waited for.
         wait: Whether to wait for another bake.
 
     Yields:

@@ -57,6 +57,6 @@ class Deadman:
 def program(module: str, *arguments: str) -> list[str]:
     """The command that runs a module of ours.
 
-    What lies in the current folder and is called like some module is not taken for it (``-P``).
+    A file in the current folder never replaces a module of the same name (``-P``).
     """
     return [sys.executable, "-P", "-m", module, *arguments]
