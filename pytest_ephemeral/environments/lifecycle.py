@@ -30,6 +30,7 @@ from pytest_ephemeral.environments.orders import (
 from pytest_ephemeral.environments.progress import PhaseTimer, Progress, Timed
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.environments.rollback import Baselines
+from pytest_ephemeral.environments.run_images import RunImages
 from pytest_ephemeral.environments.seeding import run_step
 from pytest_ephemeral.errors import EphemeralError, describe_error
 from pytest_ephemeral.models import Environment, Image, Outcome
@@ -66,8 +67,7 @@ class Lifecycle(msgspec.Struct):
     before_removal: Callable[[Environment], None] = _ignore
     cancelled: threading.Event = msgspec.field(default_factory=threading.Event)
     _hook_lock: threading.RLock = msgspec.field(default_factory=threading.RLock)
-    _image_locks: dict[str, threading.Lock] = msgspec.field(default_factory=dict)
-    _images: dict[str, Image] = msgspec.field(default_factory=dict)
+    _images: RunImages = msgspec.field(default_factory=RunImages)
     _ends: dict[str, Outcome] = msgspec.field(default_factory=dict)
     _baselines: Baselines = msgspec.field(default_factory=Baselines)
 
@@ -121,7 +121,7 @@ class Lifecycle(msgspec.Struct):
             self._preflight(template, provider, ttl or template.ttl)
         timer = PhaseTimer(self.say)
         with timer.phase(template.name, "bake"):
-            images = self._obtain(template)
+            images = {name: self.image(name) for name in image_names(template)}
         lifetime = ttl or template.ttl
         environment = register_environment(self.project, self.run, template, images, lifetime)
         try:
@@ -192,30 +192,13 @@ class Lifecycle(msgspec.Struct):
         self.say(Progress(environment.id, "restored", seconds=timer.total()))
         return Timed(msgspec.structs.replace(changed, state="ready"), timer.seconds)
 
-    def _obtain(self, template: Template) -> dict[str, Image]:
-        """The template's images by name. Each is obtained once in a run."""
-        return {name: self.image(name) for name in image_names(template)}
-
     def image(self, name: str) -> Image:
         """The baked image of that name, baked or fetched first where that is allowed.
 
         Raises:
             EphemeralError: It can't be had.
         """
-        started = time.monotonic()
-
-        def say(text: str, *, live: bool = False) -> None:
-            self.say(Progress(name, "bake", text, time.monotonic() - started, live))
-
-        with self._image_locks.setdefault(name, threading.Lock()):
-            if name not in self._images:
-                self._images[name] = self.project.images.obtain(
-                    self.project.config.recipe(name),
-                    mode=self.bake,
-                    say=say,
-                    live=lambda line: say(line, live=True),
-                )
-            return self._images[name]
+        return self._images.obtain(self.project, name, self.bake, self.say)
 
     def _wait(self, environment: Environment, provider: Provider, order: Order) -> None:
         progress.wait_until_ready(
