@@ -30,6 +30,12 @@ def test_waits(ephemeral_env, ephemeral_env_module, ephemeral_env_function):
     time.sleep(60)
 """
 
+STOPS_SLOWLY = """
+def pytest_ephemeral_environment_stopped():
+    open("stopping", "w").close()
+    time.sleep(60)
+"""
+
 
 @pytest.fixture
 def project(
@@ -156,13 +162,7 @@ def test_ctrl_c_while_it_comes_up(project):
 
 def test_a_second_ctrl_c_leaves_at_once(project):
     """Someone will not wait for what is slow to destroy; the guards finish it."""
-    project.write(
-        conftest="""
-def pytest_ephemeral_environment_stopped():
-    open("stopping", "w").close()
-    time.sleep(60)
-"""
-    )
+    project.write(conftest=STOPS_SLOWLY)
     process, _ = waiting(project)
     os.kill(process.pid, signal.SIGINT)
     assert eventually((project.folder / "stopping").exists, 30), end(process)
@@ -177,13 +177,7 @@ def pytest_ephemeral_environment_stopped():
 
 def test_a_second_sigterm_ends_at_once(project):
     """As a CI server that loses its patience does it."""
-    project.write(
-        conftest="""
-def pytest_ephemeral_environment_stopped():
-    open("stopping", "w").close()
-    time.sleep(60)
-"""
-    )
+    project.write(conftest=STOPS_SLOWLY)
     process, _ = waiting(project)
     process.terminate()
     assert eventually((project.folder / "stopping").exists, 30), end(process)
