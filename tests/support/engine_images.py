@@ -76,7 +76,7 @@ def busybox() -> str:
     program = shutil.which("busybox")
     assert program is not None
     name = _named("busybox", BUSYBOX)
-    with files.hold_lock(_cache() / "busybox.lock"):
+    with files.hold_lock(cache() / "busybox.lock"):
         if bases.find_local(endpoint.find(), name) is None:
             _build(name, BUSYBOX, {"busybox": Path(program)})
     return name
@@ -97,7 +97,7 @@ def python_for_shop() -> str:
     """As ``python``, with the packages that the shop needs."""
     dockerfile = WITH_WHEELS.format(base=python())
     name = _named("shop", dockerfile + " ".join(WHEELS))
-    with files.hold_lock(_cache() / "shop.lock"), tempfile.TemporaryDirectory() as folder:
+    with files.hold_lock(cache() / "shop.lock"), tempfile.TemporaryDirectory() as folder:
         if bases.find_local(endpoint.find(), name) is None:
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
             debian = ["--python-version=3.11", f"--dest={folder}"]
@@ -110,8 +110,8 @@ def _debian(what: str, packages: str, changes: Sequence[str]) -> str:
     require()
     argv = [*DEBIAN, f"--include={packages}", "bookworm"]
     name = _named(what, " ".join([*argv, *changes]))
-    kept = _cache() / f"{what}-{name.rpartition(':')[2]}.tar"
-    with files.hold_lock(_cache() / f"{what}.lock"):
+    kept = cache() / f"{what}-{name.rpartition(':')[2]}.tar"
+    with files.hold_lock(cache() / f"{what}.lock"):
         if bases.find_local(endpoint.find(), name) is None:
             if not kept.exists():
                 if not shutil.which("mmdebstrap"):
@@ -154,7 +154,8 @@ def _named(what: str, made_from: str) -> str:
     return f"{REPOSITORY}/{what}:{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Where what takes long to make or to fetch is kept, for other runs too."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / REPOSITORY
     folder.mkdir(parents=True, exist_ok=True)
     return folder
