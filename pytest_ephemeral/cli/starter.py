@@ -103,7 +103,10 @@ ready = { http = "/", timeout = "60s" }
 
 
 def starter(found: Found) -> str:
-    """The configuration: what is found first is the template ``staging``."""
+    """The configuration: what is found first is the template ``staging``.
+
+    Where a Compose file builds services, its template is the default: it says what they need.
+    """
     parts = []
     if found.script is not None:
         parts.append(_application(found.script))
@@ -121,10 +124,11 @@ def starter(found: Found) -> str:
         images[found.container.build] = image
         name = "staging-docker" if parts else "staging"
         parts.append(_container(found.container, image, name))
+    default = _name(next(iter(found.inner)).rpartition("/")[2]) if found.inner else "staging"
     if found.services is not None:
         name = "staging-compose" if parts else "staging"
         parts += _compose_tables(found.services, name, images)
-    default = _name(next(iter(found.inner)).rpartition("/")[2]) if found.inner else "staging"
+        default = name if found.services.builds else default
     return _HEAD.format(default=default) + ("".join(parts) or _EXAMPLE)
 
 

@@ -90,6 +90,7 @@ def test_init_knows_a_dockerfile_as_the_compose_file_uses_it(here: Path) -> None
     )
     assert cli.main(["init"]) == 0
     read = tomllib.loads((here / "ephemeral.toml").read_text())
+    assert read["default-template"] == "staging-compose"
     assert read["images"]["here-container"]["target"] == "builder"
     assert read["templates"]["staging"] == {
         "image": "here-container",
