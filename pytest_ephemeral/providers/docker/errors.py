@@ -17,6 +17,8 @@ _REMEDIES: Final = {
     "address pool": "too many networks: see `docker network ls`; `pytest-ephemeral reap` and "
     "`docker network prune` remove unused ones",
     "not enough memory": "ask for less in the template",
+    "lookup init binary": "the engine's machine has no init for containers: install "
+    "catatonit there, or leave `init` out",
     "executable file not found": "its command is not in the image: see `command`",
     "no such file or directory": "the image lacks what its command needs (text is for "
     "/bin/sh; a list starts a program without one)",
