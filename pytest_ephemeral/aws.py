@@ -18,14 +18,14 @@ from pytest_ephemeral.errors import UnavailableError
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
-#: Codes with which services say that credentials are no longer, or not at all, good.
+#: Error codes of expired or invalid credentials.
 _EXPIRED: Final = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
 _REFUSED: Final = frozenset(
     {"AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId"}
 )
 _UNAUTHORIZED: Final = frozenset({"UnauthorizedOperation", "AccessDenied", "AccessDeniedException"})
 
-#: By words in the names of botocore's exceptions: what can be done when nothing can be asked.
+#: Advice by words in the names of botocore's exceptions, when no request can be made.
 _ADVICE: Final = {
     "Credentials CredentialRetrieval": (
         "AWS: no credentials ({said}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
@@ -38,7 +38,7 @@ _ADVICE: Final = {
     "SSO Token": "AWS: the sign-in has expired ({said}): aws sso login",
 }
 
-#: Who asks, to be told apart in CloudTrail from all others with the same credentials.
+#: The user agent, by which CloudTrail's records show this tool's requests.
 USER_AGENT: Final = "pytest-ephemeral"
 
 #: How often a request is made that fails for reasons that may pass; and a poll, which is repeated
@@ -47,7 +47,7 @@ _PATIENT: Final = 10
 _IMPATIENT: Final = 2
 #: Seconds in which a connection is made, and in which STS, which is asked first of all, answers.
 _ANSWER: Final = 5
-#: Seconds in which every other service does; S3 takes as long as boto3 lets it, for large files.
+#: The same for every other service; S3 has boto3's own limits, for large files.
 _LATEST_ANSWER: Final = 30
 
 T = TypeVar("T")

@@ -11,21 +11,21 @@ from xml.parsers import expat
 
 from pytest_ephemeral.errors import UnavailableError
 
-#: A service's way of saying: later.
+#: Error codes of throttling.
 THROTTLED: Final = frozenset(
     {"RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequestsException"}
 )
 
 #: How often a request is made that fails by an error of the service's own: some ten seconds.
 _SERVER_ERROR_ATTEMPTS: Final = 4
-#: And one that can't even be made, or that nobody answers.
+#: How often a request is made that can't connect, or gets no answer.
 _CONNECTION_ATTEMPTS: Final = 3
 
-#: The first status of errors that are not the request's, and may pass.
+#: The first HTTP status of errors of the service, which may pass.
 _SERVER_ERROR: Final = 500
 _BAD_GATEWAY: Final = 502
 
-#: Told what is going on while a request is made again.
+#: Receives messages while a request is retried.
 _told: ContextVar[Callable[[str], None] | None] = ContextVar("told", default=None)
 
 

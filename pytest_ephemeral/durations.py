@@ -11,7 +11,7 @@ class Duration(float):
 
     __slots__ = ()
     PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
-    #: A hundred years. What is longer is a slip, and no date can be told from it.
+    #: A hundred years. A longer duration is a mistake, and has no date.
     LONGEST: Final = 36500 * 86400.0
     _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 

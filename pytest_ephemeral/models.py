@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Where an environment is in its life, in order; what one on ``standby`` ran on is kept for others.
+#: The states of an environment, in order; the machine of one on ``standby`` is kept for others.
 State = Literal[
     "planned",
     "launching",
@@ -35,7 +35,7 @@ State = Literal[
     "leaked",
 ]
 
-#: What hooks are told has become of an environment; one that ``died`` is destroyed.
+#: The outcomes of an environment that hooks receive; one that ``died`` is destroyed.
 Outcome = Literal["destroyed", "destroying", "kept", "died", "leaked"]
 
 #: ``\Z`` and not ``$``, which matches before a last line feed too.
@@ -50,7 +50,7 @@ Digest = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)]
 #: The name of an image, a template or a stage.
 RecordedName = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 
-#: What publishers tell of an environment: it is up, or what became of it.
+#: What publishers send about an environment: it is up, or how it ended.
 Announcement = Literal["up", Outcome]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Ignore files, in the syntax of gitignore.
 IGNORE_FILES: Final = (".gitignore", ".ephemeralignore")
 
-#: What is never part of one.
+#: Folders and files that are never part of an artifact.
 _ALWAYS: Final = frozenset(
     {".git", ".hg", ".svn", ".ephemeral", ".venv", "venv", ".tox", ".nox", "__pycache__"}
     | {".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "node_modules", ".DS_Store"}

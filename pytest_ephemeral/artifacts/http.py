@@ -124,7 +124,7 @@ class HttpKeeper:
             kept = self.read(path).data
         except RecordMissingError:
             raise self._lost(answer, path) from None
-        if kept != data:  # it is the same after a put that was sent twice as its answer was lost
+        if kept != data:  # equal after a put that was repeated, as its answer was lost
             raise taken
         return files.digest_of([data])
 
@@ -202,7 +202,7 @@ class HttpKeeper:
 
     def _put(self, path: str, content: bytes | IO[bytes], headers: dict[str, str]) -> Response:
         with self._reached():
-            # Followed, a redirect would be got instead of put to.
+            # requests would follow a redirect of a PUT with a GET.
             return self._session.put(
                 self._address(path),
                 data=content,

@@ -78,7 +78,7 @@ class StoredRepository:
 
     def push(self, file: Path, *, name: str | None = None, version: str | None = None) -> Artifact:
         """Store a file."""
-        with _copy_of(file) as copy:  # of a build that goes on, its bytes as they are now
+        with _copy_of(file) as copy:  # a build may still be writing: take its bytes as they are now
             artifact = _describe_file(copy, name, version)
             try:
                 return self._keep(artifact, copy)
@@ -114,7 +114,7 @@ class StoredRepository:
         if not file.is_file() or files.digest_of(files.chunks(file)) != artifact.digest:
             _sweep(file.parent.parent)
             self._download(artifact, file)
-        os.utime(file)  # for the sweep: it was asked for today
+        os.utime(file)  # for the sweep: it was used today
         return file
 
     def _download(self, artifact: Artifact, file: Path) -> None:

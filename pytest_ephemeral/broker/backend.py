@@ -146,7 +146,7 @@ class LifecycleBackend(_Observer):
             try:
                 return self._lifecycle.destroy(environment, outcome=outcome, accepted=accepted)
             except UnverifiedDestroyError:
-                raise  # it is told, and never green; another attempt would find nothing
+                raise  # it is reported as leaked; another attempt would find nothing
             except (EphemeralError, OSError):
                 self._pause(seconds)
         return self._lifecycle.destroy(environment, outcome=outcome, accepted=accepted, last=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _Answer = TypeVar("_Answer")
 
-#: What a test is told that needs an environment when nobody owns any.
+#: The error of a test that needs an environment when the owner process is gone.
 LOST = (
     "the process that owns this run's environments can't be reached ({}): it was killed, or this "
     "worker is on another machine (use workers of this machine: -n NUM)"
@@ -139,7 +139,7 @@ class BrokerClient:
             environment: Environment = self._ask("lease", key, waiting=waiting)
         except EphemeralError:
             raise
-        except BaseException:  # an interrupt, a test's time-out: no test needs it any more
+        except BaseException:  # an interrupt, or a test's time-out: no test needs it any more
             with suppress(EphemeralError):
                 self._tell("release", key)
             raise

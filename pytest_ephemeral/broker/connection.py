@@ -33,7 +33,7 @@ TICK: Final = 0.1
 #: Bytes of the key that clients prove themselves with.
 KEY_LENGTH: Final = 32
 _LENGTH: Final = struct.Struct(">I")
-#: Linux's name for who is at the other end, and what it gives: pid, uid, gid.
+#: Linux's socket option for the peer's identity, and its result: pid, uid, gid.
 _PEER: Final = struct.Struct("3i")
 
 #: Kept here: pytest-socket puts another class in its place.
@@ -43,7 +43,7 @@ _Socket: Final = socket.socket
 Address = str | bytes | tuple[str, int]
 
 
-#: Kept here: what a message says of time is the real time, though a test may have frozen its own.
+#: Kept here: messages have the real time, even if a test has frozen its own clock.
 _TIMES: Final = {
     ("datetime", kind.__name__): kind for kind in (dt.datetime, dt.timedelta, dt.timezone)
 }

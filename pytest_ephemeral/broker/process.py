@@ -87,10 +87,10 @@ class OwnerProcess:
             _program("serve", str(listener.fileno()), str(os.getpid())),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # what it holds open, a step of a CI may wait for
+            stderr=subprocess.DEVNULL,  # a CI step may wait for files that it holds open
             bufsize=0,
             pass_fds=[listener.fileno()],
-            start_new_session=True,  # no Ctrl-C is for it
+            start_new_session=True,  # Ctrl-C must not reach it
         )
         listener.close()
         assert self._process.stdin is not None  # asked for above

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Scope = Literal["session", "package", "module", "class", "function"]
 
-#: What the byte that a client writes to the owner's standard input says: end everything now.
+#: The byte by which a client tells the owner, on its standard input, to end everything now.
 INTERRUPT = b"!"
 
 #: How long a connection may take to prove that it is a client, in seconds.

@@ -148,7 +148,7 @@ class Run(msgspec.Struct):
         """While tests are collected, remove earlier leaks."""
         if self.project is None:
             return
-        with suppress(EphemeralError):  # a store that can't be read is told by whoever needs it
+        with suppress(EphemeralError):  # whoever needs the store reports that it can't be read
             for problem in records.remove_earlier_leaks(self.project):
                 self.relay.tell("warn", problem)
 
@@ -265,7 +265,7 @@ class Run(msgspec.Struct):
         if self.outcome().failed:
             self.complaints.append("no approval was requested: the run has failed")
             return
-        self._record_stage(0, "")  # what people decide by; the report is not written yet
+        self._record_stage(0, "")  # people decide by these; the report is not written yet
         up = [
             entry.environment
             for entry in self.broker.entries

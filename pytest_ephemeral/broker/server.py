@@ -29,7 +29,7 @@ from pytest_ephemeral.models import Environment
 if TYPE_CHECKING:
     from pytest_ephemeral.broker.run import Run
 
-#: What clients may ask for, by who answers: a method of that name.
+#: The requests of clients, by the object that answers: each is the name of a method.
 OF_BROKER: Final = frozenset({"finish_test", "crash_test", "roll_back", "look", "evidence"})
 OF_BROKER_BY_HOLDER: Final = frozenset({"lease", "release"})
 OF_RUN: Final = frozenset({"keep", "decide", "finish", "record"})
@@ -90,7 +90,7 @@ class Server:
             try:
                 end, _ = self._listening.accept()
             except OSError:
-                continue  # whoever that was is gone again
+                continue  # that client is gone again
             threading.Thread(
                 target=self._serve, args=(end,), name="ephemeral client", daemon=True
             ).start()

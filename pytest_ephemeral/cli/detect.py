@@ -20,7 +20,7 @@ _READERS: Final = (
 #: The names of Compose files, in the order in which the compose command looks for them.
 COMPOSE_FILES: Final = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
 
-#: What of a service's ``build`` a recipe has keys for.
+#: The keys of a service's ``build`` that recipes have, too.
 _RECIPE_KEYS: Final = frozenset({"context", "dockerfile", "target", "args"})
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pytest_ephemeral.models import Environment
 
 
-#: The end of a run that has brought up nothing.
+#: The result of a run that brought up nothing.
 _NOTHING: Final = Finished((), (), failed=False)
 
 #: Seconds that are waited for what an owner has left that was killed.

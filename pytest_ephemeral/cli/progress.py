@@ -26,7 +26,7 @@ _WORDS: Final = {
     "warning": "warning:",
 }
 
-#: What stays on the terminal; all else is only in the line that is updated.
+#: Phases that stay on the terminal; all others are shown only in the updated line.
 _LASTING: Final = frozenset({"up", "destroyed", "kept", "warning"})
 
 

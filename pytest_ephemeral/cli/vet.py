@@ -42,7 +42,7 @@ def vet(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def _find_templates(project: Project, image: str) -> list[Template]:
-    project.config.recipe(image)  # an unknown name is told with the closest one
+    project.config.recipe(image)  # for an unknown name, the error names the closest one
     templates = [
         template
         for template in project.config.templates.values()

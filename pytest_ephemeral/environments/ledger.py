@@ -25,7 +25,7 @@ from pytest_ephemeral.tables import Template
 
 FOLDER: Final = "environments/"
 
-# No vowels, so that an id never spells anything, and nothing that is read as something else.
+# No vowels, so that an id never spells a word, and no characters that look like others.
 _ALPHABET: Final = "23456789bcdfghjkmnpqrstvwxz"
 
 

@@ -127,7 +127,7 @@ def _clock_of(environment: Environment) -> datetime | None:
         provider = providers.load(environment.provider)
         return provider.clock(environment) if isinstance(provider, SupportsClock) else None
     except EphemeralError:
-        return None  # whoever can't be asked that does not remove anything either, and says why
+        return None  # a provider that can't be asked removes nothing either, and reports why
 
 
 def _describe_skew(how: str) -> str:

@@ -131,7 +131,7 @@ class HttpProbe(msgspec.Struct, frozen=True):
             return HTTPConnection(host, port, timeout=seconds)
         import ssl
 
-        # Whether it is up is asked, not who it is: test environments sign their own certificates.
+        # Test environments use self-signed certificates: this checks readiness, not identity.
         context = ssl._create_unverified_context()  # noqa: S323, SLF001
         return HTTPSConnection(host, port, timeout=seconds, context=context)
 

@@ -70,7 +70,7 @@ def probes_for(
         return TcpProbe(endpoint, provider.forwards_ports, see)
 
     probes: list[Probe] = [*_own_probes(environment, provider)]
-    # What listens on a port of udp need not answer anything.
+    # A server on a UDP port need not answer.
     streams = [one for one in environment.endpoints.values() if one.scheme != "udp"]
     if ready is None:
         return [*probes, *map(listen, streams)]
@@ -121,7 +121,7 @@ def wait(
     while True:
         alive.look(clock())
         pending, problems = _look(pending, min(ONE_LOOK, timeout))
-        if not pending:  # a stranger that answered in its place: look anew
+        if not pending:  # another process answered in its place: check again
             pending, problems = probes, _foreign_listeners(environment, provider)
         if not problems and alive.look_last():
             return
@@ -241,7 +241,7 @@ def shared_listener(environment: Environment, provider: object) -> str:
     try:
         return provider.shared_listener(environment)
     except EphemeralError:
-        return ""  # it has just ended: whoever uses it will be told
+        return ""  # it has just ended: whoever uses it receives the error
 
 
 def _own_probes(environment: Environment, provider: object) -> list[Probe]:

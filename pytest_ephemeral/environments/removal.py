@@ -28,7 +28,7 @@ def remove(
     recorded = None
     with suppress(StoreError):  # a store on a full disk takes no more changes, but removals
         recorded = ledger.change(environment.id, state="destroying")
-    # The record knows more than whoever waited for a launch that failed: where, and what was asked.
+    # The record has more than the failed launch returned: the place, and the pending requests.
     provider = providers.load(environment.provider)
     target = recorded or environment
     try:

@@ -24,7 +24,7 @@ PROBES: Final[Mapping[str, str]] = {
 
 #: Seconds by which a clock may be off, beside what asking for it takes.
 _CLOCK: Final = 2.0
-#: Less than that is not worth telling.
+#: A smaller offset is not reported.
 _RIGHT: Final = 0.1
 
 _PATIENCE: Final = 120.0

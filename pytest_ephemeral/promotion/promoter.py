@@ -325,6 +325,6 @@ class Promoter(msgspec.Struct):
         if resumed or meant or mine.old is None:
             return
         for changed in (mine.target.records, mine.lowered):
-            with suppress(NameChangedError):  # it had not been changed to that
+            with suppress(NameChangedError):  # the record was not changed to this target
                 if changed:
                     self.backend.swap(changed, mine.old)

@@ -213,7 +213,7 @@ class Steps(msgspec.Struct):
         if not current.environment:
             return said
         production = self.ledger.change(current.environment, production=self.promotion.name)
-        if production is not None:  # else it was destroyed meanwhile; see ``Promoter.promote``
+        if production is not None:  # otherwise it was destroyed meanwhile; see ``Promoter.promote``
             self.publish(production, current.url)
         return said
 

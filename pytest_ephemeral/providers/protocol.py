@@ -21,13 +21,13 @@ HOURLY: Final = "dollars-an-hour"
 #: In an environment's handle: why it was booted, though its template asks for memory to resume.
 COLD_BOOT: Final = "cold-boot"
 
-#: In an environment's handle: what memory it goes on from.
+#: In an environment's handle: the memory that it resumes from.
 RESUMED: Final = "resumed-from"
 
 #: In an environment's handle: once it is ready and seeded, it is to be frozen for those after it.
 TO_FREEZE: Final = "to-freeze"
 
-#: In an environment's handle: it goes on from where one had been seeded, and is not seeded again.
+#: In an environment's handle: it resumes from seeded memory, and is not seeded again.
 SEEDED: Final = "seeded"
 
 #: In an environment's handle: what it is put back to is from before its seed, which is run again.

@@ -350,7 +350,7 @@ def test_answers_that_are_always_cut_are_one_line(bench: Bench) -> None:
     bench.bake()
     bench.account.fault("RunInstances", kind="cut", times=4)
     bench.account.calls()
-    with pytest.raises(EphemeralError, match="answer to RunInstances is cut") as caught:
+    with pytest.raises(EphemeralError, match="answer to RunInstances is truncated") as caught:
         bench.lifecycle.bring_up(bench.template())
     assert len(str(caught.value).splitlines()) == 1
     assert bench.account.calls().count("ec2:TerminateInstances") == 1

@@ -255,7 +255,7 @@ def test_what_is_no_address_lets_nobody_in(
     """A captive portal answers every request; nothing is launched on its word."""
     with who_am_i(answer) as url:
         monkeypatch.setattr(security_groups, "WHO_AM_I", url)
-        refused(bench, "does not report this machine.*ingress", **public(bench))
+        refused(bench, "does not report this machine", **public(bench))
 
 
 def test_without_an_answer_it_is_said_who_does_not(
@@ -263,7 +263,7 @@ def test_without_an_answer_it_is_said_who_does_not(
 ) -> None:
     """And what can be written instead of asking."""
     monkeypatch.setattr(security_groups, "WHO_AM_I", "http://127.0.0.1:9")
-    refused(bench, "127.0.0.1 does not report this machine.*ingress", **public(bench))
+    refused(bench, "127.0.0.1 does not report this machine", **public(bench))
 
 
 def test_a_public_address_that_never_comes_is_told(
@@ -345,7 +345,7 @@ def test_a_region_launches_the_copy_that_is_there(bench: Bench) -> None:
     assert found["Instances"][0]["ImageId"] == copied["ImageId"]
     assert bench.images.prune(0, ()) == []
     bench.lifecycle.destroy(environment)
-    with pytest.raises(LaunchError, match="was not copied to eu-north-1: add it to copy-to"):
+    with pytest.raises(LaunchError, match="add it to copy-to"):
         up(bench, region="eu-north-1", **keys)
     (pruned,) = bench.images.prune(0, ())
     assert pruned.name == "app"

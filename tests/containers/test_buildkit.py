@@ -131,7 +131,7 @@ def test_a_secret_is_in_no_layer_and_no_log(
 def test_a_secret_without_the_plugin(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says what to install."""
     monkeypatch.setenv("TOKEN", TOKEN)
-    with pytest.raises(ConfigurationError, match=r"secrets can't be had.*docker-buildx"):
+    with pytest.raises(ConfigurationError, match=r"secrets need.*docker-buildx"):
         baked(opened, SECRET, secrets={"token": "{env:TOKEN}"})
 
 

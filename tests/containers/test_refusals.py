@@ -67,7 +67,7 @@ def test_a_port_where_nobody_listens(opened: Opened) -> None:
     """The time-out says what does listen, though the engine accepts in anybody's name."""
     more = '[templates.odd]\nimage = "web"\nport = 9000\nready = { tcp = true, timeout = "1s" }\n'
     error = refusal(opened(more), "odd")
-    assert "nobody listens behind it" in str(error)
+    assert "nothing listens behind it" in str(error)
     assert "nothing listens on port 9000 inside it; these do: 0.0.0.0:8080" in str(error)
 
 

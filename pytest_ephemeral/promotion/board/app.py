@@ -109,7 +109,7 @@ class _Requests:
             approval.decide(
                 self._project.ledger,
                 id,
-                decision,  # type: ignore[arg-type]  # held against _DECISIONS above
+                decision,  # type: ignore[arg-type]  # checked against _DECISIONS above
                 by=name,
                 comment=comment,
                 now=datetime.now(UTC),

@@ -181,7 +181,7 @@ def _runs(environment: Environment) -> bool:
     try:
         return not providers.load(environment.provider).status(environment).stop_reason()
     except EphemeralError:
-        return True  # it can't be told from here
+        return True  # it can't be found out from here
 
 
 def _production(project: Project, promotion: Promotion, cards: dict[str, Card]) -> Production:

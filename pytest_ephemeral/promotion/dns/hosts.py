@@ -87,7 +87,7 @@ class Hosts:
 
     def _lines(self) -> list[str]:
         try:
-            # What it says of others may be in any encoding; it comes out as it went in.
+            # Lines of other names may have any encoding; they are written back unchanged.
             return self.file.read_bytes().decode(errors="surrogateescape").splitlines(keepends=True)
         except FileNotFoundError:
             return []

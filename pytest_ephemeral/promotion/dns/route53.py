@@ -102,7 +102,7 @@ class Route53:
                 # The answer to this very batch was lost, and boto3 sent it again: it had worked.
                 # One that changes nothing has an id to wait for.
                 return self.swap(new, new)
-            if now == sort_records(old):  # it is the new record that the service will not have
+            if now == sort_records(old):  # the service rejects the new record
                 raise DnsError(str(error)) from None
             raise NameChangedError(
                 f"someone else changed {self.name}: it is {format_records(now)} in Route 53, "

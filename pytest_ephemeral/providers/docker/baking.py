@@ -203,7 +203,7 @@ class DockerBaker:
         engine, tag = endpoint.find(), tag_of(image)
         found = bases.find_local(engine, tag)
         if found is not None and image_store.digest_of(engine, found) != image.digest:
-            # Someone has given the name to another image.
+            # The name was given to another image.
             _delete_nameless(engine, image_store.id_on(engine, image), image.key)
             return
         try:

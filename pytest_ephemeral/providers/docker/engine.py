@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: that is busy takes many.
 TIMEOUT: Final = 120.0
 
-#: Seconds in which any engine that works says that it is there.
+#: Seconds in which any working engine answers.
 _PING: Final = 10.0
 
 #: What the engine listens on where an address names no port, without and with TLS.

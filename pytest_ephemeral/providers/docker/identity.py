@@ -143,7 +143,7 @@ def ask_early(engine: Engine) -> None:
     """Ask an engine for its id beside what else there is to do: a launch needs it first of all."""
 
     def ask() -> None:
-        with suppress(EphemeralError, TimeoutError):  # whoever needs it asks again, and is told
+        with suppress(EphemeralError, TimeoutError):  # whoever needs it gets the error
             id_of(engine)
 
     threading.Thread(target=ask, name="engine id", daemon=True).start()

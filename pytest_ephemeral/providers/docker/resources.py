@@ -337,7 +337,7 @@ def _each(paths: Sequence[str], delete: Callable[[str], Any]) -> list[str]:
             if error.status == _GONE:
                 return ""
             if error.status in {_CONFLICT, _IN_USE}:
-                return str(error)  # someone else is at it, or it is used until that one is gone
+                return str(error)  # removed by someone else just now, or still in use
             raise
         return ""
 

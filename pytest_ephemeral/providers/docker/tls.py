@@ -8,7 +8,7 @@ from typing import Final
 
 from pytest_ephemeral.errors import UnavailableError
 
-#: How the library puts it that what came was no TLS at all.
+#: The library's error for an answer that is not TLS.
 _NO_TLS: Final = ("wrong version", "http request", "unknown protocol", "record layer")
 
 

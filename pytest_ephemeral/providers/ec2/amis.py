@@ -39,7 +39,7 @@ OUTLIVING: Final = "outliving-volumes"
 
 _UNRECORDED: Final = {"Name": f"tag:{STATE}", "Values": [QUARANTINED, UNRECORDED]}
 _NOT_VISIBLE: Final = "not visible yet"
-#: In place of an AMI's state.
+#: Shown in place of an AMI's state.
 UNKNOWN: Final = "unknown, as AWS throttles the request"
 GONE: Final = frozenset(
     {"InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound"}

@@ -22,7 +22,7 @@ _ATTEMPTS = 50
 #: Where free ports are looked for: above what servers usually have, below what Linux gives to
 #: outgoing connections (net.ipv4.ip_local_port_range, ip(7)), which would have them now and then.
 _FREE_PORTS: Final = range(20_000, 32_000)
-#: For whoever has met an application that can't be kept to one address.
+#: The advice for an application that can't listen on one address only.
 EVERYWHERE_CURE: Final = (
     "let the application listen on $HOST. If it can only listen on every address, let it listen "
     "on $PORT, and set `free-port = true` in its template"

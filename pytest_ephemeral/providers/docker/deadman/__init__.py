@@ -37,7 +37,7 @@ class Deadman:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            start_new_session=True,  # no Ctrl-C is for it
+            start_new_session=True,  # Ctrl-C must not reach it
         )
         if self._process.stdin is None:  # asked for above; said for the type checker
             raise RuntimeError("the watcher has no pipe")

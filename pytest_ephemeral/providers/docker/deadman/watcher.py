@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import sys
 
-#: The last word of an owner that has seen to all it made.
+#: The message of an owner that has cleaned up everything.
 RELEASED = "released"
 
-#: What the command is told of an owner that ended without a word.
+#: The argument of the command after an owner that ended without that message.
 DIED = "died"
 
 

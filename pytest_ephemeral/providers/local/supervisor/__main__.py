@@ -12,4 +12,4 @@ if __name__ == "__main__":
 
     from supervisor.entry import main  # type: ignore[import-not-found]
 
-    os._exit(main())  # there is nothing left to be tidied up
+    os._exit(main())  # there is nothing left to clean up
