@@ -182,6 +182,7 @@ class Lifecycle(msgspec.Struct):
         with (
             self._baselines.use(environment.id) as order,
             timer.phase(environment.id, "rollback"),
+            rollback.explain_expiry(order.environment, provider),
         ):
             changed = rollback.roll_back(order, provider)
             self._baselines.add(order, changed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -110,6 +111,41 @@ def roll_back(order: Order, provider: Provider) -> Environment:
         raise EphemeralError(
             f"{environment.id} can't be put back to its baseline: {error}"
         ) from error
+
+
+@contextmanager
+def explain_expiry(environment: Environment, provider: Provider) -> Iterator[None]:
+    """Say of an environment that could not be put back if it is because its time is over.
+
+    Args:
+        environment: Which.
+        provider: What runs it.
+
+    Raises:
+        EphemeralError: Whatever went wrong in the block.
+    """
+    try:
+        yield
+    except (EphemeralError, OSError) as error:
+        if _has_expired(environment, provider):
+            raise EnvironmentGoneError(
+                f"{environment.id} expired at {environment.expires_at:%H:%M:%S} UTC, while it was "
+                f"put back to its baseline. Give the template {environment.template} a longer ttl"
+            ) from error
+        if isinstance(error, OSError):
+            raise EphemeralError(
+                f"{environment.id} can't be put back to its baseline: {error}"
+            ) from error
+        raise
+
+
+def _has_expired(environment: Environment, provider: Provider) -> bool:
+    until = environment.expires_at
+    if until is None or datetime.now(UTC) < until:
+        return False
+    with suppress(EphemeralError, OSError):
+        return provider.status(environment).state == "gone"
+    return False
 
 
 def seed_again(order: Order, environment: Environment, provider: Provider) -> None:

@@ -50,18 +50,20 @@ def refuse_databases(
 
 
 def refuse_folder(template: Template, what: str, path: str | Path) -> None:
-    """Refuse to roll back a template that writes to a folder of this machine.
+    """Refuse to roll back a template that writes to a folder of this machine, or of a file server.
 
     Args:
         template: Which.
         what: What it is to the template, such as ``service web``.
-        path: The folder.
+        path: The folder, such as ``:/export`` of a file server.
 
     Raises:
         ConfigurationError: Always.
     """
+    is_served = ":/" in str(path) or str(path).startswith("//")  # by NFS, or by SMB
+    where = "of a file server" if is_served else "of this machine"
     raise ConfigurationError(
-        f"templates.{template.name}: {what} is bound to {path} of this machine, which a rollback "
+        f"templates.{template.name}: {what} is bound to {path} {where}, which a rollback "
         "can't put back. Mount it read-only, use a named volume, or put it back by a command of "
         'yours: reset = "COMMAND"'
     )

@@ -59,6 +59,14 @@ services:
 volumes: {shared: {}}
 """
 
+#: Named, and still not an environment's own: but for the one in memory.
+VOLUMES_OF_OTHERS = """
+volumes:
+  outside: {external: true}
+  folder: {driver_opts: {type: none, o: bind, device: /tmp}}
+  memory: {driver_opts: {type: tmpfs, device: tmpfs}}
+"""
+
 
 def bring_up(lifecycle: Any, template: str) -> Environment:
     """An environment with a baseline."""
@@ -125,14 +133,16 @@ def test_services_are_as_they_were(opened: Opened, tmp_path: Path) -> None:
     [
         ("/tmp:/shared", "the service web is bound to /tmp of this machine"),
         ("outside:/shared", "the volume 'outside' of the service web is external"),
+        ("folder:/shared", "the service web is bound to /tmp of this machine"),
     ],
 )
 def test_what_others_have_is_refused(
     opened: Opened, tmp_path: Path, volume: str, told: str
 ) -> None:
     """Before anything is launched; read-only folders are not changed, and so not refused."""
-    text = f"services:\n  web: {{image: BASE, volumes: ['{volume}', '/etc:/read:ro']}}\n"
-    write(tmp_path, f"{text}volumes: {{outside: {{external: true}}}}\n")
+    read = "'/etc:/read:ro', 'folder:/too:ro', 'memory:/memory'"
+    text = f"services:\n  web: {{image: BASE, volumes: ['{volume}', {read}]}}\n"
+    write(tmp_path, text + VOLUMES_OF_OTHERS)
     lifecycle = opened(compose("web"))
     with pytest.raises(ConfigurationError, match=told):
         lifecycle.check("odd", rolled_back=True)

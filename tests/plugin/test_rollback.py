@@ -21,6 +21,7 @@ import os, socket, sys, time
 kept = os.path.join(os.environ["STATE"], "kept")
 with open(kept, "a"):
     time.sleep(float(os.environ.get("SLOW", "0")) if os.path.getsize(kept) else 0)
+    time.sleep(100 if os.path.exists(os.environ.get("HOLD", "")) else 0)
 server = socket.create_server((sys.argv[1], int(sys.argv[2])))
 print("serving", flush=True)
 while True:
@@ -265,6 +266,26 @@ def test_what_was_attached_to_has_no_baseline(project: PluginProject) -> None:
         assert "no baseline" in run(project, f"--ephemeral-attach={id}", status=4)
     finally:
         project.command("down", id)
+
+
+def test_expired_while_it_is_put_back(project: PluginProject) -> None:
+    """It is told once, with what to do about it; no test has half of it, and nothing is left."""
+    hold = project.folder / "hold"
+    set_in_template(project, f"rollback = 'each'\nttl = '4s'\nenv = {{ HOLD = '{hold}' }}")
+    project.write(
+        test_it="""
+def test_first(ephemeral_env): open("hold", "w")
+def test_next(ephemeral_env): open("next", "w")
+def test_last(ephemeral_env): open("next", "w")
+"""
+    )
+    output = run(project, status=1)
+    assert "1 passed, 2 errors" in output
+    told = re.findall(r"expired at [\d:]{8} UTC, while it was put back", output.split("= ep")[0])
+    assert len(told) == 2  # once for each test
+    assert f"Give the template {project.one} a longer ttl" in output
+    assert "another exception" not in output
+    assert not (project.folder / "next").exists()
 
 
 def test_interrupted_while_it_is_put_back(project: PluginProject) -> None:

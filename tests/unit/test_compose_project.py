@@ -315,3 +315,27 @@ def test_several_containers_of_a_service() -> None:
     text = "services: {web: {image: x, deploy: {replicas: 2}}}"
     assert changed(text)["services"]["web"]["ports"] == ["127.0.0.1::80/tcp"]
     assert changed(text, scale={"web": 1})["services"]["web"]["ports"] == ["127.0.0.1:49160:80/tcp"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"type": "none", "o": "bind", "device": "/srv"}, "bound to /srv of this machine"),
+        ({"type": "nfs", "device": ":/export"}, "bound to :/export of a file server"),
+        ({"type": "cifs", "device": "//nas/tea"}, "bound to //nas/tea of a file server"),
+        ({"type": "tmpfs", "device": "tmpfs"}, ""),
+    ],
+)
+def test_a_volume_that_stands_for_a_folder_is_not_put_back(
+    options: dict[str, str], told: str
+) -> None:
+    """Refused with the folder's name, unless it can only be read."""
+    template = ComposeTemplate(name="shop", file="compose.yaml", service="web", port=80)
+    services = {"web": {"volumes": ["data:/data"]}, "reader": {"volumes": ["data:/data:ro"]}}
+    file = {"services": services, "volumes": {"data": {"driver_opts": options}}}
+    state.check_state(file, template, {"reader": services["reader"]})
+    if not told:
+        state.check_state(file, template, services)
+        return
+    with pytest.raises(ConfigurationError, match=f"the service web is {told}"):
+        state.check_state(file, template, services)
