@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import socket
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -35,7 +36,9 @@ from pytest_ephemeral.providers.qemu import (
     memory,
     programs,
     qmp,
+    replacement,
 )
+from pytest_ephemeral.providers.qemu.hardware import Hardware
 from pytest_ephemeral.providers.qemu.memory import Memory
 from pytest_ephemeral.providers.qemu.tables import Download, QemuRecipe, QemuTemplate
 from pytest_ephemeral.testing.bench import make_order
@@ -237,6 +240,33 @@ def test_recipes_that_make_no_sense(keys: dict[str, Any], message: str) -> None:
         QemuRecipe(name="app", **keys).check()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is only frozen there")
+@pytest.mark.parametrize(
+    ("version", "room", "kind"),
+    [
+        ("7.2.22", 1, "memfd"),
+        ("8.0.5", 1, "memfd"),
+        ("10.0.13", 1, "file"),
+        ("10.0.13", 0, "memfd"),
+    ],
+)
+def test_memory_that_can_be_left_out_of_a_state(
+    program: Any, monkeypatch: pytest.MonkeyPatch, version: str, room: int, kind: str
+) -> None:
+    """From 8.1 on, QEMU only does that with a file that it opened by its path."""
+    program(f"echo 'QEMU emulator version {version} (Debian)'")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    status = os.statvfs("/")
+    size = physical // 2 // status.f_frsize if room else (64 << 20) // status.f_frsize
+    values = list(status)
+    values[2] = size  # f_blocks
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(values))
+    hardware = Hardware(memory="256M", cpus=1, machine="q35", accelerator="tcg", cpu="Nehalem")
+    (memory,) = [one for one in hardware.argv(None) if one.startswith("memory-backend-")]
+    assert memory.startswith(f"memory-backend-{kind},id=ram,size=268435456,")
+    assert memory.endswith("share=on")
+
+
 def test_memory_before_a_command_that_is_not_there() -> None:
     """Frozen before it started, an image's own application could never be started."""
     with pytest.raises(ValueError, match="needs a command"):
@@ -370,6 +400,20 @@ def test_a_machine_that_has_no_monitor_is_told(tmp_path: Path) -> None:
         qmp.open_monitor("vm-1", tmp_path, timeout=0.1)
 
 
+@pytest.mark.parametrize("open_port", [qmp.open_monitor, qmp.open_agent, qmp.open_helper])
+def test_a_machine_that_has_ended_is_not_waited_for(tmp_path: Path, open_port: Any) -> None:
+    """Its sockets are still there: what is run in it, or freezes it, is told at once."""
+    for name in ("monitor", "agent", "restore"):
+        with (
+            socket.socket(socket.AF_UNIX) as port,
+            host._path(GuardAddress("vm-1", tmp_path, name)) as path,
+        ):
+            port.bind(path)
+    (tmp_path / qmp.ENDED).write_text("-9")
+    with pytest.raises(qmp.MachineError, match="of vm-1 is not there: QEMU has ended"):
+        open_port("vm-1", tmp_path, timeout=1e9)
+
+
 @pytest.mark.parametrize("said", [b"", b'{"QMP": {}}\n', b'{"QMP": {}}\n{"error": {}}\n'])
 def test_a_monitor_that_ends_at_once_leaves_no_socket(tmp_path: Path, said: bytes) -> None:
     """QEMU may exit while it is asked: before its greeting, after it, or with a refusal."""
@@ -415,6 +459,30 @@ def test_a_machine_that_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPat
     template = QemuTemplate(name="vm", image="app", command="serve", port=80)
     environment, provider = make_order(template, None).environment, load("qemu")
     assert [provider.status(environment).state for _ in range(2)] == ["running", "gone"]
+
+
+def test_a_guard_that_dies_before_its_machine_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever waits is told: nobody will ever read what starts the next QEMU."""
+    place = machines.MachineFolder(tmp_path)
+    place.state.mkdir()
+    (place.state / qmp.ENDED).write_text("0")
+    os.mkfifo(place.state / "again")
+    disk = tmp_path / "fresh"
+    disk.touch()
+    left = iter(range(4))
+
+    def ask(_: GuardAddress) -> dict[str, Any]:
+        if next(left, None) is None:
+            raise EnvironmentGoneError("nothing runs of it any more")
+        return {}
+
+    monkeypatch.setattr(client, "status", ask)
+    monkeypatch.setattr(machines.Start, "argv", lambda _: ["true"])
+    start: Any = machines.Start(hardware=None, content=None, fresh_disk=disk)  # type: ignore[arg-type]
+    with pytest.raises(EnvironmentGoneError):
+        replacement.replace_machine(place, start)
 
 
 def test_a_database_elsewhere_is_not_put_back(tmp_path: Path) -> None:

@@ -300,7 +300,8 @@ def test_another_qemu_does_not_fit(
     project: Project, provider: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its devices may have other states."""
-    monkeypatch.setattr(programs, "version", lambda _: "QEMU emulator version 99")
+    told = programs.version(programs.find(programs.SYSTEM))
+    monkeypatch.setattr(programs, "version", lambda _: f"{told}, patched")
     order = project.order()
     assert isinstance(order.template, QemuTemplate)
     try:

@@ -13,7 +13,7 @@ from pytest_ephemeral.errors import EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import external_state
 from pytest_ephemeral.providers.protocol import COLD_BOOT, RESUMED, SEEDED, Order
-from pytest_ephemeral.providers.qemu import machines, memory, programs, restore
+from pytest_ephemeral.providers.qemu import memory, programs, replacement, restore
 from pytest_ephemeral.providers.qemu.hardware import GUEST
 from pytest_ephemeral.providers.qemu.launch import Plan, make_plan, resume
 from pytest_ephemeral.providers.qemu.memory import Memory
@@ -73,7 +73,7 @@ class MachineBaselines:
         """End its QEMU, and let another go on from the baseline, behind the same ports."""
         plan = make_plan(order)
         found = Memory(Path(order.environment.handle[_BASELINE]))
-        machines.replace_machine(plan.place, plan.start_from(found))
+        replacement.replace_machine(plan.place, plan.start_from(found))
         resume(plan, found, boot=False)
         return order.environment
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ GUEST: Final = "10.0.2.15"
 #: The names of what lies in a machine's folder.
 DISK: Final = "disk.qcow2"
 SEED: Final = "seed"
+
+#: A folder whose files are in memory, if it is large enough.
+SHARED: Final = "/dev/shm"  # noqa: S108
 
 
 class Hardware(msgspec.Struct, frozen=True):
@@ -64,8 +68,27 @@ def _memory_object(size: int, file: Path | None) -> str:
     if file is not None:
         return f"memory-backend-file,id=ram,size={size},mem-path={_escape(file)},share=off"
     # Shared, so that migration leaves it out (x-ignore-shared), and in no file of any disk.
-    kind = "memfd" if sys.platform == "linux" else "ram"
-    return f"memory-backend-{kind},id=ram,size={size}" + (",share=on" if kind == "memfd" else "")
+    if sys.platform != "linux":
+        return f"memory-backend-ram,id=ram,size={size}"
+    if needs_named_memory() and _has_room(SHARED):
+        # In a folder, QEMU makes a file and removes its name at once.
+        return f"memory-backend-file,id=ram,size={size},mem-path={SHARED},share=on"
+    return f"memory-backend-memfd,id=ram,size={size},share=on"
+
+
+def needs_named_memory() -> bool:
+    """Whether QEMU only leaves memory out that it opened by a path: from 8.1 on."""
+    return programs.release(programs.find(programs.SYSTEM)) >= (8, 1)
+
+
+def _has_room(folder: str) -> bool:
+    """Whether a folder in memory is as large as usual: containers have 64 MB there."""
+    try:
+        status = os.statvfs(folder)
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except OSError:
+        return False
+    return status.f_frsize * status.f_blocks >= 0.4 * physical
 
 
 def device_argv(

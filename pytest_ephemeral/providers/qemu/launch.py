@@ -19,7 +19,7 @@ from pytest_ephemeral.providers.local.guarded import held as guards
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 from pytest_ephemeral.providers.local.reference import AS_IT_IS
 from pytest_ephemeral.providers.protocol import COLD_BOOT, RESUMED, SEEDED, TO_FREEZE, Order
-from pytest_ephemeral.providers.qemu import machines, memory, programs
+from pytest_ephemeral.providers.qemu import machines, memory, programs, replacement
 from pytest_ephemeral.providers.qemu.content import Content
 from pytest_ephemeral.providers.qemu.fit import describe_difference, describe_fit
 from pytest_ephemeral.providers.qemu.hardware import GUEST, Hardware
@@ -218,9 +218,9 @@ def _go_on(plan: Plan, found: Memory) -> dict[str, str]:
     """Have the machine go on from memory; where that fails, boot it. More of its handle."""
     try:
         resume(plan, found, boot=plan.is_booted_only)
-    except EphemeralError as error:
+    except (EphemeralError, OSError) as error:
         found.remove()  # it would fail the next one too
-        machines.replace_machine(plan.place, plan.start)
+        replacement.replace_machine(plan.place, plan.start)
         why = f"its memory could not be resumed: {error}"
         return {COLD_BOOT: why, **({} if plan.is_booted_only else {TO_FREEZE: "yes"})}
     seeded = {} if plan.is_booted_only else {SEEDED: "yes"}

@@ -36,9 +36,6 @@ _LOOP: Final = (
     'while :; do sh ./start; echo "$?" >ended; read -r _ <again; mv next start; rm ended; done'
 )
 
-#: Seconds in which QEMU ends when it is told to.
-_QUIT: Final = 30.0
-
 _UP: Final = "up"
 #: The user data of a machine that is to say when it is up.
 UP_SCRIPT: Final = f"#!/bin/sh\necho 'pytest-ephemeral:end:0| {_UP}' >/dev/console\n"
@@ -121,35 +118,8 @@ def write_seed(place: MachineFolder, script: str) -> None:
     (seed / "user-data").write_text(script)
 
 
-def replace_machine(place: MachineFolder, start: Start) -> None:
-    """End the QEMU that runs, if one does, and start another under the same guard.
-
-    Args:
-        place: The machine's folder; its disk is made anew.
-        start: How it is started.
-
-    Raises:
-        EphemeralError: The guard is gone, or QEMU does not end.
-    """
-    if exit_status(place) is None:
-        with suppress(qmp.MachineError), qmp.open_monitor(place.path.name, place.state, 5.0) as old:
-            old.call("quit")
-    deadline = time.monotonic() + _QUIT
-    while exit_status(place) is None:
-        if time.monotonic() > deadline:
-            raise qmp.MachineError(f"the QEMU process of {place.path.name} does not end")
-        time.sleep(0.002)
-    start.create_disk(place)
-    client.status(place.control)  # what was printed is in the log now, so its end is known
-    (place.state / SINCE).write_text(str(logs.end(place.logs, CONSOLE)))
-    _write_start(place, start, "next")
-    with (place.state / "again").open("w") as again:
-        again.write("\n")
-    while (place.state / "next").exists() or (place.state / "ended").exists():
-        time.sleep(0.002)
-
-
-def _write_start(place: MachineFolder, start: Start, name: str = "start") -> None:
+def write_start(place: MachineFolder, start: Start, name: str = "start") -> None:
+    """Write how QEMU is started, now or next."""
     (place.state / name).write_text(f"exec {shlex.join(start.argv())}\n")
 
 
@@ -173,7 +143,7 @@ def start_machine(
         settle: A command run after it ended without its owner.
     """
     start.create_disk(place)
-    _write_start(place, start)
+    write_start(place, start)
     os.mkfifo(place.state / "again", 0o600)
     return guard.start(
         guard.Spec(
@@ -221,7 +191,7 @@ def exit_status(place: MachineFolder) -> int | None:
     """
     client.status(place.control)
     try:
-        return int((place.state / "ended").read_text())
+        return int((place.state / qmp.ENDED).read_text())
     except (FileNotFoundError, ValueError):  # or it is just being written
         return None
 

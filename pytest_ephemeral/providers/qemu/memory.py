@@ -23,7 +23,12 @@ from pytest_ephemeral import files, machine
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Model, decode, encode
 from pytest_ephemeral.providers.qemu import programs, qmp, restore
-from pytest_ephemeral.providers.qemu.hardware import DISK, describe_forward
+from pytest_ephemeral.providers.qemu.hardware import (
+    DISK,
+    SHARED,
+    describe_forward,
+    needs_named_memory,
+)
 from pytest_ephemeral.providers.qemu.qmp import MachineError
 
 #: Seconds until the state of the devices is written, or read.
@@ -271,9 +276,10 @@ def _find_ram(pid: int) -> Path | None:
 
     One that goes on from frozen memory itself has its own pages in none.
     """
+    sign = f"{SHARED}/qemu_back_mem." if needs_named_memory() else "memfd:memory-backend"
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
-            if "memfd:memory-backend" in str(descriptor.readlink()):
+            if sign in str(descriptor.readlink()):
                 return descriptor
     return None
 

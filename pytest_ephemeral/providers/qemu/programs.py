@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -41,6 +42,12 @@ def version(program: str) -> str:
     """What a program says of its version, in its first line."""
     told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     return told.stdout.partition("\n")[0].strip()
+
+
+def release(program: str) -> tuple[int, int]:
+    """A program's version as numbers; zeros where it does not tell."""
+    told = re.search(r"version (\d+)\.(\d+)", version(program))
+    return (int(told[1]), int(told[2])) if told else (0, 0)
 
 
 def to_bytes(size: str) -> int:

@@ -14,11 +14,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers.local import host
 from pytest_ephemeral.providers.local.host import GuardAddress
+
+#: Beside the sockets of a machine whose QEMU has ended: its status.
+ENDED: Final = "ended"
 
 
 class MachineError(EphemeralError):
@@ -219,6 +222,8 @@ def _connect(id: str, folder: Path, name: str, timeout: float) -> MachineConnect
         try:
             return MachineConnection(id, folder, name, timeout)
         except OSError as error:
-            if time.monotonic() > deadline:
+            if (folder / ENDED).exists():
+                raise MachineError(f"the {name} of {id} is not there: QEMU has ended") from error
+            if time.monotonic() > deadline or not folder.is_dir():
                 raise MachineError(f"the {name} of {id} is not there: {error}") from error
         time.sleep(0.002)

@@ -1,0 +1,84 @@
+"""End the QEMU of a machine, and start another in its place, under the same guard."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from pytest_ephemeral.providers.local import client, logs
+from pytest_ephemeral.providers.qemu import qmp
+from pytest_ephemeral.providers.qemu.machines import (
+    CONSOLE,
+    SINCE,
+    MachineFolder,
+    Start,
+    exit_status,
+    write_start,
+)
+
+#: Seconds in which QEMU ends when it is told to.
+_QUIT: Final = 30.0
+
+
+def replace_machine(place: MachineFolder, start: Start) -> None:
+    """End the QEMU that runs, if one does, and start another under the same guard.
+
+    Args:
+        place: The machine's folder; its disk is made anew.
+        start: How it is started.
+
+    Raises:
+        EphemeralError: The guard is gone, or QEMU does not end.
+    """
+    if exit_status(place) is None:
+        with suppress(qmp.MachineError), qmp.open_monitor(place.path.name, place.state, 5.0) as old:
+            old.call("quit")
+    id = place.path.name
+    _wait(lambda: exit_status(place) is not None, f"the QEMU process of {id} does not end")
+    try:
+        start.create_disk(place)
+        client.status(place.control)  # what was printed is in the log now, so its end is known
+        (place.state / SINCE).write_text(str(logs.end(place.logs, CONSOLE)))
+        write_start(place, start, "next")
+    except OSError as error:
+        client.status(place.control)  # with its guard, the folder has gone
+        raise qmp.MachineError(f"the machine {id} can't be started again: {error}") from error
+    _wait(lambda: _ring(place), f"the guard of {id} does not start QEMU")
+    files = [place.state / name for name in ("next", qmp.ENDED)]
+    _wait(
+        lambda: not any(file.exists() for file in files), f"the QEMU process of {id} does not start"
+    )
+
+
+def _ring(place: MachineFolder) -> bool:
+    """Tell the loop that has seen QEMU end to go on; False as long as it does not listen.
+
+    Raises:
+        EphemeralError: Its guard is gone, and nobody ever will.
+    """
+    client.status(place.control)
+    try:
+        again = os.open(place.state / "again", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # ENXIO: nobody reads yet; or all of it has just been removed
+        return False
+    try:
+        os.write(again, b"\n")
+    finally:
+        os.close(again)
+    return True
+
+
+def _wait(is_done: Callable[[], bool], otherwise: str) -> None:
+    """Wait until something is done, for as long as QEMU may take to end.
+
+    Raises:
+        MachineError: It is not.
+    """
+    deadline = time.monotonic() + _QUIT
+    while not is_done():
+        if time.monotonic() > deadline:
+            raise qmp.MachineError(otherwise)
+        time.sleep(0.002)
