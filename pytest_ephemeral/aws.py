@@ -202,6 +202,12 @@ def may_pass(error: UnavailableError) -> bool:
     return cause is None
 
 
+def is_unauthorized(error: UnavailableError) -> bool:
+    """Whether AWS was reached, and these credentials may not do this one thing."""
+    cause = error.__cause__
+    return isinstance(cause, Exception) and code(cause) in _UNAUTHORIZED
+
+
 def _is_raised_by_botocore(error: BaseException) -> bool:
     """Whether an error comes from botocore's own work, such as reading a token's file."""
     frames = traceback.walk_tb(error.__traceback__)

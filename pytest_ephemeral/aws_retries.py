@@ -13,7 +13,11 @@ from pytest_ephemeral.errors import UnavailableError
 
 #: Error codes of throttling.
 THROTTLED: Final = frozenset(
-    {"RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequestsException"}
+    {
+        *("BandwidthLimitExceeded", "EC2ThrottledException", "RequestLimitExceeded"),
+        *("RequestThrottled", "RequestThrottledException", "SlowDown", "ThrottledException"),
+        *("Throttling", "ThrottlingException", "TooManyRequestsException"),
+    }
 )
 
 #: How often a request is made that fails by an error of the service's own: some ten seconds.

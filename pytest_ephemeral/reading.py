@@ -104,7 +104,8 @@ def read_table(value: Mapping[str, Any], kind: type[T], where: str, *, name: str
     fields = keys_of(kind)
     for key in value:
         if key not in fields:
-            raise Problem(join(where, key), f"unknown key.{closest(key, fields)}")
+            reason = kind.left_out.get(key)  # type: ignore[attr-defined]
+            raise Problem(join(where, key), reason or f"unknown key.{closest(key, fields)}")
     hints = get_type_hints(kind, include_extras=True)
     found: dict[str, Any] = {"name": name} if name else {}
     for key, field in fields.items():

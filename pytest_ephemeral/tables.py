@@ -5,7 +5,7 @@ The same types read the configuration strictly and make its JSON Schema.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
@@ -60,7 +60,14 @@ Audience = Literal[
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """A table of ``ephemeral.toml``: an unknown key is an error."""
+    """A table of ``ephemeral.toml``: an unknown key is an error.
+
+    Attributes:
+        left_out: Keys that people look for here, and that there are not on purpose: why, and what
+            to write instead.
+    """
+
+    left_out: ClassVar[Mapping[str, str]] = {}
 
     def check(self) -> None:
         """Check keys against each other; called once, when the configuration is read.

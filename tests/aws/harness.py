@@ -103,19 +103,28 @@ class Account:
         return asked
 
     def fault(
-        self, action: str, code: str = "", *, kind: str = "refuse", times: int = 1, after: int = 0
+        self,
+        action: str,
+        code: str = "",
+        *,
+        kind: str = "refuse",
+        times: int = 1,
+        after: int = 0,
+        seconds: float = 0.0,
     ) -> None:
         """Let calls go wrong.
 
         Args:
             action: A regular expression.
             code: What is answered.
-            kind: ``refuse``, ``throttle``, ``lost`` (done, and the answer never arrives) or ``cut``
-                (done, and half of the answer arrives).
+            kind: ``refuse``, ``throttle``, ``lost`` (done, and the answer never arrives), ``cut``
+                (done, and half of the answer arrives) or ``delay`` (done, after ``seconds``).
             times: How many calls.
             after: After how many that go well.
+            seconds: How long calls are delayed.
         """
-        self.tell("fault", action=action, code=code, kind=kind, times=times, after=after)
+        rule = {"action": action, "code": code, "kind": kind, "times": times, "after": after}
+        self.tell("fault", **rule, seconds=seconds)
 
     def left(self) -> list[str]:
         """All that is there and was not before: instances, groups, quarantined AMIs and such."""

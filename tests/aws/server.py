@@ -53,8 +53,11 @@ class Harness:
         fault = self._fault(request)
         if fault is not None and fault["kind"] == "kill":
             return self._kill(request, fault, start_response)
-        if fault is not None and fault["kind"] not in {"lost", "cut"}:
+        if fault is not None and fault["kind"] not in {"lost", "cut", "delay"}:
             return self._refusal(request, fault).send(start_response)
+        if fault is not None and fault["kind"] == "delay":
+            time.sleep(fault["seconds"])
+            fault = None
         answer = self.strict.answer(request)
         if fault is not None and fault["kind"] == "cut":
             half = answer.body[: len(answer.body) // 2]

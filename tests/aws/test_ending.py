@@ -7,10 +7,12 @@ import os
 import signal
 from collections import Counter
 
+import boto3
 import pytest
 
 from aws.conftest import Bench
 from aws.project import Project
+from aws.test_calls import is_watching
 from pytest_ephemeral import providers
 from pytest_ephemeral.errors import DestroyError
 from pytest_ephemeral.providers.abilities import SupportsStagedDestroy
@@ -24,6 +26,8 @@ file = "topic.json"
 url = "{url}"
 ready = {{ tcp = true }}
 """
+#: The looks at a stack that a run takes here: once made, before its end, and after.
+LOOKS = 3
 
 
 def kill_owner(bench: Bench) -> str:
@@ -138,23 +142,43 @@ def topic(bench: Bench) -> Project:
     }
     (project.folder / "topic.json").write_text(json.dumps(body))
     (project.folder / "test_suite.py").write_text(
-        "def test_it(ephemeral_env):\n    assert ephemeral_env.url\n"
-        "def test_it_again(ephemeral_env):\n    assert ephemeral_env.logs()\n"
+        "import pytest\n"
+        "@pytest.mark.parametrize('number', range(10))\n"
+        "def test_it(ephemeral_env, number):\n    assert ephemeral_env.url\n"
     )
     return project
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
-def test_a_stack_of_one_topic(topic: Project, bench: Bench, workers: tuple[str, ...]) -> None:
-    """Nothing in it has a console: its log is its events."""
+def test_a_stack_of_one_topic(topic: Project, bench: Bench) -> None:
+    """Nothing in it has a console: its log is its events, and EC2 is never asked."""
+    until(lambda: not is_watching())  # for tests before this one
+    bench.account.fault("(Describe|Run|Terminate)Instances", "UnauthorizedOperation", times=999)
     bench.account.calls()
-    options = ("--ephemeral-template", "topic", "--ephemeral-logs", "logs", *workers)
-    done = topic.run("pytest", "--ephemeral-env", *options)
-    assert "2 passed" in done.stdout
+    options = ("--ephemeral-template", "topic", "--ephemeral-logs", "logs", "-n", "2")
+    done = topic.run("pytest", "--ephemeral-env", *options, PACE="users")
+    assert "10 passed" in done.stdout
     until(lambda: not bench.ledger.entries(), within=60)
-    assert "ec2:GetConsoleOutput" not in bench.account.calls()
+    calls = Counter(bench.account.calls())
+    assert not [name for name in calls if name.startswith("ec2:")]
+    # One look every two seconds, however long this machine takes.
+    calls["cloudformation:DescribeStacks"] = min(calls["cloudformation:DescribeStacks"], LOOKS)
+    assert calls.total() <= 12, calls
     (log,) = [file for file in (topic.folder / "logs").rglob("*.log") if "stack" in file.name]
     assert "CREATE_COMPLETE" in log.read_text()
+
+
+def test_what_a_stack_retains_is_never_green(topic: Project, bench: Bench) -> None:
+    """The run waits for its end, fails and names it, though the second try finds no stack."""
+    file = topic.folder / "topic.json"
+    body = json.loads(file.read_text())
+    name = {"BucketName": "retained-by-a-run"}
+    kept = {"Type": "AWS::S3::Bucket", "DeletionPolicy": "Retain", "Properties": name}
+    body["Resources"]["Kept"] = kept
+    file.write_text(json.dumps(body))
+    done = topic.run("pytest", "--ephemeral-env", "--ephemeral-template", "topic", status=1)
+    assert "Kept (AWS::S3::Bucket retained-by-a-run)" in done.stdout
+    boto3.client("s3").delete_bucket(Bucket="retained-by-a-run")
+    until(lambda: not bench.ledger.entries(), within=60)
 
 
 def test_a_stack_that_may_not_be_deleted_is_never_green(topic: Project, bench: Bench) -> None:

@@ -19,6 +19,7 @@ from pytest_ephemeral.errors import (
     DestroyError,
     EnvironmentGoneError,
     LaunchError,
+    UnverifiedDestroyError,
 )
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.cloudformation import stacks
@@ -241,7 +242,7 @@ def test_what_the_template_retains_is_named(bench: Bench, recorded: bool) -> Non
     if not recorded:
         handle = {key: value for key, value in environment.handle.items() if key != "stack"}
         environment = msgspec.structs.replace(environment, handle=handle)
-    with pytest.raises(DestroyError, match=r"Data \(AWS::S3::Bucket retained\)"):
+    with pytest.raises(UnverifiedDestroyError, match=r"Data \(AWS::S3::Bucket retained\)"):
         bench.lifecycle.destroy(environment)
     assert stacks_left() == []
     bench.lifecycle.destroy(environment)  # there is nothing more to tell

@@ -154,6 +154,7 @@ port = 8080
         ("8080", '8080\nttl = "0s"', "templates.staging.ttl: expected more than 0"),
         ("8080", '8080\nttl = "9999999d"', "templates.staging.ttl: expected at most 36500d"),
         ("8080", '8080\nhealth = "ok"', 'templates.staging.health: expected "fail" or "report"'),
+        ("8080", '8080\nprovider = "ec2"\nhibernate = true', "templates.staging.hibernate: inst"),
         ("8080", "8080\nready = { tmeout = 1 }", "templates.staging.ready.tmeout: unknown key."),
         ("8080", '8080\nready = { timeout = "1"}', "templates.staging.ready.timeout: expected a"),
         ("8080", '8080\nready = { http = "x" }', "templates.staging.ready.http: expected a string"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from pytest_ephemeral import aws
+
+#: What a line says of an event. Those of hooks lack some of it.
+_SHOWN: Final = ("LogicalResourceId", "ResourceType", "ResourceStatus")
 
 
 def is_missing(error: Any) -> bool:
@@ -19,7 +22,7 @@ def events(client: Any, stack: str) -> Iterator[Mapping[str, Any]]:
 
     try:
         for page in client.get_paginator("describe_stack_events").paginate(StackName=stack):
-            yield from page["StackEvents"]
+            yield from page.get("StackEvents", ())
     except ClientError as error:
         if not is_missing(error):
             raise
@@ -31,7 +34,7 @@ def history(client: Any, stack: str) -> str:
         " ".join(
             [
                 event["Timestamp"].isoformat(timespec="seconds"),
-                *(event["LogicalResourceId"], event["ResourceType"], event["ResourceStatus"]),
+                *(event.get(key, "-") for key in _SHOWN),
                 *event.get("ResourceStatusReason", "").split(),
             ]
         )
@@ -51,13 +54,13 @@ def failures(client: Any, stack: str) -> list[str]:
 def _failures(client: Any, stack: str) -> list[str]:
     lines = []
     for event in reversed(list(events(client, stack))):
-        if not event["ResourceStatus"].endswith("_FAILED"):
+        if not event.get("ResourceStatus", "").endswith("_FAILED"):
             continue
         nested = _nested(event)
         if nested and (below := _failures(client, nested)):
             lines += below
         elif event.get("ResourceStatusReason"):
-            name = f"{event['LogicalResourceId']} ({event['ResourceType']})"
+            name = f"{event.get('LogicalResourceId', '-')} ({event.get('ResourceType', '-')})"
             lines.append(f"  {name}: {event['ResourceStatusReason']}")
     return lines
 
@@ -67,9 +70,9 @@ def list_retained(client: Any, stack: str) -> list[str]:
     found = set()
     nested = set()
     for event in events(client, stack):
-        if event["ResourceStatus"] == "DELETE_SKIPPED":
-            what = f"{event['ResourceType']} {event['PhysicalResourceId']}"
-            found.add(f"{event['LogicalResourceId']} ({what})")
+        id = event.get("PhysicalResourceId")
+        if event.get("ResourceStatus") == "DELETE_SKIPPED" and id:  # without one, it never was
+            found.add(f"{event['LogicalResourceId']} ({event['ResourceType']} {id})")
         nested.add(_nested(event))
     below = [one for other in nested if other for one in list_retained(client, other)]
     return sorted({*found, *below})
@@ -78,5 +81,5 @@ def list_retained(client: Any, stack: str) -> list[str]:
 def _nested(event: Mapping[str, Any]) -> str:
     """The id of the nested stack that an event is about; empty for all else."""
     id = str(event.get("PhysicalResourceId") or "")
-    is_nested = event["ResourceType"] == "AWS::CloudFormation::Stack" and id != event["StackId"]
+    is_nested = event.get("ResourceType") == "AWS::CloudFormation::Stack" and id != event["StackId"]
     return id if is_nested and id.startswith("arn:") else ""

@@ -22,7 +22,7 @@ _GROUPS: Final = {
 MOST: Final = 10_000
 
 _read: dict[str, tuple[float, dict[str, str]]] = {}
-_lock = threading.Lock()
+_reads: dict[str, threading.Lock] = {}
 
 
 def read(
@@ -37,16 +37,16 @@ def read(
         region: Where.
         now: Whether what was read a few seconds ago is not enough.
     """
-    with _lock:
+    with _reads.setdefault(stack, threading.Lock()):
         at, found = _read.get(stack, (float("-inf"), {}))
         if now or time.monotonic() - at > FRESH:
-            found = dict(_texts(client, stack, since, region))
+            found = dict(_texts(client, stack, since, region, patient=now))
             _read[stack] = (time.monotonic(), found)
         return found
 
 
 def _texts(
-    client: Any, stack: str, since: datetime, region: str | None
+    client: Any, stack: str, since: datetime, region: str | None, *, patient: bool
 ) -> Iterator[tuple[str, str]]:
     from botocore.exceptions import ClientError
 
@@ -58,7 +58,7 @@ def _texts(
     for name in names:
         try:
             with aws.translate_errors():
-                text = _text(aws.client("logs", region), name, since)
+                text = _text(aws.client("logs", region, polls=not patient), name, since)
         except (ClientError, UnavailableError):
             continue  # none was written yet, or it may not be read
         if text:
@@ -68,7 +68,7 @@ def _texts(
 def _names(client: Any, stack: str) -> Iterator[str]:
     """The groups of a stack, and of those nested in it."""
     for page in client.get_paginator("list_stack_resources").paginate(StackName=stack):
-        for one in page["StackResourceSummaries"]:
+        for one in page.get("StackResourceSummaries", ()):
             kind, id = str(one["ResourceType"]), str(one.get("PhysicalResourceId") or "")
             if id and kind in _GROUPS:
                 yield _GROUPS[kind].format(id)
@@ -83,6 +83,6 @@ def _text(client: Any, group: str, since: datetime) -> str:
         startTime=int(since.timestamp() * 1000),
         PaginationConfig={"MaxItems": MOST},
     )
-    found: list[Mapping[str, Any]] = [event for page in pages for event in page["events"]]
-    found.sort(key=lambda event: (event.get("ingestionTime", 0), event["timestamp"]))
-    return "\n".join(str(event["message"]).rstrip("\n") for event in found)
+    found: list[Mapping[str, Any]] = [event for page in pages for event in page.get("events", ())]
+    found.sort(key=lambda event: (event.get("ingestionTime", 0), event.get("timestamp", 0)))
+    return "\n".join(str(event.get("message", "")).rstrip("\n") for event in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -20,10 +21,11 @@ from pytest_ephemeral.errors import (
     LaunchError,
     closest,
 )
-from pytest_ephemeral.labels import EXPIRES, NEVER, RUN
+from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Endpoint, Environment, Image
 from pytest_ephemeral.providers.cloudformation import (
     events,
+    instances,
     log_groups,
     packaging,
     stacks,
@@ -36,12 +38,11 @@ from pytest_ephemeral.providers.cloudformation.tables import (
 )
 from pytest_ephemeral.providers.ec2 import amis, console, identity
 from pytest_ephemeral.providers.ec2.doctor import checks
-from pytest_ephemeral.providers.ec2.environments import ENDED, Instances, read_console_log
+from pytest_ephemeral.providers.ec2.environments import Instances, read_console_log, status_of
 from pytest_ephemeral.providers.ec2.errors import translate_errors
-from pytest_ephemeral.providers.ec2.instance_watcher import state, watch_region
 from pytest_ephemeral.providers.ec2.regions import Known, RegionalProvider
 from pytest_ephemeral.providers.ec2.removal_steps import AT_ONCE
-from pytest_ephemeral.providers.ec2.tags import format_expiry, tags_of, to_tags
+from pytest_ephemeral.providers.ec2.tags import format_expiry, tags_of
 from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Recipe, Template
 
@@ -108,10 +109,10 @@ class CloudFormationProvider(Instances, RegionalProvider):
             found = stacks.look(_client(environment), _stack_name(environment))
             if found is None or found["StackStatus"] == "DELETE_IN_PROGRESS":
                 return Status("gone", "its stack is gone")
-            instances = watch_region(environment.handle.get(REGION)).instances(environment)
-        if not instances:
+            its = instances.find(environment)
+        if not its:
             return Status("running", f"stack {found['StackStatus']}")
-        return super().status(environment)
+        return status_of(environment, its)
 
     def _log(self, environment: Environment, *, now: bool = False) -> console.ConsoleLog:
         with translate_errors(f"{environment.id} can't be inspected", EphemeralError):
@@ -119,7 +120,9 @@ class CloudFormationProvider(Instances, RegionalProvider):
             if stacks.look(client, stack) is None:
                 raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
             region = environment.handle.get(REGION)
-            if watch_region(region).instances(environment):
+            # A failed test waits for its log: a service that is busy is not asked again and again.
+            client = aws.client("cloudformation", region, polls=not now)
+            if instances.find(environment):
                 log = read_console_log(environment, now=now)
             else:
                 log = console.ConsoleLog([events.history(client, stack)], own=False, name="stack")
@@ -127,6 +130,14 @@ class CloudFormationProvider(Instances, RegionalProvider):
             for name, text in found.items():
                 log.add(name, text)
             return log
+
+    def run(
+        self, environment: Environment, argv: Sequence[str], *, timeout: float | None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on its first instance, if it has one."""
+        if not environment.handle.get(instances.WITHOUT_INSTANCES):
+            return super().run(environment, argv, timeout=timeout)
+        raise EphemeralError(f"{environment.id} has no instances: no command can be run in it")
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
         """Move the tag of the stack's instances, which their guests may read, and of the stack."""
@@ -136,7 +147,7 @@ class CloudFormationProvider(Instances, RegionalProvider):
             if found is None:
                 raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
             tags = {EXPIRES: format_expiry(expires_at)}
-            _retag_instances(environment, tags)
+            instances.retag(environment, tags)
             stacks.retag(client, found, tags)
             if expires_at is None or tags_of(found).get(EXPIRES) == NEVER:
                 _protect(client, str(found["StackId"]), on=expires_at is None)
@@ -151,12 +162,13 @@ class CloudFormationProvider(Instances, RegionalProvider):
         self.destroy_in_stages(environment, lambda: None)
 
     def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
-        """See ``SupportsStagedDestroy``: CloudFormation goes on deleting by itself."""
+        """See ``SupportsStagedDestroy``. What a stack retains is only known in the end."""
 
         def remove_files() -> None:  # which CloudFormation does not read any more
             if bucket := environment.handle.get(BUCKET):
                 upload.remove(bucket, environment.id)
-            accepted()
+            if not environment.handle.get(stacks.MAY_RETAIN):
+                accepted()
 
         with translate_errors(f"{environment.id} could not be destroyed"):
             client = _client(environment)
@@ -221,8 +233,9 @@ def _launch(order: Order) -> Environment:
 
     source = _source(order, template, lambda bucket: note(**{BUCKET: bucket}))
     images = _images_in(region, order.images)
-    parameters = _parameters(client, order, template, source, images)
-    note()
+    summary = client.get_template_summary(**source.arguments)
+    parameters = _parameters(order, template, summary, images)
+    note(**stacks.foretell(packaging.read(order.root / template.file, template.name), summary))
     stack = stacks.create(client, environment, template, source, parameters)
     environment = note(**{STACK: stack})
     try:
@@ -230,7 +243,7 @@ def _launch(order: Order) -> Environment:
     except LaunchError as error:
         said = interpolation.mask(str(error), order.secrets)
         raise LaunchError(f"{environment.id} could not be launched: {said}") from None
-    watch_region(handle[REGION]).look([environment.labels[RUN]])
+    instances.look(environment)
     outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs", ())}
     endpoints = {
         name: _endpoint(template, name, url, outputs) for name, url in template.urls().items()
@@ -265,16 +278,14 @@ def _images_in(region: str, images: Mapping[str, Image]) -> dict[str, Image]:
 
 
 def _parameters(
-    client: Any,
     order: Order,
     template: StackTemplate,
-    source: upload.Source,
+    summary: Mapping[str, Any],
     images: Mapping[str, Image],
 ) -> dict[str, str]:
     """What the stack is given: its parameters, filled in, and such of ``env`` as it asks for."""
     where = f"templates.{template.name}.parameters"
     filled = interpolation.fill(template.parameters, environ=os.environ, images=images, where=where)
-    summary = client.get_template_summary(**source.arguments)
     _check_capabilities(template, summary)
     declared = {one["ParameterKey"] for one in summary.get("Parameters", ())}
     given = {**order.variables, **filled.variables}
@@ -314,16 +325,6 @@ def _endpoint(template: StackTemplate, name: str, url: str, outputs: dict[str, s
         raise LaunchError(f"templates.{template.name}: {found.geturl()!r} of {name} is not a URL")
     port = found.port or (443 if scheme == "https" else 80)
     return Endpoint(host=found.hostname, port=port, scheme=scheme)
-
-
-def _retag_instances(environment: Environment, tags: Mapping[str, str]) -> None:
-    """At once, as their guests look at their tags; the stack takes its time."""
-    watcher = watch_region(environment.handle.get(REGION))
-    ids = [
-        str(one["InstanceId"]) for one in watcher.instances(environment) if state(one) not in ENDED
-    ]
-    if ids:
-        watcher.client.create_tags(Resources=ids, Tags=to_tags(tags))
 
 
 def _protect(client: Any, stack: str, *, on: bool) -> None:

@@ -11,11 +11,18 @@ from functools import partial
 from typing import Any, Final
 
 from pytest_ephemeral import aws, labels
-from pytest_ephemeral.errors import DestroyError, EphemeralError, LaunchError
+from pytest_ephemeral.errors import (
+    DestroyError,
+    EphemeralError,
+    LaunchError,
+    UnavailableError,
+    UnverifiedDestroyError,
+)
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import waiting
-from pytest_ephemeral.providers.cloudformation import events, upload
+from pytest_ephemeral.providers.cloudformation import events, instances, upload
 from pytest_ephemeral.providers.cloudformation.tables import StackTemplate
+from pytest_ephemeral.providers.ec2.errors import describe_error
 from pytest_ephemeral.providers.ec2.tags import TRANSFER, labels_of, read_clock, tags_of, to_tags
 from pytest_ephemeral.providers.protocol import Owned
 
@@ -33,13 +40,32 @@ _GOOD: Final = frozenset(
     {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS"}
 )
 
+#: In a handle: that something of it may stay, since its template, or one nested in it, may say so.
+MAY_RETAIN: Final = "may-retain"
+_NESTED: Final = frozenset({"AWS::CloudFormation::Stack", "AWS::Serverless::Application"})
+
 _seen: dict[tuple[int, str], tuple[float, Mapping[str, Any] | None]] = {}
-_seen_lock = threading.Lock()
+#: A slow look at one stack holds up no look at another.
+_looks: dict[tuple[int, str], threading.Lock] = {}
 
 
 def name_of(id: str) -> str:
     """The name of an environment's stack."""
     return f"pytest-ephemeral-{id}"
+
+
+def foretell(text: str, summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a handle holds of a stack before it is there.
+
+    Args:
+        text: Its template's.
+        summary: What ``GetTemplateSummary`` says of that.
+    """
+    retains = "Retain" in text or not _NESTED.isdisjoint(summary.get("ResourceTypes", ()))
+    return {
+        **({MAY_RETAIN: "yes"} if retains or summary.get("DeclaredTransforms") else {}),
+        **({} if instances.can_have(summary) else {instances.WITHOUT_INSTANCES: "yes"}),
+    }
 
 
 def create(
@@ -75,7 +101,7 @@ def create(
         )
         return str(created["StackId"])
     except ClientError as error:
-        if aws.code(error) != "AlreadyExistsException":
+        if aws.code(error) not in {"AlreadyExistsException", "TokenAlreadyExistsException"}:
             raise
     return str(client.describe_stacks(StackName=name)["Stacks"][0]["StackId"])
 
@@ -113,8 +139,9 @@ def look(client: Any, stack: str, *, older: float | None = None) -> Mapping[str,
             longer while requests are throttled.
     """
     limit = POLL if older is None else older
-    with _seen_lock:
-        at, found = _seen.get((id(client), stack), (float("-inf"), None))
+    key = (id(client), stack)
+    with _looks.setdefault(key, threading.Lock()):
+        at, found = _seen.get(key, (float("-inf"), None))
         if time.monotonic() - at < limit:
             return found
         ask = partial(_describe, stack=stack)
@@ -125,7 +152,7 @@ def look(client: Any, stack: str, *, older: float | None = None) -> Mapping[str,
         if seen is None and not within:
             return found
         (found,) = seen or ask(client)
-        _seen[id(client), stack] = (time.monotonic(), found)
+        _seen[key] = (time.monotonic(), found)
         return found
 
 
@@ -144,8 +171,9 @@ def _describe(client: Any, stack: str) -> list[Mapping[str, Any] | None]:
 
 def forget(client: Any, stack: str) -> None:
     """Ask CloudFormation the next time."""
-    with _seen_lock:
-        _seen.pop((id(client), stack), None)
+    key = (id(client), stack)
+    with _looks.setdefault(key, threading.Lock()):
+        _seen.pop(key, None)
 
 
 def list_owned(client: Any, name: str | None = None) -> list[Owned]:
@@ -252,7 +280,8 @@ def delete(client: Any, stack: str, id: str, accepted: Callable[[], None] = lamb
         accepted: Called once CloudFormation has begun.
 
     Raises:
-        DestroyError: Something of it remains: it can't be deleted, or its template retains it.
+        DestroyError: Something of it can't be deleted.
+        UnverifiedDestroyError: Its template retains something, or that can't be seen.
     """
     client.delete_stack(StackName=stack)
     accepted()
@@ -265,8 +294,28 @@ def delete(client: Any, stack: str, id: str, accepted: Callable[[], None] = lamb
         )
     if status:
         raise DestroyError(f"{id}: its stack is still {status}. See it: pytest-ephemeral reap")
-    if kept := events.list_retained(client, stack):
-        raise DestroyError(
+    _check_retained(client, stack, id)
+
+
+def _check_retained(client: Any, stack: str, id: str) -> None:
+    """Whether a stack that is gone has left something; its record says nothing of that.
+
+    Raises:
+        UnverifiedDestroyError: It has, or its events can't be read.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        with aws.translate_errors():
+            kept = events.list_retained(client, stack)
+    except (ClientError, UnavailableError) as error:
+        raise UnverifiedDestroyError(
+            f"{id}: its stack is gone. Whether its template retains something can't be seen: "
+            f"{describe_error(error)}. See: aws cloudformation describe-stack-events "
+            f"--stack-name {stack}"
+        ) from error
+    if kept:
+        raise UnverifiedDestroyError(
             f"{id}: its template says DeletionPolicy: Retain, so these are still there: "
             f"{', '.join(kept)}. Delete them by hand, and take that out of the template"
         )

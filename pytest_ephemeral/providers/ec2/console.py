@@ -31,7 +31,7 @@ class Consoles:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._lock = threading.Lock()
+        self._reads: dict[str, threading.Lock] = {}
         self._read: dict[str, tuple[float, str]] = {}
 
     def read(self, instance: str, *, now: bool = False) -> str:
@@ -41,7 +41,7 @@ class Consoles:
             instance: Its instance's id.
             now: Read it in any case.
         """
-        with self._lock:
+        with self._reads.setdefault(instance, threading.Lock()):
             at, text = self._read.get(instance, (-math.inf, ""))
             if now or time.monotonic() - at > FRESH:
                 text = output(self._client, instance)
@@ -54,7 +54,7 @@ class Consoles:
 
     def forget(self, instance: str) -> None:
         """Forget what was read: the instance has booted anew, and numbers its lines from 1."""
-        with self._lock:
+        with self._reads.setdefault(instance, threading.Lock()):
             self._read.pop(instance, None)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
@@ -102,6 +103,14 @@ class Ec2Template(Template, frozen=True, kw_only=True):
         max_cost: Refuse to launch what could cost more within its ``ttl``, such as ``"$2"``.
         prices: A file of yours with dollars an hour, instead of the table that comes with this.
     """
+
+    left_out: ClassVar[Mapping[str, str]] = {
+        "hibernate": (
+            "instances are not hibernated: a hibernated one would keep the memory of its last "
+            "environment, and has nothing to resume once its root volume is replaced. Use "
+            "standby = 2: instances are renewed, stopped, and started for the next environments"
+        )
+    }
 
     provider: str = "ec2"
     command: str | dict[Name, str] | None = None

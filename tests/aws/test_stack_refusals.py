@@ -1,0 +1,75 @@
+"""Stacks where AWS is slow, or refuses to be asked: what can still be told, and what can't."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import boto3
+import pytest
+
+from aws.conftest import Bench
+from aws.test_stacks import parameters, stacks_left, template, up
+from pytest_ephemeral import providers
+from pytest_ephemeral.errors import ConfigurationError, EphemeralError, UnverifiedDestroyError
+from pytest_ephemeral.providers.cloudformation import stacks
+from support.waiting import until
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [("AccessDenied", "AWS: .* not do this"), ("Throttling", "Throttling")]
+)
+def test_events_that_cannot_be_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    """Then a log is not waited for, and what a stack that is gone retains is not known."""
+    monkeypatch.setattr("pytest_ephemeral.aws._PATIENT", 2)
+    monkeypatch.setattr("pytest_ephemeral.aws._clients", {})
+    environment = up(bench, template(bench))
+    bench.account.fault("DescribeStackEvents", code, times=99)
+    bench.account.calls()
+    with pytest.raises(EphemeralError, match=said):
+        providers.load("cloudformation").logs(environment)
+    assert bench.account.calls().count("cloudformation:DescribeStackEvents") <= 2
+    with pytest.raises(UnverifiedDestroyError, match="retains something can't be seen"):
+        bench.lifecycle.destroy(environment)
+    assert stacks_left() == []
+    bench.lifecycle.destroy(environment)
+
+
+def test_a_slow_look_holds_up_no_other(bench: Bench) -> None:
+    """Each stack is looked at by itself."""
+    client = boto3.client("cloudformation")
+    bench.account.fault("DescribeStacks", kind="delay", seconds=3.0)
+    bench.account.calls()
+    slow = threading.Thread(target=stacks.look, args=(client, "slow"))
+    slow.start()
+    until(lambda: "cloudformation:DescribeStacks" in bench.account.calls())
+    assert stacks.look(client, "other") is None
+    assert slow.is_alive()
+    slow.join()
+
+
+def test_instances_are_not_looked_for_where_ec2_may_not_be_asked(bench: Bench) -> None:
+    """A stack that may have some is as its own status says; its end is none of EC2's."""
+    kinds = {"Group": {"Type": "AWS::EC2::SecurityGroup", "Properties": {"GroupDescription": "x"}}}
+    bench.account.fault("DescribeInstances", "UnauthorizedOperation", times=99)
+    environment = up(bench, template(bench, resources=kinds))
+    provider = providers.load("cloudformation")
+    assert provider.status(environment).detail == "stack CREATE_COMPLETE"
+    provider.extend(environment, datetime.now(UTC) + timedelta(hours=1))
+    bench.lifecycle.destroy(environment)
+    assert stacks_left() == []
+
+
+def test_a_missing_variable_is_told_before_anything_is_made(bench: Bench) -> None:
+    """``pass-env`` of an image that a parameter names, or a parameter's own variable."""
+    bench.keys = {"pass_env": ["NOT_SET_HERE"]}
+    bench.account.calls()
+    with pytest.raises(ConfigurationError, match=r"passes NOT_SET_HERE .*pass-env"):
+        up(bench, parameters(bench, {"Given": "{image:app}"}))
+    with pytest.raises(ConfigurationError, match="'NOT_SET_HERE' is not set"):
+        up(bench, parameters(bench, {"Given": "{env:NOT_SET_HERE}"}))
+    called = set(bench.account.calls())
+    assert not called & {"cloudformation:CreateStack", "ec2:RunInstances"}
+    assert bench.ledger.entries() == []
