@@ -1,4 +1,4 @@
-"""Read the JUnit results in a folder: refuse skips for want of something, or count the tests.
+"""Read the JUnit results in a folder: refuse skips for lack of something, or count the tests.
 
 python .ci/skips.py RESULTS            exit status 1 if a test was skipped that should have run
 python .ci/skips.py --count RESULTS    print "<N> passed, <N> failed"

@@ -48,7 +48,7 @@ def main(at_once: int = AT_ONCE, killed: int = KILLED, *seeds: int) -> None:
         # Four times so many, in a network with 500 addresses, each of which is given once.
         reaping(bench, made, min(at_once, 100))
     if shutil.which("curl") is None:
-        print("left out: ready, for want of curl, with which instances read their metadata")
+        print("left out: ready, for lack of curl, with which instances read their metadata")
     else:
         with project(real=True) as (_, bench):
             ready(bench)

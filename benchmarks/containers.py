@@ -84,13 +84,13 @@ WAYS = (
 def main(rounds: int) -> int:
     """Measure everything, and print the table."""
     if why := lacking():
-        print(f"left out: containers, for want of {why}")
+        print(f"left out: containers, for lack of {why}")
         return 0
     install()
     ways = [way for way in WAYS if not way.command or has_command(way.command)]
     for way in WAYS:
         if way not in ways:
-            print(f"left out: {way.name}, for want of `docker {way.command}`")
+            print(f"left out: {way.name}, for lack of `docker {way.command}`")
     images = {"fast": image(0.0), "slow": image(SLOW)}
     with tempfile.TemporaryDirectory(prefix="ephemeral-bench-") as state:
         os.environ["PYTEST_EPHEMERAL_STATE"] = state

@@ -81,4 +81,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"left out: {counts}. All tests: make test-all")
     skipped = terminalreporter.getreports("skipped")
     if missing := lacks.missing(report.longrepr[2] for report in skipped):
-        terminalreporter.write_line(f"left out for want of: {missing}. CI installs it: .ci/run")
+        terminalreporter.write_line(f"left out for lack of: {missing}. CI installs it: .ci/run")

@@ -35,4 +35,4 @@ def test_without_an_engine_containers_are_left_out(
     )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    assert line.startswith(f"left out: containers, for want of {without}")
+    assert line.startswith(f"left out: containers, for lack of {without}")
