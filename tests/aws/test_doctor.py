@@ -114,7 +114,7 @@ def test_the_command_says_it(bench: Bench) -> None:
     (project.folder / "stack.yaml").write_text("Resources: {Topic: {Type: AWS::SNS::Topic}}")
     done = project.run("doctor")
     assert "ok   launch web: EC2 would allow it" in done.stdout
-    assert "ok   stack stack: CloudFormation reads stack.yaml" in done.stdout
+    assert "ok   stack stack: CloudFormation accepts stack.yaml" in done.stdout
     (project.folder / "stack.yaml").unlink()
     bench.account.fault("RunInstances", "UnauthorizedOperation", times=9)
     done = project.run("doctor", status=1)
