@@ -81,8 +81,8 @@ def down(arguments: argparse.Namespace, output: Printer) -> int:
             f"warning: {record} still points to the destroyed environment: promote another one "
             f"to {name}, or run `pytest-ephemeral rollback {name}`"
         )
-    for text in errors.values():
-        output.say(f"error: {text}")
+    for id, text in errors.items():
+        output.say(f"error: {text}" if id in text else f"error: {id}: {text}")
     return DestroyError.exit_status if errors else 0
 
 
@@ -112,6 +112,9 @@ def reap(arguments: argparse.Namespace, output: Printer) -> int:
                 output.line(_describe_reaped(one, dry_run=arguments.dry_run))
         if not found:
             output.say("nothing is overdue")
+        for remaining in project.ledger.entries():
+            if remaining.problem and remaining.id not in {one.id for one in found}:
+                output.say(_describe_remaining(remaining))
     for account in sorted({one.account for one in found if one.account}):
         output.say(f"to destroy those in account {account}, add --account {account}")
     reaper.raise_leftovers(found)
@@ -124,6 +127,14 @@ def _describe_reaped(one: reaper.Reaped, *, dry_run: bool) -> str:
         return f"left {one.id}: it is no longer overdue"
     action = "would destroy" if dry_run or one.account else "destroyed"
     return f"{'could not destroy' if one.error else action} {one.id}: {one.reason}"
+
+
+def _describe_remaining(one: Environment) -> str:
+    """What is not overdue, and could not be removed: its run may still try, or it was kept."""
+    return (
+        f"warning: {one.id} could not be removed: {one.problem.splitlines()[0]}. It is not "
+        f"overdue, so its run may still try. To try now: pytest-ephemeral down {one.id}"
+    )
 
 
 def _chosen(ledger: Ledger, ids: Iterable[str]) -> tuple[list[Environment], dict[str, str]]:

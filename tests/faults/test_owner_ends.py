@@ -303,6 +303,9 @@ def test_a_removal_that_is_refused_is_told_and_never_green(project: FolderProjec
     assert "pytest-ephemeral reap" in output
     [told] = json.loads((project.folder / "report.json").read_text())["environments"]
     assert told["state"] == "leaked"
+    reaped = project.command("reap")
+    assert f"{id} could not be removed: {id}: access denied" in reaped.stderr
+    assert f"pytest-ephemeral down {id}" in reaped.stderr
     [record] = project.records()
     owner = json.loads(record.read_text())["environment"]["owner"]["pid"]
     os.kill(owner, signal.SIGKILL)  # it would go on trying

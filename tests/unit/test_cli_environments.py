@@ -18,6 +18,8 @@ import pytest
 from pytest_ephemeral import cli
 from pytest_ephemeral.config import load
 from pytest_ephemeral.environments.ledger import Ledger
+from pytest_ephemeral.errors import DestroyError
+from pytest_ephemeral.providers.local import LocalProvider
 from pytest_ephemeral.store import open_store
 from support.waiting import until
 
@@ -212,6 +214,26 @@ def test_what_has_expired_is_gone_and_reaped(hello: Path, run: Callable[..., Any
     assert {one["id"] for one in run("reap", "--dry-run")["reaped"]} <= {id}
     run("reap")
     assert run("list")["environments"] == []
+
+
+def test_what_can_not_be_destroyed_is_named(
+    hello: Path,
+    run: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of several, and whatever the platform's own words are."""
+    ids = sorted(run("up")["environment"]["id"] for _ in range(2))
+
+    def refuse(*_: object) -> None:
+        raise DestroyError("access denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalProvider, "destroy", refuse)
+        assert cli.main(["down", *ids]) == 6
+    errors = sorted(line for line in capsys.readouterr().err.splitlines() if "error:" in line)
+    assert errors == [f"error: {id}: access denied" for id in ids]
+    assert sorted(run("down", *ids)["destroyed"]) == ids
 
 
 def test_an_environment_that_never_answers_is_an_error_with_nothing_left(
