@@ -97,4 +97,5 @@ def test_a_compose_file(project: Path, version: Version) -> None:
     base = engine_images.busybox()
     (project / "compose.yaml").write_text(COMPOSE.format(base=base))
     with version():
-        assert "destroyed" in run_tests(project)
+        said = run_tests(project)
+    assert "destroyed" in said or "cleanup continues in the background" in said  # of its network
