@@ -297,6 +297,22 @@ def test_it_ends_when_its_processes_have_if_told_to(spec: Callable[..., Spec]) -
         client.status(wanted.address)
 
 
+def test_what_is_printed_before_anyone_looks_is_handed_on(
+    spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script may have failed before its caller comes to read what it prints."""
+    started, lines = guard.start, list[str]()
+
+    def start(wanted: Spec) -> Guard:
+        running = started(wanted)
+        until(lambda: logs.end(wanted.logs, "install") > 0)
+        return running
+
+    monkeypatch.setattr(guard, "start", start)
+    assert guard.run_to_end(spec({"install": "echo no; exit 3"}), on_output=lines.append) == 3
+    assert lines == ["no"]
+
+
 def test_running_to_the_end_has_a_time_out(spec: Callable[..., Spec]) -> None:
     """A script that takes too long is killed with all it started."""
     wanted = spec({"install": "sleep 1000 & wait"})

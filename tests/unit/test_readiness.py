@@ -152,8 +152,8 @@ def test_a_listed_status_is_ready() -> None:
 
 def test_a_late_listener_is_noticed_within_its_last_pause() -> None:
     """From its first answer to being noticed passes no more than the longest pause."""
+    started = time.monotonic()
     with answering(200, after=0.3) as env:
-        started = time.monotonic()
         wait(env, Ready(http="/"), Scripted())
         took = time.monotonic() - started
 

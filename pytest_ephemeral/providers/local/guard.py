@@ -269,8 +269,8 @@ def run_to_end(
     """
     (name,) = spec.processes
     deadline = None if timeout is None else time.monotonic() + timeout
+    lines = _Lines(spec.logs, name, on_output or (lambda _: None))  # before it can print any
     with start(msgspec.structs.replace(spec, keep_after_exit=False)) as guard:
-        lines = _Lines(spec.logs, name, on_output or (lambda _: None))
         while True:
             try:
                 (status,) = guard.wait(_OUTPUT_INTERVAL).values()
