@@ -200,11 +200,7 @@ class Broker:
     def end_all(self) -> None:
         """Begin to end everything, whoever uses it. Returns at once."""
         with self._changed:
-            self._pool.closing = True
-            self._pool.queue.clear()
-            for entry in self.entries:
-                self._pool.settle(entry)
-            self._changed.notify_all()
+            self._pool.close()
         self._backend.cancel()
 
     def close(self, *, leave: bool = False) -> None:

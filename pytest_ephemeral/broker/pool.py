@@ -1,6 +1,6 @@
 """The environments of one run: they come up and end in threads of their own.
 
-Which of them a test needs, and when, is the ``Broker``'s to say, whose other half this is.
+The ``Broker`` decides which of them a test needs, and when.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ class EnvironmentPool:
         by_id: Those that came up.
         ending: Those that are being removed.
         failures: The templates of which none came up.
-        closing: Everything ends, and nothing is brought up any more.
         changed: Held for all of this, and notified of what waits on it.
     """
 
@@ -39,8 +38,8 @@ class EnvironmentPool:
         self.by_id: dict[str, Entry] = {}
         self.ending: set[Entry] = set()
         self.failures = Failures()
-        self.closing = False
         self.changed = threading.Condition()
+        self._closing = False
         self._backend = backend
         self._alone = alone
         self._lasting = lasting
@@ -87,22 +86,30 @@ class EnvironmentPool:
 
     def pump(self) -> None:
         """Bring up what will be needed next, as far as the queue allows."""
-        while not self.closing and (entry := self.queue.next()):
+        while not self._closing and (entry := self.queue.next()):
             self._launch(entry)
 
     def _launch(self, entry: Entry) -> None:
         self.entries.append(entry)
-        if self.closing:
+        if self._closing:
             entry.state, entry.problem = "failed", "the run is ending: no environment is brought up"
         elif not self.failures.copy_to(entry):
             entry.state = "launching"
             self.queue.start(entry)
             threading.Thread(target=self._bring_up, args=(entry,), daemon=True).start()
 
+    def close(self) -> None:
+        """Bring nothing more up, and begin to end everything."""
+        self._closing = True
+        self.queue.clear()
+        for entry in self.entries:
+            self.settle(entry)
+        self.changed.notify_all()
+
     def settle(self, entry: Entry) -> None:
         """End it if nobody needs it any more, or everything ends."""
         lasts = self._lasting and entry.key.scope == "session"
-        if entry.state == "ready" and (self.closing or not (lasts or entry.is_wanted())):
+        if entry.state == "ready" and (self._closing or not (lasts or entry.is_wanted())):
             self._end(entry)
 
     def _end(self, entry: Entry) -> None:
@@ -127,7 +134,7 @@ class EnvironmentPool:
                 self.settle(entry)
             else:
                 self.queue.take(entry)
-                if not self.closing:
+                if not self._closing:
                     self.failures.add(entry)
             self.pump()
             self.changed.notify_all()
