@@ -242,16 +242,22 @@ def test_recipes_that_make_no_sense(keys: dict[str, Any], message: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is only frozen there")
 @pytest.mark.parametrize(
-    ("version", "room", "kind"),
+    ("version", "room", "freezes", "kind"),
     [
-        ("7.2.22", 1, "memfd"),
-        ("8.0.5", 1, "memfd"),
-        ("10.0.13", 1, "file"),
-        ("10.0.13", 0, "memfd"),
+        ("7.2.22", 1, True, "memfd"),
+        ("8.0.5", 1, True, "memfd"),
+        ("10.0.13", 1, True, "file"),
+        ("10.0.13", 0, True, "memfd"),
+        ("10.0.13", 1, False, "memfd"),
     ],
 )
 def test_memory_that_can_be_left_out_of_a_state(
-    program: Any, monkeypatch: pytest.MonkeyPatch, version: str, room: int, kind: str
+    program: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    room: int,
+    freezes: bool,
+    kind: str,
 ) -> None:
     """From 8.1 on, QEMU only does that with a file that it opened by its path."""
     program(f"echo 'QEMU emulator version {version} (Debian)'")
@@ -261,10 +267,21 @@ def test_memory_that_can_be_left_out_of_a_state(
     values = list(status)
     values[2] = size  # f_blocks
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(values))
-    hardware = Hardware(memory="256M", cpus=1, machine="q35", accelerator="tcg", cpu="Nehalem")
+    hardware = Hardware("256M", 1, "q35", accelerator="tcg", cpu="Nehalem", freezes=freezes)
     (memory,) = [one for one in hardware.argv(None) if one.startswith("memory-backend-")]
     assert memory.startswith(f"memory-backend-{kind},id=ram,size=268435456,")
     assert memory.endswith("share=on")
+
+
+@pytest.mark.parametrize(
+    ("keys", "freezes"),
+    [({}, False), ({"warm": True}, True), ({"warm": "booted"}, True), ({"rollback": "each"}, True)],
+)
+def test_whose_memory_may_be_frozen(keys: dict[str, Any], freezes: bool) -> None:
+    """Others take no room where such memory has to be."""
+    given = {"cpu": "Nehalem", "accelerator": "tcg", "command": "serve", **keys}
+    template = QemuTemplate(name="vm", image="app", port=80, **given)
+    assert Hardware.of(template).freezes == freezes
 
 
 def test_memory_before_a_command_that_is_not_there() -> None:

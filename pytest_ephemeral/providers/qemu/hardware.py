@@ -26,13 +26,18 @@ SHARED: Final = "/dev/shm"  # noqa: S108
 
 
 class Hardware(msgspec.Struct, frozen=True):
-    """What a machine has."""
+    """What a machine has.
+
+    Attributes:
+        freezes: Whether its memory may be frozen. Only that memory takes room in ``SHARED``.
+    """
 
     memory: str
     cpus: int
     machine: str
     accelerator: str
     cpu: str
+    freezes: bool = False
 
     @classmethod
     def of(cls, wanted: QemuTemplate | QemuRecipe) -> Self:
@@ -40,12 +45,14 @@ class Hardware(msgspec.Struct, frozen=True):
         asked = wanted.accelerator if isinstance(wanted, QemuTemplate) else "auto"
         accelerator = accelerators.choose() if asked == "auto" else asked
         named = wanted.cpu if isinstance(wanted, QemuTemplate) else None
+        freezes = isinstance(wanted, QemuTemplate) and bool(wanted.warm or wanted.rollback)
         return cls(
             memory=wanted.memory,
             cpus=wanted.cpus,
             machine=wanted.machine if isinstance(wanted, QemuTemplate) else "q35",
             accelerator=accelerator,
             cpu=named or accelerators.default_cpu(accelerator),
+            freezes=freezes,
         )
 
     def argv(self, memory: Path | None) -> list[str]:
@@ -60,20 +67,20 @@ class Hardware(msgspec.Struct, frozen=True):
         return [
             *("-accel", accelerator, "-cpu", self.cpu, "-smp", str(self.cpus)),
             *("-machine", f"{self.machine},memory-backend=ram,graphics=off", "-m", self.memory),
-            *("-object", _memory_object(programs.to_bytes(self.memory), memory)),
+            *("-object", self._memory_object(memory)),
         ]
 
-
-def _memory_object(size: int, file: Path | None) -> str:
-    if file is not None:
-        return f"memory-backend-file,id=ram,size={size},mem-path={_escape(file)},share=off"
-    # Shared, so that migration leaves it out (x-ignore-shared), and in no file of any disk.
-    if sys.platform != "linux":
-        return f"memory-backend-ram,id=ram,size={size}"
-    if needs_named_memory() and _has_room(SHARED):
-        # In a folder, QEMU makes a file and removes its name at once.
-        return f"memory-backend-file,id=ram,size={size},mem-path={SHARED},share=on"
-    return f"memory-backend-memfd,id=ram,size={size},share=on"
+    def _memory_object(self, file: Path | None) -> str:
+        size = programs.to_bytes(self.memory)
+        if file is not None:
+            return f"memory-backend-file,id=ram,size={size},mem-path={_escape(file)},share=off"
+        # Shared, so that migration leaves it out (x-ignore-shared), and in no file of any disk.
+        if sys.platform != "linux":
+            return f"memory-backend-ram,id=ram,size={size}"
+        if self.freezes and needs_named_memory() and _has_room(SHARED):
+            # In a folder, QEMU makes a file and removes its name at once.
+            return f"memory-backend-file,id=ram,size={size},mem-path={SHARED},share=on"
+        return f"memory-backend-memfd,id=ram,size={size},share=on"
 
 
 def needs_named_memory() -> bool:
