@@ -32,7 +32,7 @@ class PartsConformance:
         """Each part has its log; shown together, each line says whose it is."""
         environment = launch("pair")
         until(lambda: get(environment))
-        assert "worker | working\n" in until(lambda: provider.logs(environment))
+        until(lambda: "worker | working\n" in provider.logs(environment))
         files = provider.log_files(environment)
         assert set(files) >= set(bench.parts)  # a machine's console comes with them
         assert files["worker"].startswith("working\n")
