@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -43,6 +43,7 @@ class Way:
         modes: What it is measured at.
         variables: Of its environment.
         command: Of the docker command's plugins, the one that it needs.
+        early: Whether ``ephemeral_early`` names the template.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Way:
     modes: Sequence[str] = ("fast", "slow", "-n 4")
     variables: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+    early: bool = False
 
 
 OURS = ("pytest_ephemeral.pytest_plugin.plugin",)
@@ -60,6 +62,7 @@ WAYS = (
     Way("prototype: raw engine API", "raw", modes=("fast", "slow", "-n 4")),
     Way("the same, on a network of its own", "raw", variables={"OWN_NETWORK": "yes"}),
     Way("pytest-ephemeral", "ours", OURS, ["--ephemeral-env"]),
+    Way("the same, started before collection", "ours", OURS, ["--ephemeral-env"], early=True),
     Way("plain docker SDK, looking every 10 ms", "sdk"),
     Way("pytest-docker-tools", "docker_tools", ["pytest_docker_tools.plugin"]),
     Way("testcontainers, without its reaper", "testcontainers"),
@@ -201,7 +204,9 @@ def settle(images: Iterable[str]) -> None:
 def _template(way: Way, mode: str) -> Sequence[str]:
     if way.plugins != OURS:
         return ()
-    return ["--ephemeral-template", "slow" if mode == "slow" else "fast"]
+    template = "slow" if mode == "slow" else "fast"
+    early = ["-o", f"ephemeral_early={template}"] if way.early else []
+    return ["--ephemeral-template", template, *early]
 
 
 def by_itself(name: str, state: str, rounds: int) -> tuple[float, float]:
@@ -225,24 +230,29 @@ def show(medians: Mapping[tuple[str, str], float], rounds: int) -> None:
 
 def judge(seconds: Mapping[tuple[str, str], Sequence[float]]) -> None:
     """Print how ours compare with what is to be reached: medians of the differences by round."""
-    bare, raw, networked, ours = (way.name for way in WAYS[:4])
-    peers = [way for way in WAYS[4:] if (way.name, way.modes[0]) in seconds]
+    bare, raw, networked, ours, early = (way.name for way in WAYS[:5])
+    peers = [way for way in WAYS[5:] if (way.name, way.modes[0]) in seconds]
 
-    def over(other: str, mode: str) -> float:
-        pairs = zip(seconds[ours, mode], seconds[other, mode], strict=True)
-        return median(mine - theirs for mine, theirs in pairs)
+    def over(other: str, mode: str, mine: str = ours) -> float:
+        pairs = zip(seconds[mine, mode], seconds[other, mode], strict=True)
+        return median(one - theirs for one, theirs in pairs)
 
-    print()
+    print(f"\n{'':48}{'':>8}{'early':>8}")
     for mode in ("fast", "slow"):
-        print(f"over the raw API, {mode}     {over(raw, mode):+6.2f} s    target ≤ 0.05 s")
+        print(f"{f'over the raw API, {mode}':48}{_both(over, raw, mode, early)}  target ≤ 0.05 s")
     for mode in ("fast", "slow", "-n 4"):  # what is left when the raw script does what ours does
-        print(f"the same on a network, {mode}  {over(networked, mode):+6.2f} s")
-    print(f"over bare pytest, -n 4     {over(bare, '-n 4'):+6.2f} s    target ≤ 0.25 s")
+        print(f"{f'the same on a network, {mode}':48}{_both(over, networked, mode, early)}")
+    print(f"{'over bare pytest, -n 4':48}{_both(over, bare, '-n 4', early)}  target ≤ 0.25 s")
     measured = [(way.name, mode) for way in peers for mode in way.modes]
-    behind = [f"{name} ({mode})" for name, mode in measured if over(name, mode) >= 0]
-    print(
-        f"ahead of every peer        {'yes' if not behind else 'no: behind ' + ', '.join(behind)}"
-    )
+    for mine in (ours, early):
+        behind = [f"{name} ({mode})" for name, mode in measured if over(name, mode, mine) >= 0]
+        verdict = "no: behind " + ", ".join(behind) if behind else "yes"
+        print(f"{'ahead of every peer' if mine == ours else '':48}{verdict}")
+
+
+def _both(over: Callable[..., float], other: str, mode: str, early: str) -> str:
+    """Two columns: over another way, as it is and started before collection."""
+    return f"{over(other, mode):+8.2f}{over(other, mode, early):+8.2f}"
 
 
 def say(text: str) -> None:

@@ -54,13 +54,18 @@ class Broker:
         with self._changed:
             for key, tests in needs.items():
                 entry = self._pool.find(key) or self._pool.add(key)
+                entry.planned = True
                 self._pool.needs.add(tests, entry)
             self._pool.pump()
 
     def start_early(self, templates: Mapping[str, bool]) -> None:
-        """Bring up the session's environments of some templates now; they stay to the end.
+        """Bring up the session's environments of some templates now.
 
-        By name: whether it is put back to its baseline between tests.
+        They end with the last of the tests that need them. One that no planned test needs stays
+        to the end.
+
+        Args:
+            templates: By name, whether it is put back to its baseline between tests.
 
         Raises:
             EphemeralError: A provider lacks what it needs.
@@ -69,8 +74,7 @@ class Broker:
             self._backend.check(template, rolled_back=rolled_back)
         with self._changed:
             for template, rolled_back in templates.items():
-                key = Key(template, "session", "", rolled_back)
-                self._pool.want(key).stays = True
+                self._pool.want(Key(template, "session", "", rolled_back))
 
     def finish_test(self, test: str, outcome: str = "", used: Sequence[str] = ()) -> None:
         """Say that a test is over, and so are its reruns: what only it needed is ended.

@@ -95,7 +95,6 @@ class Entry(msgspec.Struct, eq=False):
     Attributes:
         tests: The selected tests that need it and have not finished.
         planned: Whether it was known beforehand who needs it.
-        stays: It stays until the end of the run, whoever needs it.
         rollbacks: How often it was put back to its baseline.
         stuck: Whether it could not be put back.
         lost: How it had stopped by itself before it was put back, if no test's report says so.
@@ -115,7 +114,6 @@ class Entry(msgspec.Struct, eq=False):
     key: Key
     tests: set[str] = msgspec.field(default_factory=set)
     planned: bool = True
-    stays: bool = False
     state: State = "planned"
     environment: Environment | None = None
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
@@ -166,7 +164,7 @@ class Entry(msgspec.Struct, eq=False):
 
     def is_wanted(self) -> bool:
         """Whether it is held, or someone may still ask for it."""
-        if self.leases or self.tests or self.stays:
+        if self.leases or self.tests:
             return True
         return not self.planned and self.key.scope != "function"
 

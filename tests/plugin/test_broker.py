@@ -216,13 +216,24 @@ def test_an_interrupt_ends_what_is_held(broker, notes):
         broker.lease(session("b"), "gw0")()
 
 
-def test_what_is_started_early_stays_to_the_end(broker, notes):
-    """Also when no test needs it, or the last that does is over."""
+def test_what_is_started_early_and_needed_by_no_test_stays_to_the_end(broker, notes):
+    """Nobody knows yet who will ask for it: a fixture by its name, say."""
     broker.start_early({"a": False})
-    broker.plan({session("a"): ["t"]})
-    broker.finish_test("t")
+    broker.plan({session("b"): ["t"]})
     assert broker.lease(session("a"), "main")().id == "a-1"
     broker.release(session("a"), "main")
-    assert notes.ended == []
+    broker.finish_test("t")
+    assert eventually(lambda: notes.ended == ["b-2"], 30)
     broker.close()
-    assert notes.ended == ["a-1"]
+    assert notes.ended == ["b-2", "a-1"]
+
+
+def test_what_is_started_early_ends_with_its_last_test(broker, notes):
+    """Like any other environment, and beside what else there is to do; not while it is lent."""
+    broker.start_early({"a": False})
+    broker.lease(session("a"), "conftest.py")()
+    broker.plan({session("a"): ["t"]})
+    broker.finish_test("t")
+    assert notes.ended == []
+    broker.drop("conftest.py")
+    assert eventually(lambda: notes.ended == ["a-1"], 30)
