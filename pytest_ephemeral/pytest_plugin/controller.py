@@ -18,11 +18,11 @@ import pytest
 from pytest_ephemeral.broker.process import OwnerProcess
 from pytest_ephemeral.broker.protocol import Finished, Opened, ProgressEvent, Settings
 from pytest_ephemeral.errors import EphemeralError, OwnerLostError
-from pytest_ephemeral.pytest_plugin import base_url, hooks, summary, workers
+from pytest_ephemeral.pytest_plugin import base_url, hooks, interrupts, summary
 from pytest_ephemeral.pytest_plugin.outcomes import Outcomes
 from pytest_ephemeral.pytest_plugin.progress import Reporter
 from pytest_ephemeral.pytest_plugin.settings import get_timeline, process
-from pytest_ephemeral.pytest_plugin.timeline_recorder import TimelineRecorder
+from pytest_ephemeral.pytest_plugin.timeline import TimelineRecorder
 from pytest_ephemeral.pytest_plugin.worker import IDLE_OPTIONS, WORKER_INPUT, Worker
 
 #: What is said when someone will not wait for the end.
@@ -212,7 +212,7 @@ class Controller:
         Left to themselves, workers of xdist wait 5 s before they interrupt their tests.
         """
         self._owner.interrupt()
-        workers.interrupt(self._workers)
+        interrupts.interrupt_workers(self._workers)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -312,8 +312,10 @@ class Controller:
             except EphemeralError as error:
                 self._complaints.append(str(error))
         if self._timeline is not None:
+            from pytest_ephemeral.pytest_plugin import timeline_svg
+
             try:
-                self._timeline.write()
+                timeline_svg.write(self._timeline.collect(), self._timeline.file)
             except OSError as error:
                 self._complaints.append(f"the timeline could not be written: {error}")
 

@@ -9,7 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from _pytest.fixtures import FixtureFunctionDefinition
-    from requests import Session
+    from requests import PreparedRequest, Request, Session
 
     from pytest_ephemeral.broker.protocol import Scope
     from pytest_ephemeral.models import Environment
@@ -135,9 +135,7 @@ def ephemeral_url(ephemeral_env: Environment) -> str:
 @pytest.fixture
 def ephemeral_http(ephemeral_url: str) -> Iterator[Session]:
     """A session of requests for each test, bound to ``ephemeral_url``: it takes paths."""
-    from pytest_ephemeral.pytest_plugin.http import bind_session
-
-    with bind_session(ephemeral_url) as session:
+    with _bind_session(ephemeral_url) as session:
         yield session
 
 
@@ -159,3 +157,25 @@ def early_environment(config: pytest.Config, template: str | None = None) -> Env
     """
     lender = config.stash.get(LENDER, None)
     return None if lender is None else lender.lend_early(template)
+
+
+def _bind_session(base_url: str) -> Session:
+    """A session of requests that takes paths, too: they are below one URL.
+
+    Args:
+        base_url: Such as ``http://127.4.9.3:8080/``.
+    """
+    import requests
+
+    from pytest_ephemeral import urls
+
+    class BoundSession(requests.Session):
+        """Any request goes through ``prepare_request``; a redirect, which is whole, does not."""
+
+        def prepare_request(self, request: Request) -> PreparedRequest:
+            url = str(request.url)
+            if not url.lower().startswith(("http://", "https://")):
+                request.url = urls.join(base_url, url)
+            return super().prepare_request(request)
+
+    return BoundSession()

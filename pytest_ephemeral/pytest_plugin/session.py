@@ -9,7 +9,7 @@ import pytest
 
 from pytest_ephemeral.broker.client import BrokerClient
 from pytest_ephemeral.broker.protocol import Opened, ProgressEvent
-from pytest_ephemeral.pytest_plugin import base_url, hooks, signals
+from pytest_ephemeral.pytest_plugin import base_url, hooks, interrupts
 from pytest_ephemeral.pytest_plugin.settings import process, read
 from pytest_ephemeral.pytest_plugin.worker import WORKER_INPUT, Worker
 
@@ -23,7 +23,7 @@ def begin(config: pytest.Config) -> None:
     from pytest_ephemeral.pytest_plugin import owner
     from pytest_ephemeral.pytest_plugin.controller import Controller
 
-    signals.interrupt_on_sigterm(config)
+    interrupts.interrupt_on_sigterm(config)
     controller = Controller(config, settings, owner.get(config))
     config.pluginmanager.register(controller, "ephemeral-controller")
 

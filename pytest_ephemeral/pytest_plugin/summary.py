@@ -10,7 +10,7 @@ import pytest
 
 from pytest_ephemeral import urls
 from pytest_ephemeral.broker.protocol import Finished, Opened, Settings, Summary
-from pytest_ephemeral.pytest_plugin.evidence import destroy
+from pytest_ephemeral.pytest_plugin.reports import destroy
 
 TITLE: Final = "ephemeral environments"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
 
+from pytest_ephemeral import files
 from pytest_ephemeral.pytest_plugin.timeline import (
     NOTICEABLE,
     PHASES,
@@ -75,15 +76,19 @@ class Scale(NamedTuple):
         return LABELS + share * (WIDTH - LABELS - 20)
 
 
-def draw(timeline: Timeline, file: Path) -> str:
-    """The picture of a run.
+def write(timeline: Timeline, file: Path) -> None:
+    """Write the picture of a run.
 
     Args:
         timeline: The run.
-        file: Where it will be written: a page where that ends in ``.html``, else SVG alone.
+        file: A page of HTML is written where that ends in ``.html``, else SVG alone.
+
+    Raises:
+        OSError: It can't be written there.
     """
     svg = draw_svg(timeline)
-    return _PAGE.format(svg=svg) if file.suffix.lower() in {".html", ".htm"} else svg
+    text = _PAGE.format(svg=svg) if file.suffix.lower() in {".html", ".htm"} else svg
+    files.replace(file, [text.encode()])
 
 
 def draw_svg(timeline: Timeline) -> str:

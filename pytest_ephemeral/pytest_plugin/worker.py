@@ -20,9 +20,9 @@ from pytest_ephemeral.broker.client import BrokerClient
 from pytest_ephemeral.broker.protocol import ClientProcess, Key, Opened, Settings
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.proxies import Exemptions
-from pytest_ephemeral.pytest_plugin import links, markers, needs
-from pytest_ephemeral.pytest_plugin.evidence import Evidencer
+from pytest_ephemeral.pytest_plugin import markers, needs, reports
 from pytest_ephemeral.pytest_plugin.fixtures import LENDER, Declaration
+from pytest_ephemeral.pytest_plugin.reports import Evidencer
 from pytest_ephemeral.pytest_plugin.rollbacks import Rollbacks
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ class Worker:
         used = [] if skipped else [key for key in keys if key in self._lent]
         if used:
             setattr(report, REPORT_ATTRIBUTE, [self._lent[key].id for key in used])
-            links.add(item, report, [self._lent[key] for key in used])
+            reports.add_environments(item, report, [self._lent[key] for key in used])
         # As expected is failed, too: it was left in the middle.
         self._failed = (
             self._failed or report.failed or (report.skipped and hasattr(report, "wasxfail"))

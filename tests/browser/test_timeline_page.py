@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral.pytest_plugin import timeline
+from pytest_ephemeral.pytest_plugin import timeline, timeline_svg
 from pytest_ephemeral.pytest_plugin.timeline import Span
-from pytest_ephemeral.pytest_plugin.timeline_svg import draw
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -35,7 +34,7 @@ def test_the_picture_is_laid_out_without_overlaps(tmp_path: Path, ending: str) -
     from playwright.sync_api import sync_playwright
 
     file = tmp_path / f"run.{ending}"
-    file.write_text(draw(RUN, file))
+    timeline_svg.write(RUN, file)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1100, "height": 500})

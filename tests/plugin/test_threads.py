@@ -25,7 +25,7 @@ from pytest_ephemeral.broker.server import ClientSession, Server
 from pytest_ephemeral.errors import EnvironmentDiedError, EphemeralError, OwnerLostError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.pytest_plugin.controller import Controller
-from pytest_ephemeral.pytest_plugin.timeline_recorder import TimelineRecorder
+from pytest_ephemeral.pytest_plugin.timeline import TimelineRecorder
 from support.broker_notes import PATIENCE, Notes, session
 from support.waiting import eventually
 
