@@ -14,7 +14,12 @@ import pytest
 
 from pytest_ephemeral.errors import ConfigurationError, ElsewhereError, UnavailableError
 from pytest_ephemeral.providers.docker import endpoint, identity
-from pytest_ephemeral.providers.docker.engine import Address, Engine, NoEngineError, why_not
+from pytest_ephemeral.providers.docker.engine import (
+    Address,
+    Engine,
+    NoEngineError,
+    describe_failure,
+)
 
 
 @pytest.fixture
@@ -46,7 +51,7 @@ def test_docker_host_goes_first(home: Path) -> None:
     context(home, "far", {"Host": "tcp://far:2376"})
     (home / ".docker" / "config.json").write_text('{"currentContext": "far"}')
     found = endpoint.find({"DOCKER_HOST": "tcp://near:2375"}).address
-    assert found == Address("tcp://near:2375", "", verify=False, said_by="DOCKER_HOST")
+    assert found == Address("tcp://near:2375", "", verify=False, source="DOCKER_HOST")
 
 
 def test_docker_host_with_certificates(home: Path) -> None:
@@ -146,7 +151,9 @@ def test_no_permission(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "_connect", refused)
     with pytest.raises(NoEngineError, match=r"no permission.*usermod -aG docker"):
         endpoint.find({})
-    given = why_not(Address("unix:///run/docker.sock"), PermissionError(13, "Permission denied"))
+    given = describe_failure(
+        Address("unix:///run/docker.sock"), PermissionError(13, "Permission denied")
+    )
     assert "usermod -aG docker" in given
 
 

@@ -1,4 +1,4 @@
-"""The events of stacks: what happened, what failed, and what deleting one has left."""
+"""The events of stacks: their history, their failures, and the resources that are retained."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, Final
 
 from pytest_ephemeral import aws
 
-#: What a line says of an event. Those of hooks lack some of it.
+#: The fields of an event in a line. Events of hooks lack some of them.
 _SHOWN: Final = ("LogicalResourceId", "ResourceType", "ResourceStatus")
 
 
 def is_missing(error: Any) -> bool:
-    """Whether CloudFormation says that there is no such stack."""
+    """Whether an error means that there is no such stack."""
     return aws.code(error) == "ValidationError" and "does not exist" in str(error)
 
 
 def events(client: Any, stack: str) -> Iterator[Mapping[str, Any]]:
-    """The events of a stack, the newest first."""
+    """The events of a stack, the newest first; none if the stack does not exist."""
     from botocore.exceptions import ClientError
 
     try:
@@ -29,7 +29,7 @@ def events(client: Any, stack: str) -> Iterator[Mapping[str, Any]]:
 
 
 def history(client: Any, stack: str) -> str:
-    """The events of a stack as text, a line each, the oldest first."""
+    """The events of a stack as text, one on each line, the oldest first."""
     lines = [
         " ".join(
             [
@@ -44,9 +44,9 @@ def history(client: Any, stack: str) -> str:
 
 
 def failures(client: Any, stack: str) -> list[str]:
-    """The failures in a stack's events, the first one first; of nested stacks, in theirs."""
+    """The failures in the events of a stack and its nested stacks, the oldest first."""
     lines = _failures(client, stack)
-    # The others were only cancelled because of the first.
+    # After the first failure, CloudFormation cancels the other resources: those are no causes.
     causes = [line for line in lines if "cancelled" not in line.lower()]
     return causes or lines or ["  its events give no reason"]
 
@@ -66,12 +66,12 @@ def _failures(client: Any, stack: str) -> list[str]:
 
 
 def list_retained(client: Any, stack: str) -> list[str]:
-    """What a deleted stack, or one nested in it, has left because its template retains it."""
+    """The resources that a deleted stack and its nested stacks have retained, for people."""
     found = set()
     nested = set()
     for event in events(client, stack):
         id = event.get("PhysicalResourceId")
-        if event.get("ResourceStatus") == "DELETE_SKIPPED" and id:  # without one, it never was
+        if event.get("ResourceStatus") == "DELETE_SKIPPED" and id:  # without id: never created
             found.add(f"{event['LogicalResourceId']} ({event['ResourceType']} {id})")
         nested.add(_nested(event))
     below = [one for other in nested if other for one in list_retained(client, other)]
@@ -79,7 +79,7 @@ def list_retained(client: Any, stack: str) -> list[str]:
 
 
 def _nested(event: Mapping[str, Any]) -> str:
-    """The id of the nested stack that an event is about; empty for all else."""
+    """The id of the nested stack that an event is about; empty for other resources."""
     id = str(event.get("PhysicalResourceId") or "")
     is_nested = event.get("ResourceType") == "AWS::CloudFormation::Stack" and id != event["StackId"]
     return id if is_nested and id.startswith("arn:") else ""

@@ -1,4 +1,4 @@
-"""The instances of stacks: which stacks may have some, and which those are."""
+"""The instances of stacks: which stacks can have instances; find and tag them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pytest_ephemeral.providers.ec2.environments import ENDED, REGION
 from pytest_ephemeral.providers.ec2.instance_watcher import Instance, state, watch_region
 from pytest_ephemeral.providers.ec2.tags import to_tags
 
-#: In a handle: that the stack can't have instances, so EC2 need not be asked about it.
+#: In a handle: set if the stack can't have instances, so that EC2 need not be asked.
 WITHOUT_INSTANCES: Final = "without-instances"
 
-#: Services whose resources are no instances, and launch none in the user's account.
+#: Services whose resources are no instances, and which launch none in the user's account.
 _WITHOUT: Final = frozenset(
     {
         *("ApiGateway", "ApiGatewayV2", "AppSync", "CertificateManager", "CloudFront"),
@@ -29,9 +29,9 @@ _WITHOUT: Final = frozenset(
 
 
 def can_have(summary: Mapping[str, Any]) -> bool:
-    """Whether a stack may have instances, by what ``GetTemplateSummary`` says of its file.
+    """Whether a stack may have instances, by its template's ``GetTemplateSummary``.
 
-    Nested stacks may, as may what transforms and modules make.
+    Nested stacks, transforms and modules may create instances.
     """
     kinds = summary.get("ResourceTypes") or ["unknown"]
     others = [kind for kind in kinds if kind.split("::")[:2] not in [["AWS", s] for s in _WITHOUT]]
@@ -39,7 +39,7 @@ def can_have(summary: Mapping[str, Any]) -> bool:
 
 
 def find(environment: Environment) -> list[Instance]:
-    """The instances of a stack, as they were last seen; none where EC2 may not be asked."""
+    """The instances of a stack, as of the last poll; none without permission to list them."""
     if environment.handle.get(WITHOUT_INSTANCES):
         return []
     try:
@@ -51,7 +51,7 @@ def find(environment: Environment) -> list[Instance]:
 
 
 def look(environment: Environment) -> None:
-    """Have the instances of a new stack seen, unless EC2 may not be asked, or is too busy."""
+    """Poll the instances of a new stack, unless this is not permitted, or EC2 throttles."""
     if environment.handle.get(WITHOUT_INSTANCES):
         return
     watcher = watch_region(environment.handle.get(REGION))
@@ -63,7 +63,7 @@ def look(environment: Environment) -> None:
 
 
 def retag(environment: Environment, tags: Mapping[str, str]) -> None:
-    """Tag them at once, as their guests look at their tags; the stack takes its time."""
+    """Tag the instances directly: their guests read the tags, and a stack update takes longer."""
     ids = [str(one["InstanceId"]) for one in find(environment) if state(one) not in ENDED]
     if ids:
         client = watch_region(environment.handle.get(REGION)).client

@@ -1,4 +1,4 @@
-"""What a stack has in CloudWatch: the groups that are its resources, and its functions' own."""
+"""A stack's logs in CloudWatch: its log groups, and those of its functions and projects."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pytest_ephemeral import aws
 from pytest_ephemeral.errors import UnavailableError
 from pytest_ephemeral.providers.ec2.console import FRESH
 
-#: By the type of a resource: what its group is called.
+#: By the type of a resource: the name of its log group, from its physical id.
 _GROUPS: Final = {
     "AWS::Logs::LogGroup": "{}",
     "AWS::Lambda::Function": "/aws/lambda/{}",
     "AWS::CodeBuild::Project": "/aws/codebuild/{}",
 }
-#: So many events of a group are read at most.
+#: The largest number of events that are read from a group.
 MOST: Final = 10_000
 
 _read: dict[str, tuple[float, dict[str, str]]] = {}
@@ -28,14 +28,14 @@ _reads: dict[str, threading.Lock] = {}
 def read(
     client: Any, stack: str, since: datetime, region: str | None, *, now: bool = False
 ) -> dict[str, str]:
-    """What its groups say, by their names; those that are empty, or can't be read, are left out.
+    """The texts of a stack's log groups, by name, without those that are empty or unreadable.
 
     Args:
-        client: Of CloudFormation.
-        stack: Its id.
-        since: When it was made: a group may be older.
-        region: Where.
-        now: Whether what was read a few seconds ago is not enough.
+        client: A CloudFormation client.
+        stack: The stack's id.
+        since: When the environment was created: a group may have older events.
+        region: The stack's region.
+        now: Read the groups again, even if they were read a few seconds ago.
     """
     with _reads.setdefault(stack, threading.Lock()):
         at, found = _read.get(stack, (float("-inf"), {}))
@@ -54,19 +54,19 @@ def _texts(
         with aws.translate_errors():
             names = sorted(set(_names(client, stack)))
     except (ClientError, UnavailableError):
-        return  # its events are its log then
+        return  # the log then has only the stack's events
     for name in names:
         try:
             with aws.translate_errors():
                 text = _text(aws.client("logs", region, polls=not patient), name, since)
         except (ClientError, UnavailableError):
-            continue  # none was written yet, or it may not be read
+            continue  # it does not exist yet, or reading it is not permitted
         if text:
             yield name.strip("/").replace("/", "-"), text
 
 
 def _names(client: Any, stack: str) -> Iterator[str]:
-    """The groups of a stack, and of those nested in it."""
+    """The names of the log groups of a stack and its nested stacks."""
     for page in client.get_paginator("list_stack_resources").paginate(StackName=stack):
         for one in page.get("StackResourceSummaries", ()):
             kind, id = str(one["ResourceType"]), str(one.get("PhysicalResourceId") or "")
@@ -77,7 +77,7 @@ def _names(client: Any, stack: str) -> Iterator[str]:
 
 
 def _text(client: Any, group: str, since: datetime) -> str:
-    """A group's events, in the order in which CloudWatch got them: late ones stand last."""
+    """A group's events in the order of their ingestion, so that late events come last."""
     pages = client.get_paginator("filter_log_events").paginate(
         logGroupName=group,
         startTime=int(since.timestamp() * 1000),

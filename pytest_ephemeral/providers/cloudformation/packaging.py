@@ -1,6 +1,6 @@
-"""Local paths in a stack's file: put into S3, and replaced, as ``aws cloudformation package`` does.
+"""Upload a template's local files to S3, as ``aws cloudformation package`` does.
 
-Only the paths are replaced: every other character of a file stays as its author wrote it.
+In the template, only the paths are replaced: every other character stays.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any, Final, NamedTuple
 from pytest_ephemeral.errors import ConfigurationError, UnavailableError
 from pytest_ephemeral.files import digest_of, read_regular
 
-#: Keys of a location in S3 that is a table of two: of the bucket, and of the object.
+#: The two keys of a location in S3 that is a mapping: for the bucket, and for the object.
 Pair = tuple[str, str]
 _S3: Final = ("S3Bucket", "S3Key")
 _PLAIN: Final = ("Bucket", "Key")
 
 
 class Property(NamedTuple):
-    """A property that may be a local path.
+    """A property of a resource whose value may be a local path.
 
     Attributes:
-        path: Its name; or names, from the outside in.
-        pair: How a location in S3 is written, where that is a table; else it is a URL.
-        zipped: Whether a single file is zipped too.
+        path: The property's name; if it is inside others, all names from the outside in.
+        pair: The keys of the location in S3, if that is a mapping; None if it is a URL.
+        zipped: Whether a single file is zipped, too.
         nested: Whether it is a template, which may have local paths itself.
     """
 
@@ -43,7 +43,7 @@ _MAPPINGS: Final = (
     Property(("ResponseMappingTemplateS3Location",)),
     Property(("CodeS3Location",)),
 )
-#: By resource type. The list is in the user guide of the AWS CLI: ``cloudformation package``.
+#: By resource type; from the reference of the AWS CLI: ``cloudformation package``.
 PROPERTIES: Final[dict[str, tuple[Property, ...]]] = {
     "AWS::ApiGateway::RestApi": (Property(("BodyS3Location",), _PLAIN),),
     "AWS::AppSync::FunctionConfiguration": _MAPPINGS,
@@ -64,29 +64,29 @@ PROPERTIES: Final[dict[str, tuple[Property, ...]]] = {
     "AWS::StepFunctions::StateMachine": (Property(("DefinitionS3Location",), _PLAIN),),
 }
 _INCLUDE: Final = Property(("Location",))
-#: What all functions of a template have that do not say otherwise.
+#: In ``Globals``: the default code of all functions of a template.
 _GLOBAL_CODE: Final = Property(("Function", "CodeUri"), zipped=True)
-#: Functions without any of these have the template's folder as their code.
+#: The code properties: a function without any of them has the template's folder as its code.
 _CODE: Final = {
     "AWS::Lambda::Function": frozenset({"Code"}),
     "AWS::Serverless::Function": frozenset({"CodeUri", "InlineCode", "ImageUri", "PackageType"}),
 }
 _TRANSFORMS: Final = frozenset({"Fn::Transform", "Transform"})
 
-#: What is not a path: a URL, or what CloudFormation itself fills in.
+#: A value that is no path: a URL, or a dynamic reference of CloudFormation.
 _NOT_LOCAL: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+:|\{\{resolve:)")
 _STRING: Final = "tag:yaml.org,2002:str"
-#: The earliest time that a zip archive can state: the same files are the same archive.
+#: The earliest time in a zip archive. With a fixed time, the same files give the same archive.
 _LONG_AGO: Final = (1980, 1, 1, 0, 0, 0)
 
 
 class S3Folder(NamedTuple):
-    """Where in S3 things are put.
+    """The folder in S3 that files are uploaded to.
 
     Attributes:
-        bucket: Its name.
-        prefix: What keys begin with.
-        endpoint: S3's own URL, as CloudFormation is told where a nested template is.
+        bucket: The bucket's name.
+        prefix: The start of all keys.
+        endpoint: The URL of S3, for the URLs of nested templates.
     """
 
     bucket: str
@@ -98,7 +98,7 @@ class S3Folder(NamedTuple):
         return f"{self.endpoint}/{self.bucket}/{self.prefix}{name}"
 
     def value(self, wanted: Property, name: str) -> Any:
-        """An object's location, as a property states it."""
+        """An object's location, in the form that a property needs."""
         if wanted.nested:
             return self.url(name)
         key = f"{self.prefix}{name}"
@@ -112,11 +112,11 @@ class Reference(NamedTuple):
 
     Attributes:
         wanted: The property.
-        path: What it says.
-        start: Where that begins in the text.
-        end: Where it ends.
-        before: What is written before the location, where the text has no such property yet.
-        after: And after it.
+        path: The path, as written.
+        start: The index in the text at which it begins.
+        end: The index at which it ends.
+        before: Text to insert before the location, if the template has no such property.
+        after: Text to insert after it.
     """
 
     wanted: Property
@@ -137,15 +137,15 @@ def read(file: Path, where: str) -> str:
         text = read_regular(file).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{where}: {file} can't be read: {error}") from error
-    # JSON may be indented by tabs, YAML may not; in a JSON string none can stand.
+    # YAML does not allow tabs, which JSON may be indented by. A JSON string can't have a tab.
     return text.replace("\t", " ") if text.lstrip().startswith("{") else text
 
 
 def list_local(file: Path, where: str) -> list[Path]:
-    """The local files and folders that a template, or one nested in it, names.
+    """The local files and folders that a template and its nested templates name.
 
     Raises:
-        ConfigurationError: One of them is not there.
+        ConfigurationError: One of them is missing, or a template is nested in itself.
     """
     found: list[Path] = []
 
@@ -161,16 +161,16 @@ def list_local(file: Path, where: str) -> list[Path]:
 
 
 def package(file: Path, where: str, place: S3Folder, upload: Callable[[str, bytes], None]) -> str:
-    """A template's text with its local paths in S3.
+    """Upload the local files of a template; return its text with locations in S3.
 
     Args:
         file: The template.
         where: Its key in the configuration, for messages.
-        place: Where in S3.
-        upload: Called with each object's name, which its content decides, and the content.
+        place: The folder in S3.
+        upload: Called with each object's name, which is its content's digest, and the content.
 
     Raises:
-        ConfigurationError: Something that it names is not there, or can't be read.
+        ConfigurationError: A file is missing, or can't be read.
     """
     uploaded: set[str] = set()
 
@@ -197,9 +197,12 @@ def package(file: Path, where: str, place: S3Folder, upload: Callable[[str, byte
 
 
 def references(text: str) -> list[Reference]:
-    """The local paths in a template, in the order in which they stand there.
+    """The local paths in a template, in the order of the text.
 
-    What is not YAML has none: CloudFormation says best what is wrong with it.
+    A text that is not valid YAML has none: CloudFormation reports what is wrong with it.
+
+    Raises:
+        UnavailableError: PyYAML is not installed.
     """
     try:
         import yaml
@@ -221,7 +224,7 @@ def references(text: str) -> list[Reference]:
 
 
 def _walk(node: Any, seen: set[int]) -> Iterator[Reference]:
-    """The local paths below a node; one that is named twice, by an alias, is seen once."""
+    """The local paths below a node; a node with aliases is visited once."""
     if node is None or isinstance(node.value, str) or id(node) in seen:
         return
     seen.add(id(node))
@@ -242,7 +245,7 @@ def _walk(node: Any, seen: set[int]) -> Iterator[Reference]:
 
 
 def _missing_code(kind: str, node: Any) -> Iterator[Reference]:
-    """The template's own folder, as a property to be added, for a function without any code."""
+    """For a function without a code property: the template's folder, as a property to add."""
     if kind not in _CODE or not _fields(node) or _CODE[kind] & _fields(node).keys():
         return
     (wanted,) = PROPERTIES[kind]
@@ -254,7 +257,7 @@ def _missing_code(kind: str, node: Any) -> Iterator[Reference]:
 
 
 def _includes(node: Any) -> Iterator[Reference]:
-    """The path of an ``AWS::Include``, which may be one of several transforms."""
+    """The path of an ``AWS::Include``, which may be in a list of transforms."""
     if not isinstance(node.value, str) and not _is_mapping(node):
         for child in node.value:
             yield from _includes(child)
@@ -270,7 +273,7 @@ def _reference(node: Any, wanted: Property) -> Iterator[Reference]:
         node = _fields(node).get(name)
         if node is None:
             return
-    # A block of several lines, whose end is also that of its last line, is not a path.
+    # A block scalar is not a path; its end is also the end of its last line.
     is_text = node.tag == _STRING and node.style not in {"|", ">"}
     if is_text and node.value and not _NOT_LOCAL.match(node.value):
         yield Reference(wanted, node.value, node.start_mark.index, node.end_mark.index)
@@ -285,7 +288,7 @@ def _is_mapping(node: Any) -> bool:
 
 
 def _resolve(template: Path, one: Reference, where: str, above: tuple[Path, ...]) -> Path:
-    """Where a path leads: from the folder of the template that it stands in."""
+    """The absolute path: a template's paths are relative to its own folder."""
     found = (template.parent / one.path).resolve()
     name = ".".join(one.wanted.path)
     if not found.exists():
@@ -298,7 +301,7 @@ def _resolve(template: Path, one: Reference, where: str, above: tuple[Path, ...]
 
 
 def _content(path: Path, where: str, *, zipped: bool) -> tuple[bytes, str]:
-    """What is uploaded for a path, and what its name ends with."""
+    """The bytes to upload for a path, and the suffix of the object's name."""
     try:
         if path.is_dir():
             return _zip(_files(path, path, ())), ".zip"
@@ -310,10 +313,10 @@ def _content(path: Path, where: str, *, zipped: bool) -> tuple[bytes, str]:
 
 
 def _files(folder: Path, root: Path, above: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
-    """The files below a folder, also by links, with their names from its root."""
+    """The files below a folder, links followed, each with its path relative to the root."""
     real = folder.resolve()
     if real in above:
-        return  # a link that leads back
+        return  # a link to a parent folder
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             yield from _files(path, root, (*above, real))
@@ -322,13 +325,13 @@ def _files(folder: Path, root: Path, above: tuple[Path, ...]) -> Iterator[tuple[
 
 
 def _zip(files: Iterator[tuple[str, Path]]) -> bytes:
-    """An archive: of the same files always the same, whenever they were written."""
+    """A zip archive; the same files give the same bytes, whatever their times."""
     target = BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in files:
             entry = zipfile.ZipInfo(name, _LONG_AGO)
             is_program = path.stat().st_mode & 0o100
-            # A regular file that every user of a function may read.
+            # A regular file that every user may read, as functions run as any user.
             entry.external_attr = (0o100755 if is_program else 0o100644) << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, read_regular(path))

@@ -1,4 +1,4 @@
-"""Environments that are stacks: the template is CloudFormation's own file."""
+"""The cloudformation provider: each environment is a stack."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ from pytest_ephemeral.providers.ec2.tags import format_expiry, tags_of
 from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Recipe, Template
 
-#: In a handle.
+#: In a handle: the stack's region, and its id.
 REGION: Final = "region"
 STACK: Final = "stack"
-#: The bucket of the stack's files, if it has any.
+#: In a handle: the bucket of the stack's files, if it has any.
 BUCKET: Final = "bucket"
 
 
 class CloudFormationProvider(Instances, RegionalProvider):
     """See ``Provider``.
 
-    Commands are run on its first instance. Its log is what its instances print, or, where it has
-    none, its events; and what its CloudWatch groups say.
+    Commands run on the stack's first instance. An environment's log is the output of its
+    instances (without instances, the stack's events), and its CloudWatch log groups.
     """
 
     name: ClassVar[str] = "cloudformation"
@@ -70,7 +70,7 @@ class CloudFormationProvider(Instances, RegionalProvider):
     )
 
     def doctor(self) -> Sequence[Check]:
-        """Whether AWS can be asked."""
+        """Check that boto3 is installed and that the credentials are valid."""
         return checks()
 
     def check_permissions(
@@ -79,9 +79,9 @@ class CloudFormationProvider(Instances, RegionalProvider):
         recipes: Sequence[Recipe],  # noqa: ARG002
         root: Path,
     ) -> Sequence[Check]:
-        """See ``SupportsPermissionChecks``: CloudFormation has no ``DryRun``, but reads files."""
+        """See ``SupportsPermissionChecks``; CloudFormation only checks files: it has no DryRun."""
         return [
-            upload.try_template(one, root) for one in templates if isinstance(one, StackTemplate)
+            upload.check_template(one, root) for one in templates if isinstance(one, StackTemplate)
         ]
 
     def preflight(
@@ -91,20 +91,20 @@ class CloudFormationProvider(Instances, RegionalProvider):
         root: Path,
         lifetime: float | None,  # noqa: ARG002
     ) -> None:
-        """Whether there are credentials and a region, and the file and all that it names."""
+        """Check the credentials, the region, the template and the files that it names."""
         if not isinstance(template, StackTemplate):
             raise ConfigurationError(f"template {template.name!r} is not a CloudFormation template")
         upload.check(template, root)
         aws.identity(aws.client("cloudformation", template.region).meta.region_name)
 
     def launch(self, order: Order) -> Environment:
-        """Make the stack; its outputs say where it answers."""
+        """Create the stack; its outputs give the endpoints."""
         what = f"{order.environment.id} could not be launched"
         with translate_errors(what, LaunchError), aws_retries.tell_of_retries(order.tell):
             return _launch(order)
 
     def status(self, environment: Environment) -> Status:
-        """How the stack is, and then its instances."""
+        """The state of the stack's instances; without any, of the stack."""
         with translate_errors(f"{environment.id} can't be inspected", EphemeralError):
             found = stacks.look(_client(environment), _stack_name(environment))
             if found is None or found["StackStatus"] == "DELETE_IN_PROGRESS":
@@ -120,7 +120,7 @@ class CloudFormationProvider(Instances, RegionalProvider):
             if stacks.look(client, stack) is None:
                 raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
             region = environment.handle.get(REGION)
-            # A failed test waits for its log: a service that is busy is not asked again and again.
+            # A failed test waits for its log: don't retry for long if a service throttles.
             client = aws.client("cloudformation", region, polls=not now)
             if instances.find(environment):
                 log = read_console_log(environment, now=now)
@@ -134,13 +134,13 @@ class CloudFormationProvider(Instances, RegionalProvider):
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on its first instance, if it has one."""
+        """Run a command on the stack's first instance; fail if it has none."""
         if not environment.handle.get(instances.WITHOUT_INSTANCES):
             return super().run(environment, argv, timeout=timeout)
         raise EphemeralError(f"{environment.id} has no instances: no command can be run in it")
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
-        """Move the tag of the stack's instances, which their guests may read, and of the stack."""
+        """Change the expiry tag of the instances, which guests may read, and of the stack."""
         with translate_errors(f"{environment.id} could not be extended", EphemeralError):
             client = _client(environment)
             found = _find_stack(environment, client)
@@ -153,7 +153,7 @@ class CloudFormationProvider(Instances, RegionalProvider):
                 _protect(client, str(found["StackId"]), on=expires_at is None)
 
     def keep(self, environment: Environment) -> None:
-        """Nothing to do: it is no process of the owner's, and the ledger says that it stays."""
+        """Check that the stack exists: nothing else is needed to keep it."""
         if self.status(environment).state == "gone":
             raise EnvironmentGoneError(f"the stack of {environment.id} is gone")
 
@@ -162,9 +162,9 @@ class CloudFormationProvider(Instances, RegionalProvider):
         self.destroy_in_stages(environment, lambda: None)
 
     def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
-        """See ``SupportsStagedDestroy``. What a stack retains is only known in the end."""
+        """See ``SupportsStagedDestroy``; a stack that may retain resources is never accepted."""
 
-        def remove_files() -> None:  # which CloudFormation does not read any more
+        def remove_files() -> None:  # CloudFormation does not read them any more
             if bucket := environment.handle.get(BUCKET):
                 upload.remove(bucket, environment.id)
             if not environment.handle.get(stacks.MAY_RETAIN):
@@ -176,14 +176,14 @@ class CloudFormationProvider(Instances, RegionalProvider):
             if found is None:
                 remove_files()
             else:
-                # By its id: under its name, nothing can be asked of it when it is gone.
+                # By its id: the events of a deleted stack can't be read by its name.
                 stack = str(found["StackId"])
                 if environment.production is None and tags_of(found).get(EXPIRES) == NEVER:
                     _protect(client, stack, on=False)
                 stacks.delete(client, stack, environment.id, remove_files)
 
     def list_owned_in(self, region: str) -> Sequence[Owned]:
-        """All stacks in a region that are tagged as ours, and called so."""
+        """All stacks in a region that have our tags and names."""
         with translate_errors(f"the resources in {region} can't be listed"):
             return stacks.list_owned(aws.client("cloudformation", region))
 
@@ -198,7 +198,7 @@ class CloudFormationProvider(Instances, RegionalProvider):
     def sweep_all(
         self, owned: Sequence[Owned], still: Callable[[Owned], bool]
     ) -> Mapping[str, EphemeralError | None]:
-        """Each as it is now, and several at once."""
+        """See ``SupportsBulkSweep``; several stacks at once."""
         outcome: dict[str, EphemeralError | None] = {}
 
         def sweep(one: Owned) -> None:
@@ -235,14 +235,14 @@ def _launch(order: Order) -> Environment:
     images = _images_in(region, order.images)
     summary = client.get_template_summary(**source.arguments)
     parameters = _parameters(order, template, summary, images)
-    note(**stacks.foretell(packaging.read(order.root / template.file, template.name), summary))
+    note(**stacks.launch_facts(packaging.read(order.root / template.file, template.name), summary))
     stack = stacks.create(client, environment, template, source, parameters)
     environment = note(**{STACK: stack})
     try:
         found = stacks.wait_until_complete(client, stack)
     except LaunchError as error:
-        said = interpolation.mask(str(error), order.secrets)
-        raise LaunchError(f"{environment.id} could not be launched: {said}") from None
+        reason = interpolation.mask(str(error), order.secrets)
+        raise LaunchError(f"{environment.id} could not be launched: {reason}") from None
     instances.look(environment)
     outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs", ())}
     endpoints = {
@@ -255,7 +255,7 @@ def _launch(order: Order) -> Environment:
 def _source(
     order: Order, template: StackTemplate, journal: Callable[[str], object]
 ) -> upload.Source:
-    """The template for CloudFormation; what has to be in S3 is there, after it was journaled."""
+    """The template for CloudFormation; files are uploaded to S3, after the bucket is journaled."""
     if not upload.check(template, order.root):
         file = order.root / template.file
         text = packaging.read(file, f"templates.{template.name}.file")
@@ -266,7 +266,7 @@ def _source(
 
 
 def _images_in(region: str, images: Mapping[str, Image]) -> dict[str, Image]:
-    """The images, each with the id that its AMI, or a copy of it, has in the stack's region."""
+    """The images, each with the id of its AMI (or of the AMI's copy) in the stack's region."""
     return {
         name: msgspec.structs.replace(
             image, reference=amis.find_in_region(aws.client("ec2", region), image, region)
@@ -283,7 +283,7 @@ def _parameters(
     summary: Mapping[str, Any],
     images: Mapping[str, Image],
 ) -> dict[str, str]:
-    """What the stack is given: its parameters, filled in, and such of ``env`` as it asks for."""
+    """The stack's parameters: ``parameters`` and ``env`` of the template, filled in."""
     where = f"templates.{template.name}.parameters"
     filled = interpolation.fill(template.parameters, environ=os.environ, images=images, where=where)
     _check_capabilities(template, summary)
@@ -298,7 +298,7 @@ def _parameters(
 
 
 def _check_capabilities(template: StackTemplate, summary: Mapping[str, Any]) -> None:
-    """Whether the template's capabilities are those that CloudFormation will want."""
+    """Check that the template has all capabilities that CloudFormation requires."""
     given = set(template.capabilities)
     if "CAPABILITY_NAMED_IAM" in given:
         given.add("CAPABILITY_IAM")
@@ -332,14 +332,14 @@ def _protect(client: Any, stack: str, *, on: bool) -> None:
 
 
 def _client(environment: Environment) -> Any:
-    """A client of an environment's region, in its account."""
+    """A client of an environment's region, after a check of the account."""
     region = environment.handle.get(REGION)
     identity.check_account(environment, region)
     return aws.client("cloudformation", region)
 
 
 def _find_stack(environment: Environment, client: Any) -> Mapping[str, Any] | None:
-    """The environment's stack as it is now, held against its own name and tags."""
+    """The environment's stack as it is now, after a check of its name and tags."""
     found = stacks.look(client, _stack_name(environment), older=0.0)
     if found is not None:
         identity.check_stack(environment, found, stacks.name_of(environment.id))

@@ -1,4 +1,4 @@
-"""Stacks: create, look at, wait for, tag and delete them."""
+"""Create stacks, describe them, wait for them, tag and delete them."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from pytest_ephemeral.providers.ec2.errors import describe_error
 from pytest_ephemeral.providers.ec2.tags import TRANSFER, labels_of, read_clock, tags_of, to_tags
 from pytest_ephemeral.providers.protocol import Owned
 
-#: Seconds between looks at a stack.
+#: Seconds between polls of a stack.
 POLL: Final = 2.0
-#: Seconds between them, at most, while requests are throttled.
+#: Seconds between polls at most, while requests are throttled.
 LONGEST_POLL: Final = 15.0
-#: Seconds in which a stack is deleted.
+#: Seconds to wait for the deletion of a stack.
 DELETING: Final = 3600.0
 #: Seconds to wait for a stack that is being changed, or while requests are throttled.
 BUSY: Final = 300.0
 
-#: An updated stack is complete, though CloudFormation may still clean up behind it.
+#: The states of a complete stack; CloudFormation may still clean up after an update.
 _GOOD: Final = frozenset(
     {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS"}
 )
 
-#: In a handle: that something of it may stay, since its template, or one nested in it, may say so.
+#: In a handle: set if the template, or one nested in it, may retain resources.
 MAY_RETAIN: Final = "may-retain"
 _NESTED: Final = frozenset({"AWS::CloudFormation::Stack", "AWS::Serverless::Application"})
 
 _seen: dict[tuple[int, str], tuple[float, Mapping[str, Any] | None]] = {}
-#: A slow look at one stack holds up no look at another.
+#: One lock for each stack: a slow request for one does not delay others.
 _looks: dict[tuple[int, str], threading.Lock] = {}
 
 
@@ -54,12 +54,12 @@ def name_of(id: str) -> str:
     return f"pytest-ephemeral-{id}"
 
 
-def foretell(text: str, summary: Mapping[str, Any]) -> dict[str, str]:
-    """What a handle holds of a stack before it is there.
+def launch_facts(text: str, summary: Mapping[str, Any]) -> dict[str, str]:
+    """The entries in a handle that are known before the stack is created.
 
     Args:
-        text: Its template's.
-        summary: What ``GetTemplateSummary`` says of that.
+        text: The template's text.
+        summary: The template's ``GetTemplateSummary``.
     """
     retains = "Retain" in text or not _NESTED.isdisjoint(summary.get("ResourceTypes", ()))
     return {
@@ -75,7 +75,7 @@ def create(
     source: upload.Source,
     parameters: Mapping[str, str],
 ) -> str:
-    """Create a stack, or find it if it was created before; its id."""
+    """Create a stack, or find the one that an earlier request created; return its id."""
     from botocore.exceptions import ClientError
 
     name = name_of(environment.id)
@@ -91,9 +91,9 @@ def create(
             ],
             Capabilities=list(template.capabilities),
             Tags=to_tags(tags),
-            # A failed stack stays until its events are read; then all of it is deleted.
+            # Keep a failed stack until its events are read; then it is deleted.
             OnFailure="DO_NOTHING",
-            # A stack that waits for a signal for ever would outlive its expiry.
+            # A stack that waits for a signal must not outlive its expiry.
             TimeoutInMinutes=max(1, int(template.ttl // 60)),
             ClientRequestToken=hashlib.sha256(name.encode()).hexdigest(),
             **source.arguments,
@@ -107,10 +107,10 @@ def create(
 
 
 def wait_until_complete(client: Any, stack: str) -> Mapping[str, Any]:
-    """Wait until a stack is complete, at most as long as CloudFormation itself does.
+    """Wait until a stack is complete; CloudFormation itself has the time-out.
 
     Raises:
-        LaunchError: It failed; says which resources, and why.
+        LaunchError: The stack failed; the message has the resources and the reasons.
     """
 
     def check() -> Mapping[str, Any] | None:
@@ -130,13 +130,13 @@ def wait_until_complete(client: Any, stack: str) -> Mapping[str, Any]:
 
 
 def look(client: Any, stack: str, *, older: float | None = None) -> Mapping[str, Any] | None:
-    """A stack as it was last seen, no more than a look ago; None when there is none.
+    """The description of a stack, which may be cached; None if there is no such stack.
 
     Args:
-        client: Of CloudFormation.
-        stack: Its name or id.
-        older: Seconds that what was seen may be old; by default as long as between looks, and
-            longer while requests are throttled.
+        client: A CloudFormation client.
+        stack: The stack's name or id.
+        older: Seconds that a cached description may be old; by default ``POLL``, and longer
+            while requests are throttled.
     """
     limit = POLL if older is None else older
     key = (id(client), stack)
@@ -157,7 +157,7 @@ def look(client: Any, stack: str, *, older: float | None = None) -> Mapping[str,
 
 
 def _describe(client: Any, stack: str) -> list[Mapping[str, Any] | None]:
-    """One stack as CloudFormation has it, or None in its place."""
+    """A list of one: CloudFormation's description of a stack, or None if it is gone."""
     from botocore.exceptions import ClientError
 
     try:
@@ -170,14 +170,19 @@ def _describe(client: Any, stack: str) -> list[Mapping[str, Any] | None]:
 
 
 def forget(client: Any, stack: str) -> None:
-    """Ask CloudFormation the next time."""
+    """Clear the cached description of a stack."""
     key = (id(client), stack)
     with _looks.setdefault(key, threading.Lock()):
         _seen.pop(key, None)
 
 
 def list_owned(client: Any, name: str | None = None) -> list[Owned]:
-    """The stacks that are tagged as ours and called by their ids, or one of them."""
+    """The stacks that have our tags and names.
+
+    Args:
+        client: A CloudFormation client.
+        name: The name of one stack; None for all.
+    """
     from botocore.exceptions import ClientError
 
     only = {} if name is None else {"StackName": name}
@@ -203,7 +208,7 @@ def list_owned(client: Any, name: str | None = None) -> list[Owned]:
 
 
 def sweep(client: Any, wanted: Owned, still: Callable[[Owned], bool]) -> bool:
-    """Delete a stack if that is still to be done; whether it is gone."""
+    """Delete a stack if it is still due; return whether it is gone."""
     found = list_owned(client, name_of(wanted.id))
     if not all(map(still, found)):
         return False
@@ -217,10 +222,10 @@ def sweep(client: Any, wanted: Owned, still: Callable[[Owned], bool]) -> bool:
 
 
 def retag(client: Any, found: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-    """Change a stack's tags; CloudFormation changes those of its resources too.
+    """Change a stack's tags; CloudFormation changes those of its resources, too.
 
     Raises:
-        EphemeralError: It took too long, or was rolled back.
+        EphemeralError: The update took too long, or was rolled back.
     """
     from botocore.exceptions import ClientError
 
@@ -257,7 +262,7 @@ def retag(client: Any, found: Mapping[str, Any], tags: Mapping[str, str]) -> Non
 def _wait_for_status(
     client: Any, stack: str, is_final: Callable[[str], bool], within: float
 ) -> str:
-    """The status of a stack once it is final, or the time is over; empty if the stack is gone."""
+    """Wait for a final status, at most some seconds; the status, empty if the stack is gone."""
     status = ""
 
     def check() -> bool:
@@ -274,14 +279,14 @@ def delete(client: Any, stack: str, id: str, accepted: Callable[[], None] = lamb
     """Delete a stack, and wait until it is gone.
 
     Args:
-        client: Of CloudFormation.
-        stack: Its id, under which it can be seen when it is gone; or its name.
-        id: The environment's, for messages.
-        accepted: Called once CloudFormation has begun.
+        client: A CloudFormation client.
+        stack: The stack's id; by its name, a deleted stack can't be described.
+        id: The environment's id, for messages.
+        accepted: Called once CloudFormation has accepted the request.
 
     Raises:
-        DestroyError: Something of it can't be deleted.
-        UnverifiedDestroyError: Its template retains something, or that can't be seen.
+        DestroyError: One of its resources can't be deleted.
+        UnverifiedDestroyError: It has retained resources, or its events can't be read.
     """
     client.delete_stack(StackName=stack)
     accepted()
@@ -298,10 +303,10 @@ def delete(client: Any, stack: str, id: str, accepted: Callable[[], None] = lamb
 
 
 def _check_retained(client: Any, stack: str, id: str) -> None:
-    """Whether a stack that is gone has left something; its record says nothing of that.
+    """Check by its events that a deleted stack has retained nothing.
 
     Raises:
-        UnverifiedDestroyError: It has, or its events can't be read.
+        UnverifiedDestroyError: It has retained resources, or its events can't be read.
     """
     from botocore.exceptions import ClientError
 

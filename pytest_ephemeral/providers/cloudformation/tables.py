@@ -1,4 +1,4 @@
-"""The keys that templates of the cloudformation provider have."""
+"""The configuration keys of the cloudformation provider's templates."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ Url = Annotated[str, msgspec.Meta(pattern=r"^(https?://|\{output:)")]
 
 
 class StackTemplate(Template, frozen=True, kw_only=True):
-    """What a CloudFormation template describes. ``env`` are parameters too.
+    """A stack, made from a CloudFormation template. ``env`` sets parameters, too.
 
     Attributes:
         file: The CloudFormation template.
-        parameters: Of the stack. ``{image:NAME}`` is an AMI's id, ``{env:NAME}`` a variable.
-        url: Where it answers: ``{output:NAME}`` is an output of the stack.
-        further: Called ``endpoints``: where else it answers, by name.
-        region: Where; by default boto3's.
-        capabilities: What the template may make: ``CAPABILITY_IAM`` and such.
-        role_arn: The role that CloudFormation acts with.
-        bucket: An S3 bucket in the stack's region, for a file of more than 51,200 bytes, and for
-            what files name by local paths: nested stacks, code, definitions.
+        parameters: The stack's parameters. ``{image:NAME}`` is an AMI's id, ``{env:NAME}`` an
+            environment variable.
+        url: The URL of the environment; ``{output:NAME}`` is an output of the stack.
+        further: Called ``endpoints``: further URLs, by name.
+        region: The region of the stack; by default boto3's own.
+        capabilities: The capabilities that CloudFormation requires for the template, such as
+            ``CAPABILITY_IAM``.
+        role_arn: The ARN of the role that CloudFormation assumes.
+        bucket: An S3 bucket in the stack's region. It is needed if the file has more than 51,200
+            bytes, or names local paths (nested stacks, code, definitions).
     """
 
     provider: str = "cloudformation"
@@ -43,7 +45,7 @@ class StackTemplate(Template, frozen=True, kw_only=True):
     bucket: str | None = None
 
     def check(self) -> None:
-        """Its outputs say where it answers, and its parameters which images it runs."""
+        """Refuse ports and ``image``: a stack has its outputs and parameters for them."""
         if self.port is not None or self.ports:
             raise ValueError('the port belongs in its url: url = "http://{output:Address}:8080"')
         if self.image is not None:
@@ -52,15 +54,15 @@ class StackTemplate(Template, frozen=True, kw_only=True):
             )
 
     def urls(self) -> dict[str, str]:
-        """Where it answers, the URL's first; outputs not filled in."""
+        """Its URLs by name, ``url`` first; outputs are not filled in."""
         return {"http": self.url, **self.further}
 
     def endpoints(self) -> dict[str, int]:
-        """Its endpoints' names. What their ports are, only the stack's outputs say."""
+        """The names of its endpoints. The ports are 0: only the stack's outputs have them."""
         return dict.fromkeys(self.urls(), 0)
 
     def images(self) -> Sequence[str]:
-        """The images that its parameters name."""
+        """The names of the images in its parameters."""
         found = (
             name
             for value in self.parameters.values()
@@ -70,10 +72,10 @@ class StackTemplate(Template, frozen=True, kw_only=True):
 
 
 def outputs_in(text: str) -> list[str]:
-    """The outputs that a URL names."""
+    """The names of the outputs in a URL."""
     return _OUTPUT.findall(text)
 
 
 def with_outputs(text: str, outputs: dict[str, str]) -> str:
-    """A URL with the stack's outputs in it."""
+    """Fill in the stack's outputs in a URL."""
     return _OUTPUT.sub(lambda found: outputs[found[1]], text)

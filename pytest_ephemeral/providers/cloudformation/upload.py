@@ -1,4 +1,4 @@
-"""A stack's own folder in S3: what its template is too large for, or names by local paths."""
+"""A stack's folder in S3, for a large template and for files that it names by local paths."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pytest_ephemeral.providers.ec2 import transfers
 from pytest_ephemeral.providers.ec2.errors import describe_error
 from pytest_ephemeral.providers.protocol import Check
 
-#: CloudFormation takes no larger template in a request, in bytes; nor from S3:
-#: "CloudFormation quotas" in its user guide.
+#: The largest template in a request, and from S3, in bytes: "CloudFormation quotas" in its user
+#: guide.
 LARGEST: Final = 51200
 LARGEST_IN_S3: Final = 1_048_576
 
 
 class Source(NamedTuple):
-    """A template as CloudFormation is given it.
+    """A template, in the form of a request to CloudFormation.
 
     Attributes:
         arguments: ``TemplateBody`` or ``TemplateURL``.
-        bucket: The bucket that its folder is in; empty if it needs none.
+        bucket: The bucket with the stack's folder; empty if it needs none.
     """
 
     arguments: Mapping[str, str]
@@ -38,11 +38,11 @@ class Source(NamedTuple):
 
 
 def check(template: StackTemplate, root: Path) -> bool:
-    """Whether a template, or a part of it, has to go through S3.
+    """Check a template's files; return whether it needs S3.
 
     Raises:
-        ConfigurationError: It can't be read, names what is not there, is too large, or has no
-            bucket and needs one.
+        ConfigurationError: A file is missing, can't be read or is too large, or the template needs
+            a bucket and has none.
     """
     file, where = root / template.file, f"templates.{template.name}.file"
     size = len(packaging.read(file, where).encode())
@@ -68,8 +68,8 @@ def check(template: StackTemplate, root: Path) -> bool:
     return True
 
 
-def try_template(template: StackTemplate, root: Path) -> Check:
-    """Whether a template's files and bucket are there, and CloudFormation can read it."""
+def check_template(template: StackTemplate, root: Path) -> Check:
+    """Check that a template's files and bucket exist, and that CloudFormation can read it."""
     from botocore.exceptions import ClientError
 
     name = f"stack {template.name}"
@@ -89,10 +89,10 @@ def try_template(template: StackTemplate, root: Path) -> Check:
 
 
 def find_folder(template: StackTemplate, id: str) -> tuple[Any, packaging.S3Folder]:
-    """An environment's folder in its template's bucket, and a client of S3 for it.
+    """An environment's folder in its template's bucket, and an S3 client of the bucket's region.
 
     Raises:
-        ConfigurationError: There is no such bucket, or it may not be used.
+        ConfigurationError: There is no such bucket, or no permission to use it.
     """
     bucket = str(template.bucket)
     where = f"templates.{template.name}.bucket"
@@ -103,7 +103,7 @@ def find_folder(template: StackTemplate, id: str) -> tuple[Any, packaging.S3Fold
 
 
 def send(template: StackTemplate, root: Path, client: Any, place: packaging.S3Folder) -> Source:
-    """Upload what a template names, and itself where it is too large for a request."""
+    """Upload a template's local files, and the template if it is too large for a request."""
 
     def put(name: str, content: bytes) -> None:
         client.put_object(Bucket=place.bucket, Key=f"{place.prefix}{name}", Body=content)
@@ -122,10 +122,10 @@ def folder(bucket: str, id: str) -> str:
 
 
 def remove(bucket: str, id: str) -> None:
-    """Delete an environment's folder; nothing else in the bucket is ever touched.
+    """Delete an environment's folder, and nothing else in the bucket.
 
     Raises:
-        DestroyError: Something remains.
+        DestroyError: A file can't be deleted.
     """
     from botocore.exceptions import ClientError
 
@@ -143,7 +143,7 @@ def remove(bucket: str, id: str) -> None:
 
 
 def remove_tagged(url: str, id: str) -> None:
-    """Delete the folder that a stack's tag names, if that is its own; see ``remove``."""
+    """Delete the folder in a stack's tag, if it is that environment's folder; see ``remove``."""
     bucket = url.removeprefix("s3://").partition("/")[0]
     if bucket and url == folder(bucket, id):
         remove(bucket, id)

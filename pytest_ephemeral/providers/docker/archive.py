@@ -1,4 +1,4 @@
-"""What ``docker save`` writes, held against what it should have written."""
+"""Check the archive that ``docker save`` writes, and find the layers in it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pytest_ephemeral.errors import BakeError
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.abilities import LayerSpan
 
-#: Files of an archive with fewer bytes are no layers worth sharing.
+#: Files of fewer bytes are not stored as layers of their own.
 _SMALL: Final = 8 << 10
 
 
 def find_layers(file: Path) -> list[LayerSpan]:
-    """Where the layers are in an archive, in order."""
+    """The positions and sizes of the layers in an archive, in order."""
     import tarfile
 
     with tarfile.open(file, "r:") as tar:
@@ -28,10 +28,10 @@ def find_layers(file: Path) -> list[LayerSpan]:
 
 
 def check(image: Image, file: Path) -> None:
-    """Make sure that an archive is whole: an engine that fails in the middle may simply stop.
+    """Check that an archive is complete: an engine that fails may just stop writing.
 
     Raises:
-        BakeError: It is not.
+        BakeError: A file is missing, or the archive is of another image.
     """
     import tarfile
 
@@ -39,13 +39,13 @@ def check(image: Image, file: Path) -> None:
         with tarfile.open(file, "r:") as tar:
             names = set(tar.getnames())
             listing = tar.extractfile("manifest.json")
-            (said,) = json.load(listing) if listing else [{}]
-            config = tar.extractfile(said.get("Config", "its configuration"))
+            (manifest,) = json.load(listing) if listing else [{}]
+            config = tar.extractfile(manifest.get("Config", "its configuration"))
             digest = files.digest_of([config.read()] if config else [])
     except (tarfile.TarError, KeyError, ValueError, OSError) as error:
         raise _broken(image, str(error)) from error
     if missing := sorted(
-        {said.get("Config", "its configuration"), *said.get("Layers", ())} - names
+        {manifest.get("Config", "its configuration"), *manifest.get("Layers", ())} - names
     ):
         raise _broken(image, f"{missing[0]} is missing")
     if digest != image.digest:

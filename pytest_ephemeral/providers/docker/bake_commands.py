@@ -1,7 +1,7 @@
-"""Commands of a bake: an install script in a container that is committed, verify in fresh ones.
+"""Run the commands of a bake: install in a container that is committed; verify in new ones.
 
-What the script needs stands in a folder that it removes before the commit, so that nothing of it
-gets into the image: not the artifact, nor the values of ``pass-env``.
+The files that the script needs are in a folder that is removed before the commit. So neither the
+artifact nor the values of ``pass-env`` get into the image.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pytest_ephemeral.providers.protocol import BakeJob
 if TYPE_CHECKING:
     import tarfile
 
-#: What is there besides the artifact, in the container that is baked in.
+#: The folder with the script and its files, in the container of the bake.
 FOLDER: Final = "/pytest-ephemeral-bake"
 
 _SHELL: Final = ["/bin/sh"]
@@ -59,14 +59,14 @@ def install(
     image_labels: Mapping[str, str],
     log: BakeLog,
 ) -> str:
-    """Run the install script in a container of the base, and commit it.
+    """Run the install script in a container of the base, and commit it, or raise BakeError.
 
     Args:
-        engine: Where.
-        job: What is baked.
-        base: The image to install into, as the engine describes it.
+        engine: The engine to use.
+        job: The bake.
+        base: The engine's description of the image to install into.
         image_labels: The labels of the new image.
-        log: Takes what is printed.
+        log: Receives the output.
 
     Returns:
         The new image's id.
@@ -94,19 +94,19 @@ def install(
 
 
 def _commit(engine: Engine, job: BakeJob, container: str, config: Mapping[str, Any]) -> str:
-    """Make an image of a container, with its quarantine name; its id."""
+    """Commit a container under the bake's quarantine name; return the image's id."""
     repository, _, tag = quarantine.name_of(job).rpartition(":")
     query = {"container": container, "pause": False, "repo": repository, "tag": tag}
     if is_podman(engine):
-        query["changes"] = _changes(config)  # it does not read the configuration
+        query["changes"] = _changes(config)  # Podman ignores the configuration in the body
     return str(engine.call("POST", "/commit", query=query, body=config)["Id"])
 
 
 def verify(engine: Engine, job: BakeJob, image: Image, command: str, log: BakeLog) -> None:
-    """Run a command in a fresh container.
+    """Run a ``verify`` command in a new container of an image.
 
     Raises:
-        BakeError: It failed.
+        BakeError: The command failed.
     """
     body = {
         "Image": image_store.id_on(engine, image),
@@ -117,8 +117,8 @@ def verify(engine: Engine, job: BakeJob, image: Image, command: str, log: BakeLo
         try:
             status = _run(engine, id, log)
         except (EngineError, NoEngineError) as error:
-            said = errors.message_of(error)
-            raise errors.bake_failure(log, f"verifying failed: `{command}`: {said}") from error
+            reason = errors.message_of(error)
+            raise errors.bake_failure(log, f"verifying failed: `{command}`: {reason}") from error
         if status != 0:
             raise errors.bake_failure(
                 log, f"verifying failed: `{command}` {_exit_reason(engine, id, status)}"
@@ -127,7 +127,7 @@ def verify(engine: Engine, job: BakeJob, image: Image, command: str, log: BakeLo
 
 @contextmanager
 def _container(engine: Engine, job: BakeJob, body: Mapping[str, Any]) -> Iterator[str]:
-    """A container that is there for a while, and labelled so that it is found if it stays."""
+    """Create a container, and remove it at the end; by its labels, ``reap`` finds it, too."""
     name = resources.name_of(f"{quarantine.id_of(job)}-{secrets.token_hex(3)}")
     labelled = {**body, "Labels": _container_labels(job)}
     made = engine.call("POST", "/containers/create", query={"name": name}, body=labelled)
@@ -151,12 +151,12 @@ def _container_labels(job: BakeJob) -> dict[str, str]:
 
 
 def _empty_container_labels(job: BakeJob) -> dict[str, str]:
-    """A commit takes the container's labels over, which say what no image is: they are emptied."""
+    """Empty values for the container's labels, which a commit would copy to the image."""
     return dict.fromkeys(_container_labels(job), "")
 
 
 def _run(engine: Engine, id: str, log: BakeLog) -> int:
-    """Start it, take what it prints, and return its exit status."""
+    """Start a container, log its output, and return its exit status."""
     engine.call("POST", f"/containers/{id}/start")
     query = {"stdout": True, "stderr": True, "follow": True}
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
@@ -178,9 +178,9 @@ def _exit_reason(engine: Engine, id: str, status: int) -> str:
 def _config(
     base: Mapping[str, Any], prefix: str, image_labels: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The new image's configuration: the base's, but for what was only for the script.
+    """The new image's configuration: the base's, with the new labels and ``$PREFIX``.
 
-    What is not given is taken from the container, so that an entrypoint has to be given as empty.
+    A commit takes missing values from the container, so an empty entrypoint must be given, too.
     """
     kept = [one for one in base.get("Env") or () if not one.startswith("PREFIX=")]
     return {
@@ -194,13 +194,13 @@ def _config(
 
 
 def is_podman(engine: Engine) -> bool:
-    """Whether an engine is Podman, whose builder is another than Docker's."""
+    """Whether an engine is Podman, which has another builder than Docker."""
     parts = engine.call("GET", "/version").get("Components") or ()
     return any("podman" in part["Name"].lower() for part in parts)
 
 
 def _changes(config: Mapping[str, Any]) -> str:
-    """What a configuration says, as lines of a Dockerfile."""
+    """A configuration as instructions of a Dockerfile."""
     lists = [f"{word.upper()} {json.dumps(config[word])}" for word in ("Entrypoint", "Cmd")]
     pairs = [one.partition("=")[::2] for one in config["Env"]]
     variables = [f"ENV {name}={json.dumps(value)}" for name, value in pairs]
@@ -243,9 +243,9 @@ def _roots(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _script(job: BakeJob) -> str:
-    """What runs: the user's commands, one after the other, and the folder's removal.
+    """The shell script of a bake: the install commands in order, then the folder's removal.
 
-    ``$PREFIX`` is a folder that is there, as it is for every other provider.
+    It creates the folder ``$PREFIX``, as every provider does.
     """
     lines = [f"export {name}={shlex.quote(value)}" for name, value in _variables(job).items()]
     prefix = prefix_of(job.recipe.name)
@@ -257,14 +257,14 @@ def _script(job: BakeJob) -> str:
         commands = [shlex.join(install_script.command(content, f"{FOLDER}/install"))]
     else:
         commands = [f"/bin/sh -ec {shlex.quote(text)}" for text in job.recipe.install or ()]
-    # Each only after the one before it has succeeded.
+    # Run a command only if all commands before it have succeeded.
     lines += [f"[ $status -ne 0 ] || {command} || status=$?" for command in commands]
-    # A prefix that was not used is no part of the image.
+    # Remove the prefix if it is empty.
     lines += [f"cd / && rm -rf {FOLDER}; rmdir {prefix} 2>/dev/null", "exit $status"]
     return "\n".join(lines) + "\n"
 
 
 def _variables(job: BakeJob) -> dict[str, str]:
-    """What the commands see besides what the base sets."""
+    """The variables of the install commands, besides those of the base."""
     artifact = {} if job.artifact is None else {"ARTIFACT": f"{FOLDER}/{job.artifact.name}"}
     return {**passed_variables(job.recipe, PACKAGE_SOURCES), **artifact}

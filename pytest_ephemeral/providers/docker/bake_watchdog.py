@@ -1,4 +1,4 @@
-"""Cleans up after a bake whose own process has died; what it left is found by the image's key."""
+"""The watchdog of a bake: it cleans up after a bake whose process has died, by the image's key."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pytest_ephemeral.providers.docker import endpoint, quarantine
 from pytest_ephemeral.providers.docker.deadman import Deadman, program
 from pytest_ephemeral.providers.docker.resources import IN_FLIGHT
 
-# Run as a program, __name__ would be another.
+# A constant, as __name__ is "__main__" when this runs as a program.
 MODULE: Final = "pytest_ephemeral.providers.docker.bake_watchdog"
 
-#: How often it looks, ``IN_FLIGHT`` apart.
+#: How often it removes what it finds, every ``IN_FLIGHT`` seconds.
 ROUNDS: Final = 6
 
 
 @contextmanager
 def watch(key: str) -> Iterator[None]:
-    """Have a process that outlives this one clean up after a bake of that key."""
+    """Start a watchdog process for a bake; release it when the bake ends."""
     deadman = Deadman(program(MODULE, key, quarantine.build_id(key)))
     try:
         yield
@@ -31,17 +31,17 @@ def watch(key: str) -> Iterator[None]:
 
 
 def clean_up(key: str, build: str) -> None:
-    """Remove what the bake left, unless another process is baking the same key by now.
+    """Cancel a bake's build, wait until nobody bakes the key, and remove what the bake left.
 
     Args:
-        key: What was baked.
-        build: What its build is called, which is stopped in any case.
+        key: The key of the image.
+        build: The id of the bake's build.
     """
     with suppress(EphemeralError, TimeoutError):
         quarantine.cancel(endpoint.find(), build)
     with quarantine.lock(key):
-        for _ in range(ROUNDS):  # an engine that is busy may still be at its last request
-            with suppress(EphemeralError, TimeoutError):  # reap finds it
+        for _ in range(ROUNDS):  # a busy engine may still create something for its last request
+            with suppress(EphemeralError, TimeoutError):  # reap removes it later
                 quarantine.discard(endpoint.find(), key)
             time.sleep(IN_FLIGHT)
 

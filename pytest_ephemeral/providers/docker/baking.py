@@ -1,8 +1,8 @@
-"""Baking a container image: from a Dockerfile, from a base and an install script, or as it is.
+"""Bake a container image: from a Dockerfile, from a base and an install script, or by reference.
 
-A baked image has its name only once it is verified. The catalog knows it by its id, which is the
-digest of its configuration and through that of every layer; names are for people, and so that the
-engine does not take it for litter.
+An image gets its name after it is verified. The catalog has its id, which is the digest of its
+configuration, and so covers every layer. The name is for people, and keeps the engine from pruning
+the image.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ _CONFLICT: Final = 409
 
 
 class DockerBaker:
-    """The part of the docker provider that makes images; see ``Baker`` for what is promised."""
+    """The part of the docker provider that bakes images; see ``Baker``."""
 
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
-        """The context's digest, and the digests of the images it is made from."""
+        """The digests of the build context and of the base images."""
         recipe, engine = _recipe(recipe), endpoint.find()
-        engine.ping()  # or everything else would wait for long
+        engine.ping()  # fails sooner than other calls if the engine does not answer
         if recipe.reference is not None:
             return {"content": bases.resolve_digest(engine, recipe.reference) or UNKNOWN}
         if recipe.context is None:
@@ -82,15 +82,15 @@ class DockerBaker:
     def exclusive(
         self,
         key: str,
-        what: str,  # noqa: ARG002 - there is nobody to tell it
+        what: str,  # noqa: ARG002
         say: Callable[[str], None],  # noqa: ARG002
     ) -> Iterator[Sequence[int]]:
-        """Hold the image of that key alone on this machine, with someone to clean up after us."""
+        """Lock the key on this machine, and start the bake's watchdog."""
         with quarantine.lock(key), bake_watchdog.watch(key):
             yield ()
 
     def adopt(self, job: BakeJob) -> Image | None:
-        """The image of that key, if the engine has it, verified."""
+        """The verified image of that key, if the engine has it."""
         recipe, engine = _recipe(job.recipe), endpoint.find()
         if recipe.reference is not None:
             return None
@@ -100,17 +100,17 @@ class DockerBaker:
         return _push(engine, job, _image(engine, job, found))
 
     def bake(self, job: BakeJob) -> Image:
-        """Build it, install it, or take it as it is; and push it where a registry is named."""
+        """Build, install or pull the image; push it if the recipe names a registry."""
         recipe, engine = _recipe(job.recipe), endpoint.find()
         self.discard(job)
         with BakeLog(job, _secrets(job)) as log:
             try:
-                id = _make(engine, job, recipe, log)
+                id = _make_image(engine, job, recipe, log)
                 image = _image(engine, job, _inspect(engine, id))
                 if recipe.registry is not None:
                     self.verify(job, image)
                 return _push(engine, job, image)
-            except NoEngineError as error:  # it was there when this began
+            except NoEngineError as error:  # it answered at the start of the bake
                 raise errors.bake_failure(log, str(error)) from error
             except (BakeError, ConfigurationError):
                 raise
@@ -118,10 +118,10 @@ class DockerBaker:
                 raise errors.bake_failure(log, errors.message_of(error)) from error
 
     def verify(self, job: BakeJob, image: Image) -> None:
-        """Run each command in a fresh container of it; then it gets its name."""
+        """Run each ``verify`` command in a new container; then name the image."""
         engine, tag = endpoint.find(), tag_of(image)
         before = bases.find_local(engine, tag)
-        # It is, since it was made, or before.
+        # The image has its name, so it is verified.
         if before is not None and image_store.digest_of(engine, before) == image.digest:
             bases.untag(engine, quarantine.name_of(job))
             return
@@ -135,11 +135,15 @@ class DockerBaker:
             _delete_nameless(engine, before["Id"], image.key)
 
     def discard(self, job: BakeJob) -> None:
-        """Remove the containers of its bakes, and what they made that was not verified."""
+        """Remove the containers and the unverified images of earlier bakes of the key."""
         quarantine.discard(endpoint.find(), job.key)
 
     def present(self, image: Image) -> bool:
-        """Whether the engine has it, or could pull it by its digest."""
+        """Whether the engine has the image, or can pull it by its digest.
+
+        Raises:
+            ImageChangedError: The registry has another image under its digest.
+        """
         engine = endpoint.find()
         if image_store.find(engine, image) is not None:
             return True
@@ -148,7 +152,7 @@ class DockerBaker:
         try:
             registry.pull(engine, image.handle[PULL])
         except EphemeralError:
-            return False  # the store may have it
+            return False  # the store may have the image
         pulled = image_store.digest_of(engine, _inspect(engine, image.handle[PULL]))
         if pulled != image.digest:
             raise ImageChangedError(
@@ -158,15 +162,15 @@ class DockerBaker:
         return True
 
     def is_pushed(self, image: Image) -> bool:
-        """Whether a registry has it."""
+        """Whether the image was pushed to a registry."""
         return PULL in image.handle
 
     def find_layers(self, file: Path, /) -> Sequence[LayerSpan]:
-        """Where the layers are in what ``pack`` wrote."""
+        """The positions of the layers in a file that ``pack`` wrote."""
         return archive.find_layers(file)
 
     def pack(self, image: Image, file: Path) -> None:
-        """Write it into one file, as ``docker save`` does."""
+        """Write the image to a file, as ``docker save`` does."""
         import shutil
 
         engine = endpoint.find()
@@ -175,12 +179,16 @@ class DockerBaker:
             with engine.stream("GET", path) as answer, file.open("wb") as target:
                 shutil.copyfileobj(answer, target, 1 << 20)
         except (EngineError, TimeoutError) as error:
-            said = f"the image {image.name!r} can't be saved: {errors.describe_error(error)}"
-            raise BakeError(said) from error
+            message = f"the image {image.name!r} can't be saved: {errors.describe_error(error)}"
+            raise BakeError(message) from error
         archive.check(image, file)
 
     def unpack(self, image: Image, file: Path) -> None:
-        """Load it from such a file; the engine holds every layer against the configuration."""
+        """Load the image from a file that ``pack`` wrote; the engine checks every layer's digest.
+
+        Raises:
+            ImageChangedError: The file has another image.
+        """
         engine = endpoint.find()
         with (
             file.open("rb") as source,
@@ -188,22 +196,26 @@ class DockerBaker:
                 "POST", "/images/load", query={"quiet": True}, body=source, headers=TAR_TYPE
             ) as answer,
         ):
-            said = [line.get("error") or line.get("stream", "") for line in json_lines(answer)]
-        loaded = _loaded(engine, image, " ".join(said))
+            output = [line.get("error") or line.get("stream", "") for line in json_lines(answer)]
+        loaded = _find_loaded(engine, image, " ".join(output))
         if loaded is None:
             raise ImageChangedError(
                 f"the archive of the image {image.name!r} is not {image.digest}: "
-                f"{' '.join(said).strip()}. Bake it again with "
+                f"{' '.join(output).strip()}. Bake it again with "
                 f"`pytest-ephemeral bake {image.name} --force`"
             )
         _name(engine, loaded, tag_of(image))
 
     def remove(self, image: Image) -> None:
-        """Remove our name for it, and with its last name the image."""
+        """Remove our names of the image; without a name left, the engine deletes it.
+
+        Raises:
+            ImageInUseError: A container runs from it.
+        """
         engine, tag = endpoint.find(), tag_of(image)
         found = bases.find_local(engine, tag)
         if found is not None and image_store.digest_of(engine, found) != image.digest:
-            # The name was given to another image.
+            # The name belongs to another image by now.
             _delete_nameless(engine, image_store.id_on(engine, image), image.key)
             return
         try:
@@ -218,8 +230,8 @@ class DockerBaker:
             ) from error
 
 
-def _make(engine: Engine, job: BakeJob, recipe: DockerRecipe, log: BakeLog) -> str:
-    """The id of the image that the recipe gives."""
+def _make_image(engine: Engine, job: BakeJob, recipe: DockerRecipe, log: BakeLog) -> str:
+    """Build, install or pull the image of a recipe; return its id, or its quarantine name."""
     if recipe.reference is not None:
         return str(bases.ensure_local(engine, recipe.reference)["Id"])
     image_labels = {
@@ -235,7 +247,7 @@ def _make(engine: Engine, job: BakeJob, recipe: DockerRecipe, log: BakeLog) -> s
 
 
 def _push(engine: Engine, job: BakeJob, image: Image) -> Image:
-    """The image, and where it can be pulled from if its recipe names a registry."""
+    """Push the image if its recipe names a registry; record the name to pull it by."""
     repository = _recipe(job.recipe).registry
     if repository is None:
         return image
@@ -276,9 +288,9 @@ def _inspect(engine: Engine, reference: str) -> dict[str, Any]:
     return found
 
 
-def _loaded(engine: Engine, image: Image, said: str) -> str | None:
-    """What the engine calls an image that it has loaded; None where that is another one."""
-    for id in [image.digest, *re.findall("sha256:[0-9a-f]{64}", said)]:
+def _find_loaded(engine: Engine, image: Image, output: str) -> str | None:
+    """The id of an image that the engine has just loaded; None if it loaded another one."""
+    for id in [image.digest, *re.findall("sha256:[0-9a-f]{64}", output)]:
         found = bases.find_local(engine, id)
         if found is not None and image_store.digest_of(engine, found) == image.digest:
             return str(found["Id"])
@@ -286,7 +298,7 @@ def _loaded(engine: Engine, image: Image, said: str) -> str | None:
 
 
 def _delete_nameless(engine: Engine, id: str, key: str) -> None:
-    """Remove what was baked, if nobody has a name for it and no container is of it."""
+    """Delete a baked image if it has no name and no container uses it."""
     found = bases.find_local(engine, id) or {"RepoTags": ["none is there"]}
     if found.get("RepoTags") or (found["Config"].get("Labels") or {}).get(quarantine.KEY) != key:
         return

@@ -1,4 +1,4 @@
-"""The images that an image is made from, pinned: a tag is only where to look."""
+"""The base images of an image, and their digests: a tag may stand for another image tomorrow."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 
 _NOT_FOUND: Final = 404
 
-#: Options, here-documents and arguments that came with BuildKit, see
-#: https://docs.docker.com/reference/dockerfile/.
+#: Options, here-documents and arguments that only BuildKit has:
+#: https://docs.docker.com/reference/dockerfile/
 _BUILDKIT: Final = re.compile(
     r"RUN\s+--(?:mount|network|security|device)=|"
     r"(?:COPY|ADD)\s+(?:--\S+\s+)*--(?:chmod|link|parents|exclude|checksum|keep-git-dir)|"
@@ -23,26 +23,26 @@ _BUILDKIT: Final = re.compile(
     re.IGNORECASE,
 )
 
-#: Where an instruction names another stage, or an image, that it reads from.
+#: By instruction: the option that names a stage or an image to read from.
 _SOURCES: Final = {
     "COPY": re.compile(r"--from=(\S+)"),
     "RUN": re.compile(r"--mount=\S*\bfrom=([^,\s]+)"),
 }
 
-#: Seconds a registry may take to say what a tag points to.
+#: Seconds that a registry may take to resolve a tag.
 _PATIENCE: Final = 20.0
 
 
 def list_bases(dockerfile: str, arguments: Mapping[str, str], target: str | None) -> list[str]:
-    """The images that a Dockerfile builds on, in their order.
+    """The images that a Dockerfile reads from, in order.
 
     Args:
-        dockerfile: Its text.
-        arguments: The build's arguments, for ``FROM ${BASE}``.
-        target: The stage where the build stops.
+        dockerfile: The Dockerfile's text.
+        arguments: The build arguments, for ``FROM ${BASE}``.
+        target: The stage at which the build ends; None for the last.
 
     Raises:
-        ConfigurationError: It builds on nothing, or has no stage of that name.
+        ConfigurationError: It has no FROM, or no stage of that name.
     """
     values: dict[str, str] = {}
     stages: list[str] = []
@@ -71,9 +71,9 @@ def list_bases(dockerfile: str, arguments: Mapping[str, str], target: str | None
 
 
 def find_buildkit(dockerfile: str) -> str:
-    """The first line of a Dockerfile that only BuildKit understands; empty where there is none.
+    """The first instruction of a Dockerfile that needs BuildKit; empty if there is none.
 
-    What Docker's older builder says of such a line does not help, and some it misunderstands.
+    Docker's older builder reports such instructions badly, and misunderstands some.
     """
     for word, rest in _instructions(dockerfile):
         line = " ".join([word, *rest.split()])
@@ -83,11 +83,11 @@ def find_buildkit(dockerfile: str) -> str:
 
 
 def resolve_digest(engine: Engine, reference: str) -> str | None:
-    """What a reference stands for now; None when neither the engine nor a registry can tell.
+    """The digest of the image that a reference stands for now.
 
     Returns:
-        The digest that its registry knows it by, which is the same for every engine, or the id of
-        an image that no registry knows.
+        The digest in the registry, which is the same for every engine; for an image without one,
+        its id; None if neither the engine nor the registry has the image.
     """
     if "@" in reference:
         return reference.partition("@")[2]
@@ -95,14 +95,14 @@ def resolve_digest(engine: Engine, reference: str) -> str | None:
         digests = [digest.partition("@")[2] for digest in found.get("RepoDigests") or ()]
         return str(digests[0] if digests else found["Id"])
     try:
-        told = engine.call("GET", f"/distribution/{reference}/json", timeout=_PATIENCE)
+        found = engine.call("GET", f"/distribution/{reference}/json", timeout=_PATIENCE)
     except (EphemeralError, TimeoutError):
         return None
-    return str(told["Descriptor"]["digest"])
+    return str(found["Descriptor"]["digest"])
 
 
 def find_local(engine: Engine, reference: str) -> dict[str, Any] | None:
-    """An image of the engine's own; None when it has none of that name or id."""
+    """The engine's description of a local image, by name or id; None if there is none."""
     try:
         found: dict[str, Any] = engine.call("GET", f"/images/{reference}/json")
     except EngineError as error:
@@ -113,10 +113,10 @@ def find_local(engine: Engine, reference: str) -> dict[str, Any] | None:
 
 
 def ensure_local(engine: Engine, reference: str) -> dict[str, Any]:
-    """An image by its reference, pulled if the engine does not have it.
+    """The engine's description of an image, which is pulled if it is not local.
 
     Raises:
-        EphemeralError: It can't be had.
+        EphemeralError: It can't be pulled.
     """
     if found := find_local(engine, reference):
         return found
@@ -127,13 +127,13 @@ def ensure_local(engine: Engine, reference: str) -> dict[str, Any]:
 
 
 def list_exposed(config: Mapping[str, Any], protocol: str = "tcp") -> list[str]:
-    """The ports of one protocol that an image exposes, from its ``Config``."""
+    """The ports of a protocol that an image exposes, by its ``Config``."""
     ports = [port.partition("/") for port in config.get("ExposedPorts") or {}]
     return sorted((number for number, _, kind in ports if (kind or "tcp") == protocol), key=int)
 
 
 def _instructions(dockerfile: str) -> Iterator[tuple[str, str]]:
-    """Each instruction's name and the rest of it, comments left out and lines joined."""
+    """The name and the arguments of each instruction, without comments, continued lines joined."""
     lines = [line for line in dockerfile.splitlines() if not line.lstrip().startswith("#")]
     for line in re.sub(r"[\\`][ \t]*\n", " ", "\n".join(lines)).splitlines():
         word, _, rest = line.strip().partition(" ")
@@ -142,7 +142,7 @@ def _instructions(dockerfile: str) -> Iterator[tuple[str, str]]:
 
 
 def _from(rest: str, number: int) -> tuple[str, str]:
-    """The image of a ``FROM``, and the name of the stage it begins."""
+    """The image of a ``FROM``, and the name (or number) of its stage."""
     words = [word for word in rest.split() if not word.startswith("--")]
     if not words:
         raise ConfigurationError("a FROM of the Dockerfile names no image")
@@ -159,7 +159,7 @@ def _filled(text: str, values: Mapping[str, str]) -> str:
 
 
 def untag(engine: Engine, name: str) -> None:
-    """Remove a name, and with its last name the image; gone already is as well."""
+    """Remove a name of an image, if there is one; with the last name, the image is deleted."""
     try:
         engine.call("DELETE", f"/images/{name}")
     except EngineError as error:

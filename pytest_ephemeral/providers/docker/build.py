@@ -1,9 +1,9 @@
-"""Building a Dockerfile: with ``docker buildx`` where that is, else by the engine alone.
+"""Build a Dockerfile: with ``docker buildx`` if it is installed, else by the engine's API.
 
-An engine has two builders. Its older one is the only one that takes a plain request in every
-version, so what needs no other is built by it; BuildKit, which Docker's engine has since 18.09, is
-asked where a Dockerfile needs it. It gets along without a client that stays connected, but for
-secrets and caches outside the engine. Podman has a builder of its own, which knows it all.
+Docker's engine has two builders. The older one works with a plain request in every version, and is
+used unless the Dockerfile needs BuildKit, which the engine has since 18.09. BuildKit needs a client
+such as buildx only for secrets and for caches outside the engine. Podman has a builder of its own,
+with all features.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from pytest_ephemeral.providers.docker.engine import TAR_TYPE, Engine, json_line
 from pytest_ephemeral.providers.docker.tables import DockerRecipe
 from pytest_ephemeral.providers.protocol import BakeJob
 
-#: Where the artifact stands in the context, for ``ARG ARTIFACT`` and ``COPY $ARTIFACT …``.
+#: The artifact's folder in the context, for ``ARG ARTIFACT`` and ``COPY $ARTIFACT …``.
 _ARTIFACT_FOLDER: Final = ".artifact"
 
-#: What the engine calls BuildKit in ``/build``.
+#: The value of ``version`` in ``/build`` that selects BuildKit.
 _BUILDKIT: Final = "2"
 
-#: What the messages are called that it tells by how it goes on.
+#: The id of BuildKit's progress messages.
 _TRACE: Final = "moby.buildkit.trace"
 
 
@@ -51,18 +51,18 @@ def build(
     """Build a recipe's Dockerfile.
 
     Args:
-        engine: Where; it cleans up when this process goes away meanwhile.
-        job: What is baked.
-        recipe: Its recipe.
+        engine: The engine to use; it cleans up if this process dies.
+        job: The bake.
+        recipe: The bake's recipe.
         image_labels: The labels of the new image.
-        log: Takes what is printed.
+        log: Receives the output.
 
     Returns:
-        The new image's id, or its quarantine name, which it has in either case.
+        The new image's id, or its quarantine name.
 
     Raises:
-        BakeError: It can't be built; names the step.
-        ConfigurationError: It takes a plugin that is not here.
+        BakeError: A step failed; the message names it.
+        ConfigurationError: The recipe needs buildx, which is not installed.
     """
     context = Context.at(job.root / (recipe.context or ""), recipe.dockerfile)
     dockerfile = context.dockerfile_text()
@@ -85,7 +85,7 @@ def build(
 
 @contextmanager
 def _cancelling(engine: Engine, build: str | None) -> Iterator[None]:
-    """Have the engine stop a build where this process gives up."""
+    """Cancel a build in the engine if this process stops waiting for it."""
     try:
         yield
     except BaseException:
@@ -101,7 +101,7 @@ def _write(
     recipe: DockerRecipe,
     image_labels: Mapping[str, str],
 ) -> BuildRequest:
-    """Write the context, with the artifact, and say what is asked for of it."""
+    """Write the context, with the artifact, to a tar; return the request for the build."""
     arguments, extra = dict(recipe.build_args), {}
     if job.artifact is not None:
         place = f"{_ARTIFACT_FOLDER}/{job.artifact.name}"
@@ -114,7 +114,7 @@ def _write(
 
 
 def _query(request: BuildRequest) -> dict[str, Any]:
-    """What ``/build`` takes."""
+    """The query of the API's ``/build`` call."""
     return {
         "dockerfile": request.dockerfile,
         "target": request.recipe.target,
@@ -128,7 +128,7 @@ def _query(request: BuildRequest) -> dict[str, Any]:
 
 
 def _check_plugin(recipe: DockerRecipe, program: str | None) -> None:
-    """Refuse what an engine can't do without the plugin."""
+    """Refuse the keys that need buildx if it is not installed."""
     if program is not None:
         return
     asked = {
@@ -144,7 +144,7 @@ def _check_plugin(recipe: DockerRecipe, program: str | None) -> None:
 
 
 def _ask(engine: Engine, query: Mapping[str, Any], tar: IO[bytes], log: BakeLog) -> str:
-    """Have the engine build; the id of what it made."""
+    """Build by the engine's API; return the new image's id."""
     step, id, trace = "", "", Trace()
     asked = engine.stream("POST", "/build", query=query, body=tar, headers=TAR_TYPE, timeout=None)
     with _cancelling(engine, query.get("buildid")), asked as answer:

@@ -1,7 +1,8 @@
-"""What a Dockerfile is built from: the files of its context, their digest, and a tar of them.
+"""The build context of a Dockerfile: its files, their digest, and a tar of them.
 
-``.dockerignore`` means what https://docs.docker.com/build/concepts/context/#dockerignore-files
-says: the last pattern that matches a path, or a folder above it, decides.
+``.dockerignore`` is read as in
+https://docs.docker.com/build/concepts/context/#dockerignore-files: the last pattern that matches a
+path, or a folder above it, decides.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 IGNORE_FILE = ".dockerignore"
 
-#: What is no part of a context unless ``.dockerignore`` brings it back: it changes with every run
-#: of the tests, or differs between two clones of one commit. It would be another image each time.
+#: Ignored unless ``.dockerignore`` includes them again. They change with every test run, or differ
+#: between clones of one commit, and so would change the image's key.
 IGNORED: Final = (
     *(".git", ".ephemeral", "ephemeral.toml"),
     *("**/__pycache__", "**/.pytest_cache", "**/.hypothesis"),
@@ -33,11 +34,11 @@ IGNORED: Final = (
 
 
 class Context(msgspec.Struct, frozen=True):
-    """A context.
+    """The build context of a Dockerfile.
 
     Attributes:
-        folder: Where it is.
-        dockerfile: Its Dockerfile, relative to it; never ignored.
+        folder: The context's folder.
+        dockerfile: The path of the Dockerfile, relative to the folder; it is never ignored.
     """
 
     folder: Path
@@ -45,10 +46,10 @@ class Context(msgspec.Struct, frozen=True):
 
     @classmethod
     def at(cls, folder: Path, dockerfile: str) -> Context:
-        """A context that is there.
+        """The context in a folder.
 
         Raises:
-            ConfigurationError: It is not, or it has no such Dockerfile.
+            ConfigurationError: There is no such folder or Dockerfile.
         """
         if not folder.is_dir():
             hint = ": clone a repository first, and name its folder" * (":/" in str(folder))
@@ -61,11 +62,11 @@ class Context(msgspec.Struct, frozen=True):
         return cls(folder, PurePosixPath(os.path.normpath(dockerfile)).as_posix())
 
     def dockerfile_text(self) -> str:
-        """What its Dockerfile says."""
+        """The text of the Dockerfile."""
         return (self.folder / self.dockerfile).read_text()
 
     def paths(self) -> list[str]:
-        """All that belongs to it, relative to it, sorted; folders and links too."""
+        """The relative paths of all files, folders and links that are not ignored, sorted."""
         rules = _rules([*IGNORED, *self._ignore_file()])
         always = {self.dockerfile, IGNORE_FILE}
         return sorted(
@@ -73,7 +74,7 @@ class Context(msgspec.Struct, frozen=True):
         )
 
     def digest(self) -> str:
-        """``sha256:…`` over names, contents, links and who may execute; not over times."""
+        """``sha256:…`` over paths, contents, link targets and executable bits; not over times."""
         total = hashlib.sha256()
         for path in self.paths():
             entry = self.folder / path
@@ -91,11 +92,11 @@ class Context(msgspec.Struct, frozen=True):
         return f"sha256:{total.hexdigest()}"
 
     def write(self, target: IO[bytes], extra: Mapping[str, Path]) -> None:
-        """Write it as a tar, all of it owned by root, as the docker command does.
+        """Write the context as a tar, owned by root, as the docker command does.
 
         Args:
-            target: Where to.
-            extra: Files from elsewhere, by their paths in the context.
+            target: The file to write to.
+            extra: Files from outside the context, by their paths in it.
         """
         import tarfile
 
@@ -105,7 +106,7 @@ class Context(msgspec.Struct, frozen=True):
             return member
 
         with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            # BuildKit takes for a Dockerfile what does not begin with a plain header.
+            # Begin with a plain header: without one, BuildKit takes the tar for a Dockerfile.
             top = tarfile.TarInfo(".")
             top.type, top.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(top)
@@ -143,7 +144,10 @@ def _rules(lines: Sequence[str]) -> list[_Rule]:
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
-    """Go's filepath.Match, and ``**`` for any number of folders; what is below matches too."""
+    """A regular expression for a pattern, as Go's filepath.Match, with ``**`` for many folders.
+
+    It matches all paths below a match, too.
+    """
     text, at = "", 0
     tokens = re.compile(r"\*\*/|\*\*|\*|\?|\[[^]]+\]|\\.|.")
     while found := tokens.match(pattern, at):
@@ -168,7 +172,7 @@ def _kept(path: str, rules: Sequence[_Rule]) -> bool:
 
 
 def _walk(folder: Path, below: str, rules: Sequence[_Rule]) -> Iterator[str]:
-    """Every path; an ignored folder is only looked into where something may be kept again."""
+    """All paths; ignored folders are searched only if a pattern can include paths again."""
     returns = any(rule.keeps for rule in rules)
     with os.scandir(folder / below) as entries:
         for entry in list(entries):

@@ -1,7 +1,7 @@
-"""What an engine's BuildKit tells of a build: protobuf messages, of which five fields matter.
+"""Read BuildKit's progress messages: protobuf messages, of which five fields are needed.
 
-They are ``StatusResponse`` in api/services/control/control.proto of github.com/moby/buildkit;
-reading them here takes less than the library that reads them all.
+They are ``StatusResponse`` in api/services/control/control.proto of github.com/moby/buildkit.
+Reading these few fields needs no protobuf library.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ import base64
 from collections.abc import Iterator
 from typing import Final
 
-#: In a ``StatusResponse``.
+#: The fields of a ``StatusResponse``.
 _STEPS, _LOGS = 1, 3
-#: In a step (``Vertex``): its digest, name, when it began, and what it failed of.
+#: The fields of a step (``Vertex``): its digest, its name, its start and its error.
 _DIGEST, _NAME, _STARTED, _ERROR = 1, 3, 5, 7
-#: In a piece of log (``VertexLog``): what was printed.
+#: The field of a log message (``VertexLog``) with the output.
 _MESSAGE: Final = 4
 
-#: How a value is encoded, see https://protobuf.dev/programming-guides/encoding/.
+#: The wire types of values: https://protobuf.dev/programming-guides/encoding/
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class Trace:
-    """Reads what a build tells, as text.
+    """Turns the progress messages of a build into text.
 
     Attributes:
-        failed: The name of the step that failed; empty while none has.
+        failed: The name of the first step that failed; empty if none has.
     """
 
     def __init__(self) -> None:
         self.failed = ""
-        self._told: set[bytes] = set()
+        self._shown: set[bytes] = set()
 
     def read(self, encoded: str) -> Iterator[str]:
-        """The text of one message: steps as they begin, and what they print.
+        """The text of one message: the names of steps that begin, and their output.
 
         Args:
-            encoded: In base64, as the engine has it.
+            encoded: The message in base64, as the engine sends it.
         """
         for number, message in _fields(base64.b64decode(encoded)):
             fields = dict(_fields(message))
@@ -48,15 +48,15 @@ class Trace:
     def _step(self, fields: dict[int, bytes]) -> Iterator[str]:
         name = fields.get(_NAME, b"").decode(errors="replace")
         digest = fields.get(_DIGEST, b"")
-        if _STARTED in fields and digest not in self._told:
-            self._told.add(digest)
+        if _STARTED in fields and digest not in self._shown:
+            self._shown.add(digest)
             yield f"{name}\n"
         if fields.get(_ERROR):
             self.failed = self.failed or name
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The fields of a message that are text, bytes or messages, by their numbers."""
+    """The numbers and values of a message's fields that are text, bytes or messages."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -74,7 +74,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number, and where the next value begins."""
+    """Decode a number; return it, and the index of the next value."""
     value = shift = 0
     while True:
         byte = data[at]

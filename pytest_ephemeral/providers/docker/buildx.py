@@ -1,4 +1,4 @@
-"""Building a Dockerfile with ``docker buildx``: all that BuildKit can do, secrets included."""
+"""Build a Dockerfile with ``docker buildx``, which supports all features of BuildKit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_ephemeral.providers.docker.tables import DockerRecipe
 #: The plugin's program.
 PROGRAM: Final = "docker-buildx"
 
-#: What it says of a step: its number, and its name, how it fared, or what it printed.
+#: A line about a step: its number, then its name or its error.
 _STEP: Final = re.compile(r"#(\d+) (\[.*|ERROR: .*)")
 
 
@@ -32,14 +32,14 @@ def secrets_of(recipe: DockerRecipe) -> Filled:
 
 
 class BuildRequest(NamedTuple):
-    """What is asked for of a context.
+    """What to build from a context.
 
     Attributes:
-        recipe: What is built.
-        dockerfile: Where it is in the context.
-        arguments: The Dockerfile's.
-        labels: The image's.
-        name: The image's.
+        recipe: The recipe.
+        dockerfile: The path of the Dockerfile in the context.
+        arguments: The build arguments.
+        labels: The labels of the new image.
+        name: The name of the new image.
     """
 
     recipe: DockerRecipe
@@ -56,17 +56,17 @@ def build(
     context: IO[bytes],
     log: BakeLog,
 ) -> None:
-    """Build it on an engine; that ends when this process does.
+    """Build an image on an engine; the build ends with this process.
 
     Args:
-        program: The plugin's.
-        engine: Where.
-        request: What is asked for.
-        context: The context as a tar.
-        log: Takes what is printed.
+        program: The path of the plugin's program.
+        engine: The engine to use.
+        request: What to build.
+        context: The context, as a tar.
+        log: Receives the output.
 
     Raises:
-        BakeError: It can't be built; names the step.
+        BakeError: A step failed; the message names it.
     """
     argv = [program, "build", *_arguments(request)]
     environ = plugins.environ_for(engine.address, "BUILDX_BUILDER", "BUILDX_CONFIG")
@@ -86,15 +86,15 @@ def build(
 
 
 def _follow(output: Iterable[str], log: BakeLog) -> str:
-    """Take what it prints; where a build failed, and of what."""
+    """Log the output; return the step that failed, and the reason."""
     names: dict[str, str] = {}
     where, why = "", ""
     for line in output:
         log.write(line)
         if found := _STEP.match(line.strip()):
-            number, said = found.groups()
-            if said.startswith("["):
-                names[number] = said
+            number, text = found.groups()
+            if text.startswith("["):
+                names[number] = text
             else:
                 where = f" at {names[number]}" if number in names else ""
         elif line.startswith("ERROR: "):
@@ -104,7 +104,7 @@ def _follow(output: Iterable[str], log: BakeLog) -> str:
 
 def _arguments(request: BuildRequest) -> Iterator[str]:
     recipe = request.recipe
-    # The engine's own builder: another would have neither its images nor its cache.
+    # Use the engine's own builder: another one does not have its images and cache.
     yield from ("--builder=default", "--load", "--progress=plain")
     yield from ("--provenance=false", "--sbom=false")
     yield from (f"--tag={request.name}", f"--file={request.dockerfile}")

@@ -1,4 +1,4 @@
-"""What one container says of itself: whether it runs, where it listens; and commands in it."""
+"""One container: its state, where it listens, and commands inside it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import Any, Final
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers.docker.engine import Engine, frames
 
-#: So that an application that prints without end does not fill the engine's disk.
+#: Limits the logs, so that an application can't fill the engine's disk.
 LOG_LIMITS: Final = {"Type": "json-file", "Config": {"max-size": "64m", "max-file": "2"}}
 
-#: What a command ends with that could not be started.
+#: The exit statuses of a command that could not be started.
 _NOT_STARTED: Final = frozenset({126, 127, 255})
 
-#: Seconds in which a command that took too long has to be killed.
+#: Seconds for killing a command after its time-out.
 _KILL_PATIENCE: Final = 10.0
 
 _EXEC_VARIABLE: Final = "PYTEST_EPHEMERAL_EXEC"
 
 
 def inspect(engine: Engine, container: str) -> dict[str, Any]:
-    """All that the engine knows of a container, by name or id.
+    """The engine's description of a container, by name or id.
 
     Raises:
-        EngineError: 404: there is none.
+        EngineError: There is no such container (status 404).
     """
     found: dict[str, Any] = engine.call("GET", f"/containers/{container}/json", timeout=10)
     return found
 
 
 def exit_reason(state: Mapping[str, Any]) -> str:
-    """How a container has ended, from its ``State``."""
+    """Why a container has ended, by its ``State``, for people."""
     code = state.get("ExitCode", 0)
     how = f"exited with status {code}"
     if state.get("OOMKilled"):
@@ -43,19 +43,19 @@ def exit_reason(state: Mapping[str, Any]) -> str:
         how = f"was ended by {signal.Signals(code - 128).name}"
     finished = str(state.get("FinishedAt", ""))
     when = f" at {finished[11:19]} UTC" if finished > "0001-01-02" else ""
-    said = f": {state['Error']}" if state.get("Error") else ""
-    return how + when + said
+    error = f": {state['Error']}" if state.get("Error") else ""
+    return how + when + error
 
 
 def health_output(found: Mapping[str, Any]) -> str:
-    """What a container's health check printed last, in one line."""
+    """The last output of a container's health check, in one line."""
     log = (found["State"].get("Health") or {}).get("Log") or [{}]
-    said = str(log[-1].get("Output", "")).split()
-    return " ".join(said) or f"nothing, but status {log[-1].get('ExitCode', '?')}"
+    output = str(log[-1].get("Output", "")).split()
+    return " ".join(output) or f"nothing, but status {log[-1].get('ExitCode', '?')}"
 
 
 def describe_architecture(engine: Engine, found: Mapping[str, Any]) -> str:
-    """A note on an image made for another architecture, which may be why it does not run."""
+    """A note if the image is for another architecture than the engine's machine, or empty."""
     try:
         image = engine.call("GET", f"/images/{found['Image']}/json", timeout=10)
         version = engine.call("GET", "/version", timeout=10)
@@ -67,25 +67,25 @@ def describe_architecture(engine: Engine, found: Mapping[str, Any]) -> str:
     return f" (its image is made for {made}, and this engine runs {here}: bake it for {here})"
 
 
-def hears_stop_signal(engine: Engine, container: str) -> bool:
-    """Whether a running container's first process does anything about its stop signal.
+def handles_stop_signal(engine: Engine, container: str) -> bool:
+    """Whether a running container's first process handles or blocks its stop signal.
 
-    Its namespace's process 1 never gets a signal that it neither handles nor blocks
-    (pid_namespaces(7)), so that waiting for it is in vain. Where the engine's machine has no `ps`
-    that shows that, as behind Podman, it is taken to hear.
+    If not, the kernel does not deliver the signal to process 1 of a namespace
+    (pid_namespaces(7)), and waiting would be useless. If the engine's machine has no `ps` that
+    shows it, as with Podman, the answer is True.
     """
     found = inspect(engine, container)
-    said = str(found["Config"].get("StopSignal") or "SIGTERM")
-    name = said if said.startswith("SIG") else f"SIG{said}"
+    wanted = str(found["Config"].get("StopSignal") or "SIGTERM")
+    name = wanted if wanted.startswith("SIG") else f"SIG{wanted}"
     try:
-        number = int(said) if said.isdigit() else signal.Signals[name]
+        number = int(wanted) if wanted.isdigit() else signal.Signals[name]
         query = {"ps_args": "-o pid,blocked,caught"}
         listed = engine.call("GET", f"/containers/{container}/top", query=query, timeout=10)
         (masks,) = [row[1:] for row in listed["Processes"] if row[0] == str(found["State"]["Pid"])]
-        heard = [int(mask, 16) >> (number - 1) & 1 for mask in masks]
+        bits = [int(mask, 16) >> (number - 1) & 1 for mask in masks]
     except (EphemeralError, KeyError, TypeError, ValueError):
         return True
-    return any(heard)
+    return any(bits)
 
 
 # -- commands inside it ----------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def hears_stop_signal(engine: Engine, container: str) -> bool:
 def run(
     engine: Engine, container: str, argv: Sequence[str], *, timeout: float | None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command inside a container, and wait for it.
+    """Run a command inside a container, and wait until it ends.
 
     Raises:
         subprocess.TimeoutExpired: It took longer, and was killed.
@@ -124,13 +124,13 @@ def run(
     stdout, stderr = (b"".join(output[channel]).decode(errors="replace") for channel in (1, 2))
     status = _status(engine, made["Id"])
     if status in _NOT_STARTED and stdout.startswith("OCI runtime exec failed"):
-        # What the engine says in the command's place; a shell would say so too, but on stderr.
+        # The engine's own message; a shell would print its message to stderr.
         return subprocess.CompletedProcess(list(argv), 127, "", stdout.strip() + "\n")
     return subprocess.CompletedProcess(list(argv), status, stdout, stderr)
 
 
 def _output(engine: Engine, exec_id: str, deadline: float | None) -> Iterator[tuple[int, bytes]]:
-    """What a command prints, as it does; TimeoutError when its time is over."""
+    """The output of a command, as it comes; raises TimeoutError after the deadline."""
     patience = None if deadline is None else max(0.001, deadline - time.monotonic())
     with engine.stream(
         "POST",
@@ -146,7 +146,7 @@ def _output(engine: Engine, exec_id: str, deadline: float | None) -> Iterator[tu
 
 
 def _status(engine: Engine, exec_id: str) -> int:
-    """A command's exit status; the engine learns of it a moment after the output has ended."""
+    """A command's exit status; the engine has it a moment after the output has ended."""
     for _ in range(200):
         found = engine.call("GET", f"/exec/{exec_id}/json", timeout=10)
         if not found["Running"]:
@@ -155,8 +155,8 @@ def _status(engine: Engine, exec_id: str) -> int:
     raise EphemeralError("the command's output has ended, but the command has not")
 
 
-#: Kills what has a variable until three looks have found nothing: what is being forked, or is in
-#: the middle of execve, is not seen by one.
+#: Kills all processes with a variable, until it has found none three times: a process in the
+#: middle of fork or execve may not be visible.
 _KILL: Final = """\
 quiet=0
 while [ $quiet -lt 3 ]; do
@@ -170,16 +170,16 @@ done
 
 
 def _kill(engine: Engine, container: str, token: str, exec_id: str) -> None:
-    """Kill a command and all it started, which the engine has no call for: by its variable."""
+    """Kill a command and its processes, found by a variable: the engine has no call for that."""
     script = _KILL.format(marker=f"{_EXEC_VARIABLE}={token}")
     deadline = time.monotonic() + _KILL_PATIENCE
     begun = False
     while not begun and time.monotonic() < deadline:
-        begun = _has_begun(engine, exec_id)  # a busy engine may start it only now
+        begun = _has_begun(engine, exec_id)  # a busy engine may start it later
         made = engine.call(
             "POST",
             f"/containers/{container}/exec",
-            # Without the output attached, starting it would not wait for it.
+            # With the output attached, the call returns when the script has ended.
             body={"AttachStdout": True, "Cmd": ["/bin/sh", "-c", script], "User": "0"},
         )
         for _ in _output(engine, made["Id"], deadline):
@@ -187,7 +187,7 @@ def _kill(engine: Engine, container: str, token: str, exec_id: str) -> None:
 
 
 def _has_begun(engine: Engine, exec_id: str) -> bool:
-    """Whether a command runs, or has run; before that, engines give it neither id nor status."""
+    """Whether a command has been started; before that, it has neither pid nor exit status."""
     found = engine.call("GET", f"/exec/{exec_id}/json", timeout=10)
     return bool(found["Running"] or found["Pid"] or found["ExitCode"])
 
@@ -196,7 +196,7 @@ def _has_begun(engine: Engine, exec_id: str) -> bool:
 
 
 def describe_listeners(engine: Engine, container: str) -> str:
-    """A line on where a container listens, if not where it is asked for; else empty."""
+    """A message on where a container listens; empty if it listens on the published ports."""
     found = inspect(engine, container)
     bindings = found["NetworkSettings"]["Ports"]
     wanted = {int(port.partition("/")[0]) for port, hosts in bindings.items() if hosts}
@@ -217,9 +217,9 @@ def describe_listeners(engine: Engine, container: str) -> str:
 
 
 def list_listeners(engine: Engine, container: str) -> list[str] | None:
-    """What listens inside a container: ``0.0.0.0:8080``, or ``127.0.0.1:8080`` for nobody else.
+    """The addresses that processes in a container listen on, such as ``0.0.0.0:8080``.
 
-    None where it can't be told: its image has no ``cat``. A kernel without IPv6 has no tcp6.
+    None if they can't be read, as the image has no ``cat``.
     """
     done = run(engine, container, ["cat", "/proc/net/tcp", "/proc/net/tcp6"], timeout=5)
     if not done.stdout:
@@ -236,7 +236,7 @@ def list_listeners(engine: Engine, container: str) -> list[str] | None:
 
 
 _HOSTS: Final = {
-    "00000000": "0.0.0.0",  # noqa: S104 - what it says, not what is bound
+    "00000000": "0.0.0.0",  # noqa: S104 - shown, not bound
     "0" * 32: "0.0.0.0",  # noqa: S104
     "0100007F": "127.0.0.1",
     "0" * 24 + "01000000": "127.0.0.1",

@@ -1,4 +1,4 @@
-"""What containers need, and whether it is there."""
+"""The checks of ``pytest-ephemeral doctor`` for the container providers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pytest_ephemeral.providers.protocol import Check
 
 
 def engine_check() -> Check:
-    """Whether a container engine answers."""
+    """Check that a container engine answers."""
     try:
         engine = endpoint.find()
         version = engine.call("GET", "/version", timeout=10)

@@ -1,7 +1,7 @@
-"""Which engine: found as the docker command finds it, and Podman's where there is no other.
+"""Find the container engine as the docker command does, and Podman if there is no other.
 
 The order is that of https://docs.docker.com/engine/manage-resources/contexts/: ``DOCKER_HOST``,
-``DOCKER_CONTEXT``, the current context of ``~/.docker/config.json``, the usual sockets.
+``DOCKER_CONTEXT``, the current context of ``~/.docker/config.json``, the default sockets.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def find(environ: Mapping[str, str] | None = None) -> Engine:
     """The engine to use.
 
     Args:
-        environ: Variables; by default this process's.
+        environ: The environment variables; by default those of this process.
 
     Raises:
-        NoEngineError: There is none; a line that says what was tried.
-        ConfigurationError: What is set names one that can't be used.
+        NoEngineError: No engine answers; the message lists the sockets that were tried.
+        ConfigurationError: A variable or context has an invalid address.
     """
     environ = os.environ if environ is None else environ
     if chosen := _chosen(environ):
@@ -56,7 +56,7 @@ def find(environ: Mapping[str, str] | None = None) -> Engine:
 
 
 def list_addresses(environ: Mapping[str, str]) -> Iterator[Address]:
-    """Every engine that this user has named: by variables, and by the docker command's contexts."""
+    """The addresses of all engines in the variables and in the docker command's contexts."""
     folder = _folder(environ)
     if url := environ.get("DOCKER_HOST"):
         yield _from_variables(url, folder, environ)
@@ -68,7 +68,7 @@ def list_addresses(environ: Mapping[str, str]) -> Iterator[Address]:
 
 
 def plugin_folders(environ: Mapping[str, str]) -> list[Path]:
-    """Where the docker command looks for its plugins, such as compose, in its order."""
+    """The folders in which the docker command looks for plugins, such as compose, in order."""
     folder = _folder(environ)
     extra = _json(folder / "config.json").get("cliPluginsExtraDirs") or []
     usual = ("/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec")
@@ -82,21 +82,21 @@ def plugin_folders(environ: Mapping[str, str]) -> list[Path]:
 
 
 def _folder(environ: Mapping[str, str]) -> Path:
-    """Where the docker command keeps what it was told."""
+    """The folder of the docker command's configuration."""
     return Path(environ.get("DOCKER_CONFIG") or machine.home() / ".docker")
 
 
 def _chosen(environ: Mapping[str, str]) -> Address | None:
-    """The engine that somebody has chosen, if somebody has."""
+    """The engine that a variable or the current context selects, or None."""
     folder = _folder(environ)
     if url := environ.get("DOCKER_HOST"):
         return _from_variables(url, folder, environ)
     name = environ.get("DOCKER_CONTEXT")
-    said_by = "DOCKER_CONTEXT"
+    source = "DOCKER_CONTEXT"
     if not name:
         name = str(_json(folder / "config.json").get("currentContext") or "default")
-        said_by = f"the context {name!r}"
-    return None if name == "default" else _context(folder / "contexts", name, said_by)
+        source = f"the context {name!r}"
+    return None if name == "default" else _context(folder / "contexts", name, source)
 
 
 def _from_variables(url: str, folder: Path, environ: Mapping[str, str]) -> Address:
@@ -106,18 +106,18 @@ def _from_variables(url: str, folder: Path, environ: Mapping[str, str]) -> Addre
     return Address(url, certificates if tls else "", verify, "DOCKER_HOST")
 
 
-def _context(folder: Path, name: str, said_by: str) -> Address:
-    """A context: its folder is called after the digest of its name."""
+def _context(folder: Path, name: str, source: str) -> Address:
+    """The address in a context, whose folder is named by the digest of the context's name."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     endpoint = _json(folder / "meta" / digest / "meta.json").get("Endpoints", {}).get("docker")
     if not endpoint:
         known = [str(_json(meta).get("Name")) for meta in folder.glob("meta/*/meta.json")]
         raise ConfigurationError(
-            f"there is no docker context {name!r} (from {said_by}).{closest(name, known)}"
+            f"there is no docker context {name!r} (from {source}).{closest(name, known)}"
         )
     tls = folder / "tls" / digest / "docker"
     verify = not endpoint.get("SkipTLSVerify", False)
-    return Address(str(endpoint["Host"]), str(tls) if tls.is_dir() else "", verify, said_by)
+    return Address(str(endpoint["Host"]), str(tls) if tls.is_dir() else "", verify, source)
 
 
 def _check_scheme(address: Address) -> None:
@@ -133,7 +133,7 @@ def _check_scheme(address: Address) -> None:
 
 
 def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
-    """The sockets to look for: Docker's, then rootless Docker's and Docker Desktop's, Podman's."""
+    """The sockets to try: those of Docker, rootless Docker, Docker Desktop and Podman."""
     yield Path("/var/run/docker.sock")
     runtime = environ.get("XDG_RUNTIME_DIR")
     if runtime:
@@ -151,7 +151,7 @@ def _connect(path: Path) -> None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """A file of the docker command's; empty when it is not there or not readable, as there."""
+    """The content of a JSON file; empty if it can't be read, as for the docker command."""
     try:
         read = json.loads(file.read_bytes())
     except (OSError, ValueError):

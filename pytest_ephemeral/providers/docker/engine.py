@@ -1,9 +1,9 @@
-"""A small client of the engine API: the calls that are needed here, and no more.
+"""A small client of the engine API, for the few calls that are needed here.
 
-Not the docker SDK: importing it takes longer (0.10 to 0.16 s) than all that this package adds to a
-run, and its convenience is not needed for a dozen calls. Docker and Podman answer the same ones;
-they are described at https://docs.docker.com/reference/api/engine/. Paths carry no version, so
-that every engine answers in the newest version it speaks.
+The docker SDK is not used: importing it takes longer (0.10 to 0.16 s) than all that this package
+adds to a run. Docker and Podman support the same calls, which are described at
+https://docs.docker.com/reference/api/engine/. Paths have no version, so every engine answers with
+the newest version that it supports.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from pytest_ephemeral.errors import EphemeralError, UnavailableError
 if TYPE_CHECKING:
     import ssl
 
-#: Seconds an answer may take, unless a call says otherwise. Starting a container on a machine
-#: that is busy takes many.
+#: Seconds that an answer may take by default: on a busy machine, starting a container takes long.
 TIMEOUT: Final = 120.0
 
-#: Seconds in which any working engine answers.
+#: Seconds within which a working engine answers a ping.
 _PING: Final = 10.0
 
-#: What the engine listens on where an address names no port, without and with TLS.
+#: The ports of addresses without one, without and with TLS.
 PLAIN_PORT, TLS_PORT = 2375, 2376
 
 JSON_TYPE: Final = {"Content-Type": "application/json"}
@@ -41,10 +40,10 @@ TAR_TYPE: Final = {"Content-Type": "application/x-tar"}
 
 
 class EngineError(EphemeralError):
-    """The engine refused.
+    """The engine refused a call.
 
     Attributes:
-        status: The HTTP status it answered with; 404: there is no such thing.
+        status: The HTTP status of the answer, such as 404 for an unknown container.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -57,35 +56,35 @@ class NoEngineError(UnavailableError):
 
 
 class SilentEngineError(NoEngineError, TimeoutError):
-    """An engine takes connections, and gives no answer in time."""
+    """An engine accepts connections, but does not answer in time."""
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where an engine listens.
+    """The address of an engine.
 
     Attributes:
         url: ``unix:///var/run/docker.sock``, ``tcp://host:2376`` or ``ssh://user@host``.
-        certificates: A folder with ca.pem, cert.pem and key.pem, for TLS; empty without.
-        verify: Whether its certificate must be good for its name.
-        said_by: Who said so, for messages; empty for a default.
+        certificates: The folder with ca.pem, cert.pem and key.pem for TLS; empty for no TLS.
+        verify: Whether to verify the engine's certificate.
+        source: The variable or context with the address, for messages; empty for a default.
     """
 
     url: str
     certificates: str = ""
     verify: bool = True
-    said_by: str = ""
+    source: str = ""
 
     @property
     def host(self) -> str:
-        """The name of the engine's machine; empty for a unix socket, which is this one."""
+        """The host name of the engine's machine; empty for a unix socket on this machine."""
         return urlsplit(self.url).hostname or ""
 
     def __str__(self) -> str:
-        return f"{self.url} (from {self.said_by})" if self.said_by else self.url
+        return f"{self.url} (from {self.source})" if self.source else self.url
 
 
 class Engine:
-    """An engine. Every call has a connection of its own, so that any thread may make it."""
+    """A container engine. Every call opens its own connection, so threads may share this."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -99,18 +98,18 @@ class Engine:
         body: Any = None,
         timeout: float | None = TIMEOUT,
     ) -> Any:
-        """Make a call, and return what its answer's JSON says; None where it is empty.
+        """Make a call, and return its answer's JSON; None if the answer is empty.
 
         Args:
             method: ``GET``, ``POST``, ``PUT`` or ``DELETE``.
-            path: Without a version, such as ``/containers/json``.
-            query: Values that are not text go as JSON; None is left out.
-            body: Sent as JSON.
-            timeout: Seconds without an answer; None for as long as it takes.
+            path: The path without a version, such as ``/containers/json``.
+            query: The query; values other than text are sent as JSON, None is left out.
+            body: The body, sent as JSON.
+            timeout: Seconds to wait for data; None for no limit.
 
         Raises:
-            EngineError: The engine refused; 404 when there is no such thing.
-            NoEngineError: It does not answer.
+            EngineError: The engine refused.
+            NoEngineError: The engine does not answer.
         """
         data = None if body is None else json.dumps(body).encode()
         headers = JSON_TYPE if data else {}
@@ -126,14 +125,14 @@ class Engine:
             ) from None
 
     def ping(self) -> datetime:
-        """See whether it answers. Docker runs three programs to say its version, for 10 ms.
+        """Check that the engine answers. For ``/version``, Docker would run three programs.
 
         Returns:
-            What time it is there, in UTC, to the second.
+            The engine's time, in UTC, to the second.
 
         Raises:
-            NoEngineError: It does not, or what does is no engine.
-            EngineError: It answers that it can't.
+            NoEngineError: Nothing answers, or not a container engine.
+            EngineError: The engine answers with an error.
         """
         with self.stream("GET", "/_ping", timeout=_PING) as answer:
             answer.read()
@@ -144,7 +143,7 @@ class Engine:
             )
         try:
             return parsedate_to_datetime(answer.headers["Date"]).astimezone(UTC)
-        except (KeyError, TypeError, ValueError):  # it does not say
+        except (KeyError, TypeError, ValueError):  # no valid date
             return datetime.now(UTC)
 
     @contextmanager
@@ -158,21 +157,21 @@ class Engine:
         headers: Mapping[str, str] | None = None,
         timeout: float | None = TIMEOUT,
     ) -> Iterator[http.client.HTTPResponse]:
-        """As ``call``, for a body or an answer that is no JSON or too large to hold.
+        """Make a call whose body or answer is a stream; see ``call``.
 
         Raises:
-            SilentEngineError: There was no answer for so long.
-            TimeoutError: It has begun to answer, and no byte has come for so long.
+            SilentEngineError: The answer has not begun in time.
+            TimeoutError: No data has come for ``timeout`` seconds within the answer.
         """
         connection = self._connection(timeout)
         try:
-            with self._naming_engine(timeout):
+            with self._translate_errors(timeout):
                 connection.connect()
                 connection.request(method, path + _query(query), body, dict(headers or {}))
                 answer = connection.getresponse()
             if answer.status >= http.client.BAD_REQUEST:
                 raise self._refusal(answer.status, _message(answer))
-            with self._naming_engine():
+            with self._translate_errors():
                 yield answer
         finally:
             connection.close()
@@ -201,8 +200,8 @@ class Engine:
         )
 
     @contextmanager
-    def _naming_engine(self, timeout: float | None = None) -> Iterator[None]:
-        """Say which engine it is that does not answer, and what to do about it."""
+    def _translate_errors(self, timeout: float | None = None) -> Iterator[None]:
+        """Turn errors of the connection into messages with the engine's address and advice."""
         try:
             yield
         except TimeoutError as error:
@@ -213,7 +212,7 @@ class Engine:
                 "see that an engine listens there, and that its machine is not overloaded"
             ) from error
         except (OSError, http.client.HTTPException) as error:
-            raise NoEngineError(why_not(self.address, error)) from error
+            raise NoEngineError(describe_failure(self.address, error)) from error
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -227,8 +226,8 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def why_not(address: Address, error: Exception) -> str:
-    """Why an engine can't be talked to, and what helps."""
+def describe_failure(address: Address, error: Exception) -> str:
+    """Why an engine does not answer, and what to do."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     parts = urlsplit(address.url)
     if parts.scheme == "ssh":
@@ -250,30 +249,30 @@ def why_not(address: Address, error: Exception) -> str:
         return (
             f"the container engine at {address} {tls.describe_failure(error, address.certificates)}"
         )
-    said = f"the container engine at {address} does not answer: {reason.lower()}"
+    message = f"the container engine at {address} does not answer: {reason.lower()}"
     if address.certificates and isinstance(error, ConnectionError):
-        said += f"; it may not accept the certificate in {address.certificates}"
-    return said
+        message += f"; it may not accept the certificate in {address.certificates}"
+    return message
 
 
 def json_lines(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The objects that building, pulling, pushing and loading report as they go on."""
+    """The progress messages of a build, pull, push or load."""
     for line in answer:
         if line.strip():
             yield json.loads(line)
 
 
 def frames(answer: http.client.HTTPResponse) -> Iterator[tuple[int, bytes]]:
-    """What a container's logs or an exec's output are made of: 1 (stdout) or 2 (stderr), and data.
+    """The frames of logs and output: each is 1 (stdout) or 2 (stderr), and the data.
 
     The format is described with the call ``/containers/{id}/attach``.
     """
-    while header := _exactly(answer, 8):
-        yield header[0], _exactly(answer, int.from_bytes(header[4:], "big"))
+    while header := _read(answer, 8):
+        yield header[0], _read(answer, int.from_bytes(header[4:], "big"))
 
 
-def _exactly(answer: http.client.HTTPResponse, size: int) -> bytes:
-    """So many bytes; fewer, or none, where the stream ends."""
+def _read(answer: http.client.HTTPResponse, size: int) -> bytes:
+    """Read so many bytes; fewer at the end of the stream."""
     data = b""
     while len(data) < size and (more := answer.read(size - len(data))):
         data += more
@@ -294,10 +293,10 @@ def _query(query: Mapping[str, Any] | None) -> str:
 def _message(answer: http.client.HTTPResponse) -> str:
     text = answer.read().decode(errors="replace").strip()
     try:
-        said = json.loads(text)["message"]
+        message = json.loads(text)["message"]
     except (ValueError, KeyError, TypeError):
-        said = text or answer.reason
-    return str(said).strip()
+        message = text or answer.reason
+    return str(message).strip()
 
 
 def _tls(address: Address) -> ssl.SSLContext:

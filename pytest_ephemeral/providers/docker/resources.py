@@ -19,7 +19,7 @@ from pytest_ephemeral import labels, machine
 from pytest_ephemeral.errors import DestroyError, EphemeralError, TamperedRecordError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.docker import identity
-from pytest_ephemeral.providers.docker.containers import hears_stop_signal
+from pytest_ephemeral.providers.docker.containers import handles_stop_signal
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.protocol import Owned
 
@@ -196,8 +196,8 @@ def stop(engine: Engine, id: str, grace: float) -> None:
 
     def stop(container: str) -> None:
         with suppress(EphemeralError, TimeoutError):
-            hears = hears_stop_signal(engine, container)
-            query = {"t": max(1, round(grace)) if hears else 0}  # engines take whole seconds
+            handles_it = handles_stop_signal(engine, container)
+            query = {"t": max(1, round(grace)) if handles_it else 0}  # engines take whole seconds
             engine.call("POST", f"/containers/{container}/stop", query=query, timeout=grace + 30)
 
     if running:

@@ -1,4 +1,4 @@
-"""AMIs of ours: create, wait for, find by key, copy and tag them with their snapshots."""
+"""The AMIs of bakes: create them, wait for them, find them by key, copy and tag them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from pytest_ephemeral.providers.ec2.tags import (
     to_tags,
 )
 
-#: Seconds an AMI may be pending: large volumes take most of an hour.
+#: Seconds for which an AMI may be pending: large volumes take most of an hour.
 PENDING: Final = 3600.0
 POLL: Final = 2.0
-#: Seconds in which what was just created becomes visible.
+#: Seconds after which a new resource is visible at the latest.
 UNSEEN: Final = 60.0
 #: Seconds between lines of progress.
 SAY_AGAIN: Final = 15.0
-#: In an image's handle: the volumes that an instance's end would not delete, each with its size.
+#: In an image's handle: the volumes without ``DeleteOnTermination``, each with its size in GiB.
 OUTLIVING: Final = "outliving-volumes"
 
 _UNRECORDED: Final = {"Name": f"tag:{STATE}", "Values": [QUARANTINED, UNRECORDED]}
 _NOT_VISIBLE: Final = "not visible yet"
-#: Shown in place of an AMI's state.
+#: Shown in place of an AMI's state while it can't be read.
 UNKNOWN: Final = "unknown, as AWS throttles the request"
 GONE: Final = frozenset(
     {"InvalidAMIID.NotFound", "InvalidAMIID.Unavailable", "InvalidSnapshot.NotFound"}
@@ -47,10 +47,10 @@ GONE: Final = frozenset(
 
 
 def resolve(base: str | BaseQuery, region: str | None) -> str:
-    """The AMI that a recipe's base names now.
+    """The id of the AMI that a base (an id, ``ssm:PARAMETER`` or a query) stands for today.
 
     Raises:
-        ConfigurationError: There is no such AMI.
+        ConfigurationError: There is no such AMI or parameter.
     """
     from botocore.exceptions import ClientError
 
@@ -68,7 +68,7 @@ def resolve(base: str | BaseQuery, region: str | None) -> str:
 
 
 def describe(client: Any, id: str) -> Mapping[str, Any] | None:
-    """An AMI as EC2 has it; None when there is none."""
+    """EC2's description of an AMI; None if there is no such AMI."""
     from botocore.exceptions import ClientError
 
     try:
@@ -81,38 +81,38 @@ def describe(client: Any, id: str) -> Mapping[str, Any] | None:
 
 
 def find_by_key(client: Any, key: str, *states: str) -> list[Mapping[str, Any]]:
-    """The AMIs of this account that were baked under a key."""
+    """The AMIs of this account with a key, in one of the given states, sorted by id."""
     wanted = {f"tag:{KEY}": [key], f"tag:{STATE}": list(states)}
     filters = [{"Name": name, "Values": values} for name, values in wanted.items()]
     return sorted(_images(client, filters), key=lambda image: image["ImageId"])
 
 
 def find_unrecorded(client: Any, ours: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The AMIs that pass a filter and that no catalog lists."""
+    """The AMIs that match a filter and are in no catalog."""
     return _images(client, [ours, _UNRECORDED])
 
 
 def find_unrecorded_snapshots(client: Any, ours: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The snapshots of such AMIs that pass a filter."""
+    """The snapshots that match a filter and whose AMI is in no catalog."""
     return snapshots(client, [ours, _UNRECORDED])
 
 
 def is_verified(found: Mapping[str, Any]) -> bool:
-    """Whether an AMI was let out of quarantine."""
+    """Whether an AMI is verified, in a catalog or not."""
     return tags_of(found).get(STATE) in {UNRECORDED, VERIFIED}
 
 
 def create(client: Any, instance: str, name: str, tags: Mapping[str, str]) -> str:
-    """Ask for the AMI of a stopped instance, in quarantine.
+    """Create the AMI of a stopped instance, in quarantine; return its id while it is pending.
 
     Args:
-        client: Of EC2.
-        instance: Its id.
-        name: The AMI's name, this bake's alone: asked for twice, it is found.
-        tags: Of it and of its snapshots.
+        client: An EC2 client.
+        instance: The instance's id.
+        name: The AMI's name, unique to this bake: a repeated request finds the AMI by it.
+        tags: The tags of the AMI and of its snapshots.
 
-    Returns:
-        Its id; it is pending.
+    Raises:
+        BakeError: AWS reports that the name is taken, but does not list the AMI.
     """
     from botocore.exceptions import ClientError
 
@@ -136,21 +136,21 @@ def create(client: Any, instance: str, name: str, tags: Mapping[str, str]) -> st
 def wait(
     client: Any, id: str, say: Callable[[str], None], *, within: float = PENDING
 ) -> Mapping[str, Any]:
-    """Wait until an AMI is available; boto3's own waiter gives up after ten minutes.
+    """Wait until an AMI is available, and describe it; boto3's waiter waits ten minutes only.
 
     Args:
-        client: Of EC2.
-        id: The AMI's.
-        say: Called now and then with how long it has been.
-        within: Seconds.
+        client: An EC2 client.
+        id: The AMI's id.
+        say: Called every ``SAY_AGAIN`` seconds with the AMI's state and the time waited.
+        within: Seconds to wait at most.
 
     Raises:
-        BakeError: It failed, or was not in time.
+        BakeError: The AMI failed, or was not available in time.
     """
-    started = said = seen = time.monotonic()
+    started = reported = seen = time.monotonic()
 
     def check() -> Mapping[str, Any] | None:
-        nonlocal said, seen
+        nonlocal reported, seen
         found, now = look(client, id), time.monotonic()
         state = found["State"]
         if state == "available":
@@ -162,9 +162,9 @@ def wait(
             seen = now
         if now - seen > UNSEEN or now - started > within:
             raise BakeError(f"the AMI {id} is still {state} after {now - started:.0f} s")
-        if now - said > SAY_AGAIN:
+        if now - reported > SAY_AGAIN:
             say(f"the AMI {id} is {state}, {now - started:.0f} s")
-            said = now
+            reported = now
         return None
 
     found = waiting.wait_until(check, within=math.inf, every=POLL)
@@ -173,14 +173,14 @@ def wait(
 
 
 def verify(client: Any, found: Mapping[str, Any]) -> None:
-    """Take an AMI and its snapshots out of quarantine: verified, but in no catalog yet."""
+    """Tag an AMI and its snapshots as verified, and not yet in a catalog."""
     tag(client, found, {STATE: UNRECORDED})
 
 
 def record(client: Any, found: Mapping[str, Any]) -> None:
-    """Tag an AMI as cataloged: ``reap`` leaves it alone from now on.
+    """Tag an AMI and its copies as cataloged, so that ``reap`` ignores them.
 
-    Its copies come first: if this is cut short, the AMI's own tag still says that it is not done.
+    The copies are tagged first: after an interruption, the AMI's own tag shows that work is left.
     """
     tags = {STATE: VERIFIED, labels.EXPIRES: labels.NEVER}
     for there, one in [*copies_of(found), (client, found)]:
@@ -191,9 +191,9 @@ def record(client: Any, found: Mapping[str, Any]) -> None:
 def copy(
     found: Mapping[str, Any], source: str, regions: Sequence[str], say: Callable[[str], None]
 ) -> None:
-    """Copy an AMI to other regions, and wait until it is there.
+    """Copy an AMI to other regions, and wait until the copies are available.
 
-    It is tagged with the regions first, so that a copy is found even if this is cut short.
+    The AMI is tagged with the regions first, so that its copies are found after an interruption.
     """
     if not regions:
         return
@@ -211,9 +211,9 @@ def copy(
 
 
 def as_image(found: Mapping[str, Any], region: str, prefix: str) -> Image:
-    """An AMI as the catalog has it.
+    """The catalog's record of an AMI.
 
-    An AMI can't be changed; its id, with those of its snapshots, stands for its content.
+    An AMI can't be changed, so its digest is made from its id and the ids of its snapshots.
     """
     tags = tags_of(found)
     content = " ".join([found["ImageId"], *snapshots_of(found)])
@@ -241,7 +241,7 @@ def as_image(found: Mapping[str, Any], region: str, prefix: str) -> Image:
 
 
 def snapshots_of(found: Mapping[str, Any]) -> list[str]:
-    """The snapshots of an AMI; none are known while it is pending."""
+    """The ids of an AMI's snapshots; EC2 may not list them while the AMI is pending."""
     ids = (one["Ebs"].get("SnapshotId") for one in _volumes(found))
     return [str(id) for id in ids if id]
 
@@ -251,7 +251,7 @@ def _volumes(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def copies_of(found: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
-    """The copies of an AMI, or of the AMI that a snapshot is of: each with its region's client."""
+    """The copies of an AMI (or of a snapshot's AMI), each with a client of its region."""
     return [
         (there, one)
         for there in copy_clients(found)
@@ -260,10 +260,10 @@ def copies_of(found: Mapping[str, Any]) -> list[tuple[Any, Mapping[str, Any]]]:
 
 
 def find_in_region(client: Any, image: Image, region: str) -> str:
-    """The AMI of an image in a region: itself, or its copy there.
+    """The id of an image's AMI in a region: the AMI itself, or its copy.
 
     Raises:
-        LaunchError: It is in another, and has no copy in this one.
+        LaunchError: The AMI is in another region, and has no copy in this one.
     """
     home = image.handle.get("region", region)
     if home == region:
@@ -278,7 +278,7 @@ def find_in_region(client: Any, image: Image, region: str) -> str:
 
 
 def _copy(found: Mapping[str, Any], source: str, region: str) -> str:
-    """Ask for one copy, unless one that was asked for before is there; its id."""
+    """Start copying an AMI to a region, unless a copy exists; the copy's id."""
     client = aws.client("ec2", region)
     if there := _images(client, [bake_filter(found)]):
         return str(there[0]["ImageId"])
@@ -287,7 +287,7 @@ def _copy(found: Mapping[str, Any], source: str, region: str) -> str:
         Name=found["Name"],
         SourceImageId=found["ImageId"],
         SourceRegion=source,
-        # A new one each time: for one that was used, AWS returns that copy, though it is gone.
+        # New each time: for a used token, AWS returns the earlier copy, even if that is deleted.
         ClientToken=secrets.token_hex(32),
         TagSpecifications=tag_specifications({**tags, STATE: QUARANTINED}, "image", "snapshot"),
     )
@@ -295,17 +295,17 @@ def _copy(found: Mapping[str, Any], source: str, region: str) -> str:
 
 
 def copy_clients(found: Mapping[str, Any]) -> list[Any]:
-    """Clients of the regions that an AMI is copied to."""
+    """An EC2 client for each region that an AMI is copied to."""
     return [aws.client("ec2", region) for region in tags_of(found).get(COPIES, "").split()]
 
 
 def bake_filter(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A filter for all that one bake created, in any region."""
+    """A filter for all resources of the bake that created an AMI or snapshot, in any region."""
     return {"Name": f"tag:{labels.ID}", "Values": [tags_of(found).get(labels.ID, "")]}
 
 
 def tag(client: Any, found: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-    """Tag an AMI, and its snapshots with it."""
+    """Tag an AMI and its snapshots."""
     resources = [found["ImageId"], *snapshots_of(found)]
     client.create_tags(Resources=resources, Tags=to_tags(tags))
 
@@ -316,7 +316,7 @@ def _images(client: Any, filters: Sequence[Mapping[str, Any]]) -> list[Mapping[s
 
 
 def snapshots(client: Any, filters: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """This account's snapshots that match."""
+    """This account's snapshots that match all filters."""
     pages = client.get_paginator("describe_snapshots").paginate(OwnerIds=["self"], Filters=filters)
     return [snapshot for page in pages for snapshot in page["Snapshots"]]
 
@@ -341,6 +341,9 @@ def _newest(base: BaseQuery, region: str | None) -> str:
 
 
 def look(client: Any, id: str) -> Mapping[str, Any]:
-    """An AMI; one that is not visible, or can't be asked for now, has a state that says so."""
+    """EC2's description of an AMI.
+
+    While it is not visible, or the request is throttled, the result has only a ``State``.
+    """
     found = aws.poll(client, lambda polling: [describe(polling, id)])
     return {"State": UNKNOWN} if found is None else found[0] or {"State": _NOT_VISIBLE}

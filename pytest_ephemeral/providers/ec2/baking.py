@@ -1,7 +1,8 @@
-"""Bake an AMI: an instance of the base installs, is stopped and imaged, and verified in a new boot.
+"""Bake an AMI.
 
-Everything is tagged with the key in the call that creates it. So whatever a killed bake leaves is
-found by the next bake of that key, and by ``reap``.
+An instance of the base runs the install script and is stopped. An AMI is made of it, and verified
+on a new instance. Every resource gets the key as a tag in the call that creates it, so the next
+bake of that key, and ``reap``, find what a killed bake has left.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from pytest_ephemeral.providers.ec2.tags import (
 from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
 
-#: In an image's handle: it was baked elsewhere, and is taken as it is.
+#: In an image's handle: the AMI was made elsewhere, and is used unchanged.
 AS_IT_IS: Final = "as-it-is"
 
 
@@ -63,9 +64,9 @@ class Ec2Baker:
     """The part of the ec2 provider that bakes images; see ``Baker``."""
 
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:  # noqa: ARG002
-        """The AMI that the base names now; or whether the reference exists."""
+        """The AMI that the base stands for today; a reference is checked to exist."""
         wanted, region = recipe_of(recipe), region_of(recipe)
-        aws.identity(region)  # STS, which is not waited for as long as EC2 is
+        aws.identity(region)  # if AWS can't be reached, STS fails sooner than EC2
         if wanted.reference is not None:
             _find_reference(wanted)
             return {"region": region, "reference": wanted.reference}
@@ -83,11 +84,11 @@ class Ec2Baker:
         what: str,  # noqa: ARG002
         say: Callable[[str], None],  # noqa: ARG002
     ) -> AbstractContextManager[Sequence[int]]:
-        """Nothing on this machine is locked: an AMI is baked under a claim in the store."""
+        """No lock on this machine: the claim in the store is enough for an AMI."""
         return contextlib.nullcontext(())
 
     def adopt(self, job: BakeJob) -> Image | None:
-        """The verified AMI of that key, if a bake for another store, or one cut short, left it."""
+        """The verified AMI of that key, from a bake for another store or an interrupted one."""
         recipe = recipe_of(job.recipe)
         if recipe.reference is not None:
             return None
@@ -114,7 +115,7 @@ class Ec2Baker:
             job.say(f"installing on {built.instance}")
             wait_for_success(built, "its install script")
             stop(built)
-            # Named after the bake: one of the same key for another store is another AMI.
+            # The name is unique to this bake: another store's bake of the key has its own AMI.
             name = f"pytest-ephemeral-{built.id}"
             ami = amis.create(built.client, built.instance, name, tags_for(job, built.id))
             job.say(f"making the AMI {ami} of {built.instance}")
@@ -122,7 +123,7 @@ class Ec2Baker:
         return amis.as_image(found, region_of(recipe), prefix_of(job.key))
 
     def verify(self, job: BakeJob, image: Image) -> None:
-        """Run ``verify`` in a new boot of it; then take it out of quarantine, and copy it."""
+        """Run ``verify`` on a new instance of the AMI; then tag it as verified, and copy it."""
         recipe = recipe_of(job.recipe)
         if AS_IT_IS in image.handle and not recipe.verify:
             return
@@ -140,7 +141,7 @@ class Ec2Baker:
             amis.copy(found, image.handle["region"], recipe.copy_to, job.say)
 
     def mark_cataloged(self, image: Image, predecessor: Image | None) -> None:
-        """Mark the AMI as cataloged; deregister its predecessor unless it is in use."""
+        """Tag the AMI as cataloged; deregister its predecessor unless it is in use."""
         if AS_IT_IS in image.handle:
             return
         with translate_errors(f"the AMI {image.reference} can't be tagged as recorded"):
@@ -155,25 +156,30 @@ class Ec2Baker:
                     deregistration.remove(client, old)
 
     def discard(self, job: BakeJob) -> None:
-        """Remove builders, groups, quarantined AMIs and snapshots that bakes of that key left.
+        """Remove the instances, groups, quarantined AMIs and snapshots of failed bakes of a key.
 
-        Bakes of this thread, or of a process that is gone: others may bake it for another store.
+        Only this thread's bakes, and those of processes that are gone: others may be baking the
+        same key for another store.
         """
         recipe = recipe_of(job.recipe)
         for region in (recipe.region, *recipe.copy_to):
             _clear(job, region)
 
     def present(self, image: Image) -> bool:
-        """Whether the AMI is there and available."""
+        """Whether the AMI exists and is available.
+
+        Raises:
+            ImageChangedError: It is in another state, or has other snapshots than when baked.
+        """
         with aws.translate_errors():
             found = amis.describe(_client_of(image), image.reference)
         if found is None:
             return False
         tags = tags_of(found)
         if tags.get(KEY) == image.key:
-            if tags.get(STATE) == QUARANTINED:  # its removal was cut short
+            if tags.get(STATE) == QUARANTINED:  # its removal was interrupted
                 return False
-            if tags.get(STATE) == UNRECORDED:  # its recording was cut short
+            if tags.get(STATE) == UNRECORDED:  # mark_cataloged was interrupted
                 self.mark_cataloged(image, None)
         content = amis.as_image(found, image.handle["region"], "").digest
         if found["State"] != "available" or content != image.digest:
@@ -185,12 +191,16 @@ class Ec2Baker:
         return True
 
     def pack(self, image: Image, file: Path) -> None:
-        """AMIs stay in AWS: the store gets their id and region."""
+        """Write the AMI's id and region to a file: the AMI itself stays in AWS."""
         where = {"reference": image.reference, "region": image.handle["region"]}
         file.write_text(json.dumps(where, sort_keys=True) + "\n")
 
     def unpack(self, image: Image, file: Path) -> None:
-        """An AMI that is not there can't be restored."""
+        """Always fail: an AMI can't be restored from the store.
+
+        Raises:
+            ImageMissingError: In every case.
+        """
         where = json.loads(file.read_text())
         raise ImageMissingError(
             f"the AMI {where['reference']} of the image {image.name!r} is not in "
@@ -199,7 +209,12 @@ class Ec2Baker:
         )
 
     def remove(self, image: Image) -> None:
-        """Deregister the AMI and delete its snapshots, unless it was baked elsewhere."""
+        """Deregister the AMI and delete its snapshots, unless it was made elsewhere.
+
+        Raises:
+            ImageInUseError: Instances run from it.
+            DestroyError: AWS refuses.
+        """
         if AS_IT_IS in image.handle:
             return
         client = _client_of(image)
@@ -209,13 +224,13 @@ class Ec2Baker:
                 raise ImageInUseError(
                     f"instances run from the image {image.name!r}: {', '.join(users)}"
                 )
-            if found is None:  # someone else has deregistered it, which leaves its snapshots
+            if found is None:  # deregistered by someone else, which leaves its snapshots
                 deregistration.remove_snapshots(client, image.key)
             elif tags_of(found).get(KEY) == image.key:
                 deregistration.remove(client, found)
 
 
-#: The AMIs that bases name, for as long as this process lives: key and bake must use the same.
+#: The AMI of each base, resolved once in a process: key and bake must use the same AMI.
 _bases: dict[tuple[str, str], str] = {}
 
 
@@ -231,13 +246,13 @@ def _clear(job: BakeJob, region: str | None) -> None:
 
 
 def _own(image: Image) -> Mapping[str, Any] | None:
-    """The AMI of an image that was baked here; None if it is gone."""
+    """EC2's description of an image's AMI; None if it is gone, or has another key."""
     found = amis.describe(_client_of(image), image.reference)
     return found if found is not None and tags_of(found).get(KEY) == image.key else None
 
 
 def _users(client: Any, found: Mapping[str, Any]) -> list[str]:
-    """The instances that run from an AMI, or from a copy of it."""
+    """The ids of the instances that run from an AMI or from a copy of it."""
     users = resources.find_running_from(client, found["ImageId"])
     for there, copied in amis.copies_of(found):
         users += resources.find_running_from(there, copied["ImageId"])
@@ -249,7 +264,7 @@ def _translate_errors(job: BakeJob) -> AbstractContextManager[None]:
 
 
 def _find_reference(recipe: Ec2Recipe) -> Mapping[str, Any]:
-    """The AMI that a recipe's ``reference`` names."""
+    """EC2's description of the AMI that a recipe's ``reference`` names."""
     with aws.translate_errors():
         found = amis.describe(client_of(recipe), recipe.reference or "")
     if found is None or found["State"] != "available":

@@ -1,4 +1,4 @@
-"""The instance of a bake: launch it, follow its output, stop it, and remove it in any case."""
+"""The instance of a bake: launch it, follow its output, stop it, and always remove it."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ from pytest_ephemeral.providers.ec2.transfers import MARGIN, Transfer
 from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
 
-#: Seconds between looks at a bake.
+#: Seconds between checks of a bake's state.
 POLL: Final = 2.0
-#: Seconds in which an instance stops.
+#: Seconds that an instance may take to stop.
 STOPPING: Final = 600.0
-#: Seconds between looks at an instance's console: EC2 counts those calls closely.
+#: Seconds between reads of an instance's console: EC2 throttles these calls early.
 CONSOLE_POLL: Final = 5.0
-#: And where the outcome is expected in a bucket.
+#: The same where the bake reports to a bucket.
 SECOND_LOOK: Final = 15.0
 
 
 class BakeInstance(msgspec.Struct, frozen=True):
-    """An instance of a bake, and how to hear from it."""
+    """An instance of a bake, and the bucket that it reports to, if it has one."""
 
     client: Any
     job: BakeJob
@@ -70,12 +70,12 @@ def builder(
     installing: bool,
     not_yet: Collection[str] = (),
 ) -> Iterator[BakeInstance]:
-    """An instance that installs or verifies; it and its group are removed afterwards in any case.
+    """Launch an instance that installs or verifies; remove it and its group at the end.
 
     Args:
         job: The bake.
-        image: What the instance is launched from.
-        installing: Whether it runs the install script with what that needs, or ``verify``.
+        image: The id of the AMI that the instance is launched from.
+        installing: True to run the install script with its files, False to run ``verify``.
         not_yet: See ``run_instances.InstanceRequest``.
     """
     recipe = recipe_of(job.recipe)
@@ -110,7 +110,7 @@ def _open_transfer(recipe: Ec2Recipe, id: str) -> Transfer | None:
 
 
 def _script(job: BakeJob, recipe: Ec2Recipe, transfer: Transfer | None, *, installing: bool) -> str:
-    """The user data of a bake; what does not fit goes through the bucket."""
+    """The user data of a bake; if it is too large, a short script that downloads it."""
     given = dict(_deliveries(job, recipe, transfer)) if installing else {}
     script = user_data.bake_script(
         steps_of(job) if installing else recipe.verify,
@@ -132,7 +132,7 @@ def _script(job: BakeJob, recipe: Ec2Recipe, transfer: Transfer | None, *, insta
 def _deliveries(
     job: BakeJob, recipe: Ec2Recipe, transfer: Transfer | None
 ) -> Iterator[tuple[str, user_data.Delivery]]:
-    """What an install script gets: the artifact, and its files."""
+    """The files that an install script needs: the artifact, and the recipe's files."""
     if job.artifact is not None:
         yield "artifact", _deliver(recipe, transfer, job.artifact.name, job.artifact)
     if recipe.files:
@@ -143,7 +143,7 @@ def _deliveries(
 def _deliver(
     recipe: Ec2Recipe, transfer: Transfer | None, name: str, content: Path | bytes
 ) -> user_data.Delivery:
-    """Through the bucket if there is one, else in the script."""
+    """Upload a file to the bucket, if the recipe has one; if not, put it into the script."""
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     if transfer is None and size >= user_data.LIMIT:
         raise _too_large(recipe, f"{name} has {size} bytes")
@@ -156,7 +156,7 @@ def _deliver(
 
 
 def steps_of(job: BakeJob) -> str | list[str]:
-    """The script's text, or the commands."""
+    """The text of the install script, or the install commands."""
     install = job.recipe.install
     if isinstance(install, str):
         return (job.root / install).read_text()
@@ -164,7 +164,7 @@ def steps_of(job: BakeJob) -> str | list[str]:
 
 
 def python_commands_of(recipe: Recipe) -> list[str]:
-    """The shell commands that make ``python3`` be the version that a recipe asks for."""
+    """The shell commands that make ``python3`` the version that a recipe requires."""
     if recipe.python is None:
         return []
     return install_script.python_commands(recipe.python, '"$1/bin"', recipe.name)
@@ -178,10 +178,10 @@ def _too_large(recipe: Ec2Recipe, reason: str) -> ConfigurationError:
 
 
 def wait_for_success(built: BakeInstance, what: str) -> None:
-    """Wait until an instance reports its exit status, showing what it prints.
+    """Wait until an instance reports its exit status, and show its output meanwhile.
 
     Raises:
-        BakeError: It went wrong, took too long, or the instance ended.
+        BakeError: The exit status is not 0, the time is up, or the instance ended.
     """
     with BakeLog(built.job) as log:
         _follow(built, what, log)
@@ -209,10 +209,10 @@ def _follow(built: BakeInstance, what: str, log: BakeLog) -> None:
 
 
 def _read_status(built: BakeInstance, output: _BakeOutput) -> str:
-    """The exit status it has reported; empty while it has not.
+    """The exit status that the instance has reported; empty before it has.
 
-    Through the bucket, with the whole log; on the console, too, as what can't reach the bucket (its
-    URLs end with the credentials they were made with) must not be waited for in vain.
+    It is read from the bucket, with the whole log. The console is read too: an instance may be
+    unable to reach the bucket, as presigned URLs expire with the credentials that signed them.
     """
     if built.transfer is None:
         return output.show_console(console.output(built.client, built.instance))
@@ -224,7 +224,7 @@ def _read_status(built: BakeInstance, output: _BakeOutput) -> str:
 
 
 class _BakeOutput:
-    """What a bake has printed: each line is logged and shown once."""
+    """The output of a bake, from the bucket or the console: each line is logged once."""
 
     def __init__(self, log: BakeLog) -> None:
         self._log = log
@@ -232,13 +232,13 @@ class _BakeOutput:
         self._looked = time.monotonic()
 
     def is_console_due(self) -> bool:
-        """Whether it is time to look at the console too, beside the bucket."""
+        """Whether the console was last read more than ``SECOND_LOOK`` seconds ago."""
         due = time.monotonic() - self._looked > SECOND_LOOK
         self._looked = time.monotonic() if due else self._looked
         return due
 
     def show_log(self, result: str) -> str:
-        """Show what is new in a log from the bucket; the exit status in its first line."""
+        """Show the new lines of a log from the bucket; return the exit status in its first line."""
         head, _, log = result.partition("\n")
         status, _, total = head.partition(" ")
         new = max(0, int(total or 0) - self._number)
@@ -247,7 +247,7 @@ class _BakeOutput:
         return status
 
     def show_console(self, text: str) -> str:
-        """Show what is new on a console; the exit status, if it is there."""
+        """Show the new lines of a console; return the exit status, empty if it is not there."""
         new = [
             line
             for line in user_data.lines(text)
@@ -261,7 +261,11 @@ class _BakeOutput:
 
 
 def stop(built: BakeInstance) -> None:
-    """Stop it for its AMI; its own shutdown, which would terminate it, is made to stop it too."""
+    """Stop the instance, so that an AMI can be made of it; its expiry must not terminate it.
+
+    Raises:
+        BakeError: The instance was terminated, or did not stop in time.
+    """
     client, id = built.client, built.instance
     client.modify_instance_attribute(
         InstanceId=id, InstanceInitiatedShutdownBehavior={"Value": "stop"}
@@ -279,13 +283,13 @@ def stop(built: BakeInstance) -> None:
 
 
 def _describe(built: BakeInstance) -> Mapping[str, Any] | None:
-    """The instance as EC2 has it; None while EC2 does not say."""
+    """EC2's description of the instance; None if it is not visible, or EC2 throttles."""
     found = aws.poll(built.client, partial(resources.describe_instances, ids=[built.instance]))
     return next(iter(found or ()), None)
 
 
 def tags_for(job: BakeJob, id: str) -> dict[str, str]:
-    """The tags of all that a bake creates."""
+    """The tags of all resources that a bake creates."""
     owner = machine.this_owner("bake")
     lifetime = timedelta(seconds=recipe_of(job.recipe).timeout + amis.PENDING + MARGIN)
     return {
@@ -305,7 +309,7 @@ def tags_for(job: BakeJob, id: str) -> dict[str, str]:
 
 
 def run_of(job: BakeJob) -> str:
-    """The run of a bake: threads of one process may bake the same key, for several stores."""
+    """The run of a bake; one for each thread, as threads may bake a key for several stores."""
     process = machine.process_of(machine.this_owner("bake"))
     return f"bake-{digits(job.key)}-{process}.{threading.get_ident():x}"
 
@@ -339,5 +343,5 @@ def prefix_of(key: str) -> str:
 
 
 def digits(key: str) -> str:
-    """As much of a key as names need."""
+    """The first 24 digits of a key, for use in names."""
     return key.removeprefix("sha256:")[:24]

@@ -1,6 +1,6 @@
 """The output of an environment's processes, read from its instances' consoles.
 
-EC2 limits ``GetConsoleOutput`` closely, so what was read is kept for a few seconds.
+EC2 throttles ``GetConsoleOutput`` early, so an output is cached for a few seconds.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any, Final
 from pytest_ephemeral import aws, aws_retries
 from pytest_ephemeral.providers.ec2 import user_data
 
-#: Seconds for which a console that was read is not read again.
+#: Seconds for which a console's output is cached.
 FRESH: Final = 5.0
 
-#: The number of all lines of boots before the last: an instance numbers its lines anew then.
+#: Replaces the numbers of lines from earlier boots: each boot numbers its lines from 1.
 _EARLIER: Final = 0
 
 
 class Consoles:
-    """The consoles of one region's instances, each read at most once in a few seconds.
+    """The consoles of one region's instances, each read at most once in ``FRESH`` seconds.
 
     Args:
-        client: Of EC2.
+        client: An EC2 client.
     """
 
     def __init__(self, client: Any) -> None:
@@ -38,8 +38,8 @@ class Consoles:
         """The text of a console.
 
         Args:
-            instance: Its instance's id.
-            now: Read it in any case.
+            instance: The instance's id.
+            now: Read it again, even if it was read a moment ago.
         """
         with self._reads.setdefault(instance, threading.Lock()):
             at, text = self._read.get(instance, (-math.inf, ""))
@@ -49,19 +49,19 @@ class Consoles:
             return text
 
     def recall(self, instance: str) -> str:
-        """What was read last; makes no call."""
+        """The text that was last read, without a call; empty if there is none."""
         return self._read.get(instance, (0.0, ""))[1]
 
     def forget(self, instance: str) -> None:
-        """Forget what was read: the instance has booted anew, and numbers its lines from 1."""
+        """Clear an instance's cached text: it has booted again, and numbers its lines from 1."""
         with self._reads.setdefault(instance, threading.Lock()):
             self._read.pop(instance, None)
 
 
 def output(client: Any, instance: str) -> str:
-    """All that EC2 has of an instance's console: the last 64 KB, as new as EC2 has it.
+    """EC2's newest copy of an instance's console: its last 64 KB; empty if EC2 throttles.
 
-    ``Latest`` is for instances on the Nitro system; others have what was there minutes ago.
+    Only instances on the Nitro system support ``Latest``; the output of others is minutes old.
     """
     from botocore.exceptions import ClientError
 
@@ -79,12 +79,12 @@ def output(client: Any, instance: str) -> str:
 
 
 class ConsoleLog:
-    """The processes' output, as it stands on the consoles of an environment's instances.
+    """The output of an environment's processes, read from the consoles of its instances.
 
     Args:
-        consoles: Their text, in the order of the instances.
-        own: Whether the boot script started the processes, and numbers their lines. If not, all
-            that is on the consoles is the log.
+        consoles: The consoles' texts, in the order of the instances.
+        own: Whether the boot script started the processes, and numbers their lines. If not, the
+            whole console is the log.
         name: The name of a text without numbered lines.
     """
 
@@ -100,7 +100,7 @@ class ConsoleLog:
                 if line.number:
                     part = self._parts.setdefault(line.part + suffix, [])
                     if part and line.number <= part[-1][0]:
-                        part[:] = [(_EARLIER, said) for _, said in part]
+                        part[:] = [(_EARLIER, text) for _, text in part]
                     part.append((line.number, line.text))
 
     def add(self, name: str, text: str) -> None:
@@ -108,11 +108,17 @@ class ConsoleLog:
         self._parts[name] = list(enumerate(text.splitlines(), start=1))
 
     def mark(self) -> str:
-        """Where it ends now."""
+        """The number of each part's last line, as JSON; ``text`` takes it as a limit."""
         return json.dumps({part: lines[-1][0] for part, lines in self._parts.items() if lines})
 
     def text(self, since: str | None, until: str | None, tail: int | None) -> str:
-        """What was printed; of several processes, each line says whose it is."""
+        """The lines between two marks; with several parts, each line begins with its part's name.
+
+        Args:
+            since: The mark to begin after; None for the start.
+            until: The mark to end at; None for the end.
+            tail: How many lines of each part to return at most; None for all.
+        """
         first, last = _numbers(since), _numbers(until)
         least = _EARLIER - 1 if since is None else _EARLIER
         shown = []
@@ -129,7 +135,7 @@ class ConsoleLog:
         return "".join(shown)
 
     def files(self) -> Mapping[str, str]:
-        """Everything, by process."""
+        """The whole log, by part: one for each process of each instance."""
         return {
             part: "".join(f"{line}\n" for _, line in lines) for part, lines in self._parts.items()
         }

@@ -1,4 +1,4 @@
-"""Deregister AMIs: they, their copies in other regions, and the snapshots of all of them."""
+"""Deregister AMIs and their copies in other regions, and delete the snapshots of both."""
 
 from __future__ import annotations
 
@@ -20,40 +20,43 @@ from pytest_ephemeral.providers.ec2.tags import (
     tags_of,
 )
 
-#: Seconds in which a deregistered AMI releases its snapshots.
+#: Seconds after which a deregistered AMI has released its snapshots at the latest.
 RELEASE: Final = 60.0
 
 
 def remove(client: Any, found: Mapping[str, Any]) -> None:
-    """Deregister an AMI, here and where it was copied to, and delete the snapshots.
+    """Deregister an AMI and its copies in other regions, and delete their snapshots.
 
-    It is quarantined first: what is left of it, if this is cut short, is reaped.
+    The AMI is quarantined first, so that ``reap`` removes the rest after an interruption.
 
     Raises:
-        DestroyError: Something of it remains.
+        DestroyError: The AMI, a copy or a snapshot can't be removed.
     """
     _quarantine(client, found)
     for there, copied in amis.copies_of(found):
         _quarantine(there, copied)
         _remove(there, copied)
-    for there in amis.copy_clients(found):  # cut short before, it may have left these
+    for there in amis.copy_clients(found):  # left by an earlier, interrupted removal
         for snapshot in amis.find_unrecorded_snapshots(there, amis.bake_filter(found)):
             delete_snapshot(there, snapshot["SnapshotId"])
     _remove(client, found)
 
 
 def leave(client: Any, found: Mapping[str, Any]) -> None:
-    """Leave an AMI that is still in use, and its copies, to reap: no catalog lists it any more."""
+    """Tag an AMI that is still in use, and its copies, as expired and in no catalog.
+
+    ``reap`` removes them later.
+    """
     tags = {STATE: UNRECORDED, labels.EXPIRES: format_expiry(datetime.now(UTC))}
     for there, copied in [*amis.copies_of(found), (client, found)]:
         amis.tag(there, copied, tags)
 
 
 def remove_snapshots(client: Any, key: str) -> None:
-    """Delete the snapshots that were made under a key, and that no AMI has any more.
+    """Delete the snapshots with a key, after their AMI was deregistered.
 
     Raises:
-        DestroyError: One can't be deleted.
+        DestroyError: A snapshot or a copy can't be deleted.
     """
     for snapshot in amis.snapshots(client, [{"Name": f"tag:{KEY}", "Values": [key]}]):
         for there, copied in amis.copies_of(snapshot):
@@ -62,7 +65,11 @@ def remove_snapshots(client: Any, key: str) -> None:
 
 
 def delete_snapshot(client: Any, id: str) -> None:
-    """Delete a snapshot; the AMI that used it lets go of it a moment after it is gone."""
+    """Delete a snapshot; retry, as a deregistered AMI uses it for a moment longer.
+
+    Raises:
+        DestroyError: The snapshot can't be deleted.
+    """
     from botocore.exceptions import ClientError
 
     try:
@@ -98,7 +105,7 @@ def _remove(client: Any, found: Mapping[str, Any]) -> None:
 
 
 def find_snapshots(client: Any, found: Mapping[str, Any]) -> list[str]:
-    """The snapshots of an AMI; those of a pending one, as soon as they are known."""
+    """The ids of an AMI's snapshots; if it is pending, wait until EC2 lists them."""
     if (known := amis.snapshots_of(found)) or found["State"] != "pending":
         return known
 

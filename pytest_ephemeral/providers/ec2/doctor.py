@@ -1,4 +1,4 @@
-"""What the providers on AWS need."""
+"""The checks of ``pytest-ephemeral doctor`` for the providers on AWS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_ephemeral.providers.protocol import Check
 
 
 def checks() -> Sequence[Check]:
-    """boto3, and credentials that are good: who they are, and in which region."""
+    """Check that boto3 is installed and that the credentials are valid."""
     try:
         region = aws.client("ec2").meta.region_name
         who = aws.identity()["Arn"]

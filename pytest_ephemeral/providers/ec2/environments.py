@@ -1,6 +1,6 @@
 """The instances of an environment: their state, their output, and commands on them.
 
-An EC2 environment's are its own; a stack's carry its tags, and so look the same.
+The ec2 and cloudformation providers share this: a stack's instances carry the same tags.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from pytest_ephemeral.providers.ec2.instance_watcher import (
 from pytest_ephemeral.providers.ec2.tags import format_expiry, tags_of
 from pytest_ephemeral.providers.protocol import Status
 
-#: In a handle.
+#: In a handle: the region of the environment's instances.
 REGION: Final = "region"
-#: In a handle: the processes that the boot script starts, and whose lines it numbers.
+#: In a handle: the names of the processes that the boot script starts and whose lines it numbers.
 PARTS: Final = "parts"
 
-#: The reason code of an instance that someone ended through the API.
+#: The reason code of an instance that was terminated or stopped through the API.
 _ON_PURPOSE: Final = frozenset({"Client.UserInitiatedShutdown"})
-#: Of an environment that has ended, and whose record is that of its instance now.
+#: The status of an ended environment whose record is kept for its instance on standby.
 ON_STANDBY: Final = Status("gone", "its instance is on standby for the next")
 ENDED: Final = frozenset({"shutting-down", "terminated", "stopping", "stopped"})
 
 
 class Instances:
-    """The part of ``Provider`` that looks at instances, or runs something on them.
+    """The part of ``Provider`` that inspects instances, and runs commands on them.
 
     Attributes:
-        unreachable: What to look at when none of them can be asked where it listens.
+        unreachable: The hint when no command can be run to find out where a process listens.
     """
 
     unreachable: ClassVar[str] = (
@@ -50,7 +50,7 @@ class Instances:
     )
 
     def status(self, environment: Environment) -> Status:
-        """What the last look at all instances saw; makes no call of its own."""
+        """The state of the instances at the watcher's last poll; makes no call of its own."""
         if environment.state == "standby":
             return ON_STANDBY
         with translate_errors(f"{environment.id} can't be inspected", EphemeralError):
@@ -65,21 +65,21 @@ class Instances:
         until: str | None = None,
         tail: int | None = None,
     ) -> str:
-        """What its processes have put on the consoles, as new as EC2 has it."""
+        """The processes' output on the consoles; EC2's copy may be some seconds old."""
         return self._log(environment).text(since, until, tail)
 
     def log_mark(self, environment: Environment) -> str:
-        """The number of each process's last line."""
+        """The number of each process's last line, as JSON."""
         return self._log(environment).mark()
 
     def last_log_mark(self, environment: Environment) -> str:
-        """See ``SupportsLastLogMark``: what the console said when it was read last."""
+        """See ``SupportsLastLogMark``: from the consoles as last read, without a call."""
         watcher = get_watcher(environment)
         found = watcher.recall(environment)
         return _to_log(environment, [watcher.consoles.recall(_id(one)) for one in found]).mark()
 
     def log_files(self, environment: Environment) -> Mapping[str, str]:
-        """What is on the consoles, by process."""
+        """The whole output on the consoles, by process."""
         return self._log(environment, now=True).files()
 
     def _log(self, environment: Environment, *, now: bool = False) -> console.ConsoleLog:
@@ -88,7 +88,7 @@ class Instances:
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on its first instance, by Systems Manager."""
+        """Run a command on the environment's first instance, by AWS Systems Manager."""
         first = find_living(environment)[0]["InstanceId"]
         with translate_errors(f"{environment.id} could not run a command", EphemeralError):
             return ssm.run(
@@ -96,7 +96,7 @@ class Instances:
             )
 
     def hint(self, environment: Environment) -> str:
-        """Where it listens, if it can be asked; else what may keep connections out."""
+        """Where the application listens, if a command can find out; if not, what to check."""
         try:
             first = find_living(environment)[0]
             argv = ["cat", "/proc/net/tcp"]
@@ -121,22 +121,22 @@ def status_of(environment: Environment, found: Sequence[Instance]) -> Status:
     return Status("gone" if expired else "exited", detail)
 
 
-#: The last words on the consoles of instances that have ended.
+#: By the id of an ended instance: the last message of its boot script.
 _last_words: dict[str, str] = {}
 
 
 def _exit_reason(environment: Environment, instance: Instance) -> str:
-    """Why an instance has ended: what its boot script said last, and EC2's own reason."""
+    """Why an instance has ended: its boot script's last message, and EC2's own reason."""
     id = str(instance["InstanceId"])
     code, message = _reason(instance)
-    said = ""
+    last_words = ""
     if code not in _ON_PURPOSE:
         if id not in _last_words:
             with contextlib.suppress(EphemeralError):
                 text = get_watcher(environment).consoles.read(id, now=True)
                 _last_words[id] = user_data.last_words(text)
-        said = _last_words.get(id, "")
-    return ", ".join(filter(None, [said, f"{id} is {state(instance)}", message or code]))
+        last_words = _last_words.get(id, "")
+    return ", ".join(filter(None, [last_words, f"{id} is {state(instance)}", message or code]))
 
 
 def _reason(instance: Instance) -> tuple[str, str]:
@@ -145,10 +145,11 @@ def _reason(instance: Instance) -> tuple[str, str]:
 
 
 def find_living(environment: Environment) -> list[Instance]:
-    """Its instances that have not ended.
+    """An environment's instances that have not ended.
 
     Raises:
         EnvironmentGoneError: There are none.
+        EphemeralError: AWS can't be asked.
     """
     if environment.state == "standby":
         raise EnvironmentGoneError(f"{environment.id} has ended: {ON_STANDBY.detail}")
@@ -161,14 +162,15 @@ def find_living(environment: Environment) -> list[Instance]:
 
 
 def read_console_log(environment: Environment, *, now: bool = False) -> console.ConsoleLog:
-    """What is on the consoles of its instances.
+    """The output on the consoles of an environment's instances.
 
     Args:
-        environment: Whose.
-        now: Whether what was read a few seconds ago is not enough.
+        environment: The environment.
+        now: Read the consoles again, even if they were read a moment ago.
 
     Raises:
-        EnvironmentGoneError: They are gone.
+        EnvironmentGoneError: The instances are gone.
+        EphemeralError: AWS can't be asked.
     """
     with translate_errors(f"{environment.id} can't be inspected", EphemeralError):
         watcher = get_watcher(environment)
@@ -192,7 +194,13 @@ def _to_log(environment: Environment, texts: Sequence[str]) -> console.ConsoleLo
 
 
 def _listens_elsewhere(table: str, address: str, ports: set[int]) -> str:
-    """Compare ``/proc/net/tcp`` with the ports that the template names."""
+    """Where something listens instead of the template's ports; empty if it listens on those.
+
+    Args:
+        table: The content of ``/proc/net/tcp``.
+        address: The instance's private IPv4 address.
+        ports: The template's ports.
+    """
     own = bytes(map(int, address.split("."))).hex().upper()
     own = "".join(reversed(re.findall("..", own)))
     rows = [row.split() for row in table.splitlines()[1:]]
@@ -209,10 +217,10 @@ def _listens_elsewhere(table: str, address: str, ports: set[int]) -> str:
 
 
 def get_watcher(environment: Environment) -> InstanceWatcher:
-    """The watcher of an environment's region, in its account.
+    """The watcher of an environment's region.
 
     Raises:
-        ElsewhereError: The credentials are of another account.
+        ElsewhereError: The credentials belong to another account than the environment.
     """
     region = environment.handle.get(REGION)
     identity.check_account(environment, region)

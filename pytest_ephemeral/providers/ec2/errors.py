@@ -1,4 +1,4 @@
-"""What AWS refuses, in one line, with what a user may do about it."""
+"""Errors of AWS in one line, each with advice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from pytest_ephemeral import aws
 from pytest_ephemeral.errors import DestroyError, EphemeralError
 
-#: By the code of an error: where to look. What AWS says itself stands before it.
+#: By an error's code: the advice that follows AWS's own message.
 _ADVICE: Final[Mapping[str, str]] = {
     "AddressLimitExceeded": "release one that is not used: `aws ec2 describe-addresses`",
     "InsufficientCapabilitiesException": 'name them in the template\'s capabilities = ["…"]',
@@ -32,11 +32,11 @@ _PROFILE: Final = (
 def translate_errors(
     what: str, error_type: Callable[[str], EphemeralError] = DestroyError
 ) -> Iterator[None]:
-    """Turn what AWS refuses into an error of ours.
+    """Turn an error of AWS into an error of pytest-ephemeral.
 
     Args:
         what: What did not work, such as ``staging-7f3k2q could not be launched``.
-        error_type: The error to raise.
+        error_type: The type of the error to raise.
     """
     from botocore.exceptions import ClientError
 
@@ -48,7 +48,7 @@ def translate_errors(
 
 
 def describe_error(error: Exception) -> str:
-    """What AWS answered, without boto's own words around it, and where to look."""
+    """The error's code and AWS's message, without boto's own text, and advice."""
     response: Mapping[str, Any] = getattr(error, "response", {}).get("Error", {})
     if not response:
         return " ".join(str(error).split())
@@ -59,7 +59,7 @@ def describe_error(error: Exception) -> str:
 
 
 def is_unknown_profile(error: Exception) -> bool:
-    """Whether there is no such instance profile: none, or none that EC2 knows of yet."""
+    """Whether EC2 does not know an instance profile: it does not exist, or is very new."""
     response: Mapping[str, Any] = getattr(error, "response", {}).get("Error", {})
     message = str(response.get("Message", "")).lower()
     return response.get("Code") == "InvalidParameterValue" and "iaminstanceprofile" in message

@@ -1,7 +1,8 @@
-"""Whether what a record names is its environment's own: the resource's tags and account decide.
+"""Check that a resource belongs to an environment, by the resource's own tags and account.
 
-A record says where to look. It may be damaged, copied from another, or forged by someone who can
-write to the store; so nothing is removed or changed that does not say itself whose it is.
+A record only says where to look. It may be damaged, copied from another record, or forged by
+someone who can write to the store. So a resource is changed or removed only if its own tags name
+the environment.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ ACCOUNT: Final = "account"
 
 
 def account_of(region: str) -> dict[str, str]:
-    """What a handle records of the account that is used now."""
+    """The part of a handle that records the account of the credentials."""
     return {ACCOUNT: aws.identity(region)["Account"]}
 
 
 def check_account(environment: Environment, region: str | None) -> None:
-    """Hold the account of the credentials against the one that the environment was launched in.
+    """Check that the credentials belong to the account that the environment was launched in.
 
-    In another account AWS answers "not found", which says nothing about the environment.
+    In another account, AWS answers "not found" for resources that exist.
 
     Raises:
-        ElsewhereError: It is another account.
+        ElsewhereError: They belong to another account.
     """
     recorded = environment.handle.get(ACCOUNT)
     if recorded is None:
@@ -48,14 +49,16 @@ def check_account(environment: Environment, region: str | None) -> None:
 
 
 def check_instances(watcher: InstanceWatcher, environment: Environment, ids: Sequence[str]) -> None:
-    """Hold recorded instances against their own tags; those that can't be seen are not checked.
+    """Check that recorded instances have the environment's tags.
+
+    Instances that EC2 does not list are not checked.
 
     Raises:
-        TamperedRecordError: One of them is not the environment's.
+        TamperedRecordError: An instance is not the environment's.
     """
     own = {one["InstanceId"] for one in watcher.recall(environment)}
     for one in resources.describe_instances(watcher.client, [id for id in ids if id not in own]):
-        # Not every service that behaves as EC2 gives the token back.
+        # Some services that are compatible with EC2 do not return the client token.
         launched = has_our_token(one) or not one.get("ClientToken")
         if tags_of(one).get(labels.ID) != environment.id or not launched:
             raise _tampered_record(environment, f"instance {one['InstanceId']}")
@@ -64,10 +67,10 @@ def check_instances(watcher: InstanceWatcher, environment: Environment, ids: Seq
 def without_moved(
     watcher: InstanceWatcher, environment: Environment, ids: Sequence[str]
 ) -> list[str]:
-    """Of recorded instances, those that have not become another environment's.
+    """The recorded instances that were not taken over by another environment.
 
-    Its record says who has claimed them, and their own tags whether they have moved. What a watcher
-    has seen may be from before.
+    The record names the environment that claimed them; their own tags say whether it has them.
+    EC2 is asked, as the watcher's last poll may be older.
     """
     claimer = environment.handle.get(CLAIMED_BY)
     if claimer is None:
@@ -82,13 +85,13 @@ def without_moved(
 
 
 def check_group(client: Any, environment: Environment, id: str) -> bool:
-    """Hold a recorded security group against its own name and tags.
+    """Check that a recorded security group has the name and tags of the environment's run.
 
     Returns:
-        Whether it is there.
+        Whether the group exists.
 
     Raises:
-        TamperedRecordError: It is not one that this environment's run has made.
+        TamperedRecordError: The environment's run has not created the group.
     """
     found = security_groups.describe(client, "group-id", [id])
     run = environment.labels.get(labels.RUN)
@@ -101,20 +104,20 @@ def check_group(client: Any, environment: Environment, id: str) -> bool:
 
 
 def check_stack(environment: Environment, stack: Mapping[str, Any], name: str) -> None:
-    """Hold a recorded stack against its own name and tags.
+    """Check that a recorded stack has the environment's name and tags.
 
     Raises:
-        TamperedRecordError: It is not the environment's.
+        TamperedRecordError: The stack is not the environment's.
     """
     if stack["StackName"] != name or tags_of(stack).get(labels.ID) != environment.id:
         raise _tampered_record(environment, f"stack {stack['StackName']}")
 
 
 def check_request(environment: Environment, recorded: str) -> None:
-    """Hold a recorded request against what launching writes for that environment.
+    """Check that launching this environment could have recorded a request.
 
     Raises:
-        TamperedRecordError: Launching this environment would not have written it.
+        TamperedRecordError: It could not.
     """
     try:
         request = json.loads(recorded)

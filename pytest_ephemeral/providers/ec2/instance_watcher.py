@@ -1,8 +1,8 @@
-"""Watch all instances of a process's environments, by one look every two seconds.
+"""Watch all instances of a process's environments, by one poll every two seconds.
 
-Whatever waits for an instance, or asks for its state, reads what the last look saw. So polling
-costs the account the same for one environment as for two hundred, and a look that is throttled
-fails nothing: the next one sees.
+All who wait for an instance, or ask for its state, read the result of the last poll. So polling
+makes as many calls for two hundred environments as for one, and a throttled poll makes nothing
+fail: the next one may succeed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from pytest_ephemeral.providers.ec2.console import Consoles
 from pytest_ephemeral.providers.ec2.security_groups import SharedGroups
 from pytest_ephemeral.providers.ec2.tags import OF_A_STACK, has_our_token, tags_of
 
-#: Seconds between looks, and how much of it is left to chance, so that processes don't march in
-#: step through the account's common limit.
+#: Seconds between polls, and the random part of it: processes must not poll in step, as they share
+#: the account's request limit.
 INTERVAL: Final = 2.0
 JITTER: Final = 0.1
-#: Between looks while the account is over its limit.
+#: Seconds between polls at most, while EC2 throttles.
 LONGEST_INTERVAL: Final = 15.0
-#: Without anyone who asked for so long, looking ends.
+#: Polling ends after so many seconds in which nobody has asked.
 IDLE: Final = 30.0
-#: For how long an instance may not be visible yet, after it was launched: "eventual consistency"
-#: in the EC2 user guide.
+#: Seconds for which a new instance may not be visible yet: "eventual consistency" in the EC2 user
+#: guide.
 UNSEEN: Final = 60.0
-#: How long those who end instances wait for each other, to do it in one call.
+#: Seconds for which terminations are collected, to make them in one call.
 GATHER: Final = 0.05
-#: At most this many in one call.
+#: The largest number of instances in one call.
 PAGE: Final = 1000
 
 #: In a handle: the ids that ``RunInstances`` returned.
@@ -47,7 +47,7 @@ Instance = Mapping[str, Any]
 
 
 class _Batch(msgspec.Struct):
-    """Instances that are terminated in one call, and what came of those that could not be."""
+    """Instances that are terminated in one call, and the errors of those that could not be."""
 
     ids: list[str] = msgspec.field(default_factory=list)
     errors: dict[str, Exception] = msgspec.field(default_factory=dict)
@@ -59,10 +59,10 @@ _watchers_lock = threading.Lock()
 
 
 def watch_region(region: str | None) -> InstanceWatcher:
-    """The watcher of a region, the same for all who ask in this process.
+    """The watcher of a region: one for each process.
 
     Raises:
-        UnavailableError: AWS can't be asked from here.
+        UnavailableError: AWS can't be reached, or refuses the credentials.
     """
     client = aws.client("ec2", region)
     with _watchers_lock:
@@ -73,14 +73,14 @@ def watch_region(region: str | None) -> InstanceWatcher:
 
 
 class InstanceWatcher:
-    """The instances of one region that carry the labels of runs someone has asked about.
+    """The instances of the runs in one region that someone has asked about lately.
 
     Args:
-        client: Of EC2.
+        client: An EC2 client.
 
     Attributes:
-        groups: The security groups that they share.
-        consoles: What they print.
+        groups: The security groups that the instances share.
+        consoles: The instances' consoles.
     """
 
     def __init__(self, client: Any) -> None:
@@ -90,32 +90,32 @@ class InstanceWatcher:
         self._changed = threading.Condition()
         self._seen: dict[str, Instance] = {}
         self._launched: dict[str, float] = {}
-        self._adopted: dict[str, Instance] = {}  # by id, with the tags that they were given last
-        self._recorded: set[str] = set()  # the instances that records name
-        self._asked: dict[str, float] = {}  # a run, and when it was asked about last
-        self._looks: dict[str, int] = {}  # a run, and how many looks have covered it
+        self._adopted: dict[str, Instance] = {}  # by id, with their newest tags
+        self._recorded: set[str] = set()  # the ids of instances in records
+        self._asked: dict[str, float] = {}  # by run: when someone last asked for it
+        self._looks: dict[str, int] = {}  # by run: the number of polls that covered it
         self._thread: threading.Thread | None = None
         self._batch = _Batch()
 
     def add(self, instances: Sequence[Instance]) -> None:
-        """Know instances by what launching them gave, before any look sees them."""
+        """Add new instances as ``RunInstances`` described them, before a poll shows them."""
         with self._changed:
             for instance in instances:
                 self._seen.setdefault(instance["InstanceId"], instance)
                 self._launched[instance["InstanceId"]] = time.monotonic()
 
     def adopt(self, instance: Instance) -> None:
-        """Know that a stopped instance has new tags, and starts; looks may not show it yet."""
+        """Add a stopped instance that was tagged anew and started, before a poll shows it so."""
         with self._changed:
             id = instance["InstanceId"]
             self._adopted[id] = self._seen[id] = instance
             self._launched[id] = time.monotonic()
 
     def instances(self, environment: Environment) -> list[Instance]:
-        """The instances of an environment, as they were last seen: no more than a look ago.
+        """The instances of an environment, as of the last poll; the first time, poll now.
 
         Raises:
-            EphemeralError: It was never seen, and now can't be inspected.
+            EphemeralError: No poll has covered the run before, and AWS can't be asked now.
         """
         run = environment.labels[labels.RUN]
         with self._changed:
@@ -140,22 +140,22 @@ class InstanceWatcher:
         return [one for one in found if _environment(one) != environment.id]
 
     def recall(self, environment: Environment) -> list[Instance]:
-        """As ``instances``, but nothing is asked: what is not known is missing."""
+        """The instances of an environment that are known, without a call to AWS."""
         with self._changed:
             return self._of(environment)
 
     def wait(
         self, environment: Environment, ready: Callable[[list[Instance]], bool], seconds: float
     ) -> bool:
-        """Wait until an environment's instances are as they should be.
+        """Wait until an environment's instances meet a condition.
 
         Args:
-            environment: Whose.
-            ready: Whether they are.
-            seconds: How long, at most.
+            environment: The environment.
+            ready: The condition.
+            seconds: Seconds to wait at most.
 
         Returns:
-            Whether they became so in time.
+            Whether they met it in time.
         """
         deadline = time.monotonic() + seconds
         run = environment.labels[labels.RUN]
@@ -163,7 +163,8 @@ class InstanceWatcher:
             looked = self._looks.get(run, 0)
             while True:
                 self._ask(run)
-                # What launching or ending gave may be older than what is waited for.
+                # Wait for a new poll: what is known may be older than the call whose effect
+                # is waited for.
                 if self._looks.get(run, 0) > looked and ready(self._of(environment)):
                     return True
                 left = deadline - time.monotonic()
@@ -172,18 +173,18 @@ class InstanceWatcher:
                 self._changed.wait(min(left, LONGEST_INTERVAL))
 
     def look(self, runs: Collection[str], client: Any = None) -> int:
-        """Look once at all instances of some runs.
+        """Poll all instances of some runs, once.
 
         Args:
-            runs: Which.
-            client: Another than the one that waits long for an answer.
+            runs: The runs.
+            client: The client to use; None for the watcher's own, which retries for long.
 
         Returns:
-            How many there are.
+            The number of instances.
 
         Raises:
-            EphemeralError: AWS can't be asked from here.
-            ClientError: It refuses, or has too much to do.
+            EphemeralError: AWS can't be reached, or refuses the credentials.
+            ClientError: EC2 refuses the request, or throttles it.
         """
         pages = (client or self.client).get_paginator("describe_instances")
         wanted = [{"Name": f"tag:{labels.RUN}", "Values": sorted(runs)}]
@@ -206,11 +207,11 @@ class InstanceWatcher:
         return len(found)
 
     def end(self, ids: Sequence[str]) -> None:
-        """Terminate instances, in one call with all who want the same now.
+        """Terminate instances, in one call with those of other threads.
 
         Raises:
-            EphemeralError: AWS can't be asked from here.
-            ClientError: One of them can't be.
+            EphemeralError: AWS can't be reached, or refuses the credentials.
+            ClientError: One of the instances can't be terminated.
         """
         with self._changed:
             batch, leads = self._batch, not self._batch.ids
@@ -229,7 +230,7 @@ class InstanceWatcher:
             raise errors[0]
 
     def _of(self, environment: Environment) -> list[Instance]:
-        """Its instances: those that its record names, if it names any."""
+        """An environment's known instances; if its record names instances, only those."""
         recorded = environment.handle.get(INSTANCES, "").split(",")
         found = [
             one
@@ -239,12 +240,15 @@ class InstanceWatcher:
         return sorted(found, key=lambda one: (one.get("AmiLaunchIndex", 0), one["InstanceId"]))
 
     def _is_known(self, instance: Instance) -> bool:
-        """Whether an instance was launched by us: some services don't return the client token."""
+        """Whether this tool launched an instance: by its client token, or by the records.
+
+        Some services that are compatible with EC2 do not return the client token.
+        """
         known = instance["InstanceId"] in self._launched or instance["InstanceId"] in self._recorded
         return known or has_our_token(instance) or OF_A_STACK in tags_of(instance)
 
     def _is_stale(self, instance: Instance) -> bool:
-        """Whether a look shows an instance as it was before it was adopted, and started."""
+        """Whether a poll shows an instance as it was before ``adopt``."""
         id = instance["InstanceId"]
         adopted = self._adopted.get(id)
         if adopted is None or not self._is_young(id):
@@ -255,7 +259,7 @@ class InstanceWatcher:
         return time.monotonic() - self._launched.get(id, float("-inf")) < UNSEEN
 
     def _ask(self, run: str) -> None:
-        """Have a run looked at from now on; called with the lock held."""
+        """Poll a run from now on; called with the lock held."""
         self._asked[run] = time.monotonic()
         if self._thread is None:
             self._thread = threading.Thread(
@@ -268,7 +272,7 @@ class InstanceWatcher:
 
         interval = INTERVAL
         while True:
-            # Whoever could not wait so long has looked already.
+            # The pause comes first: callers that can't wait for it poll by themselves.
             time.sleep(interval * random.SystemRandom().uniform(1 - JITTER, 1 + JITTER))
             with self._changed:
                 now = time.monotonic()
@@ -276,7 +280,7 @@ class InstanceWatcher:
                 runs = list(self._asked)
                 if not runs:
                     self._thread = None
-                    self._looks.clear()  # what was seen is too old to be told to anyone
+                    self._looks.clear()  # the next answer must not come from an old poll
                     self._seen.clear()
                     return
             try:
@@ -287,10 +291,10 @@ class InstanceWatcher:
 
 
 def terminate(client: Any, ids: Collection[str]) -> dict[str, Exception]:
-    """Terminate instances; where one spoils the call for the others, each by itself.
+    """Terminate instances in one call; if it fails, each in a call of its own.
 
     Returns:
-        Why those can't be that can't.
+        By id: the errors of the instances that can't be terminated.
     """
     errors: dict[str, Exception] = {}
     known = sorted(set(ids))
@@ -299,7 +303,7 @@ def terminate(client: Any, ids: Collection[str]) -> dict[str, Exception]:
         try:
             with aws.translate_errors():
                 client.terminate_instances(InstanceIds=page)
-        except Exception as error:  # noqa: BLE001 - it is given to whoever waits for it
+        except Exception as error:  # noqa: BLE001 - end() raises it in the thread that asked
             if len(page) == 1:
                 errors[page[0]] = error
             else:

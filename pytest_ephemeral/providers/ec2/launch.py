@@ -1,4 +1,4 @@
-"""Launch an environment: what is requested, in which order, and what is journaled."""
+"""Launch an environment: make the requests in order, and journal each before it is sent."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ from pytest_ephemeral.providers.protocol import (
     Order,
 )
 
-#: Seconds in which EC2 assigns a public address.
+#: Seconds after which EC2 has assigned a public address at the latest.
 ADDRESSING: Final = 120.0
 
 
 class LaunchPlan(NamedTuple):
-    """What launching begins with, and so does starting an instance that was on standby.
+    """The facts that a launch needs, of a new instance or of one from standby.
 
     Attributes:
         draft: The environment, as far as it is known; journaled.
-        prices: What instances cost.
+        prices: The prices of instances.
     """
 
     template: Ec2Template
@@ -64,11 +64,11 @@ class LaunchPlan(NamedTuple):
 
 
 def begin(order: Order) -> LaunchPlan:
-    """Find what an order needs, hold it against what it may cost, and journal where it will be.
+    """Find the AMI and the price of an order, check its cost limit, and journal its region.
 
     Raises:
-        LaunchError: Its template is not one for EC2, or its image is not in its region.
-        ConfigurationError: It could cost more than it may.
+        LaunchError: The template is not an EC2 template, or the image is in another region.
+        ConfigurationError: The environment could cost more than its limit.
     """
     template, image = order.template, order.image
     if not isinstance(template, Ec2Template) or image is None:
@@ -93,7 +93,7 @@ def begin(order: Order) -> LaunchPlan:
 
 
 def launch(order: Order) -> Environment:
-    """Launch what an order asks for; see ``Provider.launch``."""
+    """Launch the environment of an order; see ``Provider.launch``."""
     plan = begin(order)
     watcher, draft = plan.watcher, plan.draft
     launched = _launch_into_group(
@@ -109,10 +109,10 @@ def launch(order: Order) -> Environment:
 
 
 def finish(plan: LaunchPlan, launched: list[Instance]) -> Environment:
-    """An environment whose instances are launched, with its endpoints and what it costs.
+    """Add the endpoints and the hourly price to an environment whose instances are launched.
 
     Raises:
-        LaunchError: It gets no public address.
+        LaunchError: An instance gets no public address.
     """
     template, watcher, draft = plan.template, plan.watcher, plan.draft
     hourly = plan.prices.hourly(launched[0]["InstanceType"], plan.region)
@@ -125,7 +125,7 @@ def finish(plan: LaunchPlan, launched: list[Instance]) -> Environment:
 
 
 def standby_facts(template: Ec2Template, region: str, ami: str) -> dict[str, str]:
-    """What a handle says of a template's instances that are kept; see ``SupportsStandby``."""
+    """The entries in a handle by which an instance is kept; see ``SupportsStandby``."""
     if not template.standby:
         return {}
     facts = [
@@ -140,14 +140,14 @@ def standby_facts(template: Ec2Template, region: str, ami: str) -> dict[str, str
 
 
 def _hours(environment: Environment) -> float:
-    """How long it may live: whoever launches it decides, not always its template."""
+    """The hours until expiry, which may differ from the template's; 0 for no expiry."""
     if environment.expires_at is None:
         return 0.0
     return (environment.expires_at - environment.created_at).total_seconds() / 3600
 
 
 class Draft:
-    """An environment that is being launched: what its handle gets is journaled first."""
+    """An environment that is being launched; changes of its handle are journaled."""
 
     def __init__(self, order: Order) -> None:
         self.environment = order.environment
@@ -170,7 +170,7 @@ def _launch_into_group(
     template: Ec2Template,
     request: Callable[[list[str]], run_instances.InstanceRequest],
 ) -> list[Instance]:
-    """Launch into the run's group; one that was just deleted, or is not visible, is replaced."""
+    """Launch into the run's security group; if EC2 does not find the group, get a new one."""
 
     def launch_once() -> list[Instance]:
         own = join_group(watcher, draft.environment, template)
@@ -197,10 +197,10 @@ def _launch_into_group(
 
 
 def join_group(watcher: InstanceWatcher, environment: Environment, template: Ec2Template) -> str:
-    """The group of its run that has its ingress; empty if it joins the user's instead."""
+    """The id of the run's security group with this ingress; empty if the template has groups."""
     if template.security_groups:
         return ""
-    # Without a subnet, the route to any address outside decides.
+    # Without a subnet, take the source address of the route to any outside address.
     vpc, target = None, "10.0.0.1"
     if template.subnets():
         vpc, target = resources.find_vpc(watcher.client, template.subnets()[0])
@@ -217,7 +217,7 @@ def script_of(order: Order, plan: LaunchPlan) -> str:
     """The user data of an order's instances.
 
     Raises:
-        LaunchError: It is more than EC2 takes.
+        LaunchError: It is larger than EC2 accepts.
     """
     template, prefix = plan.template, plan.image.handle.get("prefix", "")
     script = user_data.boot_script(
@@ -256,17 +256,17 @@ def _request(order: Order, plan: LaunchPlan, groups: list[str]) -> run_instances
         secret=bool(order.secrets),
         public=template.address == "public",
         count=template.count,
-        not_yet=(),  # a group that is not found may have been deleted: it is created anew
+        not_yet=(),  # a group that is not found may have been deleted: get a new one at once
         more=options(template, plan.image.handle),
     )
 
 
 def options(template: Ec2Template, image: Mapping[str, str]) -> dict[str, Any]:
-    """What a template may add to a request.
+    """The optional parameters of ``RunInstances`` that a template sets.
 
     Args:
-        template: Which.
-        image: Its image's handle, which says what volumes that has.
+        template: The template.
+        image: The image's handle, which lists volumes without ``DeleteOnTermination``.
     """
     more: dict[str, Any] = {}
     if template.instance_profile is not None:
@@ -290,9 +290,9 @@ def options(template: Ec2Template, image: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _volumes(template: Ec2Template, image: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """By device: the image's that would outlive their instance, and the template's.
+    """By device: the settings of the template's volumes, and of the image's lasting volumes.
 
-    All other properties of an image's volume stay as the image has them.
+    A lasting volume has no ``DeleteOnTermination``. Its other properties are not changed.
     """
     found: dict[str, dict[str, Any]] = {}
     for one in image.get(amis.OUTLIVING, "").split():
@@ -307,7 +307,7 @@ def _volumes(template: Ec2Template, image: Mapping[str, str]) -> dict[str, dict[
 
 
 def _wait_for_addresses(watcher: InstanceWatcher, environment: Environment) -> list[Instance]:
-    """Its instances, once they have public addresses."""
+    """Wait until an environment's instances have public addresses; return the instances."""
 
     def are_settled(seen: list[Instance]) -> bool:
         return any(state(one) in ENDED for one in seen) or (

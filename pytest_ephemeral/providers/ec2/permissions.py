@@ -1,7 +1,8 @@
-"""Whether EC2 would let a project launch and bake, tried by ``DryRun``: nothing is made.
+"""Check by ``DryRun`` whether EC2 would let a project launch and bake; nothing is created.
 
-What changes or removes a resource can only be tried on one that is there: on an instance of ours,
-if there is one. https://docs.aws.amazon.com/AWSEC2/latest/APIReference/CommonParameters.html
+A call that changes or removes a resource needs one that exists. It is checked only if there is an
+instance of an environment or a bake.
+https://docs.aws.amazon.com/AWSEC2/latest/APIReference/CommonParameters.html
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from pytest_ephemeral.providers.ec2.tables import Ec2Recipe, Ec2Template
 from pytest_ephemeral.providers.protocol import Check
 from pytest_ephemeral.tables import Recipe, Template
 
-#: In the tags of what is tried, and never made.
+#: The name and id in requests that are only checked.
 NAME: Final = "doctor"
-#: What looking at environments, and finding what was left, reads.
+#: The resources that are listed to inspect environments and to find leaks.
 _LISTS: Final = (
     *("instances", "images", "subnets", "security_groups"),
     *("volumes", "network_interfaces", "snapshots"),
@@ -29,11 +30,14 @@ _NOT_TRIED: Final = "not tried: this endpoint ignores DryRun, and would carry ou
 
 
 def check(templates: Sequence[Template], recipes: Sequence[Recipe]) -> list[Check]:
-    """Try what the templates and images of a project will need.
+    """Check the calls that the templates and recipes of a project need.
 
     Args:
-        templates: Those of the ec2 provider.
-        recipes: All that the project has.
+        templates: The templates of the ec2 provider.
+        recipes: All recipes of the project.
+
+    Returns:
+        One check for each region, template and recipe.
     """
     own = [one for one in templates if isinstance(one, Ec2Template)]
     named = {one.name: one for one in recipes if isinstance(one, Ec2Recipe)}
@@ -62,7 +66,7 @@ def _region(template: Ec2Template, recipe: Ec2Recipe | None) -> str | None:
 
 
 def _ignores_dry_runs(region: str | None) -> bool:
-    """Whether what is only tried would be done, as by some emulators: seen by a look."""
+    """Whether an endpoint ignores ``DryRun``, as some emulators do; tried by a read-only call."""
     from botocore.exceptions import ClientError
 
     try:
@@ -74,7 +78,7 @@ def _ignores_dry_runs(region: str | None) -> bool:
 
 
 def _check_looks(region: str | None) -> Check:
-    """All that only reads; and ending an instance, if there is one of ours."""
+    """Check all read-only calls; and terminating an instance, if there is one of ours."""
     client = aws.client("ec2", region)
     name = f"look in {client.meta.region_name}"
 
@@ -89,7 +93,7 @@ def _check_looks(region: str | None) -> Check:
 
 
 def _check_template(template: Ec2Template, recipe: Ec2Recipe | None) -> Check:
-    """Its first request: with its type, subnet, groups, role, key, volumes and market."""
+    """Check the template's first launch request, with all its parameters."""
 
     def try_all() -> Iterator[str]:
         client = aws.client("ec2", _region(template, recipe))
@@ -113,7 +117,7 @@ def _check_template(template: Ec2Template, recipe: Ec2Recipe | None) -> Check:
 
 
 def _check_recipe(recipe: Ec2Recipe) -> Check:
-    """The builder's request, and the bucket."""
+    """Check the launch request of a bake's instance, and access to the bucket."""
 
     def try_all() -> Iterator[str]:
         profile = recipe.instance_profile
@@ -135,7 +139,7 @@ def _check_recipe(recipe: Ec2Recipe) -> Check:
 
 
 def _ami(recipe: Ec2Recipe | None) -> str:
-    """An AMI that what is tried can be launched from: the one that is baked may not be there."""
+    """The AMI in the request: the recipe's base, as its own image may not be baked yet."""
     if recipe is None or (recipe.reference is None and recipe.base is None):
         return ""
     if recipe.reference is not None:
@@ -164,7 +168,7 @@ def _try_launch(client: Any, wanted: run_instances.InstanceRequest) -> Iterator[
 
 
 def _try_renewal(client: Any, ami: str, *, starts: bool) -> Iterator[str]:
-    """What replacing a root volume takes, and starting; on an instance of ours, if there is one."""
+    """Check replacing a root volume, and starting, on an instance of ours, if there is one."""
     for what in ("instance_types", "replace_root_volume_tasks"):
         call = getattr(client, f"describe_{what}")
         yield _try(lambda call=call: call(DryRun=True))  # type: ignore[misc]
@@ -179,7 +183,7 @@ def _try_renewal(client: Any, ami: str, *, starts: bool) -> Iterator[str]:
 
 
 def _try(call: Callable[[], object]) -> str:
-    """Why EC2 would refuse a call; empty if it would not."""
+    """Why EC2 would refuse a call; empty if it would allow it."""
     from botocore.exceptions import ClientError
 
     try:

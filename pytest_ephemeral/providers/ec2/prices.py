@@ -1,4 +1,4 @@
-"""What an environment costs, before it is paid: hours times what its instances cost an hour."""
+"""The cost of an environment, before it is launched: hours times the hourly price."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pytest_ephemeral.providers.ec2.tables import Ec2Template
 
 
 class Prices:
-    """Dollars an hour by instance type, by region.
+    """Hourly prices in US dollars, by region and instance type.
 
-    The table that comes with this is a small one of on-demand Linux prices, rounded up; a user's
-    own file, of the same form, replaces it: ``{"us-east-1": {"t3.small": 0.0208}}``. The region
-    ``*`` holds for those that are not listed.
+    The built-in table is small: on-demand prices for Linux, rounded up. A user's own file replaces
+    it: ``{"us-east-1": {"t3.small": 0.0208}}``. The region ``*`` stands for all regions that are
+    not listed.
 
     Args:
-        file: A user's own.
+        file: The user's own file; None for the built-in table.
 
     Raises:
-        ConfigurationError: The file is none.
+        ConfigurationError: The file can't be read, or has another form.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -41,7 +41,7 @@ class Prices:
             ) from error
 
     def hourly(self, instance_type: str, region: str) -> float | None:
-        """What an instance costs an hour; None when that is not known."""
+        """The price of an instance in US dollars an hour; None if the table does not have it."""
         for place in (region, "*"):
             price = self._table.get(place, {}).get(instance_type)
             if price is not None:
@@ -50,21 +50,21 @@ class Prices:
 
 
 def of(template: Ec2Template, root: Path) -> Prices:
-    """The table that holds for a template: its own file, or the one that comes with this."""
+    """The prices for a template: from its own file, or the built-in table."""
     return Prices(None if template.prices is None else root / template.prices)
 
 
 def check(template: Ec2Template, prices: Prices, region: str, hours: float) -> None:
-    """Refuse what could cost more than it may.
+    """Check a template's cost until expiry against its ``max-cost``.
 
     Args:
-        template: What is to be launched: the dearest of its types decides.
-        prices: Of today.
-        region: Where.
-        hours: How long it may live.
+        template: The template; each of its instance types must be cheap enough.
+        prices: The prices.
+        region: The region to launch in.
+        hours: Hours until expiry.
 
     Raises:
-        ConfigurationError: It could cost more, or what it costs is not known.
+        ConfigurationError: It could cost more, or a price is not known.
     """
     if template.max_cost is None:
         return

@@ -1,4 +1,4 @@
-"""The ec2 provider: instances in security groups with the ingress that their templates name."""
+"""The ec2 provider: instances, in security groups with the ingress of their template."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker, Ec2Rollback, Ec2Standby
     forwards_ports: ClassVar[bool] = False
 
     def doctor(self) -> Sequence[Check]:
-        """Whether AWS can be asked."""
+        """Check that boto3 is installed and that the credentials are valid."""
         return checks()
 
     def check_permissions(
@@ -60,7 +60,12 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker, Ec2Rollback, Ec2Standby
     def preflight(
         self, template: Template, recipes: Sequence[Recipe], root: Path, lifetime: float | None
     ) -> None:
-        """Whether there are credentials and a region, and it costs no more than it may."""
+        """Check the credentials, the region and the cost limit.
+
+        Raises:
+            ConfigurationError: The template is not an EC2 template, or could cost too much.
+            UnavailableError: AWS can't be reached, or refuses the credentials.
+        """
         if not isinstance(template, Ec2Template):
             raise ConfigurationError(f"template {template.name!r} is not an EC2 template")
         named = (one.region for one in recipes if isinstance(one, Ec2Recipe) and one.region)
@@ -70,32 +75,32 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker, Ec2Rollback, Ec2Standby
             prices.check(template, prices.of(template, root), region, lifetime / 3600)
 
     def launch(self, order: Order) -> Environment:
-        """Its run's security group, then instances of whichever type there is capacity for."""
+        """Find or create the run's security group, then launch the instances into it."""
         what = f"{order.environment.id} could not be launched"
         with translate_errors(what, LaunchError), aws_retries.tell_of_retries(order.tell):
             return launch(order)
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
-        """Move the tag that the guest's own clock reads; never also means protected."""
+        """Change the expiry tag, which the guest's timer reads; for None, protect it, too."""
         found = find_living(environment)
         with translate_errors(f"{environment.id} could not be extended", EphemeralError):
             _extend(get_watcher(environment).client, environment, found, expires_at)
 
     def keep(self, environment: Environment) -> None:
-        """Nothing to do: it is no process of the owner's, and the ledger says that it stays."""
+        """Check that it runs: nothing else is needed to keep it."""
         find_living(environment)
 
     def destroy(self, environment: Environment) -> None:
-        """Instances, then their group, unless others are in it."""
+        """Terminate the instances, then delete their group, unless others use it."""
         self.destroy_in_stages(environment, lambda: None)
 
     def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
-        """See ``SupportsStagedDestroy``: once EC2 terminates its instances, they can't run on."""
+        """See ``SupportsStagedDestroy``; accepted once EC2 has begun to terminate its instances."""
         with translate_errors(f"{environment.id} could not be destroyed"):
             removal.destroy(get_watcher(environment), environment, accepted)
 
     def list_owned_in(self, region: str) -> Sequence[Owned]:
-        """All in a region that is tagged as ours, bakes and what they left included."""
+        """All resources of environments and bakes in a region, found by their tags."""
         with translate_errors(f"the resources in {region} can't be listed"):
             return resources.list_owned(aws.client("ec2", region))
 
@@ -112,7 +117,7 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker, Ec2Rollback, Ec2Standby
     def sweep_all(
         self, owned: Sequence[Owned], still: Callable[[Owned], bool]
     ) -> Mapping[str, EphemeralError | None]:
-        """A region at a time, all of it at once."""
+        """See ``SupportsBulkSweep``; one region after the other."""
         outcome: dict[str, EphemeralError | None] = {}
         for region in sorted({one.region for one in owned}):
             there = [one for one in owned if one.region == region]
@@ -127,7 +132,7 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker, Ec2Rollback, Ec2Standby
 def _extend(
     client: Any, environment: Environment, living: Sequence[Instance], expires_at: datetime | None
 ) -> None:
-    """Move the expiry in the tags; for None, disarm everything else that could end it."""
+    """Change the expiry in the tags; for None, also protect the instances from termination."""
     if expires_at is None and any(one.get("InstanceLifecycle") == "spot" for one in living):
         raise EphemeralError(
             f"{environment.id} runs on spare capacity (spot = true), which AWS may take back and "
@@ -153,7 +158,7 @@ def _extend(
 
 
 def _resources(instance: Instance) -> Iterator[str]:
-    """An instance, and what was created and ends with it."""
+    """The ids of an instance, and of the volumes and interfaces that are deleted with it."""
     yield str(instance["InstanceId"])
     for device in instance.get("BlockDeviceMappings", ()):
         yield str(device["Ebs"]["VolumeId"])

@@ -1,4 +1,4 @@
-"""What both AWS providers do the same way, because their resources are spread over regions."""
+"""What both AWS providers share: their resources are spread over regions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class RegionalProvider(ABC):
     """The parts of ``Provider`` that follow from ``SupportsRegions`` and ``SupportsBulkSweep``."""
 
     def account(self) -> str:
-        """The number of the account that boto3's credentials are of."""
+        """The number of the AWS account that the credentials belong to."""
         return aws.identity()["Account"]
 
     def regions(self, known: Iterable[Known]) -> Sequence[str]:
-        """The regions where it may have something, boto3's own first.
+        """The regions in which the provider may have resources, boto3's own first.
 
-        Who can't be told who asks is not asked anything else: STS is not waited for so long.
+        STS is called first: if AWS can't be reached, it fails sooner than EC2.
         """
         aws.identity()
         with aws.translate_errors():
@@ -34,21 +34,21 @@ class RegionalProvider(ABC):
         return list(dict.fromkeys(filter(None, found)))
 
     def list_owned(self) -> Iterator[Owned]:
-        """All in boto3's region that is tagged as ours."""
+        """All resources in boto3's own region that have our tags."""
         yield from self.list_owned_in(self.regions(())[0])
 
     def sweep(self, owned: Owned) -> None:
-        """Remove all that carries its id; what is protected from termination stays."""
+        """Remove all resources with its id, except those protected from termination."""
         if error := self.sweep_all([owned], lambda _: True).get(owned.id):
             raise error
 
     @abstractmethod
     def _regions_of(self, one: Known) -> Sequence[str | None]:
-        """The regions that something of this provider's names."""
+        """The regions that a template, recipe, environment or image of this provider names."""
 
     @abstractmethod
     def list_owned_in(self, region: str) -> Sequence[Owned]:
-        """All in a region that is tagged as ours."""
+        """All resources in a region that have our tags."""
 
     @abstractmethod
     def sweep_all(

@@ -1,7 +1,8 @@
-"""Removing environments and bakes: one by its record, or all that carries some ids.
+"""Remove an environment by its record, or all resources with some ids.
 
-Instances → until they have ended → groups → interfaces and volumes → AMIs → snapshots. Each step
-is one look, and one call where AWS takes many at once: two hundred ids cost little more than one.
+Terminate instances → wait → delete groups → interfaces and volumes → AMIs → snapshots. Each step
+lists once, and removes many in one call where AWS allows it: two hundred ids take little longer
+than one.
 """
 
 from __future__ import annotations
@@ -32,29 +33,29 @@ from pytest_ephemeral.providers.ec2.instance_watcher import (
 from pytest_ephemeral.providers.ec2.removal_steps import ENDING, PAUSE, Removal, remain
 from pytest_ephemeral.providers.protocol import Owned
 
-#: In a handle.
+#: In a handle: the id of the run's security group; empty if the template has groups.
 GROUP: Final = "group"
 
-#: States of an instance that is being ended: whoever ends it removes its group as well.
+#: States of an instance that another thread or process is ending: that one removes its group.
 _ENDING: Final = frozenset({"shutting-down", "terminated"})
 
-#: By id: None for what is gone, the error for what remains.
+#: By id: None if all of it is removed; if not, the error.
 Removals = Mapping[str, EphemeralError | None]
 
 
 def destroy(
     watcher: InstanceWatcher, environment: Environment, accepted: Callable[[], None]
 ) -> None:
-    """Remove all of an environment: its instances, then their group, unless others use it.
+    """Remove an environment: its instances, then their group, unless others use it.
 
     Args:
-        watcher: Of its region.
-        environment: Up, partly launched, or gone already.
-        accepted: Called once EC2 terminates the instances.
+        watcher: The watcher of the environment's region.
+        environment: An environment that is up, partly launched, or gone.
+        accepted: Called once EC2 has begun to terminate the instances.
 
     Raises:
-        DestroyError: Something remains; says what.
-        TamperedRecordError: The record names what is not the environment's. Nothing was removed.
+        DestroyError: Something remains; the message names it.
+        TamperedRecordError: The record names another's resources. Nothing was removed.
         ElsewhereError: It is in another account. Nothing was removed.
     """
     ids, groups = _find_instances(watcher, environment), _find_groups(watcher, environment)
@@ -66,10 +67,10 @@ def destroy(
 
 
 def leave_groups(watcher: InstanceWatcher, environment: Environment) -> None:
-    """Delete the groups of an environment whose instances are another's now, unless others use it.
+    """Delete an environment's groups after another environment has taken over its instance.
 
     Raises:
-        DestroyError: Something else uses one; says what.
+        DestroyError: Something other than an environment uses one; the message names it.
     """
     _leave_groups(watcher, environment, _find_groups(watcher, environment))
 
@@ -83,7 +84,7 @@ def _leave_groups(
 
 
 def sweep(client: Any, owned: Sequence[Owned], still: Callable[[Owned], bool]) -> Removals:
-    """Remove what is still to be removed, seen once more; see ``SupportsBulkSweep``."""
+    """List resources again, and remove those that are still due; see ``SupportsBulkSweep``."""
     ids = {one.id for one in owned}
     there = {one.id: one for one in resources.list_owned(client, values=ids)}
     due = {id for id, one in there.items() if still(one)}
@@ -92,15 +93,15 @@ def sweep(client: Any, owned: Sequence[Owned], still: Callable[[Owned], bool]) -
 
 
 def remove(client: Any, ids: Collection[str], *, images: bool = True) -> Removals:
-    """Remove all that carries some ids, but images that were verified.
+    """Remove all resources with some ids, except AMIs that are in a catalog.
 
     Args:
-        client: Of EC2.
-        ids: Of environments or bakes.
-        images: Whether AMIs and snapshots too.
+        client: An EC2 client.
+        ids: The ids of environments or bakes.
+        images: Whether to remove AMIs and snapshots, too.
 
     Returns:
-        By id: None, or why something of it remains.
+        By id: None, or the error that says what remains.
     """
     removal = Removal(client, set(ids))
     removal.remove(images=images)
@@ -108,16 +109,16 @@ def remove(client: Any, ids: Collection[str], *, images: bool = True) -> Removal
 
 
 def remove_one(client: Any, id: str, *, images: bool = True, launched: Sequence[str] = ()) -> None:
-    """As ``remove``, of one id.
+    """Remove all resources with one id; see ``remove``.
 
     Args:
-        client: Of EC2.
-        id: Of a bake.
-        images: Whether AMIs and snapshots too.
-        launched: Its instances, as launching them gave them: seen yet, and with our token, or not.
+        client: An EC2 client.
+        id: The id of a bake.
+        images: Whether to remove AMIs and snapshots, too.
+        launched: The ids of its instances, if known: EC2 may not list them yet.
 
     Raises:
-        DestroyError: Something of it remains; says what.
+        DestroyError: Something remains; the message names it.
     """
     removal = Removal(client, {id}, dict.fromkeys(launched, id))
     removal.remove(images=images)
@@ -126,7 +127,7 @@ def remove_one(client: Any, id: str, *, images: bool = True, launched: Sequence[
 
 
 def _find_instances(watcher: InstanceWatcher, environment: Environment) -> list[str]:
-    """All its instances: recorded, or found by what is recorded, or by their tags."""
+    """The ids of an environment's instances: from its record, by tags, or by ``replay``."""
     if recorded := environment.handle.get(INSTANCES):
         ids = identity.without_moved(watcher, environment, recorded.split(","))
         identity.check_instances(watcher, environment, ids)
@@ -154,14 +155,14 @@ def _find_groups(watcher: InstanceWatcher, environment: Environment) -> list[str
     if recorded is None:
         return security_groups.find_of_run(watcher.client, environment.labels[labels.RUN])
     if not recorded:
-        return []  # it joined groups of the user's
+        return []  # its template has security-groups
     known = watcher.groups.knows(recorded)
     exists = known or identity.check_group(watcher.client, environment, recorded)
     return [recorded] if exists else []
 
 
 def _is_used_by_others(watcher: InstanceWatcher, environment: Environment, group: str) -> bool:
-    """Whether instances of other environments are in a group, whose ends come after this one."""
+    """Whether instances of other environments are in a group, and are not being ended."""
     from botocore.exceptions import ClientError
 
     try:
@@ -169,7 +170,7 @@ def _is_used_by_others(watcher: InstanceWatcher, environment: Environment, group
     except ClientError as error:
         if aws.code(error) not in aws_retries.THROTTLED:
             raise
-        return False  # then AWS refuses
+        return False  # if it is used, AWS refuses to delete it
     ids = {id for one in others if state(one) not in _ENDING for id in resources.group_ids(one)}
     return group in ids
 
@@ -185,7 +186,7 @@ def _wait_for_end(watcher: InstanceWatcher, environment: Environment, ids: Seque
 def _terminate(
     watcher: InstanceWatcher, environment: Environment, ids: Sequence[str]
 ) -> Sequence[str]:
-    """Have instances terminated; those that had not ended before."""
+    """Terminate instances; return the ids of those that had not ended before."""
     from botocore.exceptions import ClientError
 
     known = {one["InstanceId"]: one for one in watcher.recall(environment)}
@@ -197,7 +198,7 @@ def _terminate(
     def may_pass(error: Exception) -> bool:
         match aws.code(error):
             case "InvalidInstanceID.NotFound":
-                # It may mean "not yet": such an instance runs on if this is taken for its end.
+                # A new instance may not be visible yet: it must not be taken for gone.
                 return young
             case "OperationNotPermitted":
                 _unprotect(watcher, environment, ids)
@@ -213,10 +214,10 @@ def _terminate(
 
 
 def _unprotect(watcher: InstanceWatcher, environment: Environment, ids: Sequence[str]) -> None:
-    """Lift the protection that promotion has set, once no name points to it any more.
+    """Remove the termination protection that promotion has set.
 
     Raises:
-        DestroyError: One does.
+        DestroyError: A DNS name still points to the environment.
     """
     if environment.production is not None:
         raise DestroyError(

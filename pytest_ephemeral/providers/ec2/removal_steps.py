@@ -1,4 +1,4 @@
-"""The removal of all that carries some ids, step by step; see ``removal``."""
+"""Remove all resources with some ids, step by step; see ``removal``."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from pytest_ephemeral.providers.ec2.errors import describe_error
 from pytest_ephemeral.providers.ec2.instance_watcher import UNSEEN, state, terminate, watch_region
 from pytest_ephemeral.providers.ec2.tags import TRANSFER, tags_of
 
-#: Seconds between tries to end an instance that is not visible yet.
+#: Seconds between attempts to terminate an instance that is not visible yet.
 PAUSE: Final = 1.0
-#: Seconds between looks at instances that end, and in which they do.
+#: Seconds between polls of instances that are ending, and after which waiting for them ends.
 POLL: Final = 2.0
 ENDING: Final = 600
-#: So many things, of those that AWS takes one by one, are deleted at once.
+#: How many resources are deleted at once that AWS deletes one by one.
 AT_ONCE: Final = 16
 
 
 def remain(id: str, ids: Collection[str], why: str) -> DestroyError:
-    """The error for instances that have not ended."""
+    """The error for an id whose instances have not ended."""
     names = " ".join(sorted(ids))
     return DestroyError(
         f"{id}: the instances {names} have not ended: {why}. See "
@@ -40,7 +40,7 @@ def remain(id: str, ids: Collection[str], why: str) -> DestroyError:
 
 
 def is_unknown(error: Exception) -> bool:
-    """Whether EC2 knows no such instance: not yet, or not any more."""
+    """Whether EC2 does not list an instance: not yet, or not any more."""
     return aws.code(error) == "InvalidInstanceID.NotFound"
 
 
@@ -49,19 +49,19 @@ def _owner(resource: Mapping[str, Any]) -> str:
 
 
 class Removal:
-    """Step by step; an id that something remains of is left out of the steps after that."""
+    """The removal of some ids; an id with an error is left out of the later steps."""
 
     def __init__(
         self, client: Any, ids: set[str], launched: Mapping[str, str] | None = None
     ) -> None:
         self.client = client
         self.ids = ids
-        self.launched = dict(launched or {})  # instances that are known by id, and whose they are
+        self.launched = dict(launched or {})  # by the id of an instance: the owner's id
         self.errors: dict[str, EphemeralError] = {}
-        self.joined: dict[str, str] = {}  # a group that an instance was in, and whose that was
+        self.joined: dict[str, str] = {}  # by the id of a group: the id of an instance's owner
 
     def remove(self, *, images: bool) -> None:
-        """All steps."""
+        """Run all steps, in order."""
         self.end_instances()
         self.delete_groups()
         self.delete_unattached()
@@ -69,14 +69,14 @@ class Removal:
             self.deregister()
 
     def end_instances(self) -> None:
-        """Terminate, and wait."""
+        """Terminate the instances, and wait until they have ended."""
         found = resources.find_instances(self.client, self.ids)
         owners = {**self.launched, **{str(one["InstanceId"]): _owner(one) for one in found}}
         self.joined = {group: _owner(one) for one in found for group in resources.group_ids(one)}
         if not owners:
             return
         for id, error in self._terminate(owners).items():
-            if not is_unknown(error):  # if it can be seen all the same, it has not ended
+            if not is_unknown(error):  # an unknown instance is checked once more below
                 owner = owners.pop(id)
                 self._fail(owner, remain(owner, [id], describe_error(error)))
 
@@ -93,7 +93,7 @@ class Removal:
             self._fail(owner, remain(owner, ids, "they are still shutting down"))
 
     def _terminate(self, ids: Collection[str]) -> dict[str, Exception]:
-        """Terminate; again while one that was launched is not visible yet. Why others can't be."""
+        """Terminate instances, with retries for new ones; return the errors by id."""
         errors = terminate(self.client, ids)
 
         def end_unseen() -> bool:
@@ -107,21 +107,21 @@ class Removal:
         return errors
 
     def delete_groups(self) -> None:
-        """Groups, and before them what their bakes have in S3; and those that a run shared."""
+        """Delete the groups of the ids, with their files in S3; and unused groups of their runs."""
         groups = resources.find_groups(self.client, self._ids_without_error())
         self._each(groups, self._delete_group)
         shared = resources.find_shared_groups(self.client, self.joined)
         self._each(shared, self._delete_group, lambda one: self.joined[one["GroupId"]])
 
     def delete_unattached(self) -> None:
-        """What instances have left behind."""
+        """Delete network interfaces and volumes that instances have left behind."""
         for kind in ("network_interface", "volume"):
             for wanted in self._filters():
                 found = resources.find_unattached(self.client, kind, wanted)
                 self._each(found, lambda one, kind=kind: self._delete(kind, one))  # type: ignore[misc]
 
     def deregister(self) -> None:
-        """AMIs, and then the snapshots that no AMI has any more."""
+        """Deregister AMIs, then delete the snapshots that are left."""
         for wanted in self._filters():
             found = amis.find_unrecorded(self.client, wanted)
             self._each(found, lambda one: deregistration.remove(self.client, one))
@@ -138,7 +138,7 @@ class Removal:
         return resources.filters(labels.ID, self._ids_without_error())
 
     def _find_ended(self, ids: Sequence[str]) -> set[str]:
-        """Those that have ended, as far as can be seen now."""
+        """The ids of the instances that have ended; none if EC2 throttles."""
         found = aws.poll(self.client, partial(resources.describe_instances, ids=ids))
         if found is None:
             return set()
@@ -151,7 +151,7 @@ class Removal:
         delete: Callable[[Any], None],
         owner_of: Callable[[Any], str] = _owner,
     ) -> None:
-        """Delete things, several at once; what fails is recorded for its owner."""
+        """Delete resources, several at once; record each error under the owner's id."""
         from botocore.exceptions import ClientError
 
         def try_(one: Any) -> None:

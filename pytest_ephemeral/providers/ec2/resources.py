@@ -1,4 +1,4 @@
-"""Find everything in EC2 that carries our labels and was created by us."""
+"""Find the resources in EC2 that this tool has created, by their tags and client tokens."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from pytest_ephemeral.providers.ec2.tags import (
 )
 from pytest_ephemeral.providers.protocol import Owned
 
-#: The most values that a filter may have.
+#: The largest number of values that EC2 accepts in a filter.
 VALUES: Final = 200
 
 Filter = Mapping[str, Any]
 
-#: The VPC and first address of subnets: they never change.
+#: The VPC and the first address of each subnet, which never change.
 _subnets: dict[tuple[int, str], tuple[str, str]] = {}
 _subnets_lock = threading.Lock()
 
 
 class Resource(NamedTuple):
-    """One thing of ours.
+    """One resource that this tool has created.
 
     Attributes:
-        name: What it is, for people.
+        name: Its kind and id, for people.
         tags: Its tags.
-        image: Its id, if it is an AMI that is verified and may not be recorded yet.
+        image: Its id if it is a verified AMI, which may be about to be cataloged; or empty.
     """
 
     name: str
@@ -50,12 +50,14 @@ class Resource(NamedTuple):
 def list_owned(
     client: Any, tag: str = labels.ID, values: Collection[str] | None = None
 ) -> list[Owned]:
-    """All of it, by environment or bake; nothing younger than this look, nothing recorded.
+    """All resources of environments and bakes, grouped by id.
+
+    Resources that are created while this lists are left out, and so are cataloged AMIs.
 
     Args:
-        client: Of EC2.
-        tag: What it must be tagged with.
-        values: With one of these; None for any.
+        client: An EC2 client.
+        tag: The name of a tag that the resources must have.
+        values: The tag's possible values; None for any.
     """
     found: dict[str, list[Resource]] = defaultdict(list)
     seen_at = datetime.max.replace(tzinfo=UTC)
@@ -85,7 +87,7 @@ def _to_owned(id: str, parts: Sequence[Resource], region: str, seen_at: datetime
 
 
 def find_instances(client: Any, ids: Collection[str]) -> list[Instance]:
-    """The instances that were launched under some ids and have not ended."""
+    """The instances of some ids that have not ended."""
     return [
         one
         for wanted in filters(labels.ID, ids)
@@ -95,13 +97,13 @@ def find_instances(client: Any, ids: Collection[str]) -> list[Instance]:
 
 
 def list_instances(client: Any) -> list[str]:
-    """The ids of all instances of ours that have not ended."""
+    """The ids of all instances that this tool has launched and that have not ended."""
     found = _instances(client, filters(labels.ID, None))
     return [str(one["InstanceId"]) for one in found if state(one) != "terminated" and _is_ours(one)]
 
 
 def find_groups(client: Any, ids: Collection[str]) -> list[Mapping[str, Any]]:
-    """The groups of some ids that no other id's instance is in."""
+    """The security groups of some ids that no instance of another id uses."""
     found = [
         one
         for chunk in _chunks(ids)
@@ -112,7 +114,12 @@ def find_groups(client: Any, ids: Collection[str]) -> list[Mapping[str, Any]]:
 
 
 def find_shared_groups(client: Any, ids: Collection[str]) -> list[Mapping[str, Any]]:
-    """Of some groups, those that a run's environments shared, and that no instance is in."""
+    """Those of some security groups that are a run's shared groups, and that nothing uses.
+
+    Args:
+        client: An EC2 client.
+        ids: The ids of the groups.
+    """
     found = [
         one
         for chunk in _chunks(ids)
@@ -123,12 +130,12 @@ def find_shared_groups(client: Any, ids: Collection[str]) -> list[Mapping[str, A
 
 
 def find_unattached(client: Any, kind: str, wanted: Filter) -> list[Mapping[str, Any]]:
-    """Volumes or network interfaces that an instance has left behind, with ``Id`` and ``Tags``.
+    """Volumes or network interfaces that are not attached, each with ``Id`` and ``Tags``.
 
     Args:
-        client: Of EC2.
+        client: An EC2 client.
         kind: ``volume`` or ``network_interface``.
-        wanted: Which of them.
+        wanted: The filter for them.
     """
     many, name, tags = {
         "volume": ("Volumes", "VolumeId", "Tags"),
@@ -143,13 +150,13 @@ def find_unattached(client: Any, kind: str, wanted: Filter) -> list[Mapping[str,
 
 
 def find_running_from(client: Any, image: str) -> list[str]:
-    """The instances that were launched from an AMI and have not ended."""
+    """The ids of the instances that were launched from an AMI and have not ended."""
     found = _instances(client, [{"Name": "image-id", "Values": [image]}])
     return [str(one["InstanceId"]) for one in found if state(one) != "terminated"]
 
 
 def describe_instances(client: Any, ids: Sequence[str]) -> list[Instance]:
-    """Instances by their ids; those that can't be seen, or not yet, are missing."""
+    """The instances with some ids; those that EC2 does not list (yet) are missing."""
     return [
         one
         for chunk in _chunks(ids)
@@ -158,21 +165,21 @@ def describe_instances(client: Any, ids: Sequence[str]) -> list[Instance]:
 
 
 def group_ids(instance: Instance) -> set[str]:
-    """The groups that an instance is in."""
+    """The ids of the security groups that an instance is in."""
     interfaces = instance.get("NetworkInterfaces", ())
     found = [*instance.get("SecurityGroups", ()), *(g for i in interfaces for g in i["Groups"])]
     return {str(group["GroupId"]) for group in found}
 
 
 def filters(tag: str, values: Collection[str] | None) -> list[Filter]:
-    """Filters for a tag, or for some of its values: each takes a limited number of them."""
+    """Filters for a tag: several if there are more values than one filter may have."""
     if values is None:
         return [{"Name": "tag-key", "Values": [tag]}]
     return [{"Name": f"tag:{tag}", "Values": chunk} for chunk in _chunks(values)]
 
 
 def find_vpc(client: Any, subnet: str) -> tuple[str, str]:
-    """The VPC of a subnet, and the subnet's first address; asked for once.
+    """The VPC of a subnet, and the subnet's first address; looked up once for each subnet.
 
     Raises:
         LaunchError: There is no such subnet.
@@ -234,7 +241,7 @@ def _groups(client: Any, ours: Filter) -> Iterator[Resource]:
 
 
 def _keep_unused(client: Any, found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of groups, those that no instance is in but one of the same id."""
+    """Those of some groups that no instance of another id is in."""
     used: set[str] = set()
     owners = {group["GroupId"]: tags_of(group).get(labels.ID) for group in found}
     for chunk in _chunks(list(owners)):
@@ -246,7 +253,7 @@ def _keep_unused(client: Any, found: Sequence[Mapping[str, Any]]) -> list[Mappin
 
 
 def _is_ours(instance: Instance) -> bool:
-    """Whether it was launched under the id that it is tagged with, and is not a stack's."""
+    """Whether this tool launched an instance, and not as part of a stack."""
     return _is_labelled(instance) and has_our_token(instance)
 
 
@@ -268,6 +275,6 @@ def _chunks(values: Collection[str]) -> Iterator[list[str]]:
 
 
 def _read_scan(pages: Sequence[Mapping[str, Any]]) -> tuple[list[Instance], datetime]:
-    """The instances on some pages, and when AWS answered."""
+    """The instances on some pages, and the time of AWS's answer."""
     found = [one for page in pages for each in page["Reservations"] for one in each["Instances"]]
     return found, read_clock(pages[0])

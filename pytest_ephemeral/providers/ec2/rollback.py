@@ -1,7 +1,7 @@
-"""Putting environments on EC2 back: each instance gets a new root volume from its AMI.
+"""Roll back environments on EC2: each instance gets a new root volume from its AMI.
 
-What an AMI is made of was there before anyone was ready or seeded. So instances boot as they did at
-first, and are seeded again.
+An AMI has the state before the first boot. So the instances boot as they did at first, and are
+seeded again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pytest_ephemeral.tables import Template
 
 
 class Ec2Rollback:
-    """The part of the ec2 provider that puts environments back; see ``SupportsRollback``."""
+    """The part of the ec2 provider that rolls environments back; see ``SupportsRollback``."""
 
     def check_rollback(self, template: Template, root: Path, /) -> None:  # noqa: ARG002
-        """Root volumes are put back; other volumes, local disks and databases elsewhere are not."""
+        """Refuse volumes, local disks and databases elsewhere: only root volumes are replaced."""
         assert isinstance(template, Ec2Template)
         where = f"templates.{template.name}"
         if template.volumes:
@@ -47,7 +47,7 @@ class Ec2Rollback:
                 )
 
     def take_baseline(self, order: Order, /) -> Environment:
-        """Nothing is taken: the AMI is the baseline. Says what putting it back costs."""
+        """Use the AMI as the baseline; warn how long each rollback takes."""
         environment = order.environment
         for instance in find_living(environment):
             if kept := ", ".join(root_volumes.other_volumes(instance)):
@@ -60,10 +60,10 @@ class Ec2Rollback:
         return msgspec.structs.replace(environment, handle=handle)
 
     def roll_back(self, order: Order, /) -> Environment:
-        """Replace the root volumes of its instances, which stay, as their addresses do.
+        """Replace the root volumes of its instances, which keep their addresses.
 
         Raises:
-            EnvironmentGoneError: An instance has ended, as it does when its application does.
+            EphemeralError: An instance has ended, or AWS refuses.
         """
         environment, watcher = order.environment, get_watcher(order.environment)
         assert order.image is not None

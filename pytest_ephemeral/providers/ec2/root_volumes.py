@@ -1,7 +1,7 @@
-"""Replace the root volumes of instances that run: what was written on them is gone.
+"""Replace the root volumes of running instances.
 
-Everything else stays: addresses, roles, groups, other volumes. AWS makes the new volume from an
-AMI, reboots the instance into it, and deletes the old one; that takes minutes.
+All other things stay: addresses, roles, groups, other volumes. AWS creates the new volume from an
+AMI, reboots the instance from it, and deletes the old volume. That takes minutes.
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/replace-root.html
 """
 
@@ -16,12 +16,12 @@ from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.ec2.instance_watcher import Instance
 
-#: Seconds between looks, and in which a replacement ends.
+#: Seconds between polls, and after which waiting for a replacement ends.
 POLL: Final = 5.0
 WITHIN: Final = 1800.0
 
 SUCCEEDED: Final = "succeeded"
-#: States of a replacement that is still going on.
+#: States of a replacement that has not ended.
 UNDER_WAY: Final = frozenset({"pending", "in-progress"})
 
 
@@ -29,12 +29,12 @@ def replace(client: Any, instances: Collection[str], image: str) -> None:
     """Replace the root volumes of instances, and wait until they boot from the new ones.
 
     Args:
-        client: Of EC2.
-        instances: Their ids. They must be running.
-        image: The AMI.
+        client: An EC2 client.
+        instances: The ids of the instances, which must be running.
+        image: The AMI's id.
 
     Raises:
-        EphemeralError: AWS could not, or took too long; says of which instance.
+        EphemeralError: A replacement failed, or took too long; the message names the instance.
         ClientError: AWS refuses.
     """
     tasks = [begin(client, id, image) for id in instances]
@@ -58,9 +58,9 @@ def replace(client: Any, instances: Collection[str], image: str) -> None:
 
 
 def begin(client: Any, instance: str, image: str) -> str:
-    """Have the root volume of an instance replaced; the id of the task that does it.
+    """Start replacing the root volume of an instance; return the task's id.
 
-    boto3 sends a token of its own, so that asking again after a lost answer asks for nothing more.
+    boto3 adds a client token, so a retry after a lost answer does not start a second replacement.
     """
     answer = client.create_replace_root_volume_task(
         InstanceId=instance, ImageId=image, DeleteReplacedRootVolume=True
@@ -69,7 +69,7 @@ def begin(client: Any, instance: str, image: str) -> str:
 
 
 def other_volumes(instance: Instance) -> list[str]:
-    """The device names of an instance's volumes that are not replaced."""
+    """The device names of an instance's volumes other than the root volume."""
     names = [str(one["DeviceName"]) for one in instance.get("BlockDeviceMappings", ())]
     return [name for name in names if name != instance["RootDeviceName"]]
 

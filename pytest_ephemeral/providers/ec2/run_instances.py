@@ -1,8 +1,8 @@
-"""Launch instances so that a crash at any point can be seen from outside, and undone.
+"""Launch instances so that a crash at any point leaves no unknown instance.
 
-The exact request is journaled, with its client token, before it is sent. Whoever finds it sends one
-with that token: it is refused if the first had arrived, and otherwise launches what is ended at
-once, so that the first can never arrive: ``replay``.
+The exact request is journaled, with its client token, before it is sent. After a crash, ``replay``
+sends a request with the same token. If the first request had arrived, AWS refuses this one. If not,
+this one launches an instance, which is ended at once, and the first can't launch any more.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pytest_ephemeral.providers.ec2 import errors
 from pytest_ephemeral.providers.ec2.instance_watcher import Instance
 from pytest_ephemeral.providers.ec2.tags import client_token, tag_specifications, tags_of
 
-#: In a handle: a request that may be under way.
+#: In a handle: the request that was or will be sent, as JSON.
 REQUEST: Final = "request"
 
-#: Lack of capacity or quota: another type or another zone may have it.
+#: Error codes of lacking capacity or quota: another type or zone may have it.
 LACKING: Final = frozenset(
     {
         "InsufficientInstanceCapacity",
@@ -41,12 +41,12 @@ LACKING: Final = frozenset(
     }
 )
 
-#: What RunInstances may answer about a group, or an AMI, that was created a moment ago: "eventual
-#: consistency" in the EC2 user guide.
+#: Error codes of RunInstances for a group, or an AMI, that is too new: "eventual consistency" in
+#: the EC2 user guide.
 NEW_GROUP: Final = "InvalidGroup.NotFound"
 NEW_IMAGE: Final = ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable")
 
-#: Seconds in which what was just created becomes visible to EC2, and between tries.
+#: Seconds after which a new resource is visible at the latest, and between attempts.
 PROPAGATING: Final = 30.0
 PAUSE: Final = 2.0
 
@@ -59,7 +59,7 @@ METADATA: Final = {
 }
 
 
-#: What every request tags, and all fields that a request may have.
+#: The kinds of resources that every request tags, and all fields that a request may have.
 _KINDS: Final = frozenset({"instance", "volume", "network-interface"})
 _FIELDS: Final = frozenset(
     {
@@ -69,12 +69,12 @@ _FIELDS: Final = frozenset(
         *("InstanceMarketOptions", "BlockDeviceMappings"),
     }
 )
-#: Those that a request is not sent again with.
+#: The fields that ``replay`` removes.
 _POWERS: Final = frozenset(
     {"UserData", "IamInstanceProfile", "KeyName", "BlockDeviceMappings", "InstanceMarketOptions"}
 )
 _SERVER_ERROR: Final = 500
-#: At most so many pairs of a type and a subnet.
+#: The largest number of pairs of a type and a subnet.
 _MOST_ATTEMPTS: Final = 256
 
 
@@ -82,17 +82,17 @@ class InstanceRequest(msgspec.Struct, frozen=True):
     """What to launch.
 
     Attributes:
-        id: Whose: every client token is derived from it.
-        image: The AMI.
-        types: Tried in turn.
-        subnets: Tried in turn; empty for the default VPC's.
-        groups: Security groups.
-        tags: Of all that is created.
-        user_data: What runs at boot.
-        secret: Whether the user data must not be recorded.
-        public: Whether they get a public address, whatever the subnet says.
-        count: How many.
-        not_yet: Error codes that mean "not visible yet", for what was just created.
+        id: The id of the environment or bake: client tokens are derived from it.
+        image: The AMI's id.
+        types: The instance types to try in turn.
+        subnets: The subnets to try in turn; empty for the default VPC.
+        groups: The ids of the security groups.
+        tags: The tags of all resources that are created.
+        user_data: The script that runs at boot.
+        secret: Whether the user data has secrets, and must not be journaled.
+        public: Whether the instances get a public address, whatever the subnet's setting.
+        count: How many instances to launch.
+        not_yet: Error codes that mean that a new resource is not visible yet.
         more: Further fields of the request.
     """
 
@@ -128,7 +128,7 @@ class InstanceRequest(msgspec.Struct, frozen=True):
             }
 
     def _kinds(self) -> Iterator[str]:
-        """What the request creates that can be tagged."""
+        """The kinds of resources that the request creates and that can be tagged."""
         yield from ("instance", "volume", "network-interface")
         if "InstanceMarketOptions" in self.more:
             yield "spot-instances-request"
@@ -147,15 +147,19 @@ class InstanceRequest(msgspec.Struct, frozen=True):
 
 
 def run(client: Any, wanted: InstanceRequest, journal: Callable[[str], None]) -> list[Instance]:
-    """Launch, with whichever type and subnet there is capacity for.
+    """Launch instances, with the first type and subnet for which there is capacity.
 
     Args:
-        client: Of EC2.
-        wanted: What.
+        client: An EC2 client.
+        wanted: What to launch.
         journal: Called with each request before it is sent, and with "" once it is refused.
 
+    Returns:
+        EC2's descriptions of the instances.
+
     Raises:
-        LaunchError: There is no capacity for any; says why each was refused.
+        LaunchError: There is no capacity for any; the message has the reason for each.
+        ClientError: EC2 refuses for another reason.
     """
     from botocore.exceptions import ClientError
 
@@ -176,10 +180,11 @@ def run(client: Any, wanted: InstanceRequest, journal: Callable[[str], None]) ->
 
 
 def _is_definite(error: Any) -> bool:
-    """Whether a refusal means that nothing was launched, by this request or an earlier copy of it.
+    """Whether a refusal proves that nothing was launched, even if boto3 sent the request twice.
 
-    boto3 sends a request again when no answer comes. What lacks capacity or quota was not launched
-    before, or its token would have returned it; of other refusals, only a first answer is certain.
+    boto3 repeats a request that gets no answer. After a lack of capacity or quota nothing was
+    launched before, or its token would have returned it. Any other refusal proves it only if the
+    request was sent once.
     """
     found = aws.code(error)
     if found.startswith("Idempotent"):
@@ -190,10 +195,10 @@ def _is_definite(error: Any) -> bool:
 
 
 def could_have_written(environment: Environment, request: Any) -> bool:
-    """Whether a request, read from a record, is one that launching an environment journals.
+    """Whether launching an environment could have journaled a request.
 
-    Its client token is derived from the environment's id and from what is asked for, and its tags
-    name the environment: so whatever it launches can be found, and ended, as the environment's.
+    Its client token must be derived from the environment's id and the request's own fields, and
+    its tags must name the environment. So all that it launches is found by the environment's id.
     """
     try:
         group_ids = request.get("SecurityGroupIds") or request["NetworkInterfaces"][0]["Groups"]
@@ -214,7 +219,7 @@ def could_have_written(environment: Environment, request: Any) -> bool:
 
 
 def _subnet(request: Mapping[str, Any]) -> str:
-    """The subnet that a request names; empty for the default VPC's."""
+    """The subnet that a request names; empty for the default VPC."""
     interfaces = request.get("NetworkInterfaces", [{}])
     return str(request.get("SubnetId") or interfaces[0].get("SubnetId", ""))
 
@@ -222,21 +227,21 @@ def _subnet(request: Mapping[str, Any]) -> str:
 def replay(
     client: Any, recorded: str, find: Callable[[], list[str]], unseen: Callable[[], float]
 ) -> list[str]:
-    """Find what a journaled request launched, whose answer is unknown.
+    """Find the instances that a journaled request launched, if its answer was lost.
 
-    Anyone who may write to the store can write a request. So it is sent without what would give an
-    instance any power, and only for an AMI of this account. Its token tells all the same: if the
-    request had arrived, this other one is refused, and the instances can be found by their tags,
-    as soon as they are visible; if not, it never will.
+    A request with the same client token is sent. If the journaled request had arrived, AWS refuses
+    this one, and the instances are found by their tags once they are visible. If not, it can't
+    launch any more. Anyone who may write to the store can write a request. So it is sent without
+    the fields that give an instance permissions, and only for an AMI of this account.
 
     Args:
-        client: Of EC2.
-        recorded: The request.
-        find: Finds their ids by tags.
-        unseen: Gives the seconds in which instances become visible.
+        client: An EC2 client.
+        recorded: The request, as JSON.
+        find: Returns the ids of the instances with the environment's tags.
+        unseen: Returns the seconds after which instances are visible at the latest.
 
     Returns:
-        Ids of instances, possibly launched by this very call: the caller must end them.
+        The ids of instances; this call may have launched them. The caller must end them.
     """
     from botocore.exceptions import ClientError
 
@@ -249,7 +254,7 @@ def replay(
             if aws.code(error) == "IdempotentInstanceTerminated":
                 return []
             if aws.code(error) in LACKING:
-                return find()  # it could not be launched: neither now, nor then
+                return find()  # the journaled request can't have launched it, either
     return waiting.wait_until(find, within=unseen(), every=1.0)
 
 
@@ -264,13 +269,13 @@ def _without_powers(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_own_image(client: Any, id: str) -> bool:
-    """Whether an AMI belongs to this account: what it runs is not a stranger's."""
+    """Whether an AMI belongs to this account, and so has no code of a stranger."""
     wanted = [{"Name": "image-id", "Values": [id]}]
     return bool(client.describe_images(Owners=["self"], Filters=wanted)["Images"])
 
 
 def _send(client: Any, request: Mapping[str, Any], not_yet: Collection[str]) -> list[Instance]:
-    """Send a request, again while something it names (a profile, a group) is not visible yet."""
+    """Send a request; retry while a profile, group or AMI in it is not visible yet."""
     answer = waiting.retry(
         lambda: client.run_instances(**request),
         when=lambda error: errors.is_unknown_profile(error) or aws.code(error) in not_yet,

@@ -1,13 +1,10 @@
-"""Security groups: one for all environments of a run that let in the same, in one network.
+"""Security groups: environments of a run with the same ingress share one, in each VPC.
 
-A group's rules name addresses, ports and groups of the user's, never the group itself: what is in a
-group is not opened to it. So each environment lets in what its ``ingress`` says, as if the group
-were its own, and two hundred at once don't make two hundred groups, which AWS would give at five a
-second.
+A group's rules name addresses, ports and the user's groups, never the group itself. So its members
+can't reach each other by it: each environment admits only what its ``ingress`` names, as with a
+group of its own. Two hundred environments need one group; AWS would create five in a second.
 
-Who leaves last deletes the group. Nobody has to be right about that: AWS refuses to delete a group
-that an instance is in, so none is taken from an environment that goes on, such as one that was kept
-or is production.
+The last environment to leave deletes the group. AWS refuses to delete one that an instance is in.
 """
 
 from __future__ import annotations
@@ -31,16 +28,16 @@ from pytest_ephemeral.providers.ec2.errors import describe_error
 from pytest_ephemeral.providers.ec2.tables import source_of
 from pytest_ephemeral.providers.ec2.tags import PROCESS, to_tags
 
-#: Network interfaces stay after their instances: seconds in which their group is deleted.
+#: Seconds to wait until a group can be deleted: network interfaces outlive their instances.
 LINGER: Final = 330.0
 PAUSE: Final = 2.0
-#: Seconds in which a group that was just created becomes visible.
+#: Seconds after which a new group is visible at the latest.
 UNSEEN: Final = 60.0
 
-#: AWS's own service that tells a caller's public address.
+#: AWS's service that returns the caller's public address.
 WHO_AM_I: Final = "https://checkip.amazonaws.com"
 
-#: How the ``ID`` tag of a shared group begins: it is no environment's.
+#: The start of a shared group's ``ID`` tag, in place of an environment's id.
 PREFIX: Final = "ingress-"
 
 GONE: Final = frozenset(
@@ -51,27 +48,27 @@ Permissions = Sequence[Mapping[str, Any]]
 
 
 class SharedGroups:
-    """The groups that this process's environments of one region share.
+    """The security groups that this process's environments in one region share.
 
     Args:
-        client: Of EC2.
+        client: An EC2 client.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
         self._lock = threading.RLock()
-        self._known: dict[str, str] = {}  # the value of the ID tag, and the group's id
-        self._joining: dict[str, set[str]] = defaultdict(set)  # a group, and who launches into it
+        self._known: dict[str, str] = {}  # by the value of the ID tag: the group's id
+        self._joining: dict[str, set[str]] = defaultdict(set)  # environments, by their group
         self._deleting: set[str] = set()
-        self._deleted: dict[str, bool] = {}  # a group, and whether AWS had it, and let it go
+        self._deleted: dict[str, bool] = {}  # by group: True if deleted, False if it was gone
 
     def join(self, environment: Environment, vpc: str | None, permissions: Permissions) -> str:
-        """Find or create the group that has some permissions, and no others.
+        """Find or create the group with exactly these permissions.
 
         Args:
-            environment: Whose instances are to be in it.
-            vpc: Where; None for the default VPC.
-            permissions: As ``AuthorizeSecurityGroupIngress`` takes them.
+            environment: The environment that launches into it.
+            vpc: The VPC's id; None for the default VPC.
+            permissions: Rules in the form of ``AuthorizeSecurityGroupIngress``.
 
         Returns:
             The group's id.
@@ -85,36 +82,36 @@ class SharedGroups:
             return self._known[id]
 
     def confirm(self, environment: Environment, group: str) -> None:
-        """Note that its instances are in the group: from now on, AWS shows that."""
+        """Note that the environment's instances are in the group, as AWS can show from now on."""
         with self._lock:
             self._joining[group].discard(environment.id)
 
     def forget(self, environment: Environment, group: str) -> None:
-        """Look for a group anew: it is not there, or not visible yet."""
+        """Drop a group that EC2 does not find, so that ``join`` looks for it again."""
         with self._lock:
             self._known = {id: known for id, known in self._known.items() if known != group}
             self._joining[group].discard(environment.id)
 
     def knows(self, group: str) -> bool:
-        """Whether this process created, found or deleted the group itself."""
+        """Whether this process created, found or deleted the group."""
         with self._lock:
             return group in self._deleted or group in self._known.values()
 
     def has_deleted(self, group: str | None) -> bool:
-        """Whether AWS let this process delete it: then no instance was in it, nor will be."""
+        """Whether this process deleted the group; then no instance can be in it."""
         with self._lock:
             return self._deleted.get(group or "", False)
 
     def leave(self, environment: Environment, group: str, is_used: Callable[[], bool]) -> None:
-        """Delete a group, unless others use it.
+        """Delete an ended environment's group, unless other environments use it.
 
         Args:
-            environment: Which has ended.
-            group: What its instances were in.
+            environment: The environment, whose instances have ended.
+            group: The group's id.
             is_used: Whether instances of other environments are in it.
 
         Raises:
-            DestroyError: Something else uses it; says what.
+            DestroyError: Something else uses it, or AWS refuses; the message says which.
         """
         with self._lock:
             self._joining[group].discard(environment.id)
@@ -128,14 +125,14 @@ class SharedGroups:
                 self._deleting.discard(group)
 
     def delete(self, group: str, is_used: Callable[[], bool] = lambda: False) -> None:
-        """Delete a group, as soon as nothing uses it any more, unless others do.
+        """Wait until nothing uses a group, and delete it; leave it if environments use it.
 
         Raises:
-            DestroyError: Something still uses it, or AWS refuses; says what.
+            DestroyError: Something else uses it, or AWS refuses; the message says which.
         """
 
         def try_once() -> bool:
-            with self._lock:  # who joins or leaves meanwhile does so before it, or after it
+            with self._lock:  # nobody may join or leave between the check and the deletion
                 if group in self._deleted or self._joining[group] or is_used():
                     self._deleting.discard(group)
                     return True
@@ -150,23 +147,23 @@ class SharedGroups:
 
 
 def name_of(id: str) -> str:
-    """The name of an id's group: whoever knows the id finds it."""
+    """The name of the security group of an id."""
     return f"pytest-ephemeral-{id}"
 
 
 def is_shared(group: Mapping[str, Any]) -> bool:
-    """Whether a group is one that a run's environments share."""
+    """Whether a group is shared by a run's environments."""
     return str(group["GroupName"]).startswith(name_of(PREFIX))
 
 
 def find_of_run(client: Any, run: str) -> list[str]:
-    """The groups that a run's environments share."""
+    """The ids of the groups that a run's environments share."""
     found = describe(client, f"tag:{labels.RUN}", [run])
     return [str(one["GroupId"]) for one in found if is_shared(one)]
 
 
 def describe(client: Any, name: str, values: Collection[str]) -> list[Mapping[str, Any]]:
-    """The groups that pass a filter, such as ``tag:name``, with one of some values."""
+    """The groups for which a filter, such as ``tag:name``, has one of some values."""
     pages = client.get_paginator("describe_security_groups").paginate(
         Filters=[{"Name": name, "Values": list(values)}]
     )
@@ -180,17 +177,20 @@ def ensure(
     vpc: str | None,
     permissions: Permissions,
 ) -> str:
-    """Create a group that has some permissions and no others; created before, it is found.
+    """Create the group of an id, with exactly these permissions; or find it.
 
     Args:
-        client: Of EC2.
-        id: Whose.
-        tags: Its tags.
-        vpc: Where; None for the default VPC.
-        permissions: As ``AuthorizeSecurityGroupIngress`` takes them.
+        client: An EC2 client.
+        id: The id of a bake or of a shared group.
+        tags: The group's tags.
+        vpc: The VPC's id; None for the default VPC.
+        permissions: Rules in the form of ``AuthorizeSecurityGroupIngress``.
 
     Returns:
-        Its id.
+        The group's id.
+
+    Raises:
+        LaunchError: AWS reports that the group exists, but does not list it.
     """
     from botocore.exceptions import ClientError
 
@@ -205,7 +205,7 @@ def ensure(
     except ClientError as error:
         if aws.code(error) != "InvalidGroup.Duplicate":
             raise
-        # Asked for before, and the answer was lost: names are unique so that this shows.
+        # An earlier request created it, and its answer was lost.
         group = _find(client, id)
     if permissions:
         _authorize(client, group, permissions)
@@ -215,13 +215,13 @@ def ensure(
 def permissions_for(
     ingress: Iterable[str], ports: Iterable[int], target: str, *, public: bool
 ) -> list[dict[str, Any]]:
-    """What lets in those whom ``ingress`` names, on the ports alone.
+    """The rules that admit the sources in ``ingress`` to some ports, and nothing else.
 
     Args:
-        ingress: As the template has it.
-        ports: Of TCP.
-        target: An address in the network that is to be reached.
-        public: Whether it is reached over the internet.
+        ingress: The template's ``ingress``.
+        ports: TCP ports.
+        target: An address in the subnet that is connected to.
+        public: Whether connections go over the internet.
 
     Raises:
         LaunchError: This machine's address can't be found out.
@@ -246,17 +246,17 @@ def permissions_for(
 
 
 def runner_address(target: str, *, public: bool) -> str:
-    """The address that connections from here come from.
+    """The source address of connections from this machine, as the target sees it.
 
     Args:
-        target: What is connected to; decides which of this machine's own addresses is used.
-        public: Whether it goes over the internet, and through whatever translates addresses.
+        target: The address that is connected to; the route to it decides the source address.
+        public: Whether connections go over the internet, and so may be translated (NAT).
 
     Raises:
-        LaunchError: It can't be found out.
+        LaunchError: The address can't be found out.
     """
     if not public:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # UDP: sends nothing
             try:
                 probe.connect((target, 9))
             except OSError as error:
@@ -270,7 +270,7 @@ def runner_address(target: str, *, public: bool) -> str:
     try:
         answer = requests.get(WHO_AM_I, timeout=10)
         answer.raise_for_status()
-        # A captive portal answers everything, but not with an address.
+        # A captive portal answers with a page of its own, which is not an address.
         return str(ipaddress.IPv4Address(answer.text.strip()))
     except (requests.RequestException, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -282,7 +282,7 @@ def runner_address(target: str, *, public: bool) -> str:
 
 
 def _try_delete(client: Any, group: str) -> Literal["deleted", "not there", ""]:
-    """Delete a group; empty while it is still used."""
+    """Try to delete a group; empty if something uses it, or AWS throttles."""
     from botocore.exceptions import ClientError
 
     try:
@@ -300,7 +300,7 @@ def _try_delete(client: Any, group: str) -> Literal["deleted", "not there", ""]:
 
 
 def _still_used(client: Any, group: str) -> DestroyError:
-    """The error for a group that can't be deleted."""
+    """The error for a group that can't be deleted, with the network interfaces that use it."""
     found = client.describe_network_interfaces(Filters=[{"Name": "group-id", "Values": [group]}])[
         "NetworkInterfaces"
     ]
@@ -328,7 +328,7 @@ def _is_gone(error: Exception) -> bool:
 
 
 def _find(client: Any, id: str) -> str:
-    """The group of an id, which exists, as soon as it is visible.
+    """Wait until the group of an id, which exists, is visible; return the group's id.
 
     Raises:
         LaunchError: It does not become visible.
@@ -345,6 +345,6 @@ def _id_of(run: str, vpc: str | None, permissions: Permissions) -> str:
 
 
 def _tags(environment: Environment, id: str) -> dict[str, str]:
-    """A group may outlive the environment that it was created for, but not their run."""
+    """The tags of a shared group: it belongs to the run, not to one environment."""
     process = machine.process_of(environment.owner)
     return {**environment.labels, labels.ID: id, PROCESS: process, "Name": id}

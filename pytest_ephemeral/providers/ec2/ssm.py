@@ -1,4 +1,4 @@
-"""Run commands inside an instance by Systems Manager: what EC2 has in place of ``docker exec``."""
+"""Run commands inside an instance by AWS Systems Manager (SSM)."""
 
 from __future__ import annotations
 
@@ -14,37 +14,40 @@ from pytest_ephemeral.errors import EnvironmentGoneError, UnavailableError
 from pytest_ephemeral.providers import waiting
 from pytest_ephemeral.providers.ec2 import user_data
 
-#: Seconds between the first two looks at a command, and the longest pause.
+#: Seconds between the first two polls of a command, and between later ones at most.
 _PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 _ENDED: Final = frozenset({"Success", "Failed", "Cancelled", "TimedOut"})
-#: Seconds in which an instance's agent registers, and between tries.
+#: Seconds after which an instance's agent is registered at the latest, and between attempts.
 REGISTERING: Final = 120.0
 _REGISTERING_PAUSE: Final = 2.0
-#: The longest time-out that SSM takes: two days.
+#: The longest time-out that SSM accepts, in seconds: two days.
 LONGEST: Final = 172800.0
-#: Seconds after the command's own time in which SSM knows its outcome.
+#: Seconds after a command's time-out by which SSM reports its result.
 GRACE: Final = 10.0
-#: The exit status of ``timeout -s KILL`` when the time is over.
+#: The exit status of ``timeout -s KILL`` after a time-out.
 _KILLED: Final = 137
 
 
 def run(
     region: str | None, id: str, instance: str, argv: Sequence[str], *, timeout: float | None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command with the application's variables, and wait for it.
+    """Run a command with the application's variables, and wait until it ends.
 
     Args:
-        region: Where the instance is.
-        id: The environment's, for messages.
-        instance: On which.
+        region: The instance's region.
+        id: The environment's id, for messages.
+        instance: The instance's id.
         argv: The command.
-        timeout: Seconds it may take.
+        timeout: Seconds after which it is killed; None for SSM's limit of two days.
+
+    Returns:
+        Its exit status and output; SSM truncates output to 24,000 characters.
 
     Raises:
         subprocess.TimeoutExpired: It took longer, and was killed.
-        EnvironmentGoneError: The instance is not there any more.
-        UnavailableError: The instance has no agent that registers with Systems Manager.
+        EnvironmentGoneError: The instance has ended.
+        UnavailableError: No agent on the instance is registered with Systems Manager.
     """
     client = aws.client("ssm", region)
     limit = LONGEST if timeout is None else timeout
@@ -69,18 +72,22 @@ def run(
 
 
 def script(argv: Sequence[str], timeout: float | None) -> str:
-    """What the agent's shell runs: the variables, then the command, killed at its time-out."""
+    """The shell script that sets the variables and runs the command, with its time-out.
+
+    Args:
+        argv: The command.
+        timeout: Seconds after which it is killed; None for no limit.
+    """
     command = shlex.join(argv)
     if timeout is not None:
-        # GNU timeout and busybox's both have -s; the command gets a process group of its own,
-        # all of which is killed.
+        # Both GNU's and busybox's timeout have -s. They kill the command's process group.
         command = f"timeout -s KILL {math.ceil(timeout * 1000) / 1000:g} {command}"
     load = f"[ ! -e {user_data.VARIABLES} ] || . {user_data.VARIABLES}"
     return f"set -a\n{load}\nset +a\n{command} </dev/null\n"
 
 
 def _send(client: Any, id: str, instance: str, text: str, limit: float) -> tuple[str, float]:
-    """Send a script; the command's id, and the time before which it did not begin."""
+    """Send a script; return the command's id, and the time before it was sent."""
     from botocore.exceptions import ClientError
 
     def send() -> tuple[str, float]:
@@ -114,7 +121,7 @@ def _send(client: Any, id: str, instance: str, text: str, limit: float) -> tuple
 
 
 def _find_ended(client: Any, command: str, instance: str) -> dict[str, Any] | None:
-    """A command that has ended, as SSM has it."""
+    """SSM's description of a command that has ended; None while it runs."""
     from botocore.exceptions import ClientError
 
     try:
@@ -123,6 +130,6 @@ def _find_ended(client: Any, command: str, instance: str) -> dict[str, Any] | No
         )
     except ClientError as error:
         if aws.code(error) == "InvocationDoesNotExist":
-            return None  # it is on its way
+            return None  # a new command may not be visible yet
         raise
     return found if found["Status"] in _ENDED else None

@@ -1,12 +1,12 @@
-"""Instances on standby: kept from environments that have ended, renewed and stopped.
+"""Instances on standby: instances of ended environments, renewed, stopped and used again.
 
-When an environment ends, its instance gets a new root volume from its AMI, so that nothing of what
-was written remains, and reboots into it. The boot script finds the tag that says so, overwrites
-what the last environment was given, and shuts the instance down, which stops it.
+When an environment ends, its instance gets a new root volume from its AMI, which has no data of
+the environment, and reboots from it. The boot script finds the standby tag, overwrites the copies
+of the user data, and shuts the instance down, which stops it.
 
-A stopped instance runs nothing, and its user data can be changed: it becomes another environment's
-by its tags, gets that one's user data, and is started. It keeps the client token that it was
-launched with, so a tag says whose that is.
+The user data of a stopped instance can be changed. For the next environment, the instance gets
+that one's tags and user data, and is started. It keeps its client token, so a tag records the id
+that the token was derived from.
 """
 
 from __future__ import annotations
@@ -40,14 +40,17 @@ class Ec2Standby:
     """The part of the ec2 provider that keeps instances; see ``SupportsStandby``."""
 
     def fits(self, order: Order, /) -> str:
-        """The same AMI, type, subnets, address, role, key and volume; by their digest."""
+        """A digest of the AMI, types, subnets, address, role, key pair and volume size.
+
+        An instance on standby fits an order with the same digest.
+        """
         if not getattr(order.template, "standby", 0):
             return ""
         with translate_errors(f"{order.environment.id} could not be launched", LaunchError):
             return launch.begin(order).draft.environment.handle.get(STANDBY_FITS, "")
 
     def renew(self, environment: Environment, until: datetime, /) -> None:
-        """Mark its instance, have its root volume replaced, and then move its expiry."""
+        """Tag its instance as standby, start replacing its root volume, and change its expiry."""
         with translate_errors("AWS refuses to renew it", EphemeralError):
             (instance,) = find_living(environment)
             if kept := ", ".join(root_volumes.other_volumes(instance)):
@@ -56,14 +59,14 @@ class Ec2Standby:
             _set(client, id, InstanceInitiatedShutdownBehavior={"Value": "stop"})
             client.create_tags(Resources=[id], Tags=to_tags({STATE: STANDBY}))
             root_volumes.begin(client, id, str(instance["ImageId"]))
-            # Not before: what is not renewed expires when its environment would have.
+            # Last: an instance that could not be renewed expires when its environment would.
             client.create_tags(
                 Resources=[id, *_interfaces(instance)],
                 Tags=to_tags({labels.EXPIRES: format_expiry(until)}),
             )
 
     def readiness(self, standby: Environment, /) -> Literal["ready", "not yet", "broken"]:
-        """By its own state and tags, and by what has become of its root volume."""
+        """Read from the instance's state and tags, and from the last root volume replacement."""
         with translate_errors(f"{standby.id} can't be inspected", EphemeralError):
             watcher, ids = get_watcher(standby), standby.handle[INSTANCES].split(",")
             identity.check_instances(watcher, standby, ids)
@@ -83,7 +86,7 @@ class Ec2Standby:
         return "ready" if is_ready else "broken"
 
     def restart(self, order: Order, standby: Environment, /) -> Environment:
-        """Move its instance by its tags, give it the order's user data and group, and start it."""
+        """Give its instance the order's tags, user data and group, and start it."""
         what = f"{order.environment.id} could not be started"
         with translate_errors(what, LaunchError):
             plan = launch.begin(order)
@@ -108,13 +111,13 @@ class Ec2Standby:
             return launch.finish(plan, [moved])
 
     def let_go(self, standby: Environment, /) -> None:
-        """Its instance is in another group now: the one that it was in may be nobody's."""
+        """Delete the group that its instance has left, unless others use it."""
         with translate_errors(f"the group of {standby.id} could not be removed"):
             removal.leave_groups(get_watcher(standby), standby)
 
 
 def _as_it_will_be(instance: Instance, tags: Mapping[str, str], group: str) -> Instance:
-    """An instance that has moved, as looks will show it in a moment."""
+    """The description of a moved instance that EC2 will return in a moment."""
     changes: dict[str, Any] = {"Tags": to_tags(tags), "State": {"Name": "pending"}}
     if group:
         groups = [{"GroupId": group}]
@@ -129,11 +132,14 @@ def _set(client: Any, id: str, **attribute: Any) -> None:
 
 
 def _interfaces(instance: Instance) -> list[str]:
-    """The network interfaces of an instance. Its new root volume has no tags, and goes with it."""
+    """The ids of an instance's network interfaces.
+
+    Its new root volume needs no tags: it is deleted with the instance.
+    """
     return [str(one["NetworkInterfaceId"]) for one in instance.get("NetworkInterfaces", ())]
 
 
 def _last_state(tasks: Iterable[Mapping[str, Any]]) -> str:
-    """The state of the replacement that began last; empty if there is none."""
+    """The state of the newest root volume replacement; empty if there is none."""
     states = {str(one["StartTime"]): str(one["TaskState"]) for one in tasks}
     return states[max(states)] if states else ""

@@ -1,4 +1,4 @@
-"""The keys that recipes and templates of the ec2 provider have."""
+"""The configuration keys of the ec2 provider's recipes and templates."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Gibibytes = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
 
 class BaseQuery(Table, frozen=True, kw_only=True):
-    """The newest image of an owner whose name matches.
+    """A query for the newest AMI of an owner with a matching name.
 
     Attributes:
         owner: An account's number, or ``amazon``, ``self``, ``aws-marketplace``.
-        name: The name, with ``*`` and ``?``.
-        architecture: The processors it is for.
+        name: The name; may have the wildcards ``*`` and ``?``.
+        architecture: The processor architecture.
     """
 
     owner: str
@@ -35,19 +35,20 @@ class BaseQuery(Table, frozen=True, kw_only=True):
 
 
 class Ec2Recipe(Recipe, frozen=True, kw_only=True):
-    """An AMI: ``base`` with something installed, or a ``reference`` baked elsewhere.
+    """An AMI: baked from a ``base``, or a ``reference`` to one that was made elsewhere.
 
     Attributes:
-        base: What is installed into: ``ami-…``, ``ssm:`` and a parameter that holds one, or the
-            newest of an owner, ``{ owner = "136693071363", name = "debian-12-amd64-*" }``.
-        region: Where it is baked, and runs; by default boto3's.
-        instance_type: What bakes it.
-        subnet: Where it is baked; by default in the default VPC.
-        instance_profile: The role's instance profile that the bake has.
-        bucket: An S3 bucket that takes artifacts and logs to the bake and back, where they don't
-            fit into user data (16 KB). Presigned URLs are used, so the bake needs no role for it.
-        copy_to: Other regions it is copied to, once it is verified.
-        timeout: How long installing may take.
+        base: The AMI to install into: its id ``ami-…``, ``ssm:PARAMETER`` for an SSM parameter
+            with the id, or a query for the newest AMI of an owner, such as
+            ``{ owner = "136693071363", name = "debian-12-amd64-*" }``.
+        region: The region to bake and launch in; by default boto3's own.
+        instance_type: The instance type of the bake.
+        subnet: The subnet of the bake; by default one of the default VPC.
+        instance_profile: The instance profile of the bake's instance.
+        bucket: An S3 bucket for artifacts and logs that are too large for user data (16 KB).
+            Presigned URLs are used, so the bake needs no role for it.
+        copy_to: Other regions to copy the AMI to, once it is verified.
+        timeout: How long the installation may take.
     """
 
     provider: str = "ec2"
@@ -61,7 +62,7 @@ class Ec2Recipe(Recipe, frozen=True, kw_only=True):
     timeout: Duration = Duration(3600)
 
     def check(self) -> None:
-        """It is made in one way."""
+        """Check that there is one of ``base`` and ``reference``, in a valid form."""
         if (self.base is None) == (self.reference is None):
             raise ValueError("give one of base (what is installed into) and reference (an AMI)")
         if self.base is not None and not self.install:
@@ -75,33 +76,35 @@ class Ec2Recipe(Recipe, frozen=True, kw_only=True):
 
 
 class Ec2Template(Template, frozen=True, kw_only=True):
-    """An instance, or several.
+    """One or several EC2 instances.
 
     Attributes:
-        command: A shell command that serves, or several by process name, started at boot; left
-            out where the image starts its application by itself. They see ``$PREFIX``, ``$HOST``
-            (its private address), ``$PORT``, and ``$STATE``, where they start. When one exits, so
-            does the environment.
-        instance_type: One, or several that are tried in turn on lack of capacity or quota.
-        region: Where; by default where its image was baked.
-        subnet: One, or several that are tried in turn; by default the default VPC's.
-        ingress: Who may connect to its ports: ``runner`` (the address this runs from), CIDRs,
+        command: A shell command to start at boot, or several by process name. Leave it out if the
+            image starts its application by itself. Commands have ``$PREFIX``, ``$HOST`` (the
+            instance's private address), ``$PORT``, and ``$STATE``, their working folder. When one
+            exits, the environment ends.
+        instance_type: The instance type, or several to try in turn on lack of capacity or quota.
+        region: The region to launch in; by default the region of its image.
+        subnet: The subnet, or several to try in turn; by default those of the default VPC.
+        ingress: Who may connect to its ports: ``runner`` (this machine's address), CIDRs,
             security groups.
-        security_groups: Groups of yours that it joins instead of getting one of its own.
-        address: Which one its URL has.
-        count: How many instances; from the second on, endpoints are called ``http-2``.
-        spot: Whether it may run on spare capacity, and be taken away.
-        instance_profile: The role's instance profile it has. With the SSM agent and its
-            permissions, commands (``run``, ``seed``, ``ready.command``) work.
+        security_groups: Your own security groups to use, instead of one with ``ingress``.
+        address: Whether its URL has the private or the public address.
+        count: How many instances to launch; the second one's endpoint is called ``http-2``.
+        spot: Whether to launch spot instances, which AWS may interrupt.
+        instance_profile: The instance profile of the instances. Commands (``run``, ``seed``,
+            ``ready.command``) need one with the permissions of the SSM agent.
         key_name: The key pair for SSH.
-        user_data: A shell script of yours, run at boot before the command.
-        volume_size: Gibibytes of the root volume, if more than the image's.
-        volumes: More, by device name (``"/dev/sdf"``), in gibibytes; they die with it.
-        standby: How many instances are kept when their environments end: renewed, stopped, and
-            started again for the next. Each costs its root volume while it is stopped.
-        standby_ttl: How long each of those is kept.
-        max_cost: Refuse to launch what could cost more within its ``ttl``, such as ``"$2"``.
-        prices: A file of yours with dollars an hour, instead of the table that comes with this.
+        user_data: A shell script to run at boot, before the command.
+        volume_size: The size of the root volume in gibibytes, if larger than the image's.
+        volumes: Further volumes, by device name (``"/dev/sdf"``), in gibibytes; they are deleted
+            with the instance.
+        standby: How many instances to keep when their environments end: each is renewed, stopped,
+            and started again for the next environment. A stopped one costs its root volume.
+        standby_ttl: How long to keep each instance on standby.
+        max_cost: The highest cost within its ``ttl``, such as ``"$2"``; if it could cost more,
+            nothing is launched.
+        prices: A file with hourly prices in US dollars, instead of the built-in table.
     """
 
     left_out: ClassVar[Mapping[str, str]] = {
@@ -133,7 +136,7 @@ class Ec2Template(Template, frozen=True, kw_only=True):
     prices: str | None = None
 
     def check(self) -> None:
-        """There is something to run, and who may connect can be told."""
+        """Check that it has an image and an instance type, and that ``ingress`` is valid."""
         if self.image is None:
             raise ValueError("it needs an image")
         if not self.instance_types():
@@ -146,7 +149,7 @@ class Ec2Template(Template, frozen=True, kw_only=True):
             self._check_standby()
 
     def _check_standby(self) -> None:
-        """Its instance can be stopped, and all that is on it is renewed."""
+        """Check that its instance can be stopped and renewed."""
         if self.count > 1:
             raise ValueError("standby is for environments of one instance: leave out count")
         if self.spot:
@@ -155,25 +158,25 @@ class Ec2Template(Template, frozen=True, kw_only=True):
             raise ValueError("standby: only the root volume is renewed: leave out volumes")
 
     def processes(self) -> dict[str, str]:
-        """Its commands by process name, in starting order."""
+        """Its commands by process name, in the order in which they are started."""
         if isinstance(self.command, dict):
             return dict(self.command)
         return {} if self.command is None else {"app": self.command}
 
     def instance_types(self) -> list[str]:
-        """Those that are tried, in turn."""
+        """The instance types to try, in turn."""
         return [self.instance_type] if isinstance(self.instance_type, str) else self.instance_type
 
     def subnets(self) -> list[str]:
-        """Those that are tried, in turn; empty for the default VPC's."""
+        """The subnets to try, in turn; empty for the default VPC."""
         return [self.subnet] if isinstance(self.subnet, str) else self.subnet
 
 
 def source_of(text: str) -> Literal["runner", "group", "ipv4", "ipv6"]:
-    """What an entry of ``ingress`` is.
+    """The kind of an entry of ``ingress``.
 
     Raises:
-        ValueError: Nothing that may be one.
+        ValueError: The entry is not valid.
     """
     if text == RUNNER:
         return "runner"

@@ -1,4 +1,4 @@
-"""The tags of our resources in EC2: written, and read again."""
+"""The tags of this tool's resources in EC2, and their client tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pytest_ephemeral import labels
 
-#: The image's key, on all that a bake makes.
+#: The image's key, on all resources of a bake.
 KEY: Final = labels.PREFIX + "key"
 #: The recipe's name, on an image.
 RECIPE: Final = labels.PREFIX + "recipe"
@@ -19,20 +19,20 @@ STATE: Final = labels.PREFIX + "state"
 QUARANTINED: Final = "quarantined"
 UNRECORDED: Final = "unrecorded"
 VERIFIED: Final = "verified"
-#: On an instance of a template with ``standby``: whether it is an environment's.
+#: The state of an instance whose template has ``standby``: used by an environment, or not.
 USED: Final = "used"
 STANDBY: Final = "standby"
-#: On an instance that has become another environment's: whose token it was launched with.
+#: On an instance that was on standby: the id that its client token was derived from.
 LAUNCHED_AS: Final = labels.PREFIX + "launched-as"
-#: Regions that an image is copied to.
+#: The regions that an AMI is copied to.
 COPIES: Final = labels.PREFIX + "copies"
-#: The process that bakes, or whose environments share a group: on its own machine, ``is_gone``
-#: knows whether it still runs.
+#: The process that bakes, or whose environments share a group: on the same machine, ``is_gone``
+#: says whether it still runs.
 PROCESS: Final = labels.PREFIX + "process"
-#: Where in S3 a bake's artifact and log are while it runs.
+#: The folder in S3 for a bake's artifact and log.
 TRANSFER: Final = labels.PREFIX + "transfer"
 
-#: What CloudFormation created carries its stack's tags, and goes with the stack.
+#: CloudFormation's own tag on a stack's resources, which are deleted with the stack.
 OF_A_STACK: Final = "aws:cloudformation:stack-id"
 
 LONGEST_VALUE: Final = 256
@@ -44,7 +44,7 @@ _OURS: Final = (
 
 
 def to_tags(tags: Mapping[str, str]) -> list[dict[str, str]]:
-    """A mapping, as EC2 takes tags: it refuses values that are longer than 256 characters."""
+    """Tags in EC2's form; values are cut to the 256 characters that EC2 accepts."""
     return [{"Key": key, "Value": value[:LONGEST_VALUE]} for key, value in tags.items()]
 
 
@@ -54,29 +54,29 @@ def tag_specifications(tags: Mapping[str, str], *kinds: str) -> list[dict[str, A
 
 
 def tags_of(resource: Mapping[str, Any]) -> dict[str, str]:
-    """The tags of anything in EC2 or CloudFormation, as a mapping."""
+    """The tags of a resource of EC2 or CloudFormation, as a mapping."""
     return {tag["Key"]: tag["Value"] for tag in resource.get("Tags") or ()}
 
 
 def labels_of(tags: Mapping[str, str]) -> dict[str, str]:
-    """Those of the tags that are every provider's labels."""
+    """The tags that are labels of an environment, as all providers write them."""
     return {name: tags[name] for name in _OURS if name in tags}
 
 
 def client_token(id: str, *attempt: str) -> str:
-    """A client token, of at most 64 characters; an instance keeps that of the call that created it.
+    """A client token, of at most 64 characters; EC2 returns it with the instance.
 
     Args:
-        id: Whose: all tokens of an id begin alike.
-        attempt: What differs from one call to another.
+        id: The id of an environment or bake: all its tokens have the same start.
+        attempt: The values that make one call different from another.
     """
     return f"{_digest(id)[:24]}-{_digest('|'.join(attempt))[:32]}"
 
 
 def has_our_token(instance: Mapping[str, Any]) -> bool:
-    """Whether an instance was launched under an id that it is tagged with.
+    """Whether the id in an instance's tags is the one that its client token was derived from.
 
-    Tags are copied: by an auto-scaling group to what it launches, by people from one to another.
+    Tags alone prove nothing: auto-scaling groups and people copy them to other instances.
     """
     tags = tags_of(instance)
     token = str(instance.get("ClientToken", ""))
@@ -89,10 +89,9 @@ def has_our_token(instance: Mapping[str, Any]) -> bool:
 
 
 def read_clock(answer: Mapping[str, Any]) -> datetime:
-    """The time when AWS answered: by this machine's clock, unless AWS's own is behind it.
+    """The time of an answer of AWS: the earlier of this machine's clock and the answer's date.
 
-    AWS's is in the answer, to the second. So a machine whose clock is ahead takes nothing for
-    expired that is not.
+    So a machine whose clock is ahead does not take resources for expired too early.
     """
     now = datetime.now(UTC)
     try:
@@ -103,14 +102,14 @@ def read_clock(answer: Mapping[str, Any]) -> datetime:
 
 
 def format_expiry(expires_at: datetime | None) -> str:
-    """An expiry as its label has it, in UTC: the guest's timer compares it as text."""
+    """The text of an expiry label, in UTC: the guest's timer compares it as text."""
     if expires_at is None:
         return labels.NEVER
     return expires_at.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def latest_expiry(expiries: Iterable[str]) -> str:
-    """The last of several expiries: those of an environment's parts may differ for a moment."""
+    """The latest of several expiries: they differ for a moment while an expiry is changed."""
     known = set(expiries)
     return labels.NEVER if labels.NEVER in known else max(known, default=labels.NEVER)
 

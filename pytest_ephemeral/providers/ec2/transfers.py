@@ -1,4 +1,4 @@
-"""Folders in S3: what goes to a bake and comes back, by presigned URLs, and a stack's files."""
+"""Folders in S3: for the files and logs of bakes, by presigned URLs, and for stacks' files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pytest_ephemeral import aws
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.providers.ec2.tables import Ec2Recipe
 
-#: What the folders of bakes, and of stacks, are in.
+#: The parents of bakes' folders and of stacks' folders.
 FOLDER: Final = "pytest-ephemeral/bakes"
 STACKS: Final = "pytest-ephemeral/stacks"
 
-#: How long the URLs hold, unless the credentials end before: the bake's time and then some.
+#: Seconds for which URLs are valid after the bake's time-out; less if the credentials expire.
 MARGIN: Final = 900
 
 
@@ -23,10 +23,10 @@ class Transfer(msgspec.Struct, frozen=True):
     """One bake's folder in a bucket.
 
     Attributes:
-        bucket: Its name.
+        bucket: The bucket's name.
         folder: The bake's id.
-        seconds: How long URLs are good.
-        region: The bucket's.
+        seconds: Seconds for which URLs are valid.
+        region: The bucket's region.
     """
 
     bucket: str
@@ -36,11 +36,11 @@ class Transfer(msgspec.Struct, frozen=True):
 
     @property
     def url(self) -> str:
-        """What finds it again: the value of a tag."""
+        """The folder's URL, for the ``TRANSFER`` tag: removal finds the folder by it."""
         return f"s3://{self.bucket}/{FOLDER}/{self.folder}/"
 
     def upload(self, name: str, content: Path | bytes) -> str:
-        """Upload something; the URL it can be downloaded from."""
+        """Upload a file or bytes; return a presigned URL to download them from."""
         client, key = aws.client("s3", self.region), self._key(name)
         if isinstance(content, bytes):
             client.put_object(Bucket=self.bucket, Key=key, Body=content)
@@ -51,14 +51,14 @@ class Transfer(msgspec.Struct, frozen=True):
         return url
 
     def upload_url(self, name: str) -> str:
-        """The URL that something can be uploaded to."""
+        """A presigned URL to upload a file to."""
         parameters = {"Bucket": self.bucket, "Key": self._key(name)}
         client = aws.client("s3", self.region)
         url: str = client.generate_presigned_url("put_object", parameters, self.seconds)
         return url
 
     def download(self, name: str) -> str | None:
-        """What was uploaded; None while nothing was."""
+        """The text of an uploaded file; None if it is not there."""
         client = aws.client("s3", self.region)
         from botocore.exceptions import ClientError
 
@@ -76,7 +76,7 @@ class Transfer(msgspec.Struct, frozen=True):
 
 
 def open_transfer(recipe: Ec2Recipe, folder: str, seconds: int) -> Transfer:
-    """The folder of a bake in its recipe's bucket, wherever that is.
+    """The folder of a bake in its recipe's bucket, in any region.
 
     Raises:
         ConfigurationError: There is no such bucket, or it may not be used.
@@ -90,8 +90,8 @@ def find_bucket(bucket: str, region: str | None, where: str) -> str | None:
     """The region of a bucket.
 
     Args:
-        bucket: Its name.
-        region: Where it is asked for.
+        bucket: The bucket's name.
+        region: The region to send the request to; the bucket may be in another.
         where: The key in the configuration that names it, for messages.
 
     Raises:
@@ -111,7 +111,7 @@ def find_bucket(bucket: str, region: str | None, where: str) -> str | None:
 
 
 def remove(url: str) -> None:
-    """Delete what is left in such a folder; nothing else in a bucket is ever touched."""
+    """Delete the files in a bake's or stack's folder, and nothing else in the bucket."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not prefix.startswith((f"{FOLDER}/", f"{STACKS}/")) or not prefix.endswith("/"):
         return

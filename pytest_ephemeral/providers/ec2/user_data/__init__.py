@@ -1,4 +1,4 @@
-"""The user data of instances: the shell scripts beside this file, with their settings."""
+"""The user data of instances: the shell scripts in this folder, with their settings."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from pytest_ephemeral.interpolation import worth_masking
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import install_script
 
-#: EC2 takes no more user data than this, before base64.
+#: The largest size of user data that EC2 accepts, in bytes, before base64.
 LIMIT: Final = 16384
 
-#: Where the image's content is installed, and found again.
+#: The folder that the image's content is installed in.
 PREFIX: Final = "/opt/pytest-ephemeral"
 
-#: Where its processes start, and write.
+#: The working folder of the processes, which they may write to.
 STATE: Final = "/var/lib/pytest-ephemeral"
 
-#: Where a running instance keeps its variables; see ``common.sh``.
+#: The file with a running instance's variables; see ``common.sh``.
 VARIABLES: Final = '"${PYTEST_EPHEMERAL_RUN:-/run/pytest-ephemeral}/variables"'
 
-#: A whole one: what has no end yet may go on.
+#: A complete line of a script on the console; a line without an end may still grow.
 _LINE: Final = re.compile(r"pytest-ephemeral:([a-z0-9-]+):(\d+)\| ?(.*?)\r?\n")
 
 
 class Line(msgspec.Struct, frozen=True):
-    """A line on a console that one of the scripts has put there.
+    """A line on a console that one of the scripts has written.
 
     Attributes:
         part: The process that printed it, or ``bake``, or ``end``.
-        number: Which of its lines; 0 for one of the script's own.
+        number: The number of the line within its part; 0 for a line of the script itself.
     """
 
     part: str
@@ -45,7 +45,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """How a file gets to a bake: from a URL, on a disk of its own, or in the script itself."""
+    """A file for a bake, and how it gets there: from a URL, on a disk, or in the script."""
 
     name: str
     digest: str
@@ -56,17 +56,17 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class GuestTemplate(Protocol):
-    """What is asked of a template whose processes run in a guest."""
+    """The parts of a template that the boot script needs."""
 
     @property
     def user_data(self) -> str | None:
-        """A shell script that is run first."""
+        """A shell script that runs before the processes."""
 
     def endpoints(self) -> dict[str, int]:
-        """Its ports by name."""
+        """The ports by name."""
 
     def processes(self) -> dict[str, str]:
-        """Its commands by process name."""
+        """The commands by process name."""
 
 
 def boot_script(
@@ -79,16 +79,17 @@ def boot_script(
     host: str = "",
     standby: bool = False,
 ) -> str:
-    """What an environment's instance runs at its first boot.
+    """The script that an environment's instance runs at its first boot.
 
     Args:
-        environment: Which.
-        template: Its processes and ports.
-        variables: Of the template, filled in; they win.
-        secrets: What must not be on the console.
-        prefix: Where its image has been installed.
-        host: Its address, if nothing need be asked for it. Its expiry is then seen to outside.
-        standby: Whether its instance may be kept for others, which a tag of it says.
+        environment: The environment.
+        template: The template: its processes and ports.
+        variables: The template's variables, filled in; they override all others.
+        secrets: Values to mask on the console.
+        prefix: The folder that the image is installed in.
+        host: The instance's address, if known. The script then has no timer for the expiry, which
+            is handled outside the guest.
+        standby: Whether the instance may be put on standby; the script then checks its tag.
     """
     settings = {
         "PREFIX": prefix,
@@ -117,13 +118,13 @@ def _own_variables(environment: Environment, template: GuestTemplate) -> dict[st
 def guest_variables(
     environment: Environment, template: GuestTemplate, variables: Mapping[str, str], *, host: str
 ) -> dict[str, str]:
-    """All that ``boot_script`` lets processes see, where it need ask nobody.
+    """The variables that ``boot_script`` gives to processes, for a known address.
 
     Args:
-        environment: Which.
-        template: Its ports.
-        variables: Of the template, filled in; they win.
-        host: Its address.
+        environment: The environment.
+        template: The template: its ports.
+        variables: The template's variables, filled in; they override all others.
+        host: The instance's address.
     """
     fixed = {"HOST": host, "STATE": STATE, "PREFIX": PREFIX}
     return {**_own_variables(environment, template), **fixed, **variables}
@@ -141,19 +142,19 @@ def bake_script(
     minutes: int | None,
     after: Sequence[str] = (),
 ) -> str:
-    """What a bake's instance, or a verifying one, runs at its first boot.
+    """The script that an instance runs at its first boot to install or to verify.
 
     Args:
         steps: A script's text, or shell commands.
-        prefix: Where it installs.
-        artifact: What it installs.
+        prefix: The folder to install into.
+        artifact: The artifact to install.
         files: A compressed tar, unpacked into the folder that the steps start in.
         before: Shell commands that run first, in the same shell; ``$1`` is a folder for them.
-        variables: What the script may see besides; shown nowhere.
-        result_url: Where the outcome and the log are put; empty to tell by the console alone.
-        minutes: After how many it ends itself, should nobody come back for it; None where its
-            end is seen to outside.
-        after: Commands for when its outcome has been told.
+        variables: Further variables for the steps; their values are masked in the output.
+        result_url: A URL to upload the result and the log to; empty for the console alone.
+        minutes: Minutes after which the instance shuts itself down, if it still runs; None if
+            something outside the guest ends it.
+        after: Shell commands to run after the result is reported.
     """
     settings = {
         "PREFIX": prefix,
@@ -192,7 +193,7 @@ def _commands(steps: str | Sequence[str]) -> list[str]:
 
 
 def download_script(url: str) -> str:
-    """A script that runs another, which is too large for user data, from its URL."""
+    """A script that downloads and runs a script that is too large for user data."""
     return (
         "#!/bin/sh\n"
         "umask 077\n"
@@ -208,14 +209,14 @@ def download_script(url: str) -> str:
 
 
 def lines(console: str) -> list[Line]:
-    """What the scripts have put on a console, among all that a kernel and others have."""
+    """The lines of our scripts on a console, without those of the kernel and others."""
     return [Line(found[1], int(found[2]), found[3]) for found in _LINE.finditer(console)]
 
 
 def last_words(console: str) -> str:
-    """What was said last of all: how a process ended, or a bake's exit status; or nothing."""
-    said = [line.text for line in lines(console) if line.part == "end"]
-    return said[-1] if said else ""
+    """The last ``end`` line: how a process ended, or a bake's exit status; empty if none."""
+    found = [line.text for line in lines(console) if line.part == "end"]
+    return found[-1] if found else ""
 
 
 def _script(
@@ -230,7 +231,7 @@ def _text(name: str) -> str:
 
 
 def assignments(variables: Mapping[str, str]) -> str:
-    """Variables as a shell reads them."""
+    """Variables as shell assignments, one on each line."""
     return "\n".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
 
 

@@ -1,5 +1,5 @@
-# A bake, or the verifying of one: run what is to be run, and say how it went.
-# Nobody may come back for this instance, so it ends itself: its shutdown behaviour is "terminate".
+# Install or verify, and report the result.
+# This instance ends itself in any case: its shutdown behaviour is "terminate".
 [ -z "$MINUTES" ] || shutdown -h "+$MINUTES" >/dev/null 2>&1
 arm
 PREFIX=$root$PREFIX
@@ -9,8 +9,8 @@ umask 022
 chmod 755 "$work"
 mkdir -p "$PREFIX" "$work/here"
 
-# Write a file that is in this script, behind a URL or on a disk of its own, and check it: file,
-# digest, URL, content, disk, size.
+# Write a file from its URL, from a disk or from this script, and check it. Arguments: file, digest,
+# URL, content, disk, size.
 receive() {
     if [ -n "$3" ]; then
         curl -sSf --retry 5 -o "$1" "$3"
@@ -40,7 +40,7 @@ installing() {
 }
 
 {
-    # A shell of its own for "set -e", which would mean nothing in a condition.
+    # A subshell, as "set -e" has no effect in a condition.
     (installing) </dev/null 2>&1
     echo "$?" >"$run/status"
 } | relay bake "$work/log"
@@ -52,9 +52,8 @@ if [ -n "$RESULT_URL" ]; then
 fi
 cd /
 rm -rf "$work"
-# This script and what it was given (URLs, variables) must not be in the image, nor what makes an
-# instance this one: cloud-init makes new host keys for the next. It has the user data in several
-# places, obj.pkl among them.
+# The image must not have this script, its URLs and variables, or this instance's host keys, which
+# cloud-init creates anew. cloud-init has several copies of the user data, one in obj.pkl.
 for instance in "$root"/var/lib/cloud/instances/*; do
     rm -rf "$instance/scripts" "$instance/obj.pkl" "$instance"/user-data* "$instance"/cloud-config*
 done

@@ -1,8 +1,8 @@
-# An environment's boot: its variables, its clock, then its processes.
+# Boot an environment: set its timer and its variables, then start its processes.
 arm
-# Its environment has ended, and it has a new root volume: it is kept for the next one. What the last
-# one was given goes from the volume unread, and cloud-init is to run what the next one is given. This
-# script is overwritten too, so nothing behind this block is read any more.
+# On standby, the environment has ended and the root volume is new. Overwrite cloud-init's copies of
+# the last user data, and make cloud-init run the next. One copy is this script: the shell must not
+# read past this block.
 if [ -n "$STANDBY" ] && [ "$(metadata tags/instance/pytest-ephemeral.state)" != used ]; then
     for instance in "$root"/var/lib/cloud/instances/*; do
         rm -f "$instance"/sem/config*scripts*user*
@@ -16,7 +16,7 @@ if [ -n "$STANDBY" ] && [ "$(metadata tags/instance/pytest-ephemeral.state)" != 
     shutdown -h now
     exit
 fi
-# With none, an application would listen on every address.
+# With an empty HOST, an application would listen on every address.
 [ -n "$HOST" ] || HOST=$(metadata local-ipv4)
 [ -n "$HOST" ] || {
     say end "the metadata of this instance can't be read: it does not know its own address"
@@ -36,7 +36,7 @@ set +a
 umask 022
 cd "$STATE"
 
-# Run one process; when it ends, the environment does.
+# Run one process; when it ends, shut the instance down.
 process() {
     {
         { sh -c "$2" </dev/null 2>&1; echo "$?" >"$run/$1.status"; } | relay "$1"

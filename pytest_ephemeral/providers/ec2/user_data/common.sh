@@ -1,5 +1,5 @@
-# What runs inside an instance, as root. Settings (in capitals) stand above this text.
-# The PYTEST_EPHEMERAL_… variables move the guest's places elsewhere, for tests.
+# Common to all scripts, which run in an instance as root. The settings (in capitals) are set above.
+# Tests change the guest's paths by the PYTEST_EPHEMERAL_… variables.
 umask 077
 root=${PYTEST_EPHEMERAL_ROOT:-}
 run=${PYTEST_EPHEMERAL_RUN:-/run/pytest-ephemeral}
@@ -7,7 +7,7 @@ console=${PYTEST_EPHEMERAL_CONSOLE:-/dev/console}
 imds=${PYTEST_EPHEMERAL_IMDS:-http://169.254.169.254}
 mkdir -p "$run"
 
-# Read one item of the instance's metadata (IMDSv2 only). Right after a boot it may not answer yet.
+# Read one item of the instance's metadata (IMDSv2). It may not answer right after a boot: retry.
 metadata() {
     for pause in 0 ${PYTEST_EPHEMERAL_PAUSES:-1 2 4 8}; do
         sleep "$pause"
@@ -18,7 +18,7 @@ metadata() {
     return 1
 }
 
-# A line with every secret in it shown as ***.
+# Replace every secret in a line by ***.
 masked() {
     line=$1
     while IFS= read -r secret; do
@@ -36,8 +36,7 @@ $SECRETS
 END_OF_SECRETS
 }
 
-# Number each line of a part's output and put it on the console, where it can be read from outside,
-# and as it is into a file, if one is given.
+# Write each line of a part's output to the console, with its number, and to a file, if one is given.
 relay() {
     number=0
     while IFS= read -r line || [ -n "$line" ]; do
@@ -52,8 +51,8 @@ say() {
     printf 'pytest-ephemeral:%s:0| %s\n' "$1" "$2" >>"$console"
 }
 
-# Have the instance end itself when the time that stands in its own tag has passed. Where someone
-# outside sees to that, there is no script for it.
+# Start a timer that ends the instance after the expiry in its own tag. EXPIRE is empty if something
+# outside the guest does that.
 arm() {
     [ -n "$EXPIRE" ] || return 0
     lib=$root/usr/local/lib/pytest-ephemeral

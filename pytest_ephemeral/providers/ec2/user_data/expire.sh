@@ -1,6 +1,6 @@
 #!/bin/sh
-# End this instance (its shutdown behaviour is "terminate") when its expiry has passed. What can't
-# be read is no reason to end anything, and "never" is after every date.
+# End this instance (its shutdown behaviour is "terminate") if its expiry has passed. If the expiry
+# can't be read, or is "never", do nothing.
 imds=${PYTEST_EPHEMERAL_IMDS:-http://169.254.169.254}
 token=$(curl -sSf -m 5 -X PUT "$imds/latest/api/token" \
     -H 'X-aws-ec2-metadata-token-ttl-seconds: 60') || exit 0
