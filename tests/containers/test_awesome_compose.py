@@ -82,7 +82,7 @@ class Planned:
         """What the file means, and what is made of it."""
         launch = Launch(self._command, Engine(Address("unix:///nowhere")), self._order(), template)
         launch.read()
-        return launch._meant, json.loads(launch._text(launch._choose_ports()))
+        return launch._config, json.loads(launch._text(launch._choose_ports()))
 
     def _order(self) -> Order:
         now = datetime.now(UTC)
@@ -166,7 +166,7 @@ def check(meant: dict[str, Any], made: dict[str, Any], template: ComposeTemplate
             assert service.get(key) == before.get(key)
         if (alias := before.get("container_name")) and not before.get("network_mode"):
             assert all(alias in one["aliases"] for one in service["networks"].values())
-        wanted = [at.port for at in template.places().values() if at.service == name]
+        wanted = [at.port for at in template.service_ports().values() if at.service == name]
         inside = [int(re.split(r"[:/]", one)[2]) for one in service.get("ports", ())]
         assert inside == ([] if before.get("network_mode") else wanted)
         assert all(one.startswith("127.0.0.1:") for one in service.get("ports", ()))

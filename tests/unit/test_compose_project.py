@@ -10,7 +10,7 @@ from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.models import Endpoint
 from pytest_ephemeral.providers.compose import project, state
 from pytest_ephemeral.providers.compose.command import parse
-from pytest_ephemeral.providers.compose.tables import At, ComposeTemplate, Place
+from pytest_ephemeral.providers.compose.tables import ComposeTemplate, Place, ServicePort
 from pytest_ephemeral.providers.docker.ports import Published
 
 #: What the engine calls the baked image.
@@ -64,7 +64,7 @@ def prepared(**keys: Any) -> dict[str, Any]:
 
 def published_at(first: int, **keys: Any) -> Published:
     """As if the engine had these ports free, one after the other."""
-    places = template(**keys).places()
+    places = template(**keys).service_ports()
     inside = {name: at.port for name, at in places.items()}
     endpoints = {
         name: Endpoint(host="127.0.0.1", port=first + number) for number, name in enumerate(inside)
@@ -142,7 +142,7 @@ def test_the_ports_a_file_exposes() -> None:
 def test_endpoints() -> None:
     """The URL's first, with the services they are of."""
     made = template(further={"db": Place(service="db", port=5432)})
-    assert made.places() == {"http": At("web", 80), "db": At("db", 5432)}
+    assert made.service_ports() == {"http": ServicePort("web", 80), "db": ServicePort("db", 5432)}
     assert made.endpoints() == {"http": 80, "db": 5432}
     assert made.images() == ["shop"]
 

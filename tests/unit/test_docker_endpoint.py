@@ -73,21 +73,21 @@ def test_the_current_context(home: Path) -> None:
     assert engine.address.url == "tcp://far:2376"
     assert engine.address.certificates.startswith(str(home))
     assert not engine.address.verify
-    assert identity._trusted("tcp://far:2376") == engine.address
+    assert identity._find_trusted("tcp://far:2376") == engine.address
 
 
 def test_an_address_that_only_a_record_names(tmp_path: Path, home: Path) -> None:
     """Neither a host that nobody here has named, nor a socket that another user has put there."""
     for url in ("tcp://far:2376", "tcp://127.0.0.1:2375", "ssh://far", "nonsense"):
         with pytest.raises(ElsewhereError, match="neither DOCKER_HOST nor a docker context"):
-            identity._trusted(url)
+            identity._find_trusted(url)
     stranger = tmp_path / "docker.sock"
     stranger.touch()
-    assert identity._trusted(f"unix://{stranger}").url == f"unix://{stranger}"
+    assert identity._find_trusted(f"unix://{stranger}").url == f"unix://{stranger}"
     if os.getuid() == 0:
         os.chown(stranger, 4242, 4242)
         with pytest.raises(ElsewhereError):
-            identity._trusted(f"unix://{stranger}")
+            identity._find_trusted(f"unix://{stranger}")
 
 
 def test_a_context_that_is_not_there(home: Path) -> None:

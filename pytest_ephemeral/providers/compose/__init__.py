@@ -1,4 +1,4 @@
-"""The compose provider: an environment is what a Compose file says."""
+"""The compose provider: each environment is a project of a Compose file."""
 
 from pytest_ephemeral.providers.compose.provider import ComposeProvider
 

@@ -1,7 +1,7 @@
-"""The compose command: Docker's plugin where it is, else ``docker-compose``, whichever version.
+"""The compose command: Docker's plugin if it is installed, else ``docker-compose`` of any version.
 
-What it is to bring up goes to it as a file in memory, so that values of ``{env:…}`` never touch the
-disk. (Not through its standard input: version 2.30.0 can't read that.)
+The project is passed to it as a file in memory, so that values of ``{env:…}`` are never written to
+the disk. (Standard input is not used, as version 2.30.0 can't read it.)
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from pytest_ephemeral.errors import LaunchError, UnavailableError
 from pytest_ephemeral.providers.docker import plugins
 from pytest_ephemeral.providers.docker.engine import Address
 
-#: Variables of whoever runs the tests that would make it another project, or another file.
+#: Variables that the compose command must not see: they would select other files or projects.
 _NOT_PASSED: Final = frozenset(
     {
         *("COMPOSE_FILE", "COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"),
-        # They are for the web; to docker-compose 1.29 they go before the engine's own authority.
+        # docker-compose 1.29 would use these instead of the engine's own certificates.
         *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     }
 )
 
-#: Seconds between two looks at whether a command is still wanted.
+#: Seconds between checks whether the command was cancelled.
 _CANCEL_INTERVAL: Final = 0.05
 
 
 class CommandResult(msgspec.Struct, frozen=True):
-    """Its exit status, its standard output, and what it said to people on standard error."""
+    """A command's exit status, its standard output, and its standard error (progress)."""
 
     status: int
     output: str
@@ -50,21 +50,21 @@ class Compose(msgspec.Struct, frozen=True):
     """A compose command.
 
     Attributes:
-        argv: How it is called.
+        argv: The program, with leading arguments.
     """
 
     argv: tuple[str, ...]
 
     @classmethod
     def find(cls) -> Compose:
-        """The one of this machine.
+        """The compose command of this machine.
 
         Raises:
-            UnavailableError: There is none.
+            UnavailableError: None is installed.
         """
         if program := plugins.find("docker-compose"):
             return cls((program,))
-        if shutil.which("docker-compose"):  # not asked for its version: that takes it half a second
+        if shutil.which("docker-compose"):  # its version is not read: that takes half a second
             return cls(("docker-compose",))
         raise UnavailableError(
             "the provider 'compose' needs `docker compose` or `docker-compose`, and neither is "
@@ -72,7 +72,7 @@ class Compose(msgspec.Struct, frozen=True):
         )
 
     def version(self) -> str:
-        """What it says it is; empty when it does not work."""
+        """The command's version; empty if it does not work."""
         try:
             done = subprocess.run(
                 [*self.argv, "version", "--short"], capture_output=True, text=True, check=False
@@ -93,19 +93,19 @@ class Compose(msgspec.Struct, frozen=True):
         cancelled: threading.Event,
         texts: Mapping[str, str] | None = None,
     ) -> CommandResult:
-        """Run it to its end, or until that is no longer wanted.
+        """Run the command until it ends or is cancelled.
 
         Args:
-            arguments: After those that say which project this is.
-            project: Its name.
-            folder: What relative paths in the file are relative to.
-            variables: For the file's ``${…}``, besides this process's own.
-            address: The engine.
-            cancelled: Once set, it is killed.
-            texts: By option, what a file named by it says, such as ``--file``.
+            arguments: The arguments after those that select the project.
+            project: The project's name.
+            folder: The folder that paths in the file are relative to.
+            variables: Variables for the file's ``${…}``, besides those of this process.
+            address: The engine's address.
+            cancelled: Once set, the command is killed.
+            texts: By option, such as ``--file``: the text of the file to pass.
 
         Raises:
-            LaunchError: It was killed.
+            LaunchError: The command was cancelled.
         """
         named = ["--project-name", project, "--project-directory", str(folder)]
         with ExitStack() as files:
@@ -124,7 +124,7 @@ def _run_to_end(
     descriptors: Sequence[int],
     cancelled: threading.Event,
 ) -> CommandResult:
-    """Run a command that ends with this process, and is killed with what it has started."""
+    """Run a command; on errors, kill it and its processes. It dies with this process."""
     process = plugins.start(
         argv,
         environ=environ,
@@ -151,11 +151,11 @@ def _communicate(process: subprocess.Popen[str], cancelled: threading.Event) -> 
 
 @contextmanager
 def _file(text: str, descriptors: list[int]) -> Iterator[str]:
-    """The path of a file that says so: in memory where the system can, else only for this user.
+    """The path of a file with a text: in memory on Linux, else a private temporary file.
 
     Args:
-        text: What it says.
-        descriptors: Is given the descriptor that whoever reads the file must have.
+        text: The file's text.
+        descriptors: The file's descriptor is added, which the reading process must inherit.
     """
     if sys.platform == "linux":
         with open(os.memfd_create("compose"), "w", encoding="utf-8") as file:  # noqa: PTH123
@@ -174,10 +174,10 @@ def _file(text: str, descriptors: list[int]) -> Iterator[str]:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """What the command says a file means: JSON, or YAML from those that know no other.
+    """Parse the output of ``config``: JSON, or YAML from docker-compose 1.
 
     Raises:
-        UnavailableError: It is YAML, and nothing here can read that.
+        UnavailableError: It is YAML, and PyYAML is not installed.
     """
     if text.lstrip().startswith("{"):
         read: dict[str, Any] = json.loads(text)

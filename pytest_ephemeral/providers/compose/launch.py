@@ -1,4 +1,4 @@
-"""Bringing up one environment of a Compose file."""
+"""Launch one environment of a Compose file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.compose import project, state
 from pytest_ephemeral.providers.compose.command import CommandResult, Compose, parse
-from pytest_ephemeral.providers.compose.tables import At, ComposeTemplate
+from pytest_ephemeral.providers.compose.tables import ComposeTemplate, ServicePort
 from pytest_ephemeral.providers.docker import (
     bases,
     containers,
@@ -39,7 +39,7 @@ from pytest_ephemeral.providers.protocol import Order
 
 _LAST_LINES: Final = 20
 
-#: How docker-compose 1.29 ends what it says of a file that has keys newer than itself.
+#: In the error of docker-compose 1.29 for a file with newer keys.
 _OLD_VERSION: Final = "wrong Compose file version"
 _COMPOSE_2: Final = (
     "; if the file works with `docker compose` elsewhere, it needs Compose 2, "
@@ -48,10 +48,10 @@ _COMPOSE_2: Final = (
 
 
 class Launch:
-    """Bringing up one environment.
+    """The launch of one environment.
 
     Attributes:
-        order: What is asked for.
+        order: The order.
     """
 
     def __init__(
@@ -62,54 +62,56 @@ class Launch:
         self._engine = engine
         self._template = template
         self._files = [order.root / file for file in template.files()]
-        self._meant: project.File = {}
+        self._config: project.File = {}
 
     def read(self) -> None:
-        """Have the compose command say what the files mean.
+        """Read the Compose files by the compose command, and check them.
 
         Raises:
             ConfigurationError: They can't be used.
+            LaunchError: A port is not exposed, or is in use.
         """
-        self._ask()
-        services = project.check_services(self._meant, self._template)
-        for name, at in self._template.places().items():
+        self._read_config()
+        services = project.check_services(self._config, self._template)
+        for name, at in self._template.service_ports().items():
             self._check_exposed(name, at.port, at.service, services[at.service])
             self._check_host_port(at, services[at.service])
         for name, service in services.items():
             self._warn_of_shared_folders(name, service)
 
-    def _ask(self) -> None:
+    def _read_config(self) -> None:
         where = f"templates.{self._template.name}"
         env_files = [self.order.root / file for file in self._template.env_files()]
         for key, files in {"file": self._files, "env-file": env_files}.items():
             if missing := [file for file in files if not file.is_file()]:
                 raise ConfigurationError(f"{where}.{key}: there is no file {missing[0]}")
-        # One file of several: docker-compose 1.29 takes one, and later values go before earlier.
+        # Join the files, as docker-compose 1.29 accepts only one; later values override earlier.
         variables = "\n".join(file.read_text() for file in env_files)
         arguments = [f"--file={file}" for file in self._files]
         arguments += [f"--profile={profile}" for profile in self._template.profiles]
         texts = {"--env-file": variables} if env_files else {}
-        said = self._run([*arguments, "config"], texts)
-        if said.status != 0:
+        result = self._run([*arguments, "config"], texts)
+        if result.status != 0:
             names = ", ".join(self._template.files())
-            hint = _COMPOSE_2 if _OLD_VERSION in said.progress else ""
+            hint = _COMPOSE_2 if _OLD_VERSION in result.progress else ""
             raise ConfigurationError(
-                f"{where}: {names} can't be used: {self._complaint(said)}{hint}"
+                f"{where}: {names} can't be used: {self._error_text(result)}{hint}"
             )
-        self._meant = parse(said.output)
+        self._config = parse(result.output)
 
     def check_state(self) -> None:
-        """Refuse what can't be put back: folders of this machine, and what is there already.
+        """Check that a rollback can restore all data that services write.
 
         Raises:
-            ConfigurationError: There is some; names the first.
+            ConfigurationError: A service writes to a folder of this machine, to an external
+                volume, or to a database elsewhere; the message names the first.
         """
-        self._ask()
-        services = project.check_services(self._meant, self._template)
-        state.check_state(self._meant, self._template, services)
+        self._read_config()
+        services = project.check_services(self._config, self._template)
+        state.check_state(self._config, self._template, services)
 
     def up(self) -> Environment:
-        """Bring it up; what depends on healthy services is waited for by the command.
+        """Bring the project up; the compose command waits for healthy dependencies.
 
         Raises:
             LaunchError: It can't be brought up.
@@ -118,19 +120,19 @@ class Launch:
             published = self._choose_ports()
             scale = [f"--scale={name}={count}" for name, count in self._template.scale.items()]
             up = ["up", "--detach", "--no-build", "--quiet-pull", *scale]
-            said = self._run(up, {"--file": self._text(published)})
-            if said.status == 0:
+            result = self._run(up, {"--file": self._text(published)})
+            if result.status == 0:
                 return self._describe(published)
-            if not ports.is_taken(said.progress) or attempt == ports.ATTEMPTS - 1:
+            if not ports.is_taken(result.progress) or attempt == ports.ATTEMPTS - 1:
                 break
         raise LaunchError(
-            f"{self.order.environment.id} could not be brought up: {self._complaint(said)}"
-            + self._last_words()
+            f"{self.order.environment.id} could not be brought up: {self._error_text(result)}"
+            + self._failed_parts()
         )
 
     def _choose_ports(self) -> Published:
-        places = self._template.places()
-        services = project.check_services(self._meant, self._template)
+        places = self._template.service_ports()
+        services = project.check_services(self._config, self._template)
         of_host = [name for name, at in places.items() if _is_on_host(services[at.service])]
         udp = [name for name, at in places.items() if project.is_udp(services[at.service], at.port)]
         inside = {name: at.port for name, at in places.items()}
@@ -139,10 +141,10 @@ class Launch:
         )
 
     def _text(self, published: Published) -> str:
-        """The file of this environment, as the compose command reads it."""
+        """The Compose file of this environment, as JSON, which is also YAML."""
         images = self.order.images.items()
         changed = project.prepare(
-            self._meant,
+            self._config,
             self._template,
             {name: image_store.id_on(self._engine, image) for name, image in images},
             labels=resources.labels_for(self.order.environment, "compose"),
@@ -152,9 +154,9 @@ class Launch:
         return json.dumps(changed, default=str)
 
     def _describe(self, published: Published) -> Environment:
-        """The environment, with where it is reached."""
+        """The environment, with its endpoints and URL."""
         environment = self.order.environment
-        places = self._template.places()
+        places = self._template.service_ports()
         found = {part_of(one): one for one in resources.containers(self._engine, environment.id)}
         endpoints: dict[str, Endpoint] = {}
         for name, at in places.items():
@@ -165,7 +167,7 @@ class Launch:
                     "(deploy.replicas, scale)?"
                 )
             endpoints[name] = published.endpoints[name]
-            if project.replicas(self._meant, self._template, at.service) > 1:
+            if project.replicas(self._config, self._template, at.service) > 1:
                 endpoints[name] = self._endpoint_of(found[at.service]["Id"], published, name)
         handle = {
             **environment.handle,
@@ -177,7 +179,7 @@ class Launch:
         return msgspec.structs.replace(environment, endpoints=endpoints, url=url, handle=handle)
 
     def _endpoint_of(self, container: str, published: Published, name: str) -> Endpoint:
-        """Where the first of several containers is reached, whose ports the engine chooses."""
+        """The endpoint of the first of several containers, whose ports the engine has chosen."""
         found = containers.inspect(self._engine, container)["NetworkSettings"]["Ports"]
         if not (bindings := found.get(published.key(name))):
             raise LaunchError(
@@ -197,31 +199,31 @@ class Launch:
             texts=texts,
         )
 
-    def _complaint(self, said: CommandResult) -> str:
-        """What the command complained of, without its progress."""
-        lines = [line.strip() for line in said.progress.splitlines() if line.strip()]
-        # Its progress says of each that there was an error, but not which.
+    def _error_text(self, result: CommandResult) -> str:
+        """The errors in a command's output, without its progress."""
+        lines = [line.strip() for line in result.progress.splitlines() if line.strip()]
+        # Lines of progress say that something failed, but not why.
         lines = [line for line in lines if not line.endswith(("... error", " Error"))] or lines
         reasons = [line for line in lines if line.startswith("dependency failed to start")]
         reasons += [line for line in lines if "error" in line.lower() and line not in reasons]
         text = "; ".join(dict.fromkeys(reasons or lines[-_LAST_LINES:])) or "it says nothing"
         return mask(text + errors.find_remedy(text), self.order.secrets)
 
-    def _last_words(self) -> str:
-        """How the parts that are not well have ended, with the last lines of their logs."""
+    def _failed_parts(self) -> str:
+        """The parts that failed or are unhealthy, with the last lines of their logs."""
         text = ""
         for one in resources.containers(self._engine, self.order.environment.id):
             try:
                 found = containers.inspect(self._engine, one["Id"])
-                sick = "(unhealthy)" in one["Status"]
-                if found["State"]["ExitCode"] == 0 and not sick:
+                is_unhealthy = "(unhealthy)" in one["Status"]
+                if found["State"]["ExitCode"] == 0 and not is_unhealthy:
                     continue
                 masked = load_masking(self._engine, self.order.environment, [one["Id"]])
                 log = logs.read(self._engine, one["Id"], masked, tail=_LAST_LINES)
             except EphemeralError:
                 continue
             how = containers.exit_reason(found["State"])
-            if sick:
+            if is_unhealthy:
                 output = masked(containers.health_output(found))
                 how = f"is unhealthy; its health check says: {output}"
             how += containers.describe_architecture(self._engine, found)
@@ -230,9 +232,9 @@ class Launch:
         return text.rstrip()
 
     def _warn_of_shared_folders(self, name: str, service: project.File) -> None:
-        """Warn of what a service may write to on this machine, beside the project's own files."""
+        """Warn if a service may write to a folder of this machine outside the project."""
         own = self._files[0].parent.resolve()
-        volumes = self._meant.get("volumes") or {}
+        volumes = self._config.get("volumes") or {}
         for source, is_bound in state.list_writable(service, volumes):
             if is_bound and not Path(source).expanduser().resolve().is_relative_to(own):
                 self.order.warn(
@@ -241,8 +243,8 @@ class Launch:
                     "outlives them. Use a named volume, or mount it read-only"
                 )
 
-    def _check_host_port(self, at: At, service: project.File) -> None:
-        """Refuse a port of this machine that someone has: tests would run against a stranger."""
+    def _check_host_port(self, at: ServicePort, service: project.File) -> None:
+        """Refuse a port of the host network that another program uses: tests would reach that."""
         udp = project.is_udp(service, at.port)
         if _is_on_host(service) and ports.is_in_use(self._engine, at.port, udp=udp):
             raise LaunchError(
@@ -254,7 +256,7 @@ class Launch:
     def _check_exposed(
         self, name: str, port: int, service_name: str, service: Mapping[str, Any]
     ) -> None:
-        """Refuse a port that neither the image nor the file exposes, if they expose any."""
+        """Refuse a port that neither the image nor the file exposes, unless they expose none."""
         exposed = project.list_exposed(dict(service))
         if service_name in self._template.replaced:
             image = self.order.images[self._template.replaced[service_name]]

@@ -1,8 +1,8 @@
-"""What a Compose file means, made into what one environment brings up.
+"""Make the Compose file of one environment from the user's file.
 
-Not an override file beside the user's: docker-compose 1.29 can only add to a list of ports, so
-that two environments of one file with ``ports: ["8080:8080"]`` would never run side by side. The
-command itself says what the file means (``config``); that is changed, whole, and handed back.
+The compose command resolves the user's file (``config``); the result is changed and passed to
+``up``. An override file would not do: docker-compose 1.29 can only add to a list of ports, so two
+environments of a file with ``ports: ["8080:8080"]`` could not run side by side.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from pytest_ephemeral.providers.docker.ports import Published
 
 File = dict[str, Any]
 
-#: For services that say nothing of it: what they print is not to fill the engine's disk.
+#: The logging of services without their own: limited, so that logs can't fill the engine's disk.
 LOGGING: Final = {
     "driver": containers.LOG_LIMITS["Type"],
     "options": containers.LOG_LIMITS["Config"],
 }
 
-#: What would be shared with other environments, or is decided already.
+#: Keys of services that are removed: environments would share them, or others replace them.
 _NOT_KEPT: Final = frozenset({"container_name", "ports", "profiles", "build"})
 
-#: An option by which a network has the same interface of the machine in every environment.
+#: A network's option that names its interface on the machine, which only one network can have.
 _BRIDGE_NAME: Final = "com.docker.network.bridge.name"
 
 
 def check_services(file: File, template: ComposeTemplate) -> dict[str, File]:
-    """The services that the template brings up.
+    """The services that a template brings up, by name.
 
     Raises:
-        ConfigurationError: One that it names is not in the file, or not in its profiles.
+        ConfigurationError: The template names a service that is not in the file or its profiles.
     """
     every: dict[str, File] = file.get("services") or {}
     wanted = {
@@ -44,7 +44,9 @@ def check_services(file: File, template: ComposeTemplate) -> dict[str, File]:
     }
     where = f"templates.{template.name}"
     named = {f"{where}.images.{name}": name for name in template.replaced}
-    named |= {f"{where}.endpoints.{name}": at.service for name, at in template.places().items()}
+    named |= {
+        f"{where}.endpoints.{name}": at.service for name, at in template.service_ports().items()
+    }
     named[f"{where}.service"] = template.service
     for key, name in reversed(named.items()):
         if name not in every:
@@ -70,21 +72,21 @@ def prepare(
     secrets: Sequence[str],
     published: Published,
 ) -> File:
-    """The file of one environment.
+    """Make the file of one environment.
 
-    Its services have the baked images, our labels, and no port on this machine but those of the
-    endpoints. What would be shared with other environments by its name gets one of its own.
+    Its services have the baked images, our labels, and only the endpoints' ports on this machine.
+    Its networks and volumes get names of their own, so that environments do not share them.
 
     Args:
-        file: What the user's means.
-        template: What is asked for.
-        images: What the engine calls the baked images, by name.
-        labels: The labels.
-        secrets: Values to be masked in the logs.
-        published: Where the endpoints' ports are published.
+        file: The user's file, as resolved by ``config``.
+        template: The template.
+        images: The ids of the baked images, by name.
+        labels: The labels of all resources.
+        secrets: Values to mask in the logs.
+        published: The published ports of the endpoints.
 
     Raises:
-        ConfigurationError: It can't be right.
+        ConfigurationError: The file can't be used with this template.
     """
     services = {}
     for name, service in check_services(file, template).items():
@@ -104,7 +106,7 @@ def prepare(
 
 
 def _own_service(service: File, labels: Mapping[str, str], secrets: Sequence[str]) -> File:
-    """What a service keeps, with our labels and the names that it is found by."""
+    """A service without the keys that are not kept, with our labels and network aliases."""
     return {
         "logging": LOGGING,
         **{key: value for key, value in service.items() if key not in _NOT_KEPT},
@@ -114,19 +116,19 @@ def _own_service(service: File, labels: Mapping[str, str], secrets: Sequence[str
 
 
 def replicas(file: File, template: ComposeTemplate, name: str) -> int:
-    """How many containers a service has."""
+    """The number of containers of a service."""
     service = (file.get("services") or {}).get(name) or {}
     asked = service.get("scale") or (service.get("deploy") or {}).get("replicas")
     return template.scale.get(name, 1 if asked is None else int(asked))
 
 
 def list_exposed(service: File) -> list[str]:
-    """The ports that a file says a service listens on, ranges as they are written."""
+    """The ports that a file exposes for a service; ranges are not expanded."""
     return [port for port, _ in _exposed(service)]
 
 
 def is_udp(service: File, port: int) -> bool:
-    """Whether a file says of a port that it is one of udp, and no one of tcp too."""
+    """Whether a file exposes a port of a service for UDP, and not for TCP."""
     return {protocol for one, protocol in _exposed(service) if one == str(port)} == {"udp"}
 
 
@@ -150,16 +152,16 @@ def _check_service(template: ComposeTemplate, name: str, service: File, file: Fi
 def _check_mounts(
     template: ComposeTemplate, name: str, service: File, volumes: Mapping[str, File | None]
 ) -> None:
-    """Refuse folders and files of this machine over a baked image: it would be other bytes.
+    """Refuse mounts of this machine's files over a baked image: they are not what was baked.
 
     Args:
-        template: What is asked for.
-        name: The service's.
-        service: What the file says of it.
-        volumes: The file's volumes, which may stand for folders of this machine too.
+        template: The template.
+        name: The service's name.
+        service: The service in the file.
+        volumes: The file's volumes, which may be folders of this machine, too.
 
     Raises:
-        ConfigurationError: There are some; names the first.
+        ConfigurationError: There is such a mount; the message names the first.
     """
     if template.allow_mounts or name not in template.replaced:
         return
@@ -174,7 +176,7 @@ def _check_mounts(
 
 
 def _mounts(service: File) -> Iterator[tuple[str, str]]:
-    """What a service mounts, a path or a volume's name, and where."""
+    """The mounts of a service: the path or volume's name, and the target."""
     for volume in service.get("volumes") or ():
         if isinstance(volume, dict):
             yield str(volume.get("source") or ""), str(volume.get("target", ""))
@@ -184,7 +186,7 @@ def _mounts(service: File) -> Iterator[tuple[str, str]]:
 
 
 def device_of(volume: File | None) -> str:
-    """The folder, here or on a file server, that a volume stands for; empty if it is its own."""
+    """The folder, here or on a file server, that a volume mounts; empty if it is a plain volume."""
     options = (volume or {}).get("driver_opts") or {}
     return "" if options.get("type") == "tmpfs" else str(options.get("device") or "")
 
@@ -193,7 +195,7 @@ def _check_external(template: ComposeTemplate, name: str, service: File, file: F
     """Refuse networks, volumes and containers that all environments of the file would share.
 
     Raises:
-        ConfigurationError: It uses one; names it, and says what to do.
+        ConfigurationError: The service uses one; the message names it.
     """
     if not template.allow_external and (shared := _foreign_container(service)):
         raise ConfigurationError(
@@ -219,9 +221,9 @@ def _check_external(template: ComposeTemplate, name: str, service: File, file: F
 
 
 def _foreign_container(service: File) -> str:
-    """The first key by which a service takes part in a container from elsewhere; empty if none.
+    """The first key by which a service uses a container outside the file; empty if there is none.
 
-    See https://docs.docker.com/reference/compose-file/services/ for what these keys take.
+    The keys: https://docs.docker.com/reference/compose-file/services/
     """
     values = [(key, str(service.get(key) or "")) for key in ("network_mode", "ipc", "pid")]
     values += [("volumes_from", str(one)) for one in service.get("volumes_from") or ()]
@@ -237,7 +239,7 @@ def _is_path(source: str) -> bool:
 
 
 def _networks(service: File) -> dict[str, Any]:
-    """A service's networks, on which its ``container_name`` stays a name that it is found by."""
+    """A service's networks, with its ``container_name`` as an alias."""
     alias = service.get("container_name")
     if not alias or service.get("network_mode"):
         return {}
@@ -252,11 +254,13 @@ def _networks(service: File) -> dict[str, Any]:
 def _ports(
     template: ComposeTemplate, name: str, service: File, published: Published, *, fixed: bool
 ) -> dict[str, Sequence[str]]:
-    """Its ports on this machine; a service on the machine's own network has them there already."""
-    mine = sorted(endpoint for endpoint, at in template.places().items() if at.service == name)
+    """The published ports of a service; on the host network, none need to be published."""
+    mine = sorted(
+        endpoint for endpoint, at in template.service_ports().items() if at.service == name
+    )
     mode = str(service.get("network_mode") or "")
     if mode in {"", "bridge", "default"}:
-        if not fixed:  # each of several needs another
+        if not fixed:  # several containers can't have the same port: the engine chooses
             keys = dict.fromkeys(published.key(one) for one in mine)
             return {"ports": [f"{published.address}::{key}" for key in keys]}
         return {"ports": [published.map_port(one) for one in mine]}
@@ -271,7 +275,7 @@ def _ports(
 
 
 def _image(name: str, service: File, template: ComposeTemplate, images: Mapping[str, str]) -> str:
-    """The image that a service runs: the baked one, or the file's."""
+    """The image of a service: the baked one, or the file's."""
     if name in template.replaced:
         return images[template.replaced[name]]
     if "build" in service or not service.get("image"):
@@ -284,7 +288,7 @@ def _image(name: str, service: File, template: ComposeTemplate, images: Mapping[
 
 
 def _masking(service: File, secrets: Sequence[str]) -> dict[str, str]:
-    """The labels by which a service's logs are masked."""
+    """The labels for masking a service's logs; see ``masking``."""
     variables = {
         name: "" if value is None else str(value).replace("$$", "$")
         for name, value in _mapping(service.get("environment")).items()
@@ -293,7 +297,7 @@ def _masking(service: File, secrets: Sequence[str]) -> dict[str, str]:
 
 
 def _own(thing: File | None, labels: Mapping[str, str]) -> File:
-    """A network or volume that is this environment's alone, unless it is there already."""
+    """A network or volume without its fixed name, with our labels; external ones are unchanged."""
     thing = dict(thing or {})
     external = thing.get("external")
     if external:
@@ -309,10 +313,12 @@ def _own_network(
     services: Mapping[str, File],
     labels: Mapping[str, str],
 ) -> File:
-    """A network of this environment's; with addresses that the engine chooses.
+    """A network of this environment, without a fixed subnet.
 
-    Two environments of one file could not both have its subnet. It is left out, unless a service
-    has an address in it that others may know.
+    Two environments of a file can't have the same subnet, so it is removed.
+
+    Raises:
+        ConfigurationError: A service has a fixed address in the subnet.
     """
     own = _own(network, labels)
     if own.get("external"):
@@ -334,7 +340,7 @@ def _own_network(
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """What may be written as a table, or as a list of ``name=value``."""
+    """A mapping from a value that may be a mapping or a list of ``name=value``."""
     if isinstance(value, list):
         pairs = [str(one).partition("=") for one in value]
         return {name: text if equals else None for name, equals, text in pairs}

@@ -1,4 +1,4 @@
-"""The compose provider: an environment is a project of the compose command's."""
+"""The compose provider: each environment is a project of the compose command."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from pytest_ephemeral.tables import Recipe, Template
 
 
 class ComposeProvider(ContainerEnvironments, ContainerRollback):
-    """Brings up Compose files; see ``Provider`` for what is promised."""
+    """Runs environments from Compose files; see ``Provider``."""
 
     name: ClassVar[str] = "compose"
     template_type: ClassVar[type[Template]] = ComposeTemplate
     recipe_type: ClassVar[type[Recipe] | None] = None
 
     def doctor(self) -> Sequence[Check]:
-        """Whether an engine answers, and which compose command there is."""
+        """Check that an engine answers, and that there is a compose command."""
         return [engine_check(), _command_check()]
 
     def launch(self, order: Order) -> Environment:
-        """Have the compose command bring it all up."""
+        """Bring the project up by the compose command."""
         if not isinstance(order.template, ComposeTemplate):
             raise LaunchError(
                 f"{order.environment.id}: template {order.template.name!r} is not a Compose "
@@ -48,7 +48,7 @@ class ComposeProvider(ContainerEnvironments, ContainerRollback):
         return launch.up()
 
     def check_rollback(self, template: Template, root: Path, /) -> None:
-        """Its services' volumes are its own, but for folders of this machine and external ones."""
+        """Refuse folders of this machine, external volumes and databases elsewhere."""
         assert isinstance(template, ComposeTemplate)
         environment = Environment(
             id="check-rollback",

@@ -1,4 +1,4 @@
-"""What of a Compose file is not an environment's own, so that it can't be put back."""
+"""Find data that services share with others, which a rollback can't restore."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pytest_ephemeral.providers.compose.tables import ComposeTemplate
 
 
 def check_state(file: File, template: ComposeTemplate, services: Mapping[str, File]) -> None:
-    """Refuse to roll back what services share with others.
+    """Check that services write only to data of their environment.
 
     Args:
-        file: What the files mean.
-        template: What is asked for.
-        services: Those that it brings up.
+        file: The file, as resolved by ``config``.
+        template: The template.
+        services: The services that it brings up.
 
     Raises:
-        ConfigurationError: A service writes to a folder of this machine, or to a volume that is
-            there already, or uses a database elsewhere; names it.
+        ConfigurationError: A service writes to a folder of this machine or to an external volume,
+            or uses a database elsewhere; the message names it.
     """
     volumes = file.get("volumes") or {}
     external = {name for name, one in volumes.items() if (one or {}).get("external")}
@@ -40,11 +40,11 @@ def check_state(file: File, template: ComposeTemplate, services: Mapping[str, Fi
 
 
 def list_writable(service: File, volumes: Mapping[str, File | None]) -> Iterator[tuple[str, bool]]:
-    """What a service may write to: a volume's name, or a folder from outside (True).
+    """The writable mounts of a service: a volume's name and False, or a folder and True.
 
     Args:
-        service: What the file says of it.
-        volumes: The file's volumes, which may stand for folders too.
+        service: The service in the file.
+        volumes: The file's volumes, which may mount folders, too.
     """
     for source, is_bound in _list_writable(service):
         device = "" if is_bound else device_of(volumes.get(source))

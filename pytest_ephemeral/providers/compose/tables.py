@@ -1,4 +1,4 @@
-"""The keys that templates of the compose provider have."""
+"""The configuration keys of the compose provider's templates."""
 
 from __future__ import annotations
 
@@ -15,38 +15,36 @@ class Place(Table, frozen=True, kw_only=True):
     """A port of a service.
 
     Attributes:
-        service: The service.
-        port: The port inside it.
+        service: The service's name.
+        port: The port inside its container.
     """
 
     service: str
     port: Port
 
 
-class At(NamedTuple):
-    """Where an endpoint is: a service, and a port inside it."""
+class ServicePort(NamedTuple):
+    """The target of an endpoint: a service, and a port inside its container."""
 
     service: str
     port: int
 
 
 class ComposeTemplate(Template, frozen=True, kw_only=True):
-    """What a Compose file describes. ``env`` is what the file's ``${…}`` are filled in from.
+    """A project of a Compose file. ``env`` sets the variables for the file's ``${…}``.
 
     Attributes:
-        file: The Compose file, or several, each over the ones before it.
-        env_file: What the file's ``${…}`` are filled in from too, instead of ``.env``.
-        replaced: Called ``images``: by service, the baked image that it runs.
-        service: The service that the URL leads to; commands run in it.
+        file: The Compose file, or several; each overrides the ones before it.
+        env_file: Files with variables for the file's ``${…}``, instead of ``.env``.
+        replaced: Called ``images``: the baked image of a service, by the service's name.
+        service: The service of the URL; commands run in its container.
         further: Called ``endpoints``: ports of other services, by name.
-        profiles: Those of the file's profiles that are wanted.
-        scale: By service, how many containers it has.
-        allow_mounts: Whether services with a baked image may have folders of this machine mounted
-            over it.
+        profiles: The profiles of the file to activate.
+        scale: The number of containers, by service.
+        allow_mounts: Whether folders of this machine may be mounted over a baked image.
         allow_external: Whether services may use external networks and volumes, which all
             environments of the file share.
-        grace: How long services may take to stop when they are asked to; they are killed at once
-            if not given.
+        grace: How long services may take to stop; without it, they are killed at once.
     """
 
     needs_port: ClassVar[bool] = False
@@ -66,7 +64,7 @@ class ComposeTemplate(Template, frozen=True, kw_only=True):
     grace: Duration | None = None
 
     def check(self) -> None:
-        """Every endpoint has a name of its own, and every image a service."""
+        """Check that it has a file, no ``image``, and no two endpoints of one name."""
         if not self.files():
             raise ValueError("file: expected at least one Compose file")
         if self.image is not None:
@@ -79,24 +77,26 @@ class ComposeTemplate(Template, frozen=True, kw_only=True):
             )
 
     def files(self) -> list[str]:
-        """The Compose files, in their order."""
+        """The Compose files, in order."""
         return [self.file] if isinstance(self.file, str) else self.file
 
     def env_files(self) -> list[str]:
-        """The files with variables, in their order."""
+        """The files with variables, in order."""
         return [self.env_file] if isinstance(self.env_file, str) else self.env_file
 
-    def places(self) -> dict[str, At]:
-        """Where its endpoints are, the URL's first."""
-        own = {name: At(self.service, port) for name, port in super().endpoints().items()}
-        further = {name: At(place.service, place.port) for name, place in self.further.items()}
+    def service_ports(self) -> dict[str, ServicePort]:
+        """The targets of its endpoints by name, the URL's first."""
+        own = {name: ServicePort(self.service, port) for name, port in super().endpoints().items()}
+        further = {
+            name: ServicePort(place.service, place.port) for name, place in self.further.items()
+        }
         return {**own, **further}
 
     def endpoints(self) -> dict[str, int]:
-        """Its ports by name, the URL's first."""
-        return {name: place.port for name, place in self.places().items()}
+        """The ports of its endpoints by name, the URL's first."""
+        return {name: place.port for name, place in self.service_ports().items()}
 
     def images(self) -> Sequence[str]:
-        """The names of the images it is made of, that of the URL's service first."""
+        """The names of its baked images, that of the URL's service first."""
         services = sorted(self.replaced, key=lambda service: service != self.service)
         return list(dict.fromkeys(self.replaced[service] for service in services))

@@ -1,7 +1,7 @@
-"""What environments of containers have in common, whoever made them: everything but launching.
+"""What the container providers share: all about an environment except launching it.
 
-An environment's containers are found by its label. Each is a part with a name: the service's in a
-Compose file, ``app`` where there is only one.
+An environment's containers are found by its label. Each is a part with a name: the name of its
+service in a Compose file, or ``app`` if there are no services.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ from pytest_ephemeral.providers.docker.logs import Mark
 from pytest_ephemeral.providers.docker.masking import Masking
 from pytest_ephemeral.providers.protocol import Owned, Status
 
-#: The part of an environment that has no services.
+#: The name of the only part of an environment without services.
 APP: Final = "app"
 
-#: In a handle: the part that commands run in, and those that have endpoints.
+#: In a handle: the part that commands run in, and the parts that have endpoints.
 MAIN, SERVING = resources.COMPLETE, "serving"
 
 _SERVICE: Final = "com.docker.compose.service"
 
 
 class ContainerEnvironments:
-    """Environments that an engine runs; see ``Provider`` for what is promised."""
+    """The parts of ``Provider`` that are the same for all environments of containers."""
 
     name: ClassVar[str]
     forwards_ports: ClassVar[bool] = True
 
     def preflight(self, *_: object) -> None:
-        """Whether an engine answers."""
+        """Check that an engine answers."""
         self.reach()
 
     def reach(self) -> None:
-        """See whether an engine answers; which one it is, is asked meanwhile.
+        """Check that an engine answers, and look up its id in the background.
 
         Raises:
-            UnavailableError: None does; says what was tried.
+            UnavailableError: No engine answers; the message lists what was tried.
         """
         try:
             engine = endpoint.find()
             engine.ping()
-            identity.ask_early(engine)
+            identity.look_up_early(engine)
         except EngineError as error:
             raise UnavailableError(
                 f"the container engine gave an invalid answer: {error}"
@@ -74,11 +74,11 @@ class ContainerEnvironments:
         identity.contact()
 
     def status(self, environment: Environment) -> Status:
-        """How its parts are. A part without endpoints may end with status 0: it was a job."""
+        """The state of its parts. A part without endpoints may exit with status 0, as jobs do."""
         try:
             engine = identity.engine_of(environment.handle)
             found = resources.containers(engine, environment.id)
-            ended = [_ending(engine, one, environment) for one in found]
+            ended = [_exit_reason(engine, one, environment) for one in found]
         except ElsewhereError:
             raise
         except (EphemeralError, TimeoutError) as error:
@@ -86,8 +86,8 @@ class ContainerEnvironments:
         missing = _serving(environment) - {part_of(one) for one in found}
         if not found or missing:
             return Status("gone", f"{', '.join(sorted(missing))} is not there" if found else "")
-        said = "; ".join(text for text in ended if text)
-        return Status("exited", said) if said else Status("running", _odd(found))
+        reasons = "; ".join(text for text in ended if text)
+        return Status("exited", reasons) if reasons else Status("running", _notes(found))
 
     def logs(
         self,
@@ -97,10 +97,10 @@ class ContainerEnvironments:
         until: str | None = None,
         tail: int | None = None,
     ) -> str:
-        """What its parts have printed, in the order of time; of several, each line says whose."""
+        """The output of its parts in order of time; with several, each line has its part's name."""
         first, last = _marks(since), _marks(until)
         lines: list[tuple[int, str]] = []
-        with _about(environment) as engine:
+        with _reach(environment) as engine:
             parts = _parts(engine, environment)
             masked = load_masking(engine, environment, parts.values())
             for name, id in parts.items():
@@ -122,14 +122,14 @@ class ContainerEnvironments:
         return "".join(line if line.endswith("\n") else f"{line}\n" for _, line in lines)
 
     def log_mark(self, environment: Environment) -> str:
-        """When each part has printed its last line, by the engine's clock."""
-        with _about(environment) as engine:
+        """The time of each part's last line, by the engine's clock, as JSON."""
+        with _reach(environment) as engine:
             parts = _parts(engine, environment)
             return json.dumps({name: str(logs.mark_end(engine, id)) for name, id in parts.items()})
 
     def log_files(self, environment: Environment) -> Mapping[str, str]:
-        """What each part has printed."""
-        with _about(environment) as engine:
+        """The output of each part, by its name."""
+        with _reach(environment) as engine:
             parts = _parts(engine, environment)
             masked = load_masking(engine, environment, parts.values())
             return {
@@ -140,14 +140,14 @@ class ContainerEnvironments:
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in its main part."""
-        with _about(environment) as engine:
+        """Run a command in the main part."""
+        with _reach(environment) as engine:
             return containers.run(engine, _main(engine, environment), argv, timeout=timeout)
 
     def hint(self, environment: Environment) -> str:
-        """Where it listens instead of where it should."""
+        """Where its parts listen, if not on the published ports."""
         try:
-            with _about(environment) as engine:
+            with _reach(environment) as engine:
                 parts = _parts(engine, environment)
                 hints = (
                     containers.describe_listeners(engine, id)
@@ -159,24 +159,24 @@ class ContainerEnvironments:
             return ""
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
-        """Note its new expiry on the engine."""
+        """Record the new expiry in the engine, by a label."""
         expires = labels.NEVER if expires_at is None else expires_at.isoformat(timespec="seconds")
-        with _about(environment) as engine:
+        with _reach(environment) as engine:
             _parts(engine, environment)
             resources.extend(engine, environment, self.name, expires)
 
     def keep(self, environment: Environment) -> None:
-        """Nothing to do: it is no process of the owner's, and the ledger says that it stays."""
-        with _about(environment) as engine:
+        """Check that its containers exist: nothing else is needed to keep them."""
+        with _reach(environment) as engine:
             _parts(engine, environment)
 
     def pending_health(self, environment: Environment) -> str:
-        """Which of its health checks have not passed, and which of its ports are not there yet.
+        """The health checks that have not passed, and the ports that are not published yet.
 
-        A container that exits until its database is up has no port here while it is started again.
-        Someone else may have it: what answers there is not asked before it is the container's.
+        A container that restarts until its database is up has no published port in between.
+        Another program may use the port then, so it is not probed.
         """
-        with _about(environment) as engine:
+        with _reach(environment) as engine:
             found = resources.containers(engine, environment.id)
             waiting = [text for one in found if (text := _pending_check(engine, environment, one))]
         serving = [one for one in found if part_of(one) in _serving(environment)]
@@ -194,39 +194,39 @@ class ContainerEnvironments:
         )
 
     def is_listening(self, environment: Environment, at: Endpoint, /) -> bool | None:
-        """Whether the container that an endpoint leads to listens in its own network."""
-        with _about(environment) as engine:
+        """Whether the container behind an endpoint listens; see ``listening.is_listening``."""
+        with _reach(environment) as engine:
             return listening.is_listening(engine, environment.id, at)
 
     def destroy(self, environment: Environment) -> None:
-        """Remove its containers, networks and volumes; where there is a grace, stop them before."""
+        """Remove its containers, networks and volumes; with a ``grace``, stop containers first."""
         self.destroy_in_stages(environment, lambda: None)
 
     def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
-        """Its containers first: when they are gone, nothing of it runs."""
+        """See ``SupportsStagedDestroy``; accepted once its containers are removed."""
         engine = identity.engine_of(environment.handle)
         resources.destroy(engine, environment, accepted, grace=grace.read(environment.handle))
         masking.forget(environment.id)
         rollback.forget(environment.id)
 
     def clock(self, environment: Environment) -> datetime:
-        """What time it is on the engine's machine."""
-        with _about(environment) as engine:
+        """The time on the engine's machine."""
+        with _reach(environment) as engine:
             return engine.ping()
 
     def list_owned(self) -> Iterator[Owned]:
-        """All containers, networks and volumes of this provider's, by environment."""
+        """All containers, networks and volumes of this provider, by environment."""
         yield from resources.list_owned(endpoint.find(), self.name)
 
     def sweep(self, owned: Owned) -> None:
-        """Remove all of one."""
+        """Remove all resources of one environment."""
         with name_failures(owned):
             resources.remove(endpoint.find(), owned.id)
 
 
 @contextmanager
 def name_failures(owned: Owned) -> Iterator[None]:
-    """Name the environment in the error of whatever is refused."""
+    """Turn errors into ``DestroyError``, with the name of the environment."""
     try:
         yield
     except DestroyError:
@@ -236,32 +236,32 @@ def name_failures(owned: Owned) -> Iterator[None]:
 
 
 def load_masking(engine: Engine, environment: Environment, ids: Iterable[str]) -> Masking:
-    """What hides an environment's secrets.
+    """The masking of an environment's secrets in its logs.
 
     Args:
-        engine: Where it runs.
-        environment: Which.
-        ids: Its containers'.
+        engine: The environment's engine.
+        environment: The environment.
+        ids: The ids of its containers.
 
     Raises:
-        EngineError: One of them is gone.
+        EngineError: A container is gone.
     """
     configs = (containers.inspect(engine, id)["Config"] for id in ids)
     return Masking.of(configs, environment.id)
 
 
 def part_of(container: Mapping[str, Any]) -> str:
-    """A container's name as a part; of several of one service, numbered from the second on."""
+    """The name of a container's part; further containers of a service have a number."""
     found = container.get("Labels") or {}
     if found.get(resources.PROVIDER) == "docker":
-        return APP  # its image may have Compose's labels, with whatever in them
+        return APP  # its image may have labels of Compose, which say nothing about the container
     number = found.get("com.docker.compose.container-number", "1")
     name = re.sub(r"^\.|[^A-Za-z0-9_.-]", "_", f"{found.get(_SERVICE, APP)}")
     return name if number == "1" else f"{name}-{number}"
 
 
 def _parts(engine: Engine, environment: Environment) -> dict[str, str]:
-    """The ids of its containers by their parts' names."""
+    """The ids of an environment's containers, by the names of their parts."""
     found = {part_of(one): one["Id"] for one in resources.containers(engine, environment.id)}
     if not found:
         raise EphemeralError(f"{environment.id} is gone: none of its containers is there")
@@ -280,9 +280,9 @@ def _serving(environment: Environment) -> set[str]:
     return set(environment.handle.get(SERVING, "").split())
 
 
-def _ending(engine: Engine, container: Mapping[str, Any], environment: Environment) -> str:
-    """How a part has ended; empty for one that runs, or was to end."""
-    # Each is asked itself: where its disk is full, an engine goes on to list it as running.
+def _exit_reason(engine: Engine, container: Mapping[str, Any], environment: Environment) -> str:
+    """Why a part has ended; empty if it runs, or was a job that has succeeded."""
+    # Inspect each: an engine with a full disk lists exited containers as running.
     found = containers.inspect(engine, container["Id"])
     if found["State"]["Status"] not in {"exited", "dead"}:
         return ""
@@ -294,22 +294,22 @@ def _ending(engine: Engine, container: Mapping[str, Any], environment: Environme
 
 
 def _pending_check(engine: Engine, environment: Environment, container: Mapping[str, Any]) -> str:
-    """What a container's own health check has to say; empty where it has none or has passed."""
+    """The state of a container's health check; empty if it has none, or it has passed."""
     if "(unhealthy)" in container["Status"]:
-        said = containers.health_output(containers.inspect(engine, container["Id"]))
+        output = containers.health_output(containers.inspect(engine, container["Id"]))
         masked = load_masking(engine, environment, [container["Id"]])
-        return f"{part_of(container)} is unhealthy, and its health check says: {masked(said)}"
+        return f"{part_of(container)} is unhealthy, and its health check says: {masked(output)}"
     if "(health: starting)" in container["Status"] or "(starting)" in container["Status"]:
         return f"{part_of(container)} is starting"
     return ""
 
 
-def _odd(found: Sequence[Mapping[str, Any]]) -> str:
-    """What is worth saying of parts that run."""
+def _notes(found: Sequence[Mapping[str, Any]]) -> str:
+    """The parts that have not ended, but are paused, restarting or unhealthy."""
     states = {"paused": "is paused", "restarting": "is being restarted"}
-    odd = [f"{part_of(one)} {states[one['State']]}" for one in found if one["State"] in states]
-    odd += [f"{part_of(one)} is unhealthy" for one in found if "(unhealthy)" in one["Status"]]
-    return "; ".join(odd)
+    notes = [f"{part_of(one)} {states[one['State']]}" for one in found if one["State"] in states]
+    notes += [f"{part_of(one)} is unhealthy" for one in found if "(unhealthy)" in one["Status"]]
+    return "; ".join(notes)
 
 
 def _marks(text: str | None) -> dict[str, Mark]:
@@ -324,8 +324,8 @@ def _reason(environment: Environment, error: Exception) -> str:
 
 
 @contextmanager
-def _about(environment: Environment) -> Iterator[Engine]:
-    """The environment's engine; whatever it refuses is said to be about this environment."""
+def _reach(environment: Environment) -> Iterator[Engine]:
+    """The environment's engine; errors of the engine get the environment's name."""
     engine = identity.engine_of(environment.handle)
     try:
         yield engine

@@ -1,4 +1,4 @@
-"""What engines complain of, and what helps."""
+"""Errors of engines, each with advice."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ _REMEDIES: Final = {
     "`# syntax=docker/dockerfile:1`, which makes the engine fetch a newer parser",
 }
 
-#: Bytes below which a disk is full.
+#: A disk with less free space, in bytes, is full.
 _NOTHING: Final = 1 << 20
 
 
 def describe_error(error: Exception) -> str:
-    """What the engine refused, and what helps."""
+    """The engine's message, and advice."""
     text = message_of(error)
     return text + find_remedy(text)
 
 
 def bake_failure(log: BakeLog, what: str) -> BakeError:
-    """The error for a bake that failed, with what helps.
+    """The error for a failed bake, with advice.
 
-    Only what the engine says is looked at, and whether a disk is full: an install script prints
-    much that sounds like an engine's complaint.
+    The advice is chosen by the engine's message alone, unless a disk is full: the output of an
+    install script may look like a message of the engine.
 
     Args:
-        log: The bake's.
+        log: The log of the bake.
         what: What went wrong.
     """
     text = _DISK_FULL if _DISK_FULL in log.last_lines().lower() else what
@@ -57,7 +57,7 @@ def bake_failure(log: BakeLog, what: str) -> BakeError:
 
 
 def message_of(error: Exception) -> str:
-    """What the engine refused, without its stack of components."""
+    """The engine's message, without the names of its internal components."""
     if isinstance(error, TimeoutError) and not isinstance(error, EphemeralError):
         return "the container engine gave no answer in time; is its machine overloaded?"
     text = str(error)
@@ -68,13 +68,13 @@ def message_of(error: Exception) -> str:
 
 
 def find_remedy(text: str) -> str:
-    """What helps against what a text says, after a semicolon; empty where nothing is known."""
+    """The advice for a message, after a semicolon; empty if there is none."""
     lower = text.lower()
     return next((f"; {helps}" for symptom, helps in _REMEDIES.items() if symptom in lower), "")
 
 
 def describe_full_disk(engine: Engine) -> str:
-    """A note on the engine's disk, if that is full: then it can't even write what is printed."""
+    """A note if the engine's disk is full, so that it can't write logs, either."""
     try:
         root = engine.call("GET", "/info", timeout=10)["DockerRootDir"]
         free = _NOTHING if engine.address.host else shutil.disk_usage(root).free

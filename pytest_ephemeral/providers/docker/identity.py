@@ -1,9 +1,9 @@
-"""Which engine it is: recorded at launch, and compared before anything said of it is believed.
+"""The identity of an engine: recorded at launch, and checked before its answers are used.
 
-An address alone says little. ``unix:///var/run/docker.sock`` is another engine on every machine,
-and a record that was tampered with may name an engine that says what its author wants. So a
-recorded address is used only if this machine or this user vouches for it, and only the engine that
-the environment was launched on can say that it is gone.
+An address is not enough: ``unix:///var/run/docker.sock`` is another engine on every machine, and a
+record that was tampered with may name an engine of its author. So a recorded address is used only
+if this machine or this user has configured it, and only the engine that the environment was
+launched on can tell that it is gone.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from pytest_ephemeral.providers.docker import endpoint, masking
 from pytest_ephemeral.providers.docker.engine import Address, Engine
 from pytest_ephemeral.providers.protocol import Order
 
-#: In a handle: the engine's address, and its own id.
+#: In a handle: the engine's address, and its id.
 ENGINE, ENGINE_ID = "engine", "engine-id"
 
-#: What Docker calls the drivers of its containerd store.
+#: The prefix of the names of Docker's drivers with the containerd store.
 _SNAPSHOTTER: Final = "io.containerd.snapshotter"
 
 
 class _Known(NamedTuple):
-    """What an engine says of itself: what tells it from others, and how it keeps images."""
+    """The properties of an engine: its id, and how it stores images."""
 
     id: str
     has_manifests: bool
@@ -45,7 +45,7 @@ _lock: Final = threading.Lock()
 
 
 def handle_of(engine: Engine) -> dict[str, str]:
-    """What ``engine_of`` finds an engine again by."""
+    """The entries in a handle by which ``engine_of`` finds the engine again."""
     return {ENGINE: engine.address.url, ENGINE_ID: id_of(engine)}
 
 
@@ -53,16 +53,16 @@ def engine_of(handle: Mapping[str, str]) -> Engine:
     """The engine that an environment was launched on.
 
     Args:
-        handle: The environment's. Empty when nothing was asked of any engine yet: then it is the
-            engine that this process uses.
+        handle: The environment's handle. If it names no engine, nothing was created yet: then
+            it is the engine that this process uses.
 
     Raises:
-        ElsewhereError: It can't be reached from here, or what answers there is another one.
-        NoEngineError: It does not answer.
+        ElsewhereError: The address is not trusted, or another engine answers there.
+        NoEngineError: The engine does not answer.
     """
     if ENGINE not in handle:
         return endpoint.find()
-    engine = Engine(_trusted(handle[ENGINE]))
+    engine = Engine(_find_trusted(handle[ENGINE]))
     if id_of(engine) != handle.get(ENGINE_ID):
         raise ElsewhereError(
             f"it was launched on another container engine than the one at {engine.address}: "
@@ -72,14 +72,14 @@ def engine_of(handle: Mapping[str, str]) -> Engine:
 
 
 def begin_launch(order: Order, engine: Engine) -> Order:
-    """Record where an environment is about to be made, before anything of it is.
+    """Journal the engine of an environment before anything is created.
 
     Args:
-        order: What is asked for.
-        engine: Where.
+        order: The order.
+        engine: The engine to launch on.
 
     Returns:
-        The order, with the environment as it is recorded now.
+        The order, with the journaled environment.
     """
     handle = handle_of(engine)
     environment = msgspec.structs.replace(order.environment, handle=handle)
@@ -89,38 +89,37 @@ def begin_launch(order: Order, engine: Engine) -> Order:
 
 
 def id_of(engine: Engine) -> str:
-    """What tells an engine from others.
+    """The id of an engine.
 
-    Docker has an id, which before its version 25 is the machine's: two engines of one machine
-    differ in where their data is. Podman makes up another id for every answer, so that its machine
-    takes the id's place.
+    Docker has an id. Before version 25 it is the machine's, so the engine's data folder is part of
+    ours. Podman returns another id in every answer, so we use the machine's id instead.
 
     Raises:
-        NoEngineError: It does not answer.
+        NoEngineError: The engine does not answer.
     """
-    return _ask(engine).id
+    return _look_up(engine).id
 
 
 def has_manifests(engine: Engine) -> bool:
-    """Whether an engine knows images by their manifests: Docker's containerd store does.
+    """Whether an engine identifies images by their manifests, as Docker's containerd store does.
 
     Raises:
-        NoEngineError: It does not answer.
+        NoEngineError: The engine does not answer.
     """
-    return _ask(engine).has_manifests
+    return _look_up(engine).has_manifests
 
 
 def is_podman(engine: Engine) -> bool:
-    """Whether an engine is Podman, speaking Docker's language.
+    """Whether an engine is Podman, by its implementation of Docker's API.
 
     Raises:
-        NoEngineError: It does not answer.
+        NoEngineError: The engine does not answer.
     """
-    return _ask(engine).is_podman
+    return _look_up(engine).is_podman
 
 
-def _ask(engine: Engine) -> _Known:
-    """Ask an engine for what it is, once a process."""
+def _look_up(engine: Engine) -> _Known:
+    """The properties of an engine, asked for once in a process."""
     with _lock:
         if engine.address not in _known:
             info = engine.call("GET", "/info", timeout=10)
@@ -135,33 +134,33 @@ def _ask(engine: Engine) -> _Known:
 
 
 def _driver(info: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What an engine says of what it keeps images in; Podman has it in another form."""
+    """The properties of an engine's storage driver; none for Podman, which has another form."""
     return [tuple(pair) for pair in info.get("DriverStatus") or () if len(pair) == 2]
 
 
-def ask_early(engine: Engine) -> None:
-    """Ask an engine for its id beside what else there is to do: a launch needs it first of all."""
+def look_up_early(engine: Engine) -> None:
+    """Look up an engine's id in a thread, as a launch needs it first of all."""
 
-    def ask() -> None:
-        with suppress(EphemeralError, TimeoutError):  # whoever needs it gets the error
+    def look_up() -> None:
+        with suppress(EphemeralError, TimeoutError):  # the launch will get the same error
             id_of(engine)
 
-    threading.Thread(target=ask, name="engine id", daemon=True).start()
+    threading.Thread(target=look_up, name="engine id", daemon=True).start()
 
 
 def contact() -> None:
-    """Ask the engine for its id, if it is on this machine: another is not asked unasked."""
+    """Look up the engine's id, if it is on this machine: remote ones are only used on demand."""
     with suppress(EphemeralError, TimeoutError):
         engine = endpoint.find()
         if not engine.address.host:
             id_of(engine)
 
 
-def _trusted(url: str) -> Address:
-    """An address from a record, if someone other than the record vouches for it.
+def _find_trusted(url: str) -> Address:
+    """An address from a record, if something other than the record confirms it.
 
-    For a socket, its owner: this user or root. For a host, the docker command's settings, which
-    also say with which certificates: ``DOCKER_HOST`` or a context of this user.
+    For a socket, its owner must be this user or root. For a host, ``DOCKER_HOST`` or one of this
+    user's docker contexts must name it; that also gives the certificates.
     """
     for known in endpoint.list_addresses(os.environ):
         if known.url == url:
@@ -176,7 +175,7 @@ def _trusted(url: str) -> Address:
 
 
 def _is_socket_trusted(socket: Path) -> bool:
-    """Whether only root or this user could have put an engine there; one not there is no engine."""
+    """Whether a socket belongs to root or this user; True if there is none, so no engine."""
     try:
         owner = socket.stat().st_uid
     except FileNotFoundError:

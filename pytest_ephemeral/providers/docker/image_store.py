@@ -1,10 +1,10 @@
-"""Which of an engine's images it is that was baked, in whichever store the engine keeps them.
+"""Find a baked image in an engine, by the digest of its configuration.
 
-Docker's own store and Podman's know an image by the digest of its configuration, which names every
-layer by the digest of its files. Docker's containerd store, which new installations have from
-version 29 on, knows it by the digest of a manifest, which is another after every load
-(https://github.com/moby/moby/issues/48401). So a baked image is recorded by its configuration's
-digest; a manifest's, which stands for one configuration for ever, is looked into once.
+Docker's older store and Podman identify an image by the digest of its configuration, which has the
+digests of all layers. Docker's containerd store, the default of new installations since version
+29, identifies it by the digest of a manifest, which changes with every load
+(https://github.com/moby/moby/issues/48401). So a baked image is recorded by the digest of its
+configuration. A manifest always has the same configuration, so it is read once.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.docker import bases, identity, quarantine
 from pytest_ephemeral.providers.docker.engine import Engine
 
-#: What baked images are called: ``pytest-ephemeral/NAME:KEY``.
+#: The start of baked images' names: ``pytest-ephemeral/NAME:KEY``.
 REPOSITORY: Final = "pytest-ephemeral"
 
-#: In an image's handle: where any engine can pull it, by its digest.
+#: In an image's handle: the name with digest by which any engine can pull it.
 PULL: Final = "pull"
 
-#: The most bytes that a manifest or a configuration may have, as registries have it.
+#: The largest manifest or configuration in bytes, as in registries.
 _LARGEST_DOCUMENT: Final = 4 << 20
 
 _BLOBS: Final = "blobs/sha256/"
 
-#: The configurations' digests by the digests of manifests.
+#: The digests of configurations, by the digests of manifests.
 _known: Final[dict[str, str]] = {}
 
 
 def name_of(recipe: str, key: str) -> str:
-    """The name that a baked image has on every engine."""
+    """The name of a baked image, the same on every engine."""
     return f"{REPOSITORY}/{recipe}:{quarantine.short_key(key)}"
 
 
 def tag_of(image: Image) -> str:
-    """The name of an image that the catalog knows."""
+    """The name of an image from the catalog."""
     return name_of(image.name, image.key)
 
 
 def find(engine: Engine, image: Image) -> dict[str, Any] | None:
-    """A baked image as the engine describes it; None when it has not that very one."""
+    """The engine's description of a baked image; None if the engine lacks this very image."""
     if not identity.has_manifests(engine):
         return bases.find_local(engine, image.digest)
     for name in (image.reference, tag_of(image), image.handle.get(PULL)):
@@ -56,7 +56,7 @@ def find(engine: Engine, image: Image) -> dict[str, Any] | None:
 
 
 def id_on(engine: Engine, image: Image) -> str:
-    """What an engine calls a baked image; where it does not have it, what it would be called."""
+    """The id of a baked image on an engine; if the engine lacks it, the image's digest."""
     if not identity.has_manifests(engine):
         return image.digest
     found = find(engine, image)
@@ -67,22 +67,22 @@ def digest_of(engine: Engine, found: Mapping[str, Any]) -> str:
     """The digest of an image's configuration.
 
     Args:
-        engine: Where it is.
-        found: The image, as the engine describes it.
+        engine: The engine that has the image.
+        found: The engine's description of the image.
     """
     id = str(found["Id"])
     if not identity.has_manifests(engine):
         return id
     if id not in _known:
-        _known[id] = _remembered(id) or _read(engine, found)
-        _remember(id, _known[id])
+        _known[id] = _load_digest(id) or _read(engine, found)
+        _save_digest(id, _known[id])
     return _known[id]
 
 
 def _read(engine: Engine, found: Mapping[str, Any]) -> str:
-    """The configuration's digest, from the documents that saving the image gives.
+    """The digest of an image's configuration, from the archive that saving the image gives.
 
-    The engine has no call for a manifest. What it saves ends to be read when that is found.
+    The engine has no call for a manifest. The archive is read only until the digest is found.
     """
     import tarfile
 
@@ -108,7 +108,7 @@ def _read(engine: Engine, found: Mapping[str, Any]) -> str:
 
 
 def _config_in(documents: Mapping[str, Any], digest: str, found: Mapping[str, Any]) -> str:
-    """What a manifest names as configuration, or an index as that of the image's platform."""
+    """The configuration in a manifest, or in an index's manifest for the image's platform."""
     document = documents.get(digest)
     if not isinstance(document, dict):
         return ""
@@ -123,14 +123,14 @@ def _config_in(documents: Mapping[str, Any], digest: str, found: Mapping[str, An
     return ""
 
 
-def _remembered(id: str) -> str:
+def _load_digest(id: str) -> str:
     try:
         return (machine.state_directory() / "manifests" / id[7:]).read_text()
     except FileNotFoundError:
         return ""
 
 
-def _remember(id: str, digest: str) -> None:
+def _save_digest(id: str, digest: str) -> None:
     folder = machine.state_directory() / "manifests"
     folder.mkdir(parents=True, exist_ok=True)
     files.replace(folder / id[7:], [digest.encode()])

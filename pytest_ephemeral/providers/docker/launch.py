@@ -1,4 +1,4 @@
-"""Launching one container: what is asked of the engine, and what when a port is taken."""
+"""Launch one container; if a port is in use, try again with others."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from pytest_ephemeral.providers.docker.resources import CONTAINER, name_of
 from pytest_ephemeral.providers.docker.tables import DockerTemplate, bytes_of, volume_of
 from pytest_ephemeral.providers.protocol import Order
 
-#: The engine's own network, which is there already: one of an environment's own takes 0.2 s, and
-#: one of some thirty that an engine has addresses for.
+#: The engine's default network. A new one would take 0.2 s, and an engine has addresses for only
+#: some thirty networks.
 _DEFAULT_NETWORK: Final = "default"
 
 
 def launch_container(
     engine: Engine, order: Order, template: DockerTemplate, image: Image
 ) -> Environment:
-    """Create a container with all it needs, and start it.
+    """Create a container with its network and volumes, and start it.
 
     Raises:
-        EphemeralError: The engine refused; what was made has the environment's labels.
+        EphemeralError: The engine refused; all resources so far have the environment's labels.
     """
     order = identity.begin_launch(order, engine)
     environment = order.environment
@@ -51,7 +51,7 @@ def launch_container(
     network = _Network(engine, name_of(environment.id), made_labels) if template.isolated else None
     udp = image.handle.get("udp", "").split()
     attempt = _Attempt(engine, template, name_of(environment.id), body, network)
-    container, published = attempt.until_free(
+    container, published = attempt.start(
         lambda: ports.choose(
             engine,
             template.endpoints(),
@@ -70,7 +70,7 @@ def launch_container(
 
 
 class _Attempt:
-    """Making and starting a container, again with other ports where one was taken."""
+    """Creates and starts a container, again with other ports if one is in use."""
 
     def __init__(
         self,
@@ -86,11 +86,14 @@ class _Attempt:
         self._body = body
         self._network = network
 
-    def until_free(self, choose: Callable[[], Published]) -> tuple[str, Published]:
-        """Make and start it.
+    def start(self, choose: Callable[[], Published]) -> tuple[str, Published]:
+        """Create and start the container.
+
+        Args:
+            choose: Chooses the published ports; called for each attempt.
 
         Returns:
-            Its id, and where its ports are published.
+            The container's id, and its published ports.
         """
         for attempt in range(ports.ATTEMPTS):
             published = choose()
@@ -103,7 +106,7 @@ class _Attempt:
                 resources.remove_container(self._engine, container)
             else:
                 return container, published
-        raise EphemeralError("no port is free")  # the last attempt raises what the engine says
+        raise EphemeralError("no port is free")  # not reached: the last attempt raises
 
     def _create(self, published: Published) -> str:
         keys = {name: published.key(name) for name in published.inside}
@@ -133,10 +136,10 @@ class _Attempt:
 
 
 class _Network:
-    """An environment's network, created while its container is.
+    """An environment's network, created in a thread while its container is created.
 
-    A bridge takes an engine 0.1 s, for its rules in the kernel's packet filter; Docker asks for it
-    only when the container starts, Podman when it is created.
+    A bridge takes an engine 0.1 s, for its rules in the kernel's packet filter. Docker needs the
+    network when the container starts, Podman when it is created.
     """
 
     def __init__(self, engine: Engine, name: str, network_labels: Mapping[str, str]) -> None:
@@ -156,7 +159,7 @@ class _Network:
         self._wait()
 
     def join(self, create: Callable[[], str]) -> str:
-        """Create a container on it, now or when the network is there."""
+        """Create a container on the network; if that fails, once more when the network exists."""
         try:
             return create()
         except EngineError:
@@ -177,7 +180,7 @@ class _Network:
 
 
 def _body(order: Order, template: DockerTemplate) -> dict[str, Any]:
-    """The request for a container, as /containers/create takes it; without image and ports."""
+    """The body of ``/containers/create``, without the image and the ports."""
     name = name_of(order.environment.id)
     command = template.command
     if isinstance(command, str):
@@ -205,7 +208,7 @@ def _host_config(template: DockerTemplate, name: str) -> dict[str, Any]:
         "CapAdd": template.cap_add,
     }
     if template.memory is not None:
-        # Memory and swap together: what does not fit is killed, and does not crawl.
+        # MemorySwap is memory and swap together: the container is killed instead of swapping.
         host["Memory"] = host["MemorySwap"] = bytes_of(template.memory)
     if template.cpus is not None:
         host["NanoCpus"] = round(template.cpus * 10**9)
@@ -217,14 +220,14 @@ def _host_config(template: DockerTemplate, name: str) -> dict[str, Any]:
 
 
 def _mount(volume: str, prefix: str) -> dict[str, Any]:
-    """A volume; one without a name is the container's own, and removed with it."""
+    """A volume; without a name, it is anonymous, and removed with the container."""
     name, path = volume_of(volume)
     mount = {"Type": "volume", "Target": path}
     return {**mount, "Source": f"{prefix}-{name}"} if name else mount
 
 
 def _make_volumes(engine: Engine, body: Mapping[str, Any]) -> None:
-    """Make the volumes that have names, labelled: Podman labels none that a container brings."""
+    """Create the named volumes with labels: Podman would create them without."""
     for mount in body["HostConfig"]["Mounts"]:
         if name := mount.get("Source"):
             volume = {"Name": name, "Labels": body["Labels"]}

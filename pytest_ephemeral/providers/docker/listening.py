@@ -1,9 +1,9 @@
-"""Whether a container's own processes listen, looked up in its network namespace.
+"""Find out whether a container's processes listen, from its network namespace.
 
-What is published on this machine is accepted by the engine's proxy, from the container's start on.
-It hangs up when nobody listens behind it, but not before it has asked: how long that takes depends
-on the machine's load, and on the network. Linux tells without a connection who listens, in
-``/proc/PID/net/tcp`` (https://docs.kernel.org/networking/proc_net_tcp.html).
+The engine's proxy accepts connections to a published port as soon as the container starts. If no
+process listens, the proxy closes the connection, after a time that depends on the machine's load
+and on the network. ``/proc/PID/net/tcp`` on Linux shows without a connection whether a process
+listens (https://docs.kernel.org/networking/proc_net_tcp.html).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _LISTEN: Final = "0A"
 
 
 def is_listening(engine: Engine, id: str, endpoint: Endpoint) -> bool | None:
-    """Whether a container of an environment listens on the port that an endpoint leads to.
+    """Whether a container of an environment listens on the port behind an endpoint.
 
     Args:
-        engine: Where it runs.
-        id: The environment's.
-        endpoint: Where it is published.
+        engine: The environment's engine.
+        id: The environment's id.
+        endpoint: The published endpoint.
 
     Returns:
-        None if that can't be seen from here: the engine is elsewhere, in a virtual machine, or does
-        not publish that port itself.
+        None if this can't be found out: the engine is on another machine or in a virtual machine,
+        or no container publishes the port.
     """
     for one in () if engine.address.host else resources.containers(engine, id):
         if endpoint.port in {port.get("PublicPort") for port in one.get("Ports") or ()}:
@@ -43,7 +43,7 @@ def _is_listening(found: Mapping[str, Any], published: int) -> bool | None:
         return None
     try:
         if found["Id"] not in Path(f"/proc/{pid}/cgroup").read_text():
-            return None  # another process has that number here
+            return None  # the pid is that of another process on this machine
         return any(
             port in list_listeners(Path(f"/proc/{pid}/net/{name}").read_text())
             for name in ("tcp", "tcp6")
@@ -53,10 +53,10 @@ def _is_listening(found: Mapping[str, Any], published: int) -> bool | None:
 
 
 def list_listeners(table: str) -> set[int]:
-    """The ports on which someone accepts connections from outside.
+    """The ports on which a process accepts connections from outside the container.
 
     Args:
-        table: ``/proc/net/tcp`` or ``tcp6``.
+        table: The text of ``/proc/net/tcp`` or ``tcp6``.
     """
     found = set()
     for line in table.splitlines()[1:]:
@@ -68,7 +68,7 @@ def list_listeners(table: str) -> set[int]:
 
 
 def _is_loopback(address: str) -> bool:
-    """Whether only the container itself reaches an address; its words are little-endian."""
+    """Whether an address is a loopback address; its 32-bit words are little-endian."""
     words = [bytes.fromhex(address[at : at + 8])[::-1].hex() for at in range(0, len(address), 8)]
     text = "".join(words)
     if len(text) == 8:
@@ -77,7 +77,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _port_inside(found: Mapping[str, Any], published: int) -> int:
-    """The port of a container that is published on one of this machine; 0 if none is."""
+    """The container's port that is published on a port of this machine; 0 if there is none."""
     ports = (found.get("NetworkSettings") or {}).get("Ports") or {}
     for name, places in ports.items():
         number, _, protocol = name.partition("/")

@@ -1,7 +1,7 @@
-"""What a container has printed: all of it, or what is between two positions.
+"""Read a container's log, or the part of it between two marks.
 
-A mark says where a log ended: the time of its last line. Docker tells that to the nanosecond,
-Podman before its version 5 only to the second, so that a mark also counts the lines of its second.
+A mark is the position of the end of a log: the time of its last line. Docker gives times to the
+nanosecond, Podman before version 5 to the second, so a mark also counts the lines of that second.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 _SECOND: Final = 10**9
 
-#: What an engine says of a container whose logging driver keeps nothing here, such as ``none``.
+#: In the error for a container whose logging driver keeps no logs, such as ``none``.
 _UNREADABLE: Final = "does not support reading"
 
-#: Nanoseconds by which an engine may take a time for another: Podman reads it as a float.
+#: The error of an engine's times in nanoseconds: Podman parses them as floats.
 _ROUNDING: Final = 1000
 
 
 class Mark(NamedTuple):
-    """A place in a log.
+    """A position in a log.
 
     Attributes:
-        when: In nanoseconds since 1970, by the engine's clock.
-        lines: How many lines of that very time are before it.
+        when: The time in nanoseconds since 1970, by the engine's clock.
+        lines: The number of lines with this time that are before the position.
     """
 
     when: int
@@ -40,7 +40,7 @@ class Mark(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """From what ``str`` gives."""
+        """Parse the text that ``str`` returns."""
         when, _, lines = text.partition("+")
         return cls(int(when), int(lines or 0))
 
@@ -48,15 +48,15 @@ class Mark(NamedTuple):
         return f"{self.when}+{self.lines}" if self.lines else str(self.when)
 
     def since(self) -> str:
-        """A time that engines take, shortly before it."""
+        """A time shortly before it, for a request to the engine."""
         return _time(self.when - _ROUNDING)
 
     def until(self) -> str:
-        """A time that engines take, shortly after it."""
+        """A time shortly after it, for a request to the engine."""
         return _time(self.when + (_SECOND if self.lines else _ROUNDING))
 
 
-#: In an empty log: before everything, but not 0, which engines take for "no mark".
+#: The mark of an empty log, before all lines. It is not 0, which means "no limit" to engines.
 BEGINNING: Final = Mark(_SECOND)
 _END: Final = Mark(sys.maxsize)
 
@@ -70,21 +70,21 @@ def read(
     until: Mark | None = None,
     tail: int | None = None,
 ) -> list[tuple[int, str]]:
-    """What a container has printed, its secrets masked.
+    """The lines of a container's log, with secrets masked.
 
     Args:
-        engine: Where it runs.
-        container: Its name or id.
-        masked: Hides its secrets.
-        since: Where to begin.
-        until: Where to stop.
-        tail: A number of lines.
+        engine: The container's engine.
+        container: The container's name or id.
+        masked: Masks the secrets in a line.
+        since: The mark to begin after; None for the start.
+        until: The mark to end at; None for the end.
+        tail: How many lines to return at most; None for all.
 
     Returns:
-        Lines, each with when it was printed, in nanoseconds since 1970 by the engine's clock.
+        Each line with its time, in nanoseconds since 1970 by the engine's clock.
 
     Raises:
-        EngineError: It is gone.
+        EngineError: The container is gone.
     """
     query = {
         "since": since and since.since(),
@@ -93,8 +93,8 @@ def read(
     }
     first, last = since or BEGINNING, until or _END
     try:
-        placed = _placed(engine, container, query)
-        return [(place.when, masked(line)) for place, line in placed if first <= place < last]
+        found = _read_lines(engine, container, query)
+        return [(place.when, masked(line)) for place, line in found if first <= place < last]
     except EngineError as error:
         if _UNREADABLE not in str(error):
             raise
@@ -102,11 +102,11 @@ def read(
 
 
 def mark_end(engine: Engine, container: str) -> Mark:
-    """Where a container's log ends: right after its last line."""
+    """The mark after the last line of a container's log."""
     try:
-        # Of a line that is being written this very moment, Docker gives nothing: hence two.
+        # Two lines: Docker returns nothing for a line that is just being written.
         when = max(
-            (place.when for place, _ in _placed(engine, container, {"tail": "2"}, timeout=10)),
+            (place.when for place, _ in _read_lines(engine, container, {"tail": "2"}, timeout=10)),
             default=None,
         )
         if when is None:
@@ -114,17 +114,16 @@ def mark_end(engine: Engine, container: str) -> Mark:
         if when % _SECOND:
             return Mark(when + 1)
         query = {"since": Mark(when).since()}
-        return Mark(
-            when, sum(1 for place, _ in _placed(engine, container, query) if place.when == when)
-        )
+        places = [place for place, _ in _read_lines(engine, container, query)]
+        return Mark(when, sum(1 for place in places if place.when == when))
     except (EngineError, TimeoutError):
         return BEGINNING
 
 
-def _placed(
+def _read_lines(
     engine: Engine, container: str, query: Mapping[str, str | None], timeout: float = 120
 ) -> Iterator[tuple[Mark, str]]:
-    """The lines that an engine gives, each with its place."""
+    """The lines that an engine returns, each with its position."""
     asked: dict[str, Any] = {"stdout": True, "stderr": True, "timestamps": True, **query}
     before = Mark(0)
     path = f"/containers/{container}/logs"
@@ -135,7 +134,7 @@ def _placed(
 
 
 def _lines(answer: http.client.HTTPResponse) -> Iterator[tuple[int, str]]:
-    """Whole lines, and when each began: an engine cuts those of more than 16 KB into pieces."""
+    """Complete lines with their times: an engine cuts lines of more than 16 KB into pieces."""
     begun: dict[int, tuple[int, bytes]] = {}
     for channel, data in frames(answer):
         stamp, _, piece = data.partition(b" ")
@@ -158,5 +157,5 @@ def _when(stamp: str) -> int:
 
 
 def _time(nanoseconds: int) -> str:
-    """A time as engines take it: seconds since 1970, to the nanosecond."""
+    """A time in the form of requests: seconds since 1970, to the nanosecond."""
     return f"{nanoseconds // _SECOND}.{nanoseconds % _SECOND:09d}"

@@ -1,9 +1,9 @@
-"""What an environment's logs must not show, known from its containers by whoever reads them.
+"""Mask an environment's secrets in its logs; the secrets are read from its containers.
 
-No value of a secret is written anywhere but into the variables of the containers that get it, in
-which the engine keeps it; a label says where it stands in them. A secret that no container gets,
-such as a header of the readiness probe, is known only to the process that launched the environment:
-a digest of it in a label would help whoever guesses.
+The only copies of a secret are in the variables of containers, which the engine stores; a label
+gives their positions. A secret that no container has, such as a header of the readiness probe, is
+known only to the process that launched the environment: a digest in a label could be used to guess
+it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import msgspec
 
 from pytest_ephemeral.interpolation import mask, worth_masking
 
-#: Which parts of which variables are secret, by how much stands before and after them, such as
-#: ``KEY=0-0 URL=16-3``. Not by their lengths: more people see labels than variables.
+#: The positions of secrets: a variable, and the numbers of characters before and after, such as
+#: ``KEY=0-0 URL=16-3``. Labels must not tell a secret's length, as many people can read them.
 SPANS: Final = "pytest-ephemeral.secrets"
 
-#: By environment: the secrets of what this process has launched.
+#: The secrets of the environments that this process has launched, by id.
 _launched: Final[dict[str, Sequence[str]]] = {}
 
 
 def labels_for(variables: Mapping[str, str], secrets: Sequence[str]) -> dict[str, str]:
-    """The label by which an environment's logs are masked.
+    """The label with the positions of secrets.
 
     Args:
-        variables: A container's.
-        secrets: What the logs must not show.
+        variables: The variables of a container.
+        secrets: The secrets to mask.
     """
     spans = [
         f"{name}={start}-{len(value) - start - len(secret)}"
@@ -40,33 +40,33 @@ def labels_for(variables: Mapping[str, str], secrets: Sequence[str]) -> dict[str
 
 
 def remember(id: str, secrets: Sequence[str]) -> None:
-    """Keep the secrets of an environment that this process launches, for its logs."""
+    """Keep the secrets of an environment that this process launches, to mask its logs."""
     _launched[id] = tuple(secrets)
 
 
 def forget(id: str) -> None:
-    """Drop the secrets of an environment that is gone."""
+    """Drop the secrets of a destroyed environment."""
     _launched.pop(id, None)
 
 
 class Masking(msgspec.Struct, frozen=True):
-    """Shows text without an environment's secrets."""
+    """Masks an environment's secrets in a text."""
 
     secrets: Sequence[str]
 
     @classmethod
     def of(cls, configs: Iterable[Mapping[str, Any]], id: str = "") -> Masking:
-        """For the logs of an environment.
+        """The masking for an environment's logs.
 
         Args:
-            configs: The ``Config`` of each of its containers: one may print what another got.
-            id: The environment's.
+            configs: The ``Config`` of each container, as one may print a secret of another.
+            id: The environment's id.
         """
         found = [secret for config in configs for secret in _secrets_in(config)]
         return cls(worth_masking([*found, *_launched.get(id, ())]))
 
     def __call__(self, text: str) -> str:
-        """The text with every secret in it shown as ``***``."""
+        """Replace every secret in a text by ``***``."""
         return mask(text, self.secrets)
 
 
@@ -76,13 +76,13 @@ def _secrets_in(config: Mapping[str, Any]) -> Iterable[str]:
     for span in labels.get(SPANS, "").split():
         name, _, where = span.rpartition("=")
         before, _, after = where.partition("-")
-        if before.isdigit() and after.isdigit():  # else it is someone else's label
+        if before.isdigit() and after.isdigit():  # if not, the label is not ours
             value = variables.get(name, "")
             yield value[int(before) : max(0, len(value) - int(after))]
 
 
 def _places(value: str, part: str) -> list[int]:
-    """Every place where a value has the part."""
+    """All positions of a part in a value."""
     places, at = [], value.find(part)
     while at >= 0:
         places.append(at)

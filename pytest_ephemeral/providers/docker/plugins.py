@@ -1,6 +1,7 @@
-"""Docker's plugins, which use an engine themselves; each is started by itself.
+"""Run Docker's plugins, such as compose and buildx, directly.
 
-Killed with us, ``docker compose`` or ``docker buildx`` would leave the plugin at work.
+The docker command starts a plugin as another process, which would survive if both this process
+and the docker command were killed.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from typing import Final
 from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import Address
 
-#: Variables of whoever runs the tests that would have a plugin use another engine.
+#: Variables by which a plugin would use another engine.
 _NOT_PASSED: Final = frozenset(
     {"DOCKER_CONTEXT", "DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS", "DOCKER_TLS_VERIFY"}
 )
 
 
 def find(program: str) -> str | None:
-    """A plugin's own program, where the docker command would find it; None where it is not."""
+    """The path of a plugin's program, in the docker command's folders; None if there is none."""
     for folder in endpoint.plugin_folders(os.environ):
         if found := shutil.which(program, path=str(folder)):
             return found
@@ -31,11 +32,11 @@ def find(program: str) -> str | None:
 
 
 def environ_for(address: Address, *without: str) -> dict[str, str]:
-    """This process's variables, for a plugin that is to use an engine.
+    """The environment variables of a plugin: this process's, and those for its engine.
 
     Args:
-        address: The engine's.
-        without: Variables that it must not see.
+        address: The engine's address.
+        without: Variables to leave out.
     """
     dropped = _NOT_PASSED | set(without)
     environ = {name: value for name, value in os.environ.items() if name not in dropped}
@@ -49,12 +50,12 @@ def environ_for(address: Address, *without: str) -> dict[str, str]:
 def start(
     argv: Sequence[str], *, environ: Mapping[str, str], **options: object
 ) -> subprocess.Popen[str]:
-    """Start a plugin that ends when this process is killed, before it can make anything more.
+    """Start a plugin; on Linux, it is killed at once if this process dies.
 
     Args:
         argv: The command.
-        environ: Its variables.
-        options: For ``subprocess.Popen``, besides.
+        environ: The command's variables.
+        options: Further arguments of ``subprocess.Popen``.
     """
     dying = sys.platform == "linux" and shutil.which("setpriv")
     return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
@@ -63,13 +64,13 @@ def start(
         text=True,
         errors="replace",
         env=environ,
-        start_new_session=True,  # a Ctrl-C is for us, and would leave half of it
+        start_new_session=True,  # Ctrl-C must not reach it: this process ends it
         **options,
     )
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a plugin with what it has started."""
+    """Kill a plugin and the processes that it has started."""
     if sys.platform == "win32":
         process.kill()
     else:

@@ -1,9 +1,8 @@
-"""The ports of this machine that an environment's are published on: chosen once, and kept.
+"""Choose the ports of this machine on which an environment's ports are published.
 
-An engine that chooses them itself chooses others whenever a container is started again, and a
-container that is just being restarted has none. So they are chosen here, before anything is made,
-and are the same for the environment's life. Another process may be faster; then the engine refuses,
-and others are chosen.
+An engine would choose new ports whenever a container is started again. So the ports are chosen
+here, before anything is created, and stay the same until the environment ends. If another process
+takes one first, the engine refuses, and other ports are chosen.
 """
 
 from __future__ import annotations
@@ -23,29 +22,29 @@ from pytest_ephemeral.providers.endpoints import make_endpoints
 
 LOOPBACK: Final = "127.0.0.1"
 
-#: How often other ports are chosen.
+#: How often ports are chosen at most.
 ATTEMPTS: Final = 8
 
-#: Hosts by which a tcp engine of this machine is addressed.
+#: Host names in the addresses of engines on this machine.
 _HERE: Final = frozenset({"", LOOPBACK, "localhost", "::1"})
-_ANYWHERE: Final = "0.0.0.0"  # noqa: S104 - a remote engine's ports are reached from here
+_ANYWHERE: Final = "0.0.0.0"  # noqa: S104 - this machine must reach a remote engine's ports
 
-#: Where another machine's ports are chosen from: Linux's default range of ephemeral ports.
+#: The ports to choose from on another machine: Linux's default range of ephemeral ports.
 _RANGE: Final = range(32768, 60999)
 
-#: How engines say that a port is in use.
+#: Messages of engines for a port that is in use.
 _TAKEN: Final = ("port is already allocated", "address already in use", "ports are not available")
 
-#: The scheme of an endpoint whose port is no TCP port.
+#: The scheme of an endpoint with a UDP port.
 UDP: Final = "udp"
 
 
 class Published(msgspec.Struct, frozen=True):
-    """Where the ports of one environment are published.
+    """The published ports of one environment.
 
     Attributes:
-        address: What the engine listens on.
-        endpoints: Where they are reached from here, by name.
+        address: The address that the engine listens on.
+        endpoints: The endpoints to connect to from this machine, by name.
         inside: The ports inside the containers, by name.
     """
 
@@ -58,11 +57,11 @@ class Published(msgspec.Struct, frozen=True):
         return UDP if self.endpoints[name].scheme == UDP else "tcp"
 
     def key(self, name: str) -> str:
-        """A port inside as engines write it, such as ``8080/tcp``."""
+        """A container's port in the engine's form, such as ``8080/tcp``."""
         return f"{self.inside[name]}/{self.protocol(name)}"
 
     def map_port(self, name: str) -> str:
-        """A port as a Compose file writes it, such as ``127.0.0.1:49160:8080/tcp``."""
+        """A published port in a Compose file's form, such as ``127.0.0.1:49160:8080/tcp``."""
         return f"{self.address}:{self.endpoints[name].port}:{self.key(name)}"
 
 
@@ -74,22 +73,21 @@ def choose(
     udp: Iterable[str] = (),
     host_network: Iterable[str] = (),
 ) -> Published:
-    """Choose where an environment's ports are published.
+    """Choose the published ports of an environment.
 
     Args:
-        engine: Where it will run.
-        inside: The ports inside it, by endpoint; the URL's first.
+        engine: The engine that it will run on.
+        inside: The ports inside the containers, by endpoint; the URL's first.
         scheme: The scheme of the URL.
-        udp: The endpoints that are no TCP ports.
-        host_network: The endpoints of containers on the machine's own network, whose ports are
-            there as they are.
+        udp: The endpoints with UDP ports.
+        host_network: The endpoints of containers on the host network, whose ports are not mapped.
     """
     is_here = engine.address.host in _HERE
     host = LOOPBACK if is_here else engine.address.host
     described = make_endpoints(host, inside, scheme)
     for name in udp:
         described[name] = msgspec.structs.replace(described[name], scheme=UDP)
-    with ExitStack() as held:  # until all are chosen, so that no two are the same
+    with ExitStack() as held:  # keep all sockets open, so that no port is chosen twice
         for name in [one for one in described if one not in set(host_network)]:
             is_udp = described[name].scheme == UDP
             port = _free_port(held, udp=is_udp) if is_here else random.choice(_RANGE)  # noqa: S311
@@ -98,7 +96,7 @@ def choose(
 
 
 def is_in_use(engine: Engine, port: int, *, udp: bool = False) -> bool:
-    """Whether somebody has a port on an engine's machine; False where that can't be seen."""
+    """Whether a port on an engine's machine is in use; False for a remote machine."""
     if engine.address.host not in _HERE:
         return False
     if not udp:
@@ -114,16 +112,16 @@ def is_in_use(engine: Engine, port: int, *, udp: bool = False) -> bool:
 
 
 def is_taken(text: str) -> bool:
-    """Whether an engine's refusal is that a port is in use."""
+    """Whether an engine's message means that a port is in use."""
     return any(said in text.lower() for said in _TAKEN)
 
 
 def list_unpublished(container: Mapping[str, Any], endpoints: Iterable[Endpoint]) -> list[int]:
-    """The ports of endpoints that a container does not publish just now.
+    """The ports of endpoints that a container does not publish now.
 
     Args:
-        container: As the engine lists it.
-        endpoints: Those that should be its.
+        container: The container, from the engine's list.
+        endpoints: The endpoints that it should publish.
     """
     if (container.get("HostConfig") or {}).get("NetworkMode") == "host":
         return []

@@ -1,4 +1,4 @@
-"""The docker provider: an environment is a container on a network of its own."""
+"""The docker provider: each environment is a container."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from pytest_ephemeral.tables import Recipe, Template
 
 
 class DockerProvider(ContainerEnvironments, ContainerRollback, DockerBaker):
-    """Runs environments as containers; see ``Provider`` for what is promised."""
+    """Runs environments as containers; see ``Provider``."""
 
     name: ClassVar[str] = "docker"
     template_type: ClassVar[type[Template]] = DockerTemplate
     recipe_type: ClassVar[type[Recipe] | None] = DockerRecipe
 
     def doctor(self) -> Sequence[Check]:
-        """Whether an engine answers."""
+        """Check that an engine answers."""
         return [engine_check()]
 
     def launch(self, order: Order) -> Environment:
@@ -66,7 +66,7 @@ class DockerProvider(ContainerEnvironments, ContainerRollback, DockerBaker):
             ) from error
 
     def check_rollback(self, template: Template, root: Path, /) -> None:  # noqa: ARG002
-        """Its volumes are its own; a database elsewhere is not."""
+        """Refuse databases outside the environment; its volumes are rolled back."""
         assert isinstance(template, DockerTemplate)
         command = template.command or ""
         commands = [command] if isinstance(command, str) else command
@@ -75,11 +75,11 @@ class DockerProvider(ContainerEnvironments, ContainerRollback, DockerBaker):
         )
 
     def status(self, environment: Environment) -> Status:
-        """How its container is."""
-        return super().status(environment) if _is_odd(environment) else Status("running")
+        """The state of its container, by one call to the engine if it runs normally."""
+        return Status("running") if _runs_normally(environment) else super().status(environment)
 
     def list_owned(self) -> Iterator[Owned]:
-        """All environments, and what bakes have left."""
+        """All resources of environments, and those of bakes that have ended."""
         seen = set()
         for found in super().list_owned():
             seen.add(found.id)
@@ -87,27 +87,27 @@ class DockerProvider(ContainerEnvironments, ContainerRollback, DockerBaker):
         yield from (one for one in quarantine.list_owned(endpoint.find()) if one.id not in seen)
 
     def sweep(self, owned: Owned) -> None:
-        """Remove all of one; of a bake, also the image that was not verified."""
+        """Remove all resources of an environment or a bake; a bake's unverified image, too."""
         super().sweep(owned)
         with name_failures(owned):
             quarantine.sweep(endpoint.find(), owned.id)
 
 
-def _is_odd(environment: Environment) -> bool:
-    """Whether there is more to say of its container than that it runs."""
+def _runs_normally(environment: Environment) -> bool:
+    """Whether the container runs and is not unhealthy, so that there are no details to report."""
     if CONTAINER not in environment.handle:
-        return True
+        return False
     try:
         engine = identity.engine_of(environment.handle)
         state = containers.inspect(engine, environment.handle[CONTAINER])["State"]
     except (EphemeralError, TimeoutError):
-        return True
+        return False
     health = (state.get("Health") or {}).get("Status")
-    return state["Status"] != "running" or health == "unhealthy"
+    return state["Status"] == "running" and health != "unhealthy"
 
 
 def _check_exposed(template: DockerTemplate, image: Image) -> None:
-    """Refuse a port that the image does not expose, if it exposes any: nobody would listen."""
+    """Refuse a port that the image does not expose, unless it exposes none."""
     exposed = image.handle.get("exposed", "").split() + image.handle.get("udp", "").split()
     for name, port in template.endpoints().items():
         if exposed and str(port) not in exposed:
@@ -117,7 +117,7 @@ def _check_exposed(template: DockerTemplate, image: Image) -> None:
 def describe_unexposed(
     template: str, name: str, port: int, what: str, exposed: Sequence[str]
 ) -> str:
-    """The message for a port that is not exposed."""
+    """The message for a port that an image does not expose."""
     return (
         f"templates.{template}: port {port} ({name}) is not exposed by {what!r}, which exposes "
         f"{', '.join(exposed)}: ask for one of these, or add `EXPOSE {port}` to its Dockerfile "

@@ -1,7 +1,7 @@
-"""What a bake has made and not verified yet: its containers, and the image.
+"""The unverified resources of bakes: containers and images.
 
-The image has a name that says so, and is removed by that name alone. Labels would not do: images
-that people build from ours have them too, and those are not ours.
+An unverified image has a special name, and is removed by that name. Labels are not enough: an image
+that a user builds from ours has the same labels.
 """
 
 from __future__ import annotations
@@ -17,56 +17,55 @@ from pytest_ephemeral.providers.docker import bases, resources
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.protocol import BakeJob, Owned
 
-#: On a bake's containers: the key of what is baked.
+#: A label of a bake's containers: the image's key.
 BAKE: Final = labels.PREFIX + "bake"
 
-#: Labels of what is baked: its key, and when that began.
+#: Labels of a baked image: its key, and the start of the bake.
 KEY: Final = labels.PREFIX + "key"
 BAKED: Final = labels.PREFIX + "baked-at"
 
-#: How long after that a bake may be reaped even if it can't be told whose it is.
+#: How long after its start a bake may be reaped, even if its process can't be checked.
 LONGEST: Final = timedelta(hours=6)
 
-#: What unverified images are called: ``pytest-ephemeral-baking/NAME:KEY-PROCESS``.
+#: The start of unverified images' names: ``pytest-ephemeral-baking/NAME:KEY-PROCESS``.
 REPOSITORY: Final = "pytest-ephemeral-baking"
 
-#: That, as engines list it: Podman says where it would be pulled from.
+#: Such a name in an engine's list: Podman adds a registry.
 _OURS: Final = re.compile(rf"(?:(?:docker\.io|localhost)/)?{REPOSITORY}/([^/:]+):(.+)")
 
 _CONFLICT: Final = 409
 
 
 def build_id(key: str) -> str:
-    """What this process's build of a key is called."""
+    """The id of this process's build of a key."""
     return f"{short_key(key)}-{resources.this_process()}"
 
 
 def cancel(engine: Engine, build: str) -> None:
-    """Have an engine's BuildKit stop a build, if it is at it.
+    """Make an engine's BuildKit cancel a build, if it runs.
 
-    It need not notice that whoever asked for the build has gone away: not before it has read all
-    of the context, whose end it may not look at.
+    BuildKit may not notice that the client is gone before it has read the whole context.
 
     Args:
-        engine: Where.
-        build: What ``build_id`` calls it.
+        engine: The engine that builds.
+        build: The build's id, from ``build_id``.
     """
     with suppress(EngineError):  # Podman has no such call
         engine.call("POST", "/build/cancel", query={"id": build}, timeout=10)
 
 
 def id_of(job: BakeJob) -> str:
-    """The id of a bake, which its container has as a label."""
+    """The id of a bake, for the labels of its container."""
     return _id(job.recipe.name, build_id(job.key))
 
 
 def name_of(job: BakeJob) -> str:
-    """The name of what it makes, until that is verified."""
+    """The name of the bake's image until it is verified."""
     return f"{REPOSITORY}/{job.recipe.name}:{build_id(job.key)}"
 
 
 def list_owned(engine: Engine) -> Iterator[Owned]:
-    """All that is unverified, and when nobody can be at it any more."""
+    """All unverified images, each with an expiry after which no bake can still use it."""
     now = engine.ping()
     for one in _list(engine, KEY):
         found = {labels.ID: one.id, labels.EXPIRES: _expiry(one.baked)}
@@ -76,7 +75,7 @@ def list_owned(engine: Engine) -> Iterator[Owned]:
 
 @contextmanager
 def lock(key: str) -> Iterator[None]:
-    """Hold the image of that key alone on this machine, until this process ends at the latest."""
+    """Hold the lock of a key on this machine; it ends with this process at the latest."""
     folder = machine.state_directory() / "bakes"
     folder.mkdir(parents=True, exist_ok=True)
     with files.hold_lock(folder / f"{short_key(key)}.lock"):
@@ -84,17 +83,17 @@ def lock(key: str) -> Iterator[None]:
 
 
 def discard(engine: Engine, key: str) -> None:
-    """Remove what bakes of a key have left, except those of other living processes.
+    """Remove the containers and images of a key's bakes, except those of other live processes.
 
-    An image that a container still runs from stays.
+    An image that a container uses is not removed.
     """
     query = {"all": True, "filters": {"label": [f"{BAKE}={key}"]}}
     for found in engine.call("GET", "/containers/json", query=query):
         is_named = resources.is_of(found, found["Labels"].get(labels.ID, ""))
-        if is_named and resources.is_ours_to_clear(found["Labels"].get(resources.PROCESS, "")):
+        if is_named and resources.may_clear(found["Labels"].get(resources.PROCESS, "")):
             resources.remove_container(engine, found["Id"])
     for one in _list(engine, f"{KEY}={key}"):
-        if not resources.is_ours_to_clear(one.process):
+        if not resources.may_clear(one.process):
             continue
         try:
             bases.untag(engine, one.name)
@@ -104,14 +103,14 @@ def discard(engine: Engine, key: str) -> None:
 
 
 def sweep(engine: Engine, id: str) -> None:
-    """Remove what one bake has left."""
+    """Remove the unverified images of one bake."""
     for one in _list(engine, KEY):
         if one.id == id:
             bases.untag(engine, one.name)
 
 
 class _Unverified(NamedTuple):
-    """One name of one image: the bake's id, its process, and when it began."""
+    """A name of an unverified image; the id, the process and the start of its bake."""
 
     name: str
     id: str
@@ -129,7 +128,7 @@ def _list(engine: Engine, label: str) -> Iterator[_Unverified]:
 
 
 def short_key(key: str) -> str:
-    """As much of a key as names need."""
+    """The first 12 digits of a key, for use in names."""
     return key.removeprefix("sha256:")[:12]
 
 
@@ -140,5 +139,5 @@ def _id(name: str, version: str) -> str:
 def _expiry(baked: str) -> str:
     try:
         return (datetime.fromisoformat(baked) + LONGEST).isoformat(timespec="seconds")
-    except ValueError:  # someone else's label
+    except ValueError:  # the label is not ours
         return labels.NEVER

@@ -1,4 +1,4 @@
-"""Pulling from registries and pushing to them, as whoever the docker command is logged in as."""
+"""Pull images from registries and push to them, with the docker command's credentials."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pytest_ephemeral import machine
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError, json_lines
 
-#: What names of images without a host stand for, in the docker command's files.
+#: Docker Hub's name in the docker command's files: the registry of image names without a host.
 _HUB: Final = "https://index.docker.io/v1/"
 
 
 def pull(engine: Engine, reference: str) -> None:
-    """Bring an image to the engine.
+    """Pull an image.
 
     Raises:
-        EphemeralError: It could not be brought up; the message has the reason.
+        EphemeralError: It can't be pulled; the message has the reason.
     """
     name, separator, digest = reference.partition("@")
     if not separator:
@@ -35,48 +35,48 @@ def pull(engine: Engine, reference: str) -> None:
 
 
 def push(engine: Engine, image: str, repository: str, tag: str) -> str:
-    """Bring an image from the engine to a registry.
+    """Push an image to a registry.
 
     Args:
-        engine: Where it is.
-        image: Its id.
-        repository: Where to, such as ``registry.example/team/shop``.
-        tag: What it is called there, until it is known by its digest.
+        engine: The engine that has the image.
+        image: The image's id.
+        repository: The repository, such as ``registry.example/team/shop``.
+        tag: The image's tag there.
 
     Returns:
         ``repository@sha256:…``, by which any engine can pull it.
 
     Raises:
-        EphemeralError: The registry refused; says why.
+        EphemeralError: The registry refused; the message has the reason.
     """
     engine.call("POST", f"/images/{image}/tag", query={"repo": repository, "tag": tag})
     try:
-        told = _follow(engine, f"/images/{repository}/push", {"tag": tag}, repository)
+        pushed = _follow(engine, f"/images/{repository}/push", {"tag": tag}, repository)
     finally:
         engine.call("DELETE", f"/images/{repository}:{tag}", query={"noprune": True})
-    return f"{repository}@{told['Digest']}"
+    return f"{repository}@{pushed['Digest']}"
 
 
 def split(reference: str) -> tuple[str, str]:
-    """A reference's repository and tag; a port of its host is no tag."""
+    """Split a reference into repository and tag, by default ``latest``."""
     repository, colon, tag = reference.rpartition(":")
     return (repository, tag) if colon and "/" not in tag else (reference, "latest")
 
 
 def _follow(engine: Engine, path: str, query: dict[str, str], name: str) -> dict[str, Any]:
-    """Make a call that reports as it goes on; what it reports besides, such as the digest."""
-    aside: dict[str, Any] = {}
+    """Make a call that reports progress; return its results, such as the digest."""
+    results: dict[str, Any] = {}
     headers = {"X-Registry-Auth": _login(name)}
     with engine.stream("POST", path, query=query, headers=headers) as answer:
         for line in json_lines(answer):
             if "error" in line:
                 raise EphemeralError(f"{name}: {line['error']}")
-            aside.update(line.get("aux") or {})
-    return aside
+            results.update(line.get("aux") or {})
+    return results
 
 
 def _login(name: str) -> str:
-    """Who we are to the registry of an image, in the form that the engine passes on."""
+    """The credentials for an image's registry, in the form of the engine's header."""
     host = _host(name)
     folder = Path(os.environ.get("DOCKER_CONFIG") or machine.home() / ".docker")
     try:
@@ -99,7 +99,7 @@ def _host(name: str) -> str:
 
 
 def _from_helper(helper: str, host: str) -> dict[str, str]:
-    """Ask a credential helper, as https://github.com/docker/docker-credential-helpers says."""
+    """Get credentials from a helper (https://github.com/docker/docker-credential-helpers)."""
     try:
         done = subprocess.run(
             [f"docker-credential-{helper}", "get"],
@@ -108,9 +108,9 @@ def _from_helper(helper: str, host: str) -> dict[str, str]:
             text=True,
             check=True,
         )
-        told = json.loads(done.stdout)
+        found = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.CalledProcessError):
         return {}
-    if told["Username"] == "<token>":
-        return {"identitytoken": told["Secret"]}
-    return {"username": told["Username"], "password": told["Secret"]}
+    if found["Username"] == "<token>":
+        return {"identitytoken": found["Secret"]}
+    return {"username": found["Username"], "password": found["Secret"]}

@@ -1,7 +1,7 @@
-"""All that an environment has on an engine: what has its labels, and a name that agrees.
+"""The resources of an environment on an engine, found by their labels and their names.
 
-Labels alone would not do. An image that someone commits from an environment's container has them,
-and so has whatever is started from that image.
+Labels are not enough: an image that a user commits from an environment's container has the same
+labels, and so have containers of that image.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from pytest_ephemeral.providers.docker.containers import handles_stop_signal
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
 from pytest_ephemeral.providers.protocol import Owned
 
-#: Which provider made it, since two of them use the same engine.
+#: The name of the provider: docker and compose use the same engine.
 PROVIDER: Final = labels.PREFIX + "provider"
 
-#: In a handle: the container, where there is one; and the main part, which is known at the end of
-#: a launch.
+#: In a handle: the container of the docker provider; and the main part, which is set at the end
+#: of a launch.
 CONTAINER, COMPLETE = "container", "main"
 
-#: On a volume that holds nothing but its labels: the expiry has moved, and to when. No engine
-#: can change the labels of what is there already.
+#: A label of an empty volume that records a changed expiry: engines can't change the labels of
+#: existing resources.
 EXTENDED: Final = labels.PREFIX + "extended-at"
 
-#: On a bake's container: the process that bakes, without which nobody wants it.
+#: A label of a bake's container: the process that bakes.
 PROCESS: Final = labels.PREFIX + "process"
 
-#: Seconds until what is being removed has to be gone.
+#: Seconds after which the removal of resources fails.
 PATIENCE: Final = 20.0
 PAUSE: Final = 0.02
 
-#: Seconds in which an engine still carries out what a client that was killed had asked for.
+#: Seconds for which an engine may still carry out a request of a client that was killed.
 IN_FLIGHT: Final = 0.5
 
-#: The labels that an environment itself has.
+#: The labels of an environment's resources.
 _ENVIRONMENTS: Final = (
     *(labels.ID, labels.TEMPLATE, labels.RUN),
     *(labels.OWNER, labels.EXPIRES, labels.IMAGE),
@@ -54,7 +54,7 @@ _GONE, _CONFLICT, _IN_USE = 404, 409, 403
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """Containers and networks by their ids, volumes by their names."""
+    """The ids of containers and networks, and the names of volumes."""
 
     containers: Sequence[str] = ()
     networks: Sequence[str] = ()
@@ -73,17 +73,17 @@ class Resources(msgspec.Struct, frozen=True):
 
 
 def name_of(id: str) -> str:
-    """What an environment's container and network are called."""
+    """The name of an environment's container and network."""
     return f"pytest-ephemeral-{id}"
 
 
 def labels_for(environment: Environment, provider: str) -> dict[str, str]:
-    """What everything of an environment is labelled with."""
+    """The labels of all resources of an environment."""
     return {**environment.labels, PROVIDER: provider}
 
 
 def find(engine: Engine, id: str) -> Resources:
-    """All that an environment has there."""
+    """All resources of an environment."""
     containers, networks, volumes = _list(engine, f"{labels.ID}={id}")
     return Resources(
         [one["Id"] for one in containers if is_of(one, id)],
@@ -93,14 +93,14 @@ def find(engine: Engine, id: str) -> Resources:
 
 
 def containers(engine: Engine, id: str) -> list[Any]:
-    """An environment's containers, as the engine lists them."""
+    """An environment's containers, from the engine's list."""
     query = {"all": True, "filters": {"label": [f"{labels.ID}={id}"]}}
     found: list[Any] = engine.call("GET", "/containers/json", query=query, timeout=10)
     return [one for one in found if is_of(one, id)]
 
 
 def is_of(thing: Mapping[str, Any], id: str) -> bool:
-    """Whether something with an environment's label also has a name as we and Compose give it."""
+    """Whether a resource with an environment's label has one of our names or of Compose's."""
     name, names = name_of(id), thing.get("Names") or [thing.get("Name", "")]
     return any(
         one == name or one.startswith((f"{name}-", f"{name}_"))
@@ -109,11 +109,11 @@ def is_of(thing: Mapping[str, Any], id: str) -> bool:
 
 
 def check_record(engine: Engine, environment: Environment) -> None:
-    """Make sure that a record is of what is there, before any of that is removed.
+    """Check an environment's record against the labels of its resources.
 
     Raises:
-        TamperedRecordError: It names a container that is not the environment's, or the environment
-            is of another run than it says.
+        TamperedRecordError: The record names a container that is not the environment's, or
+            another run than the labels.
     """
     found = containers(engine, environment.id)
     for one in found:
@@ -148,18 +148,17 @@ def destroy(
     *,
     grace: float = 0.0,
 ) -> None:
-    """Remove all that an environment has there.
+    """Remove all resources of an environment.
 
     Args:
-        engine: Where it is.
-        environment: Which.
-        accepted: Called once its containers are gone; networks and volumes take their time.
-        grace: Seconds its containers have to stop when they are asked to; without any, they are
-            killed at once.
+        engine: The environment's engine.
+        environment: The environment.
+        accepted: Called once its containers are gone; networks and volumes take longer.
+        grace: Seconds that containers get to stop; 0 to kill them at once.
 
     Raises:
-        DestroyError: Something remains, or it can't be told.
-        TamperedRecordError: Its record does not fit what is there.
+        DestroyError: Something remains, or the engine does not answer.
+        TamperedRecordError: The record does not match the resources. Nothing was removed.
     """
     try:
         check_record(engine, environment)
@@ -167,7 +166,7 @@ def destroy(
             stop(engine, environment.id, grace)
         remove(engine, environment.id, accepted)
         if COMPLETE not in environment.handle and identity.ENGINE in environment.handle:
-            # Its launch was cut short: the engine may still be at the last request of whoever died.
+            # The launch was interrupted: the engine may still carry out its last request.
             time.sleep(IN_FLIGHT)
             while remove(engine, environment.id):
                 time.sleep(IN_FLIGHT)
@@ -183,12 +182,13 @@ def destroy(
 def stop(engine: Engine, id: str, grace: float) -> None:
     """Send each running container its stop signal, and wait until all have stopped or are killed.
 
-    One that does not hear the signal is killed at once. That may fail: one may be gone.
+    A container that does not handle the signal is killed at once. Errors are ignored: a container
+    may be gone.
 
     Args:
-        engine: Where they are.
-        id: The environment's.
-        grace: Seconds they have to stop.
+        engine: The environment's engine.
+        id: The environment's id.
+        grace: Seconds that containers get to stop.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -197,7 +197,7 @@ def stop(engine: Engine, id: str, grace: float) -> None:
     def stop(container: str) -> None:
         with suppress(EphemeralError, TimeoutError):
             handles_it = handles_stop_signal(engine, container)
-            query = {"t": max(1, round(grace)) if handles_it else 0}  # engines take whole seconds
+            query = {"t": max(1, round(grace)) if handles_it else 0}  # in whole seconds
             engine.call("POST", f"/containers/{container}/stop", query=query, timeout=grace + 30)
 
     if running:
@@ -206,18 +206,18 @@ def stop(engine: Engine, id: str, grace: float) -> None:
 
 
 def remove(engine: Engine, id: str, accepted: Callable[[], None] = lambda: None) -> bool:
-    """Remove all that carries an environment's label.
+    """Remove all resources with an environment's label.
 
     Args:
-        engine: Where it is.
-        id: The environment's.
+        engine: The environment's engine.
+        id: The environment's id.
         accepted: Called once its containers are gone.
 
     Returns:
-        Whether there was anything.
+        Whether there were any.
 
     Raises:
-        DestroyError: Something remains.
+        DestroyError: Something remains; the message names it.
         NoEngineError: The engine does not answer.
     """
     deadline, found = time.monotonic() + PATIENCE, False
@@ -235,7 +235,7 @@ def remove(engine: Engine, id: str, accepted: Callable[[], None] = lambda: None)
 
 
 def remove_container(engine: Engine, id: str) -> None:
-    """Remove one container; gone already, or on its way, is as well."""
+    """Remove a container, unless it is gone or being removed."""
     try:
         _delete_container(engine, f"/containers/{id}")
     except EngineError as error:
@@ -244,7 +244,7 @@ def remove_container(engine: Engine, id: str) -> None:
 
 
 def list_owned(engine: Engine, provider: str) -> Iterator[Owned]:
-    """All environments of one provider that have something there."""
+    """All resources of a provider, by environment."""
     now = engine.ping()
     things: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
     kinds = ("container", "network", "volume")
@@ -267,13 +267,13 @@ def list_owned(engine: Engine, provider: str) -> Iterator[Owned]:
 
 
 def extend(engine: Engine, environment: Environment, provider: str, expires: str) -> None:
-    """Move the expiry that ``list_owned`` reads.
+    """Change the expiry that ``list_owned`` reads, by a new volume with the label.
 
     Args:
-        engine: Where it is.
-        environment: Which.
+        engine: The environment's engine.
+        environment: The environment.
         provider: The name of its provider.
-        expires: As the label says it.
+        expires: The value of the expiry label.
     """
     before = [name for name in find(engine, environment.id).volumes if "-until-" in name]
     now = datetime.now(UTC).isoformat()
@@ -284,16 +284,16 @@ def extend(engine: Engine, environment: Environment, provider: str, expires: str
         engine.call("DELETE", f"/volumes/{old}")
 
 
-def is_ours_to_clear(process: str) -> bool:
-    """Whether what a process baked is this one's to clear up: its own, or that of one that is gone.
+def may_clear(process: str) -> bool:
+    """Whether this process may remove a process's bakes: its own, and those of dead processes.
 
-    Others may bake the same on an engine that they share.
+    Other machines may bake the same key on a shared engine.
     """
     return process == this_process() or machine.is_gone(process)
 
 
 def this_process() -> str:
-    """This process, as its bakes are marked."""
+    """The value of this process's ``PROCESS`` label."""
     return machine.process_of(machine.this_owner("bake"))
 
 
@@ -306,24 +306,24 @@ def _list(engine: Engine, label: str) -> tuple[list[Any], list[Any], list[Any]]:
 
 
 def _remove_containers(engine: Engine, remaining: Resources) -> list[str]:
-    """Remove containers; gives what could not be, and why."""
+    """Remove containers; return the engine's refusals."""
     containers = [f"/containers/{id}" for id in remaining.containers]
     return _each(containers, lambda path: _delete_container(engine, path))
 
 
 def _delete_container(engine: Engine, path: str) -> None:
-    """Kill and remove a container, with the volumes that are its own.
+    """Kill and remove a container, with its anonymous volumes.
 
-    Podman from version 5 on asks it to stop, and kills it 10 s later: what is killed need not.
+    Podman 5 and newer would stop it first, which may take 10 s; a killed container needs no stop.
     """
     if identity.is_podman(engine):
-        with suppress(EngineError):  # it does not run
+        with suppress(EngineError):  # the container does not run
             engine.call("POST", f"{path}/kill")
     engine.call("DELETE", path, query={"force": True, "v": True})
 
 
 def _remove_rest(engine: Engine, remaining: Resources) -> list[str]:
-    """Remove what containers use, when they are gone; gives what could not be, and why."""
+    """Remove networks and volumes; return the engine's refusals."""
     rest = [f"/networks/{id}" for id in remaining.networks]
     rest += [f"/volumes/{name}" for name in remaining.volumes]
     return _each(rest, lambda path: engine.call("DELETE", path))
@@ -337,13 +337,13 @@ def _each(paths: Sequence[str], delete: Callable[[str], Any]) -> list[str]:
             if error.status == _GONE:
                 return ""
             if error.status in {_CONFLICT, _IN_USE}:
-                return str(error)  # removed by someone else just now, or still in use
+                return str(error)  # being removed, or still in use
             raise
         return ""
 
     if len(paths) < 2:
-        return [said for path in paths if (said := refusal(path))]
+        return [text for path in paths if (text := refusal(path))]
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(len(paths)) as pool:
-        return [said for said in pool.map(refusal, paths) if said]
+        return [text for text in pool.map(refusal, paths) if text]

@@ -1,8 +1,8 @@
-"""Putting containers back: each is made anew from its image, with what it had written by then.
+"""Roll back containers: each is created again from its image, with its files of the baseline.
 
-What containers had written once they were ready and seeded is kept as archives in files without a
-name, which end with this process: the contents of their volumes, and what differs from their
-images. Names, ports and networks stay. A service that had ended by then is not run again.
+The baseline is taken when the environment is ready and seeded. It has archives of all volumes, and
+of all changes to the images' files, in unnamed files that end with this process. Names, ports and
+networks do not change. A container that had ended by then is not started again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pytest_ephemeral.providers.docker.resources import CONTAINER
 from pytest_ephemeral.providers.docker.start_order import start_in_order
 from pytest_ephemeral.providers.protocol import Order
 
-#: Seconds that containers have to stop before the baseline is taken, so that they leave what they
-#: write in order: a database that was killed begins with a recovery.
+#: Seconds that containers get to stop before the baseline is taken, so that their files are
+#: consistent: a killed database would begin with a recovery.
 GRACE: Final = 10.0
 
 _TAR: Final = {"Content-Type": "application/x-tar"}
@@ -34,11 +34,11 @@ _ADDED, _DELETED = 1, 2
 
 
 class Archive(msgspec.Struct, frozen=True):
-    """What a container had written somewhere.
+    """Files of a container.
 
     Attributes:
-        folder: Where it is unpacked.
-        file: An archive.
+        folder: The folder to unpack them in.
+        file: The archive, a tar.
     """
 
     folder: str
@@ -49,10 +49,10 @@ class KeptContainer(msgspec.Struct, frozen=True):
     """One container of a baseline.
 
     Attributes:
-        found: What the engine says of it.
-        archives: What it had written, by where.
-        volumes: Its volumes that have names, as the engine describes them.
-        runs: Whether it ran; one that had ended is not started again.
+        found: The engine's description of the container.
+        archives: The files that it had written.
+        volumes: The engine's descriptions of its named volumes.
+        runs: Whether it ran; if not, it is not started again.
     """
 
     found: Mapping[str, Any]
@@ -67,35 +67,35 @@ class KeptContainer(msgspec.Struct, frozen=True):
 
     @property
     def uses_volumes(self) -> bool:
-        """Whether volumes can't be made anew as long as it is there."""
+        """Whether it has volumes, which can be replaced only when it is removed."""
         return any(mount["Type"] == "volume" for mount in self.found["Mounts"])
 
 
 class ContainerBaseline:
-    """The containers of an environment as they were, and the files that hold what they wrote."""
+    """The baseline of an environment: its containers, and the open files of the archives."""
 
     def __init__(self) -> None:
         self.parts: list[KeptContainer] = []
         self.files = ExitStack()
 
 
-#: The baselines of environments that this process has brought up.
+#: The baselines of the environments that this process has launched, by id.
 _baselines: dict[str, ContainerBaseline] = {}
 
 
 def forget(id: str) -> None:
-    """Let go of an environment's baseline, if it has one: it is being removed."""
+    """Drop the baseline of a destroyed environment, if it has one."""
     if baseline := _baselines.pop(id, None):
         baseline.files.close()
 
 
 class ContainerRollback:
-    """The part of a container provider that puts environments back; see ``SupportsRollback``."""
+    """The part of a container provider that rolls environments back; see ``SupportsRollback``."""
 
     def take_baseline(self, order: Order, /) -> Environment:
-        """Stop all, keep what they have written, and start them again."""
+        """Stop all containers, archive their files, and start them again."""
         environment = order.environment
-        with _explained(environment) as engine:
+        with _translate_errors(environment) as engine:
             parts = [
                 containers.inspect(engine, one["Id"])
                 for one in resources.containers(engine, environment.id)
@@ -103,18 +103,18 @@ class ContainerRollback:
             seconds = grace.read(environment.handle) or GRACE
             resources.stop(engine, environment.id, seconds)
             baseline = _baselines[environment.id] = ContainerBaseline()
-            keeper = _Keeper(engine, baseline.files)
-            baseline.parts += [keeper.keep(found) for found in parts]
+            archiver = _Archiver(engine, baseline.files)
+            baseline.parts += [archiver.archive(found) for found in parts]
             start_in_order(engine, [one.found for one in baseline.parts if one.runs])
         return environment
 
     def roll_back(self, order: Order, /) -> Environment:
-        """Remove those that ran, and whatever has a volume; make all of that anew."""
+        """Remove the containers that ran or have volumes, and create them again."""
         environment = order.environment
         if environment.id not in _baselines:
             raise EphemeralError(f"{environment.id} has no baseline here")
         parts = [one for one in _baselines[environment.id].parts if one.runs or one.uses_volumes]
-        with _explained(environment) as engine:
+        with _translate_errors(environment) as engine:
             made = _replace(engine, parts)
             handle = dict(environment.handle)
             if CONTAINER in handle:
@@ -126,8 +126,8 @@ class ContainerRollback:
 
 
 @contextmanager
-def _explained(environment: Environment) -> Iterator[Engine]:
-    """The environment's engine; what it refuses is an error of ours in any case."""
+def _translate_errors(environment: Environment) -> Iterator[Engine]:
+    """The environment's engine; errors of the connection become ``EphemeralError``."""
     try:
         yield identity.engine_of(environment.handle)
     except (TimeoutError, OSError) as error:
@@ -135,7 +135,7 @@ def _explained(environment: Environment) -> Iterator[Engine]:
 
 
 def _each(act: Any, things: Sequence[Any]) -> list[Any]:
-    """Do something with several things at once."""
+    """Call a function for several things at once, in threads."""
     if len(things) < 2:
         return [act(one) for one in things]
     with ThreadPoolExecutor(len(things)) as pool:
@@ -145,12 +145,12 @@ def _each(act: Any, things: Sequence[Any]) -> list[Any]:
 # -- the baseline ----------------------------------------------------------------------------------
 
 
-class _Keeper:
-    """Keeps what containers have written.
+class _Archiver:
+    """Archives the files that containers have written.
 
     Args:
-        engine: Where they are.
-        files: Holds the files that it is kept in.
+        engine: The containers' engine.
+        files: Keeps the archives open.
     """
 
     def __init__(self, engine: Engine, files: ExitStack) -> None:
@@ -160,9 +160,9 @@ class _Keeper:
         self._folder = machine.state_directory()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def keep(self, found: Mapping[str, Any]) -> KeptContainer:
-        """Keep what a container has written; a volume that several have, once."""
-        changes = self._keep_changes(found)
+    def archive(self, found: Mapping[str, Any]) -> KeptContainer:
+        """Archive a container's volumes and changed files; a shared volume only once."""
+        changes = self._archive_changes(found)
         archives, volumes = [], []
         for mount in found["Mounts"]:
             name = str(mount.get("Name", ""))
@@ -178,8 +178,8 @@ class _Keeper:
             found, [*archives, *changes], volumes, runs=bool(found["State"]["Running"])
         )
 
-    def _keep_changes(self, found: Mapping[str, Any]) -> list[Archive]:
-        """Keep what differs from its image, outside of its volumes."""
+    def _archive_changes(self, found: Mapping[str, Any]) -> list[Archive]:
+        """Archive the files that differ from the image, outside of volumes."""
         changes = self._engine.call("GET", f"/containers/{found['Id']}/changes") or []
         inner = tuple(f"{mount['Destination']}/" for mount in found["Mounts"])
         changes = [one for one in changes if not f"{one['Path']}/".startswith(inner)]
@@ -190,11 +190,11 @@ class _Keeper:
             )
         return [
             Archive(path.rpartition("/")[0] or "/", self._fetch(found["Id"], path))
-            for path in _whole(changes)
+            for path in _changed_paths(changes)
         ]
 
     def _fetch(self, container: str, path: str) -> IO[bytes]:
-        """Keep a path of a container; ``PATH/.`` is what is in a folder."""
+        """Archive a path of a container; ``PATH/.`` is the content of a folder."""
         made = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - ends with the baseline
         file = self._files.enter_context(made)
         query, archive = {"path": path}, f"/containers/{container}/archive"
@@ -204,10 +204,10 @@ class _Keeper:
         return file
 
 
-def _whole(changes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The paths that have to be kept: all that was changed, and nothing twice.
+def _changed_paths(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The paths to archive, so that each changed file is in one archive.
 
-    A folder is listed as changed when something in it is.
+    Engines list a folder as changed if a file in it is.
     """
     paths = sorted(one["Path"] for one in changes)
     parents = {path.rpartition("/")[0] for path in paths}
@@ -224,12 +224,12 @@ def _whole(changes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _replace(engine: Engine, parts: Sequence[KeptContainer]) -> dict[str, str]:
-    """Remove containers, and make them anew with what they had; their new ids, by name."""
+    """Remove containers, and create them again with their files; return the new ids, by name."""
     _each(lambda one: resources.remove_container(engine, one.name), parts)
     volumes = [volume for one in parts for volume in one.volumes]
     _each(lambda volume: _renew_volume(engine, volume), volumes)
     made: dict[str, str] = {}
-    ids: dict[str, str] = {}  # by those before them
+    ids: dict[str, str] = {}  # the new ids, by the old ones
     for one in sorted(parts, key=lambda part: str(part.found["Created"])):
         made[one.name] = ids[one.found["Id"]] = _create_again(engine, one, ids)
     _each(lambda one: _unpack(engine, made[one.name], one.archives), parts)
@@ -248,19 +248,19 @@ def _renew_volume(engine: Engine, volume: Mapping[str, Any]) -> None:
 
 
 def _create_again(engine: Engine, part: KeptContainer, ids: Mapping[str, str]) -> str:
-    """A container like one that was removed; not started.
+    """Create a container like one that was removed; return its id. It is not started.
 
     Args:
-        engine: Where it is.
-        part: The one before it.
-        ids: Those of containers that were made already, by the ids of the ones before them.
+        engine: The engine.
+        part: The removed container.
+        ids: The new ids of containers that were created again, by their old ids.
     """
     config, own = dict(part.found["Config"]), part.found["Id"][:12]
     config["Image"] = part.found["Image"]
     host = _follow(part.found["HostConfig"], ids)
     if config.get("Hostname") == own or "container:" in host["NetworkMode"]:
         config.pop("Hostname", None)
-    for limit in host.get("Ulimits") or ():  # Podman tells another name than it takes
+    for limit in host.get("Ulimits") or ():  # Podman returns other names than it accepts
         limit["Name"] = limit["Name"].removeprefix("RLIMIT_").lower()
     networks = {
         name: _network(one, own)
@@ -278,7 +278,7 @@ def _create_again(engine: Engine, part: KeptContainer, ids: Mapping[str, str]) -
 
 
 def _follow(host: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
-    """A host configuration with the new ids of containers whose network, say, is shared."""
+    """Replace old ids in a host configuration, such as in ``NetworkMode: container:ID``."""
 
     def new(value: Any) -> Any:
         if not isinstance(value, str) or not value.startswith("container:"):
@@ -290,7 +290,7 @@ def _follow(host: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _network(found: Mapping[str, Any], own: str) -> dict[str, Any]:
-    """How a container is on a network; the engine chooses its address again."""
+    """A container's settings on a network, without its address, which may change."""
     aliases = [one for one in found.get("Aliases") or () if one != own]
     kept = {name: found.get(name) for name in ("IPAMConfig", "Links", "DriverOpts")}
     return {**{name: value for name, value in kept.items() if value}, "Aliases": aliases}

@@ -1,4 +1,4 @@
-"""Starting the containers of an environment again, each after those that it waits for."""
+"""Start the containers of an environment again, each after its dependencies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_ephemeral.providers.docker import containers
 from pytest_ephemeral.providers.docker.engine import Engine
 
 _SERVICE: Final = "com.docker.compose.service"
-#: Compose 2 writes ``db:service_healthy:false,cache:service_started:false``; version 1 nothing.
+#: Compose 2 writes ``db:service_healthy:false,cache:service_started:false``; Compose 1 nothing.
 _DEPENDS_ON: Final = "com.docker.compose.depends_on"
 
 #: Seconds that a service may take to become healthy.
@@ -24,15 +24,15 @@ def start_in_order(
     parts: Sequence[Mapping[str, Any]],
     made: Mapping[str, str] | None = None,
 ) -> None:
-    """Start containers in the order in which they were started first.
+    """Start containers in the order of their first start.
 
     Args:
-        engine: Where they are.
-        parts: What the engine said of them when they ran.
-        made: The ids of those that were made anew, by name.
+        engine: The containers' engine.
+        parts: The engine's descriptions of the containers, from when they ran.
+        made: The ids of containers that were created again, by name.
 
     Raises:
-        EphemeralError: One can't be started, or what it waits for does not become healthy.
+        EphemeralError: One can't be started, or a dependency does not become healthy.
     """
     started: dict[str, str] = {}
     for part in sorted(parts, key=lambda one: str(one["State"]["StartedAt"])):

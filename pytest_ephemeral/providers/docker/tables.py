@@ -1,4 +1,4 @@
-"""The keys that recipes and templates of the docker provider have."""
+"""The configuration keys of the docker provider's recipes and templates."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 #: An amount of memory: ``"512M"``, ``"2G"``.
 Size = Annotated[str, msgspec.Meta(pattern="^[0-9]+[KMGkmg]?$")]
-#: The name of a container's variable: many applications read ``spring.datasource.url`` and such.
+#: The name of a container's variable: many applications have names like ``spring.datasource.url``.
 VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$(?!\n)")]
-#: A name and the address it stands for, as ``docker run --add-host`` takes it.
+#: A host name and its address, in the form of ``docker run --add-host``.
 HostName = Annotated[str, msgspec.Meta(pattern="^[^:]+:.+$")]
-#: A volume's name; it becomes part of the name that the engine knows it by.
+#: A volume's name; it becomes part of the volume's name in the engine.
 _VOLUME: Final = r"[a-zA-Z0-9][a-zA-Z0-9_.-]*"
 
 
@@ -27,17 +27,17 @@ class DockerRecipe(Recipe, frozen=True, kw_only=True):
     """A container image: from a Dockerfile, from ``base`` and ``install``, or a ``reference``.
 
     Attributes:
-        context: The folder a Dockerfile is built in; its ``.dockerignore`` is honoured.
-        dockerfile: Relative to the context.
-        target: The stage of the Dockerfile to stop at.
-        build_args: Values of the Dockerfile's ``ARG``.
+        context: The build context: a folder; its ``.dockerignore`` is respected.
+        dockerfile: The path of the Dockerfile, relative to the context.
+        target: The stage of the Dockerfile to build.
+        build_args: Values for the Dockerfile's ``ARG`` instructions.
         base: The image to install into, for ``install``.
-        platform: What it is made for, such as ``"linux/arm64"``.
-        secrets: Values of ``RUN --mount=type=secret``, by id: ``"{env:NAME}"``.
-        cache_from: Where ``docker buildx`` gets cached steps from, as its option has it.
-        cache_to: Where it puts them.
-        registry: A repository it is pushed to once baked (``registry.example/team/shop``), from
-            where engines that don't have it pull it by its digest.
+        platform: The platform to build for, such as ``"linux/arm64"``.
+        secrets: Values for ``RUN --mount=type=secret``, by id: ``"{env:NAME}"``.
+        cache_from: Sources of cached steps, in the form of ``docker buildx --cache-from``.
+        cache_to: Where to save cached steps, in the form of ``docker buildx --cache-to``.
+        registry: A repository to push the image to (``registry.example/team/shop``). Engines
+            without the image pull it from there, by its digest.
     """
 
     provider: str = "docker"
@@ -53,12 +53,12 @@ class DockerRecipe(Recipe, frozen=True, kw_only=True):
     registry: str | None = None
 
     def check(self) -> None:
-        """It is made in one way."""
+        """Check that it has one source, and no keys of the others."""
         ways = {"context": self.context, "base": self.base, "reference": self.reference}
         given = [name for name, value in ways.items() if value is not None]
         if len(given) != 1:
-            said = f"it has {' and '.join(given)}" if given else "its source is missing"
-            raise ValueError(f"{said}: give one of context (a Dockerfile), base, or reference")
+            problem = f"it has {' and '.join(given)}" if given else "its source is missing"
+            raise ValueError(f"{problem}: give one of context (a Dockerfile), base, or reference")
         if self.base is not None and not self.install:
             raise ValueError("it has a base: give install too (what puts the artifact into it)")
         if self.context is not None and self.install:
@@ -74,22 +74,22 @@ class DockerTemplate(Template, frozen=True, kw_only=True):
     """A container.
 
     Attributes:
-        command: Instead of the image's own: text is for its ``/bin/sh``, a list is the command
-            and its arguments, as in a Dockerfile's ``CMD``.
-        volumes: ``"/path"`` or ``"name:/path"``. They are the environment's, and die with it.
-        tmpfs: ``"/path"`` or ``"/path:size=64m"``: folders in memory.
-        memory: At most so much, such as ``"512M"``; it is killed beyond.
-        cpus: At most so many.
-        network: A network that is there already, joined besides.
-        isolated: Whether it has a network of its own, which other containers can't reach, instead
-            of the engine's default one.
-        user: Whom its command runs as, such as ``"www-data"`` or ``"1000:1000"``.
-        extra_hosts: ``"name:address"``; ``host-gateway`` is this machine's address.
+        command: The command, instead of the image's own. A string is run by ``/bin/sh``; a list
+            is a program and its arguments, as in a Dockerfile's ``CMD``.
+        volumes: ``"/path"`` or ``"name:/path"``. They are removed with the environment.
+        tmpfs: Folders in memory: ``"/path"`` or ``"/path:size=64m"``.
+        memory: The memory limit, such as ``"512M"``; a container that needs more is killed.
+        cpus: The limit of processors, such as ``1.5``.
+        network: An existing network to join, too.
+        isolated: Whether to create a network for it, which other containers can't reach, instead
+            of using the engine's default network.
+        user: The user that runs the command, such as ``"www-data"`` or ``"1000:1000"``.
+        extra_hosts: ``"name:address"``; the address ``host-gateway`` is this machine's.
         shm_size: The size of ``/dev/shm``, such as ``"256M"``.
-        cap_add: Capabilities, such as ``"NET_ADMIN"``.
-        init: Whether an init process of the engine's reaps its children.
-        stop_signal: What asks it to stop, where there is a ``grace``.
-        grace: How long it may take to stop when it is asked to; it is killed at once if not given.
+        cap_add: Linux capabilities to add, such as ``"NET_ADMIN"``.
+        init: Whether to run the engine's init process, which reaps zombie processes.
+        stop_signal: The signal that stops it, if it has a ``grace``.
+        grace: How long it may take to stop; without it, it is killed at once.
     """
 
     needs_port: ClassVar[bool] = False
@@ -112,7 +112,7 @@ class DockerTemplate(Template, frozen=True, kw_only=True):
     grace: Duration | None = None
 
     def check(self) -> None:
-        """Something runs, and nothing of the machine's own is mounted."""
+        """Check that it has an image, and that ``volumes`` and ``tmpfs`` are valid."""
         if self.image is None:
             raise ValueError("it needs an image")
         for volume in self.volumes:
@@ -123,16 +123,16 @@ class DockerTemplate(Template, frozen=True, kw_only=True):
 
 
 def volume_of(text: str) -> tuple[str, str]:
-    """A volume's name (empty for one without) and where it is mounted.
+    """A volume's name (empty if it has none), and the path that it is mounted on.
 
     Raises:
-        ValueError: It is none, or a folder of this machine, which would outlive the environment.
+        ValueError: The text is not valid, or mounts a folder of this machine.
     """
     name, _, path = text.rpartition(":")
     if "/" in name or name.startswith("."):
         raise ValueError(
             f'volumes: {text!r} mounts a folder of this machine: expected "/path" or "name:/path", '
-            "which die with the environment; what it reads belongs into its image"
+            "which are removed with the environment; put files that it reads into its image"
         )
     if (name and not re.fullmatch(_VOLUME, name)) or not PurePosixPath(path).is_absolute():
         raise ValueError(f'volumes: expected "/path" or "name:/path", got {text!r}')
@@ -140,6 +140,6 @@ def volume_of(text: str) -> tuple[str, str]:
 
 
 def bytes_of(size: str) -> int:
-    """An amount of memory in bytes."""
+    """Convert an amount of memory, such as ``"512M"``, to bytes."""
     unit = size[-1].lower() if size[-1].isalpha() else ""
     return int(size.removesuffix(size[-1]) if unit else size) * _UNITS[unit]

@@ -1,4 +1,4 @@
-"""Certificates, for engines that listen on tcp: ours and theirs, and what is wrong with them."""
+"""TLS for engines that listen on tcp: load our certificates, and describe errors."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Final
 
 from pytest_ephemeral.errors import UnavailableError
 
-#: The library's error for an answer that is not TLS.
+#: Parts of OpenSSL's messages for an answer that is not TLS.
 _NO_TLS: Final = ("wrong version", "http request", "unknown protocol", "record layer")
 
 
 def context(folder: Path, *, verify: bool) -> ssl.SSLContext:
-    """How to speak to an engine, with the ca.pem, cert.pem and key.pem of a folder.
+    """The TLS context for an engine.
 
     Args:
-        folder: As the docker command has it.
-        verify: Whether the engine's certificate must be good for its name.
+        folder: The folder with ca.pem, cert.pem and key.pem, as for the docker command.
+        verify: Whether to verify the engine's certificate.
 
     Raises:
-        UnavailableError: They can't be used; says why.
+        UnavailableError: The files can't be used; the message has the reason.
     """
     authority, own, key = folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
     try:
@@ -42,11 +42,11 @@ def context(folder: Path, *, verify: bool) -> ssl.SSLContext:
 
 
 def describe_failure(error: Exception, folder: str) -> str:
-    """What an engine and we could not agree on, and what helps.
+    """Why a TLS handshake with an engine failed, and advice.
 
     Args:
-        error: As the handshake ended.
-        folder: Where our certificates are.
+        error: The handshake's error.
+        folder: The folder with our certificates.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return (

@@ -1,4 +1,4 @@
-"""Environments on this very machine: the embedded default, which needs nothing installed."""
+"""The local provider: environments on this machine, which need nothing installed."""
 
 from __future__ import annotations
 

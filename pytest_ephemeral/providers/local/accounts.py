@@ -1,8 +1,7 @@
-"""``user``: processes that root starts as other users of this machine.
+"""The template's ``user``: processes that root starts as other users of this machine.
 
-Such a user can't enter an environment's folder, which is root's alone, and often is in a home that
-only root can enter. What they write is beside the installed images, then: a folder of their own,
-which the environment's folder leads to by a link for as long as it is there.
+Such a user can't enter the environment's folder, which belongs to root and may be in root's home.
+So each user has a folder beside the installed images, which the environment's folder links to.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pytest_ephemeral.providers.local.tables import LocalTemplate
 
 
 class Account(msgspec.Struct, frozen=True):
-    """A user of this machine, with the groups they are in."""
+    """A user of this machine, with the user's groups."""
 
     name: str
     uid: int
@@ -32,12 +31,12 @@ class Account(msgspec.Struct, frozen=True):
 
 
 def find(template: LocalTemplate) -> dict[str, Account]:
-    """Who each process is started as, by its name; those that are not in it, as this user.
+    """The account of each process, by the process's name; others are started as this user.
 
-    What is run inside the environment is under the empty name.
+    The account of commands that are run inside the environment has the empty name.
 
     Raises:
-        ConfigurationError: There is no such user, or only root could start it.
+        ConfigurationError: There is no such user, or only root could start processes as it.
     """
     if template.user is None:
         return {}
@@ -68,17 +67,17 @@ def _look_up(user: str, template: str) -> Account:
 
 
 def make_states(place: Folder, accounts: Iterable[Account]) -> Mapping[str, Path]:
-    """Make a folder for what each user writes, with ``state`` and ``tmp`` in it.
+    """Create a folder for each user, with ``state`` and ``tmp`` in it.
 
     Args:
-        place: The environment's folder, which leads to them from before they are made.
-        accounts: Whose.
+        place: The environment's folder, which gets a link to them first.
+        accounts: The users' accounts.
 
     Returns:
-        The folders by the users' names.
+        The folders, by the users' names.
 
     Raises:
-        ConfigurationError: A user can't reach them.
+        ConfigurationError: A user can't enter the parent folders.
     """
     top = require_trusted_root() / STATES
     whole = top / place.path.name
@@ -89,7 +88,7 @@ def make_states(place: Folder, accounts: Iterable[Account]) -> Mapping[str, Path
         raise ConfigurationError(f"{top} can be changed by other users: see `ls -ld {top}`")
     whole.mkdir()
     for folder in (top, whole):
-        folder.chmod(0o711)  # whatever the umask says
+        folder.chmod(0o711)  # mkdir applies the umask
     _require_reachable(whole)
     made = {}
     for account in dict.fromkeys(accounts):
@@ -112,12 +111,12 @@ def _require_reachable(folder: Path) -> None:
 def describe(
     accounts: Mapping[str, Account], states: Mapping[str, Path], given: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """What a guard has to know of each process that it starts as another user.
+    """The settings for a guard of each process that it starts as another user.
 
     Args:
-        accounts: By process.
-        states: Their folders, by the users' names.
-        given: The template's own variables, which win.
+        accounts: The accounts, by process.
+        states: The users' folders, by the users' names.
+        given: The template's own variables, which override all others.
     """
     return {
         process: {

@@ -1,4 +1,4 @@
-"""A sealed tree as one file, to be brought to another machine."""
+"""Pack a sealed tree into a file, to bring it to another machine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pytest_ephemeral.providers.local import tree
 
 
 def pack(top: Path, file: Path) -> None:
-    """Write the tree into one file, a compressed tar; the same image gives the same bytes.
+    """Write a tree to a compressed tar; the same image gives the same bytes.
 
-    Owners are left out. Files' modification times are kept, in whole seconds: compiled Python names
-    its source's, and would be compiled anew at every start. Those of folders and links are not.
+    Owners are left out, and the times of folders and links, too. The times of files are kept, in
+    whole seconds: compiled Python files record the time of their source.
     """
     with (
         file.open("wb") as raw,
@@ -46,24 +46,24 @@ def _member(top: Path, path: str, status: os.stat_result) -> tarfile.TarInfo:
 
 
 def unpack(file: Path, top: Path, *, size: int) -> None:
-    """Make the tree that ``pack`` wrote, in a folder that is not there yet, and seal it.
+    """Unpack an archive of ``pack`` into a new folder, and seal the tree.
 
-    Every entry must stand in a folder that came before it, as ``pack`` has them, so nothing can
-    be written through a link or outside of ``top``.
+    Every entry must be in a folder that came before it, as ``pack`` writes them. So nothing is
+    written through a link, or outside of ``top``.
 
     Args:
         file: The archive.
-        top: The folder.
-        size: Bytes that all files in it have together; no more is written.
+        top: The folder to create.
+        size: The total size of its files in bytes; no more is written.
 
     Raises:
-        BadTreeError: It is not such a file.
+        BadTreeError: It is not a valid archive of ``pack``.
     """
     left = size
     top.mkdir(mode=0o755)
     folders = {""}
     try:
-        # Not tarfile's own reading of gzip, which takes what is cut off for what has ended.
+        # tarfile's own gzip mode would accept a truncated file.
         with gzip.open(file) as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
             for member in tar:
                 parent, slash, name = member.name.rpartition("/")
@@ -72,7 +72,7 @@ def unpack(file: Path, top: Path, *, size: int) -> None:
                 if member.isdir():
                     folders.add(member.name)
                 left -= member.size
-                # A few bytes can describe gigabytes: as holes, or as what compresses well.
+                # A small archive may expand to gigabytes, by compression or by sparse files.
                 if left < 0 or member.issparse():
                     raise tree.BadTreeError(f"it holds more than the {size} bytes of the image")
                 _extract(tar, member, top / member.name)

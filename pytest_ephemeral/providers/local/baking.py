@@ -1,4 +1,4 @@
-"""Baking a local image: install scripts run under a guard into a prefix, which is then sealed."""
+"""Bake a local image: install scripts run under a guard and write a tree, which is then sealed."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ from pytest_ephemeral.providers.local.sealing import (
 from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
 
-#: What an install script sees of this process's variables. The rest is the project's or this
-#: user's own business, and would make two machines bake two different images.
+#: The variables of this process that install scripts get. Other variables could make two machines
+#: bake different images.
 ALLOWED: Final = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
@@ -56,10 +56,10 @@ ALLOWED: Final = (
 
 
 class LocalBaker:
-    """The part of the local provider that makes images; see ``Baker`` for what is promised."""
+    """The part of the local provider that bakes images; see ``Baker``."""
 
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
-        """What decides the tree: the platform and where it is installed; or a folder's content."""
+        """The platform, the install folder and Python; for a reference, the folder's digest."""
         if recipe.reference is None:
             found = python.find(recipe.python, os.environ, _key(recipe))
             return {
@@ -78,11 +78,11 @@ class LocalBaker:
     def exclusive(
         self, key: str, what: str, say: Callable[[str], None]
     ) -> AbstractContextManager[Sequence[int]]:
-        """Hold the tree of that key alone."""
+        """Hold the exclusive lock of the key's tree."""
         return exclusive(Prefix.of(key), what, say)
 
     def adopt(self, job: BakeJob) -> Image | None:
-        """The tree of that key, if it is here sealed and unchanged."""
+        """The image of that key, if its tree is here, sealed and unchanged."""
         prefix = Prefix.of(job.key)
         require_trusted(prefix)
         seal = prefix.read_seal()
@@ -91,7 +91,7 @@ class LocalBaker:
         return describe_image(job, prefix, seal)
 
     def bake(self, job: BakeJob) -> Image:
-        """Install into the prefix, and seal what is there then; or take a folder as it is."""
+        """Install into the prefix and seal the tree; or use the folder of a reference."""
         if job.recipe.reference is not None:
             return reference.take(job, reference.folder_of(job.recipe.reference, job.root))
         prefix = Prefix.of(job.key)
@@ -105,10 +105,14 @@ class LocalBaker:
         return describe_image(job, prefix, seal)
 
     def verify(self, job: BakeJob, image: Image) -> None:
-        """Run the recipe's commands where they can't write; then the seal is put on."""
+        """Run the ``verify`` commands with a read-only tree; then write the seal.
+
+        Raises:
+            BakeError: A command failed, or changed the tree.
+        """
         content = Path(image.reference)
         prefix = Prefix.of(image.key)
-        # As root, and where nothing can be mounted, Python would write its caches into the tree.
+        # If the tree can't be mounted read-only, Python run by root would write caches into it.
         recipe = msgspec.structs.replace(job.recipe, pass_env=[])
         variables = {**_variables(job, recipe, content), "PYTHONDONTWRITEBYTECODE": "1"}
         for command in job.recipe.verify:
@@ -126,11 +130,15 @@ class LocalBaker:
         prefix.write_seal(seal, verified=True)
 
     def discard(self, job: BakeJob) -> None:
-        """Remove whatever of its key is here."""
+        """Remove the key's tree and all files beside it."""
         Prefix.of(job.key).clear()
 
     def present(self, image: Image) -> bool:
-        """Whether the tree is here, unchanged."""
+        """Whether the tree is here and unchanged.
+
+        Raises:
+            ImageChangedError: The tree was changed since it was baked.
+        """
         if reference.AS_IT_IS in image.handle:
             return reference.is_unchanged(image)
         prefix = Prefix.at(image)
@@ -147,13 +155,17 @@ class LocalBaker:
         return True
 
     def pack(self, image: Image, file: Path) -> None:
-        """Write the tree into one file."""
+        """Write the tree to a file."""
         from pytest_ephemeral.providers.local import archive
 
         archive.pack(reference.content_of(image), file)
 
     def unpack(self, image: Image, file: Path) -> None:
-        """Bring the tree here from such a file, under the lock of ``exclusive``."""
+        """Restore the tree from a file that ``pack`` wrote; ``exclusive`` must be held.
+
+        Raises:
+            ImageChangedError: The file has another image.
+        """
         from pytest_ephemeral.providers.local import archive
 
         prefix = Prefix.at(image)
@@ -176,13 +188,17 @@ class LocalBaker:
         write_seal(prefix, image.key, manifest, links, verified=True)
 
     def serves(self, image: Image, inputs: Mapping[str, str]) -> bool:
-        """Whether it differs in nothing but where trees are kept; environments see it there."""
+        """Whether the image differs only in its folder, which can be mounted where it belongs."""
         same = {**image.inputs, "prefix": inputs.get("prefix")} == dict(inputs)
         return same and reference.AS_IT_IS not in image.handle and not mounts.refusal()
 
     def remove(self, image: Image) -> None:
-        """Remove the tree from here, if it is that image's."""
-        if reference.AS_IT_IS in image.handle:  # it is someone's folder
+        """Remove the tree, if it is still that image's.
+
+        Raises:
+            ImageInUseError: An environment runs from it.
+        """
+        if reference.AS_IT_IS in image.handle:  # the folder is the user's own
             return
         prefix = Prefix.of(image.key)
         require_trusted(prefix)
@@ -212,7 +228,7 @@ def _key(recipe: Recipe) -> str:
 
 
 def _variables(job: BakeJob, recipe: Recipe, content: Path) -> dict[str, str]:
-    """All that a command of a bake sees; of ``pass-env``, what the given recipe names."""
+    """All variables of a bake's command, with those that the recipe's ``pass-env`` names."""
     allowed = passed_variables(recipe, ALLOWED)
     artifact = {} if job.artifact is None else {"ARTIFACT": str(job.artifact)}
     return {**allowed, **artifact, "PREFIX": str(content)}
@@ -229,13 +245,13 @@ def _run(
     files: Sequence[str] = (),
     image: Image | None = None,
 ) -> None:
-    """Run one command of a bake in a folder of its own, to its end."""
+    """Run one command of a bake in a folder of its own, until it ends."""
     with _working_directory(prefix) as work, BakeLog(job) as log:
         install_files.copy(files, job.root, work / "here", job.recipe.name)
         path = python.search_path(job.recipe.python, work, variables, _key(job.recipe))
         temporary = {"TMPDIR": str(work / "tmp")}
         if not machine.is_writable(machine.home()):
-            temporary["HOME"] = temporary["TMPDIR"]  # pip and npm write there
+            temporary["HOME"] = temporary["TMPDIR"]  # pip and npm write to $HOME
         spec = guard.Spec(
             id=f"bake-{prefix.tree.name[:12]}-{os.urandom(4).hex()}",
             processes={"bake": argv},
@@ -258,7 +274,7 @@ def _run(
 
 @contextmanager
 def _working_directory(prefix: Prefix) -> Iterator[Path]:
-    """A folder with one to start in, and one for what is needed for a while; gone afterwards."""
+    """A temporary folder with a working folder ``here`` and a ``tmp``."""
     require_trusted_root()
     work = prefix.work(os.urandom(4).hex())
     for name in ("here", "tmp"):

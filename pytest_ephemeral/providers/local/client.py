@@ -1,4 +1,4 @@
-"""Ask a guard for something, from any process of this user."""
+"""Send requests to a guard, from any process of this user."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from pytest_ephemeral.providers.local import host
 from pytest_ephemeral.providers.local.host import GuardAddress
 from pytest_ephemeral.providers.local.supervisor.control import exchange
 
-#: Seconds a guard may take to answer, and to end everything (it gives up after 5).
+#: Seconds that a guard may take to answer, and to end all processes (it gives up after 5).
 ANSWER_TIME, END_TIME = 5.0, 8.0
 
 
 def status(guard: GuardAddress) -> dict[str, Any]:
-    """How a guard and its processes are.
+    """The state of a guard and its processes.
+
+    All output up to this request is in the logs afterwards.
 
     Returns:
         ``pid``; ``processes``, each with ``name``, ``pid``, ``started_at``, ``ended_at``
-        (seconds since the epoch, or None) and ``status`` (None, or negative for a signal);
-        ``expires_at``; ``kept``; ``writable`` (why trees could not be made read-only, or empty).
-        What they had printed when it was asked is in the logs now.
+        (seconds since the epoch, or None) and ``status`` (the exit status, negative for a signal,
+        or None); ``expires_at``; ``kept``; ``writable`` (why trees are not read-only, or empty).
 
     Raises:
         EnvironmentGoneError: There is no such guard.
@@ -34,7 +35,7 @@ def status(guard: GuardAddress) -> dict[str, Any]:
 
 
 def extend(guard: GuardAddress, expires_at: float | None) -> None:
-    """Move a guard's expiry, in seconds since the epoch; None disarms it for good.
+    """Change a guard's expiry, in seconds since the epoch; None removes it for good.
 
     Raises:
         EnvironmentGoneError: There is no such guard.
@@ -43,7 +44,7 @@ def extend(guard: GuardAddress, expires_at: float | None) -> None:
 
 
 def keep(guard: GuardAddress) -> None:
-    """Let a guard outlive its owner; its expiry holds.
+    """Make a guard outlive its owner; its expiry stays.
 
     Raises:
         EnvironmentGoneError: There is no such guard.
@@ -52,31 +53,31 @@ def keep(guard: GuardAddress) -> None:
 
 
 def stop(guard: GuardAddress, grace: float = 0.0, signal: int = 0) -> None:
-    """End a guard with everything, and wait until nothing is left.
+    """End a guard and all its processes, and wait until they have ended.
 
     Args:
-        guard: Which.
-        grace: Seconds that its processes have to end by themselves, if not at once.
-        signal: The number of the signal that asks them to.
+        guard: The guard.
+        grace: Seconds that its processes get to stop; 0 to kill them at once.
+        signal: The number of the signal that tells them to stop.
 
     Raises:
         EnvironmentGoneError: There is no such guard.
-        DestroyError: Something can't be killed.
+        DestroyError: A process can't be killed.
     """
     _end("stop", guard, grace, signal)
 
 
 def halt(guard: GuardAddress, grace: float = 0.0, signal: int = 0) -> None:
-    """End all of a guard's processes; the guard stays.
+    """End all of a guard's processes, but not the guard.
 
     Args:
-        guard: Whose.
-        grace: Seconds that they have to end by themselves, if not at once.
-        signal: The number of the signal that asks them to.
+        guard: The guard.
+        grace: Seconds that its processes get to stop; 0 to kill them at once.
+        signal: The number of the signal that tells them to stop.
 
     Raises:
         EnvironmentGoneError: There is no such guard.
-        DestroyError: Something can't be killed.
+        DestroyError: A process can't be killed.
     """
     _end("halt", guard, grace, signal)
 
@@ -89,15 +90,15 @@ def _end(what: str, guard: GuardAddress, grace: float, signal: int) -> None:
 
 
 def layer(guard: GuardAddress, folders: Sequence[str], number: int) -> str:
-    """Have what processes write go into a new layer; see ``supervisor.layers``.
+    """Make processes write into a new layer; see ``supervisor.layers``.
 
     Args:
-        guard: Whose.
-        folders: Where they write.
-        number: A new one each time.
+        guard: The guard.
+        folders: The folders that processes write to.
+        number: The layer's number, a new one each time.
 
     Returns:
-        Why that can't be, and then there is none; empty when it is done.
+        Why there can't be a layer, or empty.
 
     Raises:
         EnvironmentGoneError: There is no such guard.
@@ -118,19 +119,22 @@ def start(guard: GuardAddress) -> None:
 def run(
     guard: GuardAddress, argv: Sequence[str], timeout: float | None, *, own: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command beside the guard's processes, with their environment, folder and view.
+    """Run a command with the variables, working folder and mounts of the guard's processes.
 
     Args:
-        guard: Whose.
+        guard: The guard.
         argv: The command; its standard input is empty.
-        timeout: Seconds it may take.
-        own: Whether it is run as the guard's own user instead, with the guard's own environment.
+        timeout: Seconds after which it and its processes are killed; None for no limit.
+        own: Whether it is run as the guard's own user, with the guard's variables, instead.
+
+    Returns:
+        Its exit status and output.
 
     Raises:
-        subprocess.TimeoutExpired: It took longer; it and what it started are killed.
+        subprocess.TimeoutExpired: It took longer, and was killed.
         EnvironmentGoneError: There is no such guard, or it ended meanwhile.
     """
-    # Files rather than pipes: a daemon that the command leaves behind may hold them open.
+    # Files instead of pipes: a daemon that the command starts may hold a pipe open.
     with (
         Path(os.devnull).open("rb") as nothing,
         tempfile.TemporaryFile() as output,

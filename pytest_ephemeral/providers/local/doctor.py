@@ -1,4 +1,4 @@
-"""What the local provider needs, and whether it is there."""
+"""The checks of ``pytest-ephemeral doctor`` for the local provider."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_ephemeral.providers.protocol import Check
 
 
 def checks() -> Sequence[Check]:
-    """Look; nothing is changed, and nothing raised."""
+    """Run all checks; they change nothing, and raise no errors."""
     return [_system(), _addresses(), _read_only(), _trees(), _state()]
 
 

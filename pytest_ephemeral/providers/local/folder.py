@@ -1,7 +1,7 @@
-"""The folder of an environment: what leads to it as long as anything of it is there.
+"""The folder of an environment, which exists as long as any part of the environment.
 
-It is made before anything else and removed after everything else. Whoever starts the environment
-holds its lock, and then the guard: a folder that can be locked belongs to nobody any more.
+It is created first and removed last. The process that starts the environment holds its lock, and
+then the guard does. So a folder that can be locked is abandoned.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from pytest_ephemeral.providers.local.supervisor.files import (
     remove_environment,
 )
 
-#: Seconds after which a folder is no longer just being made.
-_BEING_MADE = 60.0
+#: Seconds after which an incomplete folder is not being created any more.
+_CREATING = 60.0
 
 
 class Folder(msgspec.Struct, frozen=True):
     """The folder of one environment.
 
     Attributes:
-        home: The folder of all of a provider's, in the state directory.
+        home: The parent folder's name, in the state directory.
     """
 
     home: ClassVar[str] = "environments"
@@ -47,10 +47,10 @@ class Folder(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, id: str) -> Self:
-        """The folder of an environment of this state directory.
+        """The folder of an environment in this state directory.
 
         Raises:
-            EphemeralError: It is no id, but a path.
+            EphemeralError: The id is a path, and so not valid.
         """
         if Path(id).name != id:
             raise EphemeralError(f"{id!r} is not the id of an environment")
@@ -58,10 +58,10 @@ class Folder(msgspec.Struct, frozen=True):
 
     @classmethod
     def of_environment(cls, environment: Environment) -> Self:
-        """The folder that an environment was launched with, also from another state directory.
+        """The folder in an environment's record, which may be in another state directory.
 
         Raises:
-            TamperedRecordError: The record names a folder that is not this environment's.
+            TamperedRecordError: The folder is not this environment's.
         """
         derived = cls.of(environment.id)
         recorded = Path(environment.handle.get("folder", derived.path))
@@ -74,10 +74,10 @@ class Folder(msgspec.Struct, frozen=True):
         return cls(recorded)
 
     def require_ours(self) -> None:
-        """Make sure that a folder, if it is there, is that of the environment it is called like.
+        """Check that the folder, if it exists, is that of the environment with its name.
 
         Raises:
-            TamperedRecordError: It is not, or it is another user's.
+            TamperedRecordError: Its labels name another environment, or it is another user's.
         """
         try:
             status = self.path.lstat()
@@ -95,7 +95,7 @@ class Folder(msgspec.Struct, frozen=True):
 
     @classmethod
     def every(cls) -> Iterator[Self]:
-        """Those of this state directory that are environments' of this user, and no others."""
+        """All folders of this user's environments in this state directory."""
         try:
             paths = sorted((machine.state_directory() / cls.home).iterdir())
         except FileNotFoundError:
@@ -109,37 +109,37 @@ class Folder(msgspec.Struct, frozen=True):
 
     @property
     def control(self) -> GuardAddress:
-        """Where its guard is asked."""
+        """The address of the environment's guard."""
         return GuardAddress(self.path.name, self.path)
 
     @property
     def state(self) -> Path:
-        """Where its processes start, and write."""
+        """The working folder of the processes, which they write to."""
         return self.path / "state"
 
     @property
     def temporary(self) -> Path:
-        """Its processes' ``$TMPDIR``."""
+        """The ``$TMPDIR`` of the processes."""
         return self.path / "tmp"
 
     @property
     def logs(self) -> Path:
-        """What they print."""
+        """The folder of the processes' logs."""
         return self.path / "logs"
 
     @property
     def mark(self) -> Path:
-        """What is mounted in the view of its processes; see ``view.protect``."""
+        """The file that is mounted in the processes' mount namespace; see ``view.protect``."""
         return self._labels
 
     @property
     def unmarked(self) -> Path:
-        """There if nothing is mounted in the view of its processes."""
+        """A file that exists if nothing is mounted in the processes' mount namespace."""
         return self.path / UNMARKED
 
     @property
     def made_at(self) -> float:
-        """When it was made, in seconds since the epoch; now, if it is gone."""
+        """When it was created, in seconds since the epoch; now, if it is gone."""
         try:
             return self._labels.stat().st_mtime
         except OSError:
@@ -150,13 +150,13 @@ class Folder(msgspec.Struct, frozen=True):
         return self.path / LABELS
 
     def make(self, labels: Mapping[str, str]) -> int:
-        """Make it, and take its lock.
+        """Create the folder with its labels, and lock it.
 
         Returns:
-            The lock: an open descriptor.
+            An open descriptor, which holds the lock.
 
         Raises:
-            OSError: It is there already, or can't be made.
+            OSError: The folder exists, or can't be created.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _sweep(self.path.parent)
@@ -168,8 +168,8 @@ class Folder(msgspec.Struct, frozen=True):
             new._labels.write_text(json.dumps({**labels, ID: self.path.name}))
             for folder in (new.state, new.temporary, new.logs):
                 folder.mkdir(mode=0o700)
-            # Whole from its first moment: a folder without labels is never ours. An environment's
-            # is never empty, and what is not empty is not replaced: rename(2).
+            # Rename it when it is complete: a folder without labels is not ours. rename(2) fails
+            # if the target is not empty, and an environment's folder never is.
             new.path.rename(self.path)
         except BaseException:
             new.remove()
@@ -178,7 +178,7 @@ class Folder(msgspec.Struct, frozen=True):
         return lock
 
     def labels(self) -> dict[str, str]:
-        """What it was made with; empty while it is being made, or removed."""
+        """Its labels; empty while it is being created or removed."""
         try:
             found = json.loads(self._labels.read_bytes())
         except (OSError, ValueError):
@@ -186,7 +186,7 @@ class Folder(msgspec.Struct, frozen=True):
         return found if isinstance(found, dict) else {}
 
     def is_abandoned(self) -> bool:
-        """Whether neither the process that made it nor its guard is there any more."""
+        """Whether neither the process that created it nor the guard exists any more."""
         try:
             lock = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -200,15 +200,16 @@ class Folder(msgspec.Struct, frozen=True):
         return True
 
     def remove(self) -> bool:
-        """Remove it, as far as this user can; whether it is gone."""
+        """Remove the folder as far as this user can; return whether it is gone."""
         remove_environment(str(self.path))
         return not self.path.exists()
 
 
 def _sweep(top: Path) -> None:
-    """Remove folders that were being made, or removed, by a process that was killed.
+    """Remove incomplete folders that a killed process was creating or removing.
 
-    Only what such a folder holds, and only while that is empty: it may be someone else's.
+    Only our own files in a folder are removed, and only empty subfolders: it may be someone
+    else's.
     """
     for path in top.glob(f"{ASIDE}*"):
         old = Folder(path)
@@ -217,7 +218,7 @@ def _sweep(top: Path) -> None:
     for path in top.glob(f"{files.TEMPORARY}*"):
         new = Folder(path)
         with suppress(OSError):
-            if path.lstat().st_mtime > time.time() - _BEING_MADE or not new.is_abandoned():
+            if path.lstat().st_mtime > time.time() - _CREATING or not new.is_abandoned():
                 continue
             for folder in (new.state, new.temporary, new.logs):
                 with suppress(FileNotFoundError):

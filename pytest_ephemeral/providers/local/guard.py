@@ -1,7 +1,7 @@
-"""Start processes under a guard: the owner's side of ``supervisor``.
+"""Start processes under a guard; this is the owner's side of ``supervisor``.
 
-The guard is the parent, and on Linux the subreaper, of all that it starts. It ends them when it
-is told to, when its owner dies in whatever way, or when their time is over.
+The guard is the parent, and on Linux the subreaper, of all processes that it starts. It ends them
+on request, when its owner dies in any way, and at their expiry.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from pytest_ephemeral.providers.local.client import END_TIME
 from pytest_ephemeral.providers.local.host import GuardAddress
 
 _PROGRAM = Path(__file__).with_name("supervisor") / "__main__.py"
-#: Seconds between two looks at a running script's output.
+#: Seconds between reads of a running script's output.
 _OUTPUT_INTERVAL = 0.05
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """What a guard is to start, and to end.
+    """The orders for a guard.
 
     Attributes:
-        id: The marker in the environment of all its processes.
-        control: A folder, of this user alone, for the socket on which the guard is asked.
-        processes: Commands by name, started in this order. A name becomes part of a file's.
-        directory: Where they start; must exist.
-        variables: Their whole environment; the marker is added.
-        logs: A folder for a log per process: masked, rotated.
-        readonly: Trees that they see read-only, where the kernel lets us.
-        places: Trees that they see somewhere else, by where; see ``supervisor.placing``.
-        mark: A file that is mounted onto itself in their view, by which they are found even if
-            they clear their environment and their guard is killed; see ``view.protect``.
-        remove: Folders removed at the end, however it ends.
-        remove_orphaned: Removed too if it ends without its owner (owner death, expiry), while
-            the descriptors are still held.
-        secrets: Shown as ``***`` in the logs.
-        expires_at: When it ends by itself, in seconds since the epoch.
-        settle: A command run, detached, after it ended without its owner.
-        accounts: By process, who it is started as, and where, if not as this user; see
-            ``accounts.describe``. What is run inside it is under the empty name.
-        descriptors: Locks and claimed addresses that the guard holds while it lives.
+        id: The id that marks all processes, in an environment variable.
+        control: The folder of the guard's socket; only this user may enter it.
+        processes: The commands by name, in starting order. Names become parts of file names.
+        directory: The working folder of the processes; it must exist.
+        variables: All environment variables of the processes; the marker is added.
+        logs: The folder of the logs, one for each process, masked and rotated.
+        readonly: Trees that are read-only to the processes, if the kernel supports that.
+        places: Trees by the path that processes see them at; see ``supervisor.placing``.
+        mark: A file that is mounted in the processes' mount namespace. They are found by it even
+            if they clear their variables and the guard is killed; see ``view.protect``.
+        remove: Folders to remove at the end in any case.
+        remove_orphaned: Further folders to remove if the guard ends without its owner (owner's
+            death, expiry), while the descriptors are still held.
+        secrets: Values to mask in the logs.
+        expires_at: The expiry, in seconds since the epoch.
+        settle: A command to run, detached, if the guard has ended without its owner.
+        accounts: By process, the account to start it as, if not this user; see
+            ``accounts.describe``. The empty name is for commands that are run inside.
+        descriptors: Locks and claimed addresses to hold while the guard lives.
         keep_after_exit: Whether the guard stays when all processes have ended.
     """
 
@@ -77,11 +77,11 @@ class Spec(msgspec.Struct, frozen=True):
 
     @property
     def address(self) -> GuardAddress:
-        """Where its guard is asked."""
+        """The address of the guard."""
         return GuardAddress(self.id, self.control)
 
     def to_wire(self, listener: int) -> bytes:
-        """It, as the supervisor takes it: quicker to read there than JSON is to import."""
+        """The orders in the supervisor's format: marshal, as importing json takes longer."""
         orders = marshal.dumps(
             {
                 "id": self.id,
@@ -108,10 +108,10 @@ class Spec(msgspec.Struct, frozen=True):
 
 
 class Guard:
-    """A guard that this process has started, and that lives no longer than it, unless kept.
+    """A guard that this process has started. It ends with this process, unless it is kept.
 
-    Its pipe is its lifeline: letting go of this object is as good as dying. As a context manager
-    it ends everything on the way out.
+    The guard also ends when this object's pipe is closed. As a context manager, it stops the guard
+    at the end.
     """
 
     def __init__(self, address: GuardAddress, process: subprocess.Popen[bytes]) -> None:
@@ -128,18 +128,18 @@ class Guard:
         self.stop()
 
     def wait(self, timeout: float | None = None) -> dict[str, int | None]:
-        """Wait until the guard has ended, and with it everything.
+        """Wait until the guard and all its processes have ended.
 
         Args:
-            timeout: Seconds; None for as long as it takes.
+            timeout: Seconds to wait; None for no limit.
 
         Returns:
             The exit status of each process, negative for a signal; None for those that the
             guard has killed.
 
         Raises:
-            TimeoutError: It still runs.
-            EphemeralError: The guard itself broke down, or was killed.
+            TimeoutError: The guard still runs.
+            EphemeralError: The guard crashed, or was killed.
         """
         if not self._ends_within(timeout):
             raise TimeoutError(f"{self.id} still runs after {timeout:g} s")
@@ -154,14 +154,14 @@ class Guard:
         return {process["name"]: process["status"] for process in report["processes"]}
 
     def stop(self, grace: float = 0.0, signal: int = 0) -> None:
-        """End everything, and wait for it. Done twice, it is no error.
+        """End the guard and all its processes, and wait; it may have ended before.
 
         Args:
             grace: See ``client.stop``.
-            signal: The same.
+            signal: See ``client.stop``.
 
         Raises:
-            DestroyError: Something can't be killed.
+            DestroyError: A process can't be killed.
         """
         try:
             client.stop(self.address, grace, signal)
@@ -173,24 +173,24 @@ class Guard:
 
     @property
     def has_reported(self) -> bool:
-        """Whether the guard has ended in order, with everything; else it was killed, or failed."""
+        """Whether the guard has ended normally, with all its processes."""
         return bool(self._report) and not json.loads(self._report)["remaining"]
 
     def kill(self) -> None:
-        """End the guard itself, at once: its children die with it, its folders stay."""
+        """Kill the guard: its children die with it, its folders stay."""
         self._process.kill()
         self._ends_within(None)
 
-    def let_go(self) -> None:
-        """Have no more to do with a guard that was told to outlive its owner."""
+    def detach(self) -> None:
+        """Close the pipes of a guard that is kept, and so outlives its owner."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
                 pipe.close()
-        # Nobody waits for it any more, and subprocess need not warn that nobody did.
+        # Without this, subprocess warns that the process still runs.
         self._process.returncode = 0
 
     def _ends_within(self, timeout: float | None) -> bool:
-        """Wait for its end: read its report until the pipe closes, and collect its status."""
+        """Read the guard's report until its pipe closes; return whether it ended in time."""
         reports = self._process.stdout
         if reports and not reports.closed:
             deadline = None if timeout is None else time.monotonic() + timeout
@@ -206,7 +206,7 @@ class Guard:
 
 
 def _read_until(descriptor: int, deadline: float | None) -> bytes | None:
-    """What there is to read; empty at the end; None when the time is over first."""
+    """Read data from a pipe; empty at its end, None after the deadline."""
     patience = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
@@ -214,14 +214,14 @@ def _read_until(descriptor: int, deadline: float | None) -> bytes | None:
 
 
 def start(spec: Spec) -> Guard:
-    """Start a guard and what it guards; does not wait until it has.
+    """Start a guard, without waiting until it has started its processes.
 
-    A command that can't be run shows as one that has exited, with 126 or 127, and says why in
-    its log.
+    A command that can't be run appears as a process that has exited with 126 or 127, with the
+    reason in its log.
 
     Raises:
-        EphemeralError: Another guard of that id runs.
-        ValueError: A process's name can't be part of a file's name.
+        EphemeralError: Another guard with that id runs.
+        ValueError: A process's name can't be part of a file name.
     """
     for name in spec.processes:
         if not name or name.startswith(".") or "/" in name:
@@ -230,11 +230,11 @@ def start(spec: Spec) -> Guard:
     folders = [*spec.remove, *spec.remove_orphaned]
     with host.listen(spec.address) as listener:
         process = subprocess.Popen(
-            # The folders are in its orders too; here they are for orders that never come.
+            # The folders are arguments, too, for the case that the orders never arrive.
             [sys.executable, "-I", "-S", str(_PROGRAM), spec.id, *map(str, folders)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # What a guard holds open is what a CI step that ended may wait for.
+            # A CI step that has ended may wait for files that the guard holds open.
             stderr=subprocess.DEVNULL,
             bufsize=0,
             env={**os.environ, ENVIRONMENT_VARIABLE: spec.id},
@@ -256,20 +256,20 @@ def run_to_end(
     """Run one process under a guard, such as an install script, until it ends.
 
     Args:
-        spec: Has one process. Its ``logs`` are not in what it has removed.
-        on_output: Called with each line it prints, masked, without its line's end.
-        timeout: Seconds it may take.
+        spec: The orders, with one process. Its ``logs`` must not be in a folder that it removes.
+        on_output: Called with each line of output, masked, without the line's end.
+        timeout: Seconds after which it is killed; None for no limit.
 
     Returns:
-        Its exit status, negative for a signal. All that it started is dead.
+        Its exit status, negative for a signal. All processes that it started have ended.
 
     Raises:
         subprocess.TimeoutExpired: It took longer, and was killed.
-        EphemeralError: The guard broke down.
+        EphemeralError: The guard crashed.
     """
     (name,) = spec.processes
     deadline = None if timeout is None else time.monotonic() + timeout
-    lines = _Lines(spec.logs, name, on_output or (lambda _: None))  # before it can print any
+    lines = _Lines(spec.logs, name, on_output or (lambda _: None))  # before the first output
     with start(msgspec.structs.replace(spec, keep_after_exit=False)) as guard:
         while True:
             try:
@@ -287,7 +287,7 @@ def run_to_end(
 
 
 class _Lines:
-    """Hands on a growing log, line by line."""
+    """Passes a growing log to a function, line by line."""
 
     def __init__(self, folder: Path, process: str, hand_on: Callable[[str], None]) -> None:
         self._folder = folder
@@ -297,7 +297,7 @@ class _Lines:
         self._rest = b""
 
     def follow(self) -> None:
-        """Hand on the lines that are whole by now."""
+        """Pass on the new complete lines."""
         position = logs.end(self._folder, self._process)
         if position == self._offset:
             return
@@ -308,7 +308,7 @@ class _Lines:
             self._hand_on(line.decode(errors="replace").rstrip("\r"))
 
     def finish(self) -> None:
-        """Hand on all that is left."""
+        """Pass on all lines that are left."""
         self.follow()
         if self._rest:
             self._hand_on(self._rest.decode(errors="replace"))

@@ -1,4 +1,4 @@
-"""What environments under a guard have in common, whatever it is that the guard has started."""
+"""What the providers with guards share: local and qemu."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pytest_ephemeral.providers.local import client, guard, removal
 from pytest_ephemeral.providers.local.folder import Folder
 from pytest_ephemeral.providers.protocol import Owned
 
-#: The guards of environments that this process has brought up. They live as long as they are
-#: held, and providers are made anew wherever one is needed.
+#: The guards that this process has started, by environment. A guard ends when its object is
+#: collected, and there are several provider objects, so they are kept here.
 held: dict[str, guard.Guard] = {}
 
 
@@ -23,44 +23,44 @@ class GuardedEnvironments:
     """The part of a provider that acts on environments through their guards; see ``Provider``.
 
     Attributes:
-        folder_type: The folders of its environments.
+        folder_type: The type of its environments' folders.
     """
 
     folder_type: ClassVar[type[Folder]] = Folder
 
     def clock(self, environment: Environment) -> datetime:
-        """The guard's, which does not change when this machine's clock is set."""
-        told = client.status(self.folder_type.of_environment(environment).control)
-        return _clock(told) or datetime.now(UTC)
+        """The time by the guard's clock, which does not change when the machine's clock is set."""
+        status = client.status(self.folder_type.of_environment(environment).control)
+        return _clock(status) or datetime.now(UTC)
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
-        """The guard's own clock is the only one."""
+        """Change the expiry in the guard, which is the only place that has it."""
         client.extend(
             self.folder_type.of_environment(environment).control,
             None if expires_at is None else expires_at.timestamp(),
         )
 
     def keep(self, environment: Environment) -> None:
-        """The guard looks at its owner no more."""
+        """Make the guard outlive its owner."""
         client.keep(self.folder_type.of_environment(environment).control)
         if mine := held.pop(environment.id, None):
-            mine.let_go()
+            mine.detach()
 
     def destroy(self, environment: Environment) -> None:
-        """The guard does it; where there is none (any more), what carries its marks is killed."""
+        """End the guard with its processes; without a guard, kill the processes by their marks."""
         place = self.folder_type.of_environment(environment)
         mine = held.pop(environment.id, None)
         here = machine.is_here(environment.owner)
         removal.destroy(place, mine, here=here, handle=environment.handle)
 
     def list_owned(self) -> Iterator[Owned]:
-        """Every folder here, as it leads to an environment until nothing of that is left."""
+        """All environments with a folder in this state directory."""
         for place in self.folder_type.every():
             id, known, seen_at = place.path.name, place.labels(), None
             with suppress(EphemeralError):
-                told = client.status(place.control)
-                known[labels.EXPIRES] = _format_expiry(told["expires_at"])
-                seen_at = _clock(told)
+                status = client.status(place.control)
+                known[labels.EXPIRES] = _format_expiry(status["expires_at"])
+                seen_at = _clock(status)
             yield Owned(
                 id=id,
                 labels=known,
@@ -70,21 +70,21 @@ class GuardedEnvironments:
             )
 
     def sweep(self, owned: Owned) -> None:
-        """Its folder is all that is needed to destroy it."""
+        """Destroy an environment by its folder alone."""
         place = self.folder_type.of(owned.id)
         place.require_ours()
         removal.destroy(place, held.pop(owned.id, None), here=True)
 
 
-def _clock(told: Mapping[str, Any]) -> datetime | None:
-    """What time it is by a guard's own clock, which nobody can set; None if it never expires."""
-    if told["expires_at"] is None:
+def _clock(status: Mapping[str, Any]) -> datetime | None:
+    """The time by a guard's own clock, from its status; None if the environment never expires."""
+    if status["expires_at"] is None:
         return None
-    return datetime.fromtimestamp(told["expires_at"] - told["expires_in"], UTC)
+    return datetime.fromtimestamp(status["expires_at"] - status["expires_in"], UTC)
 
 
 def _format_expiry(expires_at: float | None) -> str:
-    """An expiry as ``labels.for_environment`` writes it."""
+    """An expiry in the form of ``labels.for_environment``."""
     if expires_at is None:
         return labels.NEVER
     return datetime.fromtimestamp(expires_at, UTC).isoformat(timespec="seconds")

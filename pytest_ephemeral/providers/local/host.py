@@ -1,4 +1,4 @@
-"""The control socket of a guard, on the owner's side."""
+"""The socket of a guard, on the owner's side."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ _NAME = "control"
 
 
 class GuardAddress(msgspec.Struct, frozen=True):
-    """Where a guard is asked.
+    """The address of a guard: a socket in a folder.
+
+    An abstract socket of Linux is not used: any user could take its name, and any container on the
+    host network could connect to it (CVE-2020-15257).
 
     Attributes:
-        id: Of what it guards.
-        folder: A folder that only this user can enter; its socket is in it. Not one of Linux's
-            abstract names, which any container on this machine's network could connect to
-            (CVE-2020-15257), and any user could take.
-        name: The socket's.
+        id: The id of the environment or bake.
+        folder: The folder of the socket, which only this user can enter.
+        name: The socket's name.
     """
 
     id: str
@@ -36,7 +37,7 @@ class GuardAddress(msgspec.Struct, frozen=True):
 
 
 def listen(address: GuardAddress) -> socket.socket:
-    """The socket on which a guard will be asked, before there is a guard.
+    """Open the socket of a guard, before the guard is started.
 
     Raises:
         EphemeralError: Another guard has that address.
@@ -57,10 +58,10 @@ def listen(address: GuardAddress) -> socket.socket:
 
 
 def connect(address: GuardAddress) -> socket.socket:
-    """A connection to a guard.
+    """Connect to a guard.
 
     Raises:
-        ConnectionError: There is none.
+        ConnectionError: There is no such guard.
         OSError: Its folder can't be entered.
     """
     connection = socket.socket(socket.AF_UNIX)
@@ -77,7 +78,7 @@ def connect(address: GuardAddress) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket of a guard that was killed: nobody answers there."""
+    """Remove the socket of a guard that was killed, to which nobody can connect."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
@@ -89,7 +90,7 @@ def _remove_stale(path: str) -> None:
 
 @contextmanager
 def _path(address: GuardAddress) -> Iterator[str]:
-    """A path for ``bind`` and ``connect``, which take at most 107 bytes (unix(7))."""
+    """A short path for ``bind`` and ``connect``, which accept at most 107 bytes (unix(7))."""
     if LINUX:
         folder = os.open(address.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -101,7 +102,7 @@ def _path(address: GuardAddress) -> Iterator[str]:
         raise UnavailableError(
             "the local provider does not run on Windows: use docker, or run this under WSL"
         )
-    if address.name != _NAME:  # what others than guards listen on is where they put it
+    if address.name != _NAME:  # a socket of another program, at its own path
         yield str(address.folder / address.name)
         return
     sockets = Path(tempfile.gettempdir()) / f"pytest-ephemeral-{os.getuid()}"

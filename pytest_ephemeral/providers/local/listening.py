@@ -1,4 +1,4 @@
-"""Which TCP sockets of this machine listen, as the kernel has them."""
+"""List the TCP sockets of this machine that listen."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Final
 
 _LISTEN: Final = 10
 
-# sock_diag(7). /proc/net/tcp lists every connection there is: with thousands of them, that takes
-# tens of milliseconds, and this well under one.
+# sock_diag(7). /proc/net/tcp lists all connections: with thousands of them, reading it takes tens
+# of milliseconds; this takes less than one.
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _REQUEST_DUMP: Final = 0x301
 _DONE, _ERROR = 3, 2
 _HEADER: Final = struct.Struct("=IHHII")
 _REQUEST: Final = struct.Struct("=BBBxI48x")
-#: Family, ports and addresses, then the inode at the end.
+#: The family, the ports and addresses, and the inode.
 _SOCKET: Final = struct.Struct("=B3x2s2s16s16s12x16xI")
 
 
@@ -49,7 +49,7 @@ def _ask_kernel() -> Iterator[tuple[str, tuple[str, int]]]:
 
 
 def _messages(kernel: socket.socket) -> Iterator[bytes]:
-    """The messages of one answer, to its end."""
+    """All messages of one answer."""
     while True:
         data = kernel.recv(1 << 16)
         while data:
@@ -63,7 +63,7 @@ def _messages(kernel: socket.socket) -> Iterator[bytes]:
 
 
 def _read_proc() -> Iterator[tuple[str, tuple[str, int]]]:
-    """The same from proc(5), where netlink is not allowed."""
+    """The listening sockets from proc(5), if netlink is not allowed."""
     for table in ("tcp", "tcp6"):
         try:
             lines = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
@@ -77,7 +77,7 @@ def _read_proc() -> Iterator[tuple[str, tuple[str, int]]]:
 
 
 def _readable(host: str) -> str:
-    """An address as /proc has it: 32-bit words in the machine's own byte order."""
+    """Convert an address from /proc, which has 32-bit words in the machine's byte order."""
     words = [host[at : at + 8] for at in range(0, len(host), 8)]
     packed = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
     family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6

@@ -1,4 +1,4 @@
-"""Read the logs that guards write: by absolute offset, so that a mark stays exact."""
+"""Read the logs that guards write. Positions are absolute offsets, which rotation leaves valid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_ephemeral.providers.local.supervisor.logs import segment_name
 
 
 def end(folder: Path, process: str) -> int:
-    """How many bytes a process has printed in all."""
+    """The number of bytes that a process has printed."""
     start = max(_segments(folder).get(process, [0]))
     try:
         return start + (folder / segment_name(process, start)).stat().st_size
@@ -18,7 +18,14 @@ def end(folder: Path, process: str) -> int:
 
 
 def read(folder: Path, process: str, since: int = 0, until: int | None = None) -> bytes:
-    """What a process has printed between two offsets, as far as it is still kept."""
+    """The output of a process between two offsets, without segments that are rotated away.
+
+    Args:
+        folder: The folder of the logs.
+        process: The name of the process.
+        since: The offset to begin at, in bytes.
+        until: The offset to end at; None for the end.
+    """
     parts: list[bytes] = []
     starts = sorted(_segments(folder).get(process, []))
     first = max(0, bisect_right(starts, since) - 1)
@@ -27,18 +34,18 @@ def read(folder: Path, process: str, since: int = 0, until: int | None = None) -
             with (folder / segment_name(process, start)).open("rb") as segment:
                 segment.seek(max(0, since - start))
                 parts.append(segment.read(-1 if until is None else until - max(since, start)))
-        except FileNotFoundError:  # it has just been rotated away
+        except FileNotFoundError:  # rotated away meanwhile
             parts.clear()
     return b"".join(parts)
 
 
 def processes(folder: Path) -> list[str]:
-    """The names of the processes that have a log here."""
+    """The names of the processes with a log in a folder."""
     return sorted(_segments(folder))
 
 
 def _segments(folder: Path) -> dict[str, list[int]]:
-    """Where the segments of each process's log start."""
+    """The start offsets of the segments of each process's log."""
     found: dict[str, list[int]] = {}
     for path in folder.glob("*.log"):
         process, _, start = path.stem.rpartition(".")

@@ -1,4 +1,4 @@
-"""Whether something can be mounted for an environment alone."""
+"""Find out whether folders can be mounted for an environment alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_ephemeral.providers.local.supervisor.placing import find_base
 
 @functools.cache
 def refusal() -> str:
-    """Why nothing can be mounted for an environment alone; tried once, in a process of its own."""
+    """Why nothing can be mounted for an environment alone, or empty; tried once, in a process."""
     if sys.platform != "linux":
         return "only Linux has mount namespaces"
     import subprocess
@@ -30,7 +30,7 @@ def refusal() -> str:
 
 
 def refusal_at(path: str) -> str:
-    """Why nothing can be shown at a path for an environment alone; empty when it can be."""
+    """Why nothing can be mounted at a path for an environment alone, or empty."""
     if why := refusal():
         return why
     try:

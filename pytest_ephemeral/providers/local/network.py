@@ -1,4 +1,4 @@
-"""Loopback addresses of environments' own, and who listens where."""
+"""Loopback addresses of environments, and the processes that listen on addresses."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ import msgspec
 from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.providers.local.listening import find_listening_sockets
 
-#: Of 127.0.0.0/8, what neither people nor systemd-resolved (127.0.0.53) nor Debian (127.0.1.1) use.
+#: The second bytes of addresses in 127.0.0.0/8 that people, systemd-resolved (127.0.0.53) and
+#: Debian (127.0.1.1) do not use.
 _FIRST, _LAST = 64, 254
 _ATTEMPTS = 50
-#: Where free ports are looked for: above what servers usually have, below what Linux gives to
-#: outgoing connections (net.ipv4.ip_local_port_range, ip(7)), which would have them now and then.
+#: The range for free ports: above the usual ports of servers, below those of outgoing connections
+#: (net.ipv4.ip_local_port_range, ip(7)), which would be in use now and then.
 _FREE_PORTS: Final = range(20_000, 32_000)
 #: The advice for an application that can't listen on one address only.
 EVERYWHERE_CURE: Final = (
@@ -31,13 +32,13 @@ EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared wit
 
 
 class AddressClaim(msgspec.Struct, frozen=True):
-    """An address that no other environment of this machine gets.
+    """An address that no other environment of this machine can claim.
 
     Attributes:
         host: The address.
-        ports: By endpoint name.
-        holder: What holds the address: it lasts until this, and every copy of it, is closed.
-        port_holders: The same for each of the ports, where no other environment may have them.
+        ports: The ports, by endpoint name.
+        holder: A socket that holds the claim until it and all its copies are closed.
+        port_holders: The same for each port, if no other environment may have them.
     """
 
     host: str
@@ -47,11 +48,11 @@ class AddressClaim(msgspec.Struct, frozen=True):
 
     @property
     def descriptors(self) -> list[int]:
-        """What has to be kept open as long as the claim is needed."""
+        """The descriptors to keep open as long as the claim is needed."""
         return [holder.fileno() for holder in (self.holder, *self.port_holders)]
 
     def close(self) -> None:
-        """Let go of it, as far as this process is concerned."""
+        """Close this process's descriptors of the claim."""
         for holder in (self.holder, *self.port_holders):
             holder.close()
 
@@ -70,7 +71,7 @@ class ListeningProcess(msgspec.Struct, frozen=True):
 
 
 def has_own_addresses() -> bool:
-    """Whether all of 127.0.0.0/8 is this machine's, as on Linux, or only 127.0.0.1."""
+    """Whether all addresses of 127.0.0.0/8 can be used, as on Linux, or only 127.0.0.1."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((f"127.{_FIRST}.0.1", 0))
@@ -80,15 +81,15 @@ def has_own_addresses() -> bool:
 
 
 def claim(ports: Mapping[str, int], *, free_port: bool = False) -> AddressClaim:
-    """An address on which these ports are free; where there is only one, other ports that are.
+    """Claim an address on which some ports are free; with one address only, other free ports.
 
     Args:
-        ports: The template's, by endpoint name.
-        free_port: Whether to take other ports, which no other environment of this machine has, for
-            an application that listens on every address.
+        ports: The template's ports, by endpoint name.
+        free_port: Whether to claim other ports, which no other environment of this machine has,
+            for an application that listens on every address.
 
     Raises:
-        LaunchError: A port is taken on all addresses; says by whom.
+        LaunchError: A port is in use on all addresses; the message names the process.
     """
     if sys.platform != "linux" or not has_own_addresses():
         return _claim_ports(ports)
@@ -114,7 +115,7 @@ def claim(ports: Mapping[str, int], *, free_port: bool = False) -> AddressClaim:
 
 
 def _claim_free_ports(names: Iterable[str]) -> AddressClaim:
-    """An address, and a port for each name that nobody has, on whatever address."""
+    """Claim an address, and for each name a port that is free on every address."""
     holders: list[socket.socket] = []
     try:
         host = _hold_one(holders, "address", _random_host)
@@ -127,7 +128,7 @@ def _claim_free_ports(names: Iterable[str]) -> AddressClaim:
 
 
 def _hold_one(holders: list[socket.socket], kind: str, draw: Callable[[], str]) -> str:
-    """Hold the first that is drawn and that nobody holds."""
+    """Draw values until one is not held by others, and hold it."""
     for _ in range(_ATTEMPTS):
         if (drawn := draw()) and (holder := _hold(f"{kind}/{drawn}")) is not None:
             holders.append(holder)
@@ -143,11 +144,11 @@ def _random_host() -> str:
 
 
 def _random_port() -> str:
-    """A port that is free on every address, of IPv4 and of IPv6; empty if the one drawn is not."""
+    """A random port that is free on every address of IPv4 and IPv6; empty if it is in use."""
     port = _FREE_PORTS.start + secrets.randbelow(len(_FREE_PORTS))
     try:
         with socket.socket() as four:
-            four.bind(("", port))  # without SO_REUSEADDR: whoever has it on one address is seen
+            four.bind(("", port))  # without SO_REUSEADDR: fails if one address uses the port
         with socket.socket(socket.AF_INET6) as six:
             six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             six.bind(("::", port))
@@ -157,7 +158,10 @@ def _random_port() -> str:
 
 
 def _hold(name: str) -> socket.socket | None:
-    """Bind a name that stands for an address or a port, and vanishes with its last holder."""
+    """Bind an abstract socket's name for an address or a port; None if it is held by others.
+
+    The kernel frees the name when the last copy of the socket is closed.
+    """
     holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         holder.bind(f"\0pytest-ephemeral/{name}".encode())
@@ -196,7 +200,7 @@ def _raise_if_taken_everywhere(ports: Iterable[int]) -> None:
 
 
 def _claim_ports(ports: Mapping[str, int]) -> AddressClaim:
-    """Free ports of 127.0.0.1. They are not held: an application could not bind them then."""
+    """Find free ports of 127.0.0.1. They are not held, as the application could not bind them."""
     probes = {name: socket.socket() for name in ports}
     try:
         for probe in probes.values():
@@ -209,10 +213,10 @@ def _claim_ports(ports: Mapping[str, int]) -> AddressClaim:
 
 
 def listeners(pids: Iterable[int] | None = None) -> list[ListeningProcess]:
-    """Who accepts TCP connections, as far as this user may see.
+    """The processes that listen on TCP ports, as far as this user can see them.
 
     Args:
-        pids: Only these processes; by default all.
+        pids: The processes to look at; by default all.
     """
     sockets = find_listening_sockets()
     return [
@@ -223,14 +227,14 @@ def listeners(pids: Iterable[int] | None = None) -> list[ListeningProcess]:
 
 
 def foreign_listener(addresses: Iterable[tuple[str, int]], pids: Iterable[int]) -> str:
-    """Who else than these processes would get a connection to one of these addresses.
+    """Another process that would get connections to one of an environment's addresses.
 
     Args:
-        addresses: Host and port of each.
-        pids: The processes that may listen there.
+        addresses: The hosts and ports of the environment.
+        pids: The environment's processes.
 
     Returns:
-        The first such listener, for people; empty when there is none, or it can't be told.
+        The first such process, for people; empty if there is none, or it can't be found out.
     """
     sockets = find_listening_sockets()
     due = set(addresses)
@@ -241,27 +245,27 @@ def foreign_listener(addresses: Iterable[tuple[str, int]], pids: Iterable[int]) 
     }
     try:
         foreign = wanted.difference(*(_inodes_or_refused(pid) for pid in pids))
-    except PermissionError:  # one of them has become another user's: it may be the one
+    except PermissionError:  # a process of the environment has changed its user: it may listen
         return ""
     own_ports = {sockets[inode][1] for inode in wanted - foreign}
     for inode in sorted(foreign):
         host, port = sockets[inode]
         if host in EVERY_ADDRESS and port in own_ports:
-            continue  # the kernel prefers who listens on the very address
+            continue  # the kernel prefers the socket on the specific address
         known = [one for one in listeners() if (one.host, one.port) == (host, port)]
         return str(known[0]) if known else f"another user's process listens on {host}:{port}"
     return ""
 
 
 def shared_listener(ports: Iterable[int], find_pids: Callable[[], Iterable[int]]) -> str:
-    """Which of these processes listens on every address, at a port that others may have, too.
+    """A process of an environment that listens on every address, on a port that is not claimed.
 
     Args:
-        ports: An environment's.
-        find_pids: Finds its processes; called only if anybody listens like that.
+        ports: The environment's ports.
+        find_pids: Finds the environment's processes; called only if it may be needed.
 
     Returns:
-        The first such listener, for people; empty when there is none.
+        The first such process, for people; empty if there is none.
     """
     everywhere = {port for host, port in find_listening_sockets().values() if host in EVERY_ADDRESS}
     shared = {port for port in everywhere.intersection(ports) if not _is_held(f"port/{port}")}
@@ -280,7 +284,7 @@ def _is_held(name: str) -> bool:
 
 
 def _inodes_or_refused(pid: int) -> set[str]:
-    """As ``_socket_inodes``, but says so if this user may not look."""
+    """As ``_socket_inodes``, but raises ``PermissionError`` for another user's process."""
     try:
         next(Path(f"/proc/{pid}/fd").iterdir(), None)
     except PermissionError:
@@ -297,7 +301,7 @@ def _all_pids() -> Iterator[int]:
 
 def _socket_inodes(pid: int) -> set[str]:
     found = set()
-    with suppress(OSError):  # it has ended meanwhile, or is another user's
+    with suppress(OSError):  # the process has ended meanwhile, or is another user's
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
                 target = str(descriptor.readlink())

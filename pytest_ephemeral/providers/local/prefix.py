@@ -1,9 +1,9 @@
-"""Where the trees of local images are, who may use them now, and whether they are sealed.
+"""The trees of local images: their folders, locks and seals.
 
-Installed trees hold absolute paths, so a tree is at one path on every machine, derived from its
-image's key; or it is seen there, by the environments that run from it. Beside it are its lock,
-which every environment that runs from it shares, and its seal, which is there if and only if the
-tree is whole and verified.
+Installed files have absolute paths, so a tree has the same path on every machine, derived from its
+image's key; or it is mounted there for the environments that run from it. Beside the tree are its
+lock, which every environment that runs from it shares, and its seal, which exists only if the tree
+is complete and verified.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.models import Image, Model, decode, encode
 from pytest_ephemeral.providers.local import mounts, tree
 
-#: Each user has a root of their own; the folder above is root's and sticky on every Unix.
+#: Each user's own root of all trees; its parent is root's, and sticky, on every Unix.
 ROOT: Final = "/var/tmp/pytest-ephemeral-{uid}"  # noqa: S108 - its owner and mode are checked
 ROOT_VARIABLE: Final = "PYTEST_EPHEMERAL_PREFIX_ROOT"
 
-#: How long a bake lets environments that are being destroyed go.
+#: Seconds that a bake waits for environments that are being destroyed.
 _GRACE_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.1
 _SAY_AGAIN_SECONDS: Final = 10.0
 
 
 class Seal(Model, frozen=True, kw_only=True):
-    """What is known of a sealed tree.
+    """The record of a sealed tree.
 
     Attributes:
         key: The image's key.
         digest: The tree's digest when it was sealed.
-        fingerprint: What ``lstat`` said of it when its digest was last known.
-        size: Bytes of its files.
-        links: Its links to what is outside of it.
+        fingerprint: A digest of all ``lstat`` results, from when the tree's digest was last known.
+        size: The total size of its files in bytes.
+        links: Its links to paths outside of it.
     """
 
     key: str
@@ -58,7 +58,7 @@ class Seal(Model, frozen=True, kw_only=True):
 
 
 class Prefix(msgspec.Struct, frozen=True):
-    """The tree of one image, and what is beside it."""
+    """The tree of one image, and the files beside it."""
 
     tree: Path
 
@@ -71,12 +71,12 @@ class Prefix(msgspec.Struct, frozen=True):
     def at(cls, image: Image) -> Prefix:
         """The tree of an image that was baked here or elsewhere.
 
-        One that was baked for another root is in this user's all the same, and environments see
-        it where it belongs; see ``supervisor.placing``.
+        If the image was baked for another root, its tree is still in this user's root, and is
+        mounted at its own path for environments; see ``supervisor.placing``.
 
         Raises:
             UnavailableError: It was baked for another root, and nothing can be mounted here.
-            TamperedRecordError: The record names a folder that is no tree's of its key.
+            TamperedRecordError: The record names a folder that is not a tree of its key.
         """
         prefix = cls.of(image.key)
         wanted = Path(image.reference)
@@ -95,26 +95,26 @@ class Prefix(msgspec.Struct, frozen=True):
         return prefix
 
     def is_away(self, image: Image) -> bool:
-        """Whether this tree, the image's, has to be seen at another path than its own."""
+        """Whether the image's tree has to be mounted at another path for environments."""
         return str(self.tree) != image.reference
 
     @property
     def lock(self) -> Path:
-        """Held alone to bake, unpack or remove the tree; shared to run from it."""
+        """The lock file: exclusive to bake, unpack or remove the tree; shared to run from it."""
         return self._beside("lock")
 
     @property
     def unpacking(self) -> Path:
-        """Where a tree is unpacked before it is trusted."""
+        """The folder that a tree is unpacked into, before its digest is checked."""
         return self._beside("unpacking")
 
     def work(self, token: str) -> Path:
-        """Where one command of a bake starts, and what it may write besides the tree."""
+        """The folder of one command of a bake, which it may write to."""
         return self._beside(f"work-{token}")
 
     @property
     def manifest(self) -> Path:
-        """The sealed tree's manifest, to name what has changed."""
+        """The sealed tree's manifest, to find out which files were changed."""
         return self._beside("manifest")
 
     @property
@@ -129,33 +129,33 @@ class Prefix(msgspec.Struct, frozen=True):
         return self.tree.with_name(f"{self.tree.name}.{ending}")
 
     def read_seal(self) -> Seal | None:
-        """Its seal, if the tree is whole, verified and still there."""
+        """The seal, if the tree is complete and verified, and exists; or None."""
         seal = _read_seal(self._seal)
         return seal if seal is not None and self.tree.is_dir() else None
 
     def read_unverified_seal(self) -> Seal | None:
-        """Its seal to be, if the tree is whole but not verified yet."""
+        """The seal of a complete tree that is not verified yet; or None."""
         return _read_seal(self._unverified)
 
     def write_seal(self, seal: Seal, *, verified: bool) -> None:
-        """Seal it, or seal it for verification."""
+        """Write the seal of a verified tree, or of one that is to be verified."""
         files.replace(self._seal if verified else self._unverified, [encode(seal)])
         if verified:
             self._unverified.unlink(missing_ok=True)
 
     def refresh(self, seal: Seal) -> None:
-        """Seal it anew under a new fingerprint, unless someone is about to replace it."""
+        """Write the seal with a new fingerprint, unless the tree is being replaced."""
         descriptor = _open_lock(self)
         try:
             known = self.read_seal() if _try(descriptor, fcntl.LOCK_SH) else None
-            if known is not None and known.digest == seal.digest:  # else it was baked again
+            if known is not None and known.digest == seal.digest:  # if not, it was baked again
                 self.write_seal(seal, verified=True)
         finally:
             os.close(descriptor)
 
     def clear(self) -> None:
-        """Remove the tree and whatever a bake that was killed left. Its lock is to be held."""
-        for file in (self._seal, self._unverified, self.manifest):  # unsealed before it goes
+        """Remove the tree, and files that killed bakes have left. Its lock must be held."""
+        for file in (self._seal, self._unverified, self.manifest):  # the seal goes first
             file.unlink(missing_ok=True)
         works = self.tree.parent.glob(f"{self.tree.name}.work-*")
         for folder in (self.tree, self.unpacking, *works):
@@ -166,22 +166,22 @@ def _read_seal(file: Path) -> Seal | None:
     try:
         return decode(files.read_regular(file), Seal)
     except (OSError, msgspec.MsgspecError):
-        return None  # one that can't be read vouches for nothing
+        return None  # a tree with an unreadable seal counts as not sealed
 
 
 def prefix_root() -> Path:
-    """The folder of all trees: the same on every machine for a user of one number.
+    """The folder of all trees; its path depends only on the user's numeric id.
 
-    ``$PYTEST_EPHEMERAL_PREFIX_ROOT`` names another, such as one for users of several numbers.
+    ``$PYTEST_EPHEMERAL_PREFIX_ROOT`` sets another, such as one that several users' machines share.
     """
     return Path(os.environ.get(ROOT_VARIABLE) or ROOT.format(uid=os.geteuid())).absolute()
 
 
 def require_trusted_root() -> Path:
-    """The folder of all trees, made if it is not there.
+    """The folder of all trees, created if it does not exist.
 
     Raises:
-        ConfigurationError: It is not this user's, or others could put trees of theirs in.
+        ConfigurationError: It is not this user's, or other users can write to it.
     """
     folder = prefix_root()
     try:
@@ -205,10 +205,10 @@ def require_trusted_root() -> Path:
 
 
 def require_trusted(prefix: Prefix) -> None:
-    """Make sure that a tree, if it is there, was put there by this user.
+    """Check that a tree, if it exists, belongs to this user.
 
     Raises:
-        ConfigurationError: It, or the root, belongs to someone else.
+        ConfigurationError: It, or the root, belongs to another user.
     """
     require_trusted_root()
     try:
@@ -223,10 +223,10 @@ def require_trusted(prefix: Prefix) -> None:
 
 
 def share(prefix: Prefix) -> int:
-    """Hold a tree so that it is neither replaced nor removed, together with others.
+    """Take the shared lock of a tree, so that it is neither replaced nor removed.
 
     Returns:
-        A descriptor; the tree is held until it, and every copy of it, is closed.
+        A descriptor; the lock is held until it and all its copies are closed.
     """
     require_trusted_root()
     descriptor = _open_lock(prefix)
@@ -238,16 +238,16 @@ def share(prefix: Prefix) -> int:
 def exclusive(
     prefix: Prefix, what: str, say: Callable[[str], None] = lambda _: None, *, wait: bool = True
 ) -> Iterator[Sequence[int]]:
-    """Hold a tree alone among all processes of this machine.
+    """Hold the exclusive lock of a tree on this machine.
 
     Args:
-        prefix: Which.
-        what: What is done meanwhile, for those who wait: ``baking shop``.
-        say: Receives who is waited for.
+        prefix: The tree.
+        what: What this process does meanwhile, for those who wait: ``baking shop``.
+        say: Called with the process that holds the lock, while this one waits.
         wait: Whether to wait for another bake.
 
     Yields:
-        Descriptors that hold it too, for a process that acts in this one's place.
+        The descriptors that hold the lock, for a process that continues this one's work.
 
     Raises:
         ImageInUseError: An environment runs from it (or, without ``wait``, it is being baked).
@@ -268,7 +268,7 @@ def _open_lock(prefix: Prefix) -> int:
 
 
 def _wait_alone(prefix: Prefix, descriptor: int, say: Callable[[str], None], *, wait: bool) -> None:
-    started = said = time.monotonic()
+    started = reported = time.monotonic()
     shared_since: float | None = None
     while not _try(descriptor, fcntl.LOCK_EX):
         now = time.monotonic()
@@ -288,9 +288,9 @@ def _wait_alone(prefix: Prefix, descriptor: int, say: Callable[[str], None], *, 
             holder = prefix.lock.read_text(errors="replace")
             if not wait:
                 raise ImageInUseError(f"{prefix.tree} is held by {holder}: try again later")
-            if said == started or now - said > _SAY_AGAIN_SECONDS:
+            if reported == started or now - reported > _SAY_AGAIN_SECONDS:
                 say(f"waiting for {holder}, {now - started:.0f} s")
-                said = now
+                reported = now
         time.sleep(_POLL_SECONDS)
 
 

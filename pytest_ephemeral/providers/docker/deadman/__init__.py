@@ -1,8 +1,7 @@
-"""Someone who outlives this process, however it ends, and then does what is left to do.
+"""A process that outlives this one, and cleans up if this one dies.
 
-A process of its own holds one end of a pipe. When the other end closes without a word, its owner
-has died, and it becomes the command it was given. It needs no privileges, no daemon and no
-container.
+The watcher process reads from a pipe. If the pipe ends without a message, this process has died,
+and the watcher executes a command. It needs no privileges, no daemon and no container.
 """
 
 from __future__ import annotations
@@ -23,11 +22,10 @@ _WATCHER: Final = Path(__file__).with_name("watcher.py")
 
 
 class Deadman:
-    """The owner's side of the pipe.
+    """The writing end of the pipe, in this process.
 
     Args:
-        command: What is run when the owner is gone, or leaves something. It is given ``DIED``, or
-            what was left, as further arguments.
+        command: The command to execute if this process dies; it gets ``DIED`` as an argument.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -39,24 +37,24 @@ class Deadman:
             bufsize=0,
             start_new_session=True,  # Ctrl-C must not reach it
         )
-        if self._process.stdin is None:  # asked for above; said for the type checker
+        if self._process.stdin is None:  # for the type checker: it is a pipe
             raise RuntimeError("the watcher has no pipe")
         self._pipe = self._process.stdin
         if hasattr(os, "register_at_fork"):
-            # A child that held it open would be taken for the owner.
+            # A forked child must not keep the pipe open.
             os.register_at_fork(after_in_child=self._pipe.close)
 
     def release(self) -> None:
-        """Say that all was seen to: the watcher goes away and does nothing more."""
-        with contextlib.suppress(BrokenPipeError):  # it has died: nobody is left to tell
+        """End the watcher without executing the command."""
+        with contextlib.suppress(BrokenPipeError):  # the watcher has died
             self._pipe.write(RELEASED.encode())
         self._pipe.close()
         self._process.wait()
 
 
 def program(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module of ours.
+    """The command that runs one of our modules.
 
-    A file in the current folder never replaces a module of the same name (``-P``).
+    With ``-P``, a file in the current folder never replaces a module of the same name.
     """
     return [sys.executable, "-P", "-m", module, *arguments]

@@ -1,9 +1,8 @@
-"""The watcher: ``python -I -S watcher.py COMMAND…``, which reads a pipe to its end.
+"""The watcher process: ``python -I -S watcher.py COMMAND…``.
 
-It imports nothing but what every interpreter has loaded, so that it takes next to nothing from the
-processors while an environment comes up, and little memory for as long as that stays. When the
-pipe ends, it becomes the command, given what was said in it; unless that is that there is nothing
-to do.
+It reads standard input to its end, and then executes the command, unless it has read ``RELEASED``.
+It only imports modules that every interpreter has loaded, so it starts fast and needs little
+memory.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ import sys
 #: The message of an owner that has cleaned up everything.
 RELEASED = "released"
 
-#: The argument of the command after an owner that ended without that message.
+#: The command's argument if the owner ended without that message.
 DIED = "died"
 
 
 def main(command: list[str]) -> None:
-    """Keep watch on standard input.
+    """Read standard input to its end, then execute the command.
 
     Args:
-        command: What to become.
+        command: The command.
     """
-    said = b""
+    message = b""
     while more := os.read(0, 4096):
-        said += more
-    words = said.decode().split()
+        message += more
+    words = message.decode().split()
     if words == [RELEASED]:
         return
     unfinished = words[:-1] if words[-1:] == [RELEASED] else [DIED]

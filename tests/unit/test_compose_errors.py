@@ -27,5 +27,5 @@ def test_a_dependency_that_failed_does_not_drown_in_progress(lines: list[str]) -
     """The line is all that is quoted, wherever it stands."""
     launch = SimpleNamespace(order=SimpleNamespace(secrets=()))
     said = CommandResult(1, "", "\n".join(lines))
-    assert Launch._complaint(launch, said).startswith(REASON)
-    assert "shop-worker" not in Launch._complaint(launch, said)
+    assert Launch._error_text(launch, said).startswith(REASON)
+    assert "shop-worker" not in Launch._error_text(launch, said)
