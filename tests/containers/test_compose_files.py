@@ -6,9 +6,10 @@ import json
 import socket
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,19 @@ def write(folder: Path, text: str, name: str = "compose.yaml") -> None:
 def fetched(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return str(answer.read().decode().strip())
+
+
+def answer_of(url: str) -> str:
+    """What answers there; empty if nothing does."""
+    try:
+        return fetched(url)
+    except OSError:
+        return ""
+
+
+def published(found: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The ports of this machine that containers have."""
+    return {port["PublicPort"] for one in found for port in one["Ports"]}
 
 
 class _Stranger(BaseHTTPRequestHandler):
@@ -163,7 +177,10 @@ def test_two_of_one_file_side_by_side(opened: Opened, tmp_path: Path) -> None:
 
 
 def test_several_files_variables_and_containers(opened: Opened, tmp_path: Path) -> None:
-    """The second file is over the first, the later variable over the earlier."""
+    """The second file is over the first, the later variable over the earlier.
+
+    Containers that are started again are where they were, and no others of this machine.
+    """
     write(tmp_path, "services: {web: {image: BASE, environment: {A: '${A}', B: '${B}'}}}\n")
     write(tmp_path, "services: {web: {environment: {C: third}}}\n", "more.yaml")
     (tmp_path / "one.env").write_text("A=first\nB=first")
@@ -174,8 +191,14 @@ def test_several_files_variables_and_containers(opened: Opened, tmp_path: Path) 
     environment = up(lifecycle, "odd")
     said = environment.run(["sh", "-c", "echo $A $B $C"])
     assert said.stdout == "first second third\n"
-    assert len(resources.containers(endpoint.find(), environment.id)) == 2
-    assert fetched(environment.url) == "ok"
+    engine = endpoint.find()
+    both = resources.containers(engine, environment.id)
+    assert len(both) == 2
+    before = published(both)
+    for one in both:
+        engine.call("POST", f"/containers/{one['Id']}/restart", query={"t": 0})
+    assert published(resources.containers(engine, environment.id)) == before
+    assert until(lambda: answer_of(environment.url)) == "ok"
     lifecycle.destroy(environment)
     assert left(environment.id) == []
 
@@ -191,7 +214,37 @@ def test_why_a_service_is_unhealthy(opened: Opened, tmp_path: Path) -> None:
     )
     said = str(refusal(opened(compose("web")), "odd"))
     assert "db is unhealthy; its health check says: no schema yet" in said
+    assert "Creating" not in said
     assert "exited with status 0" not in said
+
+
+COMPLETED = "{condition: service_completed_successfully}"
+
+
+@pytest.mark.parametrize(
+    ("of_web", "told"),
+    [
+        (
+            "depends_on: {db: {condition: service_completed_successfully}}",
+            "db exited with status 4",
+        ),
+        ("env_file: [none.env]", "none.env"),
+    ],
+    ids=["a job that failed", "a file"],
+)
+def test_what_is_missing_is_not_said_to_be_the_images(
+    opened: Opened, tmp_path: Path, of_web: str, told: str
+) -> None:
+    """What it is, in one line, without the command's progress, and without a wrong remedy."""
+    write(
+        tmp_path,
+        f"services:\n  web: {{image: BASE, {of_web}}}\n"
+        "  db: {image: BASE, command: sh -c 'echo no disk; exit 4'}\n",
+    )
+    said = str(refusal(opened(compose("web")), "odd"))
+    assert told in said
+    assert "the image lacks" not in said
+    assert "Creating" not in said
 
 
 def test_all_of_its_images_are_named(opened: Opened, tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
 """What a failed compose command is quoted with: its reason, and not its progress."""
 
-from types import SimpleNamespace
-
 import pytest
 
-from pytest_ephemeral.providers.compose.command import CommandResult
-from pytest_ephemeral.providers.compose.launch import Launch
+from pytest_ephemeral.providers.compose.errors import quote
 
 REASON = "dependency failed to start: container shop-db-1 is unhealthy"
+JOB = 'service "db" didn\'t complete successfully: exit 4'
 
 #: As Compose 2 prints it where nobody watches: the reason may come before the last of the progress.
 PROGRESS = [f" Container shop-worker-{number}  Created" for number in range(30)]
@@ -18,14 +16,42 @@ TAIL = [
 ]
 
 
+@pytest.mark.parametrize("reason", [REASON, JOB])
 @pytest.mark.parametrize(
-    "lines",
-    [[*PROGRESS, *TAIL, REASON], [*PROGRESS, REASON, *TAIL], [REASON, *PROGRESS, *TAIL]],
+    "before",
+    [[*PROGRESS, *TAIL], PROGRESS, []],
     ids=["last", "in the middle", "first"],
 )
-def test_a_dependency_that_failed_does_not_drown_in_progress(lines: list[str]) -> None:
-    """The line is all that is quoted, wherever it stands."""
-    launch = SimpleNamespace(order=SimpleNamespace(secrets=()))
-    said = CommandResult(1, "", "\n".join(lines))
-    assert Launch._error_text(launch, said).startswith(REASON)
-    assert "shop-worker" not in Launch._error_text(launch, said)
+def test_a_dependency_that_failed_does_not_drown_in_progress(
+    before: list[str], reason: str
+) -> None:
+    """The line is all that is quoted, wherever it stands, and however it is worded."""
+    lines = [*before, reason, *(TAIL if len(before) < 33 else [])]
+    assert quote("\n".join(lines), {}) == reason
+
+
+ID = "60d1b1f3fd1a" + "0" * 52
+
+
+def test_a_container_is_called_by_its_service() -> None:
+    """docker-compose 1.29 calls it by its id, and says each reason twice."""
+    said = (
+        'Creating network "shop_default" with the default driver\n'
+        "Creating shop_db_1 ... \nCreating shop_db_1 ... done\n"
+        'ERROR: for shop_web_1  Container "60d1b1f3fd1a" is unhealthy.\n'
+        'ERROR: for web  Container "60d1b1f3fd1a" is unhealthy.\n'
+        "Encountered errors while bringing up the project.\n"
+    )
+    assert quote(said, {ID: "db"}) == 'web: Container "db" is unhealthy.'
+
+
+def test_a_reason_of_several_lines_is_whole() -> None:
+    """The place in the file stands in a line without the word error."""
+    said = "yaml.parser.ParserError: while parsing\nexpected a node\n  in compose.yaml, line 2"
+    assert quote(f"WARNING: old\n{said}", {}).endswith("expected a node; in compose.yaml, line 2")
+
+
+def test_what_is_only_progress_is_quoted_at_last() -> None:
+    """Of a command that gives no reason, there is nothing better."""
+    assert "Network shop_back  Removed" in quote("\n".join(TAIL), {})
+    assert quote("", {}) == "it says nothing"

@@ -62,14 +62,16 @@ def prepared(**keys: Any) -> dict[str, Any]:
     )
 
 
-def published_at(first: int, **keys: Any) -> Published:
+def published_at(first: int, file: project.File | None = None, **keys: Any) -> Published:
     """As if the engine had these ports free, one after the other."""
-    places = template(**keys).service_ports()
+    asked = template(**keys)
+    places = asked.service_ports()
+    counts = {name: project.replicas(file or {}, asked, at.service) for name, at in places.items()}
     inside = {name: at.port for name, at in places.items()}
     endpoints = {
         name: Endpoint(host="127.0.0.1", port=first + number) for number, name in enumerate(inside)
     }
-    return Published("127.0.0.1", endpoints, inside)
+    return Published("127.0.0.1", endpoints, inside, counts)
 
 
 def test_services_are_made_our_own() -> None:
@@ -165,7 +167,7 @@ def changed(text: str, **keys: Any) -> dict[str, Any]:
         {"shop": IMAGE},
         labels={},
         secrets=[],
-        published=published_at(49160, **keys),
+        published=published_at(49160, parse(text), **keys),
     )
 
 
@@ -311,9 +313,9 @@ def test_a_network_with_a_fixed_interface() -> None:
 
 
 def test_several_containers_of_a_service() -> None:
-    """Each needs a port of its own on this machine, which the engine then chooses."""
+    """Each has one of as many ports, and another environment none of these."""
     text = "services: {web: {image: x, deploy: {replicas: 2}}}"
-    assert changed(text)["services"]["web"]["ports"] == ["127.0.0.1::80/tcp"]
+    assert changed(text)["services"]["web"]["ports"] == ["127.0.0.1:49160-49161:80/tcp"]
     assert changed(text, scale={"web": 1})["services"]["web"]["ports"] == ["127.0.0.1:49160:80/tcp"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_ephemeral.providers.docker.errors import find_remedy
+from pytest_ephemeral.providers.docker.errors import find_remedy, shorten
 
 #: Podman 5.8, asked for ``init = true``.
 PODMAN = 'lookup init binary: exec: "catatonit": executable file not found in $PATH'
@@ -15,6 +15,13 @@ PODMAN = 'lookup init binary: exec: "catatonit": executable file not found in $P
     [
         (PODMAN, "install catatonit"),
         ('exec: "none": executable file not found in $PATH', "see `command`"),
+        ('exec: "/none": stat /none: no such file or directory: unknown', "lacks what its command"),
+        ("exec /app: no such file or directory", "lacks what its command"),
+        ("crun: executable file `/none` not found: No such file or directory: OCI", "lacks what"),
+        ("env file /x/.env not found: stat /x/.env: no such file or directory", ""),
+        ("open /x/common.yaml: no such file or directory", ""),
+        ('adding custom device "/dev/x": no such file or directory', ""),
+        ('chdir to cwd ("/x") set in config.json failed: no such file or directory', ""),
         ("something else", ""),
     ],
 )
@@ -23,3 +30,17 @@ def test_the_remedy_is_for_what_is_missing(said: str, remedy: str) -> None:
     found = find_remedy(said)
     assert remedy in found
     assert bool(found) == bool(remedy)
+
+
+SHIM = (
+    "failed to create shim task: OCI runtime create failed: runc create failed: "
+    "unable to start container process: "
+)
+OLD = "OCI runtime create failed: container_linux.go:380: starting container process caused: "
+
+
+@pytest.mark.parametrize("before", [SHIM, OLD])
+def test_the_components_that_pass_a_refusal_on_are_left_out(before: str) -> None:
+    """It begins with what could not be done."""
+    said = 'exec: "/none": stat /none: no such file or directory'
+    assert shorten(f"Cannot start: {before}{said}: unknown") == f"Cannot start: {said}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from pytest_ephemeral.errors import ConfigurationError, EphemeralError, LaunchEr
 from pytest_ephemeral.interpolation import mask
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import grace
+from pytest_ephemeral.providers.compose import errors as compose_errors
 from pytest_ephemeral.providers.compose import project, state
 from pytest_ephemeral.providers.compose.command import CommandResult, Compose, parse
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate, ServicePort
@@ -20,6 +22,7 @@ from pytest_ephemeral.providers.docker import (
     bases,
     containers,
     errors,
+    identity,
     image_store,
     logs,
     ports,
@@ -38,6 +41,9 @@ from pytest_ephemeral.providers.docker.resources import name_of
 from pytest_ephemeral.providers.protocol import Order
 
 _LAST_LINES: Final = 20
+
+#: In the command's errors: a container that exited too early.
+_ENDED: Final = re.compile(r"exited \(|is unhealthy")
 
 #: In the error of docker-compose 1.29 for a file with newer keys.
 _OLD_VERSION: Final = "wrong Compose file version"
@@ -127,7 +133,7 @@ class Launch:
                 break
         raise LaunchError(
             f"{self.order.environment.id} could not be brought up: {self._error_text(result)}"
-            + self._failed_parts()
+            + self._failed_parts(result)
         )
 
     def _choose_ports(self) -> Published:
@@ -136,9 +142,21 @@ class Launch:
         of_host = [name for name, at in places.items() if _is_on_host(services[at.service])]
         udp = [name for name, at in places.items() if project.is_udp(services[at.service], at.port)]
         inside = {name: at.port for name, at in places.items()}
-        return ports.choose(
-            self._engine, inside, scheme=self._template.scheme, udp=udp, host_network=of_host
+        counts = {
+            name: project.replicas(self._config, self._template, at.service)
+            for name, at in places.items()
+        }
+        published = ports.choose(
+            self._engine,
+            inside,
+            scheme=self._template.scheme,
+            udp=udp,
+            host_network=of_host,
+            counts=counts,
         )
+        several = any(count > 1 for count in counts.values())
+        ranges = not (several and identity.is_podman(self._engine))
+        return msgspec.structs.replace(published, ranges=ranges)
 
     def _text(self, published: Published) -> str:
         """The Compose file of this environment, as JSON, which is also YAML."""
@@ -167,7 +185,7 @@ class Launch:
                     "(deploy.replicas, scale)?"
                 )
             endpoints[name] = published.endpoints[name]
-            if project.replicas(self._config, self._template, at.service) > 1:
+            if published.counts[name] > 1:
                 endpoints[name] = self._endpoint_of(found[at.service]["Id"], published, name)
         handle = {
             **environment.handle,
@@ -179,14 +197,19 @@ class Launch:
         return msgspec.structs.replace(environment, endpoints=endpoints, url=url, handle=handle)
 
     def _endpoint_of(self, container: str, published: Published, name: str) -> Endpoint:
-        """The endpoint of the first of several containers, whose ports the engine has chosen."""
-        found = containers.inspect(self._engine, container)["NetworkSettings"]["Ports"]
-        if not (bindings := found.get(published.key(name))):
+        """The endpoint of the first of several containers; it may not be running yet."""
+        found = containers.inspect(self._engine, container)["NetworkSettings"]["Ports"] or {}
+        first = published.endpoints[name]
+        bound = [int(binding["HostPort"]) for binding in found.get(published.key(name)) or ()]
+        if published.ranges:
+            ours = range(first.port, first.port + published.counts[name])
+            bound = [port for port in bound if port in ours] or [first.port]
+        if not bound:
             raise LaunchError(
                 f"{self.order.environment.id}: port {published.inside[name]} ({name}) of the "
                 "first container is not published: the container is not running"
             )
-        return msgspec.structs.replace(published.endpoints[name], port=int(bindings[0]["HostPort"]))
+        return msgspec.structs.replace(first, port=bound[0])
 
     def _run(self, arguments: Sequence[str], texts: Mapping[str, str]) -> CommandResult:
         return self._compose.run(
@@ -201,33 +224,37 @@ class Launch:
 
     def _error_text(self, result: CommandResult) -> str:
         """The errors in a command's output, without its progress."""
-        lines = [line.strip() for line in result.progress.splitlines() if line.strip()]
-        # Lines of progress say that something failed, but not why.
-        lines = [line for line in lines if not line.endswith(("... error", " Error"))] or lines
-        reasons = [line for line in lines if line.startswith("dependency failed to start")]
-        reasons += [line for line in lines if "error" in line.lower() and line not in reasons]
-        text = "; ".join(dict.fromkeys(reasons or lines[-_LAST_LINES:])) or "it says nothing"
-        return mask(text + errors.find_remedy(text), self.order.secrets)
+        names = {one["Id"]: part_of(one) for one in self._containers()}
+        return mask(compose_errors.quote(result.progress, names), self.order.secrets)
 
-    def _failed_parts(self) -> str:
+    def _containers(self) -> Sequence[Mapping[str, Any]]:
+        """The containers of the project; none if the engine does not list them."""
+        try:
+            return resources.containers(self._engine, self.order.environment.id)
+        except (EphemeralError, TimeoutError):
+            return ()
+
+    def _failed_parts(self, result: CommandResult) -> str:
         """The parts that failed or are unhealthy, with the last lines of their logs."""
         text = ""
-        for one in resources.containers(self._engine, self.order.environment.id):
+        for one in self._containers():
             try:
                 found = containers.inspect(self._engine, one["Id"])
                 is_unhealthy = "(unhealthy)" in one["Status"]
-                if found["State"]["ExitCode"] == 0 and not is_unhealthy:
+                failed = is_unhealthy or found["State"]["ExitCode"] != 0 or _is_blamed(one, result)
+                if not failed:
                     continue
                 masked = load_masking(self._engine, self.order.environment, [one["Id"]])
                 log = logs.read(self._engine, one["Id"], masked, tail=_LAST_LINES)
             except EphemeralError:
                 continue
-            how = containers.exit_reason(found["State"])
+            how = errors.shorten(containers.exit_reason(found["State"]))
             if is_unhealthy:
                 output = masked(containers.health_output(found))
                 how = f"is unhealthy; its health check says: {output}"
             how += containers.describe_architecture(self._engine, found)
-            text += f"\n  {part_of(one)} {how}; the last lines of its log:\n"
+            heading = "the last lines of its log:" if log else "it has printed nothing"
+            text += f"\n  {part_of(one)} {how}; {heading}\n"
             text += "".join(f"    {line.rstrip()}\n" for _, line in log)
         return text.rstrip()
 
@@ -275,3 +302,10 @@ class Launch:
 
 def _is_on_host(service: project.File) -> bool:
     return service.get("network_mode") == "host"
+
+
+def _is_blamed(container: Mapping[str, Any], result: CommandResult) -> bool:
+    """Whether the command failed because a container exited, even with status 0."""
+    names = [container["Id"][:12], *(name.strip("/") for name in container["Names"])]
+    lines = [line for line in result.progress.splitlines() if _ENDED.search(line)]
+    return container["State"] == "exited" and any(name in str(lines) for name in names)

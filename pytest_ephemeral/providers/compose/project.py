@@ -91,11 +91,10 @@ def prepare(
     services = {}
     for name, service in check_services(file, template).items():
         _check_service(template, name, service, file)
-        fixed = replicas(file, template, name) == 1
         services[name] = {
             **_own_service(service, labels, secrets),
             "image": _image(name, service, template, images),
-            **_ports(template, name, service, published, fixed=fixed),
+            **_ports(template, name, service, published),
         }
     networks = {"default": None, **(file.get("networks") or {})}
     for name, network in networks.items():
@@ -252,7 +251,7 @@ def _networks(service: File) -> dict[str, Any]:
 
 
 def _ports(
-    template: ComposeTemplate, name: str, service: File, published: Published, *, fixed: bool
+    template: ComposeTemplate, name: str, service: File, published: Published
 ) -> dict[str, Sequence[str]]:
     """The published ports of a service; on the host network, none need to be published."""
     mine = sorted(
@@ -260,9 +259,6 @@ def _ports(
     )
     mode = str(service.get("network_mode") or "")
     if mode in {"", "bridge", "default"}:
-        if not fixed:  # several containers can't have the same port: the engine chooses
-            keys = dict.fromkeys(published.key(one) for one in mine)
-            return {"ports": [f"{published.address}::{key}" for key in keys]}
         return {"ports": [published.map_port(one) for one in mine]}
     if mine and mode != "host":
         whose = mode.partition(":")[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from typing import Final
 
@@ -20,8 +21,6 @@ _REMEDIES: Final = {
     "lookup init binary": "the engine's machine has no init for containers: install "
     "catatonit there, or leave `init` out",
     "executable file not found": "its command is not in the image: see `command`",
-    "no such file or directory": "the image lacks what its command needs (text is for "
-    "/bin/sh; a list starts a program without one)",
     "no such image": "it was removed since: bake it again with `pytest-ephemeral bake`",
     "exec format error": "the image is made for another architecture, or its command is "
     "not a program",
@@ -31,6 +30,22 @@ _REMEDIES: Final = {
     "unknown instruction": "here-documents need Docker 23 or newer, or a first line "
     "`# syntax=docker/dockerfile:1`, which makes the engine fetch a newer parser",
 }
+
+#: The program of a command, or its interpreter, is not in the image. (Folders, devices and files of
+#: this machine may be missing, too.)
+_NO_PROGRAM: Final = re.compile(
+    r"\bexec(: \"|utable file | user process | /)[^;\n]*no such file or directory"
+)
+_NO_PROGRAM_REMEDY: Final = (
+    "the image lacks what its command needs (text is for /bin/sh; a list starts a program "
+    "without one)"
+)
+
+#: The names of an engine's internal components, before the reason.
+_COMPONENTS: Final = re.compile(
+    r"(failed to create (shim )?task: )?OCI runtime \w+ failed: "
+    r".*?(unable to start container process|starting container process caused): "
+)
 
 #: A disk with less free space, in bytes, is full.
 _NOTHING: Final = 1 << 20
@@ -60,17 +75,20 @@ def message_of(error: Exception) -> str:
     """The engine's message, without the names of its internal components."""
     if isinstance(error, TimeoutError) and not isinstance(error, EphemeralError):
         return "the container engine gave no answer in time; is its machine overloaded?"
-    text = str(error)
-    if "OCI runtime" in text or "failed to create shim" in text:
-        text = text.rpartition("exec: ")[2] if "exec: " in text else text
-        text = text.removesuffix(": unknown")
-    return text
+    return shorten(str(error))
+
+
+def shorten(text: str) -> str:
+    """A message without the names of the engine's internal components."""
+    return _COMPONENTS.sub("", text, count=1).removesuffix(": unknown")
 
 
 def find_remedy(text: str) -> str:
     """The advice for a message, after a semicolon; empty if there is none."""
     lower = text.lower()
-    return next((f"; {helps}" for symptom, helps in _REMEDIES.items() if symptom in lower), "")
+    known = next((helps for symptom, helps in _REMEDIES.items() if symptom in lower), "")
+    helps = known or (_NO_PROGRAM_REMEDY if _NO_PROGRAM.search(lower) else "")
+    return f"; {helps}" if helps else ""
 
 
 def describe_full_disk(engine: Engine) -> str:
