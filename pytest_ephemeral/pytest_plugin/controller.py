@@ -103,7 +103,8 @@ class Controller:
         if self._opened is None:
             self._opened = self._opening()
             header = summary.header(self._opened, self._settings, self._config)
-            if self._config.get_verbosity() >= 0 and not self._config.option.no_header:
+            # With -p no:terminal, there is no such option.
+            if self._config.get_verbosity() >= 0 and not self._config.getoption("no_header", False):
                 self._reporter.print(header)
         return self._opened
 

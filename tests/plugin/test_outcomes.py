@@ -295,6 +295,7 @@ def pytest_ephemeral_environment_stopped(outcome): print(outcome, file=open("hea
     "arguments",
     [
         ["-p", "no:terminalreporter"],
+        ["-p", "no:terminal"],
         ["-p", "no:cacheprovider"],
         ["-s"],
         ["-q"],
