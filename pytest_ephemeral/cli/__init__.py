@@ -1,4 +1,4 @@
-"""The program ``pytest-ephemeral``. Each module holds the commands on one thing, and is thin."""
+"""The program ``pytest-ephemeral``. Each module adds the commands for one kind of object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_ephemeral.errors import EphemeralError
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Parser
 
-INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
+INTERRUPTED: Final = 130  # 128 + SIGINT, the shells' convention
 _BUG: Final = "This is a bug. Please report it with the output of --traceback."
 _BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
 _EPILOG: Final = """\
@@ -30,32 +30,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Args:
-        argv: The arguments; by default those the program was started with.
+        argv: The arguments, without the program's name; by default those of ``sys.argv``.
 
     Returns:
-        The exit status: the error's own where there was one.
+        The exit status; after an ``EphemeralError``, that error's ``exit_status``.
     """
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # messages get through in every locale
+        if isinstance(stream, io.TextIOWrapper):  # any text can be printed in any locale
             stream.reconfigure(errors="backslashreplace")
     try:
         with _treat_sigterm_as_interrupt():
             status = _run(argv)
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader of stdout has closed it
+    except BrokenPipeError:  # the reader of stdout closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except SystemExit as ended:  # argparse: wrong (2), or only asked for help (0)
+    except SystemExit as ended:  # argparse: a usage error (2), or --help and --version (0)
         return int(ended.code or 0)
     return status
 
 
 def build_parser() -> Parser:
-    """The parser of all commands."""
+    """Make the parser of all commands."""
     from pytest_ephemeral.cli import (
         approval,
         artifact,
@@ -130,7 +130,7 @@ def _run(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _treat_sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, with cleanup."""
+    """Within the block, SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so that cleanup runs."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -52,7 +52,7 @@ def _add_deciding(commands: Subcommands, name: str, decision: str, help: str) ->
 
 
 def request(arguments: argparse.Namespace, output: Printer) -> int:
-    """Request approval, and wait for the decision with ``--wait``."""
+    """Request approval; with ``--wait``, wait for the decision."""
     project = open_project(arguments)
     environment = project.ledger.get(arguments.id)
     with progress.show() as say, lifecycle(project, say) as life:
@@ -77,7 +77,7 @@ def request(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def decide(arguments: argparse.Namespace, output: Printer) -> int:
-    """Record a decision, unless there is one."""
+    """Record a decision on a requested approval. It can't be changed later."""
     project = open_project(arguments)
     owner = machine.this_owner("")
     found = approvals.decide(
@@ -96,6 +96,6 @@ def decide(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def _tell(found: Approval, output: Printer) -> None:
-    """Print an approval; a rejection is printed as the error it becomes."""
+    """Print an approval. A rejection is not printed here: the caller raises it as an error."""
     if found.state == "approved":
         output.say(f"{found.environment}: {found}")

@@ -1,4 +1,4 @@
-"""The command line's grammar: argparse with better errors, and the options of all commands."""
+"""The command line's parser: argparse with better errors, and the global options."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class UsageExit(SystemExit):
-    """The command line is wrong.
+    """The command line has an error; the process exits with status 2.
 
     Attributes:
-        message: What is wrong with it.
+        message: The error, for people.
     """
 
     code: int = 2
@@ -36,7 +36,7 @@ class UsageExit(SystemExit):
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Keeps the line ends of descriptions, and folds what is longer than the terminal."""
+    """Wraps each line of a description by itself, so that its line ends stay."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(
@@ -46,12 +46,12 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Names the closest command or option to a mistyped one."""
+    """A parser whose errors name the command or option closest to a mistyped one."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **settings)
         shared = self.add_argument_group("global options")
-        # SUPPRESS: a command's parser must not reset what was given before the command.
+        # SUPPRESS: without it, the command's parser would reset options given before the command.
         shared.add_argument(
             "--json",
             action="store_true",
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageExit(message)
 
     def options(self) -> list[str]:
-        """The options it knows."""
+        """All options of this parser, such as ``--json`` and ``-h``."""
         return list(self._option_string_actions)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -90,10 +90,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line. What follows ``--`` becomes ``arguments.command``, unparsed.
+    """Parse a command line. The words after ``--`` become ``arguments.command``, unparsed.
 
     Raises:
-        SystemExit: It is wrong (2), or only asked for help (0).
+        SystemExit: The command line has an error (status 2), or asks for help (status 0).
     """
     mine, separator, command = _partition(argv)
     arguments, unknown = parser.parse_known_args(mine)
@@ -119,11 +119,11 @@ def add_command(
     """Add a command.
 
     Args:
-        commands: Where to add it.
-        name: As it is typed.
-        do: Runs it.
-        help: One line.
-        settings: More arguments of its parser.
+        commands: The group of commands to add it to.
+        name: The command's name.
+        do: The function that runs it.
+        help: Its description in one line, without a full stop.
+        settings: Further arguments of the command's ``Parser``.
     """
     parser = commands.add_parser(name, help=help, **{"description": f"{help}.", **settings})
     parser.set_defaults(do=do, parser=parser)
@@ -137,13 +137,16 @@ def add_group(
     *,
     do: Handler | None = None,
 ) -> Subcommands:
-    """Add a command that has commands of its own.
+    """Add a command that has subcommands.
 
     Args:
-        commands: Where to add it.
-        name: As it is typed.
-        help: One line.
-        do: Runs it when no command follows; None when one has to follow.
+        commands: The group of commands to add it to.
+        name: The command's name.
+        help: Its description in one line, without a full stop.
+        do: The function to run without a subcommand; None if a subcommand is required.
+
+    Returns:
+        The group to add the subcommands to.
     """
     parser = commands.add_parser(name, help=help, description=f"{help}.")
     parser.set_defaults(do=do, parser=parser)
@@ -151,7 +154,7 @@ def add_group(
 
 
 def duration(text: str) -> Duration:
-    """The type of an option that is a length of time."""
+    """Convert an option's value such as ``90s`` or ``5m``: an argparse type."""
     try:
         return Duration.parse(text)
     except ValueError as error:
@@ -159,7 +162,7 @@ def duration(text: str) -> Duration:
 
 
 def count(text: str) -> int:
-    """The type of an option that is a number of things."""
+    """Convert an option's value to a whole number from 0: an argparse type."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number such as 5, got {text!r}")
     return int(text)

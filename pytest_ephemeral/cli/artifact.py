@@ -1,4 +1,4 @@
-"""``artifact``: the built files that images are baked from."""
+"""``artifact push`` and ``artifact list``: the built files that images are baked from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``board``: serve the page that shows environments and takes approvals."""
+"""``board``: serve the page that shows environments and records approvals."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def add_to(commands: Subcommands) -> None:
 
 
 def board(arguments: argparse.Namespace, output: Printer) -> int:
-    """Serve it until interrupted."""
+    """Print the board's URL, and serve the board until interrupted."""
     project = open_project(arguments)
     try:
         from pytest_ephemeral.promotion.board import serving
@@ -65,6 +65,6 @@ def board(arguments: argparse.Namespace, output: Printer) -> int:
             output.data(url=url)
         else:
             output.line(url)
-        sys.stdout.flush()  # whoever reads it in a pipe needs it now
+        sys.stdout.flush()  # in a pipe, stdout is buffered, and the reader needs the URL now
         run()
     return 0

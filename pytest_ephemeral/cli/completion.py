@@ -1,6 +1,6 @@
-"""Completion in bash, zsh and fish: commands and options, and the names of this project's things.
+"""Completion in bash, zsh and fish: of commands, options, and the names in this project.
 
-argcomplete does it; the user's shell calls this program with what was typed so far.
+The shell runs this program with the text typed so far, and argcomplete prints the completions.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-#: Set by the shell's function when it asks.
+#: The environment variable that argcomplete's shell function sets.
 VARIABLE = "_ARGCOMPLETE"
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell and exit, if a shell is asking; otherwise do nothing."""
+    """If a shell requests completions, print them and exit; otherwise do nothing."""
     if VARIABLE not in os.environ:
         return
     try:
@@ -28,14 +28,14 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def _attach(parser: argparse.ArgumentParser) -> None:
-    """Give each argument that takes a name the names that there are."""
+    """Attach to each argument that is a name the function that lists all such names."""
     completers: dict[str, Callable[..., Iterable[str]]] = {
         "ENV": _environments,
         "TEMPLATE": _templates,
         "IMAGE": _images,
         "NAME": _promotions,
     }
-    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to them
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public list of them
         if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
             for inner in action.choices.values():
                 _attach(inner)

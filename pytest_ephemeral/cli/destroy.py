@@ -1,4 +1,4 @@
-"""``down`` and ``reap``: destroy environments that are named, and those that are overdue."""
+"""``down`` and ``reap``: destroy the named environments, or those that are overdue."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def add_to(commands: Subcommands) -> None:
 
 
 def down(arguments: argparse.Namespace, output: Printer) -> int:
-    """Destroy all that are named, even if one of them can't be destroyed."""
+    """Destroy all named environments; an error with one does not stop the others."""
     if bool(arguments.ids) == arguments.all:
         arguments.parser.error("name the environments, or use --all")
     project = open_project(arguments)
@@ -87,7 +87,7 @@ def down(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def reap(arguments: argparse.Namespace, output: Printer) -> int:
-    """Destroy what is overdue, and print each with the reason."""
+    """Destroy all overdue environments and resources, and print each with the reason."""
     project = open_project(arguments)
     found = reaper.reap(project, dry_run=arguments.dry_run, accounts=arguments.account)
     if output.as_json:
@@ -122,7 +122,7 @@ def reap(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def _describe_reaped(one: reaper.Reaped, *, dry_run: bool) -> str:
-    """What happened to one thing that was overdue."""
+    """One line: what was done with one overdue environment or resource, and why."""
     if one.spared:
         return f"left {one.id}: it is no longer overdue"
     action = "would destroy" if dry_run or one.account else "destroyed"
@@ -130,7 +130,7 @@ def _describe_reaped(one: reaper.Reaped, *, dry_run: bool) -> str:
 
 
 def _describe_remaining(one: Environment) -> str:
-    """What is not overdue, and could not be removed: its run may still try, or it was kept."""
+    """A warning about an environment whose removal failed, but which is not overdue yet."""
     return (
         f"warning: {one.id} could not be removed: {one.problem.splitlines()[0]}. It is not "
         f"overdue, so its run may still try. To try now: pytest-ephemeral down {one.id}"
@@ -138,7 +138,10 @@ def _describe_remaining(one: Environment) -> str:
 
 
 def _chosen(ledger: Ledger, ids: Iterable[str]) -> tuple[list[Environment], dict[str, str]]:
-    """Those that are named, each once, or all that expire; and by name, why a record is bad."""
+    """The environments to destroy, each once; and by name, the error of each unreadable record.
+
+    Without names, these are all environments that have an expiry.
+    """
     if not ids:
         found = [one for one in ledger.entries() if one.expires_at is not None]
         return found, dict(ledger.broken)
@@ -154,26 +157,26 @@ def _chosen(ledger: Ledger, ids: Iterable[str]) -> tuple[list[Environment], dict
 
 
 def _dangling(project: Project, destroyed: Iterable[Environment]) -> dict[str, str]:
-    """The promotions, each with its DNS record, that point to what was destroyed."""
+    """The promotions whose DNS record points to a destroyed environment, with that record."""
     names = {one.production for one in destroyed if one.production is not None}
     promotions = project.config.promotions
     return {name: promotions[name].record for name in sorted(names) if name in promotions}
 
 
 def _refuse_production(chosen: Iterable[Environment]) -> None:
-    """Refuse what never expires: it is production, or is being promoted."""
+    """Raise an error for environments without an expiry: in production, or being promoted."""
     live = [environment.id for environment in chosen if not _expires(environment)]
     if live:
         raise _production_error(", ".join(live))
 
 
 def _mark_destroying(ledger: Ledger, environment: Environment) -> None:
-    """Mark an environment, so that it is not promoted from now on.
+    """Mark an environment as being destroyed, so that no promotion can start.
 
     Raises:
-        PromotionError: It is in production, or is being promoted, since it was chosen.
+        PromotionError: A promotion of it has started or ended since ``_refuse_production``.
     """
-    with suppress(StoreError):  # its record was removed, or the disk is full
+    with suppress(StoreError):  # its record was removed, or can't be written
         if ledger.mark_destroying(environment.id, _expires) is None:
             raise _production_error(environment.id)
 

@@ -1,4 +1,4 @@
-"""Recognise what a folder has that an environment can be made of."""
+"""Recognise an application in a folder: a Python project, a Dockerfile, a Compose file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Script(NamedTuple):
     """A console script of a Python project.
 
     Attributes:
-        folder: The project's, relative to the configuration.
+        project: The project's name, of its metadata.
+        name: The script's name.
+        folder: The project's folder, relative to the configuration.
     """
 
     project: str
@@ -37,30 +39,31 @@ class Script(NamedTuple):
 
 
 class ComposeBuild(NamedTuple):
-    """What services of a Compose file are built from, as the lines that say so.
+    """How a service of a Compose file is built, as lines of a recipe.
 
-    Two that say the same are one image.
+    Two services with the same lines share one image.
     """
 
     lines: str
 
     def is_here(self) -> bool:
-        """Whether it is made by the Dockerfile of the folder itself."""
+        """Whether it is built from the Dockerfile of the folder itself."""
         lines = self.lines.splitlines()
         return HERE.lines in lines and not any(line.startswith("dockerfile") for line in lines)
 
 
-#: The Dockerfile of the folder itself, all of it.
+#: A build from the Dockerfile of the folder itself, without other options.
 HERE: Final = ComposeBuild('context = "."')
 
 
 class Container(NamedTuple):
-    """What a Dockerfile makes.
+    """A container image that is built from a Dockerfile.
 
     Attributes:
-        port: The one that is served.
+        name: The name of the folder.
+        port: The port on which the application listens in its container.
         build: How it is built.
-        env: The variables that it gets.
+        env: The environment variables of the container.
     """
 
     name: str
@@ -70,14 +73,15 @@ class Container(NamedTuple):
 
 
 class Services(NamedTuple):
-    """What a Compose file runs.
+    """The services of a Compose file.
 
     Attributes:
-        file: Its name.
-        service: The first one that publishes a port, or the first.
-        port: That port, inside its container.
-        builds: What is built, by service.
-        here: What the folder's own Dockerfile is here; its port is 0 where none is said.
+        file: The name of the file.
+        service: The service that the URL leads to; see ``_rank``.
+        port: The port of that service, inside its container.
+        builds: How services are built, by service.
+        here: The service that is built from the folder's own Dockerfile; its port is 0 if the
+            file has none, and its name is empty.
     """
 
     file: str
@@ -88,10 +92,14 @@ class Services(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What there is in a folder.
+    """The applications found in a folder.
 
     Attributes:
-        inner: By the name of a folder in it, what that runs: a monorepo.
+        script: A console script of the folder's Python project.
+        container: A container image built from the folder's Dockerfile.
+        services: The services of the folder's Compose file.
+        source: An application that runs from its source tree.
+        inner: The applications of a monorepo, by the paths of their folders.
     """
 
     script: Script | None = None
@@ -102,7 +110,7 @@ class Found(NamedTuple):
 
 
 def look(folder: Path) -> Found:
-    """Recognise what a folder has that an environment can be made of.
+    """Recognise the applications of a folder.
 
     Raises:
         ConfigurationError: A file in it can't be read.
@@ -125,7 +133,7 @@ def look(folder: Path) -> Found:
 
 
 def find_application(folder: Path) -> Script | SourceTree | None:
-    """How a folder's application is run: a web framework's way, or as its console script."""
+    """A folder's application: a web framework's, else a console script, else npm or pages."""
     tree = find_source_tree(folder)
     if tree is not None and tree.kind != "static pages" and "npm" not in tree.kind:
         return tree
@@ -133,7 +141,7 @@ def find_application(folder: Path) -> Script | SourceTree | None:
 
 
 def _find_inner(folder: Path) -> Iterator[tuple[str, Script | SourceTree]]:
-    """The applications of a monorepo, by the path of their folders."""
+    """The applications of a monorepo, each with the path of its folder."""
     groups = [folder, *(folder / name for name in ("apps", "services", "packages", "src"))]
     for group in groups:
         for inner in sorted(group.iterdir()) if group.is_dir() else ():
@@ -148,16 +156,16 @@ def _find_inner(folder: Path) -> Iterator[tuple[str, Script | SourceTree]]:
 
 
 def find_script(folder: Path) -> Script | None:
-    """The console script to run: the one called as the project is, or the first.
+    """The console script to run: the one with the project's name, or the first.
 
-    They are found in ``[project.scripts]`` or ``[tool.poetry.scripts]`` of a pyproject.toml, and in
-    the entry points of a setup.cfg or setup.py.
+    Scripts are declared in ``[project.scripts]`` or ``[tool.poetry.scripts]`` of a
+    pyproject.toml, or in the entry points of a setup.cfg or setup.py.
 
     Raises:
         ConfigurationError: The pyproject.toml is not TOML.
     """
     project, names = _declared_scripts(folder)
-    # A name that a shell would need quotes for is left out.
+    # Names that need quotes in a shell are left out.
     names = [name for name in names if re.fullmatch(r"[\w.-]+", name)]
     if not names:
         return None
@@ -197,7 +205,7 @@ def _read_pyproject(pyproject: Path) -> dict[str, Any]:
 
 
 def find_container(dockerfile: Path) -> Container | None:
-    """What is built here, called as the folder is."""
+    """The container image of a Dockerfile: its port is the last in EXPOSE, or 8080."""
     try:
         text = dockerfile.read_bytes().decode(errors="replace")
     except OSError:
@@ -207,10 +215,10 @@ def find_container(dockerfile: Path) -> Container | None:
 
 
 def find_services(folder: Path) -> Services | None:
-    """What a Compose file in a folder runs; None where there is none with services.
+    """The services of a folder's Compose file; None without a file, or without services.
 
     Raises:
-        ConfigurationError: It can't be read, or there is neither Compose 2 nor PyYAML to read it.
+        ConfigurationError: The file can't be read, or neither PyYAML nor Compose 2 is installed.
     """
     file = next((folder / name for name in COMPOSE_FILES if (folder / name).exists()), None)
     if file is None:
@@ -236,7 +244,7 @@ def find_services(folder: Path) -> Services | None:
 
 
 def _read_compose_file(file: Path) -> Any:
-    """What a Compose file says, by PyYAML; where that is not installed, by Compose 2."""
+    """Parse a Compose file with PyYAML, or with Compose 2 if PyYAML is not installed."""
     try:
         import yaml
     except ImportError:
@@ -248,7 +256,7 @@ def _read_compose_file(file: Path) -> Any:
 
 
 def _ask_compose(file: Path) -> Any:
-    """What Compose 2 says that a file means; it needs no engine for that."""
+    """Parse a Compose file with ``docker compose config``, which needs no engine."""
     from pytest_ephemeral.providers.compose.command import Compose
 
     plain = ["--no-interpolate", "--no-path-resolution"]
@@ -264,19 +272,19 @@ def _ask_compose(file: Path) -> Any:
     except (UnavailableError, OSError) as error:
         raise ConfigurationError(f"{file.name} can't be read: {error}. {_READERS}") from None
     if done.returncode:
-        said = done.stderr.strip()
-        cure = _READERS if "--format" in said else ""  # docker-compose 1.29 has no such option
-        raise ConfigurationError(f"{file}: can't be read: {said or cure}".strip() + f" {cure}")
+        message = done.stderr.strip()
+        hint = _READERS if "--format" in message else ""  # docker-compose 1.29 has no such option
+        raise ConfigurationError(f"{file}: can't be read: {message or hint}".strip() + f" {hint}")
     return json.loads(done.stdout)
 
 
 def _rank(service: Mapping[str, Any]) -> tuple[bool, bool, bool]:
-    """What the URL leads to: published before only exposed, built before a bare image."""
+    """The order for the URL: first services that publish a port, then built, then exposing."""
     return (not service.get("ports"), "build" not in service, not service.get("expose"))
 
 
 def _first_port(service: Mapping[str, Any]) -> int | None:
-    """The first port inside a service's container that it publishes or exposes."""
+    """The first port, inside its container, that a service publishes or exposes."""
     for port in [*(service.get("ports") or ()), *(service.get("expose") or ())]:
         text = str(port.get("target", "") if isinstance(port, dict) else port)
         number = text.partition("/")[0].rpartition(":")[2]
@@ -286,7 +294,7 @@ def _first_port(service: Mapping[str, Any]) -> int | None:
 
 
 def _build(build: Any) -> ComposeBuild:
-    """What a service is built from, in the keys of a recipe."""
+    """Convert a service's ``build`` to lines of a recipe."""
     table = build if isinstance(build, dict) else {"context": build}
     context = str(table.get("context", "."))
     lines = [f"context = {json.dumps(context if '://' in context else str(Path(context)))}"]
@@ -306,12 +314,12 @@ def _build(build: Any) -> ComposeBuild:
 
 
 def _fixed(variables: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """Those whose value is not a variable of whoever runs Compose."""
+    """The variables with a fixed value, which no variable of Compose's environment changes."""
     return {name: value for name, value in variables if value is not None and "$" not in value}
 
 
 def _arguments(args: Any) -> Iterator[tuple[str, str | None]]:
-    """The arguments of a build or variables of a service; None for a value that is not in it."""
+    """The arguments of a build or variables of a service; None is a value set elsewhere."""
     if isinstance(args, dict):
         for key, one in args.items():
             text = str(one).lower() if isinstance(one, bool) else str(one)

@@ -33,7 +33,7 @@ def add_to(commands: Subcommands) -> None:
 
 
 def doctor(arguments: argparse.Namespace, output: Printer) -> int:
-    """Check everything, and print the results."""
+    """Check the project and all providers, and print the results."""
     project, own = _project(arguments)
     used = _providers_in_use(project)
     found = {"project": own, **{name: _checks(name) for name in providers.names()}}
@@ -59,7 +59,7 @@ def doctor(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def _project(arguments: argparse.Namespace) -> tuple[Project | None, list[Check]]:
-    """The project, if it can be opened, with its checks."""
+    """The project, or None if it can't be opened; and its checks."""
     from pytest_ephemeral.cli.session import open_project
 
     if arguments.config is None and discovery.find(Path.cwd()) is None:
@@ -80,7 +80,7 @@ def _project(arguments: argparse.Namespace) -> tuple[Project | None, list[Check]
 
 
 def _check_store(project: Project) -> Check:
-    """Whether a store elsewhere keeps its promises; a folder's are this machine's own."""
+    """Check that a bucket supports conditional writes; a folder needs no check."""
     try:
         if "://" in project.store.url:
             check_conditions(project.store)
@@ -104,7 +104,7 @@ def _checks(name: str) -> list[Check]:
 
 
 def _permissions(name: str, project: Project) -> list[Check]:
-    """What a provider can try of what the project needs, without any effect."""
+    """Check the permissions that the project needs, by requests without effect."""
     provider = providers.load(name)
     if not isinstance(provider, SupportsPermissionChecks):
         return []

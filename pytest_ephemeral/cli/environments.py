@@ -1,4 +1,4 @@
-"""The commands on environments that are up: list, show, logs, run, extend, down, reap."""
+"""The commands on environments that are up: list, show, logs, run and extend."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pytest_ephemeral.providers.protocol import Provider, Status
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Parser, Subcommands
 
-#: Seconds between two looks at a log that is followed.
+#: Seconds between two reads of a log that is followed.
 _FOLLOW_EVERY: Final = 0.2
 
 _TIMED_OUT: Final = 5
@@ -76,7 +76,7 @@ def _one(parser: Parser) -> None:
 
 
 def list_(arguments: argparse.Namespace, output: Printer) -> int:
-    """List the ledger with the current state of each environment."""
+    """List the environments of the ledger, each with its current state."""
     ledger = open_project(arguments).ledger
     found = ledger.entries()
     for path in ledger.broken:
@@ -114,7 +114,7 @@ def list_(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def show(arguments: argparse.Namespace, output: Printer) -> int:
-    """Show one environment, with the state that its provider reports."""
+    """Show one environment's record, and the state that its provider reports."""
     environment = open_project(arguments).ledger.get(arguments.id)
     status = _status(environment)
     if output.as_json:
@@ -143,7 +143,7 @@ def show(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def logs(arguments: argparse.Namespace, output: Printer) -> int:
-    """Print a log, and follow it with ``-f``."""
+    """Print an environment's log; with ``-f``, follow it."""
     environment = open_project(arguments).ledger.get(arguments.id)
     provider: Provider = providers.load(environment.provider)
     if output.as_json and arguments.follow:
@@ -159,7 +159,7 @@ def logs(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def run(arguments: argparse.Namespace, output: Printer) -> int:
-    """Run a command, and return its exit status."""
+    """Run a command in an environment, and return its exit status."""
     if not arguments.command:
         arguments.parser.error("the command is missing: put it after `--`")
     environment = open_project(arguments).ledger.get(arguments.id)
@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace, output: Printer) -> int:
     except subprocess.TimeoutExpired:
         output.say(f"error: the command was killed after {arguments.timeout}")
         return _TIMED_OUT
-    # Ended by a signal: negative in Python, 128 + the signal's number in shells.
+    # After a signal: Python has a negative status, shells have 128 + the signal's number.
     status = done.returncode if done.returncode >= 0 else 128 - done.returncode
     if output.as_json:
         output.data(exit_status=status, stdout=done.stdout, stderr=done.stderr)
@@ -179,7 +179,7 @@ def run(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def extend(arguments: argparse.Namespace, output: Printer) -> int:
-    """Move an expiry, counted from the current one or from now, whichever is later."""
+    """Add time to an expiry; if it has passed, count from now."""
     project = open_project(arguments)
     environment = project.ledger.get(arguments.id)
     if environment.expires_at is None:
@@ -196,7 +196,7 @@ def extend(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def _state(environment: Environment, now: datetime, status: Status | None) -> str:
-    """The state for people: the most serious one that applies."""
+    """The word in the STATE column; of several that apply, the most serious one."""
     if environment.expires_at is not None and environment.expires_at <= now:
         return "expired"
     if environment.problem or overdue.why(environment, now):
@@ -211,7 +211,7 @@ def _state(environment: Environment, now: datetime, status: Status | None) -> st
 
 
 def _status(environment: Environment) -> Status | None:
-    """Its status; None when the provider can't be reached."""
+    """The environment's status; None if its provider can't be reached."""
     try:
         provider: Provider = providers.load(environment.provider)
         return provider.status(environment)

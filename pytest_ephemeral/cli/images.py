@@ -109,7 +109,7 @@ def _add_prune(under: Subcommands) -> None:
 
 
 def bake(arguments: argparse.Namespace, output: Printer) -> int:
-    """Bake, and print each image."""
+    """Bake the named images, or all, and print each image."""
     project = open_project(arguments)
     config = project.config
     names = arguments.images or list(config.images)
@@ -127,7 +127,7 @@ def bake(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def list_(arguments: argparse.Namespace, output: Printer) -> int:
-    """List the catalog."""
+    """List the images in the catalog."""
     project = open_project(arguments)
     catalog = project.images.catalog
     images = catalog.entries()
@@ -158,7 +158,7 @@ def list_(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def show(arguments: argparse.Namespace, output: Printer) -> int:
-    """Show one image."""
+    """Show one image's record, signatures and stages, or its provenance."""
     project = open_project(arguments)
     image = project.images.catalog.get(arguments.image)
     if arguments.provenance:
@@ -219,7 +219,10 @@ def prune(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 class _ImagesInUse:
-    """The keys of images that an environment runs, or that are or were in production, by now."""
+    """The keys of the images that must not be pruned, read anew for each key.
+
+    An environment runs them, or they are or were in production.
+    """
 
     def __init__(self, project: Project) -> None:
         self._project = project

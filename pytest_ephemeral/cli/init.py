@@ -25,7 +25,7 @@ def add_to(commands: Subcommands) -> None:
 
 
 def init(arguments: argparse.Namespace, output: Printer) -> int:
-    """Write it, unless there is one already, and print the next steps."""
+    """Write the file, unless it exists already, and print the next steps."""
     folder = Path.cwd()
     path: Path = arguments.config or folder / FILE_NAME
     configured = find(folder)

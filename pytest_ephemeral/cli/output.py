@@ -19,13 +19,13 @@ from pytest_ephemeral.text import one_line, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: The version of every object that ``--json`` prints; raised by incompatible changes.
+#: The version of every JSON object that ``--json`` prints; an incompatible change increases it.
 JSON_VERSION: Final = 1
 
-#: The width of a table that is not printed on a terminal: a program reads it, so a row is a line.
+#: The width of a table that is not printed on a terminal: a program reads it, one row a line.
 _UNLIMITED: Final = 100_000
 
-#: The colour of a cell with one of these words.
+#: The colours of table cells, by their text.
 _COLOURS: Final = {
     **dict.fromkeys(("ready", "kept", "production"), "green"),
     **dict.fromkeys(("launching", "destroying", "standby"), "yellow"),
@@ -34,29 +34,29 @@ _COLOURS: Final = {
 
 
 class Printer(msgspec.Struct):
-    """Prints what a command has to say.
+    """Prints the results and messages of a command.
 
     Attributes:
-        as_json: Whether data is printed as one JSON object.
+        as_json: Whether the command prints its data as one JSON object.
     """
 
     as_json: bool
     _has_data: bool = False
 
     def data(self, **values: Any) -> None:
-        """Print one JSON object."""
+        """Print the values as one JSON object."""
         self._has_data = True
         document = to_builtins({"version": JSON_VERSION, **values})
         print(json.dumps(document, indent=2, ensure_ascii=False))
 
     def fail(self, kind: str, message: str, hint: str, exit_status: int) -> None:
-        """With ``--json``, print the error as the one object, unless there is one already."""
+        """With ``--json``, print the error as a JSON object, unless data was printed before."""
         if self.as_json and not self._has_data:
             error = {"type": kind, "message": message, "hint": hint, "exit_status": exit_status}
             self.data(error=error)
 
     def line(self, text: str) -> None:
-        """Print a line of data, or several."""
+        """Print data: one or several lines on stdout."""
         print(printable(text))
 
     def say(self, text: str) -> None:
@@ -64,10 +64,10 @@ class Printer(msgspec.Struct):
         print(printable(text), file=sys.stderr, flush=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print rows under headings: fitted to a terminal's width, elsewhere a line each.
+        """Print rows under headings: fitted to a terminal's width, elsewhere one line for each.
 
-        In a terminal that is too narrow, cells are folded, never cut; the first column is not
-        even folded, because it holds what people copy into the next command.
+        On a terminal that is too narrow, cells are wrapped, never cut. The first column is not
+        wrapped, because people copy its text into the next command.
         """
         from rich.table import Table
         from rich.text import Text
@@ -80,7 +80,7 @@ class Printer(msgspec.Struct):
         console(sys.stdout, width=None if is_terminal(sys.stdout) else _UNLIMITED).print(table)
 
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
-        """Print one thing's properties, a line each; empty ones are left out."""
+        """Print names and values, one pair a line; pairs with an empty value are left out."""
         known = [(name, value) for name, value in facts if value]
         width = max(len(name) for name, _ in known)
         for name, value in known:
@@ -88,13 +88,13 @@ class Printer(msgspec.Struct):
 
 
 def find_hint(message: str) -> str:
-    """The part of an error's message that says what to do: a command, or a name that was meant."""
+    """The hint in an error's message: a command to run, or the closest name; else empty."""
     found = re.search(r"`[a-z][^`]* [^`]*`|Did you mean .*\?|pip install '[^']+'", message)
     return found[0].strip("`") if found else ""
 
 
 def uses_colour(stream: IO[str]) -> bool:
-    """Whether a stream gets colours (https://no-color.org, https://force-color.org)."""
+    """Whether to print colours on a stream (https://no-color.org, https://force-color.org)."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -108,11 +108,11 @@ def is_terminal(stream: IO[str]) -> bool:
 
 
 def console(stream: IO[str], *, width: int | None = None) -> Console:
-    """A rich console with what this stream can show.
+    """Make a rich console with the abilities of a stream.
 
     Args:
-        stream: Where it prints to.
-        width: Columns, instead of the terminal's.
+        stream: The stream to print to.
+        width: The width in columns; by default the terminal's.
     """
     from rich.console import Console
 
@@ -127,7 +127,7 @@ def console(stream: IO[str], *, width: int | None = None) -> Console:
 
 
 def size(count: int) -> str:
-    """A number of bytes for people."""
+    """Format a number of bytes for people: ``3 MiB``."""
     amount = float(count)
     for unit in ("B", "KiB", "MiB"):
         if amount < 1024:
@@ -137,12 +137,12 @@ def size(count: int) -> str:
 
 
 def since(moment: datetime) -> str:
-    """How long ago something was."""
+    """Format the time from a moment until now."""
     return span((datetime.now(UTC) - moment).total_seconds())
 
 
 def until(moment: datetime | None) -> str:
-    """The time until an expiry."""
+    """Format the time until an expiry: ``in 5m``, ``5m ago``, or ``never``."""
     if moment is None:
         return "never"
     left = (moment - datetime.now(UTC)).total_seconds()
@@ -150,11 +150,11 @@ def until(moment: datetime | None) -> str:
 
 
 def short(digest: str) -> str:
-    """The start of a digest or key: enough to recognise it, and to name it by."""
+    """The first twelve digits of a digest or key, which commands accept, too."""
     kind, _, digits = digest.partition(":")
     return f"{kind}:{digits[:12]}" if digits else digest
 
 
 def plural(count: int, noun: str) -> str:
-    """Such as ``1 image`` and ``2 images``."""
+    """Format a number with its noun: ``1 image``, ``2 images``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

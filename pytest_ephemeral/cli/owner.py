@@ -1,6 +1,6 @@
-"""An environment for as long as a command needs it: a client of an owner process.
+"""Bring up an environment for one command, through an owner process.
 
-The owner outlives this process by as long as it takes to clean up, however this one ends.
+However this process ends, the owner process continues until it has cleaned up.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 #: The result of a run that brought up nothing.
 _NOTHING: Final = Finished((), (), failed=False)
 
-#: Seconds that are waited for what an owner has left that was killed.
+#: Seconds to wait for the cleanup after an owner process that was killed.
 _CLEANUP_TIME: Final = 30.0
 
 
 class Lease:
-    """An environment that is up.
+    """An environment that is up while a command uses it.
 
     Attributes:
-        environment: Which.
-        seconds: How long each phase took; filled in at the end.
+        environment: The environment.
+        seconds: How many seconds each phase took, by phase; empty until ``lease`` has ended it.
     """
 
     def __init__(self, environment: Environment, owner: OwnerProcess) -> None:
@@ -58,7 +58,7 @@ class Lease:
         self._owner = owner
 
     def keep(self) -> None:
-        """Let it outlive this process."""
+        """Keep the environment up after this process has ended."""
         self._owner.client.keep(self.environment)
 
 
@@ -70,16 +70,16 @@ def lease(
     *,
     ttl: float | None = None,
 ) -> Iterator[Lease]:
-    """Bring up an environment, and end it behind the block, unless it is kept.
+    """Bring up an environment, and destroy it after the block, unless it is kept.
 
     Args:
         template: A template's name; None for the default one.
         config: The configuration file; None for the nearest one.
-        say: Receives what goes on.
-        ttl: Seconds it may live; None for its template's own.
+        say: Called with each step of progress.
+        ttl: The seconds after which it expires; None for its template's ``ttl``.
 
     Raises:
-        EphemeralError: It could not be had, it stopped by itself, or something of it is left.
+        EphemeralError: It could not be brought up, stopped by itself, or was not fully destroyed.
     """
     owner, listener, opened, finished = OwnerProcess(), _Console(say), None, _NOTHING
     try:
@@ -106,7 +106,7 @@ def lease(
 
 
 def _finish(owner: OwnerProcess) -> Finished:
-    """End what there is after an error, as far as the owner can be asked."""
+    """After an error, end the run's environments, if the owner process still responds."""
     with suppress(EphemeralError):
         return owner.client.finish(lambda: None)
     return _NOTHING
@@ -129,7 +129,7 @@ def _open(owner: OwnerProcess, listener: _Console, settings: Settings) -> Opened
 
 
 def _clean_up(owner: OwnerProcess, opened: Opened | None) -> None:
-    """Have a fresh owner end what one that was killed has left, if anything, and wait for that."""
+    """Have a new owner process clean up after one that was killed, and wait for it."""
     if opened is None:
         return
     with suppress(subprocess.TimeoutExpired):
@@ -143,7 +143,7 @@ def _the_default(templates: Sequence[str]) -> str:
 
 
 class _Console:
-    """The ``RunListener`` that shows what goes on, and calls the hooks of installed plugins."""
+    """The ``RunListener`` that reports progress and calls the hooks of installed plugins."""
 
     def __init__(self, say: Callable[[Progress], None]) -> None:
         self._say = say
@@ -159,7 +159,7 @@ class _Console:
         self._say(Progress(event.subject, phase, event.text, event.seconds, event.live))
 
     def print(self, text: str) -> None:
-        """See ``RunListener``. stdout is for data."""
+        """See ``RunListener``. Prints on stderr, as stdout is for data."""
         print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
@@ -172,5 +172,5 @@ class _Console:
         return getattr(self._manager.hook, name)(**arguments, config=None)
 
     def lose(self) -> None:
-        """See ``RunListener``. Whatever is asked next says so too."""
+        """See ``RunListener``. The next request to the owner raises ``OwnerLostError``."""
         self.warn("the process that owns the environment was killed")

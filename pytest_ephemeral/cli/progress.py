@@ -1,4 +1,4 @@
-"""Progress on stderr: one line that is updated on a terminal, else one line for each phase."""
+"""Progress on stderr: on a terminal one line that is updated, elsewhere one line a phase."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _WORDS: Final = {
     "warning": "warning:",
 }
 
-#: Phases that stay on the terminal; all others are shown only in the updated line.
+#: Phases whose line stays on the terminal; all others appear only in the updated line.
 _LASTING: Final = frozenset({"up", "destroyed", "kept", "warning"})
 
 
 @contextmanager
 def show() -> Iterator[Callable[[Progress], None]]:
-    """Show progress on stderr while the block runs; yields the function to report it to."""
+    """Show progress on stderr while the block runs; yields the function that reports a step."""
     if output.is_terminal(sys.stderr):
         with _animate() as say:
             yield say
@@ -41,8 +41,8 @@ def show() -> Iterator[Callable[[Progress], None]]:
 
 
 def log(progress: Progress) -> None:
-    """Report it in a line of its own, on stderr."""
-    # Results of probes change too often for lines that stay; a hint is worth one.
+    """Print one step as a line on stderr."""
+    # Results of probes change too often to print each; one with a hint is printed.
     if progress.phase != "seen" or "hint: " in progress.text:
         print(_sentence(progress), file=sys.stderr, flush=True)
 
@@ -71,7 +71,7 @@ def _animate() -> Iterator[Callable[[Progress], None]]:
 def _sentence(progress: Progress, *, timed: bool = True) -> str:
     if progress.live:
         return f"  {printable(progress.text)}"
-    # Of these, a text describes the step itself.
+    # The text of these phases describes the step, so no words are added.
     has_own = progress.phase in {"bake", "launch"} and progress.text
     words = [f"{progress.subject}:", "" if has_own else _WORDS[progress.phase], progress.text]
     if timed and progress.seconds >= 0.005:

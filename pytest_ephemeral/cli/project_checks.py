@@ -1,4 +1,4 @@
-"""What `doctor` checks of this project: artifacts, scripts, variables, the chosen Python."""
+"""The checks of `doctor` on a project: artifacts, scripts, variables, the chosen Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_ephemeral.tables import Recipe, Template
 
 
 def check_project(project: Project) -> Iterator[Check]:
-    """Check all images and templates of a configuration; nothing is baked or launched."""
+    """Check all images and templates of a project; nothing is baked or launched."""
     for recipe in project.config.images.values():
         yield from _check_image(project, recipe)
     for template in project.config.templates.values():

@@ -1,4 +1,4 @@
-"""``promote``, ``rollback`` and ``history``: what a production name points to."""
+"""``promote``, ``rollback`` and ``history``: change and list what is in production."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _accept(parser: Parser) -> None:
 
 
 def promote(arguments: argparse.Namespace, output: Printer) -> int:
-    """Promote, or print the plan."""
+    """Promote an environment; with ``--dry-run``, only print the plan."""
     with _open_promoter(arguments, arguments.to) as promoter:
         if arguments.dry_run:
             return _plan(promoter, arguments.id, output)
@@ -91,14 +91,14 @@ def promote(arguments: argparse.Namespace, output: Printer) -> int:
 
 
 def rollback(arguments: argparse.Namespace, output: Printer) -> int:
-    """Promote what was production before."""
+    """Make the environment production again that was so before the current one."""
     with _open_promoter(arguments, arguments.name) as promoter:
         entry = promoter.rollback()
     return _print_entry(entry, output)
 
 
 def history(arguments: argparse.Namespace, output: Printer) -> int:
-    """List what has ended, newest first."""
+    """List the promotions that have ended, newest first."""
     project = open_project(arguments)
     promotion = _promotion(project, arguments.name)
     entries = journal.history(project.store, promotion.name)
@@ -175,8 +175,8 @@ def _open_promoter(arguments: argparse.Namespace, name: str) -> Iterator[Promote
         )
 
 
-def _warn(told: Progress) -> None:
-    print(f"{told.phase}: {told.text}", file=sys.stderr, flush=True)
+def _warn(event: Progress) -> None:
+    print(f"{event.phase}: {event.text}", file=sys.stderr, flush=True)
 
 
 def _promotion(project: Project, name: str) -> Promotion:
@@ -190,7 +190,7 @@ def _promotion(project: Project, name: str) -> Promotion:
 
 @contextmanager
 def _show_steps() -> Iterator[Callable[[StepEvent], None]]:
-    """Show each step on stderr with its time: those that are done, and the one under way."""
+    """Show the steps on stderr: each finished one with its time, and the current one."""
     console = printing.console(sys.stderr)
 
     def print_step(event: StepEvent) -> None:
@@ -202,10 +202,10 @@ def _show_steps() -> Iterator[Callable[[StepEvent], None]]:
         return
     with console.status("") as status:
 
-        def dns_polling(event: StepEvent) -> None:
+        def show_step(event: StepEvent) -> None:
             if event.text:
                 print_step(event)
             else:
                 status.update(_WORDS[event.step])
 
-        yield dns_polling
+        yield show_step

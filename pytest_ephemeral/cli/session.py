@@ -1,4 +1,4 @@
-"""What commands act on: the project, and a lifecycle for this one command."""
+"""Open the project of a command, and make a lifecycle for the command."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def open_project(arguments: argparse.Namespace) -> Project:
 
 @contextmanager
 def lifecycle(project: Project, say: Callable[[Progress], None]) -> Iterator[Lifecycle]:
-    """A lifecycle with its publishers, as one run of its own.
+    """Make a lifecycle with its publishers, for a new run with one command.
 
     Args:
-        project: Whose environments.
-        say: Receives progress.
+        project: The project with the environments.
+        say: Called with each step of progress.
 
     Raises:
         ConfigurationError: A publisher's configuration refers to a variable that is not set.
@@ -57,12 +57,12 @@ def lifecycle(project: Project, say: Callable[[Progress], None]) -> Iterator[Lif
 
 
 def plugin_manager() -> pluggy.PluginManager:
-    """A plugin manager with the plugins of the entry-point group ``pytest_ephemeral``."""
+    """Make a plugin manager with the plugins of the entry-point group ``pytest_ephemeral``."""
     import pluggy
 
     from pytest_ephemeral import hookspecs
 
-    # The hook specifications are marked for pytest, which calls the same ones.
+    # pluggy's marker on the hook specifications has the project name "pytest".
     manager = pluggy.PluginManager("pytest")
     manager.add_hookspecs(hookspecs)
     manager.load_setuptools_entrypoints("pytest_ephemeral")

@@ -1,6 +1,6 @@
 """Projects that run from their source tree: Django, ASGI and WSGI, Node, Procfile, static pages.
 
-Each is recognised by its own files, and becomes an image of the folder and a template.
+Each is recognised by its files. Its starter has an image of the folder, and a template.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _VENV: Final = (
     """'"$PREFIX/.venv/bin/pip" install -q {what}'""",
 )
 
-#: Writes the requirements of a pyproject.toml into a file, for pip.
+#: A command that writes the requirements of a pyproject.toml into a file, for pip.
 _REQUIREMENTS: Final = (
     """'''cd "$PREFIX" && python3 -c 'import tomllib; """
     """print(*tomllib.load(open("pyproject.toml", "rb"))["project"].get("dependencies", []), """
@@ -42,12 +42,12 @@ class SourceTree(NamedTuple):
     """A project whose folder is the artifact.
 
     Attributes:
-        kind: What it was recognised as, for people.
-        folder: The artifact, relative to the configuration.
-        install: Commands in TOML's notation.
-        command: In TOML's notation.
-        extra: More lines of the template.
-        notes: What to check by hand.
+        kind: The kind of project, for people.
+        folder: The artifact: a folder, relative to the configuration.
+        install: The commands of the recipe's ``install``, in TOML's notation.
+        command: The template's ``command``, in TOML's notation.
+        extra: Further lines of the template.
+        notes: Hints about things to check by hand.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class SourceTree(NamedTuple):
 
 
 def find_source_tree(folder: Path) -> SourceTree | None:
-    """What a folder runs, by the first of the detectors that recognises it."""
+    """The source tree of a folder, from the first detector that recognises it, or None."""
     detectors: tuple[Callable[[Path], SourceTree | None], ...] = (
         _django,
         _procfile,
@@ -196,7 +196,13 @@ def _static(folder: Path) -> SourceTree | None:
 
 
 def _python_install(folder: Path, default: str, more: str = "") -> list[str]:
-    """Unpack, make a virtual environment, and install what the project says it needs."""
+    """Commands: unpack, make a virtual environment, and install the project's requirements.
+
+    Args:
+        folder: The project's folder.
+        default: The package to install if the project declares no requirements; may be empty.
+        more: A further package to install; may be empty.
+    """
     unpack = """'tar -xf "$ARTIFACT" -C "$PREFIX"'"""
     venv, pip = _VENV
     more = f" {more}" if more else ""
@@ -216,7 +222,7 @@ def _is_python(folder: Path) -> bool:
 
 
 def _sources(folder: Path) -> Iterator[Path]:
-    """Where applications usually are: at the top, in a package, below src."""
+    """The files that may define an application: at the top, in a package, in one below src."""
     preferred = ("main.py", "app.py", "asgi.py", "wsgi.py", "server.py")
     yield from (folder / name for name in preferred if (folder / name).is_file())
     skipped = {"tests", "test", "docs", "venv", "node_modules"}

@@ -1,4 +1,4 @@
-"""The text of a starter ephemeral.toml, for what was recognised in a folder."""
+"""Write a starter ephemeral.toml for the applications recognised in a folder."""
 
 from __future__ import annotations
 
@@ -103,9 +103,10 @@ ready = { http = "/", timeout = "60s" }
 
 
 def starter(found: Found) -> str:
-    """The configuration: what is found first is the template ``staging``.
+    """The text of the configuration. The first application is the template ``staging``.
 
-    Where a Compose file builds services, its template is the default: it says what they need.
+    If a Compose file builds services, its template is the default, because the file also has the
+    other services that the application needs.
     """
     parts = []
     if found.script is not None:
@@ -135,7 +136,7 @@ def starter(found: Found) -> str:
 def _compose_tables(
     services: Services, template: str, images: dict[ComposeBuild, str]
 ) -> Iterator[str]:
-    """The images that services are built into, each once, and the template."""
+    """The tables of a Compose file: the image of each different build, and the template."""
     for service, build in services.builds.items():
         if build not in images:
             images[build] = _unused(f"{_name(service)[:38]}-container", images.values())
@@ -169,13 +170,13 @@ def _container(container: Container, image: str, template: str) -> str:
 
 
 def _unused(name: str, used: Collection[str]) -> str:
-    """A name that no other image has: services may be called almost the same."""
+    """The name, with a number if another image has it: names of services may be similar."""
     numbered = (f"{name}-{number}" for number in count(2))
     return name if name not in used else next(one for one in numbered if one not in used)
 
 
 def _application(script: Script, *, image: str = "", template: str = "staging") -> str:
-    # As wheels spell it: the binary distribution format's escaped name.
+    # The name as in a wheel's file name: the escaping of the binary distribution format.
     wheel = re.sub(r"[-_.]+", "_", script.project).lower()
     program, folder = f"$PREFIX/bin/{script.name}", Path(script.folder)
     build = (
@@ -206,5 +207,5 @@ def _source_tree(tree: SourceTree, *, image: str = "site", template: str = "stag
 
 
 def _name(text: str) -> str:
-    """Anything as an image may be called."""
+    """Turn any text into a valid name of an image."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-") or "app"

@@ -1,4 +1,4 @@
-"""``up``: bring up an environment that outlives the command."""
+"""``up``: bring up an environment that stays up after the command."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def add_to(commands: Subcommands) -> None:
 def up(arguments: argparse.Namespace, output: Printer) -> int:
     """Bring up an environment, keep it, and print its URL.
 
-    When this is interrupted before the environment is kept, the environment is destroyed by its
-    owner process, which outlives this one.
+    If this is interrupted before the environment is kept, the owner process destroys the
+    environment; it continues after this process has ended.
     """
     with (
         progress.show() as say,

@@ -1,4 +1,4 @@
-"""``images vet``: whether machines that resume from one memory share random numbers or keys."""
+"""``images vet``: check that machines resumed from one memory share no random numbers or keys."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _find_templates(project: Project, image: str) -> list[Template]:
 
 
 def _vet(made: Lifecycle, template: Template) -> list[vetting.Finding]:
-    """Compare two of a template; memory that makes them collide is not resumed again."""
+    """Compare two machines of a template. If they share something, refuse their memory."""
     provider = providers.load(template.provider)
     assert isinstance(provider, SupportsFreeze)
     with ExitStack() as cleanup:
@@ -67,7 +67,7 @@ def _vet(made: Lifecycle, template: Template) -> list[vetting.Finding]:
             return environment
 
         first = bring_up()
-        if RESUMED not in first.handle:  # it has been booted, and its memory frozen
+        if RESUMED not in first.handle:  # it was booted, and its memory saved
             first = bring_up()
         second = bring_up()
         for one in (first, second):

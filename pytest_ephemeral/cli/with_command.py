@@ -32,7 +32,7 @@ Exits with the command's status; with 1 if that is 0 and the environment stopped
 itself meanwhile; with 6 if something may have leaked.
 """
 
-#: As shells say it.
+#: The exit statuses of shells for commands that can't be run.
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127
 
 _PLACEHOLDER: Final = re.compile(r"\{(url|id)(?::([^{}]+))?\}")
@@ -64,7 +64,7 @@ def add_to(commands: Subcommands) -> None:
 
 
 def run_with(arguments: argparse.Namespace, output: Printer) -> int:
-    """Bring it up, run the command, destroy it; however the command or this process ends."""
+    """Bring an environment up, run the command, and destroy the environment in every case."""
     if output.as_json:
         arguments.parser.error("--json can't be used here: stdout belongs to the command")
     command = arguments.command or [os.environ.get("SHELL") or "/bin/sh"]
@@ -81,18 +81,21 @@ def run_with(arguments: argparse.Namespace, output: Printer) -> int:
                 held = stack.enter_context(
                     lease(arguments.template, arguments.config, say, ttl=arguments.ttl)
                 )
-            shown.pop()  # the command's own output comes now
+            shown.pop()  # the spinner has ended: the command prints now
             words = [fill(word, held.environment) for word in command]
             status = _run(words, {**os.environ, **variables(held.environment)}, output)
     except EnvironmentDiedError as error:
         if status == 0:
             raise
-        output.say(f"error: {error}")  # and so, perhaps, the command failed
+        output.say(f"error: {error}")  # it may be the reason for the command's failure
     return status
 
 
 def variables(environment: Environment) -> dict[str, str]:
-    """The variables by which a command finds an environment."""
+    """The environment variables that tell a command the environment's URL, endpoints and id.
+
+    They include ``NO_PROXY``, extended by the endpoints' hosts; see ``proxies.exempt``.
+    """
     found = {"EPHEMERAL_URL": environment.url, "EPHEMERAL_ENV": environment.id}
     for name, endpoint in environment.endpoints.items():
         found[f"EPHEMERAL_URL_{name.upper().replace('-', '_')}"] = endpoint.url
@@ -101,10 +104,10 @@ def variables(environment: Environment) -> dict[str, str]:
 
 
 def fill(word: str, environment: Environment) -> str:
-    """An argument with ``{url}``, ``{url:ENDPOINT}`` and ``{id}`` filled in; the rest as it is.
+    """Replace ``{url}``, ``{url:ENDPOINT}`` and ``{id}`` in an argument; the rest is unchanged.
 
     Raises:
-        NothingMatchedError: There is no such endpoint.
+        NothingMatchedError: The environment has no such endpoint.
     """
 
     def value(found: re.Match[str]) -> str:
@@ -117,12 +120,12 @@ def fill(word: str, environment: Environment) -> str:
 
 
 def _run(command: Sequence[str], variables: Mapping[str, str], output: Printer) -> int:
-    """Run a command as a shell would: Ctrl-C is for it, SIGTERM is passed on to it."""
+    """Run a command as a shell does: Ctrl-C reaches it directly, SIGTERM is passed on to it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     stopped = threading.Event()
-    # Handlers, and not SIG_IGN, which the command would inherit.
+    # Handlers instead of SIG_IGN, which the command would inherit.
     signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # until there is a command
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())  # until the command is started
     try:
         process = subprocess.Popen(command, env=variables)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
