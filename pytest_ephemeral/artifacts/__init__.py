@@ -10,62 +10,64 @@ from pytest_ephemeral.models import Artifact
 
 
 class Repository(Protocol):
-    """Where artifacts are kept. All methods raise ``StoreError`` when that can't be reached.
+    """An artifact repository. All methods raise ``StoreError`` if it can't be reached.
 
     Attributes:
-        url: What opens the same repository again, from any folder of this machine.
+        url: Its URL, absolute: ``open_repository`` opens the same repository from any folder.
     """
 
     url: str
 
     def push(self, file: Path, *, name: str | None = None, version: str | None = None) -> Artifact:
-        """Store a file. Pushing the same bytes under the same name twice makes one entry.
+        """Store a file. Storing the same bytes under the same name and version again has no effect.
 
         Args:
-            file: What was built.
-            name: By default what the filename says.
-            version: By default what the filename says, or the first digits of the digest.
+            file: The built file.
+            name: The artifact's name; by default taken from the file name.
+            version: Its version; by default taken from the file name, or else the first twelve
+                digits of the digest.
 
         Raises:
-            ArtifactError: It can't be read, or that name and version stand for other bytes.
+            ArtifactError: The file can't be read, the name or version is not valid, or that name
+                and version are already used for other bytes.
         """
 
     def entries(self) -> list[Artifact]:
-        """All artifacts, sorted by name and by when they were pushed.
+        """All artifacts, sorted by name, then by the time at which they were pushed.
 
         Raises:
-            UnlistedError: This kind of repository can't say what it holds.
+            UnlistedError: This kind of repository can't list its content.
         """
 
     def find(self, wanted: str, root: Path) -> Artifact:
         """The artifact that a recipe wants.
 
         Args:
-            wanted: ``name@version``, ``sha256:…`` (its first digits do), a folder, which is packed
-                and pushed (see ``artifacts.folder``), or a glob of files, of
-                which the one match is pushed. One whose name and version already stand for other
-                bytes gets a local version (PEP 440) such as ``1.4.2+3f9a0c1b7d5e``: whoever
-                builds again and again is not made to raise the version each time.
-            root: What a relative glob is relative to.
+            wanted: ``name@version``; a digest ``sha256:…``, or its first digits; a folder, which
+                is packed and pushed (see ``artifacts.folder``); or a glob that matches one file,
+                which is pushed. If its name and version are already used for other bytes, it gets
+                a local version (PEP 440) such as ``1.4.2+3f9a0c1b7d5e``, so that a new build does
+                not require a new version.
+            root: The folder that relative paths and globs are relative to.
 
         Raises:
-            ArtifactError: There is none, or more than one; says what there is instead.
+            ArtifactError: No artifact matches, or several do. The message lists what was found.
         """
 
     def fetch(self, artifact: Artifact) -> Path:
-        """The artifact as a file of this machine, checked, under its own filename.
+        """Get an artifact as a local file with its own file name, its digest verified.
 
         Raises:
-            ArtifactError: It is gone, or no longer the bytes that were pushed.
+            ArtifactError: Its content is missing, or has changed since it was pushed.
         """
 
 
 def open_repository(url: str, root: Path) -> Repository:
-    """The repository at a URL.
+    """Open the repository at a URL.
 
     Args:
-        url: A folder, ``s3://bucket/prefix``, or where files can be put and got by plain HTTP.
-        root: What a relative folder is relative to.
+        url: A folder, ``s3://bucket/prefix``, or the URL of an HTTP server that accepts PUT.
+        root: The folder that a relative folder is relative to.
 
     Raises:
         ConfigurationError: The kind of repository is unknown, or the URL is invalid.

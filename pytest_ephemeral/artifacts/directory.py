@@ -9,10 +9,10 @@ from pytest_ephemeral.store.directory import DirectoryStore
 
 
 class DirectoryRepository(StoredRepository):
-    """Artifacts as files of a folder.
+    """An artifact repository whose files are in a folder.
 
     Args:
-        folder: Made when something is first pushed.
+        folder: The folder; it is created by the first push.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Pack a folder as an artifact, reproducibly: the same content gives the same bytes.
 
-What version control ignores is left out, and so is what tools leave in a working copy.
+Files that version control ignores are left out, and so are caches and virtual environments.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _ALWAYS: Final = frozenset(
 def pack(folder: Path, destination: BinaryIO) -> None:
     """Write a folder's content as an uncompressed tar archive.
 
-    Order, owners, times and permissions (but for the executable bit) don't depend on the machine,
-    so that the digest changes only with the content.
+    The order of the files, their owners, times and permissions (except the executable bit) don't
+    depend on the machine, so the digest changes only with the content.
 
     Args:
         folder: The folder.
-        destination: Where to write it.
+        destination: The stream to write the archive to.
 
     Raises:
-        ArtifactError: It is empty, or something in it can't be read.
+        ArtifactError: The folder is empty, all of it is ignored, or a file can't be read.
     """
     import tarfile
 
@@ -54,7 +54,7 @@ def pack(folder: Path, destination: BinaryIO) -> None:
 
 
 def content(folder: Path) -> Iterator[Path]:
-    """The files and symbolic links of a source tree in a fixed order, without what is ignored."""
+    """The files and symbolic links of a source tree that are not ignored, in a fixed order."""
     yield from _walk(folder, [])
 
 
@@ -80,7 +80,7 @@ def _rules(folder: Path) -> Iterator[tuple[Path, GitIgnoreSpec]]:
 
 
 def _is_ignored(path: Path, rules: list[tuple[Path, GitIgnoreSpec]], *, is_folder: bool) -> bool:
-    """Apply the last matching rule of the innermost ignore file that has one."""
+    """Whether a path is ignored: the innermost ignore file with a matching rule decides."""
     for folder, spec in reversed(rules):
         relative = path.relative_to(folder).as_posix() + ("/" if is_folder else "")
         verdict = spec.check_file(relative).include

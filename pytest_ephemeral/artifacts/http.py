@@ -1,13 +1,13 @@
 """An artifact repository on any HTTP server that accepts PUT: Artifactory, Nexus, WebDAV.
 
-Nothing is asked of the server but GET, HEAD and PUT. As no such server lists its files in a way
-that others share, there is a file more for each artifact, ``digests/HEX.json``, by which its
-digest finds it. All files are written once, so a repository that forbids overwriting will do.
+Only GET, HEAD and PUT are used. HTTP has no standard way to list files, so each artifact has a
+further file, ``digests/HEX.json``, by which it is found from its digest. Every file is written
+once, so a repository that forbids overwriting is supported.
 
-A server that honours ``If-None-Match: *`` decides between two who push at once. With one that
-does not, each looks first and reads back after: who comes second is refused, unless both put
-their entry within the same moment; then the later one stands, and the other one was told that
-its own does.
+If two processes push the same entry at once, a server that supports ``If-None-Match: *`` accepts
+one of them. With other servers, each process checks first, and reads the entry again after
+writing it: the second one gets an error. There is a race: if both write at the same moment, the
+later entry replaces the earlier one, whose process may have read back its own.
 """
 
 from __future__ import annotations
@@ -50,35 +50,35 @@ TOKEN: Final = "PYTEST_EPHEMERAL_REPOSITORY_TOKEN"  # noqa: S105 - a variable's 
 
 T = TypeVar("T")
 
-#: To connect, and between two packets of an answer.
+#: Seconds to wait for a connection, and for the next bytes of a response.
 _TIMEOUT: Final = (10.0, 60.0)
 _ATTEMPTS: Final = 4
 _CHUNK: Final = 1 << 20
 
 
 class HttpRepository(StoredRepository):
-    """Artifacts on a server.
+    """An artifact repository on an HTTP server.
 
     Args:
-        url: Where they are, such as ``https://nexus.example.com/repository/builds/shop``.
+        url: Its URL, such as ``https://nexus.example.com/repository/builds/shop``.
 
     Raises:
-        ConfigurationError: It is not such a URL, or it has a password in it.
+        ConfigurationError: The URL is not valid, or contains a user or password.
     """
 
     def __init__(self, url: str) -> None:
-        self._server = HttpKeeper(url)
+        self._server = HttpBlobStore(url)
         super().__init__(self._server)
 
     def _keep(self, artifact: Artifact, file: Path) -> Artifact:
-        """Upload the content first and the entry last: whatever has an entry can be fetched."""
+        """Upload the content first and the entry last, so that each entry has its content."""
         entry = entry_path(artifact)
         if self._server.size(entry) and self._server.size(blob_path(artifact)) == artifact.size:
-            raise RecordExistsError(entry)  # its bytes were checked before it was made
-        self._keeper.upload(blob_path(artifact), file)
-        with suppress(RecordExistsError):  # of these bytes under another name or version
-            self._keeper.create(digest_path(artifact.digest), encode(artifact))
-        self._keeper.create(entry, encode(artifact))
+            raise RecordExistsError(entry)  # its content was verified before it was written
+        self._blobs.upload(blob_path(artifact), file)
+        with suppress(RecordExistsError):  # the same bytes have another name or version, too
+            self._blobs.create(digest_path(artifact.digest), encode(artifact))
+        self._blobs.create(entry, encode(artifact))
         return artifact
 
     def _by_digest(self, wanted: str) -> Artifact:
@@ -96,11 +96,11 @@ class HttpRepository(StoredRepository):
             ) from None
 
 
-class HttpKeeper:
-    """Files on a server; see ``BlobStore``.
+class HttpBlobStore:
+    """A ``BlobStore`` on an HTTP server.
 
     Args:
-        url: Where they are.
+        url: The URL below which its files are.
     """
 
     def __init__(self, url: str) -> None:
@@ -115,7 +115,7 @@ class HttpKeeper:
         self.url = url.rstrip("/")
 
     def create(self, path: str, data: bytes) -> str:
-        """Create a file that is not there yet."""
+        """See ``BlobStore``. Reads the file again after writing it; see the module's docstring."""
         taken = RecordExistsError(f"{path} is already in the repository {self.url}")
         if self._head(path) is not None:
             raise taken
@@ -124,16 +124,16 @@ class HttpKeeper:
             kept = self.read(path).data
         except RecordMissingError:
             raise self._lost(answer, path) from None
-        if kept != data:  # equal after a put that was repeated, as its answer was lost
+        if kept != data:  # equal if a PUT was repeated because its response was lost
             raise taken
         return files.digest_of([data])
 
     def read(self, path: str) -> Versioned:
-        """Read a file into memory."""
+        """See ``BlobStore``. The version is the content's digest."""
         data = self._get(path, b"".join)
         return Versioned(data, files.digest_of([data]))
 
-    def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:  # noqa: ARG002 - as in other keepers
+    def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:  # noqa: ARG002 - the protocol's argument
         """Not supported: HTTP has no standard way to list files."""
         raise UnlistedError(
             f"the repository {self.url} is a plain HTTP server, which has no list. Use the "
@@ -141,19 +141,19 @@ class HttpKeeper:
         )
 
     def upload(self, path: str, source: Path) -> None:
-        """Upload a file, and verify that it arrived completely."""
+        """See ``BlobStore``. Verifies that the file arrived completely."""
         size, digest = source.stat().st_size, files.digest_of(files.chunks(source))
         if self._holds(path, size, digest):
             return
         with source.open("rb") as content:
-            # requests would send nothing at all in chunks, which some servers refuse.
+            # For an empty file, requests uses chunked encoding, which some servers reject.
             checksum = {"X-Checksum-Sha256": digest.removeprefix(SHA256)}
             answer = self._put(path, content if size else b"", checksum)
         if not self._holds(path, size, digest):
             raise self._lost(answer, path)
 
     def download(self, path: str, destination: Path) -> None:
-        """Download to a local file, atomically."""
+        """See ``BlobStore``. The local file is replaced atomically."""
         try:
             self._get(path, lambda content: files.replace(destination, content))
         except OSError as error:
@@ -162,23 +162,23 @@ class HttpKeeper:
             ) from error
 
     def size(self, path: str) -> int | None:
-        """A file's size in bytes; None when it does not exist, or the server does not tell."""
+        """A file's size in bytes; None if it does not exist, or the server does not report it."""
         answer = self._head(path)
-        said = answer.headers.get("Content-Length", "") if answer is not None else ""
-        return int(said) if said.isdecimal() else None
+        length = answer.headers.get("Content-Length", "") if answer is not None else ""
+        return int(length) if length.isdecimal() else None
 
     # -- requests --------------------------------------------------------------------------
 
     @cached_property
     def _session(self) -> Session:
-        """A session with the credentials of the environment, else those of netrc."""
+        """A session with the credentials of environment variables, or else those of ~/.netrc."""
         import requests
         from requests.adapters import HTTPAdapter
         from urllib3 import Retry
 
         session = requests.Session()
         session.auth = _authorization(os.environ)
-        # A proxy's cache must not say that nothing is there, and gzip would be another file.
+        # A cached 404 of a proxy must not be used, and a file must not be compressed.
         session.headers.update(
             {
                 "User-Agent": "pytest-ephemeral",
@@ -192,7 +192,7 @@ class HttpKeeper:
             status_forcelist=(429, 500, 502, 503, 504),
             allowed_methods=("GET", "HEAD", "PUT"),
             raise_on_status=False,
-            respect_retry_after_header=False,  # it may say an hour
+            respect_retry_after_header=False,  # it may be an hour
         )
         session.mount(self.url, HTTPAdapter(max_retries=again))
         return session
@@ -202,7 +202,7 @@ class HttpKeeper:
 
     def _put(self, path: str, content: bytes | IO[bytes], headers: dict[str, str]) -> Response:
         with self._reached():
-            # requests would follow a redirect of a PUT with a GET.
+            # No redirects: after a PUT, requests would follow one with a GET.
             return self._session.put(
                 self._address(path),
                 data=content,
@@ -212,14 +212,14 @@ class HttpKeeper:
             )
 
     def _get(self, path: str, consume: Callable[[Iterator[bytes]], T]) -> T:
-        """Read a file. A broken transfer starts again from the beginning.
+        """Read a file. A transfer that breaks off is started again from the beginning.
 
         Args:
-            path: Which.
-            consume: Given its content in parts, at each attempt anew.
+            path: The file's path below ``url``.
+            consume: Called with the content, in chunks; called again at each attempt.
 
         Raises:
-            RecordMissingError: It is not there.
+            RecordMissingError: The file does not exist.
         """
         from requests.exceptions import ChunkedEncodingError
 
@@ -238,7 +238,7 @@ class HttpKeeper:
             return consume(answer.iter_content(_CHUNK))
 
     def _head(self, path: str) -> Response | None:
-        """Request a file's headers; None when it does not exist."""
+        """Request a file's headers; None if it does not exist."""
         with self._reached():
             answer = self._session.head(self._address(path), timeout=_TIMEOUT, allow_redirects=True)
         if answer.status_code == HTTPStatus.NOT_FOUND:
@@ -248,18 +248,18 @@ class HttpKeeper:
         return answer
 
     def _holds(self, path: str, size: int, digest: str) -> bool:
-        """Whether a file has that content, by the server's checksum or else by reading it."""
+        """Whether a file has this content: by the server's checksum, or else by reading it."""
         if (answer := self._head(path)) is None:
             return False
         if answer.headers.get("Content-Length", str(size)) != str(size):
             return False
-        if said := answer.headers.get("X-Checksum-Sha256"):  # Artifactory's own count
-            return f"{SHA256}{said.lower()}" == digest
+        if checksum := answer.headers.get("X-Checksum-Sha256"):  # computed by Artifactory
+            return f"{SHA256}{checksum.lower()}" == digest
         return self._get(path, files.digest_of) == digest
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """Explain network errors, without the credentials."""
+        """Within the block, raise ``StoreError`` for network errors."""
         import requests
 
         try:
@@ -271,13 +271,13 @@ class HttpKeeper:
             ) from error
 
     def _lost(self, answer: Response, path: str) -> StoreError | UnavailableError:
-        """The error for an upload that left no complete file."""
+        """The error for an upload after which the file is missing or incomplete."""
         if answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
             return StoreError(f"{path} arrived incomplete in {self.url}. Push it again")
         return self._refused(answer, f"write {path}")
 
     def _refused(self, answer: Response, what: str) -> StoreError | UnavailableError:
-        """The error for an unexpected answer."""
+        """The error for an unexpected status, without credentials or signatures."""
         said = f"can't {what}: the artifact repository {self.url} answered {answer.status_code}"
         said = f"{said} {answer.reason or ''}".rstrip()
         if answer.status_code == HTTPStatus.UNAUTHORIZED:
@@ -294,10 +294,10 @@ class HttpKeeper:
 
 
 def _authorization(environ: Mapping[str, str]) -> Callable[[Any], Any] | None:
-    """The ``auth`` of requests; None leaves it to requests, which reads netrc.
+    """The ``auth`` for requests; if it is None, requests reads ~/.netrc.
 
     Raises:
-        UnavailableError: There is a user without a password.
+        UnavailableError: A user is set without a password.
     """
     from requests.auth import HTTPBasicAuth
 
@@ -311,7 +311,7 @@ def _authorization(environ: Mapping[str, str]) -> Callable[[Any], Any] | None:
 
 
 class _Bearer:
-    """Adds a bearer token. As `auth`, it takes precedence over a netrc file."""
+    """Adds a bearer token. As ``auth``, it takes precedence over ~/.netrc."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -322,7 +322,7 @@ class _Bearer:
 
 
 def _words(answer: Response) -> str:
-    """The message in an answer's body, if it is text or JSON."""
+    """The message in a response's body, with ``: `` before it; empty unless text or JSON."""
     if not answer.headers.get("Content-Type", "").startswith(("text/plain", "application/json")):
         return ""
     return f": {' '.join(answer.text.split())[:200]}"

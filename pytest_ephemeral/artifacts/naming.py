@@ -16,13 +16,16 @@ def name_and_version(file: Path, digest: str) -> tuple[str, str]:
 
     Args:
         file: A wheel (``shop-1.4.2-py3-none-any.whl``), an sdist (``shop-1.4.2.tar.gz``), or
-            anything else, which is called by its stem and the first digits of its digest.
-        digest: ``sha256:…``
+            any other file: its name is the stem, its version the first digits of its digest.
+        digest: The digest of the file's content, ``sha256:…``.
+
+    Returns:
+        The name, normalised, and the version.
     """
     wheel = re.fullmatch(r"([^-]+)-([^-]+)(-[^-]+){3,4}\.whl", file.name)
     sdist = re.fullmatch(r"(.+?)-(\d[^-]*)\.(tar\.(gz|bz2|xz|zst)|tgz|zip)", file.name)
-    if said := wheel or sdist:
-        return normalize_name(said[1]), said[2]
+    if match := wheel or sdist:
+        return normalize_name(match[1]), match[2]
     stem = re.sub(r"(\.tar)?\.[^.]+$", "", file.name)
     return normalize_name(stem), digest.removeprefix("sha256:")[:12]
 
@@ -33,10 +36,10 @@ def normalize_name(name: str) -> str:
 
 
 def check_label(text: str) -> str:
-    """Check a name or version that a user gave.
+    """Check a name or version given by the user, and return it.
 
     Raises:
-        ArtifactError: It can't; says what can.
+        ArtifactError: It is not valid.
     """
     if not _LABEL.fullmatch(text):
         raise ArtifactError(
@@ -47,6 +50,11 @@ def check_label(text: str) -> str:
 
 
 def find_files(pattern: str, root: Path) -> list[Path]:
-    """The files that match a glob, sorted; ``**`` matches any folders."""
+    """The files that match a glob, sorted; ``**`` matches any number of folders.
+
+    Args:
+        pattern: The glob; if relative, it is relative to ``root``.
+        root: A folder.
+    """
     found = (root / match for match in glob.glob(pattern, root_dir=root, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
     return sorted(match for match in found if match.is_file())

@@ -1,7 +1,7 @@
-"""What all artifact repositories share: content and entries by path, in a blob store.
+"""The base of all artifact repositories: content and entries as files of a blob store.
 
-The bytes are ``blobs/sha256/HEX/FILENAME``; what they are called, ``entries/NAME/VERSION.json``.
-Neither ever changes.
+The content of an artifact is in ``blobs/sha256/HEX/FILENAME``, its name and version are in
+``entries/NAME/VERSION.json``. Both are written once and never changed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MONTH: Final = 30 * 86400.0
 
 
 class BlobStore(Protocol):
-    """Where a repository keeps its files: the part of a ``Store`` that adds and reads."""
+    """The storage of a repository's files: the methods of a ``Store`` that create and read."""
 
     url: str
 
@@ -55,7 +55,7 @@ class BlobStore(Protocol):
         """As ``Store.records``.
 
         Raises:
-            UnlistedError: It can't say.
+            UnlistedError: The storage can't list its files.
         """
 
     def upload(self, path: str, source: Path) -> None:
@@ -66,19 +66,19 @@ class BlobStore(Protocol):
 
 
 class StoredRepository:
-    """Artifacts in a blob store; see ``Repository`` for what each method promises.
+    """An artifact repository in a blob store; see ``Repository`` for the methods.
 
     Args:
-        keeper: What keeps them.
+        blobs: The blob store with its files.
     """
 
-    def __init__(self, keeper: BlobStore) -> None:
-        self._keeper = keeper
-        self.url = keeper.url
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self.url = blobs.url
 
     def push(self, file: Path, *, name: str | None = None, version: str | None = None) -> Artifact:
-        """Store a file."""
-        with _copy_of(file) as copy:  # a build may still be writing: take its bytes as they are now
+        """See ``Repository``."""
+        with _copy_of(file) as copy:  # a build may still be writing the file
             artifact = _describe_file(copy, name, version)
             try:
                 return self._keep(artifact, copy)
@@ -93,12 +93,12 @@ class StoredRepository:
         )
 
     def entries(self) -> list[Artifact]:
-        """All artifacts, sorted by name and by when they were pushed."""
-        found = [self._decode(*record) for record in self._keeper.records("entries")]
+        """See ``Repository``."""
+        found = [self._decode(*record) for record in self._blobs.records("entries")]
         return sorted(found, key=lambda artifact: (artifact.name, artifact.pushed_at))
 
     def find(self, wanted: str, root: Path) -> Artifact:
-        """The artifact that a recipe wants."""
+        """See ``Repository``."""
         if wanted.startswith(SHA256):
             return self._by_digest(wanted)
         if (root / wanted).is_dir():
@@ -109,40 +109,40 @@ class StoredRepository:
         return self._pushed_match(wanted, root, matches)
 
     def fetch(self, artifact: Artifact) -> Path:
-        """The artifact as a checked file: a copy in this machine's state folder, made once."""
+        """See ``Repository``. The file is a copy in this machine's state folder, made once."""
         file = machine.state_directory() / "artifacts" / "/".join(parts_of(blob_path(artifact))[2:])
         if not file.is_file() or files.digest_of(files.chunks(file)) != artifact.digest:
-            _sweep(file.parent.parent)
+            _remove_old_copies(file.parent.parent)
             self._download(artifact, file)
-        os.utime(file)  # for the sweep: it was used today
+        os.utime(file)  # the time of its last use, for _remove_old_copies
         return file
 
     def _download(self, artifact: Artifact, file: Path) -> None:
-        said = f"{artifact.name}@{artifact.version} in the repository {self.url}"
+        label = f"{artifact.name}@{artifact.version} in the repository {self.url}"
         again = "Push it again with `pytest-ephemeral artifact push`"
         unchecked = file.with_name(f"{files.TEMPORARY}{os.urandom(8).hex()}")
         try:
-            self._keeper.download(blob_path(artifact), unchecked)
+            self._blobs.download(blob_path(artifact), unchecked)
             digest = files.digest_of(files.chunks(unchecked))
             if digest != artifact.digest:
                 raise ArtifactError(
-                    f"{said} is no longer what was pushed: {blob_path(artifact)} is now {digest}, "
+                    f"{label} is no longer what was pushed: {blob_path(artifact)} is now {digest}, "
                     f"and was {artifact.digest}. Remove it there. {again}"
                 )
             unchecked.replace(file)
         except RecordMissingError:
-            raise ArtifactError(f"{said} is gone: {blob_path(artifact)}. {again}") from None
+            raise ArtifactError(f"{label} is gone: {blob_path(artifact)}. {again}") from None
         finally:
             unchecked.unlink(missing_ok=True)
 
     def _keep(self, artifact: Artifact, file: Path) -> Artifact:
-        """Write the content first and the entry after it: an entry always has its content."""
-        self._keeper.upload(blob_path(artifact), file)
-        self._keeper.create(entry_path(artifact), encode(artifact))
+        """Write the content first and the entry after it, so that each entry has its content."""
+        self._blobs.upload(blob_path(artifact), file)
+        self._blobs.create(entry_path(artifact), encode(artifact))
         return artifact
 
     def _read(self, path: str) -> Artifact:
-        return self._decode(path, self._keeper.read(path).data)
+        return self._decode(path, self._blobs.read(path).data)
 
     def _decode(self, path: str, data: bytes) -> Artifact:
         try:
@@ -185,7 +185,7 @@ class StoredRepository:
             ) from None
 
     def _packed(self, folder: Path) -> Artifact:
-        """A folder's content as one file, named after the folder."""
+        """Pack a folder into one file with the folder's name, and push that."""
         from pytest_ephemeral.artifacts.folder import pack
 
         name = normalize_name(folder.resolve().name)
@@ -202,7 +202,7 @@ class StoredRepository:
             return []
 
     def _pushed_match(self, wanted: str, root: Path, matches: list[Path]) -> Artifact:
-        """Push the one file that a glob found, under a local version if its own is taken."""
+        """Push the one file that matches; with a local version if its own version is used."""
         by_digest = {_digest(match): match for match in matches}
         if not by_digest:
             raise _no_file_error(wanted, root)
@@ -222,10 +222,10 @@ class StoredRepository:
 
 def _describe_file(file: Path, name: str | None, version: str | None) -> Artifact:
     digest = _digest(file)
-    said_name, said_version = name_and_version(file, digest)
+    default_name, default_version = name_and_version(file, digest)
     return Artifact(
-        name=check_label(name or said_name),
-        version=check_label(version or said_version),
+        name=check_label(name or default_name),
+        version=check_label(version or default_version),
         filename=file.name,
         digest=digest,
         size=file.stat().st_size,
@@ -235,7 +235,7 @@ def _describe_file(file: Path, name: str | None, version: str | None) -> Artifac
 
 @contextmanager
 def _copy_of(file: Path) -> Iterator[Path]:
-    """A copy of a file, under its own name, that nobody changes."""
+    """A private copy of a file, with the same file name, for the duration of the block."""
     with tempfile.TemporaryDirectory(prefix="pytest-ephemeral-") as folder:
         copy = Path(folder, file.name)
         try:
@@ -258,24 +258,24 @@ def _digest(file: Path) -> str:
 
 
 def entry_path(artifact: Artifact) -> str:
-    """Where an artifact's entry is."""
+    """The path of an artifact's entry in a repository."""
     return f"entries/{artifact.name}/{artifact.version}.json"
 
 
 def digest_path(digest: str) -> str:
-    """Where an entry is found by its digest, in a repository that can't list its entries."""
+    """The path of an entry by its digest, for repositories that can't list their entries."""
     return f"digests/{digest.removeprefix(SHA256)}.json"
 
 
 def blob_path(artifact: Artifact) -> str:
-    """Where an artifact's bytes are."""
+    """The path of an artifact's content in a repository."""
     return f"blobs/sha256/{artifact.digest.removeprefix(SHA256)}/{artifact.filename}"
 
 
-def _sweep(folder: Path) -> None:
-    """Remove local copies unused for a month, and incomplete downloads."""
+def _remove_old_copies(folder: Path) -> None:
+    """Remove local copies, complete or not, that were not used for a month."""
     for copy in folder.glob("*/*"):
-        with suppress(OSError):  # someone else sweeps
+        with suppress(OSError):  # another process removes it at the same time
             if copy.stat().st_mtime < time.time() - _MONTH:
                 copy.unlink()
                 copy.parent.rmdir()

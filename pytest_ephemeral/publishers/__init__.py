@@ -1,8 +1,7 @@
 """Publishers: send an environment's URL to people, CI servers and later steps.
 
-Publishers are ordinary implementations of the hooks: a test run and the command line both
-register them with their plugin manager. Each module is for one CI server, and mostly consists of
-pure functions from an event to text.
+Publishers implement the hooks. Test runs and the command line register them with their plugin
+manager. Each module is for one CI server, and mostly has pure functions from an event to text.
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ from pytest_ephemeral.publishers.webhook import WebhookChannel
 
 hookimpl = pluggy.HookimplMarker("pytest")
 
-#: Seconds that the end of a run waits for what is still being sent.
+#: Seconds that the end of a run waits for messages that are still being sent.
 LAST_WAIT: Final = 3.0
 
-#: Where files are written for which the CI server has no path, in the configuration's folder.
+#: The folder, in the configuration's folder, of files for which the CI server sets no path.
 FOLDER: Final = ".ephemeral"
 
-#: The module of each name in ``publish``. Tekton has no variable to be known by, and ``json`` is
-#: no CI: those two act wherever they are named.
+#: The module of each name in ``publish``.
 MODULES: Final[Mapping[str, str]] = {
     "github": "github",
     "gitlab": "gitlab",
@@ -48,6 +46,8 @@ MODULES: Final[Mapping[str, str]] = {
     "tekton": "tekton",
     "json": "json_file",
 }
+#: Publishers that are used on every machine if the configuration names them: Tekton sets no
+#: environment variable to detect it by, and ``json`` is for any CI server.
 ALWAYS: Final = frozenset({"tekton", "json"})
 
 
@@ -57,18 +57,20 @@ class Publishing(msgspec.Struct):
     outboxes: list[Outbox] = msgspec.field(default_factory=list)
 
     def close(self) -> None:
-        """Wait for pending messages, a few seconds at most for all."""
+        """Wait for pending messages, at most ``LAST_WAIT`` seconds for all together."""
         deadline = time.monotonic() + LAST_WAIT
         for outbox in self.outboxes:
             outbox.close(deadline)
 
 
-class Publisher(msgspec.Struct, eq=False):  # a plugin: pytest keeps those in sets
-    """One channel, listening to the hooks. What fails is a warning, shown once.
+class Publisher(msgspec.Struct, eq=False):  # eq=False: pytest puts plugins into sets
+    """A plugin that passes events of the hooks to one channel. The first error is a warning.
 
     Attributes:
-        name: Whose channel, and which.
-        secrets: What must never be shown.
+        name: The names of the publisher and its channel, for warnings.
+        channel: The channel.
+        warn: Called with a warning.
+        secrets: Values that are masked in URLs and warnings.
     """
 
     name: str
@@ -79,25 +81,25 @@ class Publisher(msgspec.Struct, eq=False):  # a plugin: pytest keeps those in se
 
     @hookimpl
     def pytest_ephemeral_publish_url(self, environment: Environment, url: str) -> None:
-        """It is up."""
+        """Publish that the environment is up."""
         self._tell(environment, url, "up")
 
     @hookimpl
     def pytest_ephemeral_environment_stopped(
         self, environment: Environment, outcome: Outcome
     ) -> None:
-        """It is over, or left to others."""
+        """Publish that the run no longer uses the environment."""
         if environment.url:
             self._tell(environment, environment.url, outcome)
 
     def _tell(self, environment: Environment, url: str, outcome: Announcement) -> None:
         try:
             self.channel.tell(EnvironmentEvent(environment, clean(url, self.secrets), outcome))
-        except Exception as error:  # noqa: BLE001 - the next one must hear of it all the same
+        except Exception as error:  # noqa: BLE001 - other channels must get the event
             if not self._warned:
                 self._warned = True
-                said = interpolation.mask(f"{type(error).__name__}: {error}", self.secrets)
-                self.warn(f"publishing to {self.name} failed: {said}")
+                reason = interpolation.mask(f"{type(error).__name__}: {error}", self.secrets)
+                self.warn(f"publishing to {self.name} failed: {reason}")
 
 
 def register(
@@ -111,29 +113,29 @@ def register(
     """Register the publishers that the configuration names.
 
     Args:
-        manager: Of the process that owns the environments; pytest's own, or the command line's.
-        config: Its ``publish`` and ``[[webhook]]``.
-        environ: The variables of this process.
-        console: Prints lines unchanged and uncaptured: a CI server reads them.
-        warn: Shows a warning; may be called from any thread.
+        manager: The plugin manager that calls the hooks: pytest's, or the command line's.
+        config: The configuration; its ``publish`` and ``[[webhook]]`` are used.
+        environ: The environment variables.
+        console: Prints lines unchanged and uncaptured, for a CI server that reads them.
+        warn: Called with a warning, from any thread.
 
     Returns:
-        The publishers, to be closed when all environments are gone or kept.
+        The publishers. The caller closes them when all environments have ended or are kept.
 
     Raises:
-        ConfigurationError: A webhook's header asks for a variable that is not set.
+        ConfigurationError: A webhook refers to an environment variable that is not set.
     """
     publishing = Publishing()
     secrets = _secrets(config, environ)
 
     def outbox(name: str) -> Outbox:
-        made = Outbox(name, lambda said: warn(interpolation.mask(f"publishing to {said}", secrets)))
+        made = Outbox(name, lambda text: warn(interpolation.mask(f"publishing to {text}", secrets)))
         publishing.outboxes.append(made)
         return made
 
     host = Host(environ, config.root / FOLDER, console, ci.detect(environ), outbox)
-    told = [*_channels(config, host), *_webhooks(config, host)]
-    for name, channel in reversed(told):  # pluggy calls the last one first
+    found = [*_channels(config, host), *_webhooks(config, host)]
+    for name, channel in reversed(found):  # pluggy calls the last one first
         manager.register(Publisher(name, channel, warn, secrets), f"ephemeral publisher: {name}")
     return publishing
 
@@ -149,7 +151,7 @@ def _channels(config: Config, host: Host) -> Iterator[tuple[str, Channel]]:
 
 
 def _fallback(host: Host) -> str:
-    """The publisher for an unknown CI server."""
+    """The publisher that ``auto`` selects on an unknown CI server; empty outside of CI."""
     return "json" if ci.is_ci(host.environ) else ""
 
 
@@ -168,7 +170,7 @@ def _webhooks(config: Config, host: Host) -> Iterator[tuple[str, Channel]]:
 
 
 def _secrets(config: Config, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The values of all variables that the configuration refers to."""
+    """The values of all environment variables that the configuration refers to."""
     tables = [
         *(template.env for template in config.templates.values()),
         *(each.ready.headers for each in config.templates.values() if each.ready),

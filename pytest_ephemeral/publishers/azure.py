@@ -16,7 +16,7 @@ from pytest_ephemeral.publishers.text import markdown_line
 
 
 def set_variables(values: Mapping[str, str]) -> str:
-    """Commands that set each variable: for this job's steps, and as an output for other jobs."""
+    """The commands that set each variable, for this job's steps and as an output for other jobs."""
     return "\n".join(
         f"##vso[task.setvariable variable={name}{more}]{_data(value)}"
         for name, value in values.items()
@@ -30,14 +30,14 @@ def upload_summary(file: Path) -> str:
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
-    """What there is of Azure's here."""
+    """Azure's channels."""
     console = host.console
     yield "variables", HandoverChannel(lambda values: console(set_variables(values)))
     yield "summary", _SummaryPages(host.folder, console)
 
 
 class _SummaryPages(msgspec.Struct, frozen=True):
-    """A page for each environment, once it is known what became of it."""
+    """Uploads a page about each environment, once it has ended or is kept."""
 
     folder: Path
     console: Callable[[str], None]
@@ -50,5 +50,5 @@ class _SummaryPages(msgspec.Struct, frozen=True):
 
 
 def _data(text: str) -> str:
-    """What follows a command's ``]``."""
+    """Escape the text after a command's ``]``."""
     return text.replace("%", "%AZP25").replace("\r", "%0D").replace("\n", "%0A")

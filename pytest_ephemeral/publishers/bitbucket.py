@@ -1,4 +1,4 @@
-"""Bitbucket Pipelines: variables of later steps, those that ``output-variables`` declares.
+"""Bitbucket Pipelines: variables for later steps, if ``output-variables`` declares them.
 
 https://support.atlassian.com/bitbucket-cloud/docs/variables-and-secrets/
 """
@@ -13,6 +13,6 @@ from pytest_ephemeral.publishers.text import assignments
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
-    """What there is of Bitbucket's here."""
+    """Bitbucket's channels, if the step has a file for variables."""
     if file := host.environ.get("BITBUCKET_PIPELINES_VARIABLES_PATH"):
         yield "variables", HandoverChannel(lambda values: append(Path(file), assignments(values)))

@@ -1,4 +1,4 @@
-"""Buildkite: an annotation of the build, and its meta-data, by its agent's command.
+"""Buildkite: an annotation of the build, and its meta-data, with the command of its agent.
 
 https://buildkite.com/docs/agent/cli/reference/annotate
 https://buildkite.com/docs/agent/cli/reference/meta-data
@@ -31,7 +31,10 @@ AGENT: Final = "buildkite-agent"
 
 
 def annotation(event: EnvironmentEvent) -> tuple[list[str], str]:
-    """The command that annotates the build, and its input; the same context is replaced later."""
+    """The command that annotates the build, and its input.
+
+    The context is the environment's, so a later annotation replaces the earlier one.
+    """
     style = {"up": "info", "kept": "success", "leaked": "error"}.get(event.outcome, "default")
     context = f"ephemeral-{event.environment.id}"
     command = [AGENT, "annotate", "--context", context[:100]]
@@ -39,12 +42,12 @@ def annotation(event: EnvironmentEvent) -> tuple[list[str], str]:
 
 
 def meta_data(name: str, value: str) -> tuple[list[str], str]:
-    """The command that sets one key, and its input; a value is never empty."""
+    """The command that sets one key, and its input. Buildkite rejects an empty value."""
     return [AGENT, "meta-data", "set", name], value
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
-    """What there is of Buildkite's here."""
+    """Buildkite's channels."""
     outbox = host.outbox("buildkite-agent")
     yield "annotation", LimitedChannel(_Annotation(outbox))
 
@@ -70,5 +73,5 @@ def _run(command: Sequence[str], text: str, _: Attempts) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeliveryError(f"{command[0]} {command[1]}: {type(error).__name__}") from None
     if done.returncode != 0:
-        said = " ".join(done.stderr.split())[-200:]
-        raise DeliveryError(f"{command[0]} {command[1]} exited with {done.returncode}: {said}")
+        reason = " ".join(done.stderr.split())[-200:]
+        raise DeliveryError(f"{command[0]} {command[1]} exited with {done.returncode}: {reason}")

@@ -1,7 +1,7 @@
 """The channels of publishers: printed lines, files, and messages over the network.
 
-Every channel receives every event and uses those it needs: live channels those of environments
-that are up, hand-over channels those of environments that have ended or been kept.
+Every channel receives every event, and uses those it needs. Most use all events, or those of
+environments that are up. A hand-over channel uses those of environments that ended or are kept.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Events = Iterable[EnvironmentEvent]
 
 
 class Channel(Protocol):
-    """One channel. What it raises becomes one warning."""
+    """A destination of events. An exception that it raises becomes a warning."""
 
     def tell(self, event: EnvironmentEvent) -> None:
-        """Publish the event if it is for this channel, without waiting."""
+        """Publish an event if this channel uses it. Must not block."""
 
 
 class Host(msgspec.Struct, frozen=True):
-    """What publishers get from a test run or a command.
+    """The context of publishers in a test run or a command.
 
     Attributes:
-        environ: The CI's variables.
-        folder: Where files are written for which the CI server has no path.
-        console: Prints text unchanged where the CI server reads it.
-        build: The CI server's build; None outside of one.
-        outbox: Makes an outbox by the receiver's name.
+        environ: The environment variables, with those of the CI server.
+        folder: The folder of files for which the CI server sets no path.
+        console: Prints text unchanged and uncaptured, for the CI server.
+        build: The CI server's build; None outside of CI.
+        outbox: Makes an outbox, from the receiver's name.
     """
 
     environ: Mapping[str, str]
@@ -48,11 +48,12 @@ class Host(msgspec.Struct, frozen=True):
 
 
 class PrintChannel(msgspec.Struct):
-    """Lines of the output that the CI server interprets.
+    """Prints lines that the CI server interprets.
 
     Attributes:
-        render: The text of an event; empty to print nothing.
-        limit: How many at most: the CI server shows no more.
+        console: Prints text unchanged and uncaptured.
+        render: Returns the text for an event; empty to print nothing.
+        limit: The number of events to print: CI servers do not show more.
     """
 
     console: Callable[[str], None]
@@ -60,7 +61,7 @@ class PrintChannel(msgspec.Struct):
     limit: int = 10
 
     def tell(self, event: EnvironmentEvent) -> None:
-        """Print it."""
+        """Print the event's text."""
         if self.limit and (text := self.render(event)):
             self.limit -= 1
             self.console(text)
@@ -72,28 +73,29 @@ class LimitedChannel(msgspec.Struct):
     A run with an environment for every test would exceed a service's limits.
 
     Attributes:
-        limit: How many are sent; those that are kept or leaked always are.
+        channel: The channel to pass events on to.
+        limit: The number of environments. Events ``kept`` and ``leaked`` are always sent.
     """
 
     channel: Channel
     limit: int = 20
-    _told: set[str] = msgspec.field(default_factory=set)
-    _untold: set[str] = msgspec.field(default_factory=set)
+    _sent: set[str] = msgspec.field(default_factory=set)
+    _skipped: set[str] = msgspec.field(default_factory=set)
 
     def tell(self, event: EnvironmentEvent) -> None:
-        """Pass it on, if the environment is one of the first."""
+        """Pass an event on, if its environment is one of the first."""
         id = event.environment.id
-        if event.outcome == "up" and id not in self._told:
-            (self._told if len(self._told) < self.limit else self._untold).add(id)
-        if id not in self._untold or event.outcome in {"kept", "leaked"}:
+        if event.outcome == "up" and id not in self._sent:
+            (self._sent if len(self._sent) < self.limit else self._skipped).add(id)
+        if id not in self._skipped or event.outcome in {"kept", "leaked"}:
             self.channel.tell(event)
 
 
 class HandoverChannel(msgspec.Struct):
-    """The variables for later steps, written whenever they change.
+    """Writes the variables for later steps whenever they change.
 
     Attributes:
-        put: Receives all of them.
+        put: Called with all variables.
     """
 
     put: Callable[[dict[str, str]], None]
@@ -101,9 +103,9 @@ class HandoverChannel(msgspec.Struct):
     _last: dict[str, str] = msgspec.field(default_factory=dict)
 
     def tell(self, event: EnvironmentEvent) -> None:
-        """Hand over what has ended or been kept; what is up may be gone when the step ends."""
+        """Hand over environments that ended or are kept; others may be gone after this step."""
         if event.outcome == "up":
-            self._events.setdefault(event.environment.id)  # the first to come up stands for all
+            self._events.setdefault(event.environment.id)  # keep the order in which they came up
             return
         self._events[event.environment.id] = event
         values = variables(known for known in self._events.values() if known)
@@ -113,10 +115,12 @@ class HandoverChannel(msgspec.Struct):
 
 
 class ListFile(msgspec.Struct):
-    """A file with the environments of this run, rewritten at every event.
+    """A file with the environments of this run, rewritten at each event.
 
     Attributes:
-        limit: How many of those that are gone are in it, the last ones.
+        file: The file.
+        render: The text of the file, from the last event of each environment.
+        limit: The number of environments that are gone; earlier ones are dropped.
     """
 
     file: Path
@@ -125,7 +129,7 @@ class ListFile(msgspec.Struct):
     _events: dict[str, EnvironmentEvent] = msgspec.field(default_factory=dict)
 
     def tell(self, event: EnvironmentEvent) -> None:
-        """Write it, whole or not at all."""
+        """Rewrite the file atomically."""
         self._events[event.environment.id] = event
         gone = [id for id, known in self._events.items() if not known.is_up]
         for id in gone[: -self.limit]:
@@ -134,7 +138,7 @@ class ListFile(msgspec.Struct):
 
 
 def write(file: Path, text: str) -> None:
-    """Write a file whole, or replace it."""
+    """Write or replace a file atomically, in UTF-8."""
     files.replace(file, [text.encode()])
 
 
@@ -144,7 +148,7 @@ def append(file: Path, text: str, *, limit: int | None = None) -> None:
     Args:
         file: The file.
         text: What to append.
-        limit: Bytes that the CI server accepts; what would exceed them is left out.
+        limit: The file's largest size in bytes; text that would exceed it is not appended.
     """
     data = text.encode()
     if limit is not None and file.exists() and file.stat().st_size + len(data) > limit:

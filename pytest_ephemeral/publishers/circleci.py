@@ -1,4 +1,4 @@
-"""CircleCI: variables of the job's later steps.
+"""CircleCI: variables for later steps of the job.
 
 https://circleci.com/docs/guides/security/set-environment-variable/#using-bash_env-to-set-environment-variables
 """
@@ -13,6 +13,6 @@ from pytest_ephemeral.publishers.text import exports
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
-    """What there is of CircleCI's here."""
+    """CircleCI's channels, if the job has the file ``$BASH_ENV``."""
     if file := host.environ.get("BASH_ENV"):
         yield "BASH_ENV", HandoverChannel(lambda values: append(Path(file), exports(values)))

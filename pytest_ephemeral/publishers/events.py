@@ -11,8 +11,8 @@ import msgspec
 from pytest_ephemeral import interpolation
 from pytest_ephemeral.models import Announcement, Environment
 
-#: The variables, outputs, parameters and keys of meta-data; the same in every CI. Each template
-#: has its own URL besides, such as EPHEMERAL_STAGING_URL or EPHEMERAL_STAGING_URL_EXPIRED.
+#: The names of variables, outputs, parameters and meta-data, which are the same in every CI. Each
+#: template also has its own, such as EPHEMERAL_STAGING_URL and EPHEMERAL_STAGING_URL_EXPIRED.
 URL: Final = "EPHEMERAL_URL"
 URL_EXPIRED: Final = "EPHEMERAL_URL_EXPIRED"
 ENVIRONMENT: Final = "EPHEMERAL_ENVIRONMENT"
@@ -21,10 +21,11 @@ IMAGE: Final = "EPHEMERAL_IMAGE"
 
 
 class EnvironmentEvent(msgspec.Struct, frozen=True):
-    """An environment is up, or this run no longer uses it.
+    """An environment has come up, or its run no longer uses it.
 
     Attributes:
-        url: The environment's URL without user and password.
+        environment: The environment.
+        url: Its URL, without user, password and secrets.
         outcome: ``up``, or how it ended.
     """
 
@@ -34,55 +35,55 @@ class EnvironmentEvent(msgspec.Struct, frozen=True):
 
     @property
     def is_up(self) -> bool:
-        """Whether the URL works."""
+        """Whether the environment is up, so that the URL works."""
         return self.outcome in {"up", "kept"}
 
     @property
     def image(self) -> str:
-        """The key of its image; empty if it has none."""
+        """The key of the environment's image; empty if it has none."""
         return self.environment.image.key if self.environment.image else ""
 
     @property
     def until(self) -> str:
-        """Its expiry, for people."""
+        """The environment's expiry, for people; empty if it has none."""
         expires_at = self.environment.expires_at
         return "" if expires_at is None else f"{expires_at:%Y-%m-%d %H:%M} UTC"
 
     @property
     def fate(self) -> str:
-        """How it ended, for people."""
-        said = {
+        """How the environment ended, for people."""
+        words = {
             "died": "stopped by itself",
             "destroying": "is being destroyed",
             "leaked": "could not be destroyed",
         }
-        return said.get(self.outcome, "is gone")
+        return words.get(self.outcome, "is gone")
 
     def sentence(self) -> str:
         """The event in one line, for people."""
-        who = f"{self.environment.template} ({self.environment.id})"
+        label = f"{self.environment.template} ({self.environment.id})"
         if not self.is_up:
-            return f"{who} {self.fate}; it was {self.url}"
+            return f"{label} {self.fate}; it was {self.url}"
         until = f", until {self.until} at the latest" if self.until else ""
-        return f"{who} is up: {self.url}{until}"
+        return f"{label} is up: {self.url}{until}"
 
 
 def variables(events: Iterable[EnvironmentEvent]) -> dict[str, str]:
     """The variables for later steps.
 
-    They describe the first environment that is still up, or else the first one. An expired URL is
-    only handed over under a name that says so.
+    They describe the first environment that is still up, or else the first one. The URL of an
+    environment that is gone is only in variables whose name ends in ``_EXPIRED``.
 
     Args:
         events: The last event of each environment, in the order in which they came up.
 
     Returns:
-        Values by name; an empty value replaces one that was handed over before.
+        Values by name. A value may be empty, to replace one that was handed over before.
     """
-    told = list(events)
-    if not told:
+    last = list(events)
+    if not last:
         return {}
-    first = _first(told)
+    first = _first(last)
     found = {
         URL: first.url if first.is_up else "",
         URL_EXPIRED: "" if first.is_up else first.url,
@@ -90,8 +91,8 @@ def variables(events: Iterable[EnvironmentEvent]) -> dict[str, str]:
         TEMPLATE: first.environment.template,
         IMAGE: first.image,
     }
-    for template in dict.fromkeys(event.environment.template for event in told):
-        own = _first([event for event in told if event.environment.template == template])
+    for template in dict.fromkeys(event.environment.template for event in last):
+        own = _first([event for event in last if event.environment.template == template])
         name = f"EPHEMERAL_{template.upper().replace('-', '_')}_URL"
         found[name] = own.url if own.is_up else ""
         found[f"{name}_EXPIRED"] = "" if own.is_up else own.url
@@ -99,9 +100,9 @@ def variables(events: Iterable[EnvironmentEvent]) -> dict[str, str]:
 
 
 def clean(url: str, secrets: Collection[str]) -> str:
-    """A URL that can be shown: without user, password and secrets.
+    """Remove user, password and secrets from a URL.
 
-    GitHub drops a whole job output that contains a masked string, so secrets are removed here.
+    GitHub drops a job output that contains a registered secret, so secrets are masked here.
     """
     authority = urlsplit(url).netloc
     if "@" in authority:

@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
     from pytest_ephemeral.publishers.outbox import Attempts, Outbox
 
-#: Bytes of one step's summary; more, and GitHub shows none of it.
+#: Bytes of one step's summary; GitHub does not show a larger one.
 SUMMARY_LIMIT: Final = 1 << 20
 
-#: Characters of a notice, and of a deployment's description.
+#: The most characters of a notice, and of a deployment's description.
 NOTICE_LIMIT: Final = 4096
 DESCRIPTION_LIMIT: Final = 140
 
 
 def notice(event: EnvironmentEvent) -> str:
-    """A workflow command that shows a notice; nothing for what is over."""
+    """The workflow command that shows a notice; empty unless the environment has come up."""
     if event.outcome != "up":
         return ""
     title = _escape(f"Environment {event.environment.id}", "%\r\n:,")
@@ -52,11 +52,11 @@ def assignments(values: Mapping[str, str], delimiter: str) -> str:
     """Lines for ``$GITHUB_OUTPUT`` and ``$GITHUB_ENV``.
 
     Args:
-        values: By name.
-        delimiter: What no value may hold; nobody can guess it.
+        values: The values, by name.
+        delimiter: The delimiter of all values: a random text, so that no value contains it.
 
     Raises:
-        ValueError: A value holds it.
+        ValueError: A value contains the delimiter.
     """
     for name, value in values.items():
         if delimiter in value:
@@ -65,12 +65,15 @@ def assignments(values: Mapping[str, str], delimiter: str) -> str:
 
 
 def summary(event: EnvironmentEvent) -> str:
-    """A line of the step's summary, which is read when the step has ended."""
+    """A line of the step's summary; empty while the environment is up.
+
+    GitHub shows a summary when the step has ended.
+    """
     return "" if event.outcome == "up" else f"- {markdown_line(event)}\n"
 
 
 def deployment(event: EnvironmentEvent, revision: str) -> dict[str, Any]:
-    """The body that creates a deployment: one that is expected to go again."""
+    """The body of the request that creates a deployment, with ``transient_environment``."""
     return {
         "ref": revision,
         "task": task(event),
@@ -85,7 +88,7 @@ def deployment(event: EnvironmentEvent, revision: str) -> dict[str, Any]:
 
 
 def statuses(event: EnvironmentEvent, log_url: str) -> list[dict[str, Any]]:
-    """The bodies of the statuses that a deployment gets for an event, in their order."""
+    """The bodies of the requests that create a deployment's statuses for an event, in order."""
     common = {"log_url": log_url, "auto_inactive": False}
     if event.outcome == "up":
         success = {"state": "success", "environment_url": event.url, **common}
@@ -95,12 +98,12 @@ def statuses(event: EnvironmentEvent, log_url: str) -> list[dict[str, Any]]:
 
 
 def task(event: EnvironmentEvent) -> str:
-    """What a deployment is found again by, from another process too."""
+    """The deployment's ``task``: other processes find the deployment by it."""
     return f"ephemeral:{event.environment.id}"
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
-    """What there is of GitHub's here."""
+    """GitHub's channels: those for which the step has files or a token."""
     environ = host.environ
     yield "notice", PrintChannel(host.console, notice)
     if file := environ.get("GITHUB_STEP_SUMMARY"):
@@ -123,10 +126,10 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
 
 
 def revision(environ: Mapping[str, str]) -> str:
-    """The commit that people know.
+    """The commit to record in a deployment.
 
-    For a pull request ``GITHUB_SHA`` is a merge that GitHub made up; a deployment of that would
-    not be shown beside the pull request.
+    For a pull request, this is its head: ``GITHUB_SHA`` is a merge commit made by GitHub, and
+    GitHub does not show a deployment of that commit at the pull request.
     """
     try:
         event = json.loads(Path(environ["GITHUB_EVENT_PATH"]).read_bytes())
@@ -136,7 +139,15 @@ def revision(environ: Mapping[str, str]) -> str:
 
 
 class Deployments(msgspec.Struct):
-    """Environments as GitHub's deployments: in progress, a success, inactive."""
+    """Records environments as GitHub deployments.
+
+    Attributes:
+        outbox: The outbox for requests.
+        url: The API's URL of the repository's deployments.
+        token: The API token.
+        revision: The commit's hash.
+        log_url: The URL of the build.
+    """
 
     outbox: Outbox
     url: str
@@ -146,7 +157,7 @@ class Deployments(msgspec.Struct):
     _ids: dict[str, int] = msgspec.field(default_factory=dict)
 
     def tell(self, event: EnvironmentEvent) -> None:
-        """Send it."""
+        """Send the statuses for an event, if it has any."""
         if bodies := statuses(event, self.log_url):
             self.outbox.put(lambda attempts: self._send(event, bodies, attempts))
 
@@ -157,7 +168,7 @@ class Deployments(msgspec.Struct):
             http.headers["Accept"] = "application/vnd.github+json"
             number = self._number(http, event, attempts)
             if number is None:
-                return  # it was never told of
+                return  # no deployment was created for it
             self._ids[task(event)] = number
             for body in bodies:
                 attempts.request(http, "POST", f"{self.url}/{number}/statuses", json=body)
@@ -171,7 +182,7 @@ class Deployments(msgspec.Struct):
             return number
         if event.outcome == "up":
             return attempts.create(http, self.url, deployment(event, self.revision), find)
-        return find()  # made by another process
+        return find()  # created by another process
 
 
 class _StepSummary(msgspec.Struct, frozen=True):
@@ -189,7 +200,7 @@ class _AppendAssignments(msgspec.Struct, frozen=True):
 
 
 def _escape(text: str, letters: str) -> str:
-    """Percent-encode some letters; ``%`` has to be the first of them."""
+    """Percent-encode the given letters; if ``%`` is one, it must be the first."""
     for letter in letters:
         text = text.replace(letter, f"%{ord(letter):02X}")
     return text

@@ -28,7 +28,7 @@ from pytest_ephemeral.publishers.web import session
 if TYPE_CHECKING:
     from pytest_ephemeral.publishers.outbox import Attempts, Outbox
 
-#: What GitLab takes of a dotenv report unless its administrator says otherwise.
+#: The default limits of GitLab for a dotenv report.
 VARIABLES_LIMIT: Final = 20
 BYTES_LIMIT: Final = 5 * 1024
 
@@ -36,7 +36,7 @@ FILE: Final = "environments.env"
 
 
 def dotenv(values: Mapping[str, str]) -> str:
-    """A dotenv report: no quotes, no comments, no empty lines, and no more than GitLab takes."""
+    """A dotenv report within GitLab's limits: no quotes, no comments, no empty lines."""
     lines = assignments(drop_empty(values)).splitlines(keepends=True)[:VARIABLES_LIMIT]
     while len("".join(lines).encode()) > BYTES_LIMIT:
         lines.pop()
@@ -44,17 +44,17 @@ def dotenv(values: Mapping[str, str]) -> str:
 
 
 def environment(event: EnvironmentEvent) -> dict[str, Any]:
-    """The body that creates an environment; GitLab shows those of one folder together."""
+    """The body of the request that creates an environment."""
     return {"name": name(event), "external_url": event.url, "tier": "testing"}
 
 
 def name(event: EnvironmentEvent) -> str:
-    """What GitLab calls the environment."""
+    """The environment's name in GitLab, which groups names by the part before ``/``."""
     return f"ephemeral/{event.environment.id}"
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
-    """What there is of GitLab's here."""
+    """GitLab's channels: the dotenv report, and the API if there is a token."""
     environ = host.environ
     file = host.folder / FILE
     yield "dotenv", HandoverChannel(lambda values: write(file, dotenv(values)))
@@ -72,11 +72,14 @@ def channels(host: Host) -> Iterator[tuple[str, Channel]]:
 
 
 class Environments(msgspec.Struct):
-    """Environments as GitLab's own: made when one is up, stopped when it is gone.
+    """Records environments in GitLab: created when one is up, stopped when it is gone.
 
     Attributes:
-        may_refuse: Whether a refusal by GitLab is expected. It lets a job's token do this from
-            16.2 on, if the project allows it.
+        outbox: The outbox for requests.
+        url: The API's URL of the project's environments.
+        headers: The headers with the token.
+        may_refuse: Whether a refusal is no error. A job token has the permission since
+            GitLab 16.2, if the project allows it.
     """
 
     outbox: Outbox
@@ -87,7 +90,7 @@ class Environments(msgspec.Struct):
     _refused: bool = False
 
     def tell(self, event: EnvironmentEvent) -> None:
-        """Send it."""
+        """Send the request for an event, unless an earlier one was refused."""
         if event.outcome != "kept" and not self._refused:
             self.outbox.put(lambda attempts: self._send(event, attempts))
 

@@ -15,6 +15,6 @@ FILE: Final = "environments.properties"
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
-    """What there is of Jenkins' here."""
+    """Jenkins' channel: a properties file."""
     file = host.folder / FILE
     yield "properties", HandoverChannel(lambda values: write(file, properties(values)))

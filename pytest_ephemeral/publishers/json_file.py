@@ -15,23 +15,23 @@ VERSION: Final = 1
 
 
 def document(events: Iterable[EnvironmentEvent]) -> str:
-    """All environments of a run, and the variables that other CI servers get.
+    """The JSON document with all environments of a run, and the variables for later steps.
 
-    It also has environments that are up, with their owners and expiries, because it can be read
-    while the run goes on.
+    It also has environments that are up, with their owners and expiries, because the file can be
+    read during the run.
     """
-    told = list(events)
-    over = [event for event in told if event.outcome != "up"]
+    last = list(events)
+    ended = [event for event in last if event.outcome != "up"]
     values = {
         "version": VERSION,
-        "environments": [describe(event) for event in told],
-        "variables": variables(over),
+        "environments": [describe(event) for event in last],
+        "variables": variables(ended),
     }
     return json.dumps(values, indent=2) + "\n"
 
 
 def describe(event: EnvironmentEvent) -> dict[str, Any]:
-    """One environment, without anything secret."""
+    """One environment as JSON values, without secrets."""
     environment = event.environment
     describe: dict[str, Any] = to_builtins(
         {
@@ -52,5 +52,5 @@ def describe(event: EnvironmentEvent) -> dict[str, Any]:
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
-    """A file in the workspace."""
+    """The JSON file, on every CI server."""
     yield "file", ListFile(host.folder / FILE, document)

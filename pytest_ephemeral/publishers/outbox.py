@@ -1,4 +1,4 @@
-"""Send messages in the background with time limits: slow receivers never delay a run."""
+"""Send messages in the background, with time limits: a slow receiver does not delay a run."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ import msgspec
 if TYPE_CHECKING:
     from requests import Response, Session
 
-#: Seconds that one message may take with all its attempts.
+#: Seconds for all attempts at one message together.
 PATIENCE: Final = 15.0
-#: Seconds that one attempt may take.
+#: Seconds for one attempt.
 ATTEMPT: Final = 5.0
-#: The first wait before another attempt; each is twice the one before.
+#: Seconds before the second attempt; each later pause is twice the one before.
 BACKOFF: Final = 0.5
 
-#: Statuses after which another attempt may succeed.
+#: HTTP statuses after which another attempt may succeed.
 _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class DeliveryError(Exception):
-    """A message could not be delivered. Its text is only the service's own."""
+    """A message could not be delivered. The text has no secrets, only the service's message."""
 
 
 class LostError(DeliveryError):
-    """It is unknown whether a request was executed: the response was lost."""
+    """The response was lost, so it is unknown whether the request was executed."""
 
 
 class Outbox(msgspec.Struct):
-    """Messages that are sent one after the other, in a thread of their own.
+    """Sends messages to one receiver, one after the other, in a background thread.
 
     Attributes:
-        name: The receiver's name.
-        warn: Receives one warning if sending fails.
+        name: The receiver's name, for the warning.
+        warn: Called with the first error, from the background thread or from ``close``.
     """
 
     name: str
@@ -54,10 +54,10 @@ class Outbox(msgspec.Struct):
     _warned: bool = False
 
     def put(self, message: Callable[[Attempts], None]) -> None:
-        """Send something, later.
+        """Add a message to the queue.
 
         Args:
-            message: Sends it; may raise anything.
+            message: The function that sends it. Every exception of it becomes a warning.
         """
         with self._changed:
             self._unsent += 1
@@ -69,10 +69,10 @@ class Outbox(msgspec.Struct):
         self._messages.put(message)
 
     def close(self, deadline: float) -> None:
-        """Wait for pending messages.
+        """Wait for pending messages, and stop the thread.
 
         Args:
-            deadline: On the monotonic clock; messages that are unsent by then are dropped.
+            deadline: Seconds on the monotonic clock; messages not sent by then are dropped.
         """
         self._deadline = deadline
         self._closing.set()
@@ -87,18 +87,18 @@ class Outbox(msgspec.Struct):
         while (message := self._messages.get()) and time.monotonic() < self._deadline:
             try:
                 message(Attempts(min(time.monotonic() + PATIENCE, self._deadline), self))
-            except Exception as error:  # noqa: BLE001 - a warning, whatever it is
+            except Exception as error:  # noqa: BLE001 - a publisher's error must not fail the run
                 self._complain(str(error) or type(error).__name__)
             with self._changed:
                 self._unsent -= 1
                 self._changed.notify_all()
 
     def hurries(self, attempts: int) -> bool:
-        """Whether the run has ended and no more attempts are made."""
+        """Whether the run has ended, and no further attempt is made at this message."""
         return self._closing.is_set() and (attempts > 1 or self._warned)
 
     def rest(self, seconds: float) -> None:
-        """Wait, but no longer than the run lasts."""
+        """Wait between two attempts; the end of the run ends the wait."""
         if self._closing.is_set():
             time.sleep(seconds)
             return
@@ -111,26 +111,29 @@ class Outbox(msgspec.Struct):
 
 
 class _FailedAttempt(NamedTuple):
-    """Why an attempt failed, and how many seconds to wait, if the service says so."""
+    """Why an attempt failed, and the seconds to wait if the service requests a pause."""
 
     problem: str
     wait: float | None = None
 
 
 class Attempts(msgspec.Struct):
-    """The attempts at one message: as many as fit before its deadline."""
+    """The attempts at one message, until its deadline in seconds on the monotonic clock."""
 
     deadline: float
     outbox: Outbox
 
     def create(self, session: Session, url: str, body: Any, find: Callable[[], int | None]) -> int:
-        """Create something once, even if the answer to it is lost, and return its number.
+        """Create a resource of the service once, even if a response is lost.
 
         Args:
-            session: Holds what all requests share.
-            url: Where to post it.
-            body: As JSON.
-            find: Its number, if it is there already.
+            session: The session with the credentials.
+            url: The URL of the POST request.
+            body: The request's body, as JSON values.
+            find: Returns the number of the resource, or None if it does not exist.
+
+        Returns:
+            The number of the resource.
 
         Raises:
             DeliveryError: It could not be created.
@@ -146,18 +149,18 @@ class Attempts(msgspec.Struct):
     def request(
         self, session: Session, method: str, url: str, *, again: bool = True, **arguments: Any
     ) -> Response:
-        """Make a request until there is a final response.
+        """Send a request until there is a final response.
 
         Args:
-            session: Holds what all requests share.
-            method: Such as ``POST``.
-            url: Where to.
-            again: Whether it may be repeated when it may have been carried out.
-            arguments: As requests takes them.
+            session: The session with the credentials.
+            method: The HTTP method.
+            url: The URL.
+            again: Whether to repeat a request that the service may have executed.
+            arguments: Further arguments of ``Session.request``.
 
         Raises:
-            LostError: It may have been carried out, and may not be repeated.
-            DeliveryError: It was refused, or every attempt failed until the deadline.
+            LostError: The service may have executed it, and ``again`` is false.
+            DeliveryError: The service refused it, or all attempts until the deadline failed.
         """
         attempts, backoff = 0, BACKOFF
         while True:
@@ -165,12 +168,12 @@ class Attempts(msgspec.Struct):
             answer = self._attempt(session, method, url, arguments)
             if not isinstance(answer, _FailedAttempt):
                 return answer
-            told_to_wait = answer.wait is not None
+            must_wait = answer.wait is not None
             pause = answer.wait if answer.wait is not None else backoff
-            is_last = not told_to_wait and self.outbox.hurries(attempts)
+            is_last = not must_wait and self.outbox.hurries(attempts)
             if is_last or time.monotonic() + pause >= self.deadline:
                 raise DeliveryError(answer.problem)
-            if not (again or told_to_wait):
+            if not (again or must_wait):
                 raise LostError(answer.problem)
             self.outbox.rest(pause)
             backoff *= 2
@@ -178,7 +181,7 @@ class Attempts(msgspec.Struct):
     def _attempt(
         self, session: Session, method: str, url: str, arguments: dict[str, Any]
     ) -> Response | _FailedAttempt:
-        """Make a request once; raises DeliveryError when another time would be no better."""
+        """Send a request once; raise DeliveryError if another attempt can't succeed either."""
         import requests
 
         try:
@@ -186,7 +189,7 @@ class Attempts(msgspec.Struct):
                 method, url, timeout=self._timeout(), allow_redirects=False, **arguments
             )
         except requests.RequestException as error:
-            if isinstance(error, ValueError):  # the address itself is wrong
+            if isinstance(error, ValueError):  # the URL is not valid
                 raise DeliveryError(type(error).__name__) from None
             return _FailedAttempt(type(error).__name__)
         if response.status_code < 300:
@@ -201,23 +204,27 @@ class Attempts(msgspec.Struct):
 
 
 def retry_after(response: Response, now: float) -> float | None:
-    """Seconds that the service asks to wait; None when it does not.
+    """The seconds to wait before another attempt, if the service requests a pause.
 
-    GitHub says it in one of two ways, with status 403 or 429: ``Retry-After``, or no remaining
-    requests and the time of the next ones (docs.github.com, "Rate limits for the REST API").
+    GitHub does so with status 403 or 429, in one of two ways: by ``Retry-After``, or by the
+    number of remaining requests (0) and the time at which it is reset (docs.github.com, "Rate
+    limits for the REST API").
 
     Args:
-        response: An answer that is no success.
-        now: Seconds since the epoch.
+        response: A response with an error status.
+        now: The current time in seconds since the epoch.
+
+    Returns:
+        Seconds; None if the service requests no pause.
     """
     if response.status_code not in {403, 429, 503}:
         return None
-    said = response.headers.get("Retry-After", "")
-    if said.isdigit():
-        return float(said)
-    if said:
+    after = response.headers.get("Retry-After", "")
+    if after.isdigit():
+        return float(after)
+    if after:
         try:
-            return max(0.0, parsedate_to_datetime(said).timestamp() - now)
+            return max(0.0, parsedate_to_datetime(after).timestamp() - now)
         except ValueError:
             return None
     reset = response.headers.get("X-RateLimit-Reset", "")
@@ -230,10 +237,10 @@ def _refusal(response: Response) -> str:
     """The service's error message, in one short line."""
     try:
         answer = response.json()
-        said = answer.get("message") or answer.get("error") or ""
+        message = answer.get("message") or answer.get("error") or ""
     except (ValueError, AttributeError):
-        said = ""
-    words = " ".join(str(said).split())[:200]
+        message = ""
+    words = " ".join(str(message).split())[:200]
     return f"HTTP {response.status_code} {response.reason or ''}".rstrip() + (
         f": {words}" if words else ""
     )

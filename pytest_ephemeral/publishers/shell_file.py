@@ -1,4 +1,7 @@
-"""Woodpecker, Drone and Travis hand nothing over but files: one in the workspace, to source."""
+"""Woodpecker, Drone and Travis: a file of variables in the workspace, for later steps to source.
+
+These CI servers have no other way to hand variables over.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TeamCity: progress while it is up, parameters for the steps that follow.
+"""TeamCity: progress messages while an environment is up, and parameters for later steps.
 
 https://www.jetbrains.com/help/teamcity/service-messages.html
 """
@@ -22,14 +22,14 @@ _ESCAPES: Final = {
 
 
 def progress(event: EnvironmentEvent) -> str:
-    """What the build shows as its progress."""
+    """The message that sets the build's progress text; empty unless the environment came up."""
     if event.outcome != "up":
         return ""
     return f"##teamcity[progressMessage '{_escape(event.sentence())}']"
 
 
 def set_parameters(values: Mapping[str, str]) -> str:
-    """Messages that set each value as a variable of the steps that follow."""
+    """The messages that set each value as an environment variable of later steps."""
     return "\n".join(
         f"##teamcity[setParameter name='env.{name}' value='{_escape(value)}']"
         for name, value in values.items()
@@ -37,7 +37,7 @@ def set_parameters(values: Mapping[str, str]) -> str:
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
-    """What there is of TeamCity's here."""
+    """TeamCity's channels."""
     console = host.console
     yield "progress", PrintChannel(console, progress)
     yield "parameters", HandoverChannel(lambda values: console(set_parameters(values)))
@@ -48,7 +48,7 @@ def _escape(text: str) -> str:
 
 
 def _ascii(letter: str) -> str:
-    """Anything beyond ASCII by its UTF-16 units, of which a message holds four digits each."""
+    """Escape a character that is not ASCII, as ``|0x`` and four digits for each UTF-16 unit."""
     if letter.isascii():
         return letter
     units = letter.encode("utf-16-be", "surrogatepass").hex()

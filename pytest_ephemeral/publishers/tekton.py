@@ -1,4 +1,4 @@
-"""Tekton: results of the task, ``ephemeral-url`` and its like, where the task declares them.
+"""Tekton: results of the task, such as ``ephemeral-url``, if the task declares them.
 
 https://tekton.dev/docs/pipelines/tasks/#emitting-results
 """
@@ -12,20 +12,23 @@ from typing import Final
 from pytest_ephemeral.publishers import events
 from pytest_ephemeral.publishers.channels import Channel, HandoverChannel, Host, write
 
-#: Where Tekton collects them; another folder by this variable.
+#: The folder from which Tekton collects results, and the variable that sets another one.
 FOLDER: Final = "/tekton/results"
 VARIABLE: Final = "EPHEMERAL_TEKTON_RESULTS"
 
-#: Bytes of all results of one task together; Tekton fails a task that leaves more.
+#: Bytes of all results of one task together; with more, the task fails.
 LIMIT: Final = 4096
-#: Of which some are Tekton's own, and some the task's.
+#: Our part of them: Tekton's own results and the task's need room, too.
 OURS: Final = LIMIT // 2
 
 _RESULTS: Final = (events.URL, events.URL_EXPIRED, events.ENVIRONMENT, events.IMAGE)
 
 
 def results(values: Mapping[str, str]) -> dict[str, str]:
-    """Each result's content by its name: no line end, and together no more than half of all."""
+    """The content of each result, by its name.
+
+    Contents have no line end, and at most ``OURS`` bytes together; further ones are empty.
+    """
     found: dict[str, str] = {}
     left = OURS
     for variable in _RESULTS:
@@ -36,7 +39,7 @@ def results(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def channels(host: Host) -> Iterator[tuple[str, Channel]]:
-    """What there is of Tekton's here."""
+    """Tekton's channel: a file for each result."""
     folder = Path(host.environ.get(VARIABLE, FOLDER))
 
     def put(values: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Formats that several CI servers read: Markdown, and assignments for shells and Java."""
+"""Formats of several CI servers: Markdown, shell assignments, Java properties."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _URL_SAFE = ":/?#@!$&'*+,;=%~"
 
 
 def markdown(text: str) -> str:
-    """Text with everything escaped that Markdown would interpret."""
+    """Escape all characters that have a meaning in Markdown."""
     return _SPECIAL.sub(r"\\\1", one_line(text))
 
 
 def link(url: str, text: str = "") -> str:
-    """A link in Markdown; a URL that is not one of the web is text."""
+    """A link in Markdown; a URL that is neither http nor https becomes plain text."""
     if not url.startswith(("http://", "https://")):
         return markdown(url)
     return f"[{markdown(text or url)}](<{quote(url, safe=_URL_SAFE + '[]()')}>)"
 
 
 def markdown_line(event: EnvironmentEvent) -> str:
-    """An environment in one line of Markdown; struck out without a link if it is gone."""
+    """An environment in one line of Markdown; if it is gone, its URL is struck out, no link."""
     environment = event.environment
     head = f"**{markdown(environment.template)}** ({_code(environment.id)})"
     image = f", image {_code(event.image[:19])}" if event.image else ""
@@ -38,14 +38,14 @@ def markdown_line(event: EnvironmentEvent) -> str:
 
 
 def assignments(values: Mapping[str, str]) -> str:
-    """``NAME=VALUE`` lines without quoting; a value of several lines is left out."""
+    """``NAME=VALUE`` lines without quotes; values of several lines are left out."""
     return "".join(
         f"{name}={value}\n" for name, value in values.items() if value == one_line(value)
     )
 
 
 def exports(values: Mapping[str, str]) -> str:
-    """Assignments for a shell to source."""
+    """``export NAME=VALUE`` lines, quoted for a shell that sources them."""
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
 
 

@@ -1,4 +1,4 @@
-"""Sessions for services that want a token."""
+"""HTTP sessions for services that require a token."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def session(authorization: str, headers: Mapping[str, str]) -> Session:
-    """A session that sends these headers, and no other credential.
+    """Make a session with these headers and no other credentials.
 
     Args:
-        authorization: The header's value; empty for none.
-        headers: More of them.
+        authorization: The value of the header ``Authorization``; empty to send none.
+        headers: Further headers.
     """
     import requests
 
@@ -22,7 +22,7 @@ def session(authorization: str, headers: Mapping[str, str]) -> Session:
     made.headers.update({"User-Agent": "pytest-ephemeral", **headers})
 
     def authorize(request: Any) -> Any:
-        # As `auth`, because requests would put the password of a ~/.netrc over the header.
+        # As `auth`: without it, requests would replace the header by a password of ~/.netrc.
         if authorization:
             request.headers["Authorization"] = authorization
         return request

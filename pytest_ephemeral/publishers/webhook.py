@@ -1,4 +1,4 @@
-"""``[[webhook]]``: an address that is told, in a form that Slack and those like it show.
+"""``[[webhook]]``: post events to a URL, in a format that Slack and similar services display.
 
 https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def message(event: EnvironmentEvent, build: Build | None) -> dict[str, Any]:
-    """The body: ``text`` for people, the rest for programs."""
+    """The request's body: ``text`` is for people, the other keys are for programs."""
     return {
         "text": _text(event, build),
         "event": event.outcome,
@@ -33,10 +33,14 @@ def message(event: EnvironmentEvent, build: Build | None) -> dict[str, Any]:
 
 
 class WebhookChannel(msgspec.Struct, frozen=True):
-    """One address.
+    """Posts events to one URL.
 
     Attributes:
-        events: Which ones it wants; all when empty.
+        outbox: The outbox for requests.
+        url: The URL.
+        headers: The headers of each request.
+        events: The outcomes to post; if empty, all.
+        build: The CI server's build; None outside of CI.
     """
 
     outbox: Outbox
@@ -46,7 +50,7 @@ class WebhookChannel(msgspec.Struct, frozen=True):
     build: Build | None
 
     def tell(self, event: EnvironmentEvent) -> None:
-        """Send it; at least once, so that each has an id by which a second one is known."""
+        """Post an event at least once. Its id lets the receiver recognise a repeated one."""
         if self.events and event.outcome not in self.events:
             return
         body = {"id": str(uuid.uuid4()), **message(event, self.build)}
@@ -66,7 +70,7 @@ def _text(event: EnvironmentEvent, build: Build | None) -> str:
 
 
 def _escape(text: str) -> str:
-    """The three letters that mean something in a message's text."""
+    """Escape the three characters with a meaning in Slack's message format."""
     text = one_line(text).replace("&", "&amp;")
     return text.replace("<", "&lt;").replace(">", "&gt;")
 

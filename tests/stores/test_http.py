@@ -91,14 +91,14 @@ def test_who_comes_between_the_look_and_the_put_wins(
     """On a server that knows conditions, or one that forbids overwriting."""
     http.overwriting, http.conditions = overwriting, overwriting
     faster = HttpRepository(repository.url)
-    put = http_repository.HttpKeeper._put
+    put = http_repository.HttpBlobStore._put
 
-    def later(keeper, path, *arguments):
-        if keeper is repository._keeper and path.startswith("entries/"):
+    def later(blobs, path, *arguments):
+        if blobs is repository._blobs and path.startswith("entries/"):
             faster.push(built(tmp_path / "faster", b"faster"))
-        return put(keeper, path, *arguments)
+        return put(blobs, path, *arguments)
 
-    monkeypatch.setattr(http_repository.HttpKeeper, "_put", later)
+    monkeypatch.setattr(http_repository.HttpBlobStore, "_put", later)
     with pytest.raises(ArtifactError, match="is already"):
         repository.push(built(tmp_path / "slower", b"slower"))
     assert faster.fetch(faster.find("shop@1.4.2", tmp_path)).read_bytes() == b"faster"

@@ -162,13 +162,13 @@ def test_a_build_that_goes_on_changes_nothing_that_is_pushed(
     repository: DirectoryRepository, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is written again between its digest and its upload; what was named is stored."""
-    upload = repository._keeper.upload
+    upload = repository._blobs.upload
 
     def meanwhile(path: str, source: Path) -> None:
         wheel.write_bytes(b"wheel of the next build")
         upload(path, source)
 
-    monkeypatch.setattr(repository._keeper, "upload", meanwhile)
+    monkeypatch.setattr(repository._blobs, "upload", meanwhile)
     assert repository.fetch(repository.push(wheel)).read_bytes() == b"wheel"
 
 
@@ -184,7 +184,7 @@ def test_what_is_not_checked_yet_is_in_nobodys_place(
         good.write_bytes(b"wheel")  # as another process does
         destination.write_bytes(b"whee")
 
-    monkeypatch.setattr(repository._keeper, "download", broken)
+    monkeypatch.setattr(repository._blobs, "download", broken)
     with pytest.raises(ArtifactError, match="no longer what was pushed"):
         repository.fetch(artifact)
     assert good.read_bytes() == b"wheel"
