@@ -26,6 +26,9 @@ PACKAGE_SOURCES: Final = ("*_proxy", "*_PROXY", "PIP_*", "UV_*", "npm_config_*")
 
 _LAST_LINES: Final = 15
 
+#: The number of characters of a line that are shown; only the log has longer ones.
+_LONGEST: Final = 4000
+
 #: Engines and programs paint what goes to a terminal.
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -65,7 +68,7 @@ class BakeLog:
         self._job = job
         self._secrets = (*passed_secrets(job.recipe), *secrets)
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
-        self._unfinished = ""
+        self._unfinished: list[str] = []
         self._started = time.monotonic()
         self._file: IO[str] | None = None
 
@@ -85,19 +88,22 @@ class BakeLog:
 
     def write(self, text: str) -> None:
         """Take a piece of output, which need not end with a line."""
-        *lines, self._unfinished = (self._unfinished + text).split("\n")
-        for line in lines:
-            self.write_line(line)
+        first, *others = text.split("\n")
+        self._unfinished.append(first)
+        for beginning in others:
+            self.write_line("".join(self._unfinished))
+            self._unfinished = [beginning]
 
     def write_line(self, line: str) -> None:
         """Take one whole line."""
         line = mask(_COLOURS.sub("", line).rstrip("\r"), self._secrets)
-        if line.strip():
-            self._last.append(line)
         if self._file is not None:
             self._file.write(line + "\n")
+        shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} … (the log has all of it)"
+        if line.strip():
+            self._last.append(shown)
         if self._job.live is not None:
-            self._job.live(f"{time.monotonic() - self._started:6.1f} s  {line}")
+            self._job.live(f"{time.monotonic() - self._started:6.1f} s  {shown}")
 
     def failure(self, what: str, remedy: str = "") -> BakeError:
         """The error for a bake that failed.
@@ -118,4 +124,4 @@ class BakeLog:
         return "\n".join(f"    {line}" for line in self._last) or "    (it printed nothing)"
 
     def _finish_line(self) -> None:
-        self.write("\n" if self._unfinished else "")
+        self.write("\n" if any(self._unfinished) else "")

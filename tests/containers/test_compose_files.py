@@ -109,10 +109,12 @@ def test_a_port_that_someone_is_faster_to_take(
     """Others are chosen."""
     from pytest_ephemeral.providers.docker import ports
 
-    free = ports._free_port
+    free = ports._free_ports
     chosen = iter([stranger])
     monkeypatch.setattr(
-        ports, "_free_port", lambda held, *, udp: next(chosen, None) or free(held, udp=udp)
+        ports,
+        "_free_ports",
+        lambda held, count, *, udp: next(chosen, None) or free(held, count, udp=udp),
     )
     write(tmp_path, "services: {web: {image: BASE}}\n")
     lifecycle = opened(compose("web") + 'ready = { http = "/" }\n')

@@ -92,7 +92,7 @@ def test_an_install_script_that_fills_it(here: Engine, opened: Opened) -> None:
     )
     error = promptly(opened(image + ODD.format(image="odd", command="true")), "odd")
     assert isinstance(error, BakeError)
-    assert "its install script exited with status 1" in str(error)
+    assert "its install script failed: it exited with status 1" in str(error)
 
 
 @pytest.mark.parametrize("where", ["/big", "/data/big"])

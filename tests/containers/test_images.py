@@ -206,7 +206,7 @@ def test_the_stage_after_baking_finds_the_image_of_the_whole_folder(
 def test_the_same_install_script_gives_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:
-    """``$PREFIX`` is a folder that is there, whichever provider bakes."""
+    """``$PREFIX`` is a folder, and a command that fails is named, whichever provider bakes."""
     if provider == "docker":
         engine_images.require()
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
@@ -226,6 +226,12 @@ def test_the_same_install_script_gives_the_same(
     (tmp_path / "deploy" / "settings").write_text("green")
     second = images.obtain(recipe, mode="missing", say=print)
     assert first.inputs["files"] != second.inputs["files"]
+    failing = msgspec.structs.replace(recipe, install=["true", "(exit 3)", "echo not reached"])
+    with pytest.raises(
+        BakeError, match=r"install script failed: `\(exit 3\)` exited with"
+    ) as caught:
+        images.obtain(failing, mode="missing", say=print)
+    assert "not reached" not in str(caught.value)
     images.prune(0, set())
 
 

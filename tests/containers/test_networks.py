@@ -114,11 +114,13 @@ def test_a_port_that_someone_is_faster_to_take(
 ) -> None:
     """Others are chosen, and the same name and labels used again."""
     lifecycle = opened(SHARED)
-    free = ports._free_port
+    free = ports._free_ports
     with socket.create_server(("127.0.0.1", 0)) as taken:
         chosen = iter([taken.getsockname()[1]] * 2)
         monkeypatch.setattr(
-            ports, "_free_port", lambda held, *, udp: next(chosen, None) or free(held, udp=udp)
+            ports,
+            "_free_ports",
+            lambda held, count, *, udp: next(chosen, None) or free(held, count, udp=udp),
         )
         environment = up(lifecycle, "shared")
     assert fetched(environment.url) == "ok"

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_ephemeral import labels, machine
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 #: The folder with the script and its files, in the container of the bake.
 FOLDER: Final = "/pytest-ephemeral-bake"
+
+#: The number of the install command that failed.
+_FAILED: Final = f"{FOLDER}/failed"
 
 _SHELL: Final = ["/bin/sh"]
 
@@ -87,10 +91,29 @@ def install(
             pass
         status = _run(engine, id, log)
         if status != 0:
-            raise errors.bake_failure(log, f"its install script {_exit_reason(engine, id, status)}")
+            reason = f"{_failed_command(engine, job, id)} {_exit_reason(engine, id, status)}"
+            raise errors.bake_failure(log, f"its install script failed: {reason}")
         job.say("committing it")
         all_labels = {**_empty_container_labels(job), **image_labels}
         return _commit(engine, job, id, _config(base["Config"], prefix, all_labels))
+
+
+def _failed_command(engine: Engine, job: BakeJob, container: str) -> str:
+    """The command of an `install` list that failed, quoted; "it" if that is unknown."""
+    import tarfile
+
+    commands = job.recipe.install
+    if commands is None or isinstance(commands, str):
+        return "it"
+    path = f"/containers/{container}/archive"
+    try:
+        with engine.stream("GET", path, query={"path": _FAILED}) as answer:
+            content = io.BytesIO(answer.read())
+        with tarfile.open(fileobj=content) as tar:
+            file = tar.extractfile(Path(_FAILED).name)
+            return f"`{commands[int(file.read())]}`" if file else "it"
+    except (EphemeralError, tarfile.TarError, KeyError, ValueError, IndexError):
+        return "it"
 
 
 def _commit(engine: Engine, job: BakeJob, container: str, config: Mapping[str, Any]) -> str:
@@ -258,9 +281,13 @@ def _script(job: BakeJob) -> str:
     else:
         commands = [f"/bin/sh -ec {shlex.quote(text)}" for text in job.recipe.install or ()]
     # Run a command only if all commands before it have succeeded.
-    lines += [f"[ $status -ne 0 ] || {command} || status=$?" for command in commands]
+    lines += [
+        f"[ $status -ne 0 ] || {command} || {{ status=$?; echo {number} >{_FAILED}; }}"
+        for number, command in enumerate(commands)
+    ]
+    lines += ["[ $status -eq 0 ] || exit $status"]
     # Remove the prefix if it is empty.
-    lines += [f"cd / && rm -rf {FOLDER}; rmdir {prefix} 2>/dev/null", "exit $status"]
+    lines += [f"cd / && rm -rf {FOLDER}; rmdir {prefix} 2>/dev/null", "exit 0"]
     return "\n".join(lines) + "\n"
 
 

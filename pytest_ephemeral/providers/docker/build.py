@@ -80,7 +80,7 @@ def build(
         query = _query(request)
         if not is_podman and bases.find_buildkit(dockerfile):
             query |= {"version": _BUILDKIT, "buildid": quarantine.build_id(job.key)}
-        return _ask(engine, query, tar, log)
+        return _ask(engine, query, tar, log, dockerfile)
 
 
 @contextmanager
@@ -109,7 +109,12 @@ def _write(
     context.write(tar, extra)
     tar.seek(0)
     return BuildRequest(
-        recipe, context.dockerfile, arguments, image_labels, quarantine.name_of(job)
+        recipe=recipe,
+        dockerfile=context.dockerfile,
+        arguments=arguments,
+        labels=image_labels,
+        name=quarantine.name_of(job),
+        text=context.dockerfile_text(),
     )
 
 
@@ -143,7 +148,9 @@ def _check_plugin(recipe: DockerRecipe, program: str | None) -> None:
         )
 
 
-def _ask(engine: Engine, query: Mapping[str, Any], tar: IO[bytes], log: BakeLog) -> str:
+def _ask(
+    engine: Engine, query: Mapping[str, Any], tar: IO[bytes], log: BakeLog, dockerfile: str
+) -> str:
     """Build by the engine's API; return the new image's id."""
     step, id, trace = "", "", Trace()
     asked = engine.stream("POST", "/build", query=query, body=tar, headers=TAR_TYPE, timeout=None)
@@ -159,5 +166,6 @@ def _ask(engine: Engine, query: Mapping[str, Any], tar: IO[bytes], log: BakeLog)
             id = (line.get("aux") or {}).get("ID") or id
             if "error" in line:
                 where = f" at {trace.failed or step}" if trace.failed or step else ""
-                raise errors.bake_failure(log, f"its Dockerfile failed{where}: {line['error']}")
+                what = f"its Dockerfile failed{where}: {line['error']}"
+                raise errors.build_failure(log, what, dockerfile)
     return id

@@ -40,6 +40,7 @@ class BuildRequest(NamedTuple):
         arguments: The build arguments.
         labels: The labels of the new image.
         name: The name of the new image.
+        text: The text of the Dockerfile.
     """
 
     recipe: DockerRecipe
@@ -47,6 +48,7 @@ class BuildRequest(NamedTuple):
     arguments: Mapping[str, str]
     labels: Mapping[str, str]
     name: str
+    text: str
 
 
 def build(
@@ -82,7 +84,7 @@ def build(
             plugins.kill(process)
             raise
     if process.returncode != 0:
-        raise errors.bake_failure(log, f"its Dockerfile failed{failure}")
+        raise errors.build_failure(log, f"its Dockerfile failed{failure}", request.text)
 
 
 def _follow(output: Iterable[str], log: BakeLog) -> str:

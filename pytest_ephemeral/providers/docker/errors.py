@@ -24,12 +24,28 @@ _REMEDIES: Final = {
     "no such image": "it was removed since: bake it again with `pytest-ephemeral bake`",
     "exec format error": "the image is made for another architecture, or its command is "
     "not a program",
+}
+
+_NEWER_PARSER: Final = (
+    "Docker 23 or newer, or a first line `# syntax=docker/dockerfile:1`, which makes the engine "
+    "fetch a newer parser"
+)
+
+#: Advice for errors of builds only.
+_BUILD_REMEDIES: Final = {
     "/docker/dockerfile/manifests/": "its first line, `# syntax=…`, makes the engine fetch a "
     "parser from a registry that it can't reach: remove that line, which Docker 23 and newer "
     "do not need",
-    "unknown instruction": "here-documents need Docker 23 or newer, or a first line "
-    "`# syntax=docker/dockerfile:1`, which makes the engine fetch a newer parser",
+    "unknown flag": f"if it is spelled correctly, it needs {_NEWER_PARSER}",
+    "no active sessions": "mounts of type secret need `docker buildx`, and the image's `secrets`; "
+    "mounts of type ssh can't be used in a bake: use a secret",
+    "unset ssh forward key": "mounts of type ssh can't be used in a bake: use a secret",
+    "secret not found": "add it to the image's `secrets`",
 }
+_HERE_DOCUMENT: Final = re.compile(
+    r"^\s*(RUN|COPY|ADD)\b.*<<-?[\"']?\w", re.MULTILINE | re.IGNORECASE
+)
+_UNKNOWN_SECRET: Final = re.compile(r"\bsecret \S+ not found")
 
 #: The program of a command, or its interpreter, is not in the image. (Folders, devices and files of
 #: this machine may be missing, too.)
@@ -69,6 +85,21 @@ def bake_failure(log: BakeLog, what: str) -> BakeError:
     """
     text = _DISK_FULL if _DISK_FULL in log.last_lines().lower() else what
     return log.failure(what, find_remedy(text))
+
+
+def build_failure(log: BakeLog, what: str, dockerfile: str) -> BakeError:
+    """The error for a failed build of a Dockerfile, with advice.
+
+    Args:
+        log: The log of the bake.
+        what: What went wrong.
+        dockerfile: The Dockerfile's text.
+    """
+    lower = _UNKNOWN_SECRET.sub("secret not found", what.lower())
+    helps = next((text for symptom, text in _BUILD_REMEDIES.items() if symptom in lower), "")
+    if "unknown instruction" in lower and _HERE_DOCUMENT.search(dockerfile):
+        helps = f"here-documents need {_NEWER_PARSER}"
+    return log.failure(what, f"; {helps}") if helps else bake_failure(log, what)
 
 
 def message_of(error: Exception) -> str:
