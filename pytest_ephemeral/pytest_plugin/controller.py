@@ -7,10 +7,8 @@ hooks that are implemented here.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from subprocess import TimeoutExpired
 from typing import Any, Final
 
 import pytest
@@ -20,6 +18,7 @@ from pytest_ephemeral.broker.protocol import Finished, Opened, ProgressEvent, Se
 from pytest_ephemeral.errors import EphemeralError, OwnerLostError
 from pytest_ephemeral.pytest_plugin import base_url, hooks, interrupts, summary
 from pytest_ephemeral.pytest_plugin.outcomes import Outcomes
+from pytest_ephemeral.pytest_plugin.owner import Successor
 from pytest_ephemeral.pytest_plugin.progress import Reporter
 from pytest_ephemeral.pytest_plugin.settings import get_timeline, process
 from pytest_ephemeral.pytest_plugin.timeline import TimelineRecorder
@@ -30,9 +29,6 @@ INTERRUPTED_AGAIN: Final = (
     "interrupted again: the environments that are left are being destroyed in the background; "
     "`pytest-ephemeral list` shows them, `pytest-ephemeral reap` makes sure"
 )
-
-#: Seconds that the end of a run waits for a fresh owner to end what a dead one has left.
-CLEANUP_TIME: Final = 30.0
 
 
 class Controller:
@@ -57,9 +53,7 @@ class Controller:
         self._complaints: list[str] = []
         self._workers: list[Any] = []
         self._workers_down = 0
-        self._cleanup: Any = None
-        self._lost = False
-        self._losing = threading.Lock()
+        self._successor = Successor(owner, self._complain)
         self._over = False
         self._pid = os.getpid()
         self._getpid = os.getpid
@@ -138,17 +132,11 @@ class Controller:
 
         Called by whoever notices, and once more when it is known what the run was.
         """
-        with self._losing:
-            if not self._lost:
-                self._lost = True
-                text = (
-                    f"the process that owned this run's environments (pid {self._owner.pid}) was "
-                    "killed: they are being destroyed by another one"
-                )
-                self._complaints.append(text)
-                self._reporter.warn(text)
-            if self._cleanup is None and self._opened is not None and self._opened.store:
-                self._cleanup = self._owner.replace(self._opened.store, self._opened.run)
+        self._successor.start(self._opened)
+
+    def _complain(self, text: str) -> None:
+        self._complaints.append(text)
+        self._reporter.warn(text)
 
     # -- pytest-xdist ----------------------------------------------------------------------------
 
@@ -245,7 +233,7 @@ class Controller:
             self._end(session)
 
     def _end(self, session: pytest.Session) -> None:
-        if session.exitstatus == pytest.ExitCode.OK and not (self._lost or self._over):
+        if session.exitstatus == pytest.ExitCode.OK and not (self._successor.needed or self._over):
             self._decide()
         self.close()
 
@@ -280,7 +268,7 @@ class Controller:
             self._complaints.append(str(error))
         finally:
             self._reporter.settle()
-        self._await_cleanup()
+        self._complaints += self._successor.wait()
 
     def _opens(self) -> bool:
         """Whether there is a run to end; a wrong configuration was told where it was needed."""
@@ -292,22 +280,8 @@ class Controller:
             return False
         return True
 
-    def _await_cleanup(self) -> None:
-        """Wait for what ends the environments of an owner that was killed."""
-        if self._cleanup is None:
-            return
-        try:
-            status = self._cleanup.wait(CLEANUP_TIME)
-        except TimeoutExpired:
-            status = None
-            self._cleanup.returncode = 0  # it goes on; Popen need not warn of that
-        if status == 0:
-            self._complaints.append("all of them were destroyed")
-        else:
-            self._complaints.append("some of them may remain: pytest-ephemeral reap")
-
     def _record(self, session: pytest.Session) -> None:
-        if self._finished is not None and not self._lost:
+        if self._finished is not None and not self._successor.needed:
             try:
                 self._finished = self._owner.client.record(int(session.exitstatus))
             except EphemeralError as error:

@@ -1,4 +1,4 @@
-"""Starting the owner process of a run, before the first conftest.py is loaded.
+"""Start the owner process of a run, before the first conftest.py is loaded; replace a killed one.
 
 It imports little, so that the process is not kept waiting for what only its client needs.
 """
@@ -6,15 +6,22 @@ It imports little, so that the process is not kept waiting for what only its cli
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
+from subprocess import TimeoutExpired
 from typing import Any, Final
 
 import pytest
 
 from pytest_ephemeral.broker.process import OwnerProcess
+from pytest_ephemeral.broker.protocol import Opened
 from pytest_ephemeral.errors import EphemeralError
 
 #: The owner process that was started before the first conftest.py was loaded.
 STARTED: Final = pytest.StashKey[Any]()
+
+#: Seconds that the end of a run waits for a fresh owner to end what a dead one has left.
+CLEANUP_TIME: Final = 30.0
 
 
 def start_early(config: pytest.Config) -> None:
@@ -39,3 +46,58 @@ def _start(config: pytest.Config) -> OwnerProcess:
         raise pytest.UsageError(f"--ephemeral-env: {error}") from None
     config.add_cleanup(owner.leave)
     return owner
+
+
+class Successor:
+    """The fresh owner process that ends what one has left that was killed.
+
+    Args:
+        owner: The owner process that may be killed.
+        complain: Told that it was.
+
+    Attributes:
+        needed: Whether the owner was killed.
+    """
+
+    def __init__(self, owner: OwnerProcess, complain: Callable[[str], None]) -> None:
+        self.needed = False
+        self._owner = owner
+        self._complain = complain
+        self._process: Any = None
+        self._starting = threading.Lock()
+
+    def start(self, opened: Opened | None) -> None:
+        """Start it, once, as soon as it is known which run it has to end.
+
+        Args:
+            opened: The run, if that is known.
+        """
+        with self._starting:
+            if not self.needed:
+                self.needed = True
+                self._complain(_KILLED.format(self._owner.pid))
+            if self._process is None and opened is not None and opened.store:
+                self._process = self._owner.replace(opened.store, opened.run)
+
+    def wait(self) -> list[str]:
+        """Wait until it has ended, if it was started.
+
+        Returns:
+            What to tell the user then.
+        """
+        if self._process is None:
+            return []
+        try:
+            status = self._process.wait(CLEANUP_TIME)
+        except TimeoutExpired:
+            status = None
+            self._process.returncode = 0  # it goes on; Popen need not warn of that
+        if status == 0:
+            return ["all of them were destroyed"]
+        return ["some of them may remain: pytest-ephemeral reap"]
+
+
+_KILLED: Final = (
+    "the process that owned this run's environments (pid {}) was killed: they are being destroyed "
+    "by another one"
+)
