@@ -5,41 +5,28 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import boto3
 
 from aws.conftest import Bench
+from support import processes
+from support.shop import build_wheel, copy_shop
 from support.waiting import until
-
-SHOP = Path(__file__).parents[2] / "examples" / "shop"
 
 
 def test_the_acceptance_suite_passes_on_ec2(bench: Bench, tmp_path: Path) -> None:
     """Bake, launch, readiness by HTTP, the suite, terminate; then nothing is left."""
-    folder = tmp_path / "shop"
-    shutil.copytree(SHOP, folder, ignore=shutil.ignore_patterns(".ephemeral", "dist"))
-    wheel = ["wheel", "--quiet", "--no-deps", "--wheel-dir", "dist", "."]
-    subprocess.run([sys.executable, "-m", "pip", *wheel], cwd=folder, check=True)
+    folder = copy_shop(tmp_path / "shop")
+    build_wheel(folder)
     boto3.client("s3").create_bucket(Bucket="shop")
     configuration(folder / "ephemeral.toml", bench)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
     def run(*command: str) -> str:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, "PATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+        environ = {**os.environ, "PATH": path}
+        return processes.run(*command, folder=folder, environ=environ).stdout
 
     assert "these cost at most $0.01" in run("python", "-m", "pytest", "--ephemeral-env")
     records = folder / ".ephemeral" / "environments"

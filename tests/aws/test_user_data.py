@@ -22,6 +22,7 @@ import pytest
 
 from pytest_ephemeral.providers.ec2 import user_data
 from pytest_ephemeral.providers.ec2.tags import format_expiry
+from support import processes
 
 pytestmark = pytest.mark.skipif(
     shutil.which("curl") is None,
@@ -126,15 +127,7 @@ class Machine:
         (self.bin / name).chmod(0o755)
 
     def run(self, shell: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [shell, *arguments],
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        processes.run(shell, *arguments, environ=self.environ, timeout=60)
 
     @property
     def is_shut_down(self) -> bool:

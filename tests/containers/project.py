@@ -38,10 +38,6 @@ WEB = f"web{secrets.token_hex(3)}"
 
 DOCKERFILE = "FROM {base}\nEXPOSE 8080 9000\n"
 
-
-COMMAND = (sys.executable, "-c", "import pytest_ephemeral.cli as c; raise SystemExit(c.main())")
-
-
 Opened = Callable[..., Lifecycle]
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from pytest_ephemeral import cli, machine
+from pytest_ephemeral import cli
 from pytest_ephemeral.errors import ConfigurationError
-from pytest_ephemeral.models import Environment, Image
+from pytest_ephemeral.models import Image
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.compose.command import Compose
 from pytest_ephemeral.providers.compose.launch import Launch
@@ -25,6 +25,7 @@ from pytest_ephemeral.providers.docker import bases, image_store
 from pytest_ephemeral.providers.docker.engine import Address, Engine
 from pytest_ephemeral.providers.protocol import Order
 from support import compose_versions
+from support.environments import make_environment
 
 COLLECTION = Path(__file__).with_name("awesome-compose")
 EXAMPLES = sorted({file.parent.name for file in COLLECTION.glob("*/compose.y*ml")})
@@ -86,13 +87,8 @@ class Planned:
 
     def _order(self) -> Order:
         now = datetime.now(UTC)
-        environment = Environment(
-            id="staging-aaaaaa",
-            template=self.template.name,
-            provider="compose",
-            created_at=now,
-            expires_at=None,
-            owner=machine.this_owner("tests"),
+        environment = make_environment(
+            "staging-aaaaaa", template=self.template.name, provider="compose", ttl=None
         )
         images = {
             name: Image(

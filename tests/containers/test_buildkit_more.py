@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from containers.project import COMMAND, WEB, Opened
+from containers.project import WEB, Opened
 from containers.test_buildkit import baked, engine, printed, with_buildx, without_buildx
 from pytest_ephemeral.providers.docker import image_store
 from pytest_ephemeral.providers.docker.engine import Engine
+from support.processes import PROGRAM
 from support.waiting import until
 
 __all__ = ["engine", "with_buildx", "without_buildx"]  # fixtures
@@ -81,7 +82,7 @@ def test_killed_in_a_step(
     seconds = f"{secrets.randbelow(900) + 100}.{secrets.randbelow(10**6)}"
     opened(dockerfile=SLEEPS.replace("{{name}}", seconds))
     baking = subprocess.Popen(
-        [*COMMAND, "bake", "web"],
+        [PROGRAM, "bake", "web"],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

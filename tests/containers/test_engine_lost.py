@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from containers.project import COMMAND, WEB, Opened, compose, left, up
+from containers.project import WEB, Opened, compose, left, up
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import DestroyError, EphemeralError
@@ -21,6 +21,7 @@ from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker.engine import Address, Engine
 from support import engine_images
 from support.lacks import skip_without
+from support.processes import PROGRAM
 from support.waiting import until
 
 
@@ -144,7 +145,7 @@ def test_an_engine_that_goes_away_while_it_bakes(
         f'[images.{name}]\nprovider = "docker"\nbase = "{engine_images.busybox()}"\n'
         'install = ["sleep 99"]\n'
     )
-    argv = [*COMMAND, "bake", name]
+    argv = [PROGRAM, "bake", name]
     with subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as bake:
         until(lambda: "running" in states(f"bake-{name}-"))
         line.cut()

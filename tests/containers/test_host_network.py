@@ -7,18 +7,17 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral import labels, machine
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.local import LocalProvider
 from pytest_ephemeral.providers.local.tables import LocalTemplate
 from pytest_ephemeral.providers.protocol import Order
 from support import engine_images
+from support.environments import make_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="abstract names: only on Linux")
 
@@ -49,16 +48,7 @@ print(json.dumps({"seen": sorted(names), "took": took}))
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Environment]:
     """A local environment that only sleeps."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
-    provider, now, id = LocalProvider(), datetime.now(UTC), f"staging-{os.urandom(3).hex()}"
-    made = Environment(
-        id=id,
-        template="staging",
-        provider="local",
-        created_at=now,
-        expires_at=now + timedelta(minutes=5),
-        owner=machine.this_owner("containers"),
-        labels={labels.ID: id},
-    )
+    provider, made = LocalProvider(), make_environment(f"staging-{os.urandom(3).hex()}", ttl=300)
     template = LocalTemplate(name="staging", provider="local", command="sleep 1000", port=18491)
     yield provider.launch(Order(environment=made, template=template))
     provider.destroy(made)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from containers.project import COMMAND, WEB, Opened, left, reopened, up
+from containers.project import WEB, Opened, left, reopened, up
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.providers import load
@@ -21,6 +21,7 @@ from pytest_ephemeral.providers.abilities import SupportsClock
 from pytest_ephemeral.providers.docker import containers, endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
 from support import engine_images, engines
+from support.processes import PROGRAM, run
 
 
 @pytest.fixture
@@ -32,8 +33,8 @@ def theirs() -> Engine:
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command of another process, which knows only the records."""
-    argv = [*COMMAND, *arguments, "--json", "--config", str(folder / "ephemeral.toml")]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    asked = [*arguments, "--json", "--config", str(folder / "ephemeral.toml")]
+    return run(PROGRAM, *asked, status=None, timeout=120)
 
 
 def record_of(lifecycle: Lifecycle, folder: Path, id: str) -> Path:

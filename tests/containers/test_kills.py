@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from containers.project import COMMAND, WEB, Opened, a_run, left
+from containers.project import WEB, Opened, a_run, left
 from pytest_ephemeral.broker.queue import GRACE
 from pytest_ephemeral.environments import reaper
 from pytest_ephemeral.environments.lifecycle import Lifecycle
@@ -18,6 +18,7 @@ from pytest_ephemeral.providers.docker import containers, endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
 from pytest_ephemeral.providers.docker.resources import IN_FLIGHT
 from support import compose_versions, engine_images, engines
+from support.processes import PROGRAM
 from support.waiting import until, until_gone
 
 #: Seconds after which nothing may be left.
@@ -239,7 +240,7 @@ def bakes(reaped: list[reaper.Reaped]) -> list[str]:
 
 
 def a_bake(folder: Path, image: str) -> subprocess.Popen[bytes]:
-    argv = [*COMMAND, "bake", image]
+    argv = [PROGRAM, "bake", image]
     return subprocess.Popen(argv, cwd=folder, stderr=subprocess.DEVNULL)
 
 

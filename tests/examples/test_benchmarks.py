@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from examples.walkthrough import ROOT
+from support import processes
 
 
 @pytest.mark.parametrize(
@@ -25,14 +25,8 @@ def test_without_an_engine_containers_are_left_out(
     """It is said in one line, and is no failure."""
     for name in ("docker", "busybox"):
         (tmp_path / name).touch(mode=0o755)
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.containers", "1"],
-        cwd=ROOT,
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}
+    bench = [sys.executable, "-m", "benchmarks.containers", "1"]
+    done = processes.run(*bench, folder=ROOT, environ=environ)
     (line,) = done.stdout.splitlines()
     assert line.startswith(f"left out: containers, for lack of {without}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from examples.walkthrough import ROOT, blocks
 from pytest_ephemeral import providers
+from support import processes
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
@@ -47,13 +47,8 @@ def test_the_readme_says_what_there_is() -> None:
     """Its table names every provider and every command that there is, and no other command."""
     rows = dict(re.findall(r"^\| ([A-Z]\w+.*?) \| (.+) \|$", page_of("README.md"), re.MULTILINE))
     assert set(providers.TABLE) <= set(re.findall(r"`(\w+)`", rows["Providers"]))
-    helped = subprocess.run(
-        [sys.executable, "-c", "from pytest_ephemeral.cli import main; main(['--help'])"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "200"},
-    ).stdout
+    environ = {**os.environ, "COLUMNS": "200"}
+    helped = processes.run(processes.PROGRAM, "--help", environ=environ).stdout
     commands = set(
         re.findall(r"^    ([a-z]+) {2,}", helped.partition("commands:")[2], re.MULTILINE)
     )
@@ -69,7 +64,7 @@ def test_ci_runs_what_the_readme_promises() -> None:
 
 def test_make_alone_says_what_there_is() -> None:
     """Every target is in the help, which is what somebody new sees first."""
-    said = subprocess.run(["make", "-C", ROOT], capture_output=True, text=True, check=True).stdout
+    said = processes.run("make", "-C", ROOT).stdout
     listed = set(re.findall(r"^  ([a-z]+) ", said, re.MULTILINE))
     assert listed == TARGETS
 
@@ -86,11 +81,5 @@ def test_ci_refuses_a_skip_unless_nothing_could_be_installed(
         f'<testsuites><testsuite><testcase classname="a" name="b"><skipped type="pytest.skip" '
         f'message="{reason}"/></testcase></testsuite></testsuites>'
     )
-    done = subprocess.run(
-        [sys.executable, ROOT / ".ci" / "skips.py", tmp_path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == status
+    done = processes.run(sys.executable, ROOT / ".ci" / "skips.py", tmp_path, status=status)
     assert (reason in done.stdout) == bool(status)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,9 +13,8 @@ import pytest
 
 from pytest_ephemeral import labels
 from pytest_ephemeral.providers.docker import endpoint
-from support import compose_versions, engine_images
-
-COMMAND = "import pytest_ephemeral.cli as c; raise SystemExit(c.main())"
+from support import compose_versions, engine_images, processes
+from support.processes import PROGRAM
 
 DOCKERFILE = "FROM {base}\nEXPOSE 8080\nCOPY index.html /www/\n"
 
@@ -50,30 +48,20 @@ def project(tmp_path: Path) -> Iterator[Path]:
     (folder / "Dockerfile").write_text(DOCKERFILE.format(base=base))
     (folder / "test_shop.py").write_text(TEST.format(unique=unique))
     yield folder
-    run(folder, "-c", COMMAND, "images", "prune", "--keep", "0")
+    run(folder, PROGRAM, "images", "prune", "--keep", "0")
 
 
-def run(folder: Path, *argv: str) -> str:
+def run(folder: Path, *argv: str | Path) -> str:
     """A command in the project's folder, with a machine state of its own; it succeeds."""
     environ = {**os.environ, "PYTEST_EPHEMERAL_STATE": str(folder.parent / "state")}
-    done = subprocess.run(
-        [sys.executable, *argv],
-        cwd=folder,
-        env=environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=170,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return processes.run(*argv, folder=folder, environ=environ).stdout
 
 
 def run_tests(folder: Path) -> str:
     """The two commands of a first hour; nothing is left on the engine behind them."""
-    run(folder, "-c", COMMAND, "init")
-    said = run(folder, "-m", "pytest", "--ephemeral-env", "-p", "no:cacheprovider")
+    run(folder, PROGRAM, "init")
+    pytest_ = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
+    said = run(folder, *pytest_, "--ephemeral-env")
     assert "1 passed" in said
     id = said.partition(" is up at ")[0].rpartition(" ")[2]
     assert f"{id}  (" in said

@@ -24,6 +24,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from examples.walkthrough import ROOT, Walk
 from pytest_ephemeral.cli import build_parser
+from support import processes
+from support.shop import copy_shop
 
 PIPELINES = ROOT / "docs" / "how-to" / "pipelines"
 GITHUB = PIPELINES / "github-actions.yml"
@@ -74,9 +76,7 @@ STAGES = ["artifact push", "bake", "up", "approval request", "approve", "promote
 )
 def test_a_pipeline_is_valid_for_its_ci(file: Path, arguments: list[str]) -> None:
     """By the CI's own schema."""
-    command = [sys.executable, "-m", "check_jsonschema", *arguments, str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    processes.run(sys.executable, "-m", "check_jsonschema", *arguments, file, timeout=60)
 
 
 def test_the_jenkinsfile_is_a_declarative_pipeline() -> None:
@@ -125,17 +125,9 @@ class Project:
     def run(self, script: str, variables: Mapping[str, str]) -> None:
         """Run one step's commands."""
         self.commands += commands_of(script)
-        done = subprocess.run(
-            ["bash", "-eo", "pipefail", "-c", script],
-            cwd=self.folder,
-            env={**self.walk.variables(), **RUNNER, **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, f"{script}\n{done.stdout}"
+        bash = ["bash", "-eo", "pipefail", "-c", script]
+        environ = {**self.walk.variables(), **RUNNER, **variables}
+        processes.run(*bash, folder=self.folder, environ=environ, timeout=120)
 
 
 @pytest.fixture(scope="session")
@@ -148,9 +140,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, trees: Path) -> Iterator[Project]:
     """It ends with production running, as it should; that is taken down here."""
-    folder = tmp_path / "shop"
-    ignored = shutil.ignore_patterns("dist", ".ephemeral", "__pycache__")
-    shutil.copytree(ROOT / "examples" / "shop", folder, ignore=ignored)
+    folder = copy_shop(tmp_path / "shop")
     with (folder / "ephemeral.toml").open("a") as configuration:
         configuration.write(PROMOTION)
     walk = Walk(folder, tmp_path / "machine", trees)
@@ -272,9 +262,8 @@ def test_hosted_runners_share_nothing_but_artifacts(file: Path, tmp_path: Path) 
     """Each job is run on a machine that has nothing but the checkout, and ``dist`` of the other."""
     folder, kept = tmp_path / "shop", tmp_path / "artifact"
     jobs = yaml.safe_load(file.read_text()).get("jobs") or yaml.safe_load(file.read_text())
-    ignored = shutil.ignore_patterns("dist", ".ephemeral", "__pycache__")
     for name in ("bake", "acceptance"):
-        shutil.copytree(ROOT / "examples" / "shop", folder, ignore=ignored)
+        copy_shop(folder)
         if name == "acceptance":
             shutil.copytree(kept, folder / "dist")
         project = Project(Walk(folder, tmp_path / "machine"))

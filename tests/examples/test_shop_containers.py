@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,20 +13,17 @@ from pathlib import Path
 import pytest
 
 from pytest_ephemeral.providers.docker import containers, endpoint
-from support import compose_versions, engine_images
+from support import compose_versions, engine_images, processes
+from support.processes import PROGRAM
+from support.shop import build_wheel, copy_shop
 from support.waiting import until
-
-COMMAND = "import pytest_ephemeral.cli as c; raise SystemExit(c.main())"
-SHOP = Path(__file__).parents[2] / "examples" / "shop"
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The example as it stands, on base images that need no registry; what it bakes is removed."""
     engine_images.require()
-    folder = tmp_path_factory.mktemp("example") / "shop"
-    generated = shutil.ignore_patterns("dist", ".ephemeral", "__pycache__", ".pytest_cache")
-    shutil.copytree(SHOP, folder, ignore=generated)
+    folder = copy_shop(tmp_path_factory.mktemp("example") / "shop")
     for file, public, here in (
         ("Dockerfile", "python:3.12-slim", engine_images.python_for_shop()),
         ("compose.yaml", "redis:7", engine_images.redis()),
@@ -36,30 +31,22 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         text = (folder / file).read_text()
         assert public in text
         (folder / file).write_text(text.replace(public, here))
-    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "dist"]
-    subprocess.run([*wheel, "."], cwd=folder, check=True)
+    build_wheel(folder)
     yield folder
-    done = run(folder, "-c", COMMAND, "images", "prune", "--keep", "0")
-    assert done.returncode == 0, done.stderr
+    run(folder, PROGRAM, "images", "prune", "--keep", "0")
 
 
-def run(shop: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """A command in the shop's folder, with a machine state of its own."""
+def run(shop: Path, *argv: str | Path) -> str:
+    """What a command prints in the shop's folder, with a machine state of its own."""
     prefixes = shop.parent / "prefixes"
     prefixes.mkdir(mode=0o700, exist_ok=True)
     environ = {
         **os.environ,
         "PYTEST_EPHEMERAL_STATE": str(shop.parent / "state"),
         "PYTEST_EPHEMERAL_PREFIX_ROOT": str(prefixes),
+        "SHOP_KEY": "letmein",
     }
-    return subprocess.run(
-        [sys.executable, *argv],
-        cwd=shop,
-        env={**environ, "SHOP_KEY": "letmein"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return processes.run(*argv, folder=shop, environ=environ, timeout=500).stdout
 
 
 @pytest.mark.timeout(600)
@@ -69,9 +56,8 @@ def test_the_acceptance_tests_pass_in_containers(shop: Path, template: str) -> N
     report = shop / "dist" / "report.json"
     argv = ["--ephemeral-env", "--ephemeral-template", template, "-p", "no:cacheprovider"]
     with compose_versions.with_plugin():
-        done = run(shop, "-m", "pytest", *argv, f"--ephemeral-report={report}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "16 passed" in done.stdout
+        pytest_ = [sys.executable, "-m", "pytest", f"--ephemeral-report={report}"]
+        assert "16 passed" in run(shop, *pytest_, *argv)
     environments = json.loads(report.read_bytes())["environments"]
     assert template in {one["template"] for one in environments}
     for environment in environments:  # its watchdog may still be at the last one
@@ -86,9 +72,8 @@ def test_the_acceptance_tests_pass_in_containers(shop: Path, template: str) -> N
 def test_the_bell_is_a_real_redis(shop: Path) -> None:
     """The packing room waits at it, and an order rings it; by the older compose command."""
     with compose_versions.without_plugin():
-        up = run(shop, "-c", COMMAND, "up", "staging-compose", "--json")
-    assert up.returncode == 0, up.stderr
-    environment = json.loads(up.stdout)["environment"]
+        up = run(shop, PROGRAM, "up", "staging-compose", "--json")
+    environment = json.loads(up)["environment"]
     id = environment["id"]
     try:
         query = {"filters": {"label": [f"pytest-ephemeral.id={id}"]}}
@@ -114,8 +99,7 @@ def test_the_bell_is_a_real_redis(shop: Path) -> None:
         url = f"{environment['url']}api/orders/{number}"
         until(lambda: b"packed_at" in urllib.request.urlopen(url, timeout=10).read())
     finally:
-        down = run(shop, "-c", COMMAND, "down", id)
-    assert down.returncode == 0, down.stderr
+        run(shop, PROGRAM, "down", id)
 
 
 def commands(told: Callable[..., str]) -> int:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from pytest_ephemeral.providers.local import LocalProvider, client, mounts
 from pytest_ephemeral.providers.local.supervisor.processes import find_marked
 from pytest_ephemeral.providers.local.tables import LocalTemplate
 from pytest_ephemeral.providers.protocol import Order, Owned
+from support.environments import make_environment
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -92,14 +92,7 @@ def own() -> Iterator[Own]:
 
 def _describe() -> Environment:
     """An environment that is not launched yet."""
-    return Environment(
-        id=f"staging-{secrets.token_hex(3)}",
-        template="staging",
-        provider="local",
-        created_at=datetime.now(UTC),
-        expires_at=datetime.now(UTC) + timedelta(minutes=5),
-        owner=machine.this_owner("faults"),
-    )
+    return make_environment(f"staging-{secrets.token_hex(3)}", ttl=300)
 
 
 def _launched(process: subprocess.Popen[str]) -> Environment:

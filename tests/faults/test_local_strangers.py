@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral import labels, machine
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.errors import ReadinessError
 from pytest_ephemeral.models import Environment
@@ -29,6 +28,7 @@ from pytest_ephemeral.providers.local.supervisor import loop
 from pytest_ephemeral.providers.local.supervisor.orders import Orders
 from pytest_ephemeral.providers.local.tables import LocalTemplate
 from pytest_ephemeral.providers.protocol import Order
+from support.environments import make_environment
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -59,17 +59,7 @@ def launch() -> Iterator[Launch]:
     provider, launched = LocalProvider(), []
 
     def begin(command: str, port: int, *, ttl: float = 300) -> Environment:
-        now = datetime.now(UTC)
-        id = f"staging-{os.urandom(3).hex()}"
-        environment = Environment(
-            id=id,
-            template="staging",
-            provider="local",
-            created_at=now,
-            expires_at=now + timedelta(seconds=ttl),
-            owner=machine.this_owner("faults"),
-            labels={labels.ID: id},
-        )
+        environment = make_environment(f"staging-{os.urandom(3).hex()}", ttl=ttl)
         template = LocalTemplate(name="staging", provider="local", command=command, port=port)
         launched.append(provider.launch(Order(environment=environment, template=template)))
         return launched[-1]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from support import processes
 from support.plugin_project import PluginProject, end, make_project
 from support.waiting import eventually
 
@@ -63,15 +64,8 @@ def test_a_live_run_is_not_reaped_from_there(project: PluginProject) -> None:
     try:
         assert eventually((project.folder / "waiting").exists, 40)
         before = set(project.processes())
-        program = Path(sys.executable).with_name("pytest-ephemeral")
-        there = subprocess.run(
-            [*UNSHARE, str(program), "reap", "--json"],
-            cwd=project.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert there.returncode == 0, there.stderr
+        reap = [*UNSHARE, processes.PROGRAM, "reap", "--json"]
+        there = processes.run(*reap, folder=project.folder)
         assert json.loads(there.stdout)["reaped"] == []
         assert before <= set(project.processes())
         (project.folder / "looked").touch()

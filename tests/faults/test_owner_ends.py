@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from support import processes
 from support.plugin_project import PluginProject, end, eventually, make_project
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
@@ -69,10 +70,7 @@ class FolderProject(PluginProject):
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
-        program = Path(sys.executable).with_name("pytest-ephemeral")
-        return subprocess.run(
-            [program, *arguments], cwd=self.folder, check=False, capture_output=True, text=True
-        )
+        return processes.run(processes.PROGRAM, *arguments, folder=self.folder, status=None)
 
     def wait(self, *arguments: str, others: int = 0) -> tuple[subprocess.Popen[str], int]:
         """Pytest with a test that is waiting, and the process id of its owner."""
@@ -277,15 +275,9 @@ def test_what_lies_in_the_current_folder_is_not_imported(project: FolderProject)
     for name in ("select", "secrets", "queue", "hmac"):
         (project.folder / f"{name}.py").write_text("raise SystemExit(f'{__name__} was imported')\n")
     project.write(test_it=PASSES)
-    program = str(Path(sys.executable).with_name("pytest"))
-    done = subprocess.run(
-        [program, "--ephemeral-env", "-p", "no:cacheprovider"],
-        cwd=project.folder,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    pytest_ = [processes.PROGRAM.with_name("pytest"), "-p", "no:cacheprovider"]
+    done = processes.run(*pytest_, "--ephemeral-env", folder=project.folder)
+    assert "1 passed" in done.stdout
 
 
 # -- a removal that is refused -------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """pytest finds the file that `init` writes and `up` uses, wherever it is started."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
+
+from support import processes
 
 TEST = "def test_it(ephemeral_url): assert ephemeral_url"
 
@@ -41,13 +41,7 @@ def test_the_current_folder_counts_where_nothing_is_named(nested, run, monkeypat
     """As for the command line, which is started in the same folder."""
     monkeypatch.chdir(nested.folder / "tests" / "acceptance")
     run().assert_outcomes(passed=1)
-    done = subprocess.run(
-        [sys.executable, "-c", "from pytest_ephemeral.cli import main; main(['list'])"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "no ephemeral.toml" not in done.stderr
+    assert "no ephemeral.toml" not in processes.run(processes.PROGRAM, "list").stderr
 
 
 def test_one_folder_too_high_is_told_where_it_is(nested, run):

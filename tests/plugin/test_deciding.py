@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from pytest_ephemeral.images import stages
 from pytest_ephemeral.promotion.approval_records import Approvals
 from pytest_ephemeral.store import open_store
 from support.plugin_project import answers
+from support.processes import PROGRAM
 from support.waiting import until
 
 TESTS = "def test_a(ephemeral_url): assert get(ephemeral_url) == 'plain'"
@@ -165,7 +165,7 @@ def test_a_waiting_run_that_ends_leaves_the_request_open(
     Approvals(store).decide(asked.environment, "approved", by="anna", now=datetime.now(UTC))
     again = subprocess.run(
         [
-            Path(sys.executable).with_name("pytest-ephemeral"),
+            PROGRAM,
             "approval",
             "request",
             asked.environment,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -95,14 +94,6 @@ def test_without_it_the_second_is_refused_by_name(project: PluginProject) -> Non
     port = configure(project, "python")
     project.write(test_it="def test_it(ephemeral_env):\n    pass\n")
     inner = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--ephemeral-env"]
-    run = subprocess.run(
-        [PROGRAM, "with", project.one, "--", *inner],
-        cwd=project.folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert run.returncode == 1, run.stderr
+    run = project.command("with", project.one, "--", *inner, status=1)
     assert f"port {port} is taken on every address of this machine" in run.stdout
     assert "set `free-port = true`" in run.stdout

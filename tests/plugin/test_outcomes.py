@@ -2,13 +2,12 @@
 
 import json
 import re
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from support.plugin_project import answers
+from support.processes import PROGRAM
 
 
 def test_a_failed_bring_up_is_told_once_and_tried_once(project, run):
@@ -237,7 +236,7 @@ def test_bad(ephemeral_env_module):
         again.stdout.fnmatch_lines(["*attached"])
         assert answers(kept["url"]), "an attached environment is never destroyed"
     finally:
-        done = pytester.run(Path(sys.executable).with_name("pytest-ephemeral"), "down", kept["id"])
+        done = pytester.run(PROGRAM, "down", kept["id"])
     assert done.ret == 0
     assert not answers(kept["url"])
     refused = run("--ephemeral-attach", kept["id"])

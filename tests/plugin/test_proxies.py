@@ -107,14 +107,6 @@ def pytest_sessionstart(session):
 def test_a_command_reaches_it_too(project, proxy):
     """``pytest-ephemeral with``: the variables are the command's."""
     ask = "import os, requests; print(requests.get(os.environ['EPHEMERAL_URL']).text)"
-    program = Path(sys.executable).with_name("pytest-ephemeral")
-    done = subprocess.run(
-        [program, "with", project.one, "--", sys.executable, "-c", ask],
-        cwd=project.folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = project.command("with", project.one, "--", sys.executable, "-c", ask)
     assert done.stdout == "plain\n", done.stderr
     assert proxy.read_text() == ""

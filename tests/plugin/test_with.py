@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from support.plugin_project import PluginProject
+from support.processes import PROGRAM, run
 from support.waiting import eventually
-
-PROGRAM = Path(sys.executable).with_name("pytest-ephemeral")
 
 ASKS = """
 import os, sys
@@ -47,15 +46,8 @@ def test_a_grace_to_stop(tmp_path: Path) -> None:
     text = SERVER.format(folder=tmp_path / "image", out=tmp_path, python=sys.executable)
     (tmp_path / "ephemeral.toml").write_text(text)
     (tmp_path / "image").mkdir()
-    done = subprocess.run(
-        [PROGRAM, "with", "stopped", "--", "true"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTEST_EPHEMERAL_STATE": str(tmp_path / "state")},
-    )
-    assert done.returncode == 0, done.stderr
+    environ = {**os.environ, "PYTEST_EPHEMERAL_STATE": str(tmp_path / "state")}
+    run(PROGRAM, "with", "stopped", "--", "true", folder=tmp_path, environ=environ)
     assert "Keyboard interrupt received" in (tmp_path / "said").read_text()
 
 
@@ -65,10 +57,7 @@ def test_an_unknown_stop_signal(tmp_path: Path) -> None:
         "SIGINT", "SIGSTOPP"
     )
     (tmp_path / "ephemeral.toml").write_text(text)
-    done = subprocess.run(
-        [PROGRAM, "up", "stopped"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
+    done = run(PROGRAM, "up", "stopped", folder=tmp_path, status=2)
     assert "templates.stopped: stop-signal: there is no signal 'SIGSTOPP'" in done.stderr
 
 

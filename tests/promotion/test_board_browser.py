@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from pytest_ephemeral.promotion.approval_records import Approvals
 from support.board import HOSTILE, BoardStage, furnish, pose
 from support.lacks import skip_without
+from support.processes import PROGRAM
 from support.promotion import V1, Site
 from support.waiting import until
 
@@ -50,7 +50,7 @@ def link(stage: BoardStage) -> Iterator[str]:
     config = stage.project.config.path
     process = subprocess.Popen(
         [
-            Path(sys.executable).with_name("pytest-ephemeral"),
+            PROGRAM,
             "board",
             "--port",
             "0",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from support import processes
 from support.plugin_project import PluginProject, make_project
 
 CONFIGURATION = """\
@@ -70,18 +71,12 @@ def require(project: PluginProject, *, signature: bool, keep: str = "100ms") -> 
 
 def run(project: PluginProject, *words: str, signing: bool = False) -> tuple[int, str]:
     """A command's exit status and all that it printed; with the signing key, or without."""
-    program = Path(sys.executable).with_name("pytest-ephemeral")
     variables = {"PYTEST_EPHEMERAL_SIGNING_KEY": "signing.pem"} if signing else {}
-    done = subprocess.run(
-        [program, *words],
-        cwd=project.folder,
-        env={**os.environ, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+    environ = {**os.environ, **variables}
+    done = processes.run(
+        processes.PROGRAM, *words, folder=project.folder, environ=environ, status=None
     )
-    return done.returncode, done.stdout
+    return done.returncode, done.stdout + done.stderr
 
 
 def run_tests(project: PluginProject) -> tuple[int, str]:

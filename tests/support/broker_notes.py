@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from pytest_ephemeral.broker.entries import Ending
 from pytest_ephemeral.broker.protocol import Key
-from pytest_ephemeral.models import Environment, Owner
-
-OWNER = Owner(user="anna", host="here", boot="", pid=1, started="", run="r")
+from pytest_ephemeral.models import Environment
+from support.environments import make_environment
 
 #: Seconds after which a test that does not open a gate hangs nobody.
 PATIENCE = 60
@@ -60,14 +58,7 @@ class Notes:
         self.gate.wait(PATIENCE)
         if key.template in self.failing:
             raise self.failing[key.template]
-        environment = Environment(
-            id=f"{key.template}-{number}",
-            template=key.template,
-            provider="notes",
-            created_at=datetime.now(UTC),
-            expires_at=None,
-            owner=OWNER,
-        )
+        environment = make_environment(f"{key.template}-{number}", provider="notes", ttl=None)
         return environment, {"ready": 0.1}
 
     def exit_reason(self, environment: Environment) -> str:

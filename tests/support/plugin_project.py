@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pytest_ephemeral import ci
+from support import processes
 from support.waiting import eventually
 
 #: Plugins that only a few tests need; every pytest inside pytest would import them anew.
@@ -194,12 +195,7 @@ class PluginProject:
 
     def command(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a command as users do: in a process that is gone afterwards."""
-        program = Path(sys.executable).with_name("pytest-ephemeral")
-        done = subprocess.run(
-            [program, *arguments], cwd=self.folder, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == status, done.stderr
-        return done
+        return processes.run(processes.PROGRAM, *arguments, folder=self.folder, status=status)
 
 
 def answers(url: str) -> bool:

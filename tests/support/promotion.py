@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from pytest_ephemeral import labels, machine, providers
+from pytest_ephemeral import labels, providers
 from pytest_ephemeral.artifacts import open_repository
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments.ledger import Ledger
@@ -35,6 +35,7 @@ from pytest_ephemeral.promotion.promoter import Promoter
 from pytest_ephemeral.providers.protocol import Owned, Status
 from pytest_ephemeral.store import open_store
 from pytest_ephemeral.tables import Promotion, Ready, Template
+from support.environments import make_environment
 
 #: Loopback addresses of this process alone, so that parallel workers do not meet.
 BLOCK = 10 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -182,23 +183,17 @@ class Stage:
     def add(self, id: str, host: str, *, ttl: float = 3600, **changes: Any) -> Environment:
         """Record an environment that runs."""
         expires_at = datetime.now(UTC) + timedelta(seconds=ttl)
-        environment = Environment(
-            **{
-                "id": id,
-                "template": "staging",
-                "provider": "served",
-                "image": ImageReference(
-                    name="shop", key=digest_of(id), reference="x", digest=digest_of(id)
-                ),
-                "url": f"http://{host}:{self.port}/",
-                "endpoints": {"http": Endpoint(host=host, port=self.port)},
-                "created_at": datetime.now(UTC),
-                "expires_at": expires_at,
-                "owner": machine.this_owner("run"),
-                "state": "ready",
-                **changes,
-            }
-        )
+        image = ImageReference(name="shop", key=digest_of(id), reference="x", digest=digest_of(id))
+        values: dict[str, Any] = {
+            "template": "staging",
+            "provider": "served",
+            "image": image,
+            "url": f"http://{host}:{self.port}/",
+            "endpoints": {"http": Endpoint(host=host, port=self.port)},
+            "expires_at": expires_at,
+            "state": "ready",
+        }
+        environment = make_environment(id, **values | changes)
         _change(id, expires=str(expires_at), kept=False, ended=False)
         self.ledger.create(environment, Template(name="staging", provider="served"))
         return environment

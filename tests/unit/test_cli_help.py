@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +12,8 @@ import pytest
 import pytest_ephemeral
 from pytest_ephemeral import cli
 from support.lacks import skip_without
+from support.processes import PROGRAM, run
 from unit.test_docs_config_cli import PARSER, commands
-
-PROGRAM = Path(sys.executable).with_name("pytest-ephemeral")
 
 CONFIGURATION = """
 [images.shop]
@@ -80,20 +77,15 @@ def test_help_fits_80_columns(
 def test_a_shell_is_told_how_a_word_goes_on(here: Path, typed: str, offered: set[str]) -> None:
     """Commands, options, and the project's own names."""
     answer = here / "answer"
-    subprocess.run(
-        [PROGRAM],
-        env={
-            **os.environ,
-            "_ARGCOMPLETE": "1",
-            "_ARGCOMPLETE_SHELL": "bash",
-            "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
-            "COMP_LINE": typed,
-            "COMP_POINT": str(len(typed)),
-            "_ARGCOMPLETE_IFS": "\n",
-        },
-        check=True,
-        timeout=60,
-    )
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        "COMP_LINE": typed,
+        "COMP_POINT": str(len(typed)),
+        "_ARGCOMPLETE_IFS": "\n",
+    }
+    run(PROGRAM, environ={**os.environ, **asked}, timeout=60)
     assert set(answer.read_text().split("\n")) == offered
 
 
@@ -126,14 +118,8 @@ def test_shells_take_the_function_as_documented(here: Path, shell: str) -> None:
     """A real shell, and the line of the reference page."""
     if shutil.which(shell) is None:
         skip_without(shell, "apt-get install zsh fish")
-    done = subprocess.run(
-        [shell, "-c", SHELLS[shell]],
-        env={**os.environ, "PATH": f"{PROGRAM.parent}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    environ = {**os.environ, "PATH": f"{PROGRAM.parent}:{os.environ['PATH']}"}
+    done = run(shell, "-c", SHELLS[shell], environ=environ, timeout=60)
     assert done.stdout.strip() == "history"
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from pytest_ephemeral import cli
 from pytest_ephemeral.providers.docker import engine
+from support.processes import PROGRAM
 
-PROGRAM = Path(sys.executable).with_name("pytest-ephemeral")
 #: Seconds that a user waits at most. On a quiet machine each of these takes one.
 SOON = 10.0
 #: Seconds in which the program starts and ends on a quiet machine.

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral import machine
 from pytest_ephemeral.environments.ledger import Ledger, register
 from pytest_ephemeral.errors import NothingMatchedError, RecordExistsError, TamperedRecordError
-from pytest_ephemeral.models import Environment
 from pytest_ephemeral.store.directory import DirectoryStore
 from pytest_ephemeral.tables import Template
+from support.environments import make_environment
 
 TEMPLATE = Template(name="staging", provider="local", env={"KEY": "{env:SECRET}"})
 
@@ -23,21 +22,9 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(DirectoryStore(tmp_path / "store"))
 
 
-def environment(id: str = "staging-7f3k2q", *, age: float = 0.0) -> Environment:
-    now = datetime.now(UTC) - timedelta(seconds=age)
-    return Environment(
-        id=id,
-        template="staging",
-        provider="local",
-        created_at=now,
-        expires_at=now + timedelta(hours=2),
-        owner=machine.this_owner("run"),
-    )
-
-
 def test_what_is_recorded_is_read_back(ledger: Ledger) -> None:
     """A record holds the environment, and the request it is made from."""
-    ledger.create(environment(), TEMPLATE)
+    ledger.create(make_environment(), TEMPLATE)
 
     record = ledger.record("staging-7f3k2q")
 
@@ -47,10 +34,10 @@ def test_what_is_recorded_is_read_back(ledger: Ledger) -> None:
 
 def test_an_id_is_given_once(ledger: Ledger) -> None:
     """Of two environments of one id, the second is refused."""
-    ledger.create(environment(), TEMPLATE)
+    ledger.create(make_environment(), TEMPLATE)
 
     with pytest.raises(RecordExistsError):
-        ledger.create(environment(), TEMPLATE)
+        ledger.create(make_environment(), TEMPLATE)
 
 
 def test_registering_chooses_another_id_when_one_is_taken(
@@ -60,15 +47,15 @@ def test_registering_chooses_another_id_when_one_is_taken(
     letters = iter("aaaaaa" + "aaaaaa" + "bbbbbb")
     monkeypatch.setattr("secrets.choice", lambda _: next(letters))
 
-    ids = [register(ledger, TEMPLATE, environment).id for _ in range(2)]
+    ids = [register(ledger, TEMPLATE, make_environment).id for _ in range(2)]
 
     assert ids == ["staging-aaaaaa", "staging-bbbbbb"]
 
 
 def test_the_beginning_of_an_id_is_enough(ledger: Ledger) -> None:
     """What only one id begins with names it; what two begin with names neither."""
-    ledger.create(environment("staging-aaaaaa"), TEMPLATE)
-    ledger.create(environment("staging-abbbbb"), TEMPLATE)
+    ledger.create(make_environment("staging-aaaaaa"), TEMPLATE)
+    ledger.create(make_environment("staging-abbbbb"), TEMPLATE)
 
     assert ledger.get("staging-ab").id == "staging-abbbbb"
     with pytest.raises(NothingMatchedError, match="staging-aaaaaa, staging-abbbbb"):
@@ -77,7 +64,7 @@ def test_the_beginning_of_an_id_is_enough(ledger: Ledger) -> None:
 
 def test_a_mistyped_id_names_the_closest(ledger: Ledger) -> None:
     """The message says what was probably meant."""
-    ledger.create(environment(), TEMPLATE)
+    ledger.create(make_environment(), TEMPLATE)
 
     with pytest.raises(NothingMatchedError, match="Did you mean 'staging-7f3k2q'"):
         ledger.get("stagin-7f3k2q")
@@ -86,7 +73,7 @@ def test_a_mistyped_id_names_the_closest(ledger: Ledger) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b'{"environment": 3}', b"\xff\xfe"])
 def test_a_broken_record_is_reported_and_loses_nothing_else(ledger: Ledger, content: bytes) -> None:
     """A half-written or foreign file is stepped over."""
-    ledger.create(environment(), TEMPLATE)
+    ledger.create(make_environment(), TEMPLATE)
     ledger.store.create("environments/broken-aaaaaa.json", content)
 
     assert [one.id for one in ledger.entries()] == ["staging-7f3k2q"]
@@ -97,7 +84,7 @@ def test_a_broken_record_is_reported_and_loses_nothing_else(ledger: Ledger, cont
 
 def test_changes_of_different_things_do_not_undo_each_other(ledger: Ledger) -> None:
     """Two who change one record at once both have their way."""
-    ledger.create(environment(), TEMPLATE)
+    ledger.create(make_environment(), TEMPLATE)
     later = datetime.now(UTC) + timedelta(days=1)
     changes = [{"state": "ready"}, {"expires_at": later}, {"kept": True}, {"url": "http://x/"}]
     barrier = threading.Barrier(len(changes))
@@ -118,7 +105,7 @@ def test_changes_of_different_things_do_not_undo_each_other(ledger: Ledger) -> N
 
 def test_what_was_removed_stays_removed(ledger: Ledger) -> None:
     """A late change does not bring a record back."""
-    ledger.create(environment(), TEMPLATE)
+    ledger.create(make_environment(), TEMPLATE)
     ledger.remove("staging-7f3k2q")
 
     ledger.change("staging-7f3k2q", state="ready")
@@ -129,7 +116,8 @@ def test_what_was_removed_stays_removed(ledger: Ledger) -> None:
 
 def test_entries_come_oldest_first(ledger: Ledger) -> None:
     """The order of their creation, whatever their names."""
-    ledger.create(environment("a-bbbbbb", age=1), TEMPLATE)
-    ledger.create(environment("z-aaaaaa", age=2), TEMPLATE)
+    now = datetime.now(UTC)
+    ledger.create(make_environment("a-bbbbbb", created_at=now - timedelta(seconds=1)), TEMPLATE)
+    ledger.create(make_environment("z-aaaaaa", created_at=now - timedelta(seconds=2)), TEMPLATE)
 
     assert [one.id for one in ledger.entries()] == ["z-aaaaaa", "a-bbbbbb"]

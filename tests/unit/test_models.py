@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pytest
 
-from pytest_ephemeral import machine
 from pytest_ephemeral.errors import NothingMatchedError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.endpoints import make_endpoints
+from support.environments import make_environment
 
 
 @pytest.fixture
 def environment() -> Environment:
     """One with two endpoints."""
-    return Environment(
-        id="staging-7f3k2q",
-        template="staging",
-        provider="local",
-        endpoints=make_endpoints("127.0.0.1", {"http": 8080, "admin": 8443}),
-        created_at=datetime.now(UTC),
-        expires_at=None,
-        owner=machine.this_owner("run"),
-    )
+    return make_environment(endpoints=make_endpoints("127.0.0.1", {"http": 8080, "admin": 8443}))
 
 
 @pytest.mark.parametrize(

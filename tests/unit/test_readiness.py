@@ -11,12 +11,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 
-from pytest_ephemeral import machine
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import probes, readiness
 from pytest_ephemeral.errors import LaunchError, ReadinessError
@@ -24,6 +22,7 @@ from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.endpoints import make_endpoints
 from pytest_ephemeral.providers.protocol import Status
 from pytest_ephemeral.tables import Ready, Template
+from support.environments import make_environment
 
 
 class Scripted:
@@ -84,16 +83,8 @@ def answering(status: int, *, after: float = 0.0) -> Iterator[Environment]:
 
 
 def environment(port: int) -> Environment:
-    now = datetime.now(UTC)
-    return Environment(
-        id="staging-7f3k2q",
-        template="staging",
-        provider="scripted",
-        endpoints=make_endpoints("127.0.0.1", {"http": port}),
-        created_at=now,
-        expires_at=now + timedelta(hours=1),
-        owner=machine.this_owner("run"),
-    )
+    endpoints = make_endpoints("127.0.0.1", {"http": port})
+    return make_environment(provider="scripted", endpoints=endpoints)
 
 
 def wait(env: Environment, ready: Ready | None, provider: Scripted, **kwargs) -> None:

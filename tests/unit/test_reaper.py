@@ -21,6 +21,7 @@ from pytest_ephemeral.models import Environment, Owner
 from pytest_ephemeral.providers.protocol import Owned
 from pytest_ephemeral.store.directory import DirectoryStore
 from pytest_ephemeral.tables import Template
+from support.environments import make_environment
 
 HOUR = timedelta(hours=1)
 TEMPLATE = Template(name="staging", provider="scripted")
@@ -76,16 +77,7 @@ def dead_owner() -> Owner:
 
 
 def recorded(project: Any, id: str, **changes: Any) -> Environment:
-    now = datetime.now(UTC)
-    environment = Environment(
-        id=id,
-        template="staging",
-        provider="scripted",
-        created_at=now,
-        expires_at=now + HOUR,
-        owner=machine.this_owner("run"),
-    )
-    environment = msgspec.structs.replace(environment, **changes)
+    environment = make_environment(id, **{"provider": "scripted", "template": "staging", **changes})
     project.ledger.create(environment, TEMPLATE)
     return environment
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral import machine
 from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import PromotionError
 from pytest_ephemeral.images import stages
@@ -17,6 +16,7 @@ from pytest_ephemeral.promotion import requirements
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
 from pytest_ephemeral.store.directory import DirectoryStore
 from pytest_ephemeral.tables import Promotion
+from support.environments import make_environment
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 WEB, WORKER = (
@@ -26,16 +26,7 @@ WEB, WORKER = (
 
 
 def environment() -> Environment:
-    return Environment(
-        id="staging-7f3k2q",
-        template="staging",
-        provider="compose",
-        image=WEB,
-        more_images=[WORKER],
-        created_at=NOW,
-        expires_at=NOW + timedelta(hours=1),
-        owner=machine.this_owner("run"),
-    )
+    return make_environment(provider="compose", image=WEB, more_images=[WORKER])
 
 
 def ran(store: DirectoryStore, image: ImageReference, *, exit_status: int, minute: int) -> None:

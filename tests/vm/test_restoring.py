@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ from pytest_ephemeral.providers.protocol import COLD_BOOT, RESUMED, Order
 from pytest_ephemeral.providers.qemu import memory, restore
 from pytest_ephemeral.testing.bench import bake, get, make_order
 from pytest_ephemeral.testing.waiting import until
-from support import vm
+from support import processes, vm
 
 VET = "import pytest_ephemeral.cli as c; raise SystemExit(c.main(['images', 'vet', 'shop-vm']))"
 
@@ -220,14 +219,7 @@ def test_two_that_do_not_differ_are_refused(
     idle = re.sub(r"(def wake\(.*\n)", r"\1        return\n", restore.read_helper())
     monkeypatch.setattr(restore, "read_helper", lambda: idle)
     assert COLD_BOOT not in machines.freeze(running, SAME).handle
-    done = subprocess.run(
-        [sys.executable, "-c", VET],
-        cwd=machines.folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
+    done = processes.run(sys.executable, "-c", VET, folder=machines.folder, status=1)
     for what in (*PROBES, "cookies"):
         assert f"machine: SAME {what}: both have " in done.stdout
     off = re.findall(r"machine: OFF  clock of machine-\w+: 3[56]\d\d\.\d s off", done.stdout)

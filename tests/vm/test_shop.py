@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from support import lacks, vm
-
-SHOP = Path(__file__).parents[2] / "examples" / "shop"
+from support import lacks, processes, vm
+from support.shop import copy_shop
 
 #: They are about templates of their own.
 OTHERS = ["test_prices_are_written_as_people_there_write_them", "first_day"]
@@ -36,43 +33,37 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example in a folder of its own, with the image of all tests."""
     if why := vm.unavailable():
         lacks.skip_without("QEMU", why)
-    folder = tmp_path_factory.mktemp("example") / "shop"
+    folder = copy_shop(tmp_path_factory.mktemp("example") / "shop")
     (folder.parent / "trees").mkdir(mode=0o700)
-    shutil.copytree(SHOP, folder, ignore=shutil.ignore_patterns("dist", ".ephemeral"))
     take_baked(folder / "ephemeral.toml")
     vm.share_memory(folder.parent / "machine")
     return folder
 
 
-def run(shop: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run pytest on the shop's machines."""
+def run(shop: Path, *argv: str) -> str:
+    """What pytest prints, which passes on the shop's machines."""
     template = ["--ephemeral-env", "--ephemeral-template", "staging-vm", "-p", "no:cacheprovider"]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", *template, *argv],
-        cwd=shop,
-        env={
-            **os.environ,
-            "PYTEST_EPHEMERAL_STATE": str(shop.parent / "machine"),
-            "PYTEST_EPHEMERAL_PREFIX_ROOT": str(shop.parent / "trees"),
-            "SHOP_KEY": "letmein",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environ = {
+        **os.environ,
+        "PYTEST_EPHEMERAL_STATE": str(shop.parent / "machine"),
+        "PYTEST_EPHEMERAL_PREFIX_ROOT": str(shop.parent / "trees"),
+        "SHOP_KEY": "letmein",
+    }
+    command = [sys.executable, "-m", "pytest", *template, *argv]
+    done = processes.run(*command, folder=shop, environ=environ, timeout=500)
+    return done.stdout + done.stderr
 
 
 def test_the_acceptance_tests_pass_on_machines(shop: Path) -> None:
     """A machine for the session, one for a module, one for a class; each with the run's secret."""
     report = shop.parent / "report.json"
     others = " and ".join(f"not {name}" for name in OTHERS)
-    done = run(shop, "-k", others, f"--ephemeral-report={report}")
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = run(shop, "-k", others, f"--ephemeral-report={report}")
     environments = json.loads(report.read_bytes())["environments"]
     assert {one["template"] for one in environments} == {"staging-vm"}
     assert len(environments) == 3
     assert {one["state"] for one in environments} == {"destroyed"}
-    assert "was booted" not in done.stdout + done.stderr
+    assert "was booted" not in printed
     assert list((shop.parent / "machine" / "machines").iterdir()) == []
 
 
@@ -81,10 +72,9 @@ def test_the_shop_is_put_back(shop: Path) -> None:
     file = shop / "tests" / "acceptance" / "test_shelf.py"
     file.write_text(ROLLBACK)
     try:
-        done = run(shop, str(file))
+        assert "2 passed" in run(shop, str(file))
     finally:
         file.unlink()
-    assert "2 passed" in done.stdout, done.stdout + done.stderr
 
 
 def take_baked(file: Path) -> None:

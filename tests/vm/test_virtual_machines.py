@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,10 +21,8 @@ from pytest_ephemeral.providers.qemu import fit, programs
 from pytest_ephemeral.providers.qemu.memory import Memory
 from pytest_ephemeral.providers.qemu.tables import QemuTemplate
 from pytest_ephemeral.testing.bench import get, make_order
-from support import vm
+from support import processes, vm
 from support.waiting import eventually
-
-COMMAND = "import pytest_ephemeral.cli as c; raise SystemExit(c.main())"
 
 CONFIGURATION = """\
 [images.app]
@@ -82,25 +79,23 @@ class Project:
         (folder / "ephemeral.toml").write_text(text)
         (folder / "test_machine.py").write_text(SUITE)
 
-    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        """Run Python with these arguments, to its end."""
-        return subprocess.run(
-            [sys.executable, *argv],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "TOLD": str(self.told)},
-        )
+    def run(self, *argv: str | Path) -> str:
+        """What a program prints, which succeeds."""
+        environ = {**os.environ, "TOLD": str(self.told)}
+        done = processes.run(*argv, folder=self.folder, environ=environ)
+        return done.stdout + done.stderr
+
+    def run_pytest(self, *argv: str) -> str:
+        """What pytest prints."""
+        options = ["-q", "-p", "no:cacheprovider", "--ephemeral-env"]
+        return self.run(sys.executable, "-m", "pytest", *options, *argv)
 
     def test(self) -> tuple[str, dict[str, Any]]:
         """Run the suite: what was printed, and its environment in the report."""
         report = ["--ephemeral-report", "report.json"]
-        argv = ["-q", "-p", "no:cacheprovider", "--ephemeral-env", *report, "test_machine.py"]
-        done = self.run("-m", "pytest", *argv)
-        assert done.returncode == 0, done.stdout + done.stderr
+        printed = self.run_pytest(*report, "test_machine.py")
         (environment,) = json.loads((self.folder / "report.json").read_text())["environments"]
-        return done.stdout + done.stderr, environment
+        return printed, environment
 
     def order(self, **changes: Any) -> Order:
         """An order of its template, as the lifecycle gives it."""
@@ -164,17 +159,15 @@ def test_every_test_finds_the_baseline(project: Project) -> None:
     """By the marker: each test spoils memory and disk, and the next one finds neither."""
     file = project.folder / "test_rollback.py"
     file.write_text(ROLLBACK)
-    done = project.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--ephemeral-env", file.name)
-    assert "3 passed" in done.stdout, done.stdout + done.stderr
+    assert "3 passed" in project.run_pytest(file.name)
 
 
 def test_two_of_one_memory_differ(project: Project) -> None:
     """In all that ``images vet`` looks at."""
-    done = project.run("-c", COMMAND, "images", "vet", "app")
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = project.run(processes.PROGRAM, "images", "vet", "app")
     for what in ("random numbers", "UUIDs", "machine-id"):
-        assert f"machine: ok   {what}: differ" in done.stdout
-    assert done.stdout.count("machine: ok   clock of machine-") == 2
+        assert f"machine: ok   {what}: differ" in printed
+    assert printed.count("machine: ok   clock of machine-") == 2
 
 
 def test_it_is_put_back(resumed: tuple[Order, Environment], provider: Any) -> None:

@@ -1,0 +1,44 @@
+"""Processes that are run to their end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+#: The command line, as it is installed beside this Python.
+PROGRAM: Final = Path(sys.executable).with_name("pytest-ephemeral")
+
+
+def run(
+    *argv: str | Path,
+    folder: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    status: int | None = 0,
+    timeout: float = 170,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program, and wait until it ends.
+
+    Args:
+        argv: The program and its arguments.
+        folder: Where it runs; by default here.
+        environ: All its environment variables; by default those of this process.
+        status: The exit status that it must have; None for any.
+        timeout: Seconds after which it is killed, and the test fails.
+
+    Returns:
+        Its exit status and what it printed.
+    """
+    done = subprocess.run(
+        argv,
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert status in (None, done.returncode), f"{argv}\n{done.stdout}\n{done.stderr}"
+    return done
