@@ -1,8 +1,8 @@
 """The table of providers.
 
-A new one is one module, one row here, one extra in pyproject.toml, one page of docs, and it
-passes ``tests/providers``. What a provider is stands in ``protocol``; what only some can do, in
-``abilities``. Third parties register a class under the entry-point group
+A new provider needs a module, a row in this table, an extra in pyproject.toml and a page of docs,
+and must pass ``tests/providers``. The protocol of all providers is in ``protocol``, optional
+protocols are in ``abilities``. Third parties register a class under the entry-point group
 ``pytest_ephemeral.providers``.
 """
 
@@ -19,7 +19,7 @@ from pytest_ephemeral.providers.protocol import Provider
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
-#: Name → ``module:class``, and the extra to install for it.
+#: By the provider's name: ``module:class``, and the extra that it needs, or None.
 TABLE: Mapping[str, tuple[str, str | None]] = {
     "local": ("pytest_ephemeral.providers.local:LocalProvider", None),
     "docker": ("pytest_ephemeral.providers.docker:DockerProvider", "docker"),
@@ -32,11 +32,11 @@ TABLE: Mapping[str, tuple[str, str | None]] = {
 
 @cache
 def load(name: str) -> Provider:
-    """Load the provider of that name, once in a process.
+    """Load a provider by its name; each is made once in a process.
 
     Raises:
-        ConfigurationError: There is none; names the closest.
-        UnavailableError: It needs an extra that is not installed; names it.
+        ConfigurationError: There is no such provider. The message has the closest name.
+        UnavailableError: It needs an extra that is not installed. The message names the extra.
     """
     if name in TABLE:
         path, extra = TABLE[name]
@@ -53,19 +53,25 @@ def load(name: str) -> Provider:
 
 
 def names() -> list[str]:
-    """The names of all providers, ours and third parties'."""
+    """The names of all providers: the package's own, then those of third parties."""
     return [*TABLE, *(point.name for point in _entry_points())]
 
 
 def _entry_points() -> EntryPoints:
-    """Third parties' providers. Few have any, and the library takes 5 ms to load."""
+    """The providers of third parties. Imported here, as ``importlib.metadata`` takes 5 ms."""
     from importlib.metadata import entry_points
 
     return entry_points(group="pytest_ephemeral.providers")
 
 
 def missing_extra(provider: str, extra: str | None, error: ImportError) -> UnavailableError:
-    """The error for a provider whose library is not installed."""
+    """The error for a provider whose library is not installed.
+
+    Args:
+        provider: The provider's name.
+        extra: The extra that installs the library; None for the module's own name.
+        error: The failed import.
+    """
     install = f"pip install 'pytest-ephemeral[{extra}]'" if extra else f"pip install {error.name}"
     return UnavailableError(
         f"the provider {provider!r} needs {error.name!r}, which is not installed: {install}"

@@ -1,6 +1,6 @@
-"""What a provider may support besides what every one does; ``isinstance`` tells.
+"""Protocols that a provider or baker may implement; they are checked with ``isinstance``.
 
-Named as ``typing`` names such protocols (``SupportsInt``).
+Their names follow ``typing``, such as ``SupportsInt``.
 """
 
 from __future__ import annotations
@@ -18,56 +18,56 @@ from pytest_ephemeral.tables import Recipe, Template
 
 @runtime_checkable
 class SupportsPreflight(Protocol):
-    """A provider that can tell beforehand that a template can't be launched."""
+    """A provider that can detect before a launch that a template can't be launched."""
 
     def preflight(
         self, template: Template, recipes: Sequence[Recipe], root: Path, lifetime: float | None, /
     ) -> None:
-        """Refuse a template before anything is baked or launched for it. Cheap.
+        """Check a template before anything is baked or launched for it. Must be fast.
 
         Args:
-            template: What is to be launched.
-            recipes: Those of the images it is made of.
+            template: The template to launch.
+            recipes: The recipes of its images.
             root: The folder of the configuration file.
-            lifetime: Seconds it may live, which decides what it costs; None while a hook may
-                still change the template.
+            lifetime: Seconds until the environment expires, from which its cost is computed; None
+                while a hook may still change the template.
 
         Raises:
-            ConfigurationError: It can't be right, or costs more than is allowed.
-            UnavailableError: What it needs (an engine, credentials) is not available.
+            ConfigurationError: The template is wrong, or costs more than it allows.
+            UnavailableError: Something that it needs (an engine, credentials) is missing.
         """
 
 
 @runtime_checkable
 class SupportsEarlyContact(Protocol):
-    """A provider whose platform takes its time to say what every launch needs to know of it."""
+    """A provider that can request facts about its platform before the first launch needs them."""
 
     def contact(self) -> None:
-        """Ask the platform what it is, for whoever needs that later; its refusal is theirs."""
+        """Request and cache these facts. An error is not raised here, but by the launch."""
 
 
 @runtime_checkable
 class SupportsPermissionChecks(Protocol):
-    """A provider that can try, without any effect, whether it may do what a project needs."""
+    """A provider that can check the permissions of a project by requests without effect."""
 
     def check_permissions(
         self, templates: Sequence[Template], recipes: Sequence[Recipe], root: Path, /
     ) -> Sequence[Check]:
-        """Try it, for ``doctor``.
+        """Check them, for ``doctor``.
 
         Args:
-            templates: The project's that are of this provider.
-            recipes: All that the project has.
+            templates: The project's templates for this provider.
+            recipes: All recipes of the project.
             root: The folder of the configuration file.
         """
 
 
 @runtime_checkable
 class SupportsAccounts(Protocol):
-    """A provider whose resources are in an account that others use too."""
+    """A provider whose resources are in an account that may be shared with others."""
 
     def account(self) -> str:
-        """The account's name, as its owner knows it."""
+        """The account's id at its platform, such as an AWS account's number."""
 
 
 @runtime_checkable
@@ -75,7 +75,7 @@ class SupportsRegions(Protocol):
     """A provider whose resources are spread over regions."""
 
     def regions(self, known: Iterable[Template | Recipe | Environment | Image]) -> Sequence[str]:
-        """The regions that ``known`` mentions, and the default one."""
+        """The regions of all ``known`` objects, and the default region."""
 
     def list_owned_in(self, region: str) -> Iterable[Owned]:
         """As ``Provider.list_owned``, in one region."""
@@ -88,32 +88,33 @@ class SupportsBulkSweep(Protocol):
     def sweep_all(
         self, owned: Sequence[Owned], still: Callable[[Owned], bool]
     ) -> Mapping[str, EphemeralError | None]:
-        """Look at each resource once more, and remove those that are still to be removed.
+        """Read each resource again, and remove those that are still to be removed.
 
         Args:
-            owned: What ``list_owned`` or ``list_owned_in`` returned.
-            still: Whether one, as it is now, is still to be removed.
+            owned: Resources from ``list_owned`` or ``list_owned_in``.
+            still: Returns whether a resource, as just read, is still to be removed.
 
         Returns:
-            By id: None for what is gone, the error for what remains. What was spared is missing.
+            By id: None for a removed resource, the error for one that remains. Resources for
+            which ``still`` returned false are left out.
         """
 
 
 @runtime_checkable
 class SupportsCataloging(Protocol):
-    """A baker that must know which of its images are in a catalog."""
+    """A baker whose images have a mark for being in a catalog."""
 
     def mark_cataloged(self, image: Image, predecessor: Image | None) -> None:
         """Mark an image as cataloged: from now on, only ``remove`` may delete it. Idempotent.
 
         Args:
-            image: The image that the catalog lists now.
-            predecessor: The one that it listed before under the same name and key, if any.
+            image: The image that is now in the catalog.
+            predecessor: The image that it replaced under the same name and key, if any.
         """
 
 
 class LayerSpan(NamedTuple):
-    """Where a layer is in an archive, in bytes."""
+    """The position of a layer in an archive: its start and size, in bytes."""
 
     start: int
     size: int
@@ -121,37 +122,37 @@ class LayerSpan(NamedTuple):
 
 @runtime_checkable
 class SupportsLayers(Protocol):
-    """A baker whose images stay on an engine, and have layers in common."""
+    """A baker whose images are kept by an engine and share layers."""
 
     def is_pushed(self, image: Image) -> bool:
-        """Whether a registry has the image: whoever needs it gets it from there."""
+        """Whether a registry has the image, so that other engines can pull it."""
 
     def find_layers(self, archive: Path, /) -> Sequence[LayerSpan]:
-        """Where the layers are in an archive that ``pack`` wrote, in order."""
+        """The positions of the layers in an archive that ``pack`` wrote, in order."""
 
 
 @runtime_checkable
 class SupportsEquivalents(Protocol):
-    """A baker whose images also serve where another would be baked."""
+    """A baker that can use an image of the catalog instead of baking one with other inputs."""
 
     def serves(self, image: Image, inputs: Mapping[str, str]) -> bool:
-        """Whether an image can be used here in the place of one that is made from these inputs.
+        """Whether an image can be used instead of one that is baked from these inputs.
 
         Args:
-            image: One of the catalog, with the same name and other inputs.
-            inputs: What the image would be made from here, by name.
+            image: An image of the catalog, with the same name and other inputs.
+            inputs: The inputs of an image that would be baked here, by name.
         """
 
 
 @runtime_checkable
 class SupportsClock(Protocol):
-    """A provider whose environments are where another clock than this machine's runs."""
+    """A provider whose environments run on a platform with its own clock."""
 
     def clock(self, environment: Environment) -> datetime:
-        """What time it is there, in UTC: an expiry that only our clock says has passed has not.
+        """The time of the platform's clock, in UTC. It decides whether an expiry has passed.
 
         Raises:
-            EphemeralError: It can't be asked.
+            EphemeralError: The platform can't be reached.
         """
 
 
@@ -160,38 +161,38 @@ class SupportsLastLogMark(Protocol):
     """A provider whose platform limits how often a log can be read."""
 
     def last_log_mark(self, environment: Environment) -> str:
-        """As ``Provider.log_mark``, of the log as it was read last; makes no call.
+        """As ``Provider.log_mark``, for the log as it was last read; makes no request.
 
-        What is read since this mark may begin a little early. It never begins too late.
+        Output since this mark may include some earlier lines. It misses none.
         """
 
 
 @runtime_checkable
 class SupportsListeners(Protocol):
-    """A provider that can see which processes accept an environment's connections."""
+    """A provider that can find the processes that accept an environment's connections."""
 
     def foreign_listener(self, environment: Environment) -> str:
-        """Who accepts connections at its endpoints in its place, for people; empty if nobody."""
+        """Another process that accepts connections at its endpoints, for people; or empty."""
 
     def shared_listener(self, environment: Environment) -> str:
-        """Which of its processes also accepts connections that are meant for others.
+        """A process of the environment that also accepts connections meant for others.
 
         Returns:
-            It, and what to change, for people; empty if there is none.
+            The process and what to change, for people; empty if there is none.
         """
 
 
 @runtime_checkable
 class SupportsSockets(Protocol):
-    """A provider that can see whether an environment itself listens, behind what forwards to it."""
+    """A provider that forwards ports, and can check whether the application itself listens."""
 
     def is_listening(self, environment: Environment, endpoint: Endpoint, /) -> bool | None:
-        """Whether it listens where one of its endpoints leads; None if that can't be seen."""
+        """Whether it listens at the target of an endpoint; None if this is unknown."""
 
 
 @runtime_checkable
 class SupportsHealth(Protocol):
-    """A provider whose platform runs health checks of its own."""
+    """A provider whose platform has health checks."""
 
     def pending_health(self, environment: Environment) -> str:
         """The health checks that have not passed yet, for people; empty when all have."""
@@ -199,16 +200,16 @@ class SupportsHealth(Protocol):
 
 @runtime_checkable
 class SupportsStagedDestroy(Protocol):
-    """A provider whose platform first accepts a removal, and then takes its time for it."""
+    """A provider whose platform accepts a removal first, and completes it later."""
 
     def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
         """As ``Provider.destroy``.
 
         Args:
-            environment: Which.
-            accepted: Called as soon as the platform has agreed to remove it: nothing of it runs
-                on, or the platform will see to that by itself. What is left is to wait, and to
-                take away what is shared.
+            environment: The environment.
+            accepted: Called as soon as the platform has accepted the removal: all of it has
+                stopped, or will stop without further requests. The rest of the call waits, and
+                removes shared resources.
         """
 
 
@@ -216,122 +217,124 @@ class SupportsStagedDestroy(Protocol):
 class SupportsRollback(Protocol):
     """A provider that can put an environment back to its baseline: ready, and seeded.
 
-    The lifecycle waits until the environment is ready again, after each of the two. The template
-    of an order says from the launch on whether it will be rolled back (``Template.rollback``).
+    The lifecycle waits until the environment is ready again, after ``take_baseline`` and after
+    ``roll_back``. The provider knows from the launch on whether there will be rollbacks, by
+    ``Template.rollback`` of the order.
     """
 
     def check_rollback(self, template: Template, root: Path, /) -> None:
-        """Refuse a template with state that could not be put back. Cheap, changes nothing.
+        """Refuse a template with state that can't be put back. Must be fast and change nothing.
 
         Args:
-            template: What is to be launched, before ``{env:…}`` is filled in.
+            template: The template to launch, before ``{env:…}`` is filled in.
             root: The folder of the configuration file.
 
         Raises:
-            ConfigurationError: It has such state, such as a bound folder; names it.
-            UnavailableError: What is needed for it is not available here.
+            ConfigurationError: It has such state, such as a bound folder, which is named.
+            UnavailableError: This machine lacks something that rollbacks need.
         """
 
     def take_baseline(self, order: Order, /) -> Environment:
         """Take the baseline of an environment that is ready and seeded. Called once.
 
         Args:
-            order: What it was launched with; its environment is as ``launch`` returned it.
+            order: The order of its launch, with the environment that ``launch`` returned.
 
         Returns:
             The environment, with the same id, endpoints and URL. Its handle may have changed.
 
         Raises:
-            EphemeralError: It could not be taken.
+            EphemeralError: The baseline could not be taken.
         """
 
     def roll_back(self, order: Order, /) -> Environment:
-        """Put an environment back to its baseline, whatever has become of it meanwhile.
+        """Put an environment back to its baseline, even if it has stopped or is damaged.
 
         Args:
-            order: What it was launched with; its environment is as this returned it last.
+            order: The order of its launch, with the environment that the last call returned.
 
         Returns:
             The environment, with the same id, endpoints and URL. Its handle may have changed.
 
         Raises:
-            EphemeralError: It could not be put back, and can't be used any more.
+            EphemeralError: It could not be put back. The environment can't be used any more.
         """
 
 
 @runtime_checkable
 class SupportsStandby(Protocol):
-    """A provider that keeps the machines of ended environments, renewed and stopped, for others.
+    """A provider that keeps machines of ended environments, renewed and stopped, for later ones.
 
-    The handle of an environment whose machine is to be kept has ``STANDBY_FITS``, ``_COUNT`` and
-    ``_SECONDS``. Its record becomes that of its machine, until another environment claims it.
+    If the machine is to be kept, the environment's handle has ``STANDBY_FITS``,
+    ``STANDBY_COUNT`` and ``STANDBY_SECONDS``. After its end, the environment's record in the
+    ledger is that of its machine, until another environment claims the machine.
     """
 
     def fits(self, order: Order, /) -> str:
-        """What a machine must fit to be an order's; empty when only a new one will do.
+        """A text that is equal for an order and a machine that fits; empty if none can fit.
 
         Raises:
-            EphemeralError: It can't be told now.
+            EphemeralError: It can't be determined now.
         """
 
     def renew(self, environment: Environment, until: datetime, /) -> None:
-        """Have the platform make the machine of an ended environment as new, and stop it.
+        """Renew the machine of an ended environment, and stop it.
 
-        Returns when that is under way; nobody has to wait for it.
+        Returns when the platform has accepted this, and does not wait for the end.
 
         Args:
-            environment: Which, by its record.
-            until: When the machine expires.
+            environment: The environment's record.
+            until: The machine's expiry, in UTC.
 
         Raises:
-            EphemeralError: It can't be; it runs on, and has to be destroyed.
+            EphemeralError: It could not be renewed: it still runs, and must be destroyed.
         """
 
     def readiness(self, standby: Environment, /) -> Literal["ready", "not yet", "broken"]:
-        """Whether a machine can be started: it is as new, and has stopped.
+        """Whether a machine can be started: it is ``ready`` once it is renewed and has stopped.
 
         Raises:
-            EphemeralError: It can't be seen now, or is not what its record says.
+            EphemeralError: It can't be read now, or does not match its record.
         """
 
     def restart(self, order: Order, standby: Environment, /) -> Environment:
-        """As ``Provider.launch``, with a machine that nobody else claims.
+        """As ``Provider.launch``, with a machine on standby that this order has claimed.
 
         Args:
-            order: What is to be launched.
-            standby: Whose machine that is; its handle says in ``CLAIMED_BY`` who claims it.
+            order: The order.
+            standby: The machine's record; ``CLAIMED_BY`` in its handle is the order's id.
 
         Raises:
-            EphemeralError: It could not be. The order's record says what it has by then.
+            EphemeralError: It could not be started. The order's record has its resources.
         """
 
     def let_go(self, standby: Environment, /) -> None:
-        """Remove what only a machine that was restarted had before.
+        """Remove the resources of a restarted machine that its new environment does not use.
 
         Raises:
-            EphemeralError: It remains.
+            EphemeralError: Some remain.
         """
 
 
 @runtime_checkable
 class SupportsFreeze(Protocol):
-    """A provider whose environments can go on from where another was ready and seeded."""
+    """A provider whose environments can resume from the memory of one that was ready and seeded."""
 
     def freeze(self, order: Order, /) -> Environment:
-        """Freeze an environment whose handle says ``TO_FREEZE``, and let it run on.
+        """Save the memory of an environment whose handle has ``TO_FREEZE``; it keeps running.
 
         Args:
-            order: What it was launched with; its environment is ready and seeded.
+            order: The order of its launch, with the environment, which is ready and seeded.
 
         Returns:
-            The environment, with the same id, endpoints and URL. If it could not be frozen, its
-            handle says why: that is no reason not to use it.
+            The environment, with the same id, endpoints and URL. If its memory could not be
+            saved, its handle has the reason, and the environment can still be used.
         """
 
     def refuse_memory(self, environment: Environment, why: str, /) -> None:
-        """Have the memory that an environment goes on from resumed by no other.
+        """Refuse the memory that an environment was resumed from: no other is resumed from it.
 
         Args:
-            environment: Which.
-            why: For people, who are told when the next one is booted instead.
+            environment: The environment.
+            why: The reason, for people. It is shown when the next one is booted instead.
         """

@@ -1,7 +1,6 @@
-"""What a bake prints and what it may see: the same for every provider that bakes.
+"""The output of a bake, and the environment variables that it has, for every baker.
 
-Output goes to the bake's log from its first byte, to whoever looks on, and, its last lines, into
-the error.
+All output goes to the bake's log and to its ``live`` function. The last lines are in the error.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ from pytest_ephemeral.interpolation import bake_secrets, mask
 from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
 
-#: Variables that every install script sees: where this machine gets packages from.
+#: Variables that every install script has: proxies and package indexes of this machine.
 PACKAGE_SOURCES: Final = ("*_proxy", "*_PROXY", "PIP_*", "UV_*", "npm_config_*")
 
 _LAST_LINES: Final = 15
 
-#: The number of characters of a line that are shown; only the log has longer ones.
+#: The most characters of a line in messages and progress; only the log has longer lines.
 _LONGEST: Final = 4000
 
-#: Engines and programs paint what goes to a terminal.
+#: Escape sequences for colours, which engines and programs print for terminals.
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def passed_variables(recipe: Recipe, allowed: Iterable[str] = ()) -> dict[str, str]:
-    """The variables of this process that an install script sees.
+    """The environment variables of this process to pass to an install script.
 
     Args:
-        recipe: Its ``pass-env`` names some.
-        allowed: Patterns of names that are passed besides.
+        recipe: The recipe; its ``pass-env`` has names of variables.
+        allowed: Patterns of further names, as in ``fnmatch``.
 
     Raises:
-        ConfigurationError: One of ``pass-env`` is not set.
+        ConfigurationError: A variable in ``pass-env`` is not set.
     """
     if missing := [name for name in recipe.pass_env if name not in os.environ]:
         raise ConfigurationError(
@@ -57,12 +56,17 @@ def passed_variables(recipe: Recipe, allowed: Iterable[str] = ()) -> dict[str, s
 
 
 def passed_secrets(recipe: Recipe) -> tuple[str, ...]:
-    """What no log may show: the values of ``pass-env``, and the passwords in any URL."""
+    """The values to mask in logs: those of ``pass-env``, and passwords in URLs of variables."""
     return bake_secrets(recipe.pass_env, os.environ)
 
 
 class BakeLog:
-    """Takes what a bake prints, in pieces of any size, and masks secrets."""
+    """Writes the output of a bake to its log, with secrets masked; a context manager.
+
+    Args:
+        job: The bake.
+        secrets: Values to mask besides those of ``passed_secrets``.
+    """
 
     def __init__(self, job: BakeJob, secrets: Iterable[str] = ()) -> None:
         self._job = job
@@ -87,7 +91,7 @@ class BakeLog:
             self._file.close()
 
     def write(self, text: str) -> None:
-        """Take a piece of output, which need not end with a line."""
+        """Write output; it may end within a line, whose rest comes with the next call."""
         first, *others = text.split("\n")
         self._unfinished.append(first)
         for beginning in others:
@@ -95,7 +99,7 @@ class BakeLog:
             self._unfinished = [beginning]
 
     def write_line(self, line: str) -> None:
-        """Take one whole line."""
+        """Write one line, without its line end."""
         line = mask(_COLOURS.sub("", line).rstrip("\r"), self._secrets)
         if self._file is not None:
             self._file.write(line + "\n")
@@ -109,8 +113,8 @@ class BakeLog:
         """The error for a bake that failed.
 
         Args:
-            what: What went wrong, such as ``its Dockerfile failed at Step 3/5 …``.
-            remedy: What helps, with its separator; looked for by ``text``.
+            what: The failure, such as ``its Dockerfile failed at Step 3/5 …``.
+            remedy: What to do, starting with a separator; may be empty.
         """
         return BakeError(
             f"the image {self._job.recipe.name!r} could not be baked: "
@@ -119,7 +123,7 @@ class BakeLog:
         )
 
     def last_lines(self) -> str:
-        """The last lines it printed, indented."""
+        """The last lines of the output, indented."""
         self._finish_line()
         return "\n".join(f"    {line}" for line in self._last) or "    (it printed nothing)"
 

@@ -1,4 +1,4 @@
-"""Endpoints of an environment, made from a host and its ports."""
+"""Make the endpoints of an environment from a host and its ports."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pytest_ephemeral.models import Endpoint
 def make_endpoints(
     host: str, ports: Mapping[str, int], scheme: str | None = None
 ) -> dict[str, Endpoint]:
-    """Endpoints that all stand on one host.
+    """Make endpoints on one host.
 
     Args:
-        host: A name or an address.
-        ports: By endpoint name; ``https``, 443 and 8443 are taken to speak TLS.
-        scheme: The first endpoint's, where the template says it.
+        host: A host name or an address.
+        ports: The ports by endpoint name. The name ``https`` and the ports 443 and 8443 get the
+            scheme ``https``, all others ``http``.
+        scheme: The scheme of the first endpoint, if the template has one.
     """
     first = next(iter(ports), "")
     return {

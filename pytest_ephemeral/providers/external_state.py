@@ -1,4 +1,4 @@
-"""Databases that a template names, and that are not part of its environments."""
+"""Refuse rollbacks of templates whose state is outside of their environments."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Final
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.tables import Template
 
-#: The beginning of a database's URL: its scheme (``postgresql+psycopg``, ``jdbc:mysql``), perhaps a
-#: user, and its host. One that is filled in later, as ``$HOST`` is, is the environment's own.
+#: The start of a database's URL: the scheme (``postgresql+psycopg``, ``jdbc:mysql``), a user if
+#: there is one, and the host. ``$HOST`` does not match: it is the environment's own host.
 _DATABASE: Final = re.compile(
     r"\b(?:jdbc:)?(?:postgres(?:ql)?|mysql|mariadb|rediss?|mongodb|amqps?|mssql|sqlserver|clickhouse"
     r"|cassandra|nats|kafka)(?:\+\w+)?://(?:[^@/\s]*@)?([\w.-]+)",
@@ -29,13 +29,13 @@ def refuse_databases(
     """Refuse to roll back a template that uses a database elsewhere.
 
     Args:
-        template: Which.
-        environ: What ``{env:…}`` stands for.
-        commands: Its commands.
-        own: Hosts that are part of the environment.
+        template: The template.
+        environ: The environment variables, for ``{env:…}``.
+        commands: The template's commands.
+        own: The hosts that are part of the environment.
 
     Raises:
-        ConfigurationError: It does; names it.
+        ConfigurationError: It uses such a database, which is named.
     """
     texts = {f"env.{name}": fill(value, environ) for name, value in template.env.items()}
     texts |= {"command": " ".join(commands)}
@@ -53,9 +53,9 @@ def refuse_folder(template: Template, what: str, path: str | Path) -> None:
     """Refuse to roll back a template that writes to a folder of this machine, or of a file server.
 
     Args:
-        template: Which.
-        what: What it is to the template, such as ``service web``.
-        path: The folder, such as ``:/export`` of a file server.
+        template: The template.
+        what: The part of the template that writes, such as ``service web``.
+        path: The folder; on a file server, it is written like ``:/export``.
 
     Raises:
         ConfigurationError: Always.
@@ -70,5 +70,5 @@ def refuse_folder(template: Template, what: str, path: str | Path) -> None:
 
 
 def fill(value: str, environ: dict[str, str]) -> str:
-    """A template's value with its ``{env:…}`` filled in, as far as they are known."""
+    """Fill in ``{env:…}`` in a template's value; a variable that is not set becomes empty."""
     return re.sub(r"\{env:(\w+)\}", lambda found: environ.get(found[1], ""), value)

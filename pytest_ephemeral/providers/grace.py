@@ -1,4 +1,4 @@
-"""The time that an environment has to stop when it is asked to, as its record has it."""
+"""The grace of an environment, kept in its record: the time between the stop signal and a kill."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pytest_ephemeral.durations import Duration
 
 #: In an environment's handle: its grace, in seconds.
 _KEY: Final = "grace"
-#: Seconds: a record that asks for more was tampered with, or a mistake.
+#: Seconds; a longer grace in a record is a mistake or was tampered with.
 _LONGEST: Final = 600.0
 
 
 def describe(grace: Duration | None) -> dict[str, str]:
-    """What an environment's handle has of its template's grace."""
+    """The part of an environment's handle with its template's grace; empty without one."""
     return {} if grace is None else {_KEY: f"{float(grace):g}"}
 
 
 def read(handle: Mapping[str, str]) -> float:
-    """Seconds that an environment has to stop; 0 where it is killed at once."""
+    """The grace in a handle, in seconds; 0 means that the environment is killed at once."""
     try:
         seconds = float(handle.get(_KEY, 0))
     except ValueError:

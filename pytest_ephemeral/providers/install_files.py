@@ -1,4 +1,4 @@
-"""``files`` of a recipe: what the install script finds beside it, and what of it is in the key."""
+"""``files`` of a recipe: copied next to the install script, and part of the image's key."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pytest_ephemeral.errors import ConfigurationError
 
 
 def digest(globs: Sequence[str], root: Path, image: str) -> str:
-    """``sha256:…`` over the paths of all files, their content, and who may execute them.
+    """The digest of all files: of their paths, contents and executable bits.
 
     Args:
         globs: The recipe's ``files``.
-        root: The configuration's folder, which the globs are relative to.
+        root: The configuration's folder, to which the globs are relative.
         image: The image's name, for the message.
 
     Raises:
@@ -32,7 +32,10 @@ def digest(globs: Sequence[str], root: Path, image: str) -> str:
 
 
 def copy(globs: Sequence[str], root: Path, folder: Path, image: str) -> None:
-    """Copy the files into a folder, under the same paths; the arguments as for ``digest``."""
+    """Copy the files into a folder, with the same paths.
+
+    The other arguments and the errors are those of ``digest``.
+    """
     for file in find(globs, root, image):
         target = folder / file.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,9 +43,10 @@ def copy(globs: Sequence[str], root: Path, folder: Path, image: str) -> None:
 
 
 def pack(globs: Sequence[str], root: Path, image: str) -> bytes:
-    """The files as a compressed tar, for where they can't be copied; arguments as for ``digest``.
+    """Pack the files into a compressed tar archive, for a bake on another machine.
 
-    The same files give the same bytes: no times, no owners.
+    The same files give the same bytes, as times and owners are left out. The arguments and the
+    errors are those of ``digest``.
     """
     import gzip
     import tarfile
@@ -62,7 +66,7 @@ def pack(globs: Sequence[str], root: Path, image: str) -> bytes:
 
 
 def find(globs: Sequence[str], root: Path, image: str) -> Iterator[Path]:
-    """Each file once, in a fixed order; arguments and errors as for ``digest``."""
+    """Each file once, in a fixed order. The arguments and the errors are those of ``digest``."""
     found: set[Path] = set()
     for pattern in globs:
         if Path(pattern).is_absolute() or ".." in Path(pattern).parts:

@@ -1,4 +1,4 @@
-"""How an install script is run: by the interpreter it names, ending at the first failing line."""
+"""Run an install script with the interpreter in its first line; an error ends a shell script."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "ksh", "zsh"})
 def command(content: bytes, path: str) -> list[str]:
     """The command that runs a script, whether or not it has the executable bit.
 
-    A shell gets ``-e``, so that a line that fails ends the script. A script that wants to go on
-    has ``set +e`` in it, or ``+e`` in its first line.
+    A shell gets ``-e``, so that a command that fails ends the script. To continue after errors, a
+    script has ``set +e``, or ``+e`` in its first line.
 
     Args:
-        content: The script.
-        path: Where it is when it runs.
+        content: The content of the script.
+        path: The path of the script where it runs.
 
     Raises:
-        ConfigurationError: Its first line ends as on Windows, which no interpreter understands.
+        ConfigurationError: Its first line ends in CRLF, as on Windows.
     """
     first, _, _ = content.partition(b"\n")
     if first.startswith(b"\x7fELF"):
@@ -39,23 +39,23 @@ def command(content: bytes, path: str) -> list[str]:
     if not words:
         return ["/bin/sh", "-e", path]
     if Path(words[0]).name == "env" and "-S" not in words and len(words) > 2:
-        words = [words[0], " ".join(words[1:])]  # the kernel gives one argument
+        words = [words[0], " ".join(words[1:])]  # as the kernel does
     shell = Path(words[1 if Path(words[0]).name == "env" and len(words) > 1 else 0]).name
     if Path(words[0]).name == "env" and words[1:2] == ["-S"]:
         shell = Path(words[2]).name if len(words) > 2 else ""
         words = [words[0], *words[2:]]
-    says_otherwise = any(word.startswith("+") and "e" in word for word in words[1:])
-    if shell in _SHELLS and not says_otherwise:
+    ignores_errors = any(word.startswith("+") and "e" in word for word in words[1:])
+    if shell in _SHELLS and not ignores_errors:
         words.append("-e")
     return [*words, path]
 
 
 def python_commands(version: str, folder: str, image: str) -> list[str]:
-    """The shell commands that make ``python`` and ``python3`` be one version, or end the shell.
+    """Shell commands that make ``python`` and ``python3`` one version, or exit with an error.
 
     Args:
-        version: Such as ``3.13``; a ``python3.13`` must be on ``PATH`` where the script runs.
-        folder: Where the two programs are put; shell quoting is the caller's.
+        version: The version, such as ``3.13``: ``python3.13`` must be on ``PATH``.
+        folder: The folder for the two programs, already quoted for the shell.
         image: The image's name, for the message.
     """
     missing = (
@@ -65,7 +65,7 @@ def python_commands(version: str, folder: str, image: str) -> list[str]:
     return [
         f"python=$(command -v python{version}) || {{ echo {shlex.quote(missing)} >&2; exit 1; }}",
         f"mkdir -p {folder}",
-        # No links: a virtual environment made through one would refer to this folder.
+        # Scripts instead of links: a virtual environment made by a link would need this folder.
         "for name in python python3; do",
         f'printf \'#!/bin/sh\\nexec "%s" "$@"\\n\' "$python" >{folder}/$name',
         f"chmod 755 {folder}/$name",

@@ -1,4 +1,4 @@
-"""The protocols of providers and bakers, and the data that they receive and return."""
+"""The protocols of providers and bakers, and the data that they take and return."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ import msgspec
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.tables import Recipe, Template
 
-#: In an environment's handle, where it costs something: dollars an hour.
+#: In an environment's handle, if it costs something: US dollars an hour.
 HOURLY: Final = "dollars-an-hour"
 
-#: In an environment's handle: why it was booted, though its template asks for memory to resume.
+#: In an environment's handle: why it was booted, though its template has ``warm = true``.
 COLD_BOOT: Final = "cold-boot"
 
-#: In an environment's handle: the memory that it resumes from.
+#: In an environment's handle: the saved memory that it was resumed from.
 RESUMED: Final = "resumed-from"
 
-#: In an environment's handle: once it is ready and seeded, it is to be frozen for those after it.
+#: In an environment's handle: once it is ready and seeded, its memory is to be saved.
 TO_FREEZE: Final = "to-freeze"
 
-#: In an environment's handle: it resumes from seeded memory, and is not seeded again.
+#: In an environment's handle: its memory is from after the seed, which is not run again.
 SEEDED: Final = "seeded"
 
-#: In an environment's handle: what it is put back to is from before its seed, which is run again.
+#: In an environment's handle: its baseline is from before the seed, which is run again.
 UNSEEDED: Final = "unseeded"
 
-#: In an environment's handle, if its machine is to be kept for others: what those must fit, how
-#: many are kept at most, and for how many seconds. See ``SupportsStandby``.
+#: In an environment's handle, if its machine is to be kept: the text by which orders fit it, how
+#: many machines are kept at most, and for how many seconds. See ``SupportsStandby``.
 STANDBY_FITS: Final = "standby-fits"
 STANDBY_COUNT: Final = "standby-count"
 STANDBY_SECONDS: Final = "standby-seconds"
 
-#: In the handle of a machine on standby: the environment that it is, or becomes, the machine of.
+#: In the handle of a machine on standby: the id of the environment that uses it.
 CLAIMED_BY: Final = "claimed-by"
 
-#: Stands for what ``Baker.resolve`` can't ask for now, such as the digest of a base that neither
-#: this machine has nor a registry gives. An image baked from the same is good all the same.
+#: An input that ``Baker.resolve`` can't determine now, such as the digest of a base that this
+#: machine does not have, while the registry is down. An image with the same other inputs is used.
 UNKNOWN: Final = "?"
 
 
@@ -51,19 +51,20 @@ class Order(msgspec.Struct, frozen=True):
     """A request for one environment, with everything that a provider needs.
 
     Attributes:
-        environment: Its id, labels, owner and expiry; already in the ledger.
-        template: With ``{image:…}`` filled in and ``{env:…}`` not, as it may be recorded.
-        images: The baked images by name, the template's ``image`` among them.
-        variables: The template's ``env`` with everything filled in. Not to be recorded.
-        headers: Those of its readiness check, filled in. Not to be recorded either.
-        secrets: The values that came from ``{env:…}``, to be masked in every log.
-        settle: The command that closes the ledger's record, for a guard whose owner has died.
-        root: The folder of the configuration file, for paths in the template.
-        tell: Called with a line when an outside service fails for a while.
+        environment: The environment's id, labels, owner and expiry; already in the ledger.
+        template: The template: ``{image:…}`` is filled in, ``{env:…}`` is not, so that it can be
+            recorded.
+        images: The baked images by name, including the template's ``image``.
+        variables: The template's ``env``, all filled in. Secret: must not be recorded.
+        headers: The headers of its readiness check, all filled in. Secret, too.
+        secrets: The values from ``{env:…}``, to mask in every log.
+        settle: The command that closes the ledger's record; for a guard whose owner has died.
+        root: The folder of the configuration file, to which the template's paths are relative.
+        tell: Called with a line of progress while an outside service fails.
         warn: Called with a warning, which is shown again at the end of the run.
-        cancelled: Set once it is no longer needed: a launch that waits may give up.
-        journal: Puts an environment's ``handle`` into the ledger in the middle of launching:
-            before a request whose answer may be lost, and as soon as there is one.
+        cancelled: Set when the environment is no longer needed: a launch may then stop waiting.
+        journal: Records an environment's ``handle`` in the ledger during a launch. To be called
+            before a request whose response may be lost, and after each response.
     """
 
     environment: Environment
@@ -81,7 +82,7 @@ class Order(msgspec.Struct, frozen=True):
 
     @property
     def image(self) -> Image | None:
-        """The image that the template names, if it names one."""
+        """The image of the template, or None if it has none."""
         return None if self.template.image is None else self.images[self.template.image]
 
 
@@ -89,16 +90,16 @@ class Status(msgspec.Struct, frozen=True):
     """The state of an environment.
 
     Attributes:
-        state: ``running``; ``exited`` when any part of it has stopped by itself; ``gone`` when
-            nothing of it is there.
-        detail: For people: which part, its exit status or signal, and when.
+        state: ``running``; ``exited`` if any part of it has stopped by itself; ``gone`` if it
+            does not exist any more.
+        detail: Which part stopped, its exit status or signal, and when; for people.
     """
 
     state: Literal["running", "exited", "gone"]
     detail: str = ""
 
     def stop_reason(self) -> str:
-        """Why it stopped, for people; empty while it runs."""
+        """Why it stopped, for people; empty while it is running."""
         return "" if self.state == "running" else self.detail or "it is gone"
 
 
@@ -106,13 +107,14 @@ class Owned(msgspec.Struct, frozen=True):
     """A resource with our labels, whether or not a ledger records it.
 
     Attributes:
-        id: The environment's.
-        labels: As they are read from the resource; those that can't be read are missing.
-        detail: What it is, for people.
-        abandoned: Its owner and whatever guarded it are known to be gone, so that nobody else
-            will ever end it, though its time may not be over.
-        region: Where it is, if its provider has more than one region.
-        seen_at: When it was seen by the clock of where it is; None when there is only ours.
+        id: The environment's id.
+        labels: The labels read from the resource, without those that can't be read.
+        detail: A description, for people.
+        abandoned: Whether its owner and its guard are known to be gone, so that it must be
+            destroyed even before its expiry.
+        region: Its region, if its provider has several.
+        seen_at: The time of its platform's clock when it was read; None if the platform has no
+            clock of its own.
         image: The ``reference`` of a finished image that may not be in a catalog yet.
     """
 
@@ -126,7 +128,7 @@ class Owned(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One requirement of a provider, and whether it is met (``doctor``)."""
+    """One line of ``doctor``: a requirement, whether it is met, and a hint if it is not."""
 
     name: str
     ok: bool
@@ -135,17 +137,17 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class BakeJob(msgspec.Struct, frozen=True):
-    """What is to be baked.
+    """One bake of an image.
 
     Attributes:
-        recipe: The recipe, its paths still relative to ``root``.
+        recipe: The recipe; its paths are relative to ``root``.
         key: The image's key, ``sha256:…``.
         root: The folder of the configuration file.
-        artifact: The artifact's file, checked; None when the recipe has none.
-        log: Where everything the install script prints goes, from its first byte.
-        say: Receives progress, one line for each call.
-        live: Given each line that is printed, after the seconds it took to come.
-        descriptors: What ``exclusive`` gave: they hold the image too.
+        artifact: The artifact's file, its digest verified; None if the recipe has none.
+        log: The file for all output of the install script.
+        say: Called with each line of progress.
+        live: Called with each line of output, after the seconds since the bake began.
+        descriptors: The file descriptors from ``Baker.exclusive``, which hold the lock.
     """
 
     recipe: Recipe
@@ -161,15 +163,15 @@ class BakeJob(msgspec.Struct, frozen=True):
 class Provider(Protocol):
     """Runs environments.
 
-    Made by ``load`` without arguments: whatever is needed to find an environment again stands in
-    its ``handle``, so that any process of the same machine (or account) can act on it.
+    ``load`` makes one without arguments. The ``handle`` of an environment has everything that is
+    needed to find it again, so that any process of the same machine or account can act on it.
 
     Attributes:
-        name: As users write it.
-        template_type: The keys a template of this provider has.
-        recipe_type: The keys of its recipes; None when it bakes no images.
-        forwards_ports: Whether a port of its environments accepts connections though nobody
-            listens behind it, as a container engine's does.
+        name: The name in the configuration.
+        template_type: The type of its templates, with their keys.
+        recipe_type: The type of its recipes, with their keys; None if it bakes no images.
+        forwards_ports: Whether a port of an environment may accept connections while no process
+            listens behind it, as with a container engine.
     """
 
     name: ClassVar[str]
@@ -178,20 +180,20 @@ class Provider(Protocol):
     forwards_ports: ClassVar[bool]
 
     def doctor(self) -> Sequence[Check]:
-        """What it needs, and whether that is here. Never raises, never changes anything."""
+        """Check the provider's requirements on this machine. Never raises, changes nothing."""
 
     def launch(self, order: Order) -> Environment:
-        """Launch it, and return as soon as its endpoints are known, ready or not.
+        """Launch an environment. Returns when its endpoints are known; it may not be ready yet.
 
-        Everything carries ``order.environment.labels`` from its creation on. If it raises,
-        ``destroy`` removes whatever had been made.
+        All its resources have ``order.environment.labels`` from their creation on. After an
+        error, the caller calls ``destroy``, which removes all that was created.
 
         Raises:
-            LaunchError: It can't be brought up; the message has the reason and its last lines.
+            LaunchError: It can't be launched. The message has the reason and the last output.
         """
 
     def status(self, environment: Environment) -> Status:
-        """Its current state. Cheap: asked before every test. Never raises for one that is gone."""
+        """Its current state. Called before every test, so it must be fast. May be ``gone``."""
 
     def logs(
         self,
@@ -201,52 +203,53 @@ class Provider(Protocol):
         until: str | None = None,
         tail: int | None = None,
     ) -> str:
-        """Its output; between two marks, or only the last lines.
+        """Its output: all of it, the part between two marks, or only the last lines.
 
         Args:
-            environment: Which.
-            since: A mark that ``log_mark`` gave.
-            until: The mark to stop at: following a log misses and repeats nothing.
-            tail: A number of lines.
+            environment: The environment.
+            since: A mark from ``log_mark``: only output after it.
+            until: A mark from ``log_mark``: only output before it. Reading from mark to mark
+                misses and repeats nothing.
+            tail: Only this number of lines, the last ones.
         """
 
     def log_mark(self, environment: Environment) -> str:
-        """Where its log ends now, in the provider's own terms. Cheap: asked before every test."""
+        """The current end of its log, for ``logs``. Called before every test: must be fast."""
 
     def log_files(self, environment: Environment) -> Mapping[str, str]:
-        """Its output by process or service: what ``--ephemeral-logs`` writes."""
+        """Its output by process or service, for ``--ephemeral-logs``."""
 
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside it. See ``Environment.run``."""
+        """Run a command inside an environment. See ``Environment.run``."""
 
     def hint(self, environment: Environment) -> str:
-        """Why it may not answer, in one line (it listens elsewhere?); empty when nothing is odd."""
+        """A likely reason for not being ready, such as another port, in one line; or empty."""
 
     def extend(self, environment: Environment, expires_at: datetime | None) -> None:
-        """Move the expiry of everything it is made of; None disarms it for good."""
+        """Change the expiry of all its resources; None removes the expiry."""
 
     def keep(self, environment: Environment) -> None:
-        """Let it outlive its owner, until its expiry."""
+        """Keep it up after its owner has ended, until its expiry."""
 
     def destroy(self, environment: Environment) -> None:
-        """Remove all of it, without grace. It may be gone already, or incomplete.
+        """Remove all resources of an environment, which may be incomplete or gone already.
 
-        The handle only says where to look. Before anything is removed, the resource itself (its
-        labels, tags, name) must say that it is this environment's.
+        The handle only has the places to look at. A resource is removed only if its own labels,
+        tags or name show that it belongs to this environment.
 
         Raises:
-            DestroyError: Something remains; says what.
-            TamperedRecordError: What the handle names is not this environment's.
-            ElsewhereError: It is on another machine, account or engine than can be seen from here.
+            DestroyError: Some resources remain; they are named.
+            TamperedRecordError: A resource in the handle does not belong to this environment.
+            ElsewhereError: It is on a machine, account or engine that can't be reached from here.
         """
 
     def list_owned(self) -> Iterator[Owned]:
-        """All resources with our labels, of any owner and any ledger."""
+        """All resources with labels of pytest-ephemeral, of any owner and any ledger."""
 
     def sweep(self, owned: Owned) -> None:
-        """Remove a resource from ``list_owned`` that no ledger describes.
+        """Remove a resource from ``list_owned`` that no ledger records.
 
         Raises:
             DestroyError: It remains.
@@ -255,76 +258,76 @@ class Provider(Protocol):
 
 @runtime_checkable
 class Baker(Protocol):
-    """A provider that also makes images."""
+    """A provider that also bakes images."""
 
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
-        """The inputs besides recipe text, scripts and artifact, as exact values.
+        """The exact values of the inputs besides the recipe's text, scripts and artifact.
 
-        Such as the digest a base's tag points to now. Goes into the key, under these names. What
-        can't be told for now, though it may have been before, is ``UNKNOWN``.
+        One example is the digest of the base that a tag now points to. They are part of the key,
+        under these names. An input that can't be determined now is ``UNKNOWN``.
 
         Raises:
-            ConfigurationError: The recipe can't be right.
-            UnavailableError: What is needed to find out is missing.
+            ConfigurationError: The recipe is wrong.
+            UnavailableError: Something that is needed to determine them is missing.
         """
 
     def exclusive(
         self, key: str, what: str, say: Callable[[str], None]
     ) -> AbstractContextManager[Sequence[int]]:
-        """Hold an image of this machine alone, while it is baked, brought or replaced.
+        """Lock an image of this machine while it is baked, unpacked or replaced.
 
         Args:
-            key: Which.
-            what: What is done meanwhile, for those who wait: ``baking shop``.
-            say: Receives who is waited for.
+            key: The image's key.
+            what: What the lock is for, shown to processes that wait for it: ``baking shop``.
+            say: Called with a line about the process that holds the lock.
 
         Returns:
-            A context; it gives the open files that hold the image too, for a process that acts
-            in this one's place.
+            A context manager. It yields file descriptors that hold the lock, too: a process that
+            inherits them keeps it after this process has ended.
 
         Raises:
             ImageInUseError: An environment runs from it.
         """
 
     def adopt(self, job: BakeJob) -> Image | None:
-        """The image of that key, if a bake for another store left it here complete."""
+        """The complete image with that key that was baked here for another store, or None."""
 
     def bake(self, job: BakeJob) -> Image:
-        """Make the image and seal it. It is not in the catalog yet.
+        """Bake the image and seal it. The caller adds it to the catalog.
 
         Raises:
-            BakeError: With the last lines and the log's path.
+            BakeError: The bake failed. The message has the last output and the log's path.
         """
 
     def verify(self, job: BakeJob, image: Image) -> None:
-        """Run ``recipe.verify`` on a fresh copy.
+        """Run the commands of ``recipe.verify`` on a fresh copy of the image.
 
         Raises:
-            BakeError: With the last lines and the log's path.
+            BakeError: One failed. The message has the last output and the log's path.
         """
 
     def discard(self, job: BakeJob) -> None:
-        """Remove whatever failed or killed bakes of its key left."""
+        """Remove all remains of failed or killed bakes with this key."""
 
     def present(self, image: Image) -> bool:
-        """Whether it is here, unchanged.
+        """Whether the image is on this machine or account, unchanged.
 
         Raises:
-            ImageChangedError: It is here, but not as it was baked; says what differs.
+            ImageChangedError: It is there, but was changed. The message has the difference.
         """
 
     def pack(self, image: Image, file: Path) -> None:
-        """Write its content into one file; the same content gives the same bytes."""
+        """Write the image's content to one file. The same content gives the same bytes."""
 
     def unpack(self, image: Image, file: Path) -> None:
-        """Bring it here from such a file.
+        """Restore the image from a file that ``pack`` wrote.
 
         Raises:
-            ImageChangedError: What comes out is not ``image.digest``.
+            ImageChangedError: The restored content does not have the digest ``image.digest``.
         """
 
     def remove(self, image: Image) -> None:
-        """Remove its content from here.
+        """Remove the image's content from this machine or account.
 
         Raises:
             EphemeralError: An environment still runs from it.

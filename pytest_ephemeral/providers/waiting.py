@@ -1,4 +1,4 @@
-"""Wait for something outside this process, or try it again: with a limit, back-off and jitter."""
+"""Wait for a condition, or retry an action: with a time limit, back-off and jitter."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, TypeVar
 
-#: The part of a pause that is left to chance, so that processes don't poll in step.
+#: The random part of a pause, so that several processes don't poll at the same moments.
 JITTER: Final = 0.2
 
 T = TypeVar("T")
 
 
 class Clock(NamedTuple):
-    """What time it is, and how to let some pass. A test gives another."""
+    """The functions for the current time and for pauses, in seconds; tests replace them."""
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -31,17 +31,18 @@ def wait_until(
     longest: float | None = None,
     clock: Clock = CLOCK,
 ) -> T:
-    """Look until what is seen is true.
+    """Call a function until its result is true.
 
     Args:
-        look: Returns what it sees. What it raises ends the wait.
-        within: Seconds to wait at most. It looks once in any case.
-        every: Seconds between the first two looks.
-        longest: Pauses double until they are that long; by default they stay the same.
-        clock: What to wait by.
+        look: The function. Its exceptions end the wait.
+        within: Seconds to wait at most. The function is called at least once.
+        every: Seconds between the first two calls.
+        longest: Seconds: each pause is twice the one before, up to this. By default, pauses stay
+            the same.
+        clock: The clock.
 
     Returns:
-        What was seen last; false if the time is over.
+        The last result of the function; it is false if the time is over.
     """
     deadline = clock.now() + within
     pauses = _pauses(every, longest)
@@ -59,18 +60,19 @@ def retry(
     longest: float | None = None,
     clock: Clock = CLOCK,
 ) -> T:
-    """Do something, and do it again while it fails for a reason that may pass.
+    """Call a function, and repeat it while it fails with an error that may be temporary.
 
     Args:
-        act: What to do.
-        when: Whether an error is such a reason. Every other one is raised at once.
-        within: Seconds after which the error is raised all the same.
-        every: Seconds between the first two tries.
-        longest: Pauses double until they are that long; by default they stay the same.
-        clock: What to wait by.
+        act: The function.
+        when: Returns whether to retry after an error. All other errors are raised at once.
+        within: Seconds for all calls; after them, the error is raised.
+        every: Seconds between the first two calls.
+        longest: Seconds: each pause is twice the one before, up to this. By default, pauses stay
+            the same.
+        clock: The clock.
 
     Returns:
-        What ``act`` returns.
+        The result of the function.
     """
     deadline = clock.now() + within
     pauses = _pauses(every, longest)
