@@ -107,11 +107,12 @@ def is_here(owner: Owner) -> bool:
 def is_alive(owner: Owner) -> bool | None:
     """Whether the owner still runs; None when that can't be told from here.
 
-    Of another boot nothing is known: a clone of this machine has its id, and not its boot.
+    Of another boot nothing is known: a clone of this machine has its id, and not its boot. Nor is
+    anything known where either side can't see processes.
     """
-    if not is_here(owner) or owner.boot != boot_id():
+    if not is_here(owner) or owner.boot != boot_id() or not owner.started or not sees_processes():
         return None
-    return read_process_start(owner.pid) == owner.started != ""
+    return read_process_start(owner.pid) == owner.started
 
 
 def process_of(owner: Owner) -> str:
@@ -143,6 +144,8 @@ def is_gone(process: str) -> bool:
     """
     pid, _, rest = process.partition(".")
     if not pid.isdigit() or not rest.startswith(f"{_boot_of(this_owner(''))}."):
+        return False
+    if not sees_processes():
         return False
     started = read_process_start(int(pid))
     return not started or rest.partition(".")[2] != _short(started)
@@ -197,6 +200,16 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def sees_processes() -> bool:
+    """Whether ``/proc`` is there and shows this PID namespace; in a chroot, it may do neither."""
+    if sys.platform != "linux":
+        return True
+    try:
+        return Path("/proc/self").readlink().name == str(os.getpid())
+    except OSError:
+        return False
 
 
 def read_process_start(pid: int) -> str:

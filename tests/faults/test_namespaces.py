@@ -73,3 +73,35 @@ def test_a_live_run_is_not_reaped_from_there(project: PluginProject) -> None:
         assert run.returncode == 0, output
     finally:
         end(run)
+
+
+#: What a chroot or a sandbox without ``/proc`` is like.
+BLIND = [*UNSHARE, "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+
+
+def test_where_processes_cannot_be_seen_nobody_is_gone(project: PluginProject) -> None:
+    """A live owner was: the next ``reap`` would have taken its environment away."""
+    look = """
+from pytest_ephemeral import machine
+own = machine.this_owner("run")
+print(machine.is_alive(own), machine.is_gone(machine.process_of(own)))
+"""
+    found = subprocess.run(
+        [*BLIND, sys.executable, "-c", look], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["None", "False"]
+
+
+def test_where_processes_cannot_be_seen_none_is_started(project: PluginProject) -> None:
+    """Nobody would end them: it is refused, with what helps, and leaves nothing."""
+    program = Path(sys.executable).with_name("pytest-ephemeral")
+    done = subprocess.run(
+        [*BLIND, str(program), "up", project.one],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "/proc is missing, or shows" in done.stderr
+    assert not list((project.folder / ".ephemeral").glob("environments/*.json"))

@@ -14,7 +14,7 @@ from pytest_ephemeral.providers.protocol import Check
 
 def checks() -> Sequence[Check]:
     """Run all checks; they change nothing, and raise no errors."""
-    return [_system(), _addresses(), _read_only(), _trees(), _state()]
+    return [_system(), _processes(), _addresses(), _read_only(), _trees(), _state()]
 
 
 def _system() -> Check:
@@ -23,6 +23,16 @@ def _system() -> Check:
         ok=sys.platform == "linux",
         detail=sys.platform,
         hint="" if sys.platform == "linux" else "only Linux ends daemons that detach themselves",
+    )
+
+
+def _processes() -> Check:
+    seen = machine.sees_processes()
+    return Check(
+        name="processes",
+        ok=seen,
+        detail="seen" if seen else "/proc is missing, or shows another PID namespace",
+        hint="" if seen else "mount it with: mount -t proc proc /proc",
     )
 
 

@@ -19,7 +19,8 @@ from typing import Any, Self
 
 import msgspec
 
-from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
+from pytest_ephemeral import machine
+from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError, UnavailableError
 from pytest_ephemeral.interpolation import spellings
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.providers.local import client, host, logs
@@ -221,8 +222,10 @@ def start(spec: Spec) -> Guard:
 
     Raises:
         EphemeralError: Another guard with that id runs.
+        UnavailableError: A guard could not see what it has to end.
         ValueError: A process's name can't be part of a file name.
     """
+    _require_visible()
     for name in spec.processes:
         if not name or name.startswith(".") or "/" in name:
             raise ValueError(f"a process can't be called {name!r}: its log is a file of that name")
@@ -248,6 +251,14 @@ def start(spec: Spec) -> Guard:
             guard.kill()
             raise
     return guard
+
+
+def _require_visible() -> None:
+    if not machine.sees_processes():
+        raise UnavailableError(
+            "processes can't be watched here, so none is started: /proc is missing, or shows "
+            "another PID namespace. Mount it with: mount -t proc proc /proc"
+        )
 
 
 def run_to_end(
