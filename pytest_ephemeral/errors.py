@@ -6,6 +6,13 @@ A message says three things: what happened, the likely cause, and the next comma
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
+
+#: What helps where threads can't be started; Python says only that (``_thread.start_new_thread``).
+NO_THREADS: Final = (
+    "no more threads can be started here. Raise the limit on processes (ulimit -u, or the "
+    "container's --pids-limit), or use fewer workers (-n)"
+)
 
 
 class EphemeralError(Exception):

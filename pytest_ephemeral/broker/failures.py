@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 
 from pytest_ephemeral.broker.entries import Entry
-from pytest_ephemeral.errors import EphemeralError, LaunchError
+from pytest_ephemeral.errors import NO_THREADS, EphemeralError, LaunchError
 
 
 class Failures:
@@ -43,10 +43,12 @@ class Failures:
 
 
 def explain(error: BaseException) -> tuple[str, type[EphemeralError]]:
-    """Describe an error that kept an environment from coming up; also returns its kind.
+    """Describe an error that kept something from being done; also returns its kind.
 
     Called while it is handled.
     """
     if isinstance(error, EphemeralError):
         return "\n".join([str(error), *getattr(error, "__notes__", ())]), type(error)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return NO_THREADS, LaunchError
     return f"internal error of pytest-ephemeral\n{traceback.format_exc()}", LaunchError

@@ -14,6 +14,7 @@ from pytest_ephemeral.broker.failures import Failures, explain
 from pytest_ephemeral.broker.needs import Needs
 from pytest_ephemeral.broker.protocol import Key
 from pytest_ephemeral.broker.queue import LaunchQueue
+from pytest_ephemeral.errors import EphemeralError
 
 
 class EnvironmentPool:
@@ -96,7 +97,10 @@ class EnvironmentPool:
         elif not self.failures.copy_to(entry):
             entry.state = "launching"
             self.queue.start(entry)
-            threading.Thread(target=self._bring_up, args=(entry,), daemon=True).start()
+            try:
+                threading.Thread(target=self._bring_up, args=(entry,), daemon=True).start()
+            except RuntimeError as error:  # nobody else would say so to who waits
+                self._abandon(entry, *explain(error))
 
     def close(self) -> None:
         """Bring nothing more up, and begin to end everything."""
@@ -116,7 +120,18 @@ class EnvironmentPool:
         entry.state = "destroying"
         self.ending.add(entry)
         self.queue.take(entry)
-        threading.Thread(target=self._finish, args=(entry,), daemon=True).start()
+        try:
+            threading.Thread(target=self._finish, args=(entry,), daemon=True).start()
+        except RuntimeError as error:  # it is removed when pytest has ended
+            entry.finish(Ending("leaked", detail=explain(error)[0]))
+            self.ending.discard(entry)
+
+    def _abandon(self, entry: Entry, problem: str, error: type[EphemeralError]) -> None:
+        """It will not come up; the next one may."""
+        self.queue.launching.discard(entry)
+        self.queue.take(entry)
+        entry.state, entry.problem, entry.error = "failed", problem, error
+        self.changed.notify_all()
 
     def _bring_up(self, entry: Entry) -> None:
         environment, seconds, problem = None, dict[str, float](), ""

@@ -28,7 +28,7 @@ from pytest_ephemeral.broker.protocol import (
     ProgressEvent,
     Settings,
 )
-from pytest_ephemeral.errors import EphemeralError, UnavailableError
+from pytest_ephemeral.errors import NO_THREADS, EphemeralError, LaunchError, UnavailableError
 
 _MODULE: Final = "pytest_ephemeral.broker"
 
@@ -193,7 +193,11 @@ class EventThread:
         self.welcomed = threading.Event()
         self._loads, self._dumps = load, pickle.dumps
         self._thread = threading.Thread(target=self._hear, name="ephemeral events", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._connection.close()
+            raise LaunchError(NO_THREADS) from error
 
     def expect_end(self) -> None:
         """Expect the owner to end: from now on that is not an error."""

@@ -6,7 +6,6 @@ import gc
 import socket
 import subprocess
 import threading
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -91,9 +90,12 @@ class Server:
                 end, _ = self._listening.accept()
             except OSError:
                 continue  # that client is gone again
-            threading.Thread(
-                target=self._serve, args=(end,), name="ephemeral client", daemon=True
-            ).start()
+            try:
+                threading.Thread(
+                    target=self._serve, args=(end,), name="ephemeral client", daemon=True
+                ).start()
+            except RuntimeError:  # there can be no more threads; the next client may have one
+                end.close()
 
     def _serve(self, end: socket.socket) -> None:
         connection = accept(end, self._key)
@@ -107,7 +109,7 @@ class Server:
                     self._listen(connection, *arguments)
                     return
                 client.reply(number, method, arguments)
-        except (EOFError, OSError, TypeError, ValueError):
+        except (EOFError, OSError, RuntimeError, TypeError, ValueError):
             pass  # the client is gone, in whatever way
         finally:
             connection.close()
@@ -140,9 +142,13 @@ class ClientSession:
         """
         done, answer = self.answer(method, arguments)
         if method == "lease" and done:
-            threading.Thread(target=self._reply_when_up, args=(number, answer), daemon=True).start()
-        else:
-            self._send(number, (done, answer))
+            waiting = threading.Thread(
+                target=self._reply_when_up, args=(number, answer), daemon=True
+            )
+            done, answer = _try(waiting.start)
+            if done:
+                return
+        self._send(number, (done, answer))
 
     def _reply_when_up(self, number: int, wait: Callable[[], Environment]) -> None:
         with suppress(OSError):  # the client is gone
@@ -258,6 +264,8 @@ def _try(act: Callable[[], Any]) -> tuple[bool, Any]:
         return True, act()
     except EphemeralError as error:
         return False, Failure.of(error)
-    except Exception:  # noqa: BLE001 - the client must not wait for ever
-        text = f"internal error of pytest-ephemeral\n{traceback.format_exc()}"
-        return False, Failure("LaunchError", text, ())
+    except Exception as error:  # noqa: BLE001 - the client must not wait for ever
+        from pytest_ephemeral.broker.failures import explain
+
+        text, kind = explain(error)
+        return False, Failure(kind.__name__, text, ())

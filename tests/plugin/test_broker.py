@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -120,6 +121,37 @@ def test_an_unexpected_error_hangs_nobody(broker, notes):
     notes.failing["a"] = ZeroDivisionError("division by zero")
     with pytest.raises(LaunchError, match=r"(?s)internal error.*division by zero"):
         broker.lease(session("a"), "main")()
+
+
+@contextmanager
+def no_more_threads():
+    """As at the limit of a user or a container."""
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+
+
+def test_without_a_thread_nobody_waits(broker, notes):
+    """What can't be brought up is told, and the next one may have a thread again."""
+    with no_more_threads():
+        broker.plan({session("a"): ["t"]})
+        with pytest.raises(LaunchError, match="no more threads can be started here"):
+            broker.lease(session("a"), "main")()
+    assert broker.lease(session("b"), "main")().template == "b"
+
+
+def test_what_no_thread_could_remove_is_leaked(broker, notes):
+    """The end of the run does not wait for it: it is removed when pytest has ended."""
+    broker.lease(session("a"), "main")()
+    with no_more_threads():
+        broker.close()
+    (entry,) = broker.entries
+    assert (entry.state, notes.ended) == ("leaked", [])
+    assert "no more threads can be started here" in entry.detail
 
 
 def test_a_failure_after_a_success_is_that_environments_own(broker, notes):
