@@ -16,6 +16,9 @@ BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # What installs into .venv.
 INSTALL ?= $(PIP) install
+
+# Tests start Python a thousand times: each would compile anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 SHOP := examples/shop
 PYTEST := python -m pytest -n $(WORKERS) --dist loadgroup
 
