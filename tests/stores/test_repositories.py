@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 
 from pytest_ephemeral.artifacts import open_repository
 from pytest_ephemeral.errors import ArtifactError
+from support import victims
 
-SPAWN = multiprocessing.get_context("spawn")
 WHEEL = "shop-1.4.2-py3-none-any.whl"
 
 
@@ -139,7 +138,7 @@ def test_its_url_opens_the_same_repository_from_any_folder(repository, tmp_path)
 
 def test_of_many_who_push_at_once_one_decides(repository, tmp_path):
     """Between processes: a version stands for one of the files, and all others are told."""
-    with SPAWN.Pool(4) as pool:
+    with victims.pool(4) as pool:
         told = pool.starmap(_pushes, [(repository.url, tmp_path / str(n), n) for n in range(8)])
     assert [text for text in told if "is already" not in text] == ["kept"]
     kept = repository.find("shop@1.4.2", tmp_path)

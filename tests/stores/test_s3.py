@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
 import threading
@@ -19,8 +18,8 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.store.probe import check_conditions
 from pytest_ephemeral.store.s3 import S3Store
+from support import victims
 
-SPAWN = multiprocessing.get_context("spawn")
 MEBIBYTE = 1 << 20
 
 
@@ -77,7 +76,7 @@ def test_no_update_is_lost_while_answers_are(store, s3, monkeypatch):
     store.create("tokens", b"")
     for fault in ("lost", "503 SlowDown", "lost", "409 ConditionalRequestConflict") * 3:
         s3.fail(fault, method="PUT", part="/tokens?")
-    with SPAWN.Pool(4) as pool:
+    with victims.pool(4) as pool:
         pool.starmap(_adds, [(store.url, number) for number in range(4)], chunksize=1)
     added = store.read("tokens").data.decode().split()
     assert set(added) == {f"{number}.{count}" for number in range(4) for count in range(5)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from pytest_ephemeral.errors import (
     StoreError,
 )
 from pytest_ephemeral.store import open_store
+from support import victims
 
-SPAWN = multiprocessing.get_context("spawn")
 PROCESSES = 4
 MEBIBYTE = 1 << 20
 
@@ -126,7 +125,7 @@ def test_its_url_opens_the_same_store_from_any_folder(store):
 
 def test_of_many_creators_one_wins(store):
     """Between processes, again and again."""
-    with SPAWN.Pool(PROCESSES) as pool:
+    with victims.pool(PROCESSES) as pool:
         won = pool.map(_creates_each, [store.url] * PROCESSES, chunksize=1)
     for number in range(10):
         winners = [process for process in won if number in process]
@@ -136,7 +135,7 @@ def test_of_many_creators_one_wins(store):
 def test_no_update_is_lost(store):
     """Processes that count up by compare-and-swap count every step."""
     store.create("counter", b"0")
-    with SPAWN.Pool(PROCESSES) as pool:
+    with victims.pool(PROCESSES) as pool:
         pool.map(_counts_to_10, [store.url] * PROCESSES, chunksize=1)
     assert store.read("counter").data == str(10 * PROCESSES).encode()
 

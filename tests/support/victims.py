@@ -1,13 +1,21 @@
-"""Processes that tests let die: forked from one that has imported what they need, so cheap."""
+"""Processes of tests' own: forked from one that has imported what they need, so cheap."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
+from multiprocessing.pool import Pool
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "pytest_ephemeral.promotion.promoter", "requests"])
+_CONTEXT.set_forkserver_preload(
+    ["pytest", "pytest_ephemeral.promotion.promoter", "requests", "boto3"]
+)
+
+
+def pool(number: int) -> Pool:
+    """So many processes that share nothing with this one but its environment variables."""
+    return _CONTEXT.Pool(number, _take_variables, [dict(os.environ)])
 
 
 def end_of(victim: Callable[..., object], *arguments: str) -> int:
@@ -30,6 +38,10 @@ def end_of(victim: Callable[..., object], *arguments: str) -> int:
 def _run(
     victim: Callable[..., object], arguments: tuple[str, ...], variables: Mapping[str, str]
 ) -> None:
-    os.environ.clear()  # it has those of when the first victim was forked
-    os.environ.update(variables)
+    _take_variables(variables)
     victim(*arguments)
+
+
+def _take_variables(variables: Mapping[str, str]) -> None:
+    os.environ.clear()  # it has those of when the first process was forked
+    os.environ.update(variables)
