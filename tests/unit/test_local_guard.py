@@ -40,6 +40,12 @@ def control_of(folder: Path, id: str) -> Path:
 
 
 @pytest.fixture
+def mark() -> str:
+    """What only this test's processes have: the same tests may run beside it, as in CI."""
+    return secrets.token_hex(4)
+
+
+@pytest.fixture
 def spec(tmp_path: Path) -> Callable[..., Spec]:
     """A spec of shell commands by name, in folders of this test."""
 
@@ -181,15 +187,15 @@ def test_a_growing_tree_of_processes_ends(start: Start, tmp_path: Path) -> None:
 
 
 @linux_only
-def test_a_program_in_the_place_of_another_is_found() -> None:
+def test_a_program_in_the_place_of_another_is_found(mark: str) -> None:
     """For a moment of ``execve``, a process has no environment to know it by."""
     again = 'exec /bin/sh -c "$AGAIN"'
-    variables = {"AGAIN": again, "MARKED": "again"}
+    variables = {"AGAIN": again, "MARKED": mark}
     with subprocess.Popen(["/bin/sh", "-c", again], env=variables) as process:
         try:
-            until(lambda: find_marked("MARKED=again"))
-            assert all(find_marked("MARKED=again") for _ in range(500))
-            assert end_marked("MARKED=again") == []
+            until(lambda: find_marked(f"MARKED={mark}"))
+            assert all(find_marked(f"MARKED={mark}") for _ in range(500))
+            assert end_marked(f"MARKED={mark}") == []
             assert process.wait(5) == -signal.SIGKILL
         finally:
             process.kill()
@@ -210,35 +216,35 @@ def test_one_that_forks_and_exits_all_the_time_is_found(tmp_path: Path) -> None:
 
 @linux_only
 def test_a_child_of_one_that_is_gone_when_it_is_looked_at_is_found(
-    monkeypatch: pytest.MonkeyPatch,
+    mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The list was made before it forked, and it has exited since."""
     gone = subprocess.Popen(["true"])
     gone.wait()
-    with subprocess.Popen(["sleep", "1000"], env={"MARKER": "value"}) as child:
+    with subprocess.Popen(["sleep", "1000"], env={"MARKED": mark}) as child:
         try:
-            until(lambda: find_marked("MARKER=value") == [child.pid])
+            until(lambda: find_marked(f"MARKED={mark}") == [child.pid])
             lists = iter([[gone.pid], [gone.pid, child.pid], [child.pid]])
             monkeypatch.setattr(procfs, "list_pids", lambda: next(lists))
-            assert find_marked("MARKER=value") == [child.pid]
+            assert find_marked(f"MARKED={mark}") == [child.pid]
         finally:
             child.kill()
 
 
 @linux_only
-def test_what_has_ended_listens_no_more() -> None:
+def test_what_has_ended_listens_no_more(mark: str) -> None:
     """A killed process has its sockets until its memory is given back, and no variables by then."""
     code = (
         "import os, socket, time; server = socket.create_server(('127.0.0.1', 0));"
         "pages = b'x' * 300_000_000; print(server.getsockname()[1], flush=True); time.sleep(60)"
     )
-    variables = {"MARKED": "listening"}
+    variables = {"MARKED": mark}
     with subprocess.Popen(
         [sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
         port = int(child.stdout.readline())
-        assert end_marked("MARKED=listening") == []
+        assert end_marked(f"MARKED={mark}") == []
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=5)
 
