@@ -8,7 +8,7 @@ import pytest
 
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.models import Endpoint
-from pytest_ephemeral.providers.compose import project, state
+from pytest_ephemeral.providers.compose import exposed, project, state
 from pytest_ephemeral.providers.compose.command import parse
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate, Place, ServicePort
 from pytest_ephemeral.providers.docker.ports import Published
@@ -126,6 +126,8 @@ def test_a_service_without_its_profile() -> None:
         ({"service": "wbe"}, r"t\.service: there is no service 'wbe'.*'web'"),
         ({"replaced": {"wbe": "shop"}}, r"t\.images\.wbe: there is no service"),
         ({"further": {"x": Place(service="cache", port=1)}}, r"t\.endpoints\.x: there is no"),
+        ({"scale": {"wbe": 2}}, r"t\.scale\.wbe: there is no service 'wbe'.*'web'"),
+        ({"profiles": ["ful"]}, r"t\.profiles: no service .* has the profile 'ful'.*'full'"),
         ({"replaced": {}}, r"'web' of compose.yaml has build: .*images = \{ web = "),
     ],
 )
@@ -138,7 +140,7 @@ def test_what_the_file_does_not_have(keys: dict[str, Any], said: str) -> None:
 def test_the_ports_a_file_exposes() -> None:
     """However they are written."""
     service = {"expose": ["1", "2/tcp"], "ports": ["8080:3", "127.0.0.1::4/tcp", {"target": 5}, 6]}
-    assert project.list_exposed(service) == ["1", "2", "3", "4", "5", "6"]
+    assert exposed.list_ports(service) == ["1", "2", "3", "4", "5", "6"]
 
 
 def test_endpoints() -> None:
@@ -193,9 +195,9 @@ def test_a_port_of_udp_stays_one() -> None:
         "ports": ["5353:53/udp", {"target": 54, "protocol": "udp"}, "55:55"],
         "expose": ["53"],
     }
-    assert not project.is_udp(service, 53)  # both
-    assert project.is_udp(service, 54)
-    assert not project.is_udp(service, 55)
+    assert not exposed.is_udp(service, 53)  # both
+    assert exposed.is_udp(service, 54)
+    assert not exposed.is_udp(service, 55)
 
 
 def test_a_fixed_subnet_is_left_to_the_engine() -> None:

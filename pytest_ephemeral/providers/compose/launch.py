@@ -15,7 +15,7 @@ from pytest_ephemeral.interpolation import mask
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.compose import errors as compose_errors
-from pytest_ephemeral.providers.compose import project, state
+from pytest_ephemeral.providers.compose import exposed, project, state
 from pytest_ephemeral.providers.compose.command import CommandResult, Compose, parse
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate, ServicePort
 from pytest_ephemeral.providers.docker import (
@@ -140,7 +140,7 @@ class Launch:
         places = self._template.service_ports()
         services = project.check_services(self._config, self._template)
         of_host = [name for name, at in places.items() if _is_on_host(services[at.service])]
-        udp = [name for name, at in places.items() if project.is_udp(services[at.service], at.port)]
+        udp = [name for name, at in places.items() if exposed.is_udp(services[at.service], at.port)]
         inside = {name: at.port for name, at in places.items()}
         counts = {
             name: project.replicas(self._config, self._template, at.service)
@@ -272,7 +272,7 @@ class Launch:
 
     def _check_host_port(self, at: ServicePort, service: project.File) -> None:
         """Refuse a port of the host network that another program uses: tests would reach that."""
-        udp = project.is_udp(service, at.port)
+        udp = exposed.is_udp(service, at.port)
         if _is_on_host(service) and ports.is_in_use(self._engine, at.port, udp=udp):
             raise LaunchError(
                 f"templates.{self._template.name}: the service {at.service!r} has network_mode: "
@@ -284,19 +284,26 @@ class Launch:
         self, name: str, port: int, service_name: str, service: Mapping[str, Any]
     ) -> None:
         """Refuse a port that neither the image nor the file exposes, unless they expose none."""
-        exposed = project.list_exposed(dict(service))
+        numbers = exposed.list_ports(service)
         if service_name in self._template.replaced:
             image = self.order.images[self._template.replaced[service_name]]
             for kind in ("exposed", "udp"):
-                exposed += image.handle.get(kind, "").split()
+                numbers += image.handle.get(kind, "").split()
         elif found := bases.find_local(self._engine, str(service.get("image"))):
             for protocol in ("tcp", "udp"):
-                exposed += bases.list_exposed(found["Config"], protocol)
-        is_range = any("-" in one for one in exposed)
-        if exposed and not is_range and str(port) not in exposed:
-            known = sorted(set(exposed), key=int)
+                numbers += bases.list_exposed(found["Config"], protocol)
+        is_range = any("-" in one for one in numbers)
+        if numbers and not is_range and str(port) not in numbers:
+            known = sorted(set(numbers), key=int)
             raise LaunchError(
-                describe_unexposed(self._template.name, name, port, service_name, known)
+                describe_unexposed(
+                    self._template.name,
+                    name,
+                    port,
+                    service_name,
+                    known,
+                    remedy=f'`expose: ["{port}"]` to the service',
+                )
             )
 
 

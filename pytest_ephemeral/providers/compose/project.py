@@ -7,7 +7,7 @@ environments of a file with ``ports: ["8080:8080"]`` could not run side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pytest_ephemeral.errors import ConfigurationError, closest
@@ -34,7 +34,8 @@ def check_services(file: File, template: ComposeTemplate) -> dict[str, File]:
     """The services that a template brings up, by name.
 
     Raises:
-        ConfigurationError: The template names a service that is not in the file or its profiles.
+        ConfigurationError: The template names a service or profile that is not in the file, or a
+            service that needs another profile.
     """
     every: dict[str, File] = file.get("services") or {}
     wanted = {
@@ -47,12 +48,13 @@ def check_services(file: File, template: ComposeTemplate) -> dict[str, File]:
     named |= {
         f"{where}.endpoints.{name}": at.service for name, at in template.service_ports().items()
     }
+    named |= {f"{where}.scale.{name}": name for name in template.scale}
     named[f"{where}.service"] = template.service
     for key, name in reversed(named.items()):
         if name not in every:
             raise ConfigurationError(
-                f"{key}: there is no service {name!r} in {template.files()[0]}."
-                f"{closest(name, every)}"
+                f"{key}: there is no service {name!r} in {template.files()[0]}, unless it needs a "
+                f"profile that `profiles` lacks.{closest(name, every)}"
             )
         if name not in wanted:
             profiles = ", ".join(every[name]["profiles"])
@@ -60,7 +62,19 @@ def check_services(file: File, template: ComposeTemplate) -> dict[str, File]:
                 f"{key}: the service {name!r} of {template.files()[0]} needs a "
                 f'profile: add one of {profiles} to profiles = ["…"]'
             )
+    _check_profiles(every.values(), template)
     return wanted
+
+
+def _check_profiles(services: Iterable[File], template: ComposeTemplate) -> None:
+    """Refuse a profile that no service has: the services that were meant would be missing."""
+    known = {profile for service in services for profile in service.get("profiles") or ()}
+    for profile in template.profiles:
+        if profile not in known:
+            raise ConfigurationError(
+                f"templates.{template.name}.profiles: no service of {template.files()[0]} has the "
+                f"profile {profile!r}.{closest(profile, known)}"
+            )
 
 
 def prepare(
@@ -119,28 +133,6 @@ def replicas(file: File, template: ComposeTemplate, name: str) -> int:
     service = (file.get("services") or {}).get(name) or {}
     asked = service.get("scale") or (service.get("deploy") or {}).get("replicas")
     return template.scale.get(name, 1 if asked is None else int(asked))
-
-
-def list_exposed(service: File) -> list[str]:
-    """The ports that a file exposes for a service; ranges are not expanded."""
-    return [port for port, _ in _exposed(service)]
-
-
-def is_udp(service: File, port: int) -> bool:
-    """Whether a file exposes a port of a service for UDP, and not for TCP."""
-    return {protocol for one, protocol in _exposed(service) if one == str(port)} == {"udp"}
-
-
-def _exposed(service: File) -> Iterator[tuple[str, str]]:
-    for port in service.get("expose") or ():
-        number, _, protocol = str(port).partition("/")
-        yield number, protocol or "tcp"
-    for port in service.get("ports") or ():
-        if isinstance(port, dict):
-            yield str(port["target"]), port.get("protocol") or "tcp"
-        else:
-            number, _, protocol = str(port).rpartition(":")[2].partition("/")
-            yield number, protocol or "tcp"
 
 
 def _check_service(template: ComposeTemplate, name: str, service: File, file: File) -> None:

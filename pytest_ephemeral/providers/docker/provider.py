@@ -115,11 +115,11 @@ def _check_exposed(template: DockerTemplate, image: Image) -> None:
 
 
 def describe_unexposed(
-    template: str, name: str, port: int, what: str, exposed: Sequence[str]
+    template: str, name: str, port: int, what: str, exposed: Sequence[str], *, remedy: str = ""
 ) -> str:
     """The message for a port that an image does not expose."""
     return (
         f"templates.{template}: port {port} ({name}) is not exposed by {what!r}, which exposes "
-        f"{', '.join(exposed)}: ask for one of these, or add `EXPOSE {port}` to its Dockerfile "
-        "if the application does listen there"
+        f"{', '.join(exposed)}: ask for one of these, or add "
+        f"{remedy or f'`EXPOSE {port}` to its Dockerfile'} if the application does listen there"
     )
