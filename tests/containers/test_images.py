@@ -139,7 +139,10 @@ def test_what_others_made_of_an_image_is_theirs(opened: Opened) -> None:
 
 
 def test_another_engine_pulls_from_the_registry(opened: Opened) -> None:
-    """By the digest that was pushed, without its tag; the store has no second copy."""
+    """By the digest that was pushed, without its tag; the store has no second copy.
+
+    A bake that can't be pushed has failed, and leaves no image.
+    """
     base = engine_images.busybox()
     engine = endpoint.find()
     with registry.running() as pushed_to:
@@ -163,6 +166,10 @@ def test_another_engine_pulls_from_the_registry(opened: Opened) -> None:
         assert engine.call("GET", f"/images/{baked.reference}/json")["Id"] == baked.digest
         engine.call("DELETE", f"/images/{baked.handle['pull']}")
         taken(opened, repository, pushed_to)
+    with pytest.raises(BakeError, match=repository):
+        project.images.obtain(recipe, mode="missing", say=print)
+    names = [str(one["RepoTags"]) for one in engine.call("GET", "/images/json")]
+    assert not any(f"/shared:{baked.key[7:19]}" in name for name in names)
 
 
 def taken(opened: Opened, repository: str, pushed_to: registry.Registry) -> None:

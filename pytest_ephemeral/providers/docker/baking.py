@@ -107,9 +107,7 @@ class DockerBaker:
             try:
                 id = _make_image(engine, job, recipe, log)
                 image = _image(engine, job, _inspect(engine, id))
-                if recipe.registry is not None:
-                    self.verify(job, image)
-                return _push(engine, job, image)
+                return image if recipe.registry is None else _verify_and_push(engine, job, image)
             except NoEngineError as error:  # it answered at the start of the bake
                 raise errors.bake_failure(log, str(error)) from error
             except (BakeError, ConfigurationError):
@@ -119,20 +117,10 @@ class DockerBaker:
 
     def verify(self, job: BakeJob, image: Image) -> None:
         """Run each ``verify`` command in a new container; then name the image."""
-        engine, tag = endpoint.find(), tag_of(image)
-        before = bases.find_local(engine, tag)
-        # The image has its name, so it is verified.
-        if before is not None and image_store.digest_of(engine, before) == image.digest:
-            bases.untag(engine, quarantine.name_of(job))
-            return
-        with BakeLog(job, _secrets(job)) as log:
-            for command in job.recipe.verify:
-                job.say(f"verifying: {command}")
-                bake_commands.verify(engine, job, image, command, log)
-        _name(engine, image_store.id_on(engine, image), tag)
-        bases.untag(engine, quarantine.name_of(job))
-        if before is not None:
-            _delete_nameless(engine, before["Id"], image.key)
+        engine = endpoint.find()
+        if not _is_named(engine, image):
+            _run_checks(engine, job, image)
+        _give_name(engine, job, image)
 
     def discard(self, job: BakeJob) -> None:
         """Remove the containers and the unverified images of earlier bakes of the key."""
@@ -244,6 +232,41 @@ def _make_image(engine: Engine, job: BakeJob, recipe: DockerRecipe, log: BakeLog
         base = bases.ensure_local(engine, recipe.base or "")
         return bake_commands.install(engine, job, base, image_labels, log)
     return build.build(engine, job, recipe, image_labels, log)
+
+
+def _verify_and_push(engine: Engine, job: BakeJob, image: Image) -> Image:
+    """Verify an image, push it, and only then name it: a bake that fails leaves no image."""
+    if not _is_named(engine, image):
+        _run_checks(engine, job, image)
+    pushed = _push(engine, job, image)
+    _give_name(engine, job, image)
+    return pushed
+
+
+def _is_named(engine: Engine, image: Image) -> bool:
+    """Whether the image has its name, so that it is verified."""
+    found = bases.find_local(engine, tag_of(image))
+    return found is not None and image_store.digest_of(engine, found) == image.digest
+
+
+def _run_checks(engine: Engine, job: BakeJob, image: Image) -> None:
+    """Run each ``verify`` command in a new container, or raise BakeError."""
+    with BakeLog(job, _secrets(job)) as log:
+        for command in job.recipe.verify:
+            job.say(f"verifying: {command}")
+            bake_commands.verify(engine, job, image, command, log)
+
+
+def _give_name(engine: Engine, job: BakeJob, image: Image) -> None:
+    """Give a verified image its name, instead of the one that it had in quarantine."""
+    tag = tag_of(image)
+    before = bases.find_local(engine, tag)
+    is_named = before is not None and image_store.digest_of(engine, before) == image.digest
+    if not is_named:
+        _name(engine, image_store.id_on(engine, image), tag)
+    bases.untag(engine, quarantine.name_of(job))
+    if before is not None and not is_named:
+        _delete_nameless(engine, before["Id"], image.key)
 
 
 def _push(engine: Engine, job: BakeJob, image: Image) -> Image:
