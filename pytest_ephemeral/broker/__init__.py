@@ -1,7 +1,7 @@
 """The owner process of a run's environments, and its clients.
 
 There is one owner process for each run. pytest, the workers of pytest-xdist and the command line
-are its clients. The owner outlives them by as long as it takes to clean up after them.
-``client``, ``connection``, ``process`` and ``protocol`` are what clients load: they import nothing
-that is heavy. Everything else is loaded by the owner process only.
+are its clients. When they have ended, the owner destroys their environments, and then ends, too.
+Clients import ``client``, ``connection``, ``process`` and ``protocol`` only, which import no heavy
+library. Everything else is imported by the owner process only.
 """

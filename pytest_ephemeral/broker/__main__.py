@@ -1,11 +1,12 @@
 """``python -m pytest_ephemeral.broker``: the owner process of one run.
 
 ``serve FD PID``: answer the clients that connect to the socket ``FD``, for the process ``PID``.
-Standard input is that process's lifeline. The first bytes on it are the key of this run. A byte
-after them asks to end all environments at once. When it is closed, that process has ended: in
-order, or in whatever way, and then everything it needed is ended here, by the same code.
+Standard input is a pipe from that process. The first bytes on it are the key of this run. An
+``INTERRUPT`` byte after them requests the end of all environments at once. The pipe is closed when
+that process ends, normally or not. The same code destroys its environments in both cases.
 
-``finish STORE RUN FOLDER...``: end what an owner process has left; the folders have its modules.
+``finish STORE RUN FOLDER...``: destroy what a former owner process of the run has left. The folders
+are added to ``sys.path``.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the owner process.
 
     Args:
-        arguments: As described above.
+        arguments: The command and its arguments, as described above.
 
     Returns:
-        The exit status: 0 when nothing is left.
+        The exit status: 0 if nothing is left.
     """
     command, *rest = arguments
     try:
@@ -45,14 +46,22 @@ def main(arguments: Sequence[str]) -> int:
             extend_path(path)
             return cleanup.finish(store, run)
         return serve(int(rest[0]), int(rest[1]))
-    except Exception:  # noqa: BLE001 - nobody reads its standard error
+    except Exception:  # noqa: BLE001 - goes to the log: standard error is not read
         log(traceback.format_exc())
         return 1
 
 
 def serve(descriptor: int, client: int) -> int:
-    """Serve clients until the process it works for has ended, and its environments are gone."""
-    gc.disable()  # what is loaded stays; ``ClientSession.open`` enables it
+    """Serve clients until process ``client`` has ended and its environments are gone.
+
+    Args:
+        descriptor: The listening socket's file descriptor.
+        client: The process id of the client that started this process.
+
+    Returns:
+        The exit status.
+    """
+    gc.disable()  # a faster start: imported modules stay; ``ClientSession.open`` enables it
     ended = Signals()
     from pytest_ephemeral.broker.connection import KEY_LENGTH
     from pytest_ephemeral.broker.server import Server
@@ -69,10 +78,11 @@ def serve(descriptor: int, client: int) -> int:
 
 
 def finish(run: Run) -> None:
-    """End all that a run has brought up.
+    """End all environments of a run.
 
-    What could not be removed, or does not stop when it is told to (a bake, say), is left to another
-    program in the place of this one: what this one is in the middle of ends with it.
+    If an environment could not be destroyed, or a thread (of a bake, for example) does not stop,
+    this process replaces itself by the ``finish`` command, which tries again. The replacement also
+    ends all threads of this process.
     """
     run.interrupted.set()
     run.finish()
@@ -85,12 +95,12 @@ def finish(run: Run) -> None:
 
 
 class Signals:
-    """SIGTERM and SIGHUP are taken as the end of the client. SIGINT is for others.
+    """Handles SIGTERM and SIGHUP as the end of the client, and ignores SIGINT.
 
-    Handlers, and not SIG_IGN: what is ignored would be ignored by every child too.
+    SIGINT has an empty handler, because child processes would inherit SIG_IGN.
 
     Attributes:
-        descriptor: Readable once such a signal has come.
+        descriptor: Readable after SIGTERM or SIGHUP.
     """
 
     def __init__(self) -> None:
@@ -103,10 +113,10 @@ class Signals:
 
 
 def _watch(server: Server, client: int, ended: Signals) -> None:
-    """Return when the client has ended, or this process is told to.
+    """Return when the client has ended, or this process has received a signal to end.
 
-    Its end of the pipe says so; and its process, where that can be watched: something that it
-    has forked without Python's knowledge may hold the pipe open.
+    The client has ended when its end of the pipe is closed. Its process is watched as well, where
+    the system can do that: a child that it forked outside of Python may hold the pipe open.
     """
     from pytest_ephemeral.broker.protocol import INTERRUPT
 
@@ -119,16 +129,16 @@ def _watch(server: Server, client: int, ended: Signals) -> None:
         ready = {descriptor for descriptor, _ in poll.poll()}
         if ended.descriptor in ready:
             return
-        said = os.read(0, 4096) if 0 in ready else b""
-        if not said:
+        received = os.read(0, 4096) if 0 in ready else b""
+        if not received:
             server.relay.lose()
             return
-        if INTERRUPT in said and server.run is not None:
+        if INTERRUPT in received and server.run is not None:
             server.run.interrupt()
 
 
 def _open_process(pid: int) -> int | None:
-    """A descriptor that is readable once a process has ended; see pidfd_open(2)."""
+    """A descriptor that is readable once a process has ended, or None; see pidfd_open(2)."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
@@ -143,7 +153,7 @@ def _read(length: int) -> bytes:
 
 
 def log(text: str) -> None:
-    """Write to the log."""
+    """Append to this process's log file, in ``owners`` in the state directory."""
     from pytest_ephemeral import machine
 
     folder = machine.state_directory() / "owners"
@@ -154,4 +164,4 @@ def log(text: str) -> None:
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
-    os._exit(status)  # threads of clients that are gone need not be waited for
+    os._exit(status)  # don't wait for the threads of former clients

@@ -23,35 +23,35 @@ def decide(
     """Request approval of each environment, and wait for all decisions.
 
     Args:
-        lifecycle: Of this run.
-        environments: What was tested, and is still up.
+        lifecycle: The lifecycle of this run.
+        environments: The tested environments that are still up.
         seconds: How long to wait; no response counts as a rejection.
-        say: Receives the links and the decisions.
-        interrupted: Set when nobody waits any more. What was asked for stays up and open.
+        say: Shows the links and the decisions to the user.
+        interrupted: Stops waiting when it is set. The environments stay up, the requests open.
 
     Returns:
-        The ids of the approved environments, and why the run failed.
+        The ids of the environments to keep, and the problems that make the run fail.
     """
     if not environments:
         return [], ["no environment is up that could be approved"]
-    asking = _Asking(lifecycle, seconds, say, interrupted)
+    requests = _ApprovalRequests(lifecycle, seconds, say, interrupted)
     try:
-        for one in [asking.ask(environment) for environment in environments]:
+        for one in [requests.send(environment) for environment in environments]:
             if one is not None:
-                asking.await_decision(one)
+                requests.await_decision(one)
     except _InterruptedError:
         ids = [environment.id for environment in environments]
-        said = "the request stays open: pytest-ephemeral approval request {} --wait TIME"
-        return ids, [*asking.problems, *(f"interrupted, and {said.format(id)}" for id in ids)]
-    return asking.approved, asking.problems
+        advice = "the request stays open: pytest-ephemeral approval request {} --wait TIME"
+        return ids, [*requests.problems, *(f"interrupted, and {advice.format(id)}" for id in ids)]
+    return requests.approved, requests.problems
 
 
 class _InterruptedError(Exception):
     """The run no longer waits."""
 
 
-class _Asking:
-    """The requests and decisions so far."""
+class _ApprovalRequests:
+    """Sends the requests of one run, and collects the decisions."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class _Asking:
         self._say = say
         self._interrupted = interrupted
 
-    def ask(self, environment: Environment) -> Approval | None:
-        """Record a request and show its link; None when that is not possible."""
+    def send(self, environment: Environment) -> Approval | None:
+        """Record a request and show its link; None if it could not be recorded."""
         publish = self._lifecycle.publish
         try:
             one = approval.ask(self._ledger, environment, wait=self._wait, publish=publish)
@@ -80,7 +80,7 @@ class _Asking:
         return one
 
     def await_decision(self, one: Approval) -> None:
-        """Wait for a decision or the time-out."""
+        """Wait for a decision, or for the end of the waiting time."""
         try:
             found = approval.await_decision(self._ledger, one, pause=self._pause)
         except EphemeralError as error:
@@ -98,7 +98,7 @@ class _Asking:
 
 
 def _how(one: Approval) -> str:
-    """The commands to type, besides the board."""
+    """The commands that approve and reject, for users without the board."""
     return (
         f"  yes: pytest-ephemeral approve {one.environment}\n"
         f"  no:  pytest-ephemeral reject {one.environment}"

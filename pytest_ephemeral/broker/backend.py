@@ -20,18 +20,19 @@ from pytest_ephemeral.models import Environment, Outcome
 from pytest_ephemeral.providers.abilities import SupportsLastLogMark
 from pytest_ephemeral.tables import Template
 
-#: Seconds before each further attempt at a removal that was refused, while people wait.
+#: Seconds before the second and the third attempt to destroy, if the first one fails. The user
+#: waits meanwhile.
 RETRIES: Final = (0.5, 1.5)
 
 
 class _Observer:
-    """What both backends say of an environment that runs; nothing where no project knows it."""
+    """Inspects running environments, for both backends. All is empty without a project."""
 
     def __init__(self, lifecycle: Lifecycle | None) -> None:
         self._lifecycle = lifecycle
 
     def exit_reason(self, environment: Environment) -> str:
-        """Why it stopped, with its last lines; empty while it runs."""
+        """Why an environment stopped, with its last log lines; empty while it runs."""
         if self._lifecycle is None:
             return ""
         try:
@@ -45,7 +46,7 @@ class _Observer:
         return f"{environment.id} stopped by itself: {reason}{last}"
 
     def mark(self, environment: Environment) -> str:
-        """The end of its log; empty if unknown, which fails no test."""
+        """The current end of its log; empty if unknown, because that must not fail a test."""
         if self._lifecycle is None:
             return ""
         try:
@@ -57,7 +58,7 @@ class _Observer:
             return ""
 
     def logs(self, environment: Environment, since: str | None) -> str:
-        """What it has printed since a mark, or why that can't be read."""
+        """Its log since a mark, or why the log can't be read."""
         if self._lifecycle is None:
             return ""
         try:
@@ -70,14 +71,14 @@ class LifecycleBackend(_Observer):
     """The ``Backend`` that launches environments and destroys them.
 
     Args:
-        lifecycle: Does it.
-        settings: Say what is kept.
-        folder: Saves the logs and the timeline of each.
-        pause: Waits that many seconds.
+        lifecycle: Launches and destroys.
+        settings: The run's settings; they say which environments to keep.
+        folder: Saves the logs and the timeline of each environment.
+        pause: Waits for a number of seconds.
 
     Attributes:
-        to_keep: The ids of those that stay up, by an approval or by `up`.
-        routine: The threads in which an environment for one test alone comes up.
+        to_keep: The ids of the environments to keep after an approval or ``up``.
+        routine: The ids of the threads that are launching an environment of one test.
     """
 
     _lifecycle: Lifecycle
@@ -141,12 +142,12 @@ class LifecycleBackend(_Observer):
     def _destroy(
         self, environment: Environment, outcome: Outcome, accepted: Callable[[], None]
     ) -> float:
-        """Remove it; what is refused is tried again a few times."""
+        """Destroy it, with a few attempts; returns how many seconds it took."""
         for seconds in RETRIES:
             try:
                 return self._lifecycle.destroy(environment, outcome=outcome, accepted=accepted)
             except UnverifiedDestroyError:
-                raise  # it is reported as leaked; another attempt would find nothing
+                raise  # a second attempt would not find the environment, and report success
             except (EphemeralError, OSError):
                 self._pause(seconds)
         return self._lifecycle.destroy(environment, outcome=outcome, accepted=accepted, last=True)
@@ -159,10 +160,10 @@ class LifecycleBackend(_Observer):
 
 
 class AttachedBackend(_Observer):
-    """The ``Backend`` that lends one environment that already runs, in place of every other.
+    """The ``Backend`` for ``--ephemeral-attach``: all tests use one running environment.
 
     Attributes:
-        environment: Which.
+        environment: The running environment.
     """
 
     def __init__(self, environment: Environment, lifecycle: Lifecycle | None) -> None:
@@ -202,16 +203,16 @@ class AttachedBackend(_Observer):
 def attach(
     reference: str, lifecycle: Lifecycle | None, template: Template | None, run: str
 ) -> AttachedBackend:
-    """The backend that lends a running environment.
+    """The backend for ``--ephemeral-attach``.
 
     Args:
-        reference: An environment's id, or a plain URL, or several as ``NAME=URL,NAME=URL``.
-        lifecycle: Of the project whose ledger has the id; None when there is no project.
-        template: What tests expect that name none; None where that is not known.
+        reference: An environment's id, or a URL, or several as ``NAME=URL,NAME=URL``.
+        lifecycle: The lifecycle of the project whose ledger has the id; None without a project.
+        template: The default template, for the names of its ports; None if there is none.
         run: This run's id.
 
     Raises:
-        EphemeralError: There is no such environment, or it does not run any more.
+        EphemeralError: There is no such environment, or it has stopped.
     """
     if "://" in reference:
         return AttachedBackend(plain_url.connect(reference, template, run), None)

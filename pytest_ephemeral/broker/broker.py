@@ -1,8 +1,8 @@
-"""One owner of environments, however many processes run the tests.
+"""Decide which environments the tests of a run need, and when.
 
-The broker knows what the selected tests need, brings environments up ahead of them in threads of
-its own, lends them, and ends them behind the tests. What bringing up and ending mean is its
-backend's business; this module is only about who needs what, and when.
+The broker serves all processes that run tests. It brings environments up before the tests need
+them, lends them to the tests, and ends each one after the last test that needs it. The backend
+launches and destroys.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class Broker:
     """Lends environments. Every method may be called from any thread.
 
     Args:
-        backend: Brings environments up, and ends them.
-        ahead: How many are made ready that no test has yet asked for; see ``LaunchQueue``.
-        alone: One environment serves every key (``--ephemeral-attach``).
-        lasting: Those of the whole session stay until the end, whoever needs them.
+        backend: Launches and destroys environments.
+        ahead: How many unused environments to keep ready; see ``LaunchQueue``.
+        alone: Whether one environment serves every key (``--ephemeral-attach``).
+        lasting: Whether environments of session scope stay until the end of the run.
 
     Attributes:
-        entries: All that were asked for, in that order; what is only planned is not among them.
+        entries: The environments whose launch was started, in that order.
     """
 
     def __init__(
@@ -41,9 +41,12 @@ class Broker:
     # -- what tests need -----------------------------------------------------------------------
 
     def plan(self, needs: Mapping[Key, Sequence[str]]) -> None:
-        """Say which tests need which environments, first needed first.
+        """Receive the plan: which tests need which environments.
 
-        Every worker sends the same plan: sending it again changes nothing.
+        Every worker sends the same plan. Receiving it again changes nothing.
+
+        Args:
+            needs: The ids of the tests that need each environment, in the order of first use.
 
         Raises:
             UnavailableError: A provider lacks what it needs.
@@ -59,13 +62,12 @@ class Broker:
             self._pool.pump()
 
     def start_early(self, templates: Mapping[str, bool]) -> None:
-        """Bring up the session's environments of some templates now.
+        """Bring up the session environments of some templates now.
 
-        They end with the last of the tests that need them. One that no planned test needs stays
-        to the end.
+        Each ends after the last test that needs it, or with the run if no planned test does.
 
         Args:
-            templates: By name, whether it is put back to its baseline between tests.
+            templates: The templates' names, and whether each is rolled back between tests.
 
         Raises:
             EphemeralError: A provider lacks what it needs.
@@ -77,12 +79,12 @@ class Broker:
                 self._pool.want(Key(template, "session", "", rolled_back))
 
     def finish_test(self, test: str, outcome: str = "", used: Sequence[str] = ()) -> None:
-        """Say that a test is over, and so are its reruns: what only it needed is ended.
+        """Finish a test and its reruns; end the environments that no other test needs.
 
         Args:
-            test: Its id.
-            outcome: ``passed``, ``failed`` or ``skipped``; empty when that was said already.
-            used: The ids of the environments it used.
+            test: The test's id.
+            outcome: ``passed``, ``failed`` or ``skipped``; empty if it was counted already.
+            used: The ids of the environments that it used.
         """
         with self._changed:
             for id in used:
@@ -93,14 +95,14 @@ class Broker:
             self._pool.pump()
 
     def crash_test(self, test: str) -> None:
-        """Say that a test took its worker with it: whatever it used had a failed test."""
+        """Finish a test whose worker crashed; it counts as failed for all its environments."""
         with self._changed:
             for entry in self._pool.needs.of(test):
                 entry.count("failed")
         self.finish_test(test)
 
     def look_ahead(self, number: int) -> None:
-        """Set how many environments are made ready ahead of the tests."""
+        """Set how many unused environments to keep ready."""
         with self._changed:
             self._pool.queue.ahead = number
             self._pool.pump()
@@ -111,12 +113,13 @@ class Broker:
         """Lend an environment; returns at once.
 
         Args:
-            key: Which.
-            holder: Who asks: a client's connection.
+            key: The environment's key.
+            holder: The client's id.
 
         Returns:
-            Waits for it, as long as that takes. Raises a LaunchError when it did not come up (all
-            of it the first time, then one line), or an EnvironmentDiedError likewise.
+            A function that waits until the environment is up, and returns it. It raises a
+            LaunchError if the launch failed, and an EnvironmentDiedError if the environment stopped
+            by itself. The message has all details the first time, and one line from then on.
         """
         with self._changed:
             entry = self._pool.want(key)
@@ -136,11 +139,15 @@ class Broker:
             if entry.environment is None or entry.problem:
                 entry.release(holder)
                 error = entry.error if entry.environment is None else EnvironmentDiedError
-                raise error(self._pool.failures.tell(entry))
+                raise error(self._pool.failures.describe(entry))
             return entry.environment
 
     def roll_back(self, key: Key) -> None:
-        """Put an environment back to its baseline, for the one client that uses it."""
+        """Roll an environment back to its baseline, for the one client that uses it.
+
+        Raises:
+            EnvironmentDiedError: The rollback failed, now or before.
+        """
         entry = self._pool.get(key)
         self._pool.look(entry)
         try:
@@ -150,21 +157,24 @@ class Broker:
             raise EnvironmentDiedError(self._problem(entry, look=False) or str(error)) from None
 
     def release(self, key: Key, holder: str) -> None:
-        """Give an environment back."""
+        """Take back one lease of an environment; end it if no test needs it any more."""
         with self._changed:
             entry = self._pool.get(key)
             entry.release(holder)
             self._pool.settle(entry)
 
     def drop(self, holder: str) -> None:
-        """Release everything that a lost client held."""
+        """Take back all leases of a client that has disconnected."""
         with self._changed:
             for entry in list(self._pool.current.values()):
                 if entry.leases.pop(holder, 0):
                     self._pool.settle(entry)
 
     def look(self, key: Key) -> Look:
-        """Check an environment right before a test uses it."""
+        """Check an environment right before a test uses it.
+
+        Its state is not read again if the lease has just done that.
+        """
         entry = self._pool.get(key)
         with self._changed:
             seen, entry.seen = entry.seen, False
@@ -173,13 +183,21 @@ class Broker:
         return Look(problem, mark)
 
     def evidence(self, key: Key, mark: str | None) -> Evidence | None:
-        """The evidence for a failed test: the state, and the log since a mark."""
+        """The state and log of an environment, for the report of a failed test.
+
+        Args:
+            key: The environment's key.
+            mark: The end of the log before the test; None for the whole log.
+
+        Returns:
+            None if the environment did not come up.
+        """
         entry = self._pool.find(key)
         if entry is None or entry.environment is None:
             return None
         with self._changed:
             if not entry.planned and key.scope == "function":
-                entry.failed = True  # it ends before it is known how its test came out
+                entry.failed = True  # it ends before its test's outcome arrives
         return Evidence(
             entry.environment,
             self._problem(entry),
@@ -188,30 +206,31 @@ class Broker:
         )
 
     def look_at_all(self) -> None:
-        """Check which environments have stopped by themselves."""
+        """Check all environments; record the problem of each that has stopped by itself."""
         for entry in list(self.entries):
             self._pool.look(entry)
 
     def _problem(self, entry: Entry, *, look: bool = True) -> str:
-        """How it has stopped by itself; empty while it runs."""
+        """Why it can't be used; empty if it can."""
         if look:
             self._pool.look(entry)
         with self._changed:
-            return self._pool.failures.tell(entry) if entry.problem else ""
+            return self._pool.failures.describe(entry) if entry.problem else ""
 
     # -- the end -------------------------------------------------------------------------------
 
     def end_all(self) -> None:
-        """Begin to end everything, whoever uses it. Returns at once."""
+        """Start to end all environments, even those in use. Returns at once."""
         with self._changed:
             self._pool.close()
         self._backend.cancel()
 
     def close(self, *, leave: bool = False) -> None:
-        """End everything, all at once, and return when that is done.
+        """End all environments in parallel, and wait until they are gone.
 
         Args:
-            leave: Don't wait for a removal that the platform has accepted; ``settle`` does.
+            leave: Wait only until the platform has accepted each removal; ``settle`` waits for the
+                rest.
         """
         self.end_all()
         with self._changed:
@@ -225,6 +244,6 @@ class Broker:
             self._backend.leave(environment)
 
     def settle(self) -> None:
-        """Wait for every removal that is still going on."""
+        """Wait for every removal that has not finished."""
         with self._changed:
             self._changed.wait_for(lambda: not self._pool.ending)

@@ -1,7 +1,7 @@
-"""A client's side: it asks the owner process, and waits for the answer.
+"""The client of the owner process: sends requests, and waits for the answers.
 
-Every process that runs tests has one client. A child that a test forks inherits it, and speaks
-over a connection of its own: its parent's is not its to use.
+Every process that runs tests has one client. A child process that a test forks inherits the client,
+and opens a connection of its own: two processes can't share one.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ LOST = (
 
 
 class BrokerClient:
-    """Asks the ``Run`` and the ``Broker`` of the owner process, from any thread.
+    """Sends requests to the ``Run`` and the ``Broker`` of the owner process. It is thread-safe.
 
     Attributes:
-        address: Where the owner listens.
-        key: What its clients prove themselves with.
+        address: The address that the owner process listens at.
+        key: The secret key that authenticates clients.
     """
 
     def __init__(self, address: Address, key: bytes) -> None:
@@ -63,15 +63,16 @@ class BrokerClient:
     def open(
         self, settings: Settings, process: ClientProcess, *, listens: bool = False
     ) -> Callable[[], Opened]:
-        """Start reading the configuration; returns at once.
+        """Have the owner process read the configuration; returns at once.
 
         Args:
-            settings: What the run is told to do.
-            process: What the owner takes over from this process.
-            listens: Whether an ``EventThread`` of this process is connected already.
+            settings: The settings of the run.
+            process: The variables and module folders of this process.
+            listens: Whether an ``EventThread`` of this process is connected.
 
         Returns:
-            Waits for the outcome; raises an EphemeralError when the run can't begin.
+            A function that waits for the outcome. It raises an EphemeralError if the run can't
+            begin.
         """
         number = self._begin("open", (settings, process, listens))
         outcome: list[Opened | EphemeralError] = []
@@ -90,46 +91,46 @@ class BrokerClient:
         return wait
 
     def wait_until_open(self) -> Opened:
-        """Wait for the run that another process opens; returns its description."""
+        """Wait until another client has opened the run; returns its description."""
         return self._ask("wait_until_open")
 
     def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
         self._ask("plan", needs, process)
 
     def refuse(self, problem: str) -> None:
-        """Say that the tests can't be run as they are written."""
+        """Report a mistake in the tests that prevents running them."""
         self._ask("refuse", problem)
 
     def get_refusal(self) -> str:
-        """Why a worker can't run its tests; empty as long as all can."""
+        """Why a worker can't run its tests; empty if all can."""
         return self._ask("get_refusal")
 
     def finish_test(self, test: str, outcome: str, used: Sequence[str]) -> None:
-        """See ``Broker.finish_test``. No answer is waited for."""
+        """See ``Broker.finish_test``. Does not wait for an answer."""
         self._tell("finish_test", test, outcome, used)
 
     def crash_test(self, test: str) -> None:
-        """See ``Broker.crash_test``. No answer is waited for."""
+        """See ``Broker.crash_test``. Does not wait for an answer."""
         self._tell("crash_test", test)
 
     def decide(self, waiting: Callable[[], None]) -> None:
-        """Request manual approval of what was tested, and wait for the decision."""
+        """Request manual approval of the tested environments, and wait for the decisions."""
         self._ask("decide", waiting=waiting)
 
     def finish(self, waiting: Callable[[], None]) -> Finished:
-        """End all environments, and wait until that is done or can be left to the owner."""
+        """End all environments; wait until they are gone, or the owner process can go on alone."""
         return self._ask("finish", waiting=waiting)
 
     def count_listeners(self) -> int:
-        """How many processes receive events."""
+        """The number of processes that receive events."""
         return self._ask("count_listeners")
 
     def dismiss(self) -> None:
-        """Have workers wait for no more hooks to be called: they are about to be ended."""
+        """Let the workers end: no hook will be called in them any more."""
         self._ask("dismiss")
 
     def record(self, exit_status: int) -> Finished:
-        """Write down what became of the run."""
+        """Write the report, and record the outcome of the run."""
         return self._ask("record", exit_status)
 
     # -- environments ----------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class BrokerClient:
             environment: Environment = self._ask("lease", key, waiting=waiting)
         except EphemeralError:
             raise
-        except BaseException:  # an interrupt, or a test's time-out: no test needs it any more
+        except BaseException:  # an interrupt, or the time-out of a test: give the lease back
             with suppress(EphemeralError):
                 self._tell("release", key)
             raise
@@ -163,7 +164,7 @@ class BrokerClient:
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
-        """See ``Environment.run``. Over a connection of its own: others need not wait for it."""
+        """See ``Environment.run``. A separate connection keeps other requests from waiting."""
         with BrokerClient(self.address, self.key) as own:
             done: subprocess.CompletedProcess[str] | None
             done = own.ask("run", environment, tuple(argv), timeout)
@@ -172,11 +173,11 @@ class BrokerClient:
         return done
 
     def keep(self, environment: Environment) -> None:
-        """Let an environment outlive the run."""
+        """Keep an environment after the end of the run."""
         self._ask("keep", environment.id)
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Send any other request to the owner."""
+        """Send any other request to the owner process, and wait for the answer."""
         return self._ask(method, *arguments)
 
     def __enter__(self) -> Self:
@@ -185,10 +186,10 @@ class BrokerClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- how -------------------------------------------------------------------------------------
+    # -- requests and answers --------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close the connection; the owner process takes back all leases of this client."""
         if self._connection is not None and self._pid == self._getpid():
             self._connection.close()
         self._connection = None
@@ -228,7 +229,10 @@ class BrokerClient:
         return number
 
     def _answer(self, number: int, waiting: Callable[[], None] | None) -> Any:
-        """The answer to one question. One that an interrupt left behind is dropped."""
+        """Receive the answer to one request.
+
+        Skips answers to earlier requests, whose wait was interrupted.
+        """
         assert self._connection is not None
         while True:
             try:
@@ -243,7 +247,7 @@ class BrokerClient:
         return answer
 
     def _own(self) -> None:
-        """After a fork: a connection and a lock of this process's own."""
+        """After a fork, replace the parent's connection and lock."""
         if self._pid != self._getpid():
             self._pid = self._getpid()
             self._connection = None

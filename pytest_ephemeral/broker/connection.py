@@ -1,10 +1,10 @@
 """Messages over a local socket, between processes of one user.
 
-A message is its length in four bytes and a pickle. Before the first message a client sends the
-key, which only clients of this run are given, so nothing is unpickled that somebody else sent.
+A message is its length (four bytes, big-endian) and a pickle. Before the first message, a client
+sends the key. Only clients of this run have the key, so no pickle of anybody else is loaded.
 
-Tests replace the functions of ``os``, ``socket`` and ``time`` in their own process, and freeze
-its clock. So a connection keeps the socket's own methods from when it was made, and asks no clock.
+Tests may replace functions of ``os``, ``socket`` and ``time`` in their own process, and freeze its
+clock. Therefore a connection stores the socket's methods when it is made, and reads no clock.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from typing import Any, Final, Protocol
 
 from pytest_ephemeral.broker.protocol import HANDSHAKE_TIMEOUT
 
-#: Seconds between two calls of ``waiting`` while an answer is waited for.
+#: Seconds between two calls of ``waiting``.
 TICK: Final = 0.1
 
-#: Bytes of the key that clients prove themselves with.
+#: The length in bytes of the key that authenticates clients.
 KEY_LENGTH: Final = 32
 _LENGTH: Final = struct.Struct(">I")
-#: Linux's socket option for the peer's identity, and its result: pid, uid, gid.
+#: The result of Linux's socket option SO_PEERCRED: pid, uid, gid.
 _PEER: Final = struct.Struct("3i")
 
-#: Kept here: pytest-socket puts another class in its place.
+#: The original class: pytest-socket replaces ``socket.socket``.
 _Socket: Final = socket.socket
 
-#: A path, a name without a file (it begins with a zero byte), or a host and a port.
+#: A path, an abstract name (it begins with a zero byte, see unix(7)), or a host and a port.
 Address = str | bytes | tuple[str, int]
 
 
-#: Kept here: messages have the real time, even if a test has frozen its own clock.
+#: The original classes, for messages: libraries that freeze a test's clock replace them.
 _TIMES: Final = {
     ("datetime", kind.__name__): kind for kind in (dt.datetime, dt.timedelta, dt.timezone)
 }
@@ -55,7 +55,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(data: bytes, stream: type[io.BytesIO] = io.BytesIO) -> Any:
-    """What a message, or a part of one, says."""
+    """Unpickle a message, or a part of one."""
     return _Unpickler(stream(data)).load()
 
 
@@ -73,27 +73,27 @@ class Connection:
         close_in_children(self)
 
     def send(self, message: Any) -> None:
-        """Send one message, whole.
+        """Send one message.
 
         Raises:
-            OSError: The other end is gone.
+            OSError: The other end has closed the connection.
         """
         data = self._dumps(message, 5)
         self._set_timeout(None)
-        self.broken = True  # an interrupt in the middle leaves half a message on the way
+        self.broken = True  # until it is complete: an interrupt may leave half a message
         self._send(self._pack(len(data)) + data)
         self.broken = False
 
     def receive(self, waiting: Callable[[], None] | None = None) -> Any:
-        """The next message.
+        """Receive the next message.
 
-        An interrupt loses nothing: what has arrived of a message stays for the next call.
+        After an interrupt, the next call continues with the part that has arrived.
 
         Args:
-            waiting: Called every now and then until there is one.
+            waiting: Called every ``TICK`` seconds until a message has arrived.
 
         Raises:
-            EOFError: The other end is gone.
+            EOFError: The other end has closed the connection.
         """
         self._set_timeout(None if waiting is None else TICK)
         while (message := self._next()) is None:
@@ -122,21 +122,23 @@ class Connection:
         return message
 
     def close(self) -> None:
-        """End the connection; the other end sees it."""
+        """Close the connection for all processes; the other end receives EOF."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._close()
 
     def forget(self) -> None:
-        """Close this process's copy only: it was inherited by a fork, and is the parent's."""
+        """Close the copy of this process, a forked child; the parent's stays open."""
         self._close()
 
 
 class ListeningSocket:
-    """Where clients connect. Made by the client that starts the owner, and handed to that.
+    """The socket that clients connect to.
+
+    The client that starts the owner process makes it, and passes its descriptor on.
 
     Attributes:
-        address: What clients connect to.
+        address: The address to connect to.
     """
 
     def __init__(self, listening: socket.socket, address: Address) -> None:
@@ -144,17 +146,17 @@ class ListeningSocket:
         self._socket = listening
 
     def fileno(self) -> int:
-        """Its descriptor, for the process that is to accept connections."""
+        """Its file descriptor, for the owner process."""
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Close this process's copy."""
+        """Close the copy of this process."""
         self._socket.close()
 
 
 def listen() -> ListeningSocket:
-    """Listen at an address that only this user can know."""
-    if sys.platform == "linux":  # a name without a file is gone with the process, however it ends
+    """Listen at a random address on this machine."""
+    if sys.platform == "linux":  # an abstract name: no file is left, even if the process is killed
         address: Address = f"\0pytest-ephemeral-{secrets.token_hex(16)}"
     elif hasattr(socket, "AF_UNIX"):
         address = str(Path(tempfile.mkdtemp(prefix="pytest-ephemeral-"), "owner"))
@@ -172,7 +174,7 @@ def connect(address: Address, key: bytes) -> Connection:
     """Connect as a client.
 
     Raises:
-        OSError: Nobody listens there any more.
+        OSError: No process listens at the address.
     """
     end = _Socket(_family(address), socket.SOCK_STREAM)
     try:
@@ -185,29 +187,32 @@ def connect(address: Address, key: bytes) -> Connection:
 
 
 def accept(end: socket.socket, key: bytes) -> Connection | None:
-    """Let a client in that has the key; None for anybody else.
+    """Authenticate a client by the key and, on Linux, its user id.
 
     Args:
-        end: What was accepted. It is closed when it is not let in.
-        key: What it has to send first.
+        end: The accepted socket. It is closed if the client is refused.
+        key: The key that the client has to send first.
+
+    Returns:
+        None if the client is refused.
     """
     try:
         end.settimeout(HANDSHAKE_TIMEOUT)
         if is_own(end) and hmac.compare_digest(_exactly(end, len(key)), key):
             return Connection(end)
     except OSError:
-        pass  # it said nothing for too long, or is gone
+        pass  # it sent no key in time, or has disconnected
     end.close()
     return None
 
 
 def new_key() -> bytes:
-    """What clients prove themselves with."""
+    """A random key that authenticates the clients of one run."""
     return secrets.token_bytes(KEY_LENGTH)
 
 
 def is_own(end: socket.socket) -> bool:
-    """Whether the process at the other end is this user's, where the system can tell."""
+    """Whether the process at the other end belongs to this user; True if the system can't tell."""
     return sys.platform != "linux" or peer(end)[1] == os.getuid()
 
 
@@ -233,17 +238,20 @@ def _family(address: Address) -> socket.AddressFamily:
 
 
 class Inherited(Protocol):
-    """What a forked child has a copy of that is its parent's."""
+    """A resource of a parent process, of which a forked child has a copy."""
 
     def forget(self) -> None:
-        """Close this process's copy only."""
+        """Close the copy of this process only."""
 
 
 _inherited: weakref.WeakSet[Inherited] = weakref.WeakSet()
 
 
 def close_in_children(inherited: Inherited) -> None:
-    """Close something in every child that is forked: one that held it would pass for its parent."""
+    """Close a resource in every forked child.
+
+    Otherwise the owner process would not notice the end of the parent while the child runs.
+    """
     _inherited.add(inherited)
 
 

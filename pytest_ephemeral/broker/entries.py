@@ -1,4 +1,4 @@
-"""What the broker knows of each environment, and who brings them up and ends them for it."""
+"""The broker's record of each environment, and the protocol of its backends."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pytest_ephemeral.models import Environment, State
 
 
 class Ending(NamedTuple):
-    """What became of an environment.
+    """The outcome of ending an environment.
 
     Attributes:
         state: ``destroyed``, ``kept``, ``standby``, ``attached`` or ``leaked``.
-        seconds: How long ending it took.
-        detail: What remains of it, when it leaked.
+        seconds: How long the removal took.
+        detail: What is left, if the state is ``leaked``.
     """
 
     state: State
@@ -29,86 +29,101 @@ class Ending(NamedTuple):
 
 
 class Backend(Protocol):
-    """Brings environments up and ends them, for a broker. Called from the broker's threads."""
+    """Launches, inspects and ends environments. The broker calls it from several threads."""
 
     def check(self, template: str, *, rolled_back: bool) -> None:
-        """See whether what a template runs on is there.
+        """Check that a template's environments can run on this machine.
 
         Args:
-            template: Its name.
-            rolled_back: Whether its environments are to be put back to their baseline.
+            template: The template's name.
+            rolled_back: Whether its environments are rolled back between tests.
 
         Raises:
-            EphemeralError: It is not, or the template can't be right.
+            EphemeralError: Something is missing, or the template is wrong.
         """
 
     def spares(self, template: str, /) -> int:
-        """How many of a template are made ready ahead of the tests, if more than of others."""
+        """A template's setting ``spares``: how many unused environments to keep ready; or 0."""
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
-        """Bring one up: it is ready, and how many seconds each phase took."""
+        """Launch an environment, and wait until it is ready.
 
-    def roll_back(self, environment: Environment) -> tuple[Environment, float]:
-        """Put one back to its baseline: it is ready again, and how many seconds that took.
+        Returns:
+            The environment, and how many seconds each phase took.
 
         Raises:
-            EphemeralError: It could not be, and can't be used any more.
+            EphemeralError: It could not be launched.
+        """
+
+    def roll_back(self, environment: Environment) -> tuple[Environment, float]:
+        """Roll an environment back to its baseline, and wait until it is ready.
+
+        Returns:
+            The environment, and how many seconds that took.
+
+        Raises:
+            EphemeralError: The rollback failed, and the environment can't be used any more.
         """
 
     def exit_reason(self, environment: Environment) -> str:
-        """How it has stopped by itself, with its last lines; empty while it runs."""
+        """Why it stopped by itself, with its last log lines; empty while it runs."""
 
     def mark(self, environment: Environment) -> str:
-        """Where its log ends now."""
+        """The current end of its log, for ``logs``."""
 
     def logs(self, environment: Environment, since: str | None) -> str:
-        """What it has printed since a mark."""
+        """Its log since a mark; all of it for None."""
 
     def keeps(self, environment: Environment, *, failed: bool) -> bool:
-        """Whether it is left up, by whether a test that used it failed."""
+        """Whether to keep it after the run.
+
+        Args:
+            environment: The environment.
+            failed: Whether a test that used it failed.
+        """
 
     def end(
         self, environment: Environment, *, failed: bool, died: bool, accepted: Callable[[], None]
     ) -> Ending:
         """Save its logs, and destroy or keep it.
 
-        Never raises: what went wrong is part of how it ended.
+        Does not raise: an error is part of the result.
 
         Args:
-            environment: Which.
+            environment: The environment.
             failed: Whether a test that used it failed.
             died: Whether it has stopped by itself.
-            accepted: Called once the platform has agreed to remove it, so that what is left is
-                only to wait for.
+            accepted: Called once the platform has accepted the request to destroy it.
         """
 
     def leave(self, environment: Environment) -> None:
-        """Tell that an environment's removal goes on in the background."""
+        """Report that the removal of an environment continues in the background."""
 
     def cancel(self) -> None:
-        """Stop waiting for what is still coming up: nobody wants it any more."""
+        """Cancel all launches in progress."""
 
 
 class Entry(msgspec.Struct, eq=False):
-    """One environment, from being planned to its end.
+    """One environment, from its plan to its end.
 
     Attributes:
-        tests: The selected tests that need it and have not finished.
-        planned: Whether it was known beforehand who needs it.
-        rollbacks: How often it was put back to its baseline.
-        stuck: Whether it could not be put back.
-        lost: How it had stopped by itself before it was put back, if no test's report says so.
-        leases: How often each client holds it.
-        used: Whether a test ever had it.
-        seen: Whether it was looked at for a lease, which begins with its mark.
-        problem: Why it did not come up, or how it died.
-        error: The kind of error that this is.
-        told: Whether a test's report has the problem in full.
+        tests: The ids of the unfinished tests that need it.
+        planned: Whether it is part of the plan, so that ``tests`` has all tests that need it.
+        seconds: How long each phase took.
+        rollbacks: How often it was rolled back.
+        stuck: Whether a rollback failed.
+        lost: Why it had stopped before its last rollback, if no test's report has that.
+        leases: The number of leases of each client, by the client's id.
+        used: Whether it was ever lent to a test.
+        seen: Whether the current lease has checked it, so that ``Broker.look`` need not.
+        problem: Why it did not come up, or why it stopped by itself.
+        error: The class of that error.
+        reported: Whether a test's report has the problem in full.
         failed: Whether a test that used it failed.
         counts: How many tests that used it passed, failed and were skipped.
-        accepted: Whether the platform has agreed to remove it.
-        changing: Held while it is put back; its end waits for that.
-        detail: What remains of it, when it leaked.
+        accepted: Whether the platform has accepted the request to destroy it.
+        changing: Held during a rollback; its end waits for that.
+        detail: What is left, if the state is ``leaked``.
     """
 
     key: Key
@@ -125,7 +140,7 @@ class Entry(msgspec.Struct, eq=False):
     seen: bool = False
     problem: str = ""
     error: type[EphemeralError] = LaunchError
-    told: bool = False
+    reported: bool = False
     failed: bool = False
     counts: Counter[str] = msgspec.field(default_factory=Counter)
     accepted: bool = False
@@ -133,58 +148,60 @@ class Entry(msgspec.Struct, eq=False):
     detail: str = ""
 
     def roll_back(self, backend: Backend) -> None:
-        """Put it back to its baseline, also if it has stopped by itself. That is not forgotten.
+        """Roll it back to its baseline, even if it has stopped by itself.
+
+        An earlier problem that no report has yet is saved in ``lost``.
 
         Raises:
-            EphemeralError: It could not be, now or before.
+            EphemeralError: A rollback failed, now or before, or the environment is being ended.
         """
         if self.environment is None or self.stuck or self.is_over():
             raise EphemeralError(self.problem or "the run is ending: it is being destroyed")
-        if not self.told:
+        if not self.reported:
             self.lost = self.lost or self.problem
         try:
             self.environment, seconds = backend.roll_back(self.environment)
         except EphemeralError as error:
-            self.stuck, self.problem, self.told = True, str(error), False
+            self.stuck, self.problem, self.reported = True, str(error), False
             raise
-        self.problem, self.told = "", False
+        self.problem, self.reported = "", False
         self.seconds["rollback"] = self.seconds.get("rollback", 0.0) + seconds
         self.rollbacks += 1
 
     def count(self, outcome: str) -> None:
-        """One more test that used it has come out."""
+        """Count the outcome of one test that used it."""
         self.counts[outcome] += 1
         self.failed = self.failed or outcome == "failed"
 
     def finish(self, ending: Ending) -> None:
-        """It has come to its end."""
+        """Record the outcome of ending it."""
         self.state, self.detail = ending.state, ending.detail
         if ending.state == "destroyed":
             self.seconds["destroy"] = ending.seconds
 
     def is_wanted(self) -> bool:
-        """Whether it is held, or someone may still ask for it."""
+        """Whether it is in use, or a test may still need it."""
         if self.leases or self.tests:
             return True
         return not self.planned and self.key.scope != "function"
 
     def is_over(self) -> bool:
-        """Whether it has come to its end, or is about to."""
+        """Whether it has ended, or is being ended."""
         return self.state in {"destroying", "destroyed", "kept", "standby", "attached", "leaked"}
 
     def is_spent(self) -> bool:
-        """Whether a test had it for itself: a rerun of that test gets a fresh one."""
+        """Whether it was used by its one test. A rerun of that test gets a new environment."""
         return (
             self.key.scope == "function" and self.used and not self.leases and self.state == "ready"
         )
 
     def release(self, holder: str) -> None:
-        """One lease of a client less."""
+        """Take back one lease of a client."""
         self.leases[holder] -= 1
         if self.leases[holder] <= 0:
             del self.leases[holder]
 
     def is_unnoticed(self) -> bool:
-        """Whether it stopped by itself, and no test's report says so."""
-        unnoticed = bool(self.lost) or (bool(self.problem) and not self.told)
+        """Whether it stopped by itself, and no test's report has that."""
+        unnoticed = bool(self.lost) or (bool(self.problem) and not self.reported)
         return self.environment is not None and unnoticed

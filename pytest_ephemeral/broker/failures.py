@@ -1,4 +1,4 @@
-"""Templates that never came up: they are not tried again, and reported in full once."""
+"""Templates whose first launch failed: they are not launched again, and reported in full once."""
 
 from __future__ import annotations
 
@@ -9,43 +9,47 @@ from pytest_ephemeral.errors import NO_THREADS, EphemeralError, LaunchError
 
 
 class Failures:
-    """Remembers which templates have worked, and which have not. Called with the broker's lock."""
+    """Which templates have come up, and which have failed. Call it with the broker's lock held."""
 
     def __init__(self) -> None:
         self._first: dict[str, Entry] = {}
         self._proven: set[str] = set()
 
     def prove(self, template: str) -> None:
-        """An environment of that template was up: a later failure says nothing of the next one."""
+        """Record that a template has come up. From now on, a failure does not stop its launches."""
         self._proven.add(template)
 
     def add(self, entry: Entry) -> None:
-        """An environment did not come up. If none of its template ever did, none will."""
+        """Record a failed launch. Stops the launches of its template, if that never came up."""
         if entry.key.template not in self._proven:
             self._first.setdefault(entry.key.template, entry)
 
     def copy_to(self, entry: Entry) -> bool:
-        """Let an environment fail as the first one of its template did; False if none did."""
+        """Copy the first failure of its template to an environment.
+
+        Returns:
+            False if the template has no failure, or has come up.
+        """
         first = self._first.get(entry.key.template)
         if first is not None:
             entry.state, entry.problem, entry.error = "failed", first.problem, first.error
         return first is not None
 
-    def tell(self, entry: Entry) -> str:
-        """Describe a problem: in full the first time, in one line from then on."""
+    def describe(self, entry: Entry) -> str:
+        """The text of a problem: in full the first time, in one line from then on."""
         source = entry
         if entry.environment is None:
             source = self._first.get(entry.key.template, entry)
-        if not source.told:
-            source.told = entry.told = True
+        if not source.reported:
+            source.reported = entry.reported = True
             return entry.problem
         return f"{entry.problem.splitlines()[0]} (details at the first failure)"
 
 
 def explain(error: BaseException) -> tuple[str, type[EphemeralError]]:
-    """Describe an error that kept something from being done; also returns its kind.
+    """The text and the class of an error of a launch or a request.
 
-    Called while it is handled.
+    Call it in the ``except`` clause: the text of an unexpected error includes the traceback.
     """
     if isinstance(error, EphemeralError):
         return "\n".join([str(error), *getattr(error, "__notes__", ())]), type(error)

@@ -1,8 +1,8 @@
-"""What ``--ephemeral-logs DIR`` keeps of each environment: a folder that is read after its end.
+"""``--ephemeral-logs DIR``: a folder for each environment, to read after its end.
 
-Its logs, a file a process; ``timeline.json``: what was going on when, and what was seen while it
-was not ready yet; ``provenance.json``: how its image was made, and ``provenance-NAME.json`` of
-each further one.
+It has one log file for each process; ``timeline.json``, the phases and the readiness checks with
+their times; ``provenance.json``, how its image was made, and ``provenance-NAME.json`` for each
+further image.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pytest_ephemeral.project import Project
 
 
 class LogFolder:
-    """Collects it all while environments come and go.
+    """Collects the timelines of a run's environments, and writes their folders.
 
     Args:
-        folder: Where it is kept; None to keep nothing.
-        project: Whose images they run.
+        folder: The folder ``DIR``; None to write nothing.
+        project: The project, for the provenance of its images.
 
     Attributes:
-        problems: What could not be kept.
+        problems: What could not be written.
     """
 
     def __init__(self, folder: Path | None, project: Project) -> None:
@@ -41,7 +41,7 @@ class LogFolder:
         self._lock = threading.Lock()
 
     def note(self, progress: Progress) -> None:
-        """Take note of what goes on, in the thread that makes it."""
+        """Add an event to its environment's timeline. May be called from any thread."""
         if self._folder is None or progress.live:
             return
         moment = {

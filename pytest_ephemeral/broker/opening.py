@@ -1,7 +1,7 @@
-"""Reading a run's configuration, and asking what it will run on, before all else is loaded.
+"""Read a run's configuration, and contact its default provider, before the other imports.
 
-A container engine takes 20 ms to say which one it is, and half of what an owner process loads takes
-as long.
+A container engine takes about 20 ms to answer its first request. Half of the owner process's
+imports take as long, so both happen at the same time.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def open_project(settings: Settings, process: ClientProcess) -> Project | None:
-    """Read the configuration; nothing is brought up before it is known what is needed.
+    """Read the configuration. No environment is brought up.
 
     Args:
-        settings: What the run is told to do.
-        process: Whose variables and modules are used.
+        settings: The settings of the run.
+        process: The client's variables and module folders, which this process takes over.
 
     Returns:
-        The project; None for tests that run against a plain URL, which need none.
+        The project; None if the tests use a URL and there is no configuration.
 
     Raises:
-        EphemeralError: It is wrong.
+        EphemeralError: The configuration is missing or wrong.
     """
     adopt(process)
     file = settings.config or discovery.find(settings.start)
@@ -47,14 +47,14 @@ def open_project(settings: Settings, process: ClientProcess) -> Project | None:
 
 
 def adopt(process: ClientProcess) -> None:
-    """Take over a client's variables, and where it finds modules."""
+    """Take over a client's environment variables and module folders."""
     os.environ.clear()
     os.environ.update(process.environ)
     extend_path(process.path)
 
 
 def extend_path(folders: Iterable[str]) -> None:
-    """Find modules in these folders, too, as a client does: a provider of its project, say."""
+    """Append folders to ``sys.path``, for modules of the project such as a provider of its own."""
     sys.path += [folder for folder in folders if folder and folder not in sys.path]
 
 
@@ -67,7 +67,7 @@ def find_default(project: Project, settings: Settings) -> str | None:
 
 
 def _contact(found: config.Config, settings: Settings) -> None:
-    """Have what the default template runs on asked what it is, which a launch needs to know."""
+    """Contact the provider of the default template. A launch needs the answer."""
     template = found.templates.get(settings.template or found.default_template or "")
     if template is not None:
         provider = providers.load(template.provider)

@@ -1,4 +1,4 @@
-"""``--ephemeral-attach URL``: anything that answers, as an environment."""
+"""``--ephemeral-attach URL``: use any service that accepts connections as an environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_ephemeral.tables import Template
 #: The name of the provider, and of the template.
 PLAIN_URL: Final = "url"
 
-#: The ports of URLs that name none.
+#: The default ports, by the URL's scheme.
 PORTS: Final = {"http": 80, "https": 443, "postgresql": 5432, "redis": 6379, "mysql": 3306}
 
 #: Seconds to wait for a connection.
@@ -27,18 +27,18 @@ _NAMED: Final = re.compile(r"(?:^|,)([A-Za-z0-9_-]+)=(?=[A-Za-z][A-Za-z0-9+.-]*:
 
 
 def connect(reference: str, template: Template | None, run: str) -> Environment:
-    """Any URL as an environment. Something must accept connections there.
+    """Make an environment from URLs, after connecting to each of them.
 
     Args:
-        reference: A URL, which is then that of the first endpoint; or ``NAME=URL,NAME=URL``.
-        template: Whose ports' names the tests use; None where that is not known.
+        reference: The URL of the first endpoint, or ``NAME=URL,NAME=URL``.
+        template: The default template, for the name of the first endpoint; None if there is none.
         run: This run's id.
 
     Raises:
-        ConfigurationError: It is not a URL, or nothing answers.
+        ConfigurationError: It is not a URL, or nothing accepts connections there.
     """
     given = split(reference, next(iter(template.endpoints()), "http") if template else "http")
-    endpoints = {name: _answering(url) for name, url in given.items()}
+    endpoints = {name: _connect(url) for name, url in given.items()}
     first = next(iter(given.values()))
     return Environment(
         id=urls.get_location(first),
@@ -55,11 +55,11 @@ def connect(reference: str, template: Template | None, run: str) -> Environment:
 
 
 def split(reference: str, first: str) -> dict[str, str]:
-    """The URLs that were given, by the names of their endpoints.
+    """Split the option's value into URLs by endpoint name.
 
     Args:
         reference: A URL, or ``NAME=URL,NAME=URL``.
-        first: The name of the endpoint where none is written.
+        first: The endpoint's name for a URL without ``NAME=``.
     """
     if not _NAMED.match(reference):
         return {first: reference}
@@ -68,7 +68,7 @@ def split(reference: str, first: str) -> dict[str, str]:
 
 
 def find_missing(environment: Environment, template: Template | None) -> Iterator[str]:
-    """Warn of a template's ports that a plain URL does not give."""
+    """Warn if a template has endpoints for which no URL was given."""
     if template is None or environment.provider != PLAIN_URL:
         return
     names = [name for name in template.endpoints() if name not in environment.endpoints]
@@ -81,7 +81,7 @@ def find_missing(environment: Environment, template: Template | None) -> Iterato
         )
 
 
-def _answering(url: str) -> Endpoint:
+def _connect(url: str) -> Endpoint:
     shown = urls.hide_password(url)
     try:
         parts = urlsplit(url)
@@ -90,8 +90,8 @@ def _answering(url: str) -> Endpoint:
             raise ConfigurationError(f"--ephemeral-attach {shown}: name its port: HOST:PORT")
         socket.create_connection((host, port), timeout=TIMEOUT).close()
     except ValueError as error:
-        said = "" if "@" in url else f": {error}"  # which may quote a piece of a password
-        raise ConfigurationError(f"--ephemeral-attach {shown}: not a URL{said}") from None
+        why = "" if "@" in url else f": {error}"  # the error may quote a part of a password
+        raise ConfigurationError(f"--ephemeral-attach {shown}: not a URL{why}") from None
     except OSError as error:
         raise ConfigurationError(
             f"--ephemeral-attach {shown}: nothing answers there: {error.strerror or error}"

@@ -1,6 +1,6 @@
-"""The environments of one run: they come up and end in threads of their own.
+"""The environments of one run. Each launch and each removal has a thread.
 
-The ``Broker`` decides which of them a test needs, and when.
+The ``Broker`` decides which environments the tests need, and when.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pytest_ephemeral.errors import EphemeralError
 
 
 class EnvironmentPool:
-    """Brings environments up and ends them. Called with ``changed`` held, but for ``look``.
+    """Launches and ends environments. Call its methods with ``changed`` held, except ``look``.
 
     Attributes:
-        entries: All that were asked for, in that order; what is only planned is not among them.
-        current: By its key, the environment that tests get.
-        needs: Which tests need which.
-        queue: What is brought up next.
-        by_id: Those that came up.
-        ending: Those that are being removed.
-        failures: The templates of which none came up.
-        changed: Held for all of this, and notified of what waits on it.
+        entries: The environments whose launch was started, in that order.
+        current: The environment that tests get for each key.
+        needs: Which tests need which environments.
+        queue: Which environment to launch next.
+        by_id: The environments that came up, by id.
+        ending: The environments that are being ended.
+        failures: The templates that failed to launch.
+        changed: The lock of all this; notified when an environment's state changes.
     """
 
     def __init__(self, backend: Backend, *, ahead: int, alone: bool, lasting: bool) -> None:
@@ -46,19 +46,19 @@ class EnvironmentPool:
         self._lasting = lasting
 
     def _name(self, key: Key) -> Key:
-        """The key that the environment is known by."""
+        """The key in ``current``: one for all environments if there is only one."""
         return Key("", "session", "") if self._alone else key
 
     def find(self, key: Key) -> Entry | None:
-        """The environment of a key, if it was planned or asked for."""
+        """The environment of a key; None if it was neither planned nor leased."""
         return self.current.get(self._name(key))
 
     def get(self, key: Key) -> Entry:
-        """The environment of a key that was asked for."""
+        """The environment of a key that was planned or leased."""
         return self.current[self._name(key)]
 
     def add(self, key: Key, *, planned: bool = True) -> Entry:
-        """A new environment, to be brought up when its turn comes."""
+        """Add an environment; a planned one joins the queue."""
         entry = Entry(self._name(key), planned=planned)
         self.current[entry.key] = entry
         if planned:
@@ -66,7 +66,7 @@ class EnvironmentPool:
         return entry
 
     def want(self, key: Key) -> Entry:
-        """The environment that a test is waiting for, on its way or up."""
+        """The environment for a test that waits; launches it now unless it is up or launching."""
         entry = self.find(key)
         if entry is None:
             entry = self.add(key, planned=False)
@@ -77,7 +77,7 @@ class EnvironmentPool:
         return entry
 
     def _replace(self, old: Entry) -> Entry:
-        """A fresh environment in the place of one that is spent."""
+        """Replace a used or ended environment by a new one."""
         new = self.add(old.key, planned=False)
         new.planned = old.planned
         self.needs.move(old, new)
@@ -86,7 +86,7 @@ class EnvironmentPool:
         return new
 
     def pump(self) -> None:
-        """Bring up what will be needed next, as far as the queue allows."""
+        """Launch environments from the queue, up to its limits."""
         while not self._closing and (entry := self.queue.next()):
             self._launch(entry)
 
@@ -103,7 +103,7 @@ class EnvironmentPool:
                 self._abandon(entry, *explain(error))
 
     def close(self) -> None:
-        """Bring nothing more up, and begin to end everything."""
+        """Launch no more environments, and start to end all."""
         self._closing = True
         self.queue.clear()
         for entry in self.entries:
@@ -111,7 +111,7 @@ class EnvironmentPool:
         self.changed.notify_all()
 
     def settle(self, entry: Entry) -> None:
-        """End it if nobody needs it any more, or everything ends."""
+        """End it if no test needs it any more, or the pool is closed."""
         lasts = self._lasting and entry.key.scope == "session"
         if entry.state == "ready" and (self._closing or not (lasts or entry.is_wanted())):
             self._end(entry)
@@ -137,7 +137,7 @@ class EnvironmentPool:
         environment, seconds, problem = None, dict[str, float](), ""
         try:
             environment, seconds = self._backend.bring_up(entry.key)
-        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+        except BaseException as error:  # noqa: BLE001 - the waiting tests must receive it
             problem, entry.error = explain(error)
         with self.changed:
             self.queue.launching.discard(entry)
@@ -155,26 +155,26 @@ class EnvironmentPool:
             self.changed.notify_all()
 
     def look(self, entry: Entry) -> None:
-        """See whether it still runs."""
+        """Check whether it still runs; records the problem if it does not."""
         if entry.state == "ready" and not entry.problem and entry.environment is not None:
             died = self._backend.exit_reason(entry.environment)
             with self.changed:
-                if entry.state == "ready":  # what is being removed is gone, but not by itself
+                if entry.state == "ready":  # or this run has stopped it meanwhile
                     entry.problem = entry.problem or died
 
     def _finish(self, entry: Entry) -> None:
         try:
-            with entry.changing:  # until it has been put back
+            with entry.changing:  # wait for a rollback
                 environment = entry.environment
             assert environment is not None  # it was ready
             died = self._backend.exit_reason(environment)
-            with self.changed:  # noted first: a run may end as soon as the removal is accepted
+            with self.changed:  # before the removal: the run may end once that is accepted
                 entry.problem = entry.problem or died
             accept = partial(self._accept, entry)
             ending = self._backend.end(
                 environment, failed=entry.failed, died=bool(died), accepted=accept
             )
-        except BaseException:  # noqa: BLE001 - a leak must be told, whatever it came from
+        except BaseException:  # noqa: BLE001 - a leak must always be reported
             ending = Ending("leaked", detail=traceback.format_exc())
         with self.changed:
             entry.finish(ending)

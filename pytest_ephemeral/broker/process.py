@@ -1,4 +1,4 @@
-"""Start the owner process, receive its events, and notice its end."""
+"""Start the owner process, receive its events, and detect its end."""
 
 from __future__ import annotations
 
@@ -32,47 +32,50 @@ from pytest_ephemeral.errors import NO_THREADS, EphemeralError, LaunchError, Una
 
 _MODULE: Final = "pytest_ephemeral.broker"
 
-#: Seconds that the end of a run waits for the thread that hears of events.
+#: Seconds to wait for the event thread at the end of a run.
 _JOIN_TIME: Final = 1.0
 
 
 class RunListener(Protocol):
-    """Receives an owner's events. Called from one thread, one event after the other."""
+    """Receives the owner process's events. All calls come from one thread."""
 
-    def hear(self, event: ProgressEvent) -> None:
-        """A progress event."""
+    def on_progress(self, event: ProgressEvent) -> None:
+        """Receive a progress event."""
 
     def print(self, text: str) -> None:
-        """Lines that are to be written as they are."""
+        """Print lines unchanged."""
 
     def warn(self, text: str) -> None:
-        """A warning, for now and for the end."""
+        """Show a warning now, and again in the summary."""
 
     def has_hook(self, name: str) -> bool:
-        """Whether anybody here implements a hook; its arguments are loaded only then."""
+        """Whether a plugin in this process implements a hook. If not, it is not called."""
 
     def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:
         """Call a hook.
 
         Args:
             name: The hook's name.
-            plugins: Only of these; empty for all.
-            arguments: By name.
+            plugins: The plugins to call; empty for all.
+            arguments: The hook's arguments, by name.
+
+        Returns:
+            The hook's result.
         """
 
     def lose(self) -> None:
-        """The owner process has ended unexpectedly."""
+        """Called when the owner process has ended unexpectedly."""
 
 
 class OwnerProcess:
-    """The owner process of one run, as the process sees it that has started it.
+    """A handle of the owner process, in the process that started it.
 
     Attributes:
-        client: Asks it.
+        client: Sends requests to it.
         pid: Its process id.
 
     Raises:
-        UnavailableError: Where a process can't hand a socket on to one that it starts.
+        UnavailableError: This system can't pass a socket to a child process (Windows).
     """
 
     def __init__(self) -> None:
@@ -87,7 +90,7 @@ class OwnerProcess:
             _program("serve", str(listener.fileno()), str(os.getpid())),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # a CI step may wait for files that it holds open
+            stderr=subprocess.DEVNULL,  # a CI step waits until all copies of its output are closed
             bufsize=0,
             pass_fds=[listener.fileno()],
             start_new_session=True,  # Ctrl-C must not reach it
@@ -104,29 +107,29 @@ class OwnerProcess:
         self._abandoned = False
 
     def listen(self, listener: RunListener, hooks: Mapping[str, Sequence[str]]) -> None:
-        """Deliver events to a listener, in a thread.
+        """Start a thread that delivers events.
 
         Args:
-            listener: Who.
-            hooks: The hooks it implements, by plugin.
+            listener: The receiver.
+            hooks: The hooks that it implements, by plugin.
         """
         self._events = EventThread(self.client.address, self.client.key, listener, hooks)
 
     def open(self, settings: Settings, process: ClientProcess) -> Callable[[], Opened]:
-        """As ``BrokerClient.open``. Who listens is known to the owner before it brings up any."""
+        """See ``BrokerClient.open``; the owner process waits for the event thread's connection."""
         return self.client.open(settings, process, listens=self._events is not None)
 
     def interrupt(self) -> None:
-        """Have all environments ended now, whoever uses them. Returns at once."""
-        with suppress(OSError):  # it is gone
+        """End all environments now, even those in use. Returns at once."""
+        with suppress(OSError):  # the owner process has ended
             if not self._stdin.closed:
                 self._write(self._descriptor, INTERRUPT)
 
     def replace(self, store: str, run: str) -> subprocess.Popen[bytes]:
-        """Start a fresh owner that ends what this one, which has died, has left.
+        """Start a new owner process that destroys what the dead one has left.
 
         Args:
-            store: Where the run's ledger is.
+            store: The URL of the run's store.
             run: The run's id.
         """
         return self._popen_type(
@@ -138,11 +141,14 @@ class OwnerProcess:
         )
 
     def abandon(self) -> None:
-        """Stop waiting: the user has interrupted again."""
+        """Don't wait in ``leave``: the user has interrupted a second time."""
         self._abandoned = True
 
     def leave(self) -> None:
-        """Detach from it. It ends once it has dealt with everything it brought up."""
+        """Disconnect. The owner process destroys all environments, and ends.
+
+        Waits for that only if the owner process asks for it.
+        """
         done = False
         with suppress(EphemeralError):
             done = not self._abandoned and bool(self.client.ask("leave"))
@@ -153,25 +159,25 @@ class OwnerProcess:
         if done:
             self._process.wait()
         else:
-            self._process.returncode = 0  # it outlives this process: Popen need not warn of that
+            self._process.returncode = 0  # it runs on; without this, Popen warns
 
     def forget(self) -> None:
-        """Close the copy that a forked child has inherited."""
+        """Close a forked child's copy of the pipe."""
         with suppress(OSError):
             self._stdin.close()
 
 
 class EventThread:
-    """Receives an owner's events, and calls hooks for it.
+    """Receives the owner process's events, and calls hooks in this process.
 
     Args:
-        address: Where the owner listens.
-        key: What its clients prove themselves with.
-        listener: Who is told.
-        hooks: The hooks that are implemented here, by plugin.
+        address: The address that the owner process listens at.
+        key: The secret key that authenticates clients.
+        listener: Receives the events.
+        hooks: The hooks that are implemented in this process, by plugin.
 
     Attributes:
-        welcomed: Set once the owner knows of this.
+        welcomed: Set once the owner process has registered this listener.
     """
 
     def __init__(
@@ -200,13 +206,13 @@ class EventThread:
             raise LaunchError(NO_THREADS) from error
 
     def expect_end(self) -> None:
-        """Expect the owner to end: from now on that is not an error."""
+        """Stop. From now on, the end of the owner process is not an error."""
         self._ends = True
         self._connection.close()
         self._thread.join(_JOIN_TIME)
 
     def wait_for_end(self) -> None:
-        """Receive events until the owner says that the run is over."""
+        """Receive events until the run is over, and then stop."""
         self._over.wait()
         self.expect_end()
 
@@ -232,7 +238,7 @@ class EventThread:
                 self._listener.lose()
 
     def _call(self, name: str, plugins: Sequence[str], arguments: bytes) -> tuple[bool, Any]:
-        """Whether a hook could be called, and its result or its error."""
+        """Call a hook; returns whether that succeeded, and its result or its error."""
         if not self._listener.has_hook(name):
             return True, None
         try:
@@ -246,13 +252,13 @@ class EventThread:
 
 
 def _program(*arguments: str) -> list[str]:
-    """The command that runs an owner process.
+    """The command line of an owner process.
 
-    A file in the current folder never replaces a module of the same name (``-P``).
+    ``-P`` keeps files of the current folder from replacing modules of the same name.
     """
     return [sys.executable, "-P", "-m", _MODULE, *arguments]
 
 
 def finish_command(store: str, run: str) -> list[str]:
-    """The command that ends what an owner has left; see ``broker.__main__``."""
+    """The command that destroys what an owner process has left; see ``broker.__main__``."""
     return _program("finish", store, run, *sys.path)

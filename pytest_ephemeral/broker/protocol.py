@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 Scope = Literal["session", "package", "module", "class", "function"]
 
-#: The byte by which a client tells the owner, on its standard input, to end everything now.
+#: The byte that a client writes to the owner's standard input, to end all environments now.
 INTERRUPT = b"!"
 
-#: How long a connection may take to prove that it is a client, in seconds.
+#: The time-out in seconds for the key that a new client has to send.
 HANDSHAKE_TIMEOUT = 10.0
 
 
 class Key(NamedTuple):
-    """Which environment: fixtures of the same template, scope and instance share one.
+    """The key of an environment. Fixtures with equal keys share one environment.
 
     Attributes:
         template: The template's name.
-        scope: How long it serves.
-        instance: The node it serves (a module, a test); empty for the session. With a rollback,
-            also the worker: none puts back what another one uses.
-        rollback: Whether it is put back to its baseline between tests.
+        scope: The scope of its fixture.
+        instance: The id of the module, class or test; empty for the session. With a rollback, it
+            includes the worker, because workers can't share an environment that is rolled back.
+        rollback: Whether it is rolled back to its baseline between tests.
     """
 
     template: str
@@ -41,18 +41,18 @@ class Settings(NamedTuple):
     """The settings of one run. Paths are absolute.
 
     Attributes:
-        template: The template of tests that name none; None for the configuration's default.
+        template: The template of tests without a marker; None for the configuration's default.
         bake: ``missing``, ``always`` or ``never``.
         keep: ``never``, ``failed`` or ``always``.
-        attach: The id or the URL of what is used instead; None to bring environments up.
-        stage: The name under which the outcome is recorded against the image.
-        report: The file for the report.
-        logs: The folder for every environment's logs.
-        config: The configuration file; None to look for one from ``start`` upwards.
-        approval: Seconds to wait for a person's decision; None to ask nobody.
+        attach: The id or the URL of a running environment to use; None to launch environments.
+        stage: The name of the stage, for the record of the outcome.
+        report: The file for the report; None for no report.
+        logs: The folder for the environments' logs; None to save no logs.
+        config: The configuration file; None to search in ``start`` and its parent directories.
+        approval: Seconds to wait for manual approval; None to request none.
         start: The folder where the search for the configuration begins.
-        early: Templates whose session environment starts at once.
-        ttl: Seconds that environments may live; None for their templates' own.
+        early: The names of templates whose session environment is launched at once.
+        ttl: The environments' time to live in seconds; None for the setting of each template.
     """
 
     template: str | None = None
@@ -70,12 +70,12 @@ class Settings(NamedTuple):
 
 
 class ClientProcess(NamedTuple):
-    """What the owner takes over from the process it works for.
+    """The state of a client's process that the owner process takes over.
 
     Attributes:
         environ: The environment variables.
-        path: Where modules are found: a provider of the project's own, say.
-        hooks: By plugin (the path of a conftest.py, or a name): the hooks it implements.
+        path: The folders of ``sys.path``, for modules of the project such as a provider of its own.
+        hooks: The hooks that each plugin implements; the key is a conftest.py's path or a name.
     """
 
     environ: Mapping[str, str]
@@ -84,15 +84,15 @@ class ClientProcess(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A run that can begin.
+    """The description of an open run.
 
     Attributes:
-        run: Its id.
-        templates: The names there are; empty when anything goes.
-        default: The template of tests that name none; None if there are several and no default.
-        config: The configuration file; None where none is needed.
-        store: Where the run's ledger is; empty where there is none.
-        rollbacks: When environments are put back, by their templates; see ``tables.Rollback``.
+        run: The run's id.
+        templates: The names of all templates; empty if any name is allowed.
+        default: The default template; None if there are several and none is the default.
+        config: The configuration file; None if there is none.
+        store: The store's URL; empty if there is none.
+        rollbacks: The setting ``rollback`` of the templates that have it; see ``tables.Rollback``.
     """
 
     run: str
@@ -104,14 +104,25 @@ class Opened(NamedTuple):
 
 
 class Look(NamedTuple):
-    """How an environment is right before a test: why it can't be used, and its log's end."""
+    """The state of an environment right before a test.
+
+    Attributes:
+        problem: Why it can't be used; empty if it can.
+        mark: The end of its log.
+    """
 
     problem: str
     mark: str
 
 
 class Evidence(NamedTuple):
-    """The evidence of an environment for a failed test."""
+    """The state of an environment after a failed test.
+
+    Attributes:
+        died: Why it stopped by itself; empty if it runs.
+        logs: Its log during the test.
+        kept: Whether it stays up after the run.
+    """
 
     environment: Environment
     died: str
@@ -120,11 +131,11 @@ class Evidence(NamedTuple):
 
 
 class ProgressEvent(NamedTuple):
-    """A progress event for people who wait; see ``environments.progress``.
+    """A progress event for the user; see ``environments.progress``.
 
     Attributes:
-        task: Which of several things that go on at once this belongs to.
-        routine: One of so many alike that it is told with ``-v`` only.
+        task: The id of the thread, to tell parallel launches apart.
+        routine: Whether to show it with ``-v`` only: environments of single tests are many.
     """
 
     subject: str
@@ -137,18 +148,19 @@ class ProgressEvent(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What became of one environment, for the end of a run.
+    """The end of one environment, for the summary of a run.
 
     Attributes:
-        id: The environment's; empty when it never came up.
-        image: The name and the key of what it ran; empty when its template says so itself.
+        id: The environment's id; empty if it did not come up.
+        image: The name and the key of its image; two empty strings if it has none.
         state: See ``models.State``.
-        detail: What remains of it, when something does.
-        problem: Why it did not come up, or how it stopped by itself.
-        unnoticed: It stopped by itself, and no test's report says so.
-        crashed: That is a failure of the run.
-        cost: Dollars it has cost at most; None when it costs nothing.
-        expires: When it ends by itself, for people.
+        seconds: How long each phase took.
+        detail: What is left of it; empty if nothing is.
+        problem: Why it did not come up, or why it stopped by itself.
+        unnoticed: Whether it stopped by itself, and no test's report has that.
+        crashed: Whether that makes the run fail.
+        cost: The upper limit of its cost in US dollars; None if it has no price.
+        expires: The date and time of its expiry; empty if it has none.
     """
 
     id: str
@@ -166,12 +178,12 @@ class Summary(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The end of a run, as far as pytest waits for it.
+    """The outcome of a run, apart from its tests.
 
     Attributes:
-        environments: All that were asked for, in that order.
-        complaints: What went wrong besides.
-        failed: Whether something went wrong that no test has told.
+        environments: The environments whose launch was started, in that order.
+        complaints: Problems of the run that belong to no environment.
+        failed: Whether the run fails for a reason other than a test.
     """
 
     environments: Sequence[Summary]
@@ -180,7 +192,13 @@ class Finished(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An error of ours on its way from one process to another."""
+    """An ``EphemeralError`` as a message.
+
+    Attributes:
+        kind: The name of its class.
+        message: Its text.
+        notes: The notes that were added to it.
+    """
 
     kind: str
     message: str
@@ -188,13 +206,13 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """An error, by the nearest of its classes that both sides know."""
+        """Convert an error. The kind is its nearest base class in ``pytest_ephemeral.errors``."""
         known = (kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
         notes = tuple(getattr(error, "__notes__", ()))
         return cls(next(known, "EphemeralError"), str(error), notes)
 
     def error(self) -> errors.EphemeralError:
-        """The same error, to be raised here. Its notes are part of its message."""
+        """The error to raise in the receiving process. Its notes are part of its message."""
         kind: Any = getattr(errors, self.kind, errors.EphemeralError)
         made: errors.EphemeralError = kind("\n".join([self.message, *self.notes]))
         return made

@@ -1,4 +1,4 @@
-"""Which environment is brought up next, ahead of the tests."""
+"""Decide which environment to launch next, before a test waits for it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Final, Literal, NamedTuple
 
 from pytest_ephemeral.broker.entries import Entry
 
-#: How many are brought up at once ahead of the tests. One that a test waits for is never delayed.
+#: The limit of parallel launches. It does not delay an environment that a test waits for.
 PARALLEL: Final = 4
-#: Seconds that the end of a run waits for what is still coming up. It is ended all the same.
+#: Seconds that the end of a run waits for launches in progress. They are cleaned up in any case.
 GRACE: Final = 2.0
 
 
 class _Pool(NamedTuple):
-    """Environments that are counted together: all of a template, if that has spares of its own."""
+    """A group of environments with one limit. A template with ``spares`` is a group of its own."""
 
     scope: Literal["session", "other"]
     template: str = ""
@@ -24,11 +24,11 @@ _SESSION: Final = _Pool("session")
 
 
 class LaunchQueue:
-    """What is planned, first needed first. Used with the broker's lock held.
+    """The planned environments, in the order of first use. Call it with the broker's lock held.
 
     Attributes:
-        ahead: How many that no test has yet asked for are made ready besides session-wide ones.
-        launching: Those that are coming up.
+        ahead: How many unused environments to keep ready, in addition to those of session scope.
+        launching: The environments that are being launched.
     """
 
     def __init__(self, ahead: int) -> None:
@@ -39,30 +39,30 @@ class LaunchQueue:
         self._ready: set[Entry] = set()
 
     def add(self, entry: Entry, spares: int = 0) -> None:
-        """Bring it up when its turn comes.
+        """Append an environment.
 
         Args:
-            entry: Which.
-            spares: How many of its template are made ready, if more than ``ahead``.
+            entry: The environment.
+            spares: The setting of its template: how many to keep ready, if more than ``ahead``.
         """
         self._spares[entry.key.template] = spares
         self._planned.setdefault(self._pool(entry), deque()).append(entry)
 
     def clear(self) -> None:
-        """Bring up nothing more."""
+        """Remove all planned environments."""
         self._planned = {}
 
     def start(self, entry: Entry) -> None:
-        """It is coming up now."""
+        """Count an environment as launching, and as ready for a test."""
         self.launching.add(entry)
         self._ready.add(entry)
 
     def take(self, entry: Entry) -> None:
-        """A test has it, or nobody will: it is no spare one any more."""
+        """Stop counting an environment as ready for a test: it is in use, ended or failed."""
         self._ready.discard(entry)
 
     def next(self) -> Entry | None:
-        """What is to be brought up now, if anything is."""
+        """Remove and return the environment to launch now; None if there is none or no room."""
         for pool, queue in self._planned.items():
             while queue and not (queue[0].state == "planned" and queue[0].tests):
                 queue.popleft()

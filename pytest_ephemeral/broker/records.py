@@ -1,4 +1,4 @@
-"""What a run records: its report, its outcome against each image, its summary."""
+"""The records of a run: its report, its summary, and its outcome for each image."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ OUTCOMES = ("passed", "failed", "skipped")
 
 
 def report(run: str, entries: Sequence[Entry]) -> bytes:
-    """The JSON document of all that was brought up; ``report.schema.json`` describes it.
+    """The report as JSON, in the format of ``report.schema.json``.
 
     Args:
         run: The run's id.
-        entries: All that was asked for; what never came up is left out.
+        entries: The run's environments. Those that did not come up are left out.
     """
     environments = [
         _describe(entry, entry.environment) for entry in entries if entry.environment is not None
@@ -67,11 +67,11 @@ def _describe_image(image: ImageReference) -> dict[str, Any]:
 
 
 def summary(entry: Entry, *, crashed: bool) -> Summary:
-    """What became of one environment, for the end of a run.
+    """Summarize one environment, for the end of a run.
 
     Args:
-        entry: Which.
-        crashed: That it stopped by itself is a failure of the run.
+        entry: The environment.
+        crashed: Whether it stopped by itself, and that makes the run fail.
     """
     environment = entry.environment
     if environment is None:
@@ -96,7 +96,7 @@ def summary(entry: Entry, *, crashed: bool) -> Summary:
 
 
 def _cost(environment: Environment, until: datetime) -> float | None:
-    """What an environment that has a price has cost at most, in dollars."""
+    """The upper limit of an environment's cost in US dollars; None if it has no price."""
     if HOURLY not in environment.handle:
         return None
     hours = (until - environment.created_at).total_seconds() / 3600
@@ -104,13 +104,16 @@ def _cost(environment: Environment, until: datetime) -> float | None:
 
 
 def rollbacks(project: Project | None) -> dict[str, str]:
-    """When environments are put back, by the templates that say so."""
+    """The setting ``rollback``, by the names of the templates that have it."""
     templates = {} if project is None else project.config.templates
     return {name: one.rollback for name, one in templates.items() if one.rollback}
 
 
 def remove_earlier_leaks(project: Project) -> Iterator[str]:
-    """Try once more to remove what earlier runs could not; a line for each that remains.
+    """Try again to destroy the environments that earlier runs could not.
+
+    Yields:
+        A message for each that is still there.
 
     Raises:
         StoreError: The ledger can't be read.
@@ -123,7 +126,7 @@ def remove_earlier_leaks(project: Project) -> Iterator[str]:
             if reaper.remove_if_overdue(project.ledger, one.id):
                 continue
         except RecordMissingError:
-            continue  # someone else has removed it
+            continue  # another process has removed it
         except EphemeralError as error:
             problem = str(error)
         yield (
@@ -133,13 +136,13 @@ def remove_earlier_leaks(project: Project) -> Iterator[str]:
 
 
 def revision(project: Project) -> Callable[[], str]:
-    """The commit that the tests are taken from, looked up while other things go on.
+    """Start to find the commit of the tests, in a thread.
 
     Args:
-        project: Whose work tree.
+        project: The project whose work tree has the tests.
 
     Returns:
-        Gives it, and waits for it if need be; see ``ci.revision``.
+        A function that waits for the result and returns it; see ``ci.revision``.
     """
     found: list[str] = []
     thread = threading.Thread(
@@ -166,16 +169,16 @@ def record_stage(
     report: str,
     revision: Callable[[], str],
 ) -> None:
-    """Record how a run came out against every image that it tested.
+    """Record the outcome of a run for every image that it tested.
 
     Args:
-        project: Whose images they are.
+        project: The project of the images.
         stage: The stage's name.
         run: The run's id.
-        entries: All that was asked for.
-        exit_status: pytest's.
+        entries: The run's environments.
+        exit_status: pytest's exit status.
         report: The digest of the run's report.
-        revision: Gives the commit that the tests were taken from.
+        revision: Returns the commit of the tests.
 
     Raises:
         StoreError: The store can't be written.

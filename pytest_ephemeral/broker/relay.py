@@ -23,10 +23,10 @@ MODIFY: Final = "pytest_ephemeral_modify_template"
 
 
 class Subscriber:
-    """One client that receives events. Sending never waits for it.
+    """One client that receives events. A thread sends them, so that a slow client delays nothing.
 
     Attributes:
-        hooks: By plugin: the hooks that this client implements.
+        hooks: The hooks that this client implements, by plugin.
     """
 
     def __init__(self, connection: Connection, hooks: Mapping[str, Sequence[str]]) -> None:
@@ -40,11 +40,11 @@ class Subscriber:
         threading.Thread(target=self._write, name="ephemeral listener", daemon=True).start()
 
     def tell(self, kind: str, content: Any) -> None:
-        """Queue an event for it."""
+        """Queue an event for the client."""
         self._messages.put((kind, 0, content))
 
     def ask(self, kind: str, content: Any = None) -> tuple[bool, Any] | None:
-        """Ask it for something, after all queued events; None when it is gone."""
+        """Queue a request and wait for the answer; None if the client has disconnected."""
         answer: Future[tuple[bool, Any]] = Future()
         with self._lock:
             if self._lost:
@@ -58,7 +58,7 @@ class Subscriber:
             return None
 
     def serve(self) -> None:
-        """Read its answers until it is gone."""
+        """Receive answers until the client disconnects."""
         try:
             while True:
                 number, answer = self._connection.receive()
@@ -69,7 +69,7 @@ class Subscriber:
             self.lose()
 
     def lose(self) -> None:
-        """It is gone: stop waiting for its answers."""
+        """Mark the client as disconnected; each waiting request returns None."""
         with self._lock:
             self._lost = True
             asked, self._asked = self._asked, {}
@@ -82,16 +82,17 @@ class Subscriber:
             try:
                 self._connection.send(message)
             except OSError:
-                return  # ``serve`` sees it too
+                return  # ``serve`` detects the end of the connection, too
 
 
 class Relay:
-    """All clients that listen. The first is the one that the owner works for.
+    """All clients that receive events. The first one is the client that started the owner process.
 
-    What changes is replaced as a whole: other threads go through the old meanwhile.
+    The list of clients and their hooks are replaced, never changed, because other threads may be
+    iterating over them.
 
     Attributes:
-        connected: Set once somebody listens.
+        connected: Set once a client receives events.
     """
 
     def __init__(self) -> None:
@@ -103,13 +104,13 @@ class Relay:
         self._dismissed = False
 
     def connect(self, manager: pluggy.PluginManager) -> None:
-        """Have a plugin manager's events told to the clients."""
+        """Relay the hook calls of a plugin manager to the clients."""
         self._manager = manager
         manager.register(_EventHooks(self), "ephemeral relay")
         self.update({})
 
     def add(self, listener: Subscriber) -> None:
-        """Tell one more client."""
+        """Add a client."""
         with self._lock:
             self._first = self._first or listener
             self._listeners = [*self._listeners, listener]
@@ -120,12 +121,12 @@ class Relay:
         self.connected.set()
 
     def remove(self, listener: Subscriber) -> None:
-        """Tell a client nothing more: it is gone."""
+        """Remove a client that has disconnected."""
         with self._lock:
             self._listeners = [one for one in self._listeners if one is not listener]
 
     def update(self, hooks: Mapping[str, Sequence[str]]) -> None:
-        """Take note of hooks that the first client has got to know meanwhile."""
+        """Add hooks to those of the first client: it has loaded more plugins meanwhile."""
         name = "ephemeral template relay"
         with self._lock:
             if self._first is not None:
@@ -138,7 +139,7 @@ class Relay:
                 manager.register(_TemplateHook(self), name)
 
     def tell(self, kind: str, content: Any) -> None:
-        """Tell the first client something; see ``process.RunListener``."""
+        """Send an event to the first client; see ``process.RunListener``."""
         if self._first is not None:
             self._first.tell(kind, content)
 
@@ -148,16 +149,16 @@ class Relay:
             self._first.ask("sync")
 
     def lose(self) -> None:
-        """The first client has ended: it answers nothing, though a child may hold its socket."""
+        """Mark the first client as disconnected: a child process may hold its socket open."""
         if self._first is not None:
             self._first.lose()
 
     def count_listeners(self) -> int:
-        """How many clients receive events."""
+        """The number of clients that receive events."""
         return len(self._listeners)
 
     def dismiss(self) -> None:
-        """Tell all clients but the first, after all else, that they will hear nothing more."""
+        """Send every client except the first one the last event: the run is over."""
         with self._lock:
             self._dismissed = True
             for listener in self._listeners:
@@ -165,14 +166,16 @@ class Relay:
                     listener.tell("over", None)
 
     def call(self, name: str, **arguments: Any) -> list[Any]:
-        """Call a hook in every client that implements it; each implementation once.
+        """Call a hook in every client that implements it.
+
+        A plugin that several clients have loaded is called in one of them only.
 
         Returns:
-            What they returned.
+            The results that are not None.
 
         Raises:
-            EphemeralError: One of them raised it.
-            HookError: One of them raised something else.
+            EphemeralError: An implementation raised it.
+            HookError: An implementation raised another error.
         """
         content = pickle.dumps(arguments)
         answers = [
@@ -184,11 +187,11 @@ class Relay:
             if not done:
                 raise result.error() if isinstance(result, Failure) else HookError(result)
             if result is not None:
-                results.append(pickle.loads(result))  # noqa: S301 - it has proven itself
+                results.append(pickle.loads(result))  # noqa: S301 - the client is authenticated
         return results
 
     def _implementers(self, name: str) -> Iterator[tuple[Subscriber, Sequence[str]]]:
-        """The clients to call, and for which of their plugins; empty for all of them."""
+        """The clients to call, each with the plugins to call; empty for all plugins."""
         known: set[str] = set()
         for listener in self._listeners:
             own = [
@@ -202,7 +205,7 @@ class Relay:
 
 
 class _EventHooks:
-    """Hears every event in this process, and passes it on."""
+    """A plugin that relays all hook calls except that for templates."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
@@ -225,7 +228,7 @@ class _EventHooks:
 
 
 class _TemplateHook:
-    """Passes templates on; registered only where somebody may change them."""
+    """A plugin that relays templates; registered only if a client implements the hook."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay

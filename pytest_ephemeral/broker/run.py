@@ -37,20 +37,20 @@ from pytest_ephemeral.publishers import Publishing
 
 
 class Run(msgspec.Struct):
-    """One run that owns environments.
+    """One run and its environments.
 
     Attributes:
-        id: Sorts by when the run began.
-        project: None when tests run against a plain URL, and there is no configuration.
-        default: The template of tests that name none; None if there are several and no default.
-        folder: What is kept of environments; None where there is no project.
-        publishing: The publishers; None when no environment is brought up.
-        complaints: What went wrong besides the environments themselves.
-        revision: Gives the commit that the tests were taken from.
-        waits: Whether nothing may be left to be removed after the client has ended: the end of
-            a container ends all its processes, and many a CI kills what a job has left.
-        interrupted: Set once nobody waits for tests, or for a decision, any more.
-        deciding: Whether a decision is awaited now.
+        id: The run's id; ids sort by the start of the run.
+        project: None if the tests use a URL and there is no configuration.
+        default: The default template; None if there are several and none is the default.
+        folder: Saves the environments' logs; None if no environment is launched.
+        publishing: The publishers; None if no environment is launched.
+        complaints: Problems of the run that belong to no environment.
+        revision: Returns the commit of the tests.
+        waits: Whether the client waits until all environments are gone. The end of a container
+            kills all its processes, and many CI systems kill what a job has left.
+        interrupted: Set when the run is interrupted; ends the wait for approvals.
+        deciding: Whether the run is waiting for approvals.
     """
 
     id: str
@@ -74,10 +74,15 @@ class Run(msgspec.Struct):
 
     @classmethod
     def open(cls, settings: Settings, project: Project | None, relay: Relay) -> Run:
-        """Make ready for a project's tests. What they need is brought up once that is known.
+        """Prepare a run. No environment is launched yet.
+
+        Args:
+            settings: The settings of the run.
+            project: The project; None without a configuration.
+            relay: Sends events to the clients.
 
         Raises:
-            EphemeralError: What was to be attached to does not run.
+            EphemeralError: The environment to attach to does not run.
         """
         id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         if project is None or settings.attach is not None:
@@ -126,14 +131,14 @@ class Run(msgspec.Struct):
         return cls(id, settings, relay, project, lifecycle, backend, broker, default)
 
     def begin(self) -> Opened:
-        """Start what is wanted before any test is known, and say what there is."""
+        """Launch the early environments, and return the description of the run."""
         early, rolled_back = self.settings.early, records.rollbacks(self.project)
         self.broker.start_early({name: name in rolled_back for name in early})
         threading.Thread(target=self._prepare, name="ephemeral preparation", daemon=True).start()
         return self.describe()
 
     def describe(self) -> Opened:
-        """What there is."""
+        """The description of the run, for clients."""
         project = self.project
         return Opened(
             run=self.id,
@@ -145,15 +150,15 @@ class Run(msgspec.Struct):
         )
 
     def _prepare(self) -> None:
-        """While tests are collected, remove earlier leaks."""
+        """Destroy what earlier runs have left, while tests are collected."""
         if self.project is None:
             return
-        with suppress(EphemeralError):  # whoever needs the store reports that it can't be read
+        with suppress(EphemeralError):  # an unreadable store is reported where it is needed
             for problem in records.remove_earlier_leaks(self.project):
                 self.relay.tell("warn", problem)
 
     def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
-        """See ``Broker.plan``; takes over what the client has set meanwhile.
+        """See ``Broker.plan``. Takes over the client's current variables, folders and hooks, too.
 
         Raises:
             EphemeralError: The store can't be read, or a template can't be launched.
@@ -165,23 +170,23 @@ class Run(msgspec.Struct):
         self.broker.plan(needs)
 
     def keep(self, id: str) -> None:
-        """Let an environment outlive this run."""
+        """Keep an environment after the end of this run."""
         if isinstance(self.backend, LifecycleBackend):
             self.backend.to_keep.add(id)
 
     # -- the end -----------------------------------------------------------------------------
 
     def interrupt(self) -> None:
-        """Begin to end everything. What awaits a person's decision stays up."""
+        """Start to end all environments, unless the run is waiting for approvals."""
         self.interrupted.set()
         if not self.deciding:
             self.broker.end_all()
 
     def finish(self) -> Finished:
-        """End all environments, and return what became of them.
+        """End all environments; returns the outcome of the run.
 
-        What the platform has accepted to remove may be left to this process, but not where that
-        ends with its client.
+        Unless ``waits`` is set, it returns once the platform has accepted all removals. This
+        process then waits for their end.
         """
         with self._ending:
             if not self._closed:
@@ -201,14 +206,14 @@ class Run(msgspec.Struct):
                 self.relay.tell("warn", problem)
 
     def is_done(self) -> bool:
-        """Whether nothing is left to be removed."""
+        """Whether no environment is launching, being destroyed, or leaked."""
         return self._states().isdisjoint({"launching", "destroying", "leaked"})
 
     def is_awaited(self) -> bool:
         """Whether the client waits until this process has ended.
 
-        It does where that is at once, and where its own end would end this process, too. What
-        could not be removed is told, and waited for by nobody.
+        It does if nothing is left to do, or if its own end would kill this process (``waits``). It
+        does not wait for a leaked environment, which is reported.
         """
         return self.is_done() or (self.waits and "leaked" not in self._states())
 
@@ -216,7 +221,7 @@ class Run(msgspec.Struct):
         return {entry.state for entry in self.broker.entries}
 
     def outcome(self) -> Finished:
-        """How the run came out, but for its tests."""
+        """The outcome of the run, apart from its tests."""
         summaries = [
             records.summary(entry, crashed=self._crashed(entry)) for entry in self.broker.entries
         ]
@@ -226,7 +231,7 @@ class Run(msgspec.Struct):
         return Finished(summaries, tuple(self.complaints), failed)
 
     def _crashed(self, entry: Entry) -> bool:
-        """Whether an environment stopped by itself, no test noticed, and that is a failure."""
+        """Whether an environment stopped by itself unnoticed, and its template's health is fail."""
         if not entry.is_unnoticed() or entry.environment is None:
             return False
         templates = {} if self.project is None else self.project.config.templates
@@ -234,7 +239,7 @@ class Run(msgspec.Struct):
         return template is None or template.health == "fail"
 
     def record(self, exit_status: int) -> Finished:
-        """Write down what became of the run, where that was asked for."""
+        """Write the report, if there is a file for it, and record the stage."""
         report = records.report(self.id, self.broker.entries)
         try:
             if self.settings.report is not None:
@@ -247,7 +252,7 @@ class Run(msgspec.Struct):
         return self.outcome()
 
     def decide(self) -> None:
-        """Request manual approval, and wait; anything but an approval is a complaint."""
+        """Request manual approval, and wait. Without an approval, the run fails."""
         if self.settings.approval is None or not isinstance(self.backend, LifecycleBackend):
             return
         with self._ending:
@@ -265,7 +270,7 @@ class Run(msgspec.Struct):
         if self.outcome().failed:
             self.complaints.append("no approval was requested: the run has failed")
             return
-        self._record_stage(0, "")  # people decide by these; the report is not written yet
+        self._record_stage(0, "")  # before the decision, which needs it; there is no report yet
         up = [
             entry.environment
             for entry in self.broker.entries
@@ -282,7 +287,7 @@ class Run(msgspec.Struct):
         self.complaints += problems
 
     def _record_stage(self, exit_status: int, report: str) -> None:
-        """Record how the tests came out, once."""
+        """Record the outcome of the tests, once."""
         if self.project is None or self._staged:
             return
         self._staged = True
@@ -303,7 +308,7 @@ class Run(msgspec.Struct):
 def _reporter(
     relay: Relay, backend: LifecycleBackend, folder: LogFolder
 ) -> Callable[[Progress], None]:
-    """Tells of progress: to people, and to the log folder."""
+    """A function that sends progress events to the first client, and to the log folder."""
 
     def say(progress: Progress) -> None:
         folder.note(progress)
@@ -317,6 +322,6 @@ def _reporter(
             task,
             task in backend.routine,
         )
-        relay.tell("hear", event)
+        relay.tell("on_progress", event)
 
     return say

@@ -1,4 +1,4 @@
-"""Answers the clients of the owner process: a thread for each of them."""
+"""Answer the clients of the owner process, in a thread for each client."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pytest_ephemeral.models import Environment
 if TYPE_CHECKING:
     from pytest_ephemeral.broker.run import Run
 
-#: The requests of clients, by the object that answers: each is the name of a method.
+#: The methods that clients may call, by the object that has them.
 OF_BROKER: Final = frozenset({"finish_test", "crash_test", "roll_back", "look", "evidence"})
 OF_BROKER_BY_HOLDER: Final = frozenset({"lease", "release"})
 OF_RUN: Final = frozenset({"keep", "decide", "finish", "record"})
@@ -52,16 +52,16 @@ class Server:
     """Accepts clients.
 
     Args:
-        listening: The socket they connect to.
-        key: What they prove themselves with.
+        listening: The socket that clients connect to.
+        key: The secret key that authenticates clients.
 
     Attributes:
-        relay: The clients that hear of what goes on.
-        run: What is owned; None before it is opened.
+        relay: Sends events to the clients that listen.
+        run: The run; None until it is opened.
         opening: Held while a run is opened.
-        refused: Why a worker can't run its tests.
-        planners: The clients that run tests.
-        opened: Set once the configuration has been read, or could not be.
+        refused: Why a worker can't run its tests; empty if all can.
+        planners: The ids of the clients that have sent a plan.
+        opened: Set once the run has been opened, or could not be.
     """
 
     def __init__(self, listening: socket.socket, key: bytes) -> None:
@@ -76,11 +76,11 @@ class Server:
         self._thread = threading.Thread(target=self._accept, name="ephemeral server", daemon=True)
 
     def start(self) -> None:
-        """Begin to accept clients."""
+        """Start to accept clients, in a thread."""
         self._thread.start()
 
     def close(self) -> Run | None:
-        """Open no run any more, and give the one that was opened, if there is one."""
+        """Prevent the opening of a run; returns the open run, or None."""
         self.opening.acquire()
         return self.run
 
@@ -89,12 +89,12 @@ class Server:
             try:
                 end, _ = self._listening.accept()
             except OSError:
-                continue  # that client is gone again
+                continue  # the client has disconnected already
             try:
                 threading.Thread(
                     target=self._serve, args=(end,), name="ephemeral client", daemon=True
                 ).start()
-            except RuntimeError:  # there can be no more threads; the next client may have one
+            except RuntimeError:  # the limit of threads is reached; a later client may succeed
                 end.close()
 
     def _serve(self, end: socket.socket) -> None:
@@ -110,7 +110,7 @@ class Server:
                     return
                 client.reply(number, method, arguments)
         except (EOFError, OSError, RuntimeError, TypeError, ValueError):
-            pass  # the client is gone, in whatever way
+            pass  # the client has disconnected, or sent a broken message
         finally:
             connection.close()
             client.drop()
@@ -123,7 +123,7 @@ class Server:
 
 
 class ClientSession:
-    """What one client may ask for; see ``broker.Broker`` and ``run.Run`` for what it means."""
+    """Answers one client. The requests are methods of this class, ``run.Run`` and ``Broker``."""
 
     def __init__(self, server: Server, connection: Connection) -> None:
         self._server = server
@@ -133,12 +133,12 @@ class ClientSession:
         self._sending = threading.Lock()
 
     def reply(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
-        """Answer a request; a lease in a thread of its own.
+        """Answer a request; a lease in a separate thread.
 
-        A client that was interrupted while it waited for one goes on, and asks for other things.
+        A client that is interrupted while it waits for a lease sends other requests.
 
         Raises:
-            OSError: The client is gone.
+            OSError: The client has disconnected.
         """
         done, answer = self.answer(method, arguments)
         if method == "lease" and done:
@@ -151,7 +151,7 @@ class ClientSession:
         self._send(number, (done, answer))
 
     def _reply_when_up(self, number: int, wait: Callable[[], Environment]) -> None:
-        with suppress(OSError):  # the client is gone
+        with suppress(OSError):  # the client has disconnected
             self._send(number, _try(wait))
 
     def _send(self, number: int, answer: tuple[bool, Any]) -> None:
@@ -160,11 +160,11 @@ class ClientSession:
                 self._connection.send((number, *answer))
 
     def answer(self, method: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
-        """Whether it could be done, and the answer or the error."""
+        """Carry out a request; returns whether that succeeded, and the result or the error."""
         return _try(lambda: self._find(method)(*arguments))
 
     def _find(self, method: str) -> Callable[..., Any]:
-        """What answers a request."""
+        """The method that answers a request."""
         if method in OF_SESSION:
             return getattr(self, method)  # type: ignore[no-any-return]
         if method in OF_RUN:
@@ -176,7 +176,7 @@ class ClientSession:
         raise LaunchError(f"no such request: {method}")
 
     def drop(self) -> None:
-        """It is gone, and with it whatever it held."""
+        """Take back all leases of a client that has disconnected."""
         if self._server.run is not None:
             self._server.run.broker.drop(self._holder)
 
@@ -187,17 +187,18 @@ class ClientSession:
         return self._server.run
 
     def open(self, settings: Settings, process: ClientProcess, listens: bool) -> Opened:
-        """See ``Run.open``; who listens hears of all that it does.
+        """See ``Run.open``.
 
         Args:
-            settings: What the run is told to do.
-            process: What the owner takes over from the client.
-            listens: Whether the client hears of what goes on, over another connection.
+            settings: The settings of the run.
+            process: The client's variables, module folders and hooks.
+            listens: Whether the client receives events over another connection. The run is opened
+                after that is made, so that no event is lost.
         """
         self._opens = True
         try:
             project = open_project(settings, process)
-            from pytest_ephemeral.broker.run import Run  # most of what an owner loads
+            from pytest_ephemeral.broker.run import Run  # the slowest import of this process
 
             if listens:
                 self._server.relay.connected.wait(HANDSHAKE_TIMEOUT)
@@ -211,20 +212,20 @@ class ClientSession:
             self._server.opened.set()
 
     def wait_until_open(self) -> Opened:
-        """What there is; waits until another client has opened the run."""
+        """Wait until another client has opened the run; returns its description."""
         self._server.opened.wait()
         return self._run.describe()
 
     def refuse(self, problem: str) -> None:
-        """The tests of this client can't be run as they are written."""
+        """Record that this client can't run its tests as they are written."""
         self._server.refused = self._server.refused or problem
 
     def get_refusal(self) -> str:
-        """Why a client can't run its tests; empty as long as all can."""
+        """Why a client can't run its tests; empty if all can."""
         return self._server.refused
 
     def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
-        """See ``Broker.plan``. A worker has told its own hooks when it began to listen."""
+        """See ``Broker.plan``. The hooks of a worker are known from its event connection."""
         self._run.plan(needs, process if self._opens else process._replace(hooks={}))
         self._server.planners.add(self._holder)
         self._run.broker.look_ahead(len(self._server.planners))
@@ -241,30 +242,30 @@ class ClientSession:
     def run(
         self, environment: Environment, argv: Sequence[str], timeout: float | None
     ) -> subprocess.CompletedProcess[str] | None:
-        """See ``Environment.run``; None when it took too long."""
+        """See ``Environment.run``; None after a time-out."""
         try:
             return self._current(environment).run(argv, timeout)
         except subprocess.TimeoutExpired:
             return None
 
     def _current(self, environment: Environment) -> Environment:
-        """The environment as it is now: what it is made of changes when it is put back."""
+        """The current record of an environment: a rollback may replace its resources."""
         every = (entry.environment for entry in self._run.broker.entries)
         return next((one for one in every if one and one.id == environment.id), environment)
 
     def leave(self) -> bool:
-        """The client that this process works for is about to end. Whether it waits for this one."""
+        """Whether the client, which is about to end, has to wait for the end of this process."""
         run = self._server.run
         return run is None or run.is_awaited()
 
 
 def _try(act: Callable[[], Any]) -> tuple[bool, Any]:
-    """Whether something could be done, and what it returns or the error."""
+    """Call a function; returns whether that succeeded, and the result or the error."""
     try:
         return True, act()
     except EphemeralError as error:
         return False, Failure.of(error)
-    except Exception as error:  # noqa: BLE001 - the client must not wait for ever
+    except Exception as error:  # noqa: BLE001 - the client must receive an answer
         from pytest_ephemeral.broker.failures import explain
 
         text, kind = explain(error)

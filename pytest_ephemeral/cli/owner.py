@@ -154,7 +154,7 @@ class _Console:
             ]
         }
 
-    def hear(self, event: ProgressEvent) -> None:
+    def on_progress(self, event: ProgressEvent) -> None:
         phase: Any = event.phase
         self._say(Progress(event.subject, phase, event.text, event.seconds, event.live))
 

@@ -110,10 +110,10 @@ class Controller:
 
     # -- what the owner tells; called from a thread ----------------------------------------------
 
-    def hear(self, event: ProgressEvent) -> None:
-        self._reporter.hear(event)
+    def on_progress(self, event: ProgressEvent) -> None:
+        self._reporter.on_progress(event)
         if self._timeline is not None:
-            self._timeline.hear(event)
+            self._timeline.on_progress(event)
 
     def print(self, text: str) -> None:
         self._reporter.print(text)

@@ -70,7 +70,7 @@ class Reporter:
         self._writing = threading.Lock()
         self._stopped = threading.Event()
 
-    def hear(self, event: ProgressEvent) -> None:
+    def on_progress(self, event: ProgressEvent) -> None:
         """Record progress; called from the thread that receives it."""
         if event.phase == "seen":
             return

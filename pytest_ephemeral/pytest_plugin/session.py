@@ -70,7 +70,7 @@ class _WorkerListener:
             self._config.add_cleanup(events.wait_for_end)
             events.welcomed.wait()
 
-    def hear(self, event: ProgressEvent) -> None:
+    def on_progress(self, event: ProgressEvent) -> None:
         """See ``RunListener``."""
 
     def print(self, text: str) -> None:

@@ -79,7 +79,7 @@ class TimelineRecorder:
         self._templates: dict[str, str] = {}
         self._tests: dict[tuple[str, str], TestRow] = {}
 
-    def hear(self, event: ProgressEvent) -> None:
+    def on_progress(self, event: ProgressEvent) -> None:
         """Take note of a phase that begins, or ends; called from the thread that hears it."""
         now = self._now()
         if event.phase in {"bake", "launch"} and event.text:
