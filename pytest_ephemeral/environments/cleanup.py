@@ -1,4 +1,4 @@
-"""Clean up after an owner that could not do it itself."""
+"""Destroy the environments that a dead owner process has left."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from pytest_ephemeral.environments.ledger import Ledger
     from pytest_ephemeral.models import Environment
 
-# Run as a program, __name__ would be another.
+# Not __name__, which is __main__ when this module runs as a program.
 MODULE: Final = "pytest_ephemeral.environments.cleanup"
 
-#: How many environments are removed at once.
+#: How many environments to destroy in parallel.
 AT_ONCE: Final = 8
 
-#: Seconds before each retry of a removal that failed.
+#: Seconds before each retry of a failed removal.
 BACKOFF: Final = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 60.0)
 
 
 def settle_command(store_url: str, id: str) -> list[str]:
-    """The command that removes the record of an environment that ended without its owner.
+    """The command line that runs ``settle``, for a guard that has outlived the owner process.
 
-    A file in the current folder never replaces a module of the same name (``-P``).
+    ``-P`` keeps files of the current folder from replacing modules of the same name.
     """
     return [sys.executable, "-P", "-m", MODULE, store_url, id]
 
@@ -33,16 +33,16 @@ def settle_command(store_url: str, id: str) -> list[str]:
 def finish(store_url: str, run: str, pause: Callable[[float], object] = time.sleep) -> int:
     """Destroy all environments of a run, except those that were kept.
 
-    What can't be removed is tried again, a few minutes long. Then its record says why, and it
-    stays for ``pytest-ephemeral reap``.
+    A failed removal is tried again for a few minutes. After that, the environment's record has the
+    reason, and ``pytest-ephemeral reap`` can try again.
 
     Args:
-        store_url: Where the ledger is.
-        run: Whose environments.
-        pause: Waits that many seconds.
+        store_url: The URL of the ledger's store.
+        run: The run's id.
+        pause: Waits for a number of seconds.
 
     Returns:
-        0 when nothing of them is left, else 6.
+        The exit status: 0 if nothing is left, otherwise 6.
     """
     from pytest_ephemeral.errors import DestroyError
 
@@ -60,7 +60,7 @@ def _remove_all(ledger: Ledger, environments: Sequence[Environment]) -> bool:
 
 
 def settle(store_url: str, id: str) -> None:
-    """Destroy what is left of an environment, and remove its record; see ``finish``."""
+    """Destroy what is left of one environment, and remove its record; see ``finish``."""
     _retry(store_url, lambda one: one.id == id)
 
 
@@ -69,7 +69,7 @@ def _retry(
     wanted: Callable[[Environment], bool],
     pause: Callable[[float], object] = time.sleep,
 ) -> bool:
-    """Destroy those environments; tried again until none is left, or a few minutes have passed."""
+    """Destroy the wanted environments, with retries; returns whether none is left."""
     ledger = open_ledger(store_url)
     for seconds in (0.0, *BACKOFF):
         pause(seconds)
@@ -85,12 +85,12 @@ def _remove(ledger: Ledger, environment: Environment) -> bool:
     try:
         remove(ledger, environment)
     except EphemeralError:
-        return False  # its record says why
+        return False  # its record has the reason
     return True
 
 
 def open_ledger(store_url: str) -> Ledger:
-    """The ledger of a store, opened without a configuration."""
+    """Open the ledger of a store without a configuration."""
     from pytest_ephemeral.environments.ledger import Ledger
     from pytest_ephemeral.store import open_store
 

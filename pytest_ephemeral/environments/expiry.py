@@ -1,4 +1,4 @@
-"""An environment's expiry: extend it, keep it past its owner, disarm it for production."""
+"""Change an environment's expiry: extend it, keep it after its run, turn it off for production."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import EphemeralError, PromotionError
 from pytest_ephemeral.models import Environment
 
-#: How long an environment can still be inspected when nobody needs it any more.
+#: The shortest time that an environment stays up for inspection after it is no longer held.
 GRACE: Final = timedelta(minutes=5)
 
 
@@ -21,19 +21,22 @@ def extend(ledger: Ledger, environment: Environment, expires_at: datetime) -> En
     """Change an expiry, first on all resources of the environment, then in its record.
 
     Args:
-        ledger: Where its record is.
-        environment: As it is recorded.
-        expires_at: In UTC.
+        ledger: The ledger with its record.
+        environment: The environment, as recorded.
+        expires_at: The new expiry, in UTC.
+
+    Returns:
+        The changed environment.
 
     Raises:
-        EphemeralError: It is gone, or on another machine, or has become production meanwhile. The
-            record is unchanged.
+        EphemeralError: It is gone, runs on another machine, or has become production meanwhile.
+            The record is unchanged.
     """
     provider = providers.load(environment.provider)
     provider.extend(environment, expires_at)
     extended = ledger.change_if(environment.id, _may_expire, expires_at=expires_at)
     if extended is None:
-        # Gone, or disarmed since it was read: what never ends must not have been given an end.
+        # Gone, or promoted meanwhile. In the latter case, turn its expiry off again.
         now = ledger.get(environment.id)
         if now.expires_at is None:
             provider.extend(now, None)
@@ -52,15 +55,20 @@ def _describe_change(environment: Environment) -> str:
 
 
 def keep(ledger: Ledger, environment: Environment) -> Environment:
-    """Let an environment outlive its owner. Its expiry still holds.
+    """Keep an environment after the end of its owner process. It still expires.
+
+    The record changes first. If this process is killed in between, the environment ends although
+    its record says "kept"; that is harmless. The opposite would be a leak.
 
     Args:
-        ledger: Where its record is. It is changed first: a record that says "kept" of something
-            that ends all the same is harmless, the opposite is not.
-        environment: As it is recorded.
+        ledger: The ledger with its record.
+        environment: The environment, as recorded.
+
+    Returns:
+        The changed environment.
 
     Raises:
-        EphemeralError: It is gone, or on another machine.
+        EphemeralError: It is gone, or runs on another machine.
     """
     ledger.change(environment.id, kept=True)
     providers.load(environment.provider).keep(environment)
@@ -68,15 +76,15 @@ def keep(ledger: Ledger, environment: Environment) -> Environment:
 
 
 def hold(ledger: Ledger, environment: Environment, until: datetime) -> None:
-    """Keep an environment until a moment at least, even if its owner ends.
+    """Keep an environment at least until a moment, even if its owner process ends.
 
     Args:
-        ledger: Where its record is.
-        environment: As it is recorded.
-        until: An expiry later than this stays.
+        ledger: The ledger with its record.
+        environment: The environment, as recorded.
+        until: The earliest expiry, in UTC. A later one is not changed.
 
     Raises:
-        EphemeralError: It is gone, or on another machine.
+        EphemeralError: It is gone, or runs on another machine.
     """
     keep(ledger, environment)
     if environment.expires_at is not None and environment.expires_at < until:
@@ -84,15 +92,15 @@ def hold(ledger: Ledger, environment: Environment, until: datetime) -> None:
 
 
 def rearm(ledger: Ledger, id: str, when: datetime) -> str:
-    """Give an environment an expiry again. The record changes first: `reap` follows the record.
+    """Turn an environment's expiry on again. The record changes first: `reap` follows the record.
 
     Args:
-        ledger: Where its record is.
-        id: The environment's. That it is gone already is not an error.
-        when: When it may be destroyed.
+        ledger: The ledger with its record.
+        id: The environment's id. It is no error if the environment is gone.
+        when: The new expiry, in UTC.
 
     Returns:
-        What was done, in a sentence for people.
+        A message for the user: what was done.
     """
     ledger.change(id, expires_at=when, production=None)
     try:
@@ -104,7 +112,7 @@ def rearm(ledger: Ledger, id: str, when: datetime) -> str:
 
 
 def earliest_end(expires_at: datetime | None) -> datetime:
-    """When an environment that is no longer held may end: at its own expiry, or after a moment."""
+    """The expiry of an environment that is no longer held: its own, but not before ``GRACE``."""
     soon = datetime.now(UTC) + GRACE
     return soon if expires_at is None else max(soon, expires_at)
 
@@ -112,13 +120,14 @@ def earliest_end(expires_at: datetime | None) -> datetime:
 def disarm(ledger: Ledger, environment: Environment) -> str:
     """Turn off everything that could end an environment, and verify that it is off.
 
-    That is expiry, guest timer, guard and owner, and, by the record, reaper and watchdog.
+    The provider turns off the expiry of its resources, the timer in the guest and the guard. The
+    record turns off the owner process and the reaper.
 
     Returns:
-        The proof, in a sentence for people.
+        A message for the user: what was verified.
 
     Raises:
-        PromotionError: It can't be proven. The name must not move.
+        PromotionError: It may still end by itself. It must not be promoted.
         EphemeralError: It is gone.
     """
     provider = providers.load(environment.provider)

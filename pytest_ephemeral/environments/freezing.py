@@ -1,4 +1,4 @@
-"""Freeze what is ready and seeded, so that the next environment resumes from there."""
+"""Freeze the memory of a ready and seeded environment; the next one resumes from there."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pytest_ephemeral.providers.protocol import COLD_BOOT, TO_FREEZE, Order, Pro
 def freeze_if_asked(
     order: Order, environment: Environment, provider: Provider, timer: PhaseTimer
 ) -> Environment:
-    """Freeze an environment whose template asks for it; say why it was booted instead of resumed.
+    """Freeze an environment if its template requires it; warn if it was booted, not resumed.
 
     Args:
-        order: What it was launched with.
-        environment: As it is now: ready and seeded.
-        provider: What runs it.
-        timer: Times the freezing, and says what is to be said.
+        order: The order that it was launched with.
+        environment: The environment; it is ready and seeded.
+        provider: Its provider.
+        timer: Times the phase, and reports progress.
 
     Returns:
         The environment; its handle may have changed.

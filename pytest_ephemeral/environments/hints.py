@@ -1,6 +1,6 @@
-"""Hints on why an environment is not ready, from its probes, its log and its listeners.
+"""Hints on why an environment is not ready, from its probes, its log and its open ports.
 
-Each hint names the cause that people meet most often, and what to change.
+Each hint names the most frequent cause, and what to change.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.protocol import Provider
 
-#: Lines of the log that are searched.
+#: How many lines at the end of the log to search.
 _LINES: Final = 200
 
-#: Seconds that a TLS handshake may take.
+#: The time-out of a TLS handshake in seconds.
 _HANDSHAKE: Final = 1.0
 
-#: A pattern in the log, and what to change.
+#: Patterns in the log, each with the hint.
 _IN_LOG: Final = (
     (
         r"Invalid HTTP_HOST header|DisallowedHost",
@@ -42,15 +42,15 @@ _IN_LOG: Final = (
 
 
 def find(environment: Environment, provider: Provider, seen: Sequence[str]) -> list[str]:
-    """Hints about an environment that is starting, or has not become ready.
+    """Find hints about an environment that is not ready yet.
 
     Args:
         environment: The environment.
-        provider: What it runs on.
+        provider: Its provider.
         seen: The results of its probes.
 
     Returns:
-        What to change, the most certain first; empty when nothing is known.
+        The hints, the most certain first.
     """
     try:
         own = provider.hint(environment)
@@ -63,7 +63,7 @@ def find(environment: Environment, provider: Provider, seen: Sequence[str]) -> l
 
 
 def of_exit(detail: str) -> str:
-    """A hint about a process that ended during its start; empty when there is none."""
+    """A hint about a process that exited during its start; empty if there is none."""
     if re.search(r"exited with status 0\b", detail):
         return "its command has to stay in the foreground: start it without `&` and not as a daemon"
     return ""
@@ -104,13 +104,13 @@ def _of_probes(seen: Sequence[str]) -> Iterator[str]:
 
 
 def without_probes(lines: Sequence[str], path: str) -> list[str]:
-    """The lines of a log without the requests of the readiness probe.
+    """Remove the requests of the readiness probe from a log.
 
-    An access log would otherwise push out why the application is not ready.
+    Otherwise the last lines of an access log would have nothing else.
 
     Args:
-        lines: Of the log.
-        path: What the probe requests; empty when it requests nothing.
+        lines: The lines of the log.
+        path: The path that the probe requests; empty if there is no HTTP probe.
     """
     if not path:
         return list(lines)

@@ -1,7 +1,8 @@
-"""The ledger: the durable record of every environment, written before anything of it is created.
+"""The ledger: a record of every environment, in the store.
 
-One JSON file an environment, under ``environments/``. It is removed when nothing of the
-environment is left, so what the ledger lists is what may exist.
+A record is one JSON file, ``environments/ID.json``. It is written before the environment's first
+resource is created, and removed after the last one is gone. So the ledger lists all environments
+that may exist.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ _ALPHABET: Final = "23456789bcdfghjkmnpqrstvwxz"
 
 
 class Record(Model, frozen=True, kw_only=True):
-    """An environment, with the request that creates it.
+    """An environment and its template.
 
     Attributes:
-        environment: As it is now.
-        template: The template it was asked for with; ``{env:…}`` stands in it as a reference.
+        environment: The environment's current state.
+        template: The template as written; the values of ``{env:…}`` are not filled in.
     """
 
     environment: Environment
@@ -45,7 +46,7 @@ class Ledger:
     """The environments of one store.
 
     Attributes:
-        broken: The records that the last ``entries`` left out, by path, each with the reason.
+        broken: The records that the last ``entries`` could not read, by path, with the reasons.
     """
 
     def __init__(self, store: Store) -> None:
@@ -53,50 +54,48 @@ class Ledger:
         self.broken: dict[str, str] = {}
 
     def create(self, environment: Environment, template: Template) -> None:
-        """Record an environment that is about to be created.
+        """Record a new environment, before its first resource is created.
 
         Raises:
-            RecordExistsError: Its id is taken.
+            RecordExistsError: There is an environment with this id.
         """
         record = Record(environment=environment, template=to_builtins(template))
         self.store.create(_path(environment.id), encode(record))
 
     def change(self, id: str, **changes: Any) -> Environment | None:
-        """Change some fields of an environment's record.
-
-        One that was removed meanwhile stays removed.
+        """Change attributes of an environment in its record. Does not create a removed record.
 
         Args:
-            id: Which.
+            id: The environment's id.
             changes: Attributes of ``Environment``.
 
         Returns:
-            It, as it is recorded now; None if it was removed.
+            The changed environment; None if the record was removed.
         """
         return self.change_if(id, lambda _: True, **changes)
 
     def mark_destroying(self, id: str, still: Callable[[Environment], bool]) -> Environment | None:
-        """Record that an environment is being destroyed, if it still has to be.
+        """Record that an environment is being destroyed, if a condition still holds.
 
-        Whoever changes its record first is right: one whose expiry is taken away is not condemned,
-        and whoever takes the expiry of one away that is marked reads that in it.
+        The check and the change are atomic. So of a promotion and a reaper at the same time, the
+        first one to change the record wins, and the other one finds that in the record.
 
         Args:
-            id: Which.
-            still: Whether it is, by its record.
+            id: The environment's id.
+            still: The condition, given the recorded environment.
 
         Returns:
-            It, as it is recorded now; None if it is not to be.
+            The changed environment; None if the condition does not hold.
 
         Raises:
-            RecordMissingError: It was removed.
+            RecordMissingError: The record was removed.
         """
         return self._change(id, still, {"state": "destroying"})
 
     def change_if(
         self, id: str, still: Callable[[Environment], bool], **changes: Any
     ) -> Environment | None:
-        """As ``change``, of a record that is still as it should be; None if it is not."""
+        """As ``change``, if the condition ``still`` holds; None if not. Both are one atomic act."""
         try:
             return self._change(id, still, changes)
         except RecordMissingError:
@@ -119,20 +118,20 @@ class Ledger:
         return changed[0] if changed else None
 
     def remove(self, id: str) -> None:
-        """Remove the record of an environment that is gone."""
+        """Remove the record of an environment of which nothing is left."""
         self.store.delete(_path(id))
 
     def get(self, id: str) -> Environment:
-        """The environment with that id, or with the only id of that prefix.
+        """Find an environment by its id or a unique prefix of it.
 
         Raises:
-            NothingMatchedError: There is none, or more than one; names the closest.
-            TamperedRecordError: Its record can't be read, or does not fit its path.
+            NothingMatchedError: There is none, or more than one; the message has similar ids.
+            TamperedRecordError: Its record can't be read, or belongs to another environment.
         """
         return self.record(id).environment
 
     def record(self, id: str) -> Record:
-        """As ``get``, with the request that created it."""
+        """As ``get``, with the template."""
         if re.fullmatch(ID_PATTERN, id):
             with suppress(RecordMissingError):
                 return _decode(_path(id), self.store.read(_path(id)).data)
@@ -141,7 +140,7 @@ class Ledger:
         return _decode(_path(whole), self.store.read(_path(whole)).data)
 
     def entries(self) -> list[Environment]:
-        """All environments, oldest first. Bad records are left out; see ``broken``."""
+        """All environments, oldest first. Records that can't be read are in ``broken``."""
         found: list[Environment] = []
         broken: dict[str, str] = {}
         for path, data in self.store.records(FOLDER):
@@ -160,12 +159,15 @@ class Ledger:
 def register(
     ledger: Ledger, template: Template, describe: Callable[[str], Environment]
 ) -> Environment:
-    """Record a new environment under a unique id.
+    """Record a new environment under a new id, such as ``staging-7f3k2q``.
 
     Args:
-        ledger: Where.
-        template: What it is made from.
-        describe: Gives the environment for an id, such as ``staging-7f3k2q``.
+        ledger: The ledger.
+        template: The environment's template.
+        describe: Makes the environment for an id.
+
+    Returns:
+        The environment.
     """
     while True:
         token = "".join(secrets.choice(_ALPHABET) for _ in range(6))
@@ -182,10 +184,10 @@ def _path(id: str) -> str:
 
 
 def _decode(path: str, data: bytes) -> Record:
-    """Decode a record. Its environment must match the record's path.
+    """Decode a record.
 
     Raises:
-        TamperedRecordError: It is not.
+        TamperedRecordError: It can't be read, or its environment does not match its path.
     """
     try:
         record = decode(data, Record)

@@ -1,8 +1,8 @@
-"""The one place that launches environments and destroys them.
+"""Launch and destroy environments. All other code does that through this module.
 
-The order of things is what makes it safe: the record before the act, every resource labelled in
-the call that creates it, and whatever goes wrong on the way up is taken down before anyone is
-told.
+Three rules prevent leaks. A record is written before a resource is created. Each resource gets its
+labels in the call that creates it. If a launch fails, its resources are destroyed before the error
+is reported.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from pytest_ephemeral.tables import BakeMode, Rollback, Template
 
 
 def _ignore(_: object) -> None:
-    """The default: progress is not reported, and nothing is done before a removal."""
+    """The default for ``say`` and ``before_removal``."""
 
 
 class Lifecycle(msgspec.Struct):
     """Launches and destroys the environments of one run.
 
     Attributes:
-        project: Where records, artifacts and images are.
-        hooks: A pluggy hook relay: pytest's own, or the command line's.
+        project: The project with its store, artifacts and images.
+        hooks: A pluggy hook relay.
         run: The id of this run.
-        config: What the hooks get as ``config``.
-        bake: Whether images that are missing are baked.
-        say: Told what is going on, from whichever thread it goes on in.
-        before_removal: Given what did not come up, as long as something of it is there.
-        cancelled: Once set, nothing that is still coming up is waited for.
+        config: The value of the hooks' argument ``config``.
+        bake: When to bake images.
+        say: Receives progress, from several threads.
+        before_removal: Receives an environment whose launch failed, before it is destroyed.
+        cancelled: When it is set, all launches fail at once.
     """
 
     project: Project
@@ -72,15 +72,15 @@ class Lifecycle(msgspec.Struct):
     _baselines: Baselines = msgspec.field(default_factory=Baselines)
 
     def check(self, template: str, *, rolled_back: bool = False) -> None:
-        """Check before a launch that a template's provider has what it needs.
+        """Check before a launch that a template's provider has all that it needs.
 
         Args:
-            template: Its name.
-            rolled_back: Whether its environments are to be put back to their baseline.
+            template: The template's name.
+            rolled_back: Whether its environments are rolled back between tests.
 
         Raises:
-            UnavailableError: It is not.
-            ConfigurationError: It would cost more than it may, or can't be right.
+            UnavailableError: Something is missing.
+            ConfigurationError: The template is wrong, or could cost more than its limit.
         """
         wanted = self.project.config.template(template)
         if rolled_back:
@@ -102,15 +102,18 @@ class Lifecycle(msgspec.Struct):
     def bring_up(
         self, template: Template, *, ttl: Duration | None = None, rolled_back: bool = False
     ) -> Timed:
-        """Launch an environment of a template, and return when it is ready and seeded.
+        """Launch an environment, and wait until it is ready and seeded.
 
         Args:
-            template: Of the configuration.
-            ttl: How long it may live, instead of the template's own word.
-            rolled_back: Whether it is to be put back to its baseline, which is taken then.
+            template: A template of the configuration.
+            ttl: The time to live, instead of the template's own.
+            rolled_back: Whether it is rolled back between tests, so that it needs a baseline.
+
+        Returns:
+            The environment, and how many seconds each phase took.
 
         Raises:
-            EphemeralError: It could not be. Nothing of it is left, or the message says what.
+            EphemeralError: The launch failed. A note of the error names what is left, if anything.
         """
         with self._hook_lock:
             template = modify(template, self.hooks, self.config)
@@ -173,10 +176,13 @@ class Lifecycle(msgspec.Struct):
         return environment
 
     def roll_back(self, environment: Environment) -> Timed:
-        """Put an environment back to its baseline, and return when it is ready again.
+        """Roll an environment back to its baseline, and wait until it is ready.
+
+        Returns:
+            The environment, and how many seconds that took.
 
         Raises:
-            EphemeralError: It could not be, and can't be used any more.
+            EphemeralError: The rollback failed, and the environment can't be used any more.
         """
         timer, provider = PhaseTimer(self.say), providers.load(environment.provider)
         with (
@@ -194,10 +200,10 @@ class Lifecycle(msgspec.Struct):
         return Timed(msgspec.structs.replace(changed, state="ready"), timer.seconds)
 
     def image(self, name: str) -> Image:
-        """The baked image of that name, baked or fetched first where that is allowed.
+        """Get the image of a recipe; bakes or downloads it if needed and allowed.
 
         Raises:
-            EphemeralError: It can't be had.
+            EphemeralError: It is missing and can't be baked.
         """
         return self._images.obtain(self.project, name, self.bake, self.say)
 
@@ -207,7 +213,7 @@ class Lifecycle(msgspec.Struct):
         )
 
     def _abandon(self, environment: Environment, error: BaseException) -> None:
-        """Destroy an incomplete environment. If that fails, say so in the original error."""
+        """Destroy an incomplete environment. If that fails, add a note to the original error."""
         try:
             self.before_removal(environment)
         finally:
@@ -216,10 +222,10 @@ class Lifecycle(msgspec.Struct):
             except EphemeralError as leak:
                 error.add_note(str(leak))
 
-    # -- and then --------------------------------------------------------------------------
+    # -- inspect, change and destroy -------------------------------------------------------
 
     def status(self, environment: Environment) -> Status:
-        """Its state as its provider reports it. An expired one says so."""
+        """The state that the provider reports; for an expired environment, with that reason."""
         status = providers.load(environment.provider).status(environment)
         expires_at = environment.expires_at
         if status.state == "gone" and expires_at is not None and expires_at <= datetime.now(UTC):
@@ -228,22 +234,22 @@ class Lifecycle(msgspec.Struct):
         return status
 
     def extend(self, environment: Environment, expires_at: datetime) -> Environment:
-        """Change an environment's expiry, on all its resources and in its record."""
+        """See ``expiry.extend``."""
         return expiry.extend(self.project.ledger, environment, expires_at)
 
     def keep(self, environment: Environment) -> Environment:
-        """Let an environment outlive this run; its expiry holds."""
+        """Keep an environment after this run. It still expires."""
         kept = expiry.keep(self.project.ledger, environment)
         self.say(Progress(environment.id, "kept", environment.url))
         self._emit("environment_stopped", environment=kept, outcome="kept")
         return kept
 
     def publish(self, environment: Environment, url: str) -> None:
-        """Publish an environment's URL."""
+        """Call the hook that publishes an environment's URL."""
         self._emit("publish_url", environment=environment, url=url)
 
     def keep_machine(self, environment: Environment) -> bool:
-        """See ``standby.keep_machine``; the hooks are told that the environment ends."""
+        """See ``standby.keep_machine``. For the hooks, the environment ends."""
         with self._baselines.give_up(environment.id):
             kept = standby.keep_machine(self.project.ledger, environment, self.say)
         if kept:
@@ -258,19 +264,19 @@ class Lifecycle(msgspec.Struct):
         accepted: Callable[[], None] = lambda: None,
         last: bool = True,
     ) -> float:
-        """Remove all of an environment, and its record.
+        """Destroy all resources of an environment, and remove its record.
 
         Args:
-            environment: Up, half-made, or gone already.
-            outcome: What the hooks are told when it worked.
-            accepted: Called once the platform has agreed to remove it.
-            last: Whether the hooks are told that it is leaked when this fails.
+            environment: The environment; it may be incomplete, or gone already.
+            outcome: The outcome for the hooks, if the removal succeeds.
+            accepted: Called once the platform has accepted the request to destroy it.
+            last: Whether a failure is final, so that the hooks receive the outcome ``leaked``.
 
         Returns:
-            Seconds it took.
+            How many seconds it took.
 
         Raises:
-            DestroyError: Something remains, and so does the record: `pytest-ephemeral reap`.
+            DestroyError: Something is left. The record stays, for `pytest-ephemeral reap`.
         """
         started = time.monotonic()
         self.say(Progress(environment.id, "destroy"))
@@ -288,23 +294,26 @@ class Lifecycle(msgspec.Struct):
         return seconds
 
     def leave(self, environment: Environment) -> None:
-        """Tell the hooks that a removal continues in the background.
+        """Report to the hooks that a removal continues in the background.
 
-        What the engine of a provider takes its time for (an address, a bridge) is nothing that
-        people should wait for. Its record stays until it is done, and longer if it fails.
+        The user need not wait for slow parts of a removal, such as an address or a network bridge.
+        The record stays until the removal has succeeded.
         """
         self._emit_end(environment, "destroying")
 
     def _emit_end(self, environment: Environment, outcome: Outcome) -> None:
-        """Tell the hooks how it ended; of a removal that was said to go on, only that it failed."""
+        """Call the hook for the end of an environment.
+
+        After ``destroying``, it is called again only for ``leaked``.
+        """
         with self._hook_lock:
-            told = self._ends.get(environment.id)
-            if told and "destroying" in {told, outcome} and outcome != "leaked":
+            earlier = self._ends.get(environment.id)
+            if earlier and "destroying" in {earlier, outcome} and outcome != "leaked":
                 return
             self._ends[environment.id] = outcome
             self._emit("environment_stopped", environment=environment, outcome=outcome)
 
-    # -- what both need ----------------------------------------------------------------------
+    # -- records and hooks -------------------------------------------------------------------
 
     def _record(self, environment: Environment, *names: str) -> None:
         self.project.ledger.change(
@@ -313,18 +322,18 @@ class Lifecycle(msgspec.Struct):
 
     @contextmanager
     def _recording(self, environment: Environment, *names: str) -> Iterator[None]:
-        """Write the record while something else is waited for: writing to disk takes time."""
+        """Write the record in a thread while the block runs: writing to disk takes time."""
         with ThreadPoolExecutor(1) as pool:
             recorded = pool.submit(self._record, environment, *names)
             yield
             recorded.result()
 
     def _emit(self, event: str, **arguments: Any) -> None:
-        """Call the hooks, one event at a time. An error in one of them is only reported."""
+        """Call a hook, one call at a time. An error in it is only reported as a warning."""
         hook = getattr(self.hooks, f"pytest_ephemeral_{event}")
         try:
             with self._hook_lock:
                 hook(**arguments, config=self.config)
-        except Exception as error:  # noqa: BLE001 - anyone's code
+        except Exception as error:  # noqa: BLE001 - the code of any plugin
             text = f"pytest_ephemeral_{event} failed: {describe_error(error)}"
             self.say(Progress(arguments["environment"].id, "warning", text))

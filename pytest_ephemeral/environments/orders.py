@@ -1,4 +1,4 @@
-"""Orders for providers: everything is filled in, and nothing is left to look up."""
+"""Make orders for providers. An order has all values filled in."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pytest_ephemeral.tables import Template
 def register_environment(
     project: Project, run: str, template: Template, images: Mapping[str, Image], ttl: Duration
 ) -> Environment:
-    """Record a new environment, with all its labels, before anything of it is created.
+    """Record a new environment with all its labels, before its first resource is created.
 
     Args:
-        project: Whose ledger.
-        run: The id of the run that brings it up.
-        template: What it is made from.
-        images: The baked images by name.
-        ttl: How long it may live.
+        project: The project.
+        run: The id of this run.
+        template: The environment's template.
+        images: The images, by name.
+        ttl: The time to live.
     """
     references = [ImageReference.to(images[name]) for name in template.images()]
     image = references[0] if references else None
@@ -66,17 +66,17 @@ def make_order(
     images: Mapping[str, Image],
     journal: Callable[[Environment], None],
 ) -> Order:
-    """The order for one environment, with every ``{env:…}`` and ``{image:…}`` filled in.
+    """Make the order for one environment, with every ``{env:…}`` and ``{image:…}`` filled in.
 
     Args:
-        project: Whose.
-        environment: As it is recorded.
-        template: What it is made from.
-        images: The baked images by name.
+        project: The project.
+        environment: The environment, as recorded.
+        template: The environment's template.
+        images: The images, by name.
         journal: See ``Order``.
 
     Raises:
-        ConfigurationError: A variable that it refers to is not set.
+        ConfigurationError: An environment variable that the template refers to is not set.
     """
     where = f"templates.{template.name}"
     filled = interpolation.fill(
@@ -102,15 +102,18 @@ def make_order(
 
 
 def modify(template: Template, hooks: Any, config: Any) -> Template:
-    """The template, changed by the users' hook.
+    """Let the hook ``pytest_ephemeral_modify_template`` change a template.
 
     Args:
-        template: Of the configuration.
+        template: A template of the configuration.
         hooks: A pluggy hook relay.
-        config: What the hook gets as ``config``.
+        config: The value of the hook's argument ``config``.
+
+    Returns:
+        The changed template, or the same one.
 
     Raises:
-        LaunchError: The hook has failed, or returned something else.
+        LaunchError: The hook failed, or returned no template.
     """
     try:
         changed = hooks.pytest_ephemeral_modify_template(template=template, config=config)
@@ -132,7 +135,7 @@ def modify(template: Template, hooks: Any, config: Any) -> Template:
 
 
 def image_names(template: Template) -> list[str]:
-    """The images a template is made of, and those its values refer to."""
+    """The names of a template's own images, and of those that its ``env`` refers to."""
     referred = (
         name for value in template.env.values() for name in interpolation.references(value, "image")
     )

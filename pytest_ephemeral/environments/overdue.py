@@ -1,7 +1,8 @@
-"""What may be removed, and why: by the ledger's records, and by the labels of resources.
+"""Find the environments and resources that may be removed.
 
-Both halves are looked at, so that either of them is enough. What is neither expired nor abandoned
-is never overdue, nor is anything without our labels.
+The ledger's records and the labels of resources are both searched. Each of them is enough to find
+an environment. Overdue is what has expired, or whose owner process is gone. A resource without our
+labels is never overdue.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from pytest_ephemeral.providers.abilities import (
 from pytest_ephemeral.providers.protocol import Owned, Provider
 from pytest_ephemeral.tables import Recipe, Template
 
-#: How far two clocks may be apart before an expiry is doubted.
+#: The difference between two clocks from which on an expiry is in doubt.
 CLOCK_TOLERANCE: Final = timedelta(seconds=60)
 
 
 class Overdue(msgspec.Struct, frozen=True):
-    """One thing that may be removed.
+    """An environment or resource that may be removed.
 
     Attributes:
-        id: Whose.
-        provider: What ran it.
-        reason: Why.
-        owned: What its provider holds of it, if no record of ours describes it.
-        account: The cloud account that is in, if its provider shares one with others.
-        doubt: Why the reason can't be trusted, so that it is not removed; empty when it can.
+        id: The environment's id.
+        provider: The name of its provider.
+        reason: Why it may be removed.
+        owned: The resources that the provider found by their labels; None if there is a record.
+        account: The cloud account of ``owned``; empty if the provider has no accounts.
+        doubt: Why the reason may be wrong, so that it must not be removed; empty if it is certain.
     """
 
     id: str
@@ -50,19 +51,19 @@ class Overdue(msgspec.Struct, frozen=True):
 
 
 class Unseen(msgspec.Struct, frozen=True):
-    """A provider, or one of its regions, that can't be searched."""
+    """A provider or region that can't be searched."""
 
     provider: str
     error: str
 
 
 def overdue(project: Project, *, asked: bool, dry_run: bool) -> Iterator[Overdue | Unseen]:
-    """Everything that may be removed now.
+    """Find everything that may be removed now.
 
     Args:
-        project: Whose ledger and catalog.
-        asked: Whether accounts are searched even for providers that the project does not use.
-        dry_run: Whether nothing may be changed.
+        project: The project with its ledger and catalog.
+        asked: Whether to search the cloud accounts of providers that the project does not use.
+        dry_run: Whether nothing may be changed, not even tags.
     """
     known = project.ledger.entries()
     now = datetime.now(UTC)
@@ -83,11 +84,11 @@ def overdue(project: Project, *, asked: bool, dry_run: bool) -> Iterator[Overdue
 
 
 def why(environment: Environment, now: datetime) -> str:
-    """Why an environment may be removed; empty when it may not.
+    """Why an environment may be removed; empty if it may not.
 
     Args:
-        environment: As its record has it.
-        now: In UTC.
+        environment: The environment, as recorded.
+        now: The current time in UTC.
     """
     if environment.expires_at is None:
         return ""
@@ -99,11 +100,13 @@ def why(environment: Environment, now: datetime) -> str:
 
 
 def doubt_of_expiry(environment: Environment, now: datetime) -> str:
-    """Why this machine's clock may be wrong about an expiry; empty when there is no doubt.
+    """Why this machine's clock may be wrong about an expiry; empty if there is no doubt.
+
+    The clock is compared with the time since the launch, and with the clock of the provider.
 
     Args:
-        environment: As its record has it.
-        now: By this machine's clock, in UTC.
+        environment: The environment, as recorded.
+        now: The current time of this machine's clock, in UTC.
     """
     expires_at = environment.expires_at
     if expires_at is None or expires_at > now:
@@ -122,12 +125,12 @@ def doubt_of_expiry(environment: Environment, now: datetime) -> str:
 
 
 def _clock_of(environment: Environment) -> datetime | None:
-    """The time where an environment runs; None where there is only this machine's clock."""
+    """The time of the provider's clock; None if it has no clock of its own, or no answer."""
     try:
         provider = providers.load(environment.provider)
         return provider.clock(environment) if isinstance(provider, SupportsClock) else None
     except EphemeralError:
-        return None  # a provider that can't be asked removes nothing either, and reports why
+        return None  # the removal will fail, too, and report the reason
 
 
 def _describe_skew(how: str) -> str:
@@ -142,10 +145,10 @@ def _minutes(time: timedelta) -> str:
 
 
 def why_abandoned(owned: Owned) -> str:
-    """As ``why``, for a resource without a record, by its labels.
+    """Why a resource without a record may be removed, by its labels; empty if it may not.
 
-    Another project's ledger may know it. Its time is over when that is so by our clock and by the
-    clock of where it is.
+    It may belong to another project. It has expired only if that is true by this machine's clock
+    and by the provider's clock.
     """
     if owned.abandoned:
         return f"it has no record, and its owner is gone: {owned.detail}"
@@ -159,17 +162,17 @@ def why_abandoned(owned: Owned) -> str:
 def _find_unrecorded(
     project: Project, name: str, known: Iterable[Environment]
 ) -> Iterator[Overdue | Unseen]:
-    """The resources of one provider that are overdue by their labels."""
+    """Find the overdue resources of one provider by their labels."""
     try:
         provider = providers.load(name)
-        looks = _places_to_look(project, provider, known)
+        searches = _make_searches(project, provider, known)
     except EphemeralError as error:
         yield Unseen(name, str(error))
         return
     account = ""
-    for look in looks:
+    for search in searches:
         try:
-            found = [(one, reason) for one in look() if (reason := why_abandoned(one))]
+            found = [(one, reason) for one in search() if (reason := why_abandoned(one))]
             if found and not account and isinstance(provider, SupportsAccounts):
                 account = provider.account()
         except EphemeralError as error:
@@ -179,10 +182,10 @@ def _find_unrecorded(
             yield Overdue(one.id, name, reason, one, account)
 
 
-def _places_to_look(
+def _make_searches(
     project: Project, provider: Provider, known: Iterable[Environment]
 ) -> list[Callable[[], Iterable[Owned]]]:
-    """One search for each region, so that an error in one leaves the others."""
+    """One search function for each region, so that an error in one does not prevent the others."""
     if not isinstance(provider, SupportsRegions):
         return [provider.list_owned]
     config = project.config
@@ -196,7 +199,10 @@ def _places_to_look(
 def _skip_cataloged(
     project: Project, found: Overdue, *, dry_run: bool
 ) -> Iterator[Overdue | Unseen]:
-    """Leave out images that the catalog lists: they may not be tagged as recorded yet."""
+    """Leave out images that are in the catalog, and tag them as cataloged.
+
+    A bake that was killed may have recorded an image and not tagged it yet.
+    """
     reference = "" if found.owned is None else found.owned.image
     images = project.images.catalog.entries() if reference else []
     known = [one for one in images if (one.provider, one.reference) == (found.provider, reference)]
@@ -218,14 +224,14 @@ def _is_shared(name: str) -> bool:
 
 
 def _used_providers(project: Project, known: Collection[Environment]) -> set[str]:
-    """The providers that a project uses. Accounts of others are not searched."""
+    """The names of the providers that a project uses."""
     templates = {template.provider for template in project.config.templates.values()}
     recipes = {recipe.provider for recipe in project.config.images.values()}
     return templates | recipes | {environment.provider for environment in known}
 
 
 def _is_past(expires: str, now: datetime) -> bool:
-    """Whether a label gives an expiry that has passed; False for one that can't be read."""
+    """Whether an expiry label is in the past; False if it can't be read."""
     try:
         return expires != labels.NEVER and datetime.fromisoformat(expires) <= now
     except (ValueError, TypeError):  # not a date, or one without a time zone

@@ -1,4 +1,4 @@
-"""The probes of readiness: a port, a page, a line of the log, a command, the platform itself."""
+"""Readiness probes: a port, an HTTP request, the log, a command, the platform's health checks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pytest_ephemeral.providers.protocol import Provider
 if TYPE_CHECKING:
     from http.client import HTTPConnection
 
-#: Seconds in which a forwarder hangs up when nobody listens behind it, as long as none has been
-#: seen to; then so many times as long as the slowest has taken, and at least so long.
+#: Seconds to wait for a forwarder to close the connection, which it does if nothing listens behind
+#: it. After the first time it has done so: this factor times the slowest, and at least so long.
 HANG_UP: Final = 0.1
 HANG_UP_FACTOR: Final = 5
 SHORTEST_HANG_UP: Final = 0.02
@@ -32,10 +32,10 @@ class Probe(Protocol):
         """Check once.
 
         Args:
-            seconds: How long it may take.
+            seconds: The time-out.
 
         Returns:
-            Empty when it succeeded; otherwise what was seen, for people.
+            Empty if the check succeeded; otherwise the result, for the user.
         """
 
 
@@ -43,10 +43,10 @@ class TcpProbe(msgspec.Struct):
     """A port accepts a connection.
 
     Attributes:
-        endpoint: Where it is.
-        forwarded: Whether something in between accepts in the application's name (a container
-            engine's proxy), and hangs up at once when nobody listens behind it.
-        is_listening: Whether the application itself listens; None where that can't be seen.
+        endpoint: The host and port.
+        forwarded: Whether a forwarder, such as a container engine's proxy, accepts connections
+            before the application listens, and then closes them.
+        is_listening: Returns whether the application itself listens; None if that is unknown.
     """
 
     endpoint: Endpoint
@@ -66,14 +66,14 @@ class TcpProbe(msgspec.Struct):
         return ""
 
     def _is_alone(self, connection: socket.socket) -> bool:
-        """Whether what forwards has accepted the connection, and nobody else will."""
+        """Whether only the forwarder has accepted the connection."""
         listening = self.is_listening()
         return self._hangs_up(connection) if listening is None else not listening
 
     def _hangs_up(self, connection: socket.socket) -> bool:
-        """Whether the other side closes the connection at once."""
-        seen = max(SHORTEST_HANG_UP, HANG_UP_FACTOR * self._slowest)
-        connection.settimeout(seen if self._slowest else HANG_UP)
+        """Whether the forwarder closes the connection; it does so at once or not at all."""
+        learned = max(SHORTEST_HANG_UP, HANG_UP_FACTOR * self._slowest)
+        connection.settimeout(learned if self._slowest else HANG_UP)
         started = time.monotonic()
         try:
             if connection.recv(1, socket.MSG_PEEK):
@@ -99,7 +99,7 @@ class PlatformProbe(msgspec.Struct, frozen=True):
 class HttpProbe(msgspec.Struct, frozen=True):
     """A path answers with an accepted status.
 
-    The standard library's client: a look takes less than importing a better one.
+    Uses the standard library's client, because importing another one takes longer than the check.
     """
 
     endpoint: Endpoint
@@ -146,7 +146,7 @@ class LogProbe(msgspec.Struct):
     _text: str = ""
 
     def look(self, seconds: float) -> str:  # noqa: ARG002
-        """See ``Probe``. Each check reads only new output, and the end of what it read before."""
+        """See ``Probe``. Searches the new output, and the last 4096 characters before it."""
         mark = self.provider.log_mark(self.environment)
         self._text = self._text[-4096:] + self.provider.logs(self.environment, since=self._mark)
         self._mark = mark
@@ -170,9 +170,9 @@ class CommandProbe(msgspec.Struct, frozen=True):
             return f"{self.command!r} had not ended after {seconds:g} s"
         if done.returncode == 0:
             return ""
-        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        output = (done.stderr or done.stdout).strip().splitlines()[-1:]
         return f"{self.command!r} exited with status {done.returncode}" + "".join(
-            f": {line}" for line in said
+            f": {line}" for line in output
         )
 
 

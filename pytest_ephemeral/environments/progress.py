@@ -1,4 +1,4 @@
-"""Progress of launches, bakes and removals, for people who wait."""
+"""Progress of launches, bakes and removals, for the user."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Progress(msgspec.Struct, frozen=True):
     """One progress event.
 
     Attributes:
-        subject: The environment's id, or the image's name while it is baked.
-        phase: What is going on; ``seen`` is what it is not ready for yet.
-        text: More about it; the URL when it is up.
-        seconds: Since the phase began, or for ``up`` since bringing it up began.
-        live: A line that the phase's own program printed.
+        subject: The environment's id; during a bake, the image's name.
+        phase: The phase that has begun; ``seen`` is a result of the readiness checks.
+        text: Details; for ``up``, the URL.
+        seconds: The time since the phase began; for ``up``, since the launch began.
+        live: Whether the text is a line of output of the install script or build command.
     """
 
     subject: str
@@ -53,21 +53,21 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Timed(msgspec.Struct, frozen=True):
-    """An environment that is up, and how long each phase took, in seconds."""
+    """An environment, and how many seconds each phase took."""
 
     environment: Environment
     seconds: dict[str, float]
 
 
 class PhaseTimer(msgspec.Struct):
-    """Times the phases of one launch, and reports each as it begins."""
+    """Times the phases of one launch, and reports when each one begins."""
 
     say: Callable[[Progress], None]
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
 
     @contextmanager
     def phase(self, subject: str, phase: Phase) -> Iterator[None]:
-        """Time a block, however it ends."""
+        """Report that a phase begins, and time the block, even if it raises."""
         self.say(Progress(subject, phase))
         started = time.monotonic()
         try:
@@ -76,12 +76,12 @@ class PhaseTimer(msgspec.Struct):
             self.seconds[phase] = time.monotonic() - started
 
     def total(self) -> float:
-        """All phases so far, in seconds."""
+        """The time of all phases so far, in seconds."""
         return sum(self.seconds.values())
 
 
 def connect(order: Order, say: Callable[[Progress], None], cancelled: threading.Event) -> Order:
-    """An order whose provider is heard, as progress, and hears when it may give up."""
+    """Connect an order to the run: its messages become progress, and it can be cancelled."""
     id = order.environment.id
     return msgspec.structs.replace(
         order,
@@ -99,14 +99,14 @@ def wait_until_ready(
     cancelled: threading.Event,
     say: Callable[[Progress], None],
 ) -> None:
-    """Wait until an environment is ready, and report what it is not ready for yet.
+    """Wait until an environment is ready, and report the results of its checks meanwhile.
 
     Args:
-        environment: As it was launched, or put back.
-        provider: What runs it.
-        order: What it was launched with.
-        cancelled: Once set, it is not waited for any more.
-        say: Told of progress.
+        environment: The environment, after its launch or its rollback.
+        provider: Its provider.
+        order: The order that it was launched with.
+        cancelled: Ends the wait with an error when it is set.
+        say: Receives progress.
 
     Raises:
         LaunchError: It did not become ready.

@@ -1,9 +1,9 @@
 """Readiness: check an environment until every probe has succeeded.
 
-The first look is at once. From 2 ms the pauses grow to 50 ms, each a fiftieth of what was waited
-so far: an application is noticed late by at most that share of its own start, and one that takes a
-minute costs next to nothing. Whether it still runs is asked less often, and always at the end: a
-platform takes longer to say so than a port to refuse.
+The first check is immediate. Each pause after it is 2 % of the time waited so far, but at least
+2 ms and at most 50 ms. So the checks delay a fast start by 2 % at most, and a slow start needs few
+of them. Whether the environment still runs is checked every 50 ms, and after the last probe: a
+request to the platform takes longer than a connection to a port.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ FIRST_PAUSE: Final = 0.002
 LONGEST_PAUSE: Final = 0.05
 PAUSE_SHARE: Final = 0.02
 
-#: Seconds between two looks at whether it still runs.
+#: Seconds between two checks whether the environment still runs.
 ALIVE_INTERVAL: Final = 0.05
 LOG_LINES: Final = 20
 
-#: Seconds after which hints are looked for, and between two looks.
+#: Seconds until the first search for hints, and between two searches.
 FIRST_HINT: Final = 1.0
 HINT_INTERVAL: Final = 2.0
 
-#: Seconds for a template that has no ``ready`` of its own.
+#: The time-out in seconds of a template without ``ready``.
 DEFAULT_TIMEOUT: Final = 60.0
 
-#: Seconds that one look may take: an application that accepts and never answers is not waited
-#: for longer than this before its processes are looked at again.
+#: The time-out of one check in seconds. An application may accept a connection and never answer;
+#: after this time, the next check finds out whether it still runs.
 ONE_LOOK: Final = 10.0
 
 
 def probes_for(
     environment: Environment, template: Template, provider: Provider, headers: Mapping[str, str]
 ) -> list[Probe]:
-    """What must succeed before an environment of that template is ready.
+    """The probes that must succeed before an environment is ready.
 
     Args:
-        environment: The one to look at.
-        template: Its ``ready``; where it has none, all its ports must accept connections.
-        provider: What it runs on.
-        headers: ``ready.headers`` with everything filled in.
+        environment: The environment to check.
+        template: Its template. Without ``ready``, all ports must accept connections.
+        provider: Its provider.
+        headers: The values of ``ready.headers``, filled in.
     """
     ready = template.ready
 
@@ -70,7 +70,7 @@ def probes_for(
         return TcpProbe(endpoint, provider.forwards_ports, see)
 
     probes: list[Probe] = [*_own_probes(environment, provider)]
-    # A server on a UDP port need not answer.
+    # UDP has no connections to check.
     streams = [one for one in environment.endpoints.values() if one.scheme != "udp"]
     if ready is None:
         return [*probes, *map(listen, streams)]
@@ -103,17 +103,17 @@ def wait(
     """Wait until every probe has succeeded once.
 
     Args:
-        environment: The one that is coming up.
+        environment: The environment that is starting.
         provider: Its provider.
-        probes: What must succeed.
-        timeout: Seconds all of it may take.
-        cancelled: Set when it is no longer needed.
-        tell: Receives what is not ready yet, whenever that has changed.
-        clock: Monotonic seconds.
+        probes: The probes.
+        timeout: The time-out in seconds, for all probes together.
+        cancelled: Ends the wait with an error when it is set.
+        tell: Receives the failed checks whenever they have changed.
+        clock: Returns monotonic seconds.
 
     Raises:
-        LaunchError: It stopped by itself, or it is no longer needed.
-        ReadinessError: The time-out; tells what was last seen, and likely causes.
+        LaunchError: The environment stopped by itself, or the wait was cancelled.
+        ReadinessError: The time-out; the message has the last results and hints.
     """
     deadline = (started := clock()) + timeout
     notes = _Notes(environment, provider, tell, started + FIRST_HINT)
@@ -121,7 +121,7 @@ def wait(
     while True:
         alive.look(clock())
         pending, problems = _look(pending, min(ONE_LOOK, timeout))
-        if not pending:  # another process answered in its place: check again
+        if not pending:  # if another process has answered instead, check all again
             pending, problems = probes, _foreign_listeners(environment, provider)
         if not problems and alive.look_last():
             return
@@ -133,18 +133,18 @@ def wait(
 
 
 def _look(probes: Sequence[Probe], timeout: float) -> tuple[list[Probe], list[str]]:
-    """The probes that have not succeeded, and what each has seen."""
+    """Check all probes; returns those that failed, and their results."""
     seen = [(probe, probe.look(timeout)) for probe in probes]
     return [probe for probe, what in seen if what], [what for _, what in seen if what]
 
 
 def _pause(waited: float) -> float:
-    """Seconds until the next look, after so many of waiting."""
+    """The pause before the next check, after so many seconds of waiting."""
     return min(max(FIRST_PAUSE, waited * PAUSE_SHARE), LONGEST_PAUSE)
 
 
 class _AliveCheck:
-    """Whether an environment still runs: asked now and then, and last of all."""
+    """Checks regularly that an environment still runs, and once more at the end."""
 
     def __init__(self, environment: Environment, provider: Provider, path: str, now: float) -> None:
         self.path = path
@@ -153,13 +153,13 @@ class _AliveCheck:
         self._is_fresh = False
 
     def look(self, now: float) -> None:
-        """Ask if it is time to.
+        """Check if ``ALIVE_INTERVAL`` has passed since the last check.
 
         Args:
             now: Monotonic seconds.
 
         Raises:
-            LaunchError: It does not.
+            LaunchError: The environment has stopped.
         """
         self._is_fresh = now >= self._due
         if self._is_fresh:
@@ -167,14 +167,14 @@ class _AliveCheck:
             self._due = now + ALIVE_INTERVAL
 
     def look_last(self) -> bool:
-        """As ``look``, unless that was just done; True."""
+        """Check again, unless ``look`` has just done that; returns True."""
         if not self._is_fresh:
             _check_alive(*self._asked)
         return True
 
 
 class _Notes:
-    """Progress while an environment comes up: what is not ready yet, and sometimes a hint."""
+    """Reports the failed checks while an environment starts, with hints."""
 
     def __init__(
         self,
@@ -188,31 +188,31 @@ class _Notes:
         self._tell = tell
         self._hint_at = hint_at
         self._hint = ""
-        self._told = ""
+        self._reported = ""
 
     def update(self, problems: Sequence[str], now: float) -> None:
-        """Tell it if that has changed.
+        """Report the failed checks if they have changed.
 
         Args:
-            problems: What the last look has found.
+            problems: The results of the failed checks.
             now: Monotonic seconds.
         """
         if now >= self._hint_at:
             found = hints.find(self._environment, self._provider, problems)
             self._hint = "".join(f"; hint: {hint}" for hint in found)
             self._hint_at = now + HINT_INTERVAL
-        if (text := "; ".join(problems) + self._hint) != self._told:
-            self._told = text
+        if (text := "; ".join(problems) + self._hint) != self._reported:
+            self._reported = text
             self._tell(text)
 
 
 def last_lines(environment: Environment, provider: Provider, probed: str = "") -> str:
-    """The last lines of its log, indented under a heading.
+    """The last lines of an environment's log, indented under a heading.
 
     Args:
         environment: The environment.
-        provider: What it runs on.
-        probed: The path that the readiness probe requests; lines about it are left out.
+        provider: Its provider.
+        probed: The path that the readiness probe requests; lines with it are left out.
     """
     try:
         tail = LOG_LINES * (10 if probed else 1)
@@ -227,7 +227,7 @@ def last_lines(environment: Environment, provider: Provider, probed: str = "") -
 
 
 def _foreign_listeners(environment: Environment, provider: object) -> list[str]:
-    """Which process answers instead of the environment, for people; empty when none does."""
+    """A message if another process listens at the environment's port; otherwise empty."""
     if not isinstance(provider, SupportsListeners):
         return []
     found = provider.foreign_listener(environment)
@@ -235,13 +235,13 @@ def _foreign_listeners(environment: Environment, provider: object) -> list[str]:
 
 
 def shared_listener(environment: Environment, provider: object) -> str:
-    """Which process of an environment that is ready listens where others do, for people."""
+    """A warning if the environment shares its port with another process; otherwise empty."""
     if not isinstance(provider, SupportsListeners):
         return ""
     try:
         return provider.shared_listener(environment)
     except EphemeralError:
-        return ""  # it has just ended: whoever uses it receives the error
+        return ""  # it has just stopped; the next use of it raises the error
 
 
 def _own_probes(environment: Environment, provider: object) -> list[Probe]:
@@ -261,7 +261,7 @@ def _accepted(ready: Ready) -> frozenset[int]:
 
 
 def _path(probes: Sequence[Probe]) -> str:
-    """The path that the HTTP probe requests, if there is one."""
+    """The path that the HTTP probe requests; empty if there is no HTTP probe."""
     return next((probe.path for probe in probes if isinstance(probe, HttpProbe)), "")
 
 
@@ -278,7 +278,7 @@ def _check_alive(environment: Environment, provider: Provider, path: str) -> Non
 def _time_out(
     environment: Environment, provider: Provider, timeout: float, seen: Sequence[str], path: str
 ) -> EphemeralError:
-    """The error after the time-out, unless it stopped at the last moment."""
+    """Make the error for the time-out; raises another one if the environment has stopped."""
     _check_alive(environment, provider, path)
     lines = [f"{environment.id} was not ready within {timeout:g} s"]
     lines += [f"  last readiness check: {what}" for what in seen]

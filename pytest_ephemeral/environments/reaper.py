@@ -1,7 +1,8 @@
-"""Destroy every environment that has expired or whose owner is gone, and verify that it is gone.
+"""Destroy every environment that has expired or whose owner process is gone.
 
-What is overdue is checked again right before its removal: it may have been extended, kept or
-promoted since it was found. Two may reap at once, from two places: destroying twice is no error.
+Each environment is checked again right before its removal, because it may have been extended, kept
+or promoted meanwhile. Several reapers may run at the same time: destroying an environment twice is
+no error.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.abilities import SupportsBulkSweep
 from pytest_ephemeral.providers.protocol import Owned, Provider
 
-#: How many are removed at once. Most of the time is spent waiting.
+#: How many environments to destroy in parallel. The threads mostly wait.
 AT_ONCE: Final = 64
 
 
 class Reaped(msgspec.Struct, frozen=True):
-    """One resource that was removed, or would be in a dry run.
+    """The result for one environment: it was removed, or would be in a dry run, or could not be.
 
     Attributes:
-        id: The environment's; empty where a provider can't be looked into at all.
-        provider: What ran it.
+        id: The environment's id; empty if its provider can't be searched.
+        provider: The name of its provider; empty if its record can't be read.
         reason: Why it may be removed.
-        error: Why it could not be, or was not; empty when it was.
-        account: The cloud account it is in, if it was only looked at because nobody has named that.
-        spared: Whether it was left, as it was not overdue any more when its turn came.
+        error: Why it was not removed; empty if it was.
+        account: Its cloud account, if it was only reported because ``accounts`` does not have that.
+        spared: Whether it was left because it was no longer overdue right before its removal.
     """
 
     id: str
@@ -59,15 +60,15 @@ def reap(
     """Remove everything that is overdue.
 
     Args:
-        project: Whose ledger.
-        dry_run: Only tell what would be removed.
-        say: Told of each as it is dealt with.
-        accounts: Those in which what the ledger does not know may be removed too; elsewhere, that
-            is only told. None for all.
-        at_once: How many are removed at once.
+        project: The project with its ledger.
+        dry_run: Whether to report only.
+        say: Receives each result when it is known.
+        accounts: The cloud accounts in which resources without a record may be removed. In other
+            accounts they are only reported. None for all accounts.
+        at_once: How many environments to destroy in parallel.
 
     Returns:
-        Each of them. Those that could not be removed carry the error, and keep their records.
+        All results. An environment that could not be removed has an error, and keeps its record.
     """
     reaped, removable = _sort_out(project, accounts, dry_run=dry_run)
     for one in reaped:
@@ -81,7 +82,7 @@ def reap(
 def _sort_out(
     project: Project, accounts: Collection[str] | None, *, dry_run: bool
 ) -> tuple[list[Reaped], list[Overdue]]:
-    """Separate what is only reported from what is removed."""
+    """Find what is overdue; returns the results that are only reported, and what to remove."""
     reaped: list[Reaped] = []
     removable: list[Overdue] = []
     for found in overdue(project, asked=bool(accounts), dry_run=dry_run):
@@ -104,10 +105,10 @@ def _sort_out(
 
 
 def raise_leftovers(reaped: list[Reaped]) -> None:
-    """Raise if something remains of what was reaped.
+    """Raise an error if anything could not be removed.
 
     Raises:
-        DestroyError: Something remains, or may; names all of it.
+        DestroyError: Something is left, or may be; the message lists all of it.
     """
     remaining = [
         f"  {one.id or 'an unknown environment'} ({one.provider or 'bad record'}): {one.error}"
@@ -119,7 +120,7 @@ def raise_leftovers(reaped: list[Reaped]) -> None:
 
 
 def _remove(ledger: Ledger, found: Sequence[Overdue], at_once: int) -> Iterator[Reaped]:
-    """Remove resources, and report each when it is done."""
+    """Remove environments in parallel; yields each result when it is known."""
     if not found:
         return
     with ThreadPoolExecutor(min(at_once, len(found))) as pool:
@@ -140,14 +141,14 @@ def _remove(ledger: Ledger, found: Sequence[Overdue], at_once: int) -> Iterator[
 
 
 def remove_if_overdue(ledger: Ledger, id: str) -> bool:
-    """Remove an environment, if its record still says that it is overdue.
+    """Remove an environment if it is still overdue, according to its record.
 
     Returns:
-        Whether it was.
+        Whether it was removed.
 
     Raises:
-        RecordMissingError: Someone else has removed it meanwhile.
-        DestroyError: Something remains, and so does the record.
+        RecordMissingError: Another process has removed it meanwhile.
+        DestroyError: Something is left. The record stays.
     """
     environment = ledger.mark_destroying(id, lambda one: bool(why(one, datetime.now(UTC))))
     if environment is None:
@@ -162,8 +163,8 @@ def _remove_recorded(ledger: Ledger, found: Overdue) -> list[Reaped]:
         if not remove_if_overdue(ledger, found.id):
             return [_outcome(found, spared=True)]
     except RecordMissingError:
-        pass  # someone else has removed it meanwhile
-    except Exception as failure:  # noqa: BLE001 - one that can't be removed stops no other
+        pass  # another process has removed it meanwhile
+    except Exception as failure:  # noqa: BLE001 - it must not prevent the other removals
         error = _as_text(failure)
     return [_outcome(found, error)]
 
@@ -191,7 +192,7 @@ def _sweep_all(provider: SupportsBulkSweep, found: Sequence[Overdue]) -> list[Re
 
 
 def _as_text(error: Exception) -> str:
-    """An error for people, with its type if it is not one of ours."""
+    """The text of an error, with its type if it is unexpected."""
     return str(error) if isinstance(error, EphemeralError) else f"{type(error).__name__}: {error}"
 
 

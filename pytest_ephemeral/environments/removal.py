@@ -1,4 +1,4 @@
-"""The removal of an environment, for whoever destroys it."""
+"""Destroy one environment and remove its record: used by the lifecycle, the reaper and others."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pytest_ephemeral.providers.abilities import SupportsStagedDestroy
 def remove(
     ledger: Ledger, environment: Environment, accepted: Callable[[], None] = lambda: None
 ) -> None:
-    """Remove all of an environment, then its record, never in the other order.
+    """Destroy all resources of an environment, and then remove its record.
 
     Args:
-        ledger: Where its record is.
-        environment: Up, half-made, or gone already.
-        accepted: Called once the platform has agreed to remove it; what is left is to wait.
+        ledger: The ledger with its record.
+        environment: The environment; it may be incomplete, or gone already.
+        accepted: Called once the platform has accepted the request to destroy it.
 
     Raises:
-        DestroyError: Something remains, and so does the record, which says why.
+        DestroyError: Something is left. The record stays, with the reason.
     """
     recorded = None
-    with suppress(StoreError):  # a store on a full disk takes no more changes, but removals
+    with suppress(StoreError):  # a full disk must not prevent the removal
         recorded = ledger.change(environment.id, state="destroying")
-    # The record has more than the failed launch returned: the place, and the pending requests.
+    # After a failed launch, the record's handle has more than ``environment``: it was journaled.
     provider = providers.load(environment.provider)
     target = recorded or environment
     try:

@@ -1,4 +1,4 @@
-"""Putting an environment back to its baseline: how it was when it was ready and seeded."""
+"""Roll an environment back to its baseline: the state in which it was ready and seeded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pytest_ephemeral.tables import Template
 
 
 class Baselines:
-    """The environments of a run that can be put back, each with what it was launched with.
+    """The environments of a run that have a baseline, each with its order.
 
-    One at a time puts an environment back or destroys it: nothing is made anew behind the removal.
+    A lock for each environment prevents a rollback from creating resources during its removal.
     """
 
     def __init__(self) -> None:
@@ -30,21 +30,21 @@ class Baselines:
         self._locks: dict[str, threading.RLock] = {}
 
     def add(self, order: Order, environment: Environment) -> None:
-        """An environment has a baseline.
+        """Add an environment, or replace its order after a rollback.
 
         Args:
-            order: What it was launched with.
-            environment: It, as it is now.
+            order: The order that it was launched with.
+            environment: Its current state.
         """
         order = msgspec.structs.replace(order, environment=environment)
         self._orders[environment.id] = order
 
     @contextmanager
     def use(self, id: str) -> Iterator[Order]:
-        """Hold an environment while it is put back.
+        """Lock an environment for a rollback.
 
         Raises:
-            EnvironmentGoneError: It has no baseline, or none any more.
+            EnvironmentGoneError: It has no baseline, or is being destroyed.
         """
         with self._lock(id):
             if id not in self._orders:
@@ -53,24 +53,24 @@ class Baselines:
 
     @contextmanager
     def give_up(self, id: str) -> Iterator[None]:
-        """Hold an environment while it is destroyed; it is never put back again."""
+        """Lock an environment for its removal, and remove its baseline."""
         with self._lock(id):
             self._orders.pop(id, None)
             yield
 
     def _lock(self, id: str) -> threading.RLock:
-        return self._locks.setdefault(id, threading.RLock())  # in one step, whoever else asks
+        return self._locks.setdefault(id, threading.RLock())  # setdefault is atomic
 
 
 def check(template: Template, root: Path) -> None:
-    """See beforehand whether environments of a template can be put back.
+    """Check before a launch that environments of a template can be rolled back.
 
     Args:
-        template: Which.
+        template: The template.
         root: The folder of the configuration file.
 
     Raises:
-        EphemeralError: They can't; says what stands in the way.
+        EphemeralError: They can't; the message has the reason.
     """
     if template.reset is None:
         _require(template, providers.load(template.provider)).check_rollback(template, root)
@@ -80,11 +80,14 @@ def take_baseline(order: Order, provider: Provider) -> Environment:
     """Take the baseline of an environment that is ready and seeded.
 
     Args:
-        order: What it was launched with, and how it is now.
-        provider: What runs it.
+        order: The order that it was launched with, with its current state.
+        provider: Its provider.
+
+    Returns:
+        The environment; its handle may have changed.
 
     Raises:
-        EphemeralError: It can't be taken.
+        EphemeralError: The baseline can't be taken.
     """
     if order.template.reset is not None:
         return order.environment
@@ -92,14 +95,17 @@ def take_baseline(order: Order, provider: Provider) -> Environment:
 
 
 def roll_back(order: Order, provider: Provider) -> Environment:
-    """Put an environment back, by its template's own command or else by its provider.
+    """Roll an environment back: with the template's ``reset`` command, or else by its provider.
 
     Args:
-        order: What it was launched with, and how it is now.
-        provider: What runs it.
+        order: The order that it was launched with, with its current state.
+        provider: Its provider.
+
+    Returns:
+        The environment; its handle may have changed.
 
     Raises:
-        EphemeralError: It could not be, and can't be used any more.
+        EphemeralError: The rollback failed, and the environment can't be used any more.
     """
     template, environment = order.template, order.environment
     if template.reset is not None:
@@ -115,14 +121,15 @@ def roll_back(order: Order, provider: Provider) -> Environment:
 
 @contextmanager
 def explain_expiry(environment: Environment, provider: Provider) -> Iterator[None]:
-    """Say of an environment that could not be put back if it is because its time is over.
+    """Explain an error of the block, if the cause is that the environment has expired.
 
     Args:
-        environment: Which.
-        provider: What runs it.
+        environment: The environment that is rolled back.
+        provider: Its provider.
 
     Raises:
-        EphemeralError: Whatever went wrong in the block.
+        EnvironmentGoneError: The block raised an error, and the environment has expired.
+        EphemeralError: The block raised another error.
     """
     try:
         yield
@@ -149,15 +156,15 @@ def _has_expired(environment: Environment, provider: Provider) -> bool:
 
 
 def seed_again(order: Order, environment: Environment, provider: Provider) -> None:
-    """Seed an environment that was put back to before its seed, once it is ready.
+    """Seed an environment again, if its provider's baseline is from before the seed.
 
     Args:
-        order: What it was launched with.
-        environment: It, as it was put back.
-        provider: What runs it.
+        order: The order that it was launched with.
+        environment: The environment after the rollback; it is ready.
+        provider: Its provider.
 
     Raises:
-        LaunchError: Its seed failed.
+        LaunchError: The seed failed.
     """
     if (seed := order.template.seed) is not None and UNSEEDED in environment.handle:
         run_step("seed", environment, provider, seed, order.secrets)

@@ -1,4 +1,4 @@
-"""The images that a run's templates need: each is obtained once, by whoever needs it first."""
+"""The images that a run's templates need. Each is obtained once, at its first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_ephemeral.tables import BakeMode
 
 
 class RunImages:
-    """Keeps the images of one run. May be asked from any thread."""
+    """A cache of the images of one run. It is thread-safe."""
 
     def __init__(self) -> None:
         self._images: dict[str, Image] = {}
@@ -22,16 +22,16 @@ class RunImages:
     def obtain(
         self, project: Project, name: str, mode: BakeMode, say: Callable[[Progress], None]
     ) -> Image:
-        """An image, as ``Images.obtain`` gives it the first time.
+        """See ``Images.obtain``; a second call returns the same image.
 
         Args:
-            project: Has its recipe.
+            project: The project with the recipe.
             name: The image's name.
-            mode: Whether it is baked if it is missing.
-            say: Told what is going on.
+            mode: When to bake it.
+            say: Receives progress.
 
         Raises:
-            EphemeralError: It can't be had.
+            EphemeralError: It is missing and can't be baked.
         """
         started = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Commands of the user's that are run in an environment: its seed, and its reset."""
+"""Run the commands of a template inside an environment: ``seed`` and ``reset``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_ephemeral.errors import LaunchError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.protocol import Provider
 
-#: Seconds such a command may take. It has no time-out of its own.
+#: The time-out of such a command in seconds; it can't be configured.
 STEP_TIMEOUT: Final = 600.0
 
 
@@ -22,14 +22,14 @@ def run_step(
     """Run a command inside an environment that is ready.
 
     Args:
-        what: What it is for people: ``seed`` or ``reset``.
-        environment: Which.
-        provider: What it runs on.
-        command: A shell command, or several, of which the first that fails is the last.
-        secrets: Masked in what it says when it fails.
+        what: The command's name in messages: ``seed`` or ``reset``.
+        environment: The environment.
+        provider: Its provider.
+        command: A shell script; it stops at the first command that fails (``-e``).
+        secrets: Values to mask in the error message.
 
     Raises:
-        LaunchError: It failed, or took too long.
+        LaunchError: The command failed, or had not ended after ``STEP_TIMEOUT``.
     """
     try:
         done = provider.run(environment, ["/bin/sh", "-ec", command], timeout=STEP_TIMEOUT)

@@ -1,8 +1,8 @@
-"""Machines on standby: kept from environments that have ended, started again for those that fit.
+"""Machines on standby: kept when their environments end, and started again for new environments.
 
-The record of an environment that has ended becomes that of its machine. It is changed before
-anything else is, has an expiry, and is claimed by compare-and-swap. Whoever is killed in between
-leaves a record that ``reap`` follows: of an owner that is gone, or past its expiry.
+The record of the ended environment becomes the record of its machine. The record changes before the
+machine does, it has an expiry, and a new environment claims it by compare-and-swap. If a process is
+killed at any point, ``reap`` finds the record: its owner process is gone, or it has expired.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ def launch(ledger: Ledger, order: Order, provider: Provider) -> Environment:
     """Start a machine on standby that fits an order; if there is none, launch a new one.
 
     Args:
-        ledger: Where those on standby are recorded.
-        order: What is to be launched.
-        provider: What runs it.
+        ledger: The ledger with the records of the machines.
+        order: The order for the new environment.
+        provider: Its provider.
+
+    Returns:
+        The environment. It may not be ready yet.
 
     Raises:
-        LaunchError: It can't be brought up.
+        LaunchError: The launch failed.
     """
     if isinstance(provider, SupportsStandby) and (fits := provider.fits(order)):
         for standby in _on_standby(ledger, fits):
@@ -47,15 +50,15 @@ def launch(ledger: Ledger, order: Order, provider: Provider) -> Environment:
 
 
 def keep_machine(ledger: Ledger, environment: Environment, say: Callable[[Progress], None]) -> bool:
-    """Keep the machine of an environment that has ended, if its template says so.
+    """Keep the machine of an environment that ends, if its template has ``standby``.
 
     Args:
-        ledger: Where its record is.
-        environment: Which.
-        say: Told why it can't be kept.
+        ledger: The ledger with its record.
+        environment: The environment that ends.
+        say: Receives a warning if the machine can't be kept.
 
     Returns:
-        Whether it is kept; if not, the environment is still to be destroyed.
+        Whether it is kept. If not, the environment has to be destroyed.
     """
     provider = providers.load(environment.provider)
     if not (STANDBY_FITS in environment.handle and isinstance(provider, SupportsStandby)):
@@ -76,7 +79,8 @@ def keep_machine(ledger: Ledger, environment: Environment, say: Callable[[Progre
 def _reserve(ledger: Ledger, environment: Environment, until: datetime) -> bool:
     """Record a machine as on standby, unless there are enough.
 
-    Who records a machine counts afterwards. So of several at once, none is one too many.
+    The machines are counted after the record is written. So several processes at the same time
+    never keep too many.
     """
 
     def is_ours(recorded: Environment) -> bool:
@@ -97,7 +101,7 @@ def _release(ledger: Ledger, environment: Environment) -> None:
 
 
 def _on_standby(ledger: Ledger, fits: str) -> Iterator[Environment]:
-    """Those that fit and have not expired, oldest first."""
+    """The machines on standby that fit and have not expired, oldest first."""
     now = datetime.now(UTC)
     for one in ledger.entries():
         lasts = one.expires_at is not None and one.expires_at > now
@@ -106,7 +110,7 @@ def _on_standby(ledger: Ledger, fits: str) -> Iterator[Environment]:
 
 
 def _claim(ledger: Ledger, standby: Environment, claimer: Environment) -> Environment | None:
-    """Have a machine be another environment's from now on; None if someone else was first."""
+    """Make the claimer's owner process the owner of a machine; None if another one was first."""
     handle = {**standby.handle, CLAIMED_BY: claimer.id}
     return ledger.change_if(
         standby.id,
@@ -121,7 +125,7 @@ def _claim(ledger: Ledger, standby: Environment, claimer: Environment) -> Enviro
 def _start(
     ledger: Ledger, order: Order, provider: SupportsStandby, standby: Environment
 ) -> Environment | None:
-    """Start one machine, if it is ready and nobody else claims it."""
+    """Start a machine for an order; None if it is not ready, broken, or claimed by another."""
     try:
         readiness = provider.readiness(standby)
     except EphemeralError as error:
@@ -140,7 +144,7 @@ def _start(
         providers.load(standby.provider).destroy(ledger.get(order.environment.id))
         remove(ledger, claimed)
         return None
-    with suppress(EphemeralError):  # what remains, `reap` finds: its owner's record says so
+    with suppress(EphemeralError):  # if this fails, `reap` removes what is left
         provider.let_go(claimed)
         ledger.remove(claimed.id)
     return started

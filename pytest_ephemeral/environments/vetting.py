@@ -1,4 +1,4 @@
-"""See whether environments that go on from one memory are as different as they have to be."""
+"""Check that environments resumed from the same memory do not share secrets or identities."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import msgspec
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
 
-#: What two machines must not have in common → the command that prints it in one. An image can
-#: have commands of its own: what they print must differ, too.
+#: What two machines must not have in common, and the command that prints it. An image can have
+#: commands of its own in ``vet.d``; their output must differ, too.
 PROBES: Final[Mapping[str, str]] = {
     "random numbers": "head -c 32 /dev/urandom | od -An -tx1",
     "UUIDs": "cat /proc/sys/kernel/random/uuid",
@@ -22,21 +22,21 @@ PROBES: Final[Mapping[str, str]] = {
     "vet.d": 'for it in /etc/pytest-ephemeral/vet.d/*; do [ ! -x "$it" ] || "$it"; done',
 }
 
-#: Seconds by which a clock may be off, beside what asking for it takes.
+#: The largest allowed error of a clock in seconds, in addition to the time of the request.
 _CLOCK: Final = 2.0
-#: A smaller offset is not reported.
+#: An error of fewer seconds is not reported.
 _RIGHT: Final = 0.1
 
 _PATIENCE: Final = 120.0
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What was found of one thing.
+    """The result of one check.
 
     Attributes:
-        what: Such as ``UUIDs``.
-        ok: Whether that is as it should be.
-        detail: For people.
+        what: What was checked, such as ``UUIDs``.
+        ok: Whether the check passed.
+        detail: The details, for the user.
     """
 
     what: str
@@ -48,7 +48,7 @@ def compare(clones: Sequence[Environment]) -> list[Finding]:
     """Compare environments that were resumed from the same memory.
 
     Args:
-        clones: At least two; they are up.
+        clones: At least two environments; they are up.
 
     Raises:
         EphemeralError: A command can't be run in one of them.
@@ -62,11 +62,11 @@ def compare(clones: Sequence[Environment]) -> list[Finding]:
 
 
 def _differ(what: str, values: Sequence[str]) -> Finding:
-    """Two that say nothing have nothing in common."""
-    said = [value for value in values if value]
-    if len(set(said)) == len(said):
-        return Finding(what, ok=True, detail="differ" if said else "there are none")
-    shown = said[0] if len(said[0]) <= 60 else f"{said[0][:60]}…"
+    """Check that no two values are equal; empty values are not compared."""
+    present = [value for value in values if value]
+    if len(set(present)) == len(present):
+        return Finding(what, ok=True, detail="differ" if present else "there are none")
+    shown = present[0] if len(present[0]) <= 60 else f"{present[0][:60]}…"
     return Finding(what, ok=False, detail=f"both have {shown}")
 
 
@@ -87,7 +87,7 @@ def _ask(clone: Environment, command: str) -> str:
 
 
 def _cookies(clone: Environment) -> Iterator[str]:
-    """The cookies that a first request is given: sessions are often told apart by nothing else."""
+    """The cookies of a first response, which often have a session's only secret."""
     import requests
 
     if clone.url.startswith("http"):
