@@ -1,4 +1,4 @@
-"""Archives of images in the store. Their digests are checked whenever they are read."""
+"""Archives of images in the store. The digest is checked whenever an archive is read."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Archives:
     """The archives of one store.
 
     Args:
-        store: Where they are.
+        store: The store.
         root: The project's folder.
-        keep: Which images are kept in the store.
+        keep: The setting: which images to keep in the store.
     """
 
     def __init__(self, store: Store, root: Path, keep: KeepInStore = "auto") -> None:
@@ -38,10 +38,11 @@ class Archives:
         self._layers = Layers(store)
 
     def is_wanted(self, image: Image) -> bool:
-        """Whether the store is to have an image's archive.
+        """Whether to keep an image's archive in the store.
 
-        By itself, of images that an engine keeps, only where another engine may ask for it: not in
-        a store in the project's own folder, outside of any CI, and not what a registry has.
+        With ``auto``, a container image is kept only if another engine may need it: not if it was
+        pushed to a registry, and not on a developer's machine with the store in the project's
+        folder.
         """
         if is_taken(image) or self._keep == "never":
             return False
@@ -59,7 +60,7 @@ class Archives:
         )
 
     def add(self, image: Image, archive: Path) -> None:
-        """Put an image's archive into the store."""
+        """Upload an image's archive, in layers if its provider has layers."""
         baker = baker_of(image.provider)
         layers = baker.find_layers(archive) if isinstance(baker, SupportsLayers) else ()
         if layers and image.archive is not None:
@@ -68,13 +69,13 @@ class Archives:
             self._store.upload(archive_path(image), archive)
 
     def remove(self, image: Image) -> None:
-        """Remove an image's archive from the store, but no layers that others need."""
+        """Remove an image's archive from the store, except layers that other images have."""
         self._store.delete(archive_path(image))
         if image.archive is not None:
             self._layers.remove(image.name, image.archive)
 
     def pack(self, baker: Baker, image: Image) -> Image:
-        """Put the content of an image that is here into the store, and name its archive in it."""
+        """Pack an image of this machine, and upload it; returns it with the archive's digest."""
         with scratch_file() as archive:
             baker.pack(image, archive)
             image = msgspec.structs.replace(image, archive=files.digest_of(files.chunks(archive)))
@@ -83,11 +84,11 @@ class Archives:
 
     @contextmanager
     def open(self, image: Image) -> Iterator[Path]:
-        """An image's archive as a file: from the store, or packed from what is here.
+        """An image's archive as a temporary file: from the store, or packed on this machine.
 
         Raises:
-            ImageMissingError: Its content is neither in the store nor here.
-            ImageChangedError: The archive is not what the image's record says.
+            ImageMissingError: The image is neither in the store nor on this machine.
+            ImageChangedError: The archive's digest differs from the image's record.
         """
         with scratch_file() as archive:
             if self._store.has(archive_path(image)):
@@ -108,7 +109,7 @@ class Archives:
             yield archive
 
     def missing_error(self, image: Image) -> ImageMissingError:
-        """The error for an image whose content can't be had."""
+        """The error for an image whose content is missing."""
         return ImageMissingError(
             f"the content of the image {image.name!r} ({image.key[:19]}…) is neither here nor in "
             f"the store {self._store.url}. Bake it again with "
@@ -117,7 +118,7 @@ class Archives:
 
 
 def is_taken(image: Image) -> bool:
-    """Whether an image was not baked but taken as it is, and is kept elsewhere."""
+    """Whether an image was not baked, but is a ``reference`` to one that was made elsewhere."""
     return "reference" in image.inputs
 
 
@@ -127,10 +128,10 @@ def archive_path(image: Image) -> str:
 
 
 def baker_of(provider: str) -> Baker:
-    """The provider of that name, if it bakes images.
+    """Load a provider that bakes images.
 
     Raises:
-        ConfigurationError: It does not.
+        ConfigurationError: The provider does not bake images.
     """
     baker: Any = providers.load(provider)
     if not isinstance(baker, Baker):

@@ -1,4 +1,4 @@
-"""``build`` and ``sources`` of a recipe: make the artifact when its sources have changed."""
+"""``build`` and ``sources`` of a recipe: build the artifact when its sources have changed."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from pytest_ephemeral.artifacts.naming import find_files
 from pytest_ephemeral.errors import BakeError, ConfigurationError
 from pytest_ephemeral.tables import Recipe
 
-#: The file with the sources' digests of the last build, in the configuration's folder.
+#: The folder with the records of the last builds, in the configuration's folder.
 FOLDER: Final = ".ephemeral/builds"
 
 _LINES: Final = 20
 
-#: Folders that builds leave behind. They are not sources.
+#: Output folders of builds. They have no sources.
 _OUTPUTS: Final = frozenset({"dist", "build"})
-#: The sources of a wheel, for a project that declares no ``build``.
+#: The suffixes of a wheel's sources, for recipes without ``build``.
 _PYTHON: Final = frozenset({".py", ".toml", ".cfg"})
 
 
 def build_if_changed(
     recipe: Recipe, root: Path, say: Callable[[str], None], live: Callable[[str], None]
 ) -> None:
-    """Run a recipe's ``build`` if its sources have changed, or its artifact is not there.
+    """Run a recipe's ``build`` if its sources have changed, or its artifact is missing.
 
-    Builds of one project are run one after the other: most write to the same folders. Who waited
-    for another that has built the same builds nothing.
+    Builds of one project run one after the other, because most of them write to the same folders.
+    After waiting for another process, the sources are compared again.
 
     Args:
-        recipe: The recipe; one without ``build`` is left alone.
+        recipe: The recipe. Without ``build``, nothing happens.
         root: The configuration's folder, in which the command runs with this process's variables.
         say: Receives progress.
         live: Receives each line of the command's output.
 
     Raises:
         BakeError: The command failed.
-        ConfigurationError: None of the sources is there.
+        ConfigurationError: No file matches ``sources``.
     """
     if recipe.build is None or recipe.artifact is None:
         return
@@ -76,13 +76,13 @@ def _build(recipe: Recipe, root: Path, digest: str, live: Callable[[str], None])
 
 
 def find_built(recipe: Recipe, root: Path) -> str | None:
-    """The recipe's artifact: the file that its ``build`` made last, or else its glob."""
+    """The recipe's artifact: the file that the last build made, or else its pattern."""
     last = _read(recipe, root).get("file", "") if recipe.build is not None else ""
     return last if last and (root / last).is_file() else recipe.artifact
 
 
 def warn_if_stale(recipe: Recipe, root: Path, say: Callable[[str], None]) -> None:
-    """Warn of a wheel that is older than the project's sources, where no ``build`` makes it."""
+    """Warn if a wheel is older than the project's sources, and the recipe has no ``build``."""
     if recipe.build is not None or not (recipe.artifact or "").endswith(".whl"):
         return
     for wheel in find_files(recipe.artifact or "", root):
@@ -116,10 +116,10 @@ def _run(recipe: Recipe, root: Path, live: Callable[[str], None]) -> None:
             last.append(line.rstrip())
             live(line.rstrip())
     if process.returncode != 0:
-        said = "".join(f"\n  {line}" for line in last)
+        output = "".join(f"\n  {line}" for line in last)
         raise BakeError(
             f"the build command of the image {recipe.name!r} exited with {process.returncode}: "
-            f"`{recipe.build}`{said}"
+            f"`{recipe.build}`{output}"
         )
 
 

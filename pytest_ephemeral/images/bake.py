@@ -22,12 +22,13 @@ from pytest_ephemeral.tables import Recipe
 
 
 class BakePlan(msgspec.Struct, frozen=True):
-    """A requested image, with everything that determines its content.
+    """An image to bake, with everything that determines its content.
 
     Attributes:
-        inputs: What goes into the key, by name.
+        artifact: The artifact to install; None if the recipe has none.
+        inputs: The inputs of the key, by name.
         key: The digest of the inputs.
-        root: What the recipe's paths are relative to.
+        root: The folder that the recipe's paths are relative to.
     """
 
     recipe: Recipe
@@ -40,12 +41,12 @@ class BakePlan(msgspec.Struct, frozen=True):
     def job(
         self, artifact: Path | None, say: Callable[[str], None], live: Callable[[str], None] | None
     ) -> BakeJob:
-        """The job for the baker.
+        """Make the job for the provider.
 
         Args:
-            artifact: The artifact's file, checked.
-            say: Called with each line of progress.
-            live: Called with each line that the install script prints.
+            artifact: The artifact's file, with a verified digest.
+            say: Receives progress.
+            live: Receives each line of the install script's output.
         """
         digits = self.key.removeprefix("sha256:")[:12]
         log = f"{self.recipe.name}-{digits}-{datetime.now(UTC):%Y%m%dT%H%M%S}.log"
@@ -64,10 +65,10 @@ class Bake:
     """One bake of an image.
 
     Args:
-        plan: Which.
-        job: What the baker is given.
-        archives: Where its content is kept.
-        catalog: Where it is recorded.
+        plan: The image to bake.
+        job: The job for the provider.
+        archives: The archives in the store.
+        catalog: The catalog.
     """
 
     def __init__(self, plan: BakePlan, job: BakeJob, archives: Archives, catalog: Catalog) -> None:
@@ -78,13 +79,16 @@ class Bake:
         self._started = time.monotonic()
 
     def run(self, *, again: bool) -> Image:
-        """Bake the image, or reuse what another bake has left on this machine.
+        """Bake the image, unless an earlier bake has left it on this machine.
 
         Args:
-            again: Bake it in any case.
+            again: Whether to bake it in any case.
+
+        Returns:
+            The image, as recorded in the catalog.
 
         Raises:
-            BakeError: It can't be baked. Nothing is recorded.
+            BakeError: The bake failed. Nothing is recorded.
         """
         name, baker = self._plan.recipe.name, self._plan.baker
         if not again and (image := self._adopt()):
@@ -102,7 +106,7 @@ class Bake:
                 raise
 
     def _adopt(self) -> Image | None:
-        """An image on this machine that was baked for another store or under another name."""
+        """Record an image that this machine has already, from another store or name; or None."""
         image = self._plan.baker.adopt(self._job)
         if image is None:
             return None
@@ -113,7 +117,7 @@ class Bake:
     def _keep(self, image: Image) -> Image:
         """Record a new image; remove it if that fails.
 
-        After an interrupt it stays: the next bake adopts it.
+        After an interrupt it is not removed, because the next bake can record it.
         """
         try:
             return self._record(image)
@@ -151,7 +155,7 @@ class Bake:
 
 
 def _discard(baker: Baker, job: BakeJob, error: BaseException) -> None:
-    """Remove an incomplete image. If that fails, say so in the original error."""
+    """Remove an incomplete image. If that fails, add a note to the original error."""
     try:
         baker.discard(job)
     except (EphemeralError, TimeoutError) as left:

@@ -31,7 +31,7 @@ def write(file: Path, image: Image, archive: Path) -> None:
     if file.is_dir():
         raise ConfigurationError(f"{file} can't be written: it is a folder; name a file in it")
     record = encode(image)
-    half = file.with_name(files.TEMPORARY + os.urandom(8).hex())  # nobody else's
+    half = file.with_name(files.TEMPORARY + os.urandom(8).hex())  # a unique name
     try:
         with (
             tarfile.open(half, "w", format=tarfile.PAX_FORMAT) as tar,
@@ -50,8 +50,8 @@ def read(file: Path, archive: Path) -> Image:
     """Read an image's record from a bundle, and write its archive to a file.
 
     Raises:
-        ConfigurationError: It is not a bundle.
-        ImageChangedError: Its parts don't belong together.
+        ConfigurationError: The file can't be read, or is not a bundle.
+        ImageChangedError: The record does not match the content.
     """
     try:
         with tarfile.open(file, "r:") as tar:

@@ -1,4 +1,4 @@
-"""The catalog: the record of every baked image, ``catalog/NAME/HEX.json`` in the store."""
+"""The catalog: a record of every baked image, ``catalog/NAME/HEX.json`` in the store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Catalog:
     """The images of one store.
 
     Attributes:
-        broken: The records that the last ``entries`` left out, by path, each with the reason.
+        broken: The records that the last ``entries`` could not read, by path, with the reasons.
     """
 
     def __init__(self, store: Store) -> None:
@@ -35,7 +35,7 @@ class Catalog:
         self.broken: dict[str, str] = {}
 
     def entries(self) -> list[Image]:
-        """All images, by name, oldest first. Bad records are left out; see ``broken``."""
+        """All images, by name, oldest first. Records that can't be read are in ``broken``."""
         found: list[Image] = []
         broken: dict[str, str] = {}
         for path, data in self._store.records(FOLDER):
@@ -47,10 +47,10 @@ class Catalog:
         return sorted(found, key=lambda image: (image.name, image.baked_at))
 
     def get(self, wanted: str) -> Image:
-        """The newest image of a name, or the image whose key has that prefix.
+        """Find the newest image of a name, or an image by a unique prefix of its key.
 
         Raises:
-            NothingMatchedError: There is none, or more than one; names the closest.
+            NothingMatchedError: There is none, or more than one; the message has similar names.
         """
         entries = self.entries()
         if named := [image for image in entries if image.name == wanted]:
@@ -70,18 +70,18 @@ class Catalog:
         raise NothingMatchedError(f"no image {wanted!r} is baked.{closest(wanted, known)}")
 
     def latest(self, name: str) -> Image | None:
-        """The newest image of a name."""
+        """The newest image of a name; None if there is none."""
         return next((image for image in reversed(self.entries()) if image.name == name), None)
 
     def find(self, name: str, key: str) -> Image | None:
-        """The image of exactly that name and key. A broken record counts as missing."""
+        """The image of a name and key; None if there is none, or its record can't be read."""
         try:
             return _decode(_path(name, key), self._store.read(_path(name, key)).data)
         except (RecordMissingError, TamperedRecordError):
             return None
 
     def record(self, image: Image) -> None:
-        """Record an image; one of the same name and key is replaced."""
+        """Record an image; replaces a record of the same name and key."""
         path, data = _path(image.name, image.key), encode(image)
         while True:
             try:
@@ -94,7 +94,7 @@ class Catalog:
             return
 
     def mark_verified(self, image: Image, commands: Sequence[str]) -> Image:
-        """Record which commands have run on an image, unless it was baked again meanwhile."""
+        """Record the verify commands that have passed, unless the image was baked again."""
         verified = msgspec.structs.replace(image, verified=list(commands))
 
         def change(data: bytes) -> bytes | None:
@@ -115,10 +115,10 @@ def _path(name: str, key: str) -> str:
 
 
 def _decode(path: str, data: bytes) -> Image:
-    """Decode an image. Its name and key must match the record's path.
+    """Decode a record.
 
     Raises:
-        TamperedRecordError: It is not.
+        TamperedRecordError: It can't be read, or its name and key do not match its path.
     """
     try:
         image = decode(data, Image)

@@ -1,7 +1,8 @@
-"""Claims: only one process bakes an image at a time, on all machines that share a store.
+"""Claims: locks in the store, so that only one process bakes an image at a time.
 
-A claim is a record in the store. Its owner renews it while it bakes; one whose owner is dead, or
-on another machine and silent, is taken over by compare-and-swap.
+A claim is a record, and holds for all machines that share the store. Its owner renews it during the
+bake. Another process takes it over by compare-and-swap if the owner is dead, or is on another
+machine and has stopped to renew it.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from pytest_ephemeral.store import Store, Versioned
 
 POLL_SECONDS: Final = 0.2
 RENEW_SECONDS: Final = 5.0
-#: Seconds without a renewal after which a claim of another machine lapses. Measured by the waiting
-#: who waits, from when the claim last changed: two machines' clocks need not agree.
+#: Seconds without a renewal after which the claim of another machine expires. The waiting process
+#: measures them with its own clock, because the clocks of two machines may differ.
 SILENT_SECONDS: Final = 60.0
 SAY_AGAIN_SECONDS: Final = 10.0
 
 
 class BakeClaim(Model, frozen=True, kw_only=True):
-    """A claim: who bakes an image, and since when.
+    """The record of a claim.
 
     Attributes:
-        owner: Who.
+        owner: The process that bakes the image.
         image: The image's name.
-        since: From when on.
-        renewed: Which renewal this is.
+        since: When the bake began.
+        renewed: How often it was renewed.
     """
 
     owner: Owner
@@ -52,13 +53,13 @@ class BakeClaim(Model, frozen=True, kw_only=True):
 
 @contextmanager
 def hold_claim(store: Store, key: str, image: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the claim on an image. Wait while another process holds it.
+    """Hold the claim on an image during the block; wait while another process holds it.
 
     Args:
-        store: What all who might bake it share.
+        store: The store.
         key: The image's key.
-        image: Its name, for people.
-        say: Told who is waited for, for which image and how long.
+        image: The image's name, for messages.
+        say: Receives progress while waiting.
     """
     path = f"bakes/{key.removeprefix('sha256:')}.json"
     claim = BakeClaim(owner=machine.this_owner("bake"), image=image, since=datetime.now(UTC))
@@ -89,9 +90,9 @@ class _Held:
             try:
                 self._version = self._store.replace(self._path, encode(claim), self._version)
             except RecordConflictError:
-                return  # it was taken over: this machine was asleep
+                return  # another process has taken it over: this machine was suspended
             except (StoreError, UnavailableError):
-                continue  # store or credentials may be back before the claim is void
+                continue  # the store may be reachable again before the claim expires
             self._claim = claim
 
     def release(self) -> None:
@@ -102,7 +103,7 @@ class _Held:
 
 
 def _acquire(store: Store, path: str, claim: BakeClaim, say: Callable[[str], None]) -> str:
-    """Create the claim, or take over one that has lapsed. Returns the record's version."""
+    """Create the claim, or take over one that has expired; returns the record's version."""
     started = changed = time.monotonic()
     said = float("-inf")
     seen: Versioned | None = None
@@ -127,7 +128,7 @@ def _void(data: bytes, silent: float) -> bool:
     try:
         alive = machine.is_alive(decode(data, BakeClaim).owner)
     except msgspec.MsgspecError:
-        alive = None  # half of a record, or a later version's: its owner renews it, or is gone
+        alive = None  # an unreadable record: only its renewals tell whether the owner is alive
     return silent > SILENT_SECONDS if alive is None else not alive
 
 

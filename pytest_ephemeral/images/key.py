@@ -1,4 +1,4 @@
-"""An image's key: its inputs, and the differences between two images."""
+"""An image's inputs, its key, and the differences between two images' inputs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pytest_ephemeral.models import to_builtins
 from pytest_ephemeral.providers import install_files
 from pytest_ephemeral.tables import Recipe
 
-#: The version of the baking procedure: increased when the same inputs give another image.
+#: The version of the baking procedure. It changes if the same inputs would make a different image.
 FORMAT: Final = "2"
 
-#: Keys of a recipe that don't determine the content, or that are among the inputs in another form.
+#: Keys of a recipe that don't change the content, or that are inputs in another form.
 _NOT_PARAMETERS: Final = frozenset(
     {
         *("name", "extends", "verify", "install", "artifact", "build", "sources", "files"),
-        *("cache-from", "cache-to"),  # where steps are kept, and not what they do
+        *("cache-from", "cache-to"),  # the place of the build cache does not change the content
     }
 )
 
@@ -28,16 +28,16 @@ _NOT_PARAMETERS: Final = frozenset(
 def inputs(
     recipe: Recipe, root: Path, *, artifact: str | None, resolved: Mapping[str, str]
 ) -> dict[str, str]:
-    """All inputs of an image, by name, each in a form that people can read.
+    """All inputs of an image, by name, as readable text.
 
     Args:
-        recipe: The recipe; keys that are not given don't appear.
-        root: What its paths are relative to.
-        artifact: The artifact's digest.
-        resolved: What the provider found out, by name.
+        recipe: The recipe. Keys without a value are left out.
+        root: The folder that its paths are relative to.
+        artifact: The artifact's digest; None if there is none.
+        resolved: The provider's own inputs, by name, such as the digest of the base image.
 
     Raises:
-        ConfigurationError: The install script can't be read, or there are no such files.
+        ConfigurationError: The install script can't be read, or no file matches ``files``.
     """
     parameters = {
         name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
@@ -57,7 +57,7 @@ def inputs(
 
 
 def key(inputs: Mapping[str, str]) -> str:
-    """``sha256:…`` over the inputs, as JSON without a choice in how to write it."""
+    """``sha256:…`` of the inputs as canonical JSON: sorted, without spaces, in ASCII."""
     canonical = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return files.digest_of([canonical.encode()])
 

@@ -1,12 +1,12 @@
-"""Archives of images in parts: what several images have in common is in the store once.
+"""Archives of images as layers: a layer that several images have is in the store once.
 
-A provider says which spans of an archive are layers. Each is a blob named by the digest of its
-bytes, compressed. The archive itself is a record that names its layers and holds the few bytes
-between them, so that it comes out as it went in, byte for byte.
+The provider finds the layers in an archive. Each layer is a compressed blob, named by the digest of
+its bytes. A record lists the layers of an archive, and has the few bytes between them. So the
+archive can be restored byte for byte.
 
-The record is written before its layers. Whoever uploads a layer, or removes those that no record
-names any more, holds that layer's claim meanwhile: so no layer is removed that a record has begun
-to name, whoever is killed and whenever.
+The record is written before its layers are uploaded. A process holds the claim of a layer while it
+uploads it, and while it removes it because no record lists it. So a layer that a new record lists
+is never removed, even if a process is killed.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from pytest_ephemeral.store import Store
 
 _FOLDER: Final = "images"
 
-#: The bytes of a layer that are compressed at once; each such block is a gzip member of its own.
+#: The bytes of a layer in one gzip member. The members are compressed in parallel.
 _BLOCK: Final = 4 << 20
 
 
 class Part(Model, frozen=True, kw_only=True):
-    """A part of an archive: a layer, or bytes that only this archive has.
+    """A part of an archive: a layer, or the bytes between two layers.
 
     Attributes:
-        layer: The layer's digest.
-        content: The bytes, compressed and in Base64, where it is no layer.
+        layer: The layer's digest; None if this is no layer.
+        content: The bytes between two layers, compressed with zlib and in Base64.
     """
 
     layer: Digest | None = None
@@ -61,7 +61,7 @@ class Listing(Model, frozen=True, kw_only=True):
     parts: list[Part]
 
     def layers(self) -> list[str]:
-        """The layers' digests, each once, sorted."""
+        """The digests of the layers, sorted, without duplicates."""
         return sorted({part.layer for part in self.parts if part.layer is not None})
 
 
@@ -69,14 +69,14 @@ class Layers:
     """The layers of one store.
 
     Args:
-        store: Where they are.
+        store: The store.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def has(self, archive: str) -> bool:
-        """Whether an archive's record and all of its layers are in the store."""
+        """Whether an archive's record and all its layers are in the store."""
         try:
             listing = self._read(archive)
         except RecordMissingError:
@@ -84,13 +84,13 @@ class Layers:
         return all(self._store.has(_layer_path(layer)) for layer in listing.layers())
 
     def add(self, name: str, archive: str, file: Path, layers: Sequence[LayerSpan]) -> None:
-        """Put an archive into the store, of its layers only those that are not there.
+        """Upload an archive's record, and the layers that are not in the store.
 
         Args:
-            name: The image's, for who waits for one of its layers.
+            name: The image's name, for messages of processes that wait for a layer.
             archive: The archive's digest.
-            file: The archive.
-            layers: Where its layers are, in order.
+            file: The archive's file.
+            layers: The positions and sizes of its layers, in order.
         """
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             digests = list(pool.map(lambda layer: _digest(file, layer), layers))
@@ -102,18 +102,22 @@ class Layers:
                         if not self._store.has(_layer_path(digest)):
                             self._upload(digest, file, layer, pool)
             except BaseException:
-                if is_ours:  # a disk may be full: nothing of it is left there
+                if is_ours:  # if the disk is full, for example: leave nothing there
                     with suppress(EphemeralError):
                         self.remove(name, archive)
                 raise
-        self._create(archive, record)  # someone may have removed it just now, with their image
+        self._create(archive, record)  # again: another process may have removed it meanwhile
 
     def write(self, archive: str, target: Path) -> None:
-        """Put an archive together again.
+        """Restore an archive from its layers.
+
+        Args:
+            archive: The archive's digest.
+            target: The file to write.
 
         Raises:
-            RecordMissingError: It, or a layer of it, is not in the store.
-            ImageChangedError: A layer is not as it was put there.
+            RecordMissingError: The record or a layer is not in the store.
+            ImageChangedError: The record can't be read, or a layer has another digest.
         """
         with target.open("wb") as file, scratch_file() as packed:
             for part in self._read(archive).parts:
@@ -129,20 +133,20 @@ class Layers:
                     )
 
     def remove(self, name: str, archive: str) -> None:
-        """Remove an archive, and those of its layers that no other archive has."""
+        """Remove an archive, and the layers that no other archive has."""
         try:
             layers = self._read(archive).layers()
         except RecordMissingError:
             return
         self._store.delete(_record_path(archive))
         with ExitStack() as claims:
-            for layer in layers:  # in one order everywhere: nobody waits for each other
+            for layer in layers:  # sorted, so that two processes can't deadlock
                 claims.enter_context(hold_claim(self._store, layer, name, _say_nothing))
             for layer in sorted(set(layers) - self._needed(layers)):
                 self._store.delete(_layer_path(layer))
 
     def _create(self, archive: str, record: bytes) -> bool:
-        """Write an archive's record, unless it is there; whether it was not."""
+        """Write an archive's record; returns False if there is one already."""
         try:
             self._store.create(_record_path(archive), record)
         except RecordExistsError:
@@ -159,7 +163,7 @@ class Layers:
             ) from error
 
     def _needed(self, layers: Sequence[str]) -> set[str]:
-        """Which layers archives have; all, where a record of one can't be read."""
+        """The layers that archives have; all the given ones if a record can't be read."""
         needed: set[str] = set()
         for path, data in self._store.records(_FOLDER):
             if not path.endswith(".json"):
@@ -179,7 +183,7 @@ class Layers:
 
 
 def _parts(file: Path, layers: Sequence[LayerSpan], digests: Sequence[str]) -> Iterator[Part]:
-    """The archive's parts: its layers, and what is between them."""
+    """The parts of an archive: its layers, and the bytes between them."""
     end = 0
     for layer, digest in zip(layers, digests, strict=True):
         yield from _between(file, end, layer.start)
@@ -199,7 +203,7 @@ def _digest(file: Path, layer: LayerSpan) -> str:
 
 
 def _blocks(file: Path, start: int, size: int) -> Iterator[bytes]:
-    """A file's bytes from ``start`` on, some megabytes at a time."""
+    """A span of a file, in blocks of a few megabytes."""
     with file.open("rb") as stream:
         stream.seek(start)
         while size and (block := stream.read(min(size, _BLOCK))):
@@ -208,7 +212,7 @@ def _blocks(file: Path, start: int, size: int) -> Iterator[bytes]:
 
 
 def _in_parallel(pool: ThreadPoolExecutor, file: Path, layer: LayerSpan) -> Iterator[bytes]:
-    """A layer's blocks, compressed by all processors, with few of them in memory."""
+    """A layer's blocks, compressed in parallel, with a limited number in memory."""
     waiting: list[Future[bytes]] = []
     for block in _blocks(file, *layer):
         waiting.append(pool.submit(gzip.compress, block, 1, mtime=0))
@@ -219,7 +223,7 @@ def _in_parallel(pool: ThreadPoolExecutor, file: Path, layer: LayerSpan) -> Iter
 
 
 def _unpack(packed: Path, layer: str, target: IO[bytes]) -> bool:
-    """Append a layer to a file. Whether it is the one that it should be."""
+    """Append a layer to a file; returns whether its digest is right."""
     digest = hashlib.sha256()
     try:
         with gzip.open(packed) as content:
@@ -240,4 +244,4 @@ def _layer_path(digest: str) -> str:
 
 
 def _say_nothing(line: str) -> None:
-    """Waiting for a layer is not worth a line: whoever has its claim uploads it for us."""
+    """No message while waiting for a layer: the process that holds its claim uploads it."""

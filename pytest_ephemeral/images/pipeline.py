@@ -1,4 +1,4 @@
-"""From a recipe to its image: look it up by key, or bake, verify, archive and record it."""
+"""Get the image of a recipe: find it by its key, or bake, verify, archive and record it."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Images:
     """The images of one project.
 
     Args:
-        store: Where records and archives are.
-        artifacts: Where what is installed comes from.
-        root: What the recipes' paths are relative to.
-        require_signature: A public key's file: no image is used that it has not signed.
-        keep: Which images' content is kept in the store.
+        store: The store.
+        artifacts: The artifact repository.
+        root: The folder that the recipes' paths are relative to.
+        require_signature: The file of a public key; images must be signed with that key.
+        keep: The setting: which images to keep in the store.
 
     Attributes:
-        catalog: The record of every image.
-        signatures: Which images may be used.
+        catalog: The records of all images.
+        signatures: Refuses images without the required signature.
     """
 
     def __init__(
@@ -66,31 +66,31 @@ class Images:
         self.signatures = SignaturePolicy(require_signature, self.catalog)
 
     def key(self, recipe: Recipe) -> str:
-        """The key of the image that the recipe describes now.
+        """The key of a recipe's image, with the current inputs.
 
         Raises:
-            ArtifactError: Its artifact can't be had.
-            ConfigurationError: The recipe can't be right.
+            ArtifactError: Its artifact can't be found.
+            ConfigurationError: The recipe is wrong.
         """
         return self._plan(recipe).key
 
     def obtain(self, recipe: Recipe, *, mode: BakeMode, say: Say, live: Say | None = None) -> Image:
-        """The image of a recipe, present on this machine and unchanged.
+        """Get the image of a recipe, ready for use on this machine.
 
         Args:
-            recipe: What it is made from.
-            mode: Whether to bake it if it is ``missing``, ``always``, or ``never``.
+            recipe: The recipe.
+            mode: When to bake it: if it is ``missing``, ``always``, or ``never``.
             say: Receives progress, one line for each call.
-            live: Given each line that the install script prints.
+            live: Receives each line of the install script's output.
 
         Raises:
             ImageMissingError: It is not baked, and ``mode`` forbids baking.
-            ProvenanceError: It is not signed by the key that is required.
-            ImageChangedError: It is here, or in the store, but not as it was baked.
-            ImageInUseError: An environment runs from the image that would be baked again.
-            BakeError: It can't be baked.
-            ArtifactError: Its artifact can't be had.
-            ConfigurationError: The recipe can't be right.
+            ProvenanceError: It is not signed with the required key.
+            ImageChangedError: Its content has changed since it was baked.
+            ImageInUseError: It has to be baked again, but an environment runs from it.
+            BakeError: The bake failed.
+            ArtifactError: Its artifact can't be found or downloaded.
+            ConfigurationError: The recipe is wrong.
         """
         if mode != "never":
             artifact_build.build_if_changed(recipe, self._root, say, live or say)
@@ -107,7 +107,7 @@ class Images:
             if mode == "never":
                 raise self._missing_error(plan)
             with hold_claim(self._store, plan.key, recipe.name, say):
-                # Whoever was waited for has baked it, unless that failed.
+                # Another process may have baked it while this one waited for the claim.
                 if mode != "always" and (image := self._find_existing(plan, say)):
                     return image
                 from pytest_ephemeral.images import provenance
@@ -119,14 +119,14 @@ class Images:
                 return bake.run(again=mode == "always")
 
     def prune(self, keep: int, in_use: Container[str]) -> list[Image]:
-        """Remove old images: content, archive, and record.
+        """Remove old images with their content, archives and records.
 
         Args:
-            keep: How many of each name to keep, the newest.
-            in_use: Keys of images that are kept all the same; looked into before each removal.
+            keep: How many of the newest images of each name to keep.
+            in_use: The keys of further images to keep; checked again before each removal.
 
         Returns:
-            What was removed.
+            The removed images.
         """
         removed: list[Image] = []
         for _, named in groupby(self.catalog.entries(), key=lambda image: image.name):
@@ -136,11 +136,11 @@ class Images:
         return removed
 
     def export(self, image: Image, file: Path) -> None:
-        """Write a bundle of an image.
+        """Write an image to a bundle.
 
         Raises:
-            ImageMissingError: Its content can't be had.
-            ConfigurationError: It was taken as it is, or the file can't be written.
+            ImageMissingError: Its content is missing.
+            ConfigurationError: It was not baked here, or the file can't be written.
         """
         from pytest_ephemeral.images import bundle
 
@@ -156,9 +156,8 @@ class Images:
         """Import a bundle into the store and the catalog.
 
         Raises:
-            ConfigurationError: It is not a bundle.
-            ImageChangedError: It is not what it says it is, or the catalog knows other bytes by
-                the same key.
+            ConfigurationError: The file is not a bundle.
+            ImageChangedError: The bundle is damaged, or the catalog has other content for its key.
         """
         from pytest_ephemeral.images import bundle
 
@@ -167,13 +166,13 @@ class Images:
             self._refuse_other_bytes(image)
             if image.archive is not None:
                 self._archives.add(image, archive)
-            else:  # it was not in its own store either
+            else:  # its own store had no archive either
                 _unpack_if_missing(image, archive)
         self.catalog.record(image)
         return image
 
     def _refuse_other_bytes(self, image: Image) -> None:
-        """Refuse other content under a known key: stages and approvals refer to the content."""
+        """Refuse other content for a known key: stages and approvals refer to the content."""
         for known in self.catalog.entries():
             if known.key == image.key and known.digest != image.digest:
                 raise ImageChangedError(
@@ -184,18 +183,20 @@ class Images:
                 )
 
     def check(self, image: Image) -> None:
-        """Verify that an image's content, in the store or else on this machine, is what was baked.
+        """Verify that an image's content has not changed since it was baked.
+
+        The content is in the store or, if not there, on this machine.
 
         Raises:
-            ImageMissingError: Its content can't be had.
-            ImageChangedError: It is not.
+            ImageMissingError: Its content is missing.
+            ImageChangedError: Its content has changed.
         """
         if image.archive is None:
             if not baker_of(image.provider).present(image):
                 raise self._archives.missing_error(image)
             return
         with self._archives.open(image):
-            pass  # it is checked on its way out
+            pass  # ``open`` checks the digest
 
     # -- from recipe to image ----------------------------------------------------------------
 
@@ -214,7 +215,7 @@ class Images:
         return BakePlan(recipe, baker, artifact, inputs, keys.key(inputs), self._root)
 
     def _fill_unknown_inputs(self, name: str, inputs: dict[str, str]) -> dict[str, str]:
-        """The inputs, what is unknown among them as in the newest image made from the same else."""
+        """Fill in unknown inputs from the newest image whose other inputs are the same."""
         unknown = [one for one, value in inputs.items() if value == UNKNOWN]
         for image in reversed(self.catalog.entries() if unknown else []):
             then = {**inputs, **{one: image.inputs.get(one, UNKNOWN) for one in unknown}}
@@ -223,7 +224,7 @@ class Images:
         return inputs
 
     def _find_existing(self, plan: BakePlan, say: Say) -> Image | None:
-        """The image of the catalog, fetched to this machine if needed."""
+        """Find an image in the catalog, and bring it to this machine; None if there is none."""
         image = self.catalog.find(plan.recipe.name, plan.key)
         if image is not None:
             return self._bring(plan, image, say)
@@ -236,7 +237,7 @@ class Images:
         return None
 
     def _find_equivalent(self, plan: BakePlan) -> list[Image]:
-        """Images of the catalog that serve as well, the newest first."""
+        """Images with other inputs that the provider accepts instead, newest first."""
         baker = plan.baker
         if not isinstance(baker, SupportsEquivalents):
             return []
@@ -244,11 +245,11 @@ class Images:
         return [image for image in reversed(named) if baker.serves(image, plan.inputs)]
 
     def _bring(self, plan: BakePlan, image: Image | None, say: Say) -> Image | None:
-        """An image of the catalog, fetched to this machine if needed; None if it can't be had."""
+        """Bring an image of the catalog to this machine; None if its content is missing."""
         if image is None or plan.baker.present(image):
             return image
         with plan.baker.exclusive(image.key, f"bringing {image.name} here", say):
-            image = self.catalog.find(image.name, image.key)  # while waiting: baked again
+            image = self.catalog.find(image.name, image.key)  # it may have been baked again
             if image is None or plan.baker.present(image):
                 return image
             if not self._archives.has(image):
@@ -259,7 +260,7 @@ class Images:
         return image
 
     def _verify_late(self, plan: BakePlan, image: Image, say: Say, live: Say | None) -> Image:
-        """Run the commands of the recipe's ``verify`` that have not run on this image yet."""
+        """Verify an existing image, if its recipe has verify commands that it has not passed."""
         if set(plan.recipe.verify) <= set(image.verified):
             return image
         say(f"verifying {image.name}: its recipe has verify commands that have not been run on it")
@@ -269,33 +270,33 @@ class Images:
 
     def _missing_error(self, plan: BakePlan) -> ImageMissingError:
         name, short = plan.recipe.name, plan.key[:19]
-        said = (
+        problem = (
             f"the image {name!r} ({short}…) is not baked, and `--ephemeral-bake never` forbids "
             "baking"
         )
         latest = self.catalog.latest(name)
         if latest is not None and latest.key == plan.key:
-            said = (
+            problem = (
                 f"the image {name!r} ({short}…) is in the catalog, but its content is neither "
                 f"here nor in the store {self._store.url}"
             )
         elif latest is not None:
             changed = "; ".join(keys.differences(latest.inputs, plan.inputs))
-            said += f". The newest image of that name has other inputs: {changed}"
+            problem += f". The newest image of that name has other inputs: {changed}"
         else:
-            said += f". No image of that name is in the store {self._store.url}"
+            problem += f". No image of that name is in the store {self._store.url}"
         return ImageMissingError(
-            f"{said}. Bake it first with `pytest-ephemeral bake {name}`, into the same store"
+            f"{problem}. Bake it first with `pytest-ephemeral bake {name}`, into the same store"
         )
 
     def _remove(self, image: Image) -> bool:
-        """Remove an image, except content that another record uses. Whether it could be removed."""
+        """Remove an image, except content that another record has; False if it is in use."""
         others = [other for other in self.catalog.entries() if other != image]
         if not any(other.key == image.key for other in others):
             try:
                 baker_of(image.provider).remove(image)
             except ImageInUseError:
-                return False  # by an environment of another store
+                return False  # an environment of another store uses it
         if image.archive and not any(other.archive == image.archive for other in others):
             self._archives.remove(image)
         self.catalog.forget(image)
@@ -303,12 +304,12 @@ class Images:
 
 
 def _unpack_if_missing(image: Image, archive: Path) -> None:
-    """Bring an image's content here, unless it is here: environments may run from it."""
+    """Unpack an image on this machine, unless it is intact: environments may run from it."""
     baker = baker_of(image.provider)
     if _is_whole(baker, image):
         return
     with baker.exclusive(image.key, f"importing {image.name}", lambda _: None):
-        if not _is_whole(baker, image):  # someone else may have brought it
+        if not _is_whole(baker, image):  # another process may have unpacked it
             baker.unpack(image, archive)
 
 
@@ -320,7 +321,7 @@ def _is_whole(baker: Baker, image: Image) -> bool:
 
 @contextmanager
 def _explain_os_errors(name: str) -> Iterator[None]:
-    """Explain the system's errors: a full disk, a folder of another user."""
+    """Explain errors of the operating system, such as a full disk or missing permissions."""
     try:
         yield
     except OSError as error:

@@ -30,17 +30,17 @@ STATEMENT: Final = "https://in-toto.io/Statement/v1"
 PREDICATE: Final = "https://slsa.dev/provenance/v1"
 OURS: Final = "https://pytest-ephemeral.readthedocs.io/provenance"
 
-#: A private Ed25519 key, as PEM or the path of such a file; every statement is signed with it.
+#: A private Ed25519 key as PEM text, or the path of a PEM file. It signs every new statement.
 KEY_VARIABLE: Final = "PYTEST_EPHEMERAL_SIGNING_KEY"
 
 
 class Making(msgspec.Struct, frozen=True):
-    """What the image itself does not tell about how it was made.
+    """Facts about a bake that the image's record does not have.
 
     Attributes:
-        artifact: What was installed.
-        build: The CI's build that it was made in.
-        revision: The commit that the recipe was read from.
+        artifact: The installed artifact; None if there is none.
+        build: The CI build; None outside of CI.
+        revision: The commit of the recipe; empty if unknown.
     """
 
     recipe: Recipe
@@ -57,17 +57,17 @@ def state(
     root: Path,
     environ: Mapping[str, str],
 ) -> Envelope:
-    """State the provenance of a new image, and sign it if there is a key.
+    """Make the provenance of a new image, and sign it if there is a key.
 
     Args:
-        image: Whole, but for this.
-        recipe: What it was made by.
-        artifact: What was installed.
-        root: The folder that the recipe belongs to.
-        environ: The variables of this process.
+        image: The image's complete record, except for its provenance.
+        recipe: The recipe.
+        artifact: The installed artifact; None if there is none.
+        root: The folder of the recipe.
+        environ: The environment variables, with the signing key.
 
     Raises:
-        ConfigurationError: The key is not a private key.
+        ConfigurationError: The variable has no private key.
         UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
     """
     making = Making(recipe, artifact, detect(environ), revision(root, environ))
@@ -75,10 +75,10 @@ def state(
 
 
 def check_key(environ: Mapping[str, str]) -> None:
-    """Check before a bake that its statement can be signed.
+    """Check before a bake that the signing key can be used, if there is one.
 
     Raises:
-        ConfigurationError: The key is not a private key.
+        ConfigurationError: The variable has no private key.
         UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
     """
     if key := environ.get(KEY_VARIABLE):
@@ -86,11 +86,11 @@ def check_key(environ: Mapping[str, str]) -> None:
 
 
 def statement(image: Image, making: Making) -> dict[str, Any]:
-    """The statement about an image.
+    """Make the in-toto statement about an image.
 
     Args:
-        image: Whole, as the catalog will record it.
-        making: What else is known.
+        image: The image's complete record, except for its provenance.
+        making: Further facts about the bake.
     """
     return {
         "_type": STATEMENT,
@@ -108,18 +108,18 @@ def statement(image: Image, making: Making) -> dict[str, Any]:
     }
 
 
-def wrap(said: Mapping[str, Any], key: str | None) -> Envelope:
-    """A statement in its envelope.
+def wrap(content: Mapping[str, Any], key: str | None) -> Envelope:
+    """Put a statement into a DSSE envelope, and sign it.
 
     Args:
-        said: The statement.
-        key: A private key, or its file, to sign it with; None for no signature.
+        content: The statement.
+        key: A private key as PEM text, or the path of a PEM file; None for no signature.
 
     Raises:
         ConfigurationError: It is not a private key.
         UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
     """
-    payload = json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+    payload = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     envelope = Envelope(payload_type=PAYLOAD_TYPE, payload=base64.b64encode(payload).decode())
     if not key:
         return envelope
@@ -132,10 +132,10 @@ def wrap(said: Mapping[str, Any], key: str | None) -> Envelope:
 
 
 def read(image: Image) -> dict[str, Any]:
-    """The statement about an image.
+    """Read the statement about an image, and check that it is about this image.
 
     Raises:
-        ProvenanceError: There is none, or it is not about this image.
+        ProvenanceError: There is none, it can't be read, or it is about another image.
     """
     if image.provenance is None:
         raise ProvenanceError(
@@ -143,9 +143,11 @@ def read(image: Image) -> dict[str, Any]:
             f"version. Bake it again: pytest-ephemeral bake {image.name} --force"
         )
     try:
-        said: dict[str, Any] = json.loads(base64.b64decode(image.provenance.payload, validate=True))
-        about = said["predicate"]["buildDefinition"]["internalParameters"]
-        subject = said["subject"]
+        found: dict[str, Any] = json.loads(
+            base64.b64decode(image.provenance.payload, validate=True)
+        )
+        about = found["predicate"]["buildDefinition"]["internalParameters"]
+        subject = found["subject"]
         differing = sorted(
             name for name, value in _internal_parameters(image).items() if about.get(name) != value
         )
@@ -157,18 +159,18 @@ def read(image: Image) -> dict[str, Any]:
             f"{''.join(f', {name} differs' for name in differing)}: the record was changed, or "
             "combined from two. Bake it again, or import it again"
         )
-    return said
+    return found
 
 
 def verify(image: Image, public_key: Path) -> str:
-    """Verify that the statement is signed with a key.
+    """Verify that an image's statement is signed with a key.
 
     Args:
-        image: With its provenance.
-        public_key: A PEM file.
+        image: The image with its provenance.
+        public_key: A PEM file with the public key.
 
     Returns:
-        The key's id.
+        The key's id: the SHA-256 of the raw public key, in hexadecimal digits.
 
     Raises:
         ProvenanceError: It is not signed, or signed with another key.
@@ -198,10 +200,10 @@ def verify(image: Image, public_key: Path) -> str:
 
 
 def _internal_parameters(image: Image) -> dict[str, Any]:
-    """All fields of the image's record, so that a change of any of them is noticed."""
+    """All fields of the image's record, so that ``read`` detects a change of any of them."""
     record: dict[str, Any] = to_builtins(image)
     del record["provenance"]
-    del record["verified"]  # may grow later, and says nothing of the content
+    del record["verified"]  # changes later, and does not describe the content
     return {
         "key": record.pop("key"),
         "inputs": record.pop("inputs"),
@@ -224,7 +226,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _dependencies(image: Image, making: Making) -> list[dict[str, Any]]:
-    """All inputs of the image, each by its digest, or else by its name."""
+    """The inputs of the image that have a digest, its base, and the commit of the recipe."""
     found = []
     for name, value in sorted(image.inputs.items()):
         described = _describe_resource(name, value)
@@ -244,7 +246,7 @@ def _dependencies(image: Image, making: Making) -> list[dict[str, Any]]:
 
 
 def _run(image: Image, build: Build | None) -> dict[str, Any]:
-    """Who made it, and when."""
+    """The details of the bake: the provider, the version, the CI build and the times."""
     started = image.baked_at - timedelta(seconds=image.seconds)
     times = {"startedOn": _time(started), "finishedOn": _time(image.baked_at)}
     invocation = {"invocationId": build.url} if build and build.url else {}
@@ -278,7 +280,7 @@ def _time(moment: datetime) -> str:
 
 
 def _encode_for_signing(payload_type: str, payload: bytes) -> bytes:
-    """The bytes that are signed: the type and the payload, each with its length (DSSE's PAE)."""
+    """The bytes to sign: the type and the payload, each with its length (DSSE's PAE)."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 

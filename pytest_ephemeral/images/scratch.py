@@ -1,4 +1,4 @@
-"""Temporary files for archives on their way."""
+"""Temporary files for archives."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _DAY: Final = 86400.0
 
 @contextmanager
 def scratch_file() -> Iterator[Path]:
-    """A temporary file for an archive; those of processes that were killed are removed.
+    """A temporary file for an archive. Also removes the files of processes that were killed.
 
-    Of processes of other containers that share this folder, and of other boots, nothing is known:
-    what they have left is removed when nobody has written to it for a day.
+    It is unknown whether the processes of another container or of an earlier boot are alive. Their
+    files are removed a day after they were last changed.
     """
     folder = machine.state_directory() / "transfers"
     folder.mkdir(parents=True, exist_ok=True)

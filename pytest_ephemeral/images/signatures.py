@@ -10,11 +10,11 @@ from pytest_ephemeral.models import Environment, Image, ImageReference
 
 
 class SignaturePolicy:
-    """What ``require-signature`` says.
+    """The setting ``require-signature``.
 
     Args:
-        key: A public key's file; None when images need no signature.
-        catalog: Where images are recorded.
+        key: The file of the public key; None if images need no signature.
+        catalog: The catalog.
     """
 
     def __init__(self, key: Path | None, catalog: Catalog) -> None:
@@ -22,10 +22,10 @@ class SignaturePolicy:
         self._catalog = catalog
 
     def check(self, image: Image) -> None:
-        """Refuse an image that is not signed as required.
+        """Check that an image is signed, if that is required.
 
         Raises:
-            ProvenanceError: It is not.
+            ProvenanceError: The image is not signed with the required key.
         """
         if self._key is not None:
             from pytest_ephemeral.images import provenance
@@ -33,7 +33,7 @@ class SignaturePolicy:
             provenance.verify(image, self._key)
 
     def check_environment(self, environment: Environment) -> None:
-        """As ``check_reference``, for each image that an environment runs; it must have one."""
+        """As ``check_reference``, for all images of an environment, which must have one."""
         for reference in environment.images:
             self.check_reference(reference)
         if not environment.images:
@@ -43,7 +43,7 @@ class SignaturePolicy:
         """As ``check``, for the exact content that an environment runs.
 
         Raises:
-            ProvenanceError: They are not in the catalog, or not signed as required.
+            ProvenanceError: The catalog does not have that content, or it is not signed.
         """
         if self._key is None:
             return

@@ -1,6 +1,6 @@
 """Stages: the outcome of each test run for each image that it used.
 
-``stages/KEY/STAGE/RUN.json`` in the store; what is recorded is never changed.
+A record is ``stages/KEY/STAGE/RUN.json`` in the store. Records are never changed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ class Stage(Model, frozen=True, kw_only=True):
     """The outcome of one test run for one image.
 
     Attributes:
-        stage: Its name, as ``--ephemeral-stage`` gave it.
+        stage: The stage's name, from ``--ephemeral-stage``.
         run: The run's id.
         image: The image's key.
-        digest: The image's bytes, which are what was tested; empty in records of older versions.
-        environments: The ids of those that ran it.
-        tests: How many passed, failed and were skipped.
-        exit_status: pytest's.
-        revision: The commit that the tests were taken from.
-        ci: The CI's name, and where it shows the build; empty outside of any.
+        digest: The digest of the tested image; empty in records of older versions.
+        environments: The ids of the environments that ran the image.
+        tests: How many tests passed, failed and were skipped.
+        exit_status: pytest's exit status.
+        revision: The commit of the tests.
+        ci: The name of the CI system; empty outside of CI.
+        ci_url: The URL of the CI build; empty outside of CI.
         report: The digest of the run's report.
     """
 
@@ -49,7 +50,7 @@ class Stage(Model, frozen=True, kw_only=True):
 
     @property
     def problem(self) -> str:
-        """Why it has not passed; empty when it has."""
+        """Why it has not passed; empty if it has."""
         if self.exit_status:
             return f"failed (run {self.run}, exit status {self.exit_status})"
         return "" if self.tests.get("passed") else f"ran no test that passed (run {self.run})"
@@ -65,7 +66,7 @@ def record(store: Store, stage: Stage) -> None:
 
 
 def list_stages(store: Store, key: str) -> list[Stage]:
-    """All outcomes under an image's key, oldest first. Broken records are left out."""
+    """All outcomes for an image's key, oldest first. Records that can't be read are left out."""
     found = []
     for path, data in store.records(_folder(key)):
         with suppress(msgspec.MsgspecError):
@@ -76,10 +77,10 @@ def list_stages(store: Store, key: str) -> list[Stage]:
 
 
 def latest(store: Store, image: ImageReference) -> dict[str, Stage]:
-    """The last run of each stage against an image's exact content, by the stage's name.
+    """The last outcome of each stage for an image's exact content, by the stage's name.
 
-    A later failure counts. What was recorded of other bytes with the same key does not: two bakes
-    of the same inputs may differ.
+    A failure replaces an earlier success. Outcomes for the same key with another digest are left
+    out: two bakes of the same inputs may differ.
     """
     return {
         stage.stage: stage
