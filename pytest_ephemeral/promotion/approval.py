@@ -1,6 +1,7 @@
-"""Manual approval: a person's decision on one environment, made with its link in hand.
+"""Manual approval: a person opens an environment's link, and approves or rejects it.
 
-Any machine that sees the store can request and decide; see ``approval_records``.
+Every machine with access to the store can request approvals and record decisions; see
+``approval_records``.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from pytest_ephemeral.models import Environment
 from pytest_ephemeral.promotion.approval_records import Approval, Approvals, Decision
 from pytest_ephemeral.text import one_line
 
-#: How long a request is open when nobody waits for the decision.
+#: How long a request is open by default.
 DEFAULT_WAIT: Final = Duration(24 * 3600)
-#: The upper bound: no request is open longer than this after it was first made.
+#: The longest time that a request can be open, from its first record on.
 LONGEST_WAIT: Final = Duration(7 * 24 * 3600)
-#: How long an environment stays up after its request's deadline, so that it can be promoted.
+#: How long an environment stays up after its request's deadline, for its promotion.
 AFTER_YES: Final = timedelta(minutes=30)
 
 #: Seconds between two reads of a request.
@@ -44,17 +45,20 @@ def ask(
     wait: Duration,
     publish: Callable[[Environment, str], None],
 ) -> Approval:
-    """Request approval: hold the environment, record the request, publish the link.
+    """Request approval: keep the environment up, record the request, publish the link.
 
     Args:
-        ledger: Where the environment is recorded.
-        environment: What is to be decided on.
+        ledger: The ledger with the environment's record.
+        environment: The environment to decide on.
         wait: How long the request is open; no response counts as a rejection.
-        publish: Receives the environment and its URL.
+        publish: Publishes the environment's URL.
+
+    Returns:
+        The request; a decided one if there is a decision already.
 
     Raises:
         ConfigurationError: ``wait`` is longer than ``LONGEST_WAIT``.
-        EphemeralError: The environment is gone, or on another machine.
+        EphemeralError: The environment is gone, or runs on another machine.
     """
     if wait > LONGEST_WAIT:
         raise ConfigurationError(f"an approval request can be open for {LONGEST_WAIT} at most")
@@ -66,7 +70,7 @@ def ask(
         if known.state != "pending":
             return known
         deadline = min(deadline, known.requested_at + timedelta(seconds=LONGEST_WAIT))
-    # Held first: a request for an environment that may end with its owner would be useless.
+    # First keep it up: it must not end with its owner process while the request is open.
     expiry.hold(ledger, environment, deadline + AFTER_YES)
     approval = approvals.request(environment, deadline=deadline, now=now)
     publish(environment, environment.url)
@@ -76,19 +80,22 @@ def ask(
 def decide(
     ledger: Ledger, id: str, decision: Decision, *, by: str, comment: str = "", now: datetime
 ) -> Approval:
-    """Record a decision of a person. What is gone can't be approved.
+    """Record a decision. An environment that has stopped can't be approved.
 
     Args:
-        ledger: Where the environment is recorded.
+        ledger: The ledger with the environment's record.
         id: The environment's id, or a unique prefix of it.
         decision: The decision.
-        by: Who decides. Nobody checks this name.
-        comment: Why.
-        now: In UTC.
+        by: The name of the person who decides. It is not verified.
+        comment: A comment; may be empty.
+        now: The current time in UTC.
+
+    Returns:
+        The approval with the decision.
 
     Raises:
         NothingMatchedError: No approval was requested, or the environment is gone.
-        DecidedError: It was decided otherwise before.
+        DecidedError: There is another decision already.
         UnansweredError: The deadline has passed.
     """
     approvals = Approvals(ledger.store)
@@ -106,15 +113,19 @@ def await_decision(
     pause: Callable[[float], object] = time.sleep,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Approval:
-    """Wait for the decision or the deadline. It can be killed and run again at any time.
+    """Wait for the decision or the deadline.
 
-    After a rejection, the environment gets back the expiry it had.
+    This process can be killed at any time, and the wait continued by another call. After a
+    rejection, the environment gets its earlier expiry back.
 
     Args:
-        ledger: Where the environment is recorded.
-        approval: A request.
-        pause: Waits that many seconds.
-        now: In UTC.
+        ledger: The ledger with the environment's record.
+        approval: The request.
+        pause: Waits for a number of seconds.
+        now: Returns the current time in UTC.
+
+    Returns:
+        The approval with the decision.
     """
     while approval.state == "pending":
         approval = _refresh_request(ledger, approval, now())
@@ -126,7 +137,7 @@ def await_decision(
 
 
 def _refresh_request(ledger: Ledger, approval: Approval, now: datetime) -> Approval:
-    """The request as it is now, decided here if nobody else can decide it any more."""
+    """Read the request again; reject it after its deadline, or if the environment has stopped."""
     approvals = Approvals(ledger.store)
     try:
         found = approvals.get(approval.environment)
@@ -148,7 +159,7 @@ def _refresh_request(ledger: Ledger, approval: Approval, now: datetime) -> Appro
 
 
 def _death_reason(ledger: Ledger, id: str) -> str:
-    """Why there is nothing left to decide on; empty while it runs."""
+    """Why the environment does not run any more; empty while it runs or its state is unknown."""
     try:
         environment = ledger.get(id)
     except NothingMatchedError:
@@ -156,5 +167,5 @@ def _death_reason(ledger: Ledger, id: str) -> str:
     try:
         reason = providers.load(environment.provider).status(environment).stop_reason()
     except EphemeralError:
-        return ""  # it runs on a machine or in an account that can't be reached from here
+        return ""  # unknown: its machine or account can't be reached from here
     return reason and f"the environment has stopped: {reason}"

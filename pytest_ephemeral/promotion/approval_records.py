@@ -1,6 +1,6 @@
 """The records of approvals, ``approvals/ID.json`` in the store.
 
-One for each environment: created once, decided once, by compare-and-swap.
+There is one for each environment. It is created once and decided once, by compare-and-swap.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ class Approval(Model, frozen=True, kw_only=True):
 
     Attributes:
         environment: The environment's id.
-        deadline: From then on, no response counts as a rejection.
-        expires_at: The environment's expiry before the request moved it.
-        decided_by: The name that was given; nobody checks it.
+        image: The environment's first image; None if it has none.
+        requested_by: The user who requested it, as ``user@host``.
+        deadline: The end of the request; no response until then counts as a rejection.
+        expires_at: The environment's expiry before the request; None if it had none.
+        decided_by: The name of the person who decided. It is not verified.
     """
 
     environment: Id
@@ -65,11 +67,11 @@ class Approval(Model, frozen=True, kw_only=True):
         return f"{self.state} by {by} at {self.decided_at:%Y-%m-%d %H:%M:%S} UTC{comment}"
 
     def check(self) -> None:
-        """Raise unless it is approved.
+        """Raise an error if it was rejected or timed out.
 
         Raises:
             RejectedError: It was rejected.
-            UnansweredError: Nobody responded in time.
+            UnansweredError: There was no response before the deadline.
         """
         if self.state == "rejected":
             raise RejectedError(f"{self.environment}: {self}")
@@ -84,10 +86,10 @@ class Approvals:
         self._store = store
 
     def get(self, id: str) -> Approval:
-        """The approval of one environment, by its id or a unique prefix of it.
+        """Find the approval of an environment, by its id or a unique prefix of it.
 
         Raises:
-            NothingMatchedError: None was requested; names the closest.
+            NothingMatchedError: No approval was requested; the message has similar ids.
         """
         if found := self.find(id):
             return found
@@ -97,7 +99,7 @@ class Approvals:
         return entries[by_prefix(id, entries, what="approval", missing=missing)]
 
     def entries(self) -> list[Approval]:
-        """All of them, oldest first; bad records are skipped."""
+        """All approvals, oldest first. Records that can't be read are skipped."""
         found = []
         for path, data in self._store.records(FOLDER):
             with suppress(TamperedRecordError):
@@ -105,15 +107,18 @@ class Approvals:
         return sorted(found, key=lambda one: one.requested_at)
 
     def request(self, environment: Environment, *, deadline: datetime, now: datetime) -> Approval:
-        """Request approval, or move the deadline of a pending request. A decision stands.
+        """Record a request, or change the deadline of a pending one. Never changes a decision.
 
         Args:
-            environment: What is to be decided on.
-            deadline: From then on, no response counts as a rejection.
-            now: In UTC.
+            environment: The environment to decide on.
+            deadline: The end of the request; no response until then counts as a rejection.
+            now: The current time in UTC.
+
+        Returns:
+            The request, or the approval with its decision.
         """
         owner = machine.this_owner("")
-        asked = Approval(
+        new = Approval(
             environment=environment.id,
             template=environment.template,
             image=environment.image,
@@ -124,13 +129,13 @@ class Approvals:
             expires_at=environment.expires_at,
         )
         try:
-            self._store.create(_path(environment.id), encode(asked))
+            self._store.create(_path(environment.id), encode(new))
         except RecordExistsError:
             return self._change(environment.id, lambda known: replace(known, deadline=deadline))
-        return asked
+        return new
 
     def find(self, id: str) -> Approval | None:
-        """The approval of exactly that environment, if one was requested. A bad record is none."""
+        """The approval of an environment; None if there is none, or it can't be read."""
         try:
             return _decode(_path(id), self._store.read(_path(id)).data)
         except (RecordMissingError, TamperedRecordError):
@@ -139,20 +144,20 @@ class Approvals:
     def decide(
         self, id: str, decision: Decision, *, by: str, comment: str = "", now: datetime
     ) -> Approval:
-        """Record a decision. Of several at once, the first one stands.
+        """Record a decision. Of several at the same time, the first one counts.
 
         Args:
             id: The environment's id, or a unique prefix of it.
             decision: The decision.
-            by: Who decides. Nobody checks this name.
-            comment: Why.
-            now: In UTC.
+            by: The name of the person who decides. It is not verified.
+            comment: A comment; may be empty.
+            now: The current time in UTC.
 
         Returns:
-            The approval, decided.
+            The approval with the decision.
 
         Raises:
-            DecidedError: It was decided otherwise before.
+            DecidedError: There is another decision already.
             UnansweredError: The deadline has passed.
             NothingMatchedError: No approval was requested.
         """
@@ -161,7 +166,7 @@ class Approvals:
             if now >= request.deadline:
                 return replace(request, state="timed out", decided_at=now)
             if decision == "timed out":
-                return request  # the deadline was moved meanwhile
+                return request  # the deadline has changed meanwhile
             return replace(request, state=decision, decided_by=by, comment=comment, decided_at=now)
 
         found = self._change(self.get(id).environment, apply)
@@ -172,7 +177,7 @@ class Approvals:
         return found
 
     def _change(self, id: str, change: Callable[[Approval], Approval]) -> Approval:
-        """Change a request that is still pending; returns it as it is afterwards."""
+        """Change a request if it is pending; returns the current record in any case."""
         latest: list[Approval] = []
 
         def write(data: bytes) -> bytes | None:
@@ -189,7 +194,11 @@ def _path(id: str) -> str:
 
 
 def _decode(path: str, data: bytes) -> Approval:
-    """Decode an approval. Its environment must match the record's path, or it approves nothing."""
+    """Decode a record. A copy under the path of another environment approves nothing.
+
+    Raises:
+        TamperedRecordError: It can't be read, or its environment does not match its path.
+    """
     with suppress(msgspec.MsgspecError):
         approval = decode(data, Approval)
         if _path(approval.environment) == path:

@@ -1,4 +1,4 @@
-"""Change a DNS record and wait for it, with heartbeats in the journal meanwhile."""
+"""Change DNS records and wait for the effect, with heartbeats in the journal."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pytest_ephemeral.promotion.journal import BEAT, Journal
 
 T = TypeVar("T")
 
-#: Seconds for which a name server that does not respond is tried again.
+#: Seconds of retries while a name server does not respond.
 PATIENCE: Final = 60.0
-#: Seconds in which all authoritative servers must return the new record.
+#: The time-out in seconds until all authoritative servers return the new records.
 PROPAGATION: Final = 300.0
 #: Seconds between two attempts.
 INTERVAL: Final = 0.25
 
 
 class Times(msgspec.Struct, frozen=True):
-    """The clock and the time limits in seconds; tests use others."""
+    """The clock and the time limits in seconds, which tests replace."""
 
     patience: float = PATIENCE
     propagation: float = PROPAGATION
@@ -43,13 +43,15 @@ class Times(msgspec.Struct, frozen=True):
 
 
 class DnsPoller(msgspec.Struct):
-    """Reads and changes a DNS record for a promotion, as long as it owns the run.
+    """Reads and changes DNS records for a promotion.
+
+    Every method raises a SupersededError if another process has taken over the promotion.
 
     Attributes:
-        backend: The DNS backend that serves the name.
-        journal: Where heartbeats go; a process that has taken over ends every wait here.
-        say: Receives why a name server is asked again, once for each reason.
-        times: How time passes.
+        backend: The DNS backend of the name.
+        journal: Receives heartbeats.
+        say: Receives the reason of a retry, once for each reason.
+        times: The clock and the time limits.
     """
 
     backend: DnsBackend
@@ -59,31 +61,31 @@ class DnsPoller(msgspec.Struct):
     _last_heartbeat: float = float("-inf")
 
     def retry(self, act: Callable[[], T]) -> T:
-        """Call a name server, and again while it does not respond.
+        """Call a name server, with retries while it does not respond.
 
         Raises:
-            DnsUnavailableError: It did not respond in time.
+            DnsUnavailableError: It did not respond within ``Times.patience``.
         """
-        deadline, told = self.times.monotonic() + self.times.patience, ""
+        deadline, reported = self.times.monotonic() + self.times.patience, ""
         while True:
             try:
                 return act()
             except DnsUnavailableError as error:
                 if self.times.monotonic() >= deadline:
                     raise
-                if str(error) != told:
-                    told = str(error)
-                    self.say(f"{told}; asked again for {self.times.patience:g} s")
+                if str(error) != reported:
+                    reported = str(error)
+                    self.say(f"{reported}; asked again for {self.times.patience:g} s")
             self.wait(INTERVAL)
 
     def move(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
-        """Swap records. When the response was lost, the record is read before trying again.
+        """Replace records. Each retry first reads them, because a response may have been lost.
 
         Returns:
-            The change, for ``wait_for_propagation``.
+            The id of the change, for ``wait_for_propagation``.
 
         Raises:
-            DnsError: It was not done, as far as is known.
+            DnsError: The change failed, or its result is unknown.
             SupersededError: Another process has taken over.
         """
         self.heartbeat()
@@ -95,10 +97,10 @@ class DnsPoller(msgspec.Struct):
         return self.retry(act)
 
     def wait_for_propagation(self, expected: Sequence[DnsRecord], change: str) -> None:
-        """Wait until all authoritative servers return these records.
+        """Wait until all authoritative servers return the expected records.
 
         Raises:
-            PromotionError: Not in time; names the servers and what they return.
+            PromotionError: The time-out; the message has the servers and their answers.
         """
         deadline = self.times.monotonic() + self.times.propagation
         while True:
@@ -118,17 +120,17 @@ class DnsPoller(msgspec.Struct):
     def wait_for_probes(
         self, probes: Sequence[Probe], environment: Environment, where: str, timeout: float
     ) -> None:
-        """Wait until all probes succeed at once.
+        """Wait until all probes succeed in the same round.
 
         Args:
             probes: The probes.
-            environment: What has to keep running.
-            where: What is probed, for people.
-            timeout: Seconds.
+            environment: The environment, which has to keep running.
+            where: The address or name in messages.
+            timeout: The time-out in seconds.
 
         Raises:
-            EnvironmentDiedError: It has stopped.
-            ReadinessError: Not in time; includes the last results.
+            EnvironmentDiedError: The environment has stopped.
+            ReadinessError: The time-out; the message has the last results.
         """
         deadline = self.times.monotonic() + timeout
         while True:
@@ -143,7 +145,7 @@ class DnsPoller(msgspec.Struct):
             self.wait(INTERVAL)
 
     def wait(self, seconds: float) -> None:
-        """Wait, with heartbeats."""
+        """Wait for a number of seconds, with heartbeats."""
         deadline = self.times.monotonic() + seconds
         while True:
             if self.times.monotonic() - self._last_heartbeat >= BEAT:
@@ -153,16 +155,16 @@ class DnsPoller(msgspec.Struct):
             self.times.pause(min(left, BEAT))
 
     def heartbeat(self) -> None:
-        """Send a heartbeat; raise if another process has taken over."""
+        """Write a heartbeat to the journal."""
         self.journal.heartbeat()
         self._last_heartbeat = self.times.monotonic()
 
 
 def check_alive(environment: Environment) -> None:
-    """Raise if an environment is not running.
+    """Check that an environment runs.
 
     Raises:
-        EnvironmentDiedError: It is not; says why.
+        EnvironmentDiedError: It has stopped; the message has the reason.
     """
     if reason := providers.load(environment.provider).status(environment).stop_reason():
         raise EnvironmentDiedError(f"{environment.id} stopped by itself: {reason}")

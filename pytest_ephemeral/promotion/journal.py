@@ -1,8 +1,9 @@
-"""The journal of a production name: what is in production, what was, and the running promotion.
+"""The journal of a production name: its current and previous target, and the running promotion.
 
-One record, ``promotions/NAME/current.json``, changed by compare-and-swap only: of two promotions
-at once one wins, and a process that was replaced while it hung stops at its next step. Every step
-is recorded before it is done. What has ended goes to ``promotions/NAME/history/``.
+It is one record, ``promotions/NAME/current.json``, which changes by compare-and-swap. So only one
+of two simultaneous promotions starts, and a process that has been superseded stops at its next
+step. Every step is recorded before it is done. A promotion that has ended is moved to
+``promotions/NAME/history/``.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ FOLDER: Final = "promotions/"
 
 #: Seconds between two heartbeats of a running promotion.
 BEAT: Final = 5.0
-#: Seconds without a heartbeat after which a process on another machine counts as dead, measured
-#: by the clock of the process that waits.
+#: Seconds without a heartbeat after which a process on another machine counts as dead. The waiting
+#: process measures them with its own clock.
 SILENCE: Final = 30.0
 
 
@@ -41,19 +42,20 @@ _IdOrEmpty: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A([a-z0-9][a-z0-9
 
 
 class Deployment(Model, frozen=True, kw_only=True):
-    """A past, present or future target of a production name.
+    """A past, current or future target of a production name.
 
     Attributes:
-        environment: Its id; empty for the target before the first promotion.
-        artifact: The artifact its image was baked from, for people: ``shop@1.4.2``.
-        revision: The commit it was built from, if known.
+        environment: The environment's id; empty for the target before the first promotion.
+        url: Its URL under the production name.
+        artifact: The artifact of its image, such as ``shop@1.4.2``, or the digest.
+        revision: The commit that the last required stage tested; empty if unknown.
         records: The DNS records that point to it.
-        by: Who promoted it, as ``user@host``.
+        by: The user who promoted it, as ``user@host``.
         at: When it was promoted.
-        approved_by: Who approved it; nobody checks this name.
-        comment: The approver's comment.
-        stages: The required stages, each with the run that passed it.
-        until: When it ends, once it has been replaced.
+        approved_by: The name of the person who approved it. It is not verified.
+        comment: The comment of the approval.
+        stages: The id of the run that passed each required stage, by the stage's name.
+        until: Its expiry, after another target has replaced it; None before.
     """
 
     environment: _IdOrEmpty = ""
@@ -75,7 +77,7 @@ class Deployment(Model, frozen=True, kw_only=True):
 
 
 class CompletedStep(Model, frozen=True, kw_only=True):
-    """A completed step, and how many seconds it took."""
+    """A completed step, with its result for the user and how many seconds it took."""
 
     step: str
     detail: str
@@ -87,15 +89,16 @@ class PromotionRun(Model, frozen=True, kw_only=True):
     """A running promotion or rollback.
 
     Attributes:
-        owner: The process that does it.
-        heartbeat: Counts its heartbeats.
-        target: What the name is to point to.
+        owner: The process that runs it.
+        heartbeat: The number of heartbeats.
+        target: The new target of the name.
         expires_at: The target's expiry before the promotion turned it off.
         steps: The completed steps.
-        doing: The step that has begun.
-        old: The records before it; None until they are read.
-        lowered: The same with a lower TTL, if that was needed.
-        failed: Why it is being undone.
+        doing: The step that has begun; empty between two steps.
+        old: The records before the promotion; None until they are read.
+        lowered: The records ``old`` with a lower TTL; None if the TTL was not lowered.
+        change: The id of the change of the records; see ``DnsBackend.swap``.
+        failed: Why it is being undone; empty if it is not.
     """
 
     id: str
@@ -121,9 +124,9 @@ class Head(Model, frozen=True, kw_only=True):
     """The state of one production name.
 
     Attributes:
-        current: What is in production.
-        previous: What was in production before it.
-        run: The running promotion or rollback.
+        current: The target in production; None before the first promotion.
+        previous: The target before that, which a rollback restores.
+        run: The running promotion or rollback; None if there is none.
     """
 
     current: Deployment | None = None
@@ -135,8 +138,10 @@ class HistoryEntry(Model, frozen=True, kw_only=True):
     """A promotion or rollback that has ended.
 
     Attributes:
-        outcome: ``done``, or ``undone``: it failed, and the name points where it did before.
-        reason: Why it failed.
+        outcome: ``done``, or ``undone`` if it failed and the records were restored.
+        reason: Why it failed; empty if it did not.
+        before: The target before it.
+        by: The user who ran it, as ``user@host``.
     """
 
     id: str
@@ -152,7 +157,12 @@ class HistoryEntry(Model, frozen=True, kw_only=True):
 
 
 class Journal:
-    """The head of one promotion, as this process last saw or wrote it."""
+    """The journal of one production name.
+
+    Attributes:
+        name: The promotion's name.
+        head: The state that this process last read or wrote.
+    """
 
     def __init__(self, store: Store, name: str) -> None:
         self.name = name
@@ -164,7 +174,7 @@ class Journal:
 
     @property
     def run(self) -> PromotionRun:
-        """What this process does."""
+        """The running promotion or rollback; raises a PromotionError if there is none."""
         if self.head.run is None:
             raise PromotionError(f"no promotion to {self.name} is running")
         return self.head.run
@@ -173,7 +183,7 @@ class Journal:
         """Read the record again.
 
         Raises:
-            StoreError: It can't be read, or the record is broken.
+            StoreError: The store can't be read, or the record is broken.
         """
         try:
             data, self._version = self._store.read(self._path)
@@ -184,10 +194,10 @@ class Journal:
             raise StoreError(f"{self._path} in {self._store.url} is broken: {error}") from error
 
     def begin(self, run: PromotionRun) -> None:
-        """Become the process that promotes.
+        """Record the start of a promotion by this process.
 
         Raises:
-            PromotionError: Another process is promoting; names it.
+            PromotionError: Another process is promoting; the message names it.
         """
         try:
             self._write(msgspec.structs.replace(self.head, run=run))
@@ -196,13 +206,13 @@ class Journal:
             raise self.busy() from None
 
     def take_over(self, *, pause: Callable[[float], object] = time.sleep) -> None:
-        """Continue the run of a process that is dead.
+        """Take over the run of a dead process. For another machine, that takes up to 35 seconds.
 
         Args:
-            pause: Waits that many seconds.
+            pause: Waits for a number of seconds.
 
         Raises:
-            PromotionError: That process is alive.
+            PromotionError: The process is alive.
         """
         alive = machine.is_alive(self.run.owner)
         if alive or (alive is None and self._shows_heartbeat(pause)):
@@ -214,7 +224,7 @@ class Journal:
             raise self.busy() from None
 
     def busy(self) -> PromotionError:
-        """The error for whoever comes second."""
+        """Make the error for a second promotion to the same name."""
         if self.head.run is None:
             return PromotionError(f"{self.name} was just changed by another process: try again")
         run = self.head.run
@@ -226,7 +236,7 @@ class Journal:
         )
 
     def _shows_heartbeat(self, pause: Callable[[float], object]) -> bool:
-        """Whether a process on another machine sends a heartbeat within the time for it."""
+        """Whether a process on another machine writes a heartbeat within ``SILENCE``."""
         for _ in range(int(SILENCE / BEAT) + 1):
             before = self._version
             pause(BEAT)
@@ -236,7 +246,7 @@ class Journal:
         return False
 
     def heartbeat(self) -> None:
-        """Send a heartbeat.
+        """Write a heartbeat.
 
         Raises:
             SupersededError: Another process has taken over.
@@ -244,17 +254,21 @@ class Journal:
         self.note(heartbeat=self.run.heartbeat + 1)
 
     def note(self, *, head: dict[str, Any] | None = None, **changes: Any) -> None:
-        """Record changes of the run, and of the head with it, in one write.
+        """Change attributes of the run, and of the head, in one write.
+
+        Args:
+            head: Attributes of ``Head``; None for no changes.
+            changes: Attributes of ``PromotionRun``.
 
         Raises:
             SupersededError: Another process has taken over.
-            StoreError: It can't be written. Nothing more may be done.
+            StoreError: The store can't be written. The promotion must not continue.
         """
         run = msgspec.structs.replace(self.run, **changes)
         self._write(msgspec.structs.replace(self.head, run=run, **(head or {})))
 
     def close(self, outcome: Literal["done", "undone"], before: Deployment | None) -> HistoryEntry:
-        """Move the run to the history, so that the next one can begin."""
+        """Move the run to the history; after that, another one can begin."""
         run = self.run
         entry = HistoryEntry(
             id=run.id,
@@ -271,7 +285,7 @@ class Journal:
         path = _history_path(self.name, entry)
         try:
             self._store.create(path, encode(entry))
-        except RecordExistsError:  # one who was killed right afterwards
+        except RecordExistsError:  # an earlier process was killed before the next write
             entry = decode(self._store.read(path).data, HistoryEntry)
         self._write(msgspec.structs.replace(self.head, run=None))
         return entry
@@ -291,7 +305,7 @@ class Journal:
 
 
 def history(store: Store, name: str) -> list[HistoryEntry]:
-    """The history of one production name, oldest first; bad records are skipped."""
+    """The history of one production name, oldest first. Records that can't be read are skipped."""
     found = []
     for path, data in store.records(f"{FOLDER}{name}/history/"):
         with suppress(msgspec.MsgspecError):
@@ -306,24 +320,24 @@ def _history_path(name: str, entry: HistoryEntry) -> str:
 
 
 def images(store: Store) -> set[str]:
-    """The keys of all images that are, were, or are about to be in production.
+    """The keys of all images of current, former and future production targets.
 
     Raises:
-        StoreError: A record is broken, so that it is unknown which images must stay.
+        StoreError: A record is broken, so that the keys are not known.
     """
     found: set[str] = set()
     for path, data in store.records(FOLDER):
         try:
-            places = _places(data, is_head=path.endswith("/current.json"))
+            targets = _targets(data, is_head=path.endswith("/current.json"))
         except msgspec.MsgspecError as error:
             raise StoreError(
                 f"{path} in {store.url} is broken, and may refer to an image: {error}"
             ) from error
-        found |= {place.image.key for place in places if place is not None and place.image}
+        found |= {one.image.key for one in targets if one is not None and one.image}
     return found
 
 
-def _places(data: bytes, *, is_head: bool) -> list[Deployment | None]:
+def _targets(data: bytes, *, is_head: bool) -> list[Deployment | None]:
     """All targets in one record."""
     if not is_head:
         entry = decode(data, HistoryEntry)

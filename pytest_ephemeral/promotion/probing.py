@@ -1,4 +1,4 @@
-"""The probes of a promotion: at the environment's own address, and through the production name."""
+"""The probes of a promotion: of the environment's own address, and of the production name."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def direct(promotion: Promotion, environment: Environment) -> list[Probe]:
 def through_name(
     promotion: Promotion, environment: Environment, addresses: Sequence[str]
 ) -> list[Probe]:
-    """The probes of what clients of the production name get.
+    """The probes of the production name, with the requests that its clients send.
 
     Args:
-        promotion: Its name, and how it is verified.
-        environment: What should respond.
-        addresses: What the name resolves to, or will: this machine's resolver is not used,
-            because it may still have the previous record in its cache.
+        promotion: The promotion's table, with ``record`` and ``verify``.
+        environment: The environment that should respond.
+        addresses: The addresses of the name, now or after the promotion. This machine's resolver is
+            not used, because its cache may have the previous record.
     """
     verify = _verify(promotion)
-    # Probes from inside have run already, and no name leads to them.
+    # The probes of the log and the command do not depend on the name.
     outside = msgspec.structs.replace(verify, log=None, command=None)
     if outside.http is None:
         outside = msgspec.structs.replace(outside, tcp=True)
@@ -54,7 +54,11 @@ def through_name(
 
 
 class TlsProbe(HttpProbe, msgspec.Struct, frozen=True):
-    """An HTTPS probe of an address under another name, which its certificate must be valid for."""
+    """An HTTPS probe that connects to an address, and checks the certificate for a name.
+
+    Attributes:
+        name: The name in the request, for which the certificate must be valid.
+    """
 
     name: str
 
@@ -84,14 +88,14 @@ def _verify(promotion: Promotion) -> Ready:
 
 
 def _authority(promotion: Promotion, environment: Environment, verify: Ready) -> str:
-    """The name as in an HTTP client's Host header."""
+    """The production name with its port, as in an HTTP client's Host header."""
     endpoint = endpoint_of(environment, verify.port)
     default = {"http": 80, "https": 443}.get(endpoint.scheme)
     return promotion.record + ("" if endpoint.port == default else f":{endpoint.port}")
 
 
 def endpoint_of(environment: Environment, name: str | None = None) -> Endpoint:
-    """One of an environment's endpoints; by default the first, which is the URL's."""
+    """One of an environment's endpoints; by default the first one, which its URL has."""
     if name is not None:
         return environment.endpoints[name]
     return next(iter(environment.endpoints.values()))

@@ -1,7 +1,7 @@
-"""Promotion: point a production name to an environment, and back.
+"""Promotion: make a production name point to an environment, or back to the previous one.
 
-After a kill at any moment, running it again completes or undoes it: every step is recorded in the
-store before it is done, and can be done twice.
+Every step is recorded in the store before it is done, and can be repeated. So after a kill at any
+point, the same command completes or undoes the promotion.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Promoter(msgspec.Struct):
     """Promotes environments to one production name.
 
     Attributes:
-        project: Where ledger, approvals and journals are.
-        promotion: The name's table.
-        backend: The DNS backend that serves the name.
-        publish: Receives the environment, and the URL it has as production.
+        project: The project with the ledger, the approvals and the journals.
+        promotion: The promotion's table.
+        backend: The DNS backend of the name.
+        publish: Publishes the production URL of an environment.
         say: Receives progress.
-        accept: Whether to continue from a record that someone has changed by hand.
-        times: How time passes.
-        checkpoint: Called between two acts, with the point's name. Tests stop the process there.
+        accept: Whether to continue if the DNS records were changed by somebody else.
+        times: The clock and the time limits.
+        checkpoint: Called with a name at each point where tests kill the process.
     """
 
     project: Project
@@ -57,18 +57,17 @@ class Promoter(msgspec.Struct):
     checkpoint: Callable[[str], None] = lambda _: None
 
     def promote(self, id: str) -> HistoryEntry | None:
-        """Promote an environment, or complete a promotion that was killed.
+        """Promote an environment, or complete its promotion after a kill.
 
         Args:
             id: The environment's id, or a unique prefix of it.
 
         Returns:
-            What was done; None when it is in production already.
+            The entry of the history; None if the environment is in production already.
 
         Raises:
-            PromotionError: It failed, and the name points where it did before; or another
-                promotion is running.
-            StoreError: A step can't be recorded. Nothing more was done.
+            PromotionError: The promotion failed and was undone, or another one is running.
+            StoreError: A step can't be recorded. The promotion has stopped before that step.
             NothingMatchedError: There is no such environment.
         """
         journal = self._journal()
@@ -83,11 +82,14 @@ class Promoter(msgspec.Struct):
         return self._confirm(self._execute(journal))
 
     def rollback(self) -> HistoryEntry:
-        """Point the name to the previous environment, or undo an incomplete promotion.
+        """Make the name point to the previous environment, or undo an incomplete promotion.
+
+        Returns:
+            The entry of the history.
 
         Raises:
-            PromotionError: There is no previous environment, or it failed.
-            ProvenanceError: Its image is not signed by the key that is required.
+            PromotionError: There is no previous environment, or the rollback failed.
+            ProvenanceError: Its image is not signed with the required key.
             NothingMatchedError: The previous environment is gone.
         """
         journal = self._journal()
@@ -105,10 +107,13 @@ class Promoter(msgspec.Struct):
         return self._execute(journal)
 
     def plan(self, id: str) -> list[str]:
-        """The steps of ``promote``, after all checks that change nothing.
+        """Describe the steps of ``promote``, after its checks. Changes nothing.
+
+        Returns:
+            The steps, for the user; empty if the environment is in production already.
 
         Raises:
-            EphemeralError: ``promote`` would refuse it.
+            EphemeralError: A check failed, as it would in ``promote``.
         """
         journal = self._journal()
         if journal.head.run is not None:
@@ -141,10 +146,10 @@ class Promoter(msgspec.Struct):
         return Journal(self.project.store, self.promotion.name)
 
     def _target(self, environment: Environment, journal: Journal) -> Deployment:
-        """The environment as the name's new target.
+        """Check that an environment can be promoted, and make a target of it.
 
         Raises:
-            PromotionError: It can't be promoted.
+            PromotionError: It can't be promoted; the message has the reason.
         """
         if environment.production is not None:
             raise PromotionError(f"{environment.id} is already {environment.production}")
@@ -154,7 +159,7 @@ class Promoter(msgspec.Struct):
         evidence = requirements.check(self.project.store, self.promotion, environment)
         url = self._url(environment)
         current = journal.head.current
-        # DNS has addresses and no ports: clients continue to use the port they know.
+        # DNS has no ports: clients continue to use the previous port.
         if current is not None and current.url not in {"", url}:
             raise PromotionError(
                 f"clients know {self.promotion.name} as {current.url}, and {environment.id} would "
@@ -180,7 +185,7 @@ class Promoter(msgspec.Struct):
         return msgspec.structs.replace(endpoint, host=self.promotion.record).url
 
     def _artifact(self, environment: Environment) -> str:
-        """The artifact of its image as ``name@version``."""
+        """The artifact of its image as ``name@version``, or else its digest."""
         digest = environment.image.artifact if environment.image else None
         try:
             entries = self.project.artifacts.entries() if digest else []
@@ -235,19 +240,19 @@ class Promoter(msgspec.Struct):
                 f"{journal.busy()}. If its process is dead, complete it: "
                 f"pytest-ephemeral {command} {self.promotion.name}"
             )
-        if not run.has_done("record"):  # the journal may be forged, as any record
+        if not run.has_done("record"):  # check again: the journal's record may be forged
             self._require_signature(run.target)
         journal.take_over(pause=self.times.pause)
 
     def _require_signature(self, target: Deployment) -> None:
-        """Refuse a target whose image is not signed, where that is required."""
+        """Check that the target's images are signed, if that is required."""
         named = target.environment
         if named:
             self.project.images.signatures.check_environment(self.project.ledger.get(named))
         else:
             self.project.images.signatures.check_reference(None)
 
-    # -- and then ----------------------------------------------------------------------------
+    # -- the steps, and what follows a failure -----------------------------------------------
 
     def _steps(self, journal: Journal) -> Steps:
         return Steps(
@@ -287,7 +292,7 @@ class Promoter(msgspec.Struct):
         return journal.close("done", journal.head.previous)
 
     def _confirm(self, entry: HistoryEntry) -> HistoryEntry:
-        """Raise if the new production was destroyed before the promotion had ended."""
+        """Check that the new target was not destroyed during the promotion."""
         try:
             self.project.ledger.get(entry.target.environment)
         except NothingMatchedError:
@@ -299,7 +304,7 @@ class Promoter(msgspec.Struct):
         return entry
 
     def _undo_after(self, journal: Journal, why: str, error: BaseException) -> None:
-        """Undo, and report when that fails as well: running it again continues to undo."""
+        """Undo after an error. If that fails, too, add a note: the same command continues it."""
         try:
             self._undo(journal, why)
         except EphemeralError as worse:
@@ -317,7 +322,7 @@ class Promoter(msgspec.Struct):
         return f"{self.promotion.name} is unchanged: {why}"
 
     def _withdraw(self, mine: PromotionRun) -> None:
-        """Another process took over, thinking this one dead: undo a change it knows nothing of."""
+        """After another process has taken over, undo a late change of the records by this one."""
         latest = self._journal().head
         resumed = latest.run is not None and latest.run.id == mine.id
         current = latest.current

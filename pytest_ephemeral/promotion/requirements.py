@@ -1,4 +1,4 @@
-"""What an image must have passed before it can be promoted, and the evidence for it."""
+"""The requirements of a promotion: required stages and approval, and the evidence for them."""
 
 from __future__ import annotations
 
@@ -18,28 +18,36 @@ APPROVAL: Final = "approval"
 
 
 class RequirementEvidence(Model, frozen=True, kw_only=True):
-    """The evidence that all requirements are met."""
+    """The evidence that all requirements are met.
+
+    Attributes:
+        stages: The last outcome of each required stage, by the stage's name.
+        approval: The approval; None if it is not required.
+    """
 
     stages: dict[str, Stage] = msgspec.field(default_factory=dict)
     approval: Approval | None = None
 
     @property
     def revision(self) -> str:
-        """The commit that the last of the stages tested."""
+        """The commit of the tests of the last stage; empty if there is no stage."""
         latest = max(self.stages.values(), key=lambda stage: stage.finished_at, default=None)
         return latest.revision if latest else ""
 
 
 def check(store: Store, promotion: Promotion, environment: Environment) -> RequirementEvidence:
-    """Check an environment against what its promotion requires.
+    """Check that an environment meets all requirements of a promotion.
 
     Args:
-        store: Where stages and approvals are recorded.
-        promotion: Its ``requires``.
-        environment: What is to be promoted.
+        store: The store with the stages and approvals.
+        promotion: The promotion's table, with ``requires``.
+        environment: The environment to promote.
+
+    Returns:
+        The evidence.
 
     Raises:
-        PromotionError: Something is missing; lists all of it with the commands to get it.
+        PromotionError: A requirement is not met; the message lists all of these, with commands.
     """
     found: dict[str, Stage] = {}
     missing: list[str] = []
@@ -70,9 +78,9 @@ def check(store: Store, promotion: Promotion, environment: Environment) -> Requi
 
 
 def latest_stages(store: Store, environment: Environment) -> dict[str, Stage]:
-    """The last run of each stage against an environment's images, by the stage's name.
+    """The last outcome of each stage for an environment's images, by the stage's name.
 
-    Of several images each must have been tested: a run that did not pass comes before one that did.
+    With several images, a stage must have tested all of them, and a failure for one image counts.
     """
     found = [stages.latest(store, image) for image in environment.images]
     common = set.intersection(*(set(each) for each in found)) if found else set()
@@ -83,7 +91,7 @@ def latest_stages(store: Store, environment: Environment) -> dict[str, Stage]:
 
 
 def _approval(store: Store, environment: Environment) -> tuple[Approval | None, str]:
-    """The approval, or what is missing."""
+    """The approval, and the problem with it; exactly one of them is None or empty."""
     request = f"pytest-ephemeral approval request {environment.id}"
     try:
         found = Approvals(store).get(environment.id)

@@ -1,7 +1,7 @@
-"""The steps of a promotion. Each is recorded before it is done, and can be done twice.
+"""The steps of a promotion. Each one is recorded before it is done, and can be repeated.
 
-A failure before ``record`` undoes everything. From ``record`` on the new environment is in
-production, and only the previous one is left to retire.
+After a failure before the step ``record``, all steps are undone. From ``record`` on, the new
+environment is in production; the only step left is to let the previous one expire.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class StepEvent(msgspec.Struct, frozen=True):
     """Progress of a promotion.
 
     Attributes:
-        step: Which step.
-        text: Its result; empty when it begins.
+        step: The step's name.
+        text: Its result; empty at its begin.
         seconds: How long it took.
     """
 
@@ -41,15 +41,15 @@ class Steps(msgspec.Struct):
     """The steps of one run.
 
     Attributes:
-        promotion: The name's table.
-        ledger: Where environments are recorded.
-        backend: The DNS backend that serves the name.
-        journal: Where each step is recorded.
-        publish: Receives the environment, and the URL it has as production.
+        promotion: The promotion's table.
+        ledger: The ledger with the environments.
+        backend: The DNS backend of the name.
+        journal: The journal, which records each step.
+        publish: Publishes the production URL of an environment.
         say: Receives progress.
-        times: How time passes.
-        checkpoint: Called between two acts, with the point's name. Tests stop the process there.
-        accept: Whether to continue from a record that someone has changed by hand.
+        times: The clock and the time limits.
+        checkpoint: Called with a name at each point where tests kill the process.
+        accept: Whether to continue if the DNS records were changed by somebody else.
     """
 
     promotion: Promotion
@@ -63,7 +63,7 @@ class Steps(msgspec.Struct):
     accept: bool
 
     def forward(self) -> None:
-        """Do all steps that are not done yet."""
+        """Do all steps that are not completed yet."""
         self._do("disarm", self._disarm)
         self._do("journal", self._note_old)
         self._do("lower-ttl", self._lower_ttl)
@@ -75,14 +75,14 @@ class Steps(msgspec.Struct):
         self._do("retire", self._retire)
 
     def backward(self, why: str) -> None:
-        """Undo what has been done."""
+        """Undo all steps: restore the records, and the environment's expiry."""
         self.journal.note(failed=why)
         self.say(StepEvent("undo", why))
         self._do("restore", self._restore)
         self._do("rearm", self._rearm)
 
     def _do(self, step: str, act: Callable[[], str]) -> None:
-        """Do a step unless it is done: recorded as begun before it, and as done after it."""
+        """Do a step unless it is completed. Its begin and its end are recorded."""
         journal = self.journal
         if journal.run.has_done(step):
             return
@@ -124,9 +124,9 @@ class Steps(msgspec.Struct):
         return f"{self.promotion.record} is {format_records(old)}"
 
     def _lower_ttl(self) -> str:
-        """Lower a long TTL and wait until the old one has run out, before the record changes.
+        """Lower a long TTL, and wait until caches with the old TTL have expired.
 
-        After a kill in between, the whole time is waited again: no clock has to be trusted.
+        After a kill in between, it waits for the whole time again, and does not trust a clock.
         """
         run = self.journal.run
         old, ttl = run.old or [], int(self.promotion.record_ttl)
@@ -148,7 +148,7 @@ class Steps(msgspec.Struct):
         host = probing.endpoint_of(environment).host
         probes = [
             *probing.direct(self.promotion, environment),
-            # Under its future name, too: what rejects that name is found before clients meet it.
+            # With the production name, too: the application may reject an unknown host name.
             *probing.through_name(self.promotion, environment, [host]),
         ]
         where = f"{environment.url} (also as {self.promotion.record})"
@@ -184,7 +184,7 @@ class Steps(msgspec.Struct):
         return f"{where} passes its checks"
 
     def _record(self) -> None:
-        """With this one write, the new environment is in production and the old one is not."""
+        """Put the new environment into production. That is a single write to the journal."""
         run, head = self.journal.run, self.journal.head
         if run.has_done("record"):
             return
@@ -200,27 +200,30 @@ class Steps(msgspec.Struct):
         self.say(StepEvent("record", detail))
 
     def _retire(self) -> str:
-        """Give the old one an expiry, then mark the new one, so that never two are marked."""
+        """Let the old environment expire, and then mark the new one as production.
+
+        In this order, there are never two environments with the mark.
+        """
         current, previous = self.journal.head.current, self.journal.head.previous
-        assert current is not None  # ``record`` has put both there
+        assert current is not None  # the step ``record`` has set both
         assert previous is not None
-        said = "the previous target is not one of our environments: left as it is"
+        result = "the previous target is not one of our environments: left as it is"
         if previous.environment and previous.environment != current.environment:
             until = self.times.now() + retention(self.promotion, current.records)
-            said = self._expire(previous.environment, until)
+            result = self._expire(previous.environment, until)
             previous = msgspec.structs.replace(previous, until=until)
             self.journal.note(head={"previous": previous})
         if not current.environment:
-            return said
+            return result
         production = self.ledger.change(current.environment, production=self.promotion.name)
-        if production is not None:  # otherwise it was destroyed meanwhile; see ``Promoter.promote``
+        if production is not None:  # None if it was destroyed meanwhile; see ``Promoter.promote``
             self.publish(production, current.url)
-        return said
+        return result
 
     # -- backward ----------------------------------------------------------------------------
 
     def _restore(self) -> str:
-        """Restore the record, if it is as this promotion set it."""
+        """Restore the DNS records, unless somebody else has changed them."""
         run, poller = self.journal.run, self._poller()
         if run.old is None:
             return "the record was not changed"
@@ -235,7 +238,7 @@ class Steps(msgspec.Struct):
         return f"{self.promotion.record} is {format_records(run.old)}"
 
     def _rearm(self) -> str:
-        """Let the environment expire, but not while clients may still be sent to it."""
+        """Let the environment expire, but not while DNS caches may still have its records."""
         run = self.journal.run
         if not run.target.environment:
             return "it is not one of our environments"
@@ -244,7 +247,7 @@ class Steps(msgspec.Struct):
         return self._expire(run.target.environment, until)
 
     def _expire(self, id: str, when: datetime) -> str:
-        """Let an environment expire, unless its own record says that it is another production."""
+        """Let an environment expire, unless it is the target of another production name."""
         with suppress(NothingMatchedError):
             production = self.ledger.get(id).production
             if production not in (None, self.promotion.name):
@@ -270,16 +273,19 @@ class Steps(msgspec.Struct):
 def check_unchanged(
     promotion: Promotion, now: list[DnsRecord], head: Head, *, accept: bool
 ) -> list[DnsRecord]:
-    """The current records of a name. They must be those that the last promotion set.
+    """Check that the current records are those of the last promotion.
 
     Args:
-        promotion: Its table.
-        now: The records as read.
+        promotion: The promotion's table.
+        now: The current records.
         head: The state in the journal.
-        accept: Continue from the current records, whatever they are.
+        accept: Whether to accept other records.
+
+    Returns:
+        The current records.
 
     Raises:
-        NameChangedError: Someone else changed them; shows both.
+        NameChangedError: Somebody else has changed them; the message shows both.
     """
     current = head.current
     if current is None or accept or now == sort_records(current.records):
@@ -297,5 +303,5 @@ def retention(promotion: Promotion, records: Sequence[DnsRecord]) -> timedelta:
 
 
 def _drain(promotion: Promotion, records: Sequence[DnsRecord]) -> float:
-    """Seconds in which clients may still use the previous record."""
+    """Seconds in which clients may still use the previous records."""
     return max([float(promotion.drain), *(float(record.ttl) for record in records)])

@@ -1,7 +1,7 @@
-"""The board as a web application: one page, and one action on it.
+"""The board as a web application: one page, and one form for decisions.
 
-Whoever has the token can see and decide. The token is in the link once, and a cookie from then on;
-forms carry a second token, which no other site can know.
+Everyone with the token can see the page and decide. The token is in the link; after the first visit
+it is replaced by a cookie. Forms have a second token against requests from other sites (CSRF).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LONGEST_COMMENT: Final = 2000
 _YEAR: Final = 365 * 86400
 _DECISIONS: Final = ("approved", "rejected")
 
-#: Only this server's own page: no code, frames or forms of other sites.
+#: The page may use no code, frames or forms of other sites.
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; "
@@ -39,10 +39,10 @@ _HEADERS: Final = {
 
 
 def create(project: Project, token: str) -> Any:
-    """The WSGI application.
+    """Make the WSGI application.
 
     Args:
-        project: Whose environments.
+        project: The project with the environments.
         token: The token to sign in with.
     """
     app = flask.Flask(__name__)
@@ -62,11 +62,11 @@ class _Requests:
         self._token = token
         self._session = _derive(token, "session")
         self._form_token = _derive(token, "form")
-        # Cookies know no ports: another board on this host has one of another name.
+        # Cookies do not depend on the port: each board on this host needs a name of its own.
         self._cookie = f"board-{_derive(token, 'cookie')[:8]}"
 
     def let_in(self) -> Any:
-        """Refuse requests without the token. A link with the token becomes a cookie."""
+        """Refuse requests without the token; replace a token in the link by a cookie."""
         if request.endpoint == "static":
             return None
         given = request.args.get("token", "")
@@ -79,7 +79,7 @@ class _Requests:
         return Response(flask.render_template("locked.html", wrong=bool(given)), 401)
 
     def page(self, problem: str = "") -> Any:
-        """The whole page."""
+        """The page with all environments and requests."""
         try:
             board = gather(self._project, datetime.now(UTC))
         except EphemeralError as error:
@@ -131,7 +131,7 @@ class _Requests:
         return kind == "Bearer" and _is_same(given, self._token)
 
     def _remember(self, response: Any, name: str, value: str) -> None:
-        # Lax, not Strict: a link in a chat has to lead in. Forms are held by their own token.
+        # Lax, not Strict: links from other sites must work. The form token protects decisions.
         response.set_cookie(
             name, value, max_age=_YEAR, httponly=True, samesite="Lax", secure=request.is_secure
         )

@@ -1,4 +1,4 @@
-"""The template filters of the board: times and digests for people."""
+"""The board's template filters: format times and digests."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pytest_ephemeral.durations import span
 
 
 def ago(moment: datetime, now: datetime) -> str:
-    """How long ago something was, in its largest unit."""
+    """The time since a moment, in its largest unit, such as ``5 min ago``."""
     seconds = (now - moment).total_seconds()
     return f"{span(seconds).partition(' ')[0]} ago" if seconds >= 5 else "just now"
 
 
 def time_until(moment: datetime, now: datetime) -> str:
-    """The time until something."""
+    """The time until a moment, such as ``in 5 min``."""
     seconds = (moment - now).total_seconds()
     return f"in {span(seconds)}" if seconds > 0 else "now"
 

@@ -1,7 +1,7 @@
-"""The board's server, with limits for bodies, connections and time.
+"""The board's server, with limits for sizes, connections and time.
 
-waitress accepts no more connections at its limit until some of them end. Here the oldest one that
-has no complete request is closed instead, so that connections that send nothing shut nobody out.
+At its limit of connections, waitress waits until one of them ends. Here, the oldest connection
+without a complete request is closed instead. So idle connections can't block the server.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any, Final
 
 from waitress.server import TcpWSGIServer
 
-#: Bytes of a request's body; a decision has a name and a comment.
+#: The largest body of a request in bytes. A decision has a name and a comment.
 BODY: Final = 64 << 10
-#: Bytes of a request's header.
+#: The largest header of a request in bytes.
 HEADER: Final = 16 << 10
-#: Connections from which on the oldest idle one is closed for a new one.
+#: The number of connections at which a new one replaces the oldest idle one.
 CONNECTIONS: Final = 100
-#: Seconds without any activity after which a connection is closed.
+#: Seconds without activity after which a connection is closed.
 IDLE: Final = 10
-#: Seconds in which a request must be complete, however steadily it drips in.
+#: Seconds in which a request must be complete, even if bytes keep arriving.
 REQUEST: Final = 30
 
 SETTINGS: Final[dict[str, Any]] = {
@@ -26,7 +26,7 @@ SETTINGS: Final[dict[str, Any]] = {
     "ident": None,
     "max_request_body_size": BODY,
     "max_request_header_size": HEADER,
-    "inbuf_overflow": 2 * BODY,  # never on the disk
+    "inbuf_overflow": 2 * BODY,  # more than a body: nothing is written to the disk
     "connection_limit": 2 * CONNECTIONS,
     "channel_timeout": IDLE,
     "cleanup_interval": 2,
@@ -34,10 +34,10 @@ SETTINGS: Final[dict[str, Any]] = {
 
 
 class LimitedServer(TcpWSGIServer):  # type: ignore[misc] # waitress has no types
-    """A waitress server that closes what sends nothing, or too slowly."""
+    """A waitress server that closes idle and slow connections."""
 
     def readable(self) -> bool:
-        """Make room for a new connection before one is accepted."""
+        """Close the oldest idle connection at the limit, before a new one is accepted."""
         if len(self.active_channels) >= CONNECTIONS:
             idle = [one for one in self.active_channels.values() if not one.requests]
             for channel in sorted(idle, key=lambda one: one.creation_time)[:1]:

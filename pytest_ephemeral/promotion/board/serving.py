@@ -13,23 +13,24 @@ from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion.board import app, limits
 
-#: Permissions that let others read a file, or change it.
+#: The permissions of the group and of other users.
 _OTHERS = 0o077
 
 
 def token(file: Path | None) -> str:
-    """The token of this machine's board: made once, so that links stay valid.
+    """Read the token of this machine's board. It is made once, so that links stay valid.
 
     Args:
-        file: Where it is kept; by default in this machine's state directory.
+        file: The file with the token; by default in this machine's state directory.
 
     Raises:
-        ConfigurationError: It can't be kept there, others can read it, or it is not a token.
+        ConfigurationError: The file can't be read or written, others can read it, or it has no
+            token.
     """
     file = file or machine.state_directory() / "board-token"
     try:
         if not file.exists():
-            # Whole or not at all: neither a full disk nor a second board leaves half a token.
+            # Atomic: neither a full disk nor a second board leaves a part of a token.
             with suppress(FileExistsError):
                 files.create(file, [f"{secrets.token_urlsafe(24)}\n".encode()], mode=0o600)
         status = file.stat()
@@ -49,13 +50,13 @@ def token(file: Path | None) -> str:
 def server(
     project: Project, token: str, host: str, port: int
 ) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The board, listening.
+    """Open the board's port.
 
     Args:
-        project: Whose environments.
-        token: What lets people in.
+        project: The project with the environments.
+        token: The token to sign in with.
         host: The address to listen on.
-        port: 0 for any.
+        port: The port to listen on; 0 for any free port.
 
     Returns:
         A context manager that yields the link with the token, and a function that serves.

@@ -1,4 +1,4 @@
-"""The board's data, read from the store before the page is rendered."""
+"""The board's data, which is read from the store before the page is rendered."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from pytest_ephemeral.promotion.approval_records import Approval, Approvals
 from pytest_ephemeral.promotion.journal import Head, HistoryEntry, Journal
 from pytest_ephemeral.tables import Promotion
 
-#: How many entries of the history, and how many decisions, are shown.
+#: How many entries of the history to show, and how many decisions.
 ENTRIES = 12
 DECISIONS = 8
 
-#: The colour of a state; its word is always shown as well.
+#: The colour of a state, which is shown in addition to its word.
 Tone: TypeAlias = Literal["good", "busy", "warn", "bad", "quiet"]
 
 
 class Card(msgspec.Struct, frozen=True):
-    """An environment, as the board shows it.
+    """An environment on the board.
 
     Attributes:
-        word: Its state, for people.
-        image: The catalog's record of its image, if there is one.
-        artifact: The artifact that the image was baked from, for people.
-        stages: The last run of each stage.
+        word: Its state as one word.
+        tone: The colour of the state.
+        image: The catalog's record of its image; None if there is none.
+        artifact: The name and version of its artifact, or the digest; empty if it has none.
+        stages: The last outcome of each stage.
     """
 
     environment: Environment
@@ -46,12 +47,18 @@ class Card(msgspec.Struct, frozen=True):
 
     @property
     def link(self) -> str:
-        """Its URL, if it is one of the web."""
+        """Its URL if that is HTTP or HTTPS; otherwise empty."""
         return web_link(self.environment.url)
 
 
 class Production(msgspec.Struct, frozen=True):
-    """A production name, as the board shows it."""
+    """A production name on the board.
+
+    Attributes:
+        head: What is in production now.
+        card: The environment in production; None if it is not in the ledger.
+        history: The last promotions and rollbacks, newest first.
+    """
 
     promotion: Promotion
     head: Head
@@ -60,19 +67,23 @@ class Production(msgspec.Struct, frozen=True):
 
     @property
     def link(self) -> str:
-        """The production URL, if it is one of the web."""
+        """The production URL if that is HTTP or HTTPS; otherwise empty."""
         return web_link(self.head.current.url) if self.head.current else ""
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """A pending request; its environment may be gone already."""
+    """A pending request.
+
+    Attributes:
+        card: The environment; None if it is gone.
+    """
 
     approval: Approval
     card: Card | None
 
     @property
     def can_be_approved(self) -> bool:
-        """Whether there is something to approve."""
+        """Whether the environment runs, so that it can be approved."""
         return self.card is not None and self.card.word not in {"stopped", "expired", "destroying"}
 
 
@@ -88,16 +99,16 @@ class Board(msgspec.Struct, frozen=True):
 
 
 def web_link(url: str) -> str:
-    """A URL that a browser may follow; empty for any other, such as ``javascript:``."""
+    """The URL if a link may lead to it; empty for other schemes, such as ``javascript:``."""
     return url if url.startswith(("http://", "https://")) else ""
 
 
 def gather(project: Project, now: datetime) -> Board:
-    """Read everything that the page shows.
+    """Read all data of the page.
 
     Args:
-        project: Whose.
-        now: In UTC.
+        project: The project.
+        now: The current time in UTC.
 
     Raises:
         StoreError: The store can't be read.
@@ -112,7 +123,7 @@ def gather(project: Project, now: datetime) -> Board:
     return Board(
         project=project.config.root.name,
         now=now,
-        # What is gone can't be approved: it comes last, and has no buttons.
+        # Requests that can't be approved come last, without buttons.
         pending=sorted(
             (Pending(one, by_id.get(one.environment)) for one in waiting),
             key=lambda one: not one.can_be_approved,
@@ -141,7 +152,7 @@ class _Names:
         self._images = {image.key: image for image in project.images.catalog.entries()}
         try:
             entries = project.artifacts.entries()
-        except EphemeralError:  # without the repository, only names are missing
+        except EphemeralError:  # without the repository, the page shows digests
             entries = []
         self._artifacts = {one.digest: f"{one.name} {one.version}" for one in entries}
 
@@ -167,7 +178,7 @@ def _card(project: Project, names: _Names, environment: Environment, now: dateti
 
 
 def _state(environment: Environment, now: datetime) -> tuple[str, Tone]:
-    """The state for people: the most serious one that applies."""
+    """The word and the colour of a state: the most serious one that applies."""
     if overdue.why(environment, now):
         return "expired", "bad"
     if environment.state != "ready":
@@ -181,7 +192,7 @@ def _runs(environment: Environment) -> bool:
     try:
         return not providers.load(environment.provider).status(environment).stop_reason()
     except EphemeralError:
-        return True  # it can't be found out from here
+        return True  # unknown from here: not reported as stopped
 
 
 def _production(project: Project, promotion: Promotion, cards: dict[str, Card]) -> Production:

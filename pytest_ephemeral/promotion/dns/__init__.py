@@ -1,7 +1,7 @@
-"""DNS backends, which serve production names, and the table of them.
+"""The table of DNS backends, and their protocol.
 
-A name is never set, only changed: ``swap`` gives the expected and the new records, and either all
-of it happens or nothing. Third parties register a class under the entry-point group
+A backend changes the records of a production name by compare-and-swap: ``swap`` has the expected
+and the new records, and is atomic. Third parties register a class under the entry-point group
 ``pytest_ephemeral.dns``.
 """
 
@@ -21,14 +21,14 @@ from pytest_ephemeral.errors import ConfigurationError, DnsError, UnavailableErr
 from pytest_ephemeral.models import Model
 from pytest_ephemeral.tables import Promotion
 
-#: Name → ``module:class``, and the extra to install for it.
+#: For each name, ``module:class`` and the extra to install; None if it needs none.
 TABLE: Mapping[str, tuple[str, str | None]] = {
     "hosts": ("pytest_ephemeral.promotion.dns.hosts:Hosts", None),
     "rfc2136": ("pytest_ephemeral.promotion.dns.rfc2136:Rfc2136", "dns"),
     "route53": ("pytest_ephemeral.promotion.dns.route53:Route53", "aws"),
 }
 
-#: The types of record that point a name somewhere.
+#: The types of record that make a name point to a host.
 KINDS: Final = ("A", "AAAA", "CNAME")
 
 
@@ -37,10 +37,9 @@ class DnsRecord(Model, frozen=True, kw_only=True):
 
     Attributes:
         kind: ``A``, ``AAAA`` or ``CNAME``.
-        ttl: Seconds it may be remembered; 0 where the service has none to set.
-        values: Addresses, or the name it is an alias of; sorted, without a final dot.
-        rest: What else the service itself knows of it (an alias's target, a weight), as it
-            writes it.
+        ttl: The TTL in seconds; 0 if the service has no TTL for it.
+        values: Addresses, or the target of a CNAME; sorted, without a final dot.
+        rest: Further fields of the service's own format, such as an alias's target or a weight.
     """
 
     kind: str
@@ -49,73 +48,73 @@ class DnsRecord(Model, frozen=True, kw_only=True):
     rest: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __str__(self) -> str:
-        told = [self.kind, *([f"{self.ttl}s"] if self.ttl else []), *self.values]
-        return " ".join([*told, *(f"{key}={value}" for key, value in self.rest.items())])
+        words = [self.kind, *([f"{self.ttl}s"] if self.ttl else []), *self.values]
+        return " ".join([*words, *(f"{key}={value}" for key, value in self.rest.items())])
 
 
 class DnsBackend(Protocol):
-    """One production name at the server that serves it.
+    """One production name on its DNS server.
 
-    Made with the promotion's table and the folder of the configuration; nothing is connected to
-    until it is asked for something.
+    The constructor has the promotion's table and the configuration's folder as arguments. It must
+    not connect to the server.
     """
 
     def read(self) -> list[DnsRecord]:
         """The current records, as the authoritative server returns them; see ``sort_records``.
 
         Raises:
-            DnsError: It refuses the query, or can't be reached.
+            DnsError: The server refuses the query, or can't be reached.
         """
 
     def records_for(self, host: str, ttl: int, now: Sequence[DnsRecord]) -> list[DnsRecord]:
-        """The records that make the name point to a host.
+        """Make the records that let the name point to a host.
 
         Args:
             host: An address, or a name.
-            ttl: Seconds they may be remembered.
-            now: Its current records; what must not change (a weight) is taken from them.
+            ttl: The TTL in seconds.
+            now: The current records; fields that must not change, such as a weight, are copied.
 
         Raises:
-            DnsError: Such a name can't point to such a host here.
+            DnsError: This backend can't let the name point to this host.
         """
 
     def swap(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
-        """Replace exactly these records with those, atomically.
+        """Replace the records ``old`` with ``new``, atomically.
 
         Returns:
-            What to give to ``find_lagging``.
+            An id of the change, for ``find_lagging``; may be empty.
 
         Raises:
-            NameChangedError: The records are not ``old``. Nothing was changed.
-            DnsUnavailableError: It is unknown whether it happened: read the records again.
-            DnsError: It was refused. Nothing was changed.
+            NameChangedError: The current records are not ``old``. Nothing was changed.
+            DnsUnavailableError: It is unknown whether the records changed: read them again.
+            DnsError: The server refused the change. Nothing was changed.
         """
 
     def find_lagging(self, expected: Sequence[DnsRecord], change: str) -> str:
-        """Which authoritative servers do not return these records yet, for people.
+        """Find authoritative servers that do not return the expected records yet.
 
         Args:
-            expected: The records that all should return.
-            change: What ``swap`` returned; empty when nothing was swapped.
+            expected: The records that all servers should return.
+            change: The result of ``swap``; empty if nothing was changed.
 
         Returns:
-            Empty when all do.
+            The servers and their answers, for the user; empty if all servers are up to date.
         """
 
     def addresses(self) -> list[str]:
-        """The addresses that a client gets for the name now."""
+        """The addresses that the name currently resolves to."""
 
 
 def load(promotion: Promotion, root: Path) -> DnsBackend:
-    """The backend of a promotion.
+    """Load the backend of a promotion.
 
     Args:
-        promotion: Its table.
+        promotion: The promotion's table.
         root: The folder of the configuration file.
 
     Raises:
-        ConfigurationError: There is none of that name, or it needs other keys.
-        UnavailableError: It needs an extra that is not installed; names it.
+        ConfigurationError: There is no such backend, or the table lacks a key that it needs.
+        UnavailableError: The extra that it needs is not installed.
     """
     name = promotion.dns
     if name in TABLE:
@@ -148,7 +147,7 @@ def format_records(records: Sequence[DnsRecord]) -> str:
 
 
 def kind_of(host: str) -> str:
-    """The type of record that points to a host."""
+    """The type of the record for a host: ``A``, ``AAAA`` or ``CNAME``."""
     try:
         return "A" if ipaddress.ip_address(host).version == 4 else "AAAA"
     except ValueError:
@@ -156,12 +155,12 @@ def kind_of(host: str) -> str:
 
 
 def normalize_name(name: str) -> str:
-    """A name for comparison: in lower case, without the final dot."""
+    """A name in lower case, without the final dot, for comparison."""
     return name.lower().removesuffix(".")
 
 
 def resolve(name: str) -> list[str]:
-    """The addresses of a name, by the system's resolver; none when it has none."""
+    """The addresses of a name from the system's resolver; empty if it can't be resolved."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -173,7 +172,7 @@ def check_zone(promotion: Promotion, zone: str) -> None:
     """Check that a promotion's name is in its zone.
 
     Raises:
-        ConfigurationError: It is not in it.
+        ConfigurationError: The name is not in the zone.
     """
     record, zone = normalize_name(promotion.record), normalize_name(zone)
     if record != zone and not record.endswith(f".{zone}"):
@@ -183,10 +182,12 @@ def check_zone(promotion: Promotion, zone: str) -> None:
 
 
 def check_alias(record: str, zone: str, host: str) -> None:
-    """Refuse an alias for the zone's own name, which no zone may have.
+    """Refuse a CNAME for the name of the zone itself.
+
+    RFC 1034, section 3.6.2: a name with a CNAME has no other records, but a zone has a SOA record.
 
     Raises:
-        DnsError: RFC 1034, 3.6.2: beside a CNAME there may be nothing, and a zone has its SOA.
+        DnsError: The record's name is the zone's name.
     """
     if normalize_name(record) == normalize_name(zone):
         raise DnsError(

@@ -1,7 +1,7 @@
-"""A name in a hosts(5) file, for a whole pipeline on one machine.
+"""The DNS backend ``hosts``: a name in a hosts(5) file, for a pipeline on one machine.
 
-Readers see the file before or after a change, never between: it is replaced, under a lock that all
-who change it through here hold. All that it says of other names stays as it was, byte for byte.
+A change replaces the file atomically, under a lock of this backend. The lines of other names stay
+the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pytest_ephemeral.tables import Promotion
 
 DEFAULT_FILE: Final = ".ephemeral/hosts"
 
-#: All users read it: resolvers run as the user who asks.
+#: The file must be readable for all users: a resolver runs as the user of its process.
 _MODE: Final = 0o644
 
 
 class Hosts:
-    """See ``DnsBackend``. A hosts file has addresses and no TTL: every lookup reads it again."""
+    """See ``DnsBackend``. A hosts file has addresses only, and no TTL."""
 
     def __init__(self, promotion: Promotion, root: Path) -> None:
         self.name = normalize_name(promotion.record)
@@ -40,7 +40,7 @@ class Hosts:
         self.file = named.resolve()
 
     def read(self) -> list[DnsRecord]:
-        """The addresses of all lines with the name."""
+        """See ``DnsBackend``: the addresses of all lines with the name."""
         found: dict[str, list[str]] = {}
         for line in self._lines():
             address, names = _parse(line)
@@ -51,7 +51,7 @@ class Hosts:
         )
 
     def records_for(self, host: str, ttl: int, now: Sequence[DnsRecord]) -> list[DnsRecord]:  # noqa: ARG002
-        """One address."""
+        """See ``DnsBackend``: a record with one address."""
         kind = kind_of(host)
         if kind == "CNAME":
             raise DnsError(
@@ -61,7 +61,7 @@ class Hosts:
         return [DnsRecord(kind=kind, values=[host])]
 
     def swap(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
-        """Replace the file. All other lines stay the same."""
+        """See ``DnsBackend``. Returns an empty string: a change has no id."""
         with self._lock():
             now = self.read()
             if now != sort_records(old):
@@ -77,17 +77,17 @@ class Hosts:
         return ""
 
     def find_lagging(self, expected: Sequence[DnsRecord], change: str) -> str:  # noqa: ARG002
-        """Always none: there is only one file."""
+        """See ``DnsBackend``. There is only one file to check."""
         now = self.read()
         return "" if now == sort_records(expected) else f"{self.file} has {format_records(now)}"
 
     def addresses(self) -> list[str]:
-        """The addresses that a resolver reads from the file."""
+        """See ``DnsBackend``: the addresses in the file."""
         return [value for record in self.read() for value in record.values]
 
     def _lines(self) -> list[str]:
         try:
-            # Lines of other names may have any encoding; they are written back unchanged.
+            # Other lines may have any encoding, and must stay the same.
             return self.file.read_bytes().decode(errors="surrogateescape").splitlines(keepends=True)
         except FileNotFoundError:
             return []
@@ -95,12 +95,12 @@ class Hosts:
             raise DnsError(f"{self.file} can't be read: {error.strerror}") from error
 
     def _without(self, line: str) -> str | None:
-        """The line without the name; None when nothing is left of it."""
+        """The line without the name; None if it has no other name."""
         address, names = _parse(line)
         if self.name not in names:
             return line
-        said, mark, comment = line.partition("#")
-        others = [name for name in said.split()[1:] if normalize_name(name) != self.name]
+        entry, mark, comment = line.partition("#")
+        others = [name for name in entry.split()[1:] if normalize_name(name) != self.name]
         if not others:
             return None
         return " ".join([address, *others]) + (f" #{comment}" if mark else "\n")
@@ -129,7 +129,7 @@ def _check_links(file: Path) -> None:
     """Refuse a path with a symbolic link of another user.
 
     Raises:
-        DnsError: It does; names the link.
+        DnsError: The path has such a link.
     """
     if not hasattr(os, "getuid"):
         return
@@ -142,6 +142,6 @@ def _check_links(file: Path) -> None:
 
 
 def _parse(line: str) -> tuple[str, set[str]]:
-    """A line's address and names; both empty in one that has none."""
+    """A line's address and names; both are empty for a comment or an empty line."""
     words = line.partition("#")[0].split()
     return (words[0], {normalize_name(name) for name in words[1:]}) if words else ("", set())

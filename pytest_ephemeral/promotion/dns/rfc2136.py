@@ -1,7 +1,7 @@
-"""A name in a zone that takes dynamic updates: BIND, Knot, PowerDNS and others.
+"""The DNS backend ``rfc2136``: dynamic updates of BIND, Knot, PowerDNS and other servers.
 
-The update's prerequisite section (RFC 2136, 2.4) names every record that must be there and every
-type that must not, and the server holds it against the zone in the same act as it changes it.
+The prerequisite section of an update (RFC 2136, section 2.4) lists the records that must exist and
+the types that must not. The server checks it and changes the zone in one atomic act.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from pytest_ephemeral.promotion.dns import (
 )
 from pytest_ephemeral.tables import Promotion
 
-#: Seconds in which a server must answer.
+#: The time-out of a request in seconds.
 TIMEOUT: Final = 5.0
 
 _PORT: Final = 53
@@ -74,18 +74,18 @@ class Rfc2136:
         self._record, self._zone = promotion.record, promotion.zone
 
     def read(self) -> list[DnsRecord]:
-        """Query the primary server for each type."""
+        """See ``DnsBackend``: one query of the primary server for each type."""
         return self._query_all(self.server, self._key)
 
     def records_for(self, host: str, ttl: int, now: Sequence[DnsRecord]) -> list[DnsRecord]:  # noqa: ARG002
-        """One address, or a name to be an alias of."""
+        """See ``DnsBackend``: an address record, or a CNAME."""
         kind = kind_of(host)
         if kind == "CNAME":
             check_alias(self._record, self._zone, host)
         return [DnsRecord(kind=kind, ttl=ttl, values=[normalize_name(host)])]
 
     def swap(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
-        """One update: prerequisites, deletions, additions."""
+        """See ``DnsBackend``: one update with prerequisites, deletions and additions."""
         update = dns.update.UpdateMessage(self.zone)
         before = {record.kind: record for record in old}
         for kind in KINDS:
@@ -108,13 +108,13 @@ class Rfc2136:
         return ""
 
     def find_lagging(self, expected: Sequence[DnsRecord], change: str) -> str:  # noqa: ARG002
-        """Ask every server that the zone names (or ``servers``) at each of its addresses."""
+        """See ``DnsBackend``: queries each address of the zone's NS records, or of ``servers``."""
         due = sort_records(expected)
         behind = []
         for name, addresses in self._authorities():
             answers = {address: self._answer(address) for address in addresses}
             answered = [answer for answer in answers.values() if not isinstance(answer, str)]
-            # Not each of its addresses may be reachable from here; what does answer must be right.
+            # Some addresses may be unreachable from here; all that answer must be up to date.
             if answered and all(answer == due for answer in answered):
                 continue
             details = [
@@ -126,14 +126,14 @@ class Rfc2136:
         return ", ".join(behind)
 
     def addresses(self) -> list[str]:
-        """The addresses from the primary server. The system's resolver follows an alias."""
+        """See ``DnsBackend``. The system's resolver follows a CNAME."""
         found = []
         for record in self.read():
             for value in record.values:
                 found += resolve(value) if record.kind == "CNAME" else [value]
         return list(dict.fromkeys(found))
 
-    # -- asking ------------------------------------------------------------------------------
+    # -- queries -----------------------------------------------------------------------------
 
     def _query_all(self, server: tuple[str, int], key: dns.tsig.Key | None) -> list[DnsRecord]:
         records = []
@@ -147,7 +147,7 @@ class Rfc2136:
     def _rrset(
         self, server: tuple[str, int], name: dns.name.Name, kind: str, key: dns.tsig.Key | None
     ) -> Any:
-        """An authoritative server's record set of a name and type; None when there is none."""
+        """An authoritative server's record set of a name and type; None if there is none."""
         query = dns.message.make_query(name, kind)
         query.flags &= ~dns.flags.RD
         answer = self._send(query, server, key)
@@ -162,14 +162,14 @@ class Rfc2136:
         return next(found, None)
 
     def _answer(self, server: tuple[str, int]) -> list[DnsRecord] | str:
-        """The answer of an authoritative server, or why there is none."""
+        """The records from an authoritative server, or the reason why there is no answer."""
         try:
             return self._query_all(server, self._key if server == self.server else None)
         except DnsError as error:
             return str(error)
 
     def _authorities(self) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-        """The authoritative servers of the zone, each with its addresses."""
+        """The authoritative servers of the zone, with their addresses."""
         if self._servers:
             for server in self._servers:
                 yield server, [_host_and_port(server, _PORT)]
@@ -262,10 +262,10 @@ def _host_and_port(text: str, port: int) -> tuple[str, int]:
 
 
 def _key(promotion: Promotion, root: Path) -> dns.tsig.Key | None:
-    """Load the TSIG key that the configuration names.
+    """Load the TSIG key of the setting ``key``; None if it has none.
 
     Raises:
-        ConfigurationError: The file is missing, or is not a TSIG key.
+        ConfigurationError: The file is missing, readable for all users, or is not a TSIG key.
     """
     if promotion.key is None:
         return None
@@ -289,7 +289,7 @@ def _key(promotion: Promotion, root: Path) -> dns.tsig.Key | None:
 
 
 def _read_key(text: str, where: str) -> dns.tsig.Key:
-    """A key as ``tsig-keygen`` writes it, or ``[algorithm:]name:secret`` as for ``nsupdate -y``."""
+    """Parse a key: the output of ``tsig-keygen``, or ``[algorithm:]name:secret`` (nsupdate)."""
     if clause := re.search(r'key\s+"?([^"\s{]+)"?\s*\{(.*?)\}', text, re.DOTALL):
         name, body = clause.groups()
         fields = dict(re.findall(r'(algorithm|secret)\s+"?([^";\s]+)"?\s*;', body))

@@ -1,7 +1,7 @@
-"""A name in Route 53.
+"""The DNS backend ``route53``: a name in a hosted zone of Amazon Route 53.
 
-A change batch is all or nothing, and a ``DELETE`` in it must match the record that is there in
-every part; so ``DELETE`` the old and ``CREATE`` the new in one batch is a compare-and-swap:
+A change batch is atomic, and a ``DELETE`` in it must match the existing record exactly. So one
+batch with ``DELETE`` of the old and ``CREATE`` of the new records is a compare-and-swap:
 https://docs.aws.amazon.com/Route53/latest/APIReference/API_ChangeResourceRecordSets.html
 """
 
@@ -34,14 +34,14 @@ from pytest_ephemeral.promotion.dns import (
 )
 from pytest_ephemeral.tables import Promotion
 
-#: Answers after which the same request may succeed.
+#: The error codes after which the same request may succeed.
 _PASSING: Final = frozenset({"PriorRequestNotComplete", "ServiceUnavailable", "Throttling"})
 
 _LOAD_BALANCERS: Final = ".elb.amazonaws.com"
 
 
 class Route53:
-    """See ``DnsBackend``. Credentials, region and endpoint are found as everywhere in boto3."""
+    """See ``DnsBackend``. Credentials, region and endpoint come from boto3's configuration."""
 
     def __init__(self, promotion: Promotion, root: Path) -> None:  # noqa: ARG002
         if promotion.zone is None:
@@ -54,7 +54,7 @@ class Route53:
         self._record_key = f"promotion.{promotion.name}"
 
     def read(self) -> list[DnsRecord]:
-        """The record sets of the name; of weighted ones, the one that ``set-identifier`` names."""
+        """See ``DnsBackend``. Of weighted records, only those with ``set-identifier``."""
         sets = self._sets()
         named = {one["SetIdentifier"] for one in sets if "SetIdentifier" in one}
         if self._set is None and named:
@@ -66,7 +66,7 @@ class Route53:
         return sort_records(_record(one) for one in sets if one.get("SetIdentifier") == self._set)
 
     def records_for(self, host: str, ttl: int, now: Sequence[DnsRecord]) -> list[DnsRecord]:
-        """An address; an alias for a load balancer; a CNAME for any other name."""
+        """See ``DnsBackend``: an address, an alias for a load balancer, or a CNAME."""
         rest = self._kept(now)
         kind = kind_of(host)
         if kind != "CNAME":
@@ -82,7 +82,7 @@ class Route53:
         return [DnsRecord(kind=kind, ttl=ttl, values=[normalize_name(host)], rest=rest)]
 
     def swap(self, old: Sequence[DnsRecord], new: Sequence[DnsRecord]) -> str:
-        """One change batch; returns its id."""
+        """See ``DnsBackend``: one change batch; returns its id."""
         changes = [
             {"Action": action, "ResourceRecordSet": self._written(record)}
             for action, records in (("DELETE", old), ("CREATE", new))
@@ -99,8 +99,8 @@ class Route53:
                 raise
             now = self.read()
             if now == sort_records(new) and now != sort_records(old):
-                # The answer to this very batch was lost, and boto3 sent it again: it had worked.
-                # One that changes nothing has an id to wait for.
+                # The response to this batch was lost, and boto3 repeated it: it had succeeded.
+                # Another batch that changes nothing has an id to wait for.
                 return self.swap(new, new)
             if now == sort_records(old):  # the service rejects the new record
                 raise DnsError(str(error)) from None
@@ -111,7 +111,7 @@ class Route53:
         return str(answer["ChangeInfo"]["Id"])
 
     def find_lagging(self, expected: Sequence[DnsRecord], change: str) -> str:
-        """Route 53 says itself when all its servers answer with a change: INSYNC."""
+        """See ``DnsBackend``. Route 53 reports INSYNC when all its servers have a change."""
         if change:
             status = self._call("get_change", Id=change)["ChangeInfo"]["Status"]
             if status != "INSYNC":
@@ -120,7 +120,7 @@ class Route53:
         return "" if now == sort_records(expected) else f"Route 53 reports {format_records(now)}"
 
     def addresses(self) -> list[str]:
-        """By the records; an alias is followed by the system's resolver."""
+        """See ``DnsBackend``. The system's resolver follows an alias or a CNAME."""
         found: list[str] = []
         for record in self.read():
             if target := record.rest.get("AliasTarget"):
@@ -129,7 +129,7 @@ class Route53:
                 found += resolve(value) if record.kind == "CNAME" else [value]
         return list(dict.fromkeys(found))
 
-    # -- asking ------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------
 
     @cached_property
     def _client(self) -> Any:
@@ -176,7 +176,7 @@ class Route53:
         return str(self._call("get_hosted_zone", Id=self.zone)["HostedZone"]["Name"])
 
     def _sets(self) -> list[dict[str, Any]]:
-        """All record sets of the name that say where it points."""
+        """All record sets of the name with a type in ``KINDS``."""
         found: list[dict[str, Any]] = []
         start: dict[str, str] = {"StartRecordName": self.name}
         while True:
@@ -192,7 +192,7 @@ class Route53:
             }
 
     def _kept(self, now: Sequence[DnsRecord]) -> dict[str, Any]:
-        """What makes a weighted record the same one after its values have changed."""
+        """The fields of a weighted record that must stay the same: its identifier and weight."""
         if self._set is None:
             return {}
         if not now:
@@ -203,7 +203,7 @@ class Route53:
         return {key: now[0].rest[key] for key in ("SetIdentifier", "Weight") if key in now[0].rest}
 
     def _written(self, record: DnsRecord) -> dict[str, Any]:
-        """A record as Route 53 takes it."""
+        """A record in the format of Route 53's API."""
         written: dict[str, Any] = {"Name": f"{self.name}.", "Type": record.kind, **record.rest}
         if record.values:
             dot = "." if record.kind == "CNAME" else ""
@@ -212,7 +212,7 @@ class Route53:
         return written
 
     def _balancer_zone(self, host: str) -> str:
-        """The hosted zone that a load balancer's name is in, which an alias has to give."""
+        """The id of a load balancer's hosted zone, which an alias needs."""
         client = self._service("elbv2")
         marker: dict[str, str] = {}
         while True:
@@ -229,7 +229,7 @@ class _RefusedError(DnsError):
     """A request that AWS refused.
 
     Attributes:
-        code: AWS's own word for why.
+        code: AWS's error code.
     """
 
     def __init__(self, message: str, code: str) -> None:
@@ -238,14 +238,14 @@ class _RefusedError(DnsError):
 
 
 def _refused(error: Any) -> DnsError:
-    """What a ``ClientError`` of botocore means."""
+    """Convert botocore's ``ClientError``."""
     code = error.response["Error"]["Code"]
     message = f"AWS answered {code}: {error.response['Error'].get('Message', '')}"
     return DnsUnavailableError(message) if code in _PASSING else _RefusedError(message, code)
 
 
 def _unescape(name: str) -> str:
-    """A name as people write it: Route 53 gives ``*`` and such as an octal number.
+    """Decode the octal escapes in which Route 53 returns characters such as ``*``.
 
     https://docs.aws.amazon.com/Route53/latest/DeveloperGuide/DomainNameFormat.html
     """
@@ -253,7 +253,7 @@ def _unescape(name: str) -> str:
 
 
 def _record(written: dict[str, Any]) -> DnsRecord:
-    """A record as Route 53 gives it."""
+    """Convert a record from the format of Route 53's API."""
     known = {"Name", "Type", "TTL", "ResourceRecords"}
     kind = written["Type"]
     values = [one["Value"] for one in written.get("ResourceRecords", [])]
