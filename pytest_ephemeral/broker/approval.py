@@ -33,7 +33,7 @@ def decide(
         The ids of the environments to keep, and the problems that make the run fail.
     """
     if not environments:
-        return [], ["no environment is up that could be approved"]
+        return [], ["there is no running environment to approve"]
     requests = _ApprovalRequests(lifecycle, seconds, say, interrupted)
     try:
         for one in [requests.send(environment) for environment in environments]:

@@ -75,7 +75,7 @@ def summary(entry: Entry, *, crashed: bool) -> Summary:
     """
     environment = entry.environment
     if environment is None:
-        problem = entry.problem or "it was still coming up"
+        problem = entry.problem or "it was still starting"
         return Summary("", entry.key.template, ("", ""), "", entry.state, {}, problem=problem)
     image = environment.image
     expires = environment.expires_at

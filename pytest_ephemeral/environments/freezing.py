@@ -30,6 +30,6 @@ def freeze_if_asked(
         with timer.phase(environment.id, "freeze"):
             environment = provider.freeze(order)
     if why := environment.handle.get(COLD_BOOT):
-        text = f"it was booted, and not resumed from memory: {mask(why, order.secrets)}"
+        text = f"it was booted, not resumed from memory: {mask(why, order.secrets)}"
         timer.say(Progress(environment.id, "warning", text))
     return environment

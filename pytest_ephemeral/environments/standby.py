@@ -134,7 +134,7 @@ def _start(
     if readiness == "not yet" or (claimed := _claim(ledger, standby, order.environment)) is None:
         return None
     if readiness == "broken":
-        order.warn(f"{standby.id} was on standby, but is not as new: it is removed")
+        order.warn(f"{standby.id} was on standby, but could not be renewed: it is removed")
         remove(ledger, claimed)
         return None
     try:

@@ -136,5 +136,5 @@ def _describe_wait(data: bytes, seconds: float) -> str:
     try:
         claim = decode(data, BakeClaim)
     except msgspec.MsgspecError:
-        return f"waiting for someone whose claim can't be read, {seconds:.0f} s"
-    return f"waiting for {claim.owner}, who is baking {claim.image}, {seconds:.0f} s"
+        return f"waiting for another process, whose claim can't be read, {seconds:.0f} s"
+    return f"waiting for {claim.owner} to bake {claim.image}, {seconds:.0f} s"

@@ -146,8 +146,8 @@ class Images:
 
         if is_taken(image):
             raise ConfigurationError(
-                f"the image {image.name!r} was not baked but taken from {image.reference}, and "
-                "is not kept here: copy that instead"
+                f"the image {image.name!r} is a reference to {image.reference}, which "
+                "is not kept in the store: copy that instead"
             )
         with _explain_os_errors(image.name), self._archives.open(image) as archive:
             bundle.write(file, image, archive)
@@ -248,13 +248,13 @@ class Images:
         """Bring an image of the catalog to this machine; None if its content is missing."""
         if image is None or plan.baker.present(image):
             return image
-        with plan.baker.exclusive(image.key, f"bringing {image.name} here", say):
+        with plan.baker.exclusive(image.key, f"fetching {image.name}", say):
             image = self.catalog.find(image.name, image.key)  # it may have been baked again
             if image is None or plan.baker.present(image):
                 return image
             if not self._archives.has(image):
                 return None
-            say(f"bringing {image.name} here, baked by {image.baked_by}")
+            say(f"fetching {image.name}, baked by {image.baked_by}")
             with self._archives.open(image) as archive:
                 plan.baker.unpack(image, archive)
         return image

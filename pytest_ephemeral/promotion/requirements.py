@@ -98,7 +98,7 @@ def _approval(store: Store, environment: Environment) -> tuple[Approval | None, 
     except NothingMatchedError:
         return None, f"manual approval, which was not requested: {request}"
     if found.environment != environment.id or found.image != environment.image:
-        return None, f"manual approval of this very environment: {request}"
+        return None, f"manual approval of exactly this environment: {request}"
     if found.state != "approved":
         state = found if found.state == "pending" else f"was {found}"
         return None, f"manual approval: it {state}"

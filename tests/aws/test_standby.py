@@ -210,7 +210,7 @@ def test_one_that_is_not_as_new_is_removed(bench: Bench, monkeypatch: pytest.Mon
     until(lambda: tasks()["ReplaceRootVolumeTasks"][-1]["TaskState"] == "failed")
     other = up(bench)
     assert other.handle["instances"] != one.handle["instances"]
-    assert str(heard) == f"{one.id} was on standby, but is not as new: it is removed"
+    assert str(heard) == f"{one.id} was on standby, but could not be renewed: it is removed"
     assert instance(bench, one)["State"]["Name"] == "terminated"
     bench.lifecycle.destroy(other)
 

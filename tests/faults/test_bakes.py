@@ -200,7 +200,7 @@ def test_the_claim_of_a_silent_machine_is_taken_over(store, monkeypatch):
     started = time.monotonic()
     with claim.hold_claim(store, "sha256:abc", "shop", said.append):
         assert time.monotonic() - started >= 0.3
-    assert said == ["waiting for anna@far-away:12, who is baking shop, 0 s"]
+    assert said == ["waiting for anna@far-away:12 to bake shop, 0 s"]
 
 
 def test_a_claim_that_is_renewed_is_respected(store, monkeypatch):

@@ -133,7 +133,7 @@ def test_an_image_of_another_user_is_used_by_its_digest(run: Run, bundle: Path) 
     up = run(BERT, "up", "staging", "--json")
     environment = json.loads(up.stdout)["environment"]
     try:
-        assert "bringing site here" in up.stderr
+        assert "fetching site" in up.stderr
         assert "baking" not in up.stderr
         aside = tree.parent.with_name(f"aside-{ANNA}")
         subprocess.run(["mv", tree.parent, aside], user=ANNA, group=ANNA, check=True)

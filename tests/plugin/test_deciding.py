@@ -130,7 +130,7 @@ def test_nothing_left_to_decide_on_is_said(project: Any, run: Any) -> None:
     result = run("--ephemeral-approval", "30")
 
     assert result.ret == 1
-    assert "no environment is up that could be approved" in result.stdout.str()
+    assert "there is no running environment to approve" in result.stdout.str()
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan"])

@@ -291,7 +291,7 @@ def test_another_machine_brings_the_image_from_the_store(here):
     image = here.obtain()
     here.forget()
     assert here.obtain("never") == image
-    assert here.said == [f"bringing shop here, baked by {image.baked_by}"]
+    assert here.said == [f"fetching shop, baked by {image.baked_by}"]
     assert tree.digest(tree.manifest(Path(image.reference))) == image.digest
     assert here.obtain("never") == image
     assert here.said == []
@@ -513,7 +513,7 @@ def test_a_folder_prepared_elsewhere_is_taken_as_it_is(here):
     with pytest.raises(ImageMissingError, match="content: sha256"):
         here.obtain("never", install=None, reference="prepared")
     assert here.obtain(install=None, reference="prepared").key != image.key
-    with pytest.raises(ConfigurationError, match="but taken from"):
+    with pytest.raises(ConfigurationError, match="is a reference to"):
         here.images.export(image, here.folder / "file")
     here.images.prune(0, in_use=())
     assert (folder / "x").read_text() == "two"

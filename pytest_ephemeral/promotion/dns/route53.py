@@ -166,7 +166,7 @@ class Route53:
         if len(found) == 1:
             return str(found[0]["Id"]).rpartition("/")[2]
         ids = ", ".join(one["Id"].rpartition("/")[2] for one in found)
-        problem = f"there are several: give one's id, {ids}" if found else "there is none"
+        problem = f"there are several: give the id of one, {ids}" if found else "there is none"
         raise ConfigurationError(f"{self._record_key}.zone: {self.zone} in Route 53: {problem}")
 
     @cached_property

@@ -346,5 +346,5 @@ def test_a_yes_to_another_environment_does_not_count(stage: Stage, tmp_path: Pat
     ask(stage, "v1b")
     Approvals(stage.project.store).decide("v1b", "approved", by="anna", now=NOW)
 
-    with pytest.raises(PromotionError, match="very environment"):
+    with pytest.raises(PromotionError, match="exactly this environment"):
         check(stage)
