@@ -133,7 +133,7 @@ class Broker:
         with self._changed:
             if holder not in entry.leases:
                 raise EphemeralError("no test needs it any more")
-            entry.used = entry.seen = True
+            entry.used = entry.checked = True
             self._pool.queue.take(entry)
             self._pool.pump()
             if entry.environment is None or entry.problem:
@@ -177,8 +177,8 @@ class Broker:
         """
         entry = self._pool.get(key)
         with self._changed:
-            seen, entry.seen = entry.seen, False
-        problem = self._problem(entry, look=not seen)
+            checked, entry.checked = entry.checked, False
+        problem = self._problem(entry, look=not checked)
         mark = "" if entry.environment is None else self._backend.mark(entry.environment)
         return Look(problem, mark)
 

@@ -111,11 +111,11 @@ class Entry(msgspec.Struct, eq=False):
         planned: Whether it is part of the plan, so that ``tests`` has all tests that need it.
         seconds: How long each phase took.
         rollbacks: How often it was rolled back.
-        stuck: Whether a rollback failed.
-        lost: Why it had stopped before its last rollback, if no test's report has that.
+        rollback_failed: Whether a rollback failed.
+        missed_problem: Why it had stopped before its last rollback, if no test's report has that.
         leases: The number of leases of each client, by the client's id.
         used: Whether it was ever lent to a test.
-        seen: Whether the current lease has checked it, so that ``Broker.look`` need not.
+        checked: Whether the current lease has checked it, so that ``Broker.look`` need not.
         problem: Why it did not come up, or why it stopped by itself.
         error: The class of that error.
         reported: Whether a test's report has the problem in full.
@@ -133,11 +133,11 @@ class Entry(msgspec.Struct, eq=False):
     environment: Environment | None = None
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
     rollbacks: int = 0
-    stuck: bool = False
-    lost: str = ""
+    rollback_failed: bool = False
+    missed_problem: str = ""
     leases: Counter[str] = msgspec.field(default_factory=Counter)
     used: bool = False
-    seen: bool = False
+    checked: bool = False
     problem: str = ""
     error: type[EphemeralError] = LaunchError
     reported: bool = False
@@ -150,19 +150,19 @@ class Entry(msgspec.Struct, eq=False):
     def roll_back(self, backend: Backend) -> None:
         """Roll it back to its baseline, even if it has stopped by itself.
 
-        An earlier problem that no report has yet is saved in ``lost``.
+        An earlier problem that no report has yet is saved in ``missed_problem``.
 
         Raises:
             EphemeralError: A rollback failed, now or before, or the environment is being ended.
         """
-        if self.environment is None or self.stuck or self.is_over():
+        if self.environment is None or self.rollback_failed or self.is_over():
             raise EphemeralError(self.problem or "the run is ending: it is being destroyed")
         if not self.reported:
-            self.lost = self.lost or self.problem
+            self.missed_problem = self.missed_problem or self.problem
         try:
             self.environment, seconds = backend.roll_back(self.environment)
         except EphemeralError as error:
-            self.stuck, self.problem, self.reported = True, str(error), False
+            self.rollback_failed, self.problem, self.reported = True, str(error), False
             raise
         self.problem, self.reported = "", False
         self.seconds["rollback"] = self.seconds.get("rollback", 0.0) + seconds
@@ -189,7 +189,7 @@ class Entry(msgspec.Struct, eq=False):
         """Whether it has ended, or is being ended."""
         return self.state in {"destroying", "destroyed", "kept", "standby", "attached", "leaked"}
 
-    def is_spent(self) -> bool:
+    def is_used_up(self) -> bool:
         """Whether it was used by its one test. A rerun of that test gets a new environment."""
         return (
             self.key.scope == "function" and self.used and not self.leases and self.state == "ready"
@@ -203,5 +203,5 @@ class Entry(msgspec.Struct, eq=False):
 
     def is_unnoticed(self) -> bool:
         """Whether it stopped by itself, and no test's report has that."""
-        unnoticed = bool(self.lost) or (bool(self.problem) and not self.reported)
+        unnoticed = bool(self.missed_problem) or (bool(self.problem) and not self.reported)
         return self.environment is not None and unnoticed

@@ -70,7 +70,7 @@ class EnvironmentPool:
         entry = self.find(key)
         if entry is None:
             entry = self.add(key, planned=False)
-        elif entry.is_over() or (entry.is_spent() and not self._alone):
+        elif entry.is_over() or (entry.is_used_up() and not self._alone):
             entry = self._replace(entry)
         if entry.state == "planned":
             self._launch(entry)

@@ -87,7 +87,7 @@ def summary(entry: Entry, *, crashed: bool) -> Summary:
         state=entry.state,
         seconds=dict(entry.seconds),
         detail=entry.detail,
-        problem=entry.problem or entry.lost,
+        problem=entry.problem or entry.missed_problem,
         unnoticed=entry.is_unnoticed(),
         crashed=crashed,
         cost=_cost(environment, datetime.now(UTC)),

@@ -120,8 +120,8 @@ def earliest_end(expires_at: datetime | None) -> datetime:
 def disarm(ledger: Ledger, environment: Environment) -> str:
     """Turn off everything that could end an environment, and verify that it is off.
 
-    The provider turns off the expiry of its resources, the timer in the guest and the guard. The
-    record turns off the owner process and the reaper.
+    The provider turns off the expiry of its resources, the timer in the guest, and the guard's end
+    with the owner process. The record keeps the owner process and the reaper from removing it.
 
     Returns:
         A message for the user: what was verified.

@@ -18,10 +18,12 @@ from pytest_ephemeral.providers.protocol import Provider
 if TYPE_CHECKING:
     from http.client import HTTPConnection
 
-#: Seconds to wait for a forwarder to close the connection, which it does if nothing listens behind
-#: it. After the first time it has done so: this factor times the slowest, and at least so long.
+#: Seconds to wait for a forwarder to close the connection, which it does at once if nothing listens
+#: behind it. This is the wait until it has closed one.
 HANG_UP: Final = 0.1
+#: After that, the wait is this factor times the longest time that a close has taken.
 HANG_UP_FACTOR: Final = 5
+#: The lower limit of that, in seconds.
 SHORTEST_HANG_UP: Final = 0.02
 
 

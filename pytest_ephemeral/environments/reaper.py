@@ -37,7 +37,7 @@ class Reaped(msgspec.Struct, frozen=True):
         provider: The name of its provider; empty if its record can't be read.
         reason: Why it may be removed.
         error: Why it was not removed; empty if it was.
-        account: Its cloud account, if it was only reported because ``accounts`` does not have that.
+        account: Its cloud account, if it was only reported because ``accounts`` lacks that account.
         spared: Whether it was left because it was no longer overdue right before its removal.
     """
 

@@ -140,7 +140,7 @@ class Images:
 
         Raises:
             ImageMissingError: Its content is missing.
-            ConfigurationError: It was not baked here, or the file can't be written.
+            ConfigurationError: It is a ``reference``, or the file can't be written.
         """
         from pytest_ephemeral.images import bundle
 
