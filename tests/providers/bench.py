@@ -1,6 +1,7 @@
 """The table of the providers that the conformance suite is run against.
 
-A new provider is one module with a ``Bench``, and one row here.
+A new provider is one module with a ``Bench``, and one row here. Another engine of a provider is a
+class more in its module.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from typing import Final
 
 from pytest_ephemeral.testing import Bench
 
-#: Name → the module that has a class ``Bench``.
-TABLE: Mapping[str, str] = {
-    "local": "bench_local",
-    "docker": "bench_docker",
-    "docker_newest": "bench_docker_newest",
-    "podman": "bench_podman",
-    "compose": "bench_compose",
-    "compose-v2": "bench_compose_v2",
-    "compose_newest": "bench_compose_newest",
-    "qemu": "bench_qemu",
-    "ec2": "bench_ec2",
-    "cloudformation": "bench_cloudformation",
+#: Name → module and class.
+TABLE: Final[Mapping[str, str]] = {
+    "local": "bench_local.Bench",
+    "docker": "bench_docker.Bench",
+    "docker_newest": "bench_docker.NewestBench",
+    "podman": "bench_docker.PodmanBench",
+    "compose": "bench_compose.Bench",
+    "compose-v2": "bench_compose.PluginBench",
+    "compose_newest": "bench_compose.NewestBench",
+    "qemu": "bench_qemu.Bench",
+    "ec2": "bench_ec2.Bench",
+    "cloudformation": "bench_cloudformation.Bench",
 }
 
 #: A further engine, which passes a part of the suite.
@@ -40,7 +41,9 @@ WITH_ROLLBACK: Final = (
 
 def load(name: str) -> Bench:
     """The bench of one provider."""
-    bench: Bench = import_module(TABLE.get(name, f"bench_{name}")).Bench()
+    place = "bench_docker.RootlessBench" if name == ROOTLESS else TABLE[name]
+    module, _, kind = place.partition(".")
+    bench: Bench = getattr(import_module(module), kind)()
     return bench
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import bench_docker
@@ -12,7 +12,7 @@ from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate, Place
 from pytest_ephemeral.tables import Recipe, Template
 from pytest_ephemeral.testing import Kind
-from support import compose_versions, engine_images
+from support import compose_versions, engine_images, engines
 
 
 class Bench:
@@ -42,3 +42,27 @@ class Bench:
 
     def traces(self, environment: Environment) -> Sequence[str]:
         return bench_docker.traces(environment.id)
+
+
+class PluginBench(Bench):
+    """With the plugin of ``docker compose``."""
+
+    def platform(self) -> AbstractContextManager[object]:
+        return compose_versions.with_plugin()
+
+
+class NewestBench(Bench):
+    """With the newest plugin, and the newest Docker and its other store of images."""
+
+    def unavailable(self) -> str:
+        return engines.newest_unavailable()
+
+    @contextmanager
+    def platform(self) -> Iterator[None]:
+        plugin = engines.NEWEST / "libexec/docker/cli-plugins/docker-compose"
+        with (
+            engines.newest_dockerd() as engine,
+            engines.used(engine),
+            compose_versions.with_plugin(plugin),
+        ):
+            yield

@@ -1,9 +1,10 @@
-"""The docker provider on the bench."""
+"""The docker provider on the bench, with the machine's engine and with others."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from pytest_ephemeral.models import Environment
@@ -11,7 +12,8 @@ from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.tables import DockerRecipe, DockerTemplate
 from pytest_ephemeral.tables import Recipe, Template
 from pytest_ephemeral.testing import APPLICATION, Kind
-from support import engine_images
+from support import engine_images, engines
+from support.engines import Engine
 
 SERVE = ["python3", "/application.py", "0.0.0.0"]
 
@@ -45,6 +47,48 @@ class Bench:
 
     def traces(self, environment: Environment) -> Sequence[str]:
         return traces(environment.id)
+
+
+class OtherEngineBench(Bench):
+    """One with an engine of its own, which all that follows uses."""
+
+    @contextmanager
+    def platform(self) -> Iterator[None]:
+        with self.start_engine() as engine, engines.used(engine):
+            yield
+
+    def start_engine(self) -> AbstractContextManager[Engine]:
+        raise NotImplementedError
+
+
+class NewestBench(OtherEngineBench):
+    """The newest Docker, with its other store of images."""
+
+    def unavailable(self) -> str:
+        return engines.newest_unavailable()
+
+    def start_engine(self) -> AbstractContextManager[Engine]:
+        return engines.newest_dockerd()
+
+
+class PodmanBench(OtherEngineBench):
+    """The newest Podman's service in the place of Docker's."""
+
+    def unavailable(self) -> str:
+        return engines.newest_podman_unavailable()
+
+    def start_engine(self) -> AbstractContextManager[Engine]:
+        return engines.podman(engines.NEWEST_PODMAN)
+
+
+class RootlessBench(OtherEngineBench):
+    """The service of a Podman whose user has no rights."""
+
+    def unavailable(self) -> str:
+        return engines.rootless_unavailable()
+
+    def start_engine(self) -> AbstractContextManager[Engine]:
+        return engines.rootless_podman()
 
 
 def recipe(root: Path) -> DockerRecipe:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_local import marked_processes
+from bench_local import keys_for, marked_processes
 
 from pytest_ephemeral import aws, labels
 from pytest_ephemeral.models import Environment
@@ -61,23 +61,7 @@ class Bench:
 
     def template(self, kind: Kind) -> Template:
         keys: dict[str, Any] = {"image": "app", "subnet": os.environ[SUBNETS].split(",")}
-        match kind:
-            case "web":
-                return Ec2Template(name="web", command=f'{SERVE} "$PORT"', port=18473, **keys)
-            case "pair":
-                worker = f"echo working; {SERVE} $PORT_ADMIN"
-                return Ec2Template(
-                    name="pair",
-                    command={"web": f"{SERVE} $PORT", "worker": worker},
-                    ports={"http": 18474, "admin": 18475},
-                    **keys,
-                )
-            case "crash":
-                return Ec2Template(
-                    name="crash", command="echo no database >&2; exit 3", port=18476, **keys
-                )
-            case "elsewhere":
-                return Ec2Template(name="elsewhere", command=f"{SERVE} 18478", port=18477, **keys)
+        return Ec2Template(name=kind, **keys, **keys_for(kind, SERVE))
 
     def traces(self, environment: Environment) -> Sequence[str]:
         client = aws.client("ec2")

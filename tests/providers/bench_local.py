@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
@@ -36,28 +37,7 @@ class Bench:
         )
 
     def template(self, kind: Kind) -> Template:
-        # A high port: below 10000, the machine's other programs listen.
-        match kind:
-            case "web":
-                return LocalTemplate(
-                    name="web", image="app", command=f'{SERVE} "$PORT"', port=18473
-                )
-            case "pair":
-                worker = f"echo working; {SERVE} $PORT_ADMIN"
-                return LocalTemplate(
-                    name="pair",
-                    image="app",
-                    command={"web": f"{SERVE} $PORT", "worker": worker},
-                    ports={"http": 18474, "admin": 18475},
-                )
-            case "crash":
-                return LocalTemplate(
-                    name="crash", image="app", command="echo no database >&2; exit 3", port=18476
-                )
-            case "elsewhere":
-                return LocalTemplate(
-                    name="elsewhere", image="app", command=f"{SERVE} 18478", port=18477
-                )
+        return LocalTemplate(name=kind, image="app", **keys_for(kind, SERVE))
 
     def traces(self, environment: Environment) -> Sequence[str]:
         return [
@@ -65,6 +45,28 @@ class Bench:
             *_folder(environment.id),
             *_sockets(environment),
         ]
+
+
+def keys_for(kind: Kind, serve: str) -> dict[str, Any]:
+    """What a template runs, and its ports: high ones, below 10000 a machine's own programs listen.
+
+    Args:
+        kind: The template's.
+        serve: The command that serves, but for its port.
+    """
+    match kind:
+        case "web":
+            return {"command": f'{serve} "$PORT"', "port": 18473}
+        case "pair":
+            worker = f"echo working; {serve} $PORT_ADMIN"
+            return {
+                "command": {"web": f"{serve} $PORT", "worker": worker},
+                "ports": {"http": 18474, "admin": 18475},
+            }
+        case "crash":
+            return {"command": "echo no database >&2; exit 3", "port": 18476}
+        case "elsewhere":
+            return {"command": f"{serve} 18478", "port": 18477}
 
 
 def marked_processes(id: str) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench_local import marked_processes
+from bench_local import keys_for, marked_processes
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.models import Environment
@@ -46,23 +46,7 @@ class Bench:
     def template(self, kind: Kind) -> Template:
         keys: dict[str, Any] = {"image": vm.NAME, "warm": False if self.cold else "booted"}
         keys["memory"] = vm.MEMORY
-        match kind:
-            case "web":
-                return QemuTemplate(name="web", command=f'{SERVE} "$PORT"', port=18473, **keys)
-            case "pair":
-                worker = f"echo working; {SERVE} $PORT_ADMIN"
-                return QemuTemplate(
-                    name="pair",
-                    command={"web": f"{SERVE} $PORT", "worker": worker},
-                    ports={"http": 18474, "admin": 18475},
-                    **keys,
-                )
-            case "crash":
-                return QemuTemplate(
-                    name="crash", command="echo no database >&2; exit 3", port=18476, **keys
-                )
-            case "elsewhere":
-                return QemuTemplate(name="elsewhere", command=f"{SERVE} 18478", port=18477, **keys)
+        return QemuTemplate(name=kind, **keys, **keys_for(kind, SERVE))
 
     def traces(self, environment: Environment) -> Sequence[str]:
         folder = machine.state_directory() / "machines" / environment.id
