@@ -6,9 +6,7 @@ import re
 import socket
 import time
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from botocore.exceptions import ClientError
@@ -18,6 +16,7 @@ from aws.project import Project
 from aws.test_calls import is_watching
 from pytest_ephemeral import aws, cli
 from pytest_ephemeral.errors import UnavailableError
+from support import web
 from support.waiting import until
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -252,22 +251,15 @@ def test_a_web_page_in_the_place_of_aws_is_said_in_one_line(
 ) -> None:
     """A proxy's, or that of a network that wants people to sign in."""
 
-    class Portal(BaseHTTPRequestHandler):
+    class Portal(web.Handler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.end_headers()
-            self.wfile.write(b"<!DOCTYPE html><title>Welcome</title><p>Sign in & surf.<br>")
+            page = b"<!DOCTYPE html><title>Welcome</title><p>Sign in & surf.<br>"
+            self.answer(status, page, Content_Type="text/html; charset=utf-8")
 
-        def log_message(self, *_: object) -> None:
-            """Not a word."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Portal) as portal, monkeypatch.context() as patch:
-        Thread(target=portal.serve_forever, daemon=True).start()
+    with web.serving(web.server_of(Portal)) as portal, monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{portal.server_port}")
         assert cli.main(["up", "web"]) == 2
-        portal.shutdown()
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(f"^error: AWS.*{said}", line), line
 

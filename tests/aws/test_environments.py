@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import urllib.request
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from pytest_ephemeral.providers.abilities import SupportsLastLogMark
 from pytest_ephemeral.providers.ec2 import instance_watcher
 from pytest_ephemeral.tables import Ready
 from support.waiting import until
+from support.web import get
 
 
 def instance(bench: Bench, environment: Environment) -> dict[str, Any]:
@@ -36,13 +36,6 @@ def instance(bench: Bench, environment: Environment) -> dict[str, Any]:
     found = bench.account.ec2.describe_instances(InstanceIds=[id])
     made: dict[str, Any] = found["Reservations"][0]["Instances"][0]
     return made
-
-
-def get(url: str) -> str:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=10) as answer:
-        body: bytes = answer.read()
-    return body.decode()
 
 
 def test_up_and_down(bench: Bench) -> None:

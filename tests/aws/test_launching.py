@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import boto3
@@ -21,6 +19,7 @@ from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.ec2 import launch, run_instances, security_groups
 from pytest_ephemeral.providers.ec2.tags import tags_of
 from pytest_ephemeral.tables import Ready
+from support import web
 from support.waiting import until
 
 
@@ -207,23 +206,12 @@ def test_a_group_that_is_not_known_yet_is_waited_for(bench: Bench) -> None:
 def who_am_i(answer: str) -> Iterator[str]:
     """What stands in for AWS's word for the address that this machine has on the internet."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(web.Handler):
         def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(answer.encode())
+            self.answer(200, answer.encode())
 
-        def log_message(self, *_: Any) -> None:
-            """Not a word."""
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with web.serving(web.server_of(Handler)) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 def public(bench: Bench) -> dict[str, Any]:

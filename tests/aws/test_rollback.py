@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +14,7 @@ from pytest_ephemeral import providers
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Environment
 from support.waiting import until
+from support.web import get
 
 SUITE = """\
 import pytest
@@ -65,13 +65,6 @@ def up(bench: Bench, **keys: Any) -> Environment:
     bench.bake()
     template = bench.template(rollback="each", **keys)
     return bench.lifecycle.bring_up(template, rolled_back=True).environment
-
-
-def get(url: str) -> str:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=10) as answer:
-        body: bytes = answer.read()
-    return body.decode()
 
 
 def test_the_log_goes_on(bench: Bench) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import pytest
 
 from pytest_ephemeral.providers.ec2 import user_data
 from pytest_ephemeral.providers.ec2.tags import format_expiry
-from support import processes
+from support import processes, web
 
 pytestmark = pytest.mark.skipif(
     shutil.which("curl") is None,
@@ -58,42 +57,29 @@ class Metadata:
 def serving() -> Iterator[Metadata]:
     told, over = Metadata(), threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(web.Handler):
         def do_PUT(self) -> None:
             seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
             if told.state == "hanging":
                 over.wait(30)
             wrong = self.path != "/latest/api/token" or not seconds.isdigit()
-            self.say(403 if told.state == "off" else 400 if wrong else 200, "a-token")
+            self.answer(403 if told.state == "off" else 400 if wrong else 200, b"a-token")
 
         def do_GET(self) -> None:
             if self.headers.get("X-aws-ec2-metadata-token") != "a-token":
                 told.plain += 1
-                self.say(401, "")
+                self.answer(401)
             elif self.path.endswith("/meta-data/tags/instance/pytest-ephemeral.expires-at"):
-                self.say(404 if told.expires is None else 200, told.expires or "")
+                self.answer(404 if told.expires is None else 200, (told.expires or "").encode())
             else:
-                self.say(404, "")
+                self.answer(404)
 
-        def say(self, status: int, text: str) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: Any) -> None:
-            """Not a word."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
+    with web.serving(web.server_of(Handler)) as server:
         told.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
         try:
             yield told
         finally:
             over.set()
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import pytest
 from containers.project import Opened, a_run, compose, left, refusal, up
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.providers.docker import containers, endpoint, resources
-from support import compose_versions, engine_images
+from support import compose_versions, engine_images, web
 from support.waiting import idle_clock, until
 
 
@@ -33,15 +30,10 @@ def write(folder: Path, text: str, name: str = "compose.yaml") -> None:
     (folder / name).write_text(text.replace("BASE", engine_images.busybox()))
 
 
-def fetched(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return str(answer.read().decode().strip())
-
-
 def answer_of(url: str) -> str:
     """What answers there; empty if nothing does."""
     try:
-        return fetched(url)
+        return web.get(url).strip()
     except OSError:
         return ""
 
@@ -51,26 +43,18 @@ def published(found: Sequence[Mapping[str, Any]]) -> set[int]:
     return {port["PublicPort"] for one in found for port in one["Ports"]}
 
 
-class _Stranger(BaseHTTPRequestHandler):
+class _Stranger(web.Handler):
     """Another server on this machine, on the port that the file names."""
 
     def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "8")
-        self.end_headers()
-        self.wfile.write(b"stranger")
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer(200, b"stranger")
 
 
 @pytest.fixture
 def stranger() -> Iterator[int]:
     """The port of a server that is none of ours."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Stranger) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with web.serving(web.server_of(_Stranger)) as server:
         yield server.server_port
-        server.shutdown()
 
 
 RESTARTING = """
@@ -93,12 +77,14 @@ def test_a_service_that_exits_until_it_can_run(
     write(tmp_path, RESTARTING.format(port=stranger))
     lifecycle = opened(compose("web").replace("8080", str(stranger)) + 'ready = { http = "/" }\n')
     environment = up(lifecycle, "odd")
-    assert fetched(environment.url) == "ok"
+    assert web.get(environment.url).strip() == "ok"
     assert str(stranger) not in environment.url
     engine = endpoint.find()
     (one,) = resources.containers(engine, environment.id)
     engine.call("POST", f"/containers/{one['Id']}/restart", query={"t": 0})
-    assert until(lambda: fetched(environment.url), within=20) == "ok"  # the same address as before
+    assert (
+        until(lambda: web.get(environment.url).strip(), within=20) == "ok"
+    )  # the same address as before
     lifecycle.destroy(environment)
     assert left(environment.id) == []
 
@@ -119,7 +105,7 @@ def test_a_port_that_someone_is_faster_to_take(
     write(tmp_path, "services: {web: {image: BASE}}\n")
     lifecycle = opened(compose("web") + 'ready = { http = "/" }\n')
     environment = up(lifecycle, "odd")
-    assert fetched(environment.url) == "ok"
+    assert web.get(environment.url).strip() == "ok"
     lifecycle.destroy(environment)
     assert left(environment.id) == []
 
@@ -156,7 +142,7 @@ def test_two_of_one_file_side_by_side(opened: Opened, tmp_path: Path) -> None:
     lifecycle = opened(more + 'ready = { http = "/" }\n')
     first, second = up(lifecycle, "odd"), up(lifecycle, "odd")
     for environment in (first, second):
-        assert fetched(environment.url) == "ok"
+        assert web.get(environment.url).strip() == "ok"
         said = environment.run(["wget", "-qO-", "http://shop-web:8080/"])
         assert said.stdout == "ok\n", said.stderr
         dns = environment.endpoints["dns"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.errors import UnavailableError
 from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
-from support import engines, sshd
+from support import engines, sshd, web
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +80,7 @@ def test_a_life_on_a_rootless_podman(opened: Opened, rootless: Engine, tmp_path:
     with engines.used(rootless):
         lifecycle = reopened(tmp_path)
         environment = up(lifecycle)
-        with urllib.request.urlopen(environment.url, timeout=10) as answer:
-            assert answer.read() == b"ok\n"
+        assert web.get(environment.url) == "ok\n"
         assert environment.run(["echo", "there"]).stdout == "there\n"
         assert environment.id in str(rootless.call("GET", "/containers/json"))
         lifecycle.destroy(environment)
@@ -109,8 +107,7 @@ def test_an_engine_over_ssh(opened: Opened, over_ssh: str, tmp_path: Path) -> No
         lifecycle = reopened(tmp_path)
         environment = up(lifecycle)
         assert environment.handle["engine"] == over_ssh
-        with urllib.request.urlopen(environment.url, timeout=10) as answer:
-            assert answer.read() == b"ok\n"
+        assert web.get(environment.url) == "ok\n"
         assert environment.run(["echo", "there"]).stdout == "there\n"
         lifecycle.destroy(environment)
         assert engines.everything(engine) == []

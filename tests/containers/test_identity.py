@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.abilities import SupportsClock
 from pytest_ephemeral.providers.docker import containers, endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
-from support import engine_images, engines
+from support import engine_images, engines, web
 from support.processes import PROGRAM, run
 
 
@@ -103,7 +102,7 @@ def test_what_is_started_from_a_copy_of_an_environment(theirs: Engine, opened: O
         theirs.call("DELETE", f"/images/{name}:copy")
 
 
-class _Nothing(BaseHTTPRequestHandler):
+class _Nothing(web.Handler):
     """An engine that has nothing, and says so of whatever it is asked."""
 
     asked: list[str]
@@ -111,24 +110,15 @@ class _Nothing(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append(self.path)
         said: Any = {"ID": "x", "Volumes": []} if "json" not in self.path else []
-        data = json.dumps(said).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.answer(200, json.dumps(said).encode())
 
 
 @pytest.fixture
 def liar() -> Iterator[ThreadingHTTPServer]:
     """An engine that someone else wants to be believed."""
     _Nothing.asked = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Nothing) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with web.serving(web.server_of(_Nothing)) as server:
         yield server
-        server.shutdown()
 
 
 def test_an_engine_that_only_the_record_names(

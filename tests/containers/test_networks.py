@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -16,6 +15,7 @@ from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import containers, endpoint, ports
 from pytest_ephemeral.providers.docker.engine import Engine
+from support import web
 
 SHARED = """
 [templates.shared]
@@ -37,11 +37,6 @@ isolated = true
 MANY = 40
 
 
-def fetched(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return str(answer.read().decode().strip())
-
-
 def networks(engine: Engine) -> set[str]:
     return {one["Name"] for one in engine.call("GET", "/networks")}
 
@@ -53,7 +48,7 @@ def test_many_at_once(opened: Opened) -> None:
 
     def bring_up(_: int) -> str:
         environment = up(lifecycle, "shared")
-        assert fetched(environment.url) == "ok"
+        assert web.get(environment.url).strip() == "ok"
         assert not [name for name in networks(engine) if environment.id in name]
         return str(environment.url)
 
@@ -88,7 +83,7 @@ def test_two_of_one_image_do_not_wait_for_each_other(opened: Opened) -> None:
         patch.setattr(provider, "launch", launch_together)
         both = list(pool.map(lambda _: up(lifecycle, "shared"), range(2)))
     assert sorted(launched) == sorted(one.id for one in both)
-    assert [fetched(one.url) for one in both] == ["ok", "ok"]
+    assert [web.get(one.url).strip() for one in both] == ["ok", "ok"]
     for one in both:
         lifecycle.destroy(one)
 
@@ -123,7 +118,7 @@ def test_a_port_that_someone_is_faster_to_take(
             lambda held, count, *, udp: next(chosen, None) or free(held, count, udp=udp),
         )
         environment = up(lifecycle, "shared")
-    assert fetched(environment.url) == "ok"
+    assert web.get(environment.url).strip() == "ok"
     lifecycle.destroy(environment)
     assert left(environment.id) == []
 
@@ -136,7 +131,7 @@ def test_the_same_address_after_a_restart(opened: Opened) -> None:
     engine.call("POST", f"/containers/{id}/restart", query={"t": 0})
     for _ in range(200):
         with suppress(OSError):
-            assert fetched(environment.url) == "ok"
+            assert web.get(environment.url).strip() == "ok"
             break
     bindings = containers.inspect(engine, id)["NetworkSettings"]["Ports"]["8080/tcp"]
     assert int(bindings[0]["HostPort"]) == environment.endpoints["http"].port
@@ -187,5 +182,5 @@ def test_a_port_that_its_proxy_accepts_is_not_ready(opened: Opened) -> None:
     )
     lifecycle = opened(template)
     environment = up(lifecycle, "slow")
-    assert fetched(environment.url) == "ok"
+    assert web.get(environment.url).strip() == "ok"
     lifecycle.destroy(environment)

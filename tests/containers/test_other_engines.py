@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import tarfile
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from pytest_ephemeral.errors import UnavailableError
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import bases, endpoint, image_store
 from pytest_ephemeral.providers.docker.engine import Engine
-from support import compose_versions, engine_images, engines, registry
+from support import compose_versions, engine_images, engines, registry, web
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def test_an_image_from_the_store(
         assert configuration_of(stage, found) == baked.digest
         assert found["Config"]["Labels"]["pytest-ephemeral.key"] == baked.key
         assert environment.handle["engine"] == stage.address.url
-        assert fetched(environment.url) == "ok"
+        assert web.get(environment.url).strip() == "ok"
         lifecycle.destroy(environment)
         assert engines.everything(stage) == []
         load("docker").remove(baked)  # type: ignore[attr-defined]
@@ -98,7 +97,7 @@ def test_an_image_of_the_newest_engine(
         lifecycle = reopened(tmp_path)
         environment = up(lifecycle)
         assert stage.call("GET", f"/images/{baked.digest}/json")["Os"] == "linux"
-        assert fetched(environment.url) == "ok"
+        assert web.get(environment.url).strip() == "ok"
         lifecycle.destroy(environment)
         load("docker").remove(baked)  # type: ignore[attr-defined]
 
@@ -181,11 +180,6 @@ def test_podman_bakes_as_docker_does(opened: Opened, podman: Engine) -> None:
         assert bases.find_local(podman, image.reference) is None
 
 
-def fetched(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return str(answer.read().decode().strip())
-
-
 # -- tcp with TLS ----------------------------------------------------------------------------------
 
 
@@ -263,7 +257,7 @@ def test_an_environment_over_tls(chosen: Secured, opened: Opened) -> None:
     lifecycle = opened()
     environment = up(lifecycle)
     assert environment.handle["engine"] == chosen.url
-    assert fetched(environment.url) == "ok"
+    assert web.get(environment.url).strip() == "ok"
     assert environment.run(["echo", "hi"]).stdout == "hi\n"
     assert len(engines.everything(chosen.engine)) == 3
     lifecycle.destroy(environment)
@@ -286,7 +280,7 @@ def test_compose_over_tls(
         (tmp_path / "compose.yaml").write_text(text)
         lifecycle = opened(compose("web") + 'ready = { http = "/" }\n')
         environment = up(lifecycle, "odd")
-        assert fetched(environment.url) == "ok"
+        assert web.get(environment.url).strip() == "ok"
         lifecycle.destroy(environment)
         assert engines.everything(secured.engine) == []
 

@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pytest_ephemeral.errors import PromotionError, StoreError, SupersededError
 from pytest_ephemeral.promotion import journal
 from pytest_ephemeral.promotion.dns_polling import Times
 from pytest_ephemeral.promotion.journal import Journal
+from support import web
 from support.promotion import V1, V2, Site, Stage, install, make_stage, served, stage
 from support.victims import end_of
 from support.waiting import until
@@ -201,11 +203,8 @@ def test_many_at_the_same_moment(stage: Stage) -> None:
         except PromotionError as error:
             outcomes.append(error)
 
-    threads = [threading.Thread(target=promote) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: promote(), range(6)))
 
     done = [one for one in outcomes if isinstance(one, journal.HistoryEntry)]
     assert len(done) == 1
@@ -375,16 +374,13 @@ def test_taking_back_that_fails_is_said_and_gone_on_with(
 
 def test_clients_never_meet_nothing(stage: Stage, served: dict[str, Site]) -> None:
     """One that resolves and asks in a loop sees v1, then v2, and not one failure."""
-    import urllib.request
-
     seen: list[str] = []
     stop = threading.Event()
 
     def client() -> None:
         while not stop.is_set():
             [address] = stage.addresses()
-            with urllib.request.urlopen(f"http://{address}:{stage.port}/", timeout=5) as answer:
-                seen.append(answer.read().decode())
+            seen.append(web.get(f"http://{address}:{stage.port}/"))
 
     thread = threading.Thread(target=client)
     thread.start()

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 
 import pytest_ephemeral
 from pytest_ephemeral.providers.local import mounts
+from support import web
 from support.lacks import skip_without
 
 pytestmark = [
@@ -110,12 +110,6 @@ def bundle(run: Run) -> Path:
     return next(Path("/var/tmp").glob(f"two-users-{os.getpid()}/{ANNA}/site.image"))
 
 
-def fetch(url: str) -> str:
-    """What a server answers."""
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return str(answer.read().decode())
-
-
 def test_an_image_of_another_user_is_used_by_its_digest(run: Run, bundle: Path) -> None:
     """It is not baked again; its paths are right; and its baker can't change what is seen."""
     remove(roots(BERT)[0])
@@ -137,9 +131,9 @@ def test_an_image_of_another_user_is_used_by_its_digest(run: Run, bundle: Path) 
         assert "baking" not in up.stderr
         aside = tree.parent.with_name(f"aside-{ANNA}")
         subprocess.run(["mv", tree.parent, aside], user=ANNA, group=ANNA, check=True)
-        assert fetch(f"{environment['url']}index.html") == "Welcome"
+        assert web.get(f"{environment['url']}index.html") == "Welcome"
         shutil.copytree(aside / tree.name, tree)
-        assert fetch(f"{environment['url']}index.html") == "Welcome"
+        assert web.get(f"{environment['url']}index.html") == "Welcome"
         assert run(BERT, "run", environment["id"], "--", tree / "show").stdout == "Welcome"
         (copy,) = (one for one in roots(BERT)[0].iterdir() if one.is_dir())
         assert {one.stat().st_uid for one in (copy, *copy.iterdir())} == {BERT}

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from support import web
 
 
 @dataclass
@@ -61,18 +62,12 @@ def serving() -> Iterator[Files]:
     class Handler(_Handler):
         held = files
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with web.serving(web.server_of(Handler)) as server:
         files.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield files
-        finally:
-            server.shutdown()
-            thread.join()
+        yield files
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(web.Handler):
     held: Files
     timeout = 10
 
@@ -130,6 +125,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content[: len(content) // 2] if cut else content)
-
-    def log_message(self, *args: object) -> None:
-        """Say nothing."""

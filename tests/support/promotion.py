@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -35,6 +35,7 @@ from pytest_ephemeral.promotion.promoter import Promoter
 from pytest_ephemeral.providers.protocol import Owned, Status
 from pytest_ephemeral.store import open_store
 from pytest_ephemeral.tables import Promotion, Ready, Template
+from support import web
 from support.environments import make_environment
 
 #: Loopback addresses of this process alone, so that parallel workers do not meet.
@@ -112,18 +113,11 @@ class Site:
         self.refuses: Callable[[str], bool] = lambda _: False
         site = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(web.Handler):
             def do_GET(self) -> None:
                 asked = (self.headers.get("Host") or "").partition(":")[0]
                 well = site.healthy and not site.refuses(asked)
-                body = site.text.encode()
-                self.send_response(200 if well else 503)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                """Not on stderr."""
+                self.answer(200 if well else 503, site.text.encode())
 
         self._server = ThreadingHTTPServer((host, port), Handler)
         self._server.daemon_threads = False

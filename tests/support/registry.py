@@ -7,11 +7,11 @@ asking who anybody is.
 from __future__ import annotations
 
 import hashlib
-import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
+from http.server import ThreadingHTTPServer
+
+from support import web
 
 
 class Registry(ThreadingHTTPServer):
@@ -26,7 +26,7 @@ class Registry(ThreadingHTTPServer):
         self.uploads: dict[str, bytes] = {}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(web.Handler):
     server: Registry
     protocol_version = "HTTP/1.1"
     #: An engine that begins with TLS must see that this is HTTP.
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(200, data, digest=_digest(data), media=media)
         return self._answer(404, b'{"errors": [{"code": "NAME_UNKNOWN"}]}')
 
-    do_HEAD = do_GET  # noqa: N815 - http.server's
+    do_HEAD = do_GET
 
     def do_POST(self) -> None:
         self._body()
@@ -104,22 +104,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
-
 
 def _digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-@contextmanager
-def running() -> Iterator[Registry]:
+def running() -> AbstractContextManager[Registry]:
     """A registry, and its address in ``server_port``."""
-    with Registry() as registry:
-        thread = threading.Thread(target=registry.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield registry
-        finally:
-            registry.shutdown()
-            thread.join()
+    return web.serving(Registry())

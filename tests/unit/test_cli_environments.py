@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import DestroyError
 from pytest_ephemeral.providers.local import LocalProvider
 from pytest_ephemeral.store import open_store
+from support import web
 from support.waiting import until
 
 PROGRAM = [
@@ -74,12 +74,6 @@ def hello(here: Path, run: Callable[..., Any]) -> Path:
     return file
 
 
-def page(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        text: str = answer.read().decode()
-    return text
-
-
 def test_what_init_writes_is_baked_and_answers(
     hello: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,7 +83,7 @@ def test_what_init_writes_is_baked_and_answers(
     assert cli.main(["up"]) == 0
     printed = capsys.readouterr()
     url = printed.out.strip()
-    assert page(url) == "Hello from an environment of its own.\n"
+    assert web.get(url) == "Hello from an environment of its own.\n"
     assert "launching" in printed.err
     assert cli.main(["list"]) == 0
     heading, row = capsys.readouterr().out.splitlines()
@@ -117,7 +111,7 @@ def test_what_init_writes_for_a_console_script_runs(here: Path, run: Callable[..
     (here / "ephemeral.toml").write_text("\n".join(kept))  # the wheel is here already
     environment = run("up", "staging")["environment"]
     assert environment["image"]["name"] == "shop"
-    assert page(environment["url"]) == "open"
+    assert web.get(environment["url"]) == "open"
 
 
 SHOP = """\
@@ -175,7 +169,7 @@ def test_logs_are_printed_and_followed_to_the_end(
 ) -> None:
     """What was there and what comes, each line once; it ends when the environment does."""
     environment = run("up")["environment"]
-    page(environment["url"] + "?before")
+    web.get(environment["url"] + "?before")
     assert cli.main(["logs", environment["id"], "--tail", "1"]) == 0
     assert "?before" in capsys.readouterr().out
     follower = subprocess.Popen(
@@ -186,7 +180,7 @@ def test_logs_are_printed_and_followed_to_the_end(
         while "?before" not in follower.stdout.readline():
             pass
         for number in range(5):
-            page(f"{environment['url']}?now-{number}")
+            web.get(f"{environment['url']}?now-{number}")
         seen = [follower.stdout.readline() for _ in range(5)]
         run("down", environment["id"])
         assert follower.wait(timeout=20) == 0

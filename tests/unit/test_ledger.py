@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -93,11 +94,8 @@ def test_changes_of_different_things_do_not_undo_each_other(ledger: Ledger) -> N
         barrier.wait()
         ledger.change("staging-7f3k2q", **what)
 
-    threads = [threading.Thread(target=change, args=(what,)) for what in changes]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(changes)) as pool:
+        list(pool.map(change, changes))
 
     now = ledger.get("staging-7f3k2q")
     assert (now.state, now.expires_at, now.kept, now.url) == ("ready", later, True, "http://x/")

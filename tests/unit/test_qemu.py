@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ from pytest_ephemeral.providers.qemu.hardware import Hardware
 from pytest_ephemeral.providers.qemu.memory import Memory
 from pytest_ephemeral.providers.qemu.tables import Download, QemuRecipe, QemuTemplate
 from pytest_ephemeral.testing.bench import make_order
+from support import web
 
 FITS = {"image": "app sha256:1", "qemu": "QEMU 7.2", "machine": "q35", "template": "{}"}
 
@@ -153,10 +154,8 @@ def server(tmp_path: Path) -> Iterator[str]:
     folder.mkdir()
     (folder / "disk.qcow2").write_bytes(b"a disk")
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
+    with web.serving(web.server_of(handler)) as serving:
         yield f"http://127.0.0.1:{serving.server_port}/disk.qcow2"
-        serving.shutdown()
 
 
 def test_a_download_of_another_digest_is_not_used(server: str, tmp_path: Path) -> None:

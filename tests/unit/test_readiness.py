@@ -22,6 +22,7 @@ from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.endpoints import make_endpoints
 from pytest_ephemeral.providers.protocol import Status
 from pytest_ephemeral.tables import Ready, Template
+from support import web
 from support.environments import make_environment
 
 
@@ -58,14 +59,10 @@ class Scripted:
 def answering(status: int, *, after: float = 0.0) -> Iterator[Environment]:
     """An HTTP server that answers everything with one status, and the environment it is."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(web.Handler):
         def do_GET(self) -> None:
             good = self.headers.get("X-Key") == "k" if self.path == "/keyed" else True
-            self.send_response(status if good else 403)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
+            self.answer(status if good else 403)
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
     server.server_bind()

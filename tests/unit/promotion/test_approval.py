@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -177,14 +178,8 @@ def test_of_many_deciding_at_once_one_does(stage: Stage) -> None:
         except DecidedError as error:
             outcomes.append(str(error).partition(" by ")[2].partition(" ")[0])
 
-    threads = [
-        threading.Thread(target=decide, args=(("approved", "rejected")[n % 2], f"p{n}"))
-        for n in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decide, ("approved", "rejected") * 4, [f"p{n}" for n in range(8)]))
 
     assert len(outcomes) == 8
     assert set(outcomes) == {Approvals(stage.project.store).get("v1").decided_by}

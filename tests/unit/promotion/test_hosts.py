@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +154,8 @@ def test_of_many_at_once_one_wins(hosts: Any) -> None:
         except NameChangedError:
             pass
 
-    threads = [threading.Thread(target=swap, args=(f"127.0.1.{n}",)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(swap, [f"127.0.1.{n}" for n in range(8)]))
 
     assert len(won) == 1
     assert hosts.addresses() == won

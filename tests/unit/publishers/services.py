@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from support import web
 
 #: Status, headers, body.
 Answer = tuple[int, dict[str, str], Any]
@@ -35,20 +35,17 @@ class Service:
         self._answer = answer
         service = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(web.Handler):
             def do_GET(self) -> None:
                 service._handle(self)
 
             def do_POST(self) -> None:
                 service._handle(self)
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = web.server_of(Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def _handle(self, handler: BaseHTTPRequestHandler) -> None:
+    def _handle(self, handler: web.Handler) -> None:
         length = int(handler.headers.get("Content-Length") or 0)
         body = json.loads(handler.rfile.read(length) or b"null")
         parts = urlsplit(handler.path)
@@ -64,24 +61,13 @@ class Service:
             handler.close_connection = True
             return
         status, headers, answer = fault or right or (500, {}, None)
-        data = json.dumps(answer).encode()
-        handler.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(data)
+        handler.answer(status, json.dumps(answer).encode(), **headers)
 
     @contextmanager
     def running(self) -> Iterator[Service]:
         """Serve meanwhile."""
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
+        with web.serving(self._server):
             yield self
-        finally:
-            self._server.shutdown()
-            self._server.server_close()
-            thread.join()
 
 
 class GitHub(Service):
