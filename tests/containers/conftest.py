@@ -13,7 +13,7 @@ from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.docker.engine import Engine
-from support import engine_images, engines
+from support import compose_versions, engine_images, engines
 from support.hooks import SilentHooks
 
 
@@ -30,6 +30,23 @@ def podman(one_podman: Engine) -> Iterator[Engine]:
     """A Podman, which has no images."""
     yield one_podman
     engines.forget_images(one_podman)
+
+
+@pytest.fixture(scope="module")
+def second_docker() -> Iterator[Engine]:
+    """A Docker besides the machine's own."""
+    engines.require("dockerd")
+    with engines.dockerd() as engine:
+        yield engine
+
+
+@pytest.fixture(params=["v1", "v2"])
+def compose_command(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Either version of the compose command."""
+    engine_images.require()
+    v2 = request.param == "v2"
+    with compose_versions.with_plugin() if v2 else compose_versions.without_plugin():
+        yield
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.errors import EphemeralError, LaunchError
 from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
-from support import compose_versions, engine_images
+from support import engine_images
 
 #: Worth a mask, and full of what shells and Compose files take for something else.
 SECRET = "pa$$w0rd${HOME}'\""
@@ -187,20 +187,12 @@ volumes: {{own: , theirs: {{external: true, name: {theirs}}}}}
 """
 
 
-@pytest.fixture(params=["v1", "v2"])
-def command(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Either version of the compose command."""
-    v2 = request.param == "v2"
-    with compose_versions.with_plugin() if v2 else compose_versions.without_plugin():
-        yield
-
-
 def file(folder: Path, text: str) -> None:
     (folder / "compose.yaml").write_text(text.format(base=engine_images.busybox(), theirs=THEIRS))
 
 
 def test_a_compose_file_of_all_kinds(
-    command: None, theirs: Engine, opened: Opened, known: None, tmp_path: Path
+    compose_command: None, theirs: Engine, opened: Opened, known: None, tmp_path: Path
 ) -> None:
     """It means what it always means; of what it brings up, nothing stays but what was there."""
     file(tmp_path, FILE)
@@ -232,7 +224,7 @@ def services(engine: Engine, id: str) -> list[str]:
 
 
 def test_a_service_on_the_network_of_the_machine(
-    command: None, opened: Opened, tmp_path: Path
+    compose_command: None, opened: Opened, tmp_path: Path
 ) -> None:
     """Its URL is where it listens. A port that somebody has there already is refused.
 

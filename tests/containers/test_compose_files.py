@@ -13,17 +13,10 @@ import pytest
 from containers.project import Opened, a_run, compose, left, refusal, up
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.providers.docker import containers, endpoint, resources
-from support import compose_versions, engine_images, web
+from support import engine_images, web
 from support.waiting import idle_clock, until
 
-
-@pytest.fixture(params=["v1", "v2"], autouse=True)
-def command(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Either version of the compose command."""
-    engine_images.require()
-    v2 = request.param == "v2"
-    with compose_versions.with_plugin() if v2 else compose_versions.without_plugin():
-        yield
+pytestmark = pytest.mark.usefixtures("compose_command")
 
 
 def write(folder: Path, text: str, name: str = "compose.yaml") -> None:

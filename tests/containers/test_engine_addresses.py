@@ -16,14 +16,6 @@ from pytest_ephemeral.providers.docker.engine import Engine
 from support import engines, sshd, web
 
 
-@pytest.fixture(scope="module")
-def second_docker() -> Iterator[Engine]:
-    """A Docker besides the machine's own."""
-    engines.require("dockerd")
-    with engines.dockerd() as engine:
-        yield engine
-
-
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The docker command's settings, of which there are none yet."""

@@ -24,14 +24,6 @@ from pytest_ephemeral.providers.docker.engine import Engine
 from support import compose_versions, engine_images, engines, registry, web
 
 
-@pytest.fixture(scope="module")
-def second_docker() -> Iterator[Engine]:
-    """A Docker besides the machine's own."""
-    engines.require("dockerd")
-    with engines.dockerd() as engine:
-        yield engine
-
-
 @pytest.fixture
 def other(second_docker: Engine) -> Iterator[Engine]:
     """A second Docker, which has no images."""

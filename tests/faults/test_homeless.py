@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import pytest_ephemeral
+from support import processes
 from support.lacks import skip_without
 
 pytestmark = [
@@ -85,20 +86,9 @@ def run(request: pytest.FixtureRequest, folder: Path) -> Run:
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
             **home,
         }
-        done = subprocess.run(
-            [python, "-B", *arguments],
-            cwd=folder,
-            env=variables,
-            user=UID,
-            group=UID,
-            extra_groups=[],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        argv = [python, "-B", *arguments]
+        done = processes.run(*argv, folder=folder, environ=variables, user=UID, status=status)
         said = done.stdout + done.stderr
-        assert done.returncode == status, said
         for wrong in ("Traceback", "This is a bug", "internal error"):
             assert wrong not in said, said
         return said

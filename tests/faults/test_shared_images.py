@@ -18,7 +18,7 @@ import pytest
 
 import pytest_ephemeral
 from pytest_ephemeral.providers.local import mounts
-from support import web
+from support import processes, web
 from support.lacks import skip_without
 
 pytestmark = [
@@ -76,20 +76,12 @@ def run() -> Iterator[Run]:
     paths = [Path(pytest_ephemeral.__file__).parents[1], Path(pytest.__file__).parents[1]]
 
     def run(user: int, *arguments: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            ["/usr/bin/python3", "-B", "-c", code, ":".join(map(str, paths)), *arguments],
-            cwd=top / str(user),
-            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(map(str, paths))},
-            user=user,
-            group=user,
-            extra_groups=[],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
+        python = ["/usr/bin/python3", "-B", "-c", code, ":".join(map(str, paths))]
+        environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(map(str, paths))}
+        folder = top / str(user)
+        return processes.run(
+            *python, *arguments, folder=folder, environ=environ, user=user, status=status
         )
-        assert done.returncode == status, done.stdout + done.stderr
-        return done
 
     version = f"import sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
     if subprocess.run(["/usr/bin/python3", "-c", version], check=False).returncode:

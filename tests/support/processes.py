@@ -16,6 +16,7 @@ def run(
     *argv: str | Path,
     folder: Path | None = None,
     environ: Mapping[str, str] | None = None,
+    user: int | None = None,
     status: int | None = 0,
     timeout: float = 170,
 ) -> subprocess.CompletedProcess[str]:
@@ -25,6 +26,7 @@ def run(
         argv: The program and its arguments.
         folder: Where it runs; by default here.
         environ: All its environment variables; by default those of this process.
+        user: The uid and gid that it has; by default those of this process.
         status: The exit status that it must have; None for any.
         timeout: Seconds after which it is killed, and the test fails.
 
@@ -35,6 +37,9 @@ def run(
         argv,
         cwd=folder,
         env=environ,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
         capture_output=True,
         text=True,
         timeout=timeout,

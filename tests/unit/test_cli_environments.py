@@ -21,11 +21,8 @@ from pytest_ephemeral.errors import DestroyError
 from pytest_ephemeral.providers.local import LocalProvider
 from pytest_ephemeral.store import open_store
 from support import web
+from support.processes import PROGRAM
 from support.waiting import until
-
-PROGRAM = [
-    sys.executable, "-c", "import sys; from pytest_ephemeral.cli import main; sys.exit(main())"
-]  # fmt: skip
 
 SLOW = """
 [templates.slow]
@@ -173,7 +170,7 @@ def test_logs_are_printed_and_followed_to_the_end(
     assert cli.main(["logs", environment["id"], "--tail", "1"]) == 0
     assert "?before" in capsys.readouterr().out
     follower = subprocess.Popen(
-        [*PROGRAM, "logs", environment["id"], "-f"], stdout=subprocess.PIPE, text=True
+        [PROGRAM, "logs", environment["id"], "-f"], stdout=subprocess.PIPE, text=True
     )
     with follower:
         assert follower.stdout is not None
@@ -248,7 +245,7 @@ def test_interrupted_while_it_comes_up_nothing_is_left(
 ) -> None:
     """Ctrl-C and SIGTERM alike: 130, no record, no process."""
     ledger = Ledger(open_store(load(hello).store, hello.parent))
-    with subprocess.Popen([*PROGRAM, "up", "slow"], stderr=subprocess.PIPE, text=True) as starting:
+    with subprocess.Popen([PROGRAM, "up", "slow"], stderr=subprocess.PIPE, text=True) as starting:
         found = until(lambda: [one for one in ledger.entries() if one.handle])
         starting.send_signal(which)
         _, talk = starting.communicate(timeout=20)
@@ -262,7 +259,7 @@ def test_interrupted_while_it_comes_up_nothing_is_left(
 def test_killed_while_it_comes_up_nothing_is_left(hello: Path) -> None:
     """Nobody is there to clean up but the guard, and it does."""
     ledger = Ledger(open_store(load(hello).store, hello.parent))
-    with subprocess.Popen([*PROGRAM, "up", "slow"], stderr=subprocess.DEVNULL) as starting:
+    with subprocess.Popen([PROGRAM, "up", "slow"], stderr=subprocess.DEVNULL) as starting:
         until(lambda: [one for one in ledger.entries() if one.handle])
         os.kill(starting.pid, signal.SIGKILL)
     until(lambda: not ledger.entries())
