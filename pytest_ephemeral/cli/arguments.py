@@ -130,6 +130,22 @@ def add_command(
     return parser
 
 
+def add_template_arguments(parser: Parser) -> None:
+    """Have a command take the template that it brings up, and how long that may live."""
+    parser.add_argument(
+        "template",
+        metavar="TEMPLATE",
+        nargs="?",
+        help="by default the configuration's default-template, or the only template",
+    )
+    parser.add_argument(
+        "--ttl",
+        metavar="TIME",
+        type=duration,
+        help="when it expires, instead of its template's ttl: 2h",
+    )
+
+
 def add_group(
     commands: Subcommands,
     name: str,

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pytest_ephemeral.cli import progress
-from pytest_ephemeral.cli.arguments import add_command, duration
+from pytest_ephemeral.cli.arguments import add_command, add_template_arguments
 from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.owner import lease
 from pytest_ephemeral.cli.session import open_project
@@ -24,18 +24,7 @@ def add_to(commands: Subcommands) -> None:
         "bring up an environment and print its URL",
         epilog="It stays up until `pytest-ephemeral down`, or until it expires.",
     )
-    parser.add_argument(
-        "template",
-        metavar="TEMPLATE",
-        nargs="?",
-        help="by default the configuration's default-template, or the only template",
-    )
-    parser.add_argument(
-        "--ttl",
-        metavar="TIME",
-        type=duration,
-        help="when it expires, instead of its template's ttl: 2h",
-    )
+    add_template_arguments(parser)
 
 
 def up(arguments: argparse.Namespace, output: Printer) -> int:

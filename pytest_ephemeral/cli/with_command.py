@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_ephemeral import proxies
 from pytest_ephemeral.cli import progress
-from pytest_ephemeral.cli.arguments import add_command, duration
+from pytest_ephemeral.cli.arguments import add_command, add_template_arguments
 from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.owner import lease
 from pytest_ephemeral.environments.progress import Progress
@@ -48,18 +48,7 @@ def add_to(commands: Subcommands) -> None:
         usage="pytest-ephemeral with [-h] [--ttl TIME] [TEMPLATE] [-- COMMAND…]",
         epilog=_EPILOG,
     )
-    parser.add_argument(
-        "template",
-        metavar="TEMPLATE",
-        nargs="?",
-        help="by default the configuration's default-template, or the only template",
-    )
-    parser.add_argument(
-        "--ttl",
-        metavar="TIME",
-        type=duration,
-        help="when it expires, instead of its template's ttl: 2h",
-    )
+    add_template_arguments(parser)
     parser.set_defaults(takes_command=True)
 
 
