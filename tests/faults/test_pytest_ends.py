@@ -209,9 +209,7 @@ def test_interrupted_before_the_first_test(project):
 def pytest_sessionstart(): raise KeyboardInterrupt
 """
     )
-    process = project.spawn("--ephemeral-env")
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+    project.run_tests(status=pytest.ExitCode.INTERRUPTED)
     assert project.clean_within(0.2), project.traces()
 
 
@@ -227,7 +225,5 @@ def test_forks(ephemeral_env):
     assert get(ephemeral_env.url) == "plain"
 """
     )
-    process = project.spawn("--ephemeral-env", "-W", "ignore", "-p", "no:terminalreporter")
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, output
+    project.run_tests("-W", "ignore", "-p", "no:terminalreporter")
     assert project.clean_within(0.2), project.traces()

@@ -81,9 +81,7 @@ def test_without_it_that_is_said_before_the_tests(project: PluginProject) -> Non
     """A run alone works, and is told what will not."""
     port = configure(project, "python")
     project.write(test_it="def test_it(ephemeral_env):\n    print('the test')\n")
-    run = project.spawn("--ephemeral-env", "-s")
-    output = run.communicate(timeout=60)[0]
-    assert run.returncode == 0, output
+    output = project.run_tests("-s")
     warning = output.index("set `free-port = true` in its template")
     assert warning < output.index("the test")
     assert f":{port}, not on its own address alone" in output

@@ -39,9 +39,8 @@ def test_a(ephemeral_env, ephemeral_env_function):
 def test_b(ephemeral_env_function): assert False
 """,
     )
-    process = project.spawn("--ephemeral-env")
-    output, _ = process.communicate(timeout=60)
-    assert "1 failed, 1 passed" in output, output
+    output = project.run_tests(status=1)
+    assert "1 failed, 1 passed" in output
     assert "its log during this test" in output or "printed nothing" in output
     assert "INTERNALERROR" not in output
 
@@ -112,10 +111,7 @@ def test_d(ephemeral_env_module, nothing_works): assert ephemeral_env_module.url
 def test_e(ephemeral_env_module): assert get(ephemeral_env_module.url) == "plain"
 """,
     )
-    process = project.spawn("--ephemeral-env", *arguments)
-    output, _ = process.communicate(timeout=60)
-    assert "7 passed" in output, output
-    assert process.returncode == 0
+    assert "7 passed" in project.run_tests(*arguments)
 
 
 def test_signal_handlers_and_variables_replaced(project):
@@ -138,9 +134,7 @@ def test_still_there(ephemeral_env, ephemeral_env_function):
     assert get(ephemeral_env.url) == get(ephemeral_env_function.url) == "plain"
 """
     )
-    process = project.spawn("--ephemeral-env")
-    output, _ = process.communicate(timeout=60)
-    assert "3 passed" in output, output
+    assert "3 passed" in project.run_tests()
 
 
 FORKS = """
@@ -171,9 +165,7 @@ def test_fork_asks_for_itself(ephemeral_env, request):
 def test_forks_and_processes(project):
     """A child speaks for itself, and its end is not its parent's."""
     project.write(test_it=FORKS)
-    process = project.spawn("--ephemeral-env", "-W", "ignore")
-    output, _ = process.communicate(timeout=60)
-    assert "2 passed" in output, output
+    assert "2 passed" in project.run_tests("-W", "ignore")
 
 
 NESTED = """
@@ -199,7 +191,4 @@ def test_pytest_inside_a_test(project, body):
         test_it=f"{NESTED}\ndef test_outer(ephemeral_env):\n    {body}\n"
         "    assert get(ephemeral_env.url) == 'plain' and set(statuses) == {0}\n",
     )
-    process = project.spawn("--ephemeral-env", "-W", "ignore")
-    output, _ = process.communicate(timeout=90)
-    assert "1 passed" in output, output
-    assert process.returncode == 0
+    assert "1 passed" in project.run_tests("-W", "ignore")

@@ -67,9 +67,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 def test_clients_reach_an_environment_without_the_proxy(project, proxy, arguments):
     """In pytest's own process, in workers, and in what tests start; all else goes on using it."""
     project.write(test_it=TESTS)
-    process = project.spawn("--ephemeral-env", *arguments)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    output = project.run_tests(*arguments)
     assert "7 passed" in output
     assert proxy.read_text().splitlines() == ["GET http://elsewhere.invalid/ HTTP/1.1"]
 
@@ -98,9 +96,7 @@ def pytest_sessionstart(session):
 """,
         test_it="def test_it(): pass",
     )
-    process = project.spawn("--ephemeral-env")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    project.run_tests()
     assert proxy.read_text() == ""
 
 

@@ -87,22 +87,14 @@ def set_in_template(project: PluginProject, line: str) -> None:
     project.reconfigure("seed = 'printf", f"{line}\nseed = 'printf")
 
 
-def run(project: PluginProject, *arguments: str, status: int = 0) -> str:
-    """The output of the project's tests."""
-    process = project.spawn("--ephemeral-env", *arguments)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == status, output
-    return output
-
-
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_before_each_test(project: PluginProject, workers: list[str]) -> None:
     """The same id and URL; what it costs is told; no worker disturbs another."""
     set_in_template(project, 'rollback = "each"')
     project.write(test_it=EACH)
 
-    output = run(
-        project, *workers, "--ephemeral-report=report.json", "--ephemeral-timeline=run.svg"
+    output = project.run_tests(
+        *workers, "--ephemeral-report=report.json", "--ephemeral-timeline=run.svg"
     )
 
     assert "4 passed" in output
@@ -131,7 +123,7 @@ def test_as_expected(ephemeral_env): assert get(ephemeral_env.url, "/salt") == "
 def test_last(ephemeral_env): assert get(ephemeral_env.url) == "seed"
 """
     )
-    assert "1 failed, 3 passed, 1 xfailed" in run(project, status=1)
+    assert "1 failed, 3 passed, 1 xfailed" in project.run_tests(status=1)
 
 
 def test_before_one_that_asks_while_it_runs(project: PluginProject) -> None:
@@ -145,7 +137,7 @@ def test_add(request, name):
     assert get(environment.url, f"/{name}") == f"seed {name}"
 """
     )
-    assert "2 passed" in run(project)
+    assert "2 passed" in project.run_tests()
 
 
 def test_behind_those_that_ask_for_it(project: PluginProject) -> None:
@@ -164,7 +156,7 @@ def test_behind(ephemeral_env): assert get(ephemeral_env.url) == "seed"
 def test_last(ephemeral_env): assert get(ephemeral_env.url, "/y") == "seed y"
 """
     )
-    run(project, "--ephemeral-report=report.json")
+    project.run_tests("--ephemeral-report=report.json")
     report = json.loads((project.folder / "report.json").read_text())["environments"]
     assert sorted(one["rollbacks"] for one in report) == [0, 2]
     assert [("baseline" in one["seconds"]) for one in report].count(True) == 1
@@ -179,7 +171,7 @@ def test_crashes(ephemeral_env): get(ephemeral_env.url, "/crash")
 def test_next(ephemeral_env): assert get(ephemeral_env.url) == "seed"
 """
     )
-    output = run(project, status=1)
+    output = project.run_tests(status=1)
     assert "2 passed" in output
     assert "exited with status 7" in output
 
@@ -188,7 +180,7 @@ def test_a_command_of_the_users_in_its_place(project: PluginProject) -> None:
     """``reset`` is run instead; the processes run on."""
     set_in_template(project, "rollback = 'each'\nreset = 'echo reset; printf \"seed \" > kept'")
     project.write(test_it=EACH)
-    run(project, "--ephemeral-logs=logs")
+    project.run_tests("--ephemeral-logs=logs")
     (log,) = (project.folder / "logs").glob("*/*.log")
     assert log.read_text().count("serving") == 1
 
@@ -197,7 +189,7 @@ def test_a_reset_that_fails_is_told(project: PluginProject) -> None:
     """In full where it happened, in one line for the tests that follow."""
     set_in_template(project, "rollback = 'each'\nreset = 'echo no such table >&2; exit 3'")
     project.write(test_it=EACH)
-    output = run(project, status=1)
+    output = project.run_tests(status=1)
     assert "1 passed, 3 errors" in output
     assert re.search(r"the reset of .* exited with status 3", output)
     assert "no such table" in output
@@ -212,7 +204,7 @@ def test_a_wrong_marker_is_refused_before_any_test(project: PluginProject) -> No
         for number, one in enumerate(markers)
     ]
     project.write(test_it="\n".join(tests))
-    output = run(project, status=4)
+    output = project.run_tests(status=4)
     assert 'rollback is "each" (before every test) or "failed"' in output
     assert "not 'always'" in output
     assert "not []" in output
@@ -225,9 +217,7 @@ def test_a_database_elsewhere_is_refused_before_any_test(project: PluginProject)
     """It is named, without its password; also where only this machine's variables name it."""
     set_in_template(project, "rollback = 'each'\nenv = { DB = 'postgresql://u:secret@{env:AT}/x' }")
     project.write(test_it=EACH)
-    process = project.spawn("--ephemeral-env", env={**os.environ, "AT": "db.corp"})
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 4, output
+    output = project.run_tests(env={**os.environ, "AT": "db.corp"}, status=4)
     assert f"templates.{project.one}.env.DB: the database at db.corp is not part of" in output
     assert "secret" not in output
     assert not (project.folder / "machine" / "environments").exists()
@@ -251,7 +241,7 @@ def test_a_provider_that_can_not(
         f"command = 'exec {sys.executable} {project.folder}/image/app.py $HOST $PORT'\n"
     )
     project.write(test_it="def test_one(ephemeral_env): pass\ndef test_two(ephemeral_env): pass\n")
-    output = run(project, status=status)
+    output = project.run_tests(status=status)
     refused = f"templates.{project.one}: the provider 'plain' can't put an environment back"
     assert (refused in output) == bool(status)
 
@@ -263,7 +253,7 @@ def test_what_was_attached_to_has_no_baseline(project: PluginProject) -> None:
     project.command("up", project.one)
     (id,) = project.list_ids()
     try:
-        assert "no baseline" in run(project, f"--ephemeral-attach={id}", status=4)
+        assert "no baseline" in project.run_tests(f"--ephemeral-attach={id}", status=4)
     finally:
         project.command("down", id)
 
@@ -279,7 +269,7 @@ def test_next(ephemeral_env): open("next", "w")
 def test_last(ephemeral_env): open("next", "w")
 """
     )
-    output = run(project, status=1)
+    output = project.run_tests(status=1)
     assert "1 passed, 2 errors" in output
     told = re.findall(r"expired at [\d:]{8} UTC, while it was put back", output.split("= ep")[0])
     assert len(told) == 2  # once for each test

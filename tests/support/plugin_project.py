@@ -146,6 +146,13 @@ class PluginProject:
             [*command, *arguments], cwd=self.folder, text=True, start_new_session=True, **options
         )
 
+    def run_tests(self, *arguments: str, status: int = 0, **options: Any) -> str:
+        """Run pytest as users do, to its end: what it printed."""
+        process = self.spawn("--ephemeral-env", *arguments, **options)
+        output: str = process.communicate(timeout=120)[0]
+        assert process.returncode == status, output
+        return output
+
     # -- traces --------------------------------------------------------------------------------
 
     def processes(self) -> list[int]:
