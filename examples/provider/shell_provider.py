@@ -23,7 +23,7 @@ import msgspec
 
 from pytest_ephemeral import labels
 from pytest_ephemeral.errors import DestroyError, LaunchError
-from pytest_ephemeral.interpolation import mask
+from pytest_ephemeral.masking import mask
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Template

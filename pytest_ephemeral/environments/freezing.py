@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pytest_ephemeral.environments.progress import PhaseTimer, Progress
-from pytest_ephemeral.interpolation import mask
+from pytest_ephemeral.masking import mask
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.abilities import SupportsFreeze
 from pytest_ephemeral.providers.protocol import COLD_BOOT, TO_FREEZE, Order, Provider

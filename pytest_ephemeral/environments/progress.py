@@ -10,9 +10,9 @@ from typing import Literal
 
 import msgspec
 
-from pytest_ephemeral import interpolation
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.masking import mask
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.protocol import Order, Provider
 
@@ -116,7 +116,7 @@ def wait_until_ready(
     timeout = template.ready.timeout if template.ready else readiness.DEFAULT_TIMEOUT
 
     def tell(seen: str) -> None:
-        text = interpolation.mask(seen, order.secrets)
+        text = mask(seen, order.secrets)
         say(Progress(environment.id, "seen", text, time.monotonic() - started))
 
     try:
@@ -124,6 +124,6 @@ def wait_until_ready(
             environment, provider, probes, timeout=timeout, cancelled=cancelled, tell=tell
         )
     except LaunchError as error:
-        raise type(error)(interpolation.mask(str(error), order.secrets)) from None
+        raise type(error)(mask(str(error), order.secrets)) from None
     if shared := readiness.shared_listener(environment, provider):
         say(Progress(environment.id, "warning", shared))

@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Sequence
 from typing import Final
 
-from pytest_ephemeral import interpolation
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.masking import mask
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.protocol import Provider
 
@@ -38,7 +38,7 @@ def run_step(
             f"the {what} of {environment.id} had not ended after {STEP_TIMEOUT:g} s: {command}"
         ) from None
     if done.returncode != 0:
-        output = interpolation.mask(f"{done.stdout}{done.stderr}", secrets)
+        output = mask(f"{done.stdout}{done.stderr}", secrets)
         what = f"the {what} of {environment.id} exited with status {done.returncode}: {command}"
         said = output.rstrip().splitlines()[-readiness.LOG_LINES :]
         raise LaunchError(

@@ -16,7 +16,7 @@ from typing import IO, Final, Self
 
 from pytest_ephemeral import files
 from pytest_ephemeral.errors import BakeError, ConfigurationError
-from pytest_ephemeral.interpolation import bake_secrets, mask
+from pytest_ephemeral.masking import bake_secrets, mask
 from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
 

@@ -16,6 +16,7 @@ import pluggy
 
 from pytest_ephemeral import ci, interpolation
 from pytest_ephemeral.config import Config
+from pytest_ephemeral.masking import mask
 from pytest_ephemeral.models import Announcement, Environment, Outcome
 from pytest_ephemeral.publishers.channels import Channel, Host, LimitedChannel
 from pytest_ephemeral.publishers.events import EnvironmentEvent, clean
@@ -98,7 +99,7 @@ class Publisher(msgspec.Struct, eq=False):  # eq=False: pytest puts plugins into
         except Exception as error:  # noqa: BLE001 - other channels must get the event
             if not self._warned:
                 self._warned = True
-                reason = interpolation.mask(f"{type(error).__name__}: {error}", self.secrets)
+                reason = mask(f"{type(error).__name__}: {error}", self.secrets)
                 self.warn(f"publishing to {self.name} failed: {reason}")
 
 
@@ -129,7 +130,7 @@ def register(
     secrets = _secrets(config, environ)
 
     def outbox(name: str) -> Outbox:
-        made = Outbox(name, lambda text: warn(interpolation.mask(f"publishing to {text}", secrets)))
+        made = Outbox(name, lambda text: warn(mask(f"publishing to {text}", secrets)))
         publishing.outboxes.append(made)
         return made
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from pytest_ephemeral import interpolation
+from pytest_ephemeral.masking import mask
 from pytest_ephemeral.models import Announcement, Environment
 
 #: The names of variables, outputs, parameters and meta-data, which are the same in every CI. Each
@@ -107,7 +107,7 @@ def clean(url: str, secrets: Collection[str]) -> str:
     authority = urlsplit(url).netloc
     if "@" in authority:
         url = url.replace(authority, authority.rpartition("@")[2], 1)
-    return interpolation.mask(url, secrets)
+    return mask(url, secrets)
 
 
 def _first(events: list[EnvironmentEvent]) -> EnvironmentEvent:

@@ -20,7 +20,7 @@ PACKAGE = "pytest_ephemeral"
 #: stands for all in it that is not named itself.
 LAYERS = [
     ["errors"],
-    ["durations", "text", "urls"],
+    ["durations", "masking", "text", "urls"],
     ["models", "tables"],
     [
         "aws",

@@ -10,7 +10,8 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from pytest_ephemeral.errors import ConfigurationError
-from pytest_ephemeral.interpolation import bake_secrets, fill, mask, references
+from pytest_ephemeral.interpolation import fill, references
+from pytest_ephemeral.masking import bake_secrets, mask
 from pytest_ephemeral.models import Image
 
 IMAGE = Image(

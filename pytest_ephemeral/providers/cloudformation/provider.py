@@ -22,6 +22,7 @@ from pytest_ephemeral.errors import (
     closest,
 )
 from pytest_ephemeral.labels import EXPIRES, NEVER
+from pytest_ephemeral.masking import mask
 from pytest_ephemeral.models import Endpoint, Environment, Image
 from pytest_ephemeral.providers.cloudformation import (
     events,
@@ -241,7 +242,7 @@ def _launch(order: Order) -> Environment:
     try:
         found = stacks.wait_until_complete(client, stack)
     except LaunchError as error:
-        reason = interpolation.mask(str(error), order.secrets)
+        reason = mask(str(error), order.secrets)
         raise LaunchError(f"{environment.id} could not be launched: {reason}") from None
     instances.look(environment)
     outputs = {one["OutputKey"]: one["OutputValue"] for one in found.get("Outputs", ())}

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from pytest_ephemeral.errors import ConfigurationError, EphemeralError, LaunchError
-from pytest_ephemeral.interpolation import mask
+from pytest_ephemeral.masking import mask
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.compose import errors as compose_errors

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from pytest_ephemeral.interpolation import mask, worth_masking
+from pytest_ephemeral.masking import mask, worth_masking
 
 #: The positions of secrets: a variable, and the numbers of characters before and after, such as
 #: ``KEY=0-0 URL=16-3``. Labels must not tell a secret's length, as many people can read them.

@@ -21,8 +21,8 @@ import msgspec
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError, UnavailableError
-from pytest_ephemeral.interpolation import spellings
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
+from pytest_ephemeral.masking import spellings
 from pytest_ephemeral.providers.local import client, host, logs
 from pytest_ephemeral.providers.local.client import END_TIME
 from pytest_ephemeral.providers.local.host import GuardAddress

@@ -18,7 +18,7 @@ from pytest_ephemeral.errors import (
     EphemeralError,
     ImageChangedError,
 )
-from pytest_ephemeral.interpolation import worth_masking
+from pytest_ephemeral.masking import worth_masking
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers import install_files
 from pytest_ephemeral.providers.bake_log import BakeLog, passed_variables

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from pytest_ephemeral.interpolation import worth_masking
+from pytest_ephemeral.masking import worth_masking
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import install_script
 
