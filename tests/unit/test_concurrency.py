@@ -22,8 +22,8 @@ from pytest_ephemeral.errors import ArtifactError, LaunchError
 from pytest_ephemeral.images.pipeline import Images
 from pytest_ephemeral.images.scratch import scratch_file
 from pytest_ephemeral.providers.local import LocalProvider, provider
+from pytest_ephemeral.providers.local.control_socket import GuardAddress
 from pytest_ephemeral.providers.local.guard import Guard
-from pytest_ephemeral.providers.local.host import GuardAddress
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 from pytest_ephemeral.publishers.outbox import Outbox
 from support.machines import INSTALL, RANDOM, Machine

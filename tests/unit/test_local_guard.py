@@ -364,7 +364,7 @@ def test_settling_is_for_those_that_ended_without_their_owner(start: Start, tmp_
 
 def test_a_client_that_says_nonsense_harms_nobody(start: Start) -> None:
     """It is answered with an error, or not at all; the guard goes on."""
-    from pytest_ephemeral.providers.local import host
+    from pytest_ephemeral.providers.local import control_socket
 
     one = start({"a": "exec sleep 1000"})
     for data in (
@@ -374,7 +374,7 @@ def test_a_client_that_says_nonsense_harms_nobody(start: Start) -> None:
         b'{"do": "run"}\n',
         b'{"do": "run", "argv": ["x"]}\n',
     ):
-        with host.connect(one.address) as connection:
+        with control_socket.connect(one.address) as connection:
             connection.sendall(data)
             connection.shutdown(1)
             answer = connection.recv(1000)

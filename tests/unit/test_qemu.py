@@ -26,8 +26,8 @@ from pytest_ephemeral.errors import (
 )
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.ec2 import user_data
-from pytest_ephemeral.providers.local import client, host
-from pytest_ephemeral.providers.local.host import GuardAddress
+from pytest_ephemeral.providers.local import client, control_socket
+from pytest_ephemeral.providers.local.control_socket import GuardAddress
 from pytest_ephemeral.providers.qemu import (
     accelerators,
     bases,
@@ -403,7 +403,7 @@ def test_the_last_lines_of_a_console() -> None:
 def test_a_guest_without_an_agent_is_told(tmp_path: Path) -> None:
     """The port is there, and nobody behind it; the package is named."""
     with socket.socket(socket.AF_UNIX) as port:
-        with host._path(GuardAddress("vm-1", tmp_path, "agent")) as path:
+        with control_socket._path(GuardAddress("vm-1", tmp_path, "agent")) as path:
             port.bind(path)
         port.listen()
         with pytest.raises(EphemeralError, match="install the package qemu-guest-agent"):
@@ -422,7 +422,7 @@ def test_a_machine_that_has_ended_is_not_waited_for(tmp_path: Path, open_port: A
     for name in ("monitor", "agent", "restore"):
         with (
             socket.socket(socket.AF_UNIX) as port,
-            host._path(GuardAddress("vm-1", tmp_path, name)) as path,
+            control_socket._path(GuardAddress("vm-1", tmp_path, name)) as path,
         ):
             port.bind(path)
     (tmp_path / qmp.ENDED).write_text("-9")
@@ -439,7 +439,7 @@ def test_a_monitor_that_ends_at_once_leaves_no_socket(tmp_path: Path, said: byte
             end.sendall(said)
 
     with socket.socket(socket.AF_UNIX) as port:
-        with host._path(GuardAddress("vm-1", tmp_path, "monitor")) as path:
+        with control_socket._path(GuardAddress("vm-1", tmp_path, "monitor")) as path:
             port.bind(path)
         port.listen()
         machine = threading.Thread(target=answer)

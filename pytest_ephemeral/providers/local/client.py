@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_ephemeral.errors import DestroyError, EnvironmentGoneError, EphemeralError
-from pytest_ephemeral.providers.local import host
-from pytest_ephemeral.providers.local.host import GuardAddress
+from pytest_ephemeral.providers.local import control_socket
+from pytest_ephemeral.providers.local.control_socket import GuardAddress
 from pytest_ephemeral.providers.local.supervisor.control import exchange
 
 #: Seconds that a guard may take to answer, and to end all processes (it gives up after 5).
@@ -162,7 +162,7 @@ def _ask(
     timeout: float | None,
 ) -> dict[str, Any]:
     try:
-        with host.connect(guard) as connection:
+        with control_socket.connect(guard) as connection:
             connection.settimeout(timeout)
             answer = exchange(connection, request, descriptors)
     except (ConnectionError, EOFError) as error:

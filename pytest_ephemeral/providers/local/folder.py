@@ -22,7 +22,7 @@ from pytest_ephemeral import files, machine
 from pytest_ephemeral.errors import EphemeralError, TamperedRecordError
 from pytest_ephemeral.labels import ID
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.local.host import GuardAddress
+from pytest_ephemeral.providers.local.control_socket import GuardAddress
 from pytest_ephemeral.providers.local.supervisor.files import (
     ASIDE,
     LABELS,

@@ -23,9 +23,9 @@ from pytest_ephemeral import machine
 from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError, UnavailableError
 from pytest_ephemeral.labels import ENVIRONMENT_VARIABLE
 from pytest_ephemeral.masking import spellings
-from pytest_ephemeral.providers.local import client, host, logs
+from pytest_ephemeral.providers.local import client, control_socket, logs
 from pytest_ephemeral.providers.local.client import END_TIME
-from pytest_ephemeral.providers.local.host import GuardAddress
+from pytest_ephemeral.providers.local.control_socket import GuardAddress
 
 _PROGRAM = Path(__file__).with_name("supervisor") / "__main__.py"
 #: Seconds between reads of a running script's output.
@@ -231,7 +231,7 @@ def start(spec: Spec) -> Guard:
             raise ValueError(f"a process can't be called {name!r}: its log is a file of that name")
     spec.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     folders = [*spec.remove, *spec.remove_orphaned]
-    with host.listen(spec.address) as listener:
+    with control_socket.listen(spec.address) as listener:
         process = subprocess.Popen(
             # The folders are arguments, too, for the case that the orders never arrive.
             [sys.executable, "-I", "-S", str(_PROGRAM), spec.id, *map(str, folders)],

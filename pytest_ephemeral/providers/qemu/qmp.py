@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.providers.local import host
-from pytest_ephemeral.providers.local.host import GuardAddress
+from pytest_ephemeral.providers.local import control_socket
+from pytest_ephemeral.providers.local.control_socket import GuardAddress
 
 #: Beside the sockets of a machine whose QEMU has ended: its status.
 ENDED: Final = "ended"
@@ -40,7 +40,7 @@ class MachineConnection:
 
     def __init__(self, id: str, folder: Path, name: str, timeout: float) -> None:
         self.id, self.timeout, self.name = id, timeout, name
-        self._socket = host.connect(GuardAddress(id, folder, name))
+        self._socket = control_socket.connect(GuardAddress(id, folder, name))
         self._received = b""
         self._events: list[dict[str, Any]] = []
 
