@@ -9,9 +9,9 @@ import msgspec
 from pytest_ephemeral import config, discovery
 from pytest_ephemeral.artifacts import Repository, open_repository
 from pytest_ephemeral.config import Config
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.images.pipeline import Images
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.store import Store, open_store
 
 

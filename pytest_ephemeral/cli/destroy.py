@@ -12,7 +12,6 @@ from pytest_ephemeral.cli.arguments import add_command
 from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments import reaper
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import (
     DestroyError,
     EphemeralError,
@@ -20,6 +19,7 @@ from pytest_ephemeral.errors import (
     StoreError,
     TamperedRecordError,
 )
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Environment
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.environments.ledger import Ledger
+    from pytest_ephemeral.ledger import Ledger
     from pytest_ephemeral.models import Environment
 
 # Not __name__, which is __main__ when this module runs as a program.
@@ -91,7 +91,7 @@ def _remove(ledger: Ledger, environment: Environment) -> bool:
 
 def open_ledger(store_url: str) -> Ledger:
     """Open the ledger of a store without a configuration."""
-    from pytest_ephemeral.environments.ledger import Ledger
+    from pytest_ephemeral.ledger import Ledger
     from pytest_ephemeral.store import open_store
 
     return Ledger(open_store(store_url, Path("/")))

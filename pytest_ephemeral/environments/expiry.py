@@ -9,8 +9,8 @@ import msgspec
 
 from pytest_ephemeral import labels, providers
 from pytest_ephemeral.environments import overdue
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import EphemeralError, PromotionError
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Environment
 
 #: The shortest time that an environment stays up for inspection after it is no longer held.

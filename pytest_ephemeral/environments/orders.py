@@ -10,8 +10,8 @@ from typing import Any
 from pytest_ephemeral import interpolation, labels, machine
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import cleanup
-from pytest_ephemeral.environments.ledger import register
 from pytest_ephemeral.errors import EphemeralError, LaunchError, describe_error
+from pytest_ephemeral.ledger import register
 from pytest_ephemeral.models import Environment, Image, ImageReference
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.protocol import Order

@@ -17,10 +17,10 @@ from typing import Final
 import msgspec
 
 from pytest_ephemeral import providers
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.overdue import Overdue, Unseen, overdue, why, why_abandoned
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.errors import DestroyError, EphemeralError, RecordMissingError
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.abilities import SupportsBulkSweep
 from pytest_ephemeral.providers.protocol import Owned, Provider

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from pytest_ephemeral import providers
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import EphemeralError, StoreError
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.abilities import SupportsStagedDestroy
 

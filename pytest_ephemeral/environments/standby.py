@@ -12,10 +12,10 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from pytest_ephemeral import providers
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.errors import EphemeralError
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.abilities import SupportsStandby
 from pytest_ephemeral.providers.protocol import (

@@ -14,7 +14,6 @@ from typing import Final
 from pytest_ephemeral import providers
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import expiry
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import (
     ConfigurationError,
     DecidedError,
@@ -23,6 +22,7 @@ from pytest_ephemeral.errors import (
     StoreError,
     UnansweredError,
 )
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.promotion.approval_records import Approval, Approvals, Decision
 from pytest_ephemeral.text import one_line

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 import msgspec
 
 from pytest_ephemeral.environments import expiry, readiness
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import NameChangedError, NothingMatchedError, PromotionError
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.promotion import probing
 from pytest_ephemeral.promotion.dns import DnsBackend, DnsRecord, format_records, sort_records

@@ -14,9 +14,9 @@ from aws.harness import Account, account
 from aws.permissions import PAGE, documented, needed
 from pytest_ephemeral import providers
 from pytest_ephemeral.artifacts import open_repository
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.images.pipeline import Images
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Image
 from pytest_ephemeral.providers.cloudformation import stacks
 from pytest_ephemeral.providers.ec2 import (

@@ -16,10 +16,10 @@ from aws.conftest import Bench
 from aws.harness import COPIES, REGION
 from pytest_ephemeral import labels, machine, providers
 from pytest_ephemeral.environments import expiry, overdue, reaper
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.reaper import Reaped
 from pytest_ephemeral.errors import DestroyError, LaunchError, PromotionError
 from pytest_ephemeral.images.catalog import Catalog
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.ec2 import resources, security_groups, tags
 from pytest_ephemeral.providers.ec2.baking import Ec2Baker

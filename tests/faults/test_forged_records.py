@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from pytest_ephemeral import cli, labels, machine
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import TamperedRecordError
 from pytest_ephemeral.images import claim, stages
 from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.key import key
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Artifact, Environment, Image, ImageReference, encode
 from pytest_ephemeral.promotion.approval_records import Approvals
 from pytest_ephemeral.promotion.dns import DnsRecord

@@ -25,8 +25,8 @@ import pytest
 from pytest_ephemeral import labels, providers
 from pytest_ephemeral.artifacts import open_repository
 from pytest_ephemeral.durations import Duration
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.images.pipeline import Images
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Artifact, Endpoint, Environment, ImageReference
 from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.dns_polling import Times

@@ -16,8 +16,8 @@ import pytest
 
 from pytest_ephemeral import cli
 from pytest_ephemeral.config import load
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import DestroyError
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.providers.local import LocalProvider
 from pytest_ephemeral.store import open_store
 from support import web

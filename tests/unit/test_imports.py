@@ -39,7 +39,7 @@ LAYERS = [
     ],
     ["store"],
     ["providers"],
-    ["config", "schema", "artifacts", "images", "environments.ledger"],
+    ["config", "schema", "artifacts", "images", "ledger"],
     ["project"],
     ["environments"],
     ["publishers", "promotion"],

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral.environments.ledger import Ledger, register
 from pytest_ephemeral.errors import NothingMatchedError, RecordExistsError, TamperedRecordError
+from pytest_ephemeral.ledger import Ledger, register
 from pytest_ephemeral.store.directory import DirectoryStore
 from pytest_ephemeral.tables import Template
 from support.environments import make_environment

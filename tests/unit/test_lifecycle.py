@@ -15,11 +15,11 @@ import msgspec
 import pytest
 
 from pytest_ephemeral import providers
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.environments.seeding import run_step
 from pytest_ephemeral.errors import DestroyError, LaunchError
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.protocol import Order, Owned, Status
 from pytest_ephemeral.store.directory import DirectoryStore

@@ -15,8 +15,8 @@ import pytest
 from pytest_ephemeral import labels, machine, providers
 from pytest_ephemeral.broker import records
 from pytest_ephemeral.environments import reaper
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import DestroyError, UnavailableError
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Environment, Owner
 from pytest_ephemeral.providers.protocol import Owned
 from pytest_ephemeral.store.directory import DirectoryStore

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral.environments.ledger import Ledger
 from pytest_ephemeral.errors import PromotionError
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage
+from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Environment, ImageReference
 from pytest_ephemeral.promotion import requirements
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
