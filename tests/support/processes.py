@@ -33,17 +33,21 @@ def run(
     Returns:
         Its exit status and what it printed.
     """
-    done = subprocess.run(
-        argv,
-        cwd=folder,
-        env=environ,
-        user=user,
-        group=user,
-        extra_groups=None if user is None else [],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=folder,
+            env=environ,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        printed = b"".join(filter(None, (late.stdout, late.stderr)))
+        raise AssertionError(f"{late}\n{printed.decode(errors='replace')}") from None
     assert status in (None, done.returncode), f"{argv}\n{done.stdout}\n{done.stderr}"
     return done
