@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from support.processes import with_variable
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the example needs Linux")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "provider"
@@ -54,13 +56,7 @@ def provider(tmp_path: Path) -> Iterator[Path]:
 
 def processes(folder: Path) -> list[int]:
     """Those that have the folder's HOME, whoever has started them."""
-    home = f"HOME={folder / 'home'}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if home in (process / "environ").read_bytes().split(b"\0"):
-                found.append(int(process.name))
-    return found
+    return with_variable(f"HOME={folder / 'home'}")
 
 
 def test_the_example_passes(provider: Path) -> None:

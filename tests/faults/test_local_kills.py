@@ -27,6 +27,7 @@ from pytest_ephemeral.providers.local.supervisor.processes import find_marked
 from pytest_ephemeral.providers.local.tables import LocalTemplate
 from pytest_ephemeral.providers.protocol import Order, Owned
 from support.environments import make_environment
+from support.processes import command_of
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -106,14 +107,8 @@ def _marked(environment: Environment) -> list[int]:
 
 def _all_run(environment: Environment) -> bool:
     """Whether its guard, its command and the daemon run, and no shell between them any more."""
-    commands = [_command(pid) for pid in _marked(environment)]
+    commands = [command_of(pid) for pid in _marked(environment)]
     return len(commands) == 3 and commands.count(b"sleep\0001000\0") == 2
-
-
-def _command(pid: int) -> bytes:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
 
 
 def _left(environment: Environment) -> list[object]:

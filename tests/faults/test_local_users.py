@@ -19,6 +19,7 @@ from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.project import Project
 from support.lacks import skip_without
+from support.processes import command_of, with_variable
 from support.waiting import until
 
 pytestmark = [
@@ -89,12 +90,9 @@ def begin(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
 
 def processes(environment_id: str) -> Iterator[Path]:
     """The processes of an environment, as the system has them; its guard aside."""
-    marked = f"PYTEST_EPHEMERAL_ENVIRONMENT={environment_id}".encode()
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            marked_so = entry.name.isdigit() and marked in (entry / "environ").read_bytes()
-            if marked_so and b"supervisor" not in (entry / "cmdline").read_bytes():
-                yield entry
+    for pid in with_variable(f"PYTEST_EPHEMERAL_ENVIRONMENT={environment_id}"):
+        if b"supervisor" not in command_of(pid):
+            yield Path("/proc", str(pid))
 
 
 def owners(environment_id: str) -> set[int]:

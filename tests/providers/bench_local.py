@@ -16,6 +16,7 @@ from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
 from pytest_ephemeral.tables import Recipe, Template
 from pytest_ephemeral.testing import APPLICATION, Kind
+from support import processes
 
 SERVE = f'exec "{sys.executable}" "$PREFIX/application.py" "$HOST"'
 
@@ -71,15 +72,8 @@ def keys_for(kind: Kind, serve: str) -> dict[str, Any]:
 
 def marked_processes(id: str) -> list[str]:
     """The processes whose environment has the id: the process table, seen by other means."""
-    marker = f"{ENVIRONMENT_VARIABLE}={id}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if marker in (process / "environ").read_bytes().split(b"\0"):
-                found.append(f"process {process.name}: {(process / 'cmdline').read_bytes()!r}")
-        except OSError:
-            continue  # it has just ended, or is another user's
-    return found
+    found = processes.with_variable(f"{ENVIRONMENT_VARIABLE}={id}")
+    return [f"process {pid}: {processes.command_of(pid)!r}" for pid in found]
 
 
 def _folder(id: str) -> list[str]:

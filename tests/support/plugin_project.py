@@ -157,20 +157,8 @@ class PluginProject:
 
     def processes(self) -> list[int]:
         """The processes that belong to an environment of this project."""
-        marks = [
-            f"PYTEST_EPHEMERAL_ENVIRONMENT={name}-".encode()
-            for name in (self.one, self.two, self.broken)
-        ]
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and entry.name != str(os.getpid()):
-                try:
-                    environ = (entry / "environ").read_bytes()
-                except OSError:
-                    continue
-                if any(variable.startswith(tuple(marks)) for variable in environ.split(b"\0")):
-                    found.append(int(entry.name))
-        return found
+        names = (self.one, self.two, self.broken)
+        return processes.with_variable(*(f"PYTEST_EPHEMERAL_ENVIRONMENT={name}-" for name in names))
 
     def remains(self) -> list[str]:
         """All that is left of this project's environments, as the system sees it."""

@@ -1,7 +1,8 @@
-"""Processes that are run to their end."""
+"""Processes: run to their end, and found by their variables."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -51,3 +52,27 @@ def run(
         raise AssertionError(f"{late}\n{printed.decode(errors='replace')}") from None
     assert status in (None, done.returncode), f"{argv}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def with_variable(*starts: str) -> list[int]:
+    """The processes, this one aside, that have a variable that begins so: ``NAME=value``.
+
+    They are found by Linux's process table alone, whoever has started them.
+    """
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has just ended, or is another user's
+        if any(one.startswith(tuple(map(str.encode, starts))) for one in variables):
+            found.append(int(entry.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def command_of(pid: int) -> bytes:
+    """The command line of a process, each word ended by a null byte; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
