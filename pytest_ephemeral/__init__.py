@@ -1,6 +1,6 @@
 """An environment of its own for every test stage.
 
-Importing this package loads nothing but this file: every pytest run pays for it, with or without
+Importing this package loads only this file, because pytest imports it in every run, even without
 ``--ephemeral-env``.
 """
 
@@ -36,7 +36,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for (PEP 562)."""
+    """Import a public name when it is first used (PEP 562)."""
     if name == "__version__":
         from importlib.metadata import version
 

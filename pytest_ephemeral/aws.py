@@ -1,6 +1,6 @@
-"""AWS, as boto3 users expect it: profiles, regions, endpoints and roles are boto3's own business.
+"""Clients of AWS. boto3 alone selects the profile, region, endpoint and role.
 
-Nothing here is read at import time, and boto3 is imported by whoever asks for a client.
+Nothing is read at import time, and boto3 is imported when the first client is made.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ _REFUSED: Final = frozenset(
 )
 _UNAUTHORIZED: Final = frozenset({"UnauthorizedOperation", "AccessDenied", "AccessDeniedException"})
 
-#: Advice by words in the names of botocore's exceptions, when no request can be made.
+#: Messages for requests that can't be made, by words in the names of botocore's exceptions.
 _ADVICE: Final = {
     "Credentials CredentialRetrieval": (
-        "AWS: no credentials ({said}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+        "AWS: no credentials ({reason}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or give the CI job a role"
     ),
     "NoRegion": "AWS: no region: set AWS_DEFAULT_REGION, or region in the profile",
-    "InvalidRegion": "AWS: {said} See AWS_DEFAULT_REGION, and region in the profile",
-    "ProfileNotFound": "AWS: {said}: see `aws configure list-profiles`, and AWS_PROFILE",
-    "Config": "AWS: the configuration is invalid: {said}: see ~/.aws/config, and AWS_PROFILE",
-    "SSO Token": "AWS: the sign-in has expired ({said}): aws sso login",
+    "InvalidRegion": "AWS: {reason} See AWS_DEFAULT_REGION, and region in the profile",
+    "ProfileNotFound": "AWS: {reason}: see `aws configure list-profiles`, and AWS_PROFILE",
+    "Config": "AWS: the configuration is invalid: {reason}: see ~/.aws/config, and AWS_PROFILE",
+    "SSO Token": "AWS: the sign-in has expired ({reason}): aws sso login",
 }
 
-#: The user agent, by which CloudTrail's records show this tool's requests.
+#: Part of the user agent, by which CloudTrail shows the requests of this program.
 USER_AGENT: Final = "pytest-ephemeral"
 
-#: How often a request is made that fails for reasons that may pass; and a poll, which is repeated
-#: soon in any case, or one of STS, which is asked first of all: whoever waits should hear soon.
+#: The attempts at a request after temporary errors; and at a poll, which is repeated soon anyway,
+#: or a request to STS, which comes first: without a connection, it should fail soon.
 _PATIENT: Final = 10
 _IMPATIENT: Final = 2
-#: Seconds in which a connection is made, and in which STS, which is asked first of all, answers.
+#: Seconds until a connection is made, and until STS responds: see above.
 _ANSWER: Final = 5
-#: The same for every other service; S3 has boto3's own limits, for large files.
+#: Seconds until every other service responds; S3 has boto3's own limits, for large files.
 _LATEST_ANSWER: Final = 30
 
 T = TypeVar("T")
 
 
 class _Session(NamedTuple):
-    """One of boto3, and the one of botocore that it is made of."""
+    """A boto3 session (``whole``) and the botocore session that it is made from (``core``)."""
 
     core: Any
     whole: Any
@@ -67,53 +67,54 @@ _lock = threading.Lock()
 
 
 def client(service: str, region: str | None = None, *, polls: bool = False) -> Any:
-    """A client of one service; the same one for all threads of a process.
+    """The client of a service. All threads of a process share it.
 
     Args:
-        service: As boto3 names it, such as ``ec2``.
-        region: Another than the configured one.
-        polls: Whether it is the one of ``poll``.
+        service: boto3's name of the service, such as ``ec2``.
+        region: The region; by default the configured one.
+        polls: Whether to return the client for ``poll``.
 
     Raises:
-        UnavailableError: boto3 is not installed, or no region, profile or role can be found.
+        UnavailableError: boto3 is not installed, or no region, profile or role is found.
     """
-    # A process (a test's, for one) may change who asks, and where, while it runs.
-    said = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
-    asking = (os.getpid(), *said)
+    # Tests and others change the AWS_… variables while the process runs.
+    variables = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    caller = (os.getpid(), *variables)
     with (
         _lock,
         translate_errors(),
-    ):  # a session is not safe to share between threads, its clients are
+    ):  # clients are thread-safe, sessions are not
         import boto3
         import botocore.session
 
-        if asking not in _sessions:  # it reads what a service is once, which takes a while
+        if caller not in _sessions:  # kept, because loading a service's description takes long
             core = botocore.session.get_session()
-            _sessions[asking] = _Session(core, boto3.session.Session(botocore_session=core))
-        session = _sessions[asking]
-        # AWS's own tools read AWS_REGION, all but boto3.
+            _sessions[caller] = _Session(core, boto3.session.Session(botocore_session=core))
+        session = _sessions[caller]
+        # All tools of AWS except boto3 read AWS_REGION.
         region = (
             region or session.core.get_config_variable("region") or os.environ.get("AWS_REGION")
         )
-        key = (service, region, polls, *asking)
+        key = (service, region, polls, *caller)
         if key not in _clients:
             _clients[key] = _create(session, service, region, polls=polls)
         return _clients[key]
 
 
 def poll(client_: Any, ask: Callable[[Any], T]) -> T | None:
-    """Ask, once, what is asked again and again until something has happened.
+    """Make a request that is repeated until something has happened, such as a launch.
 
-    Once AWS throttles one call of a client, boto3 slows all of them down, to one in two seconds at
-    worst, and repeats that one for up to a minute. So polls have a client of their own, that asks
-    again at once or not at all: changes need not wait for them, and the next poll is soon.
+    If AWS throttles one request of a client, boto3 delays all its requests, by up to two seconds
+    each, and repeats that one for up to a minute. Polls therefore use a client of their own, so
+    that they don't delay other requests. It retries at once or not at all, as the next poll
+    follows soon.
 
     Args:
-        client_: Whose service and region are meant.
-        ask: Makes the call, with the client that it is given.
+        client_: A client of the service and region.
+        ask: Makes the request, with the client that it gets as its argument.
 
     Returns:
-        What ``ask`` does; None while AWS throttles it.
+        The result of ``ask``; None if AWS throttled the request.
     """
     from botocore.exceptions import ClientError
 
@@ -127,13 +128,13 @@ def poll(client_: Any, ask: Callable[[Any], T]) -> T | None:
 
 
 def identity(region: str | None = None) -> dict[str, str]:
-    """Who asks: ``Account`` and ``Arn``, as STS has it. Asked for once in a process.
+    """The caller's identity from STS: ``Account`` and ``Arn``. Requested once in a process.
 
     Args:
-        region: Another than the configured one.
+        region: The region; by default the configured one.
 
     Raises:
-        UnavailableError: Nobody that AWS knows; says why.
+        UnavailableError: STS can't be reached, or refuses the credentials.
     """
     asked = client("sts", region)
     if id(asked) not in _identities:
@@ -143,25 +144,25 @@ def identity(region: str | None = None) -> dict[str, str]:
             with translate_errors():
                 _identities[id(asked)] = asked.get_caller_identity()
         except ClientError as error:
-            said = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise UnavailableError(
-                f"AWS does not report whose credentials these are: {said}"
+                f"AWS does not report whose credentials these are: {reason}"
             ) from error
     return _identities[id(asked)]
 
 
 def code(error: Exception) -> str:
-    """What a service answered, in one word, such as ``InsufficientInstanceCapacity``."""
+    """The error code of a service, such as ``InsufficientInstanceCapacity``; or empty."""
     response: dict[str, Any] = getattr(error, "response", {})
     return str(response.get("Error", {}).get("Code", ""))
 
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Say in one line what is missing when AWS can't be asked at all.
+    """Within the block, raise ``UnavailableError`` with a hint if AWS can't be used at all.
 
     Raises:
-        UnavailableError: No credentials, expired ones, no region, no permission, no answer.
+        UnavailableError: No or expired credentials, no region, no permission, or no response.
     """
     try:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -174,21 +175,21 @@ def translate_errors() -> Iterator[None]:
     except BotoCoreError as error:
         raise UnavailableError(_unreachable(error)) from error
     except ClientError as error:
-        if (said := _describe_refusal(error)) is None:
+        if (refusal := _describe_refusal(error)) is None:
             raise
-        raise UnavailableError(said) from error
+        raise UnavailableError(refusal) from error
     except OSError as error:
         if not _is_raised_by_botocore(error):
             raise
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise UnavailableError(
-            f"AWS: the credentials can't be read: {said}: see ~/.aws/config and the variables "
+            f"AWS: the credentials can't be read: {reason}: see ~/.aws/config and the variables "
             "AWS_PROFILE and AWS_WEB_IDENTITY_TOKEN_FILE"
         ) from error
 
 
 def may_pass(error: UnavailableError) -> bool:
-    """Whether AWS may be asked again soon: not where credentials or a region are missing."""
+    """Whether an error may be temporary; missing credentials or a missing region are not."""
     from botocore import exceptions
 
     cause = error.__cause__
@@ -203,13 +204,13 @@ def may_pass(error: UnavailableError) -> bool:
 
 
 def is_unauthorized(error: UnavailableError) -> bool:
-    """Whether AWS was reached, and these credentials may not do this one thing."""
+    """Whether AWS responded that the credentials lack the permission for this request."""
     cause = error.__cause__
     return isinstance(cause, Exception) and code(cause) in _UNAUTHORIZED
 
 
 def _is_raised_by_botocore(error: BaseException) -> bool:
-    """Whether an error comes from botocore's own work, such as reading a token's file."""
+    """Whether botocore raised an error, for example while it read a token's file."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals.get("__name__", "").startswith("botocore.") for frame, _ in frames)
 
@@ -217,7 +218,7 @@ def _is_raised_by_botocore(error: BaseException) -> bool:
 def _create(session: _Session, service: str, region: str | None, *, polls: bool) -> Any:
     from botocore.config import Config
 
-    # A user's own choice of retries (in the environment or a profile) is not overridden.
+    # A user's own settings of retries, in variables or the profile, are not overridden.
     chosen = session.core.get_scoped_config()
     retries: dict[str, Any] = {}
     if "AWS_RETRY_MODE" not in os.environ and "retry_mode" not in chosen:
@@ -235,8 +236,8 @@ def _create(session: _Session, service: str, region: str | None, *, polls: bool)
             **reading.get(service, {"read_timeout": _LATEST_ANSWER}),
             max_pool_connections=32,
             user_agent_extra=USER_AGENT,
-            # Else presigned URLs of some regions are of version 2, which no bucket made since
-            # 2020 accepts.
+            # Otherwise, presigned URLs of some regions have signatures of version 2, which
+            # buckets created since 2020 refuse.
             signature_version="s3v4" if service == "s3" else None,
         ),
     )
@@ -245,7 +246,7 @@ def _create(session: _Session, service: str, region: str | None, *, polls: bool)
 
 
 def _client(session: Any, service: str, **options: Any) -> Any:
-    """A client; what is no URL is, for once, no error of botocore's own kind."""
+    """Make a client. For an invalid URL, botocore raises a plain ValueError."""
     from botocore.exceptions import BotoCoreError
 
     try:
@@ -258,15 +259,17 @@ def _client(session: Any, service: str, **options: Any) -> Any:
 
 def _unreachable(error: Exception) -> str:
     name = type(error).__name__
-    said = " ".join(str(error).split())
+    reason = " ".join(str(error).split())
     for words, advice in _ADVICE.items():
         if any(word in name for word in words.split()):
-            return advice.format(said=said)
-    return f"AWS can't be reached: {said}: see AWS_DEFAULT_REGION, AWS_ENDPOINT_URL and HTTPS_PROXY"
+            return advice.format(reason=reason)
+    return (
+        f"AWS can't be reached: {reason}: see AWS_DEFAULT_REGION, AWS_ENDPOINT_URL and HTTPS_PROXY"
+    )
 
 
 def _describe_refusal(error: ClientError) -> str | None:
-    said = " ".join(str(error.response.get("Error", {}).get("Message", error)).split())
+    message = " ".join(str(error.response.get("Error", {}).get("Message", error)).split())
     found = code(error)
     if found in _EXPIRED:
         return f"AWS: the credentials have expired ({found}): sign in again, such as aws sso login"
@@ -276,9 +279,9 @@ def _describe_refusal(error: ClientError) -> str | None:
             "`aws sts get-caller-identity`, and that the region is enabled, and of their partition"
         )
     if found in _UNAUTHORIZED:
-        # EC2 adds a thousand characters that only STS can read: which policy it was.
-        said, _, encoded = said.partition(" Encoded authorization failure message:")
+        # EC2 adds an encoded text with the policy's name, which only STS can decode.
+        message, _, encoded = message.partition(" Encoded authorization failure message:")
         command = "aws sts decode-authorization-message --encoded-message"
         more = f" To see which policy: {command} {encoded.strip()}" if encoded else ""
-        return f"AWS: these credentials may not do this ({error.operation_name}): {said}{more}"
+        return f"AWS: these credentials may not do this ({error.operation_name}): {message}{more}"
     return None

@@ -1,4 +1,4 @@
-"""Which requests to AWS are made again: fewer than boto3's own rules have it, and what is said."""
+"""Rules for retries of requests to AWS: fewer than boto3's own, with messages about each."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ THROTTLED: Final = frozenset(
     }
 )
 
-#: How often a request is made that fails by an error of the service's own: some ten seconds.
+#: The attempts at a request if the service responds with a server error: about ten seconds.
 _SERVER_ERROR_ATTEMPTS: Final = 4
-#: How often a request is made that can't connect, or gets no answer.
+#: The attempts at a request without a connection or a response.
 _CONNECTION_ATTEMPTS: Final = 3
 
-#: The first HTTP status of errors of the service, which may pass.
+#: The first HTTP status of server errors, which may be temporary.
 _SERVER_ERROR: Final = 500
 _BAD_GATEWAY: Final = 502
 
-#: Receives messages while a request is retried.
-_told: ContextVar[Callable[[str], None] | None] = ContextVar("told", default=None)
+#: The function that gets a message for each retry.
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
 
 
 def register(client: Any, service: str, *, bounded: bool) -> None:
-    """Have a client ask no longer than helps.
+    """Register these rules with a client.
 
     Args:
-        client: Of boto3.
-        service: As boto3 names it.
-        bounded: Whether the user has not chosen how often requests are made.
+        client: A boto3 client.
+        service: boto3's name of the service.
+        bounded: Whether to limit attempts; false if the user has set their number.
     """
     events = client.meta.events
     if bounded:
@@ -47,19 +47,19 @@ def register(client: Any, service: str, *, bounded: bool) -> None:
         events.register_first(f"needs-retry.{service}", _bound_silence)
     if service == "ec2":
         events.register_first("needs-retry.ec2.RunInstances", _stop_retrying_capacity)
-    if service != "s3":  # which has web pages of its own
+    if service != "s3":  # S3 responds with web pages itself
         events.register_first("before-parse", _check_answer)
         events.register_first(f"needs-retry.{service}", _retry_unreadable)
 
 
 @contextmanager
 def tell_of_retries(tell: Callable[[str], None]) -> Iterator[None]:
-    """Have ``tell`` called with a line for each request of this thread that is made again."""
-    token = _told.set(tell)
+    """Within the block, call ``tell`` with a line for each retry in this thread."""
+    token = _listener.set(tell)
     try:
         yield
     finally:
-        _told.reset(token)
+        _listener.reset(token)
 
 
 def _bound_server_errors(
@@ -68,9 +68,9 @@ def _bound_server_errors(
     response: tuple[Any, dict[str, Any]] | None = None,
     **_: Any,
 ) -> None:
-    """Have no more asked of a service that answers with one server error after another.
+    """Stop retrying a request to which a service responds with several server errors.
 
-    Throttling passes, and is waited for longer: a service's 5xx, after so many, does not.
+    Throttling is temporary and is retried longer. Repeated 5xx errors are not.
     """
     from botocore.exceptions import ClientError
 
@@ -79,12 +79,12 @@ def _bound_server_errors(
     code = response[1].get("Error", {}).get("Code", response[0].status_code)
     if code not in THROTTLED and attempts >= _SERVER_ERROR_ATTEMPTS:
         raise ClientError(response[1], operation.name)
-    if tell := _told.get():
+    if tell := _listener.get():
         tell(f"AWS answers {code} to {operation.name}, asked {attempts} times")
 
 
 def _bound_silence(attempts: int, caught_exception: Exception | None = None, **_: Any) -> None:
-    """Have no more asked of an endpoint that can't be connected to, or never answers."""
+    """Stop retrying a request to an endpoint that can't be reached or does not respond."""
     from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError
 
     silence = (EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError)
@@ -93,9 +93,9 @@ def _bound_silence(attempts: int, caught_exception: Exception | None = None, **_
 
 
 def _stop_retrying_capacity(response: tuple[Any, dict[str, Any]] | None = None, **_: Any) -> None:
-    """Have no more of the same asked for where there is none of it: another type may be had.
+    """Stop retrying a launch without capacity, so that the next instance type is tried.
 
-    EC2 says so as a server's error, which boto3 would ask again and again.
+    EC2 responds with a server error, which boto3 would retry:
     https://github.com/aws/aws-sdk-ruby/issues/2786
     """
     from botocore.exceptions import ClientError
@@ -106,11 +106,14 @@ def _stop_retrying_capacity(response: tuple[Any, dict[str, Any]] | None = None, 
 
 
 def _check_answer(response_dict: dict[str, Any], operation_model: Any, **_: Any) -> None:
-    """Refuse what a proxy, or a network that wants people to sign in, says in AWS's place.
+    """Handle a response that is not from AWS, but from a proxy or a network's sign-in page.
 
-    botocore would find it no XML, or no JSON, and raise what is none of its own errors. A gateway's
-    error it asks again about, if it is not told more than its status. An answer of AWS's own that
-    can't be parsed, as it was cut, becomes such an error.
+    botocore can't parse such a response, and raises an error that is not a botocore error. A
+    gateway's error gets an empty body, with which botocore retries the request. A truncated
+    response of AWS is treated as a gateway's error, too.
+
+    Raises:
+        UnavailableError: A web page without an error status was received instead of a response.
     """
     is_readable = _is_readable(response_dict["body"], operation_model.metadata)
     is_page = str(response_dict["headers"].get("Content-Type", "")).startswith("text/html")
@@ -145,10 +148,13 @@ def _retry_unreadable(
     response: tuple[Any, dict[str, Any]] | None = None,
     **_: Any,
 ) -> float | None:
-    """Ask again, in so many seconds, when an answer could not be parsed; see ``_check_answer``.
+    """Retry after a response that could not be parsed; see ``_check_answer``.
+
+    Returns:
+        The seconds to wait before the next attempt; None if this rule does not apply.
 
     Raises:
-        UnavailableError: It was asked often enough.
+        UnavailableError: All attempts have failed.
     """
     if response is None or response[0].status_code >= _SERVER_ERROR:
         return None

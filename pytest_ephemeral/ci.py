@@ -1,7 +1,7 @@
-"""Which CI this runs in, and what it calls this build.
+"""Detect the CI server and its build from environment variables.
 
-A CI is known by its vendor's own variable. The shared ``CI_*`` names tell nothing: GitLab and
-Woodpecker both have ``CI_PIPELINE_ID``, and mean different things by it.
+A CI server is detected by a variable that only this vendor sets. Names like ``CI_*`` are shared:
+GitLab and Woodpecker both set ``CI_PIPELINE_ID``, with different meanings.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pytest_ephemeral.models import Model
 
 
 class Build(Model, frozen=True, kw_only=True):
-    """One build of a CI. What it does not tell is empty.
+    """One build of a CI server. Facts that the server does not provide are empty.
 
     Attributes:
-        ci: Its name, as ``publish`` in the configuration has it.
-        url: Where people see the build.
-        number: What the CI counts it as.
-        revision: The commit that is built.
-        branch: Or the tag.
+        ci: The name of the CI server, as in ``publish`` of the configuration.
+        url: The URL of the build's page.
+        number: The number of the build.
+        revision: The hash of the commit.
+        branch: The branch or the tag.
     """
 
     ci: str
@@ -35,7 +35,13 @@ class Build(Model, frozen=True, kw_only=True):
 
 
 class _Vendor(msgspec.Struct, frozen=True):
-    """Where a CI says things: templates over its variables, empty where it doesn't."""
+    """The variables of a CI server: ``marker`` detects it, the others are format strings.
+
+    Attributes:
+        marker: A variable that is set by this CI server.
+        url: As in ``Build``, like all others; empty if the server does not provide it.
+        value: The value of ``marker``; if empty, any value matches.
+    """
 
     marker: str
     url: str = ""
@@ -45,7 +51,8 @@ class _Vendor(msgspec.Struct, frozen=True):
     value: str = ""
 
 
-#: In the order of asking: some set an older one's variables too, and Jenkins' are put anywhere.
+#: In the order of detection: some CI servers also set the variables of an older one, and Jenkins
+#: runs on agents with any variables.
 VENDORS: Final[Mapping[str, _Vendor]] = {
     "github": _Vendor(
         marker="GITHUB_ACTIONS",
@@ -129,7 +136,7 @@ VENDORS: Final[Mapping[str, _Vendor]] = {
 
 
 def detect(environ: Mapping[str, str]) -> Build | None:
-    """The build that this is part of; None where no CI that we know says so."""
+    """The current build; None outside of a known CI server."""
     for name, vendor in VENDORS.items():
         marked = environ.get(vendor.marker)
         if marked and vendor.value in {"", marked}:
@@ -144,25 +151,26 @@ def detect(environ: Mapping[str, str]) -> Build | None:
 
 
 def is_ci(environ: Mapping[str, str]) -> bool:
-    """Whether this is any CI at all: what pytest goes by, or one that we know."""
+    """Whether this is a CI server, by pytest's rule (``CI``, ``BUILD_NUMBER``) or ``detect``."""
     return bool(environ.get("CI") or environ.get("BUILD_NUMBER")) or detect(environ) is not None
 
 
 def revision(folder: Path, environ: Mapping[str, str]) -> str:
-    """The commit that is worked on: by the CI's word, or git's; empty where neither knows.
+    """The current commit, from the CI server or else from git.
 
     Args:
-        folder: Inside the work tree.
-        environ: The CI's variables.
+        folder: A folder inside the work tree.
+        environ: The environment variables.
 
     Returns:
-        Its hash; with ``-dirty`` behind it where files differ from it.
+        The commit's hash, with the suffix ``-dirty`` if git reports changed files; empty if
+        neither the CI server nor git provides it.
     """
     build = detect(environ)
     if build is not None and build.revision:
         return build.revision
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    unlocked = {**environ, "GIT_OPTIONAL_LOCKS": "0"}  # somebody may be committing meanwhile
+    unlocked = {**environ, "GIT_OPTIONAL_LOCKS": "0"}  # another process may be committing
     try:
         done = subprocess.run(
             command,

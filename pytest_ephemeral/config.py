@@ -1,7 +1,7 @@
-"""``ephemeral.toml``, or ``[tool.pytest-ephemeral]`` in pyproject.toml, read strictly.
+"""Read ``ephemeral.toml``, or ``[tool.pytest-ephemeral]`` in pyproject.toml, strictly.
 
-An error in it is one ``ConfigurationError`` with the file, the key's path as people write it, what
-was expected, and the closest valid name.
+An error raises a ``ConfigurationError`` with the file, the path of the key, the expected value,
+and the closest valid name.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Webhook(Table, frozen=True, kw_only=True):
 
     Attributes:
         url: The URL; ``{env:…}`` works here.
-        events: Which events; all when none are named.
-        headers: Sent with each event; ``{env:…}`` works here.
+        events: The events to send; by default all.
+        headers: Headers that are sent with each event; ``{env:…}`` works here.
     """
 
     url: str
@@ -58,15 +58,15 @@ class Webhook(Table, frozen=True, kw_only=True):
 
 
 class Document(Table, frozen=True, kw_only=True):
-    """The whole file, its recipes and templates not yet those of their providers.
+    """The whole file. Its images, templates and promotions are read later.
 
     Attributes:
         default_template: The template of tests that name none.
         store: The store: a folder, or ``s3://bucket/prefix``.
-        publish: Who receives an environment's URL; ``auto`` is the CI server that this runs on.
-        require_signature: A public key's file: only images signed by that key are used.
-        keep_in_store: Which images' content is kept in the store. ``auto``: those of containers
-            only in CI or in a store that is shared, and not what a registry has.
+        publish: Where to send an environment's URL; ``auto`` is the CI server that this runs on.
+        require_signature: The file of a public key: only images signed with it are used.
+        keep_in_store: Which images have their content in the store. With ``auto``, container
+            images have it only in CI or in a shared store, and not if a registry has them.
     """
 
     default_template: Name | None = None
@@ -85,10 +85,11 @@ class Config(msgspec.Struct, frozen=True):
     """A checked configuration.
 
     Attributes:
-        path: The file.
-        root: Its folder: what relative paths in it are relative to.
-        images: Recipes by name, each of its provider's own type.
-        templates: By name, each of its provider's own type, its ``provider`` filled in.
+        path: The configuration file.
+        root: Its folder, to which relative paths are relative.
+        images: The recipes by name, each of its provider's ``recipe_type``.
+        templates: The templates by name, each of its provider's ``template_type`` and with
+            ``provider`` set.
     """
 
     path: Path
@@ -108,10 +109,10 @@ class Config(msgspec.Struct, frozen=True):
         """A template by its name.
 
         Args:
-            name: None for the default one, or the only one.
+            name: The template's name; None for the default one, or the only one.
 
         Raises:
-            ConfigurationError: There is none of that name, or several and no default.
+            ConfigurationError: There is no such template, or there are several and no default.
         """
         name = name or self.default_template
         if name is not None:
@@ -131,7 +132,7 @@ class Config(msgspec.Struct, frozen=True):
         """A recipe by its image's name.
 
         Raises:
-            ConfigurationError: There is none of that name.
+            ConfigurationError: There is no such recipe.
         """
         return _lookup(name, self.images, "image", self.path)
 
@@ -140,10 +141,10 @@ def load(path: Path) -> Config:
     """Read and check a configuration.
 
     Args:
-        path: An ephemeral.toml under any name, or a pyproject.toml.
+        path: The file: pyproject.toml, or the content of an ephemeral.toml under any name.
 
     Raises:
-        ConfigurationError: It can't be read, or something in it is wrong.
+        ConfigurationError: The file can't be read, or has an error.
     """
     path = path.absolute()
     document = _parse(path)
@@ -168,7 +169,7 @@ def _parse(path: Path) -> dict[str, Any]:
         ) from None
     except RecursionError:
         raise ConfigurationError(f"{path}: tables or lists are nested too deeply") from None
-    except ValueError as error:  # a TOMLDecodeError, or a number too long for Python to read
+    except ValueError as error:  # a TOMLDecodeError, or a number with too many digits
         raise ConfigurationError(f"{path}: it is not valid TOML: {error}") from None
 
 
@@ -233,7 +234,7 @@ def _read_templates(
 
 
 def _check_provider(provider: Any, base: Recipe | Template, where: str) -> None:
-    """Refuse to extend a table of another provider: it has other keys."""
+    """Refuse to extend a table of another provider, which has other keys."""
     if provider.name != base.provider:
         raise Problem(
             join(where, EXTENDS),
@@ -276,7 +277,7 @@ def _template(
 
 
 def _provider_of(table: Mapping[str, Any], where: str, recipes: Mapping[str, Recipe]) -> Any:
-    """A template's own provider, or its image's."""
+    """The provider in a template's table, or else the provider of its image."""
     if "provider" in table:
         return _provider(table["provider"], join(where, "provider"))
     if "image" not in table:

@@ -1,8 +1,8 @@
-"""Which configuration file belongs to a folder or to a selection of tests.
+"""Find the configuration file for a folder or for a selection of tests.
 
-One rule for pytest and the command line: the nearest ``ephemeral.toml``, or ``pyproject.toml`` with
-our table, in the common folder of what was named on the command line (or else the current folder)
-or a parent directory.
+pytest and the command line have one rule: the nearest ``ephemeral.toml``, or ``pyproject.toml``
+with our table, in the starting folder or a parent folder. The starting folder is the common folder
+of the command line's arguments, or else the current folder.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Final
 FILE_NAME: Final = "ephemeral.toml"
 TOOL: Final = "pytest-ephemeral"
 
-#: Folders below the current one in which files are looked for, to name them in an error.
+#: The depth to which folders are searched below the current one, for an error's message.
 _DEPTH: Final = 4
+#: How many files that message names at most.
 _NAMED: Final = 3
 
 
 def find(start: Path) -> Path | None:
-    """The nearest configuration in a folder or its parents.
+    """The nearest configuration file in a folder or its parents; None if there is none.
 
     Args:
-        start: A folder. In the same folder, ephemeral.toml takes precedence over pyproject.toml.
+        start: The folder. In one folder, ephemeral.toml has precedence over pyproject.toml.
     """
     start = start.absolute()
     for folder in (start, *start.parents):
@@ -37,12 +38,12 @@ def find(start: Path) -> Path | None:
 
 
 def common_folder(arguments: Iterable[str], current: Path) -> Path:
-    """The folder at which the search begins for a selection of tests.
+    """The folder at which the search starts for a selection of tests.
 
     Args:
-        arguments: pytest's: files, folders and node ids, relative to the current folder. What is
-            not there (a module's name for ``--pyargs``, say) is left out.
-        current: The current folder; the answer when nothing is left.
+        arguments: The arguments of pytest: files, folders and node ids, relative to the current
+            folder. Paths that do not exist are ignored, such as a module's name (``--pyargs``).
+        current: The current folder, which is the result if no argument is a path.
     """
     folders = []
     for argument in arguments:
@@ -53,7 +54,7 @@ def common_folder(arguments: Iterable[str], current: Path) -> Path:
 
 
 def below(start: Path) -> list[Path]:
-    """Some configurations in the folders below one, for the error that there is none above."""
+    """Up to three configuration files below a folder, for the error that none was found."""
     found: list[Path] = []
     for file in _walk(start, _DEPTH):
         found.append(file)
@@ -63,7 +64,7 @@ def below(start: Path) -> list[Path]:
 
 
 def has_table(path: Path) -> bool:
-    """Whether a pyproject.toml has our table, or looks so but is broken and must be reported."""
+    """Whether a pyproject.toml has our table; also true if it seems so but is not valid TOML."""
     try:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError):

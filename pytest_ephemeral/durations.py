@@ -1,4 +1,4 @@
-"""Lengths of time, as people write and read them."""
+"""Read and format lengths of time."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ class Duration(float):
 
     __slots__ = ()
     PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
-    #: A hundred years. A longer duration is a mistake, and has no date.
+    #: A hundred years, in seconds. A longer duration is a mistake, and dates can't hold it.
     LONGEST: Final = 36500 * 86400.0
     _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Read a duration as people write it.
+        """Read a duration.
 
         Args:
             text: A number and a unit: ms, s, m, h or d.
 
         Raises:
-            ValueError: It is not one; the message shows what one looks like.
+            ValueError: The text is not a duration, or a longer one than ``LONGEST``.
         """
         found = re.fullmatch(cls.PATTERN, text) if isinstance(text, str) else None
         if found is None:
@@ -43,7 +43,7 @@ class Duration(float):
 
 
 def span(seconds: float) -> str:
-    """A length of time in its two largest units, such as ``1h 59m``."""
+    """Format a number of seconds in its two largest units, such as ``1h 59m``."""
     parts = []
     rest = max(0, int(seconds))
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):

@@ -1,6 +1,6 @@
-"""Every error a user can see, with its exit status beside it.
+"""All errors that users can see, with their exit statuses.
 
-A message says three things: what happened, the likely cause, and the next command to run.
+A message has three parts: what happened, the likely cause, and the next command to run.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class EphemeralError(Exception):
     """The base of all errors.
 
     Attributes:
-        exit_status: What the command line exits with (the contract's §4).
-        usage: Whether pytest reports it as a usage error (its exit status 4).
+        exit_status: The exit status of the command line (docs/reference/command-line.md).
+        usage: Whether pytest reports it as a usage error, with its exit status 4.
     """
 
     exit_status: int = 1
@@ -47,7 +47,7 @@ class EndpointMissingError(NothingMatchedError, KeyError):
 
 
 class UnavailableError(ConfigurationError):
-    """What a provider needs (an engine, an extra, a credential, a platform) is missing."""
+    """Something that a provider needs is missing: an engine, an extra, credentials, a platform."""
 
 
 class ArtifactError(EphemeralError):
@@ -61,22 +61,22 @@ class UnlistedError(ArtifactError):
 
 
 class BakeError(EphemeralError):
-    """An image could not be baked, or did not verify. Nothing entered the catalog."""
+    """An image could not be baked, or its ``verify`` failed. It is not in the catalog."""
 
 
 class ImageMissingError(EphemeralError):
-    """No such image is baked, and baking was not allowed (``--ephemeral-bake never``)."""
+    """An image is not baked, and ``--ephemeral-bake never`` forbids baking."""
 
     exit_status = 3
     usage = True
 
 
 class ImageChangedError(EphemeralError):
-    """A sealed image is no longer, byte for byte, what was baked."""
+    """The content of a sealed image has changed since it was baked."""
 
 
 class ProvenanceError(EphemeralError):
-    """An image's provenance is missing, not signed by that key, or about another image."""
+    """An image's provenance is missing, not signed by the given key, or of another image."""
 
 
 class ImageInUseError(EphemeralError):
@@ -84,7 +84,7 @@ class ImageInUseError(EphemeralError):
 
 
 class LaunchError(EphemeralError):
-    """An environment did not come up. What it had started was destroyed."""
+    """An environment could not be brought up. Its resources were destroyed."""
 
 
 class ReadinessError(LaunchError):
@@ -104,40 +104,40 @@ class EnvironmentGoneError(EphemeralError):
 
 
 class OwnerLostError(EphemeralError):
-    """The process that owns this run's environments is gone, or can't be reached from here."""
+    """The owner process of this run's environments has ended, or can't be reached."""
 
 
 class HookError(Exception):
-    """A hook of the user's has failed, in another process; names the error that it raised."""
+    """A user's hook failed in another process. The message has the hook's own error."""
 
 
 class DestroyError(EphemeralError):
-    """Something of an environment is still there after destroying it.
+    """Something of an environment remains after it was destroyed.
 
-    Whoever catches this must report it: what remains is a leak.
+    Code that catches this must report it, because the remains are a leak.
     """
 
     exit_status = 6
 
 
 class TamperedRecordError(DestroyError):
-    """A record can't be read, or does not fit what it names: damaged, copied or forged.
+    """A record can't be read, or does not match its resources: damaged, copied or forged.
 
-    What it names was left alone: it may be someone else's.
+    The resources were not touched, because they may belong to others.
     """
 
 
 class ElsewhereError(DestroyError):
-    """An environment is on another machine, account or engine, where this process can't look.
+    """An environment is on a machine, account or engine that this process can't reach.
 
-    Nothing was removed, and its record stays.
+    Nothing was removed, and its record remains.
     """
 
 
 class UnverifiedDestroyError(DestroyError):
-    """All that can be found of an environment is gone, and there may be more that can't be found.
+    """All resources that were found are destroyed, but there may be others that can't be found.
 
-    Raised once, since nothing more can be done here: doing it again would find nothing.
+    Raised only once: another attempt would find nothing.
     """
 
 
@@ -154,27 +154,27 @@ class UnansweredError(EphemeralError):
 
 
 class DecidedError(EphemeralError):
-    """Someone decided otherwise before. A decision can't be changed."""
+    """A request for approval already has the opposite decision, which can't be changed."""
 
 
 class PromotionError(EphemeralError):
-    """A promotion failed, and the production name points where it did before."""
+    """A promotion failed. The production name points to the same environment as before."""
 
 
 class SupersededError(PromotionError):
-    """Another process has taken over a promotion; this one stops."""
+    """Another process has taken a promotion over, so this process stops."""
 
 
 class DnsError(EphemeralError):
-    """A name server or DNS service refuses a request."""
+    """A name server or DNS service refused a request."""
 
 
 class DnsUnavailableError(DnsError):
-    """A name server does not respond, or can't just now: trying again may help."""
+    """A name server did not respond, or refused a request temporarily. A retry may succeed."""
 
 
 class NameChangedError(DnsError):
-    """Someone else changed a DNS record. It was left alone."""
+    """A DNS record was changed by others. It was not touched."""
 
 
 class StoreError(EphemeralError):
@@ -182,7 +182,7 @@ class StoreError(EphemeralError):
 
 
 class RecordExistsError(StoreError):
-    """A record that was to be created exists already."""
+    """A record could not be created, because it exists."""
 
 
 class RecordMissingError(StoreError):
@@ -190,19 +190,19 @@ class RecordMissingError(StoreError):
 
 
 class RecordConflictError(StoreError):
-    """A record was changed by someone else between reading and replacing it."""
+    """Another process changed a record after this one read it, so it was not replaced."""
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Say which known name was probably meant.
+    """A hint for an unknown name, to append to a message.
 
     Args:
-        name: What was written.
-        known: The names that would have been right.
+        name: The unknown name.
+        known: All valid names.
 
     Returns:
-        ``" Did you mean 'staging'?"``, or what there is when nothing is close, with a space in
-        front; empty when nothing is known at all.
+        The closest name as ``" Did you mean 'staging'?"``, with a space at the start; or all
+        names, if none is close; or empty, if there are none.
     """
     import difflib
 
@@ -214,5 +214,5 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """An error that is not ours, for people: its type, and what it says."""
+    """Describe an error of other code: its type and its message."""
     return str(error) if isinstance(error, HookError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whoever is killed and whenever."""
+"""Write files atomically: a process that is killed leaves no incomplete file."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TextIO
 
-#: What the names of half-written files begin with.
+#: The prefix of the names of temporary files.
 TEMPORARY: Final = ".new-"
 
 _CHUNK = 1 << 20
 
 
 def chunks(file: Path) -> Iterator[bytes]:
-    """A file's content, a megabyte at a time."""
+    """A file's content, in chunks of one mebibyte."""
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             yield chunk
 
 
 def read_regular(file: Path) -> bytes:
-    """A file's content, if it is a file: nobody waits for the writer of a FIFO that was put there.
+    """The content of a regular file. For a FIFO, it raises an error instead of waiting.
 
     Raises:
-        OSError: It is no regular file, or can't be read.
+        OSError: It is not a regular file, or can't be read.
     """
     descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(descriptor, "rb") as stream:
@@ -43,7 +43,7 @@ def read_regular(file: Path) -> bytes:
 
 
 def open_private_log(file: Path) -> TextIO:
-    """A log to add lines to, which only this user can read: programs print what they know."""
+    """Open a log for appending. Only this user can read it, as programs may print secrets."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
     descriptor = os.open(file, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
@@ -51,7 +51,7 @@ def open_private_log(file: Path) -> TextIO:
 
 
 def digest_of(content: Iterable[bytes]) -> str:
-    """The name of content, ``sha256:…``. Takes ``chunks(file)`` or ``[data]``."""
+    """The digest of content, ``sha256:…``. Takes ``chunks(file)`` or ``[data]``."""
     digest = hashlib.sha256()
     for chunk in content:
         digest.update(chunk)
@@ -59,15 +59,15 @@ def digest_of(content: Iterable[bytes]) -> str:
 
 
 def create(target: Path, content: Iterable[bytes], *, mode: int | None = None) -> None:
-    """Make a file, durably; of many who try at once, exactly one succeeds.
+    """Create a file atomically and durably. Of several processes, exactly one succeeds.
 
     Args:
         target: The file.
-        content: In parts.
-        mode: Its permissions; by default what the umask leaves.
+        content: The content, in chunks.
+        mode: The permissions; by default 0666 without the umask.
 
     Raises:
-        FileExistsError: It is there already, whole.
+        FileExistsError: The file exists.
     """
     with _write_temporary(target, content) as temporary:
         if mode is not None:
@@ -77,12 +77,12 @@ def create(target: Path, content: Iterable[bytes], *, mode: int | None = None) -
 
 
 def replace(target: Path, content: Iterable[bytes], *, mode: int | None = None) -> None:
-    """Make a file or put another in its place, durably; readers see the old one or the new.
+    """Create or replace a file atomically and durably. Readers get the old or the new content.
 
     Args:
         target: The file.
-        content: In parts.
-        mode: Its permissions; by default what the umask leaves.
+        content: The content, in chunks.
+        mode: The permissions; by default 0666 without the umask.
     """
     with _write_temporary(target, content) as temporary:
         if mode is not None:
@@ -93,10 +93,10 @@ def replace(target: Path, content: Iterable[bytes], *, mode: int | None = None) 
 
 @contextmanager
 def _write_temporary(target: Path, content: Iterable[bytes]) -> Iterator[Path]:
-    """A temporary file beside the target, whole and on the disk; gone afterwards."""
+    """Write content to a temporary file in the target's folder, sync it, and remove it later."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:  # it would be read as "the target exists"
+    except FileExistsError as error:  # a FileExistsError must mean the target
         raise NotADirectoryError(errno.ENOTDIR, "not a folder", target.parent) from error
     temporary = target.with_name(TEMPORARY + os.urandom(8).hex())
     try:
@@ -110,9 +110,9 @@ def _write_temporary(target: Path, content: Iterable[bytes]) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new name in a folder survive a power cut (fsync(2): the file's own sync does not)."""
+    """Sync a folder, so that a new name in it survives a power failure; see fsync(2)."""
     if sys.platform == "win32":
-        return  # it opens no folders, and NTFS journals names by itself
+        return  # Windows can't open folders, and NTFS journals names
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -122,13 +122,14 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def hold_lock(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a lock file, alone among all processes of this machine; wait for it as long as needed.
+    """Within the block, hold a lock that excludes all other processes of this machine.
 
-    The file is made when it is not there, and stays: removing it would let two hold "it".
+    Waits without a limit. The lock file is created if needed and never removed: if it were, two
+    processes could lock two files of the same name.
 
     Args:
         file: The lock file.
-        waiting: Called once when somebody else holds it.
+        waiting: Called once if another process holds the lock.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:

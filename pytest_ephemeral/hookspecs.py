@@ -1,4 +1,4 @@
-"""The hooks: what happens to environments, and a way to change templates.
+"""The hooks: events of environments, and a way to change templates.
 
 This module does not import pytest. In a test run, pytest's plugin manager calls the hooks, so a
 conftest.py can implement them. On the command line, a plugin manager with the plugins of the
@@ -32,7 +32,7 @@ NAMES: Final = (
 
 @hookspec(firstresult=True)
 def pytest_ephemeral_modify_template(template: Template, config: Any) -> Template | None:
-    """Change a template before it is used: return another one, or None to leave it."""
+    """Change a template before it is used: return the new one, or None to keep it."""
 
 
 @hookspec
@@ -42,7 +42,7 @@ def pytest_ephemeral_environment_ready(environment: Environment, config: Any) ->
 
 @hookspec
 def pytest_ephemeral_publish_url(environment: Environment, url: str, config: Any) -> None:
-    """Publish the environment's URL, now that it is up."""
+    """Called when an environment is up, to publish its URL."""
 
 
 @hookspec

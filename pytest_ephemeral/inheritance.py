@@ -1,4 +1,4 @@
-"""``extends``: a table that has all keys of another one but those that it writes itself."""
+"""``extends``: a table inherits the keys of another table, and may override them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_ephemeral.tables import EXTENDS, Name
 
 Tables = Mapping[str, Mapping[str, Any]]
 
-#: What a key that is written puts out of the table that is extended: they can't be combined.
+#: By a key of a table: the keys that are then not inherited, as they can't be combined with it.
 _INSTEAD: Final[Mapping[str, tuple[str, ...]]] = {
     "port": ("ports",),
     "ports": ("port",),
@@ -22,15 +22,15 @@ _INSTEAD: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def merge_tables(tables: Tables, where: str, noun: str) -> dict[str, dict[str, Any]]:
-    """All tables with what they extend; one that is extended comes before those that extend it.
+    """Merge all tables with those that they extend. A table comes after the one it extends.
 
     Args:
-        tables: The recipes or the templates, as TOML gave them.
-        where: The path of what they are in.
-        noun: What they are, for people.
+        tables: The recipes or the templates by name, as read from TOML.
+        where: The path of the table that they are in.
+        noun: ``image`` or ``template``, for messages.
 
     Raises:
-        Problem: There is no table of that name, or one extends itself.
+        Problem: A table extends one that does not exist, or extends itself.
     """
     merged: dict[str, dict[str, Any]] = {}
     for name in tables:
@@ -43,7 +43,7 @@ def merge_tables(tables: Tables, where: str, noun: str) -> dict[str, dict[str, A
 
 
 def _find_chain(name: str, tables: Tables, where: str, noun: str) -> list[str]:
-    """The table, the one it extends, the one that extends, and so on."""
+    """The names of a table, of the table that it extends, and so on."""
     chain = [name]
     while EXTENDS in tables[chain[-1]]:
         at = join(join(where, chain[-1]), EXTENDS)
@@ -51,20 +51,20 @@ def _find_chain(name: str, tables: Tables, where: str, noun: str) -> list[str]:
         if base not in tables:
             raise Problem(at, f"no {noun} {base!r}.{closest(base, tables)}")
         if base in chain:
-            circle = [*chain[chain.index(base) :], base]
-            raise Problem(at, f"it extends itself: {' → '.join(circle)}")
+            cycle = [*chain[chain.index(base) :], base]
+            raise Problem(at, f"it extends itself: {' → '.join(cycle)}")
         chain.append(base)
     return chain
 
 
 def _leave_out(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
-    """What is extended, without what can't be combined with what is written."""
+    """The inherited keys, without those that can't be combined with the table's own."""
     replaced = {each for key in table for each in _INSTEAD.get(key, ())} - table.keys()
     return {key: value for key, value in base.items() if key not in replaced}
 
 
 def _merge(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
-    """Both tables' keys; of those in both, tables are merged, and all else is the second's."""
+    """Merge two tables, and the tables in both of them. Other values are the second table's."""
     both = {
         key: _merge(base[key], value)
         for key, value in table.items()

@@ -1,7 +1,7 @@
-"""``{env:NAME}`` and ``{image:NAME}`` in a template's values.
+"""Replace ``{env:NAME}`` and ``{image:NAME}`` in a template's values.
 
-Only these two forms mean anything; every other brace (``${SHELL}``, JSON, Jinja) stays as it is.
-One more pair of braces, ``{{env:NAME}}``, stands for the text ``{env:NAME}`` itself.
+Only these two forms are replaced; all other braces (``${SHELL}``, JSON, Jinja) stay unchanged.
+``{{env:NAME}}`` becomes the text ``{env:NAME}``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REFERENCE: Final = re.compile(
 
 
 class Filled(NamedTuple):
-    """Values with everything filled in, and what of them must never be shown."""
+    """Values with all references filled in, and the secrets in them, which logs must not show."""
 
     variables: dict[str, str]
     secrets: tuple[str, ...]
@@ -33,17 +33,17 @@ def fill(
     images: Mapping[str, Image],
     where: str = "env",
 ) -> Filled:
-    """Fill in every reference.
+    """Fill in all references.
 
     Args:
-        values: By key, such as a template's ``env``.
-        environ: Where ``{env:NAME}`` is looked up. None leaves those references, and literal
-            braces, as they stand: for what is recorded or shown.
+        values: The values by key, such as a template's ``env``.
+        environ: The environment variables for ``{env:NAME}``. With None, these references and
+            double braces stay unchanged, so that the values can be recorded or shown.
         images: The baked images by name.
-        where: The path of the values in the configuration, for the message when one is missing.
+        where: The path of the values in the configuration, for messages.
 
     Raises:
-        ConfigurationError: A variable is not set, or there is no such image.
+        ConfigurationError: A variable is not set, or an image does not exist.
     """
     secrets: list[str] = []
 
@@ -67,8 +67,8 @@ def references(text: str, kind: str) -> list[str]:
     """The names that a value refers to.
 
     Args:
-        text: The value, as it is written.
-        kind: ``env`` or ``image``.
+        text: The value, before references are filled in.
+        kind: The kind of references: ``env`` or ``image``.
     """
     return [match["name"] for match in _REFERENCE.finditer(text) if match["kind"] == kind]
 

@@ -1,7 +1,7 @@
-"""What every resource is tagged with, from its creation on.
+"""The labels that every resource has from its creation on.
 
-Whoever finds a resource by these can tell whose it is, which record of the ledger is its, and
-when it may be removed. A resource without them is never touched.
+They name the resource's owner, its record in the ledger, and its expiry. A resource without these
+labels is never changed or removed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OWNER: Final = PREFIX + "owner"
 EXPIRES: Final = PREFIX + "expires-at"
 IMAGE: Final = PREFIX + "image"
 
-#: Where there are no labels (a process), its environment carries the id under this name.
+#: Processes have no labels: this environment variable of theirs has the environment's id.
 ENVIRONMENT_VARIABLE: Final = "PYTEST_EPHEMERAL_ENVIRONMENT"
 
 NEVER: Final = "never"
@@ -32,9 +32,9 @@ def for_environment(
         id: The environment's id.
         template: The template's name.
         run: The id of the run (one pytest session, one command) that brings it up.
-        owner: The owning process, as ``user@host:pid``.
-        expires_at: When it may be removed; None when never (production).
-        image: The image's key, or empty where there is none.
+        owner: The owner process, as ``user@host:pid``.
+        expires_at: The expiry, in UTC; None if it never expires (production).
+        image: The image's key; empty if there is none.
     """
     expires = NEVER if expires_at is None else expires_at.isoformat(timespec="seconds")
     return {

@@ -1,9 +1,9 @@
-"""This machine and this process, as others can recognise them.
+"""Identify this machine and its processes, so that other processes can recognise them.
 
-A process id alone says little: ids are reused, and mean nothing on another machine or in another
-PID namespace. An owner is recognised by machine, boot, namespace, process id and the process's
-start together. Where one of the first three differs, nothing is known of it: host names are shared
-by containers, and everything but the boot by cloned machines.
+A process id is not enough: ids are reused, and differ between machines and PID namespaces. An
+owner process is identified by machine, boot, PID namespace, process id and start time. If one of
+the first three differs from those of this process, it is unknown whether the owner runs. Host names
+are no help, as containers may share them. Cloned machines share everything but the boot.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pytest_ephemeral.models import Owner
 
 STATE_VARIABLE = "PYTEST_EPHEMERAL_STATE"
 
-#: Where the state is of a user who has no home: a uid without a name, as CI servers start
-#: containers with. Its owner and mode are checked.
+#: The state folder of a user without a home, such as a uid without a name: CI servers start
+#: containers with these. Its owner and permissions are checked.
 _HOMELESS: Final = "/var/tmp/pytest-ephemeral-state-{uid}"  # noqa: S108
 
 
 def home() -> Path:
-    """The folder of this user; ``/`` where the system knows none."""
+    """The home folder of this user; ``/`` if there is none."""
     try:
         return Path.home()
     except RuntimeError:  # HOME is not set, and the uid has no entry in passwd
@@ -35,14 +35,14 @@ def home() -> Path:
 
 
 def state_directory() -> Path:
-    """Where this machine keeps what is not shared: running environments, logs of bakes.
+    """The folder for the state of this machine: running environments, logs of bakes.
 
-    ``$PYTEST_EPHEMERAL_STATE``, or ``pytest-ephemeral`` under ``$XDG_STATE_HOME``
-    (``~/.local/state``, as the XDG Base Directory Specification says), or a folder under
-    ``/var/tmp`` where this user has no home that can be written.
+    It is ``$PYTEST_EPHEMERAL_STATE``, or else ``pytest-ephemeral`` in ``$XDG_STATE_HOME`` (by the
+    XDG Base Directory Specification, ``~/.local/state`` if that is not set). If this user can't
+    write there, it is a folder in ``/var/tmp``.
 
     Raises:
-        ConfigurationError: That one belongs to somebody else.
+        ConfigurationError: The folder in ``/var/tmp`` can be changed by other users.
     """
     if chosen := os.environ.get(STATE_VARIABLE):
         return Path(chosen).absolute()
@@ -52,7 +52,7 @@ def state_directory() -> Path:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether this user may write into a folder, or make it if it is not there."""
+    """Whether this user may write into a folder, or create it if it does not exist."""
     there = next((one for one in (folder, *folder.parents) if one.is_dir()), Path("/"))
     return os.access(there, os.W_OK | os.X_OK)
 
@@ -71,10 +71,10 @@ def _homeless_state() -> Path:
 
 
 def this_owner(run: str) -> Owner:
-    """The process that is asking, as the owner of what it brings up.
+    """This process, as the owner of the environments that it brings up.
 
     Args:
-        run: The id of the run it is part of.
+        run: The id of its run.
     """
     import getpass
     import socket
@@ -97,7 +97,7 @@ def this_owner(run: str) -> Owner:
 
 
 def is_here(owner: Owner) -> bool:
-    """Whether the owner was started on this machine and in this PID namespace, in any boot."""
+    """Whether an owner is of this machine and this PID namespace, in any boot."""
     return bool(owner.machine) and (owner.machine, owner.pid_namespace) == (
         machine_id(),
         pid_namespace(),
@@ -105,10 +105,10 @@ def is_here(owner: Owner) -> bool:
 
 
 def is_alive(owner: Owner) -> bool | None:
-    """Whether the owner still runs; None when that can't be told from here.
+    """Whether an owner process still runs; None if that is unknown.
 
-    Of another boot nothing is known: a clone of this machine has its id, and not its boot. Nor is
-    anything known where either side can't see processes.
+    It is unknown for another boot: that may be a clone of this machine, which has the same
+    machine id. It is also unknown if this process or the owner can't see processes.
     """
     if not is_here(owner) or owner.boot != boot_id() or not owner.started or not sees_processes():
         return None
@@ -116,19 +116,19 @@ def is_alive(owner: Owner) -> bool | None:
 
 
 def process_of(owner: Owner) -> str:
-    """An owner's process in few characters, as names, tags and labels may have it.
+    """A short text that identifies an owner process, for names, tags and labels.
 
     Returns:
-        ``PID.BOOT.START``, the latter two as digests: see ``is_gone``.
+        ``PID.BOOT.START``, where the last two are shortened digests; see ``is_gone``.
     """
     return f"{owner.pid}.{_boot_of(owner)}.{_short(owner.started)}"
 
 
 def age(owner: Owner) -> float | None:
-    """Seconds since an owner was written down, by a clock that nobody can set.
+    """The time since an owner was recorded, by the clock since boot, which can't be changed.
 
     Returns:
-        None when that can't be told: it was written on another machine, or in another boot.
+        Seconds; None if it was recorded on another machine or in another boot.
     """
     same_boot = owner.boot == boot_id() != "" and owner.machine == machine_id()
     if not same_boot or not owner.uptime:
@@ -137,10 +137,9 @@ def age(owner: Owner) -> float | None:
 
 
 def is_gone(process: str) -> bool:
-    """Whether a process that ``process_of`` named is known to run no more.
+    """Whether a process, given as a text from ``process_of``, has certainly ended.
 
-    Of another machine's, boot's or PID namespace's, and of what was not written by ``process_of``,
-    nothing is known.
+    False if that is unknown: for another machine, boot or PID namespace, or for other texts.
     """
     pid, _, rest = process.partition(".")
     if not pid.isdigit() or not rest.startswith(f"{_boot_of(this_owner(''))}."):
@@ -163,10 +162,10 @@ def _short(*texts: str) -> str:
 
 @cache
 def machine_id() -> str:
-    """This machine's own id, as no other machine has it unless it was cloned from this one.
+    """The id of this machine. Only a clone of the machine has the same id.
 
-    A digest of ``/etc/machine-id``, which machine-id(5) asks not to show as it is; where there is
-    none, as in most containers, of the host name.
+    It is a digest of ``/etc/machine-id``, which machine-id(5) asks not to disclose. Without that
+    file, as in most containers, it is a digest of the host name.
     """
     import socket
 
@@ -180,7 +179,7 @@ def machine_id() -> str:
 
 
 def pid_namespace() -> str:
-    """Where this process's ids mean something; empty where there are no such namespaces."""
+    """The PID namespace of this process; empty if the system has none."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -188,14 +187,14 @@ def pid_namespace() -> str:
 
 
 def uptime() -> float:
-    """Seconds since this machine's boot, asleep ones included; 0 where the system can't tell."""
+    """Seconds since this machine's boot, with the time in sleep; 0 on Windows."""
     if sys.platform == "win32":
         return 0.0
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def boot_id() -> str:
-    """A name for this boot of this machine; empty where the system has none."""
+    """The id of this machine's current boot; empty if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -213,13 +212,13 @@ def sees_processes() -> bool:
 
 
 def read_process_start(pid: int) -> str:
-    """When a process started, in the system's own terms; empty when there is no such process.
+    """The start time of a process, as text in the system's unit; empty if there is none.
 
-    A zombie is no longer running: it holds nothing but its exit status.
+    A zombie counts as ended: only its exit status remains.
     """
     if sys.platform == "linux":
         try:
-            # The second field is the program's name in brackets and may hold anything.
+            # The second field is the program's name in parentheses, with any characters.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return ""
@@ -232,12 +231,15 @@ def read_process_start(pid: int) -> str:
     return found.stdout.strip()
 
 
-#: Linux's number of the first PID namespace (PROC_PID_INIT_INO in include/linux/proc_ns.h).
+#: The first PID namespace of Linux (PROC_PID_INIT_INO in include/linux/proc_ns.h).
 _FIRST_NAMESPACE = "pid:[4026531836]"
 
 
 def is_contained() -> bool:
-    """Whether this process is in a PID namespace of its own: its first process ends all others."""
+    """Whether this process is not in the first PID namespace, as in a container.
+
+    In another namespace, all processes end with the first one.
+    """
     try:
         return Path("/proc/self/ns/pid").readlink().name != _FIRST_NAMESPACE
     except OSError:

@@ -1,7 +1,7 @@
 """The models that modules exchange: frozen, slotted, plain data.
 
-msgspec structs rather than dataclasses, because they go to and from the ledger's JSON by
-themselves. What people write has types of its own, in ``tables``.
+They are msgspec structs instead of dataclasses, because msgspec converts them from and to the
+ledger's JSON. The types of the configuration are in ``tables``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The states of an environment, in order; the machine of one on ``standby`` is kept for others.
+#: The states of an environment, in order. ``standby`` is a machine that is kept for later ones.
 State = Literal[
     "planned",
     "launching",
@@ -35,52 +35,52 @@ State = Literal[
     "leaked",
 ]
 
-#: The outcomes of an environment that hooks receive; one that ``died`` is destroyed.
+#: The outcomes of an environment for hooks. One that ``died`` is then destroyed.
 Outcome = Literal["destroyed", "destroying", "kept", "died", "leaked"]
 
-#: ``\Z`` and not ``$``, which matches before a last line feed too.
+#: ``\Z`` instead of ``$``, which also matches before a line feed at the end.
 ID_PATTERN: Final = r"\A[a-z0-9][a-z0-9-]{0,78}\Z"
 DIGEST_PATTERN: Final = r"\Asha256:[0-9a-f]{64}\Z"
 NAME_PATTERN: Final = r"\A[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?\Z"
 
-#: An environment's id. It becomes part of paths and names, so decoding refuses anything else.
+#: An environment's id. It is part of paths and names, so decoding refuses other characters.
 Id = Annotated[str, msgspec.Meta(pattern=ID_PATTERN)]
 #: ``sha256:`` and 64 hexadecimal digits: an image's key, or the digest of bytes.
 Digest = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)]
 #: The name of an image, a template or a stage.
 RecordedName = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 
-#: What publishers send about an environment: it is up, or how it ended.
+#: The event that publishers send about an environment: it is up, or how it ended.
 Announcement = Literal["up", Outcome]
 
 
 def decode_hook(kind: type, value: Any) -> Any:
-    """Read the types of ours that msgspec does not know."""
+    """Decode the types of this package that msgspec does not know."""
     if kind is Duration:
         return Duration.parse(value)
     raise NotImplementedError(f"no reading of {kind!r}")
 
 
 def encode_hook(value: Any) -> Any:
-    """Write the types of ours that msgspec does not know."""
+    """Encode the types of this package that msgspec does not know."""
     if isinstance(value, Duration):
         return str(value)
     raise NotImplementedError(f"no writing of {type(value)!r}")
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """Data that this program writes and reads: fields that a later version adds are ignored."""
+    """Data that this program writes and reads. Unknown fields, of later versions, are ignored."""
 
 
-# -- what is built and baked ---------------------------------------------------------------
+# -- artifacts and images -----------------------------------------------------------------
 
 
 class Artifact(Model, frozen=True, kw_only=True):
     """A built, versioned file in the artifact repository.
 
     Attributes:
-        digest: ``sha256:`` and 64 hexadecimal digits; this is what names it.
-        size: Bytes.
+        digest: The digest of its content, by which it is identified.
+        size: The size in bytes.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Artifact(Model, frozen=True, kw_only=True):
 
 
 class Signature(Model, frozen=True, kw_only=True):
-    """A signature of a statement, in base64; ``keyid`` only helps to find the key."""
+    """A signature of a statement, in base64. ``keyid`` is only a hint for finding the key."""
 
     keyid: str
     sig: str
@@ -111,19 +111,19 @@ class Image(Model, frozen=True, kw_only=True):
 
     Attributes:
         name: The recipe's name.
-        key: ``sha256:…`` over all of its inputs.
-        provider: What runs it.
-        reference: Where it is: a prefix, an image id, an AMI.
-        digest: ``sha256:…`` of its content, byte for byte.
-        artifact: The artifact's digest; None when it has no artifact.
+        key: The digest of all of its inputs.
+        provider: The provider's name.
+        reference: The provider's own name for it: a folder, an image id, an AMI.
+        digest: The digest of its content.
+        artifact: The artifact's digest; None if it has no artifact.
         inputs: The inputs of its key, by name.
-        archive: The digest-named archive in the store that holds its content, if one does.
-        size: Bytes of its content.
-        seconds: How long the bake took.
-        baked_by: ``user@host``.
-        provenance: The statement of its inputs, its baker and its build.
-        handle: What else the provider needs to find it again.
-        verified: The ``verify`` commands that have succeeded on it.
+        archive: The digest of the archive in the store with its content; None if there is none.
+        size: The size of its content, in bytes.
+        seconds: The duration of the bake.
+        baked_by: The user and machine of the bake, ``user@host``.
+        provenance: The signed statement of its inputs, its baker and its build.
+        handle: Further data that the provider needs to find it.
+        verified: The ``verify`` commands that succeeded on it.
     """
 
     name: RecordedName
@@ -143,7 +143,7 @@ class Image(Model, frozen=True, kw_only=True):
     handle: dict[str, str] = {}
 
 
-# -- what is brought up --------------------------------------------------------------------
+# -- environments --------------------------------------------------------------------------
 
 
 class Endpoint(Model, frozen=True, kw_only=True):
@@ -155,21 +155,21 @@ class Endpoint(Model, frozen=True, kw_only=True):
 
     @property
     def url(self) -> str:
-        """Its address, such as ``http://127.4.9.3:8080/``."""
+        """Its URL, such as ``http://127.4.9.3:8080/``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}/"
 
 
 class Owner(Model, frozen=True, kw_only=True):
-    """The process that launched an environment, recognisable from any other.
+    """The process that launched an environment; see ``machine`` for how it is identified.
 
     Attributes:
-        host: The machine's name, for people: machines may share one.
-        boot: The kernel's id of this boot.
-        machine: The machine's own id; empty in records of older versions.
-        pid_namespace: Where ``pid`` means something; empty where the system has none.
-        started: When the process started, in the system's own terms.
-        uptime: Seconds since the boot when this was written, by a clock that nobody can set.
+        host: The machine's host name, for people; it may not be unique.
+        boot: The kernel's id of the boot.
+        machine: The machine's id; empty in records of older versions.
+        pid_namespace: The namespace of ``pid``; empty if the system has none.
+        started: The start time of the process, in the system's unit.
+        uptime: Seconds since the boot when this was recorded.
     """
 
     user: str
@@ -187,11 +187,11 @@ class Owner(Model, frozen=True, kw_only=True):
 
 
 class ImageReference(Model, frozen=True, kw_only=True):
-    """Which image an environment runs.
+    """The image of an environment.
 
     Attributes:
-        key: The key of its inputs; two bakes of one key may give different bytes.
-        digest: The digest of its bytes, to which stages, approvals and promotions refer.
+        key: The digest of its inputs; two bakes with one key may have different content.
+        digest: The digest of its content, to which stages, approvals and promotions refer.
     """
 
     name: RecordedName
@@ -202,7 +202,7 @@ class ImageReference(Model, frozen=True, kw_only=True):
 
     @classmethod
     def to(cls, image: Image) -> ImageReference:
-        """The reference to an image of the catalog."""
+        """Make the reference to an image of the catalog."""
         return cls(**{field: getattr(image, field) for field in cls.__struct_fields__})
 
 
@@ -216,25 +216,25 @@ class Endpoints(dict[str, Endpoint]):
 
 
 class Environment(Model, frozen=True, kw_only=True):
-    """One running copy of a template: plain data that pickles and goes over xdist unchanged.
+    """One running copy of a template: plain data that can be pickled and sent over xdist.
 
     Attributes:
-        id: Such as ``staging-7f3k2q``.
+        id: The id, such as ``staging-7f3k2q``.
         template: The template's name.
         provider: The provider's name.
-        image: The image it runs; None when its template needs no baked image.
+        image: The image that it runs; None if its template needs no baked image.
         more_images: Further images: those of a Compose file's other services.
-        url: The first endpoint's URL; empty when it has none.
-        endpoints: By name.
-        created_at: In UTC.
-        expires_at: When it may be reaped; None when never (production).
+        url: The first endpoint's URL; empty if it has no endpoint.
+        endpoints: The endpoints, by name.
+        created_at: The time of its creation, in UTC.
+        expires_at: The expiry, in UTC; None if it never expires (production).
         owner: The process that brought it up.
-        labels: What its resources are tagged with.
-        state: See ``State``.
-        kept: Whether it outlives its owner, until it expires.
-        production: The promotion whose name points to it; None when none does.
-        problem: Why it could not be removed when that was last tried; empty otherwise.
-        handle: What its provider needs to find it again.
+        labels: The labels of its resources.
+        state: The state; see ``State``.
+        kept: Whether it stays up after its owner has ended, until it expires.
+        production: The promotion whose name points to it; None if none does.
+        problem: Why the last attempt to destroy it failed; otherwise empty.
+        handle: The data that its provider needs to find it.
     """
 
     id: Id
@@ -255,28 +255,28 @@ class Environment(Model, frozen=True, kw_only=True):
     handle: dict[str, str] = {}
 
     def __post_init__(self) -> None:
-        """Make a missing endpoint an error that names it."""
+        """Convert ``endpoints``, so that a missing one raises an error with its name."""
         msgspec.structs.force_setattr(self, "endpoints", Endpoints(self.endpoints))
 
     @property
     def images(self) -> list[ImageReference]:
-        """All baked images that it runs, the one of its URL first."""
+        """All baked images that it runs, ``image`` first."""
         return [*([self.image] if self.image else []), *self.more_images]
 
     def url_for(self, name: str, path: str = "") -> str:
-        """The URL of one endpoint, or of a page on it.
+        """The URL of an endpoint, or of a page below it.
 
         Args:
             name: The endpoint's name, as in the template's ``ports``.
-            path: Such as ``/hello``, with or without the slash; may have a query.
+            path: The path, such as ``/hello`` or ``hello``; may have a query.
 
         Raises:
-            EndpointMissingError: It has no endpoint of that name.
+            EndpointMissingError: It has no such endpoint.
         """
         return urls.join(self.endpoints[name].url, path)
 
     def logs(self) -> str:
-        """Everything its processes have printed that is still kept, as text.
+        """The output of its processes, as far as it is still kept.
 
         Raises:
             EphemeralError: The environment is gone, or its provider can't be reached.
@@ -286,24 +286,24 @@ class Environment(Model, frozen=True, kw_only=True):
     def run(
         self, argv: Sequence[str], timeout: float | None = 60.0
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside it, and wait for it.
+        """Run a command inside the environment, and wait until it ends.
 
         Args:
             argv: The command and its arguments, in a list (a string is a TypeError); no shell.
             timeout: Seconds after which it is killed; None for no limit.
 
         Returns:
-            Its exit status and what it printed, as text. A failing command is not an error.
+            Its exit status and its output, as text. A failing command raises no error.
 
         Raises:
-            subprocess.TimeoutExpired: It took longer, and was killed.
+            subprocess.TimeoutExpired: The command took longer, and was killed.
             EphemeralError: The environment is gone.
         """
         return _actor(self).run(self, check_argv(argv), timeout=timeout)
 
 
 class Actor(Protocol):
-    """Who can act on an environment: its provider, or a client of the process that owns it."""
+    """Acts on an environment: its provider, or a client of the owner process."""
 
     def logs(self, environment: Environment) -> str:
         """See ``Environment.logs``."""
@@ -314,19 +314,19 @@ class Actor(Protocol):
         """See ``Environment.run``."""
 
 
-#: By id: who acts on what was lent to this process, whose own file system tests may have replaced.
-lent: dict[str, Actor] = {}
+#: By environment id: clients of the owner process. They work even with pyfakefs' file system.
+actors: dict[str, Actor] = {}
 
 
 def _actor(environment: Environment) -> Actor:
-    """Who can act on it: the only import here of a layer above."""
+    """The actor of an environment. This is the only import of a higher layer in this module."""
     from pytest_ephemeral.providers import load
 
-    return lent.get(environment.id) or load(environment.provider)
+    return actors.get(environment.id) or load(environment.provider)
 
 
 def to_builtins(value: Any) -> Any:
-    """Convert a model to what JSON can hold."""
+    """Convert a model to JSON values: dicts, lists, strings, numbers."""
     return msgspec.to_builtins(value, enc_hook=encode_hook)
 
 
@@ -339,8 +339,8 @@ def decode(data: bytes, kind: type[T]) -> T:
     """Decode a model from its JSON.
 
     Raises:
-        msgspec.ValidationError: It is JSON, but not of that kind.
-        msgspec.DecodeError: It is not JSON.
+        msgspec.ValidationError: The data is valid JSON, but does not match ``kind``.
+        msgspec.DecodeError: The data is not valid JSON.
     """
     try:
         return msgspec.json.decode(data, type=kind, dec_hook=decode_hook)

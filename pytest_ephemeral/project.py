@@ -1,4 +1,4 @@
-"""An opened project: its configuration, store, artifact repository, images and ledger."""
+"""Open a project: its configuration, store, artifact repository, images and ledger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_ephemeral.store import Store, open_store
 
 
 class Project(msgspec.Struct, frozen=True):
-    """Everything that is the same for all runs of one project."""
+    """The objects that all runs of one project share."""
 
     config: Config
     store: Store
@@ -26,14 +26,14 @@ class Project(msgspec.Struct, frozen=True):
 
     @classmethod
     def open(cls, file: Path | None, start: Path) -> Project:
-        """Open the project that a configuration file describes. Nothing is created yet.
+        """Open the project of a configuration file. Creates no files.
 
         Args:
-            file: The configuration file; None to look for one from ``start`` upwards.
-            start: The folder to begin at.
+            file: The configuration file; None to search for one.
+            start: The folder in which the search starts; see ``discovery.find``.
 
         Raises:
-            ConfigurationError: There is none, or it is wrong.
+            ConfigurationError: No configuration was found, or it has an error.
         """
         found = file or discovery.find(start)
         if found is None:
@@ -42,7 +42,7 @@ class Project(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, settings: Config) -> Project:
-        """The project of a configuration that has been read."""
+        """Make the project of a configuration."""
         store = open_store(settings.store, settings.root)
         artifacts = open_repository(settings.artifacts_repository, settings.root)
         images = Images(

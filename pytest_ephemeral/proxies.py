@@ -1,7 +1,7 @@
-"""Keep clients from asking a proxy for an environment that only this machine reaches.
+"""Exempt environments from proxies, which can't reach an address that only this machine has.
 
-Clients read ``NO_PROXY`` and ``no_proxy`` when they ask, or when they are made: urllib, requests,
-httpx and curl all take a list of hosts, with commas between, in either.
+Clients read ``NO_PROXY`` or ``no_proxy`` at each request, or when the client is made. For urllib,
+requests, httpx and curl, both are lists of hosts, separated by commas.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def exempt(environ: Mapping[str, str], host: str) -> dict[str, str]:
-    """The variables that make clients reach a host without a proxy.
+    """The environment variables with which clients connect to a host without a proxy.
 
     Args:
-        environ: The variables there are.
-        host: A host's name or address.
+        environ: The current environment variables.
+        host: A host name or an address.
 
     Returns:
-        What to set; empty where no proxy is set. There ``NO_PROXY`` stays as it is, because
-        Python asks macOS for its proxies only while no variable says anything of them.
+        The variables to set; empty if no proxy is set. In that case ``NO_PROXY`` must not be
+        set: on macOS, Python would then ignore the system's proxy settings.
     """
     if not host or not any(name.lower() in PROXIES and value for name, value in environ.items()):
         return {}
@@ -36,10 +36,10 @@ def exempt(environ: Mapping[str, str], host: str) -> dict[str, str]:
 
 
 class Exemptions:
-    """The hosts that this process reaches without a proxy, until they are taken back.
+    """The hosts to which this process connects without a proxy, until they are removed again.
 
     Args:
-        environ: The variables of this process.
+        environ: The environment variables of this process, which are changed.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
@@ -48,14 +48,14 @@ class Exemptions:
         self._set: dict[str, str] = {}
 
     def add(self, host: str) -> None:
-        """Have clients reach a host without a proxy from now on."""
+        """Let clients connect to a host without a proxy from now on."""
         for name, value in exempt(self._environ, host).items():
             if self._environ.get(name) != self._set.get(name):
-                self._before[name] = self._environ.get(name)  # somebody has set it meanwhile
+                self._before[name] = self._environ.get(name)  # set by other code since
             self._environ[name] = self._set[name] = value
 
-    def take_back(self) -> None:
-        """Set the variables as they were, but for one that somebody has set meanwhile."""
+    def restore(self) -> None:
+        """Restore the variables, except those that other code has set in the meantime."""
         for name, value in self._set.items():
             if self._environ.get(name) != value:
                 continue

@@ -1,7 +1,7 @@
-"""From TOML values to our types, strictly, with every error at the key it is about.
+"""Convert TOML values to the types of the configuration; each error has the path of its key.
 
-msgspec reads the single values. It would read whole tables as well, but hides the key in a path
-through one (``$.templates[...]``), so tables are taken apart here.
+msgspec converts the single values. It could convert whole tables, too, but its errors leave out
+the key in a path such as ``$.templates[...]``, so this module takes tables apart.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _PATTERNS: Mapping[str, str] = {
 }
 
 
-class Problem(Exception):  # noqa: N818 - it never leaves the configuration's modules
+class Problem(Exception):  # noqa: N818 - only used inside the configuration's modules
     """An error at one place of the configuration.
 
     Attributes:
-        where: The key's path, as people write it.
-        text: What was expected there.
+        where: The path of the key, as in TOML.
+        text: The error, such as the expected type.
     """
 
     def __init__(self, where: str, text: str) -> None:
@@ -59,22 +59,22 @@ class Problem(Exception):  # noqa: N818 - it never leaves the configuration's mo
 
 
 def join(where: str, key: str) -> str:
-    """The path of a key in a table, quoted where TOML needs quotes."""
+    """The path of a key in a table; the key is quoted if TOML requires it."""
     bare = key and all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in key)
     written = key if bare else json.dumps(key)
     return f"{where}.{written}" if where else written
 
 
 def read(value: Any, kind: Any, where: str) -> Any:
-    """Read one value.
+    """Convert one value.
 
     Args:
-        value: As TOML gave it.
-        kind: The annotation it must fit.
+        value: The value, as read from TOML.
+        kind: The type annotation that it must match.
         where: The path of its key.
 
     Raises:
-        Problem: It does not fit.
+        Problem: It does not match.
     """
     member = _member(kind, value)
     if isinstance(value, dict) and isinstance(member, type) and issubclass(member, Table):
@@ -88,23 +88,23 @@ def read(value: Any, kind: Any, where: str) -> Any:
 
 
 def read_table(value: Mapping[str, Any], kind: type[T], where: str, *, name: str = "") -> T:
-    """Read a table whose keys are known.
+    """Convert a table.
 
     Args:
-        value: As TOML gave it.
-        kind: A ``Table``.
-        where: Its path.
-        name: Its own name, where it has one.
+        value: The table, as read from TOML.
+        kind: The subclass of ``Table``.
+        where: The path of the table.
+        name: The table's name, for types with the field ``name``.
 
     Raises:
-        Problem: A key is unknown, missing or wrong, or two of them can't be combined.
+        Problem: A key is unknown, missing or wrong, or two keys can't be combined.
     """
     if not isinstance(value, dict):
         raise Problem(where, f"expected a table, got {format_value(value)}")
     fields = keys_of(kind)
     for key in value:
         if key not in fields:
-            reason = kind.left_out.get(key)  # type: ignore[attr-defined]
+            reason = kind.unsupported.get(key)  # type: ignore[attr-defined]
             raise Problem(join(where, key), reason or f"unknown key.{closest(key, fields)}")
     hints = get_type_hints(kind, include_extras=True)
     found: dict[str, Any] = {"name": name} if name else {}
@@ -124,7 +124,7 @@ def read_table(value: Mapping[str, Any], kind: type[T], where: str, *, name: str
 
 
 def keys_of(kind: type) -> dict[str, msgspec.structs.FieldInfo]:
-    """The keys people may write in a table, with their fields.
+    """The keys that a table may have, with their fields.
 
     A recipe's, template's or promotion's ``name`` is the name of its table, not a key in it.
     """
@@ -137,7 +137,7 @@ def keys_of(kind: type) -> dict[str, msgspec.structs.FieldInfo]:
 
 
 def describe_type(kind: Any) -> str:
-    """An expected type, for people."""
+    """Describe an expected type, for people."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return describe_type(arguments[0]) + "".join(_constraint(each) for each in arguments[1:])
@@ -153,7 +153,7 @@ def describe_type(kind: Any) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value for a message, cut short; of large ones only the type."""
+    """Format a value for a message: shortened; tables and lists only by their type."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):
@@ -165,7 +165,7 @@ def format_value(value: Any) -> str:
 
 
 def _member(kind: Any, value: Any) -> Any:
-    """The member of a union that the value could be; the kind itself where it is none."""
+    """The member of a union type that may match a value; for other types, the type itself."""
     if get_origin(kind) is Annotated:
         return _member(get_args(kind)[0], value)
     if get_origin(kind) not in {Union, types.UnionType}:

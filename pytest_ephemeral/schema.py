@@ -1,7 +1,7 @@
-"""The JSON Schema of ``ephemeral.toml``, made from the types that read it.
+"""Make the JSON Schema of ``ephemeral.toml`` from the types of the configuration.
 
-``ephemeral.schema.json`` is what this gives for the providers of the package; a test holds the
-two together. Draft 7, because that is what editors' TOML extensions and validate-pyproject read.
+``ephemeral.schema.json`` is the schema with the package's own providers; a test checks that it is
+up to date. Its dialect is draft 7, which editors' TOML extensions and validate-pyproject support.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pytest_ephemeral.tables import EXTENDS, NAME_PATTERN, Promotion, Table
 DIALECT: Final = "http://json-schema.org/draft-07/schema#"
 ID: Final = "https://pytest-ephemeral.readthedocs.io/ephemeral.schema.json"
 
-#: A template without a port is ready by its log, or by a command.
+#: A template without a port must have a readiness check by its log or by a command.
 _READY_WITHOUT_PORT: Final = {
     "required": ["ready"],
     "properties": {"ready": {"anyOf": [{"required": ["log"]}, {"required": ["command"]}]}},
@@ -33,10 +33,10 @@ _READY_WITHOUT_PORT: Final = {
 
 
 def schema(provider_names: Iterable[str] = tuple(providers.TABLE)) -> dict[str, Any]:
-    """The schema of a whole ``ephemeral.toml``.
+    """Make the schema of a whole ``ephemeral.toml``.
 
     Args:
-        provider_names: Whose images and templates it knows; by default the package's own.
+        provider_names: The providers of images and templates; by default the package's own.
 
     Raises:
         ConfigurationError: There is no such provider.
@@ -61,21 +61,21 @@ def schema(provider_names: Iterable[str] = tuple(providers.TABLE)) -> dict[str, 
 
 
 def format_schema(document: dict[str, Any]) -> str:
-    """A schema as the text of a file."""
+    """Format a schema as the text of a file."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def for_validate_pyproject(tool_name: str) -> dict[str, Any]:  # noqa: ARG001 - its signature
-    """The schema of ``[tool.pytest-ephemeral]``, as validate-pyproject asks for it.
+def for_validate_pyproject(tool_name: str) -> dict[str, Any]:  # noqa: ARG001 - validate-pyproject's signature
+    """The schema of ``[tool.pytest-ephemeral]``, for validate-pyproject.
 
     Args:
-        tool_name: The table's name under ``tool``; it is the same for any.
+        tool_name: The table's name in ``tool``; ignored.
     """
     return schema()
 
 
 def _kind(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one annotation. TOML has no null: what is optional may only be left out."""
+    """The schema of a type annotation. None is left out, as TOML has no null."""
     origin, arguments = get_origin(kind), get_args(kind)
     if isinstance(kind, type) and issubclass(kind, Table):
         return _refer(kind, definitions)
@@ -110,7 +110,7 @@ def _table(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
     properties = {}
     for key, field in fields.items():
         properties[key] = _kind(hints[field.name], definitions)
-        if "$ref" in properties[key]:  # beside which draft 7 ignores everything
+        if "$ref" in properties[key]:  # draft 7 ignores all other keywords next to it
             continue
         if field.name in meanings:
             properties[key]["description"] = meanings[field.name]
@@ -126,7 +126,7 @@ def _table(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def meanings_of(kind: type) -> dict[str, str]:
-    """The meaning of each field: ``Attributes:`` in the docstrings of its class and its bases."""
+    """The meanings of fields: ``Attributes:`` in the docstrings of a class and its bases."""
     meanings: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         _, _, section = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
@@ -144,8 +144,8 @@ def _tables_by_name(kinds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _recipe(definition: dict[str, Any], provider: str) -> None:
-    """Add the rules between the keys of a recipe."""
-    definition["properties"]["provider"] = {"const": provider, "description": "What bakes it."}
+    """Add the rules about combinations of keys to the schema of a recipe."""
+    definition["properties"]["provider"] = {"const": provider, "description": "The provider."}
     _require(definition, {"required": sorted({*definition["required"], "provider"})})
     definition["not"] = {
         "required": ["reference"],
@@ -154,8 +154,8 @@ def _recipe(definition: dict[str, Any], provider: str) -> None:
 
 
 def _template(definition: dict[str, Any], provider: Any) -> None:
-    """Add the rules between the keys of a template."""
-    definition["properties"]["provider"] = {"const": provider.name, "description": "What runs it."}
+    """Add the rules about combinations of keys to the schema of a template."""
+    definition["properties"]["provider"] = {"const": provider.name, "description": "The provider."}
     needed: dict[str, Any] = {"required": definition["required"]}
     if "url" not in definition["required"]:  # a template with a URL has its port there
         definition["not"] = {"required": ["port", "ports"]}
@@ -166,6 +166,6 @@ def _template(definition: dict[str, Any], provider: Any) -> None:
 
 
 def _require(definition: dict[str, Any], needed: dict[str, Any]) -> None:
-    """Ask for what is needed, except where it may be in a table that is extended."""
+    """Require keys, except in tables with ``extends``, which may inherit them."""
     definition["required"] = []
     definition["anyOf"] = [{"required": [EXTENDS]}, needed]

@@ -1,6 +1,6 @@
-"""The tables of ``ephemeral.toml``: recipes, templates and promotions.
+"""The types of tables in ``ephemeral.toml``: recipes, templates and promotions.
 
-The same types read the configuration strictly and make its JSON Schema.
+``reading`` converts the configuration to these types, and ``schema`` makes its JSON Schema.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import msgspec
 
 from pytest_ephemeral.durations import Duration
 
-#: ``(?!\n)``: in Python ``$`` also matches before a last line feed.
+#: ``(?!\n)``, because ``$`` also matches before a line feed at the end in Python.
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$(?!\n)"
 VARIABLE_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 PYTHON_PATTERN: Final = r"^3\.\d+$(?!\n)"
 
-#: The key that names the recipe or template whose keys a table has as well.
+#: The key that names the recipe or template from which a table inherits keys.
 EXTENDS: Final = "extends"
 
-#: The name of an image, a template, an endpoint, a process: it goes into ids and file names.
+#: The name of an image, a template, an endpoint or a process; it is part of ids and file names.
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Variable = Annotated[str, msgspec.Meta(pattern=VARIABLE_PATTERN)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -34,13 +34,13 @@ Health = Literal["fail", "report"]
 #: When an environment is put back to its baseline: before every test, or after a failed one.
 Rollback = Literal["each", "failed"]
 
-#: Which images are baked when they are needed: those that are missing, all, or none.
+#: Which images are baked when they are needed: missing ones, all, or none.
 BakeMode = Literal["missing", "always", "never"]
 
-#: Which images' content is kept in the store: what another engine may ask for, all, or none.
+#: Which images have their content in the store: those that other engines may need, all, or none.
 KeepInStore = Literal["auto", "always", "never"]
 
-#: Who can receive URLs. ``auto`` is the CI server this runs on, or ``json`` on an unknown one.
+#: The publishers. ``auto`` is the one for the current CI server, or ``json`` on an unknown one.
 Audience = Literal[
     "auto",
     "github",
@@ -63,17 +63,17 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A table of ``ephemeral.toml``: an unknown key is an error.
 
     Attributes:
-        left_out: Keys that people look for here, and that there are not on purpose: why, and what
-            to write instead.
+        unsupported: Keys that users may expect, but that don't exist on purpose, each with the
+            reason and the alternative, for the error message.
     """
 
-    left_out: ClassVar[Mapping[str, str]] = {}
+    unsupported: ClassVar[Mapping[str, str]] = {}
 
     def check(self) -> None:
-        """Check keys against each other; called once, when the configuration is read.
+        """Check combinations of keys. Called once, when the configuration is read.
 
         Raises:
-            ValueError: They can't be combined; says what to change.
+            ValueError: Keys can't be combined. The message says what to change.
         """
 
 
@@ -82,17 +82,17 @@ class Recipe(Table, frozen=True, kw_only=True):
 
     Attributes:
         name: The table's name; not a key in it.
-        extends: The image whose keys it has as well, but for those that it writes itself.
+        extends: The image from which it inherits all keys that it does not have itself.
         provider: The provider that bakes and runs it.
-        artifact: A glob of files, a folder, ``name@version`` or ``sha256:…``.
-        build: A shell command that makes the artifact's file; run when its sources changed.
+        artifact: The file to install: a glob, a folder, ``name@version`` or ``sha256:…``.
+        build: A shell command that makes the artifact's file; run when its sources have changed.
         sources: Files, folders and globs that ``build`` reads.
-        install: A script's path, or a list of shell commands. They see ``$PREFIX``, ``$ARTIFACT``.
-        files: Globs of files and folders that are copied into the install script's folder.
-        python: The version of ``python3`` that the install script finds, such as ``3.13``.
+        install: A script's path, or a list of shell commands; with ``$PREFIX`` and ``$ARTIFACT``.
+        files: Globs of files and folders to copy into the install script's folder.
+        python: The version of ``python3`` for the install script, such as ``3.13``.
         verify: Shell commands that must succeed on a fresh copy of the image.
         reference: An existing image to use instead; it is pinned, and nothing is baked.
-        pass_env: Names of more variables that the install script sees.
+        pass_env: Names of environment variables to pass to the install script.
     """
 
     name: str = ""
@@ -109,7 +109,7 @@ class Recipe(Table, frozen=True, kw_only=True):
     pass_env: list[Variable] = []
 
     def check(self) -> None:
-        """Check keys against each other."""
+        """See ``Table.check``."""
         if self.build is not None and not (self.artifact and self.sources):
             raise ValueError(
                 'build needs the artifact it makes, and its sources, such as sources = ["src"]'
@@ -127,7 +127,7 @@ class Ready(Table, frozen=True, kw_only=True):
     Attributes:
         http: A path; ready when the response has an accepted status.
         status: The accepted statuses; by default any from 200 to 399.
-        headers: Sent with the request; ``{env:…}`` works here.
+        headers: Headers that are sent with the request; ``{env:…}`` works here.
         tcp: Ready when the port accepts a connection.
         log: A regular expression that the output must match.
         command: A shell command, run inside the environment, that must succeed.
@@ -150,7 +150,7 @@ class Template(Table, frozen=True, kw_only=True):
 
     Attributes:
         name: The table's name; not a key in it.
-        extends: The template whose keys it has as well, but for those that it writes itself.
+        extends: The template from which it inherits all keys that it does not have itself.
         provider: The provider; by default its image's.
         image: The image's name.
         port: Its only port; the endpoint is called ``http``.
@@ -158,18 +158,18 @@ class Template(Table, frozen=True, kw_only=True):
         scheme: The scheme of the URL, such as ``postgresql`` or ``udp``; by default ``http`` or
             ``https``.
         ready: When it is ready; by default when its ports accept connections.
-        env: Variables of the application. ``{env:NAME}`` and ``{image:NAME}`` are filled in.
-        seed: A shell command, run once inside it when it is ready, before the first test.
+        env: Environment variables. ``{env:NAME}`` and ``{image:NAME}`` are filled in.
+        seed: A shell command that is run once inside it when it is ready, before the first test.
         rollback: When it is put back to its baseline: before every test (``each``), or after a
             test that failed (``failed``).
-        reset: A shell command, run inside it, that puts it back instead of its provider.
-        spares: How many are made ready ahead of the tests that want one of their own; at least one
-            for each worker.
-        health: Whether a crash that failed no test fails the run.
-        ttl: How long until it expires and ends by itself.
+        reset: A shell command, run inside it, that replaces the rollback by its provider.
+        spares: How many to bring up in advance, for tests that need an environment of their own;
+            at least one for each worker.
+        health: Whether a crash fails the run even if no test failed.
+        ttl: The time until it expires and is destroyed.
     """
 
-    #: Whether one without a port makes no sense.
+    #: Whether every template of this type must have a port.
     needs_port: ClassVar[bool] = True
 
     name: str = ""
@@ -189,16 +189,16 @@ class Template(Table, frozen=True, kw_only=True):
     ttl: Duration = Duration(7200)
 
     def endpoints(self) -> dict[str, int]:
-        """Its ports by name, the URL's first."""
+        """Its ports by endpoint name, the URL's first."""
         return {"http": self.port} if self.port is not None else dict(self.ports)
 
     def images(self) -> Sequence[str]:
-        """The names of the images it is made of."""
+        """The names of its images."""
         return [] if self.image is None else [self.image]
 
 
 class Promotion(Table, frozen=True, kw_only=True):
-    """A production name: ``[promotion.NAME]``. Each DNS backend reads its part.
+    """A production name: ``[promotion.NAME]``. Each DNS backend uses some of the keys.
 
     Attributes:
         name: The table's name; not a key in it.
@@ -215,7 +215,7 @@ class Promotion(Table, frozen=True, kw_only=True):
         verify: How the new environment is checked, directly and then through the name; by
             default its port must accept connections.
         requires: Stages that its image must have passed; ``approval`` is manual approval.
-        drain: How long the previous environment still serves after the DNS change.
+        drain: How long the previous environment stays in use after the DNS change.
         keep_old: How long rollback stays possible after that.
     """
 
@@ -235,7 +235,7 @@ class Promotion(Table, frozen=True, kw_only=True):
     keep_old: Duration = Duration(3600)
 
     def check(self) -> None:
-        """Check keys against each other."""
+        """See ``Table.check``."""
         if self.dns in {"route53", "rfc2136"} and self.zone is None:
             raise ValueError(f'dns = "{self.dns}" needs the zone that {self.record} is in')
         if self.dns == "rfc2136" and self.server is None:

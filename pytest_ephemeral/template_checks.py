@@ -1,4 +1,4 @@
-"""What is checked of a template beyond the types of its keys."""
+"""Check a template: combinations of keys, and references to images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from pytest_ephemeral.tables import Ready, Recipe, Template, Variable
 
 
 def check_template(template: Template, where: str, recipes: Mapping[str, Recipe]) -> None:
-    """Hold the keys of a template against each other, and against the images there are.
+    """Check combinations of a template's keys, and its references to images and ports.
+
+    Args:
+        template: The template.
+        where: The path of its table, for messages.
+        recipes: All recipes by name.
 
     Raises:
-        Problem: They can't be combined, or name what is not there.
+        Problem: Keys can't be combined, or an image or a port does not exist.
     """
     for image in template.images():
         check_image(image, recipes, where)
@@ -51,15 +56,15 @@ def _check_ports(template: Template, where: str) -> None:
 
 
 def check_ready(ready: Ready, where: str) -> None:
-    """Check a probe's regular expression.
+    """Check the regular expression of a readiness check.
 
     Raises:
-        Problem: It is none.
+        Problem: It is not valid.
     """
     if ready.log is None:
         return
     try:
-        with warnings.catch_warnings():  # an odd expression is still a valid one
+        with warnings.catch_warnings():  # an expression with warnings is valid
             warnings.simplefilter("ignore")
             re.compile(ready.log)
     except (re.error, OverflowError, RecursionError) as error:
@@ -74,12 +79,12 @@ def _check_references(text: str, recipes: Mapping[str, Recipe], where: str) -> N
         read(name, Variable, where)
 
 
-#: How an image that others have made is taken.
+#: The table for an image that was made elsewhere, for a message.
 _BASE: Final = '[images.NAME] with base = "…"'
 
 
 def check_image(name: str, recipes: Mapping[str, Recipe], where: str) -> None:
-    """Check that an image is there.
+    """Check that an image is in the configuration.
 
     Raises:
         Problem: It is not.

@@ -1,4 +1,4 @@
-"""URLs: joined, and shown to people."""
+"""Join URLs, and hide passwords in them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
-#: A user and a password before the host; a host with a port and an ``@`` in its path is none.
-#: A password that should have been quoted may have any letter in it.
+#: A user and a password before the host. A host and port with an ``@`` in the path do not match.
+#: A password that is not percent-encoded, as it should be, may have any characters.
 _PASSWORD: Final = re.compile(
     r"://([^\s:/?#@]*):(?!\d+(?:[/?#,]|$))(?:(?!,[\w-]+=\w+://)\S)*@",
 )
 
 
 def join(url: str, path: str) -> str:
-    """The URL of a page below another URL, with one slash between them.
+    """Append a path to a URL, with one slash between them.
 
     Args:
-        url: Such as ``http://127.4.9.3:8080/``.
-        path: Such as ``/hello``, with or without the slash; may have a query.
+        url: The URL, such as ``http://127.4.9.3:8080/``.
+        path: The path, such as ``/hello`` or ``hello``; may have a query.
     """
     return f"{url.rstrip('/')}/{path.lstrip('/')}" if path else url
 
 
 def hide_password(text: str) -> str:
-    """Text as it may be printed: ``***`` stands for the passwords in its URLs.
+    """Replace the passwords in URLs by ``***``.
 
     Args:
-        text: A URL, or several as ``NAME=URL,NAME=URL``, or anything else, which stays as it is.
+        text: A URL, several as ``NAME=URL,NAME=URL``, or any other text, which stays unchanged.
     """
     return _PASSWORD.sub(r"://\1:***@", text)
 
 
 def get_location(url: str) -> str:
-    """The host and the port of a URL, as they stand in it, without a user or a password."""
+    """The host and port of a URL, unchanged, without user and password."""
     return urlsplit(url).netloc.rpartition("@")[2]

@@ -214,7 +214,7 @@ class Worker:
         self._exempt(environment)
         from pytest_ephemeral import models
 
-        models.lent[environment.id] = self._client
+        models.actors[environment.id] = self._client
         return environment
 
     def _exempt(self, environment: Environment) -> None:
@@ -224,12 +224,12 @@ class Worker:
 
     def _take_back(self) -> None:
         """Let providers act on environments again that this run was lent."""
-        self._exemptions.take_back()
+        self._exemptions.restore()
         if self._lent:
             from pytest_ephemeral import models
 
             for environment in self._lent.values():
-                models.lent.pop(environment.id, None)
+                models.actors.pop(environment.id, None)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(

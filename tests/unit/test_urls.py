@@ -61,9 +61,9 @@ def test_variables_are_set_back() -> None:
     exemptions.add("127.4.9.3")
     exemptions.add("127.4.9.4")
     assert environ["no_proxy"] == "localhost,127.4.9.3,127.4.9.4"
-    exemptions.take_back()
+    exemptions.restore()
     assert environ == before
     exemptions.add("127.4.9.3")
     environ["NO_PROXY"] = "mine"
-    exemptions.take_back()
+    exemptions.restore()
     assert environ == {**before, "NO_PROXY": "mine"}

@@ -107,7 +107,7 @@ class Ec2Template(Template, frozen=True, kw_only=True):
         prices: A file with hourly prices in US dollars, instead of the built-in table.
     """
 
-    left_out: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "hibernate": (
             "instances are not hibernated: a hibernated one would keep the memory of its last "
             "environment, and has nothing to resume once its root volume is replaced. Use "
