@@ -1,20 +1,20 @@
-# Every target works from a bare clone on a machine with Python 3.11 or newer and make:
-# what it needs is installed into .venv first, and nowhere else.
+# Every target works in a new clone, on a machine with make and Python 3.11 or newer. All packages
+# that it needs are first installed into .venv.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-pipeline test test-all lint docs bench clean
 
-# The Python that .venv is made with; by default the first that is new enough.
+# The Python of .venv; by default the first one that is new enough.
 PYTHON ?=
-# More for pytest, such as: make test ARGS="-k ledger -x"
+# Further arguments of pytest, such as: make test ARGS="-k ledger -x"
 ARGS ?=
-# How many run tests at once: a test waits for engines and servers every now and then.
+# The number of xdist's workers: more than processors, as tests often wait for engines and servers.
 WORKERS ?= 4
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# What installs into .venv.
+# The command that installs into .venv.
 INSTALL ?= $(PIP) install
 
 # Tests start Python a thousand times: each would compile anew all that it imports.
@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SHOP := examples/shop
 PYTEST := python -m pytest -n $(WORKERS) --dist loadgroup
 
-help: ## Say what there is to make
+help: ## List the targets
 	@echo "Usage: make TARGET"
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
@@ -42,7 +42,7 @@ demo-pipeline: $(VENV)/test.stamp ## Take three versions of the shop to producti
 test: $(VENV)/test.stamp ## Run the fast tests: no engine, machine, simulated account, browser, kills or whole projects
 	@PATH="$(BIN):$$PATH" $(PYTEST) -m "not (aws or browser or engine or kills or projects or vm)" $(ARGS)
 
-test-all: $(VENV)/test.stamp ## Run all tests; what this machine lacks is left out, and said
+test-all: $(VENV)/test.stamp ## Run all tests; tests that this machine can't run are left out and counted
 	@PATH="$(BIN):$$PATH" $(PYTEST) $(ARGS)
 
 lint: $(VENV)/test.stamp $(VENV)/lint.stamp ## Check style and types
@@ -58,19 +58,19 @@ docs: $(VENV)/docs.stamp ## Build the documentation into docs/_build
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-bench: $(VENV)/test.stamp ## Measure what an environment costs, side by side with doing without
+bench: $(VENV)/test.stamp ## Measure the time that environments add to a test run
 	@PATH="$(BIN):$$PATH" python -m benchmarks
 	@PATH="$(BIN):$$PATH" python -m benchmarks.containers
 	@PATH="$(BIN):$$PATH" python -m benchmarks.machines
 	@PATH="$(BIN):$$PATH" python -m benchmarks.cloud
 	@PATH="$(BIN):$$PATH" python -m benchmarks.rollback
 
-clean: ## Remove all that these targets made here
+clean: ## Remove all files that these targets made
 	rm -rf $(VENV) benchmarks/$(VENV) docs/_build build dist $(SHOP)/dist $(SHOP)/.ephemeral
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis $(SHOP)/.pytest_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# One stamp for each extra, as old as the last time it was installed.
+# One stamp file for each extra, whose time is that of the last installation.
 $(VENV)/%.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "== Installing into $(VENV): pytest-ephemeral[$*]"
 	@$(INSTALL) --editable '.[$*]'

@@ -1,4 +1,4 @@
-"""Read the JUnit results in a folder: refuse skips for lack of something, or count the tests.
+"""Read the JUnit results in a folder: report skips that are not allowed, or count the tests.
 
 python .ci/skips.py RESULTS            exit status 1 if a test was skipped that should have run
 python .ci/skips.py --count RESULTS    print "<N> passed, <N> failed"
@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-#: A test may be skipped for what the machine is, and for nothing that could be installed on it.
+#: The allowed reasons of skips: properties of the machine, not software that could be installed.
 ALLOWED = re.compile(r"only on (macOS|Windows)|this kernel|this file system|as root", re.IGNORECASE)
 
 
 def main(arguments: list[str]) -> int:
-    """Do what is asked for."""
+    """Run the command, and return the exit status."""
     files = sorted(Path(arguments[-1]).glob("*.xml"))
     cases = [case for file in files for case in ET.parse(file).iter("testcase")]  # noqa: S314
     if "--count" in arguments:
@@ -42,7 +42,7 @@ def _reason(case: ET.Element) -> str:
 
 def _is_refused(case: ET.Element) -> bool:
     skipped = case.find("skipped")
-    # An expected failure is written as a skip of this type; it did run.
+    # pytest reports an expected failure as a skip of this type, but the test did run.
     if skipped is None or skipped.get("type") == "pytest.xfail":
         return False
     return not ALLOWED.search(_reason(case))

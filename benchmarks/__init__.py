@@ -1,1 +1,1 @@
-"""What an environment costs over doing without: ``make bench``."""
+"""Measure the time that environments add to a test run: ``make bench``."""

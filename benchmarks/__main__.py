@@ -1,7 +1,7 @@
 """Measure, and print one table.
 
-Whatever is compared runs in the same round, one after the other, and every round runs all of it:
-a machine that grows slower does so for both sides. Given are medians over the rounds.
+Both sides of a comparison run in the same round, one after the other, so that a change in the
+machine's speed affects both. The table has medians over the rounds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOUR_WORKERS = ("-p", "xdist", "-n4")
 
 
 class Row(NamedTuple):
-    """One line of the table; ``measured`` and ``target`` are in ``unit``."""
+    """One line of the table; ``base`` and ``ours`` are in seconds, the rest is in ``unit``."""
 
     what: str
     base: float
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def main(rounds: int) -> int:
-    """Measure everything."""
+    """Run all measurements, and print the table."""
     with tempfile.TemporaryDirectory(prefix="ephemeral-bench-") as folder:
         workshop = Workshop.furnish(Path(folder).resolve())
         os.environ.update(workshop.variables)
@@ -58,7 +58,7 @@ def main(rounds: int) -> int:
 
 
 def open_lifecycle(workshop: Workshop) -> Lifecycle:
-    """What brings environments up, as the plugin opens it."""
+    """Make the lifecycle that brings environments up, as the plugin does."""
     manager = pluggy.PluginManager("pytest")
     manager.add_hookspecs(hookspecs)
     project = Project.open(workshop.folder / "ephemeral.toml", workshop.folder)
@@ -66,7 +66,7 @@ def open_lifecycle(workshop: Workshop) -> Lifecycle:
 
 
 def bake(lifecycle: Lifecycle) -> list[Application]:
-    """Bake both images, and say how their applications are started by hand."""
+    """Bake both images; return the commands that start their applications by hand."""
     tiny, shop = (lifecycle.image(name).reference for name in ("tiny", "shop"))
     at, port = "127.0.0.1", free_port()
     serve = [f"{shop}/bin/shop", "serve", "--host", at, "--port", str(port)]
@@ -77,7 +77,7 @@ def bake(lifecycle: Lifecycle) -> list[Application]:
 
 
 def idle(workshop: Workshop, rounds: int) -> Row:
-    """A run that wants no environment: with the plugin, over one with the plugin disabled."""
+    """A run without an environment: with the plugin, compared with no plugin."""
 
     def measure() -> tuple[float, float]:
         base = workshop.pytest("idle")
@@ -88,7 +88,7 @@ def idle(workshop: Workshop, rounds: int) -> Row:
 
 
 def launch(lifecycle: Lifecycle, application: Application, rounds: int) -> Row:
-    """From launch to ready, against Popen and a loop that connects every 2 ms."""
+    """From launch to ready, compared with Popen and a loop that connects every 2 ms."""
     template = lifecycle.project.config.template(application.name)
 
     def measure() -> tuple[float, float]:
@@ -103,7 +103,7 @@ def launch(lifecycle: Lifecycle, application: Application, rounds: int) -> Row:
 
 
 def two_tests(workshop: Workshop, application: Application, rounds: int) -> Row:
-    """Two tests on a session environment, over bare pytest and the application's own start."""
+    """Two tests on a session environment, compared with bare pytest and a start by hand."""
 
     def measure() -> tuple[float, float]:
         with started(application) as start:
@@ -118,7 +118,7 @@ def two_tests(workshop: Workshop, application: Application, rounds: int) -> Row:
 
 
 def four_workers(workshop: Workshop, application: Application, rounds: int) -> Row:
-    """Tests in four workers on one environment, over bare pytest with four workers."""
+    """Tests in four workers on one environment, compared with bare pytest with four workers."""
 
     def measure() -> tuple[float, float]:
         with started(application):
@@ -137,7 +137,7 @@ def four_workers(workshop: Workshop, application: Application, rounds: int) -> R
 
 
 def difference(base: float, ours: float) -> float:
-    """How much ours takes over the base."""
+    """The seconds by which ours takes longer than the base."""
     return ours - base
 
 
@@ -146,7 +146,7 @@ def compare(
     rounds: int,
     relation: Callable[[float, float], float],
 ) -> tuple[float, float, float]:
-    """The medians of both sides, and of their relation within each round."""
+    """The medians of both sides, and of ``relation`` of both within each round."""
     measure()  # the first round fills caches for the others
     pairs = [measure() for _ in range(rounds)]
     bases, ours = zip(*pairs, strict=True)
@@ -162,7 +162,7 @@ def show(rows: list[Row], rounds: int) -> None:
 
 
 def lines(rows: list[Row]) -> Iterator[str]:
-    """The table, a line a comparison."""
+    """The lines of the table, one for each comparison."""
     for row in rows:
         places = 1 if row.unit.startswith("ms") else 2
         measured = f"{row.measured:.{places}f} {row.unit}"
@@ -173,7 +173,7 @@ def lines(rows: list[Row]) -> Iterator[str]:
 
 
 def say(text: str) -> None:
-    """Tell who waits what is being measured."""
+    """Print on stderr which measurement is running."""
     print(f"… {text}", file=sys.stderr, flush=True)
 
 

@@ -1,7 +1,7 @@
-"""Environments on a simulated AWS: what they cost in API calls, how soon they are seen, and leaks.
+"""Environments on a simulated AWS: numbers of API calls, delays of polling, and leaks.
 
-Instances are hollow here, but where readiness is measured: nothing runs in them, so that what is
-measured is this project and not this machine's processes.
+No processes run in the simulated instances, except where readiness is measured, so that this
+project is measured and not the processes of this machine.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ SEEDS = (1,)
 
 
 def main(at_once: int = AT_ONCE, killed: int = KILLED, *seeds: int) -> None:
-    """Measure, and print a line each."""
+    """Run all measurements, and print a line for each."""
     with project(real=False) as (made, bench):
         bench.bake()
-        running(bench, made)  # first: the simulation takes seconds to describe what has been there
+        running(bench, made)  # first, as the simulation gets slower with the number of instances
         calls(bench, made, at_once, {"security_groups": own_group(made)}, "joining a group")
         calls(bench, made, at_once, {}, "a group of their own")
     with project(real=False) as (made, bench):
         bench.bake()
-        # Four times so many, in a network with 500 addresses, each of which is given once.
+        # At most 100, used four times: the network has 500 addresses, each of which is used once.
         reaping(bench, made, min(at_once, 100))
     if shutil.which("curl") is None:
         print("left out: ready, for lack of curl, with which instances read their metadata")
@@ -59,7 +59,7 @@ def main(at_once: int = AT_ONCE, killed: int = KILLED, *seeds: int) -> None:
 
 @contextmanager
 def project(*, real: bool) -> Iterator[tuple[Account, Bench]]:
-    """A project of its own, in an account of its own."""
+    """A new project in a new account; with ``real``, instances run processes."""
     with (
         account(real=real) as made,
         tempfile.TemporaryDirectory() as folder,
@@ -74,14 +74,14 @@ def project(*, real: bool) -> Iterator[tuple[Account, Bench]]:
 
 
 def own_group(made: Account) -> list[str]:
-    """A group that is there already."""
+    """Create a security group, as a user has it before."""
     vpc = made.ec2.describe_subnets(SubnetIds=made.subnets[:1])["Subnets"][0]["VpcId"]
     group = made.ec2.create_security_group(GroupName="ours", Description="ours", VpcId=vpc)
     return [str(group["GroupId"])]
 
 
 def calls(bench: Bench, made: Account, number: int, keys: dict[str, Any], what: str) -> None:
-    """So many environments up and down at once: API calls, and what is left."""
+    """Bring up and destroy environments at once: count API calls and remaining resources."""
     made.calls()
     before = len(made.left())
     started = time.monotonic()
@@ -100,8 +100,8 @@ def calls(bench: Bench, made: Account, number: int, keys: dict[str, Any], what: 
 
 
 def launch(bench: Bench, number: int, **keys: Any) -> list[Environment]:
-    """So many environments, at once."""
-    # Nothing answers in a hollow instance, and nothing is asked: "ready" names no probe.
+    """Bring up environments at once."""
+    # No process runs in the instances, so there is no probe.
     template = bench.template(command=None, ready=Ready(), **keys)
     with ThreadPoolExecutor(number) as pool:
         timed = list(pool.map(lambda _: bench.lifecycle.bring_up(template), range(number)))
@@ -109,7 +109,7 @@ def launch(bench: Bench, number: int, **keys: Any) -> list[Environment]:
 
 
 def reaping(bench: Bench, made: Account, number: int) -> None:
-    """Leftovers without a record, removed one by one and then by reap; the same with records."""
+    """Remove leftovers one by one, then by reap; first without records, then with records."""
     provider: Any = providers.load("ec2")
 
     def one_by_one() -> None:
@@ -139,7 +139,7 @@ def reaping(bench: Bench, made: Account, number: int) -> None:
 
 
 def leave(bench: Bench, made: Account, number: int, *, recorded: bool) -> None:
-    """So many environments whose time is over."""
+    """Bring up environments that have expired, with or without records."""
     expired = datetime.now(UTC) - timedelta(hours=1)
     launched = launch(bench, number)
     for one in launched:
@@ -155,7 +155,7 @@ def leave(bench: Bench, made: Account, number: int, *, recorded: bool) -> None:
 
 
 def running(bench: Bench, made: Account, rounds: int = 8) -> None:
-    """From an instance running to its being seen so."""
+    """The delay between the start of an instance and its detection."""
     from pytest_ephemeral.providers.ec2.instance_watcher import state, watch_region
 
     late: list[float] = []
@@ -174,9 +174,9 @@ def running(bench: Bench, made: Account, rounds: int = 8) -> None:
 
 
 def ready(bench: Bench, rounds: int = 5) -> None:
-    """From an application's answering, on an instance that runs it, to its environment's being up.
+    """The delay between the start of an application on an instance and the end of ``bring_up``.
 
-    It notes itself when it begins to answer: on the console, by its own clock, which is ours.
+    The application prints the time of its start on the console; it has the same clock as this.
     """
     late: list[float] = []
     for number in range(rounds):
@@ -188,15 +188,15 @@ def ready(bench: Bench, rounds: int = 5) -> None:
         template = bench.template(command=serve, ready=Ready(http="/"))
         environment = bench.lifecycle.bring_up(template).environment
         up = time.time()
-        said = [line for line in environment.logs().splitlines() if "answers" in line]
-        late.append(up - float(said[0].rpartition(" ")[2]))
+        printed = [line for line in environment.logs().splitlines() if "answers" in line]
+        late.append(up - float(printed[0].rpartition(" ")[2]))
         bench.lifecycle.destroy(environment)
     verdict = "reached" if max(late) <= 2.5 else "MISSED"
     print(f"ready seen within {max(late):.2f} s of the fact at most (target 2.5)  {verdict}")
 
 
 def kills(bench: Bench, made: Account, number: int, seed: int) -> None:
-    """Runs killed at random API calls, then one reap."""
+    """Kill runs at random API calls, then count what one reap leaves."""
     made.tell("times", boot=0.02, end=0.02, ami=0.02)
     deaths = by_chance(number, seed, count_calls(made, bench.folder, "whole"))
     ends = kill_runs(made, bench.folder, "whole", deaths)

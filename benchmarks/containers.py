@@ -1,8 +1,9 @@
-"""What a container costs, beside what it costs with others: ``python -m benchmarks.containers``.
+"""Compare the time of a container with other plugins: ``python -m benchmarks.containers``.
 
-The same image, the same two tests, each in a pytest of its own with only the plugins it needs; one
-round runs all of them, one after the other. Given are medians. The peers are installed into
-``benchmarks/.venv`` by the first run. What this machine can't run is left out, and a line says so.
+All of them run the same image and the same two tests, in a pytest process with only the plugins
+that they need. One round runs all of them, one after the other; the table has medians. The first
+run installs the other plugins into ``benchmarks/.venv``. If this machine lacks something, a line
+names the measurements that are left out.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ SLOW = 0.35
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way of getting a container for two tests.
+    """One way to get a container for two tests.
 
     Attributes:
-        name: For the table.
-        suite: Its folder below ``suites``: what its users write.
-        plugins: Modules of the plugins it needs.
-        arguments: Options of its own.
-        modes: What it is measured at.
-        variables: Of its environment.
-        command: Of the docker command's plugins, the one that it needs.
+        name: The name in the table.
+        suite: The folder in ``suites`` with its tests and configuration.
+        plugins: The modules of the plugins that it needs.
+        arguments: Further options of pytest.
+        modes: The columns of the table in which it is measured.
+        variables: Further environment variables.
+        command: The plugin of the docker command that it needs; may be empty.
         early: Whether ``ephemeral_early`` names the template.
     """
 
@@ -85,7 +86,7 @@ WAYS = (
 
 
 def main(rounds: int) -> int:
-    """Measure everything, and print the table."""
+    """Run all measurements, and print the table."""
     if why := lacking():
         print(f"left out: containers, for lack of {why}")
         return 0
@@ -98,7 +99,7 @@ def main(rounds: int) -> int:
     with tempfile.TemporaryDirectory(prefix="ephemeral-bench-") as state:
         os.environ["PYTEST_EPHEMERAL_STATE"] = state
         seconds: dict[tuple[str, str], list[float]] = {}
-        for number in range(rounds + 1):  # the first fills caches, and does not count
+        for number in range(rounds + 1):  # round 0 fills caches, and is not counted
             say(f"round {number} of {rounds}")
             for way in ways:
                 for mode in way.modes:
@@ -115,7 +116,7 @@ def main(rounds: int) -> int:
 
 
 def lacking() -> str:
-    """What isn't here that all of them need; empty when everything is."""
+    """The name of a requirement that this machine lacks; empty if it has all."""
     for program in ("docker", "busybox"):
         if shutil.which(program) is None:
             return f"{program}, which is not installed"
@@ -133,7 +134,7 @@ def has_command(name: str) -> bool:
 
 
 def install() -> None:
-    """The environment that the peers run in, and this package with them."""
+    """Make the virtual environment with this package and the other plugins."""
     if PYTHON.exists():
         return
     say("installing the peers")
@@ -143,13 +144,13 @@ def install() -> None:
 
 
 def image(delay: float) -> str:
-    """The image that all of them run: Busybox's web server, listening after a delay."""
+    """Build the image of all measurements: Busybox's web server, started after a delay."""
     sys.path.append(str(HERE.parent / "tests"))
     from support import engine_images  # type: ignore[import-not-found]  # the tests make the same images
 
     name = f"ephemeral-bench:{'slow' if delay else 'fast'}"
     serve = "exec httpd -f -p 8080 -h /www"
-    # PID 1 that ignores SIGTERM, as many an application's shell script does.
+    # PID 1 ignores SIGTERM, as shell scripts of many applications do.
     command = f'trap "" TERM; sleep {delay}; {serve}' if delay else serve
     dockerfile = f"FROM {engine_images.busybox()}\nEXPOSE 8080\nCMD {command}\n"
     build = ["docker", "build", "--quiet", "--tag", name, "-"]
@@ -159,11 +160,11 @@ def image(delay: float) -> str:
 
 
 def timed(way: Way, mode: str, name: str, state: str) -> float:
-    """The seconds that a whole run takes."""
+    """The seconds of a whole run."""
     plugins = [*way.plugins, *(["xdist"] if mode == "-n 4" else [])]
     arguments = ["-n", "4"] if mode == "-n 4" else []
     environ = {
-        # What is installed has its bytecode; a checkout has it after the first round.
+        # Installed packages have bytecode; without this variable, the checkout gets it, too.
         **{name: os.environ[name] for name in os.environ if name != "PYTHONDONTWRITEBYTECODE"},
         **way.variables,
         "BENCH_IMAGE": name,
@@ -190,15 +191,15 @@ def timed(way: Way, mode: str, name: str, state: str) -> float:
 
 
 def settle(images: Iterable[str]) -> None:
-    """Wait until nothing of a run is left that would slow the next one down.
+    """Wait until all containers of a run are removed, so that they don't slow the next one down.
 
-    Some leave a removal to the engine, or to a process of their own, and end before it has.
+    Some plugins start the removal in the background, and end before it.
     """
     for name in images:
         listing = ["docker", "ps", "--all", "--quiet", f"--filter=ancestor={name}"]
         while subprocess.run(listing, check=True, capture_output=True).stdout:
             time.sleep(0.05)
-    time.sleep(0.3)  # the networks go after the containers
+    time.sleep(0.3)  # networks are removed after the containers
 
 
 def _template(way: Way, mode: str) -> Sequence[str]:
@@ -210,7 +211,7 @@ def _template(way: Way, mode: str) -> Sequence[str]:
 
 
 def by_itself(name: str, state: str, rounds: int) -> tuple[float, float]:
-    """How long after it listens our readiness notices, and how long destroying takes."""
+    """The medians of ``detection``: the delay of readiness, and the time to destroy."""
     from benchmarks.launching import detection
 
     found = [detection(name, Path(state)) for _ in range(rounds)]
@@ -229,7 +230,7 @@ def show(medians: Mapping[tuple[str, str], float], rounds: int) -> None:
 
 
 def judge(seconds: Mapping[tuple[str, str], Sequence[float]]) -> None:
-    """Print how ours compare with what is to be reached: medians of the differences by round."""
+    """Compare ours with the targets, by medians of the differences in each round."""
     bare, raw, networked, ours, early = (way.name for way in WAYS[:5])
     peers = [way for way in WAYS[5:] if (way.name, way.modes[0]) in seconds]
 
@@ -240,7 +241,7 @@ def judge(seconds: Mapping[tuple[str, str], Sequence[float]]) -> None:
     print(f"\n{'':48}{'':>8}{'early':>8}")
     for mode in ("fast", "slow"):
         print(f"{f'over the raw API, {mode}':48}{_both(over, raw, mode, early)}  target ≤ 0.05 s")
-    for mode in ("fast", "slow", "-n 4"):  # what is left when the raw script does what ours does
+    for mode in ("fast", "slow", "-n 4"):  # the raw script with the same steps as ours
         print(f"{f'the same on a network, {mode}':48}{_both(over, networked, mode, early)}")
     print(f"{'over bare pytest, -n 4':48}{_both(over, bare, '-n 4', early)}  target ≤ 0.25 s")
     measured = [(way.name, mode) for way in peers for mode in way.modes]
@@ -251,12 +252,12 @@ def judge(seconds: Mapping[tuple[str, str], Sequence[float]]) -> None:
 
 
 def _both(over: Callable[..., float], other: str, mode: str, early: str) -> str:
-    """Two columns: over another way, as it is and started before collection."""
+    """Two columns: the difference to another way, without and with an early start."""
     return f"{over(other, mode):+8.2f}{over(other, mode, early):+8.2f}"
 
 
 def say(text: str) -> None:
-    """Tell who waits what is being measured."""
+    """Print on stderr which measurement is running."""
     print(f"… {text}", file=sys.stderr, flush=True)
 
 

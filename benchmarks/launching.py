@@ -1,4 +1,4 @@
-"""Launching by itself, without pytest around it: how soon readiness notices, how long it ends."""
+"""Measure one container without pytest: the delay of readiness, and the time to destroy it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pytest_ephemeral.tables import Ready
 
 
 def detection(reference: str, state: Path) -> tuple[float, float]:
-    """Bring one container up and take it down.
+    """Bring one container up, and destroy it.
 
     Args:
-        reference: The image.
-        state: A folder for whatever is needed.
+        reference: The image's id or name.
+        state: The folder of the configuration.
 
     Returns:
-        Seconds from the first answer that anybody could have had until it was noticed, and
-        seconds that destroying took.
+        The seconds between the first response and its detection by readiness, and the seconds
+        that the destruction took.
     """
     provider, order = DockerProvider(), _order(reference, state)
     try:
@@ -46,7 +46,7 @@ def detection(reference: str, state: Path) -> tuple[float, float]:
 
 
 def _look(environment: Environment, answered: list[float]) -> None:
-    """Look without a pause until it answers."""
+    """Send requests without a pause until there is a response, and note its time."""
     endpoint = environment.endpoints["http"]
     while not answered:
         connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
@@ -66,7 +66,7 @@ def _order(reference: str, root: Path) -> Order:
     owner = machine.this_owner("bench")
     id = f"bench-{time.time_ns()}"
     expires_at = now + timedelta(minutes=10)
-    marks = labels.for_environment(
+    tags = labels.for_environment(
         id=id, template="bench", run="bench", owner=str(owner), expires_at=expires_at, image=""
     )
     environment = Environment(
@@ -76,7 +76,7 @@ def _order(reference: str, root: Path) -> Order:
         created_at=now,
         expires_at=expires_at,
         owner=owner,
-        labels=marks,
+        labels=tags,
     )
     digest = endpoint.find().call("GET", f"/images/{reference}/json")["Id"]
     image = Image(

@@ -1,7 +1,7 @@
-"""What a virtual machine costs, booted and resumed: ``python -m benchmarks.machines``.
+"""Measure virtual machines, booted and resumed from memory: ``python -m benchmarks.machines``.
 
-The base of the tests (``.ci/vm``), and the conformance suite's application in it. Ready is the
-first answer over HTTP. Given are medians; the targets stand beside them.
+The image is the base image of the tests (``.ci/vm``) with the conformance suite's application. A
+machine is ready at its first response over HTTP. Figures are medians, with the targets.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from pytest_ephemeral.testing.waiting import until
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-#: How often each is measured.
+#: The numbers of measured resumes and rollbacks.
 RESUMES, ROLLBACKS = 9, 100
 
-#: How many modules have a machine of their own.
+#: The number of test modules that have a machine of their own.
 MODULES = 8
 
 MODULE = """\
@@ -56,13 +56,13 @@ ready = {{ http = "/", timeout = "10m" }}
 warm = true
 """
 
-#: Seconds in which a machine answers that boots.
+#: Seconds to wait for a machine that boots.
 PATIENCE = 600.0
 
 
 def main() -> int:
-    """Measure, and print a table."""
-    vm: Any = import_module("support.vm")  # beside the tests, which need the same
+    """Run all measurements, and print each figure."""
+    vm: Any = import_module("support.vm")  # a helper of the tests
     if why := vm.unavailable():
         print(f"without {why}: nothing is measured")
         return 0
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def measure(image: Image, memory: str) -> None:
-    """One size of memory: boot, resume, put back."""
+    """Measure one size of memory: boot, resume and rollback."""
     provider = providers.load("qemu")
     assert isinstance(provider, QemuProvider)
     serve = 'exec python3 "$PREFIX/application.py" "$HOST" "$PORT"'
@@ -96,7 +96,7 @@ def measure(image: Image, memory: str) -> None:
 def bring_up(
     provider: QemuProvider, template: QemuTemplate, image: Image, *, freeze: bool = False
 ) -> float:
-    """Seconds until a machine answers; it is gone afterwards."""
+    """The seconds until a machine responds. The machine is destroyed afterwards."""
     order = make_order(template, image, lifetime=3600)
     started = time.perf_counter()
     try:
@@ -112,7 +112,7 @@ def bring_up(
 
 
 def put_back(provider: QemuProvider, template: QemuTemplate, image: Image) -> None:
-    """Put one machine back a hundred times, and see whether anything grows."""
+    """Roll one machine back many times; print the time, and the growth of its resources."""
     order = make_order(template, image, lifetime=3600)
     try:
         environment = provider.launch(order)
@@ -140,7 +140,7 @@ def put_back(provider: QemuProvider, template: QemuTemplate, image: Image) -> No
 
 
 def run_modules(folder: Path, taken: Mapping[str, str]) -> None:
-    """Eight modules with a fresh machine each, and a second of tests in each."""
+    """Measure a run of several modules, each with a new machine and one second of tests."""
     project = folder / "modules"
     project.mkdir()
     keys = "".join(f"{name} = {json.dumps(it)}\n" for name, it in taken.items())
@@ -149,7 +149,7 @@ def run_modules(folder: Path, taken: Mapping[str, str]) -> None:
         (project / f"test_{number}.py").write_text(MODULE)
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
     seconds = []
-    for _ in range(3):  # the first one boots, and freezes
+    for _ in range(3):  # the first one boots, and saves the memory
         started = time.perf_counter()
         subprocess.run(
             [*argv, "--ephemeral-env"], cwd=project, check=True, stdout=subprocess.DEVNULL
@@ -159,7 +159,7 @@ def run_modules(folder: Path, taken: Mapping[str, str]) -> None:
 
 
 def census(folder: Path) -> tuple[float, float, float]:
-    """The processes of a machine, what they have in memory, and what is on disk."""
+    """The number of a machine's processes, their memory in MiB, and its files in MiB."""
     marker = f"PYTEST_EPHEMERAL_ENVIRONMENT={folder.name}".encode()
     pids = [path for path in Path("/proc").glob("[0-9]*") if marker in attempt(path / "environ")]
     pages = [int(attempt(path / "statm").split()[1]) for path in pids if attempt(path / "statm")]
@@ -168,7 +168,7 @@ def census(folder: Path) -> tuple[float, float, float]:
 
 
 def attempt(file: Path) -> bytes:
-    """What is in a file of a process that may be gone."""
+    """The content of a process's file in /proc; empty if the process has ended."""
     read: Callable[[], bytes] = file.read_bytes
     try:
         return read()

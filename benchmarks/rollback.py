@@ -1,7 +1,8 @@
-"""What it takes to put an environment back, and what that does not leave: ``make bench``.
+"""Measure how long a rollback takes: ``make bench``.
 
-For each, the time until it is ready again, beside the application's own start: how long a process
-with the same command takes until it answers, started by hand on the same state. Given are medians.
+For each template, the table has the time until the environment is ready again, and the
+application's own start: the time until a process with the same command, started by hand on the
+same state, responds. All are medians.
 """
 
 from __future__ import annotations
@@ -60,14 +61,14 @@ psql -qh $HOST -p $PORT postgres -c 'DROP DATABASE app WITH (FORCE)' -c \
 
 
 def main(rounds: int) -> int:
-    """Measure everything."""
+    """Run all measurements, and print the table."""
     with tempfile.TemporaryDirectory(prefix="ephemeral-bench-", dir="/var/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
         os.environ["PYTEST_EPHEMERAL_STATE"] = str(folder / "state")
         os.environ["PYTEST_EPHEMERAL_PREFIX_ROOT"] = str(folder / "trees")
         user = 'user = "postgres"' if os.geteuid() == 0 else ""
-        # Not Debian's wrappers of psql and pg_isready: those are Perl, and take 20 ms each.
+        # Without Debian's wrappers of psql and pg_isready: these Perl scripts take 20 ms each.
         postgres = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), folder)
         text = CONFIGURATION.format(python=sys.executable, tiny=TINY, user=user, postgres=postgres)
         (folder / "ephemeral.toml").write_text(text)
@@ -96,7 +97,7 @@ def _own_start(application: Application) -> float:
 def _show(
     lifecycle: Lifecycle, name: str, rounds: int, target: str, own: float | None = None
 ) -> None:
-    """Put an environment back again and again, and print how long that took."""
+    """Roll an environment back several times, and print the median time."""
     say(name)
     template = lifecycle.project.config.template(name)
     environment = lifecycle.bring_up(template, rolled_back=True).environment
@@ -111,7 +112,7 @@ def _show(
 
 
 def _restart(environment: Environment) -> float:
-    """The application's own start on what it has left in order: by PostgreSQL's own word."""
+    """The time of PostgreSQL's own start after a clean stop, until pg_isready succeeds."""
     control, at = Folder.of_environment(environment).control, environment.endpoints["http"]
     client.halt(control, 10, signal.SIGTERM)
     started = time.monotonic()
@@ -123,7 +124,7 @@ def _restart(environment: Environment) -> float:
 
 
 def _put_back(lifecycle: Lifecycle, environment: Environment) -> float:
-    # A test runs for a while; the copy for the next rollback is made meanwhile.
+    # As long as a test: during this time, the copy for the next rollback is made.
     time.sleep(0.3)
     return sum(lifecycle.roll_back(environment).seconds.values())
 

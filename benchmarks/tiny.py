@@ -1,14 +1,14 @@
-"""The smallest application there is: answers everything with its name."""
+"""A minimal application: responds to every request with its name."""
 
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers."""
+    """Responds to every request with ``tiny``."""
 
     def do_GET(self) -> None:
-        """Say the same to everything."""
+        """Send the response."""
         self.send_response(200)
         self.send_header("Content-Length", "4")
         self.end_headers()
@@ -18,5 +18,5 @@ class Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
-# serve_forever looks every 0.5 s whether to stop; nothing here ever asks it to.
+# Runs until the process is killed.
 HTTPServer((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()

@@ -1,4 +1,4 @@
-"""The project that is measured: two applications, baked; and the ways of starting them."""
+"""The project of the measurements: two applications, and functions that start them."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class Application:
 
     Attributes:
         name: The template's and the image's name.
-        argv: How it is started by hand, from the same baked image.
-        port: Where it listens when started by hand.
+        argv: The command that starts it by hand, from the same baked image.
+        port: The port on which it then listens.
     """
 
     name: str
@@ -85,13 +85,13 @@ class Application:
 
     @property
     def url(self) -> str:
-        """Where it answers when it was started by hand."""
+        """The URL of the application when it was started by hand."""
         return f"http://127.0.0.1:{self.port}/"
 
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """A folder with everything in it, and the variables that keep it apart from all else."""
+    """A folder with the project, and environment variables for state folders inside it."""
 
     folder: Path
     variables: Mapping[str, str]
@@ -111,9 +111,9 @@ class Workshop:
         wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
         subprocess.run([*wheel, folder, SHOP], check=True)
         variables = {
-            # An installed package has its bytecode; a checkout has it after the first round.
+            # Installed packages have bytecode; without this variable, the checkout gets it, too.
             **{name: os.environ[name] for name in os.environ if name != "PYTHONDONTWRITEBYTECODE"},
-            # Plugins that neither side needs would only add noise.
+            # Without plugins that neither side needs.
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "PYTEST_EPHEMERAL_STATE": str(folder / "state"),
             "PYTEST_EPHEMERAL_PREFIX_ROOT": str(prefixes),
@@ -121,7 +121,7 @@ class Workshop:
         return cls(folder, variables)
 
     def pytest(self, *arguments: str, **variables: str) -> float:
-        """Run pytest in a process of its own, and say how many seconds that took."""
+        """Run pytest in a new process, and return the seconds that it took."""
         started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
@@ -151,9 +151,9 @@ def write_tests(folder: Path) -> None:
 
 @contextmanager
 def started(application: Application) -> Iterator[float]:
-    """Start an application the bare way; gives the seconds until it accepted a connection.
+    """Start an application by hand; yields the seconds until it accepted a connection.
 
-    In an empty folder of its own, as every environment has one: the same work on both sides.
+    Its working folder is new and empty, like that of an environment.
     """
     with tempfile.TemporaryDirectory(prefix="ephemeral-bench-") as folder:
         begun = time.perf_counter()
@@ -177,7 +177,7 @@ def _accepts(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """A free port of 127.0.0.1."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])

@@ -1,10 +1,10 @@
-"""Run a small suite under every pytest, Python and CI, and beside the plugins that people have.
+"""Run a small suite with each supported pytest, Python and CI, and with popular plugins.
 
     python .ci/matrix/run.py --uv UV --folder FOLDER --results FILE PYTHON ...
 
-Environments are made by uv from a wheel of this clone, as a user's would be; uv's cache is what is
-kept between runs. Every cell has a copy of the project, and afterwards nothing of it may be left:
-no record and no process. Exit status 1 if a cell failed; FILE has all of them, as JUnit XML.
+uv makes the virtual environments from a wheel of this clone, as users do; its cache is kept between
+runs. Every cell has a copy of the project. Afterwards, no record and no process of it may remain.
+The exit status is 1 if a cell failed. FILE has the results of all cells, as JUnit XML.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from xml.etree import ElementTree as ET
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
-#: Seconds that a cell may take, and that what it started may still be seen afterwards.
+#: The seconds that a cell may take, and the seconds after which its processes must have ended.
 CELL_SECONDS = 120.0
 GONE_SECONDS = 10.0
 
-#: The releases of pytest that it has to work with, the last is the newest.
+#: The supported releases of pytest; the last one is the newest.
 PYTESTS = ("pytest==8.4.0", "pytest==8.4.*", "pytest==9.0.*", "pytest==9.1.*", "pytest")
 
-#: What no CI sets, what all set, and what each sets that publishing looks at.
+#: Environment variables: of no CI, of all CIs, and of each CI, those that publishers use.
 CIS: Mapping[str, Mapping[str, str]] = {
     "no CI": {},
     "CI": {"CI": "true"},
@@ -47,16 +47,16 @@ CIS: Mapping[str, Mapping[str, str]] = {
     "JENKINS_URL": {"JENKINS_URL": "http://jenkins.invalid/", "BUILD_NUMBER": "7"},
 }
 
-#: Where each runs with xdist; the others do without.
+#: The CIs whose cells also use xdist; the others do without.
 WITH_XDIST = ("no CI", "CI")
 
-#: Variables of this machine's own CI, and of the pytest that may have started this.
+#: Variables to remove: those of the current CI, and of a pytest that may have started this.
 OTHERS = re.compile(r"CI$|CI_|GITHUB_|GITLAB_|JENKINS_|BUILD_|PYTEST_|VIRTUAL_ENV$|PYTHON")
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One that people have beside this one.
+    """A plugin that users may have installed, too.
 
     Attributes:
         package: What is installed.
@@ -92,7 +92,7 @@ PLUGINS = (
     Plugin("pytest-freezer", ["freezer"], passed=4),
     Plugin("pyfakefs", ["fakefs"], passed=4),
     Plugin("pytest-socket", ["socket"], ["--disable-socket", "-Wdefault", "test_socket.py"]),
-    # By itself its 1.7.5 leaves files open, and sends no reports of pytest 9.2.
+    # Its release 1.7.5 leaves files open by itself, and sends no reports with pytest 9.2.
     Plugin("pytest-forked", ["pytest_forked"], ["--forked", "-Wdefault"], pytest="pytest==9.1.*"),
 )
 
@@ -108,7 +108,7 @@ class Installed:
 
     @property
     def name(self) -> str:
-        """What its folder is called."""
+        """The name of its folder."""
         which = re.sub(r"[^\d.*]", "", self.pytest) or "newest"
         return f"{self.version} pytest {which}{' plugins' if self.plugins else ''}"
 
@@ -128,7 +128,7 @@ class Cell:
 
 
 def main() -> int:
-    """Make the environments, run the cells, say which failed."""
+    """Make the virtual environments, run the cells, and print which failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--uv", required=True, help="the uv program")
     parser.add_argument("--folder", required=True, type=Path, help="where all is made")
@@ -153,7 +153,7 @@ def main() -> int:
 
 
 def plan(pythons: Sequence[Path]) -> Iterator[Cell]:
-    """Say what to run: every pytest on every Python in every CI, and every plugin."""
+    """List the cells: every pytest on every Python in every CI, and every plugin."""
     versions = {python: _version(python) for python in pythons}
     for python, version in versions.items():
         for pytest in PYTESTS:
@@ -176,7 +176,7 @@ def _version(python: Path) -> str:
 
 
 def beside(installed: Installed, plugin: Plugin) -> Cell:
-    """Run the suite, and the plugin's own test if there is one, with nothing but that plugin."""
+    """A cell with one plugin: the suite, and the plugin's own test if there is one."""
     others = [name for other in PLUGINS if other is not plugin for name in other.names]
     without = [word for name in others for word in ("-p", f"no:{name}")]
     short = plugin.package.removeprefix("pytest-")
@@ -186,7 +186,7 @@ def beside(installed: Installed, plugin: Plugin) -> Cell:
 
 
 def build(uv: str, folder: Path) -> Path:
-    """Build the wheel that all install."""
+    """Build the wheel that all virtual environments install."""
     _call(uv, "build", "--quiet", "--wheel", "--out-dir", str(folder / "dist"), str(ROOT))
     return next((folder / "dist").glob("*.whl"))
 
@@ -208,7 +208,7 @@ def _call(*argv: str) -> None:
 
 
 def run(folder: Path, number: int, cell: Cell) -> None:
-    """Run one cell, and note what was wrong with it."""
+    """Run one cell, and record its failures."""
     place = folder / "cells" / str(number)
     shutil.copytree(HERE / "project", place)
     for name in cell.files:
@@ -255,7 +255,7 @@ def _judge(status: int, output: str, passed: int) -> str:
 
 
 def _left(place: Path) -> str:
-    """What is left of a cell's environments: records, or processes that have its state's path."""
+    """The remains of a cell: records of environments, or processes that name its state folder."""
     deadline = time.monotonic() + GONE_SECONDS
     while left := [*map(str, place.glob(".ephemeral/environments/*.json")), *_processes(place)]:
         if time.monotonic() > deadline:
