@@ -1,7 +1,7 @@
-"""Where records live: the ledger, the catalog, approvals, promotions, archives of images.
+"""The store of records and blobs: ledger, catalog, approvals, promotions, archives of images.
 
-A record is a few kilobytes of JSON under a slash-separated path. The two operations all safety
-rests on are atomic creation and compare-and-swap; both hold between processes and machines.
+A record is a few kilobytes of JSON with a slash-separated path. All safety depends on two
+operations, atomic creation and compare-and-swap, which work across processes and machines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pytest_ephemeral.errors import (
 
 
 class Versioned(NamedTuple):
-    """A record, and the version to name when replacing it."""
+    """A record's data, and its version, which ``Store.replace`` needs."""
 
     data: bytes
     version: str
@@ -30,7 +30,7 @@ class Store(Protocol):
     """Records and blobs by path.
 
     Attributes:
-        url: What opens the same store again, from any folder of this machine.
+        url: The URL that opens the same store, from any folder of this machine.
     """
 
     url: str
@@ -39,7 +39,7 @@ class Store(Protocol):
         """Create a record, durably, and return its version.
 
         Raises:
-            RecordExistsError: It is there already; exactly one of many creators succeeds.
+            RecordExistsError: It exists; exactly one of several creators succeeds.
             StoreError: It can't be written (permissions, a full disk).
         """
 
@@ -47,14 +47,14 @@ class Store(Protocol):
         """Read a record.
 
         Raises:
-            RecordMissingError: It is not there.
+            RecordMissingError: It does not exist.
         """
 
     def replace(self, path: str, data: bytes, version: str) -> str:
         """Replace a record if it is still at ``version``, durably; return the new version.
 
         Raises:
-            RecordConflictError: It has changed since, or is gone.
+            RecordConflictError: It was changed or deleted meanwhile.
         """
 
     def delete(self, path: str) -> None:
@@ -64,19 +64,19 @@ class Store(Protocol):
         """The paths of all complete records under a prefix, sorted."""
 
     def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Those records with their content, by path. One that was removed meanwhile is left out.
+        """All complete records under a prefix: path and content, sorted by path.
 
-        One that can't be read (its permissions, or no file) is given as empty, as no record is.
+        The content of a record that can't be read is empty, which no other record is.
         """
 
     def upload(self, path: str, source: Path) -> None:
-        """Upload a file's content. Existing content under that path stays."""
+        """Upload a file's content, unless the path exists."""
 
     def download(self, path: str, destination: Path) -> None:
         """Write a blob's content to a file, atomically.
 
         Raises:
-            RecordMissingError: It is not there.
+            RecordMissingError: It does not exist.
         """
 
     def has(self, path: str) -> bool:
@@ -88,10 +88,10 @@ def open_store(url: str, root: Path) -> Store:
 
     Args:
         url: A folder, or ``s3://bucket/prefix``.
-        root: What a relative folder is relative to.
+        root: The folder that a relative path is relative to.
 
     Raises:
-        ConfigurationError: No store is of that kind.
+        ConfigurationError: The URL has an unknown scheme.
     """
     if url.startswith("s3://"):
         from pytest_ephemeral.store.s3 import S3Store
@@ -107,16 +107,16 @@ def open_store(url: str, root: Path) -> Store:
 
 
 def update(store: Store, path: str, change: Callable[[bytes], bytes | None]) -> None:
-    """Read a record, change it and write it back. Try again if it has changed in between.
+    """Read a record, change it and write it back; try again if it was changed meanwhile.
 
     Args:
-        store: Where it is.
-        path: Which record.
-        change: Given what the record holds; returns what it is to hold, or None to leave it. May
-            be called more than once.
+        store: The store.
+        path: The record's path.
+        change: Takes the record's content; returns the new content, or None to change nothing.
+            It may be called several times.
 
     Raises:
-        RecordMissingError: It is not there.
+        RecordMissingError: The record does not exist.
     """
     while True:
         data, version = store.read(path)
@@ -130,16 +130,16 @@ def update(store: Store, path: str, change: Callable[[bytes], bytes | None]) -> 
 
 
 def by_prefix(wanted: str, known: Iterable[str], *, what: str, missing: str = "") -> str:
-    """The one name with that prefix.
+    """The only name with a prefix.
 
     Args:
-        wanted: The beginning of a name, or all of it.
-        known: The names there are.
-        what: What they are names of, for the message: ``environment``.
-        missing: The message when none begins so, if another than that.
+        wanted: A prefix, or a whole name.
+        known: All names.
+        what: The kind of the names, for the message: ``environment``.
+        missing: The message if no name has the prefix; empty for the default.
 
     Raises:
-        NothingMatchedError: None begins so, or more than one; names the closest.
+        NothingMatchedError: No name, or several, have the prefix; the message has similar names.
     """
     names = sorted(set(known))
     if wanted in names:
@@ -157,7 +157,7 @@ def parts_of(path: str) -> list[str]:
     """The parts of a record's path.
 
     Raises:
-        StoreError: It would lead out of the store, or to a name the store needs itself.
+        StoreError: The path leads out of the store, or to one of the store's own files.
     """
     parts = path.split("/")
     if "\0" in path or "\\" in path or any(not part or part.startswith(".") for part in parts):

@@ -1,8 +1,8 @@
-"""A store in a folder, on this machine or mounted by several.
+"""A store in a folder, on this machine or on a file system that several machines mount.
 
-Creation is a hard link, which the system makes for exactly one of many; compare-and-swap is a
-look and a rename under the store's lock file. What is half-written has a name of its own and is
-never taken for a record.
+Creation is a hard link, which the system creates for exactly one of several writers.
+Compare-and-swap is a read and a rename under the store's lock file. Incomplete files have special
+names, and are never read as records.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _DAY: Final = 86400.0
 
 
 class DirectoryStore:
-    """Records and blobs as files of a folder; see ``Store`` for what each method promises.
+    """Records and blobs as files in a folder; see ``Store``.
 
     Args:
-        folder: Made when something is first written.
+        folder: The folder, which is created at the first write.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,7 +55,7 @@ class DirectoryStore:
         return files.digest_of([data])
 
     def _ignore(self) -> None:
-        """Keep a project's own store out of version control, as pytest does with its cache."""
+        """Write a ``.gitignore`` into a project's own store, as pytest does in its cache."""
         file = self.folder / ".gitignore"
         if self.folder.name == DEFAULT_NAME and not file.exists():
             with suppress(FileExistsError):
@@ -89,11 +89,11 @@ class DirectoryStore:
         file = self.file(path)
         if not self.has(path):
             return
-        with self._hold_lock(path):  # not between someone's look and rename: that would undo this
+        with self._hold_lock(path):  # a rename by another process must not restore the file
             file.unlink(missing_ok=True)
 
     def paths(self, prefix: str) -> Iterator[str]:
-        """The paths of all whole records in the folder ``prefix`` and below, sorted."""
+        """The paths of all complete records in the folder ``prefix`` and below, sorted."""
         top = self.file(prefix.rstrip("/")) if prefix.strip("/") else self.folder
         found: list[str] = []
         with _explain_errors("list", prefix, self.folder):
@@ -104,7 +104,7 @@ class DirectoryStore:
         yield from sorted(found)
 
     def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Those records with their content."""
+        """All complete records with their content."""
         for path in self.paths(prefix):
             try:
                 data = self.read(path).data
@@ -124,7 +124,7 @@ class DirectoryStore:
             try:
                 files.create(file, files.chunks(source))
             except FileExistsError:
-                return  # someone was faster, with the same content: blobs are named by it
+                return  # another process was faster; its content is the same, as the name is
 
     def download(self, path: str, destination: Path) -> None:
         """Write a blob's content to a file, atomically."""
@@ -141,10 +141,10 @@ class DirectoryStore:
             return file.is_file()
 
     def file(self, path: str) -> Path:
-        """Where a path is in the folder.
+        """The file of a path.
 
         Raises:
-            StoreError: It would lead out of the store, or to a name the store needs itself.
+            StoreError: The path leads out of the store, or to one of the store's own files.
         """
         return self.folder.joinpath(*parts_of(path))
 
@@ -158,7 +158,7 @@ class DirectoryStore:
 
 @contextmanager
 def _explain_errors(verb: str, path: str, folder: Path) -> Iterator[None]:
-    """Explain the system's errors, with the likely cause and what to do."""
+    """Turn errors of the system into ``StoreError``, with the likely cause and advice."""
     try:
         yield
     except OSError as error:
@@ -177,7 +177,7 @@ def _explain_errors(verb: str, path: str, folder: Path) -> Iterator[None]:
 
 
 def _unless_gone(error: OSError) -> None:
-    """What os.walk should fail for: anything but a folder that is not there (any more)."""
+    """Raise errors of ``os.walk``, except for a folder that does not exist (any more)."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
@@ -189,4 +189,4 @@ def _sweep(folder: Path) -> None:
             if leftover.stat().st_mtime < time.time() - _DAY:
                 leftover.unlink()
         except FileNotFoundError:
-            continue  # its writer, or another sweep
+            continue  # its writer, or another sweep, has removed it

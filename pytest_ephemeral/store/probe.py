@@ -1,4 +1,4 @@
-"""Whether a store keeps what everything else relies on: tried on a record of its own."""
+"""Check that a store supports conditional writes, by a test record."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Final
 from pytest_ephemeral.errors import RecordConflictError, RecordExistsError, StoreError
 from pytest_ephemeral.store import Store
 
-#: Where the record is that a store is tried with.
+#: The folder of test records in the store.
 FOLDER: Final = "probe"
 
 
 def check_conditions(store: Store) -> None:
-    """Write a record twice, and change it twice, as two who do not know of each other would.
+    """Check that a store refuses to create a record twice, and to change an old version.
 
-    Some endpoints that speak S3's protocol ignore ``If-None-Match`` and ``If-Match``: then two runs
-    launch under one id, and one promotion undoes another.
+    Some services with S3's protocol ignore ``If-None-Match`` and ``If-Match``. Then two runs could
+    launch environments with the same id, and one promotion could undo another.
 
     Raises:
-        StoreError: It can't be written, or does not refuse the second time.
+        StoreError: The store can't be written to, or does not refuse.
     """
     path = f"{FOLDER}/{os.urandom(8).hex()}"
     first = store.create(path, b"first")

@@ -1,8 +1,8 @@
-"""A store in an S3 bucket, for machines that share nothing else.
+"""A store in an S3 bucket, for machines that share no file system.
 
-Creation is a put on the condition that nothing is there (``If-None-Match: *``); compare-and-swap
-is one on the condition that the ETag is still what was read (``If-Match``), which is the version.
-S3 decides both for all writers at once:
+Creation is a put with the condition that the object does not exist (``If-None-Match: *``).
+Compare-and-swap is a put with the condition that the ETag, which is the version, is unchanged
+(``If-Match``). S3 guarantees both for all writers:
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
 """
 
@@ -33,24 +33,24 @@ from pytest_ephemeral.store import Versioned, parts_of
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
-#: How often a request is made that S3 says to make again, or whose answer broke off.
+#: How often a request is made at most, if S3 asks for a retry or its answer is incomplete.
 _ATTEMPTS: Final = 8
-#: How many records are read at a time.
+#: How many records are read in parallel.
 _READERS: Final = 16
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _GONE: Final = frozenset({"NoSuchKey", "404"})
 
 
 class S3Store:
-    """Records and blobs as objects of a bucket; see ``Store`` for what each method promises.
+    """Records and blobs as objects in a bucket; see ``Store``.
 
-    Nothing is asked of AWS before something is read or written.
+    The constructor makes no call to AWS.
 
     Args:
         url: ``s3://bucket`` or ``s3://bucket/prefix``.
 
     Raises:
-        ConfigurationError: It is no such URL.
+        ConfigurationError: The URL has no valid bucket.
         UnavailableError: boto3 is not installed.
     """
 
@@ -86,7 +86,7 @@ class S3Store:
                     return self._read(path)
                 except (FlexibleChecksumError, HTTPClientError, IncompleteReadError):
                     if attempt == _ATTEMPTS - 1:
-                        raise  # boto3 asks again for an answer, not for the rest of one
+                        raise  # boto3 does not retry an incomplete answer
         raise AssertionError  # the last attempt has returned or raised
 
     def replace(self, path: str, data: bytes, version: str) -> str:
@@ -110,20 +110,21 @@ class S3Store:
                 Bucket=self.bucket, Prefix=self._prefix + folder
             )
             keys = [one["Key"] for page in pages for one in page.get("Contents", [])]
-        # What ends in a slash is a "folder" that someone made in the console.
+        # An object whose key ends with a slash is a "folder" from the AWS console.
         yield from (key.removeprefix(self._prefix) for key in keys if not key.endswith("/"))
 
     def records(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Those records with what they hold: read many at a time, as each takes a while."""
+        """All complete records with their content; several are read in parallel."""
         with ThreadPoolExecutor(_READERS) as pool:
             for path, data in pool.map(self._record, self.paths(prefix)):
                 if data is not None:
                     yield path, data
 
     def upload(self, path: str, source: Path) -> None:
-        """Put a file's content there, unless something is there already; large ones in parts.
+        """Upload a file's content, unless the path exists; large files in parts.
 
-        S3 checks each part's SHA-256; that of the whole is kept with it, for ``download``.
+        S3 checks the SHA-256 of each part. The SHA-256 of the whole file is stored as metadata, for
+        ``download``.
         """
         if self.has(path):
             return
@@ -139,7 +140,7 @@ class S3Store:
             )
 
     def download(self, path: str, destination: Path) -> None:
-        """Write a blob's content to a file, all of it or nothing, as it was uploaded."""
+        """Write a blob's content to a file, atomically; check its SHA-256."""
         with self._explain_errors("read", path):
             if (found := self._head(path)) is None:
                 raise RecordMissingError(f"the store {self.url} has no {path}")
@@ -162,7 +163,7 @@ class S3Store:
         """Whether a record or blob exists."""
         wanted = self._object(path)["Key"]
         with self._explain_errors("read", path):
-            # Not HEAD: its refusals have no body, and so give no reason.
+            # Not HEAD: its errors have no body, and so no reason.
             page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=wanted, MaxKeys=1)
         return any(one["Key"] == wanted for one in page.get("Contents", []))
 
@@ -202,12 +203,12 @@ class S3Store:
             raise
 
     def _put(self, path: str, data: bytes, **condition: str) -> str | None:
-        """Put a record on a condition; its new version, or None when the condition fails.
+        """Put a record with a condition; return its new version, or None if the condition fails.
 
-        When the answer to a put is lost, boto3 sends it again, and S3 refuses it because of the
-        first one. So every put has a mark of its own: what was refused and is there all the same
-        was written by this. One that someone has replaced by then counts as refused: whoever is
-        told so reads what is there now, and decides anew.
+        If the answer to a put is lost, boto3 repeats it, and S3 refuses it because of the first
+        one. So every put has a unique mark: if a put is refused but the object has its mark, it
+        has succeeded. If another writer has replaced the object by then, the put counts as
+        refused, and the caller reads the record again.
         """
         from botocore.exceptions import ClientError
 
@@ -228,33 +229,33 @@ class S3Store:
 
     @contextmanager
     def _explain_errors(self, verb: str, path: str) -> Iterator[None]:
-        """Explain the errors of boto3 and S3, with the likely cause and what to do.
+        """Turn errors of boto3 and S3 into ours, with the likely cause and advice.
 
         Raises:
-            UnavailableError: There are no credentials, or none that are good any more.
-            StoreError: Anything else that keeps the store from being read or written.
+            UnavailableError: There are no valid credentials.
+            StoreError: The store can't be read or written for another reason.
         """
         from boto3.exceptions import Boto3Error
         from botocore import exceptions
         from botocore.exceptions import ClientError
 
         unanswered = (exceptions.ConnectionError, exceptions.HTTPClientError, Boto3Error, OSError)
-        said = f"can't {verb} {path or 'anything'} in the store {self.url}"
+        what = f"can't {verb} {path or 'anything'} in the store {self.url}"
         try:
             with aws.translate_errors():
                 try:
                     yield
                 except ClientError as error:
                     if cause := self._cause(error):
-                        raise StoreError(f"{said}: {cause}") from error
+                        raise StoreError(f"{what}: {cause}") from error
                     raise
                 except unanswered as error:
-                    raise StoreError(f"{said}: {' '.join(str(error).split())}") from error
+                    raise StoreError(f"{what}: {' '.join(str(error).split())}") from error
         except ClientError as error:
-            raise StoreError(f"{said}: {' '.join(str(error).split())}") from error
+            raise StoreError(f"{what}: {' '.join(str(error).split())}") from error
 
     def _cause(self, error: ClientError) -> str | None:
-        """The cause of a refusal that concerns this bucket."""
+        """The cause of an error that concerns this bucket; None if it is another."""
         match aws.code(error):
             case "NoSuchBucket":
                 return (

@@ -1,9 +1,9 @@
-"""The conformance suite: what every provider promises, as tests for your own provider.
+"""The conformance suite: tests of all that a provider must do, for your own provider.
 
 Subclass ``ProviderConformance`` in a test module, give it a ``bench`` fixture, and run pytest. Add
-``BakerConformance`` if it bakes images, ``PartsConformance`` if an environment has several
-processes or services, ``OwnerConformance`` if environments end by themselves when their owner
-dies or they expire, and ``RollbackConformance`` if they can be put back to their baseline.
+``BakerConformance`` if the provider bakes images, ``PartsConformance`` if an environment has
+several processes or services, ``OwnerConformance`` if environments end by themselves when their
+owner dies or they expire, and ``RollbackConformance`` if they can be rolled back.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What only some providers promise: to bake, to have several parts, to be put back."""
+"""Tests of abilities that only some providers have: baking, several parts, rollback."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pytest_ephemeral.testing.waiting import until
 
 
 class BakerConformance:
-    """What a provider promises that bakes images."""
+    """Tests of a provider that bakes images."""
 
-    def test_an_image_that_was_baked_is_there(self, image: Image) -> None:
-        """A baked image names its content, and is found again unchanged."""
+    def test_a_baked_image_is_present(self, image: Image) -> None:
+        """A baked image has a digest, and is found again unchanged."""
         assert image.digest.startswith("sha256:")
         assert image.reference
         baker: Any = providers.load(image.provider)
@@ -26,23 +26,23 @@ class BakerConformance:
 
 
 class PartsConformance:
-    """What a provider promises whose environments have several processes or services."""
+    """Tests of a provider whose environments have several processes or services."""
 
     def test_logs_of_several_parts(self, launch: Launcher, provider: Any, bench: Bench) -> None:
-        """Each part has its log; shown together, each line says whose it is."""
+        """Each part has a log; in the common log, each line has its part's name."""
         environment = launch("pair")
         until(lambda: get(environment))
         until(lambda: "worker | working\n" in provider.logs(environment))
         files = provider.log_files(environment)
-        assert set(files) >= set(bench.parts)  # a machine's console comes with them
+        assert set(files) >= set(bench.parts)  # a machine also has its console
         assert files["worker"].startswith("working\n")
 
 
 class RollbackConformance:
-    """What a provider promises whose environments can be put back to their baseline."""
+    """Tests of a provider whose environments can be rolled back to their baseline."""
 
-    def test_it_is_put_back(self, image: Image | None, provider: Any, bench: Bench) -> None:
-        """What was written is gone, also after a crash; id, URL and ports are the same."""
+    def test_it_is_rolled_back(self, image: Image | None, provider: Any, bench: Bench) -> None:
+        """Later changes are gone, also after a crash; id, URL and ports stay the same."""
         template = replace(bench.template("pair"), rollback="each")
         order = make_order(template, image)
 
@@ -84,10 +84,10 @@ def _has(environment: Environment, name: str) -> bool:
 
 
 class OwnerConformance:
-    """What a provider promises whose environments end by themselves, whoever has died."""
+    """Tests of a provider whose environments end by themselves."""
 
     def test_it_ends_at_its_expiry(self, launch: Launcher, provider: Any, bench: Bench) -> None:
-        """It ends by itself when its time is over; nothing is left."""
+        """It ends by itself at its expiry, and nothing is left."""
         environment = launch(lifetime=1.0)
         until(lambda: provider.status(environment).state == "gone")
         until(lambda: not bench.traces(environment))
@@ -100,7 +100,7 @@ class OwnerConformance:
         until(lambda: not bench.traces(environment), within=2)
 
     def test_kept_it_still_expires(self, owner: OwnerStarter, bench: Bench) -> None:
-        """One that was kept ends at its expiry all the same."""
+        """A kept environment still ends at its expiry."""
         process, environment = owner(keep=True, lifetime=2.0)
         process.communicate("\n", timeout=20)
         until(lambda: not bench.traces(environment))

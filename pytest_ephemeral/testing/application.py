@@ -1,4 +1,4 @@
-"""The application of the conformance suite; see ``bench.Bench``. Nothing but Python is needed."""
+"""The application of the conformance suite; see ``bench.Bench``. It only needs Python."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers."""
+    """Answers requests, and prints them."""
 
     def do_GET(self) -> None:
         print("GET", self.path, flush=True)
@@ -20,11 +20,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
 
     def log_message(self, *_: object) -> None:
-        """Not what http.server says, but what the suite looks for."""
+        """Print nothing: ``do_GET`` prints each request in the form that the suite expects."""
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the first process has no default
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # process 1 has no default handling
     server = ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler)
     print("started", os.environ.get("GREETING", ""), flush=True)
     server.serve_forever()

@@ -1,4 +1,4 @@
-"""What the conformance suite needs of a provider."""
+"""The bench: what the conformance suite needs to test a provider."""
 
 from __future__ import annotations
 
@@ -19,44 +19,49 @@ Kind = Literal["web", "pair", "crash", "elsewhere"]
 
 
 class Bench(Protocol):
-    """One provider on the bench.
+    """One provider under test.
 
-    Its image holds a small web application that prints ``started`` (and its ``$GREETING``, if it
-    has one) when it listens, prints ``GET /path`` for each request, answers ``/`` with 200 and
-    ``/variable/NAME`` with that variable's value, and on ``/exit/3`` exits with status 3.
+    Its image has a small web application. The application prints ``started`` (and ``$GREETING``,
+    if that is set) when it listens, and ``GET /path`` for each request. It answers ``/`` with
+    ``hello`` and ``/variable/NAME`` with that variable's value. On ``/exit/3``, it exits with
+    status 3.
 
     Attributes:
-        parts: What its processes or services are called in logs and when one ends; of a provider
-            that has no several, the one name.
+        parts: The names of the processes or services in logs and messages; one name if the
+            provider does not support several.
     """
 
     parts: Sequence[str]
 
     def unavailable(self) -> str:
-        """Why this can't be tested here; empty when it can."""
+        """Why the provider can't be tested on this machine, or empty."""
 
     def recipe(self, root: Path) -> Recipe | None:
-        """How the image is baked; may write what it needs into ``root``. None without images."""
+        """The recipe of the image, or None if the provider has no images.
+
+        Args:
+            root: A folder for files that the recipe needs.
+        """
 
     def template(self, kind: Kind) -> Template:
-        """A template of that image.
+        """A template of the image.
 
-        ``web``: the application on one port, ``http``. ``pair``: the ``parts`` (of which the
-        first serves, and the second prints ``working``), and two ports, ``http`` and ``admin``.
-        ``crash``: prints ``no database`` and exits with status 3. ``elsewhere``: the application
-        listens on another port than said.
+        ``web``: the application on one port, ``http``. ``pair``: all ``parts`` (the first is the
+        application, the second prints ``working``), with two ports, ``http`` and ``admin``.
+        ``crash``: a command that prints ``no database`` and exits with status 3. ``elsewhere``:
+        the application listens on 18478, while the template's port is 18477.
         """
 
     def traces(self, environment: Environment) -> Sequence[str]:
-        """What is there of an environment, seen from outside, without asking the provider."""
+        """All processes, files and so on of an environment, found without the provider."""
 
 
 def bake(recipe: Recipe, root: Path) -> Image:
-    """Bake, verify and return the image of a recipe, as the pipeline does it.
+    """Bake, verify and return the image of a recipe, as the pipeline does.
 
     Args:
-        recipe: Of a bench.
-        root: A folder for it.
+        recipe: The recipe of a bench.
+        root: The folder that its paths are relative to.
     """
     baker = providers.load(recipe.provider)
     assert isinstance(baker, Baker), f"{recipe.provider} bakes no images"
@@ -84,13 +89,13 @@ def bake(recipe: Recipe, root: Path) -> Image:
 def make_order(
     template: Template, image: Image | None, *, lifetime: float = 120.0, **changes: Any
 ) -> Order:
-    """An order as the lifecycle gives it.
+    """An order, as the lifecycle makes it.
 
     Args:
-        template: What to bring up.
-        image: What it is made of.
-        lifetime: Seconds until it expires.
-        changes: Of the order.
+        template: The template.
+        image: The template's image.
+        lifetime: Seconds until the environment's expiry.
+        changes: Further fields of the order.
     """
     now = datetime.now(UTC)
     expires_at = now + timedelta(seconds=lifetime)
@@ -117,14 +122,14 @@ def make_order(
 
 
 def get(environment: Environment, path: str = "/") -> str:
-    """What the application answers."""
+    """The application's answer to a GET request."""
     with urllib.request.urlopen(environment.url.rstrip("/") + path, timeout=10) as answer:  # noqa: S310 - its own URL
         body: bytes = answer.read()
     return body.decode()
 
 
 class Launcher:
-    """Launches for a test, and destroys behind it."""
+    """Launches environments, which are destroyed after the test."""
 
     def __init__(self, bench: Bench, image: Image | None, cleanup: ExitStack) -> None:
         self.bench = bench
@@ -132,7 +137,7 @@ class Launcher:
         self._cleanup = cleanup
 
     def __call__(self, kind: Kind = "web", **options: Any) -> Environment:
-        """Launch a template; the options are those of ``order``."""
+        """Launch a template of the bench; the options are those of ``make_order``."""
         order = make_order(self.bench.template(kind), self.image, **options)
         provider = providers.load(order.template.provider)
         self._cleanup.callback(provider.destroy, order.environment)

@@ -1,6 +1,6 @@
-"""A process that owns an environment: prints it as JSON, and waits for its end.
+"""A process that owns an environment: prints the environment as JSON, and waits.
 
-``python -m pytest_ephemeral.testing.owner REQUEST-FILE [keep]``. Reads a line before it exits.
+``python -m pytest_ephemeral.testing.owner REQUEST-FILE [keep]``. It exits after it has read a line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pytest_ephemeral import models, providers
 from pytest_ephemeral.testing.bench import make_order
 
 if __name__ == "__main__":
-    # It is for this process: docker-compose 1.29 would find another Python's libraries by it.
+    # Only for this process: docker-compose 1.29 would load libraries of another Python.
     os.environ.pop("PYTHONPATH", None)
     file, *keep = sys.argv[1:]
     template, image, lifetime = pickle.loads(Path(file).read_bytes())  # noqa: S301 - the suite's

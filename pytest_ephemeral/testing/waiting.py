@@ -1,4 +1,4 @@
-"""Wait for what others do, as long as it takes and no longer."""
+"""Wait for a condition, with time limits that allow for a busy machine."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from pytest_ephemeral.errors import EphemeralError
 
 T = TypeVar("T")
 
-#: The share of the time that counts even where processes wait for a processor all the time.
+#: The share of the time that always counts, even if processes always wait for a processor.
 _LEAST: Final = 0.1
 
-#: How long processes have waited for a processor, if Linux counts that: "some total", in
+#: Linux's count of the time in which processes waited for a processor: "some total", in
 #: microseconds. https://docs.kernel.org/accounting/psi.html
 _PRESSURE: Final = Path("/proc/pressure/cpu")
 
 
 def until(look: Callable[[], T], *, within: float = 30.0) -> T:
-    """Look again and again until what is seen is true.
+    """Call a function until its result is true.
 
     Args:
-        look: Returns something true when it is as it should be; may fail with an OSError or one of
-            our errors: an engine that is asked while it removes something may refuse.
-        within: Seconds after which the test fails, of a machine with nothing else to do.
+        look: The function. It may raise ``OSError`` or ``EphemeralError``, which count as false:
+            an engine may refuse a request while it removes something.
+        within: Seconds after which the test fails, by ``idle_clock``.
 
     Returns:
-        What was seen.
+        The result.
+
+    Raises:
+        AssertionError: The time is over; the message has the last result or error.
     """
     clock = idle_clock()
     deadline = clock() + within
@@ -46,11 +49,14 @@ def until(look: Callable[[], T], *, within: float = 30.0) -> T:
 
 
 def until_gone(look: Callable[[], Sequence[object]], *, within: float = 30.0) -> None:
-    """Look again and again until nothing is left; the failure names what is.
+    """Call a function until its result is empty.
 
     Args:
-        look: Returns what is left; may fail as for ``until``.
-        within: As for ``until``.
+        look: Returns what is left; see ``until``.
+        within: See ``until``.
+
+    Raises:
+        AssertionError: The time is over; the message names what is left.
     """
     left: Sequence[object] = ()
 
@@ -66,10 +72,10 @@ def until_gone(look: Callable[[], Sequence[object]], *, within: float = 30.0) ->
 
 
 def idle_clock() -> Callable[[], float]:
-    """A clock, in seconds, for time limits that are meant for an idle machine.
+    """A clock in seconds, for time limits that are meant for an idle machine.
 
-    Time in which processes wait for a processor does not count, but for a tenth of it: what the
-    limit is for may be among them.
+    Time in which processes wait for a processor does not count, except for a tenth: the process
+    under test may be one that waits.
     """
     began, waited = time.monotonic(), _waited()
 
@@ -81,7 +87,7 @@ def idle_clock() -> Callable[[], float]:
 
 
 def _waited() -> float:
-    """Seconds in which some process has waited for a processor; 0 where that is not counted."""
+    """Seconds in which a process has waited for a processor; 0 if Linux does not count it."""
     with suppress(OSError):
         return int(_PRESSURE.read_text().partition("total=")[2].split()[0]) / 1e6
     return 0.0

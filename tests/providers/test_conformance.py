@@ -74,7 +74,7 @@ class TestRootless(ProviderFixtures):
     life in ``tests/containers/test_engine_addresses.py``.
     """
 
-    test_a_later_crash_is_told_too = ProviderConformance.test_a_later_crash_is_told_too
+    test_a_later_crash_is_reported = ProviderConformance.test_a_later_crash_is_reported
     test_logs_between_marks = ProviderConformance.test_logs_between_marks
     test_destroying_leaves_nothing = ProviderConformance.test_destroying_leaves_nothing
 

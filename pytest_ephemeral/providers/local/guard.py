@@ -43,7 +43,7 @@ class Spec(msgspec.Struct, frozen=True):
         variables: All environment variables of the processes; the marker is added.
         logs: The folder of the logs, one for each process, masked and rotated.
         readonly: Trees that are read-only to the processes, if the kernel supports that.
-        places: Trees by the path that processes see them at; see ``supervisor.placing``.
+        places: Trees by the path that processes see them at; see ``supervisor.tree_mounts``.
         mark: A file that is mounted in the processes' mount namespace. They are found by it even
             if they clear their variables and the guard is killed; see ``view.protect``.
         remove: Folders to remove at the end in any case.

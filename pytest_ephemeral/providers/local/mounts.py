@@ -6,7 +6,7 @@ import functools
 import sys
 from pathlib import Path
 
-from pytest_ephemeral.providers.local.supervisor.placing import find_base
+from pytest_ephemeral.providers.local.supervisor.tree_mounts import find_base
 
 
 @functools.cache

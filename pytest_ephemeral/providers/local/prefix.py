@@ -72,7 +72,7 @@ class Prefix(msgspec.Struct, frozen=True):
         """The tree of an image that was baked here or elsewhere.
 
         If the image was baked for another root, its tree is still in this user's root, and is
-        mounted at its own path for environments; see ``supervisor.placing``.
+        mounted at its own path for environments; see ``supervisor.tree_mounts``.
 
         Raises:
             UnavailableError: It was baked for another root, and nothing can be mounted here.

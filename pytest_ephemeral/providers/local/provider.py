@@ -1,4 +1,4 @@
-"""Processes of this machine, under a guard, from an image that they can't change."""
+"""The local provider: processes of this machine under a guard, from a read-only image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from pytest_ephemeral.tables import Recipe, Template
 
 
 class LocalProvider(GuardedEnvironments, LocalRollback, LocalBaker):
-    """See ``Provider`` for what is promised."""
+    """Runs environments as processes of this machine; see ``Provider``."""
 
     name: ClassVar[str] = "local"
     template_type: ClassVar[type[Template]] = LocalTemplate
@@ -44,11 +44,11 @@ class LocalProvider(GuardedEnvironments, LocalRollback, LocalBaker):
     forwards_ports: ClassVar[bool] = False
 
     def doctor(self) -> Sequence[Check]:
-        """Everything works without what only Linux has, but less is promised."""
+        """Run the checks; a failed one means fewer guarantees, as on systems other than Linux."""
         return checks()
 
     def launch(self, order: Order) -> Environment:
-        """Claim an address, make a folder, start a guard; nothing is waited for."""
+        """Create the folder, claim an address, and start the guard, without waiting for it."""
         environment = order.environment
         place = Folder.of(environment.id)
         assert isinstance(order.template, LocalTemplate)
@@ -81,12 +81,12 @@ class LocalProvider(GuardedEnvironments, LocalRollback, LocalBaker):
         )
 
     def status(self, environment: Environment) -> Status:
-        """Ask its guard."""
+        """The state of its processes, from its guard."""
         try:
             found = client.status(Folder.of_environment(environment).control)
         except EnvironmentGoneError as error:
             return Status("gone", str(error))
-        except EphemeralError as error:  # a guard that doesn't answer guards no more
+        except EphemeralError as error:  # a guard that does not answer has failed
             return Status("exited", str(error))
         ended = [
             signals.describe_exit(process) for process in found["processes"] if process["ended_at"]
@@ -101,7 +101,10 @@ class LocalProvider(GuardedEnvironments, LocalRollback, LocalBaker):
         until: str | None = None,
         tail: int | None = None,
     ) -> str:
-        """With several processes, each line is marked with its own; ``tail`` counts for each."""
+        """The processes' output; with several, each line has its process's name.
+
+        ``tail`` limits the lines of each process.
+        """
         place = _flush_logs(environment)
         first, last = _offsets(since), _offsets(until)
         names = logs.processes(place)
@@ -115,12 +118,12 @@ class LocalProvider(GuardedEnvironments, LocalRollback, LocalBaker):
         return "".join(shown)
 
     def log_mark(self, environment: Environment) -> str:
-        """The offset of each process's log."""
+        """The offset of the end of each process's log, as JSON."""
         place = _flush_logs(environment)
         return json.dumps({name: logs.end(place, name) for name in logs.processes(place)})
 
     def log_files(self, environment: Environment) -> Mapping[str, str]:
-        """All that is kept of each process's log."""
+        """Each process's log, without segments that were rotated away."""
         place = _flush_logs(environment)
         return {
             name: logs.read(place, name).decode(errors="replace") for name in logs.processes(place)
@@ -129,11 +132,11 @@ class LocalProvider(GuardedEnvironments, LocalRollback, LocalBaker):
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
-        """The guard runs it, with the variables, the folder and the view its processes have."""
+        """Run a command by the guard, with the variables, folder and mounts of its processes."""
         return client.run(Folder.of_environment(environment).control, argv, timeout)
 
     def hint(self, environment: Environment) -> str:
-        """Compare where its processes listen with where the template says."""
+        """Where its processes listen, if not on the template's ports."""
         try:
             pid = client.status(Folder.of_environment(environment).control)["pid"]
         except EphemeralError:
@@ -156,17 +159,17 @@ class LocalProvider(GuardedEnvironments, LocalRollback, LocalBaker):
         return f"none of its processes listens on {due[port]}:{port}"
 
     def foreign_listener(self, environment: Environment) -> str:
-        """Whoever else accepts connections at its addresses, as far as this user can see."""
-        told = client.status(Folder.of_environment(environment).control)
+        """Another process that accepts connections at its addresses, as far as this user sees."""
+        status = client.status(Folder.of_environment(environment).control)
         addresses = {(one.host, one.port) for one in environment.endpoints.values()}
-        named = [process["pid"] for process in told["processes"]]
-        # Mostly it is one of these that listens, and no other process need be looked at.
+        named = [process["pid"] for process in status["processes"]]
+        # Usually one of the named processes listens; then its children need not be listed.
         if not network.foreign_listener(addresses, named):
             return ""
-        return network.foreign_listener(addresses, [*named, *descendants(told["pid"])])
+        return network.foreign_listener(addresses, [*named, *descendants(status["pid"])])
 
     def shared_listener(self, environment: Environment) -> str:
-        """Whether it listens on every address, at a port that other environments may have."""
+        """A process of it that listens on every address, on a port that others may have, too."""
 
         def find_pids() -> Sequence[int]:
             return descendants(client.status(Folder.of_environment(environment).control)["pid"])
@@ -182,7 +185,7 @@ def _claim(template: Template) -> network.AddressClaim:
 
 
 def _hold(image: Image | None, held: ExitStack) -> list[int]:
-    """Keep an image's tree from being replaced or removed while the environment runs."""
+    """Lock an image's tree, so that it is neither replaced nor removed; return the descriptors."""
     if image is None:
         return []
     content = content_of(image)
@@ -192,7 +195,7 @@ def _hold(image: Image | None, held: ExitStack) -> list[int]:
         prefix = Prefix(content)
         descriptors = [share(prefix)]
         held.callback(os.close, descriptors[0])
-        seal = prefix.read_seal()  # from now on it stays as it is
+        seal = prefix.read_seal()  # after locking, so it can't change any more
         is_there = seal is not None and seal.digest == image.digest
     if not is_there:
         raise LaunchError(
@@ -203,14 +206,14 @@ def _hold(image: Image | None, held: ExitStack) -> list[int]:
 
 
 def _flush_logs(environment: Environment) -> Path:
-    """Where its logs are, with all in them that has been printed until now.
+    """The folder of an environment's logs, after the guard has written all output so far.
 
     Raises:
-        EnvironmentGoneError: They are gone with it.
+        EnvironmentGoneError: The logs were removed with the environment.
     """
     place = Folder.of_environment(environment)
     with suppress(EphemeralError):
-        client.status(place.control)  # it reads what was printed before it answers
+        client.status(place.control)  # the guard writes all output before it answers
     if not place.logs.is_dir():
         raise EnvironmentGoneError(
             f"the logs of {environment.id} are gone with it: it was destroyed, or has expired. "
@@ -220,7 +223,7 @@ def _flush_logs(environment: Environment) -> Path:
 
 
 def _offsets(mark: str | None) -> dict[str, int]:
-    """What a mark says: an offset into each process's log."""
+    """The offset in each process's log, from a mark."""
     return {} if mark is None else json.loads(mark)
 
 

@@ -1,4 +1,4 @@
-"""Which Python an install script finds: it is in every virtual environment, so in the key."""
+"""The Python of install scripts, which is part of the key: virtual environments refer to it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SECONDS: Final = 20
 
 
 def find(wanted: str | None, variables: Mapping[str, str], where: str) -> Path | None:
-    """The interpreter that ``python3`` is to be while baking.
+    """The interpreter that is ``python3`` for install scripts; None if there is none.
 
     Args:
-        wanted: Such as ``3.13``; None for what is found.
-        variables: What the script sees; its ``PATH`` is searched.
-        where: The key's path, for the message.
+        wanted: The version, such as ``3.13``; None for any.
+        variables: The script's variables; their ``PATH`` is searched.
+        where: The key in the configuration, for messages.
 
     Raises:
         UnavailableError: The wanted one is not on ``PATH``.
@@ -37,13 +37,13 @@ def find(wanted: str | None, variables: Mapping[str, str], where: str) -> Path |
 
 
 def search_path(wanted: str | None, work: Path, variables: Mapping[str, str], where: str) -> str:
-    """The ``PATH`` on which ``python3`` is the wanted one.
+    """A ``PATH`` on which ``python3`` is the wanted version.
 
     Args:
-        wanted: As for ``find``.
-        work: A folder of the bake; programs are put into it where one is wanted.
-        variables: What the script sees.
-        where: As for ``find``.
+        wanted: See ``find``.
+        work: A folder of the bake; wrapper scripts are written into it if needed.
+        variables: See ``find``.
+        where: See ``find``.
     """
     path = variables.get("PATH", os.defpath)
     found = find(wanted, variables, where)
@@ -52,17 +52,17 @@ def search_path(wanted: str | None, work: Path, variables: Mapping[str, str], wh
     folder = work / "bin"
     folder.mkdir()
     for name in ("python", "python3"):
-        # No link: a virtual environment made through one would refer to this folder.
+        # A script instead of a link, as a virtual environment would refer to the link's folder.
         (folder / name).write_text(f'#!/bin/sh\nexec {shlex.quote(str(found))} "$@"\n')
         (folder / name).chmod(0o755)
     return f"{folder}{os.pathsep}{path}"
 
 
 def describe(python: Path) -> str:
-    """Version and folder of an interpreter, as it gets into virtual environments.
+    """The version and the folder of an interpreter, as virtual environments record them.
 
-    It is read off a virtual environment's configuration or the program's name. Only where neither
-    says it (a shim of pyenv, say), the interpreter itself is asked.
+    They are read from a virtual environment's configuration, or from the program's name. If
+    neither has them (a shim of pyenv, for example), the interpreter is run.
     """
     configuration = python.parent.parent / "pyvenv.cfg"
     try:

@@ -1,7 +1,8 @@
-"""Where the content of an image is, and where it is to be seen.
+"""The folder of an image's content, and the path that environments see it at.
 
-That is simple for most. Some images are folders that someone else has prepared: they are used as
-they are, pinned by their content. Others were baked by another user of this machine, or elsewhere.
+Usually both are the tree in this user's root. An image with a ``reference`` is a folder that was
+prepared elsewhere; it is used unchanged, and identified by the digest of its content. An image from
+another user or machine has another path.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from pytest_ephemeral.providers.local import tree
 from pytest_ephemeral.providers.local.prefix import Prefix
 from pytest_ephemeral.providers.protocol import BakeJob
 
-#: In an image's handle: it is someone else's folder.
+#: In an image's handle: its folder was prepared elsewhere, and is used unchanged.
 AS_IT_IS: Final = "as-it-is"
 
 
 def folder_of(reference: str, root: Path) -> Path:
-    """The folder that a recipe refers to.
+    """The folder of a recipe's ``reference``.
 
     Raises:
-        ConfigurationError: It is not there.
+        ConfigurationError: It does not exist.
     """
     folder = (root / reference).absolute()
     if not folder.is_dir():
@@ -36,10 +37,10 @@ def folder_of(reference: str, root: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> bytes:
-    """The manifest of a folder as it is now.
+    """The manifest of a folder's current content.
 
     Raises:
-        ImageChangedError: It can't be read whole.
+        ImageChangedError: It can't be read completely.
     """
     try:
         return tree.manifest(folder)
@@ -48,7 +49,7 @@ def read_manifest(folder: Path) -> bytes:
 
 
 def take(job: BakeJob, folder: Path) -> Image:
-    """The image that a folder is now."""
+    """Describe the current content of a folder as an image."""
     return Image(
         name=job.recipe.name,
         key=job.key,
@@ -62,10 +63,10 @@ def take(job: BakeJob, folder: Path) -> Image:
 
 
 def is_unchanged(image: Image) -> bool:
-    """Whether a folder is there, with the content it had when it was taken.
+    """Whether an image's folder exists, with the image's content.
 
     Raises:
-        ImageChangedError: It is there with other content.
+        ImageChangedError: It has other content.
     """
     folder = Path(image.reference)
     if not folder.is_dir():
@@ -82,16 +83,16 @@ def content_of(image: Image) -> Path:
     """The folder with an image's content.
 
     Raises:
-        UnavailableError: It can't be used here.
+        UnavailableError: It can't be used on this machine.
     """
     return Path(image.reference) if AS_IT_IS in image.handle else Prefix.at(image).tree
 
 
 def places(image: Image) -> dict[Path, Path]:
-    """Where environments see the tree of an image, if that is not where it is; see ``guard.Spec``.
+    """The tree of an image by the path to mount it at, if that is another; see ``guard.Spec``.
 
     Raises:
-        UnavailableError: It has to be seen elsewhere, and nothing can be mounted here.
+        UnavailableError: It has to be mounted, and nothing can be mounted here.
     """
     if AS_IT_IS in image.handle:
         return {}

@@ -1,4 +1,4 @@
-"""Remove an environment of this machine: first its processes, then its folder."""
+"""Destroy an environment of this machine: end its processes, then remove its folder."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from pytest_ephemeral.providers.local.supervisor.shared_memory import SharedMemo
 def destroy(
     place: Folder, held: Guard | None, *, here: bool, handle: Mapping[str, str] = {}
 ) -> None:
-    """End everything of an environment, then remove its folder.
+    """End all processes of an environment, and remove its folder.
 
     Args:
-        place: Its folder, known to be its own if it is there.
-        held: Its guard, if this process has started it.
+        place: The environment's folder, already checked with ``require_ours``.
+        held: The environment's guard, if this process has started it.
         here: Whether it was launched on this machine, in this PID namespace.
-        handle: Says how long it may take to stop, and what asks it to; without, it is killed.
+        handle: The environment's handle, with the grace and the stop signal, if it has any.
 
     Raises:
-        DestroyError: Something remains.
-        ElsewhereError: Whether something does can't be seen from here.
-        UnverifiedDestroyError: Something may remain that can't be found; the folder is gone.
+        DestroyError: A process or a file remains.
+        ElsewhereError: It was launched elsewhere, so its processes can't be seen from here.
+        UnverifiedDestroyError: A process may remain that can't be found; the folder is removed.
     """
     unverified = ""
     try:
@@ -57,10 +57,10 @@ def destroy(
 
 
 def _stop(place: Folder, held: Guard | None, here: bool, end: tuple[float, int]) -> bool:
-    """End it through its guard; where that is gone or stuck, kill all that has its marks.
+    """End processes by their guard; if it is gone or hangs, kill all with the environment's marks.
 
     Returns:
-        Whether its guard did it, which misses nothing.
+        Whether the guard ended them; it misses none.
     """
     id = place.path.name
     try:
@@ -93,7 +93,7 @@ def _stop(place: Folder, held: Guard | None, here: bool, end: tuple[float, int])
 
 
 def _describe_unverified(place: Folder) -> str:
-    """What may be left of an environment, once all that carries its marks was killed."""
+    """The message on processes that may be left, after all marked processes were killed."""
     id = place.path.name
     pids = find_users(str(place.path))
     listed = ",".join(map(str, pids))

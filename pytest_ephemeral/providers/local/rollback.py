@@ -1,9 +1,9 @@
-"""Putting a local environment back: its processes started again on what they had written then.
+"""Roll back a local environment: restore its files, and start its processes again.
 
-What they had written once they were ready and seeded is the baseline. Where the kernel lets us, it
-stays as it is below a layer that takes what they write from then on, and a rollback is a new layer.
-Elsewhere it is copied, and while tests run, another copy of it is made, so that a rollback only has
-to rename. Copies are made by a process of the guard's, which ends with the environment.
+The baseline is the processes' files when they are ready and seeded. If the kernel allows it, the
+baseline is the lower layer of an overlay mount, and a rollback mounts a new upper layer. If not, it
+is copied, and the next copy is made while tests run, so that a rollback only renames folders. A
+process of the guard makes the copies, so it ends with the environment.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from pytest_ephemeral.providers.local.tables import LocalTemplate
 from pytest_ephemeral.providers.protocol import Order
 from pytest_ephemeral.tables import Template
 
-#: Seconds that processes have to end before the baseline is taken, where a template has no grace of
-#: its own, so that they leave it in order: a database that was killed begins with a recovery.
+#: Seconds that processes get to stop before the baseline is taken, if the template has no grace. A
+#: killed database would begin with a recovery after each rollback.
 GRACE: Final = 10.0
 
-#: Copies of a folder are beside it: as it will be next, and as it was last.
+#: The endings of copies beside a folder: the next one, and the last one.
 _NEXT, _OLD = ".next", ".old"
 _BESIDE: Final = re.compile(rf".*({BASELINE}|{_NEXT}|{_OLD}|{UPPER}\d+|{WORK}\d+)")
 
-#: Copies shared by reference where the file system can (XFS, Btrfs), with all that files have.
+#: Copies folders with all attributes; by reflink on file systems that support it (XFS, Btrfs).
 _COPY: Final = """
 for folder in "$@"; do
     rm -rf "$folder$OLD" "$folder$TO"
@@ -48,26 +48,26 @@ done
 
 
 class LocalRollback:
-    """The part of the local provider that puts environments back; see ``SupportsRollback``."""
+    """The part of the local provider that rolls environments back; see ``SupportsRollback``."""
 
     def check_rollback(self, template: Template, root: Path, /) -> None:  # noqa: ARG002
-        """What processes write into ``$STATE`` and ``$TMPDIR`` is put back, and nothing else."""
+        """Refuse databases outside: only ``$STATE`` and ``$TMPDIR`` are rolled back."""
         assert isinstance(template, LocalTemplate)
         commands = template.processes().values()
         external_state.refuse_databases(template, dict(os.environ), commands=commands)
 
     def take_baseline(self, order: Order, /) -> Environment:
-        """Have the processes end in order, keep what they wrote, and start them again."""
+        """Stop the processes, keep their files, and start them again."""
         place, template = Folder.of_environment(order.environment), order.template
         assert isinstance(template, LocalTemplate)
         grace = float(template.grace or GRACE)
         client.halt(place.control, grace, signals.number_of(template.stop_signal))
-        _baselines[order.environment.id] = _take(place)
+        _baselines[order.environment.id] = _make_baseline(place)
         client.start(place.control)
         return order.environment
 
     def roll_back(self, order: Order, /) -> Environment:
-        """Kill the processes, have them see what they wrote by then, and start them again."""
+        """Kill the processes, restore the files of the baseline, and start them again."""
         place, baseline = Folder.of_environment(order.environment), _baselines[order.environment.id]
         baseline.prepare()
         client.halt(place.control)
@@ -78,11 +78,11 @@ class LocalRollback:
 
 
 class _LocalBaseline:
-    """What the processes of an environment had written.
+    """The baseline of an environment.
 
     Attributes:
         place: The environment's folder.
-        folders: Those that its processes write into.
+        folders: The folders that its processes write to.
     """
 
     def __init__(self, place: Folder, folders: Sequence[Path]) -> None:
@@ -92,10 +92,10 @@ class _LocalBaseline:
         self._thread: threading.Thread | None = None
 
     def prepare(self) -> None:
-        """Wait until the next rollback can be done.
+        """Wait until the next rollback is prepared.
 
         Raises:
-            EphemeralError: It can't be.
+            EphemeralError: The preparation failed.
         """
         if self._thread is not None:
             self._thread.join()
@@ -103,11 +103,11 @@ class _LocalBaseline:
             raise self._problem
 
     def put_back(self) -> None:
-        """Have processes that are started now see it."""
+        """Restore the baseline for processes that are started from now on."""
         raise NotImplementedError
 
     def tidy(self) -> None:
-        """Remove what was written since, and prepare the next rollback; goes on meanwhile."""
+        """Remove the old files, and prepare the next rollback, in the background."""
         raise NotImplementedError
 
     def _in_background(self, act: Callable[[], None]) -> None:
@@ -121,17 +121,17 @@ class _LocalBaseline:
         self._thread.start()
 
 
-#: The baselines of environments that this process has brought up.
+#: The baselines of the environments that this process has launched, by id.
 _baselines: dict[str, _LocalBaseline] = {}
 
 
-class _Layered(_LocalBaseline):
-    """One that stays as it is, below layers."""
+class _LayeredBaseline(_LocalBaseline):
+    """A baseline that is the lower layer of overlay mounts."""
 
     _number = 0
 
     def begin(self) -> bool:
-        """Put it below a first layer; False where that can't be, and all is as it was."""
+        """Mount the first layer over it; False if that is not possible, with nothing changed."""
         for folder in self.folders:
             status = folder.stat()
             folder.rename(_beside(folder, BASELINE))
@@ -159,14 +159,14 @@ class _Layered(_LocalBaseline):
         self._in_background(lambda: _run(self.place, ["rm", "-rf", *map(str, old)]))
 
 
-class _Copied(_LocalBaseline):
-    """One that is copied."""
+class _CopiedBaseline(_LocalBaseline):
+    """A baseline that is copied for each rollback."""
 
     def begin(self) -> None:
-        """Take it.
+        """Make the first copy.
 
         Raises:
-            EphemeralError: It can't be copied.
+            EphemeralError: The files can't be copied.
         """
         self._copy("", BASELINE)
         self.tidy()
@@ -184,29 +184,29 @@ class _Copied(_LocalBaseline):
         _run(self.place, ["env", *names, "/bin/sh", "-c", _COPY, "sh", *map(str, self.folders)])
 
 
-def _take(place: Folder) -> _LocalBaseline:
-    folders = list(_written(place))
-    if (layered := _Layered(place, folders)).begin():
+def _make_baseline(place: Folder) -> _LocalBaseline:
+    folders = list(_find_written_folders(place))
+    if (layered := _LayeredBaseline(place, folders)).begin():
         return layered
-    copied = _Copied(place, folders)
+    copied = _CopiedBaseline(place, folders)
     copied.begin()
     return copied
 
 
 def _run(place: Folder, argv: Sequence[str]) -> None:
-    """Run a command as the guard does.
+    """Run a command by the guard, as the guard's own user.
 
     Raises:
-        EphemeralError: It failed; says why.
+        EphemeralError: It failed; the message has its last line.
     """
     done = client.run(place.control, argv, None, own=True)
     if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise EphemeralError(f"the files that its processes wrote can't be saved: {said[0]}")
+        reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        raise EphemeralError(f"the files that its processes wrote can't be saved: {reason[0]}")
 
 
-def _written(place: Folder) -> Iterator[Path]:
-    """The folders that its processes write into; of those that run as another user, too."""
+def _find_written_folders(place: Folder) -> Iterator[Path]:
+    """The folders that an environment's processes write to, with those of other users."""
     yield place.state
     yield place.temporary
     states = place.path / STATES

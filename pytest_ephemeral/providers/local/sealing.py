@@ -1,4 +1,4 @@
-"""Sealing an installed tree, and telling what has changed since."""
+"""Seal an installed tree, and find changes in it later."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pytest_ephemeral.providers.local import reference, tree
 from pytest_ephemeral.providers.local.prefix import Prefix, Seal
 from pytest_ephemeral.providers.protocol import BakeJob
 
-#: How many changes an error names.
+#: The number of changes that an error names.
 _NAMED_CHANGES: Final = 5
 
 
 def seal_prefix(job: BakeJob, prefix: Prefix) -> Seal:
-    """Seal what was installed, for verification.
+    """Seal the tree of a bake; the seal is not verified yet.
 
     Raises:
-        BakeError: It can't be sealed, or there is nothing.
+        BakeError: The tree can't be sealed, or is empty.
     """
     try:
         tree.seal(prefix.tree)
@@ -44,14 +44,14 @@ def seal_prefix(job: BakeJob, prefix: Prefix) -> Seal:
 def write_seal(
     prefix: Prefix, key: str, manifest: bytes, links: list[str], *, verified: bool
 ) -> Seal:
-    """Write the seal of a tree that is not written to any more.
+    """Write the seal of a finished tree.
 
     Args:
-        prefix: Where the tree is.
-        key: The image's.
-        manifest: The tree's.
-        links: Its links to what is outside of it.
-        verified: Whether the recipe's ``verify`` has run on it.
+        prefix: The tree.
+        key: The image's key.
+        manifest: The tree's manifest.
+        links: The tree's links to paths outside of it.
+        verified: Whether the recipe's ``verify`` commands have succeeded.
     """
     prefix.manifest.write_bytes(manifest)
     seal = Seal(
@@ -66,7 +66,7 @@ def write_seal(
 
 
 def describe_image(job: BakeJob, prefix: Prefix, seal: Seal) -> Image:
-    """The image that a sealed tree is."""
+    """Describe a sealed tree as an image."""
     return Image(
         name=job.recipe.name,
         key=job.key,
@@ -80,13 +80,13 @@ def describe_image(job: BakeJob, prefix: Prefix, seal: Seal) -> Image:
 
 
 def find_differences(prefix: Prefix, seal: Seal) -> list[str]:
-    """What differs from what was sealed; a look at every entry, and into them only if needed."""
+    """The changes since a tree was sealed; contents are read only if the fingerprint differs."""
     fingerprint = tree.fingerprint(prefix.tree)
     if fingerprint == seal.fingerprint:
         return []
     now = reference.read_manifest(prefix.tree)
     if tree.digest(now) == seal.digest:
-        # Restored, or moved to another disk: to be recognised faster from now on.
+        # The tree was restored, or moved to another disk: record its new fingerprint.
         prefix.refresh(msgspec.structs.replace(seal, fingerprint=fingerprint))
         return []
     try:
@@ -96,16 +96,16 @@ def find_differences(prefix: Prefix, seal: Seal) -> list[str]:
 
 
 def name_some(changed: Sequence[str]) -> str:
-    """The first few changes, and how many more there are."""
+    """The first few changes, and the number of the others."""
     more = len(changed) - _NAMED_CHANGES
     return ", ".join(changed[:_NAMED_CHANGES]) + (f" and {more} more" if more > 0 else "")
 
 
 def require_links(name: str, links: Sequence[str]) -> None:
-    """The interpreters and libraries that a tree points to have to be here too.
+    """Check that the interpreters and libraries that a tree links to exist on this machine.
 
     Raises:
-        UnavailableError: One is not.
+        UnavailableError: One does not.
     """
     for link in links:
         target = link.partition(" -> ")[2]

@@ -1,4 +1,4 @@
-"""Signals by their names: what asks a process to stop, and what has killed one."""
+"""Signals by name: the one that stops processes, and the ones that killed processes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Final
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.providers import grace
 
-#: In an environment's handle: what asks it to stop.
+#: In an environment's handle: the name of its stop signal.
 _KEY: Final = "stop-signal"
 
 
 def number_of(name: str) -> int:
-    """A signal's number.
+    """The number of a signal.
 
     Args:
-        name: Such as ``SIGTERM``, ``INT``.
+        name: Its name, such as ``SIGTERM`` or ``INT``.
 
     Raises:
         ValueError: There is no such signal.
@@ -30,12 +30,12 @@ def number_of(name: str) -> int:
 
 
 def describe(seconds: Duration | None, stop_signal: str) -> dict[str, str]:
-    """What an environment's handle has of how it ends."""
+    """The entries in an environment's handle for its grace and its stop signal."""
     return {} if seconds is None else {**grace.describe(seconds), _KEY: stop_signal}
 
 
 def read(handle: Mapping[str, str]) -> int:
-    """What an environment's handle says; SIGTERM where that is nothing, or no signal."""
+    """The number of the stop signal in a handle; SIGTERM if it has no valid one."""
     try:
         return number_of(handle[_KEY])
     except (KeyError, ValueError):
@@ -43,14 +43,14 @@ def read(handle: Mapping[str, str]) -> int:
 
 
 def describe_exit(process: Mapping[str, Any]) -> str:
-    """How a process ended, for people."""
-    lived = f"{process['ended_at'] - process['started_at']:.1f} s"
+    """Why a process has ended, for people, from the guard's status."""
+    duration = f"{process['ended_at'] - process['started_at']:.1f} s"
     status = process["status"]
     if status >= 0:
-        return f"{process['name']} exited with status {status} after {lived}"
+        return f"{process['name']} exited with status {status} after {duration}"
     try:
         name = f" ({signal.Signals(-status).name})"
     except ValueError:  # a real-time signal
         name = ""
     who = f"{process['name']} (pid {process['pid']})"
-    return f"{who} was killed by signal {-status}{name} {lived} after its start"
+    return f"{who} was killed by signal {-status}{name} {duration} after its start"

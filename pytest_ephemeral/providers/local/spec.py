@@ -1,4 +1,4 @@
-"""From an order to what its guard is told."""
+"""Make the orders for a guard from an order for an environment."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pytest_ephemeral.providers.local.reference import places
 from pytest_ephemeral.providers.local.tables import LocalTemplate
 from pytest_ephemeral.providers.protocol import Order
 
-#: What an application sees of this process's variables; the rest is the template's to say.
+#: The variables of this process that applications get; templates set all others.
 _ALLOWED: Final = ("PATH", "LANG", "LC_*", "TZ")
 
 
 def make_spec(
     order: Order, place: Folder, claim: network.AddressClaim, descriptors: Sequence[int]
 ) -> guard.Spec:
-    """What a guard is to start for an order.
+    """The orders for a guard.
 
     Args:
-        order: The order.
+        order: The order for the environment.
         place: The environment's folder.
-        claim: Its address and ports.
-        descriptors: Locks and claims that the guard holds as long as it lives.
+        claim: The environment's address and ports.
+        descriptors: Locks and claims that the guard holds while it lives.
     """
     template, expires_at = order.template, order.environment.expires_at
     assert isinstance(template, LocalTemplate)
@@ -53,7 +53,7 @@ def make_spec(
 
 
 def _variables(order: Order, place: Folder, claim: network.AddressClaim) -> dict[str, str]:
-    """All that the application sees; the template's own win."""
+    """All variables of the application; the template's override the others."""
     variables = {
         name: value
         for name, value in os.environ.items()
@@ -64,7 +64,7 @@ def _variables(order: Order, place: Folder, claim: network.AddressClaim) -> dict
         "STATE": str(place.state),
         "TMPDIR": str(place.temporary),
         "HOST": claim.host,
-        # As root, and where nothing can be mounted, Python would write its caches into the image.
+        # If the image can't be mounted read-only, Python run by root would write caches into it.
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     if order.image is not None:

@@ -1,4 +1,4 @@
-"""The keys that recipes and templates of the local provider have."""
+"""The configuration keys of the local provider's recipes and templates."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pytest_ephemeral.tables import Name, Recipe, Template
 
 
 class LocalRecipe(Recipe, frozen=True, kw_only=True):
-    """An installed tree, sealed. ``reference`` is a folder that was prepared elsewhere."""
+    """An installed folder, sealed. ``reference`` is a folder that was prepared elsewhere."""
 
     provider: str = "local"
 
     def check(self) -> None:
-        """Something has to be in the image."""
+        """Check that it has ``install`` or ``reference``."""
         super().check()
         if self.reference is None and not self.install:
             raise ValueError("it needs install (what puts the artifact into $PREFIX), or reference")
@@ -23,17 +23,15 @@ class LocalTemplate(Template, frozen=True, kw_only=True):
     """Processes of this machine.
 
     Attributes:
-        command: A shell command, or several by process name, started in this order. They see
+        command: A shell command, or several by process name, started in this order. Commands have
             ``$PREFIX``, ``$HOST``, ``$PORT`` (and ``$PORT_ADMIN`` for a port named ``admin``),
-            ``$URL`` and ``$STATE``, the folder of what they write, which is also where they
-            start.
+            ``$URL``, and ``$STATE``, their working folder, which they may write to.
         free_port: Whether ``$PORT`` (and every ``$PORT_NAME``) is a free port instead of the
-            template's, one that no other environment of this machine has: for an application
-            that can only listen on every address.
-        user: The user whom processes run as, where root starts them: all of them, or some by
-            name. What that user writes is in a ``$STATE`` of their own.
-        grace: How long it may take to stop when it is asked to; it is killed at once if not given.
-        stop_signal: What asks its processes to stop, where there is a ``grace``.
+            template's. Use it for an application that can only listen on every address.
+        user: The user that runs the processes, if root starts them: of all, or by process name.
+            The processes of each user have a ``$STATE`` of their own.
+        grace: How long processes may take to stop; without it, they are killed at once.
+        stop_signal: The signal that stops its processes, if it has a ``grace``.
     """
 
     provider: str = "local"
@@ -44,7 +42,7 @@ class LocalTemplate(Template, frozen=True, kw_only=True):
     stop_signal: str = "SIGTERM"
 
     def check(self) -> None:
-        """Something has to be started."""
+        """Check that it has a command, a valid signal, and users only of known processes."""
         if not all(command.strip() for command in self.processes().values()) or not self.command:
             raise ValueError("its command is empty: name the program to start")
         signals.number_of(self.stop_signal)

@@ -1,9 +1,10 @@
-"""An installed tree: sealed, and told apart from any other by its content.
+"""Installed trees: seal them, and identify them by their content.
 
-Its *manifest* has three fields for each of its entries: kind and mode, what it holds (a digest, a
-link's target), and its path. The manifest's own SHA-256 is the tree's digest. Owners and times are
-not part of it. Its *fingerprint* is what ``lstat`` says of every entry; nothing can be written
-without moving the change time, which no program can set back, so an equal one means unchanged.
+A tree's *manifest* has three fields for each entry: its kind and mode, its content (a digest, or a
+link's target), and its path. Owners and times are not part of it. The tree's digest is the SHA-256
+of the manifest. A tree's *fingerprint* is a digest of the ``lstat`` results of all entries. Writing
+changes an entry's change time (ctime), which no program can set, so an equal fingerprint means that
+nothing was changed.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from typing import Final
 
 from pytest_ephemeral import files
 
-#: The permissions that are left to a sealed entry.
+#: The permissions that a sealed entry may have.
 SEALED: Final = 0o555
 _WRITABLE_FOLDER: Final = 0o700
 
 
 class BadTreeError(ValueError):
-    """A tree or its archive holds what an image can't."""
+    """A tree or its archive is not valid for an image."""
 
 
 def walk(top: Path) -> list[tuple[str, os.stat_result]]:
-    """Everything below a folder: paths relative to it, folders before what they hold, sorted."""
+    """All entries below a folder: relative paths, sorted, folders before their content."""
     found: list[tuple[str, os.stat_result]] = []
 
     def look(folder: str, under: str) -> None:
@@ -43,13 +44,13 @@ def walk(top: Path) -> list[tuple[str, os.stat_result]]:
 
 
 def seal(top: Path) -> None:
-    """Take every write permission away, and make each file the tree's own.
+    """Remove all write permissions, and copy files that have hard links elsewhere.
 
-    A file with another name elsewhere (installers link from their caches) could be changed there,
-    and its permissions are not ours to change: it is copied.
+    Some installers hard-link files from their caches: such a file could be changed there, and its
+    permissions must not be changed by us.
 
     Raises:
-        BadTreeError: It holds something else than files, folders and links.
+        BadTreeError: It has entries other than files, folders and symbolic links.
     """
     for path, status in reversed(walk(top)):
         entry = top / path
@@ -71,25 +72,25 @@ def _make_own(file: Path, inode: int) -> None:
 
 
 def manifest(top: Path) -> bytes:
-    """What the tree is, byte for byte; see the module."""
+    """The manifest of a tree; see the module."""
     return b"".join(_line(top, path, status) for path, status in walk(top))
 
 
 def _line(top: Path, path: str, status: os.stat_result) -> bytes:
     mode = stat.S_IMODE(status.st_mode) & SEALED
     if stat.S_ISLNK(status.st_mode):
-        said = "l", target(top, path)
+        fields = "l", target(top, path)
     elif stat.S_ISDIR(status.st_mode):
-        said = f"d{mode:o}", ""
+        fields = f"d{mode:o}", ""
     else:
         with (top / path).open("rb") as file:
-            said = f"f{mode:o}", hashlib.file_digest(file, "sha256").hexdigest()
-    # A path or a target may hold anything but NUL, a line's end too.
-    return os.fsencode("\0".join((*said, path, "")))
+            fields = f"f{mode:o}", hashlib.file_digest(file, "sha256").hexdigest()
+    # Separated by NUL, the only byte that a path or a target can't have.
+    return os.fsencode("\0".join((*fields, path, "")))
 
 
 def target(top: Path, path: str) -> str:
-    """What a link of the tree says, to the letter."""
+    """The target of a symbolic link in a tree, unchanged."""
     return os.readlink(top / path)  # noqa: PTH115 - a Path would drop "./" and a last slash
 
 
@@ -99,22 +100,22 @@ def digest(manifest: bytes) -> str:
 
 
 def require(manifest: bytes, expected: str) -> None:
-    """Hold a tree against the digest it should have.
+    """Check a tree's digest.
 
     Raises:
-        BadTreeError: It has another.
+        BadTreeError: It has another digest.
     """
     if (found := digest(manifest)) != expected:
         raise BadTreeError(f"what is in it is {found}")
 
 
 def size(top: Path) -> int:
-    """Bytes of all its files."""
+    """The total size of a tree's files in bytes."""
     return sum(status.st_size for _, status in walk(top) if stat.S_ISREG(status.st_mode))
 
 
 def changes(before: bytes, after: bytes) -> list[str]:
-    """The paths that differ between two manifests, sorted, each with what became of it."""
+    """The paths that differ between two manifests, sorted, each with the kind of its change."""
     old, new = _by_path(before), _by_path(after)
     found = [f"{path} (removed)" for path in old.keys() - new.keys()]
     found += [f"{path} (added)" for path in new.keys() - old.keys()]
@@ -129,17 +130,17 @@ def _by_path(manifest: bytes) -> dict[str, bytes]:
 
 
 def fingerprint(top: Path) -> str:
-    """What ``lstat`` says of the tree and all it holds, in short. Two thousand files: 10 ms."""
+    """A digest of the ``lstat`` results of a tree; it takes 10 ms for 2,000 files."""
     entries = [("", top.lstat()), *walk(top)]
-    said = (
+    lines = (
         f"{path}\0{s.st_ino} {s.st_mode} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_uid}\n"
         for path, s in entries
     )
-    return hashlib.sha256(os.fsencode("".join(said))).hexdigest()
+    return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
 
 
 def outside_links(top: Path) -> list[str]:
-    """Links to what is outside the tree and there now, as ``bin/python -> /usr/bin/python3``."""
+    """Links to existing paths outside of the tree, such as ``bin/python -> /usr/bin/python3``."""
     found = []
     for path, status in walk(top):
         if stat.S_ISLNK(status.st_mode):
@@ -150,7 +151,7 @@ def outside_links(top: Path) -> list[str]:
 
 
 def remove(top: Path) -> None:
-    """Remove a tree, sealed or not, whole or in part; that it is gone already is no error."""
+    """Remove a tree, sealed or not, complete or not, if it exists."""
     if not top.is_dir() or top.is_symlink():
         top.unlink(missing_ok=True)
         return

@@ -1,4 +1,4 @@
-"""What there is of the local provider on Windows: its tables, and a clear word."""
+"""The local provider on Windows, which only reads its configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HINT = "use the docker provider, or run this under WSL"
 
 
 class UnsupportedProvider:
-    """Reads its configuration, and runs nothing."""
+    """A provider that reads its configuration, and refuses everything else."""
 
     name: ClassVar[str] = "local"
     template_type: ClassVar[type[Template]] = LocalTemplate
@@ -22,9 +22,9 @@ class UnsupportedProvider:
     forwards_ports: ClassVar[bool] = False
 
     def doctor(self) -> Sequence[Check]:
-        """One check, that fails."""
+        """A failed check."""
         return [Check(name="system", ok=False, detail="Windows", hint=_HINT)]
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else a provider or baker does."""
+        """Refuse all other methods of a provider or baker."""
         raise UnavailableError(f"the local provider does not run on Windows: {_HINT}")

@@ -1,4 +1,4 @@
-"""Virtual machines of this machine: QEMU, without root and without a bridge."""
+"""The qemu provider: QEMU machines on this machine, without root and without a bridge."""
 
 from pytest_ephemeral.providers.qemu.provider import QemuProvider
 

@@ -1,7 +1,7 @@
-"""What runs virtual machines here: tried for real, and remembered.
+"""Choose the accelerator for virtual machines: try it once, and save the result.
 
-``/dev/kvm`` may be there, open, and then run nothing (in containers, and where virtualization is
-nested): only a guest's own first output proves that it works.
+``/dev/kvm`` may exist and still not work (in containers, and with nested virtualization). Only the
+first output of a guest proves that it works.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Final
 from pytest_ephemeral import files, machine
 from pytest_ephemeral.providers.qemu import programs
 
-#: Seconds until the firmware has printed something. It takes a tenth of one where it works.
+#: Seconds to wait for the firmware's first output, which takes 0.1 s if the accelerator works.
 PATIENCE: Final = 8.0
 
-#: Emulation, which is always there.
+#: Emulation, which is always available.
 TCG: Final = "tcg"
 
-#: The processor's model where it is emulated: x86-64-v2, which distributions ask for by now.
+#: The model of an emulated processor: x86-64-v2, which current distributions require.
 EMULATED_CPU: Final = "Nehalem"
 
 
 @cache
 def choose() -> str:
-    """The fastest accelerator that works here: ``kvm``, ``hvf``, or ``tcg``."""
+    """The fastest accelerator that works on this machine: ``kvm``, ``hvf``, or ``tcg``."""
     wanted = find_candidate()
     if wanted is None:
         return TCG
@@ -38,30 +38,30 @@ def choose() -> str:
     key = _key(wanted)
     if key not in known:
         known = {key: refusal(wanted)}
-        files.replace(_memory(), [json.dumps(known).encode()])
+        files.replace(_cache_file(), [json.dumps(known).encode()])
     return TCG if known[key] else wanted
 
 
 def find_candidate() -> str | None:
-    """What this machine may have; whether it works is another question."""
+    """The accelerator that this machine may have, which may not work; None if it has none."""
     if sys.platform == "darwin":
         return "hvf"
     return "kvm" if Path("/dev/kvm").exists() else None
 
 
 def default_cpu(accelerator: str) -> str:
-    """The model of the processor where a template names none."""
+    """The processor's model if a template names none."""
     return EMULATED_CPU if accelerator == TCG else "host"
 
 
 def refusal(accelerator: str, patience: float = PATIENCE) -> str:
-    """Why an accelerator runs nothing here, for people; empty when a guest's firmware ran.
+    """Why an accelerator does not work on this machine, for people; empty if it works.
 
     Args:
-        accelerator: As QEMU names it.
-        patience: Seconds that the firmware has.
+        accelerator: QEMU's name of the accelerator.
+        patience: Seconds to wait for the firmware's first output.
     """
-    # SeaBIOS says its name on this port before it does anything else.
+    # SeaBIOS first writes its name to this port.
     argv = [
         *(programs.find(programs.SYSTEM), "-nodefaults", "-display", "none"),
         *("-accel", accelerator, "-cpu", default_cpu(accelerator), "-machine", "q35"),
@@ -85,23 +85,23 @@ def refusal(accelerator: str, patience: float = PATIENCE) -> str:
 
 
 def _key(accelerator: str) -> str:
-    """What the answer depends on: this boot of this machine, this user, and QEMU's version."""
-    told = programs.version(programs.find(programs.SYSTEM))
-    return f"{accelerator} {machine.machine_id()} {machine.boot_id()} {told}"
+    """The conditions of a saved result: the boot of this machine, and QEMU's version."""
+    version = programs.version(programs.find(programs.SYSTEM))
+    return f"{accelerator} {machine.machine_id()} {machine.boot_id()} {version}"
 
 
-def _memory() -> Path:
+def _cache_file() -> Path:
     return machine.state_directory() / "qemu-accelerator.json"
 
 
 def _read() -> Mapping[str, str]:
     try:
-        found = json.loads(files.read_regular(_memory()))
+        found = json.loads(files.read_regular(_cache_file()))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def recall_refusal() -> str:
-    """Why what this machine has was not chosen; empty if nothing was tried."""
+    """Why this machine's accelerator was not chosen; empty if none was tried."""
     return next(iter(_read().values()), "")

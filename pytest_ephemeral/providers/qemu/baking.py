@@ -1,4 +1,4 @@
-"""Bake a disk: cloud-init installs in a machine of the base, and what it leaves is sealed."""
+"""Bake a disk image: cloud-init installs in a machine of the base, whose disk is then sealed."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ from pytest_ephemeral.providers.qemu.machines import Start, Temporary
 from pytest_ephemeral.providers.qemu.tables import QemuRecipe
 from pytest_ephemeral.tables import Recipe
 
-#: Where the guest finds the artifact: a disk that is named after its serial.
+#: The artifact's disk in the guest: udev names it by its serial number.
 _ARTIFACT: Final = "/dev/disk/by-id/virtio-artifact"
 
-#: Seconds in which a machine that has installed goes off.
+#: Seconds to wait until a machine powers off after the installation.
 _OFF: Final = 300.0
-#: Seconds between two looks at a console, and between two questions to a silent guest.
+#: Seconds between reads of a console, and between checks of a guest without output.
 _LOOK, _ASK = 0.2, 20.0
 
 
 class QemuBaker(LocalBaker):
-    """The part of the qemu provider that makes images; see ``Baker`` for what is promised.
+    """The part of the qemu provider that bakes images; see ``Baker``.
 
-    An image is a sealed tree as the local provider has them: with a disk in it, and its kernel.
+    An image is a sealed tree, as with the local provider, that has a disk and maybe a kernel.
     """
 
     def resolve(self, recipe: Recipe, root: Path) -> Mapping[str, str]:
-        """The digests of the files that it is made from."""
+        """The digests of the files that a recipe names."""
         wanted = _recipe_of(recipe)
         if wanted.reference is not None and (wanted.install or wanted.artifact):
             raise ConfigurationError(
@@ -63,16 +63,16 @@ class QemuBaker(LocalBaker):
         return bases.inputs_of(wanted, root)
 
     def adopt(self, job: BakeJob) -> Image | None:
-        """The disk of that key, if it is here sealed and unchanged."""
+        """The image of that key, if its tree is here, sealed and unchanged."""
         found = None if job.recipe.reference is not None else super().adopt(job)
         return None if found is None else msgspec.structs.replace(found, provider="qemu")
 
     def bake(self, job: BakeJob) -> Image:
-        """Boot the base, install, turn it off, and compress what is on its disk."""
+        """Boot the base, install, power it off, and compress its disk."""
         recipe = _recipe_of(job.recipe)
         content = bases.content_of(recipe, job.root)
         if recipe.reference is not None:
-            return _take(job, content)
+            return _describe_reference(job, content)
         prefix = Prefix.of(job.key)
         prefix.clear()
         prefix.tree.mkdir(mode=0o755)
@@ -88,7 +88,7 @@ class QemuBaker(LocalBaker):
         return _seal(job, prefix)
 
     def verify(self, job: BakeJob, image: Image) -> None:
-        """Boot it anew, and run ``verify`` through the guest agent; then it is sealed."""
+        """Boot the image, and run ``verify`` by the guest agent; then write the seal."""
         recipe = _recipe_of(job.recipe)
         if AS_IT_IS in image.handle and not recipe.verify:
             return
@@ -105,7 +105,11 @@ class QemuBaker(LocalBaker):
             Prefix.of(job.key).write_seal(seal, verified=True)
 
     def present(self, image: Image) -> bool:
-        """Whether its files are here, unchanged."""
+        """Whether the image's files are here and unchanged.
+
+        Raises:
+            ImageChangedError: A file was changed.
+        """
         if AS_IT_IS not in image.handle:
             return super().present(image)
         content = Content.of(image)
@@ -119,7 +123,7 @@ class QemuBaker(LocalBaker):
         return True
 
     def remove(self, image: Image) -> None:
-        """Remove its disk from here, and all memory of its machines."""
+        """Remove the image's tree, and the frozen memory of its machines."""
         for one in memory.every():
             record = one.read()
             if record is not None and record.image == image.digest:
@@ -174,10 +178,10 @@ def _script(job: BakeJob, recipe: QemuRecipe) -> str:
 
 
 def _follow(machine: Temporary, log: BakeLog, recipe: QemuRecipe) -> None:
-    """Hand on what the install script prints, until it is done.
+    """Log the output of the install script until it ends.
 
     Raises:
-        BakeError: It failed, or was never run.
+        BakeError: It failed, or was not run.
     """
     deadline, shown = time.monotonic() + recipe.timeout, 0
     ask_at = time.monotonic() + _ASK
@@ -195,7 +199,7 @@ def _follow(machine: Temporary, log: BakeLog, recipe: QemuRecipe) -> None:
         if not why and machines.exit_status(machine.place) is not None:
             why = "QEMU has ended"
         if not why and not shown and time.monotonic() > ask_at:
-            why, ask_at = _ask_cloud_init(machine), time.monotonic() + _ASK
+            why, ask_at = _check_cloud_init(machine), time.monotonic() + _ASK
         if not why and time.monotonic() > deadline:
             why = f"it was not done within {recipe.timeout} (timeout in images.{recipe.name})"
         if why:
@@ -204,22 +208,22 @@ def _follow(machine: Temporary, log: BakeLog, recipe: QemuRecipe) -> None:
         time.sleep(_LOOK)
 
 
-def _ask_cloud_init(machine: Temporary) -> str:
-    """Why a guest that is up says nothing; empty while its cloud-init is at work."""
+def _check_cloud_init(machine: Temporary) -> str:
+    """Why cloud-init in a guest does not run the user data; empty while it may still do so."""
     try:
         with qmp.open_agent(machine.id, machine.place.state, timeout=1.0) as agent:
             done = machines.run_in(agent, ["cloud-init", "status", "--long"], timeout=60)
     except EphemeralError:
-        return ""  # it is booting, or has no agent: its console tells more
+        return ""  # it is booting, or has no guest agent
     if done is None:
         return ""
     status, output, errors = done
-    said = " ".join((output or errors).split())
+    text = " ".join((output or errors).split())
     if "cloud-init" in errors and status in {1, 127} and not output:
         return "it has no cloud-init: install the package cloud-init in the base"
     if "status: running" in output or "status: not" in output:
         return ""
-    return f"cloud-init did not run the user data. It says: {said}"
+    return f"cloud-init did not run the user data. It says: {text}"
 
 
 def _verify_in(machine: Temporary, recipe: QemuRecipe, log: BakeLog) -> None:
@@ -240,7 +244,7 @@ def _verify_in(machine: Temporary, recipe: QemuRecipe, log: BakeLog) -> None:
 
 
 def _seal(job: BakeJob, prefix: Prefix) -> Image:
-    """Seal a disk for verification."""
+    """Seal the tree of a bake; the seal is not verified yet."""
     tree.seal(prefix.tree)
     manifest = tree.manifest(prefix.tree)
     seal = write_seal(prefix, job.key, manifest, [], verified=False)
@@ -255,8 +259,8 @@ def _seal(job: BakeJob, prefix: Prefix) -> Image:
     )
 
 
-def _take(job: BakeJob, content: Content) -> Image:
-    """The image that someone else's files are."""
+def _describe_reference(job: BakeJob, content: Content) -> Image:
+    """Describe the files of a ``reference`` as an image."""
     return Image(
         name=job.recipe.name,
         key=job.key,
@@ -270,6 +274,6 @@ def _take(job: BakeJob, content: Content) -> Image:
 
 
 def _digest(content: Content) -> str:
-    """The digest of all its files; the disk's own, where that is all there is."""
+    """The digest of all files of an image; if it has only a disk, the digest of that."""
     found = [bases.digest_of(file) for file in content.files()]
     return found[0] if len(found) == 1 else files.digest_of([" ".join(found).encode()])

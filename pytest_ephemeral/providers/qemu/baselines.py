@@ -1,4 +1,4 @@
-"""Freeze environments that are ready and seeded: for those after them, and to put them back."""
+"""Freeze environments that are ready and seeded: to resume later ones, and to roll back."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pytest_ephemeral.providers.qemu.memory import Memory
 from pytest_ephemeral.providers.qemu.tables import QemuTemplate
 from pytest_ephemeral.tables import Template
 
-#: Hosts of a database that is in the machine.
+#: The host names of a database inside the machine.
 _INSIDE: Final = ("localhost", "127.0.0.1", GUEST)
 
-#: In an environment's handle: the frozen memory that it is put back to.
+#: In an environment's handle: the folder of the frozen memory that a rollback resumes.
 _BASELINE: Final = "baseline"
 
 
 class MachineBaselines:
-    """The part of the qemu provider that freezes; see ``SupportsRollback``, ``SupportsFreeze``."""
+    """Freeze and roll back machines; see ``SupportsRollback`` and ``SupportsFreeze``."""
 
     def check_rollback(self, template: Template, root: Path) -> None:  # noqa: ARG002
-        """What is in its memory and on its disk is put back; only Linux can freeze both."""
+        """Refuse databases outside, and systems other than Linux, which can't freeze machines."""
         if sys.platform != "linux":
             raise UnavailableError(
                 f"templates.{template.name}: machines are only put back on Linux: write a command "
@@ -42,7 +42,7 @@ class MachineBaselines:
         external_state.refuse_databases(template, dict(os.environ), commands=commands, own=_INSIDE)
 
     def freeze(self, order: Order) -> Environment:
-        """Keep what is ready and seeded for the next ones, if their memory is to be resumed."""
+        """Freeze the memory of a ready and seeded environment, from which later ones resume."""
         plan, environment = make_plan(order), order.environment
         found = Memory.of(plan.fits)
         try:
@@ -56,11 +56,11 @@ class MachineBaselines:
         return environment
 
     def refuse_memory(self, environment: Environment, why: str) -> None:
-        """Say so beside the memory, where the next launch looks."""
+        """Mark the frozen memory as refused, so that no launch resumes it."""
         Memory(Path(environment.handle[RESUMED])).refuse(f"`images vet` found that {why}")
 
     def take_baseline(self, order: Order) -> Environment:
-        """Freeze it; or keep in mind from which memory it goes on."""
+        """Freeze the environment; if it was resumed after seeding, use that memory instead."""
         plan, environment = make_plan(order), order.environment
         known = environment.handle.get(RESUMED)
         if known and SEEDED in environment.handle:
@@ -70,7 +70,7 @@ class MachineBaselines:
         return _with(environment, {_BASELINE: str(found.folder)})
 
     def roll_back(self, order: Order) -> Environment:
-        """End its QEMU, and let another go on from the baseline, behind the same ports."""
+        """End QEMU, and start another that resumes the baseline, behind the same ports."""
         plan = make_plan(order)
         found = Memory(Path(order.environment.handle[_BASELINE]))
         replacement.replace_machine(plan.place, plan.start_from(found))
@@ -79,14 +79,14 @@ class MachineBaselines:
 
 
 def _freeze(plan: Plan, new: Memory) -> None:
-    """Freeze a running environment, and let it run on."""
-    id, folder, waking = plan.place.path.name, plan.place.state, plan.waking
+    """Freeze a running environment, and let it continue."""
+    id, folder, request = plan.place.path.name, plan.place.state, plan.wake_request
     with new.make(programs.to_bytes(plan.start.hardware.memory)) as target:
         try:
-            memory.freeze(id, folder, target, waking.variables)
+            memory.freeze(id, folder, target, request.variables)
         finally:
-            memory.go_on(id, folder)
-        restore.wake(id, folder, waking)
+            memory.continue_machine(id, folder)
+        restore.wake(id, folder, request)
 
 
 def _with(environment: Environment, more: dict[str, str]) -> Environment:

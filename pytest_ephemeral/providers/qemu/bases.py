@@ -1,4 +1,4 @@
-"""What an image is made from: files here, or a download, known by their digests."""
+"""The base files of an image: local files or a download, identified by their digests."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pytest_ephemeral.providers.qemu import programs
 from pytest_ephemeral.providers.qemu.content import Content
 from pytest_ephemeral.providers.qemu.tables import Download, QemuRecipe
 
-#: Seconds after which a server that sends nothing is given up.
+#: Seconds to wait for data from a server.
 _SILENCE: Final = 60.0
 
-#: The disks that can be read.
+#: The supported disk formats.
 _FORMATS: Final = ("qcow2", "raw")
 
 
 def content_of(recipe: QemuRecipe, root: Path) -> Content:
-    """The files that a recipe's base, or its reference, is made of; a download is fetched.
+    """The files of a recipe's base or reference; a download is fetched.
 
     Raises:
-        ConfigurationError: A file is not there, or is no disk that may be used.
-        UnavailableError: The download can't be had.
+        ConfigurationError: A file is missing, or is not a usable disk.
+        UnavailableError: The download failed.
     """
     return Content(
         disk=(disk := _disk_of(recipe, root)),
@@ -37,7 +37,7 @@ def content_of(recipe: QemuRecipe, root: Path) -> Content:
 
 
 def inputs_of(recipe: QemuRecipe, root: Path) -> dict[str, str]:
-    """The digests of those files, by the recipe's keys; nothing is fetched."""
+    """The digests of these files, by the recipe's keys; nothing is downloaded."""
     named = {"kernel": recipe.kernel, "initrd": recipe.initrd, "reference": recipe.reference}
     if isinstance(recipe.base, str):
         named["base"] = recipe.base
@@ -52,7 +52,7 @@ def inputs_of(recipe: QemuRecipe, root: Path) -> dict[str, str]:
 
 
 def digest_of(file: Path) -> str:
-    """A file's digest; remembered, as disks are large, until anything is written to it."""
+    """The digest of a file; it is cached, as disks are large, until the file changes."""
     status = file.stat()
     key = f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
     memory = machine.state_directory() / "disk-digests.json"
@@ -89,31 +89,31 @@ def _file(recipe: QemuRecipe, root: Path, key: str, name: str | None) -> Path | 
 
 
 def _format_of(recipe: QemuRecipe, disk: Path) -> str:
-    """The format of a disk that reads from no other file.
+    """The format of a disk, which must not depend on another file.
 
-    A disk image may name any other file of this machine to be read under it, and whoever made it
-    would see that in the guest.
+    A disk image may name any file of this machine as its backing file, and so show that file to
+    the guest.
     """
     try:
-        told = programs.describe_disk(disk)
+        found = programs.describe_disk(disk)
     except EphemeralError as error:
         raise ConfigurationError(f"images.{recipe.name}: {disk} can't be read: {error}") from error
-    if told["format"] not in _FORMATS:
+    if found["format"] not in _FORMATS:
         raise ConfigurationError(
-            f"images.{recipe.name}: {disk} is {told['format']}: convert it with "
+            f"images.{recipe.name}: {disk} is {found['format']}: convert it with "
             f"`qemu-img convert -O qcow2 {disk} {disk.with_suffix('.qcow2')}`"
         )
-    data = told.get("format-specific", {}).get("data", {})
-    if other := told.get("backing-filename") or data.get("data-file"):
+    data = found.get("format-specific", {}).get("data", {})
+    if other := found.get("backing-filename") or data.get("data-file"):
         raise ConfigurationError(
             f"images.{recipe.name}: {disk} depends on another file, {other}: combine them with "
             f"`qemu-img convert -O qcow2 {disk} whole.qcow2`"
         )
-    return str(told["format"])
+    return str(found["format"])
 
 
 def _fetch(download: Download) -> Path:
-    """The file of a download, checked; fetched once for all images."""
+    """The checked file of a download; it is fetched once for all images."""
     file = machine.state_directory() / "downloads" / download.sha256
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with files.hold_lock(file.with_suffix(".lock")):

@@ -1,4 +1,4 @@
-"""What is in an image: a disk, and where it has no boot loader, a kernel with its initrd."""
+"""The files of an image: a disk; if it has no boot loader, also a kernel and an initrd."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FORMAT: Final = "format"
 
 
 class Content(msgspec.Struct, frozen=True):
-    """The files that a machine boots from; none of them is ever written to."""
+    """The files that a machine boots from, which are never written to."""
 
     disk: Path
     kernel: Path | None = None
@@ -25,7 +25,7 @@ class Content(msgspec.Struct, frozen=True):
 
     @classmethod
     def at(cls, folder: Path) -> Self:
-        """What is in a folder: a sealed disk, and what ``copy_boot`` has put beside it."""
+        """The files in a sealed tree: a disk, and the files of ``copy_boot``."""
         kernel, initrd, append = (folder / name for name in (_KERNEL, _INITRD, _APPEND))
         return cls(
             disk=folder / _DISK,
@@ -36,7 +36,7 @@ class Content(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, image: Image) -> Self:
-        """The files of an image that is here."""
+        """The files of an image on this machine."""
         handle = image.handle
         if AS_IT_IS not in handle:
             return cls.at(content_of(image))
@@ -50,11 +50,11 @@ class Content(msgspec.Struct, frozen=True):
         )
 
     def files(self) -> list[Path]:
-        """All of them, the disk first."""
+        """All files, the disk first."""
         return [path for path in (self.disk, self.kernel, self.initrd) if path is not None]
 
     def to_handle(self) -> dict[str, str]:
-        """What ``of`` needs of an image that is taken as it is."""
+        """The entries in the handle of an image with a ``reference``, for ``of``."""
         known = {
             _KERNEL: self.kernel,
             _INITRD: self.initrd,
@@ -64,7 +64,7 @@ class Content(msgspec.Struct, frozen=True):
         return {name: str(value) for name, value in known.items() if value}
 
     def copy_boot(self, folder: Path) -> Path:
-        """Put all but the disk into a folder; where the disk belongs then."""
+        """Copy all files but the disk into a folder; return the path for the disk."""
         for name, path in ((_KERNEL, self.kernel), (_INITRD, self.initrd)):
             if path is not None:
                 (folder / name).write_bytes(path.read_bytes())
@@ -73,7 +73,7 @@ class Content(msgspec.Struct, frozen=True):
         return folder / _DISK
 
     def argv(self) -> list[str]:
-        """What QEMU is told of them besides the disk."""
+        """QEMU's arguments for the kernel and the initrd."""
         if self.kernel is None:
             return []
         initrd = [] if self.initrd is None else ["-initrd", str(self.initrd)]

@@ -1,4 +1,4 @@
-"""What the qemu provider needs, and whether it is there."""
+"""The checks of ``pytest-ephemeral doctor`` for the qemu provider."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_ephemeral.providers.qemu import accelerators, programs
 
 
 def checks() -> Sequence[Check]:
-    """Look; nothing but the answer of what accelerates here is written down."""
+    """Run all checks; they change nothing, but the accelerator that works is saved."""
     found = [_program(program) for program in (programs.SYSTEM, programs.IMG)]
     return [*found, _accelerator()] if all(check.ok for check in found) else found
 

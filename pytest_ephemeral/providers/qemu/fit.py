@@ -1,4 +1,4 @@
-"""What frozen memory fits: QEMU loads another processor's model, or board, without a word."""
+"""Which machines frozen memory fits: QEMU itself does not check the processor or the board."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pytest_ephemeral.providers.qemu import memory, programs
 from pytest_ephemeral.providers.qemu.machines import Start
 from pytest_ephemeral.providers.qemu.tables import QemuTemplate
 
-#: What of a template says nothing about what is in its machines' memory.
+#: The keys of a template that do not affect a machine's memory.
 _ELSEWHERE: Final = frozenset({"ttl", "health", "warm", "rollback"})
 
-#: The version of how memory is frozen and resumed: another does not fit.
+#: The version of the format of frozen memory; another version does not fit.
 FORMAT: Final = "2"
 
 
 def describe_fit(
     start: Start, image: Image, *, template: QemuTemplate | None, variables: Mapping[str, str]
 ) -> dict[str, str]:
-    """All that has to be the same where memory is resumed, by name.
+    """All conditions that must be the same to resume frozen memory, by name.
 
     Args:
-        start: How its machine is started.
-        image: What it was booted from.
-        template: What runs in it; None for memory from before that was started.
-        variables: What that was given, secrets too: only their digest is told.
+        start: How the machine is started.
+        image: The image that it boots from.
+        template: The template; None for memory from before the application's start.
+        variables: The application's variables with secrets; the result has only their digest.
     """
     argv = msgspec.structs.replace(start, forwards={}, memory=None, fresh_disk=None).argv()
     found = {
@@ -53,7 +53,7 @@ def describe_fit(
 
 
 def describe_difference(fits: Mapping[str, str]) -> str:
-    """Why there is no memory that fits, for people."""
+    """Why no frozen memory fits, for people."""
     same_image = fits["image"].partition(" ")[0]
     nearest: list[str] | None = None
     for one in memory.every():
@@ -75,14 +75,13 @@ def describe_difference(fits: Mapping[str, str]) -> str:
 
 
 def _describe_processor(model: str) -> str:
-    """The model; for the host's own, which one that is."""
+    """The processor's model; for the host's own, its name and features."""
     if model.partition(",")[0] not in {"host", "max"}:
         return model
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return model
-    told = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    return (
-        f"{model} {told.get('model name', '')} {files.digest_of([told.get('flags', '').encode()])}"
-    )
+    known = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    flags = files.digest_of([known.get("flags", "").encode()])
+    return f"{model} {known.get('model name', '')} {flags}"

@@ -1,4 +1,4 @@
-"""What a machine is made of, as QEMU is told."""
+"""The virtual hardware of a machine, as QEMU's arguments."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pytest_ephemeral.providers.qemu import accelerators, programs
 from pytest_ephemeral.providers.qemu.content import Content
 from pytest_ephemeral.providers.qemu.tables import QemuRecipe, QemuTemplate
 
-#: The guest's address in QEMU's own network, which each machine has for itself.
+#: The guest's address in QEMU's user-mode network, which each machine has its own of.
 GUEST: Final = "10.0.2.15"
 
-#: The names of what lies in a machine's folder.
+#: The names of files in a machine's folder.
 DISK: Final = "disk.qcow2"
 SEED: Final = "seed"
 
@@ -26,10 +26,15 @@ SHARED: Final = "/dev/shm"  # noqa: S108
 
 
 class Hardware(msgspec.Struct, frozen=True):
-    """What a machine has.
+    """The hardware of a machine.
 
     Attributes:
-        freezes: Whether its memory may be frozen. Only that memory takes room in ``SHARED``.
+        memory: The size of its memory, such as ``512M``.
+        cpus: The number of processors.
+        machine: QEMU's machine type.
+        accelerator: QEMU's accelerator.
+        cpu: The processor's model.
+        freezes: Whether its memory may be frozen. Only then it uses space in ``SHARED``.
     """
 
     memory: str
@@ -41,7 +46,7 @@ class Hardware(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, wanted: QemuTemplate | QemuRecipe) -> Self:
-        """What a template asks for, or a recipe; what they leave open is chosen."""
+        """The hardware for a template or a recipe, with defaults for keys that are not set."""
         asked = wanted.accelerator if isinstance(wanted, QemuTemplate) else "auto"
         accelerator = accelerators.choose() if asked == "auto" else asked
         named = wanted.cpu if isinstance(wanted, QemuTemplate) else None
@@ -56,13 +61,12 @@ class Hardware(msgspec.Struct, frozen=True):
         )
 
     def argv(self, memory: Path | None) -> list[str]:
-        """QEMU's arguments for it.
+        """QEMU's arguments for the hardware.
 
         Args:
-            memory: A file with the memory of a machine that was frozen, to be copied on write;
-                None for new memory.
+            memory: A file with frozen memory, which is mapped copy-on-write; None for new memory.
         """
-        # Multi-threaded emulation even of one processor: the devices have a thread of their own.
+        # Multi-threaded emulation even for one processor: then devices have their own thread.
         accelerator = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
         return [
             *("-accel", accelerator, "-cpu", self.cpu, "-smp", str(self.cpus)),
@@ -74,22 +78,22 @@ class Hardware(msgspec.Struct, frozen=True):
         size = programs.to_bytes(self.memory)
         if file is not None:
             return f"memory-backend-file,id=ram,size={size},mem-path={_escape(file)},share=off"
-        # Shared, so that migration leaves it out (x-ignore-shared), and in no file of any disk.
+        # Shared, so that migration leaves it out (x-ignore-shared), and not in a file on a disk.
         if sys.platform != "linux":
             return f"memory-backend-ram,id=ram,size={size}"
         if self.freezes and needs_named_memory() and _has_room(SHARED):
-            # In a folder, QEMU makes a file and removes its name at once.
+            # Given a folder, QEMU creates a file in it and unlinks it at once.
             return f"memory-backend-file,id=ram,size={size},mem-path={SHARED},share=on"
         return f"memory-backend-memfd,id=ram,size={size},share=on"
 
 
 def needs_named_memory() -> bool:
-    """Whether QEMU only leaves memory out that it opened by a path: from 8.1 on."""
+    """Whether migration leaves memory out only if it has a path, as in QEMU 8.1 and newer."""
     return programs.release(programs.find(programs.SYSTEM)) >= (8, 1)
 
 
 def _has_room(folder: str) -> bool:
-    """Whether a folder in memory is as large as usual: containers have 64 MB there."""
+    """Whether a file system in memory has its usual size; in containers, it has only 64 MB."""
     try:
         status = os.statvfs(folder)
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -101,12 +105,12 @@ def _has_room(folder: str) -> bool:
 def device_argv(
     content: Content, *, forwards: Mapping[int, tuple[str, int]], artifact: Path | None
 ) -> list[str]:
-    """QEMU's arguments for disks, network, console and the ports that it is reached by.
+    """QEMU's arguments for disks, network, console and control sockets.
 
     Args:
-        content: What it boots from; its disk is under the overlay ``DISK``.
-        forwards: The guest's port → the address and port here that lead to it.
-        artifact: What a bake installs, as a disk of its own.
+        content: The files to boot from; ``DISK`` is an overlay over their disk.
+        forwards: By the guest's port: the address and port on this machine.
+        artifact: A bake's artifact, which becomes a disk of its own.
     """
     net = ",".join(["user,id=net", *map(_forward, forwards.items())])
     disks = [_disk("root", f"file={DISK},format=qcow2,cache=unsafe,discard=unmap")]
@@ -143,10 +147,10 @@ def _forward(forward: tuple[int, tuple[str, int]]) -> str:
 
 
 def describe_forward(host: str, outside: int, port: int) -> str:
-    """A forward as QEMU writes it: from an address here to a port of the guest."""
+    """A port forward in QEMU's form: from an address of this machine to a port of the guest."""
     return f"tcp:{host}:{outside}-{GUEST}:{port}"
 
 
 def _escape(path: Path) -> str:
-    """A path as the value of one of QEMU's options, where a comma ends it."""
+    """Escape a path for QEMU's options, in which a comma ends a value."""
     return str(path).replace(",", ",,")

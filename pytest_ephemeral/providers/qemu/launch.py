@@ -1,4 +1,4 @@
-"""Bring up a machine: from memory where that fits, else by a cold boot."""
+"""Launch a machine: resume it from frozen memory if that fits, else boot it."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from pytest_ephemeral.providers.qemu.hardware import GUEST, Hardware
 from pytest_ephemeral.providers.qemu.machines import MachineFolder, Start
 from pytest_ephemeral.providers.qemu.memory import Memory
 from pytest_ephemeral.providers.qemu.qmp import MachineError
-from pytest_ephemeral.providers.qemu.restore import Waking
+from pytest_ephemeral.providers.qemu.restore import WakeRequest
 from pytest_ephemeral.providers.qemu.tables import QemuTemplate
 
-#: In an environment's handle: whether the boot script runs its processes, and numbers their lines.
+#: In an environment's handle: set if the boot script starts processes, and numbers their lines.
 OWN: Final = "own-processes"
-#: The guest's ports.
+#: In an environment's handle: the guest's ports, as JSON.
 PORTS: Final = "ports"
 
-#: Seconds in which a machine is up whose memory is then frozen.
+#: Seconds to wait for the boot of a machine whose memory is to be frozen.
 BOOT_PATIENCE: Final = 600.0
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """All that is known of a machine before it is started."""
+    """All facts that are needed to start a machine."""
 
     order: Order
     template: QemuTemplate
@@ -49,12 +49,12 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def is_booted_only(self) -> bool:
-        """Whether its memory is from before its application was started."""
+        """Whether its frozen memory is from before the application's start."""
         return self.template.warm == "booted"
 
     @property
     def script(self) -> str:
-        """What it runs at its first boot."""
+        """The user data of its first boot."""
         return user_data.boot_script(
             self.order.environment,
             self.template,
@@ -65,16 +65,16 @@ class Plan(msgspec.Struct, frozen=True):
         )
 
     @property
-    def waking(self) -> Waking:
-        """What makes a machine that goes on from memory this environment's."""
+    def wake_request(self) -> WakeRequest:
+        """The request that gives a resumed machine this environment's identity."""
         known = user_data.guest_variables(
             self.order.environment, self.template, self.order.variables, host=GUEST
         )
-        return Waking(variables=known, variables_file=user_data.assignments(known))
+        return WakeRequest(variables=known, variables_file=user_data.assignments(known))
 
     @property
     def fits(self) -> dict[str, str]:
-        """What frozen memory must have been made with."""
+        """The conditions that frozen memory must meet; see ``describe_fit``."""
         return describe_fit(
             self.start,
             self.image,
@@ -83,17 +83,17 @@ class Plan(msgspec.Struct, frozen=True):
         )
 
     def start_from(self, found: Memory) -> Start:
-        """How it is started to go on from memory; its ports are let in later."""
+        """How to start the machine from frozen memory; ports are forwarded later."""
         return msgspec.structs.replace(
             self.start, forwards={}, memory=found.ram, fresh_disk=found.fresh_disk
         )
 
 
 def launch(order: Order) -> Environment:
-    """Claim an address, make a folder, start a guard with QEMU.
+    """Create the folder, claim an address, and start a guard with QEMU.
 
     Raises:
-        LaunchError: It can't be started.
+        LaunchError: The machine can't be started.
     """
     template, image = _parts_of(order)
     content = Content.of(image)
@@ -124,11 +124,11 @@ def launch(order: Order) -> Environment:
 
 
 def make_plan(order: Order, addresses: Mapping[str, tuple[str, int]] | None = None) -> Plan:
-    """What is known of a machine.
+    """Make the plan of a machine.
 
     Args:
-        order: What was ordered.
-        addresses: Where each endpoint is reached; by default where they are by now.
+        order: The order for the environment.
+        addresses: The address and port of each endpoint; by default those of the environment.
     """
     template, image = _parts_of(order)
     if addresses is None:
@@ -146,7 +146,7 @@ def _parts_of(order: Order) -> tuple[QemuTemplate, Image]:
 
 
 def _start(plan: Plan, descriptors: Sequence[int]) -> dict[str, str]:
-    """Start the machine; the environment's handle."""
+    """Start the machine; return the environment's handle."""
     handle = {
         "folder": str(plan.place.path),
         PORTS: json.dumps(list(plan.start.forwards)),
@@ -168,17 +168,17 @@ def _start(plan: Plan, descriptors: Sequence[int]) -> dict[str, str]:
         secrets=plan.order.secrets,
         settle=plan.order.settle,
     )
-    return handle if found is None else handle | _go_on(plan, found)
+    return handle if found is None else handle | _resume_or_boot(plan, found)
 
 
 # -- from memory ---------------------------------------------------------------------------
 
 
 def _find_memory(plan: Plan) -> Memory:
-    """Memory to go on from; what is frozen before the application starts is made if needed.
+    """Find frozen memory that fits; with ``warm = "booted"``, make it if there is none.
 
     Raises:
-        EphemeralError: There is none that fits, and why.
+        EphemeralError: There is none that fits; the message has the reason.
     """
     found = Memory.of(plan.fits)
     if plan.is_booted_only:
@@ -190,7 +190,7 @@ def _find_memory(plan: Plan) -> Memory:
     try:
         found.require_usable()
     except MachineError:
-        found.remove()  # the next one is frozen anew
+        found.remove()  # so that a later environment is frozen again
         raise
     found.touch()
     return found
@@ -214,12 +214,12 @@ def _boot_and_freeze(plan: Plan, new: Memory) -> None:
     new.seal(plan.fits, plan.image.digest)
 
 
-def _go_on(plan: Plan, found: Memory) -> dict[str, str]:
-    """Have the machine go on from memory; where that fails, boot it. More of its handle."""
+def _resume_or_boot(plan: Plan, found: Memory) -> dict[str, str]:
+    """Resume the machine from memory; if that fails, boot it. Return entries for its handle."""
     try:
         resume(plan, found, boot=plan.is_booted_only)
     except (EphemeralError, OSError) as error:
-        found.remove()  # it would fail the next one too
+        found.remove()  # later environments would fail, too
         replacement.replace_machine(plan.place, plan.start)
         why = f"its memory could not be resumed: {error}"
         return {COLD_BOOT: why, **({} if plan.is_booted_only else {TO_FREEZE: "yes"})}
@@ -228,17 +228,17 @@ def _go_on(plan: Plan, found: Memory) -> dict[str, str]:
 
 
 def resume(plan: Plan, found: Memory, *, boot: bool) -> None:
-    """Have a machine that waits go on from memory, as this environment's.
+    """Resume a waiting machine from memory, with this environment's identity.
 
     Args:
-        plan: The environment's.
-        found: The memory.
-        boot: Whether its application is still to be started.
+        plan: The environment's plan.
+        found: The frozen memory.
+        boot: Whether to start the application.
 
     Raises:
-        MachineError: It can't.
+        MachineError: The machine can't be resumed.
     """
-    waking = plan.waking
-    if boot:  # the boot script writes the variables by itself
-        waking = msgspec.structs.replace(waking, boot=plan.script, variables_file="")
-    memory.resume(plan.place.path.name, plan.place.state, found, waking, plan.start.forwards)
+    request = plan.wake_request
+    if boot:  # the boot script writes the variables itself
+        request = msgspec.structs.replace(request, boot=plan.script, variables_file="")
+    memory.resume(plan.place.path.name, plan.place.state, found, request, plan.start.forwards)

@@ -1,4 +1,4 @@
-"""Machines: each in a folder of its own, under a guard that ends QEMU whatever dies."""
+"""Machines: each has a folder, and a guard that ends QEMU in any case."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from pytest_ephemeral.providers.qemu import programs, qmp
 from pytest_ephemeral.providers.qemu.content import Content
 from pytest_ephemeral.providers.qemu.hardware import DISK, SEED, Hardware, device_argv
 
-#: The only process of a machine's guard, whose log is the serial console.
+#: The name of the only process of a machine's guard; its log is the serial console.
 CONSOLE: Final = "console"
 
-#: In a machine's folder: where in its log the QEMU that runs now has begun.
+#: In a machine's folder: the log's offset at the start of the current QEMU process.
 SINCE: Final = "since"
 
-#: Runs QEMU as the file ``start`` says. When it has ended, its status is in ``ended``, and it is
-#: started as ``next`` says once that is there and a line comes through ``again``.
+#: Runs QEMU by the script ``start``. After its end, this writes its status to ``ended``, waits for
+#: a line from the pipe ``again``, and runs QEMU by the script ``next``.
 _LOOP: Final = (
     'while :; do sh ./start; echo "$?" >ended; read -r _ <again; mv next start; rm ended; done'
 )
 
 _UP: Final = "up"
-#: The user data of a machine that is to say when it is up.
+#: The user data of a machine that only reports that it has booted.
 UP_SCRIPT: Final = f"#!/bin/sh\necho 'pytest-ephemeral:end:0| {_UP}' >/dev/console\n"
 
-#: What a console says that will never boot, by what people call it.
+#: Messages on the console of a machine that can't boot, each with an explanation.
 _FAILURES: Final = {
     "Kernel panic - not syncing": "its kernel panicked",
     "No bootable device": "its disk has no boot loader: give kernel and initrd",
@@ -49,7 +49,7 @@ _FAILURES: Final = {
     "grub rescue>": "its boot loader does not find its files",
 }
 
-#: Of this process's variables, what QEMU sees.
+#: The variables of this process that QEMU gets.
 _ALLOWED: Final = ("PATH", "LANG", "TMPDIR")
 
 
@@ -60,17 +60,17 @@ class MachineFolder(Folder, frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True):
-    """How a machine is started.
+    """How to start a machine.
 
     Attributes:
-        hardware: What it has.
-        content: What it boots from.
-        forwards: The guest's port → the address and port here that lead to it.
-        memory: A file with frozen memory, to be copied on write.
-        fresh_disk: A disk on the frozen one; None to boot. With it, QEMU waits to be told where
-            the state is that it goes on from.
-        artifact: What a bake installs.
-        disk: The size of the disk, if more than the image's.
+        hardware: The hardware.
+        content: The files to boot from.
+        forwards: By the guest's port: the address and port on this machine.
+        memory: A file with frozen memory, which is mapped copy-on-write.
+        fresh_disk: An overlay over the frozen disk; None to boot. With it, QEMU waits for the
+            frozen state of the devices.
+        artifact: A bake's artifact.
+        disk: The size of the disk, if larger than the image's.
     """
 
     hardware: Hardware
@@ -82,7 +82,7 @@ class Start(msgspec.Struct, frozen=True):
     disk: str | None = None
 
     def create_disk(self, place: MachineFolder) -> None:
-        """Make the disk of a machine that boots, or goes on from memory."""
+        """Create the disk of a machine that boots, or that is resumed."""
         (place.state / DISK).unlink(missing_ok=True)
         if self.fresh_disk is not None:
             shutil.copyfile(self.fresh_disk, place.state / DISK)
@@ -92,7 +92,7 @@ class Start(msgspec.Struct, frozen=True):
         )
 
     def argv(self) -> list[str]:
-        """QEMU's whole command line."""
+        """QEMU's command line."""
         incoming = [] if self.fresh_disk is None else ["-incoming", "defer"]
         return [
             programs.find(programs.SYSTEM),
@@ -103,7 +103,7 @@ class Start(msgspec.Struct, frozen=True):
 
 
 def write_seed(place: MachineFolder, script: str) -> None:
-    """Write what cloud-init reads (NoCloud): who the machine is, and what it runs.
+    """Write the seed for cloud-init (NoCloud): the machine's id, and its user data.
 
     Args:
         place: The machine's folder.
@@ -112,14 +112,14 @@ def write_seed(place: MachineFolder, script: str) -> None:
     seed = place.state / SEED
     seed.mkdir(exist_ok=True)
     id = place.path.name
-    # "local": all that it is to do is here, before there is a network.
+    # "local": cloud-init need not wait for a network.
     known = {"instance-id": id, "local-hostname": id[:63].rstrip("-"), "dsmode": "local"}
     (seed / "meta-data").write_text("".join(f"{name}: {it}\n" for name, it in known.items()))
     (seed / "user-data").write_text(script)
 
 
 def write_start(place: MachineFolder, start: Start, name: str = "start") -> None:
-    """Write how QEMU is started, now or next."""
+    """Write the script that starts QEMU, now (``start``) or next (``next``)."""
     (place.state / name).write_text(f"exec {shlex.join(start.argv())}\n")
 
 
@@ -132,15 +132,15 @@ def start_machine(
     secrets: Sequence[str] = (),
     settle: Sequence[str] = (),
 ) -> guard.Guard:
-    """Start a machine whose seed is in its folder; does not wait for anything.
+    """Start a machine whose seed is in its folder, without waiting for it.
 
     Args:
-        place: Its folder; its disk is made in it.
-        start: How.
-        descriptors: Locks and claims that are held as long as it lives.
-        expires_at: When it ends by itself.
-        secrets: Shown as ``***`` in its log.
-        settle: A command run after it ended without its owner.
+        place: The machine's folder; its disk is created in it.
+        start: How to start it.
+        descriptors: Locks and claims to hold while it lives.
+        expires_at: The machine's expiry.
+        secrets: Values to mask in its log.
+        settle: A command to run if it has ended without its owner.
     """
     start.create_disk(place)
     write_start(place, start)
@@ -164,19 +164,19 @@ def start_machine(
 
 
 def read_console(place: MachineFolder) -> str:
-    """All that a machine has printed on its serial console, as far as it is kept."""
+    """The output on a machine's serial console, without segments that were rotated away."""
     with suppress(EphemeralError):
-        client.status(place.control)  # the guard reads what was printed before it answers
+        client.status(place.control)  # the guard writes all output before it answers
     return logs.read(place.logs, CONSOLE).decode(errors="replace").replace("\r", "")
 
 
 def find_boot_failure(console: str) -> str:
-    """Why a machine will never come up, for people; empty where nothing tells."""
+    """Why a machine can't boot, for people, by its console; empty if there is no such message."""
     return next((why for sign, why in _FAILURES.items() if sign in console), "")
 
 
 def last_lines(console: str, number: int = 15) -> str:
-    """The last lines of a console, indented; and what to think of none."""
+    """The last lines of a console, indented; if there are none, a hint."""
     lines = [line for line in console.splitlines() if line.strip()][-number:]
     return "\n".join(f"    {line}" for line in lines) or (
         "    (nothing: a kernel prints there only with console=ttyS0)"
@@ -184,7 +184,7 @@ def last_lines(console: str, number: int = 15) -> str:
 
 
 def exit_status(place: MachineFolder) -> int | None:
-    """How QEMU has ended; None while it runs.
+    """QEMU's exit status; None while it runs.
 
     Raises:
         EphemeralError: Its guard is gone.
@@ -192,26 +192,29 @@ def exit_status(place: MachineFolder) -> int | None:
     client.status(place.control)
     try:
         return int((place.state / qmp.ENDED).read_text())
-    except (FileNotFoundError, ValueError):  # or it is just being written
+    except (FileNotFoundError, ValueError):  # ValueError: the file is being written
         return None
 
 
 class Temporary(msgspec.Struct, frozen=True):
-    """A machine that only a bake, or the making of a memory image, needs."""
+    """A machine that a bake, or the freezing of memory, needs for a while."""
 
     place: MachineFolder
     start: Start
 
     @property
     def id(self) -> str:
-        """What it is called."""
+        """The machine's id."""
         return self.place.path.name
 
     def wait_until_up(self, patience: float) -> None:
-        """Wait until the script ``UP_SCRIPT`` was run, which its cloud-init does last.
+        """Wait until cloud-init has run ``UP_SCRIPT``, its last step.
+
+        Args:
+            patience: Seconds to wait at most.
 
         Raises:
-            MachineError: It was not, within so many seconds; with the last lines of its console.
+            MachineError: It has not; the message has the last lines of the console.
         """
         deadline = time.monotonic() + patience
         while user_data.last_words(console := read_console(self.place)) != _UP:
@@ -227,7 +230,7 @@ class Temporary(msgspec.Struct, frozen=True):
             time.sleep(0.1)
 
     def wait_for_end(self, patience: float) -> bool:
-        """Wait until QEMU has ended; whether it has in so many seconds."""
+        """Wait until QEMU has ended, at most so many seconds; return whether it has."""
         deadline = time.monotonic() + patience
         while exit_status(self.place) is None:
             if time.monotonic() > deadline:
@@ -247,16 +250,16 @@ def temporary(
     descriptors: Sequence[int] = (),
     secrets: Sequence[str] = (),
 ) -> Iterator[Temporary]:
-    """A machine that is gone behind the block, and labelled as any environment meanwhile.
+    """Start a machine, with labels by which ``reap`` finds it, and destroy it after the block.
 
     Args:
-        name: What its id begins with.
-        start: How it is started.
-        script: What it runs at its boot.
-        key: The image's.
-        lifetime: Seconds after which it ends by itself.
-        descriptors: Locks that it holds, too.
-        secrets: Shown as ``***`` in its log.
+        name: The start of its id.
+        start: How to start it.
+        script: The user data.
+        key: The image's key.
+        lifetime: Seconds until its expiry.
+        descriptors: Further locks to hold.
+        secrets: Values to mask in its log.
     """
     id = f"{name}-{os.urandom(4).hex()}"
     place = MachineFolder.of(id)
@@ -282,21 +285,20 @@ def temporary(
 def run_in(
     agent: qmp.MachineConnection, argv: Sequence[str], *, timeout: float | None
 ) -> tuple[int, str, str] | None:
-    """Run a command through the guest agent.
+    """Run a command by the guest agent.
 
     Args:
-        agent: The agent.
-        argv: The command, in a session of its own.
-        timeout: Seconds it may take.
+        agent: The connection to the agent.
+        argv: The command, which is run in a session of its own.
+        timeout: Seconds after which its session is killed; None for no limit.
 
     Returns:
-        Its exit status, and what it printed; None if it took longer, and was killed with all of
-        its session.
+        Its exit status, its output and its errors; None if it was killed.
 
     Raises:
         MachineError: The agent can't run it.
     """
-    # Debian's agent starts nothing but by its path.
+    # Debian's agent needs the program's full path.
     pid = agent.call("guest-exec", path="/usr/bin/setsid", arg=list(argv), capture_output=True)[
         "pid"
     ]

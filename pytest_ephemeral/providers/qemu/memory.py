@@ -1,7 +1,7 @@
-"""Memory of machines, frozen together with their disks, and what goes on from it.
+"""Freeze the memory of machines, with their disks, and resume machines from it.
 
-RAM is in a file that each machine maps for itself, copying the pages that it writes: QEMU's
-migration leaves it out (``x-ignore-shared``), and only the state of the devices is read.
+The RAM is a file that each machine maps copy-on-write. QEMU's migration leaves it out
+(``x-ignore-shared``), so only the state of the devices is loaded.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from pytest_ephemeral.providers.qemu.hardware import (
 )
 from pytest_ephemeral.providers.qemu.qmp import MachineError
 
-#: Seconds until the state of the devices is written, or read.
+#: Seconds for saving or loading the state of the devices.
 PATIENCE: Final = 120.0
 
-#: Seconds after which memory that nobody has resumed is removed, when other is frozen.
+#: Seconds after which memory that was not resumed is removed, when new memory is frozen.
 UNUSED: Final = 7 * 86400.0
 
-#: Bytes beside the RAM: devices and what the disk has written.
+#: Bytes that are needed besides the RAM: for the devices' state and the disk's changes.
 _MARGIN: Final = 256 << 20
 
 _RAM, _STATE, _FRESH, _RECORD = "ram", "state", "fresh.qcow2", "memory.json"
@@ -45,13 +45,13 @@ _REFUSED: Final = "refused"
 
 
 class MemoryRecord(Model, frozen=True, kw_only=True):
-    """What is known of frozen memory.
+    """The record of frozen memory.
 
     Attributes:
-        fits: All that has to be the same where it is resumed, by name, for people.
+        fits: The conditions for resuming it, by name; see ``fit.describe_fit``.
         image: The image's digest.
-        files: Size and time of each file as it was sealed, and the digest of the devices' state.
-            To read RAM and disk takes as long as a machine to boot.
+        files: The size and time of each file, and the digest of the devices' state. RAM and disk
+            have no digests, as reading them takes as long as booting a machine.
     """
 
     fits: dict[str, str]
@@ -66,34 +66,34 @@ class Memory(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, fits: Mapping[str, str]) -> Self:
-        """Where memory is that fits, if there is any."""
+        """The folder for memory that fits some conditions, whether it exists or not."""
         key = files.digest_of([json.dumps(dict(fits), sort_keys=True).encode()])
         return cls(_home() / key.removeprefix("sha256:")[:24])
 
     @property
     def ram(self) -> Path | None:
-        """The guest's RAM, never written to; None where it is in the devices' state."""
+        """The file with the guest's RAM; None if the RAM is in the devices' state."""
         return found if (found := self.folder / _RAM).exists() else None
 
     @property
     def fresh_disk(self) -> Path:
-        """A disk on the frozen one, to be copied."""
+        """An overlay over the frozen disk, to be copied for each machine."""
         return self.folder / _FRESH
 
     def exists(self) -> bool:
-        """Whether it is there, whole or not."""
+        """Whether the folder exists, complete or not."""
         return self.folder.is_dir()
 
     def refuse(self, why: str) -> None:
-        """Have nothing go on from it any more."""
+        """Mark it so that no machine resumes it any more."""
         (self.folder / _REFUSED).write_text(why)
 
     def require_usable(self) -> None:
-        """Make sure that it is as it was frozen, and nothing is known against it.
+        """Check that it is unchanged, and not refused.
 
         Raises:
-            MachineError: It is not; says what.
-            EphemeralError: Nothing is to go on from it; says why.
+            MachineError: A file was changed; the message names it.
+            EphemeralError: It was refused; the message has the reason.
         """
         with suppress(FileNotFoundError):
             raise EphemeralError((self.folder / _REFUSED).read_text())
@@ -105,30 +105,30 @@ class Memory(msgspec.Struct, frozen=True):
                 raise MachineError(f"{self.folder / name} has changed since it was frozen")
 
     def read(self) -> MemoryRecord | None:
-        """Its record; None if that can't be read."""
+        """The record; None if it can't be read."""
         try:
             return decode(files.read_regular(self.folder / _RECORD), MemoryRecord)
         except (OSError, msgspec.MsgspecError):
             return None
 
     def touch(self) -> None:
-        """Note that it has just been of use."""
+        """Record that it was used just now."""
         os.utime(self.folder)
 
     @classmethod
     def of_environment(cls, place: Path) -> Self:
-        """Where the baseline of an environment is, in its own folder."""
+        """The baseline of an environment, in the environment's folder."""
         return cls(place / "baseline")
 
     @contextmanager
     def make(self, ram: int) -> Iterator[Path]:
-        """A folder to freeze into, which becomes this one at the end of the block.
+        """A temporary folder to freeze into; it replaces this folder at the end of the block.
 
         Args:
-            ram: Bytes that it will take.
+            ram: The size of the RAM in bytes.
 
         Raises:
-            EphemeralError: There is no space for it.
+            EphemeralError: There is not enough space.
         """
         self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_unused(self.folder.parent)
@@ -145,13 +145,13 @@ class Memory(msgspec.Struct, frozen=True):
             yield new
             shutil.rmtree(self.folder, ignore_errors=True)
             new.rename(self.folder)
-            # Only now is it known where the frozen disk will be.
+            # After the renaming, as the overlay has the path of the frozen disk.
             programs.create_overlay(self.folder / DISK, self.folder / _FRESH)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
     def seal(self, fits: Mapping[str, str], image: str) -> None:
-        """Say that it is whole, and how its files are."""
+        """Write the record, which marks it as complete."""
         names = (_RAM, _STATE, DISK, _FRESH)
         there = [self.folder / name for name in names if (self.folder / name).exists()]
         known = {file.name: _describe(file) for file in there}
@@ -159,12 +159,12 @@ class Memory(msgspec.Struct, frozen=True):
         files.replace(self.folder / _RECORD, [encode(record)])
 
     def remove(self) -> None:
-        """Remove it; machines that go on from it keep what they have mapped."""
+        """Remove the folder; machines that were resumed from it keep their mapped files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def every() -> Iterator[Memory]:
-    """All frozen memory of this machine."""
+    """All frozen memory in this state directory."""
     with suppress(FileNotFoundError):
         for folder in sorted(_home().iterdir()):
             if not folder.name.startswith(".") and folder.is_dir():
@@ -173,41 +173,41 @@ def every() -> Iterator[Memory]:
 
 @contextmanager
 def hold(memory: Memory) -> Iterator[None]:
-    """Keep all others of this machine from making the same memory meanwhile."""
+    """Hold the lock for making some memory, on this machine."""
     memory.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with files.hold_lock(memory.folder.with_name(f".{memory.folder.name}.lock")):
         yield
 
 
 def freeze(id: str, folder: Path, new: Path, variables: Mapping[str, str]) -> None:
-    """Write a running machine's memory, devices and disk into a folder; it stands still then.
+    """Save a running machine's memory, devices and disk; the machine is paused afterwards.
 
     Args:
-        id: The machine's.
-        folder: Where its sockets and its disk are.
-        new: Where to write.
-        variables: For the ``before-snapshot`` hooks.
+        id: The machine's id.
+        folder: The folder with its sockets and its disk.
+        new: The folder to write to.
+        variables: Variables for the ``before-snapshot`` hooks.
 
     Raises:
-        MachineError: It can't be.
+        MachineError: It can't be frozen.
     """
     with restore.prepare(id, folder, variables), qmp.open_monitor(id, folder) as monitor:
         monitor.call("stop")
         ram = _find_ram(monitor.pid())
         _set_capabilities(monitor, ignore_shared=ram is not None)
         monitor.call("migrate-set-parameters", max_bandwidth=1 << 34)
-        # To a file by a program: "file:" is only in QEMU 8.2 and newer.
+        # "exec:", as "file:" needs QEMU 8.2.
         monitor.call("migrate", uri=f"exec:cat > {shlex.quote(str(new / _STATE))}")
         _wait_for_state(monitor)
         while monitor.call("query-status")["status"] == "finish-migrate":
-            time.sleep(0.002)  # it says "completed" a little before it can go on
+            time.sleep(0.002)  # QEMU reports "completed" a moment before it can continue
         if ram is not None:
             _copy_sparse(ram, new / _RAM)
     _copy_sparse(folder / DISK, new / DISK)
 
 
-def go_on(id: str, folder: Path) -> None:
-    """Let a machine that was frozen run again."""
+def continue_machine(id: str, folder: Path) -> None:
+    """Let a machine run again after it was frozen."""
     with qmp.open_monitor(id, folder) as monitor:
         monitor.call("cont")
 
@@ -216,20 +216,20 @@ def resume(
     id: str,
     folder: Path,
     memory: Memory,
-    waking: restore.Waking,
+    request: restore.WakeRequest,
     forwards: Mapping[int, tuple[str, int]],
 ) -> None:
-    """Have a machine that waits for its memory go on from it, and then let its ports in.
+    """Resume a machine that waits for its state, and then forward its ports.
 
     Raises:
-        MachineError: It can't.
+        MachineError: It can't be resumed.
     """
     with qmp.open_monitor(id, folder) as monitor, qmp.open_helper(id, folder) as helper:
         _set_capabilities(monitor, ignore_shared=memory.ram is not None)
-        # To the network that it has for itself, a machine need not announce where it is.
+        # No announcements: each machine has a network of its own.
         monitor.call("migrate-set-parameters", announce_rounds=0)
         _load_state(monitor, memory.folder / _STATE)
-        restore.send(helper, waking)
+        restore.send(helper, request)
         monitor.call("cont")
         restore.wait(helper)
         for port, (host, outside) in forwards.items():
@@ -239,28 +239,28 @@ def resume(
 
 
 def _load_state(monitor: qmp.MachineConnection, state: Path) -> None:
-    """Have the devices be as they were: through a socket, so that QEMU need start no program."""
+    """Load the state of the devices through a socket, so that QEMU need not start a program."""
     here, there = socket.socketpair()
     with here, there:
         monitor.give(there, _STATE)
         there.close()
         monitor.call("migrate-incoming", uri=f"fd:{_STATE}")
         here.settimeout(PATIENCE)
-        # Where the connection breaks, QEMU says why.
+        # If the connection breaks, QEMU reports why.
         with state.open("rb") as file, suppress(BrokenPipeError, ConnectionResetError):
             here.sendfile(file)
     _wait_for_state(monitor)
 
 
 def _set_capabilities(monitor: qmp.MachineConnection, *, ignore_shared: bool) -> None:
-    """Say whether the RAM is left out of the state; a machine that was resumed remembers it."""
+    """Set whether the RAM is left out of the state; a resumed machine keeps this setting."""
     wanted = {"x-ignore-shared": ignore_shared, "events": True}
     capabilities = [{"capability": name, "state": on} for name, on in wanted.items()]
     monitor.call("migrate-set-capabilities", capabilities=capabilities)
 
 
 def _wait_for_state(monitor: qmp.MachineConnection) -> None:
-    """Wait until the state of the devices is written, or read."""
+    """Wait until the state of the devices is saved or loaded."""
     deadline = time.monotonic() + PATIENCE
     while True:
         status = monitor.next_event("MIGRATION", deadline - time.monotonic())["status"]
@@ -272,9 +272,9 @@ def _wait_for_state(monitor: qmp.MachineConnection) -> None:
 
 
 def _find_ram(pid: int) -> Path | None:
-    """The RAM of a machine, as long as it runs: a file without a name, open in its process.
+    """The RAM of a running machine: an unlinked file that is open in its process.
 
-    One that goes on from frozen memory itself has its own pages in none.
+    None for a machine that was resumed: its changed pages are in no file.
     """
     sign = f"{SHARED}/qemu_back_mem." if needs_named_memory() else "memfd:memory-backend"
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
@@ -285,7 +285,7 @@ def _find_ram(pid: int) -> Path | None:
 
 
 def _copy_sparse(source: Path, target: Path) -> None:
-    """Copy a file without its holes."""
+    """Copy a sparse file, without its holes."""
     with source.open("rb") as reading, target.open("xb") as writing:
         size = os.fstat(reading.fileno()).st_size
         os.truncate(target, size)
@@ -293,7 +293,7 @@ def _copy_sparse(source: Path, target: Path) -> None:
         while at < size:
             try:
                 start = os.lseek(reading.fileno(), at, os.SEEK_DATA)
-            except OSError:  # only a hole is left
+            except OSError:  # there is only a hole left
                 return
             at = os.lseek(reading.fileno(), start, os.SEEK_HOLE)
             os.lseek(writing.fileno(), start, os.SEEK_SET)
@@ -311,7 +311,7 @@ def _describe(file: Path) -> str:
 
 
 def _remove_unused(home: Path) -> None:
-    """Remove memory that was not resumed for long, and what was cut short in being made."""
+    """Remove memory that was not resumed for long, and folders of interrupted freezes."""
     limit = time.time() - UNUSED
     for memory in every():
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The programs of QEMU: where they are, and disk images made and looked at with them."""
+"""Find and run the programs of QEMU, for example to create and describe disk images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_ephemeral.errors import EphemeralError, UnavailableError
 SYSTEM: Final = "qemu-system-x86_64"
 IMG: Final = "qemu-img"
 
-#: Which package has which program, on Debian and its descendants, and with Homebrew.
+#: The package of each program, on Debian and its derivatives.
 _PACKAGES: Final = {SYSTEM: "qemu-system-x86", IMG: "qemu-utils"}
 
 _UNITS: Final = {"M": 1 << 20, "G": 1 << 30}
@@ -26,7 +26,7 @@ def find(program: str) -> str:
     """The path of one of QEMU's programs.
 
     Raises:
-        UnavailableError: It is not installed; names the package.
+        UnavailableError: It is not installed; the message names the package.
     """
     found = shutil.which(program)
     if found is None:
@@ -39,42 +39,42 @@ def find(program: str) -> str:
 
 @cache
 def version(program: str) -> str:
-    """What a program says of its version, in its first line."""
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    return told.stdout.partition("\n")[0].strip()
+    """The first line of a program's ``--version``."""
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout.partition("\n")[0].strip()
 
 
 def release(program: str) -> tuple[int, int]:
-    """A program's version as numbers; zeros where it does not tell."""
-    told = re.search(r"version (\d+)\.(\d+)", version(program))
-    return (int(told[1]), int(told[2])) if told else (0, 0)
+    """A program's major and minor version; zeros if they are not known."""
+    found = re.search(r"version (\d+)\.(\d+)", version(program))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def to_bytes(size: str) -> int:
-    """A size such as ``512M`` in bytes."""
+    """Convert a size such as ``512M`` to bytes."""
     return int(size[:-1]) * _UNITS[size[-1]]
 
 
 def describe_disk(disk: Path) -> dict[str, Any]:
-    """What ``qemu-img info`` tells of a disk image, by its own names.
+    """The output of ``qemu-img info`` for a disk image.
 
     Raises:
-        EphemeralError: It is no disk image, or a broken one.
+        EphemeralError: It is not a disk image, or is damaged.
     """
-    told: dict[str, Any] = json.loads(run_img("info", "--output=json", "-U", str(disk)))
-    return told
+    found: dict[str, Any] = json.loads(run_img("info", "--output=json", "-U", str(disk)))
+    return found
 
 
 def create_overlay(
     backing: Path, file: Path, size: str | None = None, *, backing_format: str = "qcow2"
 ) -> None:
-    """Make a disk that reads from another, and keeps what is written to it by itself.
+    """Create an overlay: a disk that reads from a backing disk, and stores all writes itself.
 
     Args:
-        backing: The other, which is never written to.
-        file: The new one.
-        size: Such as ``10G``, if more than the other's.
-        backing_format: The other's.
+        backing: The backing disk, which is never written to.
+        file: The new disk.
+        size: The new disk's size, such as ``10G``, if larger than the backing disk's.
+        backing_format: The format of the backing disk.
     """
     _run(overlay_argv(backing, file, size, backing_format=backing_format))
 
@@ -89,16 +89,16 @@ def overlay_argv(
 
 
 def compress(disk: Path, file: Path) -> None:
-    """Write a disk and all that it reads from into one compressed qcow2."""
+    """Write a disk, with its backing disks, to one compressed qcow2 file."""
     options = ["-c", "-o", "compression_type=zstd", "-m", "4"]
     run_img("convert", "-q", "-O", "qcow2", *options, str(disk), str(file))
 
 
 def run_img(*argv: str) -> str:
-    """Run ``qemu-img``; what it prints.
+    """Run ``qemu-img``; return its output.
 
     Raises:
-        EphemeralError: It failed; says why.
+        EphemeralError: It failed; the message has the reason.
     """
     return _run([find(IMG), *argv])
 

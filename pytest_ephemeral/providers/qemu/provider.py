@@ -1,4 +1,4 @@
-"""The qemu provider: virtual machines of this machine, each under a guard."""
+"""The qemu provider: virtual machines on this machine, each under a guard."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from pytest_ephemeral.providers.qemu.machines import CONSOLE, MachineFolder
 from pytest_ephemeral.providers.qemu.tables import QemuRecipe, QemuTemplate
 from pytest_ephemeral.tables import Recipe, Template
 
-#: Has the variables of the environment, and runs a command where its processes run.
+#: Runs a command with the variables and in the working folder of the guest's processes.
 _INSIDE: Final = (
     f"set -a; if [ -r {user_data.VARIABLES} ]; then . {user_data.VARIABLES}; fi; set +a; "
     'cd "${STATE:-/}" 2>/dev/null || cd /; exec "$@"'
 )
 
-#: Seconds a guest that is up may take to answer.
+#: Seconds that a booted guest may take to answer.
 _ANSWER: Final = 20.0
 
-#: The state of a socket that listens, as /proc/net/tcp has it.
+#: The state of a listening socket in /proc/net/tcp.
 _LISTEN: Final = "0A"
 
 
 class QemuProvider(GuardedEnvironments, MachineBaselines, QemuBaker):
-    """See ``Provider`` for what is promised."""
+    """Runs environments as virtual machines; see ``Provider``."""
 
     name: ClassVar[str] = "qemu"
     template_type: ClassVar[type[Template]] = QemuTemplate
@@ -55,7 +55,7 @@ class QemuProvider(GuardedEnvironments, MachineBaselines, QemuBaker):
     folder_type: ClassVar[type[Folder]] = MachineFolder
 
     def doctor(self) -> Sequence[Check]:
-        """Whether QEMU is here, and what runs its guests."""
+        """Check that QEMU is installed, and which accelerator works."""
         return checks()
 
     def preflight(
@@ -65,7 +65,7 @@ class QemuProvider(GuardedEnvironments, MachineBaselines, QemuBaker):
         root: Path,
         lifetime: float | None,  # noqa: ARG002
     ) -> None:
-        """Whether QEMU is here, and this machine has the memory that the template asks for."""
+        """Check that QEMU is installed, and that this machine has enough memory."""
         if not isinstance(template, QemuTemplate):
             raise ConfigurationError(f"template {template.name!r} is not a QEMU template")
         for program in (programs.SYSTEM, programs.IMG):
@@ -80,7 +80,7 @@ class QemuProvider(GuardedEnvironments, MachineBaselines, QemuBaker):
             self.resolve(recipe, root)
 
     def launch(self, order: Order) -> Environment:
-        """Start QEMU under a guard; what resumes from memory is waited for, a boot is not."""
+        """Start QEMU under a guard; wait until it is resumed from memory, but not for a boot."""
         try:
             return launch(order)
         except LaunchError:
@@ -89,17 +89,17 @@ class QemuProvider(GuardedEnvironments, MachineBaselines, QemuBaker):
             raise LaunchError(f"{order.environment.id} could not be started: {error}") from error
 
     def status(self, environment: Environment) -> Status:
-        """Ask its guard whether QEMU runs, and its console whether the application does."""
+        """Whether QEMU runs, by its guard, and the application, by the console."""
         place = MachineFolder.of_environment(environment)
         try:
             status = machines.exit_status(place)
         except EnvironmentGoneError as error:
             return Status("gone", str(error))
-        except EphemeralError as error:  # a guard that doesn't answer guards no more
+        except EphemeralError as error:  # a guard that does not answer has failed
             return Status("exited", str(error))
         console = _console_since_start(place)
-        if OWN in environment.handle and (said := user_data.last_words(console)):
-            return Status("exited", said)
+        if OWN in environment.handle and (last := user_data.last_words(console)):
+            return Status("exited", last)
         if status is None:
             return Status("running")
         why = machines.find_boot_failure(console) or f"QEMU exited with status {status}"
@@ -114,19 +114,19 @@ class QemuProvider(GuardedEnvironments, MachineBaselines, QemuBaker):
         until: str | None = None,
         tail: int | None = None,
     ) -> str:
-        """What its processes have printed; of an image that starts them itself, the console."""
+        """The output of its processes; if the image starts them itself, the console."""
         return _log(environment, since, until).text(None, None, tail)
 
     def log_mark(self, environment: Environment) -> str:
-        """Where the last whole line of the console ends."""
-        place = _living_place(environment)
+        """The offset of the end of the console's last complete line."""
+        place = _find_folder(environment)
         end = logs.end(place.logs, CONSOLE)
         tail = logs.read(place.logs, CONSOLE, max(0, end - 4096), end)
         return str(end - len(tail.rpartition(b"\n")[2]))
 
     def log_files(self, environment: Environment) -> Mapping[str, str]:
-        """By process, with the whole console, and the guest's journal while it answers."""
-        place = _living_place(environment)
+        """The output of each process, the console, and the guest's journal if it answers."""
+        place = _find_folder(environment)
         found = dict(_log(environment, None, None).files())
         found[CONSOLE] = machines.read_console(place)
         if self.status(environment).state != "running":
@@ -141,8 +141,8 @@ class QemuProvider(GuardedEnvironments, MachineBaselines, QemuBaker):
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
-        """The guest agent runs it, with the variables and in the folder of its processes."""
-        place = _living_place(environment)
+        """Run a command by the guest agent, with the variables and folder of the processes."""
+        place = _find_folder(environment)
         wait = _ANSWER if timeout is None else max(timeout, _ANSWER)
         with qmp.open_agent(environment.id, place.state, timeout=wait) as agent:
             inside = ["/bin/sh", "-c", _INSIDE, "sh", *argv]
@@ -152,13 +152,13 @@ class QemuProvider(GuardedEnvironments, MachineBaselines, QemuBaker):
         return subprocess.CompletedProcess(list(argv), *done)
 
     def hint(self, environment: Environment) -> str:
-        """Compare where the guest's processes listen with what the template says."""
+        """Where the guest's processes listen, if not on the template's ports."""
         try:
             tables = ["cat", "/proc/net/tcp", "/proc/net/tcp6"]
-            told = self.run(environment, tables, timeout=_ANSWER).stdout
+            output = self.run(environment, tables, timeout=_ANSWER).stdout
         except (EphemeralError, subprocess.TimeoutExpired) as error:
             return str(error)
-        found = _listening(told)
+        found = _list_listening_ports(output)
         due = sorted(json.loads(environment.handle.get(PORTS, "[]")))
         missing = [port for port in due if port not in found]
         if not missing:
@@ -171,23 +171,23 @@ class QemuProvider(GuardedEnvironments, MachineBaselines, QemuBaker):
         return f"in the guest nothing listens on port {missing[0]}"
 
 
-def _listening(tables: str) -> set[int]:
-    """The ports on which others are let in, in the text of /proc/net/tcp and tcp6."""
+def _list_listening_ports(tables: str) -> set[int]:
+    """The ports with listening sockets, except on loopback, from /proc/net/tcp and tcp6."""
     found = set()
     for line in tables.splitlines():
         fields = line.split()
         if len(fields) > 3 and fields[3] == _LISTEN:
             host, _, port = fields[1].rpartition(":")
-            if not host.endswith("0100007F"):  # the guest's own loopback leads nowhere
+            if not host.endswith("0100007F"):  # the guest's loopback can't be reached from outside
                 found.add(int(port, 16))
     return found
 
 
-def _living_place(environment: Environment) -> MachineFolder:
-    """The folder of a machine, with all in its log that has been printed until now.
+def _find_folder(environment: Environment) -> MachineFolder:
+    """The folder of a machine, after the guard has written all output so far.
 
     Raises:
-        EnvironmentGoneError: It is gone.
+        EnvironmentGoneError: The machine is gone.
     """
     place = MachineFolder.of_environment(environment)
     if not place.logs.is_dir():
@@ -195,12 +195,12 @@ def _living_place(environment: Environment) -> MachineFolder:
             f"the machine of {environment.id} is gone, and its logs with it: it was destroyed, or "
             "has expired. Have them kept with: pytest --ephemeral-logs DIR"
         )
-    client.status(place.control)  # the guard reads what was printed before it answers
+    client.status(place.control)  # the guard writes all output before it answers
     return place
 
 
 def _log(environment: Environment, since: str | None, until: str | None) -> ConsoleLog:
-    place = _living_place(environment)
+    place = _find_folder(environment)
     end = None if until is None else int(until)
     data = logs.read(place.logs, CONSOLE, int(since or 0), end)
     text = data.decode(errors="replace").replace("\r", "")
@@ -208,7 +208,7 @@ def _log(environment: Environment, since: str | None, until: str | None) -> Cons
 
 
 def _console_since_start(place: MachineFolder) -> str:
-    """What QEMU has printed since it was started last."""
+    """The console's output since the last start of QEMU."""
     try:
         start = int((place.state / machines.SINCE).read_text())
     except (OSError, ValueError):
@@ -218,7 +218,7 @@ def _console_since_start(place: MachineFolder) -> str:
 
 
 def _physical_memory() -> int:
-    """Bytes of this machine's memory; 0 where the system does not tell."""
+    """The size of this machine's memory in bytes; 0 if it is not known."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Speak to a machine: QEMU's own monitor, the guest agent, and the port of the restore helper.
+"""Connections to a machine: to QEMU's monitor, the guest agent, and the restore helper.
 
-All of them are sockets in the environment's folder, which only this user can enter, and all of them
-take one JSON object a line. See qemu.org, ``interop/qmp-spec`` and ``interop/qemu-ga-ref``.
+All are sockets in the environment's folder, which only this user can enter. All use one JSON object
+on each line. See qemu.org, ``interop/qmp-spec`` and ``interop/qemu-ga-ref``.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers.local import control_socket
 from pytest_ephemeral.providers.local.control_socket import GuardAddress
 
-#: Beside the sockets of a machine whose QEMU has ended: its status.
+#: The file with QEMU's exit status, beside a machine's sockets, once QEMU has ended.
 ENDED: Final = "ended"
 
 
 class MachineError(EphemeralError):
-    """A machine refuses what it is asked, or does not answer."""
+    """A machine refuses a request, or does not answer."""
 
 
 class MachineConnection:
-    """Lines of JSON over a socket of a machine.
+    """A connection to a socket of a machine, for lines of JSON.
 
     Args:
-        id: The machine's, for messages.
-        folder: Where the socket is.
-        name: Its name.
-        timeout: Seconds for each answer.
+        id: The machine's id, for messages.
+        folder: The folder of the socket.
+        name: The socket's name.
+        timeout: Seconds that each answer may take.
     """
 
     def __init__(self, id: str, folder: Path, name: str, timeout: float) -> None:
@@ -56,16 +56,21 @@ class MachineConnection:
         self.close()
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._socket.close()
 
     def pid(self) -> int:
-        """The process at the other end. Only Linux tells."""
+        """The process id of the peer; on Linux only."""
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         return int(struct.unpack("3i", credentials)[0])
 
     def send(self, message: Mapping[str, Any], before: bytes = b"") -> None:
-        """Send one object."""
+        """Send one object.
+
+        Args:
+            message: The object.
+            before: Bytes to send before it.
+        """
         try:
             self._socket.settimeout(self.timeout)
             self._socket.sendall(before + json.dumps(message).encode() + b"\n")
@@ -73,10 +78,10 @@ class MachineConnection:
             raise self._lost(error) from error
 
     def receive(self, deadline: float) -> dict[str, Any]:
-        """The next object; whatever is none is left out.
+        """The next object; lines that are not objects are skipped.
 
         Raises:
-            MachineError: The time is over, or the machine gone.
+            MachineError: None came before the deadline, or the machine is gone.
         """
         while True:
             line, end, rest = self._received.partition(b"\n")
@@ -99,10 +104,10 @@ class MachineConnection:
             self._received += data
 
     def call(self, command: str, **arguments: Any) -> Any:
-        """Have a command done, and get what it returns.
+        """Execute a command, and return its result.
 
         Raises:
-            MachineError: It is refused, or not answered in time.
+            MachineError: The command is refused, or not answered in time.
         """
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         self.send({"execute": command, "arguments": named})
@@ -120,10 +125,10 @@ class MachineConnection:
             self._events.append(answer)
 
     def next_event(self, kind: str, timeout: float) -> dict[str, Any]:
-        """What comes with the next event of a kind.
+        """The data of the next event of a kind.
 
         Args:
-            kind: As QEMU names it.
+            kind: QEMU's name of the event.
             timeout: Seconds to wait for it.
 
         Raises:
@@ -137,12 +142,12 @@ class MachineConnection:
                 return data
 
     def give(self, file: socket.socket, name: str) -> None:
-        """Hand an open file to QEMU, which knows it by that name (``fd:NAME``) from then on.
+        """Pass an open socket to QEMU, which can use it as ``fd:NAME`` from then on.
 
         Raises:
-            MachineError: It is refused.
+            MachineError: QEMU refuses it.
         """
-        # Nothing else is on its way: whatever is read with the file is this command.
+        # The descriptor must arrive together with this command, and with no other data.
         command = {"execute": "getfd", "arguments": {"fdname": name}}
         try:
             socket.send_fds(self._socket, [json.dumps(command).encode()], [file.fileno()])
@@ -157,7 +162,7 @@ class MachineConnection:
 
 
 def open_monitor(id: str, folder: Path, timeout: float = 60.0) -> MachineConnection:
-    """QEMU's monitor; waits until it is there.
+    """Connect to QEMU's monitor; wait until it answers.
 
     Raises:
         MachineError: It does not answer in time.
@@ -175,13 +180,13 @@ def open_monitor(id: str, folder: Path, timeout: float = 60.0) -> MachineConnect
 def open_agent(
     id: str, folder: Path, timeout: float = 60.0, each: float = 10.0
 ) -> MachineConnection:
-    """The guest agent; waits until it answers, which is when the guest has started it.
+    """Connect to the guest agent; wait until the guest has started it.
 
     Args:
-        id: The machine's.
-        folder: Where its socket is.
-        timeout: Seconds to wait for it.
-        each: Seconds after which it is asked anew: what is sent before it runs is lost.
+        id: The machine's id.
+        folder: The folder of its sockets.
+        timeout: Seconds to wait for an answer.
+        each: Seconds after which a request is repeated: one that is sent too early is lost.
 
     Raises:
         MachineError: It does not answer in time.
@@ -191,7 +196,7 @@ def open_agent(
         connection = _connect(id, folder, "agent", timeout)
         token = secrets.randbits(48)
         try:
-            # What another client has left is ended by a byte that is no JSON.
+            # The byte 0xff is not JSON: it ends an unfinished request of another client.
             connection.send({"execute": "guest-sync", "arguments": {"id": token}}, before=b"\xff")
             limit = min(deadline, time.monotonic() + each)
             while connection.receive(limit).get("return") != token:
@@ -212,7 +217,7 @@ def open_agent(
 
 
 def open_helper(id: str, folder: Path, timeout: float = 60.0) -> MachineConnection:
-    """The port on which the restore helper listens; see ``restore``."""
+    """Connect to the port of the restore helper; see ``restore``."""
     return _connect(id, folder, "restore", timeout)
 
 

@@ -1,4 +1,4 @@
-"""End the QEMU of a machine, and start another in its place, under the same guard."""
+"""Replace the QEMU process of a machine by another, under the same guard."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pytest_ephemeral.providers.qemu.machines import (
     write_start,
 )
 
-#: Seconds in which QEMU ends when it is told to.
+#: Seconds that QEMU may take to end after ``quit``.
 _QUIT: Final = 30.0
 
 
 def replace_machine(place: MachineFolder, start: Start) -> None:
-    """End the QEMU that runs, if one does, and start another under the same guard.
+    """End the QEMU process, if it runs, and start another under the same guard.
 
     Args:
-        place: The machine's folder; its disk is made anew.
-        start: How it is started.
+        place: The machine's folder; its disk is created again.
+        start: How to start the new process.
 
     Raises:
         EphemeralError: The guard is gone, or QEMU does not end.
@@ -40,29 +40,29 @@ def replace_machine(place: MachineFolder, start: Start) -> None:
     _wait(lambda: exit_status(place) is not None, f"the QEMU process of {id} does not end")
     try:
         start.create_disk(place)
-        client.status(place.control)  # what was printed is in the log now, so its end is known
+        client.status(place.control)  # the guard writes all output, so the log's end is final
         (place.state / SINCE).write_text(str(logs.end(place.logs, CONSOLE)))
         write_start(place, start, "next")
     except OSError as error:
-        client.status(place.control)  # with its guard, the folder has gone
+        client.status(place.control)  # raises if the guard is gone, and the folder with it
         raise qmp.MachineError(f"the machine {id} can't be started again: {error}") from error
-    _wait(lambda: _ring(place), f"the guard of {id} does not start QEMU")
+    _wait(lambda: _restart_loop(place), f"the guard of {id} does not start QEMU")
     files = [place.state / name for name in ("next", qmp.ENDED)]
     _wait(
         lambda: not any(file.exists() for file in files), f"the QEMU process of {id} does not start"
     )
 
 
-def _ring(place: MachineFolder) -> bool:
-    """Tell the loop that has seen QEMU end to go on; False as long as it does not listen.
+def _restart_loop(place: MachineFolder) -> bool:
+    """Make the shell loop start QEMU again; False if the loop does not read the pipe yet.
 
     Raises:
-        EphemeralError: Its guard is gone, and nobody ever will.
+        EphemeralError: The machine's guard is gone.
     """
     client.status(place.control)
     try:
         again = os.open(place.state / "again", os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:  # ENXIO: nobody reads yet; or all of it has just been removed
+    except OSError:  # ENXIO: nobody reads yet; or the folder was just removed
         return False
     try:
         os.write(again, b"\n")
@@ -72,10 +72,10 @@ def _ring(place: MachineFolder) -> bool:
 
 
 def _wait(is_done: Callable[[], bool], otherwise: str) -> None:
-    """Wait until something is done, for as long as QEMU may take to end.
+    """Wait until a condition is met, at most ``_QUIT`` seconds.
 
     Raises:
-        MachineError: It is not.
+        MachineError: It is not met in time.
     """
     deadline = time.monotonic() + _QUIT
     while not is_done():

@@ -1,9 +1,9 @@
-"""The restore contract: what happens in a guest before its memory is frozen, and when it wakes.
+"""Prepare a guest before its memory is frozen, and give it a new identity when it is resumed.
 
-Two machines of one memory would draw the same random numbers, tell the same time, and call
-themselves the same. So, before the port of the application is let in: entropy from this machine is
-added and the guest's generator reseeded, its clock set, its machine-id and host keys renewed, its
-variables written, and the image's ``after-restore`` hooks run.
+Two machines that are resumed from the same memory would have the same random numbers, time and
+identity. So before the application's ports are forwarded, the guest gets entropy from this machine
+and reseeds its random number generator, sets its clock, renews its machine-id and host keys, writes
+its variables, and runs the image's ``after-restore`` hooks.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import msgspec
 from pytest_ephemeral.providers.qemu import qmp
 from pytest_ephemeral.providers.qemu.qmp import MachineError
 
-#: Seconds in which the hooks of an image are expected to be done.
+#: Seconds to wait for an image's hooks.
 PATIENCE = 120.0
 
 
-class Waking(msgspec.Struct, frozen=True):
-    """What makes a machine one of its own.
+class WakeRequest(msgspec.Struct, frozen=True):
+    """The identity of a resumed machine.
 
     Attributes:
-        variables: Of the environment, for the hooks.
-        variables_file: What ``run`` gives to commands, as the boot script writes it; empty to
-            leave what is there.
-        boot: A boot script for a machine that was frozen before its application started.
+        variables: The environment's variables, for the hooks.
+        variables_file: The file of variables for commands, in the boot script's format; empty to
+            keep the guest's file.
+        boot: The boot script for a machine that was frozen before its application started.
     """
 
     variables: Mapping[str, str] = {}
@@ -41,13 +41,13 @@ class Waking(msgspec.Struct, frozen=True):
 
 @contextmanager
 def prepare(id: str, folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
-    """Run the ``before-snapshot`` hooks, and have the guest wait to be woken, in this block.
+    """Run the ``before-snapshot`` hooks, and keep the guest waiting for a request in this block.
 
-    Whoever wakes it then is at the other end of the port already, as is this process now: a guest
-    that sees no change has nothing to do about it.
+    The connection stays open: if the port is connected both when the guest is frozen and when it
+    is resumed, the guest does not have to handle a change.
 
     Raises:
-        MachineError: There is no agent or no Python in the guest, or a hook failed.
+        MachineError: The guest has no agent or no Python, or a hook failed.
     """
     with qmp.open_helper(id, folder) as helper:
         if not _is_running(id, folder):
@@ -60,34 +60,34 @@ def prepare(id: str, folder: Path, variables: Mapping[str, str]) -> Iterator[Non
 
 
 def read_helper() -> str:
-    """The program that waits in a guest."""
+    """The source of the restore helper, which runs in the guest."""
     return files(__package__).joinpath("guest/restore.py").read_text()
 
 
 def _is_running(id: str, folder: Path) -> bool:
-    """Whether the guest has the helper's port open."""
+    """Whether the helper runs: whether its port is open in the guest."""
     with qmp.open_monitor(id, folder) as monitor:
         known = {one["label"]: one["frontend-open"] for one in monitor.call("query-chardev")}
     return bool(known["restore"])
 
 
-def wake(id: str, folder: Path, waking: Waking) -> None:
-    """Make a machine that was frozen one of its own.
+def wake(id: str, folder: Path, request: WakeRequest) -> None:
+    """Give a machine its own identity after it was frozen.
 
     Raises:
-        MachineError: It can't be: two machines might draw the same random numbers.
+        MachineError: It failed, so the machine might have another's random numbers.
     """
     with qmp.open_helper(id, folder) as helper:
-        send(helper, waking)
+        send(helper, request)
         wait(helper)
 
 
-def send(helper: qmp.MachineConnection, waking: Waking) -> None:
-    """Tell a guest how to wake: as soon as it runs, it does."""
+def send(helper: qmp.MachineConnection, request: WakeRequest) -> None:
+    """Send a request to the helper, which handles it as soon as the guest runs."""
     helper.send(
         {
             "do": "wake",
-            **msgspec.to_builtins(waking),
+            **msgspec.to_builtins(request),
             "entropy": secrets.token_hex(64),
             "machine_id": secrets.token_hex(16),
             "time": time.time(),
@@ -96,10 +96,10 @@ def send(helper: qmp.MachineConnection, waking: Waking) -> None:
 
 
 def wait(helper: qmp.MachineConnection) -> None:
-    """Wait until it has woken.
+    """Wait until the helper has handled the request.
 
     Raises:
-        MachineError: It has not.
+        MachineError: It failed, or did not answer in time.
     """
     _expect(helper.id, helper, "done", "waking")
 

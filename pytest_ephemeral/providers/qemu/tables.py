@@ -1,4 +1,4 @@
-"""The keys that recipes and templates of the qemu provider have."""
+"""The configuration keys of the qemu provider's recipes and templates."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import msgspec
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.tables import Name, Recipe, Table, Template
 
-#: As QEMU takes it: mebibytes or gibibytes.
+#: A size in mebibytes or gibibytes, in QEMU's form.
 Size = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,6}[MG]$(?!\n)")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=255)]
 
-#: What a kernel is told that QEMU starts directly.
+#: The command line of a kernel that QEMU starts directly.
 APPEND = "root=/dev/vda rw console=ttyS0"
 
 
 class Download(Table, frozen=True, kw_only=True):
-    """A disk image that is fetched once, and checked.
+    """A disk image that is downloaded once, and checked.
 
     Attributes:
-        url: Where it is.
-        sha256: Its digest, as ``SHA256SUMS`` files have it.
+        url: The URL of the disk image.
+        sha256: The SHA-256 of the disk image, in hexadecimal, as in ``SHA256SUMS`` files.
     """
 
     url: Annotated[str, msgspec.Meta(pattern=r"^https?://")]
@@ -30,18 +30,18 @@ class Download(Table, frozen=True, kw_only=True):
 
 
 class QemuRecipe(Recipe, frozen=True, kw_only=True):
-    """A disk: ``base`` with something installed, or a ``reference`` prepared elsewhere.
+    """A disk image: baked from a ``base``, or a ``reference`` to one that was made elsewhere.
 
     Attributes:
-        base: What is installed into: a cloud image, qcow2 or raw, as a path or
-            ``{ url = …, sha256 = … }``. Cloud-init and the QEMU guest agent are in it.
+        base: The cloud image to install into (qcow2 or raw), as a path or
+            ``{ url = …, sha256 = … }``. It needs cloud-init and the QEMU guest agent.
         kernel: A kernel that QEMU starts directly, for a disk without a boot loader.
-        initrd: Its initial RAM disk.
-        append: Its command line.
-        disk: The size of the disk, if more than the base's.
-        memory: What the machine has that bakes it.
-        cpus: How many processors that has.
-        timeout: How long installing may take, and a boot when it is verified.
+        initrd: The kernel's initial RAM disk.
+        append: The kernel's command line.
+        disk: The size of the disk, if larger than the base's.
+        memory: The memory of the bake's machine.
+        cpus: The number of processors of the bake's machine.
+        timeout: How long the installation may take, and the boot for ``verify``.
     """
 
     provider: str = "qemu"
@@ -55,7 +55,7 @@ class QemuRecipe(Recipe, frozen=True, kw_only=True):
     timeout: Duration = Duration(1800)
 
     def check(self) -> None:
-        """It is made in one way."""
+        """Check that there is one of ``base`` and ``reference``, with the keys that it needs."""
         super().check()
         if (self.base is None) == (self.reference is None):
             raise ValueError(
@@ -71,18 +71,18 @@ class QemuTemplate(Template, frozen=True, kw_only=True):
     """A virtual machine.
 
     Attributes:
-        command: A shell command that serves, or several by process name, started at boot; left
-            out where the image starts its application by itself. They see ``$PREFIX``, ``$HOST``,
-            ``$PORT`` and ``$STATE``, where they start. When one exits, so does the environment.
-        memory: Of the machine.
-        cpus: How many processors it has.
-        disk: The size of its disk, if more than the image's.
-        machine: The machine type.
-        cpu: The processor's model; by default the host's, or a plain one where it is emulated.
-        accelerator: What runs it; ``auto`` tries what the machine has, and remembers.
-        warm: Resume from memory instead of booting: ``true``, from the moment when the first one
-            was ready and seeded; ``"booted"``, from before its command was started.
-        user_data: A shell script of yours, run at boot before the command.
+        command: A shell command to start at boot, or several by process name. Leave it out if the
+            image starts its application by itself. Commands have ``$PREFIX``, ``$HOST``, ``$PORT``,
+            and ``$STATE``, their working folder. When one exits, the environment ends.
+        memory: The memory of the machine.
+        cpus: The number of processors.
+        disk: The size of its disk, if larger than the image's.
+        machine: QEMU's machine type.
+        cpu: The processor's model; by default the host's, or a common one if it is emulated.
+        accelerator: QEMU's accelerator; ``auto`` tries the one that this machine has.
+        warm: Resume from frozen memory instead of booting: ``true`` from the time when the first
+            environment was ready and seeded, ``"booted"`` from before its command was started.
+        user_data: A shell script to run at boot, before the command.
     """
 
     provider: str = "qemu"
@@ -97,7 +97,7 @@ class QemuTemplate(Template, frozen=True, kw_only=True):
     user_data: str | None = None
 
     def check(self) -> None:
-        """There is something to run."""
+        """Check that it has an image, and a command if it needs one."""
         if self.image is None:
             raise ValueError("it needs an image")
         if self.command is not None and not all(map(str.strip, self.processes().values())):
@@ -109,7 +109,7 @@ class QemuTemplate(Template, frozen=True, kw_only=True):
             )
 
     def processes(self) -> dict[str, str]:
-        """Its commands by process name, in starting order."""
+        """Its commands by process name, in the order in which they are started."""
         if isinstance(self.command, dict):
             return dict(self.command)
         return {} if self.command is None else {"app": self.command}

@@ -1,9 +1,9 @@
-"""The guard itself: parent, and on Linux subreaper, of all that an environment starts.
+"""The program of a guard: the parent, and on Linux the subreaper, of an environment's processes.
 
-It runs as a program of its own, without site-packages and with nothing imported that the first
-``fork`` does not need: every millisecond here is one that the application starts later. Hence no
-``typing``, ``pathlib`` or ``subprocess``, and no import from the rest of the package. What comes
-after the fork (the control socket, masking) is imported while the application starts.
+It runs without site-packages, and imports little before the first ``fork``, as each millisecond
+delays the application's start. So it does not use ``typing``, ``pathlib`` or ``subprocess``, nor
+the rest of the package. Modules that are needed after the fork (the control socket, masking) are
+imported while the application starts.
 
-Its one caller is ``guard.py``, which speaks for the owner.
+It is started by ``guard.py``, in the owner's process.
 """

@@ -1,4 +1,4 @@
-"""The program: ``python -I -S …/supervisor/__main__.py ID``, its orders on standard input."""
+"""Start a guard: ``python -I -S …/supervisor/__main__.py ID``, with orders on standard input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from os.path import abspath, dirname
 
 if __name__ == "__main__":
-    # -I leaves the script's own folder out; at the end of the path it can shadow nothing.
+    # -I leaves out the script's own folder. At the end of the path, it shadows no other module.
     sys.path.append(dirname(dirname(abspath(__file__))))
 
     from supervisor.entry import main  # type: ignore[import-not-found]

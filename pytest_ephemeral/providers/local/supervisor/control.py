@@ -1,7 +1,7 @@
-"""The control socket: how any process of this user asks a guard for something.
+"""The control socket, on which any process of this user can send requests to a guard.
 
-A client sends one line of JSON, with descriptors beside it for ``run``, and gets one line back
-when it is done. It may go away at any time: then what it asked to be run is killed.
+A client sends one line of JSON (for ``run`` also descriptors), and receives one line when the
+request is done. If it disconnects before, the command that it runs is killed.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ LONGEST_REQUEST = 1 << 20
 
 
 class Requester:
-    """One connection: a request being read, and then its answer."""
+    """One client's connection: receives a request, and sends its answer."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self.connection = connection
-        self.pid = 0  # of what it asked to be run
+        self.pid = 0  # of the command that the client runs
         self._received = b""
         self._descriptors: list[int] = []
 
     def receive(self) -> dict[str, Any] | None:
-        """Read on: the request once it is whole, else None.
+        """Read more data; return the request when it is complete, else None.
 
         Raises:
-            EOFError: The client has gone away, or sends what is no request.
+            EOFError: The client has disconnected, or the request is not valid.
         """
         try:
             data, descriptors, _, _ = socket.recv_fds(self.connection, 1 << 16, 3)
@@ -58,14 +58,14 @@ class Requester:
         return request if isinstance(request, dict) else None
 
     def take_descriptors(self) -> list[int]:
-        """The descriptors that came with the request; the caller closes them."""
+        """The descriptors that came with the request; the caller must close them."""
         taken, self._descriptors = self._descriptors, []
         return taken
 
     def answer(self, answer: Mapping[str, Any]) -> None:
-        """Send the answer; the client waits until the connection is closed, too.
+        """Send the answer, unless the client has disconnected.
 
-        A client that has gone away misses it.
+        The client also waits until the connection is closed.
         """
         try:
             self.connection.settimeout(1)
@@ -74,14 +74,14 @@ class Requester:
             pass
 
     def close(self) -> None:
-        """Close the connection, and descriptors that nobody took."""
+        """Close the connection, and descriptors that were not taken."""
         self.connection.close()
         for descriptor in self.take_descriptors():
             os.close(descriptor)
 
 
 def tell_owner(descriptor: int, report: Mapping[str, Any]) -> None:
-    """Send a report to the owner, if it is still there."""
+    """Send a report to the owner, if the owner still lives."""
     try:
         os.set_blocking(descriptor, False)
         os.write(descriptor, json.dumps(report).encode() + b"\n")
@@ -90,7 +90,7 @@ def tell_owner(descriptor: int, report: Mapping[str, Any]) -> None:
 
 
 def accept(listener: socket.socket) -> Requester | None:
-    """The next client; None when it is already gone, or is not of this user."""
+    """Accept the next client; None if it is gone, or belongs to another user."""
     try:
         connection, _ = listener.accept()
     except OSError:
@@ -102,9 +102,9 @@ def accept(listener: socket.socket) -> Requester | None:
 
 
 def is_same_user(connection: socket.socket) -> bool:
-    """Whether the other end of a Unix socket belongs to this user.
+    """Whether the peer of a Unix socket belongs to this user.
 
-    On other systems than Linux the socket stands in a folder that only this user can enter.
+    On systems other than Linux, the socket is in a folder that only this user can enter.
     """
     if sys.platform != "linux":
         return True
@@ -116,10 +116,10 @@ def is_same_user(connection: socket.socket) -> bool:
 def exchange(
     connection: socket.socket, request: Mapping[str, Any], descriptors: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """The client's side: send a request, and wait for its answer, and the connection's end.
+    """Send a request, and wait for the answer and the end of the connection (client's side).
 
     Raises:
-        EOFError: The guard ended without answering.
+        EOFError: The guard ended without an answer.
         TimeoutError: The connection's time-out has passed.
     """
     try:
@@ -127,7 +127,7 @@ def exchange(
             raise PermissionError("the guard's address is held by another user")
         data = json.dumps(request).encode() + b"\n"
         sent = socket.send_fds(connection, [data], list(descriptors))
-        if data[sent:]:  # sending nothing fails with EPIPE when the answer is there already
+        if data[sent:]:  # sending nothing would fail with EPIPE if the answer was sent already
             connection.sendall(data[sent:])
         with connection.makefile("rb") as lines:
             received = lines.read()

@@ -1,4 +1,4 @@
-"""Where a guard begins: its orders come on standard input."""
+"""The entry point of a guard: read its orders from standard input."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def _read_exactly(size: int) -> bytes:
     data = b""
     while len(data) < size:
         if not (part := os.read(0, size - len(data))):
-            _tidy_up(sys.argv[2:])  # the owner died while it was starting this
+            _tidy_up(sys.argv[2:])  # the owner died before it had sent all orders
             sys.exit(1)
         data += part
     return data
 
 
 def _tidy_up(folders: Sequence[str]) -> None:
-    """Remove what was made for orders that never came: nothing runs that could be ended."""
+    """Remove the folders of an environment that was never started."""
     from .files import remove_tree
 
     for folder in folders:

@@ -1,4 +1,4 @@
-"""Remove what an environment wrote."""
+"""Remove the folders of an environment."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .orders import Orders
 
-#: The file in an environment's folder that says whose it is.
+#: The file in an environment's folder with its labels, by which it is identified.
 LABELS = "labels.json"
-#: A file in it that says that nothing is mounted in the view of its processes: by that, those would
-#: be found that have cleared their variables.
+#: A file in it that exists if nothing is mounted in the processes' mount namespace. Then processes
+#: that have cleared their variables can't be found.
 UNMARKED = "unmarked"
-#: A link in it, to where processes of other users write; see ``accounts``.
+#: A link in it to the folders of other users' processes; see ``accounts``.
 STATES = "states"
-#: What the names of folders begin with that are being removed.
+#: The start of the names of folders that are being removed.
 ASIDE = ".old-"
 
 
 def remove_folders(orders: Orders, *, orphaned: bool) -> None:
-    """Remove the folders of a guard that has ended all else, and more if it had lost its owner."""
+    """Remove the folders in a guard's orders, after all processes have ended.
+
+    Args:
+        orders: The guard's orders.
+        orphaned: Whether to remove also those of ``remove_orphaned``.
+    """
     from . import kernel
 
     if orders.mark:
@@ -33,21 +38,21 @@ def remove_folders(orders: Orders, *, orphaned: bool) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder with all that is in it, as far as this user can.
+    """Remove a folder with its content, as far as this user can.
 
-    That it is not there is no error; that it stays is for the caller to see.
+    It raises no errors: the caller must check whether the folder is gone.
     """
     shutil.rmtree(path, ignore_errors=True)
-    if os.path.lexists(path):  # a folder in it may have been made unwritable
+    if os.path.lexists(path):  # a folder in it may be read-only
         _open_up(path)
         shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_environment(path: str) -> None:
-    """Remove an environment's folder, so that whoever looks sees all of it or nothing.
+    """Remove an environment's folder, so that others see all of it or nothing.
 
-    It is moved aside first. What says whose it is goes last, so that the rest is found by that if
-    this process is killed in between; what can't be removed is moved back.
+    The folder is renamed first. Its labels are removed last, so that the rest is found by them if
+    this process is killed. If something can't be removed, the folder is renamed back.
     """
     aside = os.path.join(os.path.dirname(path), ASIDE + os.urandom(8).hex())
     try:
@@ -60,7 +65,7 @@ def remove_environment(path: str) -> None:
         if name != LABELS:
             inner = os.path.join(aside, name)
             if name == STATES and not _remove_states(inner):
-                continue  # it is what leads there
+                continue  # keep the link to the remaining files
             if os.path.isdir(inner) and not os.path.islink(inner):
                 remove_tree(inner)
             else:
@@ -72,7 +77,7 @@ def remove_environment(path: str) -> None:
 
 
 def _remove_states(link: str) -> bool:
-    """Remove what a link of ours leads to; whether that is gone, and never was anything else."""
+    """Remove the target of a ``STATES`` link, if it is ours; return whether it is gone."""
     target = os.readlink(link)
     if os.path.basename(os.path.dirname(target)) != STATES:
         return False

@@ -1,4 +1,4 @@
-"""The process groups of what a guard has started: asked to stop, and waited for."""
+"""The process groups of a guard's processes: signal them, and check whether they have ended."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 def signal_groups(groups: Sequence[int], number: int) -> list[int]:
     """Send a signal to all processes of groups that ``spawn`` started.
 
+    The number of an ended group may belong to another program by now. So on Linux, only groups of
+    this process's descendants are signaled.
+
     Returns:
-        Those that were sent it. The number of a group that has ended may be someone else's by now:
-        where this process is a subreaper, what is left of its groups descends from it.
+        The groups that were signaled.
     """
     if sys.platform == "linux":
         ours = {_group_of(pid) for pid in processes.descendants(os.getpid())}
@@ -26,7 +28,7 @@ def signal_groups(groups: Sequence[int], number: int) -> list[int]:
         try:
             os.kill(-group, number)
         except (ProcessLookupError, PermissionError):
-            pass  # it has just ended, or belongs to someone else
+            pass  # it has just ended, or belongs to another user
     return list(groups)
 
 
@@ -38,7 +40,7 @@ def _group_of(pid: int) -> int:
 
 
 def have_members(groups: Sequence[int]) -> bool:
-    """Whether a process is left in any of these groups; of another user's, one may be."""
+    """Whether any of these groups has a process; True for a group of another user."""
     for group in groups:
         try:
             os.kill(-group, 0)

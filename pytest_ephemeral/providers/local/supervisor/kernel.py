@@ -1,4 +1,4 @@
-"""What Python's standard library does not offer of Linux: prctl, namespaces, bind mounts."""
+"""Linux system calls that Python's standard library lacks: prctl, unshare, mount."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def uptime() -> float:
-    """Seconds by a clock that nobody can set, those in which the machine slept included."""
+    """Seconds by a clock that can't be set, and that includes the time of suspension."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -40,7 +40,7 @@ def adopt_orphans() -> None:
 
 
 def die_with(parent: int) -> None:
-    """In a child just forked: be killed when ``parent`` dies, or now if it has already."""
+    """In a forked child: be killed when ``parent`` dies; exit now if it has died already."""
     if IS_LINUX:
         _check(_libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0))
         if os.getppid() != parent:
@@ -48,21 +48,21 @@ def die_with(parent: int) -> None:
 
 
 def mount_layer(lower: str, upper: str, work: str, target: str) -> None:
-    """Show a folder that is written to in another one's place, and that one below it.
+    """Mount an overlay file system.
 
     Args:
-        lower: What lies below, and is not changed.
-        upper: What is written.
+        lower: The lower folder, which is not changed.
+        upper: The folder that changes are written to.
         work: An empty folder that the kernel needs.
-        target: Where both are seen.
+        target: The mount point.
     """
-    # Off: what makes a layer depend on the one below it in ways that outlive the mount.
+    # Off: features by which an upper layer would depend on its lower layer after the mount.
     options = f"lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=off"
     if os.geteuid() != 0:
-        options += ",userxattr"  # in a user namespace, others can't be written: overlayfs.rst
+        options += ",userxattr"  # the only xattrs that a user namespace can write: overlayfs.rst
     flags = _MS_NOSUID | _MS_NODEV
-    # Volatile: the whole file system below is not synced when a layer is taken away, nor by what
-    # writes to it; nobody reads a layer after a crash. Linux 5.10 has that first.
+    # Volatile (since Linux 5.10): neither fsync nor unmounting syncs the file system below. Layers
+    # are not needed after a crash.
     for tried in (f"{options},volatile", options):
         data = os.fsencode(tried)
         mounted = _libc.mount(b"overlay", os.fsencode(target), b"overlay", flags, data)
@@ -72,7 +72,7 @@ def mount_layer(lower: str, upper: str, work: str, target: str) -> None:
 
 
 def is_mounted(path: str) -> bool:
-    """Whether something is mounted there in this process's view."""
+    """Whether a path is a mount point in this process's mount namespace."""
     try:
         with open("/proc/self/mountinfo", "rb") as file:
             return any(line.split(b" ", 5)[4] == escape(path) for line in file)
@@ -81,30 +81,30 @@ def is_mounted(path: str) -> bool:
 
 
 def escape(path: str) -> bytes:
-    """A path as ``mountinfo`` has it: proc(5)."""
+    """A path in the form of ``mountinfo``: proc(5)."""
     return os.fsencode("".join(f"\\{ord(one):03o}" if one in " \t\n\\" else one for one in path))
 
 
 def unmount(path: str) -> None:
-    """Take a mount out of this process's view, so that what it covers can be removed."""
+    """Unmount a path in this process's mount namespace, if it is mounted."""
     if IS_LINUX:
         _libc.umount2(os.fsencode(path), _MNT_DETACH)
 
 
 def unshare_mounts() -> bool:
-    """Give this process a view of its own of what is mounted; whether it may have one."""
+    """Create a mount namespace for this process; return whether that is permitted."""
     return bool(_libc.unshare(_CLONE_NEWNS) == 0)
 
 
 def unshare_user_and_mounts() -> None:
-    """Give it one in a user namespace of its own, which needs no privileges.
+    """Create a mount namespace in a new user namespace, which needs no privileges.
 
     Raises:
         OSError: The kernel does not allow it.
     """
     user, group = os.geteuid(), os.getegid()
     _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
-    # user_namespaces(7): without CAP_SETGID, setgroups has to be given up before a gid is mapped.
+    # user_namespaces(7): without CAP_SETGID, setgroups must be denied before a gid is mapped.
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{user} {user} 1"),
@@ -115,29 +115,29 @@ def unshare_user_and_mounts() -> None:
 
 
 def receive_mounts() -> None:
-    """See what others mount from now on, without their seeing what this view mounts."""
+    """Receive later mounts of other namespaces, without sharing the mounts of this one."""
     _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
 
 
 def bind(source: str, target: str) -> None:
-    """Show a folder or a file, with what is mounted in it, at another path too."""
+    """Mount a folder or a file, with all mounts in it, at another path."""
     source_path, target_path = os.fsencode(source), os.fsencode(target)
     _check(_libc.mount(source_path, target_path, None, _MS_BIND | _MS_REC, None))
 
 
 def mount_empty(path: str, mode: int) -> None:
-    """Cover a folder with an empty one, in memory."""
+    """Mount an empty file system in memory over a folder."""
     options = f"mode={mode:o}".encode()
     flags = _MS_NOSUID | _MS_NODEV
     _check(_libc.mount(b"tmpfs", os.fsencode(path), b"tmpfs", flags, options))
 
 
 def make_read_only(folder: str) -> None:
-    """Let nothing be written to a folder or file in this view, nor to what is mounted in it."""
+    """Make a folder or file, with all mounts in it, read-only in this mount namespace."""
     path = os.fsencode(folder)
     _check(_libc.mount(path, path, None, _MS_BIND | _MS_REC, None))
-    # What a mount has of these, its remount has to repeat, or the kernel refuses it
-    # (mount_namespaces(7), "locked"). All but one have the same value in statvfs(3) and mount(2).
+    # A remount must repeat these flags of a mount, or the kernel refuses it (mount_namespaces(7),
+    # "locked"). All but one have the same value in statvfs(3) and mount(2).
     same = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME
     flags = os.statvfs(path).f_flag
     keep = flags & same | (_MS_RELATIME if flags & os.ST_RELATIME else 0)

@@ -1,4 +1,4 @@
-"""What processes write, in a layer over a baseline that stays as it is; see ``local.rollback``."""
+"""Overlay mounts over a baseline, for files that processes write; see ``local.rollback``."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: What the names of folders end with, beside the one that processes see: what lies below, what
-#: they have written, and what the kernel needs besides.
+#: The endings of the folders beside a mount point: the lower layer, the upper layer, and the work
+#: folder of the kernel.
 BASELINE, UPPER, WORK = ".baseline", ".upper", ".work"
-#: These would end a path among the options of a mount.
+#: Characters that separate mount options, so paths can't have them.
 _SPECIAL = frozenset(",:\\")
 
 
 class WriteLayers:
-    """The layers of one environment, in the view that its processes have."""
+    """The overlay mounts of one environment, in its processes' mount namespace."""
 
     def __init__(self) -> None:
         self._folders: list[str] = []
 
     def renew(self, folders: Sequence[str], number: int) -> str:
-        """Put an empty layer over the baseline of each folder, in the place of the last one.
+        """Replace the upper layer over each baseline by a new, empty one.
 
         Args:
-            folders: Where they are seen.
-            number: A new one each time; it is part of the layers' names.
+            folders: The mount points.
+            number: The new layers' number, a new one each time; it is part of their names.
 
         Returns:
-            Why the kernel does not allow it, and then there is none; empty when it is done.
+            Why the kernel refuses, and then nothing is mounted; or empty.
         """
         self.remove()
         try:
@@ -44,7 +44,7 @@ class WriteLayers:
         return ""
 
     def remove(self) -> None:
-        """Take all layers away."""
+        """Unmount all layers."""
         while self._folders:
             kernel.unmount(self._folders.pop())
 

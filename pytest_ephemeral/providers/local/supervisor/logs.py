@@ -1,7 +1,7 @@
-"""Logs of what processes print: written whole, masked, and capped.
+"""Write the logs of processes, with secrets masked and old segments removed.
 
-A log is a row of segments named by the offset they start at, counted from the process's first
-byte. So a position in it is one number that stays right while old segments are removed.
+A log is a sequence of segments. Each is named by the offset of its first byte in the process's
+whole output. So a position is one number, which stays valid when old segments are removed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Bytes after which a new segment is begun, and how many are kept of a process.
+#: Bytes after which a new segment begins, and the number of segments to keep for each process.
 SEGMENT_SIZE = 8 << 20
 SEGMENTS_KEPT = 4
 
@@ -20,12 +20,12 @@ MASK = b"***"
 
 
 def segment_name(process: str, start: int) -> str:
-    """The file's name of the segment of a process's log that starts at an offset."""
+    """The file name of the segment of a process's log that begins at an offset."""
     return f"{process}.{start:020}.log"
 
 
 class ProcessLog:
-    """The log of one process, being written."""
+    """Writes the log of one process."""
 
     def __init__(self, folder: str, process: str, secrets: Sequence[bytes]) -> None:
         self._folder = folder
@@ -37,18 +37,18 @@ class ProcessLog:
         self._begin_segment()
 
     def write(self, data: bytes) -> None:
-        """Add what was read. What can't be written (a full disk) is lost: nobody may block."""
+        """Add output. On a full disk, it is lost: processes must not block."""
         if self._mask:
             data = self._mask.feed(data)
         self._append(data)
 
     def flush(self) -> None:
-        """Write what might have been the beginning of a secret: nothing more comes for now."""
+        """Write output that was held back as a possible part of a secret."""
         if self._mask:
             self._append(self._mask.flush())
 
     def close(self) -> None:
-        """Write the rest, and let go of the file."""
+        """Write the rest, and close the file."""
         self.flush()
         os.close(self._file)
 
@@ -79,23 +79,23 @@ class ProcessLog:
 
 
 class Mask:
-    """Replaces secrets in a stream of bytes, also where one arrives in two pieces."""
+    """Replaces secrets in a stream of bytes, even if one arrives in two pieces."""
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         import re
 
-        # The longest first: of two secrets at one place, a regular expression takes the first.
+        # The longest first: at one position, a regular expression takes the first alternative.
         self._secrets = sorted(filter(None, secrets), key=len, reverse=True)
         self._pattern = re.compile(b"|".join(map(re.escape, self._secrets)) or b"(?!)")
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        """What can be shown now, masked. Holds back only what may be a secret's beginning."""
+        """Add data; return masked data, without a tail that may be the start of a secret."""
         data = self._held + data
         shown: list[bytes] = []
         done, undecided = 0, self._undecided(data, 0)
         for match in self._pattern.finditer(data):
-            if match.start() >= undecided:  # a longer secret may begin before this one
+            if match.start() >= undecided:  # it may be part of a longer secret
                 break
             shown += (data[done : match.start()], MASK)
             done = match.end()
@@ -105,12 +105,12 @@ class Mask:
         return b"".join((*shown, data[done:undecided]))
 
     def flush(self) -> bytes:
-        """What was held back; no more of it will come."""
+        """Return the tail that was held back, masked: no more data comes for now."""
         held, self._held = self._held, b""
         return self._pattern.sub(MASK, held)
 
     def _undecided(self, data: bytes, start: int) -> int:
-        """Where the longest tail begins that more bytes might complete to a secret."""
+        """The start of the longest tail that may be the start of a secret."""
         longest = max((len(secret) for secret in self._secrets), default=1) - 1
         for at in range(max(start, len(data) - longest), len(data)):
             tail = data[at:]

@@ -1,4 +1,4 @@
-"""The guard's event loop: start what was ordered, watch over it, end all of it."""
+"""The event loop of a guard: start processes, watch them, and end them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from .control import Requester
     from .orders import Orders
 
-#: Keep in step with labels.ENVIRONMENT_VARIABLE, which can't be imported here.
+#: The same as labels.ENVIRONMENT_VARIABLE, which can't be imported here.
 MARKER = "PYTEST_EPHEMERAL_ENVIRONMENT"
 
 _READ_SIZE = 1 << 18
-#: Once a process has ended, how much of what it has printed is read before that is told.
-_LAST_WORDS = 16 << 20
-#: Seconds that a process has to end once it exits: one that has much memory takes a moment.
+#: The most bytes of output to read after a process has ended, before its end is reported.
+_LAST_OUTPUT = 16 << 20
+#: Seconds to wait for an exiting process to end, which takes longer if it has much memory.
 _EXIT_PATIENCE = 0.5
-#: Seconds: how often the clock is looked at, as this machine may have slept; and the owner,
-#: without a pidfd; and what was asked to stop.
+#: Seconds between checks: of the clock, as the machine may have been suspended; of the owner,
+#: without a pidfd; and of processes that are stopping.
 _CLOCK_INTERVAL, _OWNER_INTERVAL, _STOP_INTERVAL = 60.0, 0.25, 0.02
 
 
@@ -45,16 +45,16 @@ class Supervisor(Restarts):
         self._listener: socket.socket | None = None
         self._refused = ""
         self._processes: list[GuardedProcess] = []
-        self._groups: list[int] = []  # of its processes, by their first one's id
+        self._groups: list[int] = []  # the process groups: each is its first process's id
         self._runs: dict[int, Requester] = {}
         self._stops: list[Requester] = []
-        self._stop_by: float | None = None  # until then its processes may stop by themselves
+        self._stop_by: float | None = None  # when stopping processes are killed
         self._crash = ""
 
     # -- its life --------------------------------------------------------------------------
 
     def guard(self) -> None:
-        """All of its life. However it ends, everything that it started ends with it."""
+        """Run until the end; then end all processes in any case."""
         try:
             self._start()
             while not self._ending:
@@ -85,7 +85,7 @@ class Supervisor(Restarts):
         self._open_control()
 
     def _note_unmarked(self, mark: str) -> None:
-        """Say, before anything runs, that some of it may not be found without this process."""
+        """Note, before any process runs, that processes may not be found without this guard."""
         from .files import UNMARKED
 
         path = os.path.join(os.path.dirname(mark), UNMARKED)
@@ -93,7 +93,7 @@ class Supervisor(Restarts):
 
     def _turn(self) -> None:
         ready = self._poll.poll(self._patience() * 1000)
-        # Output first: who asks for the status knows that all printed before is in the log.
+        # Read output first, so that all output before a status request is in the log.
         outputs = {process.output for process in self._processes}
         for descriptor, _ in sorted(ready, key=lambda event: event[0] not in outputs):
             if descriptor in self._handlers:
@@ -110,12 +110,12 @@ class Supervisor(Restarts):
             self._ending = "stop"
 
     def _set_expiry(self, expires_at: float | None) -> None:
-        """Take an expiry by the clock that people set, and keep it by one that nobody can."""
+        """Convert an expiry from wall-clock time to a deadline by ``kernel.uptime``."""
         self._expires_at = expires_at
         self._deadline = None if expires_at is None else kernel.uptime() + expires_at - time.time()
 
     def _patience(self) -> float:
-        """Seconds until something has to be looked at even if nothing happens."""
+        """Seconds until the next check, if no event comes before."""
         patience = _CLOCK_INTERVAL if hasattr(os, "pidfd_open") else _OWNER_INTERVAL
         patience = patience if self._stop_by is None and self._halt is None else _STOP_INTERVAL
         if self._deadline is None:
@@ -129,7 +129,7 @@ class Supervisor(Restarts):
             if process.log:
                 self._drain(process)
                 process.log.close()
-        if not left:  # as long as something runs, its folder is what leads to it
+        if not left:  # keep the folder while a process runs: it is found by the folder
             from .files import remove_folders
 
             if self._layers:
@@ -163,7 +163,7 @@ class Supervisor(Restarts):
             try:
                 fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _READ_SIZE)
             except OSError:
-                pass  # this user's pipes hold enough already (pipe(7)): only slower
+                pass  # over this user's limit for pipes (pipe(7)): a smaller one is only slower
         nothing = os.open(os.devnull, os.O_RDONLY)
         pid = self._spawn(name, argv, (nothing, writing, writing))
         os.close(nothing)
@@ -172,7 +172,7 @@ class Supervisor(Restarts):
         self._groups.append(pid)
 
     def _spawn(self, name: str, argv: Sequence[str], stdio: Sequence[int]) -> int:
-        """Start a process as the user that it has, in the folder of that user."""
+        """Start a process with its account, in the account's folder."""
         account = self._orders.accounts.get(name)
         directory, variables = self._orders.directory, self._variables
         if account:
@@ -182,7 +182,7 @@ class Supervisor(Restarts):
         )
 
     def _open_logs(self, known: Sequence[GuardedProcess] = ()) -> None:
-        """Write what processes print to their logs, or to those of the ones before them."""
+        """Open the logs of all processes, or continue those of earlier processes by name."""
         from functools import partial
 
         from .logs import ProcessLog
@@ -195,7 +195,7 @@ class Supervisor(Restarts):
             self._watch(process.output, partial(self._read, process))
 
     def _read(self, process: GuardedProcess) -> int:
-        """Move what a process has printed to its log; how many bytes."""
+        """Copy output of a process to its log; return the number of bytes."""
         if process.output not in self._handlers or not process.log:
             return 0
         try:
@@ -210,10 +210,10 @@ class Supervisor(Restarts):
         return len(data)
 
     def _drain(self, process: GuardedProcess) -> None:
-        """Its last words, though a daemon it left behind may print on for ever."""
-        taken = 0
-        while taken < _LAST_WORDS and (size := self._read(process)):
-            taken += size
+        """Read the rest of a process's output, with a limit: its daemon may print without end."""
+        total = 0
+        while total < _LAST_OUTPUT and (size := self._read(process)):
+            total += size
 
     def _reap(self) -> None:
         while ended := processes.reap():
@@ -261,7 +261,7 @@ class Supervisor(Restarts):
         client.close()
 
     def _serve(self, client: Requester, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Do what is asked: the answer, or None when it comes later."""
+        """Handle a request; return the answer, or None if it is sent later."""
         match request:
             case {"do": "status"}:
                 return self._status()
@@ -297,7 +297,7 @@ class Supervisor(Restarts):
         }
 
     def _run(self, client: Requester, argv: Sequence[str], *, own: bool) -> dict[str, Any] | None:
-        """Run a command as the environment's processes are run, or as this process itself."""
+        """Run a command like the environment's processes, or (``own``) like this process."""
         stdio = client.take_descriptors()
         try:
             if len(stdio) != 3:

@@ -1,4 +1,4 @@
-"""What a guard is told to do; see ``guard.Spec``, which sends it."""
+"""The orders of a guard; see ``guard.Spec``, which sends them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Orders:
     """A guard's orders.
 
     Attributes:
-        owner: The process that it may not outlive, unless told to.
-        listener: The descriptor of the socket on which it is asked.
+        owner: The id of the owner's process; the guard ends with it, unless it is kept.
+        listener: The descriptor of the control socket.
     """
 
     id: str

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class GuardedProcess:
-    """One of the named processes."""
+    """A named process of a guard, with its output and log."""
 
     def __init__(self, name: str, pid: int, output: int) -> None:
         self.name = name
@@ -27,14 +27,14 @@ class GuardedProcess:
         self.status: int | None = None  # negative: the signal that killed it
 
     def is_exiting(self) -> bool:
-        """Whether it has begun to exit, which who talked to it may know, and was not collected."""
+        """Whether it has begun to exit, but was not reaped yet; its clients may know already."""
         try:
             return self.status is None and procfs.is_exiting(procfs.read_fields(self.pid))
         except OSError:
             return False
 
     def describe(self) -> dict[str, Any]:
-        """It, as clients and the owner get it."""
+        """Its state, as reported to clients and to the owner."""
         return {
             "name": self.name,
             "pid": self.pid,
@@ -45,11 +45,11 @@ class GuardedProcess:
 
 
 class Halt:
-    """All processes were asked to end; whoever asked is told when they have.
+    """A pending request to end all processes.
 
     Attributes:
-        client: Who asked.
-        deadline: When they are killed, by ``kernel.uptime``.
+        client: The client that waits for the answer.
+        deadline: When processes are killed that have not stopped, by ``kernel.uptime``.
     """
 
     def __init__(self, client: Requester, deadline: float) -> None:

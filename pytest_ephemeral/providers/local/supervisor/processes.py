@@ -1,4 +1,4 @@
-"""Start processes, and end them with everything they have started."""
+"""Start processes; find them and end them, with all their descendants."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
-#: What a shell exits with when it can't find, or can't run, a command.
+#: The exit statuses of a shell for a command that it can't find, or can't run.
 _NOT_FOUND, _NOT_RUNNABLE = 127, 126
 
-#: How often all processes are listed for one look, on a machine that starts one all the time.
+#: How often processes are listed at most, on a machine that starts new ones all the time.
 _MOST_LISTS = 50
 
-#: Seconds between looks at whether what was killed has ended, which is sooner than more is found.
+#: Seconds between checks whether killed processes have ended.
 _REAPING = (0.0005, *[0.001] * 10)
 
-#: Seconds that a program may take to be put in another's place, of what has to be read from disk;
-#: and that one may take to end.
+#: Seconds to wait for a process in the middle of ``execve``, or of its exit.
 _PATIENCE = 1.0
 
 
@@ -37,18 +36,18 @@ def spawn(
     stdio: Sequence[int],
     account: Mapping[str, Any] | None = None,
 ) -> int:
-    """Start a process in a session of its own, to be killed when this one dies.
+    """Start a process in a session of its own; it is killed when this process dies.
 
     Args:
-        argv: The program, looked for in the ``PATH`` of ``variables``, and its arguments.
-        directory: Where it starts.
-        variables: Its whole environment.
-        stdio: Descriptors for its input, output and errors.
-        account: Has the ``uid``, ``gid`` and ``groups`` of who it runs as; None for this user.
+        argv: The program, which is searched in the ``PATH`` of ``variables``, and its arguments.
+        directory: The working folder.
+        variables: All environment variables.
+        stdio: The descriptors for standard input, output and error.
+        account: The ``uid``, ``gid`` and ``groups`` to run it with; None for this user.
 
     Returns:
-        Its process id. A program that can't be run exits as under a shell, with 126 or 127, and
-        says why on its standard error.
+        The process id. A program that can't be run exits with 126 or 127, as in a shell, and
+        writes the reason to standard error.
     """
     parent = os.getpid()
     pid = os.fork()
@@ -58,7 +57,7 @@ def spawn(
         os.setsid()
         if account:
             _become(account, stdio)
-        kernel.die_with(parent)  # behind that, which would undo it: prctl(2)
+        kernel.die_with(parent)  # after _become, as changing the user clears it: prctl(2)
         _reset(stdio)
         os.chdir(directory)
         os.execvpe(argv[0], list(argv), dict(variables))
@@ -71,7 +70,7 @@ def spawn(
 
 
 def _reset(stdio: Sequence[int]) -> None:
-    """Take these descriptors, and the signals' own meanings."""
+    """Set standard input, output and error, and restore the default signal handling."""
     for target, source in enumerate(stdio):
         os.dup2(source, target)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores these two
@@ -79,8 +78,8 @@ def _reset(stdio: Sequence[int]) -> None:
 
 
 def _become(account: Mapping[str, Any], stdio: Sequence[int]) -> None:
-    """Be another user from now on, who may also open /dev/stdout."""
-    os.get_exec_path({})  # it imports, and that user may not be able to read Python's library
+    """Change to another user, and let that user open /dev/stdout."""
+    os.get_exec_path({})  # imports a module, which the other user may be unable to read
     for descriptor in stdio[1:]:
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode) and os.geteuid() == 0:
             os.fchown(descriptor, account["uid"], account["gid"])
@@ -95,7 +94,7 @@ def start_detached(argv: Sequence[str], *, without: str) -> None:
 
     Args:
         argv: The command.
-        without: A variable of this process that it does not get.
+        without: A variable of this process to leave out.
     """
     variables = {name: value for name, value in os.environ.items() if name != without}
     if os.fork() == 0:
@@ -110,7 +109,7 @@ def start_detached(argv: Sequence[str], *, without: str) -> None:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """The process ids of all that a process has started, and that those have."""
+    """The ids of all descendants of a process."""
     children: dict[int, list[int]] = {}
     for pid, parent in _parents():
         children.setdefault(parent, []).append(pid)
@@ -123,7 +122,7 @@ def descendants(ancestor: int) -> list[int]:
 
 
 def _parents() -> Iterator[tuple[int, int]]:
-    """Every process and its parent."""
+    """The ids of all processes, each with its parent's."""
     if sys.platform != "linux":
         with os.popen("ps -axo pid=,ppid=") as listing:  # noqa: S605
             for line in listing:
@@ -138,19 +137,19 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 
 def find_marked(marker: str, mount: str = "") -> list[int]:
-    """The processes, this one aside, that are marked.
+    """The processes with an environment's marks, except this process.
 
     Args:
-        marker: ``NAME=value``, in a process's variables; a program may clear those.
-        mount: What ``view.protect`` has mounted in a process's view, which it can't clear.
+        marker: ``NAME=value`` in a process's variables; a program may clear them.
+        mount: The file that ``view.protect`` has mounted, which a process can't hide.
 
     Returns:
-        Those of them that this user may look into; always empty where there is no ``/proc``.
+        The ids of those that this user may inspect; empty on systems without ``/proc``.
     """
     found: list[int] = []
     known = {os.getpid()}
-    # One that forks and exits while this looks is gone, and its child is not in the list yet. So
-    # the look is over only when no process has been started since the last list.
+    # A process may fork and exit while this runs: it is gone, and its child not listed yet. So
+    # list again until there are no new processes.
     for _ in range(_MOST_LISTS):
         fresh = [pid for pid in procfs.list_pids() if pid not in known]
         if not fresh:
@@ -165,7 +164,7 @@ def _is_marked(pid: int, marker: str, mount: str) -> bool:
 
 
 def _sees(pid: int, mount: str) -> bool:
-    """Whether something is mounted there in a process's view."""
+    """Whether a path is a mount point in a process's mount namespace, if that is another."""
     try:
         if os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
             return False
@@ -176,7 +175,7 @@ def _sees(pid: int, mount: str) -> bool:
 
 
 def find_users(folder: str) -> list[int]:
-    """The processes that have their current folder in a folder, as far as this user may see."""
+    """The processes whose working folder is in a folder, as far as this user can see them."""
     found = []
     for pid in procfs.list_pids():
         try:
@@ -204,17 +203,17 @@ def _read_environment(pid: int) -> bytes:
     try:
         return procfs.read(pid, "environ")
     except ProcessLookupError:
-        return b""  # newer kernels say so of what has no memory any more
+        return b""  # newer kernels: the process has no memory any more
 
 
 def _is_between(pid: int) -> bool:
-    """Whether a process whose environment was just read as empty is about to have one, or to end.
+    """Whether a process with empty variables is in the middle of ``execve``, or of its exit.
 
-    In the middle of ``execve`` a process has its new memory and no environment in it: Linux says
-    where that is, and then where the code is, some time after ``exec_mmap``. Kernel threads and
-    zombies have no memory; a program that was given no variables has an environment that ends
-    where it begins. One that is ending has no memory either, and its sockets and files for as long
-    as it takes to give that back (``do_exit``); it is waited for, as it may be one that was killed.
+    In the middle of ``execve``, a process has new memory but no variables in it: Linux sets
+    ``env_start`` and then ``start_code`` some time after ``exec_mmap``. Kernel threads and zombies
+    have no memory. A program that was started without variables has an ``env_end`` equal to
+    ``env_start``. An exiting process has no memory either, but still has its sockets and files
+    while it frees the memory (``do_exit``); it is waited for, as it may be one that was killed.
     """
     fields = procfs.read_fields(pid)
     # state, vsize, startcode, env_start, env_end
@@ -225,7 +224,7 @@ def _is_between(pid: int) -> bool:
 
 
 def _signal(pid: int, number: int) -> None:
-    """Send a signal to a process that may be gone already, or belong to someone else."""
+    """Send a signal to a process, unless it is gone, or belongs to another user."""
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
@@ -233,7 +232,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def kill_tree(ancestor: int) -> None:
-    """SIGKILL a process and all that it has started, before any of it can start more."""
+    """Kill a process and its descendants; stop all first, so that none can start more."""
     stopped: set[int] = set()
     while fresh := {ancestor, *descendants(ancestor)} - stopped:
         for pid in fresh:
@@ -244,7 +243,7 @@ def kill_tree(ancestor: int) -> None:
 
 
 def kill_marked(marker: str, mount: str = "") -> list[int]:
-    """SIGKILL all marked processes, and say which there were; see ``marked``."""
+    """Kill all marked processes, and return their ids; see ``find_marked``."""
     found = find_marked(marker, mount)
     for pid in found:
         try:
@@ -252,7 +251,7 @@ def kill_marked(marker: str, mount: str = "") -> list[int]:
         except OSError:
             continue
         try:
-            if _is_marked(pid, marker, mount):  # still the same one: its id can't be reused now
+            if _is_marked(pid, marker, mount):  # check again: the id can't be reused from now on
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
         except OSError:
             pass
@@ -262,15 +261,15 @@ def kill_marked(marker: str, mount: str = "") -> list[int]:
 
 
 def end_marked(marker: str, mount: str = "", patience: float = 5.0) -> list[int]:
-    """Kill all marked processes until there are none.
+    """Kill all marked processes until none are left.
 
     Args:
-        marker: ``NAME=value``; see ``marked``.
-        mount: See ``marked``.
+        marker: See ``find_marked``.
+        mount: See ``find_marked``.
         patience: Seconds after which to give up.
 
     Returns:
-        Those that could not be killed.
+        The ids of those that could not be killed.
     """
     deadline = time.monotonic() + patience
     while (left := kill_marked(marker, mount)) and time.monotonic() < deadline:
@@ -279,19 +278,19 @@ def end_marked(marker: str, mount: str = "", patience: float = 5.0) -> list[int]
 
 
 def end_descendants(marker: str, groups: Sequence[int] = (), patience: float = 5.0) -> list[int]:
-    """Kill all that this process has started, and all with its marker, until there are none.
+    """Kill all descendants of this process, and all processes with its marker.
 
-    A process that is being killed no longer forks, and its children become this one's, which is
-    their subreaper: so every round finds what the last one has missed, and the rounds end.
+    A killed process can't fork, and its children become children of this process, which is their
+    subreaper. So each round finds the processes that the last one has missed, and the rounds end.
 
     Args:
-        marker: ``NAME=value``, for those that have slipped away to another subreaper.
-        groups: The ids of what ``spawn`` started. Where there is no subreaper, their process
-            groups lead to those that have lost their parent.
+        marker: ``NAME=value``, to find processes that have another subreaper.
+        groups: The ids of processes that ``spawn`` started. On systems without subreapers, their
+            process groups are used to find orphans.
         patience: Seconds after which to give up.
 
     Returns:
-        Those that could not be killed.
+        The ids of those that could not be killed.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -306,7 +305,7 @@ def end_descendants(marker: str, groups: Sequence[int] = (), patience: float = 5
 
 
 def _collect_children() -> bool:
-    """Collect children that end now, and say whether no other is left."""
+    """Reap children that end now; return whether none are left."""
     for pause in _REAPING:
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -318,7 +317,7 @@ def _collect_children() -> bool:
 
 
 def reap() -> tuple[int, int] | None:
-    """Collect one child that has ended: its id and exit status, negative for a signal."""
+    """Reap one ended child; return its id and exit status, negative for a signal; or None."""
     try:
         pid, status = os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:

@@ -1,4 +1,4 @@
-"""What Linux tells of processes in /proc; elsewhere there is none to tell of."""
+"""Read processes from /proc; on systems without it, the results are empty."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-#: Of a process's flags, in the kernel's sched.h: it is ending.
+#: The flag of an exiting process, from the kernel's sched.h.
 _PF_EXITING = 0x4
 
 
 def list_pids() -> Iterator[int]:
-    """The processes that there are now, of all users."""
+    """The ids of all processes, of all users."""
     try:
         names = os.listdir("/proc")
     except OSError:
@@ -22,17 +22,17 @@ def list_pids() -> Iterator[int]:
 
 
 def read(pid: int, name: str) -> bytes:
-    """A process's file in /proc; unbuffered, as hundreds of them are read, each in one piece."""
+    """Read a process's file in /proc; unbuffered, which is faster for hundreds of files."""
     with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
         return file.readall()
 
 
 def is_exiting(fields: Sequence[bytes]) -> bool:
-    """Whether a process with these fields has begun to end: its files may be closed already."""
+    """Whether a process has begun to exit, by its fields: its files may be closed already."""
     return bool(int(fields[9]) & _PF_EXITING)
 
 
 def read_fields(pid: int) -> list[bytes]:
-    """The fields of a process's ``stat``, by their numbers in proc(5); empty before the third."""
-    # The second is the program's name in brackets and may hold anything.
+    """The fields of a process's ``stat``, by their numbers in proc(5), from the third on."""
+    # The second field is the program's name in brackets, which may have any characters.
     return [b"", b"", b"", *read(pid, "stat").rpartition(b")")[2].split()]

@@ -1,4 +1,4 @@
-"""Starting an environment's processes again: what a rollback asks of a guard."""
+"""End an environment's processes and start them again, for a rollback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Restarts(Watcher):
-    """The part of a guard that ends processes without ending itself."""
+    """The part of a guard that restarts its processes."""
 
     _orders: Orders
     _marker: str
@@ -38,13 +38,13 @@ class Restarts(Watcher):
     def __init__(self, owner: int) -> None:
         super().__init__(owner)
         self._halt: Halt | None = None
-        self._stopping: list[int] = []  # the groups that were asked to stop
+        self._stopping: list[int] = []  # the process groups that were signaled to stop
         self._layers: WriteLayers | None = None
 
     def _serve_restart(
         self, client: Requester, request: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        """Do what is asked: the answer, or None when it comes later."""
+        """Handle a request; return the answer, or None if it is sent later."""
         match request:
             case {"do": "halt", "grace": float() | int() as grace}:
                 if grace:
@@ -59,11 +59,11 @@ class Restarts(Watcher):
         return {"error": f"the guard does not understand {request!r}"}
 
     def _is_over(self, deadline: float) -> bool:
-        """Whether processes that were asked to stop have stopped, or had time enough."""
+        """Whether the stopping processes have stopped, or the deadline has passed."""
         return kernel.uptime() >= deadline or not groups.have_members(self._stopping)
 
     def _end_processes(self) -> list[int]:
-        """Kill all that was started, and what it leaves in memory; those that can't be killed."""
+        """Kill all processes, and remove their shared memory; return those that are left."""
         from .shared_memory import SharedMemory
 
         started = [*self._runs, *self._groups]
@@ -73,7 +73,7 @@ class Restarts(Watcher):
         return left
 
     def _finish_halt(self, halt: Halt) -> None:
-        """End what still runs, and read what it has printed."""
+        """Kill the processes that still run, read their last output, and answer the client."""
         self._halt = None
         left = self._end_processes()
         for process in self._processes:
@@ -88,7 +88,7 @@ class Restarts(Watcher):
         self._dismiss(halt.client, {"remaining": left})
 
     def _layer(self, folders: Sequence[str], number: int) -> str:
-        """Have what processes write go into a new layer; why that can't be, if it can't."""
+        """Make processes write into a new layer; return why this is not possible, or empty."""
         from .layers import WriteLayers
 
         if not (self._orders.mark and kernel.is_mounted(self._orders.mark)):
@@ -97,7 +97,7 @@ class Restarts(Watcher):
         return self._layers.renew(folders, number)
 
     def _start_again(self) -> None:
-        """Start the processes once more, after all of them were halted."""
+        """Start all processes again, after a halt."""
         before, self._processes, self._groups = self._processes, [], []
         for name, argv in self._orders.argvs.items():
             self._start_process(name, argv)

@@ -1,8 +1,8 @@
-"""Shared memory that processes leave behind when they are killed: the kernel keeps it for ever.
+"""Remove shared memory of killed processes, which the kernel would keep for ever.
 
-Segments of System V say which process has made them. Files in ``/dev/shm`` (of ``shm_open``, named
-semaphores) don't: one that was made since an environment began, and that only its processes have
-mapped, is its own. PostgreSQL has one of each kind.
+System V segments record the process that created them. Files in ``/dev/shm`` (from ``shm_open``
+and named semaphores) do not: a file belongs to an environment if it was created after the
+environment's start, and only the environment's processes have mapped it. PostgreSQL uses both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-_FOLDER = "/dev/shm"  # noqa: S108 - it is looked at
+_FOLDER = "/dev/shm"  # noqa: S108 - it is only listed
 _SEGMENTS = "/proc/sysvipc/shm"
 _IPC_RMID = 0
 #: statx(2).
@@ -25,11 +25,11 @@ _AT_FDCWD, _NO_FOLLOW, _BIRTH = -100, 0x100, 0x800
 
 
 class SharedMemory:
-    """What some processes have, to be looked for as long as they run, and removed afterwards.
+    """The shared memory of an environment: found while its processes run, and removed after that.
 
     Args:
-        find: Finds the processes; called if there is anything that could be theirs.
-        since: When the environment was started, in seconds since the epoch.
+        find: Finds the environment's processes; called only if there may be shared memory.
+        since: The start of the environment, in seconds since the epoch.
     """
 
     def __init__(self, find: Callable[[], Collection[int]], since: float) -> None:
@@ -42,7 +42,7 @@ class SharedMemory:
             self._files = young & set().union(*(_mapped(pid) for pid in pids))
 
     def remove(self) -> None:
-        """Remove what nobody uses now that those processes are gone."""
+        """Remove the shared memory that no process uses any more."""
         for id, _, users in _segments():
             if id in self._segments and users == 0:
                 ctypes.CDLL(None).shmctl(id, _IPC_RMID, None)
@@ -56,19 +56,19 @@ class SharedMemory:
 
 
 def _segments() -> Iterator[tuple[int, int, int]]:
-    """The id of each segment, the process that has made it, and how many have attached it."""
+    """For each segment: its id, its creator's process id, and the number of attached processes."""
     try:
         with open(_SEGMENTS) as file:
             names, *rows = [line.split() for line in file]
-    except (OSError, ValueError):  # another system, or a kernel without them
+    except (OSError, ValueError):  # another system, or a kernel without System V IPC
         return
     for row in rows:
-        said = dict(zip(names, row, strict=False))
-        yield int(said["shmid"]), int(said["cpid"]), int(said["nattch"])
+        fields = dict(zip(names, row, strict=False))
+        yield int(fields["shmid"]), int(fields["cpid"]), int(fields["nattch"])
 
 
 def _files() -> Iterator[tuple[str, float]]:
-    """The files, and when each was made; those of which that can't be told are left out."""
+    """The files with their creation times, without files whose time is not known."""
     try:
         entries = list(os.scandir(_FOLDER))
     except OSError:
@@ -79,20 +79,20 @@ def _files() -> Iterator[tuple[str, float]]:
 
 
 def _birth(path: str) -> float:
-    """When a file was made: Python does not say, and its other times move when it is written."""
+    """A file's creation time in seconds since the epoch, by statx; 0 if it is not known."""
     libc, found = ctypes.CDLL(None), ctypes.create_string_buffer(256)
     if not hasattr(libc, "statx") or libc.statx(
         _AT_FDCWD, os.fsencode(path), _NO_FOLLOW, _BIRTH, found
     ):
         return 0.0
-    # struct statx: which fields are there comes first; the time of birth, in seconds and
-    # nanoseconds, is its tenth field.
+    # struct statx: the mask of valid fields comes first; the tenth field is the birth time, in
+    # seconds and nanoseconds.
     mask, seconds, nanoseconds = struct.unpack_from("=I76xqI", found)
     return float(seconds + nanoseconds / 1e9) if mask & _BIRTH else 0.0
 
 
 def _mapped(pid: int) -> set[str]:
-    """The files of the folder that a process has mapped, as far as this user may see."""
+    """The files in ``/dev/shm`` that a process has mapped, as far as this user can see."""
     try:
         lines = procfs.read(pid, "maps").splitlines()
     except OSError:

@@ -1,10 +1,10 @@
-"""What the processes of an environment see: some trees read-only, some at another path."""
+"""The mount namespace of an environment's processes: read-only trees, and trees at other paths."""
 
 from __future__ import annotations
 
 import os
 
-from . import kernel, placing
+from . import kernel, tree_mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 def protect(paths: list[str], mark: str = "", places: Mapping[str, str] | None = None) -> str:
-    """Give this process and its children a view in which these trees are read-only.
+    """Create a mount namespace for this process and its children, with read-only trees.
 
     Args:
-        paths: Folders or files that exist in that view.
-        mark: A file that is mounted onto itself in that view: ``/proc/PID/mountinfo`` of all that
-            is started in it says so, whatever becomes of its variables and its parent.
-        places: Trees that are seen somewhere else in that view, by where; see ``placing``.
+        paths: Folders or files to make read-only.
+        mark: A file to mount onto itself. Processes are found by it in ``/proc/PID/mountinfo``,
+            even if they have cleared their variables and lost their parent.
+        places: Trees to mount, by the path to mount them at; see ``tree_mounts``.
 
     Returns:
-        Why the kernel does not allow it; empty when it is done.
+        Why the kernel refuses, or empty.
     """
     if not paths and (not kernel.IS_LINUX or os.geteuid() != 0):
-        return ""  # a user namespace would take more from the application than it is worth
+        return ""  # a user namespace would restrict the application for little benefit
     if not kernel.IS_LINUX:
         return "only Linux has mount namespaces"
     view = _View(paths, mark, places or {})
@@ -37,9 +37,9 @@ def protect(paths: list[str], mark: str = "", places: Mapping[str, str] | None =
 
 
 def _protect_as_user(view: _View) -> int:
-    """The same in a user namespace, which needs no privileges; 0, or the error's number."""
-    # One that was entered but may not be set up (AppArmor does that on Ubuntu 24.04) leaves a
-    # process without a user. So a child tries it first.
+    """Set up the view in a user namespace, without privileges; return 0, or the errno."""
+    # Some systems (Ubuntu 24.04, by AppArmor) let a process enter a user namespace, but not set it
+    # up, which leaves it without a user. So a child tries it first.
     pid = os.fork()
     if pid == 0:
         os._exit(_enter(view))
@@ -56,20 +56,20 @@ def _enter(view: _View) -> int:
 
 
 class _View:
-    """What a mount namespace shows besides what all see; see ``protect``."""
+    """The mounts of a mount namespace; see ``protect``."""
 
     def __init__(self, paths: Sequence[str], mark: str, places: Mapping[str, str]) -> None:
         self._paths = paths
         self._mark = mark
-        # Looked for now: once a user namespace is entered, root has no number.
-        self._places = [(tree, path, placing.find_base(path)) for path, tree in places.items()]
+        # Before a user namespace is entered, in which root has no user id.
+        self._places = [(tree, path, tree_mounts.find_base(path)) for path, tree in places.items()]
 
     def make(self) -> int:
-        """Make it, in a mount namespace of this process's own; 0, or the error's number."""
+        """Mount all, in this process's own mount namespace; return 0, or the errno."""
         try:
             kernel.receive_mounts()
             for tree, path, base in self._places:
-                placing.place(tree, path, base)
+                tree_mounts.mount_tree(tree, path, base)
             if self._mark:
                 kernel.bind(self._mark, self._mark)
             for path in self._paths:

@@ -1,4 +1,4 @@
-"""What a guard watches: descriptors, signals, and the process that it may not outlive."""
+"""Watch descriptors, signals and the owner's process."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Watcher:
-    """Calls handlers when there is something to read.
+    """Calls handlers when descriptors have data.
 
     Args:
-        owner: The process that this one may not outlive.
+        owner: The id of the process that this one must not outlive.
     """
 
     def __init__(self, owner: int) -> None:
-        self._owner: int | None = owner  # None once kept
-        self._ending = ""  # why, once it ends: stop, owner, expired, finished
+        self._owner: int | None = owner  # None if the guard is kept
+        self._ending = ""  # the reason for the end: stop, owner, expired, finished
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], object]] = {}
 
     def _reap(self) -> None:
-        """A child may have ended."""
+        """Reap children that have ended."""
         raise NotImplementedError
 
     def _watch(self, descriptor: int, handler: Callable[[], object]) -> None:
@@ -56,8 +56,8 @@ class Watcher:
         self._watch(reading, handle)
 
     def _watch_owner(self) -> None:
-        """See the owner's death twice: its pipe closes, unless a child of it holds it open too."""
-        self._watch(0, self._on_lifeline)
+        """Watch the owner by its pipe, which a child of it may keep open, and by a pidfd."""
+        self._watch(0, self._on_pipe_data)
         if self._owner and hasattr(os, "pidfd_open"):
             try:
                 handle = os.pidfd_open(self._owner)
@@ -66,7 +66,7 @@ class Watcher:
                 return
             self._watch(handle, lambda: self._on_owner_death(handle))
 
-    def _on_lifeline(self) -> None:
+    def _on_pipe_data(self) -> None:
         if not os.read(0, 4096):
             self._on_owner_death(0)
 

@@ -1,9 +1,9 @@
-"""Runs in the guest: waits in the frozen memory, and makes each machine that wakes one of its own.
+"""The restore helper in the guest: gives each machine that is resumed its own identity.
 
-Its port is a device; the other end sends a line of JSON and gets one back. It is started before
-the memory is frozen, so that nothing need be started when it is resumed. What runs for the first
-time in a machine that is emulated has to be translated first, which is most of what waking takes:
-so there is little of it, what can be found out before is, and others give way.
+It reads lines of JSON from a virtio port, and answers each with a line. It is started before the
+memory is frozen, so that nothing has to be started when the memory is resumed. An emulated machine
+must translate code that runs for the first time, which takes most of the time. So little code runs
+then: as much as possible is prepared before, and other processes get a lower priority.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ HOST_KEYS = "/etc/ssh"
 # random(4).
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 
-#: Seconds that what answers has before the daemons look after a clock that was set.
+#: Seconds in which daemons stay delayed, so that the application answers before they react to the
+#: new clock.
 HEAD_START = 1.0
 
-#: Seconds between two looks at a port with nobody at the other end.
+#: Seconds between reads of a port that is not connected.
 LOOK = 0.25
 
-# json.loads looks for spaces with regular expressions first.
+# Faster than json.loads, which first looks for spaces with a regular expression.
 read_json = json.JSONDecoder().raw_decode
 
 
 class Scheduling:
-    """Who comes first while the machine wakes: this process, then all others, then daemons."""
+    """The priorities while the machine is resumed: this process, then others, then daemons."""
 
     def __init__(self) -> None:
         self.delayed: dict[int, tuple[int, Any]] = {}
 
     def prepare(self) -> None:
-        """As it shall be when the machine wakes."""
+        """Set the priorities for the time of resuming."""
         for pid in find_daemons():
             try:
                 known = os.sched_getscheduler(pid), os.sched_getparam(pid)
@@ -54,15 +55,15 @@ class Scheduling:
         set_policy(os.SCHED_FIFO, 1)
 
     def restore_daemons(self) -> None:
-        """As it was."""
+        """Restore the daemons' priorities."""
         while self.delayed:
             pid, (policy, parameters) = self.delayed.popitem()
-            with suppress(OSError):  # it has ended
+            with suppress(OSError):  # the process has ended
                 os.sched_setscheduler(pid, policy, parameters)
 
 
 def find_daemons() -> list[int]:
-    """What reacts to a clock that is set and to the devices: systemd's, and the guest agent."""
+    """The processes that react to a new clock and to devices: systemd's, and the guest agent."""
     found = []
     for name in os.listdir("/proc"):
         try:
@@ -75,7 +76,7 @@ def find_daemons() -> list[int]:
 
 
 def set_policy(policy: int, priority: int = 0) -> None:
-    """Of this process; what it starts has the usual one."""
+    """Set the scheduling policy of this process, but not of processes that it starts."""
     with suppress(OSError):
         os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
 
@@ -84,12 +85,12 @@ scheduling = Scheduling()
 
 
 def receive(port: int) -> Any:
-    """The next line."""
+    """Read and parse the next line."""
     received = b""
     while not received.endswith(b"\n"):
         data = os.read(port, 1 << 16)
         received += data
-        if not data:  # nobody is at the other end
+        if not data:  # the port is not connected
             received = b""
             scheduling.restore_daemons()
             time.sleep(LOOK)
@@ -101,7 +102,7 @@ def send(port: int, message: dict[str, Any]) -> None:
 
 
 def find_hooks(when: str) -> list[str]:
-    """What the image has for this moment, in the order of the names."""
+    """The image's hooks for a time, such as ``after-restore``, sorted by name."""
     folder = f"{HOOKS}/{when}.d"
     try:
         names = sorted(os.listdir(folder))
@@ -121,12 +122,12 @@ def run_hooks(hooks: list[str], variables: dict[str, str]) -> None:
             stderr=subprocess.STDOUT,
         )
         if done.returncode:
-            said = done.stdout.decode(errors="replace").strip()
-            raise RuntimeError(f"{hook} exited with status {done.returncode}: {said}")
+            output = done.stdout.decode(errors="replace").strip()
+            raise RuntimeError(f"{hook} exited with status {done.returncode}: {output}")
 
 
 def add_entropy(entropy: bytes) -> None:
-    """Give the kernel what no other machine has, and have it used from now on."""
+    """Add entropy to the kernel's random number generator, and reseed it."""
     device = os.open("/dev/urandom", os.O_RDWR)
     fcntl.ioctl(device, RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
     fcntl.ioctl(device, RNDRESEEDCRNG)
@@ -157,7 +158,7 @@ def write(file: str, text: str, flags: int = os.O_TRUNC, mode: int = 0o600) -> N
 
 
 def boot(script: str) -> None:
-    """Start the application, as cloud-init does at a first boot."""
+    """Run the boot script, as cloud-init does at a first boot."""
     os.makedirs(RUN, exist_ok=True)
     write(f"{RUN}/boot", script)
     subprocess.Popen(
@@ -170,14 +171,14 @@ def boot(script: str) -> None:
 
 
 class Guest:
-    """What is done in it. All that ``prepare`` has found out holds when it wakes."""
+    """Handles the requests: one method for each. ``wake`` uses the results of ``prepare``."""
 
     def __init__(self) -> None:
         self.hooks: list[str] = []
         self.keys: list[str] = []
 
     def prepare(self, message: dict[str, Any]) -> None:
-        """Have the image's hooks close what does not outlive a change of the machine."""
+        """Run the ``before-snapshot`` hooks, and find out all that ``wake`` needs."""
         run_hooks(find_hooks("before-snapshot"), message["variables"])
         self.hooks, self.keys = find_hooks("after-restore"), find_host_keys()
         os.makedirs(RUN, exist_ok=True)
@@ -186,7 +187,7 @@ class Guest:
 
     def wake(self, message: dict[str, Any]) -> None:
         add_entropy(bytes.fromhex(message["entropy"]))
-        # Over the old one, of the same length: to cut it first would have the disk wait.
+        # Overwrite it, as truncating would wait for the disk; the length is the same.
         write("/etc/machine-id", message["machine_id"] + "\n", flags=0, mode=0o644)
         if self.keys:
             renew_host_keys(self.keys)

@@ -1,9 +1,9 @@
-"""Show a tree at the path that it was installed for, when that path is another user's.
+"""Mount a tree at the path that it was installed for, if other users own part of that path.
 
-Whoever owns a folder can rename it, and a mount in it is gone then: in every view, without a word.
-So nothing is mounted below a folder of someone else. The last folder on the way that only root or
-this user can rename is covered as a whole, by a copy of its entries that only this view has; the
-rest of the path is made in there.
+The owner of a folder can rename it, which silently removes mounts in it. So nothing is mounted
+below a folder of another user. Instead, an empty file system is mounted over the last folder of the
+path that only root or this user can rename. The folder's entries are mounted in it, and the rest of
+the path is created in it.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import stat
 
 from . import kernel
 
-#: What is not covered: nothing would be seen of it through "/", and processes need the others.
+#: Folders that nothing is mounted over, as processes need them.
 _NEVER_COVERED = frozenset({"/", "/dev", "/proc", "/run", "/sys"})
 
 
 def find_base(path: str) -> str:
-    """The last folder on the way to a path that nobody but root and this user can rename.
+    """The last folder of a path that only root and this user can rename.
 
-    Called before a user namespace is entered: in it, root has no number.
+    It must be called before a user namespace is entered, in which root has no user id.
 
     Raises:
-        PermissionError: It is one that can't be covered.
+        PermissionError: Nothing can be mounted over this folder.
     """
     base = "/"
     for name in path.strip("/").split("/")[:-1]:
         status, child = os.lstat(base), os.path.join(base, name)
         if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
-            break  # whoever may write there may rename what is in it
+            break  # others may rename the folder's entries
         try:
             found = os.lstat(child)
         except OSError:
@@ -43,13 +43,13 @@ def find_base(path: str) -> str:
     return base
 
 
-def place(tree: str, path: str, base: str) -> None:
-    """Show a tree at a path, in a mount namespace of this process's own.
+def mount_tree(tree: str, path: str, base: str) -> None:
+    """Mount a tree at a path, in this process's own mount namespace.
 
     Args:
-        tree: The tree.
-        path: Where it is to be seen.
-        base: What ``find_base`` said of the path.
+        tree: The tree's folder.
+        path: The path to mount it at.
+        base: The result of ``find_base`` for the path.
 
     Raises:
         OSError: The kernel does not allow it.
@@ -68,12 +68,12 @@ def place(tree: str, path: str, base: str) -> None:
     for name in os.path.relpath(path, base).split("/"):
         folder = os.path.join(folder, name)
         os.mkdir(folder)
-        os.chmod(folder, 0o755)  # noqa: S103 - whatever the umask says; others start processes, too
+        os.chmod(folder, 0o755)  # noqa: S103 - other users must enter it; mkdir applies the umask
     kernel.bind(tree, path)
 
 
 def _show(covered: int, name: str, target: str) -> None:
-    """Show an entry of a folder that is covered where it was; one that can't be is left out."""
+    """Mount an entry of the covered folder at its old path, if possible."""
     source = f"/proc/self/fd/{covered}/{name}"
     try:
         mode = os.stat(name, dir_fd=covered, follow_symlinks=False).st_mode
