@@ -66,7 +66,7 @@ def main() -> int:
     if why := vm.unavailable():
         print(f"without {why}: nothing is measured")
         return 0
-    taken = {**vm.as_it_is(vm.bake_application()), "append": vm.WHOLE_APPEND}
+    taken = {**vm.reference_keys(vm.bake_application()), "append": vm.WHOLE_APPEND}
     with tempfile.TemporaryDirectory(prefix="machines-") as folder:
         os.environ["PYTEST_EPHEMERAL_STATE"] = folder
         image = bake(QemuRecipe(name="app", **taken), Path(folder))

@@ -1,4 +1,4 @@
-"""What holds for all tests: their marks, who runs them, and what is said of those left out."""
+"""Hooks for all tests: marks, groups for workers, and lines on tests that were left out."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import pytest
 
 from support import lacks, tiers
 
-#: Runs pytest inside pytest; it can only be asked for here, at the top.
+#: Runs pytest inside pytest; it can only be enabled here, in the top-level conftest.py.
 pytest_plugins = ["pytester"]
 
 HERE = Path(__file__).parent
 
-#: How many tests were deselected, by mark.
+#: The number of deselected tests, by mark.
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have signals mean what they do in a terminal: a background job ignores two, nohup one.
+    """Stop ignoring signals that a background job (two) or nohup (one) ignores.
 
-    A process that starts with a signal ignored hands that on, and the tests that send it would
-    wait for ever. One that handles it gives its children back the default.
+    A child process inherits ignored signals, and tests that send them would wait for ever. If this
+    process handles a signal, its children get the default handling.
     """
     config.stash[LEFT_OUT] = {}
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,19 +36,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Mark the tests before they are selected; begin with what takes long."""
+    """Mark the tests before they are selected; start long tests first."""
     for item in items:
         bench = item.callspec.params.get("bench", "") if hasattr(item, "callspec") else ""
         for mark in tiers.marks_of(item.path.relative_to(HERE).as_posix(), bench):
             item.add_marker(mark)
-            if mark == "vm":  # an emulated machine takes a minute to boot where others run, too
+            if mark == "vm":  # an emulated boot takes a minute on a busy machine
                 item.add_marker(pytest.mark.timeout(900))
     yield
     items.sort(key=tiers.rank)
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
-    """Count what ``-m`` leaves out."""
+    """Count the tests that ``-m`` deselects."""
     for item in items:
         if marks := [mark for mark in tiers.MARKS if item.get_closest_marker(mark)]:
             counts = item.config.stash[LEFT_OUT]
@@ -56,26 +56,26 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell xdist's controller, which selects nothing itself."""
+    """Send the counts to xdist's controller, which does not select tests itself."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Hear it from one worker: all select alike."""
+    """Take the counts of one worker: they are the same for all."""
     if counts := getattr(node, "workeroutput", {}).get("left_out"):
         node.config.stash[LEFT_OUT] = counts
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``--dist loadgroup``, have tests that share something costly on one worker."""
+    """With ``--dist loadgroup``, run tests that share something expensive on one worker."""
     return tiers.GroupScheduling(config, log) if config.option.dist == "loadgroup" else None
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say in one line each what this run left out, and what this machine lacks."""
+    """Print the deselected tests, and what this machine lacks, each in one line."""
     if left_out := config.stash[LEFT_OUT]:
         counts = ", ".join(f"{mark} ({count})" for mark, count in sorted(left_out.items()))
         terminalreporter.write_line(f"left out: {counts}. All tests: make test-all")

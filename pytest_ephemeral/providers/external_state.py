@@ -45,7 +45,7 @@ def refuse_databases(
                 raise ConfigurationError(
                     f"templates.{template.name}.{where}: the database at {host} is not part of the "
                     "environment, so a rollback can't put it back. Have the environment start a "
-                    'database of its own, or put it back by a command of yours: reset = "COMMAND"'
+                    'database of its own, or put it back by a command: reset = "COMMAND"'
                 )
 
 

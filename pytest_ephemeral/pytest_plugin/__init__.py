@@ -1,1 +1,1 @@
-"""What runs inside pytest: the only importers of it."""
+"""The pytest plugin: the only modules that import pytest."""

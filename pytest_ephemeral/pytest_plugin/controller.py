@@ -1,7 +1,7 @@
 """The process that the user started: pytest itself, or the controller of pytest-xdist.
 
-It starts the owner process, tells it how the tests come out, shows what it tells, and calls the
-hooks that are implemented here.
+It starts the owner process, sends it the tests' outcomes, shows its progress, and calls the hooks
+that are implemented in this process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pytest_ephemeral.pytest_plugin.settings import get_timeline, process
 from pytest_ephemeral.pytest_plugin.timeline import TimelineRecorder
 from pytest_ephemeral.pytest_plugin.worker import IDLE_OPTIONS, WORKER_INPUT, Worker
 
-#: What is said when someone will not wait for the end.
+#: The message when the user interrupts the end of a run.
 INTERRUPTED_AGAIN: Final = (
     "interrupted again: the environments that are left are being destroyed in the background; "
     "`pytest-ephemeral list` shows them, `pytest-ephemeral reap` makes sure"
@@ -32,11 +32,11 @@ INTERRUPTED_AGAIN: Final = (
 
 
 class Controller:
-    """The ``RunListener`` that stands between pytest and the owner process.
+    """The ``RunListener`` of a run: connects pytest with the owner process.
 
     Args:
-        config: Of this process.
-        settings: What this run was told to do.
+        config: pytest's configuration.
+        settings: The settings of this run.
         owner: The owner process.
     """
 
@@ -60,7 +60,7 @@ class Controller:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
-        """Have the configuration read while tests are collected, and hear what goes on."""
+        """Begin to read the configuration, beside collection, and listen to the owner."""
         config = self._config
         self._reporter = Reporter(config)
         settings = self._settings
@@ -72,7 +72,7 @@ class Controller:
             self._opening = self._owner.open(settings, taken)
         except (EphemeralError, OSError) as error:
             raise pytest.UsageError(str(error)) from None
-        # An interrupt before the first test skips pytest_sessionfinish, but never this.
+        # After an interrupt before the first test, pytest_sessionfinish is not called, but this is.
         config.add_cleanup(self.close)
         worker = Worker(
             config,
@@ -89,7 +89,7 @@ class Controller:
             config.pluginmanager.register(base_url, "ephemeral-base-url")
 
     def wait_until_open(self) -> Opened:
-        """What there is; waits until the configuration has been read.
+        """The opened run; wait until its configuration has been read.
 
         Raises:
             EphemeralError: The run can't begin.
@@ -108,7 +108,7 @@ class Controller:
         except EphemeralError as error:
             raise pytest.UsageError(str(error)) from None
 
-    # -- what the owner tells; called from a thread ----------------------------------------------
+    # -- the owner's messages; called from a thread ----------------------------------------------
 
     def on_progress(self, event: ProgressEvent) -> None:
         self._reporter.on_progress(event)
@@ -128,9 +128,9 @@ class Controller:
         return hooks.call(self._config, name, plugins, arguments)
 
     def lose(self) -> None:
-        """The owner was killed: say so, and have another end what it has left.
+        """Report that the owner was killed, and start another one to destroy its environments.
 
-        Called by whoever notices, and once more when it is known what the run was.
+        This is called by each thread that notices, and again when the run's store is known.
         """
         self._successor.start(self._opened)
 
@@ -142,7 +142,7 @@ class Controller:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_setupnodes(self, specs: Sequence[Any]) -> None:
-        """Refuse workers that could not reach the environments, before any is started."""
+        """Refuse workers on other machines, which can't reach the environments."""
         for spec in specs:
             if spec.ssh or spec.socket:
                 raise pytest.UsageError(
@@ -152,7 +152,7 @@ class Controller:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Tell a worker where the owner is."""
+        """Send a worker the address of the owner."""
         if not self._workers:
             self._config.add_cleanup(self._reporter.start_thread())
             self._config.pluginmanager.register(_BeforeWorkersEnd(self), "ephemeral-workers-end")
@@ -165,12 +165,12 @@ class Controller:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self) -> None:
-        """Take note that a worker has run all its tests, or has crashed."""
+        """Count a worker that has run all its tests, or has crashed."""
         self._workers_down += 1
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self) -> None:
-        """Stop before the first test when a worker can't run its tests as they are written."""
+        """Stop before the first test if a worker can't run its tests as they are written."""
         self._open_or_refuse()
         if problem := self._owner.client.get_refusal():
             raise pytest.UsageError(problem)
@@ -179,35 +179,35 @@ class Controller:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self) -> None:
-        """Say what has happened in the background."""
+        """Write progress from the background."""
         self._reporter.flush()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take note of how a test comes out."""
+        """Record an outcome."""
         self._outcomes.add(report)
         if self._timeline is not None:
             self._timeline.add(report)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """A test is over, and so are its reruns: what only it needed can go."""
+        """End a test with its reruns; environments that only it needed can be destroyed."""
         self._outcomes.finish(nodeid)
 
     # -- the end ---------------------------------------------------------------------------------
 
     def pytest_keyboard_interrupt(self) -> None:
-        """Begin to end the environments at once, and interrupt the workers.
+        """Begin to destroy the environments at once, and interrupt the workers.
 
-        Left to themselves, workers of xdist wait 5 s before they interrupt their tests.
+        xdist's workers would wait for 5 s before they interrupt their tests.
         """
         self._owner.interrupt()
         interrupts.interrupt_workers(self._workers)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """End everything after the last fixture, and before pytest sums up."""
+        """Destroy all environments, after the last fixture and before pytest's summary."""
         if self._pid != self._getpid():
-            return  # a child that a test has forked owns nothing
+            return  # a child process that a test has forked
         self._end(session)
         self._judge(session)
         self._record(session)
@@ -215,16 +215,16 @@ class Controller:
         self._reporter.flush()
 
     def end_before_workers(self, session: pytest.Session) -> None:
-        """End everything while workers, all of whose tests are over, can still hear of it.
+        """Destroy all environments while workers still live, if workers implement hooks.
 
-        Hooks of a conftest.py below the root are called where they are: in workers. Where there
-        are none, workers end beside the environments. A worker that still runs tests is ended
-        first, as it uses the environments.
+        Hooks of a conftest.py below the root are called in workers. Without such hooks, workers and
+        environments end at the same time. A worker that still runs tests is ended first, as it
+        uses the environments.
         """
         if self._pid != self._getpid():
             return
         listeners = 0
-        with suppress(EphemeralError):  # the owner is gone, and nobody waits for it
+        with suppress(EphemeralError):  # the owner is gone
             if self._workers_down == len(self._workers):
                 listeners = self._owner.client.count_listeners()
             else:
@@ -238,7 +238,7 @@ class Controller:
         self.close()
 
     def _decide(self) -> None:
-        """Request manual approval of what was tested, if the options say so."""
+        """Request manual approval of the tested environments, if the options say so."""
         if self._settings.approval is None or self._opened is None:
             return
         try:
@@ -249,9 +249,9 @@ class Controller:
             self._complaints.append(str(error))
 
     def close(self) -> None:
-        """End all environments; only the first call does anything.
+        """Destroy all environments; only the first call does anything.
 
-        An interrupt meanwhile is a person who will not wait. The owner goes on without us.
+        After an interrupt, the owner continues in the background.
         """
         if self._over or self._pid != self._getpid():
             return
@@ -271,7 +271,7 @@ class Controller:
         self._complaints += self._successor.wait()
 
     def _opens(self) -> bool:
-        """Whether there is a run to end; a wrong configuration was told where it was needed."""
+        """Whether there is a run to end; a wrong configuration was reported before."""
         try:
             self._opened = self._opening()
         except OwnerLostError:
@@ -295,20 +295,20 @@ class Controller:
                 self._complaints.append(f"the timeline could not be written: {error}")
 
     def _judge(self, session: pytest.Session) -> None:
-        """A run is not green when something leaked, or crashed without a test noticing."""
+        """Let the run fail if an environment leaked, or crashed without a failed test."""
         failed = self._complaints or (self._finished is not None and self._finished.failed)
         if failed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Write what became of every environment."""
+        """Write the state of every environment."""
         finished = self._finished or Finished((), (), failed=False)
         finished = finished._replace(complaints=[*finished.complaints, *self._complaints])
         summary.write(terminalreporter, finished, self._settings, self._reporter.warnings)
 
 
 class _BeforeWorkersEnd:
-    """Hears of the session's end before xdist, which then ends its workers."""
+    """A plugin whose ``pytest_sessionfinish`` runs before xdist's, which ends the workers."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
@@ -320,5 +320,5 @@ class _BeforeWorkersEnd:
 
 
 def _refuse(problem: str) -> None:
-    """The tests can't be run as they are written."""
+    """Stop the run: the tests can't be run as they are written."""
     raise pytest.UsageError(problem)

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 SCOPES: Final = ("session", "package", "module", "class", "function")
 
-#: By this attribute a fixture function is known that lends an environment.
+#: The attribute that marks fixture functions of environments.
 ATTRIBUTE: Final = "_ephemeral_environment"
 
 OFF: Final = "needs an environment: run pytest with --ephemeral-env"
 
 
 class Declaration(NamedTuple):
-    """What a fixture lends.
+    """The declaration of a fixture.
 
     Attributes:
         template: The template's name; None for the one of the test's marker, or the default.
-        scope: How long one environment serves.
+        scope: The scope in which one environment is shared.
     """
 
     template: str | None
@@ -38,12 +38,12 @@ class Lender(Protocol):
     """Lends environments, in a run with ``--ephemeral-env``."""
 
     def template_for(self, request: pytest.FixtureRequest) -> str | None:
-        """The template of a test, by its marker or else the default one, if there is one."""
+        """The template of a test: its marker's, or the default; None if there is none."""
 
     def lend(
         self, request: pytest.FixtureRequest, declaration: Declaration, template: str
     ) -> Iterator[Environment]:
-        """Lend an environment until the fixture is torn down."""
+        """Lend an environment until the end of the fixture."""
 
     def lend_early(self, template: str | None) -> Environment:
         """Lend the session's environment of a template, before tests are collected."""
@@ -55,21 +55,21 @@ LENDER: Final = pytest.StashKey[Lender]()
 def environment_fixture(
     template: str | None = None, *, scope: Scope = "session", name: str | None = None
 ) -> FixtureFunctionDefinition:
-    """Declare a fixture that gives an environment.
+    """Declare a fixture that returns an environment.
 
     Args:
         template: A template's name; None for the one that the test's ``ephemeral_env`` marker
-            names, or else the default one.
-        scope: How long one environment serves. Fixtures of the same template, scope and instance
-            (the same module, say) share one.
-        name: The fixture's name; by default that of the variable it is assigned to.
+            names, or the default one.
+        scope: The scope in which one environment is shared. Fixtures with the same template and
+            scope share an environment within the same module, class and so on.
+        name: The fixture's name; by default the name of the variable it is assigned to.
 
     Returns:
         The fixture; assign it in a conftest.py or a test module.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: There is no such scope, or the name can't be a fixture's.
+        TypeError: An argument has the wrong type.
+        ValueError: There is no such scope, or the name is not valid.
     """
     _check(template, scope, name)
     declaration = Declaration(template, scope)
@@ -91,7 +91,7 @@ def environment_fixture(
 
 
 def _check(template: object, scope: object, name: object) -> None:
-    """Refuse wrong arguments where they are written, not when the fixture is used."""
+    """Check the arguments at the declaration, not at the first use of the fixture."""
     if not (template is None or isinstance(template, str)):
         raise TypeError(f"environment_fixture: template is a str or None, not {template!r}")
     if template == "":
@@ -115,7 +115,7 @@ def _lend(
 
 @pytest.fixture(scope="session")
 def _ephemeral_template(request: pytest.FixtureRequest) -> str | None:
-    """The template's name; None when nothing is brought up in this run."""
+    """The name of the test's template; None in a run without ``--ephemeral-env``."""
     lender = request.config.stash.get(LENDER, None)
     return None if lender is None else lender.template_for(request)
 
@@ -134,7 +134,7 @@ def ephemeral_url(ephemeral_env: Environment) -> str:
 
 @pytest.fixture
 def ephemeral_http(ephemeral_url: str) -> Iterator[Session]:
-    """A session of requests for each test, bound to ``ephemeral_url``: it takes paths."""
+    """A session of requests for each test, bound to ``ephemeral_url``: it accepts paths."""
     with _bind_session(ephemeral_url) as session:
         yield session
 
@@ -142,8 +142,8 @@ def ephemeral_http(ephemeral_url: str) -> Iterator[Session]:
 def early_environment(config: pytest.Config, template: str | None = None) -> Environment | None:
     """The session's environment of a template, for ``pytest_sessionstart`` in a conftest.py.
 
-    It is up before tests are collected. Name its template in ``ephemeral_early`` (pytest's
-    configuration file), so that it starts with pytest; otherwise it starts when this is called.
+    It is up before tests are collected. If ``ephemeral_early`` in pytest's configuration file names
+    its template, it starts with pytest; if not, it starts when this is called.
 
     Args:
         config: pytest's configuration, ``session.config``.
@@ -160,17 +160,17 @@ def early_environment(config: pytest.Config, template: str | None = None) -> Env
 
 
 def _bind_session(base_url: str) -> Session:
-    """A session of requests that takes paths, too: they are below one URL.
+    """A session of requests that accepts paths, too, which are joined to a URL.
 
     Args:
-        base_url: Such as ``http://127.4.9.3:8080/``.
+        base_url: The URL, such as ``http://127.4.9.3:8080/``.
     """
     import requests
 
     from pytest_ephemeral import urls
 
     class BoundSession(requests.Session):
-        """Any request goes through ``prepare_request``; a redirect, which is whole, does not."""
+        """Joins paths in ``prepare_request``, which all requests use, but redirects do not."""
 
         def prepare_request(self, request: Request) -> PreparedRequest:
             url = str(request.url)

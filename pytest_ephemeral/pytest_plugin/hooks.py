@@ -1,4 +1,4 @@
-"""Which hooks of ours are implemented in this process, and calling them."""
+"""Find the implementations of our hooks in this process, and call them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_ephemeral.hookspecs import NAMES
 
 
 def implementers(manager: pytest.PytestPluginManager) -> dict[str, tuple[str, ...]]:
-    """By plugin (the path of a conftest.py, or a name): the hooks it implements."""
+    """By plugin (the path of a conftest.py, or a name): the hooks that it implements."""
     found: dict[str, list[str]] = {}
     for name in NAMES:
         for implementation in getattr(manager.hook, name).get_hookimpls():
@@ -22,13 +22,13 @@ def implementers(manager: pytest.PytestPluginManager) -> dict[str, tuple[str, ..
 def find_missing(
     own: Mapping[str, Sequence[str]], known: Iterable[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Of the implementers in a worker, those that the controller has not loaded."""
+    """The plugins with hooks in a worker that the controller has not loaded."""
     others = set(known)
     return {plugin: tuple(names) for plugin, names in own.items() if plugin not in others}
 
 
 def has(config: pytest.Config, name: str) -> bool:
-    """Whether anybody in this process implements a hook."""
+    """Whether a plugin in this process implements a hook."""
     return bool(getattr(config.hook, name).get_hookimpls())
 
 
@@ -38,10 +38,10 @@ def call(
     """Call a hook.
 
     Args:
-        config: What the hooks get as ``config``.
+        config: pytest's configuration, which hooks get as ``config``.
         name: The hook's name.
-        plugins: Only those of these plugins; empty for all.
-        arguments: By name.
+        plugins: The plugins to call; empty for all.
+        arguments: The arguments, by name.
     """
     caller = getattr(config.hook, name)
     if plugins:

@@ -1,4 +1,4 @@
-"""Interrupts: a SIGTERM becomes pytest's own, and pytest-xdist's workers get it, too."""
+"""Interrupts: treat SIGTERM like Ctrl-C, and interrupt pytest-xdist's workers, too."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ import pytest
 
 
 def interrupt_on_sigterm(config: pytest.Config) -> None:
-    """Let the first SIGTERM tear everything down, as Ctrl-C does; a second one ends at once.
+    """Let the first SIGTERM interrupt pytest, as Ctrl-C does; a second one ends it at once.
 
-    CI servers and service managers end a run by SIGTERM.
-
-    What was installed before is put back with the last of pytest's own clean-up, and is called
-    then if a SIGTERM has come.
+    CI servers and service managers end a run by SIGTERM. The earlier handler is restored in
+    pytest's clean-up, and is called then if a SIGTERM has come.
     """
     if threading.current_thread() is not threading.main_thread():
-        return  # Python lets only the main thread handle signals; someone else runs this pytest
+        return  # another program runs this pytest in a thread; only the main thread gets signals
     previous: Any = signal.getsignal(signal.SIGTERM)
     received = False
 
@@ -42,10 +40,10 @@ def interrupt_on_sigterm(config: pytest.Config) -> None:
 
 
 def interrupt_workers(nodes: Iterable[Any]) -> None:
-    """Send each worker the interrupt that the controller has got, unless it has ended.
+    """Send SIGINT to each worker that still runs.
 
     Args:
-        nodes: xdist's ``WorkerController`` of each.
+        nodes: xdist's ``WorkerController`` of each worker.
     """
     for node in nodes:
         process = getattr(getattr(node.gateway, "_io", None), "popen", None)

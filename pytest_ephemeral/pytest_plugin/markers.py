@@ -1,8 +1,8 @@
-"""The marker ``ephemeral_env``, and the tests it parametrizes.
+"""The marker ``ephemeral_env``, and the parametrization of tests with it.
 
-The templates reach the fixtures as parameters of one internal session fixture, so that pytest
-itself orders tests by template. One template leaves the test's id as it is (pytest's
-``HIDDEN_PARAM``); of several, the template's name is the id.
+The templates are parameters of one internal session fixture, so that pytest itself orders tests by
+template. With one template, the test's id is unchanged (pytest's ``HIDDEN_PARAM``); with several,
+the template's name is part of the id.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ LINE: Final = (
     "or after a failed one"
 )
 
-#: The internal fixture whose parameter a test's template is.
+#: The internal fixture whose parameter is the test's template.
 TEMPLATE_FIXTURE: Final = "_ephemeral_template"
 
-#: What was wrong with markers, told when collection is over.
+#: The errors in markers, which are reported after collection.
 PROBLEMS: Final = pytest.StashKey[list[str]]()
 
 
 class MarkerError(Exception):
-    """A marker is not written as it should be."""
+    """A marker is not valid."""
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Run a test once against each of the templates that its marker names."""
+    """Parametrize a test with the templates that its marker names."""
     marker = nearest(metafunc.definition)
     if marker is None:
         return
@@ -57,9 +57,10 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
 
 
 def nearest(node: pytest.Item) -> pytest.Mark | None:
-    """The marker that a test goes by: of its parameter, function, class, module, in this order.
+    """The nearest marker of a test: of its parameter, function, class or module, in this order.
 
-    A class's own comes before its base's. ``get_closest_marker`` takes the base's (pytest#14329).
+    A class's own marker comes before its base's; ``get_closest_marker`` would return the base's
+    (pytest#14329).
     """
     for at in reversed(node.listchain()):
         own = [mark for mark in at.own_markers if mark.name == NAME]
@@ -80,7 +81,7 @@ def _in_order_of_resolution(kind: type) -> Iterator[pytest.Mark]:
 
 
 def choose(item: pytest.Item) -> None:
-    """Hand a test the template that the marker of its own parameter names, if one does."""
+    """Set the template of a test from the marker of its parameter, if that has one."""
     callspec = getattr(item, "callspec", None)
     if callspec is None or TEMPLATE_FIXTURE not in getattr(item, "fixturenames", ()):
         return
@@ -99,10 +100,10 @@ def choose(item: pytest.Item) -> None:
 
 
 def templates(marker: pytest.Mark) -> tuple[str, ...]:
-    """The templates that a marker names; none where it only says when to roll back.
+    """The templates that a marker names; none if it only has ``rollback``.
 
     Raises:
-        MarkerError: It names none, names one twice, or is called in another way.
+        MarkerError: It names no template, or one twice, or has other arguments.
     """
     names, rollback = _read(marker)
     if not names and rollback is None:
@@ -116,10 +117,10 @@ def templates(marker: pytest.Mark) -> tuple[str, ...]:
 
 
 def rollback(marker: pytest.Mark | None) -> str | None:
-    """When a marker has environments put back; None where it says nothing of that.
+    """The ``rollback`` of a marker; None if it has none.
 
     Raises:
-        MarkerError: It says what it can't.
+        MarkerError: The value is not valid.
     """
     when = None if marker is None else _read(marker)[1]
     if when not in (None, "each", "failed"):
@@ -141,7 +142,7 @@ def _read(marker: pytest.Mark) -> tuple[tuple[str, ...], str | None]:
 
 
 def _signature(*templates: str, rollback: str | None = None) -> tuple[tuple[str, ...], str | None]:
-    """How the marker is called; Python itself complains of any other way."""
+    """The marker's signature: Python itself checks the arguments of a call."""
     return templates, rollback
 
 

@@ -1,4 +1,4 @@
-"""What the selected tests need: read off their fixtures before the first of them runs."""
+"""Find the environments that the selected tests need, by their fixtures, before they run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_ephemeral.errors import closest
 from pytest_ephemeral.pytest_plugin import markers
 from pytest_ephemeral.pytest_plugin.fixtures import ATTRIBUTE, Declaration
 
-#: What is asked for by a marker that can't reach the test.
+#: The message for a marker that can't set the template of its test.
 UNREACHED: Final = (
     "its ephemeral_env marker can't reach the fixture (pytest parametrizes neither "
     "unittest.TestCase nor request.getfixturevalue): declare a fixture of that template with "
@@ -34,7 +34,7 @@ NO_TEMPLATE: Final = (
 
 
 class Need(NamedTuple):
-    """That a test uses an environment; its template is None where only the default can tell."""
+    """A test's need of an environment; the template is None for the default one."""
 
     template: str | None
     scope: Scope
@@ -42,7 +42,7 @@ class Need(NamedTuple):
 
 
 def needs_of(item: pytest.Item) -> list[Need]:
-    """The environments that a test's fixtures ask for, as far as that is known beforehand."""
+    """The environments that a test's fixtures need, as far as known before it runs."""
     info = getattr(item, "_fixtureinfo", None)
     names = getattr(item, "fixturenames", ())
     definitions = {} if info is None else info.name2fixturedefs
@@ -50,7 +50,7 @@ def needs_of(item: pytest.Item) -> list[Need]:
 
 
 def late_needs(item: pytest.Item) -> list[Need]:
-    """The environments that a test has got by ``request.getfixturevalue``."""
+    """The environments that a test has requested by ``request.getfixturevalue``."""
     request = getattr(item, "_request", None)
     if request is None:
         return []
@@ -61,10 +61,10 @@ def late_needs(item: pytest.Item) -> list[Need]:
 
 
 def marker_unreachable(item: pytest.Item) -> str:
-    """Why pytest can't hand the template that a test's marker names to its fixtures.
+    """Why a test's marker can't set the template of its fixtures.
 
     Returns:
-        What to do about it; empty when it can, or when there is no marker.
+        The reason and advice; empty if it can, or there is no marker.
     """
     marker = markers.nearest(item)
     if marker is None:
@@ -81,7 +81,7 @@ def marker_unreachable(item: pytest.Item) -> str:
 
 
 def asks_late(item: pytest.Item) -> bool:
-    """Whether the code of a test asks for an environment by ``request.getfixturevalue``."""
+    """Whether the code of a test requests an environment by ``request.getfixturevalue``."""
     code = getattr(getattr(item, "function", None), "__code__", None)
     if code is None or "getfixturevalue" not in code.co_names:
         return False
@@ -91,7 +91,7 @@ def asks_late(item: pytest.Item) -> bool:
 
 
 def _leads_to_environment(manager: Any, name: str, item: pytest.Item, seen: set[str]) -> bool:
-    """Whether a fixture is of the test's template, or uses one that is."""
+    """Whether a fixture, or one that it uses, has an environment of the test's template."""
     if name in seen:
         return False
     seen.add(name)
@@ -105,12 +105,12 @@ def _leads_to_environment(manager: Any, name: str, item: pytest.Item, seen: set[
 
 
 def problem(item: pytest.Item, known: Sequence[str], default: str | None) -> str:
-    """Why a test can't get the environments it asks for; empty when it can.
+    """Why a test can't get the environments that it needs, or empty.
 
     Args:
         item: A selected test.
-        known: The templates there are.
-        default: The one of tests that name none; None when that can't be told.
+        known: The names of all templates.
+        default: The default template; None if there is none.
     """
     try:
         markers.rollback(markers.nearest(item))
@@ -129,7 +129,7 @@ def problem(item: pytest.Item, known: Sequence[str], default: str | None) -> str
 
 
 def keys(found: Iterable[Need], default: str | None) -> list[Key]:
-    """The environments of some needs, each once."""
+    """The keys of the environments for some needs, each once."""
     named = (
         Key(need.template or default or "", need.scope, need.instance)
         for need in found
@@ -139,12 +139,12 @@ def keys(found: Iterable[Need], default: str | None) -> list[Key]:
 
 
 def cannot_run(item: pytest.Item) -> bool:
-    """Whether it is known already that a test will be skipped, or is not to be run."""
+    """Whether a test is known to be skipped, or not to be run."""
     try:
         if skipping.evaluate_skip_marks(item) is not None:
             return True
         expected = skipping.evaluate_xfail_marks(item)
-    except (Exception, pytest.fail.Exception):  # noqa: BLE001 - told when the test is set up
+    except (Exception, pytest.fail.Exception):  # noqa: BLE001 - reported at the test's setup
         return False
     return expected is not None and not expected.run and not item.config.option.runxfail
 
@@ -152,14 +152,14 @@ def cannot_run(item: pytest.Item) -> bool:
 def _environment_fixtures(
     names: Iterable[str], definitions: Any
 ) -> Iterator[tuple[Declaration, Any]]:
-    """The fixtures that lend an environment, among those of a test."""
+    """The environment fixtures among the fixtures of a test."""
     for name in names:
         for definition in reversed(definitions.get(name) or ()):
             declaration = getattr(definition.func, ATTRIBUTE, None)
             if declaration is not None:
                 yield declaration, definition
             if declaration is not None or name not in definition.argnames:
-                break  # what it overrides is not used
+                break  # the overridden fixture is not used
 
 
 def _need(item: pytest.Item, declaration: Declaration, definition: Any) -> Need:
@@ -174,7 +174,7 @@ def _parameter(item: pytest.Item) -> str | None:
 
 
 def _instance(item: pytest.Item, scope: Scope, definition: Any) -> str:
-    """The id of the node that ``request.node`` will be in the fixture."""
+    """The id of the node that the fixture's ``request.node`` will be."""
     node: pytest.Item | pytest.Collector | None = None
     if scope == "function":
         node = item

@@ -1,4 +1,4 @@
-"""The options on pytest's command line, and in its configuration file."""
+"""The options of pytest's command line and configuration file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ GROUP: Final = "ephemeral"
 BAKE_MODES: Final = ("missing", "always", "never")
 KEEP_MODES: Final = ("never", "failed", "always")
 
-#: Set in pytest's configuration file only.
+#: A setting of pytest's configuration file only.
 EARLY: Final = "ephemeral_early"
 
 
 class Option(NamedTuple):
-    """One option that takes a value.
+    """An option with a value.
 
     Attributes:
-        name: Without its dashes.
-        metavar: What stands for the value in ``--help``.
-        default: What it is when nobody says.
-        choices: The values there are; empty when it may be anything.
+        name: The name without leading dashes.
+        metavar: The placeholder for the value in ``--help``.
+        help: The help text.
+        default: The default value.
+        choices: The valid values; empty for any.
         ini: Whether the configuration file may set it.
     """
 
@@ -34,7 +35,7 @@ class Option(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its name in the configuration file, and on ``config.option``."""
+        """The name in the configuration file, and of the attribute of ``config.option``."""
         return self.name.replace("-", "_")
 
 

@@ -1,4 +1,4 @@
-"""How tests come out: one outcome for each, however many reports it has."""
+"""The outcomes of tests: one for each test, from all its reports."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pytest_ephemeral.pytest_plugin.worker import REPORT_ATTRIBUTE
 
 
 class Outcomes:
-    """Tells the owner how each test came out, when it is over.
+    """Sends the owner the outcome of each test at its end.
 
-    A test has a report for each of its phases, and one for each of its subtests. It failed if one
-    of those failed. What a rerun has made good counts no more.
+    A test has a report for each phase, and for each subtest. It has failed if one of them has
+    failed. A failure before a rerun does not count.
     """
 
     def __init__(self, client: BrokerClient) -> None:
@@ -24,12 +24,12 @@ class Outcomes:
         self._lost = False
 
     def add(self, report: pytest.TestReport) -> None:
-        """Take note of one report."""
+        """Add a report."""
         test = report.nodeid
-        if report.when != "teardown" or report.failed:  # that of a skipped test has used nothing
+        if report.when != "teardown" or report.failed:  # a skipped test has used nothing
             self._used.setdefault(test, []).extend(getattr(report, REPORT_ATTRIBUTE, ()))
         outcome: str = report.outcome
-        if outcome == "rerun":  # pytest-rerunfailures' own word
+        if outcome == "rerun":  # of pytest-rerunfailures
             self._outcomes.pop(test, None)
             self._again.add(test)
         elif report.failed:
@@ -38,11 +38,11 @@ class Outcomes:
             self._outcomes.setdefault(test, "skipped")
         elif report.when == "call":
             self._outcomes.setdefault(test, "passed")
-        if report.when not in {"setup", "call", "teardown"}:  # so xdist tells of one that killed it
+        if report.when not in {"setup", "call", "teardown"}:  # xdist: the worker crashed in it
             self._tell(self._client.crash_test, test)
 
     def finish(self, test: str) -> None:
-        """A test is over, or one try of it."""
+        """End a test, or one run of it before a rerun."""
         if test in self._again:
             self._again.remove(test)
             self._outcomes.pop(test, None)
@@ -57,4 +57,4 @@ class Outcomes:
         try:
             tell(*arguments)  # type: ignore[operator]
         except OwnerLostError:
-            self._lost = True  # it is told at the end, and where an environment is asked for
+            self._lost = True  # reported at the end, and to tests that need an environment

@@ -1,6 +1,6 @@
 """Start the owner process of a run, before the first conftest.py is loaded; replace a killed one.
 
-It imports little, so that the process is not kept waiting for what only its client needs.
+This module imports little, so that the process is started early.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pytest_ephemeral.errors import EphemeralError
 #: The owner process that was started before the first conftest.py was loaded.
 STARTED: Final = pytest.StashKey[Any]()
 
-#: Seconds that the end of a run waits for a fresh owner to end what a dead one has left.
+#: Seconds that the end of a run waits until a new owner has destroyed a dead owner's environments.
 CLEANUP_TIME: Final = 30.0
 
 
 def start_early(config: pytest.Config) -> None:
-    """Start the owner process now, so that its imports run beside conftest files and collection.
+    """Start the owner process now, so that its imports run beside collection.
 
-    Not where this may be a worker of xdist, which only pytest_configure knows.
+    A process that may be a worker of xdist starts none; only pytest_configure knows for certain.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         config.stash[STARTED] = _start(config)

@@ -1,7 +1,7 @@
 """The entry point that every pytest run imports, with or without ``--ephemeral-env``.
 
-It loads pytest and three light modules of ours, and nothing else: whatever it cost would be paid
-by every run of every project that has this installed.
+It imports only pytest and three small modules of ours, as every run of every project with this
+plugin pays for its imports.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """With ``--ephemeral-env``, start the owner process as early as that can be known."""
+    """With ``--ephemeral-env``, start the owner process as early as possible."""
     known = early_config.known_args_namespace
     if getattr(known, "ephemeral_env", False) and not known.help and not known.version:
         from pytest_ephemeral.pytest_plugin import owner
@@ -48,12 +48,12 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Collect no tests from the store, whatever a project's ``norecursedirs`` says."""
+    """Collect no tests from the store, even if a project sets its own ``norecursedirs``."""
     return True if collection_path.name == ".ephemeral" else None
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Let a conftest.py listen to what becomes of environments."""
+    """Add our hooks, which a conftest.py may implement."""
     from pytest_ephemeral import hookspecs
 
     pluginmanager.add_hookspecs(hookspecs)
@@ -71,18 +71,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Without ``--ephemeral-env``, report what was skipped."""
+    """Without ``--ephemeral-env``, report the skipped tests."""
     if not config.option.ephemeral_env:
         _summarize_off(terminalreporter)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test once against each of the templates that its marker names."""
+    """Parametrize a test with the templates that its marker names."""
     markers.parametrize(metafunc)
 
 
 def _summarize_off(terminal: pytest.TerminalReporter) -> None:
-    """Print how many tests were skipped without the option, and which options had no effect."""
+    """Print the number of skipped tests, and the options that had no effect."""
     if skipped := sum(map(_needs_environment, terminal.stats.get("skipped", ()))):
         tests = "1 test was" if skipped == 1 else f"{skipped} tests were"
         text = f"ephemeral: {tests} skipped: {OFF}"
@@ -94,7 +94,7 @@ def _summarize_off(terminal: pytest.TerminalReporter) -> None:
 
 
 def _find_idle_options(config: pytest.Config) -> list[str]:
-    """The options that were typed; those in pytest's configuration file are for other runs, too."""
+    """The options on the command line; those in the configuration file are for other runs."""
     typed = [str(word).partition("=")[0] for word in config.invocation_params.args]
     return [f"--{option.name}" for option in options.OPTIONS if f"--{option.name}" in typed]
 

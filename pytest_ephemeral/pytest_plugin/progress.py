@@ -1,9 +1,8 @@
-"""Progress in pytest's terminal while environments come up.
+"""Show progress in pytest's terminal while environments come up.
 
-The owner process tells of it, a thread hears it, and it is written by a thread that may write: the
-main one while a test waits or between two tests, or under pytest-xdist, where no output is
-captured, a thread of its own. On a terminal a line moves while a test waits; in a CI log every
-phase that takes noticeable time is a line.
+A thread receives progress from the owner process. It is written by the main thread, while a test
+waits or between two tests; under pytest-xdist, where no output is captured, by another thread. On a
+terminal, one line is updated while a test waits. In a CI log, each long phase is a line.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ import pytest
 
 from pytest_ephemeral.broker.protocol import ProgressEvent
 
-#: Seconds after which a phase is worth a line of its own.
+#: Seconds after which a phase is shown.
 NOTICEABLE: Final = 0.5
 
-#: Seconds between two looks for something to write, where a thread does it.
+#: Seconds between writes, if a thread writes.
 TICK: Final = 0.1
 
-#: More URLs than this are told with ``-v`` only, where each test or module has its own.
+#: The number of environments that are listed; further ones are listed only with ``-v``.
 LISTED: Final = 12
 
-#: What a phase is called while it goes on.
+#: The text for each phase.
 WORDS: Final = {
     "bake": "looking for its image",
     "launch": "launching",
@@ -41,29 +40,29 @@ WORDS: Final = {
 
 
 class Activity:
-    """Something that goes on now, and whether that has been said."""
+    """A running phase, and whether it was shown."""
 
     def __init__(self, text: str, since: float) -> None:
         self.text = text
         self.since = since
-        self.said = False
+        self.shown = False
 
 
 class Reporter:
-    """Writes progress to pytest's terminal; where there is none, it is silent.
+    """Writes progress to pytest's terminal, if there is one.
 
     Attributes:
-        warnings: What is to be said once more at the end.
+        warnings: The warnings, which are repeated at the end.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         self.warnings: list[str] = []
-        # Kept here, where no test replaces it.
+        # Kept here, as tests may replace the function.
         self._now = time.monotonic
         self._terminal: Any = config.pluginmanager.getplugin("terminalreporter")
         self._capture: Any = config.pluginmanager.getplugin("capturemanager")
         self._verbosity = config.get_verbosity()
-        self._told: deque[ProgressEvent | str] = deque()
+        self._queue: deque[ProgressEvent | str] = deque()
         self._activities: dict[int, Activity] = {}
         self._listed = 0
         self._moving = False
@@ -75,28 +74,28 @@ class Reporter:
         if event.phase == "seen":
             return
         if self._verbosity > 0 or not event.routine or event.phase not in {"up", *WORDS}:
-            self._told.append(event)
+            self._queue.append(event)
         if event.phase not in WORDS:
             self._activities.pop(event.task, None)
         elif not event.text:
             text = f"{event.subject}: {WORDS[event.phase]}"
             activity = Activity(text, self._now())
-            activity.said = event.routine and self._verbosity <= 0
+            activity.shown = event.routine and self._verbosity <= 0
             self._activities[event.task] = activity
 
     def print(self, text: str) -> None:
-        """Have lines written as they are, however quiet this run is: a CI reads them."""
-        self._told.append(text)
+        """Write lines unchanged, even with ``-q``, as a CI server reads them."""
+        self._queue.append(text)
 
     def warn(self, text: str) -> None:
-        """Have a warning written now and at the end."""
-        self._told.append(ProgressEvent("", "warning", text))
+        """Write a warning, now and at the end."""
+        self._queue.append(ProgressEvent("", "warning", text))
 
     def start_thread(self) -> Callable[[], None]:
-        """Write from a thread: this process runs no tests, and captures nothing.
+        """Start to write from a thread, as this process runs no tests and captures no output.
 
         Returns:
-            What ends the thread.
+            A function that ends the thread.
         """
         thread = threading.Thread(target=self._write_always, name="ephemeral output", daemon=True)
         thread.start()
@@ -119,7 +118,7 @@ class Reporter:
                         self._terminal.write_line(line, **markup)
 
     def wait(self) -> None:
-        """Write new progress; a test is waiting meanwhile."""
+        """Write new progress, and update the line for the waiting test."""
         self.flush()
         if self._terminal is None or self._verbosity < 0 or not self._terminal.isatty:
             return
@@ -138,7 +137,7 @@ class Reporter:
                 self._moving = True
 
     def settle(self) -> None:
-        """The test waits no longer."""
+        """Remove the line for the waiting test."""
         self.flush()
         if self._moving:
             with self._visible():
@@ -150,7 +149,7 @@ class Reporter:
 
     @contextmanager
     def _visible(self) -> Iterator[None]:
-        """Past pytest's capturing of what tests print."""
+        """Suspend pytest's capturing of output."""
         if self._capture is None:
             yield
         else:
@@ -158,7 +157,7 @@ class Reporter:
                 yield
 
     def _begin_line(self) -> None:
-        """End a line of dots and percents: CIs read commands at a line's beginning only."""
+        """End a line of dots: CI servers only read commands at the start of a line."""
         self._terminal.ensure_newline()
         if self._terminal._tw.width_of_current_line:  # noqa: SLF001
             self._terminal.line("")
@@ -170,11 +169,11 @@ class Reporter:
             self._moving = False
 
     def _lines(self) -> list[tuple[str, dict[str, bool]]]:
-        """All that is new, as lines and their markup."""
+        """New progress, as lines with their markup."""
         lines: list[tuple[str, dict[str, bool]]] = []
         verbatim: list[tuple[str, dict[str, bool]]] = []
-        while self._told:
-            event = self._told.popleft()
+        while self._queue:
+            event = self._queue.popleft()
             if isinstance(event, str):
                 verbatim += [(line, {}) for line in event.splitlines()]
                 continue
@@ -184,12 +183,12 @@ class Reporter:
             ]
         for activity in list(self._activities.values()):
             noticeable = self._now() - activity.since >= NOTICEABLE
-            if not activity.said and noticeable and self._in_a_log():
-                activity.said = True
+            if not activity.shown and noticeable and self._is_log():
+                activity.shown = True
                 lines.append((f"ephemeral: {activity.text}", {}))
         return verbatim + (lines if self._verbosity >= 0 else [line for line in lines if line[1]])
 
-    def _in_a_log(self) -> bool:
+    def _is_log(self) -> bool:
         return self._terminal is not None and not self._terminal.isatty
 
     def _texts(self, event: ProgressEvent) -> list[str]:
@@ -211,7 +210,7 @@ class Reporter:
         return []
 
     def _list(self, text: str) -> list[str]:
-        """A line of which there may be very many; after some, only that there are more."""
+        """A line for an environment; after the first ones, one line that there are more."""
         self._listed += 1
         if self._verbosity > 0 or self._listed <= LISTED:
             return [text]

@@ -1,4 +1,4 @@
-"""What environments add to the reports of tests: sections of failed ones, properties, links."""
+"""Add environments to the reports of tests: sections for failed tests, properties and links."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from pytest_ephemeral.broker.protocol import Evidence, Settings
 if TYPE_CHECKING:
     from pytest_ephemeral.models import Environment
 
-#: More lines than this of one test's share of the log are cut off at the front.
+#: The largest number of log lines in a failed test's report.
 LOG_LINES: Final = 100
 
 _LINKED = pytest.StashKey[set[str]]()
 
 
 class Evidencer:
-    """Writes sections of failed tests' reports.
+    """Makes the sections of failed tests' reports.
 
     Args:
-        config: Of this run.
-        settings: What this run was told to do.
+        config: pytest's configuration.
+        settings: The settings of this run.
     """
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self._settings = settings
         self._template = config.option.ephemeral_template
         self._config_file = config.option.ephemeral_config
-        # Found now: when a test has failed, it may have replaced what finds out.
+        # Found now, as a failed test may have replaced the functions for it.
         self._root = os.path.relpath(config.rootpath, config.invocation_params.dir)
         self._here = os.path.relpath(config.invocation_params.dir, config.rootpath)
 
@@ -41,7 +41,7 @@ class Evidencer:
         """A section of a failed test's report.
 
         Args:
-            evidence: What the environment has to say.
+            evidence: The environment's log and state.
             test: The test's id.
 
         Returns:
@@ -58,12 +58,12 @@ class Evidencer:
         lines += [f"    {line}" for line in logs[-LOG_LINES:]]
         lines += ["run it again:", f"    {self._rerun(evidence, test)}"]
         if evidence.kept and self._settings.attach is None:
-            lines += ["it is left up; destroy it:"]
+            lines += ["it is still up. To destroy it:"]
             lines += [f"    {destroy(environment.id, self._settings)}"]
         return f"ephemeral environment {environment.id}", "\n".join(lines) + "\n"
 
     def _rerun(self, evidence: Evidence, test: str) -> str:
-        """The command that runs one test again: against the same environment, or the same image."""
+        """The command that runs a test again, with the same environment or the same image."""
         words = ["pytest", "--ephemeral-env"]
         if self._settings.attach is not None:
             words += ["--ephemeral-attach", urls.hide_password(self._settings.attach)]
@@ -78,7 +78,7 @@ class Evidencer:
         return shlex.join([*words, self._from_here(test)])
 
     def _from_here(self, test: str) -> str:
-        """A test's id, which begins at rootdir, as it is typed where pytest was started."""
+        """A test's id, made relative to the folder in which pytest was started."""
         if self._here != "." and test.startswith(f"{self._here}/"):
             return test.removeprefix(f"{self._here}/")
         return test if self._root == "." else f"{self._root}/{test}"
@@ -93,7 +93,7 @@ def destroy(id: str, settings: Settings) -> str:
 
 
 def _properties(environment: Environment) -> list[tuple[str, object]]:
-    """What JUnit XML says of an environment, as properties of the test case."""
+    """The properties of an environment for JUnit XML."""
     found = [
         ("ephemeral_environment", environment.id),
         ("ephemeral_template", environment.template),
@@ -106,15 +106,15 @@ def _properties(environment: Environment) -> list[tuple[str, object]]:
 def add_environments(
     item: pytest.Item, report: pytest.TestReport, used: Iterable[Environment]
 ) -> None:
-    """Tell which environments a test used, each of them once: to JUnit XML, pytest-html, Allure.
+    """Add the environments that a test used to its reports: JUnit XML, pytest-html, Allure.
 
-    Reports travel from xdist's workers to the controller, and carry all of it with them; JUnit XML
-    is written from the last one of each test.
+    All data is in the reports, which xdist's workers send to the controller. JUnit XML is written
+    from the last report of a test.
 
     Args:
-        item: The test, between two of its phases.
-        report: Of the phase that has just ended.
-        used: What it has been lent so far.
+        item: The test.
+        report: The report of the phase that has just ended.
+        used: The environments that the test has used so far; each is added once.
     """
     linked = item.stash.setdefault(_LINKED, set())
     for environment in used:

@@ -1,7 +1,7 @@
-"""When the environments of tests are put back to their baseline, as this process sees it.
+"""Decide when the environments of tests are rolled back to their baseline.
 
-A process that runs tests has environments of its own where they are put back: nobody else uses
-them, so all there is to know of them is known here.
+Environments that are rolled back are not shared between the processes that run tests. So each
+process can decide for its own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pytest_ephemeral.pytest_plugin import markers
 
 
 class Rollbacks:
-    """Which environments are put back, and which of them are due.
+    """The environments that are rolled back, and those for which a rollback is due.
 
     Args:
-        worker: The name of this process among those that run tests; empty if it is the only one.
+        worker: The name of this xdist worker; empty without xdist.
     """
 
     def __init__(self, worker: str) -> None:
@@ -35,12 +35,12 @@ class Rollbacks:
         keys: Callable[[pytest.Item], Sequence[Key]],
         by_template: Mapping[str, str],
     ) -> None:
-        """Find out which environments are put back at all.
+        """Find the templates whose environments are rolled back.
 
         Args:
             items: The selected tests.
-            keys: Gives the environments that a test needs.
-            by_template: What the templates say, by their names.
+            keys: Returns the environments that a test needs.
+            by_template: The ``rollback`` of each template, by its name.
         """
         self._by_template = by_template
         self._templates = set(by_template)
@@ -50,9 +50,9 @@ class Rollbacks:
                     self._templates.add(key.template)
 
     def mark(self, key: Key) -> Key:
-        """The key of an environment; of one that is put back, this process's own.
+        """The key of an environment; if it is rolled back, one of this process alone.
 
-        One that serves a single test is new in any case.
+        An environment for a single test is always new, so it is not rolled back.
         """
         if key.template not in self._templates or key.scope == "function":
             return key
@@ -60,20 +60,21 @@ class Rollbacks:
         return key._replace(instance=instance, rollback=True)
 
     def is_due(self, item: pytest.Item, key: Key) -> bool:
-        """Whether an environment has to be put back before a test has it."""
+        """Whether an environment must be rolled back before a test uses it."""
         if not key.rollback or key not in self._used:
             return False
         return key in self._due or self._when(item, key) == "each"
 
     def put_back(self, key: Key) -> None:
-        """An environment is as it was."""
+        """Note that an environment was rolled back."""
         self._used.discard(key)
         self._due.discard(key)
 
     def finish(self, item: pytest.Item, keys: Iterable[Key], *, failed: bool) -> None:
-        """A test that used those environments is over.
+        """Note that a test has used some environments.
 
-        What was put back for it is put back behind it, too: other tests don't expect its traces.
+        An environment that was rolled back before the test is rolled back after it, too, as other
+        tests do not expect its changes.
         """
         for key in keys:
             self._used.add(key)
@@ -82,7 +83,7 @@ class Rollbacks:
                 self._due.add(key)
 
     def _when(self, item: pytest.Item, key: Key) -> str | None:
-        """What a test's marker says of an environment, or else its template."""
+        """The ``rollback`` of a test's marker for an environment, or of its template."""
         marker = markers.nearest(item)
         with suppress(markers.MarkerError):
             when = markers.rollback(marker)

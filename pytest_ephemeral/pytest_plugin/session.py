@@ -1,4 +1,4 @@
-"""A run with ``--ephemeral-env``: who starts the owner process, and who is a client of it only."""
+"""Begin a run with ``--ephemeral-env``: as the controller, or as a worker of xdist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_ephemeral.pytest_plugin.worker import WORKER_INPUT, Worker
 
 
 def begin(config: pytest.Config) -> None:
-    """Take part in a run: as its controller, or as a worker."""
+    """Register the controller, or a worker."""
     settings = read(config)
     if hasattr(config, "workerinput"):
         _begin_worker(config, settings)
@@ -53,7 +53,7 @@ def _begin_worker(config: pytest.Config, settings: Any) -> None:
 
 
 class _WorkerListener:
-    """Calls the hooks of a conftest.py that only workers load; all else is the controller's."""
+    """Calls the hooks of a conftest.py that only workers load; the controller does the rest."""
 
     def __init__(self, config: pytest.Config, client: BrokerClient, known: Sequence[str]) -> None:
         self._config = config
@@ -61,7 +61,7 @@ class _WorkerListener:
         self._known = known
 
     def listen(self) -> None:
-        """Listen, if there is such a conftest.py."""
+        """Listen to the owner, if there is such a conftest.py."""
         own = hooks.implementers(self._config.pluginmanager)
         if found := hooks.find_missing(own, self._known):
             from pytest_ephemeral.broker.process import EventThread
@@ -86,4 +86,4 @@ class _WorkerListener:
         return hooks.call(self._config, name, plugins, arguments)
 
     def lose(self) -> None:
-        """See ``RunListener``. The tests of this worker are told when they ask for something."""
+        """See ``RunListener``; tests of this worker get an error at their next request."""

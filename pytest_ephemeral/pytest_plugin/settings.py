@@ -15,16 +15,15 @@ from pytest_ephemeral.broker.protocol import ClientProcess, Settings
 from pytest_ephemeral.pytest_plugin import hooks
 from pytest_ephemeral.pytest_plugin.options import EARLY, OPTIONS, Option
 
-#: What a stage may be called: it becomes part of a path in the store.
+#: The valid names of stages: a name becomes part of a path in the store.
 STAGE_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def read(config: pytest.Config) -> Settings:
-    """Read the settings, from the command line or else the configuration file.
+    """Read the settings from the command line and the configuration file.
 
     Raises:
-        pytest.UsageError: A value is not one of those there are, or a path can't be what it
-            should be.
+        pytest.UsageError: A value or a path is not valid.
     """
     values = {option.key: _value(config, option) for option in OPTIONS}
     stage = values["ephemeral_stage"] or ""
@@ -48,10 +47,10 @@ def read(config: pytest.Config) -> Settings:
 
 
 def get_timeline(config: pytest.Config) -> Path | None:
-    """Where the picture of this run is to be drawn, if anywhere.
+    """The file for the timeline of this run, or None.
 
     Raises:
-        pytest.UsageError: It is to be neither SVG nor HTML, or a folder has that name.
+        pytest.UsageError: It is neither SVG nor HTML, or is a folder.
     """
     path = _file(config, "ephemeral_timeline")
     if path is not None and path.suffix.lower() not in {".svg", ".html", ".htm"}:
@@ -62,7 +61,7 @@ def get_timeline(config: pytest.Config) -> Path | None:
 
 
 def process(config: pytest.Config) -> ClientProcess:
-    """What the owner takes over from this process."""
+    """The facts about this process that the owner needs."""
     return ClientProcess(
         environ=dict(os.environ),
         path=tuple(sys.path),
@@ -71,7 +70,7 @@ def process(config: pytest.Config) -> ClientProcess:
 
 
 def _seconds(given: str | None) -> float | None:
-    """A length of time in seconds.
+    """Parse a number of seconds.
 
     Raises:
         pytest.UsageError: It is not a number of seconds.
@@ -100,7 +99,7 @@ def _value(config: pytest.Config, option: Option) -> str | None:
 
 
 def _file(config: pytest.Config, key: str) -> Path | None:
-    """A file that is to be written.
+    """The path of a file to write.
 
     Raises:
         pytest.UsageError: It is a folder.
@@ -112,7 +111,7 @@ def _file(config: pytest.Config, key: str) -> Path | None:
 
 
 def _folder(config: pytest.Config, key: str) -> Path | None:
-    """A folder that is to be written to, which may not be there yet.
+    """The path of a folder to write to, which need not exist.
 
     Raises:
         pytest.UsageError: It, or a folder above it, is a file.
@@ -127,12 +126,12 @@ def _folder(config: pytest.Config, key: str) -> Path | None:
 
 
 def _as_typed(key: str) -> str:
-    """An option as people type it."""
+    """The name of an option on the command line."""
     return f"--{key.replace('_', '-')}"
 
 
 def _path(config: pytest.Config, key: str) -> Path | None:
-    """A file or folder: as typed, from where it was typed; else from the configuration file."""
+    """A path: from the command line, relative to the current folder; or the configuration file."""
     if given := config.getoption(key):
         return Path(config.invocation_params.dir, given).absolute()
     if written := config.getini(key):

@@ -1,4 +1,4 @@
-"""The line above the tests, and the section below them."""
+"""The header line before the tests, and the summary after them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pytest_ephemeral.pytest_plugin.reports import destroy
 
 TITLE: Final = "ephemeral environments"
 
-#: More than this many that simply came and went are counted, not listed (``-v`` lists them).
+#: More environments without problems are counted, and listed only with ``-v``.
 LISTED: Final = 12
 
 PHASES: Final = ("bake", "launch", "ready", "seed", "baseline", "rollback", "destroy")
 
 
-#: How a state is called where people read it.
+#: The texts for states, for people.
 WORDS: Final = {
     "destroying": "cleanup continues in the background",
     "ready": "still up",
@@ -29,7 +29,7 @@ WORDS: Final = {
 
 
 def header(opened: Opened, settings: Settings, config: pytest.Config) -> str:
-    """The line that says what is on."""
+    """The header line: configuration, template and main settings."""
     parts = []
     if opened.config is not None:
         path = opened.config
@@ -51,9 +51,9 @@ def write(
     settings: Settings,
     warnings: Sequence[str],
 ) -> None:
-    """The closing section: every environment's image, times and state.
+    """Write the summary: the image, times and state of every environment.
 
-    With ``-q``, only what someone has to see to.
+    With ``-q``, only environments with problems, and warnings.
     """
     quiet = terminal.config.get_verbosity() < 0
     routine = [one for one in finished.environments if _is_routine(one)]
@@ -79,7 +79,7 @@ def write(
 
 
 def _is_routine(one: Summary) -> bool:
-    """Whether it came up, and was destroyed, and that is all there is to say."""
+    """Whether an environment came up and was destroyed, without problems."""
     return bool(one.id) and one.state in {"destroyed", "destroying", "standby"} and not one.problem
 
 

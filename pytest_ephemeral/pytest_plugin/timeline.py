@@ -1,4 +1,4 @@
-"""``--ephemeral-timeline``: what happened when in a run, as the controller hears it."""
+"""``--ephemeral-timeline``: record the times of a run's tests and environments."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import pytest
 from pytest_ephemeral.broker.protocol import ProgressEvent
 from pytest_ephemeral.pytest_plugin.worker import WAITS_ATTRIBUTE
 
-#: The phases of an environment's life that take time, in their order.
+#: The phases of an environment's life, in order.
 PHASES: Final = ("bake", "launch", "ready", "seed", "baseline", "up", "rollback", "destroy")
 
-#: Seconds that a test has to have waited for it to be shown.
+#: Shorter waits, in seconds, are not shown.
 NOTICEABLE: Final = 0.01
 
 
 class Span(NamedTuple):
-    """Something that took time.
+    """A span of time.
 
     Attributes:
-        kind: One of ``PHASES``; or a test's outcome.
-        start: In seconds since the epoch, as ``stop`` is.
+        kind: One of ``PHASES``, or a test's outcome.
+        start: The start, in seconds since the epoch.
+        stop: The end, in seconds since the epoch.
     """
 
     kind: str
@@ -33,7 +34,7 @@ class Span(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """That a test waited for an environment to come up; ``subject`` is its id, or its template."""
+    """A test's wait for an environment; ``subject`` is the environment's id or template."""
 
     subject: str
     start: float
@@ -41,7 +42,7 @@ class Wait(NamedTuple):
 
 
 class TestRow(NamedTuple):
-    """One test, in the process that ran it."""
+    """A test, with the process that ran it."""
 
     worker: str
     name: str
@@ -50,7 +51,7 @@ class TestRow(NamedTuple):
 
 
 class EnvironmentRow(NamedTuple):
-    """One environment, from when its image was looked for to its end."""
+    """An environment, from the bake of its image to its end."""
 
     id: str
     template: str
@@ -58,32 +59,32 @@ class EnvironmentRow(NamedTuple):
 
 
 class Timeline(NamedTuple):
-    """A run, to be drawn."""
+    """The times of a run."""
 
     tests: tuple[TestRow, ...]
     environments: tuple[EnvironmentRow, ...]
 
 
 class TimelineRecorder:
-    """Takes note of what happens.
+    """Records the times of a run.
 
     Attributes:
-        file: Where the picture of it is to be drawn.
+        file: The file to draw the timeline to.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._now = time.time  # kept here, where no test replaces it
+        self._now = time.time  # kept here, as tests may replace the function
         self._bakes: dict[int, tuple[str, float]] = {}
         self._moments: dict[str, list[tuple[str, float]]] = {}
         self._templates: dict[str, str] = {}
         self._tests: dict[tuple[str, str], TestRow] = {}
 
     def on_progress(self, event: ProgressEvent) -> None:
-        """Take note of a phase that begins, or ends; called from the thread that hears it."""
+        """Record the start or end of a phase; called from the thread that receives it."""
         now = self._now()
         if event.phase in {"bake", "launch"} and event.text:
-            return  # it tells of one that has begun
+            return  # a message within the phase
         if event.phase == "bake":
             self._bakes[event.task] = (event.subject, now)
             return
@@ -96,9 +97,9 @@ class TimelineRecorder:
             self._moments.setdefault(event.subject, []).append((phase, now))
 
     def add(self, report: pytest.TestReport) -> None:
-        """Take note of one phase of a test."""
+        """Record one phase of a test."""
         if not hasattr(report, "start"):
-            return  # of a worker that has crashed
+            return  # the worker has crashed
         node = getattr(report, "node", None)
         worker = "tests" if node is None else str(node.gateway.id)
         waits = tuple(Wait(*one) for one in getattr(report, WAITS_ATTRIBUTE, ()))
@@ -111,9 +112,9 @@ class TimelineRecorder:
         self._tests[worker, report.nodeid] = TestRow(worker, report.nodeid, span, waits)
 
     def collect(self) -> Timeline:
-        """All that was heard until now, while more is heard; what still goes on ends now.
+        """The timeline so far; running phases end now. Events may arrive meanwhile.
 
-        To be lent what is up already takes no time to speak of: nobody waits for that.
+        Waits for an environment that was already up are left out.
         """
         end = self._now()
         heard = {id: tuple(moments) for id, moments in self._moments.copy().items()}
@@ -130,7 +131,7 @@ class TimelineRecorder:
 
 
 def _spans(moments: Sequence[tuple[str, float]], end: float) -> tuple[Span, ...]:
-    """What began when, each until the next thing began."""
+    """The spans of phases: each ends at the start of the next."""
     stops = [*(at for _, at in moments[1:]), end]
     return tuple(
         Span(phase, at, stop)

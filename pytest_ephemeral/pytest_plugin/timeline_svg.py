@@ -1,4 +1,4 @@
-"""A timeline as SVG, alone or in a page of HTML: no script, no font and nothing from elsewhere."""
+"""Draw a timeline as SVG, alone or in an HTML page, without scripts, fonts or other files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LABELS: Final = 150
 ROW: Final = 26
 BAR: Final = 18
 TOP: Final = 56
-#: Pixels that a letter takes, at most.
+#: The largest width of a letter in pixels.
 LETTER: Final = 7
 
 COLOURS: Final = {
@@ -65,26 +65,26 @@ height: auto; }}</style>
 
 
 class Scale(NamedTuple):
-    """Where a moment is drawn."""
+    """Converts times to horizontal positions."""
 
     begin: float
     end: float
 
     def x(self, at: float) -> float:
-        """Its distance from the left edge."""
+        """The distance of a time from the left edge, in pixels."""
         share = (at - self.begin) / (self.end - self.begin)
         return LABELS + share * (WIDTH - LABELS - 20)
 
 
 def write(timeline: Timeline, file: Path) -> None:
-    """Write the picture of a run.
+    """Write a timeline to a file.
 
     Args:
-        timeline: The run.
-        file: A page of HTML is written where that ends in ``.html``, else SVG alone.
+        timeline: The timeline.
+        file: The file; its format is HTML if its name ends with ``.html``, else SVG.
 
     Raises:
-        OSError: It can't be written there.
+        OSError: The file can't be written.
     """
     svg = draw_svg(timeline)
     text = _PAGE.format(svg=svg) if file.suffix.lower() in {".html", ".htm"} else svg
@@ -92,7 +92,7 @@ def write(timeline: Timeline, file: Path) -> None:
 
 
 def draw_svg(timeline: Timeline) -> str:
-    """The picture, as SVG."""
+    """A timeline as SVG."""
     spans = [one.span for one in timeline.tests]
     spans += [span for one in timeline.environments for span in one.spans]
     begin = min((span.start for span in spans), default=0.0)
@@ -115,7 +115,7 @@ def draw_svg(timeline: Timeline) -> str:
 
 
 def _lanes(environments: Iterable[EnvironmentRow]) -> Iterator[tuple[str, list[EnvironmentRow]]]:
-    """Rows for each template: in one row, one environment after the other."""
+    """The rows of each template: each row has environments that do not overlap."""
     templates: dict[str, list[list[EnvironmentRow]]] = {}
     for one in environments:
         own = templates.setdefault(one.template, [])
@@ -143,8 +143,8 @@ def _test(test: TestRow, y: float, places: Mapping[str, float], scale: Scale) ->
     for wait in test.waits:
         if wait.stop - wait.start < NOTICEABLE:
             continue
-        said = f"{test.name}: waited {_seconds(wait.stop - wait.start)} for {wait.subject}"
-        yield _bar(Span("waits", wait.start, wait.stop), y, scale, said)
+        title = f"{test.name}: waited {_seconds(wait.stop - wait.start)} for {wait.subject}"
+        yield _bar(Span("waits", wait.start, wait.stop), y, scale, title)
         if (place := places.get(wait.subject)) is not None:
             x = scale.x(wait.stop)
             yield (
@@ -164,7 +164,7 @@ def _bar(span: Span, y: float, scale: Scale, title: str) -> str:
 
 
 def _axis(scale: Scale, height: float) -> Iterator[str]:
-    """A line every so many seconds: at most ten of them."""
+    """Vertical lines with times: at most ten, at round numbers of seconds."""
     length = scale.end - scale.begin
     steps = (unit * 10.0**power for power in range(-3, 6) for unit in (1, 2, 5))
     step = next(step for step in steps if length / step <= 10)

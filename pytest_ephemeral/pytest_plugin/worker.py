@@ -1,7 +1,7 @@
 """A process that runs tests: pytest itself, or one of pytest-xdist's workers.
 
-While tests run they may have replaced the functions of ``os``, ``time`` and ``socket``. What is
-called then uses none of them; see ``broker.connection``.
+Tests may replace functions of ``os``, ``time`` and ``socket``, so code that runs beside tests does
+not use them; see ``broker.connection``.
 """
 
 from __future__ import annotations
@@ -28,38 +28,39 @@ from pytest_ephemeral.pytest_plugin.rollbacks import Rollbacks
 if TYPE_CHECKING:
     from pytest_ephemeral.models import Environment
 
-#: What a worker of xdist finds in its ``workerinput`` about the owner process.
+#: The key in a worker's ``workerinput`` with the address of the owner process.
 WORKER_INPUT: Final = "pytest_ephemeral"
 
-#: Reports carry the ids of the environments that their test used, also from worker to controller.
+#: The attribute of reports with the ids of the environments that the test used.
 REPORT_ATTRIBUTE: Final = "ephemeral_environments"
 
-#: They carry, too, what their test has waited for: pieces of ``timeline.Wait``.
+#: The attribute of reports with the test's waits: the fields of ``timeline.Wait``.
 WAITS_ATTRIBUTE: Final = "ephemeral_waits"
 
-#: Options of pytest with which no fixture is set up.
+#: Options of pytest with which no fixtures are set up.
 IDLE_OPTIONS: Final = ("collectonly", "setupplan", "showfixtures", "show_fixtures_per_test")
 
-_TOLD = pytest.StashKey[bool]()
+_REPORTED = pytest.StashKey[bool]()
 
 
 class EnvironmentUnavailable(Failed):
-    """A test can't have the environment it asks for: a plain message, without a traceback."""
+    """A test can't get its environment; pytest shows the message without a traceback."""
 
-    __module__ = "builtins"  # as pytest's own does, so that summaries show the message alone
+    __module__ = "builtins"  # as pytest's own, so that summaries show only the message
 
 
 class Worker:
-    """Plans what the selected tests need, lends it to their fixtures, and tells how it went.
+    """Plans the environments of the selected tests, lends them to fixtures, and adds reports.
 
     Args:
-        config: Of this process.
-        settings: What this run was told to do.
-        client: Asks the owner process.
-        opened: Gives what there is, once it is known.
-        process: Gives what the owner takes over from this process.
-        refuse: Told why the tests can't be run as they are written.
-        waiting: Called every now and then while a test waits; and a last time, with True.
+        config: pytest's configuration.
+        settings: The settings of this run.
+        client: The connection to the owner process.
+        opened: Waits for the opened run, and returns it.
+        process: Returns the facts about this process that the owner needs.
+        refuse: Called with the reason if the tests can't be run as they are written.
+        waiting: Called now and then while a test waits.
+        settle: Called when a test's wait has ended.
     """
 
     def __init__(
@@ -87,23 +88,23 @@ class Worker:
         self._lent: dict[Key, Environment] = {}
         self._marks: dict[Key, str] = {}
         self._waits: list[tuple[str, float, float]] = []
-        self._now = time.time  # kept here, where no test replaces it
+        self._now = time.time  # kept here, as tests may replace the function
         self._exemptions = Exemptions(os.environ)
         worker = getattr(config, "workerinput", {}).get("workerid", "")
         self._rollbacks = Rollbacks(worker)
         self._failed = False
         config.stash[LENDER] = self
-        config.add_cleanup(self._take_back)
+        config.add_cleanup(self._undo)
 
     # -- before the first test -----------------------------------------------------------------
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Let the marker of a single parameter choose its template."""
+        """Set the template of a test by the marker of its parameter."""
         markers.choose(item)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Say what the selected tests need, or why they can't be run."""
+        """Send the plan of the selected tests to the owner, or refuse to run them."""
         try:
             opened = self._opened()
         except EphemeralError as error:
@@ -142,7 +143,7 @@ class Worker:
         except EphemeralError as error:
             session.items.clear()
             self._refuse(str(error))
-        # Loaded now, while the environments come up: a test may patch what its modules import.
+        # Import it now: later, a test may have replaced functions of the modules that it imports.
         from pytest_ephemeral import models  # noqa: F401
 
     def _will_run(self, session: pytest.Session) -> bool:
@@ -174,7 +175,7 @@ class Worker:
             yield environment
         finally:
             self._held[key] -= 1
-            with suppress(EphemeralError):  # its owner is gone, and so is the environment
+            with suppress(EphemeralError):  # the owner is gone, and so is the environment
                 self._client.release(key)
 
     def lend_early(self, template: str | None) -> Environment:
@@ -218,12 +219,12 @@ class Worker:
         return environment
 
     def _exempt(self, environment: Environment) -> None:
-        """Have the clients in tests reach an environment as its probes did: without a proxy."""
+        """Make HTTP clients in tests connect to an environment without a proxy, as probes do."""
         for endpoint in environment.endpoints.values():
             self._exemptions.add(endpoint.host)
 
-    def _take_back(self) -> None:
-        """Let providers act on environments again that this run was lent."""
+    def _undo(self) -> None:
+        """Undo the changes to this process: proxy exemptions and lent environments."""
         self._exemptions.restore()
         if self._lent:
             from pytest_ephemeral import models
@@ -235,10 +236,10 @@ class Worker:
     def pytest_fixture_setup(
         self, fixturedef: Any, request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
-        """Forget that an environment was not lent.
+        """Clear pytest's cached failure of a fixture that could not lend an environment.
 
-        Pytest remembers how a fixture failed and repeats it, in full, for every test that uses
-        it. Asked again, the broker tells it in one line, and another test's marker may be right.
+        pytest would repeat the whole failure for every test that uses the fixture. A new request
+        gives a message of one line, and may succeed with another test's marker.
         """
         try:
             return (yield)
@@ -250,8 +251,8 @@ class Worker:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Look whether what the test is going to use still runs, and where its log ends."""
-        item.stash[_TOLD] = False
+        """Check that the test's environments still run, and mark the ends of their logs."""
+        item.stash[_REPORTED] = False
         self._failed = False
         keys = self._keys.get(item.nodeid, ())
         late = [key for key in self._held if self._rollbacks.is_due(item, key)]
@@ -264,7 +265,7 @@ class Worker:
             self._forget_template(item)
 
     def _put_back(self, item: pytest.Item, key: Key) -> None:
-        """Put an environment back to its baseline before a test has it, if that is due."""
+        """Roll back an environment before a test uses it, if that is due."""
         if self._rollbacks.is_due(item, key):
             self._client.roll_back(key, self._waiting)
             self._rollbacks.put_back(key)
@@ -275,8 +276,8 @@ class Worker:
             self._put_back(item, key)
             look = self._client.look(key)
         except EphemeralError as error:
-            item.stash[_TOLD] = True
-            # Without the error itself, which pytest would print above the same words.
+            item.stash[_REPORTED] = True
+            # "from None", as pytest would print the error above the same message.
             raise pytest.fail.Exception(str(error), pytrace=False) from None
         finally:
             self._settle()
@@ -284,13 +285,13 @@ class Worker:
             self._waits.append((self._lent[key].id, started, self._now()))
         self._marks[key] = look.mark
         if look.problem:
-            item.stash[_TOLD] = True
+            item.stash[_REPORTED] = True
             pytest.fail(look.problem, pytrace=False)
 
     def _forget_template(self, item: pytest.Item) -> None:
-        """Have ``request.getfixturevalue`` ask anew which template is this test's.
+        """Clear the internal template fixture, for tests that use ``request.getfixturevalue``.
 
-        Otherwise it would be given the one of the tests before, which its marker does not name.
+        If not cleared, such a test would get the template of the tests before it.
         """
         manager = item.session._fixturemanager  # noqa: SLF001 - pytest has no other way to ask
         for definition in manager.getfixturedefs(markers.TEMPLATE_FIXTURE, item) or ():
@@ -300,7 +301,7 @@ class Worker:
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Tell what a test used, and if it failed, what that has to say."""
+        """Add the test's environments to its report; if it failed, their logs, too."""
         report = yield
         if self._waits:
             setattr(report, WAITS_ATTRIBUTE, self._waits[:])
@@ -312,14 +313,14 @@ class Worker:
         if used:
             setattr(report, REPORT_ATTRIBUTE, [self._lent[key].id for key in used])
             reports.add_environments(item, report, [self._lent[key] for key in used])
-        # As expected is failed, too: it was left in the middle.
+        # An expected failure counts, too: the test did not run to its end.
         self._failed = (
             self._failed or report.failed or (report.skipped and hasattr(report, "wasxfail"))
         )
         if report.when == "teardown":
             self._rollbacks.finish(item, used, failed=self._failed)
-        if report.failed and not item.stash.get(_TOLD, False):
-            item.stash[_TOLD] = True
+        if report.failed and not item.stash.get(_REPORTED, False):
+            item.stash[_REPORTED] = True
             report.sections += self._sections(item, used)
         return report
 

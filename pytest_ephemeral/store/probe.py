@@ -50,7 +50,7 @@ def _refuses_creation(store: Store, path: str) -> bool:
 
 def _unsafe(store: Store, what: str, header: str) -> StoreError:
     return StoreError(
-        f"the store {store.url} {what}: what answers there ignores {header}, so that two runs at "
-        "once would damage each other's records. See AWS_ENDPOINT_URL, and take a newer version, "
-        "or another service"
+        f"the store {store.url} {what}: its server ignores {header}, so two runs at the same time "
+        "would damage each other's records. Check AWS_ENDPOINT_URL; use a newer version of the "
+        "server, or another one"
     )

@@ -1,4 +1,4 @@
-"""A simulated account for the tests beside this file, one a worker; faults are each test's own."""
+"""A simulated AWS account for these tests, one for each worker; each test sets its own faults."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a loopbac
 
 
 class Bench:
-    """A project on the simulated account: what a test bakes, launches and destroys with."""
+    """A project on the simulated account, with which tests bake, launch and destroy."""
 
     def __init__(self, account: Any, folder: Path, store: Path | None = None) -> None:
         self.account = account
         self.folder = folder
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.keys: dict[str, Any] = {}
         self.store = open_store(str(store or folder / "store"), folder)
         artifacts = open_repository(str(folder / "artifacts"), folder)
@@ -85,7 +85,7 @@ class Bench:
         )
 
     def bake(self, mode: Any = "missing", **keys: Any) -> Image:
-        return self.images.obtain(self.recipe(**keys), mode=mode, say=self.said.append)
+        return self.images.obtain(self.recipe(**keys), mode=mode, say=self.messages.append)
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +98,7 @@ def _account() -> Iterator[Account]:
 
 @pytest.fixture
 def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A project of its own; afterwards, nothing of it may be left but what was verified."""
+    """A project of the test; afterwards, only verified images may be left of it."""
     for name, value in _account.variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
@@ -112,7 +112,7 @@ def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     _account.tell("faults")
     running = [one for one in _account.left() if one.startswith("i-")]
     if running:
-        _account.clear()  # or one test that fails would fail all that come after it
+        _account.clear()  # or all later tests would fail, too
     for image in made.images.catalog.entries():
         providers.load("ec2").remove(image)
     if left := [*_account.left(), *_account.verified()]:
@@ -121,11 +121,11 @@ def bench(_account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def quick(patch: pytest.MonkeyPatch, every: float = 0.1) -> None:
-    """Look more often, as nobody counts the calls here; and only at AWS: else, others may work."""
+    """Poll more often, as calls are not throttled here; and use the AWS providers only."""
     patch.setattr(providers, "names", lambda: ["ec2", "cloudformation"])
     patch.setattr(instance_watcher, "INTERVAL", every)
     patch.setattr(instance_watcher, "IDLE", 2.0)
-    patch.setattr(instance_watcher, "LONGEST_INTERVAL", 1.0)  # asked for again at least as often
+    patch.setattr(instance_watcher, "LONGEST_INTERVAL", 1.0)  # less than IDLE
     patch.setattr(security_groups, "PAUSE", every)
     for module in (amis, builders):
         patch.setattr(module, "POLL", every)

@@ -227,7 +227,7 @@ def test_a_file_in_json_is_read_as_well(bench: Bench, s3: Any) -> None:
 @pytest.mark.parametrize(
     ("keys", "body", "said"),
     [
-        ({"bucket": None}, PARENT, "Name a bucket of yours"),
+        ({"bucket": None}, PARENT, "Set a bucket"),
         ({}, PARENT.replace("child", "none"), r"TemplateURL in .*: there is no .*none\.yaml"),
         ({}, PARENT.replace("nested/child.yaml", "parent.yaml"), "nested in itself"),
         ({}, PARENT.replace("nested/child.yaml", "nested"), "is a folder"),

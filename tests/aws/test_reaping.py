@@ -235,7 +235,7 @@ def test_a_run_that_lives_elsewhere_is_let_alone(bench: Bench, tmp_path: Path) -
         found = bench.account.ec2.describe_security_groups()["SecurityGroups"]
         return {name for name, id in made.items() if id in {one["GroupId"] for one in found}}
 
-    job = BakeJob(bench.recipe(), key, tmp_path, None, tmp_path / "log", bench.said.append)
+    job = BakeJob(bench.recipe(), key, tmp_path, None, tmp_path / "log", bench.messages.append)
     providers.load("ec2").discard(job)  # type: ignore[attr-defined]
     assert left() == {"elsewhere", "overdue"}
     assert set(reap(bench)) == {"bake-overdue"}

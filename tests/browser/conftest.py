@@ -1,3 +1,3 @@
-"""The suite is for the pytest that the tests start: it needs an environment, and a browser."""
+"""Exclude the suite, which is for inner pytest runs: it needs an environment and a browser."""
 
 collect_ignore = ["suite"]

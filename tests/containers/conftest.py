@@ -19,7 +19,7 @@ from support.hooks import SilentHooks
 
 @pytest.fixture(scope="module")
 def one_podman() -> Iterator[Engine]:
-    """A Podman."""
+    """A Podman for all tests of a module."""
     engines.require("podman")
     with engines.podman() as engine:
         yield engine
@@ -27,7 +27,7 @@ def one_podman() -> Iterator[Engine]:
 
 @pytest.fixture
 def podman(one_podman: Engine) -> Iterator[Engine]:
-    """A Podman, which has no images."""
+    """A Podman without images."""
     yield one_podman
     engines.forget_images(one_podman)
 
@@ -51,7 +51,7 @@ def compose_command(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
-    """Opens a project with containers; what it has baked is removed afterwards."""
+    """Opens a project with containers; its images are removed afterwards."""
     engine_images.require()
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     (tmp_path / "context").mkdir()
@@ -61,7 +61,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
         base = engine_images.busybox()
         text = CONFIGURATION.format(more=more, name=WEB, keep=keep)
         (tmp_path / "ephemeral.toml").write_text(text)
-        text = (dockerfile or DOCKERFILE) + f"\nLABEL test={tmp_path}\n"  # nobody else's image
+        text = (dockerfile or DOCKERFILE) + f"\nLABEL test={tmp_path}\n"  # an image of its own
         (tmp_path / "context" / "Dockerfile").write_text(text.format(base=base))
         projects.append(Project.open(tmp_path / "ephemeral.toml", tmp_path))
         return Lifecycle(projects[-1], SilentHooks(), run=f"faults-{secrets.token_hex(6)}")

@@ -52,7 +52,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         return
     if why := engines.newest_unavailable():
         pytest.skip(f"without {why}")
-    with engines.newest_dockerd() as newest, engines.used(newest):
+    with engines.newest_dockerd() as newest, engines.use(newest):
         yield newest
 
 

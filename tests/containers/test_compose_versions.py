@@ -20,7 +20,7 @@ FAULTY = "2.30.1"
 @pytest.fixture
 def command() -> Iterator[Compose]:
     """That version, and no other."""
-    with compose_versions.with_plugin(compose_versions.published(FAULTY)):
+    with compose_versions.with_plugin(compose_versions.fetch_compose(FAULTY)):
         yield Compose.find()
 
 

@@ -53,7 +53,7 @@ def test_the_context_that_is_used(opened: Opened, second_docker: Engine, tmp_pat
     docker("context", "use", "default")
     assert endpoint.find().address != second_docker.address
     remove(lifecycle.project.ledger, environment)
-    assert engines.everything(second_docker) == []
+    assert engines.list_resources(second_docker) == []
 
 
 @pytest.fixture
@@ -69,25 +69,25 @@ def rootless() -> Iterator[Engine]:
 def test_a_life_on_a_rootless_podman(opened: Opened, rootless: Engine, tmp_path: Path) -> None:
     """An image is brought there, an environment comes up, commands run in it, nothing is left."""
     opened(keep="always").image("web")
-    with engines.used(rootless):
+    with engines.use(rootless):
         lifecycle = reopened(tmp_path)
         environment = up(lifecycle)
         assert web.get(environment.url) == "ok\n"
         assert environment.run(["echo", "there"]).stdout == "there\n"
         assert environment.id in str(rootless.call("GET", "/containers/json"))
         lifecycle.destroy(environment)
-        assert engines.everything(rootless) == []
+        assert engines.list_resources(rootless) == []
 
 
 def test_the_newest_podman_is_not_waited_for(opened: Opened) -> None:
     """It would give what ignores its stop signal 10 s; what is killed gets none."""
     if why := engines.newest_podman_unavailable():
         pytest.skip(f"without {why}")
-    with engines.podman(engines.NEWEST_PODMAN) as engine, engines.used(engine):
+    with engines.podman(engines.NEWEST_PODMAN) as engine, engines.use(engine):
         command = "trap '' TERM; httpd -f -p 8080 -h /www"
         environment = up(lifecycle := opened(f'command = "{command}"'))
         assert lifecycle.destroy(environment) < 5
-        assert engines.everything(engine) == []
+        assert engines.list_resources(engine) == []
 
 
 def test_an_engine_over_ssh(opened: Opened, over_ssh: str, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_an_engine_over_ssh(opened: Opened, over_ssh: str, tmp_path: Path) -> No
         assert web.get(environment.url) == "ok\n"
         assert environment.run(["echo", "there"]).stdout == "there\n"
         lifecycle.destroy(environment)
-        assert engines.everything(engine) == []
+        assert engines.list_resources(engine) == []
 
 
 def test_an_ssh_that_does_not_get_there(

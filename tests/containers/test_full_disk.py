@@ -42,10 +42,10 @@ def small() -> Iterator[Engine]:
 @pytest.fixture
 def here(small: Engine) -> Iterator[Engine]:
     """That engine, used by all that follows; in the end, nothing but its base is left there."""
-    with engines.used(small):
+    with engines.use(small):
         base = engine_images.busybox()
         yield small
-    assert engines.everything(small) == []
+    assert engines.list_resources(small) == []
     images = small.call("GET", "/images/json")
     assert [one["RepoTags"] for one in images] == [[base]]
 

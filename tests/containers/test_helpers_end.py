@@ -11,7 +11,7 @@ def test_nothing_of_podman_outlives_it() -> None:
     """It has a process for each container and each command in one, and one that resolves names."""
     engines.require("podman")
     engine_images.require()
-    with engines.podman() as engine, engines.used(engine):
+    with engines.podman() as engine, engines.use(engine):
         folder = Path(engine.address.url.removeprefix("unix://")).parent
         engine.call("POST", "/networks/create", body={"Name": "own"})
         container = engine.call(

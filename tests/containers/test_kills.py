@@ -158,7 +158,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         yield endpoint.find()
         return
     podman = request.getfixturevalue("podman")
-    with engines.used(podman):
+    with engines.use(podman):
         yield podman
 
 

@@ -59,7 +59,7 @@ def test_an_image_from_the_store(
     baking = opened(keep="always")
     baked = baking.image("web")
     layers = endpoint.find().call("GET", f"/images/{baked.digest}/json")["RootFS"]["Layers"]
-    with engines.used(stage):
+    with engines.use(stage):
         lifecycle = reopened(tmp_path)
         assert image_store.find(stage, baked) is None
         environment = up(lifecycle)
@@ -71,7 +71,7 @@ def test_an_image_from_the_store(
         assert environment.handle["engine"] == stage.address.url
         assert web.get(environment.url).strip() == "ok"
         lifecycle.destroy(environment)
-        assert engines.everything(stage) == []
+        assert engines.list_resources(stage) == []
         load("docker").remove(baked)  # type: ignore[attr-defined]
     assert bases.find_local(endpoint.find(), baked.reference) is not None
 
@@ -81,11 +81,11 @@ def test_an_image_of_the_newest_engine(
     opened: Opened, newest: Engine, request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
     """It is recorded by what older engines know it by, though there it has another digest."""
-    with engines.used(newest):
+    with engines.use(newest):
         baked = opened(keep="always").image("web")
         assert baked.reference != baked.digest
     stage = request.getfixturevalue(kind)
-    with engines.used(stage):
+    with engines.use(stage):
         lifecycle = reopened(tmp_path)
         environment = up(lifecycle)
         assert stage.call("GET", f"/images/{baked.digest}/json")["Os"] == "linux"
@@ -96,7 +96,7 @@ def test_an_image_of_the_newest_engine(
 
 def test_an_image_that_took_the_name(opened: Opened, newest: Engine, tmp_path: Path) -> None:
     """Of the image that was baked nothing is believed but its digest: it is loaded again."""
-    with engines.used(newest):
+    with engines.use(newest):
         lifecycle = opened(keep="always")
         baked = lifecycle.image("web")
         newest.call("DELETE", f"/images/{image_store.tag_of(baked)}")
@@ -140,7 +140,7 @@ def test_an_image_from_the_registry(
         baked = project.images.obtain(recipe, mode="missing", say=print)
         assert baked.archive is None
         stage = request.getfixturevalue(kind)
-        with engines.used(stage):
+        with engines.use(stage):
             lifecycle = reopened(tmp_path)
             environment = up(lifecycle, "shared")
             assert environment.run(["cat", "/it"]).stdout == f"{WEB}\n"
@@ -154,7 +154,7 @@ def test_an_image_from_the_registry(
 
 def test_podman_bakes_as_docker_does(opened: Opened, podman: Engine) -> None:
     """With an image's labels and command, not those of the container that it was installed in."""
-    with engines.used(podman):
+    with engines.use(podman):
         recipe = f'provider = "docker"\nbase = "{engine_images.busybox()}"\ninstall = ["true"]'
         project = opened(f"[images.installed{WEB}]\n{recipe}\n").project
         wanted = project.config.recipe(f"installed{WEB}")
@@ -251,9 +251,9 @@ def test_an_environment_over_tls(chosen: Secured, opened: Opened) -> None:
     assert environment.handle["engine"] == chosen.url
     assert web.get(environment.url).strip() == "ok"
     assert environment.run(["echo", "hi"]).stdout == "hi\n"
-    assert len(engines.everything(chosen.engine)) == 3
+    assert len(engines.list_resources(chosen.engine)) == 3
     lifecycle.destroy(environment)
-    assert engines.everything(chosen.engine) == []
+    assert engines.list_resources(chosen.engine) == []
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -274,7 +274,7 @@ def test_compose_over_tls(
         environment = up(lifecycle, "odd")
         assert web.get(environment.url).strip() == "ok"
         lifecycle.destroy(environment)
-        assert engines.everything(secured.engine) == []
+        assert engines.list_resources(secured.engine) == []
 
 
 @pytest.mark.parametrize(

@@ -64,17 +64,17 @@ class Baker:
     """Another process that obtains an image."""
 
     def __init__(self, folder: Path, install: list[str], store: str = "store") -> None:
-        self.said = SPAWN.Queue()
-        self.process = SPAWN.Process(target=obtains, args=(folder, install, store, self.said))
+        self.messages = SPAWN.Queue()
+        self.process = SPAWN.Process(target=obtains, args=(folder, install, store, self.messages))
         self.process.start()
 
     def says(self) -> str:
-        said = self.said.get(timeout=PATIENCE)
+        said = self.messages.get(timeout=PATIENCE)
         assert isinstance(said, str), said
         return said
 
     def image(self) -> Image:
-        while isinstance(said := self.said.get(timeout=PATIENCE), str):
+        while isinstance(said := self.messages.get(timeout=PATIENCE), str):
             pass
         self.process.join()
         assert isinstance(said, Image), said
@@ -113,7 +113,7 @@ def test_a_bake_that_is_killed_leaves_nothing(here, gate):
     os.kill(first.process.pid, signal.SIGKILL)
     first.process.join()
     until(lambda: not alive(Path(f"{gate}.script")) and not alive(Path(f"{gate}.daemon")))
-    until(lambda: not here.installed())
+    until(lambda: not here.list_installed())
     assert here.images.catalog.entries() == []
     Path(f"{gate}.open").touch()
     started = time.monotonic()
@@ -139,7 +139,7 @@ def test_what_a_power_cut_left_is_removed_by_the_next_bake(here):
     image = here.obtain()
     assert here.baked
     assert {path.name for path in Path(image.reference).iterdir()} == {"bin", "lib"}
-    ours = {name.removeprefix(place.tree.name) for name in here.installed()}
+    ours = {name.removeprefix(place.tree.name) for name in here.list_installed()}
     assert ours == {"", ".manifest", ".seal.json"}
 
 
@@ -152,11 +152,11 @@ def test_who_waited_bakes_when_the_first_one_fails(here, gate):
     assert "waiting for" in second.says()
     Path(f"{gate}.open").touch()
     gate.write_text("go\n")
-    while isinstance(failed := first.said.get(timeout=PATIENCE), str):
+    while isinstance(failed := first.messages.get(timeout=PATIENCE), str):
         pass
     first.process.join()
     assert isinstance(failed, BakeError)
-    while isinstance(said := second.said.get(timeout=PATIENCE), str):
+    while isinstance(said := second.messages.get(timeout=PATIENCE), str):
         assert "shop" in said or said == "sealing it"
     second.process.join()
     assert isinstance(said, BakeError)

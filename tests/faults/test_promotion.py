@@ -25,7 +25,7 @@ from pytest_ephemeral.promotion.dns_polling import Times
 from pytest_ephemeral.promotion.journal import Journal
 from support import web
 from support.promotion import V1, V2, Site, Stage, install, make_stage, served, stage
-from support.victims import end_of
+from support.victims import exit_status_of
 from support.waiting import until
 
 __all__ = ["make_stage", "served", "stage"]
@@ -68,20 +68,20 @@ def die_at(folder: str, port: str, what: str, point: str) -> None:
 
 def killed(stage: Stage, what: str, point: str) -> None:
     """Promote (or roll back) in another process, which dies at that point."""
-    assert end_of(die_at, str(stage.folder), str(stage.port), what, point) == 9
+    assert exit_status_of(die_at, str(stage.folder), str(stage.port), what, point) == 9
 
 
 def check_promises(stage: Stage) -> str:
     """Hold all that must never be untrue; returns who has the name."""
     [address] = stage.addresses()
     holder = {V1: "v1", V2: "v2"}[address]
-    assert stage.own_word(holder)["expires"] == labels.NEVER, "production would end itself"
+    assert stage.provider_state(holder)["expires"] == labels.NEVER, "production would end itself"
     assert stage.get(holder).expires_at is None
-    assert not stage.own_word(holder)["ended"]
-    assert len(stage.marked()) <= 1, "two are believed to be production"
+    assert not stage.provider_state(holder)["ended"]
+    assert len(stage.find_production()) <= 1, "two are believed to be production"
     current = Journal(stage.project.store, "production").head.current
     assert current is not None
-    assert stage.own_word(current.environment)["expires"] == labels.NEVER
+    assert stage.provider_state(current.environment)["expires"] == labels.NEVER
     return holder
 
 
@@ -101,7 +101,7 @@ def test_a_killed_promotion_is_finished_by_running_it_again(stage: Stage, point:
     stage.promoter().promote("v2")
 
     assert check_promises(stage) == "v2"
-    assert stage.marked() == ["v2"]
+    assert stage.find_production() == ["v2"]
     assert stage.get("v1").expires_at is not None
     head = Journal(stage.project.store, "production").head
     assert head.run is None
@@ -119,7 +119,7 @@ def test_a_killed_promotion_is_taken_back_by_a_rollback(stage: Stage, point: str
     stage.promoter().rollback()
 
     assert check_promises(stage) == "v1"
-    assert stage.marked() == ["v1"]
+    assert stage.find_production() == ["v1"]
     assert stage.get("v2").expires_at is not None
     assert Journal(stage.project.store, "production").head.run is None
 
@@ -152,7 +152,7 @@ def test_a_killed_rollback_is_finished_by_running_it_again(stage: Stage, point: 
     stage.promoter().rollback()
 
     assert check_promises(stage) == "v1"
-    assert stage.marked() == ["v1"]
+    assert stage.find_production() == ["v1"]
 
 
 def test_a_killed_promotion_of_another_environment_is_told(stage: Stage) -> None:
@@ -187,7 +187,7 @@ def test_of_two_at_once_one_wins_and_the_other_is_told_by_whom(stage: Stage) -> 
     finally:
         go.set()
         first.join()
-    assert stage.marked() == ["v2"]
+    assert stage.find_production() == ["v2"]
 
 
 def test_many_at_the_same_moment(stage: Stage) -> None:
@@ -255,7 +255,7 @@ def test_one_that_was_only_suspended_withdraws(stage: Stage) -> None:
     def late(old: Any, new: Any) -> str:
         """Between its look at the journal and its update, all this happens."""
         suspended.backend.swap = real  # type: ignore[method-assign]
-        stage.give_up()
+        stage.abandon()
         stage.promoter().rollback()
         return real(old, new)
 
@@ -266,7 +266,7 @@ def test_one_that_was_only_suspended_withdraws(stage: Stage) -> None:
         suspended._execute(mine)
 
     assert check_promises(stage) == "v1"
-    assert stage.marked() == ["v1"]
+    assert stage.find_production() == ["v1"]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_store_that_is_lost_stops_everything(
 
     monkeypatch.setattr(stage.project.store, "replace", real)
     check_promises(stage)
-    stage.give_up()
+    stage.abandon()
     stage.promoter().promote("v2")
     assert check_promises(stage) == "v2"
 
@@ -361,12 +361,12 @@ def test_taking_back_that_fails_is_said_and_gone_on_with(
     with pytest.raises(Exception, match="503") as caught:
         promoter.promote("v2")
     assert "Undoing it failed" in "".join(caught.value.__notes__)
-    assert stage.own_word("v1")["expires"] == labels.NEVER
-    assert stage.own_word("v2")["expires"] == labels.NEVER
+    assert stage.provider_state("v1")["expires"] == labels.NEVER
+    assert stage.provider_state("v2")["expires"] == labels.NEVER
 
     file.rmdir()
     (stage.folder / "kept").rename(file)
-    stage.give_up()
+    stage.abandon()
     with pytest.raises(PromotionError, match="is unchanged"):
         stage.promoter().promote("v2")
     assert check_promises(stage) == "v1"

@@ -141,8 +141,8 @@ def test_kill_while_it_comes_up(project):
     assert eventually(lambda: len(project.processes()) >= 1, 40), end(process)
     process.kill()
     process.wait(10)
-    gone = eventually(lambda: not project.remains(), SOON)
-    left = project.remains()
+    gone = eventually(lambda: not project.list_remains(), SOON)
+    left = project.list_remains()
     end(process)
     assert gone, left
     project.reap()  # a record that nothing had been made for yet
@@ -168,7 +168,7 @@ def test_a_second_ctrl_c_leaves_at_once(project):
     assert eventually((project.folder / "stopping").exists, 30), end(process)
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=30)
-    assert eventually(lambda: not project.remains(), SOON), project.remains()
+    assert eventually(lambda: not project.list_remains(), SOON), project.list_remains()
     project.reap()
     assert not project.traces()
     assert "Traceback" not in output
@@ -183,8 +183,8 @@ def test_a_second_sigterm_ends_at_once(project):
     assert eventually((project.folder / "stopping").exists, 30), end(process)
     process.terminate()
     assert process.wait(30) == -signal.SIGTERM
-    gone = eventually(lambda: not project.remains(), SOON)
-    left = project.remains()
+    gone = eventually(lambda: not project.list_remains(), SOON)
+    left = project.list_remains()
     end(process)
     assert gone, left
     project.reap()

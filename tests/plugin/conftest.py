@@ -1,4 +1,4 @@
-"""A project of its own for every test of the plugin."""
+"""A project for every test of the plugin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from support.plugin_project import PluginProject, make_project
 
-# Loaded here once: what a pytest inside pytest imports is forgotten again with it.
+# Import these modules once: modules that an inner pytest imports are unloaded at its end.
 for name in (
     *("broker.server", "broker.process", "images.stages", "providers.local"),
     "pytest_plugin.controller",
@@ -23,7 +23,7 @@ def project(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[PluginProject]:
-    """A project with a tiny application. Nothing of its environments may be left."""
+    """A project with a small application. Its environments must leave no traces."""
     project = make_project(pytester.path, monkeypatch, tmp_path_factory)
     yield project
     clean, traces = project.clean_within(30), project.traces()

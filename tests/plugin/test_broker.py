@@ -11,13 +11,13 @@ from pytest_ephemeral.broker.broker import Broker
 from pytest_ephemeral.broker.protocol import Key
 from pytest_ephemeral.broker.queue import PARALLEL
 from pytest_ephemeral.errors import EnvironmentDiedError, LaunchError
-from support.broker_notes import Notes, function, session
+from support.recording_backend import RecordingBackend, function, session
 from support.waiting import eventually
 
 
 @pytest.fixture
 def notes():
-    return Notes()
+    return RecordingBackend()
 
 
 @pytest.fixture

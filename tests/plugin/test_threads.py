@@ -26,23 +26,23 @@ from pytest_ephemeral.errors import EnvironmentDiedError, EphemeralError, OwnerL
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.pytest_plugin.controller import Controller
 from pytest_ephemeral.pytest_plugin.timeline import TimelineRecorder
-from support.broker_notes import PATIENCE, Notes, session
+from support.recording_backend import PATIENCE, RecordingBackend, session
 from support.waiting import eventually
 
 KEY = Key("a", "session", "", rollback=True)
 
 
 @pytest.fixture
-def notes() -> Notes:
-    return Notes()
+def notes() -> RecordingBackend:
+    return RecordingBackend()
 
 
 @pytest.fixture
-def broker(notes: Notes) -> Broker:
+def broker(notes: RecordingBackend) -> Broker:
     return Broker(notes)
 
 
-class SlowRollback(Notes):
+class SlowRollback(RecordingBackend):
     """Puts an environment back when it is told to; the URL tells which it is then."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ def test_what_was_removed_while_it_was_looked_at_has_not_crashed() -> None:
     """It is gone, but not by itself."""
     looking, go_on = threading.Event(), threading.Event()
 
-    class SlowLook(Notes):
+    class SlowLook(RecordingBackend):
         def exit_reason(self, environment: Environment) -> str:
             if looking.is_set():
                 return ""
@@ -111,7 +111,9 @@ def test_what_was_removed_while_it_was_looked_at_has_not_crashed() -> None:
     assert broker.entries[0].problem == ""
 
 
-def test_an_answer_that_nobody_waits_for_tells_nobody(broker: Broker, notes: Notes) -> None:
+def test_an_answer_that_nobody_waits_for_tells_nobody(
+    broker: Broker, notes: RecordingBackend
+) -> None:
     """So the crash is in no test's report, and the run must not be green."""
     notes.gate.clear()
     wait = broker.lease(session("a"), "main")
@@ -126,7 +128,7 @@ def test_an_answer_that_nobody_waits_for_tells_nobody(broker: Broker, notes: Not
     assert not entry.used
 
 
-def opened(broker: Broker, notes: Notes) -> Run:
+def opened(broker: Broker, notes: RecordingBackend) -> Run:
     """A run of a broker, with as much of a project as its end asks for."""
     project: Any = SimpleNamespace(store=SimpleNamespace(url="file:///store"))
     backend: Any = notes
@@ -134,7 +136,7 @@ def opened(broker: Broker, notes: Notes) -> Run:
 
 
 def test_what_comes_up_at_the_last_moment_is_handed_on(
-    broker: Broker, notes: Notes, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, notes: RecordingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The owner does not exit while it is being removed: another program makes sure of it."""
     monkeypatch.setattr(broker_module, "GRACE", 0.01)

@@ -178,5 +178,5 @@ for children in Path("/proc", str(os.getppid()), "task").glob("*/children"):
     assert process.returncode != 0
     assert "was killed" in talk or "can't be reached" in talk
     assert "Traceback" not in talk
-    assert eventually(lambda: not project.remains(), 30), project.remains()
+    assert eventually(lambda: not project.list_remains(), 30), project.list_remains()
     project.reap()

@@ -1,4 +1,4 @@
-"""Two environments that answer, and a name for one of them."""
+"""Fixtures for tests of promotion: two environments, and a production name."""
 
 import pytest
 
@@ -9,5 +9,5 @@ __all__ = ["make_stage", "served", "stage"]
 
 @pytest.fixture(autouse=True)
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other tests have left on an engine is none of these tests' to reap."""
+    """Hide container engines, as these tests must not reap the containers of other tests."""
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")

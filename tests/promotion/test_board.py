@@ -16,7 +16,7 @@ import pytest
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.promotion.approval_records import Approvals
 from pytest_ephemeral.promotion.board import app, serving
-from support.board import HOSTILE, BoardStage, furnish
+from support.board import HOSTILE, BoardStage, fill_board
 from support.promotion import V1, Site
 
 TOKEN = "a token that nobody can guess"
@@ -25,7 +25,7 @@ TOKEN = "a token that nobody can guess"
 @pytest.fixture
 def stage(served: dict[str, Site], tmp_path: Path) -> BoardStage:
     """A project with something of everything."""
-    return furnish(tmp_path, served)
+    return fill_board(tmp_path, served)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_ephemeral.promotion.approval_records import Approvals
-from support.board import HOSTILE, BoardStage, furnish, pose
+from support.board import HOSTILE, BoardStage, fill_board, use_local_provider
 from support.lacks import skip_without
 from support.processes import PROGRAM
 from support.promotion import V1, Site
@@ -41,7 +41,7 @@ def stage(served: dict[str, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A project with something of everything, as a build machine has left it."""
     monkeypatch.setenv("LOGNAME", "ci")
     monkeypatch.setattr("socket.gethostname", lambda: "build-7")
-    return furnish(tmp_path, served)
+    return fill_board(tmp_path, served)
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_everything_can_be_reached_by_keyboard(page: Callable[..., Any]) -> None
 
 def test_what_it_looks_like(page: Callable[..., Any], stage: BoardStage, tmp_path: Path) -> None:
     """For the documentation: by day, by night, and on a phone."""
-    pose(stage)
+    use_local_provider(stage)
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
     for name, settings, width in (
         ("board", {}, 1180),

@@ -38,7 +38,7 @@ def test_an_extension_gives_production_no_end(stage: Stage) -> None:
     with pytest.raises(PromotionError, match="v2 was not extended: it is production"):
         expiry.extend(stage.ledger, as_it_was, LATER)
 
-    assert stage.own_word("v2")["expires"] == labels.NEVER
+    assert stage.provider_state("v2")["expires"] == labels.NEVER
     assert stage.get("v2").expires_at is None
 
 
@@ -72,8 +72,8 @@ def test_down_spares_what_is_promoted_meanwhile(
     assert destroy.down(arguments, Printer(as_json=False)) == 6
 
     assert stage.addresses() == [V2]
-    assert stage.marked() == ["v2"]
-    assert not stage.own_word("v2")["ended"]
+    assert stage.find_production() == ["v2"]
+    assert not stage.provider_state("v2")["ended"]
 
 
 def test_a_promotion_of_what_is_destroyed_at_its_end_is_told(stage: Stage) -> None:
@@ -100,7 +100,7 @@ def test_a_suspended_promotion_puts_a_lowered_ttl_back(make_stage: Callable[...,
 
     def late(old: Any, new: Any) -> str:
         zone.swap = update  # type: ignore[method-assign]
-        stage.give_up()
+        stage.abandon()
         stage.promoter(backend=zone).rollback()
         return update(old, new)
 

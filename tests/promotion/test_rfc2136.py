@@ -29,9 +29,9 @@ from support.nameserver import (
     ZONE,
     Nameserver,
     Relay,
-    answering,
+    answer_with,
     find_program,
-    losing,
+    lose_answers,
     running,
 )
 from support.promotion import V1, V2, Site, Stage, free_port
@@ -345,7 +345,7 @@ def test_an_answer_that_nobody_has_signed_is_not_believed(
     """Anyone could have sent it: neither a yes nor a no."""
     stage = production(server=relay.address, servers=[nameserver.address])
     stage.promoter().promote("v1")
-    relay.fault = answering(5)
+    relay.fault = answer_with(5)
 
     with pytest.raises(PromotionError, match="is not signed"):
         stage.promoter().promote("v2")
@@ -358,7 +358,7 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(
 ) -> None:
     """SERVFAIL is not final."""
     stage = production(server=relay.address, servers=[nameserver.address])
-    failing, count = answering(2), itertools.count()
+    failing, count = answer_with(2), itertools.count()
     relay.fault = lambda message, on: (
         failing(message, on) if next(count) in {1, 5, 6} else on(message)
     )
@@ -374,7 +374,7 @@ def test_an_answer_that_is_lost_is_not_believed_lost(
     """The update was done: asked again, that is seen."""
     stage = production(server=relay.address, servers=[nameserver.address])
     stage.promoter().promote("v1")
-    relay.fault = losing(1)
+    relay.fault = lose_answers(1)
 
     stage.promoter().promote("v2")
 
@@ -401,7 +401,7 @@ def test_a_server_that_stays_silent_means_both_stay_up(
     assert stage.get("v1").expires_at is None
     assert stage.get("v2").expires_at is None
     relay.fault = None
-    stage.give_up()
+    stage.abandon()
     with pytest.raises(PromotionError, match="is unchanged"):
         stage.promoter().promote("v2")
     assert nameserver.ask(name)[0] == [V1]

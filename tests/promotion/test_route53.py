@@ -289,7 +289,7 @@ def test_a_change_id_that_was_lost_is_no_matter(
     monkeypatch.setattr(Promoter, "_undo_after", lambda *_: None)  # the dead do nothing
     with pytest.raises(Dead):
         stage.promoter(backend=make_backend(), checkpoint=die).promote("v1")
-    stage.give_up()
+    stage.abandon()
 
     stage.promoter(backend=make_backend()).promote("v1")
 

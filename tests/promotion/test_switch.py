@@ -43,7 +43,7 @@ def test_the_first_promotion_points_the_name(make_stage: Callable[..., Stage]) -
     assert stage.addresses() == [V1]
     v1 = stage.get("v1")
     assert (v1.production, v1.expires_at, v1.kept) == ("production", None, True)
-    assert stage.own_word("v1") == {"expires": labels.NEVER, "kept": True, "ended": False}
+    assert stage.provider_state("v1") == {"expires": labels.NEVER, "kept": True, "ended": False}
     assert stage.published == [("v1", f"http://{NAME}:{stage.port}/")]
 
 
@@ -54,11 +54,11 @@ def test_the_next_one_retires_the_one_before(stage: Stage) -> None:
     stage.promoter().promote("v2")
 
     assert stage.addresses() == [V2]
-    assert stage.marked() == ["v2"]
+    assert stage.find_production() == ["v2"]
     expires = stage.get("v1").expires_at
     assert expires is not None
     assert timedelta(0) <= expires - before - timedelta(seconds=660) < timedelta(seconds=30)
-    assert stage.own_word("v1")["expires"] == str(expires)
+    assert stage.provider_state("v1")["expires"] == str(expires)
 
 
 def test_a_forged_journal_ends_no_other_production(stage: Stage) -> None:
@@ -88,8 +88,13 @@ def test_the_old_one_is_touched_only_after_the_name_has_been_verified(stage: Sta
     seen = {}
 
     def look(point: str) -> None:
-        word = stage.own_word("v1")["expires"]
-        seen[point] = (stage.marked(), word, stage.own_word("v2")["expires"], stage.addresses())
+        word = stage.provider_state("v1")["expires"]
+        seen[point] = (
+            stage.find_production(),
+            word,
+            stage.provider_state("v2")["expires"],
+            stage.addresses(),
+        )
 
     stage.promoter(checkpoint=look).promote("v2")
 
@@ -113,8 +118,8 @@ def test_what_fails_its_verification_is_taken_back(stage: Stage, served: dict[st
         stage.promoter().promote("v2")
 
     assert stage.addresses() == [V1]
-    assert stage.marked() == ["v1"]
-    assert stage.own_word("v1")["expires"] == labels.NEVER
+    assert stage.find_production() == ["v1"]
+    assert stage.provider_state("v1")["expires"] == labels.NEVER
     assert stage.get("v2").expires_at is not None
     last = journal.history(stage.project.store, "production")[-1]
     assert (last.outcome, last.target.environment) == ("undone", "v2")
@@ -158,7 +163,7 @@ def test_an_environment_that_dies_before_the_switch_does_not_get_the_name(stage:
         stage.promoter(checkpoint=die).promote("v2")
 
     assert stage.addresses() == [V1]
-    assert stage.own_word("v1")["expires"] == labels.NEVER
+    assert stage.provider_state("v1")["expires"] == labels.NEVER
     assert Journal(stage.project.store, "production").head.run is None
 
 
@@ -314,8 +319,8 @@ def test_rollback_goes_back(stage: Stage) -> None:
 
     assert (entry.kind, entry.outcome, entry.target.environment) == ("rollback", "done", "v1")
     assert stage.addresses() == [V1]
-    assert stage.marked() == ["v1"]
-    assert stage.own_word("v1")["expires"] == labels.NEVER
+    assert stage.find_production() == ["v1"]
+    assert stage.provider_state("v1")["expires"] == labels.NEVER
     assert stage.get("v2").expires_at is not None
     assert stage.promoter().rollback().target.environment == "v2"
 
@@ -329,7 +334,7 @@ def test_rollback_to_what_is_broken_stays(stage: Stage, served: dict[str, Site])
         stage.promoter().rollback()
 
     assert stage.addresses() == [V2]
-    assert stage.marked() == ["v2"]
+    assert stage.find_production() == ["v2"]
 
 
 def test_rollback_to_what_is_gone_is_refused(stage: Stage) -> None:
@@ -350,7 +355,7 @@ def test_rollback_from_the_first_promotion(make_stage: Callable[..., Stage]) -> 
     stage.promoter().rollback()
 
     assert stage.addresses() == ["127.9.9.9"]
-    assert stage.marked() == []
+    assert stage.find_production() == []
     assert stage.get("v1").expires_at is not None
 
 

@@ -13,7 +13,7 @@ import pytest
 from pytest_ephemeral import cli
 from pytest_ephemeral.promotion import journal
 from pytest_ephemeral.promotion.approval_records import Approvals
-from support.board import BoardStage, furnish
+from support.board import BoardStage, fill_board
 from support.promotion import NAME, V1, V2, Site
 from support.waiting import until
 
@@ -23,7 +23,7 @@ LIVE, WAITING, OTHER = "staging-7f3k2q", "staging-m4x8wd", "staging-c9t2vb"
 @pytest.fixture
 def stage(served: dict[str, Site], tmp_path: Path) -> BoardStage:
     """A project with something of everything, whose name is served by its own hosts file."""
-    made = furnish(tmp_path, served)
+    made = fill_board(tmp_path, served)
     served["v2"].refuses = lambda _: False
     (tmp_path / "hosts").rename(tmp_path / "shop" / "hosts")
     return made

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_ephemeral import cli
 from pytest_ephemeral.promotion.approval_records import Approvals
-from support.board import BoardStage, furnish
+from support.board import BoardStage, fill_board
 from support.promotion import Site
 
 EVIL = "ok\n##vso[task.setvariable variable=T]x\r::error::y\n\x1b[2J##teamcity[buildStop]"
@@ -19,7 +19,7 @@ WAITING = "staging-m4x8wd"
 @pytest.fixture
 def stage(served: dict[str, Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BoardStage:
     """A project with something of everything, stood in."""
-    made = furnish(tmp_path, served)
+    made = fill_board(tmp_path, served)
     monkeypatch.chdir(tmp_path / "shop")
     return made
 

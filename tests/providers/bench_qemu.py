@@ -41,7 +41,7 @@ class Bench:
 
     def recipe(self, root: Path) -> Recipe:
         vm.share_memory(machine.state_directory())
-        return QemuRecipe(name=vm.NAME, **vm.as_it_is(self.baked))
+        return QemuRecipe(name=vm.NAME, **vm.reference_keys(self.baked))
 
     def template(self, kind: Kind) -> Template:
         keys: dict[str, Any] = {"image": vm.NAME, "warm": False if self.cold else "booted"}

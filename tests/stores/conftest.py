@@ -1,4 +1,4 @@
-"""Stores and repositories of every kind, for the suites that all of them pass."""
+"""Stores and repositories of every kind, for tests that all of them must pass."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from stores.s3_server import Server, serving
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[Server]:
-    """One S3 for all tests of a process."""
+    """An S3 server for all tests of a process."""
     with serving() as server:
         yield server
 
 
 @pytest.fixture
 def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
-    """That S3, as this process and those that it starts are configured to use it."""
+    """The S3 server, with the variables by which this process and its children use it."""
     for name, value in {
         "AWS_ENDPOINT_URL": s3_server.url,
         "AWS_ACCESS_KEY_ID": "AKIATEST",
@@ -42,7 +42,7 @@ def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Se
 
 @pytest.fixture
 def bucket(s3: Server) -> str:
-    """The name of a bucket that is this test's alone."""
+    """The name of a new bucket for this test."""
     name = f"test-{secrets.token_hex(8)}"
     aws.client("s3").create_bucket(Bucket=name)
     return name
@@ -58,7 +58,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def http(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Files]:
-    """A server where files are put and got, and no credentials for it."""
+    """An HTTP server that stores files, without credentials."""
     for name in ("USER", "PASSWORD", "TOKEN"):
         monkeypatch.delenv(f"PYTEST_EPHEMERAL_REPOSITORY_{name}", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -74,7 +74,7 @@ def repository(request: pytest.FixtureRequest, tmp_path: Path) -> Repository:
 
 @pytest.fixture(params=["directory", "s3"])
 def listing(request: pytest.FixtureRequest, tmp_path: Path) -> Repository:
-    """An artifact repository of each kind that can say what it holds."""
+    """An artifact repository of each kind that can list its artifacts."""
     return _repository(request, tmp_path)
 
 

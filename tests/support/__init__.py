@@ -1,1 +1,1 @@
-"""What tests of more than one folder share: each helper once."""
+"""Helpers that tests in several folders share."""

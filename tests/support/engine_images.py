@@ -1,7 +1,7 @@
-"""Base images for the tests of containers, made on the spot: no registry is needed.
+"""Base images for the tests of containers, built locally, without a registry.
 
-They stay on the engine, under names that say what they are made from, and are made once. The one
-with Python takes a minute, so that it is kept as a file too, for the next engine.
+They are built once and stay on the engine; their names have a digest of their sources. Images of
+Debian take a minute, so they are also cached as files, for other engines.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DEBIAN = (
 )
 PATH = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-#: What the shop of examples/ depends on, for a build that has no package index.
+#: The dependencies of the shop in examples/, for a build without a package index.
 WHEELS = ("Flask>=3,<4", "waitress>=3,<4")
 WITH_WHEELS = """\
 FROM {base}
@@ -54,7 +54,7 @@ ENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels
 
 
 def unavailable() -> str:
-    """What is not here that containers take, and why; empty when all is."""
+    """What this machine lacks for tests of containers, and why; or empty."""
     try:
         endpoint.find().call("GET", "/version", timeout=10)
     except EphemeralError as error:
@@ -65,13 +65,13 @@ def unavailable() -> str:
 
 
 def require() -> None:
-    """Skip the test where there can be no containers."""
+    """Skip the test if this machine can't run containers."""
     if why := unavailable():
         pytest.skip(f"without {why}")
 
 
 def busybox() -> str:
-    """An image with Busybox's tools, and a web server on 8080 that answers with ``ok``."""
+    """An image with Busybox, and a web server on port 8080 that answers ``ok``."""
     require()
     program = shutil.which("busybox")
     assert program is not None
@@ -83,18 +83,18 @@ def busybox() -> str:
 
 
 def python() -> str:
-    """A Debian with Python and venv."""
+    """An image of Debian with Python and venv."""
     return _debian("python", "python3,python3-venv,ca-certificates", [PATH])
 
 
 def redis() -> str:
-    """A Redis server."""
+    """An image with a Redis server."""
     serve = 'CMD ["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no"]'
     return _debian("redis", "redis-server", [PATH, "EXPOSE 6379", serve])
 
 
 def python_for_shop() -> str:
-    """As ``python``, with the packages that the shop needs."""
+    """The image of ``python``, with the packages that the shop needs."""
     dockerfile = WITH_WHEELS.format(base=python())
     name = _named("shop", dockerfile + " ".join(WHEELS))
     with files.hold_lock(cache() / "shop.lock"), tempfile.TemporaryDirectory() as folder:
@@ -124,7 +124,7 @@ def _debian(what: str, packages: str, changes: Sequence[str]) -> str:
 
 
 def _import(name: str, tar: Path, changes: Sequence[str]) -> None:
-    # The name whole, as its repository: Podman doesn't look at a tag that stands by itself.
+    # The whole name as the repository: Podman ignores a separate tag.
     query = urlencode([("fromSrc", "-"), ("repo", name), *(("changes", c) for c in changes)])
     with (
         tar.open("rb") as source,
@@ -155,7 +155,7 @@ def _named(what: str, made_from: str) -> str:
 
 
 def cache() -> Path:
-    """Where what takes long to make or to fetch is kept, for other runs too."""
+    """The folder for files that take long to build or download, kept for later runs."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / REPOSITORY
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,7 +1,7 @@
-"""Container engines that tests start for themselves: a second Docker, and Podman.
+"""Start container engines for tests: a second Docker, and Podman.
 
-Each has everything of its own in a short-named folder (a socket's path must be short), and is
-ended, with all that runs in it, before its folder goes.
+Each engine has its own folder, with a short name, as the path of a socket must be short. The
+engine and its containers are ended before the folder is removed.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers.docker.engine import Address, Engine, EngineError
 from support.waiting import until
 
-#: Networks of engines of one machine must not meet; each process of the tests has a range.
+#: Each test process has a range of addresses, as networks of several engines must not overlap.
 _POOL = f"10.{128 + os.getpid() % 96}"
 
-#: Which of its bridges is whose.
+#: Numbers for the names and addresses of bridges.
 _NUMBERS = count()
 
-#: Podman locks the packet filter's rules by a file of each service's own; all of a machine's
-#: services write the same rules.
+#: Podman locks the packet filter's rules by a file in each service's folder, but all services of
+#: a machine write the same rules: so all share this file.
 _FILTER_LOCK = Path(tempfile.gettempdir(), "pytest-ephemeral-podman-filter.lock")
 
-#: Networks that an engine always has.
+#: The networks that every engine has.
 _ALWAYS = {"bridge", "host", "none"}
 
 
 def unavailable(program: str) -> str:
-    """Why an engine can't be started here; empty when it can."""
+    """Why an engine can't be started on this machine, or empty."""
     if os.geteuid() != 0:
         return "root: an engine of the tests' own is started as root"
     if shutil.which(program) is None:
@@ -51,23 +51,23 @@ def unavailable(program: str) -> str:
 
 
 def require(program: str) -> None:
-    """Skip the test where an engine can't be started."""
+    """Skip the test if an engine can't be started."""
     if why := unavailable(program):
         pytest.skip(f"without {why}")
 
 
-#: Where .ci/engine puts the newest Docker that Debian has.
+#: The folder of the newest Docker in Debian, which .ci/engine installs.
 NEWEST = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / (
     "pytest-ephemeral-tests/docker-sid/usr"
 )
 
 
-#: Where it puts the newest Podman, made to find the C library that it needs.
+#: The newest Podman in Debian, which .ci/engine installs with its C library.
 NEWEST_PODMAN = NEWEST.parents[1] / "podman-sid/bin/podman"
 
 
 def newest_unavailable() -> str:
-    """Why the newest Docker can't be started here; empty when it can."""
+    """Why the newest Docker can't be started on this machine, or empty."""
     if why := unavailable("dockerd"):
         return why
     return "" if NEWEST.exists() else "a newer dockerd: .ci/engine fetches it"
@@ -75,9 +75,9 @@ def newest_unavailable() -> str:
 
 @contextmanager
 def newest_dockerd() -> Iterator[Engine]:
-    """The newest Docker there is, which keeps images in containerd's store as new ones do.
+    """Start the newest Docker, with containerd's image store, the default of new installations.
 
-    It runs containers with this machine's runc: its own is for a newer C library.
+    It runs containers with this machine's runc, as its own needs a newer C library.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{NEWEST}/bin:{NEWEST}/sbin:{os.environ['PATH']}")
@@ -89,12 +89,12 @@ def newest_dockerd() -> Iterator[Engine]:
 def dockerd(
     *options: str, disk: str = "", features: Mapping[str, bool] | None = None
 ) -> Iterator[Engine]:
-    """A Docker besides the machine's own, with nothing in it.
+    """Start an empty Docker, besides the machine's own.
 
     Args:
-        options: For dockerd, besides those that keep it apart.
-        disk: The size of the disk that it has for itself, such as ``48m``.
-        features: Of its own that are switched on or off.
+        options: Further options of dockerd.
+        disk: The size of a disk for its data, such as ``48m``; empty for no limit.
+        features: Docker's features to switch on or off.
     """
     with _folder() as folder, disk_of(folder / "data", disk), _bridge() as bridge:
         socket = f"unix://{folder}/docker.sock"
@@ -112,7 +112,7 @@ def dockerd(
 
 
 def newest_podman_unavailable() -> str:
-    """Why the newest Podman can't be started here; empty when it can."""
+    """Why the newest Podman can't be started on this machine, or empty."""
     if why := unavailable("podman"):
         return why
     return "" if NEWEST_PODMAN.exists() else "a newer podman: .ci/engine fetches it"
@@ -120,10 +120,10 @@ def newest_podman_unavailable() -> str:
 
 @contextmanager
 def podman(program: str | Path = "podman") -> Iterator[Engine]:
-    """Podman's service, which speaks Docker's language.
+    """Start Podman's service, which implements Docker's API.
 
     Args:
-        program: Which Podman; what it starts is this machine's.
+        program: The Podman program; it uses this machine's other programs.
     """
     with _folder() as folder:
         configuration = folder / "containers.conf"
@@ -142,15 +142,15 @@ def podman(program: str | Path = "podman") -> Iterator[Engine]:
 
 
 def rootless_unavailable() -> str:
-    """Why a Podman of another user can't be started here; empty when it can."""
+    """Why a rootless Podman can't be started on this machine, or empty."""
     return unavailable("podman") or unavailable("slirp4netns")
 
 
 @contextmanager
 def rootless_podman() -> Iterator[Engine]:
-    """Podman's service as a user without rights, who has one uid and no more.
+    """Start Podman's service as an unprivileged user with a single uid.
 
-    Its images are in memory: there each layer and each container is a copy of all of its files.
+    Its images are in memory, as its storage driver copies all files for each layer and container.
     """
     uid = 40000 + os.getpid() % 10000
     with _folder() as folder, disk_of(folder / "home", "6g"):
@@ -193,7 +193,7 @@ def rootless_podman() -> Iterator[Engine]:
 
 
 def _end_all_of(uid: int) -> None:
-    """End what a user's engine leaves, such as the process that holds its namespaces."""
+    """End all processes of a user, such as the one that holds the namespaces of a Podman."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if process.stat().st_uid == uid:
@@ -201,11 +201,11 @@ def _end_all_of(uid: int) -> None:
 
 
 def _containers_conf(folder: Path) -> str:
-    """Podman as it is set up by default, but for what a container without systemd can't have.
+    """Podman's default configuration, changed so that it works in a container without systemd.
 
-    Its limits are those that this process may set, and its runtime is the one that takes either
-    version of cgroups, or both together. Its default network has a name of its own: rules of the
-    packet filter are named by it, and go with the last container there.
+    Limits are those that this process may set. The runtime supports both versions of cgroups. The
+    default network has a unique name: the packet filter's rules are named by it, and are removed
+    with its last container.
     """
     number = next(_NUMBERS)
     name, subnet = f"podman-{os.getpid()}-{number}", f"{_POOL}.{240 + number % 16}"
@@ -232,7 +232,7 @@ def _containers_conf(folder: Path) -> str:
 
 
 def _write_network(folder: Path, name: str, subnet: str, interface: str) -> None:
-    """A service's default network, with an interface of its own: all would call it ``podman0``."""
+    """Write a default network with an interface of its own, instead of the common ``podman0``."""
     network = {
         "name": name,
         "id": secrets.token_hex(32),
@@ -262,7 +262,7 @@ def _folder() -> Iterator[Path]:
 
 @contextmanager
 def disk_of(folder: Path, size: str) -> Iterator[None]:
-    """A folder, on a disk of its own where a size is given."""
+    """Create a folder; with a size, on a disk of its own (in memory)."""
     folder.mkdir()
     if size:
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
@@ -276,7 +276,7 @@ def disk_of(folder: Path, size: str) -> Iterator[None]:
 
 @contextmanager
 def _bridge() -> Iterator[str]:
-    """A bridge of its own: a dockerd that is told to have none removes docker0, another's."""
+    """Create a bridge for a dockerd: one without a bridge would remove the machine's docker0."""
     number = next(_NUMBERS)
     name = f"pe{os.getpid()}-{number}"
     for argv in (
@@ -293,7 +293,7 @@ def _bridge() -> Iterator[str]:
 
 @contextmanager
 def _running(argv: Sequence[str], folder: Path, engine: Engine, **environ: str) -> Iterator[Engine]:
-    """An engine that answers; it is emptied and told to end, so that it unmounts what it has."""
+    """Start an engine, and wait until it answers; remove its resources and end it afterwards."""
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -318,7 +318,7 @@ def _running(argv: Sequence[str], folder: Path, engine: Engine, **environ: str) 
 
 
 def _end_helpers(folder: Path) -> None:
-    """End what an engine leaves to processes of their own; conmon, say, stays for minutes."""
+    """End helper processes that an engine leaves behind; conmon, for example, stays for minutes."""
     while pids := processes_of(folder):
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -327,7 +327,7 @@ def _end_helpers(folder: Path) -> None:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """The processes whose command line names a file in the folder, as the system sees them."""
+    """The ids of processes whose command line names a file in a folder."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
@@ -345,7 +345,7 @@ def _answers(engine: Engine) -> bool:
 
 
 def _empty(engine: Engine) -> None:
-    """Remove all containers and networks, so that nothing runs or is mounted when it ends."""
+    """Remove all containers and networks, so that nothing is running or mounted at the end."""
     for one in engine.call("GET", "/containers/json", query={"all": True}):
         engine.call("DELETE", f"/containers/{one['Id']}", query={"force": True, "v": True})
     for one in engine.call("GET", "/networks"):
@@ -354,23 +354,23 @@ def _empty(engine: Engine) -> None:
 
 
 def forget_images(engine: Engine) -> None:
-    """Remove all images, so that the next test finds none."""
+    """Remove all images of an engine."""
     for one in engine.call("GET", "/images/json", query={"all": True}):
-        with suppress(EngineError):  # it went with one that was made from it
+        with suppress(EngineError):  # it was removed with an image that was built from it
             engine.call("DELETE", f"/images/{one['Id']}", query={"force": True})
     assert engine.call("GET", "/images/json") == []
 
 
 @contextmanager
-def used(engine: Engine) -> Iterator[None]:
-    """Have this process, and those it starts, use that engine."""
+def use(engine: Engine) -> Iterator[None]:
+    """Make this process and its children use an engine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", engine.address.url)
         yield
 
 
-def everything(engine: Engine) -> list[str]:
-    """All containers, networks and volumes that an engine has, but for those it always has."""
+def list_resources(engine: Engine) -> list[str]:
+    """All containers, volumes and networks of an engine, except its default networks."""
     networks = engine.call("GET", "/networks")
     things = [
         *engine.call("GET", "/containers/json", query={"all": True}),

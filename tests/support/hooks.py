@@ -1,4 +1,4 @@
-"""Hook relays for tests that call the library without pytest."""
+"""Hook callers for tests that use the library without pytest."""
 
 from __future__ import annotations
 
@@ -9,27 +9,33 @@ from pytest_ephemeral.tables import Template
 
 
 class SilentHooks:
-    """Nobody listens."""
+    """Hooks without implementations."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda **arguments: None
 
 
 class RecordingHooks:
-    """Remembers every call; ``modify`` and ``broken`` are what users might do."""
+    """Hooks that record every call.
+
+    Attributes:
+        calls: The name and the arguments of each call.
+        modify: Called by ``pytest_ephemeral_modify_template``.
+        broken: Whether all other hooks raise an error.
+    """
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, dict[str, Any]]] = []
+        self.calls: list[tuple[str, dict[str, Any]]] = []
         self.modify: Callable[[Template], Any] = lambda template: None
         self.broken = False
 
     def pytest_ephemeral_modify_template(self, template: Template, config: Any) -> Any:
-        """Change the template as the test says."""
+        """Change the template by the test's function."""
         return self.modify(template)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def hook(**arguments: Any) -> None:
-            self.heard.append((name.removeprefix("pytest_ephemeral_"), arguments))
+            self.calls.append((name.removeprefix("pytest_ephemeral_"), arguments))
             if self.broken:
                 raise ValueError("no route to chat")
 

@@ -1,4 +1,4 @@
-"""What a machine lacks: a test that needs it is left out, and one line in the end says so."""
+"""Skip tests for lack of a program, and list what a machine lacks in one line at the end."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _REASON = re.compile(r"(?:Skipped: )?without (.*?): ")
 
 
 def skip_without(what: str, why: str) -> NoReturn:
-    """Leave a test out.
+    """Skip a test for lack of something.
 
     Args:
-        what: That is not here, such as ``BIND``.
-        why: How that is seen, or how to have it.
+        what: What this machine lacks, such as ``BIND``.
+        why: The error, or how to install it.
     """
     pytest.skip(f"without {what}: {why}")
 
 
 def missing(reasons: Iterable[str]) -> str:
-    """Say in one line what was not there, and for how many tests; empty where nothing was."""
+    """What the machine lacks, each with the number of skipped tests, in one line."""
     matches = (_REASON.match(reason) for reason in reasons)
     counts = Counter(match[1] for match in matches if match)
     return ", ".join(f"{what} ({count})" for what, count in counts.most_common())

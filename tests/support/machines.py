@@ -1,4 +1,4 @@
-"""Machines that share a store, for tests: a state folder and a prefix root each."""
+"""Simulated machines for tests: each has a state folder and a prefix root."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from pytest_ephemeral.providers.local import tree
 from pytest_ephemeral.providers.local.tables import LocalRecipe
 from pytest_ephemeral.store import open_store
 
-#: What is installed: a program, and a thousand lines of something.
+#: An install script: a program, and a file of a thousand lines.
 INSTALL = [
     'mkdir -p "$PREFIX/bin" "$PREFIX/lib"',
     'printf "#!/bin/sh\\necho shop" > "$PREFIX/bin/shop"; chmod +x "$PREFIX/bin/shop"',
     'seq 1000 > "$PREFIX/lib/numbers"',
 ]
-#: Each bake of it gives other bytes.
+#: An install script whose every run gives other bytes.
 RANDOM = [*INSTALL, 'od -An -N8 -tx1 /dev/urandom > "$PREFIX/lib/random"']
 
 
 class Machine:
-    """A machine: one folder that holds its state, its prefix root, a project and its store."""
+    """A machine: a folder with its state, its prefix root, a project and a store."""
 
     def __init__(self, folder: Path, *, store: str = "store") -> None:
         self.folder = folder
-        self.said: list[str] = []
-        self.shown: list[str] = []
+        self.messages: list[str] = []
+        self.output: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["PYTEST_EPHEMERAL_STATE"] = str(folder / "state")
         os.environ["PYTEST_EPHEMERAL_PREFIX_ROOT"] = str(folder / "root")
@@ -43,44 +43,44 @@ class Machine:
         self.images = Images(store=self.store, artifacts=artifacts, root=folder)
 
     def recipe(self, **keys: Any) -> LocalRecipe:
-        """A recipe of this project."""
+        """A recipe of the project."""
         return LocalRecipe(**{"name": "shop", "install": INSTALL, **keys})
 
     def obtain(self, mode: Any = "missing", **keys: Any) -> Image:
-        """Its image; what is said meanwhile is in ``said`` and ``shown``, anew each time."""
-        self.said, self.shown = [], []
+        """Obtain the recipe's image; ``messages`` and ``output`` are those of this call."""
+        self.messages, self.output = [], []
         return self.images.obtain(
-            self.recipe(**keys), mode=mode, say=self.said.append, live=self.shown.append
+            self.recipe(**keys), mode=mode, say=self.messages.append, live=self.output.append
         )
 
     @property
     def baked(self) -> bool:
-        """Whether the last image that was obtained was baked for it."""
-        return any(line.startswith("baking ") for line in self.said)
+        """Whether the last ``obtain`` baked the image."""
+        return any(line.startswith("baking ") for line in self.messages)
 
     @property
     def logs(self) -> str:
-        """All logs of its bakes."""
+        """The logs of all bakes."""
         files = sorted((self.folder / "state" / "bakes").glob("*.log"))
         return "".join(file.read_text() for file in files)
 
-    def installed(self) -> set[str]:
-        """What is in its prefix root, locks aside."""
+    def list_installed(self) -> set[str]:
+        """The names in the prefix root, without lock files."""
         root = self.folder / "root"
         names = {path.name for path in root.iterdir()} if root.is_dir() else set()
         return {name for name in names if not name.endswith(".lock")}
 
     def forget(self) -> None:
-        """Lose state and installed trees: what is left is another machine, with the same paths."""
+        """Remove state and installed trees, to become another machine with the same paths."""
         for name in ("root", "state"):
             tree.remove(self.folder / name)
 
 
 @contextmanager
 def machine_in(folder: Path) -> Iterator[Machine]:
-    """A machine, for as long as the environment variables are its own.
+    """Set the environment variables for a machine in a folder.
 
-    It removes its sealed trees in the end: pytest can't.
+    At the end, its sealed trees are removed, which pytest can't do.
     """
     with patch.dict(os.environ):
         try:
@@ -91,6 +91,6 @@ def machine_in(folder: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Machine]:
-    """The machine that a test is on."""
+    """The machine that a test runs on."""
     with machine_in(tmp_path / "project") as machine:
         yield machine

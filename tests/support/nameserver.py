@@ -1,4 +1,4 @@
-"""Real name servers for tests: BIND on loopback, a primary and a secondary, unprivileged."""
+"""Name servers for tests: BIND on loopback, a primary and a secondary, without privileges."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ import dns.rdatatype
 from support.promotion import BLOCK, free_port
 from support.waiting import until
 
-#: What is needed of BIND.
+#: The programs of BIND that tests need.
 PROGRAMS = ("named", "tsig-keygen", "nsupdate")
 ZONE = "example.test"
-#: Where clients find the two. BIND itself listens only on addresses that an interface has, so
-#: each stands on a port of its own of 127.0.0.1, and a relay hands on what comes to these.
+#: The servers' addresses for clients. BIND only listens on addresses of interfaces, so each server
+#: has its own port of 127.0.0.1, and a relay forwards requests to it.
 PRIMARY, SECONDARY = f"127.78.{BLOCK}.1", f"127.78.{BLOCK}.2"
 
 OPTIONS = """
@@ -59,7 +59,7 @@ old 300 A 127.9.9.9
 
 
 class Nameserver:
-    """The zone's primary, its secondary, and the key that may change it."""
+    """A zone's primary and secondary, and the key that may change the zone."""
 
     def __init__(self, folder: Path, port: int, own_port: int) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ class Nameserver:
         self.address = f"{PRIMARY}:{port}"
 
     def ask(self, name: str, kind: str = "A", server: str = PRIMARY) -> tuple[list[str], int]:
-        """What a server says to a client: the values, and how long to remember them."""
+        """Query a server; return the sorted values, and the TTL in seconds."""
         query = dns.message.make_query(f"{name}.", kind)
         answer = dns.query.udp(query, server, port=self.port, timeout=5)
         for rrset in answer.answer:
@@ -80,7 +80,7 @@ class Nameserver:
         return [], 0
 
     def update(self, *commands: str) -> None:
-        """Change the zone as anyone with the key could: with BIND's own ``nsupdate``."""
+        """Change the zone with BIND's own ``nsupdate``."""
         script = "\n".join([f"server {PRIMARY} {self.port}", f"zone {ZONE}", *commands, "send", ""])
         command: list[str | Path] = [find_program("nsupdate"), "-k", self.key]
         subprocess.run(command, input=script, text=True, check=True, capture_output=True)
@@ -88,7 +88,7 @@ class Nameserver:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Nameserver]:
-    """Both servers, answering."""
+    """Start both servers, and wait until they answer."""
     port, first, second = (free_port(PRIMARY, SECONDARY, "127.0.0.1") for _ in range(3))
     made = Nameserver(folder, port, first)
     words = {"primary": PRIMARY, "secondary": SECONDARY, "first": first, "second": second}
@@ -124,13 +124,13 @@ def _listens(address: str, port: int) -> bool:
 
 
 def find_program(name: str) -> str:
-    """Where a program of BIND is, or nothing; some are where only root's ``PATH`` leads."""
+    """The path of a program of BIND, or empty; some are in ``/usr/sbin``."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin") or ""
 
 
 @contextmanager
 def _named(folder: Path) -> Iterator[None]:
-    # Where AppArmor is on, Debian's profile for its path lets it read only its own folders.
+    # A copy, as Debian's AppArmor profile for the original path allows only its own folders.
     program = shutil.copy(find_program("named"), folder / "named")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -143,12 +143,12 @@ def _named(folder: Path) -> Iterator[None]:
         process.wait()
 
 
-#: What a relay does to one message: the answer for the client, or None for none.
+#: Changes the handling of a message: returns the answer for the client, or None for no answer.
 Fault = Callable[[bytes, Callable[[bytes], bytes]], bytes | None]
 
 
 class Relay:
-    """Stands before a name server, hands everything on, and spoils what it is told to."""
+    """Forwards messages to a name server, with an optional fault."""
 
     def __init__(self, host: str, port: int, there: int) -> None:
         self._there = ("127.0.0.1", there)
@@ -161,13 +161,13 @@ class Relay:
                 if len(head) < 2:
                     return
                 message = self.rfile.read(struct.unpack("!H", head)[0])
-                if (answer := relay._answered(message)) is not None:
+                if (answer := relay._answer(message)) is not None:
                     self.wfile.write(struct.pack("!H", len(answer)) + answer)
 
         class DatagramHandler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 message, back = self.request
-                if (answer := relay._answered(message)) is not None:
+                if (answer := relay._answer(message)) is not None:
                     back.sendto(answer, self.client_address)
 
         self.address = f"{host}:{port}"
@@ -187,7 +187,7 @@ class Relay:
             thread.join()
             server.server_close()
 
-    def _answered(self, message: bytes) -> bytes | None:
+    def _answer(self, message: bytes) -> bytes | None:
         return self._pass(message) if self.fault is None else self.fault(message, self._pass)
 
     def _pass(self, message: bytes) -> bytes:
@@ -198,12 +198,12 @@ class Relay:
 
 
 def is_update(message: bytes) -> bool:
-    """Whether a message wants to change something (RFC 2136, 2.2: opcode 5)."""
+    """Whether a message is an update (RFC 2136, 2.2: opcode 5)."""
     return message[2] >> 3 & 15 == 5
 
 
-def answering(code: int, *, only_updates: bool = True) -> Fault:
-    """A fault: answer with that code, and do nothing."""
+def answer_with(code: int, *, only_updates: bool = True) -> Fault:
+    """A fault: answer with an error code, and do nothing."""
 
     def fault(message: bytes, on: Callable[[bytes], bytes]) -> bytes | None:
         if only_updates and not is_update(message):
@@ -214,8 +214,12 @@ def answering(code: int, *, only_updates: bool = True) -> Fault:
     return fault
 
 
-def losing(count: int) -> Fault:
-    """A fault: do what is asked, and lose the answer to so many updates."""
+def lose_answers(count: int) -> Fault:
+    """A fault: forward messages, but lose the answers to some updates.
+
+    Args:
+        count: The number of lost answers.
+    """
     left = [count]
 
     def fault(message: bytes, on: Callable[[bytes], bytes]) -> bytes | None:

@@ -1,4 +1,4 @@
-"""A project with a tiny application, for tests that run pytest on it, and a look for its traces."""
+"""A project with a small application, on which tests run pytest, and a search for its traces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_ephemeral import ci
 from support import processes
 from support.waiting import eventually
 
-#: Plugins that only a few tests need; every pytest inside pytest would import them anew.
+#: Plugins that only a few tests need; each inner pytest would import them again.
 _OTHER_PLUGINS = (
     *("allure_pytest", "anyio", "base_url", "fakefs", "html", "html_fixtures"),
     *("hypothesispytest", "metadata", "playwright", "randomly", "rerunfailures", "timeout"),
@@ -27,11 +27,11 @@ _OTHER_PLUGINS = (
 
 
 def without_plugins(*wanted: str) -> str:
-    """Options that keep all other plugins out, but those that are named as pytest knows them."""
+    """Options that disable all other plugins, except the given ones (pytest's names)."""
     return " ".join(f"-p no:{name}" for name in _OTHER_PLUGINS if name not in wanted)
 
 
-#: Starts in a few milliseconds: it imports next to nothing.
+#: The application. It imports little, so it starts in a few milliseconds.
 APPLICATION = """\
 import os, socket, sys
 server = socket.create_server((sys.argv[1], int(sys.argv[2])))
@@ -50,7 +50,7 @@ while True:
     connection.close()
 """
 
-#: What the tests of the tests use; a client that imports next to nothing.
+#: The client module of the inner tests, which imports little.
 CLIENT = """\
 import socket
 from urllib.parse import urlsplit
@@ -95,9 +95,9 @@ class PluginProject:
     """A folder with an ephemeral.toml, an application and tests.
 
     Attributes:
-        one: A template's name that no other test uses; the default one.
-        two: Another, whose application says "two".
-        broken: One whose application does not start.
+        one: The name of the default template, which no other test uses.
+        two: The name of another template, whose application answers "two".
+        broken: The name of a template whose application does not start.
     """
 
     def __init__(self, folder: Path, state: Path) -> None:
@@ -120,14 +120,14 @@ class PluginProject:
         (self.folder / "ephemeral.toml").write_text(text)
 
     def reconfigure(self, old: str, new: str) -> None:
-        """Change a piece of the configuration."""
+        """Replace a part of the configuration."""
         text = (self.folder / "ephemeral.toml").read_text()
         assert old in text
         self.configure(text.replace(old, new))
 
     def write(self, **modules: str) -> None:
-        """Write test modules. ONE, TWO and BROKEN stand for the templates' names."""
-        # What was compiled passes for a module of the same length, written in the same second.
+        """Write test modules, with the constants ONE, TWO and BROKEN for the templates' names."""
+        # Python would reuse compiled code of a module of the same length from the same second.
         shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
         for name, text in modules.items():
             head = "import os, signal, time\nimport pytest\nfrom client import get\n"
@@ -135,11 +135,11 @@ class PluginProject:
             (self.folder / f"{name}.py").write_text(head + names + text)
 
     def use_plugins(self, *names: str) -> None:
-        """Let this test's runs of pytest have these of the other plugins that are installed."""
-        os.environ["PYTEST_ADDOPTS"] = without_plugins(*names)  # ``make_project`` takes it back
+        """Enable some of the other plugins for the inner pytest runs of this test."""
+        os.environ["PYTEST_ADDOPTS"] = without_plugins(*names)  # ``make_project`` restores it
 
     def spawn(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start pytest as a process of its own, in a session of its own."""
+        """Start pytest as a process in a session of its own."""
         command = [sys.executable, "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider"]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
         return subprocess.Popen(
@@ -156,12 +156,12 @@ class PluginProject:
     # -- traces --------------------------------------------------------------------------------
 
     def processes(self) -> list[int]:
-        """The processes that belong to an environment of this project."""
+        """The ids of the processes of this project's environments."""
         names = (self.one, self.two, self.broken)
         return processes.with_variable(*(f"PYTEST_EPHEMERAL_ENVIRONMENT={name}-" for name in names))
 
-    def remains(self) -> list[str]:
-        """All that is left of this project's environments, as the system sees it."""
+    def list_remains(self) -> list[str]:
+        """All processes, sockets and folders of this project's environments."""
         found = [f"process {pid}" for pid in self.processes()]
         sockets = Path("/proc/net/unix").read_text().splitlines()
         names = tuple(f"/{name}-" for name in (self.one, self.two, self.broken))
@@ -170,34 +170,34 @@ class PluginProject:
         return found
 
     def traces(self) -> list[str]:
-        """All that is left, and the ledger's records of what is left."""
+        """All remains of environments, with the ledger's records."""
         records = self.folder.glob(".ephemeral/environments/*.json")
-        return [*self.remains(), *map(str, records)]
+        return [*self.list_remains(), *map(str, records)]
 
     def clean_within(self, seconds: float) -> bool:
-        """Whether every trace is gone within that time."""
+        """Whether all traces are gone within some seconds."""
         return eventually(lambda: not self.traces(), seconds)
 
     def reap(self) -> None:
-        """Close the records of environments that ended while they were being destroyed."""
+        """Run ``reap``, which closes records of environments that ended while being destroyed."""
         self.command("reap")
 
     def destroy_all(self) -> None:
-        """Destroy what a test has left, kept ones too."""
+        """Destroy all environments of the test, with kept ones."""
         self.command("down", "--all")
         self.command("reap")
 
     def list_ids(self) -> list[str]:
-        """The environments that the ledger has."""
+        """The ids of the environments in the ledger."""
         return [file.stem for file in self.folder.glob(".ephemeral/environments/*.json")]
 
     def command(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run a command as users do: in a process that is gone afterwards."""
+        """Run a command of the CLI in its own process; check its exit status."""
         return processes.run(processes.PROGRAM, *arguments, folder=self.folder, status=status)
 
 
 def answers(url: str) -> bool:
-    """Whether anything accepts connections there."""
+    """Whether something accepts connections at a URL."""
     parts = urlsplit(url)
     try:
         socket.create_connection((parts.hostname, parts.port or 80), timeout=2).close()
@@ -207,7 +207,7 @@ def answers(url: str) -> bool:
 
 
 def end(process: subprocess.Popen[str]) -> str:
-    """Make sure that a process is gone, and give what it had printed."""
+    """Kill a process if it still runs, and return its output."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     return process.communicate(timeout=30)[0] or ""
@@ -216,7 +216,7 @@ def end(process: subprocess.Popen[str]) -> str:
 def make_project(
     folder: Path, monkeypatch: pytest.MonkeyPatch, roots: pytest.TempPathFactory
 ) -> PluginProject:
-    """A project in that folder, whose machine state is its own; baked images are shared."""
+    """Create a project in a folder, with its own machine state; baked images are shared."""
     state = folder / "machine"
     prefixes = roots.getbasetemp() / "prefixes"
     prefixes.mkdir(mode=0o755, exist_ok=True)
@@ -224,5 +224,5 @@ def make_project(
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(prefixes))
     monkeypatch.setenv("PYTEST_ADDOPTS", without_plugins())
     for variable in ("CI", "BUILD_NUMBER", *(vendor.marker for vendor in ci.VENDORS.values())):
-        monkeypatch.delenv(variable, raising=False)  # what publishes in this run's own CI
+        monkeypatch.delenv(variable, raising=False)  # or it would publish to this run's own CI
     return PluginProject(folder, state)

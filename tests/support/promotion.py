@@ -1,7 +1,7 @@
-"""A production name to move, for tests: environments that are web servers of this process.
+"""Environments for tests of promotion: web servers in this process, with a production name.
 
-The provider ``served`` keeps of each environment only what promotion has to do with: whether it
-runs, whether it outlives its owner, and when it ends, in a file that every process sees.
+The provider ``served`` has a file for each environment, with the facts that promotion needs:
+whether it runs, whether it is kept, and its expiry.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pytest_ephemeral.tables import Promotion, Ready, Template
 from support import web
 from support.environments import make_environment
 
-#: Loopback addresses of this process alone, so that parallel workers do not meet.
+#: Part of the loopback addresses, different in each worker of xdist.
 BLOCK = 10 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 V1, V2 = f"127.77.{BLOCK}.1", f"127.77.{BLOCK}.2"
 NAME = "shop.example.test"
@@ -46,7 +46,7 @@ FOLDER = "SERVED_FOLDER"
 
 
 class ServedProvider:
-    """What promotion asks of a provider, and nothing else."""
+    """A provider with only the methods that promotion calls."""
 
     name: ClassVar[str] = "served"
     template_type: ClassVar[type[Template]] = Template
@@ -79,12 +79,12 @@ class ServedProvider:
 
 
 def digest_of(text: str) -> str:
-    """A digest that stands for what has that name."""
+    """A digest for a name."""
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
-    """Let this process know the provider."""
+    """Register the provider in this process."""
     patch.setitem(providers.TABLE, "served", ("support.promotion:ServedProvider", None))
 
 
@@ -102,14 +102,14 @@ def _change(id: str, **changes: Any) -> None:
 
 
 class Site:
-    """A web server that says what it is, and may be told to misbehave."""
+    """A web server that answers with its name, or with errors."""
 
     def __init__(self, host: str, port: int, text: str) -> None:
         self.text = text
         self.port = port
         self.healthy = True
-        #: Whether it breaks under a name: a virtual host that was forgotten, or a fault that
-        #: only shows when real clients come.
+        #: Whether to answer a host name with an error, as for a missing virtual host, or a fault
+        #: that only real clients meet.
         self.refuses: Callable[[str], bool] = lambda _: False
         site = self
 
@@ -133,7 +133,7 @@ class Site:
 
 
 class Stage:
-    """A project with environments, and a name in a hosts file unless told otherwise."""
+    """A project with environments, and a production name, by default in a hosts file."""
 
     def __init__(self, folder: Path, port: int, **settings: Any) -> None:
         self.folder = folder
@@ -175,7 +175,7 @@ class Stage:
         )
 
     def add(self, id: str, host: str, *, ttl: float = 3600, **changes: Any) -> Environment:
-        """Record an environment that runs."""
+        """Add a running environment."""
         expires_at = datetime.now(UTC) + timedelta(seconds=ttl)
         image = ImageReference(name="shop", key=digest_of(id), reference="x", digest=digest_of(id))
         values: dict[str, Any] = {
@@ -195,33 +195,33 @@ class Stage:
     def get(self, id: str) -> Environment:
         return self.ledger.get(id)
 
-    def own_word(self, id: str) -> Mapping[str, Any]:
-        """What the provider itself would do with it."""
+    def provider_state(self, id: str) -> Mapping[str, Any]:
+        """The state of an environment in the provider's file."""
         known = _read(id)
         assert known is not None
         return known
 
     def when_live(self, id: str) -> Callable[[str], bool]:
-        """For ``Site.refuses``: well until the production name leads there."""
+        """For ``Site.refuses``: errors only when the production name points to the environment."""
         host = self.get(id).endpoints["http"].host
         return lambda asked: asked == self.promotion.record and host in self.addresses()
 
-    def marked(self) -> list[str]:
-        """Who is believed to be production."""
+    def find_production(self) -> list[str]:
+        """The environments that the ledger has as production."""
         return [one.id for one in self.ledger.entries() if one.production]
 
-    def give_up(self) -> None:
-        """Make what is under way that of a process which is dead."""
+    def abandon(self) -> None:
+        """Make the current promotion that of a dead process."""
         left = Journal(self.project.store, "production")
         left.note(owner=msgspec.structs.replace(left.run.owner, started="long ago"))
 
     def addresses(self) -> list[str]:
-        """Where clients are sent."""
+        """The addresses of the production name."""
         return dns.load(self.promotion, self.folder).addresses()
 
 
 def free_port(*hosts: str) -> int:
-    """A port that is free on all these addresses."""
+    """A port that is free on all given addresses."""
     while True:
         with socket.socket() as probe:
             probe.bind((hosts[0], 0))
@@ -237,7 +237,7 @@ def free_port(*hosts: str) -> int:
 
 @contextmanager
 def sites(*hosts: str) -> Iterator[dict[str, Site]]:
-    """Web servers on these addresses and one port, by address."""
+    """Start web servers on some addresses and one port; by address."""
     port = free_port(*hosts)
     made = {host: Site(host, port, f"site {number}") for number, host in enumerate(hosts, 1)}
     try:
@@ -249,7 +249,7 @@ def sites(*hosts: str) -> Iterator[dict[str, Site]]:
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Site]]:
-    """The web servers of v1 and v2, by their ids."""
+    """The web servers of the environments v1 and v2, by id."""
     (tmp_path / "served").mkdir()
     install(monkeypatch)
     monkeypatch.setenv(FOLDER, str(tmp_path / "served"))
@@ -260,7 +260,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
 
 @pytest.fixture
 def make_stage(served: dict[str, Site], tmp_path: Path) -> Callable[..., Stage]:
-    """Makes a project of which v1 and v2 are up, and none is production yet."""
+    """Make a project in which v1 and v2 are up, and none is production."""
 
     def make(**settings: Any) -> Stage:
         made = Stage(tmp_path, served["v1"].port, **settings)
@@ -273,7 +273,7 @@ def make_stage(served: dict[str, Site], tmp_path: Path) -> Callable[..., Stage]:
 
 @pytest.fixture
 def stage(make_stage: Callable[..., Stage]) -> Stage:
-    """A project of which v1 is production and v2 is up."""
+    """A project in which v1 is production, and v2 is up."""
     made = make_stage()
     made.promoter().promote("v1")
     return made

@@ -1,7 +1,6 @@
-"""A container registry of the smallest kind, for pushing to and pulling from on loopback.
+"""A minimal container registry on loopback, without authentication.
 
-As https://github.com/opencontainers/distribution-spec/blob/main/spec.md describes it, without
-asking who anybody is.
+See https://github.com/opencontainers/distribution-spec/blob/main/spec.md.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from support import web
 
 
 class Registry(ThreadingHTTPServer):
-    """Blobs and manifests, in memory."""
+    """A registry with blobs and manifests in memory."""
 
     daemon_threads = True
 
@@ -29,7 +28,7 @@ class Registry(ThreadingHTTPServer):
 class Handler(web.Handler):
     server: Registry
     protocol_version = "HTTP/1.1"
-    #: An engine that begins with TLS must see that this is HTTP.
+    #: For an engine that tries TLS first, and must recognize HTTP.
     default_request_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -110,5 +109,5 @@ def _digest(data: bytes) -> str:
 
 
 def running() -> AbstractContextManager[Registry]:
-    """A registry, and its address in ``server_port``."""
+    """Start a registry; its port is ``server_port``."""
     return web.serving(Registry())

@@ -1,7 +1,7 @@
-"""Route 53 where moto is too kind: what AWS refuses is refused, and nothing is in sync at once.
+"""A stricter simulation of Route 53 than moto's: it refuses what AWS refuses.
 
-moto 5.2 takes a ``DELETE`` that matches any value the record ever had, a ``CREATE`` of what is
-there, an alias at the zone's own name, and says INSYNC of every change. AWS does none of these:
+moto 5.2 accepts a ``DELETE`` with any earlier value of the record, a ``CREATE`` of an existing
+record, and a CNAME at the zone's own name, and reports INSYNC for every change. AWS does not:
 https://docs.aws.amazon.com/Route53/latest/APIReference/API_ChangeResourceRecordSets.html
 """
 
@@ -17,7 +17,7 @@ ADDRESS_KINDS = {"A", "AAAA", "CNAME"}
 
 
 class StrictRoute53:
-    """The client's methods that a promotion uses, for one zone."""
+    """The methods of boto3's client that promotion uses, for one zone."""
 
     def __init__(self, zone: str, *, pending: int = 2) -> None:
         self.zone = f"{zone}."
@@ -25,9 +25,9 @@ class StrictRoute53:
             {"Name": self.zone, "Type": "SOA", "TTL": 900, "ResourceRecords": [{"Value": "ns1"}]}
         ]
         self.batches: list[list[str]] = []
-        #: How often a change is asked for before all servers have it.
+        #: How often ``get_change`` answers PENDING before INSYNC.
         self.pending = pending
-        #: Errors that the next requests are answered with.
+        #: The errors of the next requests.
         self.failing: list[str] = []
         self._changes: dict[str, int] = {}
         self._numbers = itertools.count(1)
@@ -36,7 +36,7 @@ class StrictRoute53:
         return {"HostedZones": [{"Id": "/hostedzone/Z1", "Name": self.zone}]}
 
     def list_resource_record_sets(self, *, HostedZoneId: str, **start: str) -> Any:  # noqa: N803
-        """Two a page, in the service's order, from a name on."""
+        """List records from a name on, in the service's order, two on a page."""
         self._fail("ListResourceRecordSets")
         ordered = sorted(self.sets, key=_place)
         begin = (
@@ -58,7 +58,7 @@ class StrictRoute53:
         return page
 
     def change_resource_record_sets(self, *, HostedZoneId: str, ChangeBatch: Any) -> Any:  # noqa: N803
-        """All of it or nothing."""
+        """Apply all changes, or none."""
         self._fail("ChangeResourceRecordSets")
         after = copy.deepcopy(self.sets)
         for change in ChangeBatch["Changes"]:
@@ -80,7 +80,7 @@ class StrictRoute53:
 
     def _fail(self, operation: str) -> None:
         if self.failing:
-            raise _error(self.failing.pop(0), "as told", operation)
+            raise _error(self.failing.pop(0), "set by the test", operation)
 
     def _apply(self, sets: list[dict[str, Any]], action: str, wanted: dict[str, Any]) -> None:
         what = f"[name='{wanted['Name']}', type='{wanted['Type']}']"

@@ -1,6 +1,6 @@
-"""An ssh server on loopback, which lets in one key, and an ssh command that knows both.
+"""An ssh server on loopback that accepts one key, and an ssh command that uses the key.
 
-Its calls share a connection, as the documentation advises: a handshake for each takes longer.
+The ssh command shares a connection (``ControlMaster``), as the documentation advises.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ exec {ssh} -F none -i {folder}/key -o UserKnownHostsFile={folder}/known \
 
 
 def require() -> None:
-    """Skip the test where there is no ssh server, or it may not let this user in."""
+    """Skip the test without an ssh server, or without root."""
     if os.geteuid() != 0 or _sshd() is None or shutil.which("ssh") is None:
         pytest.skip("without root and sshd: .ci/engine installs it")
 
 
 @contextmanager
 def running(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A server that is there for a while; the ssh command gets in by itself.
+    """Start a server, and put an ssh command that can log in on the ``PATH``.
 
     Args:
-        folder: For the keys, and for what is run as ``ssh``.
-        patch: Puts that into the ``PATH``.
+        folder: The folder for keys and for the ssh command.
+        patch: Changes the ``PATH``.
 
     Returns:
         The server's port.
@@ -55,7 +55,7 @@ def running(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[int]:
     for name in ("host", "key"):
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(keygen, check=True)
-    Path("/run/sshd").mkdir(exist_ok=True)  # sshd asks for it
+    Path("/run/sshd").mkdir(exist_ok=True)  # sshd requires it
     (folder / "server").write_text(_SERVER.format(folder=folder, path=os.environ["PATH"]))
     client = folder / "bin" / "ssh"
     client.parent.mkdir()
@@ -65,10 +65,10 @@ def running(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[int]:
         port: int = free.getsockname()[1]
     argv = [_sshd() or "sshd", "-D", "-e", "-f", str(folder / "server")]
     listen = ["-o", f"ListenAddress=127.0.0.1:{port}"]
-    with (folder / "said").open("wb") as said:
-        server = subprocess.Popen([*argv, *listen], stderr=said)
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([*argv, *listen], stderr=log)
     try:
-        until(lambda: "listening" in (folder / "said").read_text())
+        until(lambda: "listening" in (folder / "log").read_text())
         patch.setenv("PATH", f"{client.parent}:{os.environ['PATH']}")
         yield port
     finally:
@@ -78,5 +78,5 @@ def running(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def _sshd() -> str | None:
-    """The server's program, which must be started by its whole path."""
+    """The path of the server's program, which must be started by its full path."""
     return shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")

@@ -1,7 +1,7 @@
-"""Which tests take an engine, a simulated account, a browser or much time, and who runs them.
+"""Mark the tests that need an engine, a simulated account, a browser or much time; group tests.
 
-``make test`` leaves those out, by their marks. Tests that share something costly, such as a bench
-with its image or a module's server, are run by one worker.
+``make test`` deselects the marked tests. Tests that share something expensive, such as a bench with
+its image or a module's server, are run by one worker.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-#: The beginning of a path below ``tests`` → the marks of the tests there. All that match count.
+#: By the start of a path below ``tests``: the mark of these tests. All matches apply.
 FOLDERS: Mapping[str, str] = {
     "aws/": "aws",
     "browser/": "browser",
@@ -27,7 +27,7 @@ FOLDERS: Mapping[str, str] = {
     "vm/": "vm",
 }
 
-#: Of the conformance suite: the bench → the mark.
+#: By the bench of the conformance suite: the mark.
 BENCHES: Mapping[str, str] = {
     "docker": "engine",
     "docker_newest": "engine",
@@ -41,38 +41,39 @@ BENCHES: Mapping[str, str] = {
     "cloudformation": "aws",
 }
 
-#: In the order in which they are begun, so that what takes long does not come last.
+#: The marks, in the order in which tests are started: long ones first.
 MARKS = ("vm", "aws", "engine", "browser", "projects", "kills")
 
-#: Tests that share nothing: any worker takes the next of them. (Users of one number share folders.)
+#: Tests that share nothing, so that any worker may run each. (Some tests in faults share folders,
+#: as they run as users with the same uid.)
 _EACH = re.compile(
     r"tests/(plugin|faults(?!/test_(homeless|shared_images))|browser)/"
     r"|tests/examples/test_(pages|pipelines)"
 )
 
-#: Tests of a module that share what one parameter stands for.
+#: Tests of a module that share a bench, which is a parameter.
 _BENCH = re.compile(r"(tests/providers/.*)::.*\[(.*?)[-\]]")
 
 
-#: Tests that share the one image of a virtual machine.
+#: Tests that share the image of a virtual machine.
 _MACHINES = re.compile(r"tests/vm/|tests/providers/.*\[qemu[-\]]")
 
 
 def marks_of(path: str, bench: str = "") -> list[str]:
-    """Say which marks a test has: by its path below ``tests``, and the bench that it is run on."""
+    """The marks of a test, by its path below ``tests`` and its bench."""
     marks = {mark for beginning, mark in FOLDERS.items() if path.startswith(beginning)}
     marks |= {BENCHES[bench]} if bench in BENCHES else set()
     return [mark for mark in MARKS if mark in marks]
 
 
 def rank(item: pytest.Item) -> int:
-    """Say how early a test is begun: the lower, the earlier."""
+    """The position of a test in the order of starting: lower is earlier."""
     names = {mark.name for mark in item.iter_markers()}
     return min((at for at, mark in enumerate(MARKS) if mark in names), default=len(MARKS))
 
 
 def group_of(nodeid: str) -> str:
-    """Say what a test shares a worker with."""
+    """The group of a test; all tests of a group are run by one worker."""
     if _MACHINES.search(nodeid):
         return "vm"
     if bench := _BENCH.match(nodeid):
@@ -81,7 +82,7 @@ def group_of(nodeid: str) -> str:
 
 
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """xdist's ``loadgroup``, with groups that are known without marks in the tests' names."""
+    """xdist's ``loadgroup``, with the groups of ``group_of`` instead of marks."""
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)

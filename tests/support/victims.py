@@ -1,4 +1,4 @@
-"""Processes of tests' own: forked from one that has imported what they need, so cheap."""
+"""Processes for tests, forked from a process that already has the imports, so they start fast."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def pool(number: int) -> Pool:
     return _CONTEXT.Pool(number, _take_variables, [dict(os.environ)])
 
 
-def end_of(victim: Callable[..., object], *arguments: str) -> int:
-    """Run a module's function in a process of its own, and say how that ended.
+def exit_status_of(victim: Callable[..., object], *arguments: str) -> int:
+    """Run a function in a process of its own, and return its exit status.
 
     Args:
-        victim: A function of a module.
-        arguments: For it.
+        victim: A function on the top level of a module.
+        arguments: The function's arguments.
 
     Returns:
         The process's exit status; negative if a signal ended it.

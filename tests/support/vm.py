@@ -1,7 +1,7 @@
-"""Virtual machines for tests: a base of Debian's packages, and an image of it with an application.
+"""Virtual machines for tests: a base of Debian packages, and an image with an application.
 
-Under emulation a boot takes many seconds. So there is one image for all tests, and memory of its
-machines, and both are kept until something changes that they are made by.
+An emulated boot takes many seconds. So all tests share one image, and the frozen memory of a
+machine. Both are cached until their sources change.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from support import lacks
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / ".ci" / "vm"
 
-#: Of every machine: little, so that little is frozen.
+#: The memory of every machine: small, so that freezing is fast.
 MEMORY = "256M"
 
-#: Started by every Debian, and of no use to a machine that lives for a minute.
+#: Units of Debian that a machine for tests does not need.
 _MASKED = (
     *("cloud-init.service", "kmod-static-nodes.service", "modprobe@configfs.service"),
     *("modprobe@fuse.service", "proc-sys-fs-binfmt_misc.automount", "sys-kernel-config.mount"),
@@ -52,7 +52,7 @@ _MASKED = (
     *("systemd-update-utmp.service", "systemd-user-sessions.service"),
 )
 
-#: What its kernel is told: nothing is to be done that takes time to be emulated.
+#: The kernel's command line, without things that take long under emulation.
 APPEND = " ".join(
     [
         "root=/dev/vda rw console=ttyS0 quiet mitigations=off nokaslr audit=0 psi=0",
@@ -61,7 +61,7 @@ APPEND = " ".join(
     ]
 )
 
-#: The same with all that a Debian does, for what is measured.
+#: The kernel's command line for benchmarks: with all of Debian's units.
 WHOLE_APPEND = (
     "root=/dev/vda rw console=ttyS0 quiet mitigations=off nokaslr audit=0 "
     "systemd.mask=cloud-init.service"
@@ -70,7 +70,7 @@ WHOLE_APPEND = (
 
 @cache
 def unavailable() -> str:
-    """Why there can be no machines here; empty when there can."""
+    """Why machines can't be run here, or empty."""
     try:
         programs.find(programs.SYSTEM)
         programs.find(programs.IMG)
@@ -84,7 +84,7 @@ def unavailable() -> str:
 
 @cache
 def base() -> dict[str, str]:
-    """The keys of a recipe that is made from the base."""
+    """The keys of a recipe with the base."""
     made = subprocess.run([SCRIPT], capture_output=True, text=True, check=True)
     folder = Path(made.stdout.strip())
     return {
@@ -99,7 +99,7 @@ def base() -> dict[str, str]:
 def own_folder(
     factory: pytest.TempPathFactory, name: str
 ) -> Iterator[tuple[Path, pytest.MonkeyPatch]]:
-    """A folder with a machine's state of its own; tests are left out where there is no QEMU."""
+    """A folder with its own machine state; tests are skipped without QEMU."""
     if why := unavailable():
         lacks.skip_without("QEMU", why)
     folder = factory.mktemp(name)
@@ -120,18 +120,18 @@ def recipe(**changes: Any) -> QemuRecipe:
     return QemuRecipe(**{**keys, **changes})
 
 
-#: What an image is made by; with another of these, it is another.
+#: The sources of the cached image; a change in them makes another image.
 _SOURCES = ("pytest_ephemeral/providers", "pytest_ephemeral/testing", "examples/shop/src", ".ci/vm")
 
-#: Seconds after which an image that no test has used is removed.
+#: Seconds after which an unused image is removed.
 _UNUSED = 2 * 86400.0
 
 
 @cache
 def _folder() -> Path:
-    """Where the image of all tests is, and the memory of its machines; made where they are not.
+    """The folder of the shared image and its frozen memory, which are made if they do not exist.
 
-    Whoever comes second waits for the first. What a process has in use is not removed by others.
+    Other processes wait meanwhile. A folder in use is not removed.
     """
     cache = Path(base()["base"]).parents[1]
     folder = cache / f"machines-{_digest()[:16]}"
@@ -156,7 +156,7 @@ def _folder() -> Path:
 
 @cache
 def _lock(folder: Path) -> int:
-    """The descriptor of a folder's lock, which is held as long as this process lives."""
+    """The descriptor of a folder's lock, which stays open as long as this process lives."""
     return os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT)
 
 
@@ -166,7 +166,7 @@ def _remove(folder: Path) -> None:
 
 
 def _digest() -> str:
-    """The digest of all that an image is made by."""
+    """The digest of all sources of the image."""
     found = hashlib.sha256(f"{programs.version(programs.find(programs.SYSTEM))}\n".encode())
     for source in (*_SOURCES, f"tests/support/{Path(__file__).name}"):
         top = ROOT / source
@@ -176,10 +176,10 @@ def _digest() -> str:
     return found.hexdigest()
 
 
-#: What the image is called in every test: by that, and by its digest, memory of it is known.
+#: The image's name in every test: frozen memory is found by the name and the digest.
 NAME = "shop-vm"
 
-#: What the shop of the examples is made of, and this project's tests have installed.
+#: The dependencies of the shop in examples/, which are installed for this project's tests.
 _SHOP_NEEDS = (
     *("flask", "werkzeug", "jinja2", "markupsafe", "itsdangerous", "click", "blinker"),
     "waitress",
@@ -187,7 +187,7 @@ _SHOP_NEEDS = (
 
 
 def _write_shop(site: Path) -> None:
-    """Write the shop and what it needs, compiled: no guest need fetch or compile anything."""
+    """Write the compiled shop and its dependencies, so that guests need no download."""
     source = ROOT / "examples" / "shop"
     shutil.copytree(source / "src" / "shop", site / "shop")
     project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
@@ -205,7 +205,7 @@ def _write_shop(site: Path) -> None:
 
 @cache
 def bake_application() -> Image:
-    """The image of that recipe, with the shop in it: baked and verified."""
+    """The shared image: baked and verified, with the application and the shop."""
     return models.decode((_folder() / "image.json").read_bytes(), Image)
 
 
@@ -225,7 +225,7 @@ def _bake(root: Path) -> Image:
 
 @contextmanager
 def _state_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Have what is made of machines in a folder, until the end of the block."""
+    """Use a folder for the machine state, until the end of the block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTEST_EPHEMERAL_STATE", str(folder / "machine"))
         patch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(folder / "trees"))
@@ -233,8 +233,8 @@ def _state_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
 
 
 def _freeze(root: Path, baked: Image) -> str:
-    """Memory of a machine of that image, from before its application was started."""
-    keys: dict[str, Any] = {"name": NAME, **as_it_is(baked)}
+    """Freeze the memory of a machine of the image, before its application is started."""
+    keys: dict[str, Any] = {"name": NAME, **reference_keys(baked)}
     image = bake(QemuRecipe(**keys), root)
     template = QemuTemplate(
         name="web", image=NAME, command="exec sleep 60", memory=MEMORY, port=1, warm="booted"
@@ -248,24 +248,24 @@ def _freeze(root: Path, baked: Image) -> str:
 
 
 def share_memory(state: Path) -> None:
-    """Have machines of that image with ``warm = "booted"`` resume, rather than boot once more.
+    """Copy the frozen memory, so that machines with ``warm = "booted"`` resume from it.
 
     Args:
-        state: The state directory of those machines. The files are copied into it.
+        state: The state directory of these machines.
     """
     found = Path((_folder() / "frozen").read_text())
     shutil.copytree(found, state / "memory" / found.name, copy_function=_copy)
-    with suppress(FileNotFoundError):  # nothing but emulation was there to be tried
+    with suppress(FileNotFoundError):  # there is no accelerator besides emulation
         shutil.copy(found.parents[1] / "qemu-accelerator.json", state)
 
 
 def _copy(source: str, target: str) -> None:
-    """Copy a file with its holes and its times, which say that it is as it was frozen."""
+    """Copy a sparse file with its times, by which it counts as unchanged."""
     subprocess.run(["cp", "--sparse=always", "--preserve=all", source, target], check=True)
 
 
-def as_it_is(image: Image) -> dict[str, str]:
-    """The keys of a recipe that takes a baked image as it is."""
+def reference_keys(image: Image) -> dict[str, str]:
+    """The keys of a recipe whose ``reference`` is a baked image."""
     content = Content.at(Path(image.reference))
     return {
         "reference": str(content.disk),

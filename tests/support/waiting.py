@@ -1,4 +1,4 @@
-"""Wait for what others do, as long as it takes and no longer."""
+"""Wait for a condition; see ``pytest_ephemeral.testing.waiting``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["eventually", "idle_clock", "until", "until_gone"]
 
 
 def eventually(condition: Callable[[], object], within: float = 10.0) -> bool:
-    """Whether something becomes true within that many seconds; the test says what it means."""
+    """Whether a condition is met within some seconds, by ``idle_clock``."""
     clock = idle_clock()
     deadline = clock() + within
     while not condition():

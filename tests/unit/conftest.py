@@ -1,4 +1,4 @@
-"""A machine of its own for every test that bakes."""
+"""A simulated machine for every test that bakes."""
 
 from support.machines import here
 

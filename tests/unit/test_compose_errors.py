@@ -54,4 +54,4 @@ def test_a_reason_of_several_lines_is_whole() -> None:
 def test_what_is_only_progress_is_quoted_at_last() -> None:
     """Of a command that gives no reason, there is nothing better."""
     assert "Network shop_back  Removed" in quote("\n".join(TAIL), {})
-    assert quote("", {}) == "it says nothing"
+    assert quote("", {}) == "it printed no error"

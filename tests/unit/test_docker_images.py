@@ -135,7 +135,7 @@ def test_references(reference: str, parts: tuple[str, str]) -> None:
     [
         ({}, "its source is missing"),
         ({"context": ".", "base": "a"}, "context and base"),
-        ({"base": "a"}, "give install too"),
+        ({"base": "a"}, "give install, too"),
         ({"context": ".", "install": "x"}, "remove install"),
     ],
 )

@@ -256,7 +256,7 @@ def test_a_failing_bake_never_shows_the_password_of_an_index(
     with pytest.raises(BakeError) as caught:
         here.obtain(install=script)
 
-    for text in (str(caught.value), here.logs, "\n".join(here.shown)):
+    for text in (str(caught.value), here.logs, "\n".join(here.output)):
         assert "swordfish" not in text
         assert "tuna" not in text
         assert "index.example/simple" in text

@@ -38,7 +38,7 @@ def test_an_image_is_baked_once(here):
     image = here.obtain(verify=['test "$("$PREFIX/bin/shop")" = shop'])
     assert here.baked
     assert here.obtain() == image
-    assert here.said == []
+    assert here.messages == []
     assert here.images.catalog.entries() == [image]
     assert image.key == here.images.key(here.recipe())
     assert Path(image.reference, "lib/numbers").read_text().startswith("1\n2\n")
@@ -100,7 +100,7 @@ def test_only_allowed_variables_reach_the_install_script(here, monkeypatch):
         assert f"{name}=1" in seen
     assert "SHOP_OTHER" not in seen
     assert "<***>" in here.logs
-    everywhere = here.logs + "".join(here.said + here.shown) + str(image)
+    everywhere = here.logs + "".join(here.messages + here.output) + str(image)
     assert "very-secret-token" not in everywhere
     monkeypatch.delenv("SHOP_TOKEN")
     with pytest.raises(ConfigurationError, match="SHOP_TOKEN"):
@@ -111,7 +111,7 @@ def test_output_is_logged_and_shown_as_it_comes(here):
     """Each line with the seconds it took."""
     here.obtain(install=["echo one; echo two >&2; touch $PREFIX/x"])
     assert here.logs == "one\ntwo\n"
-    assert [line.split(" s  ")[1] for line in here.shown] == ["one", "two"]
+    assert [line.split(" s  ")[1] for line in here.output] == ["one", "two"]
 
 
 def test_a_failing_script_leaves_nothing(here):
@@ -122,7 +122,7 @@ def test_a_failing_script_leaves_nothing(here):
     (log,) = (here.folder / "state" / "bakes").glob("*.log")
     assert str(log) in str(caught.value)
     assert "\n    1\n" not in str(caught.value)
-    assert here.installed() == set()
+    assert here.list_installed() == set()
     assert here.images.catalog.entries() == []
     assert list(here.store.paths("")) == []
 
@@ -133,7 +133,7 @@ def test_a_failing_verify_leaves_nothing(here):
         BakeError, match=r"'shop' could not be baked: verifying failed: `false` exited with 1"
     ):
         here.obtain(verify=["true", "false"])
-    assert here.installed() == set()
+    assert here.list_installed() == set()
     assert here.images.catalog.entries() == []
 
 
@@ -141,7 +141,7 @@ def test_an_install_that_puts_nothing_into_the_prefix_is_no_image(here):
     """It has most likely installed somewhere else."""
     with pytest.raises(BakeError, match="put nothing into"):
         here.obtain(install=["true"])
-    assert here.installed() == set()
+    assert here.list_installed() == set()
 
 
 def test_an_interrupted_bake_leaves_nothing(here, monkeypatch):
@@ -153,7 +153,7 @@ def test_an_interrupted_bake_leaves_nothing(here, monkeypatch):
     monkeypatch.setattr(tree, "seal", interrupt)
     with pytest.raises(KeyboardInterrupt):
         here.obtain()
-    assert here.installed() == set()
+    assert here.list_installed() == set()
     assert list(here.store.paths("")) == []
 
 
@@ -166,7 +166,7 @@ def test_a_full_disk_is_explained(here, monkeypatch):
     monkeypatch.setattr(archive, "pack", fail)
     with pytest.raises(BakeError, match=r"No space left on device.*df -h"):
         here.obtain()
-    assert here.installed() == set()
+    assert here.list_installed() == set()
     assert list(here.store.paths("")) == []
 
 
@@ -211,7 +211,7 @@ def test_two_names_for_one_content_share_the_tree(here):
     assert here.images.prune(1, in_use=()) == []
     here.images._remove(second)
     assert here.obtain() == first
-    assert here.said == []
+    assert here.messages == []
 
 
 def test_another_store_adopts_what_is_here(here):
@@ -224,9 +224,9 @@ def test_another_store_adopts_what_is_here(here):
     finally:
         os.close(running)
     assert not other.baked
-    assert "shop is on this machine already" in other.said[0]
+    assert "shop is on this machine already" in other.messages[0]
     assert adopted.digest == image.digest
-    assert any("verifying" in line for line in other.said)
+    assert any("verifying" in line for line in other.messages)
     assert other.store.has(f"images/{adopted.archive.removeprefix('sha256:')}")
 
 
@@ -291,10 +291,10 @@ def test_another_machine_brings_the_image_from_the_store(here):
     image = here.obtain()
     here.forget()
     assert here.obtain("never") == image
-    assert here.said == [f"fetching shop, baked by {image.baked_by}"]
+    assert here.messages == [f"fetching shop, baked by {image.baked_by}"]
     assert tree.digest(tree.manifest(Path(image.reference))) == image.digest
     assert here.obtain("never") == image
-    assert here.said == []
+    assert here.messages == []
 
 
 def test_a_stage_after_baking_never_bakes(here):
@@ -329,7 +329,7 @@ def test_a_changed_archive_is_refused(here):
     blob.write_bytes(gzip.compress(b"poison"))
     with pytest.raises(ImageChangedError, match="archive of the image 'shop'"):
         here.obtain()
-    assert here.installed() == set()
+    assert here.list_installed() == set()
 
 
 def test_an_archive_of_something_else_is_refused(here):
@@ -339,7 +339,7 @@ def test_an_archive_of_something_else_is_refused(here):
     here.forget()
     with pytest.raises(ImageChangedError, match="is not sha256:000"):
         here.obtain()
-    assert here.installed() == set()
+    assert here.list_installed() == set()
 
 
 def test_a_machine_without_the_interpreter_says_so(here):
@@ -472,7 +472,7 @@ def test_a_damaged_image_of_another_root_is_replaced_by_ones_own(here, monkeypat
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(mounts, "refusal", lambda: "")
     assert here.obtain().key != image.key
-    assert any("can't be used here" in line for line in here.said)
+    assert any("can't be used here" in line for line in here.messages)
 
 
 @pytest.mark.parametrize("root", ["/", "/proc", "/nowhere"])

@@ -102,10 +102,10 @@ def test_a_verify_that_was_added_later_runs(here: Machine) -> None:
     """Once; and an image that fails it is not used, whatever was baked before."""
     here.obtain()
     image = here.obtain(verify=['test -x "$PREFIX/bin/shop"'])
-    assert any("verifying" in line for line in here.said)
+    assert any("verifying" in line for line in here.messages)
     assert image.verified == ['test -x "$PREFIX/bin/shop"']
     here.obtain(verify=['test -x "$PREFIX/bin/shop"'])
-    assert here.said == []
+    assert here.messages == []
     for _ in range(2):
         with pytest.raises(BakeError, match="verifying failed"):
             here.obtain(verify=["false"])

@@ -125,14 +125,14 @@ def test_an_environment_goes_up_and_down(
     assert lifecycle.project.ledger.get(up.environment.id) == up.environment
     assert up.environment.state == "ready"
     assert set(up.seconds) == {"bake", "launch", "ready"}
-    assert [event for event, _ in hooks.heard] == ["environment_ready", "publish_url"]
-    assert hooks.heard[1][1]["url"] == "http://127.0.0.1:1/"
+    assert [event for event, _ in hooks.calls] == ["environment_ready", "publish_url"]
+    assert hooks.calls[1][1]["url"] == "http://127.0.0.1:1/"
 
     lifecycle.destroy(up.environment)
 
     assert lifecycle.project.ledger.entries() == []
     assert provider.exists == set()
-    assert hooks.heard[-1] == (
+    assert hooks.calls[-1] == (
         "environment_stopped",
         {"environment": up.environment, "outcome": "destroyed", "config": None},
     )
@@ -181,7 +181,7 @@ def test_what_fails_on_the_way_up_is_taken_down(
 
     assert provider.exists == set()
     assert lifecycle.project.ledger.entries() == []
-    assert hooks.heard == []
+    assert hooks.calls == []
 
 
 def test_a_ctrl_c_on_the_way_up_takes_it_down(lifecycle: Lifecycle, provider: Scripted) -> None:
@@ -223,7 +223,7 @@ def test_a_failed_destroy_is_never_silent(
     with pytest.raises(DestroyError, match="it hangs"):
         lifecycle.destroy(up.environment)
 
-    assert hooks.heard[-1][1]["outcome"] == "leaked"
+    assert hooks.calls[-1][1]["outcome"] == "leaked"
     assert [one.state for one in lifecycle.project.ledger.entries()] == ["destroying"]
 
 
@@ -343,7 +343,7 @@ def test_what_is_kept_says_so_in_its_record(
 
     assert kept.kept
     assert lifecycle.project.ledger.get(kept.id).kept
-    assert hooks.heard[-1][1]["outcome"] == "kept"
+    assert hooks.calls[-1][1]["outcome"] == "kept"
 
 
 def test_an_expired_one_says_that_it_was_its_time(lifecycle: Lifecycle, provider: Scripted) -> None:
@@ -389,7 +389,7 @@ def test_a_removal_that_is_left_is_told_once(lifecycle: Lifecycle, provider: Scr
     go_on.set()
     destroying.join(20)
 
-    stopped = [said for event, said in lifecycle.hooks.heard if event == "environment_stopped"]
+    stopped = [said for event, said in lifecycle.hooks.calls if event == "environment_stopped"]
     assert [said["outcome"] for said in stopped] == ["destroying"]
     assert lifecycle.project.ledger.entries() == []
 
@@ -407,7 +407,7 @@ def test_a_removal_that_is_over_does_not_go_on(
 
     lifecycle.leave(environment)
 
-    stopped = [said for event, said in lifecycle.hooks.heard if event == "environment_stopped"]
+    stopped = [said for event, said in lifecycle.hooks.calls if event == "environment_stopped"]
     assert [said["outcome"] for said in stopped] == [outcome]
 
 
@@ -422,7 +422,7 @@ def test_a_removal_that_is_refused_is_in_the_record(
         lifecycle.destroy(environment)
 
     assert lifecycle.project.ledger.get(environment.id).problem == "access denied"
-    stopped = [said for event, said in lifecycle.hooks.heard if event == "environment_stopped"]
+    stopped = [said for event, said in lifecycle.hooks.calls if event == "environment_stopped"]
     assert [said["outcome"] for said in stopped] == ["leaked"]
 
 

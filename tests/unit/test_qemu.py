@@ -227,9 +227,9 @@ def test_a_digest_is_that_of_what_is_there_now(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, "give one of base"),
-        ({"base": "a", "reference": "b", "install": ["true"]}, "give one of base"),
-        ({"base": "a"}, "give install too"),
+        ({}, "give either base"),
+        ({"base": "a", "reference": "b", "install": ["true"]}, "give either base"),
+        ({"base": "a"}, "give install, too"),
         ({"base": "a", "install": ["true"], "initrd": "i"}, "give kernel"),
     ],
 )

@@ -121,7 +121,7 @@ class Machines:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        keys = vm.as_it_is(vm.bake_application())
+        keys = vm.reference_keys(vm.bake_application())
         text = CONFIGURATION.format(memory=vm.MEMORY, **keys)
         (folder / "ephemeral.toml").write_text(text)
         config = load(folder / "ephemeral.toml")

@@ -90,4 +90,4 @@ def take_baked(file: Path) -> None:
 
 def taken() -> dict[str, str]:
     """The keys of the image of all tests."""
-    return vm.as_it_is(vm.bake_application())
+    return vm.reference_keys(vm.bake_application())

@@ -74,7 +74,7 @@ class Project:
     def __init__(self, folder: Path, image: Image) -> None:
         self.folder, self.image = folder, image
         self.told = folder / "told"
-        keys = vm.as_it_is(image)
+        keys = vm.reference_keys(image)
         text = CONFIGURATION.format(memory=vm.MEMORY, **keys)
         (folder / "ephemeral.toml").write_text(text)
         (folder / "test_machine.py").write_text(SUITE)

@@ -321,6 +321,6 @@ def _check_retained(client: Any, stack: str, id: str) -> None:
         ) from error
     if kept:
         raise UnverifiedDestroyError(
-            f"{id}: its template says DeletionPolicy: Retain, so these are still there: "
+            f"{id}: its template has DeletionPolicy: Retain, so these still exist: "
             f"{', '.join(kept)}. Delete them by hand, and take that out of the template"
         )

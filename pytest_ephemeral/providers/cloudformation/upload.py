@@ -62,8 +62,8 @@ def check(template: StackTemplate, root: Path) -> bool:
             else f"has {size} bytes, and a request may have at most {LARGEST}"
         )
         raise ConfigurationError(
-            f"{where}: {file} {reason}: CloudFormation reads that from S3. Name a bucket of yours "
-            'in the stack\'s region: bucket = "…"'
+            f"{where}: {file} {reason}: CloudFormation reads that from S3. Set a bucket in the "
+            'stack\'s region: bucket = "…"'
         )
     return True
 

@@ -68,7 +68,7 @@ class Compose(msgspec.Struct, frozen=True):
             return cls(("docker-compose",))
         raise UnavailableError(
             "the provider 'compose' needs `docker compose` or `docker-compose`, and neither is "
-            "here: install Docker's compose plugin, or (Debian) docker-compose"
+            "installed: install Docker's compose plugin, or (Debian) docker-compose"
         )
 
     def version(self) -> str:

@@ -48,7 +48,7 @@ def quote(progress: str, names: Mapping[str, str]) -> str:
     lines = [errors.shorten(line) for line in _each_once(lines)]
     lines = [line for line in lines if line.startswith(_FIRST)][:1] or lines[-_LAST_LINES:]
     text = "; ".join(lines).replace(":; ", ": ")
-    return (text or "it says nothing") + errors.find_remedy(text)
+    return (text or "it printed no error") + errors.find_remedy(text)
 
 
 def _each_once(lines: Iterable[str]) -> list[str]:

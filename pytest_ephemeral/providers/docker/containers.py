@@ -205,11 +205,11 @@ def describe_listeners(engine: Engine, container: str) -> str:
         return ""
     ports = ", ".join(map(str, sorted(wanted)))
     if not places:
-        return f"nothing listens inside it, on port {ports} or any other"
+        return f"nothing listens inside the container, on port {ports} or any other"
     by_port = {int(place.rpartition(":")[2]): place for place in places}
     if loopback := [by_port[port] for port in wanted if by_port.get(port, "").startswith("127.")]:
         where = ", ".join(loopback)
-        return f"it listens on {where} inside, where nobody else gets to: bind 0.0.0.0"
+        return f"it listens on {where} inside, which is not reachable from outside: bind 0.0.0.0"
     if missing := wanted - by_port.keys():
         missed = ", ".join(map(str, sorted(missing)))
         return f"nothing listens on port {missed} inside it; these do: {', '.join(places)}"

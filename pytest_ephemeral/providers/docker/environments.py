@@ -264,7 +264,7 @@ def _parts(engine: Engine, environment: Environment) -> dict[str, str]:
     """The ids of an environment's containers, by the names of their parts."""
     found = {part_of(one): one["Id"] for one in resources.containers(engine, environment.id)}
     if not found:
-        raise EphemeralError(f"{environment.id} is gone: none of its containers is there")
+        raise EphemeralError(f"{environment.id} is gone: it has no containers")
     return dict(sorted(found.items()))
 
 

@@ -17,13 +17,12 @@ _REMEDIES: Final = {
     _DISK_FULL: _FULL,
     "address pool": "too many networks: see `docker network ls`; `pytest-ephemeral reap` and "
     "`docker network prune` remove unused ones",
-    "not enough memory": "ask for less in the template",
+    "not enough memory": "reduce `memory` in the template",
     "lookup init binary": "the engine's machine has no init for containers: install "
     "catatonit there, or leave `init` out",
     "executable file not found": "its command is not in the image: see `command`",
-    "no such image": "it was removed since: bake it again with `pytest-ephemeral bake`",
-    "exec format error": "the image is made for another architecture, or its command is "
-    "not a program",
+    "no such image": "it was removed: bake it again with `pytest-ephemeral bake`",
+    "exec format error": "the image is for another architecture, or its command is not a program",
 }
 
 _NEWER_PARSER: Final = (

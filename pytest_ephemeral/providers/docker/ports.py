@@ -143,7 +143,7 @@ def is_in_use(engine: Engine, port: int, *, udp: bool = False) -> bool:
 
 def is_taken(text: str) -> bool:
     """Whether an engine's message means that a port is in use."""
-    return any(said in text.lower() for said in _TAKEN)
+    return any(phrase in text.lower() for phrase in _TAKEN)
 
 
 def list_unpublished(container: Mapping[str, Any], endpoints: Iterable[Endpoint]) -> list[int]:

@@ -60,7 +60,7 @@ class DockerRecipe(Recipe, frozen=True, kw_only=True):
             problem = f"it has {' and '.join(given)}" if given else "its source is missing"
             raise ValueError(f"{problem}: give one of context (a Dockerfile), base, or reference")
         if self.base is not None and not self.install:
-            raise ValueError("it has a base: give install too (what puts the artifact into it)")
+            raise ValueError("it has a base: give install, too (the commands to run in it)")
         if self.context is not None and self.install:
             raise ValueError("a Dockerfile installs by itself: remove install, or context")
         if self.context is None and (self.platform or self.secrets):

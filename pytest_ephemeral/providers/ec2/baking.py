@@ -204,7 +204,7 @@ class Ec2Baker:
         where = json.loads(file.read_text())
         raise ImageMissingError(
             f"the AMI {where['reference']} of the image {image.name!r} is not in "
-            f"{where['region']} any more, or this account may not see it. Bake it again with "
+            f"{where['region']} any more, or not visible to this account. Bake it again with "
             f"`pytest-ephemeral bake {image.name} --force`"
         )
 

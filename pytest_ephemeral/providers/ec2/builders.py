@@ -173,7 +173,7 @@ def python_commands_of(recipe: Recipe) -> list[str]:
 def _too_large(recipe: Ec2Recipe, reason: str) -> ConfigurationError:
     return ConfigurationError(
         f"the image {recipe.name!r} can't be installed by user data alone, which EC2 limits to "
-        f"{user_data.LIMIT} bytes: {reason}. Give images.{recipe.name} a bucket"
+        f"{user_data.LIMIT} bytes: {reason}. Set images.{recipe.name}.bucket"
     )
 
 
@@ -197,7 +197,7 @@ def _follow(built: BakeInstance, what: str, log: BakeLog) -> None:
         if found is not None and state(found) not in {"pending", "running"}:
             output.show_console(console.output(built.client, built.instance))
             reason = found.get("StateReason", {}).get("Message", "no reason given")
-            raise log.failure(f"{built.instance} is {state(found)} by itself: {reason}")
+            raise log.failure(f"{built.instance} has ended, and is {state(found)}: {reason}")
         return ""
 
     every = POLL if built.transfer else CONSOLE_POLL

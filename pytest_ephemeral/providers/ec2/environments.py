@@ -109,7 +109,7 @@ class Instances:
 
 def status_of(environment: Environment, found: Sequence[Instance]) -> Status:
     if not found:
-        return Status("gone", "no instance of it is there")
+        return Status("gone", "it has no instances")
     ended = [one for one in found if state(one) in ENDED]
     if not ended:
         return Status("running", ", ".join(f"{one['InstanceId']} {state(one)}" for one in found))
@@ -178,7 +178,7 @@ def read_console_log(environment: Environment, *, now: bool = False) -> console.
         if status_of(environment, found).state == "gone":
             raise EnvironmentGoneError(
                 f"the logs of {environment.id} are gone with it: it was destroyed, or has expired. "
-                "Have them kept with: pytest --ephemeral-logs DIR"
+                "To save logs: pytest --ephemeral-logs DIR"
             )
         texts = [watcher.consoles.read(_id(one), now=now) for one in found]
     return _to_log(environment, texts)
@@ -213,7 +213,7 @@ def _listens_elsewhere(table: str, address: str, ports: set[int]) -> str:
     if ports & only_inside:
         return f"it listens on 127.0.0.1:{min(ports & only_inside)}: let it listen on $HOST"
     others = ", ".join(map(str, sorted(there))) or "nothing"
-    return f"nothing listens on {address} on port {due}, which the template names; {others} is open"
+    return f"nothing listens on {address}, port {due} (of the template); open ports: {others}"
 
 
 def get_watcher(environment: Environment) -> InstanceWatcher:

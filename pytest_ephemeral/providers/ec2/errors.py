@@ -11,20 +11,21 @@ from pytest_ephemeral.errors import DestroyError, EphemeralError
 
 #: By an error's code: the advice that follows AWS's own message.
 _ADVICE: Final[Mapping[str, str]] = {
-    "AddressLimitExceeded": "release one that is not used: `aws ec2 describe-addresses`",
+    "AddressLimitExceeded": "release unused addresses: `aws ec2 describe-addresses`",
     "InsufficientCapabilitiesException": 'name them in the template\'s capabilities = ["…"]',
-    "InvalidAMIID.NotFound": "see `aws ec2 describe-images`, and that it is of this region",
-    "InvalidBlockDeviceMapping": "see volume-size and volumes of the template",
-    "InvalidGroup.NotFound": "see ingress, security-groups and `aws ec2 describe-security-groups`",
-    "InvalidGroupId.Malformed": 'give groups by id, such as "sg-0123456789abcdef0"',
-    "InvalidKeyPair.NotFound": "see key-name, and `aws ec2 describe-key-pairs` in this region",
-    "InvalidSubnetID.NotFound": "see subnet, and `aws ec2 describe-subnets` in this region",
-    "MissingInput": "name a subnet",
-    "VPCIdNotSpecified": "there is no default VPC in this region: name a subnet",
+    "InvalidAMIID.NotFound": "check the id and the region: `aws ec2 describe-images`",
+    "InvalidBlockDeviceMapping": "check volume-size and volumes of the template",
+    "InvalidGroup.NotFound": "check ingress and security-groups: "
+    "`aws ec2 describe-security-groups`",
+    "InvalidGroupId.Malformed": 'set groups by id, such as "sg-0123456789abcdef0"',
+    "InvalidKeyPair.NotFound": "check key-name: `aws ec2 describe-key-pairs`, in this region",
+    "InvalidSubnetID.NotFound": "check subnet: `aws ec2 describe-subnets`, in this region",
+    "MissingInput": "set subnet",
+    "VPCIdNotSpecified": "there is no default VPC in this region: set subnet",
 }
 _PROFILE: Final = (
-    "see instance-profile, and `aws iam list-instance-profiles`: it is the profile's name, which "
-    "may be another than its role's"
+    "check instance-profile: `aws iam list-instance-profiles`. It is the profile's name, which may "
+    "differ from its role's"
 )
 
 

@@ -73,8 +73,8 @@ def check(template: Ec2Template, prices: Prices, region: str, hours: float) -> N
         hourly = prices.hourly(kind, region)
         if hourly is None:
             raise ConfigurationError(
-                f"templates.{template.name}.max-cost: what {kind} costs in {region} is not in "
-                "the table of prices: name a file of yours that has it, with prices = FILE"
+                f"templates.{template.name}.max-cost: the price of {kind} in {region} is not "
+                "known: set prices to a file that has it"
             )
         cost = hourly * template.count * hours
         if cost > allowed:

@@ -135,8 +135,8 @@ def _extend(
     """Change the expiry in the tags; for None, also protect the instances from termination."""
     if expires_at is None and any(one.get("InstanceLifecycle") == "spot" for one in living):
         raise EphemeralError(
-            f"{environment.id} runs on spare capacity (spot = true), which AWS may take back and "
-            "does not protect: promote one of a template without it"
+            f"{environment.id} runs on spot instances (spot = true), which AWS may interrupt and "
+            "does not protect: promote an environment of a template without spot"
         )
     resources = [name for one in living for name in _resources(one)]
     group = environment.handle.get(GROUP)

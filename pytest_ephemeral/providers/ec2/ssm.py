@@ -116,7 +116,7 @@ def _send(client: Any, id: str, instance: str, text: str, limit: float) -> tuple
         raise UnavailableError(
             f"{id}: the agent of {instance} is not registered with Systems Manager, which runs "
             "the commands. Give the template an instance-profile with "
-            "AmazonSSMManagedInstanceCore, and the image the SSM agent"
+            "AmazonSSMManagedInstanceCore, and install the SSM agent in the image"
         ) from error
 
 

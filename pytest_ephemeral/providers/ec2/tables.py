@@ -64,9 +64,9 @@ class Ec2Recipe(Recipe, frozen=True, kw_only=True):
     def check(self) -> None:
         """Check that there is one of ``base`` and ``reference``, in a valid form."""
         if (self.base is None) == (self.reference is None):
-            raise ValueError("give one of base (what is installed into) and reference (an AMI)")
+            raise ValueError("give either base (the AMI to install into) or reference (an AMI)")
         if self.base is not None and not self.install:
-            raise ValueError("it has a base: give install too (what puts the artifact into it)")
+            raise ValueError("it has a base: give install, too (the commands to run in it)")
         if self.reference is not None and not re.match(AMI, self.reference):
             raise ValueError(f'reference: expected "ami-…", got {self.reference!r}')
         if isinstance(self.base, str) and not re.match(rf"{AMI}|^ssm:/?\S+$", self.base):
@@ -153,7 +153,7 @@ class Ec2Template(Template, frozen=True, kw_only=True):
         if self.count > 1:
             raise ValueError("standby is for environments of one instance: leave out count")
         if self.spot:
-            raise ValueError("standby: an instance on spare capacity (spot) can't be stopped")
+            raise ValueError("standby: spot instances can't be stopped: leave out spot")
         if self.volumes:
             raise ValueError("standby: only the root volume is renewed: leave out volumes")
 

@@ -102,7 +102,8 @@ def find_bucket(bucket: str, region: str | None, where: str) -> str | None:
     try:
         found = aws.client("s3", region).head_bucket(Bucket=bucket)
     except ClientError as error:  # without a body, and so without a reason
-        reason = "there is none" if aws.code(error) == "404" else "these credentials may not use it"
+        missing = aws.code(error) == "404"
+        reason = "it does not exist" if missing else "these credentials have no access to it"
         raise ConfigurationError(
             f"{where}: {bucket!r}: {reason} ({aws.code(error)}). See `aws s3 ls s3://{bucket}`"
         ) from error

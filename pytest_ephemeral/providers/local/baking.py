@@ -70,7 +70,7 @@ class LocalBaker:
         folder = reference.folder_of(recipe.reference, root)
         if recipe.install or recipe.artifact:
             raise ConfigurationError(
-                f"the image {recipe.name!r} has a reference, which is taken as it is: "
+                f"the image {recipe.name!r} has a reference, which is used unchanged: "
                 "remove install and artifact, or the reference"
             )
         return {"reference": str(folder), "content": tree.digest(reference.read_manifest(folder))}

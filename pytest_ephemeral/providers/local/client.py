@@ -35,7 +35,7 @@ def status(guard: GuardAddress) -> dict[str, Any]:
 
 
 def extend(guard: GuardAddress, expires_at: float | None) -> None:
-    """Change a guard's expiry, in seconds since the epoch; None removes it for good.
+    """Change a guard's expiry, in seconds since the epoch; None removes it permanently.
 
     Raises:
         EnvironmentGoneError: There is no such guard.

@@ -200,7 +200,7 @@ def _hold(image: Image | None, held: ExitStack) -> list[int]:
     if not is_there:
         raise LaunchError(
             f"the image {image.name!r} is not at {content} any more, or was baked again meanwhile. "
-            f"Bring it back with: pytest-ephemeral bake {image.name}"
+            f"Bake it again with: pytest-ephemeral bake {image.name}"
         )
     return descriptors
 
@@ -217,7 +217,7 @@ def _flush_logs(environment: Environment) -> Path:
     if not place.logs.is_dir():
         raise EnvironmentGoneError(
             f"the logs of {environment.id} are gone with it: it was destroyed, or has expired. "
-            f"Have them kept with: pytest --ephemeral-logs DIR"
+            f"To save logs: pytest --ephemeral-logs DIR"
         )
     return place.logs
 

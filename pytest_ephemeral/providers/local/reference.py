@@ -73,8 +73,8 @@ def is_unchanged(image: Image) -> bool:
         return False
     if tree.digest(read_manifest(folder)) != image.digest:
         raise ImageChangedError(
-            f"{folder} has changed since it was taken as the image {image.name!r}. "
-            f"Take it as it is now with `pytest-ephemeral bake {image.name}`"
+            f"{folder} has changed since it was recorded as the image {image.name!r}. "
+            f"Record its new content with `pytest-ephemeral bake {image.name}`"
         )
     return True
 

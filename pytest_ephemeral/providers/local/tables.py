@@ -16,7 +16,7 @@ class LocalRecipe(Recipe, frozen=True, kw_only=True):
         """Check that it has ``install`` or ``reference``."""
         super().check()
         if self.reference is None and not self.install:
-            raise ValueError("it needs install (what puts the artifact into $PREFIX), or reference")
+            raise ValueError("it needs install (the commands that fill $PREFIX), or reference")
 
 
 class LocalTemplate(Template, frozen=True, kw_only=True):

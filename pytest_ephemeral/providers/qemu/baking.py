@@ -57,7 +57,7 @@ class QemuBaker(LocalBaker):
         wanted = _recipe_of(recipe)
         if wanted.reference is not None and (wanted.install or wanted.artifact):
             raise ConfigurationError(
-                f"the image {recipe.name!r} has a reference, which is taken as it is: "
+                f"the image {recipe.name!r} has a reference, which is used unchanged: "
                 "remove install and artifact, or the reference"
             )
         return bases.inputs_of(wanted, root)
@@ -117,8 +117,8 @@ class QemuBaker(LocalBaker):
             return False
         if _digest(content) != image.digest:
             raise ImageChangedError(
-                f"{content.disk} has changed since it was taken as the image {image.name!r}. "
-                f"Take it as it is now with `pytest-ephemeral bake {image.name}`"
+                f"{content.disk} has changed since it was recorded as the image {image.name!r}. "
+                f"Record its new content with `pytest-ephemeral bake {image.name}`"
             )
         return True
 
@@ -204,7 +204,7 @@ def _follow(machine: Temporary, log: BakeLog, recipe: QemuRecipe) -> None:
             why = f"it was not done within {recipe.timeout} (timeout in images.{recipe.name})"
         if why:
             log.write(f"{machines.last_lines(console)}\n")
-            raise log.failure(f"its base did not get as far as installing: {why}")
+            raise log.failure(f"its installation did not begin: {why}")
         time.sleep(_LOOK)
 
 

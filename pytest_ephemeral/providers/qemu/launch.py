@@ -100,7 +100,7 @@ def launch(order: Order) -> Environment:
     if missing := [path for path in content.files() if not path.is_file()]:
         raise LaunchError(
             f"the image {image.name!r} is not at {missing[0]} any more. "
-            f"Bring it back with: pytest-ephemeral bake {image.name}"
+            f"Bake it again with: pytest-ephemeral bake {image.name}"
         )
     place = MachineFolder.of(order.environment.id)
     with ExitStack() as closing:

@@ -136,8 +136,8 @@ class Memory(msgspec.Struct, frozen=True):
         if free < ram + _MARGIN:
             raise EphemeralError(
                 f"there is no space for {ram >> 20} MiB of memory in {self.folder.parent}: "
-                f"{free >> 20} MiB are free. Remove what is not needed there, or let "
-                f"{machine.STATE_VARIABLE} name a folder on another disk"
+                f"{free >> 20} MiB are free. Remove files there, or set "
+                f"{machine.STATE_VARIABLE} to a folder on another disk"
             )
         new = self.folder.with_name(f"{files.TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}")
         new.mkdir(mode=0o700)

@@ -193,7 +193,7 @@ def _find_folder(environment: Environment) -> MachineFolder:
     if not place.logs.is_dir():
         raise EnvironmentGoneError(
             f"the machine of {environment.id} is gone, and its logs with it: it was destroyed, or "
-            "has expired. Have them kept with: pytest --ephemeral-logs DIR"
+            "has expired. To save logs: pytest --ephemeral-logs DIR"
         )
     client.status(place.control)  # the guard writes all output before it answers
     return place

@@ -59,10 +59,10 @@ class QemuRecipe(Recipe, frozen=True, kw_only=True):
         super().check()
         if (self.base is None) == (self.reference is None):
             raise ValueError(
-                "give one of base (what is installed into) and reference (a disk image)"
+                "give either base (the disk image to install into) or reference (a disk image)"
             )
         if self.base is not None and not self.install:
-            raise ValueError("it has a base: give install too (what puts the artifact into it)")
+            raise ValueError("it has a base: give install, too (the commands to run in it)")
         if self.initrd is not None and self.kernel is None:
             raise ValueError("an initrd needs its kernel: give kernel")
 

@@ -59,7 +59,7 @@ def test_asking_records_holds_and_tells(stage: Stage) -> None:
     held = stage.get("short")
     assert held.kept
     assert held.expires_at == asked.deadline + approving.AFTER_YES
-    assert stage.own_word("short") == {
+    assert stage.provider_state("short") == {
         "expires": str(held.expires_at),
         "kept": True,
         "ended": False,

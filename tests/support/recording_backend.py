@@ -1,4 +1,4 @@
-"""A backend for brokers that only takes notes."""
+"""A backend for brokers that only records its calls."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pytest_ephemeral.broker.protocol import Key
 from pytest_ephemeral.models import Environment
 from support.environments import make_environment
 
-#: Seconds after which a test that does not open a gate hangs nobody.
+#: Seconds after which waiting ends if a test does not open a gate.
 PATIENCE = 60
 
 
-class Notes:
-    """The ``Backend`` whose environments are only names.
+class RecordingBackend:
+    """A ``Backend`` whose environments are only names.
 
     Attributes:
-        gate: Holds back what comes up.
-        ending: Holds back what ends.
-        failing: What does not come up, by its template.
-        dead: How environments have stopped by themselves, by their ids.
-        spare: How many of a template are made ready ahead, by its name.
+        gate: Launches wait until it is set.
+        ending: Removals wait until it is set.
+        failing: By template: the error of its launches.
+        dead: By environment: why it has ended by itself.
+        spare: By template: how many environments to launch ahead.
         accepting: Whether a removal is accepted before it is done.
     """
 
@@ -42,13 +42,13 @@ class Notes:
         self._lock = threading.Lock()
 
     def check(self, template: str, *, rolled_back: bool) -> None:
-        """Everything is there."""
+        """Accept every template."""
 
     def spares(self, template: str) -> int:
         return self.spare.get(template, 0)
 
     def roll_back(self, environment: Environment) -> tuple[Environment, float]:
-        """See the tests of rollbacks."""
+        """Return the environment unchanged; tests of rollbacks override this."""
         return environment, 0.1
 
     def bring_up(self, key: Key) -> tuple[Environment, dict[str, float]]:
@@ -91,10 +91,10 @@ class Notes:
 
 
 def session(template: str) -> Key:
-    """The key of a template's environment for the session."""
+    """The key of a template's session environment."""
     return Key(template, "session", "")
 
 
 def function(number: int) -> Key:
-    """The key of a test's own environment."""
+    """The key of an environment for one test."""
     return Key("f", "function", f"/{number}")
