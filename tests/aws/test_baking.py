@@ -252,7 +252,7 @@ def test_an_ami_that_can_not_be_launched_yet_is_waited_for(bench: Bench) -> None
 def test_a_bucket_that_is_not_there_is_named(bench: Bench) -> None:
     """Before anything is launched."""
     bench.account.calls()
-    with pytest.raises(ConfigurationError, match=r"images.app.bucket: 'nowhere': there is none"):
+    with pytest.raises(ConfigurationError, match=r"images.app.bucket: 'nowhere': it does not"):
         bench.bake(bucket="nowhere")
     assert "ec2:RunInstances" not in bench.account.calls()
 

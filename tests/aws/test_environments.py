@@ -260,7 +260,7 @@ def test_too_dear_is_refused_before_anything_is_made(bench: Bench) -> None:
     bench.account.calls()
     with pytest.raises(ConfigurationError, match=r"\$0.04 in us-east-1, more than \$0.01"):
         bench.lifecycle.bring_up(bench.template(max_cost="$0.01"))
-    with pytest.raises(ConfigurationError, match="prices = FILE"):
+    with pytest.raises(ConfigurationError, match="set `prices` to a file"):
         bench.lifecycle.bring_up(bench.template(max_cost="$9", instance_type="x2gd.16xlarge"))
     assert "ec2:RunInstances" not in bench.account.calls()
     (bench.folder / "prices.json").write_text('{"*": {"x2gd.16xlarge": 1.5}}')

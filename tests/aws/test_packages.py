@@ -232,7 +232,7 @@ def test_a_file_in_json_is_read_as_well(bench: Bench, s3: Any) -> None:
         ({}, PARENT.replace("nested/child.yaml", "parent.yaml"), "nested in itself"),
         ({}, PARENT.replace("nested/child.yaml", "nested"), "is a folder"),
         ({}, "#" * 1_048_577, "CloudFormation accepts at most 1048576"),
-        ({"bucket": "nobodys"}, PARENT, r"templates.stack.bucket: 'nobodys': there is none"),
+        ({"bucket": "nobodys"}, PARENT, r"templates.stack.bucket: 'nobodys': it does not exist"),
         ({}, CHILD.replace("SNS::Topic", "IAM::Role"), 'Write: capabilities = \\["CAPABILITY_IAM'),
     ],
 )

@@ -74,7 +74,7 @@ def check(template: Ec2Template, prices: Prices, region: str, hours: float) -> N
         if hourly is None:
             raise ConfigurationError(
                 f"templates.{template.name}.max-cost: the price of {kind} in {region} is not "
-                "known: set prices to a file that has it"
+                "known: set `prices` to a file that has it"
             )
         cost = hourly * template.count * hours
         if cost > allowed:
