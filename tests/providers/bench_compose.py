@@ -62,7 +62,7 @@ class NewestBench(Bench):
         plugin = engines.NEWEST / "libexec/docker/cli-plugins/docker-compose"
         with (
             engines.newest_dockerd() as engine,
-            engines.used(engine),
+            engines.use(engine),
             compose_versions.with_plugin(plugin),
         ):
             yield

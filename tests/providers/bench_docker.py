@@ -54,7 +54,7 @@ class OtherEngineBench(Bench):
 
     @contextmanager
     def platform(self) -> Iterator[None]:
-        with self.start_engine() as engine, engines.used(engine):
+        with self.start_engine() as engine, engines.use(engine):
             yield
 
     def start_engine(self) -> AbstractContextManager[Engine]:
