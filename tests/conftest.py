@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from support import lacks, tiers
+from support.plugin_project import without_plugins
 
 #: Runs pytest inside pytest; it can only be enabled here, in the top-level conftest.py.
 pytest_plugins = ["pytester"]
@@ -32,6 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+        # For each pytest that a test starts: half of its time went into others' plugins.
+        os.environ["PYTEST_ADDOPTS"] = without_plugins()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

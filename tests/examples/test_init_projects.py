@@ -173,8 +173,6 @@ def test_init_and_then_green(name: str, tmp_path: Path) -> None:
         return done.stdout
 
     run("pytest-ephemeral", "init")
-    printed = run(
-        *("pytest", "--ephemeral-env", "-p", "no:playwright", "-p", "no:randomly", "tests")
-    )
+    printed = run("pytest", "--ephemeral-env", "tests")
     assert "1 passed" in printed
     assert run("pytest-ephemeral", "list") == ""

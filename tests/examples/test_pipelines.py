@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from examples.walkthrough import ROOT, Walk
 from pytest_ephemeral.cli import build_parser
 from support import processes
+from support.plugin_project import without_plugins
 from support.shop import copy_shop
 
 PIPELINES = ROOT / "docs" / "how-to" / "pipelines"
@@ -46,7 +47,7 @@ drain = "1s"
 
 #: What a runner adds to each job: a secret; and which of the shop's tests are run here, as
 #: all of them are where its own page is followed.
-RUNNER = {"SHOP_KEY": "of-this-test", "PYTEST_ADDOPTS": "-p no:randomly -k test_browsing"}
+RUNNER = {"SHOP_KEY": "of-this-test", "PYTEST_ADDOPTS": f"{without_plugins()} -k test_browsing"}
 
 #: What the docs promise of a pipeline, in this order.
 STAGES = ["artifact push", "bake", "up", "approval request", "approve", "promote"]

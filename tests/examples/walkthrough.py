@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from support.plugin_project import without_plugins
+
 ROOT = Path(__file__).parents[2]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -105,7 +107,7 @@ class Walk:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTEST_EPHEMERAL_STATE": str(self.machine / "state"),
             "PYTEST_EPHEMERAL_PREFIX_ROOT": str(prefixes),
-            "PYTEST_ADDOPTS": "-p no:randomly",
+            "PYTEST_ADDOPTS": without_plugins(),
             "COLUMNS": "80",
             "NO_COLOR": "1",
         }

@@ -114,8 +114,7 @@ class Project:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """One project for all tests: its first machine boots, and is frozen."""
-    with vm.own_folder(tmp_path_factory, "machines") as (folder, patch):
-        patch.setenv("PYTEST_ADDOPTS", "-p no:randomly -p no:playwright")
+    with vm.own_folder(tmp_path_factory, "machines") as (folder, _):
         made = Project(folder, vm.bake_application())
         made.first = made.test()
         yield made
