@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,8 +20,17 @@ GUEST: Final = "10.0.2.15"
 DISK: Final = "disk.qcow2"
 SEED: Final = "seed"
 
-#: A folder whose files are in memory, if it is large enough.
-SHARED: Final = "/dev/shm"  # noqa: S108
+#: The name of a memfd (memfd_create(2)) with a machine's memory, as QEMU itself names it.
+MEMORY_NAME: Final = "memory-backend-memfd"
+#: The file descriptor of memory that was created before QEMU started: ``Hardware.launcher``.
+_DESCRIPTOR: Final = 9
+_MAKE_MEMORY: Final = f"""\
+import os, sys
+memory = os.memfd_create("{MEMORY_NAME}", 0)
+os.truncate(memory, int(sys.argv[1]))
+os.dup2(memory, {_DESCRIPTOR})
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class Hardware(msgspec.Struct, frozen=True):
@@ -34,7 +42,7 @@ class Hardware(msgspec.Struct, frozen=True):
         machine: QEMU's machine type.
         accelerator: QEMU's accelerator.
         cpu: The processor's model.
-        freezes: Whether its memory may be frozen. Only then it uses space in ``SHARED``.
+        freezes: Whether its memory may be frozen.
     """
 
     memory: str
@@ -60,6 +68,29 @@ class Hardware(msgspec.Struct, frozen=True):
             freezes=freezes,
         )
 
+    def launcher(self, memory: Path | None) -> list[str]:
+        """A command prefix that creates the memory before QEMU starts; empty if QEMU creates it.
+
+        From 8.1 on, migration leaves memory out only if QEMU opened it by a path. A file in
+        /dev/shm has a path, but that file system may be full, and has 64 MB in containers. QEMU
+        would then be killed by SIGBUS. A memfd has a path in /proc, and is limited by the
+        computer's memory only.
+
+        Args:
+            memory: See ``argv``.
+        """
+        if memory is not None or not self._needs_path:
+            return []
+        size = str(programs.to_bytes(self.memory))
+        return [sys.executable, "-I", "-S", "-c", _MAKE_MEMORY, size]
+
+    @property
+    def _needs_path(self) -> bool:
+        """Whether migration leaves memory out only if QEMU opened it by a path."""
+        if sys.platform != "linux" or not self.freezes:
+            return False
+        return programs.release(programs.find(programs.SYSTEM)) >= (8, 1)
+
     def argv(self, memory: Path | None) -> list[str]:
         """QEMU's arguments for the hardware.
 
@@ -81,25 +112,10 @@ class Hardware(msgspec.Struct, frozen=True):
         # Shared, so that migration leaves it out (x-ignore-shared), and not in a file on a disk.
         if sys.platform != "linux":
             return f"memory-backend-ram,id=ram,size={size}"
-        if self.freezes and needs_named_memory() and _has_room(SHARED):
-            # Given a folder, QEMU creates a file in it and unlinks it at once.
-            return f"memory-backend-file,id=ram,size={size},mem-path={SHARED},share=on"
+        if self._needs_path:
+            path = f"/proc/self/fd/{_DESCRIPTOR}"
+            return f"memory-backend-file,id=ram,size={size},mem-path={path},share=on"
         return f"memory-backend-memfd,id=ram,size={size},share=on"
-
-
-def needs_named_memory() -> bool:
-    """Whether migration leaves memory out only if it has a path, as in QEMU 8.1 and newer."""
-    return programs.release(programs.find(programs.SYSTEM)) >= (8, 1)
-
-
-def _has_room(folder: str) -> bool:
-    """Whether a file system in memory has its usual size; in containers, it has only 64 MB."""
-    try:
-        status = os.statvfs(folder)
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except OSError:
-        return False
-    return status.f_frsize * status.f_blocks >= 0.4 * physical
 
 
 def device_argv(

@@ -95,6 +95,7 @@ class Start(msgspec.Struct, frozen=True):
         """QEMU's command line."""
         incoming = [] if self.fresh_disk is None else ["-incoming", "defer"]
         return [
+            *self.hardware.launcher(self.memory),
             programs.find(programs.SYSTEM),
             *self.hardware.argv(self.memory),
             *device_argv(self.content, forwards=self.forwards, artifact=self.artifact),

@@ -23,12 +23,7 @@ from pytest_ephemeral import files, machine
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Model, decode, encode
 from pytest_ephemeral.providers.qemu import programs, qmp, restore
-from pytest_ephemeral.providers.qemu.hardware import (
-    DISK,
-    SHARED,
-    describe_forward,
-    needs_named_memory,
-)
+from pytest_ephemeral.providers.qemu.hardware import DISK, MEMORY_NAME, describe_forward
 from pytest_ephemeral.providers.qemu.qmp import MachineError
 
 #: Seconds for saving or loading the state of the devices.
@@ -276,10 +271,9 @@ def _find_ram(pid: int) -> Path | None:
 
     None for a machine that was resumed: its changed pages are in no file.
     """
-    sign = f"{SHARED}/qemu_back_mem." if needs_named_memory() else "memfd:memory-backend"
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
-            if sign in str(descriptor.readlink()):
+            if f"memfd:{MEMORY_NAME}" in str(descriptor.readlink()):
                 return descriptor
     return None
 
