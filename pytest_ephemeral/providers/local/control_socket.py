@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -40,7 +41,7 @@ def listen(address: GuardAddress) -> socket.socket:
     """Open the socket of a guard, before the guard is started.
 
     Raises:
-        EphemeralError: Another guard has that address.
+        EphemeralError: Another guard uses that address, or the socket can't be created.
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -50,10 +51,13 @@ def listen(address: GuardAddress) -> socket.socket:
         listener.listen(64)
     except OSError as error:
         listener.close()
-        raise EphemeralError(
-            f"{address.id} can't be started: a guard of that id runs already ({error.strerror}). "
-            f"See it with: pytest-ephemeral show {address.id}"
-        ) from error
+        why = f"{address.id} can't be started: "
+        if error.errno == errno.EADDRINUSE:
+            why += "a guard of that id runs already. "
+            why += f"See it with: pytest-ephemeral show {address.id}"
+        else:
+            why += f"its socket can't be created in {address.folder}: {error.strerror}"
+        raise EphemeralError(why) from error
     return listener
 
 

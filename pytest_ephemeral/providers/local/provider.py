@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import msgspec
 
+from pytest_ephemeral import machine
 from pytest_ephemeral.errors import (
     EnvironmentGoneError,
     EphemeralError,
@@ -33,6 +35,17 @@ from pytest_ephemeral.providers.local.supervisor.processes import descendants
 from pytest_ephemeral.providers.local.tables import LocalRecipe, LocalTemplate
 from pytest_ephemeral.providers.protocol import Check, Order, Status
 from pytest_ephemeral.tables import Recipe, Template
+
+_MOVE: Final = f"set {machine.STATE_VARIABLE} to a folder that has room and can be written"
+#: What helps against an error of the operating system, by its number.
+_REMEDIES: Final = {
+    errno.ENOSPC: f"make room, or {_MOVE}",
+    errno.EDQUOT: f"make room, or {_MOVE}",
+    errno.EROFS: _MOVE,
+    errno.EACCES: _MOVE,
+    errno.EMFILE: "raise the limit on open files: ulimit -n 1024",
+    errno.EAGAIN: "raise the limit on processes: ulimit -u, or the container's --pids-limit",
+}
 
 
 class LocalProvider(GuardedEnvironments, LocalRollback, LocalBaker):
@@ -65,7 +78,10 @@ class LocalProvider(GuardedEnvironments, LocalRollback, LocalBaker):
                 known = accounts.describe(users, states, order.variables)
                 spec = msgspec.structs.replace(spec, accounts=known)
                 guards[environment.id] = guard.start(spec)
-            except (OSError, ValueError) as error:
+            except OSError as error:
+                why = f"{environment.id} could not be started: {_describe(error, place.path)}"
+                raise LaunchError(why) from error
+            except ValueError as error:
                 raise LaunchError(f"{environment.id} could not be started: {error}") from error
         endpoints = make_endpoints(claim.host, claim.ports, order.template.scheme)
         return msgspec.structs.replace(
@@ -229,3 +245,11 @@ def _offsets(mark: str | None) -> dict[str, int]:
 
 def _end_line(line: str) -> str:
     return line if line.endswith("\n") else f"{line}\n"
+
+
+def _describe(error: OSError, folder: Path) -> str:
+    reason = (error.strerror or str(error)).lower()
+    if error.errno not in {errno.EMFILE, errno.EAGAIN}:
+        reason = f"{error.filename or folder}: {reason}"
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{reason}; {remedy}" if remedy else reason
