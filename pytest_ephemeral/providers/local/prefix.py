@@ -257,7 +257,7 @@ def exclusive(
     try:
         _wait_alone(prefix, descriptor, say, wait=wait)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{machine.this_owner('')}, who is {what}".encode(), 0)
+        os.pwrite(descriptor, f"{machine.this_owner('')} ({what})".encode(), 0)
         yield [descriptor]
     finally:
         os.close(descriptor)
