@@ -66,7 +66,9 @@ class Baker:
 
     def __init__(self, folder: Path, install: list[str], store: str = "store") -> None:
         self.messages = SPAWN.Queue()
-        self.process = SPAWN.Process(target=obtains, args=(folder, install, store, self.messages))
+        arguments = (folder, install, store, self.messages)
+        # A daemon: it ends with this worker if the test fails while it waits.
+        self.process = SPAWN.Process(target=obtains, args=arguments, daemon=True)
         self.process.start()
 
     def says(self) -> str:
