@@ -213,8 +213,9 @@ def _sweep(top: Path) -> None:
     """
     for path in top.glob(f"{ASIDE}*"):
         old = Folder(path)
-        if old.is_abandoned() and (ID in old.labels() or not any(path.iterdir())):
-            old.remove()
+        with suppress(FileNotFoundError):  # another process removes it, too
+            if old.is_abandoned() and (ID in old.labels() or not any(path.iterdir())):
+                old.remove()
     for path in top.glob(f"{files.TEMPORARY}*"):
         new = Folder(path)
         with suppress(OSError):

@@ -61,19 +61,29 @@ def remove_environment(path: str) -> None:
         return
     except OSError:
         aside = path
-    for name in os.listdir(aside):
+    try:
+        _empty(aside)
+        if os.listdir(aside) in ([], [LABELS]):
+            remove_tree(aside)
+        elif aside != path:
+            os.rename(aside, path)
+    except FileNotFoundError:
+        if os.path.lexists(aside):
+            raise
+        # Another process has renamed it, to remove it as a leftover.
+
+
+def _empty(folder: str) -> None:
+    """Remove what is in an environment's folder, but for its labels."""
+    for name in os.listdir(folder):
         if name != LABELS:
-            inner = os.path.join(aside, name)
+            inner = os.path.join(folder, name)
             if name == STATES and not _remove_states(inner):
                 continue  # keep the link to the remaining files
             if os.path.isdir(inner) and not os.path.islink(inner):
                 remove_tree(inner)
             else:
                 os.unlink(inner)
-    if os.listdir(aside) in ([], [LABELS]):
-        remove_tree(aside)
-    elif aside != path:
-        os.rename(aside, path)
 
 
 def _remove_states(link: str) -> bool:
