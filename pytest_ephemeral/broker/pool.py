@@ -99,7 +99,7 @@ class EnvironmentPool:
             self.queue.start(entry)
             try:
                 threading.Thread(target=self._bring_up, args=(entry,), daemon=True).start()
-            except RuntimeError as error:  # nobody else would say so to who waits
+            except RuntimeError as error:  # a test may be waiting for it
                 self._abandon(entry, *explain(error))
 
     def close(self) -> None:
@@ -122,12 +122,12 @@ class EnvironmentPool:
         self.queue.take(entry)
         try:
             threading.Thread(target=self._finish, args=(entry,), daemon=True).start()
-        except RuntimeError as error:  # it is removed when pytest has ended
+        except RuntimeError as error:  # it is removed after pytest has ended
             entry.finish(Ending("leaked", detail=explain(error)[0]))
             self.ending.discard(entry)
 
     def _abandon(self, entry: Entry, problem: str, error: type[EphemeralError]) -> None:
-        """It will not come up; the next one may."""
+        """Record that an environment could not be launched, and let waiting tests continue."""
         self.queue.launching.discard(entry)
         self.queue.take(entry)
         entry.state, entry.problem, entry.error = "failed", problem, error
