@@ -35,6 +35,10 @@ END'''"""
 _FRAMEWORK: Final = re.compile(
     r"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(FastAPI|Starlette|Litestar|Quart|Flask)\(", re.MULTILINE
 )
+#: Folders that do not have an application, and where its requirements may be.
+_SKIPPED: Final = frozenset({"tests", "test", "docs", "venv", "node_modules"})
+_INNER: Final = "*/requirements.txt"
+
 _FACTORY: Final = re.compile(r"^def (create_app|make_app)\(\s*\)", re.MULTILINE)
 
 
@@ -100,7 +104,8 @@ def _python_web(folder: Path) -> SourceTree | None:
         found, factory = _FRAMEWORK.search(text), _FACTORY.search(text)
         if found is None and not (factory and re.search(r"\b(FastAPI|Flask)\(", text)):
             continue
-        module = ".".join(file.relative_to(folder).with_suffix("").parts)
+        project = _project_of(file, folder)
+        module = ".".join(file.relative_to(project).with_suffix("").parts)
         root, module = ("/src", module[4:]) if module.startswith("src.") else ("", module)
         module = module.removesuffix(".__init__")
         framework = found[2] if found else ("Flask" if "Flask(" in text else "FastAPI")
@@ -110,12 +115,24 @@ def _python_web(folder: Path) -> SourceTree | None:
         package = "flask" if wsgi else f"uvicorn {framework.lower()}"
         return SourceTree(
             kind=f"{framework} application ({module}:{name})",
-            folder=".",
-            install=tuple(_python_install(folder, package, "" if wsgi else "uvicorn")),
+            folder=str(project.relative_to(folder)),
+            install=tuple(_python_install(project, package, "" if wsgi else "uvicorn")),
             command=server,
             extra=('env = { PYTHONUNBUFFERED = "1" }',),
         )
     return None
+
+
+def _project_of(file: Path, folder: Path) -> Path:
+    """The folder that a source file is imported from: its own, if that is a project, not a package.
+
+    Args:
+        file: The source file.
+        folder: The folder of ``init``, which is the answer otherwise.
+    """
+    own = file.parent
+    is_project = (own / "requirements.txt").is_file() and not (own / "__init__.py").exists()
+    return own if is_project else folder
 
 
 def _flask(module: str, name: str, root: str) -> str:
@@ -203,35 +220,52 @@ def _python_install(folder: Path, default: str, more: str = "") -> list[str]:
         default: The package to install if the project declares no requirements; may be empty.
         more: A further package to install; may be empty.
     """
-    unpack = """'tar -xf "$ARTIFACT" -C "$PREFIX"'"""
     venv, pip = _VENV
-    more = f" {more}" if more else ""
-    if (folder / "requirements.txt").is_file():
-        return [unpack, venv, pip.format(what=f'-r "$PREFIX/requirements.txt"{more}')]
+    commands = ["""'tar -xf "$ARTIFACT" -C "$PREFIX"'""", venv]
     project = _toml(folder / "pyproject.toml")
-    if "dependencies" in project.get("project", {}):
-        what = f'-r "$PREFIX/.requirements"{more}'
-        return [unpack, venv, _REQUIREMENTS, pip.format(what=what)]
-    if "poetry" in project.get("tool", {}):
-        return [unpack, venv, pip.format(what=f'"$PREFIX"{more}')]
-    return [unpack, venv, pip.format(what=default)] if default else [unpack]
+    if (folder / "requirements.txt").is_file():
+        what = '-r "$PREFIX/requirements.txt"'
+    elif "dependencies" in project.get("project", {}):
+        commands.append(_REQUIREMENTS)
+        what = '-r "$PREFIX/.requirements"'
+    elif "poetry" in project.get("tool", {}):
+        what = '"$PREFIX"'
+    elif file := _inner_requirements(folder):
+        what = f'-r "$PREFIX/{file}"'
+    else:
+        return [*commands, pip.format(what=default)] if default else commands[:1]
+    return [*commands, pip.format(what=f"{what} {more}".rstrip())]
 
 
 def _is_python(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("requirements.txt", "pyproject.toml"))
+    files = (folder / "requirements.txt", folder / "pyproject.toml")
+    return any(file.is_file() for file in files) or bool(_inner_requirements(folder))
+
+
+def _inner_requirements(folder: Path) -> str:
+    """The path of a requirements file in a subfolder; empty if there is none."""
+    preferred = (f"requirements/{name}.txt" for name in ("production", "prod", "base"))
+    found = [*preferred, *(str(file.relative_to(folder)) for file in _visible(folder, _INNER))]
+    named = (one for one in found if re.fullmatch(r"[\w./-]+", one))
+    return next((one for one in named if (folder / one).is_file()), "")
 
 
 def _sources(folder: Path) -> Iterator[Path]:
     """The files that may define an application: at the top, in a package, in one below src."""
     preferred = ("main.py", "app.py", "asgi.py", "wsgi.py", "server.py")
     yield from (folder / name for name in preferred if (folder / name).is_file())
-    skipped = {"tests", "test", "docs", "venv", "node_modules"}
     for pattern in ("*.py", "*/*.py", "src/*/*.py"):
-        for file in sorted(folder.glob(pattern)):
-            parts = file.relative_to(folder).parts
-            hidden = any(part.startswith(".") or part in skipped for part in parts)
-            if not hidden and not file.name.startswith(("test_", "conftest")):
+        for file in _visible(folder, pattern):
+            if not file.name.startswith(("test_", "conftest")):
                 yield file
+
+
+def _visible(folder: Path, pattern: str) -> Iterator[Path]:
+    """The files that match a pattern, but for those of tests, documentation and tools."""
+    for file in sorted(folder.glob(pattern)):
+        parts = file.relative_to(folder).parts
+        if not any(part.startswith(".") or part in _SKIPPED for part in parts):
+            yield file
 
 
 def _package(folder: Path) -> dict[str, Any]:

@@ -86,7 +86,14 @@ PROJECTS = {
         },
         "users: 0",
     ),
-    "flask": Example({"app.py": FLASK, "requirements.txt": "flask\n"}, "flask"),
+    "flask-in-a-subfolder": Example(
+        {
+            "backend/app.py": f"import words\n{FLASK}",
+            "backend/words.py": "",
+            "backend/requirements.txt": "flask\n",
+        },
+        "flask",
+    ),
     "fastapi-uv": Example(
         {
             "src/blog/__init__.py": "",

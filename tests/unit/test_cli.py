@@ -16,7 +16,7 @@ import pytest
 
 from pytest_ephemeral import cli, config
 from pytest_ephemeral.cli import output
-from pytest_ephemeral.cli.detect import Container, Found, Script
+from pytest_ephemeral.cli.detect import Container, Found, Script, look
 from pytest_ephemeral.cli.starter import starter
 
 MINIMAL = """\
@@ -328,6 +328,30 @@ def test_init_uses_a_console_script(here: Path, capsys: pytest.CaptureFixture[st
     read = config.load(here / "ephemeral.toml")
     assert read.images["my-shop"].artifact == "dist/my_shop-*.whl"
     assert read.template(None).processes() == {"app": "$PREFIX/bin/My.Shop"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("files", "folder", "install", "command"),
+    [
+        (["app.py", "requirements/base.txt"], ".", '"$PREFIX/requirements/base.txt"', " app:app"),
+        (["app.py", "deploy/requirements.txt"], ".", "deploy/requirements.txt", " app:app"),
+        (["shop/__init__.py", "shop/requirements.txt"], ".", '"$PREFIX/shop/req', " shop:app"),
+        (["backend/app.py", "backend/requirements.txt"], "backend", '"$PREFIX/req', " app:app"),
+        (["app.py", "docs/requirements.txt"], ".", "install -q flask", " app:app"),
+    ],
+)  # fmt: skip
+def test_init_finds_requirements_in_a_subfolder(
+    here: Path, files: list[str], folder: str, install: str, command: str
+) -> None:
+    """A subfolder with requirements is the artifact if it is not a package."""
+    for name in files:
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text("from flask import Flask\napp = Flask(__name__)\n")
+    tree = look(here).source
+    assert tree is not None
+    assert tree.folder == folder
+    assert install in tree.install[-1]
+    assert command in tree.command
 
 
 def test_init_uses_a_dockerfile(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
