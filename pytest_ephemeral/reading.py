@@ -9,7 +9,17 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 
@@ -42,6 +52,10 @@ _PATTERNS: Mapping[str, str] = {
     PYTHON_PATTERN: ' such as "3.13"',
     "^/": ' that starts with "/"',
 }
+
+
+#: How many optional keys of a table a message names.
+_FEW_KEYS: Final = 8
 
 
 class Problem(Exception):  # noqa: N818 - only used inside the configuration's modules
@@ -100,7 +114,7 @@ def read_table(value: Mapping[str, Any], kind: type[T], where: str, *, name: str
         Problem: A key is unknown, missing or wrong, or two keys can't be combined.
     """
     if not isinstance(value, dict):
-        raise Problem(where, f"expected a table, got {format_value(value)}")
+        raise Problem(where, f"expected {describe_type(kind)}, got {format_value(value)}")
     fields = keys_of(kind)
     for key in value:
         if key not in fields:
@@ -149,7 +163,19 @@ def describe_type(kind: Any) -> str:
         return f"a list, each {describe_type(arguments[0])}"
     if origin is dict and arguments[1] is not Any:
         return f"a table, each value {describe_type(arguments[1])}"
-    return _WORDS.get(kind, "a table")
+    return _WORDS.get(kind) or f"a table{_format_keys(kind)}"
+
+
+def _format_keys(kind: Any) -> str:
+    """The keys of a table for a message: the required ones, or else all if they are few."""
+    if not (isinstance(kind, type) and issubclass(kind, Table)):
+        return ""
+    fields = keys_of(kind)
+    required = [key for key, field in fields.items() if field.required]
+    if required:
+        return f" with {' and '.join(required)}"
+    several = "any of " * (len(fields) > 1)
+    return f" with {several}{', '.join(fields)}" if len(fields) <= _FEW_KEYS else ""
 
 
 def format_value(value: Any) -> str:
