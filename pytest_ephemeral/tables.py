@@ -234,9 +234,19 @@ class Promotion(Table, frozen=True, kw_only=True):
     drain: Duration = Duration(60)
     keep_old: Duration = Duration(3600)
 
+    @property
+    def host(self) -> str:
+        """The name that requests use: the record's; of a wildcard, ``www`` in its place.
+
+        A wildcard (RFC 4592) is the first label of a record, and no host name in a URL.
+        """
+        return f"www.{self.record[2:]}" if self.record.startswith("*.") else self.record
+
     def check(self) -> None:
         """See ``Table.check``."""
         if self.dns in {"route53", "rfc2136"} and self.zone is None:
             raise ValueError(f'dns = "{self.dns}" needs the zone that {self.record} is in')
+        if self.dns == "hosts" and self.record.startswith("*."):
+            raise ValueError(f"{self.record}: a hosts file has no wildcards; name one host")
         if self.dns == "rfc2136" and self.server is None:
             raise ValueError('dns = "rfc2136" needs the server that accepts updates')

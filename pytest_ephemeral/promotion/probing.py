@@ -49,7 +49,7 @@ def through_name(
         host = {"Host": _authority(promotion, environment, verify)}
         for probe in _probes(promotion, there, outside, host):
             secure = isinstance(probe, HttpProbe) and probe.endpoint.scheme == "https"
-            probes.append(_probe_under_name(probe, promotion.record) if secure else probe)
+            probes.append(_probe_under_name(probe, promotion.host) if secure else probe)
     return probes
 
 
@@ -91,7 +91,7 @@ def _authority(promotion: Promotion, environment: Environment, verify: Ready) ->
     """The production name with its port, as in an HTTP client's Host header."""
     endpoint = endpoint_of(environment, verify.port)
     default = {"http": 80, "https": 443}.get(endpoint.scheme)
-    return promotion.record + ("" if endpoint.port == default else f":{endpoint.port}")
+    return promotion.host + ("" if endpoint.port == default else f":{endpoint.port}")
 
 
 def endpoint_of(environment: Environment, name: str | None = None) -> Endpoint:

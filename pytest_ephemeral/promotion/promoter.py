@@ -182,7 +182,7 @@ class Promoter(msgspec.Struct):
 
     def _url(self, environment: Environment) -> str:
         endpoint = probing.endpoint_of(environment)
-        return msgspec.structs.replace(endpoint, host=self.promotion.record).url
+        return msgspec.structs.replace(endpoint, host=self.promotion.host).url
 
     def _artifact(self, environment: Environment) -> str:
         """The artifact of its image as ``name@version``, or else its digest."""

@@ -151,7 +151,7 @@ class Steps(msgspec.Struct):
             # With the production name, too: the application may reject an unknown host name.
             *probing.through_name(self.promotion, environment, [host]),
         ]
-        where = f"{environment.url} (also as {self.promotion.record})"
+        where = f"{environment.url} (also as {self.promotion.host})"
         self._poller().wait_for_probes(probes, environment, where, self._verify_timeout())
         return f"{where} passes its checks"
 

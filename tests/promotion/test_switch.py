@@ -152,6 +152,18 @@ def test_what_does_not_know_the_name_never_gets_it(stage: Stage, served: dict[st
     assert "switch: begun" not in moved
 
 
+def test_a_wildcard_is_checked_and_published_as_one_of_its_names(
+    make_stage: Callable[..., Stage], served: dict[str, Site]
+) -> None:
+    """``*`` is no host name: applications reject it, and no browser opens its URL."""
+    made, seen = make_stage(record="*.example.test"), set[str]()
+    served["v1"].refuses = lambda asked: bool(seen.add(asked))
+    made.promoter().promote("v1")
+    assert seen == {V1, "www.example.test"}
+    assert made.published == [("v1", f"http://www.example.test:{made.port}/")]
+    assert V1 in made.addresses()
+
+
 def test_an_environment_that_dies_before_the_switch_does_not_get_the_name(stage: Stage) -> None:
     """It was checked, but it must be alive when the name moves."""
 

@@ -114,6 +114,15 @@ command = "serve"
 port = 8080
 """
 
+COMPOSE_TEMPLATE = """\
+[templates.c]
+provider = "compose"
+file = "compose.yaml"
+service = "web"
+endpoints = { db = 5432 }
+[templates.staging]
+"""
+
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
@@ -155,6 +164,9 @@ port = 8080
         ("8080", '8080\nttl = "9999999d"', "templates.staging.ttl: expected at most 36500d"),
         ("8080", '8080\nhealth = "ok"', 'templates.staging.health: expected "fail" or "report"'),
         ("8080", '8080\nprovider = "ec2"\nhibernate = true', "templates.staging.hibernate: inst"),
+        ("8080", "8080\nready = 3", "templates.staging.ready: expected a table with any of http, "),
+        ("[templates.staging]", COMPOSE_TEMPLATE,
+            "templates.c.endpoints.db: expected a table with service and port, got 5432"),
         ("8080", "8080\nready = { tmeout = 1 }", "templates.staging.ready.tmeout: unknown key."),
         ("8080", '8080\nready = { timeout = "1"}', "templates.staging.ready.timeout: expected a"),
         ("8080", '8080\nready = { http = "x" }', "templates.staging.ready.http: expected a string"),
@@ -169,8 +181,10 @@ port = 8080
         ("[images", 'defaul-template = ""\n[images', "defaul-template: unknown key."),
         ("[images", "images = 1\n[webhook", "images: expected a table"),
         ("[images", 'promotion.p = { dns = 1 }\n[images', "promotion.p.dns: expected"),
+        ("[images", '[promotion.p]\ndns = "hosts"\nrecord = "*.x.test"\n[images',
+            "promotion.p: *.x.test: a hosts file has no wildcards"),
         ("[images", "[[webhook]]\nurl = 1\n[images", "webhook[0].url: expected a string, got 1"),
-        ("[images", "artifacts = []\n[images", "artifacts: expected a table, got a list"),
+        ("[images", "artifacts = []\n[images", "artifacts: expected a table with repository"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_at_its_key(tmp_path: Path, old: str, new: str, said: str) -> None:
