@@ -34,7 +34,8 @@ def add_to(commands: Subcommands) -> None:
     downing.add_argument(
         "--all",
         action="store_true",
-        help="every environment in the store that has an expiry, whoever owns it",
+        help="all environments in the store, of all owners; not what is in production or is being "
+        "promoted",
     )
     downing.add_argument(
         "--production", action="store_true", help="also destroy an environment in production"

@@ -60,8 +60,7 @@ class Approval(Model, frozen=True, kw_only=True):
         if self.state == "pending":
             return f"waits for a decision until {self.deadline:%Y-%m-%d %H:%M:%S} UTC"
         if self.state == "timed out":
-            deadline = f"{self.deadline:%Y-%m-%d %H:%M:%S} UTC"
-            return f"rejected: nobody responded before {deadline}"
+            return f"rejected: no response by {self.deadline:%Y-%m-%d %H:%M:%S} UTC"
         comment = f": {one_line(self.comment)}" if self.comment else ""
         by = f"{one_line(self.decided_by)} (name not verified)"
         return f"{self.state} by {by} at {self.decided_at:%Y-%m-%d %H:%M:%S} UTC{comment}"

@@ -90,7 +90,7 @@ def test_nobodys_word_is_a_no(project: Any, run: Any, store: Any) -> None:
     result = run("--ephemeral-approval", "0.2", "-n", "2", "--ephemeral-report", "report.json")
 
     assert result.ret == 1
-    assert "nobody responded" in result.stdout.str()
+    assert "rejected: no response by 20" in result.stdout.str()
     assert [one.state for one in Approvals(store).entries()] == ["timed out"]
     [told] = json.loads((project.folder / "report.json").read_text())["environments"]
     assert told["state"] == "destroyed"
