@@ -99,6 +99,8 @@ def _of_probes(seen: Sequence[str]) -> Iterator[str]:
             yield "the application has no such page: change the path in `ready.http`"
         elif ": status 400" in what:
             yield ("the application may reject the host name (Django: ALLOWED_HOSTS) or expect TLS")
+        elif what.endswith(": network is unreachable"):
+            yield "this machine has no route to it; a loopback interface may have to be started"
         elif re.search(r": status (401|403)", what):
             yield "the page needs a login: use another path, `ready.headers`, or `ready.status`"
 

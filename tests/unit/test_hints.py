@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +17,7 @@ import pytest
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import hints, readiness
 from pytest_ephemeral.errors import LaunchError, ReadinessError
+from pytest_ephemeral.providers.local import network
 from pytest_ephemeral.providers.protocol import Status
 from pytest_ephemeral.tables import Ready
 from unit.test_readiness import Scripted, answering, environment, wait
@@ -38,6 +41,32 @@ def test_a_time_out_names_the_cause(status: int, log: str, said: str) -> None:
     provider.text = log + "\n"
     with answering(status) as env, pytest.raises(ReadinessError, match=f"hint: .*{said}"):
         wait(env, Ready(http="/healthz", timeout=Duration(0.1)), provider)
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare, of util-linux")
+def test_a_loopback_interface_that_is_down_is_named() -> None:
+    """By the launch itself, and by a probe of another provider: no process can be reached."""
+    script = """
+from pytest_ephemeral.environments import hints
+from pytest_ephemeral.environments.probes import TcpProbe
+from pytest_ephemeral.errors import LaunchError
+from pytest_ephemeral.models import Endpoint
+from pytest_ephemeral.providers.local import doctor, network
+print(*hints._of_probes([TcpProbe(Endpoint(host="127.0.0.1", port=9), False).look(1)]))
+print(next(one for one in doctor.checks() if "loopback" in one.name))
+try:
+    network.claim({"http": 8080})
+except LaunchError as error:
+    print(error)
+"""
+    argv = ["unshare", "--net", "--map-root-user", sys.executable, "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if "unshare failed" in done.stderr or "Operation not permitted" in done.stderr:
+        pytest.skip("this machine allows no network namespaces")
+    probe, check, launch = done.stdout.splitlines()
+    assert "no route" in probe
+    assert "ok=False" in check
+    assert launch == f"the loopback interface is down: {network.LOOPBACK_CURE}"
 
 
 def test_a_hint_is_told_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:

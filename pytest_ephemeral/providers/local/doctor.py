@@ -37,9 +37,12 @@ def _processes() -> Check:
 
 
 def _addresses() -> Check:
+    name = "loopback addresses"
+    if not network.is_loopback_up():
+        return Check(name, ok=False, detail="the interface is down", hint=network.LOOPBACK_CURE)
     own = network.has_own_addresses()
     return Check(
-        name="loopback addresses",
+        name=name,
         ok=own,
         detail="one per environment" if own else "only 127.0.0.1",
         hint="" if own else "every environment gets a free port instead of the template's",

@@ -28,6 +28,7 @@ EVERYWHERE_CURE: Final = (
     "let the application listen on $HOST. If it can only listen on every address, let it listen "
     "on $PORT, and set `free-port = true` in its template"
 )
+LOOPBACK_CURE: Final = "start it as root with `ip link set lo up`"
 EVERY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
 
 
@@ -80,6 +81,20 @@ def has_own_addresses() -> bool:
     return True
 
 
+def is_loopback_up() -> bool:
+    """Whether loopback addresses can be reached.
+
+    In a new network namespace they can't: its loopback interface is down. Sockets can be bound to
+    its addresses all the same.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("127.0.0.1", 9))  # looks for a route, and sends nothing
+        except OSError as error:
+            return error.errno != errno.ENETUNREACH
+    return True
+
+
 def claim(ports: Mapping[str, int], *, free_port: bool = False) -> AddressClaim:
     """Claim an address on which some ports are free; with one address only, other free ports.
 
@@ -89,8 +104,11 @@ def claim(ports: Mapping[str, int], *, free_port: bool = False) -> AddressClaim:
             for an application that listens on every address.
 
     Raises:
-        LaunchError: A port is in use on all addresses; the message names the process.
+        LaunchError: A port is in use on all addresses; the message names the process. Or the
+            loopback interface is down.
     """
+    if not is_loopback_up():
+        raise LaunchError(f"the loopback interface is down: {LOOPBACK_CURE}")
     if sys.platform != "linux" or not has_own_addresses():
         return _claim_ports(ports)
     if free_port:
