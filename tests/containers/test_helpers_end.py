@@ -1,14 +1,19 @@
-"""The engines that tests start for themselves leave no process behind."""
+"""The engines that tests start for themselves leave nothing behind, and share no addresses."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
-from support import engine_images, engines
+from support import addresses, engine_images, engines
+from support.processes import run
+
+NAT = ("iptables", "--wait", "--table", "nat")
 
 
 def test_nothing_of_podman_outlives_it() -> None:
-    """It has a process for each container and each command in one, and one that resolves names."""
+    """Its processes are those of containers, of commands in them, and of a resolver of names."""
     engines.require("podman")
     engine_images.require()
     with engines.podman() as engine, engines.use(engine):
@@ -20,7 +25,8 @@ def test_nothing_of_podman_outlives_it() -> None:
             body={
                 "Image": engine_images.busybox(),
                 "Cmd": ["sleep", "1000"],
-                "HostConfig": {"NetworkMode": "own"},
+                "ExposedPorts": {"80/tcp": {}},
+                "HostConfig": {"NetworkMode": "own", "PortBindings": {"80/tcp": [{}]}},
             },
         )
         engine.call("POST", f"/containers/{container['Id']}/start")
@@ -31,5 +37,53 @@ def test_nothing_of_podman_outlives_it() -> None:
         )
         engine.call("POST", f"/exec/{command['Id']}/start", body={"Detach": True})
         assert len(engines.processes_of(folder)) > 2
+        assert container["Id"] in _packet_filter()
     assert engines.processes_of(folder) == []
     assert not folder.exists()
+    assert container["Id"] not in _packet_filter()
+
+
+def _packet_filter() -> str:
+    return run("iptables-save").stdout
+
+
+def test_test_processes_share_no_addresses() -> None:
+    """Each has a range, which is not one of this machine's networks: of a killed run's, say."""
+    engines.require("ip")
+    own = addresses.own_range()
+    assert _range_of_another_process() != own
+    interface = f"pt{os.getpid()}"
+    run("ip", "link", "add", interface, "type", "bridge")
+    try:
+        used = _range_of_another_process()
+        run("ip", "address", "add", f"{used}.250.1/24", "dev", interface)
+        run("ip", "link", "set", interface, "up")
+        assert _range_of_another_process() not in {used, own}
+    finally:
+        run("ip", "link", "delete", interface)
+
+
+def test_redirections_of_killed_runs_are_removed() -> None:
+    """A port that the packet filter still sends to a dead container would not be reachable."""
+    engines.require("iptables")
+    dead = f"{_range_of_another_process()}.250.9:80"
+    live = f"{addresses.own_range()}.250.9:80"
+    chain = f"NETAVARK-DN-{os.getpid()}"
+    run(*NAT, "-N", chain)
+    try:
+        for target in (dead, live):
+            run(*NAT, "-A", chain, "-p", "tcp", "-j", "DNAT", "--to-destination", target)
+        addresses.remove_stale_redirections()
+        left = run(*NAT, "-S", chain).stdout
+        assert dead not in left
+        assert live in left
+    finally:
+        run(*NAT, "-F", chain)
+        run(*NAT, "-X", chain)
+
+
+def _range_of_another_process() -> str:
+    """The range of a process that has just ended."""
+    argv = [sys.executable, "-c", "from support import addresses; print(addresses.own_range())"]
+    folder = Path(addresses.__file__).parents[1]
+    return run(*argv, folder=folder).stdout.strip()

@@ -25,17 +25,15 @@ import pytest
 
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.providers.docker.engine import Address, Engine, EngineError
-from support.waiting import until
-
-#: Each test process has a range of addresses, as networks of several engines must not overlap.
-_POOL = f"10.{128 + os.getpid() % 96}"
+from support import addresses
+from support.waiting import until, until_gone
 
 #: Numbers for the names and addresses of bridges.
 _NUMBERS = count()
 
-#: Podman locks the packet filter's rules by a file in each service's folder, but all services of
-#: a machine write the same rules: so all share this file.
-_FILTER_LOCK = Path(tempfile.gettempdir(), "pytest-ephemeral-podman-filter.lock")
+#: The lock file for the packet filter's rules, which are common to all Podmans of a machine. The
+#: newest Podman always uses this one; Podman 4 uses one in its folder of networks.
+_FILTER_LOCK = Path("/run/lock/netavark.lock")
 
 #: The networks that every engine has.
 _ALWAYS = {"bridge", "host", "none"}
@@ -105,7 +103,7 @@ def dockerd(
             *("--exec-root", str(folder / "exec"), "--pidfile", str(folder / "pid")),
             *("--config-file", str(folder / "settings.json"), f"--bridge={bridge}"),
             *("--iptables=false", "--ip-forward=false", "--ip-masq=false"),
-            *("--default-address-pool", f"base={_POOL}.0.0/18,size=26", *options),
+            *("--default-address-pool", f"base={addresses.own_range()}.0.0/18,size=26", *options),
         ]
         with _running(argv, folder, Engine(Address(socket))) as engine:
             yield engine
@@ -125,6 +123,7 @@ def podman(program: str | Path = "podman") -> Iterator[Engine]:
     Args:
         program: The Podman program; it uses this machine's other programs.
     """
+    addresses.remove_stale_redirections()
     with _folder() as folder:
         configuration = folder / "containers.conf"
         (folder / "networks").mkdir()
@@ -208,7 +207,7 @@ def _containers_conf(folder: Path) -> str:
     with its last container.
     """
     number = next(_NUMBERS)
-    name, subnet = f"podman-{os.getpid()}-{number}", f"{_POOL}.{240 + number % 16}"
+    name, subnet = f"podman-{os.getpid()}-{number}", f"{addresses.own_range()}.{240 + number % 16}"
     _write_network(folder / "networks", name, subnet, f"pm{os.getpid()}-{number}")
     files = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     lines = {
@@ -217,7 +216,7 @@ def _containers_conf(folder: Path) -> str:
             f'network_config_dir = "{folder}/networks"',
             f'default_network = "{name}"',
             f'default_subnet = "{subnet}.0/24"',
-            f'default_subnet_pools = [{{"base" = "{_POOL}.64.0/18", "size" = 24}}]',
+            f'default_subnet_pools = [{{"base" = "{addresses.own_range()}.64.0/18", "size" = 24}}]',
         ],
         "engine": ['cgroup_manager = "cgroupfs"', 'events_logger = "file"', 'runtime = "runc"'],
         "containers": [
@@ -281,7 +280,7 @@ def _bridge() -> Iterator[str]:
     name = f"pe{os.getpid()}-{number}"
     for argv in (
         ["link", "add", name, "type", "bridge"],
-        ["addr", "add", f"{_POOL}.{200 + number % 32}.1/24", "dev", name],
+        ["addr", "add", f"{addresses.own_range()}.{200 + number % 32}.1/24", "dev", name],
         ["link", "set", name, "up"],
     ):
         subprocess.run(["ip", *argv], check=True)
@@ -318,12 +317,22 @@ def _running(argv: Sequence[str], folder: Path, engine: Engine, **environ: str) 
 
 
 def _end_helpers(folder: Path) -> None:
-    """End helper processes that an engine leaves behind; conmon, for example, stays for minutes."""
+    """End helper processes that an engine leaves behind; conmon, for example, stays for minutes.
+
+    A Podman among them finishes first, as it may be removing rules of the packet filter.
+    """
+    until_gone(lambda: [pid for pid in processes_of(folder) if _is_podman(pid)])
     while pids := processes_of(folder):
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
+
+
+def _is_podman(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip() == "podman"
+    return False
 
 
 def processes_of(folder: Path) -> list[int]:
