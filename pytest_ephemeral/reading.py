@@ -124,7 +124,7 @@ def read_table(value: Mapping[str, Any], kind: type[T], where: str, *, name: str
     found: dict[str, Any] = {"name": name} if name else {}
     for key, field in fields.items():
         if key in value:
-            if issubclass(kind, Recipe) and isinstance(value[key], str) and not value[key].strip():
+            if isinstance(value[key], str) and not value[key].strip():
                 raise Problem(join(where, key), "it is empty: write a value, or remove the key")
             found[field.name] = read(value[key], hints[field.name], join(where, key))
         elif field.required:

@@ -110,10 +110,12 @@ class Archives:
 
     def missing_error(self, image: Image) -> ImageMissingError:
         """The error for an image whose content is missing."""
+        baker = baker_of(image.provider)
+        reason = baker.explain_missing(image) if isinstance(baker, SupportsLayers) else ""
         return ImageMissingError(
             f"the content of the image {image.name!r} ({image.key[:19]}…) is neither here nor in "
-            f"the store {self._store.url}. Bake it again with "
-            f"`pytest-ephemeral bake {image.name} --force`"
+            f"the store {self._store.url}{reason and f'; {reason}'}. Bake it again with "
+            f"`pytest-ephemeral bake {image.name} --force`, into the same store"
         )
 
 

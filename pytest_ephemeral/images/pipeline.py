@@ -274,13 +274,9 @@ class Images:
             f"the image {name!r} ({short}…) is not baked, and `--ephemeral-bake never` forbids "
             "baking"
         )
-        latest = self.catalog.latest(name)
-        if latest is not None and latest.key == plan.key:
-            problem = (
-                f"the image {name!r} ({short}…) is in the catalog, but its content is neither "
-                f"here nor in the store {self._store.url}"
-            )
-        elif latest is not None:
+        if known := self.catalog.find(name, plan.key):
+            return self._archives.missing_error(known)
+        if latest := self.catalog.latest(name):
             changed = "; ".join(keys.differences(latest.inputs, plan.inputs))
             problem += f". The newest image of that name has other inputs: {changed}"
         else:

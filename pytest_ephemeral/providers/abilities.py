@@ -127,6 +127,9 @@ class SupportsLayers(Protocol):
     def is_pushed(self, image: Image) -> bool:
         """Whether a registry has the image, so that other engines can pull it."""
 
+    def explain_missing(self, image: Image) -> str:
+        """Why the engine can't pull a pushed image that it lacks; empty if it was not pushed."""
+
     def find_layers(self, archive: Path, /) -> Sequence[LayerSpan]:
         """The positions of the layers in an archive that ``pack`` wrote, in order."""
 

@@ -72,7 +72,11 @@ def refusal(lifecycle: Lifecycle, template: str = WEB) -> EphemeralError:
 
 
 def a_run(
-    folder: Path, *arguments: str, template: str = WEB, seconds: int = 100
+    folder: Path,
+    *arguments: str,
+    template: str = WEB,
+    seconds: int = 100,
+    output: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """A run of pytest whose one test has the environment, whose id it writes into ``id``.
 
@@ -81,6 +85,7 @@ def a_run(
         arguments: For pytest.
         template: The environment's.
         seconds: How long the test takes.
+        output: Where its output goes.
     """
     (folder / "test_waits.py").write_text(
         "import pathlib, time\ndef test_waits(ephemeral_env):\n"
@@ -93,7 +98,7 @@ def a_run(
     return subprocess.Popen(
         [*argv, *environment, *arguments, "test_waits.py"],
         cwd=folder,
-        stdout=subprocess.DEVNULL,
+        stdout=output,
         stderr=subprocess.DEVNULL,
     )
 

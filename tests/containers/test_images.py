@@ -17,9 +17,11 @@ from pytest_ephemeral.errors import (
     ImageChangedError,
     ImageMissingError,
 )
+from pytest_ephemeral.models import Image
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker import endpoint, quarantine
+from pytest_ephemeral.tables import Recipe
 from support import engine_images, registry
 from support.waiting import until
 
@@ -141,7 +143,8 @@ def test_what_others_made_of_an_image_is_theirs(opened: Opened) -> None:
 def test_another_engine_pulls_from_the_registry(opened: Opened) -> None:
     """By the digest that was pushed, without its tag; the store has no second copy.
 
-    A bake that can't be pushed has failed, and leaves no image.
+    A registry that is down or has other bytes is named. A bake that can't be pushed has failed,
+    and leaves no image.
     """
     base = engine_images.busybox()
     engine = endpoint.find()
@@ -165,11 +168,22 @@ def test_another_engine_pulls_from_the_registry(opened: Opened) -> None:
 
         assert engine.call("GET", f"/images/{baked.reference}/json")["Id"] == baked.digest
         engine.call("DELETE", f"/images/{baked.handle['pull']}")
+        honest = dict(pushed_to.blobs)
+        pushed_to.blobs.update({digest: data + b" " for digest, data in honest.items()})
+        refused(project, recipe, baked)
+        pushed_to.blobs = honest
         taken(opened, repository, pushed_to)
+    refused(project, recipe, baked)
     with pytest.raises(BakeError, match=repository):
         project.images.obtain(recipe, mode="missing", say=print)
     names = [str(one["RepoTags"]) for one in engine.call("GET", "/images/json")]
     assert not any(f"/shared:{baked.key[7:19]}" in name for name in names)
+
+
+def refused(project: Project, recipe: Recipe, baked: Image) -> None:
+    """A stage that may not bake names the registry that does not give the image."""
+    with pytest.raises(ImageMissingError, match=f"can't be pulled by {baked.handle['pull']}: "):
+        project.images.obtain(recipe, mode="never", say=print)
 
 
 def taken(opened: Opened, repository: str, pushed_to: registry.Registry) -> None:

@@ -6,12 +6,13 @@ import hashlib
 import io
 import json
 import re
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from containers.project import DOCKERFILE, Opened, compose, refusal
+from containers.project import DOCKERFILE, Opened, a_run, compose, refusal
 from pytest_ephemeral.errors import BakeError, LaunchError
 from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import TAR_TYPE
@@ -92,10 +93,27 @@ def test_a_command_that_is_not_in_the_image(opened: Opened) -> None:
     assert "runc" not in str(error)
 
 
-def test_a_network_that_is_not_there(opened: Opened) -> None:
-    """Named, and the container that was made already is gone."""
-    more = '[templates.odd]\nimage = "web"\nport = 8080\nnetwork = "no-such-network"\n'
-    assert "no-such-network" in str(refusal(opened(more), "odd"))
+@pytest.mark.parametrize("name", ["no-such-network", "no such network", "../containers/x"])
+def test_a_network_that_is_not_there(opened: Opened, name: str) -> None:
+    """Named, and the container that was made already is gone; a path never leads elsewhere."""
+    more = f'[templates.odd]\nimage = "web"\nport = 8080\nnetwork = "{name}"\n'
+    error = refusal(opened(more), "odd")
+    assert isinstance(error, LaunchError)
+    assert name in str(error).replace("%2F", "/")
+
+
+@pytest.mark.parametrize("name", ["UPPER", "two words", "a?b"])
+def test_a_base_that_no_image_can_be_called(opened: Opened, name: str, tmp_path: Path) -> None:
+    """It is named in one line, in a run of pytest, too, whose tests get the text of the error."""
+    opened(
+        f'[images.odd]\nprovider = "docker"\nbase = "{name}"\ninstall = ["true"]\n'
+        '[templates.odd]\nimage = "odd"\nport = 8080\n'
+    )
+    with a_run(tmp_path, template="odd", output=subprocess.PIPE) as run:
+        said = run.communicate(timeout=60)[0].decode()
+    assert run.returncode == 1
+    assert f"the image '{name}' can't be looked up: " in said
+    assert "internal error" not in said
 
 
 def test_too_much_memory_is_told_as_such(opened: Opened) -> None:

@@ -153,6 +153,16 @@ class DockerBaker:
         """Whether the image was pushed to a registry."""
         return PULL in image.handle
 
+    def explain_missing(self, image: Image) -> str:
+        """Why the image can't be pulled from its registry; empty if it was not pushed."""
+        if not self.is_pushed(image):
+            return ""
+        try:
+            registry.pull(endpoint.find(), image.handle[PULL])
+        except EphemeralError as error:
+            return f"it can't be pulled by {image.handle[PULL]}: {error}"
+        return ""
+
     def find_layers(self, file: Path, /) -> Sequence[LayerSpan]:
         """The positions of the layers in a file that ``pack`` wrote."""
         return archive.find_layers(file)

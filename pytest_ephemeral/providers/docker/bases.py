@@ -88,10 +88,17 @@ def resolve_digest(engine: Engine, reference: str) -> str | None:
     Returns:
         The digest in the registry, which is the same for every engine; for an image without one,
         its id; None if neither the engine nor the registry has the image.
+
+    Raises:
+        ConfigurationError: The engine refuses the reference.
     """
     if "@" in reference:
         return reference.partition("@")[2]
-    if found := find_local(engine, reference):
+    try:
+        found = find_local(engine, reference)
+    except EngineError as error:
+        raise ConfigurationError(f"the image {reference!r} can't be looked up: {error}") from error
+    if found:
         digests = [digest.partition("@")[2] for digest in found.get("RepoDigests") or ()]
         return str(digests[0] if digests else found["Id"])
     try:

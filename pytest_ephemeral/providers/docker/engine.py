@@ -35,6 +35,11 @@ _PING: Final = 10.0
 #: The ports of addresses without one, without and with TLS.
 PLAIN_PORT, TLS_PORT = 2375, 2376
 
+#: A path's characters that are sent as they are: a name in it may be anything that a user writes.
+#: A redirection is how engines answer a path with ``..`` or without a name.
+_PATH_CHARACTERS: Final = "/:@%"
+_REDIRECTIONS: Final = frozenset({301, 302, 307, 308})
+
 JSON_TYPE: Final = {"Content-Type": "application/json"}
 TAR_TYPE: Final = {"Content-Type": "application/x-tar"}
 
@@ -43,10 +48,11 @@ class EngineError(EphemeralError):
     """The engine refused a call.
 
     Attributes:
-        status: The HTTP status of the answer, such as 404 for an unknown container.
+        status: The HTTP status of the answer, such as 404 for an unknown container; 0 in an error
+            that another process describes by its text.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
 
@@ -167,8 +173,11 @@ class Engine:
         try:
             with self._translate_errors(timeout):
                 connection.connect()
-                connection.request(method, path + _query(query), body, dict(headers or {}))
+                url = quote(path, safe=_PATH_CHARACTERS) + _query(query)
+                connection.request(method, url, body, dict(headers or {}))
                 answer = connection.getresponse()
+            if answer.status in _REDIRECTIONS:
+                raise EngineError(f"there is nothing at {path}", answer.status)
             if answer.status >= http.client.BAD_REQUEST:
                 raise self._refusal(answer.status, _message(answer))
             with self._translate_errors():
@@ -182,7 +191,7 @@ class Engine:
                 f"the container engine at {self.address} speaks TLS only: set DOCKER_TLS_VERIFY=1, "
                 "and DOCKER_CERT_PATH to the folder with ca.pem, cert.pem and key.pem"
             )
-        return EngineError(status, message)
+        return EngineError(message, status)
 
     def _connection(self, timeout: float | None) -> http.client.HTTPConnection:
         parts = urlsplit(self.address.url)

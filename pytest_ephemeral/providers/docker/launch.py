@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import msgspec
 
@@ -125,7 +126,7 @@ class _Attempt:
                 _make_volumes(self._engine, self._body)
                 container = self._network.join(self._request)
         if self._template.network is not None:
-            path = f"/networks/{self._template.network}/connect"
+            path = f"/networks/{quote(self._template.network, safe='')}/connect"
             self._engine.call("POST", path, body={"Container": container})
         return container
 
