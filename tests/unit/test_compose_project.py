@@ -285,14 +285,30 @@ def test_what_environments_would_share_is_refused(text: str, said: str) -> None:
         "pid: 'container:theirs'",
         "volumes_from: ['container:theirs:ro']",
         "external_links: [theirs]",
+        "network_mode: theirs",
+        "network_mode: theirs_default",
     ],
 )
-def test_a_container_from_elsewhere_is_refused(key: str) -> None:
+def test_what_is_another_projects_is_refused(key: str) -> None:
     """All environments would share it; unless the user says that they may."""
     text = f"services: {{web: {{image: x}}, aside: {{image: x, {key}}}}}"
-    with pytest.raises(ConfigurationError, match=r"'aside' has .*container:theirs.*allow-external"):
+    with pytest.raises(ConfigurationError, match=r"'aside' has .*theirs.*allow-external"):
         changed(text, allow_external=False)
     changed(text)
+
+
+@pytest.mark.parametrize("mode", ["none", "host", "service:web", "slirp4netns:cidr=10.9.8.0/24"])
+def test_a_network_of_its_own_is_no_matter(mode: str) -> None:
+    """Nor no network, nor that of another service."""
+    text = f"services: {{web: {{image: x}}, aside: {{image: x, network_mode: '{mode}'}}}}"
+    assert changed(text, allow_external=False)["services"]["aside"]["network_mode"] == mode
+
+
+@pytest.mark.parametrize(("key", "value"), [("provider", "{type: x}"), ("models", "[x]")])
+def test_what_another_program_creates_is_refused(key: str, value: str) -> None:
+    """Nothing of it would have our labels, so nothing would remove it."""
+    with pytest.raises(ConfigurationError, match=rf"'aside' of \S+ has {key}, .*would outlive"):
+        changed(f"services: {{web: {{image: x}}, aside: {{image: x, {key}: {value}}}}}")
 
 
 def test_what_is_external_and_not_used_is_no_matter() -> None:

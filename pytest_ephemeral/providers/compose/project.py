@@ -26,6 +26,13 @@ LOGGING: Final = {
 #: Keys of services that are removed: environments would share them, or others replace them.
 _NOT_KEPT: Final = frozenset({"container_name", "ports", "profiles", "build"})
 
+#: The values of ``network_mode``, with or without a colon and a detail, that name no network or
+#: container outside the file: https://docs.docker.com/reference/compose-file/services/#network_mode
+#: and https://docs.podman.io/en/latest/markdown/podman-create.1.html#network-mode-net
+_NETWORK_MODES: Final = frozenset(
+    {"", "bridge", "default", "host", "nat", "none", "pasta", "private", "service", "slirp4netns"}
+)
+
 #: A network's option that names its interface on the machine, which only one network can have.
 _BRIDGE_NAME: Final = "com.docker.network.bridge.name"
 
@@ -188,11 +195,11 @@ def _check_external(template: ComposeTemplate, name: str, service: File, file: F
     Raises:
         ConfigurationError: The service uses one; the message names it.
     """
-    if not template.allow_external and (shared := _foreign_container(service)):
+    if not template.allow_external and (shared := _foreign_part(service)):
         raise ConfigurationError(
             f"templates.{template.name}: the service {name!r} has {shared} in "
-            f"{template.files()[0]}, a container that is not the environment's: all environments "
-            "of it would share that one. Use a service of the file, or set allow-external = true"
+            f"{template.files()[0]}, which is not the environment's: all environments of it would "
+            "share that one. Use a service or a network of the file, or set allow-external = true"
         )
     joined = [] if service.get("network_mode") else list(service.get("networks") or ["default"])
     used = [("networks", one) for one in joined]
@@ -211,18 +218,19 @@ def _check_external(template: ComposeTemplate, name: str, service: File, file: F
         )
 
 
-def _foreign_container(service: File) -> str:
-    """The first key by which a service uses a container outside the file; empty if there is none.
+def _foreign_part(service: File) -> str:
+    """The first key by which a service uses a container or a network outside the file, or empty.
 
     The keys: https://docs.docker.com/reference/compose-file/services/
     """
-    values = [(key, str(service.get(key) or "")) for key in ("network_mode", "ipc", "pid")]
-    values += [("volumes_from", str(one)) for one in service.get("volumes_from") or ()]
-    values += [
-        ("external_links", f"container:{one}") for one in service.get("external_links") or ()
-    ]
-    found = (f"{key}: {value}" for key, value in values if value.startswith("container:"))
-    return next(found, "")
+    mode = str(service.get("network_mode") or "")
+    values = [("external_links", one) for one in service.get("external_links") or ()]
+    if mode.partition(":")[0] not in _NETWORK_MODES:
+        values.append(("network_mode", mode))
+    may_be = [(key, service.get(key)) for key in ("ipc", "pid")]
+    may_be += [("volumes_from", one) for one in service.get("volumes_from") or ()]
+    values += [(key, one) for key, one in may_be if str(one).startswith("container:")]
+    return next((f"{key}: {value}" for key, value in values), "")
 
 
 def _is_path(source: str) -> bool:
@@ -266,6 +274,12 @@ def _image(name: str, service: File, template: ComposeTemplate, images: Mapping[
     """The image of a service: the baked one, or the file's."""
     if name in template.replaced:
         return images[template.replaced[name]]
+    if other := next((key for key in ("provider", "models") if service.get(key)), ""):
+        raise ConfigurationError(
+            f"templates.{template.name}: the service {name!r} of {template.files()[0]} has "
+            f"{other}, which Compose creates by another program: it would outlive the "
+            "environment. Use a service with an image instead"
+        )
     if "build" in service or not service.get("image"):
         raise ConfigurationError(
             f"templates.{template.name}: the service {name!r} of {template.files()[0]} has build: "
