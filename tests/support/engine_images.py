@@ -16,7 +16,6 @@ import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
 
@@ -125,11 +124,11 @@ def _debian(what: str, packages: str, changes: Sequence[str]) -> str:
 
 def _import(name: str, tar: Path, changes: Sequence[str]) -> None:
     # The whole name as the repository: Podman ignores a separate tag.
-    query = urlencode([("fromSrc", "-"), ("repo", name), *(("changes", c) for c in changes)])
+    query = {"fromSrc": "-", "repo": name, "changes": list(changes)}
     with (
         tar.open("rb") as source,
         endpoint.find().stream(
-            "POST", f"/images/create?{query}", body=source, headers=TAR_TYPE
+            "POST", "/images/create", query=query, body=source, headers=TAR_TYPE
         ) as answer,
     ):
         answer.read()

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.models import Endpoint
-from pytest_ephemeral.providers.compose import exposed, project, state
+from pytest_ephemeral.providers.compose import exposed, mounts, project
 from pytest_ephemeral.providers.compose.command import parse
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate, Place, ServicePort
 from pytest_ephemeral.providers.docker.ports import Published
@@ -242,7 +242,7 @@ def test_what_a_service_may_write_to_outside_of_its_environment() -> None:
     volumes: {data: , bound: {driver_opts: {type: none, o: bind, device: /dev-src}}}
     """
     file = parse(text)
-    found = state.list_writable(file["services"]["web"], file["volumes"])
+    found = mounts.list_writable(file["services"]["web"], file["volumes"])
     assert list(found) == [("data", False), ("/src", True), ("/dev-src", True)]
 
 
@@ -353,9 +353,9 @@ def test_a_volume_that_stands_for_a_folder_is_not_put_back(
     template = ComposeTemplate(name="shop", file="compose.yaml", service="web", port=80)
     services = {"web": {"volumes": ["data:/data"]}, "reader": {"volumes": ["data:/data:ro"]}}
     file = {"services": services, "volumes": {"data": {"driver_opts": options}}}
-    state.check_state(file, template, {"reader": services["reader"]})
+    mounts.check_state(file, template, {"reader": services["reader"]})
     if not told:
-        state.check_state(file, template, services)
+        mounts.check_state(file, template, services)
         return
     with pytest.raises(ConfigurationError, match=f"the service web is {told}"):
-        state.check_state(file, template, services)
+        mounts.check_state(file, template, services)

@@ -15,7 +15,7 @@ from pytest_ephemeral.masking import mask
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.compose import errors as compose_errors
-from pytest_ephemeral.providers.compose import exposed, project, state
+from pytest_ephemeral.providers.compose import exposed, mounts, project
 from pytest_ephemeral.providers.compose.command import CommandResult, Compose, parse
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate, ServicePort
 from pytest_ephemeral.providers.docker import (
@@ -68,7 +68,7 @@ class Launch:
         self._engine = engine
         self._template = template
         self._files = [order.root / file for file in template.files()]
-        self._config: project.File = {}
+        self._config: mounts.File = {}
 
     def read(self) -> None:
         """Read the Compose files by the compose command, and check them.
@@ -114,7 +114,7 @@ class Launch:
         """
         self._read_config()
         services = project.check_services(self._config, self._template)
-        state.check_state(self._config, self._template, services)
+        mounts.check_state(self._config, self._template, services)
 
     def up(self) -> Environment:
         """Bring the project up; the compose command waits for healthy dependencies.
@@ -258,11 +258,11 @@ class Launch:
             text += "".join(f"    {line.rstrip()}\n" for _, line in log)
         return text.rstrip()
 
-    def _warn_of_shared_folders(self, name: str, service: project.File) -> None:
+    def _warn_of_shared_folders(self, name: str, service: mounts.File) -> None:
         """Warn if a service may write to a folder of this machine outside the project."""
         own = self._files[0].parent.resolve()
         volumes = self._config.get("volumes") or {}
-        for source, is_bound in state.list_writable(service, volumes):
+        for source, is_bound in mounts.list_writable(service, volumes):
             if is_bound and not Path(source).expanduser().resolve().is_relative_to(own):
                 self.order.warn(
                     f"templates.{self._template.name}: the service {name!r} may write to {source}, "
@@ -270,7 +270,7 @@ class Launch:
                     "outlives them. Use a named volume, or mount it read-only"
                 )
 
-    def _check_host_port(self, at: ServicePort, service: project.File) -> None:
+    def _check_host_port(self, at: ServicePort, service: mounts.File) -> None:
         """Refuse a port of the host network that another program uses: tests would reach that."""
         udp = exposed.is_udp(service, at.port)
         if _is_on_host(service) and ports.is_in_use(self._engine, at.port, udp=udp):
@@ -307,7 +307,7 @@ class Launch:
             )
 
 
-def _is_on_host(service: project.File) -> bool:
+def _is_on_host(service: mounts.File) -> bool:
     return service.get("network_mode") == "host"
 
 

@@ -7,15 +7,14 @@ environments of a file with ``ports: ["8080:8080"]`` could not run side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from pytest_ephemeral.errors import ConfigurationError, closest
+from pytest_ephemeral.providers.compose.mounts import File, device_of, list_mounts
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
 from pytest_ephemeral.providers.docker import containers, masking
 from pytest_ephemeral.providers.docker.ports import Published
-
-File = dict[str, Any]
 
 #: The logging of services without their own: limited, so that logs can't fill the engine's disk.
 LOGGING: Final = {
@@ -111,7 +110,8 @@ def prepare(
     """
     services = {}
     for name, service in check_services(file, template).items():
-        _check_service(template, name, service, file)
+        _check_mounts(template, name, service, file.get("volumes") or {})
+        _check_external(template, name, service, file)
         services[name] = {
             **_own_service(service, labels, secrets),
             "image": _image(name, service, template, images),
@@ -142,11 +142,6 @@ def replicas(file: File, template: ComposeTemplate, name: str) -> int:
     return template.scale.get(name, 1 if asked is None else int(asked))
 
 
-def _check_service(template: ComposeTemplate, name: str, service: File, file: File) -> None:
-    _check_mounts(template, name, service, file.get("volumes") or {})
-    _check_external(template, name, service, file)
-
-
 def _check_mounts(
     template: ComposeTemplate, name: str, service: File, volumes: Mapping[str, File | None]
 ) -> None:
@@ -163,30 +158,14 @@ def _check_mounts(
     """
     if template.allow_mounts or name not in template.replaced:
         return
-    for named, target in _mounts(service):
-        if source := named if _is_path(named) else device_of(volumes.get(named)):
+    for mount in list_mounts(service):
+        if source := mount.source if mount.is_folder else device_of(volumes.get(mount.source)):
             raise ConfigurationError(
                 f"templates.{template.name}: the service {name!r} runs the baked image "
                 f"{template.replaced[name]!r}, and {template.files()[0]} mounts {source} of this "
-                f"machine over its {target}: tests would run other bytes than were baked. "
+                f"machine over its {mount.target}: tests would run other bytes than were baked. "
                 "Remove the mount, or set allow-mounts = true"
             )
-
-
-def _mounts(service: File) -> Iterator[tuple[str, str]]:
-    """The mounts of a service: the path or volume's name, and the target."""
-    for volume in service.get("volumes") or ():
-        if isinstance(volume, dict):
-            yield str(volume.get("source") or ""), str(volume.get("target", ""))
-        elif ":" in str(volume):
-            source, _, rest = str(volume).partition(":")
-            yield source, rest.partition(":")[0]
-
-
-def device_of(volume: File | None) -> str:
-    """The folder, here or on a file server, that a volume mounts; empty if it is a plain volume."""
-    options = (volume or {}).get("driver_opts") or {}
-    return "" if options.get("type") == "tmpfs" else str(options.get("device") or "")
 
 
 def _check_external(template: ComposeTemplate, name: str, service: File, file: File) -> None:
@@ -203,7 +182,7 @@ def _check_external(template: ComposeTemplate, name: str, service: File, file: F
         )
     joined = [] if service.get("network_mode") else list(service.get("networks") or ["default"])
     used = [("networks", one) for one in joined]
-    used += [("volumes", source) for source, _ in _mounts(service)]
+    used += [("volumes", mount.source) for mount in list_mounts(service)]
     for kind, one in used:
         if template.allow_external or not ((file.get(kind) or {}).get(one) or {}).get("external"):
             continue
@@ -231,10 +210,6 @@ def _foreign_part(service: File) -> str:
     may_be += [("volumes_from", one) for one in service.get("volumes_from") or ()]
     values += [(key, one) for key, one in may_be if str(one).startswith("container:")]
     return next((f"{key}: {value}" for key, value in values), "")
-
-
-def _is_path(source: str) -> bool:
-    return source.startswith(("/", ".", "~"))
 
 
 def _networks(service: File) -> dict[str, Any]:
@@ -301,8 +276,7 @@ def _masking(service: File, secrets: Sequence[str]) -> dict[str, str]:
 def _own(thing: File | None, labels: Mapping[str, str]) -> File:
     """A network or volume without its fixed name, with our labels; external ones are unchanged."""
     thing = dict(thing or {})
-    external = thing.get("external")
-    if external:
+    if thing.get("external"):
         return thing
     thing.pop("name", None)
     return {**thing, "labels": {**_mapping(thing.get("labels")), **labels}}

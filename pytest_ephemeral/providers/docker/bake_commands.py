@@ -26,6 +26,7 @@ from pytest_ephemeral.providers.bake_log import PACKAGE_SOURCES, BakeLog, passed
 from pytest_ephemeral.providers.docker import (
     containers,
     errors,
+    identity,
     image_store,
     quarantine,
     resources,
@@ -84,18 +85,17 @@ def install(
         "Env": [f"PREFIX={prefix}"],
     }
     with _container(engine, job, body) as id:
-        files = _tar(job)
-        with engine.stream(
-            "PUT", f"/containers/{id}/archive", query={"path": "/"}, body=files, headers=TAR_TYPE
-        ):
+        path, query = f"/containers/{id}/archive", {"path": "/"}
+        with engine.stream("PUT", path, query=query, body=_tar(job), headers=TAR_TYPE):
             pass
         status = _run(engine, id, log)
         if status != 0:
             reason = f"{_failed_command(engine, job, id)} {_exit_reason(engine, id, status)}"
             raise errors.bake_failure(log, f"its install script failed: {reason}")
         job.say("committing it")
-        all_labels = {**_empty_container_labels(job), **image_labels}
-        return _commit(engine, job, id, _config(base["Config"], prefix, all_labels))
+        # A commit copies the container's labels, so they get empty values in the image.
+        image_labels = {**dict.fromkeys(_container_labels(job), ""), **image_labels}
+        return _commit(engine, job, id, _config(base["Config"], prefix, image_labels))
 
 
 def _failed_command(engine: Engine, job: BakeJob, container: str) -> str:
@@ -120,7 +120,7 @@ def _commit(engine: Engine, job: BakeJob, container: str, config: Mapping[str, A
     """Commit a container under the bake's quarantine name; return the image's id."""
     repository, _, tag = quarantine.name_of(job).rpartition(":")
     query = {"container": container, "pause": False, "repo": repository, "tag": tag}
-    if is_podman(engine):
+    if identity.is_podman(engine):
         query["changes"] = _changes(config)  # Podman ignores the configuration in the body
     return str(engine.call("POST", "/commit", query=query, body=config)["Id"])
 
@@ -173,11 +173,6 @@ def _container_labels(job: BakeJob) -> dict[str, str]:
     }
 
 
-def _empty_container_labels(job: BakeJob) -> dict[str, str]:
-    """Empty values for the container's labels, which a commit would copy to the image."""
-    return dict.fromkeys(_container_labels(job), "")
-
-
 def _run(engine: Engine, id: str, log: BakeLog) -> int:
     """Start a container, log its output, and return its exit status."""
     engine.call("POST", f"/containers/{id}/start")
@@ -214,12 +209,6 @@ def _config(
         "Env": [*kept, f"PREFIX={prefix}"],
         "Labels": {**(base.get("Labels") or {}), **image_labels},
     }
-
-
-def is_podman(engine: Engine) -> bool:
-    """Whether an engine is Podman, which has another builder than Docker."""
-    parts = engine.call("GET", "/version").get("Components") or ()
-    return any("podman" in part["Name"].lower() for part in parts)
 
 
 def _changes(config: Mapping[str, Any]) -> str:

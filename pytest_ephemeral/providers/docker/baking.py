@@ -7,7 +7,6 @@ the image.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -195,14 +194,14 @@ class DockerBaker:
             ) as answer,
         ):
             output = [line.get("error") or line.get("stream", "") for line in json_lines(answer)]
-        loaded = _find_loaded(engine, image, " ".join(output))
+        loaded = image_store.find_loaded(engine, image, " ".join(output))
         if loaded is None:
             raise ImageChangedError(
                 f"the archive of the image {image.name!r} is not {image.digest}: "
                 f"{' '.join(output).strip()}. Bake it again with "
                 f"`pytest-ephemeral bake {image.name} --force`"
             )
-        _name(engine, loaded, tag_of(image))
+        image_store.name(engine, loaded, tag_of(image))
 
     def remove(self, image: Image) -> None:
         """Remove our names of the image; without a name left, the engine deletes it.
@@ -273,7 +272,7 @@ def _give_name(engine: Engine, job: BakeJob, image: Image) -> None:
     before = bases.find_local(engine, tag)
     is_named = before is not None and image_store.digest_of(engine, before) == image.digest
     if not is_named:
-        _name(engine, image_store.id_on(engine, image), tag)
+        image_store.name(engine, image_store.id_on(engine, image), tag)
     bases.untag(engine, quarantine.name_of(job))
     if before is not None and not is_named:
         _delete_nameless(engine, before["Id"], image.key)
@@ -321,15 +320,6 @@ def _inspect(engine: Engine, reference: str) -> dict[str, Any]:
     return found
 
 
-def _find_loaded(engine: Engine, image: Image, output: str) -> str | None:
-    """The id of an image that the engine has just loaded; None if it loaded another one."""
-    for id in [image.digest, *re.findall("sha256:[0-9a-f]{64}", output)]:
-        found = bases.find_local(engine, id)
-        if found is not None and image_store.digest_of(engine, found) == image.digest:
-            return str(found["Id"])
-    return None
-
-
 def _delete_nameless(engine: Engine, id: str, key: str) -> None:
     """Delete a baked image if it has no name and no container uses it."""
     found = bases.find_local(engine, id) or {"RepoTags": ["none is there"]}
@@ -347,8 +337,3 @@ def _recipe(recipe: Recipe) -> DockerRecipe:
     if not isinstance(recipe, DockerRecipe):
         raise ConfigurationError(f"images.{recipe.name} is not a recipe for container images")
     return recipe
-
-
-def _name(engine: Engine, id: str, name: str) -> None:
-    repository, _, tag = name.rpartition(":")
-    engine.call("POST", f"/images/{id}/tag", query={"repo": repository, "tag": tag})

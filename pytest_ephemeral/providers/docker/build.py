@@ -17,10 +17,10 @@ from typing import IO, Any, Final
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.providers.bake_log import BakeLog
 from pytest_ephemeral.providers.docker import (
-    bake_commands,
     bases,
     buildx,
     errors,
+    identity,
     plugins,
     quarantine,
 )
@@ -66,7 +66,7 @@ def build(
     """
     context = Context.at(job.root / (recipe.context or ""), recipe.dockerfile)
     dockerfile = context.dockerfile_text()
-    is_podman = bake_commands.is_podman(engine)
+    is_podman = identity.is_podman(engine)
     program = None if is_podman else plugins.find(buildx.PROGRAM)
     _check_plugin(recipe, program)
     if recipe.platform is None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.providers.docker.engine import Engine, frames
+from pytest_ephemeral.providers.docker.engine import JSON_TYPE, Engine, frames
 
 #: Limits the logs, so that an application can't fill the engine's disk.
 LOG_LIMITS: Final = {"Type": "json-file", "Config": {"max-size": "64m", "max-file": "2"}}
@@ -136,7 +136,7 @@ def _output(engine: Engine, exec_id: str, deadline: float | None) -> Iterator[tu
         "POST",
         f"/exec/{exec_id}/start",
         body=b'{"Detach": false, "Tty": false}',
-        headers={"Content-Type": "application/json"},
+        headers=JSON_TYPE,
         timeout=patience,
     ) as answer:
         for frame in frames(answer):

@@ -109,7 +109,8 @@ class Engine:
         Args:
             method: ``GET``, ``POST``, ``PUT`` or ``DELETE``.
             path: The path without a version, such as ``/containers/json``.
-            query: The query; values other than text are sent as JSON, None is left out.
+            query: The query; values other than text are sent as JSON, None is left out, and a list
+                is a key that is given several times.
             body: The body, sent as JSON.
             timeout: Seconds to wait for data; None for no limit.
 
@@ -293,10 +294,10 @@ def _query(query: Mapping[str, Any] | None) -> str:
     if not given:
         return ""
     texts = {
-        name: value if isinstance(value, str) else json.dumps(value)
+        name: value if isinstance(value, str | list) else json.dumps(value)
         for name, value in given.items()
     }
-    return "?" + urlencode(texts, quote_via=quote)
+    return "?" + urlencode(texts, doseq=True, quote_via=quote)
 
 
 def _message(answer: http.client.HTTPResponse) -> str:

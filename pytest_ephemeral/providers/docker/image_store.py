@@ -10,6 +10,7 @@ configuration. A manifest always has the same configuration, so it is read once.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -61,6 +62,21 @@ def id_on(engine: Engine, image: Image) -> str:
         return image.digest
     found = find(engine, image)
     return str(found["Id"]) if found else image.digest
+
+
+def find_loaded(engine: Engine, image: Image, output: str) -> str | None:
+    """The id of an image that the engine has just loaded; None if it loaded another one."""
+    for id in [image.digest, *re.findall("sha256:[0-9a-f]{64}", output)]:
+        found = bases.find_local(engine, id)
+        if found is not None and digest_of(engine, found) == image.digest:
+            return str(found["Id"])
+    return None
+
+
+def name(engine: Engine, id: str, name: str) -> None:
+    """Give an image of an engine a name."""
+    repository, _, tag = name.rpartition(":")
+    engine.call("POST", f"/images/{id}/tag", query={"repo": repository, "tag": tag})
 
 
 def digest_of(engine: Engine, found: Mapping[str, Any]) -> str:

@@ -21,11 +21,7 @@ from pytest_ephemeral.providers.docker import (
     resources,
 )
 from pytest_ephemeral.providers.docker.engine import Engine, EngineError
-from pytest_ephemeral.providers.docker.environments import (
-    APP,
-    MAIN,
-    SERVING,
-)
+from pytest_ephemeral.providers.docker.environments import APP, MAIN, SERVING
 from pytest_ephemeral.providers.docker.ports import Published
 from pytest_ephemeral.providers.docker.resources import CONTAINER, name_of
 from pytest_ephemeral.providers.docker.tables import DockerTemplate, bytes_of, volume_of

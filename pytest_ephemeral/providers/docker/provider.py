@@ -25,10 +25,7 @@ from pytest_ephemeral.providers.docker.environments import ContainerEnvironments
 from pytest_ephemeral.providers.docker.launch import launch_container
 from pytest_ephemeral.providers.docker.resources import CONTAINER
 from pytest_ephemeral.providers.docker.rollback import ContainerRollback
-from pytest_ephemeral.providers.docker.tables import (
-    DockerRecipe,
-    DockerTemplate,
-)
+from pytest_ephemeral.providers.docker.tables import DockerRecipe, DockerTemplate
 from pytest_ephemeral.providers.protocol import Check, Order, Owned, Status
 from pytest_ephemeral.tables import Recipe, Template
 

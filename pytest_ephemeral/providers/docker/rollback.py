@@ -20,7 +20,7 @@ from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.docker import containers, identity, resources
-from pytest_ephemeral.providers.docker.engine import Engine
+from pytest_ephemeral.providers.docker.engine import TAR_TYPE, Engine
 from pytest_ephemeral.providers.docker.resources import CONTAINER
 from pytest_ephemeral.providers.docker.start_order import start_in_order
 from pytest_ephemeral.providers.protocol import Order
@@ -29,7 +29,6 @@ from pytest_ephemeral.providers.protocol import Order
 #: consistent: a killed database would begin with a recovery.
 GRACE: Final = 10.0
 
-_TAR: Final = {"Content-Type": "application/x-tar"}
 _ADDED, _DELETED = 1, 2
 
 
@@ -301,5 +300,5 @@ def _unpack(engine: Engine, container: str, archives: Sequence[Archive]) -> None
         one.file.seek(0)
         query = {"path": one.folder}
         path = f"/containers/{container}/archive"
-        with engine.stream("PUT", path, query=query, body=one.file, headers=_TAR) as answer:
+        with engine.stream("PUT", path, query=query, body=one.file, headers=TAR_TYPE) as answer:
             answer.read()
