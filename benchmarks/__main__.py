@@ -39,7 +39,7 @@ class Row(NamedTuple):
 def main(rounds: int) -> int:
     """Run all measurements, and print the table."""
     with tempfile.TemporaryDirectory(prefix="ephemeral-bench-") as folder:
-        workshop = Workshop.fill_board(Path(folder).resolve())
+        workshop = Workshop.create(Path(folder).resolve())
         os.environ.update(workshop.variables)
         lifecycle = open_lifecycle(workshop)
         say("baking")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_ephemeral import labels, machine
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers.docker import DockerProvider, endpoint
 from pytest_ephemeral.providers.docker.tables import DockerTemplate
 from pytest_ephemeral.providers.protocol import Order
 from pytest_ephemeral.tables import Ready
+from pytest_ephemeral.testing.bench import make_order
 
 
 def detection(reference: str, state: Path) -> tuple[float, float]:
@@ -62,24 +62,13 @@ def _look(environment: Environment, answered: list[float]) -> None:
 
 def _order(reference: str, root: Path) -> Order:
     template = DockerTemplate(name="bench", image="bench", port=8080, ready=Ready(http="/"))
-    now = datetime.now(UTC)
-    owner = machine.this_owner("bench")
-    id = f"bench-{time.time_ns()}"
-    expires_at = now + timedelta(minutes=10)
-    tags = labels.for_environment(
-        id=id, template="bench", run="bench", owner=str(owner), expires_at=expires_at, image=""
-    )
-    environment = Environment(
-        id=id,
-        template="bench",
-        provider="docker",
-        created_at=now,
-        expires_at=expires_at,
-        owner=owner,
-        labels=tags,
-    )
     digest = endpoint.find().call("GET", f"/images/{reference}/json")["Id"]
     image = Image(
-        name="bench", key="", provider="docker", reference=reference, digest=digest, baked_at=now
+        name="bench",
+        key="",
+        provider="docker",
+        reference=reference,
+        digest=digest,
+        baked_at=datetime.now(UTC),
     )
-    return Order(environment=environment, template=template, images={"bench": image}, root=root)
+    return make_order(template, image, lifetime=600.0, root=root)

@@ -114,7 +114,7 @@ def _show(
 def _restart(environment: Environment) -> float:
     """The time of PostgreSQL's own start after a clean stop, until pg_isready succeeds."""
     control, at = Folder.of_environment(environment).control, environment.endpoints["http"]
-    client.halt(control, 10, signal.SIGTERM)
+    client.stop(control, 10, signal.SIGTERM, keep_guard=True)
     started = time.monotonic()
     client.start(control)
     ready = ["pg_isready", "-q", "-h", at.host, "-p", str(at.port)]

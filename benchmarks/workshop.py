@@ -97,7 +97,7 @@ class Workshop:
     variables: Mapping[str, str]
 
     @classmethod
-    def fill_board(cls, folder: Path) -> Workshop:
+    def create(cls, folder: Path) -> Workshop:
         """Write the configuration and the tests, and build the artifacts."""
         prefixes = folder / "prefixes"
         prefixes.mkdir(mode=0o700)

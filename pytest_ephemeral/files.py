@@ -69,9 +69,7 @@ def create(target: Path, content: Iterable[bytes], *, mode: int | None = None) -
     Raises:
         FileExistsError: The file exists.
     """
-    with _write_temporary(target, content) as temporary:
-        if mode is not None:
-            temporary.chmod(mode)
+    with _write_temporary(target, content, mode) as temporary:
         os.link(temporary, target)
         _sync_folder(target.parent)
 
@@ -84,15 +82,13 @@ def replace(target: Path, content: Iterable[bytes], *, mode: int | None = None) 
         content: The content, in chunks.
         mode: The permissions; by default 0666 without the umask.
     """
-    with _write_temporary(target, content) as temporary:
-        if mode is not None:
-            temporary.chmod(mode)
+    with _write_temporary(target, content, mode) as temporary:
         temporary.replace(target)
         _sync_folder(target.parent)
 
 
 @contextmanager
-def _write_temporary(target: Path, content: Iterable[bytes]) -> Iterator[Path]:
+def _write_temporary(target: Path, content: Iterable[bytes], mode: int | None) -> Iterator[Path]:
     """Write content to a temporary file in the target's folder, sync it, and remove it later."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +100,8 @@ def _write_temporary(target: Path, content: Iterable[bytes]) -> Iterator[Path]:
             file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
+        if mode is not None:
+            temporary.chmod(mode)
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.cli import progress
-from pytest_ephemeral.cli.arguments import add_command, add_group, duration
+from pytest_ephemeral.cli.arguments import (
+    add_command,
+    add_environment_argument,
+    add_group,
+    duration,
+)
 from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.promotion import approval as approvals
-from pytest_ephemeral.promotion.approval_records import Approval
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Subcommands
@@ -30,7 +34,7 @@ def add_to(commands: Subcommands) -> None:
         "responded in time; no response counts as a rejection. After a kill, run it again: it "
         "continues to wait.",
     )
-    asking.add_argument("id", metavar="ENV", help="an environment's id, or a unique prefix")
+    add_environment_argument(asking)
     asking.add_argument(
         "--wait",
         metavar="TIME",
@@ -43,7 +47,7 @@ def add_to(commands: Subcommands) -> None:
 
 def _add_deciding(commands: Subcommands, name: str, decision: str, help: str) -> None:  # noqa: A002
     parser = add_command(commands, name, decide, help)
-    parser.add_argument("id", metavar="ENV", help="an environment's id, or a unique prefix")
+    add_environment_argument(parser)
     parser.add_argument(
         "--by", metavar="NAME", help="who decides, recorded unverified; by default this user"
     )
@@ -68,11 +72,11 @@ def request(arguments: argparse.Namespace, output: Printer) -> int:
         )
     if arguments.wait is not None:
         found = approvals.await_decision(project.ledger, found)
-    if found.state != "pending":
-        _tell(found, output)
+    if found.state == "approved":
+        output.say(f"{found.environment}: {found}")
     if output.as_json:
         output.data(approval=found)
-    found.check()
+    found.check()  # a rejection is printed as this error
     return 0
 
 
@@ -88,14 +92,5 @@ def decide(arguments: argparse.Namespace, output: Printer) -> int:
         comment=arguments.comment,
         now=datetime.now(UTC),
     )
-    if output.as_json:
-        output.data(approval=found)
-    else:
-        output.line(f"{found.environment}: {found}")
+    output.result(f"{found.environment}: {found}", approval=found)
     return 0
-
-
-def _tell(found: Approval, output: Printer) -> None:
-    """Print an approval. A rejection is not printed here: the caller raises it as an error."""
-    if found.state == "approved":
-        output.say(f"{found.environment}: {found}")

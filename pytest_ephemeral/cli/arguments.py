@@ -130,6 +130,11 @@ def add_command(
     return parser
 
 
+def add_environment_argument(parser: Parser) -> None:
+    """Have a command take the environment that it acts on."""
+    parser.add_argument("id", metavar="ENV", help="an environment's id, or a unique prefix")
+
+
 def add_template_arguments(parser: Parser) -> None:
     """Have a command take the template that it brings up, and how long that may live."""
     parser.add_argument(

@@ -28,10 +28,7 @@ def push(arguments: argparse.Namespace, output: Printer) -> int:
     """Store a file and print its name, version and digest."""
     repository = open_project(arguments).artifacts
     artifact = repository.push(arguments.file, name=arguments.name, version=arguments.version)
-    if output.as_json:
-        output.data(artifact=artifact)
-    else:
-        output.line(f"{artifact.name}@{artifact.version} {artifact.digest}")
+    output.result(f"{artifact.name}@{artifact.version} {artifact.digest}", artifact=artifact)
     return 0
 
 

@@ -61,10 +61,7 @@ def board(arguments: argparse.Namespace, output: Printer) -> int:
         ) from error
     token = serving.token(arguments.token_file)
     with serving.server(project, token, arguments.host, arguments.port) as (url, run):
-        if output.as_json:
-            output.data(url=url)
-        else:
-            output.line(url)
+        output.result(url, url=url)
         sys.stdout.flush()  # in a pipe, stdout is buffered, and the reader needs the URL now
         run()
     return 0

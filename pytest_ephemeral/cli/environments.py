@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_ephemeral import providers
 from pytest_ephemeral.cli import progress
-from pytest_ephemeral.cli.arguments import add_command, count, duration
+from pytest_ephemeral.cli.arguments import add_command, add_environment_argument, count, duration
 from pytest_ephemeral.cli.output import Printer, since, until
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments import overdue
@@ -72,7 +72,7 @@ def _add_run(commands: Subcommands) -> None:
 
 
 def _one(parser: Parser) -> None:
-    parser.add_argument("id", metavar="ENV", help="an environment's id, or a unique prefix")
+    add_environment_argument(parser)
 
 
 def list_(arguments: argparse.Namespace, output: Printer) -> int:
@@ -188,10 +188,9 @@ def extend(arguments: argparse.Namespace, output: Printer) -> int:
         later = max(environment.expires_at, datetime.now(UTC)) + timedelta(seconds=arguments.time)
         with progress.show() as say, lifecycle(project, say) as life:
             environment = life.extend(environment, later)
-    if output.as_json:
-        output.data(environment=environment)
-    else:
-        output.line(f"{environment.id} expires {until(environment.expires_at)}")
+    output.result(
+        f"{environment.id} expires {until(environment.expires_at)}", environment=environment
+    )
     return 0
 
 

@@ -22,7 +22,7 @@ from pytest_ephemeral.models import Image, Signature
 from pytest_ephemeral.tables import Recipe
 
 if TYPE_CHECKING:
-    from pytest_ephemeral.cli.arguments import Subcommands
+    from pytest_ephemeral.cli.arguments import Parser, Subcommands
     from pytest_ephemeral.project import Project
 
 
@@ -41,17 +41,19 @@ def add_to(commands: Subcommands) -> None:
     _add_vet(under)
     _add_prune(under)
     exporting = add_command(under, "export", export, "write an image to a file")
-    exporting.add_argument(
-        "image", metavar="IMAGE", help="an image's name, or the start of its key"
-    )
+    _add_image(exporting)
     exporting.add_argument("file", metavar="FILE", type=Path)
     importing = add_command(under, "import", import_, "import an image that `export` wrote")
     importing.add_argument("file", metavar="FILE", type=Path)
 
 
+def _add_image(parser: Parser) -> None:
+    parser.add_argument("image", metavar="IMAGE", help="an image's name, or the start of its key")
+
+
 def _add_show(under: Subcommands) -> None:
     showing = add_command(under, "show", show, "show what an image was made from")
-    showing.add_argument("image", metavar="IMAGE", help="an image's name, or the start of its key")
+    _add_image(showing)
     showing.add_argument(
         "--provenance",
         action="store_true",
@@ -67,9 +69,7 @@ def _add_verify(under: Subcommands) -> None:
         "check an image's content and provenance against its record",
         epilog="Provenance is signed when $PYTEST_EPHEMERAL_SIGNING_KEY is set while baking.",
     )
-    verifying.add_argument(
-        "image", metavar="IMAGE", help="an image's name, or the start of its key"
-    )
+    _add_image(verifying)
     verifying.add_argument(
         "--key",
         metavar="FILE",
@@ -238,20 +238,14 @@ def export(arguments: argparse.Namespace, output: Printer) -> int:
     images = open_project(arguments).images
     image = images.catalog.get(arguments.image)
     images.export(image, arguments.file)
-    if output.as_json:
-        output.data(image=image, file=str(arguments.file))
-    else:
-        output.line(str(arguments.file))
+    output.result(str(arguments.file), image=image, file=str(arguments.file))
     return 0
 
 
 def import_(arguments: argparse.Namespace, output: Printer) -> int:
     """Import an image from a file."""
     image = open_project(arguments).images.import_(arguments.file)
-    if output.as_json:
-        output.data(image=image)
-    else:
-        output.line(f"{image.name} {short(image.key)} {image.reference}")
+    output.result(f"{image.name} {short(image.key)} {image.reference}", image=image)
     return 0
 
 

@@ -59,6 +59,13 @@ class Printer(msgspec.Struct):
         """Print data: one or several lines on stdout."""
         print(printable(text))
 
+    def result(self, text: str, **values: Any) -> None:
+        """Print the values with ``--json``, else the text."""
+        if self.as_json:
+            self.data(**values)
+        else:
+            self.line(text)
+
     def say(self, text: str) -> None:
         """Print a message on stderr."""
         print(printable(text), file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from pytest_ephemeral.cli import output as printing
-from pytest_ephemeral.cli.arguments import add_command
+from pytest_ephemeral.cli.arguments import add_command, add_environment_argument
 from pytest_ephemeral.cli.output import Printer, short
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments.progress import Progress
@@ -51,7 +51,7 @@ def add_to(commands: Subcommands) -> None:
         epilog="If a step fails, the DNS record is restored. After a kill, run the same command "
         "again: it completes the promotion.",
     )
-    promoting.add_argument("id", metavar="ENV", help="an environment's id, or a unique prefix")
+    add_environment_argument(promoting)
     promoting.add_argument(
         "--to", metavar="NAME", required=True, help="which [promotion.NAME]: production"
     )
@@ -150,12 +150,10 @@ def _plan(promoter: Promoter, id: str, output: Printer) -> int:
 
 
 def _print_entry(entry: HistoryEntry, output: Printer) -> int:
-    if output.as_json:
-        output.data(promoted=entry)
-    elif entry.outcome == "undone":
-        output.line(f"{entry.target} was not promoted: {entry.reason}")
-    else:
-        output.line(entry.target.url or str(entry.target))
+    text = entry.target.url or str(entry.target)
+    if entry.outcome == "undone":
+        text = f"{entry.target} was not promoted: {entry.reason}"
+    output.result(text, promoted=entry)
     return 0
 
 

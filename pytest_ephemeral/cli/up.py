@@ -39,8 +39,5 @@ def up(arguments: argparse.Namespace, output: Printer) -> int:
     ):
         held.keep()
     environment = open_project(arguments).ledger.get(held.environment.id)
-    if output.as_json:
-        output.data(environment=environment, seconds=held.seconds)
-    else:
-        output.line(environment.url or environment.id)
+    output.result(environment.url or environment.id, environment=environment, seconds=held.seconds)
     return 0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from support import processes
 from support.lacks import skip_without
 
 ROOT = Path(__file__).parents[2]
@@ -112,25 +114,6 @@ PROJECTS = {
         },
         "script",
     ),
-    "poetry": Example(
-        {
-            "shop/__init__.py": SERVE.replace("TEXT", "poetry"),
-            "pyproject.toml": "[build-system]\nrequires = ['poetry-core']\n"
-            "build-backend = 'poetry.core.masonry.api'\n[tool.poetry]\nname = 'shop'\n"
-            "version = '1'\ndescription = ''\nauthors = []\n"
-            "[tool.poetry.dependencies]\npython = '^3.11'\n"
-            "[tool.poetry.scripts]\nshop = 'shop:main'\n",
-        },
-        "poetry",
-    ),
-    "setup-py": Example(
-        {
-            "shop.py": SERVE.replace("TEXT", "setup"),
-            "setup.py": "from setuptools import setup\nsetup(name='shop', version='1', "
-            "py_modules=['shop'],\n entry_points={'console_scripts': [\n  'shop = shop:main']})\n",
-        },
-        "setup",
-    ),
     "node": Example(
         {"package.json": '{"scripts": {"start": "node server.js"}}', "server.js": NODE},
         "node",
@@ -152,34 +135,72 @@ PROJECTS = {
 }
 
 
+#: Projects that get the same configuration as the one with a console script.
+ALIKE = {
+    "poetry": {
+        "shop/__init__.py": "def main(): ...",
+        "pyproject.toml": "[build-system]\nrequires = ['poetry-core']\n"
+        "build-backend = 'poetry.core.masonry.api'\n[tool.poetry]\nname = 'shop'\n"
+        "version = '1'\ndescription = ''\nauthors = []\n"
+        "[tool.poetry.dependencies]\npython = '^3.11'\n"
+        "[tool.poetry.scripts]\nshop = 'shop:main'\n",
+    },
+    "setup-py": {
+        "shop.py": "def main(): ...",
+        "setup.py": "from setuptools import setup\nsetup(name='shop', version='1', "
+        "py_modules=['shop'],\n entry_points={'console_scripts': [\n  'shop = shop:main']})\n",
+    },
+}
+
+
+class Project:
+    """A folder with some files, on a machine of its own."""
+
+    def __init__(self, folder: Path, files: dict[str, str]) -> None:
+        self.folder = folder / "project"
+        self.environ = {
+            **os.environ,
+            "PYTEST_EPHEMERAL_STATE": str(folder / "state"),
+            "PYTEST_EPHEMERAL_PREFIX_ROOT": str(folder / "prefixes"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        for file, text in files.items():
+            (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / file).write_text(text)
+
+    def run(self, *argv: str) -> str:
+        """What a program prints that succeeds."""
+        return processes.run(*argv, folder=self.folder, environ=self.environ).stdout
+
+    def init(self) -> str:
+        """The configuration that ``init`` writes."""
+        self.run("pytest-ephemeral", "init")
+        return (self.folder / "ephemeral.toml").read_text()
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", list(PROJECTS))
 def test_init_and_then_green(name: str, tmp_path: Path) -> None:
     """Write the file, run the tests: nothing is edited in between, and nothing is left."""
     example = PROJECTS[name]
     if example.needs and shutil.which(example.needs) is None:
         skip_without(example.needs, f"apt-get install {example.needs}")
-    folder = tmp_path / "project"
-    for file, text in example.files.items():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(text)
-    (folder / "tests").mkdir(exist_ok=True)
     test = TEST.format(text=example.text, path=example.path)
-    (folder / "tests" / "test_acceptance.py").write_text(test)
-    environment = {
-        **os.environ,
-        "PYTEST_EPHEMERAL_STATE": str(tmp_path / "state"),
-        "PYTEST_EPHEMERAL_PREFIX_ROOT": str(tmp_path / "prefixes"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    project = Project(tmp_path, {**example.files, "tests/test_acceptance.py": test})
+    project.init()
+    assert "1 passed" in project.run("pytest", "--ephemeral-env", "tests")
+    assert project.run("pytest-ephemeral", "list") == ""
 
-    def run(*argv: str) -> str:
-        done = subprocess.run(
-            argv, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
 
-    run("pytest-ephemeral", "init")
-    printed = run("pytest", "--ephemeral-env", "tests")
-    assert "1 passed" in printed
-    assert run("pytest-ephemeral", "list") == ""
+@pytest.mark.parametrize("name", list(ALIKE))
+def test_a_project_with_another_backend_is_built_in_the_same_way(name: str, tmp_path: Path) -> None:
+    """The configuration is that of ``console-script``, which is run; the wheel has the script."""
+    project = Project(tmp_path / name, ALIKE[name])
+    written = project.init()
+    assert written == Project(tmp_path, PROJECTS["console-script"].files).init()
+    recipe = tomllib.loads(written)["images"]["shop"]
+    project.run("sh", "-c", recipe["build"])
+    (wheel,) = project.folder.glob(recipe["artifact"])
+    with zipfile.ZipFile(wheel) as archive:
+        scripts = archive.read("shop-1.dist-info/entry_points.txt").decode()
+    assert "".join(scripts.split()) == "[console_scripts]shop=shop:main"

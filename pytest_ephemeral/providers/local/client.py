@@ -52,41 +52,27 @@ def keep(guard: GuardAddress) -> None:
     _ask(guard, {"do": "keep"}, timeout=ANSWER_TIME)
 
 
-def stop(guard: GuardAddress, grace: float = 0.0, signal: int = 0) -> None:
-    """End a guard and all its processes, and wait until they have ended.
+def stop(
+    guard: GuardAddress, grace: float = 0.0, signal: int = 0, *, keep_guard: bool = False
+) -> None:
+    """End all processes of a guard, and the guard, and wait until they have ended.
 
     Args:
         guard: The guard.
         grace: Seconds that its processes get to stop; 0 to kill them at once.
         signal: The number of the signal that tells them to stop.
+        keep_guard: Whether the guard stays, to start the processes again.
 
     Raises:
         EnvironmentGoneError: There is no such guard.
         DestroyError: A process can't be killed.
     """
-    _end("stop", guard, grace, signal)
-
-
-def halt(guard: GuardAddress, grace: float = 0.0, signal: int = 0) -> None:
-    """End all of a guard's processes, but not the guard.
-
-    Args:
-        guard: The guard.
-        grace: Seconds that its processes get to stop; 0 to kill them at once.
-        signal: The number of the signal that tells them to stop.
-
-    Raises:
-        EnvironmentGoneError: There is no such guard.
-        DestroyError: A process can't be killed.
-    """
-    _end("halt", guard, grace, signal)
-
-
-def _end(what: str, guard: GuardAddress, grace: float, signal: int) -> None:
+    what = "halt" if keep_guard else "stop"
     request = {"do": what, "grace": grace, "signal": signal}
     left = _ask(guard, request, timeout=END_TIME + grace)["remaining"]
     if left:
-        raise DestroyError(f"these processes of {guard.id} can't be killed: {_join(left)}")
+        pids = ", ".join(map(str, left))
+        raise DestroyError(f"these processes of {guard.id} can't be killed: {pids}")
 
 
 def layer(guard: GuardAddress, folders: Sequence[str], number: int) -> str:
@@ -108,7 +94,7 @@ def layer(guard: GuardAddress, folders: Sequence[str], number: int) -> str:
 
 
 def start(guard: GuardAddress) -> None:
-    """Start a guard's processes again, after ``halt``.
+    """Start a guard's processes again, after ``stop`` with ``keep_guard``.
 
     Raises:
         EnvironmentGoneError: There is no such guard.
@@ -188,7 +174,3 @@ def _ask(
 def _text(file: Any) -> str:
     file.seek(0)
     return str(file.read().decode(errors="replace"))
-
-
-def _join(pids: Sequence[int]) -> str:
-    return ", ".join(map(str, pids))

@@ -61,7 +61,8 @@ class LocalRollback:
         place, template = Folder.of_environment(order.environment), order.template
         assert isinstance(template, LocalTemplate)
         grace = float(template.grace or GRACE)
-        client.halt(place.control, grace, signals.number_of(template.stop_signal))
+        signal = signals.number_of(template.stop_signal)
+        client.stop(place.control, grace, signal, keep_guard=True)
         _baselines[order.environment.id] = _make_baseline(place)
         client.start(place.control)
         return order.environment
@@ -70,7 +71,7 @@ class LocalRollback:
         """Kill the processes, restore the files of the baseline, and start them again."""
         place, baseline = Folder.of_environment(order.environment), _baselines[order.environment.id]
         baseline.prepare()
-        client.halt(place.control)
+        client.stop(place.control, keep_guard=True)
         baseline.put_back()
         client.start(place.control)
         baseline.tidy()
