@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from support import entry_points
+from support.processes import run as run_program
 from support.processes import with_variable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the example needs Linux")
@@ -30,17 +31,10 @@ FAULTS = {
 
 def run(folder: Path, *arguments: str) -> str:
     """Run the suite with the provider that is in a folder, registered as if installed."""
-    about = folder / "shell-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shell\nVersion: 1\n")
-    (about / "entry_points.txt").write_text(
-        "[pytest_ephemeral.providers]\nshell = shell_provider:ShellProvider\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(folder), "HOME": str(folder / "home")}
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(
-        argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    entry_points.register(folder, "providers", "shell = shell_provider:ShellProvider")
+    environ = os.environ | {"PYTHONPATH": str(folder), "HOME": str(folder / "home")}
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = run_program(*pytest_, *arguments, folder=folder, environ=environ, status=None)
     return done.stdout + done.stderr
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from support import processes
+from support import entry_points, processes
 from support.plugin_project import PluginProject, end, eventually, make_project
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
@@ -102,12 +102,7 @@ def project(
 ) -> Iterator[FolderProject]:
     """A project with the third party's provider, installed for every child process."""
     site = tmp_path / "site"
-    about = site / "third_party-1.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1\n")
-    (about / "entry_points.txt").write_text(
-        "[pytest_ephemeral.providers]\nfolders = third_party:FolderProvider\n"
-    )
+    entry_points.register(site, "providers", "folders = third_party:FolderProvider")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(HERE)]))
     monkeypatch.setenv("FOLDERS", str(tmp_path / "folders"))
     # SIGQUIT would have all the memory of a pytest written to disk.

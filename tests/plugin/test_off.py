@@ -1,9 +1,8 @@
 """Without ``--ephemeral-env``: nothing is brought up, loaded or changed."""
 
-import subprocess
-import sys
-
 import pytest
+
+from support.processes import run_python
 
 TESTS = """
 def test_plain(): pass
@@ -106,10 +105,7 @@ def test_nothing_heavy_is_imported():
         f"print(sorted({heavy!r} & (set(sys.modules) - before)))\n"
         "print(sorted(m for m in set(sys.modules) - before if m.startswith('pytest_ephemeral')))\n"
     ).replace(f"{heavy!r} &", f"set({heavy!r}) &")
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    loaded, own = done.stdout.splitlines()
+    loaded, own = run_python(program).splitlines()
     assert loaded == "[]"
     assert "session" not in own
     assert "broker" not in own

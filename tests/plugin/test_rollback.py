@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from support import entry_points
 from support.plugin_project import PluginProject, end, make_project
 from support.waiting import eventually
 
@@ -229,12 +230,7 @@ def test_a_provider_that_can_not(
 ) -> None:
     """It says so before any test, unless the template has a command of its own."""
     (project.folder / "plain.py").write_text(PROVIDER)
-    metadata = project.folder / "plain-1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plain\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text(
-        "[pytest_ephemeral.providers]\nplain = plain:Plain\n"
-    )
+    entry_points.register(project.folder, "providers", "plain = plain:Plain")
     monkeypatch.setenv("PYTHONPATH", str(project.folder))
     project.configure(
         f"[templates.{project.one}]\nprovider = 'plain'\nrollback = 'each'\nport = 8080\n{line}\n"

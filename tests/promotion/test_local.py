@@ -30,9 +30,7 @@ def project(
     made = make_project(tmp_path, monkeypatch, tmp_path_factory)
     made.configure((tmp_path / "ephemeral.toml").read_text() + PROMOTION)
     yield made
-    if ids := made.list_ids():
-        run(made, "down", "--production", *ids)
-    assert made.clean_within(5), made.traces()
+    made.end_production()
 
 
 def run(project: PluginProject, *arguments: str, status: int = 0) -> str:

@@ -7,7 +7,6 @@ statuses, the hosts file, and what runs.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support import processes
+from support.keys import make_keys
 from support.plugin_project import PluginProject, make_project
 
 CONFIGURATION = """\
@@ -43,17 +43,12 @@ def project(
 ) -> Iterator[PluginProject]:
     """A project with a key pair, an image, a test and a production name."""
     made = make_project(tmp_path, monkeypatch, tmp_path_factory)
-    make_key = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", "signing.pem"]
-    subprocess.run(make_key, cwd=tmp_path, check=True, capture_output=True)
-    public = ["openssl", "pkey", "-in", "signing.pem", "-pubout", "-out", "signing.pub"]
-    subprocess.run(public, cwd=tmp_path, check=True, capture_output=True)
+    make_keys(tmp_path)
     made.write(test_it="def test_it(ephemeral_env):\n    assert get(ephemeral_env.url)\n")
     require(made, signature=False)
     yield made
     require(made, signature=False)
-    if ids := made.list_ids():
-        assert run(made, "down", "--production", *ids)[0] == 0
-    assert made.clean_within(5), made.traces()
+    made.end_production()
 
 
 def require(project: PluginProject, *, signature: bool, keep: str = "100ms") -> None:
@@ -145,10 +140,7 @@ def test_another_s_signature_is_none(project: PluginProject) -> None:
     """Signed, but by a key that the configuration does not name."""
     require(project, signature=True)
     assert run(project, "bake", signing=True)[0] == 0
-    other = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", "other.pem"]
-    subprocess.run(other, cwd=project.folder, check=True, capture_output=True)
-    public = ["openssl", "pkey", "-in", "other.pem", "-pubout", "-out", "signing.pub"]
-    subprocess.run(public, cwd=project.folder, check=True, capture_output=True)
+    make_keys(project.folder)
 
     status, output = run(project, "up", project.one)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from support import entry_points
 from support.plugin_project import PluginProject, make_project
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dns_backend"
@@ -43,13 +44,9 @@ def project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PluginProject]:
     """A project whose name is in a database; the backend is installed for every child process."""
-    about = tmp_path / "site" / "sqlite_dns-1.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: sqlite-dns\nVersion: 1\n")
-    (about / "entry_points.txt").write_text(
-        "[pytest_ephemeral.dns]\npowerdns-sqlite = sqlite_dns:SqliteDns\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(about.parent), str(EXAMPLE)]))
+    site = tmp_path / "site"
+    entry_points.register(site, "dns", "powerdns-sqlite = sqlite_dns:SqliteDns")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(EXAMPLE)]))
     folder = tmp_path / "project"
     folder.mkdir()
     made = make_project(folder, monkeypatch, tmp_path_factory)
@@ -57,8 +54,7 @@ def project(
     with sqlite3.connect(folder / "pdns.sqlite3") as database:
         database.executescript(SCHEMA)
     yield made
-    run(made, "down", "--production", *made.list_ids())
-    assert made.clean_within(5), made.traces()
+    made.end_production()
 
 
 def run(project: PluginProject, *arguments: str, status: int = 0) -> str:

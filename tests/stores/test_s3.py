@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -19,6 +17,7 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.store.probe import check_conditions
 from pytest_ephemeral.store.s3 import S3Store
 from support import victims
+from support.processes import run_python
 
 MEBIBYTE = 1 << 20
 
@@ -312,7 +311,7 @@ def test_without_boto3_the_extra_is_named():
         "try: S3Store('s3://bucket')\n"
         "except UnavailableError as error: print(error)"
     )
-    assert "pip install 'pytest-ephemeral[aws]'" in _printed(code)
+    assert "pip install 'pytest-ephemeral[aws]'" in run_python(code)
 
 
 def test_opening_asks_nothing_and_loads_nothing():
@@ -321,11 +320,4 @@ def test_opening_asks_nothing_and_loads_nothing():
         "import sys; from pathlib import Path; from pytest_ephemeral.store import open_store\n"
         "open_store('s3://bucket/x', Path('/')); print('boto3' in sys.modules)"
     )
-    assert _printed(code) == "False\n"
-
-
-def _printed(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    return done.stdout
+    assert run_python(code) == "False\n"

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pytest_ephemeral import machine
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import PromotionError
@@ -17,6 +19,7 @@ from pytest_ephemeral.models import Image, ImageReference
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.promotion import approval
 from pytest_ephemeral.promotion.approval_records import Approvals
+from pytest_ephemeral.tables import Ready
 from support.promotion import NAME, V1, V2, Site, Stage
 
 CONFIGURATION = """
@@ -121,7 +124,9 @@ def fill_board(folder: Path, sites: dict[str, Site]) -> BoardStage:
     stage.decide("staging-k2v6nj", "approved", "Anna Keller")
     with suppress(PromotionError):
         sites["v2"].refuses = lambda asked: asked == NAME
-        stage.promoter().promote("staging-k2v6nj")
+        impatient = Ready(http="/healthz", timeout=Duration(0.1))
+        changed = msgspec.structs.replace(stage.promotion, verify=impatient)
+        stage.promoter(promotion=changed).promote("staging-k2v6nj")
     stage.record_stage(odd, "tests", passed=38, failed=3)
     stage.ledger.remove("staging-k2v6nj")
     stage.add("staging-m4x8wd", hosts["v2"], image=new, owner=_owner("ci", "build-7"))
@@ -136,8 +141,6 @@ def fill_board(folder: Path, sites: dict[str, Site]) -> BoardStage:
 
 
 def _owner(user: str, host: str) -> Any:
-    import msgspec
-
     elsewhere = hashlib.sha256(host.encode()).hexdigest()[:32]  # the id of another machine
     return msgspec.structs.replace(
         machine.this_owner("run"), user=user, host=host, machine=elsewhere

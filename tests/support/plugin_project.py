@@ -187,6 +187,12 @@ class PluginProject:
         self.command("down", "--all")
         self.command("reap")
 
+    def end_production(self) -> None:
+        """Destroy all environments, also those in production; nothing is left of them."""
+        if ids := self.list_ids():
+            self.command("down", "--production", *ids)
+        assert self.clean_within(5), self.traces()
+
     def list_ids(self) -> list[str]:
         """The ids of the environments in the ledger."""
         return [file.stem for file in self.folder.glob(".ephemeral/environments/*.json")]

@@ -54,6 +54,11 @@ def run(
     return done
 
 
+def run_python(code: str) -> str:
+    """What a program prints that runs in a new Python."""
+    return run(sys.executable, "-c", code, timeout=60).stdout
+
+
 def with_variable(*starts: str) -> list[int]:
     """The processes, this one aside, that have a variable that begins so: ``NAME=value``.
 

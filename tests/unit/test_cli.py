@@ -8,39 +8,20 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pytest_ephemeral import cli, config
+from pytest_ephemeral import cli
 from pytest_ephemeral.cli import output
-from pytest_ephemeral.cli.detect import Container, Found, Script, look
-from pytest_ephemeral.cli.starter import starter
-
-MINIMAL = """\
-[images.shop]
-provider = "local"
-install = ["true"]
-
-[templates.staging]
-image = "shop"
-command = "serve"
-port = 8080
-"""
+from unit.test_config import MINIMAL
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project's folder, stood in, on a machine of its own."""
-    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "prefixes"))
-    folder = tmp_path / "here"
-    folder.mkdir()
-    (folder / "ephemeral.toml").write_text(MINIMAL)
-    monkeypatch.chdir(folder)
-    return folder
+def here(workplace: Path) -> Path:
+    """The folder of a small project."""
+    (workplace / "ephemeral.toml").write_text(MINIMAL)
+    return workplace
 
 
 @pytest.mark.parametrize(
@@ -76,56 +57,37 @@ def test_a_slip_is_named_with_what_was_probably_meant(
 
 
 @pytest.mark.parametrize(
-    ("line", "status", "said"),
-    [
-        ("up stagin", 2, "no template 'stagin'. Did you mean 'staging'?"),
-        ("bake shp", 2, "no image 'shp'. Did you mean 'shop'?"),
-        ("show nothing", 3, "no environment 'nothing'. This store has none."),
-        ("images show shop", 3, "no image 'shop' is baked."),
-        ("down nothing", 3, "no environment 'nothing'."),
-        ("artifact push nothing.whl", 1, "nothing.whl can't be read as an artifact"),
-        ("list --config nothing.toml", 2, "nothing.toml: can't be read: No such file"),
-        ("init", 2, "ephemeral.toml already exists: left unchanged"),
-    ],
-)
-def test_an_error_is_one_line_and_its_own_exit_status(
-    line: str, status: int, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What happened, where it was written, and nothing on stdout."""
-    assert cli.main(line.split()) == status
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    assert said in printed.err
-    assert "Traceback" not in printed.err
-
-
-@pytest.mark.parametrize(
     ("line", "status", "kind", "said", "hint"),
     [
         ("up stagin", 2, "ConfigurationError", "no template 'stagin'", "Did you mean 'staging'?"),
-        ("show nothing", 3, "NothingMatchedError", "no environment 'nothing'", ""),
+        ("bake shp", 2, "ConfigurationError", "no image 'shp'", "Did you mean 'shop'?"),
+        ("show x", 3, "NothingMatchedError", "no environment 'x'. This store has none.", ""),
+        ("images show shop", 3, "NothingMatchedError", "no image 'shop' is baked.", ""),
+        ("down x", 3, "NothingMatchedError", "no environment 'x'.", ""),
+        ("artifact push x.whl", 1, "ArtifactError", "x.whl can't be read as an artifact", ""),
+        ("list --config x", 2, "ConfigurationError", "x: can't be read: No such file", ""),
+        ("init", 2, "ConfigurationError", "ephemeral.toml already exists: left unchanged", ""),
         ("list --jsn", 2, "UsageError", "unknown option '--jsn'", ""),
         ("lst", 2, "UsageError", "unknown command 'lst'", ""),
-        ("artifact push nothing.whl", 1, "ArtifactError", "nothing.whl can't be read", ""),
-        ("list --config x/", 2, "ConfigurationError", "can't be read", ""),
     ],
 )
-def test_an_error_is_json_too_where_json_is_asked_for(
-    line: str,
-    status: int,
-    kind: str,
-    said: str,
-    hint: str,
-    capsys: pytest.CaptureFixture[str],
+def test_an_error_is_text_for_people_and_json_for_programs(
+    line: str, status: int, kind: str, said: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One object on stdout, so that a program need not read what is for people."""
+    """What happened, with its own exit status; stdout has nothing, or one object."""
+    assert cli.main(line.split()) == status
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("usage: " if kind == "UsageError" else "error: ")
+    assert said in printed.err
+    assert hint in printed.err
+    assert "Traceback" not in printed.err
+
     assert cli.main([*line.split(), "--json"]) == status
     printed = capsys.readouterr()
     document = json.loads(printed.out)
-    assert document["version"] == 1
     error = document["error"]
-    assert (error["type"], error["exit_status"]) == (kind, status)
+    assert (document["version"], error["type"], error["exit_status"]) == (1, kind, status)
     assert said in error["message"]
     assert hint in error["hint"]
     assert said in printed.err
@@ -303,130 +265,6 @@ def test_a_table_fits_a_terminal_and_loses_nothing(monkeypatch: pytest.MonkeyPat
 def test_times_are_said_in_their_two_largest_units(seconds: float, expected: str) -> None:
     """Nobody needs the seconds of a day."""
     assert output.span(seconds) == expected
-
-
-def test_init_writes_an_example_where_there_is_nothing(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It can be read, and says what to do next."""
-    (here / "ephemeral.toml").unlink()
-    assert cli.main(["init"]) == 0
-    printed = capsys.readouterr()
-    assert printed.out == f"{here / 'ephemeral.toml'}\n"
-    assert "pytest-ephemeral up" in printed.err
-    assert config.load(here / "ephemeral.toml").template(None).name == "staging"
-
-
-def test_init_uses_a_console_script(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The one called as the project is; the wheel as its builder will name it."""
-    (here / "ephemeral.toml").unlink()
-    (here / "pyproject.toml").write_text(
-        '[project]\nname = "My.Shop"\nscripts = { tool = "a:b", "My.Shop" = "a:c" }\n'
-    )
-    assert cli.main(["init", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["script"] == "My.Shop"
-    read = config.load(here / "ephemeral.toml")
-    assert read.images["my-shop"].artifact == "dist/my_shop-*.whl"
-    assert read.template(None).processes() == {"app": "$PREFIX/bin/My.Shop"}  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("files", "folder", "install", "command"),
-    [
-        (["app.py", "requirements/base.txt"], ".", '"$PREFIX/requirements/base.txt"', " app:app"),
-        (["app.py", "deploy/requirements.txt"], ".", "deploy/requirements.txt", " app:app"),
-        (["shop/__init__.py", "shop/requirements.txt"], ".", '"$PREFIX/shop/req', " shop:app"),
-        (["backend/app.py", "backend/requirements.txt"], "backend", '"$PREFIX/req', " app:app"),
-        (["app.py", "docs/requirements.txt"], ".", "install -q flask", " app:app"),
-    ],
-)  # fmt: skip
-def test_init_finds_requirements_in_a_subfolder(
-    here: Path, files: list[str], folder: str, install: str, command: str
-) -> None:
-    """A subfolder with requirements is the artifact if it is not a package."""
-    for name in files:
-        (here / name).parent.mkdir(exist_ok=True)
-        (here / name).write_text("from flask import Flask\napp = Flask(__name__)\n")
-    tree = look(here).source
-    assert tree is not None
-    assert tree.folder == folder
-    assert install in tree.install[-1]
-    assert command in tree.command
-
-
-def test_init_uses_a_dockerfile(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Alone it is the default template; beside a console script, another one."""
-    (here / "ephemeral.toml").unlink()
-    (here / "Dockerfile").write_text("FROM scratch\nEXPOSE 9000/tcp\n")
-    assert cli.main(["init", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["container"] == "here"
-    read = config.load(here / "ephemeral.toml")
-    assert read.template(None).port == 9000
-    assert read.template(None).provider == "docker"
-    both = starter(Found(Script("shop", "shop"), Container("shop", 80)))
-    assert set(tomllib.loads(both)["templates"]) == {"staging", "staging-docker"}
-
-
-COMPOSE = """
-services:
-  db: { image: "postgres:16" }
-  web:
-    build: .
-    ports: ["127.0.0.1:80:9000/tcp"]
-  worker: { build: { context: ./, dockerfile: Dockerfile } }
-  proxy: { build: { context: proxy, target: small, args: ["V=1"] }, expose: [8000] }
-"""
-
-
-def test_init_uses_a_compose_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The URL leads to the first service with a port; what services build is baked, each once."""
-    (here / "ephemeral.toml").unlink()
-    (here / "docker-compose.yml").write_text(COMPOSE)
-    (here / "Dockerfile").write_text("FROM scratch\nEXPOSE 9000\n")
-    assert cli.main(["init", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["service"] == "web"
-    read = config.load(here / "ephemeral.toml")
-    template: Any = read.template("staging-compose")
-    assert (template.file, template.service, template.port) == ("docker-compose.yml", "web", 9000)
-    assert template.replaced == {
-        "web": "here-container",
-        "worker": "here-container",
-        "proxy": "proxy-container",
-    }
-    proxy: Any = read.images["proxy-container"]
-    assert (proxy.context, proxy.target, proxy.build_args) == ("proxy", "small", {"V": "1"})
-
-
-@pytest.mark.parametrize("text", ["", "services: []", "services: { a: }", "a: [b"])
-def test_init_and_a_compose_file_of_nothing(here: Path, text: str) -> None:
-    """What is no Compose file is refused; one without services is as if it were not there."""
-    (here / "ephemeral.toml").unlink()
-    (here / "compose.yaml").write_text(text)
-    assert cli.main(["init"]) == (2 if text == "a: [b" else 0)
-
-
-@pytest.mark.parametrize("name", ["shop", "Shop_2", "x" * 80, "ß", '"\\', "---"])
-def test_whatever_a_project_is_called_what_init_writes_can_be_read(name: str, here: Path) -> None:
-    """Names become table names, globs and strings of TOML."""
-    text = starter(Found(Script(name, name), Container(name, 80)))
-    tomllib.loads(text)
-    (here / "ephemeral.toml").write_text(text)
-    assert config.load(here / "ephemeral.toml").images
-
-
-def test_init_never_overwrites(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Neither the file it would write nor one that is named, and no table in a pyproject.toml."""
-    other = tmp_path / "other.toml"
-    other.write_text("mine")
-    assert cli.main(["init", "--config", str(other)]) == 2
-    assert other.read_text() == "mine"
-    (here / "ephemeral.toml").unlink()
-    (here / "pyproject.toml").write_text("[tool.pytest-ephemeral]")
-    assert cli.main(["init"]) == 2
-    assert "pyproject.toml already exists" in capsys.readouterr().err
-    assert not (here / "ephemeral.toml").exists()
 
 
 def test_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,18 +33,13 @@ port = 8080
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with what ``init`` writes, on a machine of its own; all is taken down after."""
-    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "prefixes"))
+def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with what ``init`` writes; all is taken down after."""
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")  # others' containers may be overdue there
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    yield folder
-    if (folder / "ephemeral.toml").exists():
+    yield workplace
+    if (workplace / "ephemeral.toml").exists():
         assert cli.main(["down", "--all"]) == 0
-    left = tmp_path / "state" / "environments"
+    left = workplace.parent / "state" / "environments"
     assert not left.exists() or list(left.iterdir()) == []
 
 

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import stat
-import subprocess
 import tarfile
 from pathlib import Path
 
@@ -27,19 +26,8 @@ from pytest_ephemeral.images.pipeline import Images
 from pytest_ephemeral.images.provenance import KEY_VARIABLE
 from pytest_ephemeral.models import ImageReference, encode
 from pytest_ephemeral.providers.local import archive, tree
+from support import processes
 from support.machines import RANDOM, Machine
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> tuple[Path, Path]:
-    """A private key and its public one, made by OpenSSL."""
-    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
-    make = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(private)]
-    subprocess.run(make, check=True, timeout=30, capture_output=True)
-    write = ["openssl", "pkey", "-in", str(private), "-pubout", "-out", str(public)]
-    subprocess.run(write, check=True, timeout=30, capture_output=True)
-    return private, public
-
 
 # -- keys and digests --------------------------------------------------------------------------
 
@@ -177,8 +165,7 @@ def test_a_sparse_archive_is_refused(tmp_path: Path) -> None:
     with hollow.open("wb") as stream:
         stream.truncate(3 << 30)
     plain = tmp_path / "plain.tar"
-    command = ["tar", "--sparse", "-cf", str(plain), "-C", str(tmp_path), "hollow"]
-    subprocess.run(command, check=True, timeout=60)
+    processes.run("tar", "--sparse", "-cf", plain, "-C", tmp_path, "hollow")
     assert plain.stat().st_size < 20_000
     packed = tmp_path / "packed"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
@@ -229,20 +216,6 @@ def test_a_fifo_in_the_store_makes_nobody_wait(here: Machine) -> None:
     with pytest.raises(StoreError, match="not a regular file"):
         here.store.read(f"catalog/shop/{'ab' * 32}.json")
     assert here.images.catalog.entries() == [image]
-
-
-def test_half_written_records_are_swept(here: Machine) -> None:
-    """Of writers that were killed long ago, and of no other."""
-    here.store.create("ledger/a.json", b"1")
-    old, new = (here.folder / "store" / "ledger" / f".new-{name}" for name in ("old", "new"))
-    for file in (old, new):
-        file.write_text("half")
-    os.utime(old, (0, 0))
-
-    here.store.create("ledger/b.json", b"2")
-
-    assert not old.exists()
-    assert new.exists()
 
 
 def test_a_failing_bake_never_shows_the_password_of_an_index(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import pytest_ephemeral
+from support.processes import run_python
 
 ROOT = Path(pytest_ephemeral.__file__).parent
 PACKAGE = "pytest_ephemeral"
@@ -178,10 +177,7 @@ def test_the_plugin_costs_a_bare_run_next_to_nothing() -> None:
         "import pytest_ephemeral.pytest_plugin.plugin;"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    loaded = {name.partition(".")[0] for name in json.loads(run_python(code))}
     assert not loaded & set(EXPENSIVE)
 
 
@@ -192,11 +188,8 @@ def test_a_worker_loads_nothing_of_what_only_the_owner_needs() -> None:
         "from pytest_ephemeral.pytest_plugin import session, worker;"
         "print(*sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
     ours = {"broker", "run", "backend", "entries", "server", "relay"}
-    loaded = set(done.stdout.split())
+    loaded = set(run_python(code).split())
     assert not loaded & {"msgspec", *(f"{PACKAGE}.broker.{name}" for name in ours)}
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pytest_ephemeral.ci import Build
 from pytest_ephemeral.cli import main
@@ -21,6 +18,8 @@ from pytest_ephemeral.images import provenance
 from pytest_ephemeral.images.provenance import KEY_VARIABLE, Making
 from pytest_ephemeral.models import Artifact, Image
 from pytest_ephemeral.providers.local.tables import LocalRecipe
+from support import processes
+from support.keys import make_keys
 from support.machines import Machine
 
 DIGEST = "sha256:" + "ab" * 32
@@ -133,23 +132,6 @@ def test_the_statement_says_all_that_is_known() -> None:
 # -- signatures ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def keys(tmp_path: Path) -> tuple[Path, Path]:
-    """A private and a public key, in files."""
-    return new_keys(tmp_path, "key")
-
-
-def new_keys(folder: Path, name: str) -> tuple[Path, Path]:
-    private = Ed25519PrivateKey.generate()
-    files = folder / f"{name}.pem", folder / f"{name}.pub"
-    pkcs8 = serialization.PrivateFormat.PKCS8
-    info = serialization.PublicFormat.SubjectPublicKeyInfo
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    files[0].write_bytes(private.private_bytes(pem, pkcs8, plain))
-    files[1].write_bytes(private.public_key().public_bytes(pem, info))
-    return files
-
-
 def said_of(image: Image, key: str | None) -> Image:
     envelope = provenance.wrap(provenance.statement(image, MAKING), key)
     return msgspec.structs.replace(image, provenance=envelope)
@@ -160,7 +142,7 @@ def test_a_signature_holds_for_its_key_only(keys: tuple[Path, Path], tmp_path: P
     private, public = keys
     for key in (str(private), private.read_text()):
         assert len(provenance.verify(said_of(IMAGE, key), public)) == 64
-    _, other = new_keys(tmp_path, "other")
+    _, other = make_keys(tmp_path, "other")
     with pytest.raises(ProvenanceError, match=r"is not signed by .*other\.pub"):
         provenance.verify(said_of(IMAGE, str(private)), other)
 
@@ -174,16 +156,8 @@ def test_a_signature_is_what_others_verify(keys: tuple[Path, Path], tmp_path: Pa
     signed = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)
     (tmp_path / "signed").write_bytes(signed)
     (tmp_path / "sig").write_bytes(base64.b64decode(envelope.signatures[0].sig))
-    command = ["openssl", "pkeyutl", "-verify", "-rawin", "-pubin"]
-    files = [
-        "-inkey",
-        str(public),
-        "-in",
-        str(tmp_path / "signed"),
-        "-sigfile",
-        str(tmp_path / "sig"),
-    ]
-    done = subprocess.run([*command, *files], capture_output=True, text=True, check=True)
+    files = ["-inkey", public, "-in", tmp_path / "signed", "-sigfile", tmp_path / "sig"]
+    done = processes.run("openssl", "pkeyutl", "-verify", "-rawin", "-pubin", *files)
     assert "Verified Successfully" in done.stdout, done.stderr
 
 
@@ -244,8 +218,7 @@ def test_what_is_no_key_is_a_wrong_configuration(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=KEY_VARIABLE) as caught:
             provenance.check_key({KEY_VARIABLE: key})
         assert "swordfish" not in str(caught.value)
-    command = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(file)]
-    subprocess.run(command, check=True, timeout=30, capture_output=True)
+    processes.run("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", file)
     with pytest.raises(ConfigurationError, match="it is not an Ed25519 key"):
         provenance.check_key({KEY_VARIABLE: str(file)})
 

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import warnings
@@ -43,7 +42,7 @@ from pytest_ephemeral.providers.qemu.hardware import Hardware
 from pytest_ephemeral.providers.qemu.memory import Memory
 from pytest_ephemeral.providers.qemu.tables import Download, QemuRecipe, QemuTemplate
 from pytest_ephemeral.testing.bench import make_order
-from support import web
+from support import processes, web
 
 FITS = {"image": "app sha256:1", "qemu": "QEMU 7.2", "machine": "q35", "template": "{}"}
 
@@ -269,9 +268,7 @@ def test_memory_takes_no_room_in_a_folder(program: Any) -> None:
     (memory,) = [one for one in hardware.argv(None) if "mem-path=" in one]
     path = memory.partition("mem-path=")[2].partition(",")[0]
     look = ["/bin/sh", "-c", 'readlink "$1"; stat -L -c %s "$1"', "sh", path]
-    found = subprocess.run(
-        [*hardware.launcher(None), *look], capture_output=True, text=True, check=True
-    )
+    found = processes.run(*hardware.launcher(None), *look)
     assert found.stdout.splitlines() == ["/memfd:memory-backend-memfd (deleted)", "268435456"]
 
 
@@ -449,10 +446,12 @@ def test_a_monitor_that_ends_at_once_leaves_no_socket(tmp_path: Path, said: byte
         machine.start()
         with warnings.catch_warnings(record=True) as unclosed:
             warnings.simplefilter("always")
+            gc.freeze()  # so that objects of other tests are not searched, which takes seconds
             with pytest.raises(qmp.MachineError) as raised:
                 qmp.open_monitor("vm-1", tmp_path, timeout=5)
             del raised
             gc.collect()
+            gc.unfreeze()
         machine.join()
     assert not [str(warning.message) for warning in unclosed]
 

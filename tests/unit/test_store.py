@@ -31,8 +31,9 @@ def test_what_is_half_written_is_no_record(store):
     assert list(store.paths("catalog")) == ["catalog/shop/1.json"]
 
 
-def test_what_a_killed_writer_left_is_swept(store, tmp_path):
-    """A day later, by the next upload into the same folder; what is being written stays."""
+@pytest.mark.parametrize("write", ["create", "upload"])
+def test_what_a_killed_writer_left_is_swept(store, tmp_path, write):
+    """A day later, by the next write into the same folder; what is being written stays."""
     source = tmp_path / "source"
     source.write_bytes(b"x")
     (store.folder / "images").mkdir(parents=True)
@@ -40,7 +41,10 @@ def test_what_a_killed_writer_left_is_swept(store, tmp_path):
     old.write_bytes(b"")
     new.write_bytes(b"")
     os.utime(old, (0, 0))
-    store.upload("images/x", source)
+    if write == "create":
+        store.create("images/x", b"x")
+    else:
+        store.upload("images/x", source)
     assert not old.exists()
     assert new.exists()
 
