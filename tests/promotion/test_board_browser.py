@@ -110,25 +110,15 @@ def test_a_name_has_to_be_given(page: Callable[..., Any], stage: BoardStage) -> 
 
 
 def test_it_refreshes_by_itself(page: Callable[..., Any], stage: BoardStage) -> None:
-    """What happens elsewhere is seen without touching anything."""
-    window = page()
-    stage.add("staging-new222", V1)
-
-    window.get_by_role("heading", name="staging-new222").wait_for()
-    stage.ledger.remove("staging-new222")
-    window.get_by_role("heading", name="staging-new222").wait_for(state="detached")
-
-
-def test_what_is_being_written_is_not_taken_away(
-    page: Callable[..., Any], stage: BoardStage
-) -> None:
-    """While the rest of the page goes on."""
+    """What happens elsewhere is seen; what is being written is not taken away."""
     window = page()
     comment = window.locator(f"#decide-{WAITING}").get_by_label("Comment")
     comment.fill("Half a sent")
     stage.add("staging-new222", V1)
 
     window.get_by_role("heading", name="staging-new222").wait_for()
+    stage.ledger.remove("staging-new222")
+    window.get_by_role("heading", name="staging-new222").wait_for(state="detached")
 
     assert comment.input_value() == "Half a sent"
 
