@@ -241,6 +241,7 @@ class Worker:
         pytest would repeat the whole failure for every test that uses the fixture. A new request
         gives a message of one line, and may succeed with another test's marker.
         """
+        __tracebackhide__ = True  # the error of a user's fixture passes through this frame
         try:
             return (yield)
         except EnvironmentUnavailable:

@@ -163,24 +163,36 @@ def test_a_failed_bring_up_is_told_in_full_once(project: PluginProject, run: Run
 
 
 def test_the_log_of_a_failed_test_is_told_once(project: PluginProject, run: Run) -> None:
-    """Only what was printed during that test, also when its teardown fails as well."""
+    """Only what was printed during that test, also when its teardown fails as well.
+
+    A fixture's error shows the fixture, and none of our own code.
+    """
     project.write(
+        conftest="""
+@pytest.fixture
+def broken(ephemeral_env):
+    raise RuntimeError
+""",
         test_it="""
 @pytest.fixture
 def bad(ephemeral_env):
     yield
     raise RuntimeError
 
+def test_broken(broken): pass
+
 @pytest.mark.parametrize("n", range(5))
 def test_it(ephemeral_env, bad, n):
     get(ephemeral_env.url, f"/number-{n}")
     raise AssertionError
-"""
+""",
     )
     result = run()
-    result.assert_outcomes(failed=5, errors=5)
+    result.assert_outcomes(failed=5, errors=6)
     for number in range(5):
         assert result.stdout.str().count(f"asked for /number-{number}") == 1
+    assert "def broken" in result.stdout.str()
+    assert "pytest_fixture_setup" not in result.stdout.str()
 
 
 def test_a_stage_is_recorded_with_commit_build_and_report(
