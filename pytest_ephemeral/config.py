@@ -136,6 +136,14 @@ class Config(msgspec.Struct, frozen=True):
         """
         return _lookup(name, self.images, "image", self.path)
 
+    def promotion(self, name: str) -> Promotion:
+        """A promotion by its name.
+
+        Raises:
+            ConfigurationError: There is no such promotion.
+        """
+        return _lookup(name, self.promotions, "promotion", self.path)
+
 
 def load(path: Path) -> Config:
     """Read and check a configuration.

@@ -13,15 +13,12 @@ from pytest_ephemeral.cli.arguments import add_command, add_environment_argument
 from pytest_ephemeral.cli.output import Printer, short
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments.progress import Progress
-from pytest_ephemeral.errors import ConfigurationError, closest
 from pytest_ephemeral.promotion import dns, journal
 from pytest_ephemeral.promotion.promoter import Promoter
 from pytest_ephemeral.promotion.steps import StepEvent
-from pytest_ephemeral.tables import Promotion
 
 if TYPE_CHECKING:
     from pytest_ephemeral.cli.arguments import Parser, Subcommands
-    from pytest_ephemeral.project import Project
     from pytest_ephemeral.promotion.journal import HistoryEntry
 
 _WORDS: Final = {
@@ -100,7 +97,7 @@ def rollback(arguments: argparse.Namespace, output: Printer) -> int:
 def history(arguments: argparse.Namespace, output: Printer) -> int:
     """List the promotions that have ended, newest first."""
     project = open_project(arguments)
-    promotion = _promotion(project, arguments.name)
+    promotion = project.config.promotion(arguments.name)
     entries = journal.history(project.store, promotion.name)
     if output.as_json:
         output.data(history=entries)
@@ -160,7 +157,7 @@ def _print_entry(entry: HistoryEntry, output: Printer) -> int:
 @contextmanager
 def _open_promoter(arguments: argparse.Namespace, name: str) -> Iterator[Promoter]:
     project = open_project(arguments)
-    promotion = _promotion(project, name)
+    promotion = project.config.promotion(name)
     backend = dns.load(promotion, project.config.root)
     with _show_steps() as tell, lifecycle(project, _warn) as life:
         yield Promoter(
@@ -175,15 +172,6 @@ def _open_promoter(arguments: argparse.Namespace, name: str) -> Iterator[Promote
 
 def _warn(event: Progress) -> None:
     print(f"{event.phase}: {event.text}", file=sys.stderr, flush=True)
-
-
-def _promotion(project: Project, name: str) -> Promotion:
-    promotions = project.config.promotions
-    if name not in promotions:
-        raise ConfigurationError(
-            f"{project.config.path}: no promotion {name!r}.{closest(name, promotions)}"
-        )
-    return promotions[name]
 
 
 @contextmanager

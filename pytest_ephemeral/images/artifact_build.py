@@ -136,7 +136,8 @@ def _digest(recipe: Recipe, root: Path) -> str:
                 found = True
                 total.update(f"{file.relative_to(root)}\0".encode())
                 link = file.is_symlink()
-                total.update(str(file.readlink()).encode() if link else _hash(file).encode())
+                content = str(file.readlink()) if link else files.digest_of(files.chunks(file))
+                total.update(content.encode())
     if not found:
         raise ConfigurationError(
             f"images.{recipe.name}.sources: nothing in {root} matches {', '.join(recipe.sources)}"
@@ -149,10 +150,6 @@ def _sources(folder: Path) -> Iterator[Path]:
         parts = file.relative_to(folder).parts
         if not any(part in _OUTPUTS or part.endswith(".egg-info") for part in parts[:-1]):
             yield file
-
-
-def _hash(file: Path) -> str:
-    return files.digest_of(files.chunks(file))
 
 
 def _stamp(recipe: Recipe, root: Path) -> Path:

@@ -82,7 +82,7 @@ def check_key(environ: Mapping[str, str]) -> None:
         UnavailableError: ``pytest-ephemeral[sign]`` is not installed.
     """
     if key := environ.get(KEY_VARIABLE):
-        _private_key(key)
+        _load_key(key, private=True)
 
 
 def statement(image: Image, making: Making) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def wrap(content: Mapping[str, Any], key: str | None) -> Envelope:
     envelope = Envelope(payload_type=PAYLOAD_TYPE, payload=base64.b64encode(payload).decode())
     if not key:
         return envelope
-    private = _private_key(key)
+    private = _load_key(key, private=True)
     signature = Signature(
         keyid=_key_id(private.public_key()),
         sig=base64.b64encode(private.sign(_encode_for_signing(PAYLOAD_TYPE, payload))).decode(),
@@ -185,7 +185,7 @@ def verify(image: Image, public_key: Path) -> str:
             f"the provenance of {image.name} ({image.key[:19]}…) is not signed: set "
             f"{KEY_VARIABLE} to a private key where it is baked"
         )
-    key = _public_key(public_key)
+    key = _load_key(str(public_key), private=False)
     for signature in envelope.signatures:
         if envelope.payload_type == PAYLOAD_TYPE and _matches(key, envelope, signature):
             return _key_id(key)
@@ -302,14 +302,6 @@ def _key_id(key: Ed25519PublicKey) -> str:
     import hashlib
 
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()
-
-
-def _private_key(key: str) -> Any:
-    return _load_key(key, private=True)
-
-
-def _public_key(file: Path) -> Any:
-    return _load_key(str(file), private=False)
 
 
 def _load_key(key: str, *, private: bool) -> Any:

@@ -29,7 +29,6 @@ def wait_until(
     within: float,
     every: float,
     longest: float | None = None,
-    clock: Clock = CLOCK,
 ) -> T:
     """Call a function until its result is true.
 
@@ -39,15 +38,14 @@ def wait_until(
         every: Seconds between the first two calls.
         longest: Seconds: each pause is twice the one before, up to this. By default, pauses stay
             the same.
-        clock: The clock.
 
     Returns:
         The last result of the function; it is false if the time is over.
     """
-    deadline = clock.now() + within
+    deadline = CLOCK.now() + within
     pauses = _pauses(every, longest)
-    while not (found := look()) and clock.now() < deadline:
-        clock.sleep(next(pauses))
+    while not (found := look()) and CLOCK.now() < deadline:
+        CLOCK.sleep(next(pauses))
     return found
 
 
