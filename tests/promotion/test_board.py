@@ -71,7 +71,9 @@ def test_the_link_lets_in_and_the_token_leaves_the_address(application: Any) -> 
 
 @pytest.mark.parametrize("query", [{}, {"token": "wrong"}, {"token": ""}, {"token": "ü"}])
 @pytest.mark.parametrize("path", ["/", "/nowhere", "/decide/staging-m4x8wd"])
-def test_nobody_else_gets_in(application: Any, query: dict[str, str], path: str) -> None:
+def test_a_missing_or_wrong_token_is_refused(
+    application: Any, query: dict[str, str], path: str
+) -> None:
     """Not a word of what is there."""
     answer = application.test_client().get(path, query_string=query)
 
@@ -129,7 +131,7 @@ def test_a_form_of_another_site_is_refused(
         {"comment": "x" * 2001},
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_invalid_decisions_are_refused(
     decide: Callable[..., Any], stage: BoardStage, changes: dict[str, str]
 ) -> None:
     """And nothing is decided."""
@@ -137,7 +139,7 @@ def test_what_makes_no_sense_is_refused(
     assert Approvals(stage.project.store).get("staging-m4x8wd").state == "pending"
 
 
-def test_the_second_is_told_who_was_first(decide: Callable[..., Any], stage: BoardStage) -> None:
+def test_a_second_decision_shows_the_first(decide: Callable[..., Any], stage: BoardStage) -> None:
     """On the page itself."""
     stage.decide("staging-m4x8wd", "rejected", "Bo")
 
@@ -148,7 +150,7 @@ def test_the_second_is_told_who_was_first(decide: Callable[..., Any], stage: Boa
     assert "A decision can&#39;t be changed" in answer.text
 
 
-def test_an_environment_nobody_asked_about_is_said(decide: Callable[..., Any]) -> None:
+def test_a_decision_without_a_request_is_refused(decide: Callable[..., Any]) -> None:
     """Its id comes from the address, and may be anything."""
     for id in ("nothing", "..", "%2e%2e%2fx", "a/b"):
         assert decide(id).status_code in {404, 409}
@@ -187,7 +189,7 @@ def test_no_other_site_can_run_frame_or_send_anything(browser: Any) -> None:
     assert not re.search(r"<script>|style=|onclick=", browser.get("/").text)
 
 
-def test_a_store_that_can_not_be_read_is_said(
+def test_an_unreadable_store_is_reported(
     browser: Any, stage: BoardStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may come back."""
@@ -280,7 +282,7 @@ def test_what_was_destroyed_can_not_be_approved(
     assert decide(decision="rejected").status_code == 303
 
 
-def test_a_production_link_is_one_of_the_web(stage: BoardStage, browser: Any) -> None:
+def test_a_production_link_needs_a_web_scheme(stage: BoardStage, browser: Any) -> None:
     """A forged journal puts no script behind it."""
     path = "promotions/production/current.json"
     data, version = stage.project.store.read(path)

@@ -82,7 +82,7 @@ def test_the_token_does_not_stay_in_the_address(page: Callable[..., Any]) -> Non
     assert "token" not in page().url
 
 
-def test_approving(page: Callable[..., Any], stage: BoardStage) -> None:
+def test_a_person_approves(page: Callable[..., Any], stage: BoardStage) -> None:
     """A person opens the link, looks, says yes; the board shows it, and who."""
     window = page()
     card = window.locator(f"#decide-{WAITING}")
@@ -109,7 +109,7 @@ def test_a_name_has_to_be_given(page: Callable[..., Any], stage: BoardStage) -> 
     assert window.get_by_label("Your name").evaluate("field => field === document.activeElement")
 
 
-def test_it_refreshes_by_itself(page: Callable[..., Any], stage: BoardStage) -> None:
+def test_the_page_refreshes_and_keeps_a_draft(page: Callable[..., Any], stage: BoardStage) -> None:
     """What happens elsewhere is seen; what is being written is not taken away."""
     window = page()
     comment = window.locator(f"#decide-{WAITING}").get_by_label("Comment")
@@ -123,7 +123,7 @@ def test_it_refreshes_by_itself(page: Callable[..., Any], stage: BoardStage) -> 
     assert comment.input_value() == "Half a sent"
 
 
-def test_time_runs(page: Callable[..., Any]) -> None:
+def test_expiries_count_down(page: Callable[..., Any]) -> None:
     """Expiries count down by the second."""
     time = page().locator(f"#decide-{WAITING} time[data-until]").last
     first = time.inner_text()

@@ -81,7 +81,7 @@ def run_tests(project: PluginProject) -> tuple[int, str]:
     return process.returncode, output
 
 
-def test_what_nobody_signed_is_refused_everywhere(project: PluginProject) -> None:
+def test_an_unsigned_image_is_refused_by_every_command(project: PluginProject) -> None:
     """It was baked, tested and launched before the key was required; nothing goes on from there."""
     assert run_tests(project)[0] == 0
     assert run(project, "up", project.one)[0] == 0
@@ -100,7 +100,7 @@ def test_what_nobody_signed_is_refused_everywhere(project: PluginProject) -> Non
     assert not (project.folder / "hosts").exists()
 
 
-def test_a_rollback_is_held_to_it_too(project: PluginProject) -> None:
+def test_a_rollback_to_an_unsigned_image_is_refused(project: PluginProject) -> None:
     """Also one that was begun before: production stays where it is."""
     require(project, signature=False, keep="1m")
     known: set[str] = set()
@@ -122,7 +122,7 @@ def test_a_rollback_is_held_to_it_too(project: PluginProject) -> None:
     assert (project.folder / "hosts").read_text() != hosts
 
 
-def test_what_was_signed_goes_all_the_way(project: PluginProject) -> None:
+def test_a_signed_image_is_tested_launched_and_promoted(project: PluginProject) -> None:
     """Baked with the key, which none of the later stages has."""
     require(project, signature=True)
     assert run(project, "bake", signing=True)[0] == 0
@@ -136,7 +136,7 @@ def test_what_was_signed_goes_all_the_way(project: PluginProject) -> None:
     assert "app.example.test" in (project.folder / "hosts").read_text()
 
 
-def test_another_s_signature_is_none(project: PluginProject) -> None:
+def test_a_signature_with_another_key_is_refused(project: PluginProject) -> None:
     """Signed, but by a key that the configuration does not name."""
     require(project, signature=True)
     assert run(project, "bake", signing=True)[0] == 0

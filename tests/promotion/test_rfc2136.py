@@ -103,7 +103,7 @@ def test_a_name_is_created_moved_and_removed(nameserver: Nameserver, name: str) 
 @pytest.mark.parametrize(
     ("old", "new"), [([A], [SIX]), ([A], [ALIAS]), ([ALIAS], [A]), ([A, SIX], [B]), ([A], [B, SIX])]
 )
-def test_one_type_gives_way_to_another(
+def test_a_record_can_change_its_type(
     nameserver: Nameserver, name: str, old: list[DnsRecord], new: list[DnsRecord]
 ) -> None:
     """In one update: beside a CNAME nothing may be, at no moment."""
@@ -116,7 +116,7 @@ def test_one_type_gives_way_to_another(
 
 
 @pytest.mark.parametrize("wrong", [[], [B], [SIX], [A, SIX], [ALIAS]])
-def test_what_is_not_there_is_not_replaced(
+def test_a_swap_from_other_records_is_refused(
     nameserver: Nameserver, name: str, wrong: list[DnsRecord]
 ) -> None:
     """The server itself holds it against the zone, and changes nothing; what is there is shown."""
@@ -142,7 +142,7 @@ def test_all_authoritative_servers_are_asked(nameserver: Nameserver, name: str) 
     assert f"ns2.{ZONE} ({SECONDARY}:{nameserver.port}: A 5s 127.1.1.1)" in behind
 
 
-def test_the_servers_can_be_said(nameserver: Nameserver, name: str) -> None:
+def test_the_servers_can_be_configured(nameserver: Nameserver, name: str) -> None:
     """Where those that the zone names can't be reached from here."""
     zone = backend(nameserver, name, servers=[nameserver.address, "127.78.0.99:1"])
     zone.swap([], [A])
@@ -169,7 +169,7 @@ def test_no_key_is_refused(nameserver: Nameserver, name: str) -> None:
         zone.swap([], [A])
 
 
-def test_a_clock_that_differs_is_said(
+def test_a_wrong_clock_is_named(
     nameserver: Nameserver, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signature is good for five minutes."""
@@ -205,7 +205,7 @@ def test_a_key_that_everybody_can_read_is_refused(nameserver: Nameserver, tmp_pa
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", 'key "a" { secret "%%"; };', "a:b:c:d"])
-def test_what_is_no_key_is_said(nameserver: Nameserver, tmp_path: Path, text: str) -> None:
+def test_an_invalid_key_is_refused(nameserver: Nameserver, tmp_path: Path, text: str) -> None:
     """Before anything is asked; the secret is not shown."""
     (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_text(text)
@@ -216,7 +216,7 @@ def test_what_is_no_key_is_said(nameserver: Nameserver, tmp_path: Path, text: st
         backend(nameserver, f"a.{ZONE}", key=str(tmp_path / "none"))
 
 
-def test_a_name_outside_of_its_zone_is_said(nameserver: Nameserver) -> None:
+def test_a_name_outside_of_its_zone_is_refused(nameserver: Nameserver) -> None:
     """Before anything is asked."""
     with pytest.raises(ConfigurationError, match=r"shop\.other\.test is not in the zone"):
         backend(nameserver, "shop.other.test")
@@ -228,7 +228,7 @@ def test_the_zones_own_name_can_not_be_an_alias(nameserver: Nameserver) -> None:
         backend(nameserver, ZONE).records_for("elsewhere.example.org", 5, [])
 
 
-def test_a_server_that_does_not_speak_for_the_zone_is_said(nameserver: Nameserver) -> None:
+def test_a_server_that_is_not_authoritative_is_refused(nameserver: Nameserver) -> None:
     """A resolver would answer from memory."""
     zone = backend(nameserver, "shop.other.test", zone="other.test")
 
@@ -236,7 +236,7 @@ def test_a_server_that_does_not_speak_for_the_zone_is_said(nameserver: Nameserve
         zone.read()
 
 
-def test_nobody_there(name: str, nameserver: Nameserver) -> None:
+def test_a_server_that_is_down_is_unavailable(name: str, nameserver: Nameserver) -> None:
     """A server that is down may come back."""
     with pytest.raises(DnsUnavailableError):
         backend(nameserver, name, server="127.78.0.98:1").read()
@@ -266,7 +266,7 @@ def production(
     return make
 
 
-def test_promotion_and_rollback_are_seen_by_asking(
+def test_both_servers_show_promotion_and_rollback(
     production: Callable[..., Stage], nameserver: Nameserver, name: str
 ) -> None:
     """At each step, both servers say what they should."""
@@ -289,7 +289,7 @@ def test_promotion_and_rollback_are_seen_by_asking(
     assert nameserver.ask(name, server=SECONDARY) == ([V1], 1)
 
 
-def test_an_old_record_with_a_long_time_to_live_is_shortened_first(
+def test_a_long_ttl_is_lowered_on_both_servers(
     production: Callable[..., Stage], nameserver: Nameserver, name: str
 ) -> None:
     """Both servers say the old address with the short time, before the name moves."""
@@ -307,7 +307,7 @@ def test_an_old_record_with_a_long_time_to_live_is_shortened_first(
     assert nameserver.ask(name) == ([V1], 1)
 
 
-def test_what_nsupdate_has_changed_meanwhile_is_left_alone(
+def test_a_change_by_nsupdate_is_not_undone(
     production: Callable[..., Stage], nameserver: Nameserver, name: str
 ) -> None:
     """Someone else's update is not undone, and is shown."""
@@ -324,7 +324,7 @@ def test_what_nsupdate_has_changed_meanwhile_is_left_alone(
     assert nameserver.ask(name) == (["127.9.9.9"], 9)
 
 
-def test_a_server_that_refuses_means_going_back(
+def test_a_refused_update_undoes_the_promotion(
     production: Callable[..., Stage], nameserver: Nameserver, name: str
 ) -> None:
     """A key that may not is refused at once: the name stays, and v2 gets its expiry back."""
@@ -339,7 +339,7 @@ def test_a_server_that_refuses_means_going_back(
     assert stage.get("v2").expires_at is not None
 
 
-def test_an_answer_that_nobody_has_signed_is_not_believed(
+def test_an_unsigned_response_is_refused(
     production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
 ) -> None:
     """Anyone could have sent it: neither a yes nor a no."""
@@ -353,7 +353,7 @@ def test_an_answer_that_nobody_has_signed_is_not_believed(
     assert nameserver.ask(name)[0] == [V1]
 
 
-def test_a_server_that_fails_for_a_moment_is_asked_again(
+def test_a_temporary_failure_is_retried(
     production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
 ) -> None:
     """SERVFAIL is not final."""
@@ -368,7 +368,7 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(
     assert nameserver.ask(name)[0] == [V1]
 
 
-def test_an_answer_that_is_lost_is_not_believed_lost(
+def test_a_lost_response_does_not_repeat_the_update(
     production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
 ) -> None:
     """The update was done: asked again, that is seen."""
@@ -381,7 +381,7 @@ def test_an_answer_that_is_lost_is_not_believed_lost(
     assert nameserver.ask(name)[0] == [V2]
 
 
-def test_a_server_that_stays_silent_means_both_stay_up(
+def test_a_silent_server_leaves_both_environments_up(
     production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
 ) -> None:
     """Whether the name has moved can't be told, so nothing may end; later it is taken back."""

@@ -31,7 +31,7 @@ STEPS = [
 ]
 
 
-def test_the_first_promotion_points_the_name(make_stage: Callable[..., Stage]) -> None:
+def test_the_first_promotion_creates_the_record(make_stage: Callable[..., Stage]) -> None:
     """From nothing to v1, which never ends from then on, by its record and its provider's word."""
     stage = make_stage()
 
@@ -47,7 +47,7 @@ def test_the_first_promotion_points_the_name(make_stage: Callable[..., Stage]) -
     assert stage.published == [("v1", f"http://{NAME}:{stage.port}/")]
 
 
-def test_the_next_one_retires_the_one_before(stage: Stage) -> None:
+def test_the_next_promotion_retires_the_previous_one(stage: Stage) -> None:
     """v2 is production; v1 ends by itself after drain and keep-old, and not before."""
     before = datetime.now(UTC)
 
@@ -61,7 +61,7 @@ def test_the_next_one_retires_the_one_before(stage: Stage) -> None:
     assert stage.provider_state("v1")["expires"] == str(expires)
 
 
-def test_a_forged_journal_ends_no_other_production(stage: Stage) -> None:
+def test_a_forged_journal_does_not_expire_another_production(stage: Stage) -> None:
     """It says that another name's production was this one's, too: that never gets an expiry."""
     stage.add("other", V2, production="shop-eu", expires_at=None)
     forged = Journal(stage.project.store, "production")
@@ -77,13 +77,13 @@ def test_a_forged_journal_ends_no_other_production(stage: Stage) -> None:
     assert (other.production, other.expires_at) == ("shop-eu", None)
 
 
-def test_production_is_already_production(stage: Stage) -> None:
+def test_promoting_production_again_does_nothing(stage: Stage) -> None:
     """Doing it again does nothing."""
     assert stage.promoter().promote("v1") is None
     assert len(journal.history(stage.project.store, "production")) == 1
 
 
-def test_the_old_one_is_touched_only_after_the_name_has_been_verified(stage: Stage) -> None:
+def test_production_stays_until_the_new_one_is_verified(stage: Stage) -> None:
     """At every point before that, v1 is production and never ends."""
     seen = {}
 
@@ -110,7 +110,7 @@ def test_the_old_one_is_touched_only_after_the_name_has_been_verified(stage: Sta
     assert seen["switch: moved"][3] == [V2]
 
 
-def test_what_fails_its_verification_is_taken_back(stage: Stage, served: dict[str, Site]) -> None:
+def test_a_failed_verification_is_undone(stage: Stage, served: dict[str, Site]) -> None:
     """v1 has the name again and stays production, v2 gets an expiry again, and why is told."""
     served["v2"].refuses = stage.when_live("v2")
 
@@ -127,9 +127,7 @@ def test_what_fails_its_verification_is_taken_back(stage: Stage, served: dict[st
     assert [done.step for done in last.steps][-2:] == ["restore", "rearm"]
 
 
-def test_what_does_not_answer_directly_never_gets_the_name(
-    stage: Stage, served: dict[str, Site]
-) -> None:
+def test_a_failed_direct_check_changes_no_record(stage: Stage, served: dict[str, Site]) -> None:
     """It is checked before anything is moved."""
     served["v2"].healthy = False
     moved = []
@@ -141,7 +139,7 @@ def test_what_does_not_answer_directly_never_gets_the_name(
     assert stage.addresses() == [V1]
 
 
-def test_what_does_not_know_the_name_never_gets_it(stage: Stage, served: dict[str, Site]) -> None:
+def test_a_rejected_host_name_changes_no_record(stage: Stage, served: dict[str, Site]) -> None:
     """It is asked under the name before any client can."""
     served["v2"].refuses = lambda asked: asked == NAME
     moved: list[str] = []
@@ -164,7 +162,7 @@ def test_a_wildcard_is_checked_and_published_as_one_of_its_names(
     assert V1 in made.addresses()
 
 
-def test_an_environment_that_dies_before_the_switch_does_not_get_the_name(stage: Stage) -> None:
+def test_a_stop_before_the_switch_changes_no_record(stage: Stage) -> None:
     """It was checked, but it must be alive when the name moves."""
 
     def die(point: str) -> None:
@@ -179,9 +177,7 @@ def test_an_environment_that_dies_before_the_switch_does_not_get_the_name(stage:
     assert Journal(stage.project.store, "production").head.run is None
 
 
-def test_an_environment_that_dies_after_the_switch_loses_the_name(
-    stage: Stage, served: dict[str, Site]
-) -> None:
+def test_a_stop_after_the_switch_restores_the_record(stage: Stage, served: dict[str, Site]) -> None:
     """The name never stays with what is not there."""
 
     def die(point: str) -> None:
@@ -195,7 +191,7 @@ def test_an_environment_that_dies_after_the_switch_loses_the_name(
     assert stage.addresses() == [V1]
 
 
-def test_a_name_that_someone_else_has_changed_is_left_alone(stage: Stage) -> None:
+def test_a_record_changed_by_others_is_not_replaced(stage: Stage) -> None:
     """Both are shown: what it is, and what it was left as."""
     (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
 
@@ -206,7 +202,7 @@ def test_a_name_that_someone_else_has_changed_is_left_alone(stage: Stage) -> Non
     assert stage.get("v2").expires_at is not None
 
 
-def test_a_name_that_is_changed_between_looking_and_moving_is_left_alone(stage: Stage) -> None:
+def test_a_record_changed_during_the_promotion_is_not_replaced(stage: Stage) -> None:
     """That is what compare-and-swap is for."""
 
     def meddle(point: str) -> None:
@@ -219,7 +215,7 @@ def test_a_name_that_is_changed_between_looking_and_moving_is_left_alone(stage: 
     assert stage.addresses() == ["127.9.9.9"]
 
 
-def test_a_changed_name_can_be_accepted(stage: Stage) -> None:
+def test_a_changed_record_can_be_accepted(stage: Stage) -> None:
     """On request, what it says now is what is gone on from."""
     (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")
 
@@ -237,7 +233,7 @@ def test_another_port_is_refused(stage: Stage) -> None:
         stage.promoter().promote("v3")
 
 
-def test_what_is_not_up_is_refused(make_stage: Callable[..., Stage]) -> None:
+def test_only_a_ready_environment_can_be_promoted(make_stage: Callable[..., Stage]) -> None:
     """An environment that is still coming up has nothing to point to."""
     stage = make_stage()
     stage.add("v3", "127.77.0.3", state="launching")
@@ -248,7 +244,7 @@ def test_what_is_not_up_is_refused(make_stage: Callable[..., Stage]) -> None:
         stage.promoter().promote("v4")
 
 
-def test_an_expiry_that_can_not_be_disarmed_stops_everything(
+def test_an_expiry_that_stays_on_stops_the_promotion(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is proven by the provider's own word, not by having asked."""
@@ -260,7 +256,7 @@ def test_an_expiry_that_can_not_be_disarmed_stops_everything(
     assert stage.addresses() == [V1]
 
 
-def test_a_long_time_to_live_is_lowered_and_waited_out(make_stage: Callable[..., Stage]) -> None:
+def test_a_long_ttl_is_lowered_first(make_stage: Callable[..., Stage]) -> None:
     """And only then does the name move."""
     stage = make_stage(record_ttl=Duration(1))
     zone = Zone(ttl=3)
@@ -276,7 +272,7 @@ def test_a_long_time_to_live_is_lowered_and_waited_out(make_stage: Callable[...,
     assert sum(waited) >= 3
 
 
-def test_a_failure_puts_the_long_time_to_live_back(
+def test_a_failure_restores_the_long_ttl(
     make_stage: Callable[..., Stage], served: dict[str, Site]
 ) -> None:
     """Byte for byte what it was."""
@@ -290,7 +286,7 @@ def test_a_failure_puts_the_long_time_to_live_back(
     assert zone.records == zone.first
 
 
-def test_a_server_that_has_it_late_is_waited_for(make_stage: Callable[..., Stage]) -> None:
+def test_a_slow_name_server_is_waited_for(make_stage: Callable[..., Stage]) -> None:
     """Nothing is verified before all authoritative servers answer with the new record."""
     stage = make_stage()
     zone = Zone(ttl=1, behind=5)
@@ -300,7 +296,9 @@ def test_a_server_that_has_it_late_is_waited_for(make_stage: Callable[..., Stage
     assert zone.behind == 0
 
 
-def test_a_server_that_never_has_it_means_going_back(make_stage: Callable[..., Stage]) -> None:
+def test_a_name_server_that_never_updates_undoes_the_promotion(
+    make_stage: Callable[..., Stage],
+) -> None:
     """A name that is two things at once is not a promotion."""
     stage = make_stage()
     zone = Zone(ttl=1, stuck=V1)
@@ -311,7 +309,7 @@ def test_a_server_that_never_has_it_means_going_back(make_stage: Callable[..., S
     assert zone.records == zone.first
 
 
-def test_an_update_whose_answer_is_lost_is_not_done_twice(
+def test_a_lost_response_does_not_repeat_the_update(
     make_stage: Callable[..., Stage],
 ) -> None:
     """Asked again, it is seen that it was done."""
@@ -323,7 +321,7 @@ def test_an_update_whose_answer_is_lost_is_not_done_twice(
     assert zone.records[0].values == [V1]
 
 
-def test_rollback_goes_back(stage: Stage) -> None:
+def test_rollback_restores_the_previous_environment(stage: Stage) -> None:
     """v1 never ends again, then gets the name; v2 gets an end."""
     stage.promoter().promote("v2")
 
@@ -337,7 +335,7 @@ def test_rollback_goes_back(stage: Stage) -> None:
     assert stage.promoter().rollback().target.environment == "v2"
 
 
-def test_rollback_to_what_is_broken_stays(stage: Stage, served: dict[str, Site]) -> None:
+def test_a_failed_rollback_changes_nothing(stage: Stage, served: dict[str, Site]) -> None:
     """It is checked like any other."""
     stage.promoter().promote("v2")
     served["v1"].healthy = False
@@ -349,7 +347,7 @@ def test_rollback_to_what_is_broken_stays(stage: Stage, served: dict[str, Site])
     assert stage.find_production() == ["v2"]
 
 
-def test_rollback_to_what_is_gone_is_refused(stage: Stage) -> None:
+def test_rollback_to_a_destroyed_environment_is_refused(stage: Stage) -> None:
     """After keep-old there is nothing to go back to."""
     stage.promoter().promote("v2")
     stage.ledger.remove("v1")
@@ -371,7 +369,7 @@ def test_rollback_from_the_first_promotion(make_stage: Callable[..., Stage]) -> 
     assert stage.get("v1").expires_at is not None
 
 
-def test_rollback_to_no_name_at_all_is_refused(stage: Stage) -> None:
+def test_rollback_without_a_previous_record_is_refused(stage: Stage) -> None:
     """A name that points to nothing is nobody's wish."""
     with pytest.raises(PromotionError, match="production has no rollback target"):
         stage.promoter().rollback()
@@ -390,7 +388,7 @@ def test_the_plan_changes_nothing(stage: Stage, tmp_path: Path) -> None:
         stage.promoter(promotion=_requiring(stage, "tests")).plan("v2")
 
 
-def test_history_tells_who_what_and_when(stage: Stage) -> None:
+def test_history_has_the_person_the_image_and_the_time(stage: Stage) -> None:
     """Oldest first, with each step's time."""
     stage.promoter().promote("v2")
 

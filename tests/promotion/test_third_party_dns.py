@@ -94,7 +94,7 @@ def test_promotion_and_rollback(project: PluginProject) -> None:
     assert rows == [("SOA", "ns admin 1 2 3 4 5"), ("A", "192.0.2.1")]
 
 
-def test_what_someone_else_changed_stays(project: PluginProject) -> None:
+def test_a_record_changed_by_others_stays(project: PluginProject) -> None:
     """A record that is not as the last promotion left it is not replaced."""
     first, _ = up(project)
     second, _ = up(project)
@@ -105,7 +105,7 @@ def test_what_someone_else_changed_stays(project: PluginProject) -> None:
     assert addresses(project) == [("192.0.2.9", 1)]
 
 
-def test_a_database_that_is_missing(project: PluginProject) -> None:
+def test_a_missing_database_is_an_error(project: PluginProject) -> None:
     """One line that names the file; nothing is created."""
     first, _ = up(project)
     (project.folder / "pdns.sqlite3").unlink()

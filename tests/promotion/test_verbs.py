@@ -49,7 +49,7 @@ def address(stage: BoardStage) -> str:
     return (stage.folder / "shop" / "hosts").read_text().split()[0]
 
 
-def test_promote_moves_the_name_and_tells_each_step(run: Any, stage: BoardStage) -> None:
+def test_promote_changes_the_record_and_prints_each_step(run: Any, stage: BoardStage) -> None:
     """The URL on stdout, the steps with their times on stderr."""
     stage.decide(WAITING, "approved", "Anna")
 
@@ -86,7 +86,7 @@ def test_a_dry_run_prints_the_plan(run: Any, stage: BoardStage) -> None:
     assert address(stage) == V1
 
 
-def test_promote_refuses_what_lacks_something(run: Any, stage: BoardStage) -> None:
+def test_promote_refuses_missing_requirements(run: Any, stage: BoardStage) -> None:
     """All of it, in words."""
     status, _, err = run("promote", WAITING, "--to", "production")
     assert status == 1
@@ -111,7 +111,7 @@ def test_promote_json(run: Any, stage: BoardStage) -> None:
 
 
 @pytest.mark.parametrize("verb", [("promote", "x", "--to"), ("rollback",), ("history",)])
-def test_an_unknown_promotion_is_answered_with_the_closest(run: Any, verb: tuple[str]) -> None:
+def test_an_unknown_promotion_names_the_closest(run: Any, verb: tuple[str]) -> None:
     """As a usage error."""
     status, _, err = run(*verb, "produktion")
     assert status == 2
@@ -144,7 +144,7 @@ def test_rollback_and_history(run: Any, stage: BoardStage) -> None:
     assert [one["kind"] for one in told] == ["promote", "promote", "promote", "rollback"]
 
 
-def test_a_request_is_made_and_answered(run: Any, stage: BoardStage) -> None:
+def test_an_approval_is_requested_and_decided(run: Any, stage: BoardStage) -> None:
     """Its link on stdout; how to decide on stderr."""
     stage.add("staging-new222", V1)
 
@@ -180,7 +180,7 @@ def test_waiting_ends_with_the_decision(
     assert "by Anna" in err
 
 
-def test_nobody_decides(run: Any, stage: BoardStage) -> None:
+def test_waiting_without_a_decision_times_out(run: Any, stage: BoardStage) -> None:
     """5, and the late yes is told the same."""
     stage.add("staging-new222", V1)
     status, out, _ = run("approval", "request", "staging-new222", "--wait", "10ms", "--json")
@@ -189,7 +189,7 @@ def test_nobody_decides(run: Any, stage: BoardStage) -> None:
     assert run("approve", "staging-new222")[0] == 5
 
 
-def test_what_is_not_there(run: Any, stage: BoardStage) -> None:
+def test_unknown_ids_and_names_are_errors(run: Any, stage: BoardStage) -> None:
     """3, with the closest."""
     for verb in (
         ("approve", "nothing"),
@@ -200,7 +200,7 @@ def test_what_is_not_there(run: Any, stage: BoardStage) -> None:
         assert run(*verb)[0] == 3
 
 
-def test_what_was_destroyed_can_not_be_approved(run: Any, stage: BoardStage) -> None:
+def test_a_destroyed_environment_can_not_be_approved(run: Any, stage: BoardStage) -> None:
     """A form or a command that somebody had prepared comes too late, and nothing is recorded."""
     assert run("down", WAITING)[0] == 0
     status, _, err = run("approve", WAITING)
@@ -209,7 +209,7 @@ def test_what_was_destroyed_can_not_be_approved(run: Any, stage: BoardStage) -> 
     assert stage.project.store.read(f"approvals/{WAITING}.json").data.count(b'"pending"') == 1
 
 
-def test_what_points_to_a_destroyed_environment_is_said(run: Any, stage: BoardStage) -> None:
+def test_a_record_of_a_destroyed_environment_is_reported(run: Any, stage: BoardStage) -> None:
     """With the commands that end it."""
     status, _, err = run("down", "staging-7f3k2q", "--production")
     assert status == 0
@@ -232,7 +232,7 @@ def test_production_is_not_taken_down_by_accident(run: Any, stage: BoardStage) -
     assert stage.ledger.entries() == []
 
 
-def test_production_is_said_to_be_production(run: Any, stage: BoardStage) -> None:
+def test_list_shows_production(run: Any, stage: BoardStage) -> None:
     """In the list, among the others."""
     _, out, _ = run("list")
     [row] = [line for line in out.splitlines() if line.startswith(LIVE)]
@@ -246,7 +246,7 @@ def test_extending_production_changes_nothing(run: Any, stage: BoardStage) -> No
     assert stage.get(LIVE).expires_at is None
 
 
-def test_what_was_ever_production_is_not_pruned(run: Any, stage: BoardStage) -> None:
+def test_former_production_is_not_pruned(run: Any, stage: BoardStage) -> None:
     """Rollback, and whoever asks what ran when, need its image; others go."""
     unrelated = stage.bake("0.0.1", minutes=999)
     stage.decide(WAITING, "approved", "Anna")
@@ -264,7 +264,7 @@ def test_what_was_ever_production_is_not_pruned(run: Any, stage: BoardStage) -> 
     assert not removed & {image.key for image in promoted if image is not None}
 
 
-def test_nothing_is_pruned_while_a_promotion_can_not_be_read(run: Any, stage: BoardStage) -> None:
+def test_an_unreadable_promotion_stops_pruning(run: Any, stage: BoardStage) -> None:
     """It may refer to any image."""
     stage.project.store.create("promotions/production/history/broken.json", b"{")
 

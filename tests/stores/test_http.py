@@ -49,7 +49,7 @@ def blob(http: Files) -> str:
     return path
 
 
-def test_what_is_on_the_server(repository, http, tmp_path):
+def test_the_server_has_blobs_digests_and_entries(repository, http, tmp_path):
     """As in a folder's repository, and a file more by which its digest finds it."""
     digest = repository.push(built(tmp_path)).digest.removeprefix("sha256:")
     assert sorted(http.content) == [
@@ -85,9 +85,7 @@ def test_a_version_never_changes_its_meaning(repository, http, tmp_path, conditi
 
 
 @pytest.mark.parametrize("overwriting", [True, False])
-def test_who_comes_between_the_look_and_the_put_wins(
-    repository, http, tmp_path, monkeypatch, overwriting
-):
+def test_a_concurrent_push_wins(repository, http, tmp_path, monkeypatch, overwriting):
     """On a server that knows conditions, or one that forbids overwriting."""
     http.overwriting, http.conditions = overwriting, overwriting
     faster = HttpRepository(repository.url)
@@ -128,7 +126,7 @@ def test_half_an_upload_is_no_artifact(repository, http, tmp_path, counting):
 
 
 @pytest.mark.parametrize("counting", [True, False])
-def test_other_bytes_of_the_same_length_are_no_artifact(repository, http, tmp_path, counting):
+def test_a_blob_with_other_bytes_is_replaced(repository, http, tmp_path, counting):
     """A blob that is there is believed only by its digest."""
     http.counting = counting
     repository.push(built(tmp_path))
@@ -183,7 +181,7 @@ def test_a_busy_server_is_asked_again(repository, http, tmp_path):
         repository.find("shop@1.4.2", tmp_path)
 
 
-def test_a_server_that_is_away_is_said_to_be(tmp_path):
+def test_an_unreachable_server_is_named(tmp_path):
     """By its address."""
     repository = HttpRepository("http://127.0.0.1:9/builds")
     with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9/builds can't be reached"):
@@ -230,7 +228,7 @@ def test_a_token_comes_from_the_environment(repository, http, tmp_path, monkeypa
     assert set(http.sent) == {"Bearer t0ken"}
 
 
-def test_else_they_come_from_netrc(repository, http, tmp_path):
+def test_credentials_come_from_netrc_otherwise(repository, http, tmp_path):
     """By the server's name."""
     http.authorization = BASIC
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login anna password geheim\n")
@@ -246,7 +244,7 @@ def test_missing_credentials_are_asked_for(repository, http, tmp_path):
     assert http.content == {}
 
 
-def test_a_user_without_a_password_is_said_to_be(repository, tmp_path, monkeypatch):
+def test_a_user_without_a_password_is_an_error(repository, tmp_path, monkeypatch):
     """Before anything is asked."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_USER", "anna")
     with pytest.raises(UnavailableError, match="PASSWORD is not"):
@@ -287,7 +285,7 @@ def test_credentials_do_not_belong_into_the_configuration(tmp_path, user):
 
 
 @pytest.mark.parametrize("url", ["http://", "https:///x", "https://host/x?y", "https://host/#x"])
-def test_what_is_no_url_is_a_configuration_error(tmp_path, url):
+def test_an_invalid_url_is_a_configuration_error(tmp_path, url):
     """And says what one looks like."""
     with pytest.raises(ConfigurationError, match="https://HOST/PATH"):
         open_repository(url, tmp_path)

@@ -95,7 +95,7 @@ def test_a_glob_without_a_match_says_what_is_there(repository, tmp_path):
         repository.find("nowhere/shop-*.whl", tmp_path)
 
 
-def test_an_unknown_version_is_said_to_be(repository, tmp_path):
+def test_an_unknown_version_is_an_error(repository, tmp_path):
     """With what puts it there."""
     repository.push(built(tmp_path))
     with pytest.raises(ArtifactError, match=r"no artifact shop@1\.4\.3.*artifact push"):
@@ -136,7 +136,7 @@ def test_its_url_opens_the_same_repository_from_any_folder(repository, tmp_path)
     assert again.find("shop@1.4.2", tmp_path) == artifact
 
 
-def test_of_many_who_push_at_once_one_decides(repository, tmp_path):
+def test_one_of_many_concurrent_pushes_decides(repository, tmp_path):
     """Between processes: a version stands for one of the files, and all others are told."""
     with victims.pool(4) as pool:
         told = pool.starmap(_pushes, [(repository.url, tmp_path / str(n), n) for n in range(8)])

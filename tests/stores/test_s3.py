@@ -93,7 +93,7 @@ def _adds(url: str, number: int) -> None:
             break
 
 
-def test_writers_that_are_told_to_come_again_do(store, s3):
+def test_conflicting_writers_retry(store, s3):
     """S3 answers 409 when another conditional write is under way."""
     s3.fail("409 ConditionalRequestConflict", method="PUT", part="/a?", times=3)
     store.create("a", b"one")
@@ -228,7 +228,7 @@ def test_a_missing_bucket_is_named_with_what_makes_it(s3):
         assert "\n" not in str(caught.value)
 
 
-def test_what_these_credentials_may_not_is_said(store, s3):
+def test_a_denied_request_names_the_permission(store, s3):
     """With the permissions that the store needs."""
     s3.fail("403 AccessDenied", method="PUT", part="/a?")
     with pytest.raises(StoreError, match=rf"s3:PutObject .* {store.bucket}/team/shop/\*") as caught:
@@ -236,7 +236,7 @@ def test_what_these_credentials_may_not_is_said(store, s3):
     assert "aws sts get-caller-identity" in str(caught.value)
 
 
-def test_expired_credentials_are_said_to_be(store, s3):
+def test_expired_credentials_are_named(store, s3):
     """In one line, with what renews them."""
     s3.fail("400 ExpiredToken", method="GET", part="/a?")
     with pytest.raises(UnavailableError, match="have expired") as caught:
@@ -244,7 +244,7 @@ def test_expired_credentials_are_said_to_be(store, s3):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_credentials_are_said_to_be(store, monkeypatch):
+def test_missing_credentials_are_named(store, monkeypatch):
     """With the ways to give some."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -252,7 +252,7 @@ def test_missing_credentials_are_said_to_be(store, monkeypatch):
         store.read("a")
 
 
-def test_an_unknown_profile_is_said_to_be(store, monkeypatch):
+def test_an_unknown_profile_is_named(store, monkeypatch):
     """By its name."""
     monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
     with pytest.raises(UnavailableError, match="no-such-profile"):

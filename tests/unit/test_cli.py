@@ -45,7 +45,7 @@ def here(workplace: Path) -> Path:
         ("artifact", "the following arguments are required: COMMAND"),
     ],
 )
-def test_a_slip_is_named_with_what_was_probably_meant(
+def test_a_mistyped_command_or_option_names_the_closest(
     line: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 2, nothing on stdout, and the usage of the very verb."""
@@ -97,7 +97,7 @@ def test_an_error_is_text_for_people_and_json_for_programs(
     "line",
     ["list --json --config {}", "--json list --config {}", "--config {} --json list"],
 )
-def test_what_every_verb_takes_may_stand_anywhere(
+def test_global_options_may_stand_before_or_after_the_command(
     line: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the verb or after it, it means the same."""
@@ -107,7 +107,7 @@ def test_what_every_verb_takes_may_stand_anywhere(
 
 
 @pytest.mark.parametrize("line", ["list", "images", "images list", "artifact list", "reap"])
-def test_nothing_is_no_error(
+def test_empty_lists_are_no_errors(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Said to whoever watches; a program that reads stdout reads nothing."""
@@ -120,7 +120,7 @@ def test_nothing_is_no_error(
     assert json.loads(capsys.readouterr().out)["version"] == 1
 
 
-def test_without_a_configuration_the_next_command_is_named(
+def test_a_missing_configuration_names_init(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whoever has none yet is told how to get one."""
@@ -139,7 +139,7 @@ def test_help_works_even_with_a_broken_configuration(
     assert capsys.readouterr().out.startswith("usage: pytest-ephemeral")
 
 
-def test_a_fault_of_ours_says_so(
+def test_an_unexpected_error_is_reported_as_a_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line and whom to tell; the traceback for who asks for it."""
@@ -180,7 +180,7 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_a_reader_that_goes_away_is_no_error_of_ours(here: Path) -> None:
+def test_a_closed_stdout_prints_no_traceback(here: Path) -> None:
     """`pytest-ephemeral schema | head -1` prints no traceback."""
     read, write = os.pipe()
     os.close(read)
@@ -232,7 +232,7 @@ def test_colours_are_decided_for_each_stream(
     assert output.uses_colour(io.StringIO()) is pipe
 
 
-def test_a_table_in_a_pipe_is_a_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_in_a_pipe_has_one_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:
     """However long a cell is, and whatever brackets are in it."""
     output.Printer(as_json=False).table(("A", "B"), [("x" * 300, "[bold]y[/]")])
     lines = capsys.readouterr().out.splitlines()
@@ -262,12 +262,12 @@ def test_a_table_fits_a_terminal_and_loses_nothing(monkeypatch: pytest.MonkeyPat
     ("seconds", "expected"),
     [(0, "0s"), (59.9, "59s"), (61, "1m 1s"), (7199, "1h 59m"), (90000, "1d 1h"), (-5, "0s")],
 )
-def test_times_are_said_in_their_two_largest_units(seconds: float, expected: str) -> None:
+def test_times_have_their_two_largest_units(seconds: float, expected: str) -> None:
     """Nobody needs the seconds of a day."""
     assert output.span(seconds) == expected
 
 
-def test_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_lists_the_needs_of_providers(capsys: pytest.CaptureFixture[str]) -> None:
     """Every provider's needs, those of the project first."""
     status = cli.main(["doctor"])
     said = capsys.readouterr().out

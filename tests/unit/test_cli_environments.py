@@ -180,7 +180,7 @@ def test_logs_are_printed_and_followed_to_the_end(
         assert f"?now-{number} " in line
 
 
-def test_an_expiry_is_moved(hello: Path, run: Callable[..., Any]) -> None:
+def test_extend_moves_the_expiry(hello: Path, run: Callable[..., Any]) -> None:
     """By so much from where it was, on record and in the guard."""
     before = run("up", "--ttl", "2m")["environment"]
     after = run("extend", before["id"], "1h")["environment"]
@@ -192,7 +192,7 @@ def test_an_expiry_is_moved(hello: Path, run: Callable[..., Any]) -> None:
     assert run("show", before["id"])["environment"]["expires_at"] == after["expires_at"]
 
 
-def test_what_has_expired_is_gone_and_reaped(hello: Path, run: Callable[..., Any]) -> None:
+def test_an_expired_environment_is_reaped(hello: Path, run: Callable[..., Any]) -> None:
     """Its own clock ends it; at the latest, reap forgets it."""
     run("bake")
     id = run("up", "--ttl", "3s")["environment"]["id"]
@@ -202,7 +202,7 @@ def test_what_has_expired_is_gone_and_reaped(hello: Path, run: Callable[..., Any
     assert run("list")["environments"] == []
 
 
-def test_what_can_not_be_destroyed_is_named(
+def test_an_environment_that_can_not_be_destroyed_is_named(
     hello: Path,
     run: Callable[..., Any],
     capsys: pytest.CaptureFixture[str],
@@ -260,7 +260,7 @@ def test_killed_while_it_comes_up_nothing_is_left(hello: Path) -> None:
     until(lambda: not ledger.entries())
 
 
-def test_a_broken_record_is_told_of_and_stepped_over(
+def test_a_broken_record_is_reported_and_skipped(
     hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It hides no other."""
@@ -274,7 +274,9 @@ def test_a_broken_record_is_told_of_and_stepped_over(
     broken.unlink()
 
 
-def test_images_are_looked_after(hello: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+def test_images_are_listed_shown_and_pruned(
+    hello: Path, run: Callable[..., Any], tmp_path: Path
+) -> None:
     """Listed, shown, written out, brought in again; never pruned while one runs from it."""
     image = run("bake")["images"][0]
     assert run("images")["images"] == [image]

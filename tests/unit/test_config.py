@@ -189,13 +189,13 @@ endpoints = { db = 5432 }
         ("[images", "artifacts = []\n[images", "artifacts: expected a table with repository"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_at_its_key(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_an_error_names_its_key(tmp_path: Path, old: str, new: str, said: str) -> None:
     """The file, the path as people write it, what was expected, the closest valid name."""
     assert old in MINIMAL
     assert complaint(tmp_path, MINIMAL.replace(old, new, 1)).startswith(said)
 
 
-def test_a_template_of_another_provider_than_its_image(tmp_path: Path, monkeypatch) -> None:
+def test_a_template_needs_the_provider_of_its_image(tmp_path: Path, monkeypatch) -> None:
     """A container's image can't be run as processes of this machine, and the other way round."""
     other = tmp_path / "elsewhere.py"
     other.write_text(
@@ -222,7 +222,7 @@ def test_a_template_of_another_provider_than_its_image(tmp_path: Path, monkeypat
         (b"a = " + b"9" * 5000, "it is not valid TOML: Exceeds the limit"),
     ],
 )
-def test_what_is_no_toml_says_where(tmp_path: Path, content: bytes, said: str) -> None:
+def test_invalid_toml_is_reported_with_its_place(tmp_path: Path, content: bytes, said: str) -> None:
     """Line and column as the parser gives them, and no traceback for what is no text at all."""
     file = tmp_path / "ephemeral.toml"
     file.write_bytes(content)
@@ -238,7 +238,7 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     assert list(config.load(file).templates) == ["staging"]
 
 
-def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     """The system's own words, after the file's name."""
     with pytest.raises(ConfigurationError, match=r"none\.toml: can't be read: No such file"):
         config.load(tmp_path / "none.toml")
@@ -247,7 +247,7 @@ def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="as root, any file can be read")
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     """Permission denied is said, not raised."""
     file = tmp_path / "ephemeral.toml"
     file.touch(mode=0)
@@ -255,7 +255,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         config.load(file)
 
 
-def test_the_same_in_a_pyproject(tmp_path: Path) -> None:
+def test_errors_in_a_pyproject_name_its_table(tmp_path: Path) -> None:
     """One schema, two places; a complaint names the whole path."""
     text = re.sub(r"^\[", "[tool.pytest-ephemeral.", MINIMAL, flags=re.MULTILINE)
     assert "staging" in load(tmp_path, text, "pyproject.toml").templates
@@ -275,7 +275,7 @@ def test_the_nearest_file_is_found(tmp_path: Path) -> None:
     assert discovery.find(inner) == tmp_path / "ephemeral.toml"
 
 
-def test_in_one_folder_the_file_of_its_own_wins(tmp_path: Path) -> None:
+def test_ephemeral_toml_is_preferred_to_pyproject(tmp_path: Path) -> None:
     """ephemeral.toml is more particular than a table among many."""
     (tmp_path / "pyproject.toml").write_text("[tool.pytest-ephemeral]")
     assert discovery.find(tmp_path) == tmp_path / "pyproject.toml"
@@ -283,13 +283,13 @@ def test_in_one_folder_the_file_of_its_own_wins(tmp_path: Path) -> None:
     assert discovery.find(tmp_path) == tmp_path / "ephemeral.toml"
 
 
-def test_a_broken_pyproject_with_our_table_is_told_of(tmp_path: Path) -> None:
+def test_a_broken_pyproject_with_our_table_is_an_error(tmp_path: Path) -> None:
     """Stepping over it would say that there is no configuration, where there is a broken one."""
     (tmp_path / "pyproject.toml").write_text("[tool.pytest-ephemeral]\na = = 1")
     assert discovery.find(tmp_path) == tmp_path / "pyproject.toml"
 
 
-def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
+def test_a_folder_without_configuration_has_none(tmp_path: Path) -> None:
     """No file is no error: the plugin runs without one."""
     found = discovery.find(tmp_path)
     assert found is None or not found.is_relative_to(tmp_path)
@@ -305,7 +305,7 @@ def test_the_default_template(tmp_path: Path) -> None:
         two.template(None)
 
 
-def test_an_unknown_name_is_answered_with_the_closest(tmp_path: Path) -> None:
+def test_an_unknown_name_names_the_closest(tmp_path: Path) -> None:
     """For templates and for images."""
     read = load(tmp_path, WHOLE)
     with pytest.raises(ConfigurationError, match=r"no template 'stagin'. Did you mean 'staging'"):

@@ -59,7 +59,7 @@ def test_a_key_that_is_a_path_prunes_nothing(here: Machine, key: str) -> None:
     assert len(here.images.catalog.broken) == 2
 
 
-def test_a_record_of_another_image_s_path_is_none(here: Machine) -> None:
+def test_a_record_with_another_image_s_path_is_ignored(here: Machine) -> None:
     """Copied to another name or key, it does not become that image."""
     image = here.obtain()
     here.store.create(f"catalog/shop/{'ab' * 32}.json", encode(image))
@@ -124,7 +124,7 @@ def test_no_unsigned_image_is_used_where_a_signature_is_required(
 # -- artifacts ---------------------------------------------------------------------------------
 
 
-def test_what_is_installed_is_what_was_checked(here: Machine, tmp_path: Path) -> None:
+def test_the_checked_archive_is_the_installed_one(here: Machine, tmp_path: Path) -> None:
     """Whoever can write to the repository swaps the file after the look: nobody installs that."""
     (here.folder / "dist").mkdir()
     (here.folder / "dist" / "shop-1.tar.gz").write_text("honest")

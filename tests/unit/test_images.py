@@ -46,7 +46,7 @@ def test_an_image_is_baked_once(here):
     assert image.seconds > 0
 
 
-def test_what_goes_in_decides_the_key(here):
+def test_the_key_depends_on_the_inputs(here):
     """Install, artifact, parameters; neither the name nor what only checks the result."""
     wheel(here)
     keys = [
@@ -64,7 +64,7 @@ def test_what_goes_in_decides_the_key(here):
     assert here.images.key(here.recipe(artifact="dist/*.whl")) not in keys
 
 
-def test_an_install_script_is_known_by_its_bytes(here):
+def test_the_key_has_the_bytes_of_the_install_script(here):
     """And is run whether or not it may be executed; it sees prefix, artifact and its own folder."""
     wheel(here)
     script = here.folder / "install.sh"
@@ -202,7 +202,7 @@ def test_an_image_that_runs_is_not_replaced(here, monkeypatch):
     assert here.obtain("always").key == image.key
 
 
-def test_two_names_for_one_content_share_the_tree(here):
+def test_images_with_the_same_key_share_a_tree(here):
     """The second one is not baked; and removing either leaves the other."""
     first = here.obtain()
     second = here.obtain(name="shop-too")
@@ -214,7 +214,7 @@ def test_two_names_for_one_content_share_the_tree(here):
     assert here.messages == []
 
 
-def test_another_store_adopts_what_is_here(here):
+def test_another_store_adopts_an_installed_tree(here):
     """One tree a machine; what another store's bake sealed is verified, and taken over."""
     image = here.obtain()
     other = Machine(here.folder, store="another")
@@ -463,7 +463,7 @@ def test_an_image_for_another_root_is_used_where_it_can_be_mounted(here, monkeyp
     assert not copy.exists()
 
 
-def test_a_damaged_image_of_another_root_is_replaced_by_ones_own(here, monkeypatch, tmp_path):
+def test_a_damaged_image_of_another_root_is_baked_again(here, monkeypatch, tmp_path):
     """Its archive is not what its record says: that is told, and another one is baked."""
     image = here.obtain()
     archive = here.folder / "store" / "images" / image.archive.removeprefix("sha256:")
@@ -476,7 +476,7 @@ def test_a_damaged_image_of_another_root_is_replaced_by_ones_own(here, monkeypat
 
 
 @pytest.mark.parametrize("root", ["/", "/proc", "/nowhere"])
-def test_nothing_is_shown_where_that_would_cover_all(here, monkeypatch, root):
+def test_nothing_is_mounted_over_a_root_folder(here, monkeypatch, root):
     """The first folder on the way is not there, or is the kernel's: "/" would be covered."""
     image = here.obtain()
     monkeypatch.setattr(mounts, "refusal", lambda: "")
@@ -485,7 +485,7 @@ def test_nothing_is_shown_where_that_would_cover_all(here, monkeypatch, root):
         Prefix.at(msgspec.structs.replace(image, reference=away))
 
 
-def test_a_record_can_not_choose_where_a_tree_is_seen(here, monkeypatch, tmp_path):
+def test_a_record_can_not_choose_the_place_of_a_mount(here, monkeypatch, tmp_path):
     """Only where a tree of that key is installed."""
     image = here.obtain()
     monkeypatch.setattr(mounts, "refusal", lambda: "")
@@ -497,7 +497,7 @@ def test_a_record_can_not_choose_where_a_tree_is_seen(here, monkeypatch, tmp_pat
 # -- folders prepared elsewhere ------------------------------------------------------------
 
 
-def test_a_folder_prepared_elsewhere_is_taken_as_it_is(here):
+def test_a_referenced_folder_is_neither_sealed_nor_archived(here):
     """Neither sealed nor archived, but pinned."""
     folder = here.folder / "prepared"
     folder.mkdir()
@@ -519,7 +519,7 @@ def test_a_folder_prepared_elsewhere_is_taken_as_it_is(here):
     assert (folder / "x").read_text() == "two"
 
 
-def test_a_reference_that_is_not_there_or_not_alone_is_refused(here):
+def test_a_missing_or_combined_reference_is_refused(here):
     """As a configuration error."""
     with pytest.raises(ConfigurationError, match="is not a folder"):
         here.obtain(install=None, reference="nowhere")

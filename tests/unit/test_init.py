@@ -77,7 +77,7 @@ def test_init_uses_a_dockerfile(workplace: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("text", ["", "services: []", "services: { a: }", "a: [b"])
-def test_init_and_a_compose_file_of_nothing(workplace: Path, text: str) -> None:
+def test_init_ignores_a_compose_file_without_services(workplace: Path, text: str) -> None:
     """What is no Compose file is refused; one without services is as if it were not there."""
     (workplace / "compose.yaml").write_text(text)
     assert cli.main(["init"]) == (2 if text == "a: [b" else 0)
@@ -167,7 +167,7 @@ def test_init_reads_a_compose_file_without_pyyaml(
     assert tomllib.loads((here / "ephemeral.toml").read_text()) == by_yaml
 
 
-def test_init_and_a_compose_file_that_nothing_here_reads(
+def test_init_names_what_would_read_a_compose_file(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says what would read it; also where docker-compose is 1.29, which prints no JSON."""
@@ -183,7 +183,7 @@ def test_init_and_a_compose_file_that_nothing_here_reads(
         assert "pip install 'pytest-ephemeral[docker]'" in capsys.readouterr().err
 
 
-def test_init_knows_a_dockerfile_as_the_compose_file_uses_it(here: Path) -> None:
+def test_init_builds_a_dockerfile_as_the_compose_file_does(here: Path) -> None:
     """Its stage, its port and its variables; images of services called alike are two."""
     (here / "Dockerfile").write_text("FROM scratch AS builder\nFROM builder AS tools\n")
     (here / "docker-compose.yml").write_text(

@@ -60,7 +60,7 @@ def put_back(order: Order) -> None:
     until(lambda: show(order.environment, "log").endswith("start\n"))
 
 
-def test_all_that_it_wrote_is_as_it_was(order: Order) -> None:
+def test_a_rollback_restores_all_files(order: Order) -> None:
     """Files that came, went and were changed, links, modes, folders without write permission."""
     environment, provider = order.environment, LocalProvider()
     write(environment, "mkdir -m 500 closed; ln -s nowhere link; echo one > file; chmod 640 file")
@@ -80,7 +80,7 @@ def test_all_that_it_wrote_is_as_it_was(order: Order) -> None:
         assert provider.status(environment).state == "running"
 
 
-def test_nothing_grows(order: Order) -> None:
+def test_repeated_rollbacks_leave_nothing(order: Order) -> None:
     """Neither processes nor folders, however often it is put back; and nothing is left of it."""
     environment, provider = order.environment, LocalProvider()
     provider.take_baseline(order)

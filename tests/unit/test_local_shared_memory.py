@@ -50,7 +50,7 @@ def segments() -> set[str]:
     return {row.split()[1] for row in rows}
 
 
-def test_only_its_own_goes(names: list[str]) -> None:
+def test_only_shared_memory_of_the_environment_is_removed(names: list[str]) -> None:
     """What was there before stays, though it was changed; what another process has mapped, too."""
     provider = LocalProvider()
     command = f"exec {shlex.join([sys.executable, '-c', PROGRAM, *names])}"

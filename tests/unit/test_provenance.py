@@ -60,7 +60,7 @@ MAKING = Making(
 )
 
 
-def test_the_statement_says_all_that_is_known() -> None:
+def test_the_statement_has_all_facts() -> None:
     """As in-toto and SLSA have it, letter for letter."""
     said = provenance.statement(IMAGE, MAKING)
     version = said["predicate"]["runDetails"]["builder"].pop("version")
@@ -147,7 +147,7 @@ def test_a_signature_holds_for_its_key_only(keys: tuple[Path, Path], tmp_path: P
         provenance.verify(said_of(IMAGE, str(private)), other)
 
 
-def test_a_signature_is_what_others_verify(keys: tuple[Path, Path], tmp_path: Path) -> None:
+def test_openssl_verifies_a_signature(keys: tuple[Path, Path], tmp_path: Path) -> None:
     """DSSE: openssl says the same of the bytes that the protocol names."""
     private, public = keys
     envelope = said_of(IMAGE, str(private)).provenance
@@ -202,7 +202,7 @@ def test_a_statement_is_of_its_own_image_only(
         provenance.verify(other, keys[1])
 
 
-def test_what_is_missing_is_said(keys: tuple[Path, Path]) -> None:
+def test_a_missing_statement_or_signature_is_an_error(keys: tuple[Path, Path]) -> None:
     """No statement, or no signature: what to do about it."""
     with pytest.raises(ProvenanceError, match="pytest-ephemeral bake shop --force"):
         provenance.read(IMAGE)
@@ -210,7 +210,7 @@ def test_what_is_missing_is_said(keys: tuple[Path, Path]) -> None:
         provenance.verify(said_of(IMAGE, None), keys[1])
 
 
-def test_what_is_no_key_is_a_wrong_configuration(tmp_path: Path) -> None:
+def test_an_invalid_key_is_a_configuration_error(tmp_path: Path) -> None:
     """Found before the bake; the message holds nothing of what was given."""
     file = tmp_path / "key.pem"
     file.write_text("-----BEGIN swordfish-----\n")
@@ -226,7 +226,7 @@ def test_what_is_no_key_is_a_wrong_configuration(tmp_path: Path) -> None:
 # -- with real bakes -------------------------------------------------------------------------
 
 
-def test_a_bake_says_what_it_did_and_signs_it(
+def test_a_bake_records_and_signs_its_provenance(
     here: Machine, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And all of it goes with the image to another machine."""

@@ -48,7 +48,7 @@ def ask(stage: Stage, id: str = "v1", wait: float = 60) -> Any:
     )
 
 
-def test_asking_records_holds_and_tells(stage: Stage) -> None:
+def test_a_request_is_recorded_and_keeps_the_environment_up(stage: Stage) -> None:
     """The environment outlives its owner and the wait; its link is told."""
     stage.add("short", V1, ttl=30)
 
@@ -67,14 +67,14 @@ def test_asking_records_holds_and_tells(stage: Stage) -> None:
     assert stage.published == [("short", f"http://{V1}:{stage.port}/")]
 
 
-def test_asking_never_shortens_a_life(stage: Stage) -> None:
+def test_a_request_never_shortens_the_expiry(stage: Stage) -> None:
     """What lives longer anyway lives on."""
     before = stage.get("v1").expires_at
     ask(stage, wait=1)
     assert stage.get("v1").expires_at == before
 
 
-def test_there_is_an_upper_bound(stage: Stage) -> None:
+def test_a_request_has_a_longest_wait(stage: Stage) -> None:
     """For one request, and for asking again and again."""
     with pytest.raises(ConfigurationError, match="7d at most"):
         ask(stage, wait=approving.LONGEST_WAIT + 1)
@@ -87,7 +87,7 @@ def test_there_is_an_upper_bound(stage: Stage) -> None:
     assert again.deadline == NOW + timedelta(days=0.5)
 
 
-def test_what_does_not_run_can_not_be_decided_on(stage: Stage) -> None:
+def test_a_stopped_environment_can_not_be_approved(stage: Stage) -> None:
     """There would be nothing behind the link."""
     (stage.folder / "served" / "v1.json").unlink()
     with pytest.raises(NothingMatchedError, match="is not running"):
@@ -112,7 +112,7 @@ def test_a_decision_ends_the_wait(stage: Stage, decision: Any) -> None:
     assert len(pauses) == 1
 
 
-def test_a_yes_is_no_error_and_a_no_is(stage: Stage) -> None:
+def test_only_a_rejection_is_an_error(stage: Stage) -> None:
     """With the contract's exit statuses."""
     asked = ask(stage)
     asked.check()
@@ -125,7 +125,7 @@ def test_a_yes_is_no_error_and_a_no_is(stage: Stage) -> None:
     assert caught.value.exit_status == 4
 
 
-def test_nobodys_word_is_a_no_and_a_late_yes_is_told_so(stage: Stage) -> None:
+def test_no_response_in_time_is_a_rejection(stage: Stage) -> None:
     """It is recorded, so that it stays one."""
     asked = ask(stage, wait=60)
 
@@ -139,7 +139,7 @@ def test_nobodys_word_is_a_no_and_a_late_yes_is_told_so(stage: Stage) -> None:
         Approvals(stage.project.store).decide("v1", "approved", by="anna", now=NOW)
 
 
-def test_a_late_yes_without_anyone_waiting_is_a_no(stage: Stage) -> None:
+def test_an_approval_after_the_deadline_is_refused(stage: Stage) -> None:
     """The request alone knows its deadline."""
     asked = ask(stage, wait=60)
     approvals = Approvals(stage.project.store)
@@ -150,7 +150,7 @@ def test_a_late_yes_without_anyone_waiting_is_a_no(stage: Stage) -> None:
     assert approvals.get("v1").state == "timed out"
 
 
-def test_one_decision_stands(stage: Stage) -> None:
+def test_the_first_decision_counts(stage: Stage) -> None:
     """The second is told who made the first; the same again is no error."""
     ask(stage)
     approvals = Approvals(stage.project.store)
@@ -164,7 +164,7 @@ def test_one_decision_stands(stage: Stage) -> None:
     assert ask(stage).state == "rejected"
 
 
-def test_of_many_deciding_at_once_one_does(stage: Stage) -> None:
+def test_one_of_many_concurrent_decisions_counts(stage: Stage) -> None:
     """Compare-and-swap: all others are told."""
     ask(stage)
     outcomes: list[str] = []
@@ -185,7 +185,7 @@ def test_of_many_deciding_at_once_one_does(stage: Stage) -> None:
     assert set(outcomes) == {Approvals(stage.project.store).get("v1").decided_by}
 
 
-def test_a_waiting_that_died_is_resumed(stage: Stage) -> None:
+def test_a_killed_wait_can_be_resumed(stage: Stage) -> None:
     """Asking again while it is pending waits on; the first asker's word stands."""
     first = ask(stage, wait=60)
 
@@ -195,7 +195,7 @@ def test_a_waiting_that_died_is_resumed(stage: Stage) -> None:
     assert again.deadline > first.deadline
 
 
-def test_a_no_gives_the_expiry_back(stage: Stage) -> None:
+def test_a_rejection_restores_the_expiry(stage: Stage) -> None:
     """Nobody wants it any more; it may still be looked at for a moment."""
     stage.add("short", V1, ttl=30)
     asked = ask(stage, "short", wait=3600)
@@ -208,7 +208,7 @@ def test_a_no_gives_the_expiry_back(stage: Stage) -> None:
     assert timedelta(minutes=4) < expires - datetime.now(UTC) <= timedelta(minutes=5)
 
 
-def test_an_environment_that_dies_meanwhile_is_a_no(stage: Stage) -> None:
+def test_an_environment_that_stops_is_rejected(stage: Stage) -> None:
     """There is nothing left to look at, and it says so."""
     asked = ask(stage)
     (stage.folder / "served" / "v1.json").unlink()
@@ -219,9 +219,7 @@ def test_an_environment_that_dies_meanwhile_is_a_no(stage: Stage) -> None:
     assert "the environment has stopped" in found.comment
 
 
-def test_a_store_that_is_away_for_a_moment_is_waited_for(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_store_is_retried(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A person may take hours; a network does not last that long."""
     asked = ask(stage)
     real = stage.project.store.read
@@ -274,7 +272,7 @@ def check(stage: Stage) -> requirements.Evidence:
     return requirements.check(stage.project.store, stage.promotion, stage.get("v1"))
 
 
-def test_a_stage_that_other_bytes_passed_does_not_count(stage: Stage) -> None:
+def test_a_stage_counts_only_for_its_digest(stage: Stage) -> None:
     """Two bakes of the same inputs may differ: the key is the same, the digest is not."""
     passed(stage, digest="sha256:" + "ab" * 32)
     passed(stage, run="r2", digest="")  # of a version that recorded no digest
@@ -283,7 +281,7 @@ def test_a_stage_that_other_bytes_passed_does_not_count(stage: Stage) -> None:
         check(stage)
 
 
-def test_everything_that_is_missing_is_said_at_once(stage: Stage) -> None:
+def test_all_missing_requirements_are_listed(stage: Stage) -> None:
     """With what to do about each."""
     with pytest.raises(PromotionError) as caught:
         check(stage)
@@ -293,7 +291,7 @@ def test_everything_that_is_missing_is_said_at_once(stage: Stage) -> None:
     assert "which was not requested: pytest-ephemeral approval request v1" in said
 
 
-def test_all_that_is_required_is_kept_as_evidence(stage: Stage) -> None:
+def test_the_evidence_has_all_requirements(stage: Stage) -> None:
     """Which run, whose yes, which revision."""
     passed(stage)
     ask(stage)
@@ -323,7 +321,7 @@ def test_a_stage_must_have_passed_the_last_time(stage: Stage, changes: Any, said
         check(stage)
 
 
-def test_a_pending_or_a_negative_decision_is_not_a_yes(stage: Stage) -> None:
+def test_only_an_approved_request_counts(stage: Stage) -> None:
     """It is said which."""
     passed(stage)
     ask(stage)
@@ -334,7 +332,7 @@ def test_a_pending_or_a_negative_decision_is_not_a_yes(stage: Stage) -> None:
         check(stage)
 
 
-def test_a_yes_to_another_environment_does_not_count(stage: Stage, tmp_path: Path) -> None:
+def test_an_approval_counts_only_for_its_environment(stage: Stage, tmp_path: Path) -> None:
     """Though its id begins the same."""
     passed(stage)
     stage.add("v1b", V1)

@@ -49,7 +49,7 @@ def test_another_users_link_is_not_followed(tmp_path: Path) -> None:
     assert target.read_text() == "root:x:0:0\n"
 
 
-def test_a_name_that_is_not_there_yet(hosts: Any, file: Path) -> None:
+def test_a_new_name_creates_the_file(hosts: Any, file: Path) -> None:
     """The file is made, and everyone may read it."""
     assert hosts.read() == []
 
@@ -62,7 +62,7 @@ def test_a_name_that_is_not_there_yet(hosts: Any, file: Path) -> None:
     assert "A 127.0.0.5" in hosts.find_lagging(a("127.0.0.6"), "")
 
 
-def test_everything_else_stays_byte_for_byte(hosts: Any, file: Path) -> None:
+def test_other_lines_stay_byte_for_byte(hosts: Any, file: Path) -> None:
     """Comments, other names, blanks, and what is not even text."""
     before = b"# mine\n\n127.0.0.1\tlocalhost  me\n::1 localhost\n127.0.0.9 SHOP.example.test\n"
     after = b"\xff\xfe odd\n10.0.0.1 shop.example.test.other not-shop.example.test"
@@ -75,7 +75,7 @@ def test_everything_else_stays_byte_for_byte(hosts: Any, file: Path) -> None:
     assert file.read_bytes() == kept + after + b"\n127.0.0.5\tshop.example.test\n"
 
 
-def test_a_line_that_others_share_keeps_them(hosts: Any, file: Path) -> None:
+def test_a_shared_line_keeps_its_other_names(hosts: Any, file: Path) -> None:
     """And its comment."""
     file.parent.mkdir()
     file.write_text(f"127.0.0.9 one {NAME} two # both\n127.0.0.9 {NAME} three\n")
@@ -86,7 +86,9 @@ def test_a_line_that_others_share_keeps_them(hosts: Any, file: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [[], a("127.0.0.8"), a("127.0.0.9", "127.0.0.8")])
-def test_what_is_not_there_is_not_replaced(hosts: Any, file: Path, wrong: list[DnsRecord]) -> None:
+def test_a_swap_from_other_records_is_refused(
+    hosts: Any, file: Path, wrong: list[DnsRecord]
+) -> None:
     """It is shown, and left alone."""
     hosts.swap([], a("127.0.0.9"))
     before = file.read_bytes()
@@ -97,7 +99,7 @@ def test_what_is_not_there_is_not_replaced(hosts: Any, file: Path, wrong: list[D
     assert file.read_bytes() == before
 
 
-def test_both_families(hosts: Any) -> None:
+def test_a_name_may_have_ipv4_and_ipv6(hosts: Any) -> None:
     """A name may have addresses of both."""
     both = [DnsRecord(kind="A", values=["127.0.0.1"]), DnsRecord(kind="AAAA", values=["::1"])]
 
@@ -107,7 +109,7 @@ def test_both_families(hosts: Any) -> None:
     assert hosts.records_for("::1", 30, []) == [both[1]]
 
 
-def test_it_holds_no_names(hosts: Any) -> None:
+def test_a_cname_is_refused(hosts: Any) -> None:
     """A load balancer's name has no place in it; what has is said."""
     with pytest.raises(DnsError, match="can only hold addresses"):
         hosts.records_for("balancer.example.org", 30, [])
@@ -140,7 +142,7 @@ def test_a_link_is_followed(tmp_path: Path, file: Path) -> None:
     assert NAME in file.read_text()
 
 
-def test_of_many_at_once_one_wins(hosts: Any) -> None:
+def test_one_of_many_concurrent_swaps_wins(hosts: Any) -> None:
     """Compare and swap is one act."""
     hosts.swap([], a("127.0.0.1"))
     won: list[str] = []
@@ -161,7 +163,7 @@ def test_of_many_at_once_one_wins(hosts: Any) -> None:
     assert hosts.addresses() == won
 
 
-def test_a_file_that_can_not_be_read_or_changed_is_said(hosts: Any, file: Path) -> None:
+def test_an_unreadable_file_is_named(hosts: Any, file: Path) -> None:
     """With the file's name."""
     file.mkdir(parents=True)
 
@@ -169,7 +171,7 @@ def test_a_file_that_can_not_be_read_or_changed_is_said(hosts: Any, file: Path) 
         hosts.read()
 
 
-def test_an_unknown_backend_is_answered_with_the_closest(tmp_path: Path) -> None:
+def test_an_unknown_backend_names_the_closest(tmp_path: Path) -> None:
     """As every name is."""
     with pytest.raises(
         ConfigurationError, match=r"promotion\.p: no dns 'host'\. Did you mean 'hosts'"

@@ -124,7 +124,7 @@ def test_no_ci_is_known_by_shared_names() -> None:
 # -- who is told -----------------------------------------------------------------------------
 
 
-def test_nobody_is_told_outside_of_ci(tmp_path: Path) -> None:
+def test_nothing_is_published_outside_of_ci(tmp_path: Path) -> None:
     """A run on someone's own machine leaves no files."""
     published = Published(tmp_path, {})
     published.up()
@@ -133,7 +133,7 @@ def test_nobody_is_told_outside_of_ci(tmp_path: Path) -> None:
     assert not published.folder.exists()
 
 
-def test_a_ci_that_nobody_knows_gets_the_neutral_file(tmp_path: Path) -> None:
+def test_an_unknown_ci_gets_the_json_file(tmp_path: Path) -> None:
     """It is there while the environment is up, and true afterwards."""
     published = Published(tmp_path, {"CI": "1"})
     published.up()
@@ -143,7 +143,7 @@ def test_a_ci_that_nobody_knows_gets_the_neutral_file(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["environments"][0]["url"] is None
 
 
-def test_a_list_narrows_who_is_told(tmp_path: Path) -> None:
+def test_publish_selects_the_publishers(tmp_path: Path) -> None:
     """GitLab is not here; json is wherever it is named."""
     published = Published(tmp_path, CIS["github"], 'publish = ["gitlab", "json"]\n')
     assert published.names() == ["json file"]
@@ -170,9 +170,7 @@ def test_an_unknown_name_is_a_wrong_configuration(tmp_path: Path) -> None:
         ("travis", "environments.sh"),
     ],
 )
-def test_a_file_is_handed_over_when_it_is_known_what_became_of_it(
-    tmp_path: Path, name: str, file: str
-) -> None:
+def test_a_file_is_written_when_the_outcome_is_known(tmp_path: Path, name: str, file: str) -> None:
     """A run that is killed leaves none, and so no URL that leads nowhere."""
     published = Published(tmp_path, CIS[name])
     published.up()
@@ -194,7 +192,7 @@ def test_a_file_is_handed_over_when_it_is_known_what_became_of_it(
         ("bitbucket", "BITBUCKET_PIPELINES_VARIABLES_PATH", f"EPHEMERAL_URL={URL}\n"),
     ],
 )
-def test_what_a_file_of_the_ci_holds_already_stays(
+def test_files_of_the_ci_are_appended_to(
     tmp_path: Path, name: str, variable: str, line: str
 ) -> None:
     """Other steps have written to it."""
@@ -208,7 +206,7 @@ def test_what_a_file_of_the_ci_holds_already_stays(
     assert line in file.read_text()
 
 
-def test_github_gets_all_that_it_has(tmp_path: Path) -> None:
+def test_github_gets_notices_outputs_variables_and_summary(tmp_path: Path) -> None:
     """A notice at once; output, variables and summary when it is over."""
     files = {name: tmp_path / name for name in ("SUMMARY", "OUTPUT", "ENV")}
     environ = {
@@ -254,7 +252,7 @@ def test_the_same_variables_are_handed_over_once(tmp_path: Path) -> None:
     assert file.read_text().count("EPHEMERAL_ENVIRONMENT<<") == 1
 
 
-def test_the_first_to_come_up_stands_for_all(tmp_path: Path) -> None:
+def test_the_variables_are_of_the_first_environment(tmp_path: Path) -> None:
     """Not the first to go: that is the one that the fewest tests have used."""
     published = Published(tmp_path, CIS["gitlab"])
     published.up(id="staging-a")
@@ -323,7 +321,7 @@ def test_buildkite_without_its_agent_is_a_warning(
 # -- what goes wrong -------------------------------------------------------------------------
 
 
-def test_a_publisher_that_fails_spoils_nothing_for_the_others(tmp_path: Path) -> None:
+def test_a_failing_publisher_does_not_stop_the_others(tmp_path: Path) -> None:
     """It is one warning; the next ones are told all the same."""
     output = tmp_path / "output"
     environ = {"GITHUB_STEP_SUMMARY": str(tmp_path), "GITHUB_OUTPUT": str(output)}
@@ -346,7 +344,7 @@ def test_no_secret_is_published(tmp_path: Path) -> None:
     assert "pass" not in told
 
 
-def test_what_has_no_url_is_not_published(tmp_path: Path) -> None:
+def test_an_environment_without_a_url_is_not_published(tmp_path: Path) -> None:
     """There is nothing to tell anyone."""
     published = Published(tmp_path, {"CI": "1"})
     published.over("destroyed", url="")
@@ -356,7 +354,7 @@ def test_what_has_no_url_is_not_published(tmp_path: Path) -> None:
 # -- over the network ------------------------------------------------------------------------
 
 
-def test_github_is_told_over_its_api_when_there_is_a_token(tmp_path: Path) -> None:
+def test_a_token_creates_deployments_of_github(tmp_path: Path) -> None:
     """The repository's deployments, in the repository's own GitHub."""
     with (hub := GitHub()).running():
         environ = {**CIS["github"], "GITHUB_TOKEN": "secret", "GITHUB_API_URL": hub.url}
@@ -369,7 +367,7 @@ def test_github_is_told_over_its_api_when_there_is_a_token(tmp_path: Path) -> No
     assert published.warnings == []
 
 
-def test_webhooks_of_the_configuration_are_told(tmp_path: Path) -> None:
+def test_webhooks_are_called(tmp_path: Path) -> None:
     """Anywhere, not only in CI; address and headers may come from variables."""
     with (hook := Service(lambda *_: (200, {}, "ok"))).running():
         published = Published(
@@ -387,13 +385,15 @@ def test_webhooks_of_the_configuration_are_told(tmp_path: Path) -> None:
     assert published.warnings == []
 
 
-def test_a_webhook_that_asks_for_a_variable_that_is_not_set(tmp_path: Path) -> None:
+def test_a_webhook_with_an_unset_variable_is_an_error(tmp_path: Path) -> None:
     """Said before anything is brought up."""
     with pytest.raises(ConfigurationError, match=r"webhook\[0\].url: the variable 'HOOK'"):
         Published(tmp_path, {}, '[[webhook]]\nurl = "{env:HOOK}"\n')
 
 
-def test_the_end_waits_for_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webhooks_are_waited_for_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ten dead webhooks cost no more than one."""
     monkeypatch.setattr(publishers, "LAST_WAIT", 0.3)
     hooks = '[[webhook]]\nurl = "http://127.0.0.1:9/"\n' * 10
@@ -405,7 +405,9 @@ def test_the_end_waits_for_all_together(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(published.warnings) == 10
 
 
-def test_nobody_is_flooded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webhooks_get_a_limited_number_of_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One environment for each of a thousand tests: the first twenty, and what someone must see."""
     with (hook := Service(lambda *_: (200, {}, "ok"))).running():
         published = Published(tmp_path, {"CI": "1"}, f'[[webhook]]\nurl = "{hook.url}"\n')

@@ -32,7 +32,7 @@ IMAGE = "sha256:" + "ab" * 32
 # -- the names -------------------------------------------------------------------------------
 
 
-def test_what_is_kept_is_handed_over_under_the_names_of_the_docs() -> None:
+def test_kept_environments_have_the_documented_variables() -> None:
     """The same names in every CI; a template's own URL besides."""
     assert events.variables([event("kept", template="staging-arm")]) == {
         "EPHEMERAL_URL": URL,
@@ -46,7 +46,7 @@ def test_what_is_kept_is_handed_over_under_the_names_of_the_docs() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["destroyed", "died", "leaked"])
-def test_what_is_gone_is_handed_over_only_as_expired(outcome: events.Outcome) -> None:
+def test_a_destroyed_environment_has_only_an_expired_url(outcome: events.Outcome) -> None:
     """A later step that follows EPHEMERAL_URL must find something there."""
     values = events.variables([event(outcome)])
     assert {name for name, value in values.items() if value == URL} == {
@@ -55,7 +55,7 @@ def test_what_is_gone_is_handed_over_only_as_expired(outcome: events.Outcome) ->
     }
 
 
-def test_of_several_the_first_that_is_up_stands_for_all() -> None:
+def test_the_variables_are_of_the_first_environment_that_is_up() -> None:
     """However many came and went before it."""
     told = [
         event("destroyed", "http://one/", "one"),
@@ -79,7 +79,7 @@ def test_of_several_the_first_that_is_up_stands_for_all() -> None:
         ("https://shop.example/@anna", "https://shop.example/@anna"),
     ],
 )
-def test_a_url_is_shown_without_what_must_not_be_shown(url: str, shown: str) -> None:
+def test_secrets_in_a_url_are_removed(url: str, shown: str) -> None:
     """Neither a password in front of the host nor the value of a variable."""
     assert events.clean(url, ["swordfish"]) == shown
 
@@ -279,12 +279,12 @@ def test_markdown_stays_one_line_of_text(outcome: events.Outcome, links: int) ->
     assert not {"<b>", "<em>", "<i>", "<h1>"} & set(re.findall(r"<[a-z0-9]+>", html))
 
 
-def test_what_is_no_web_address_is_no_link() -> None:
+def test_only_web_addresses_are_links() -> None:
     """Such as javascript:."""
     assert text.link("javascript:alert(1)") == "javascript:alert\\(1\\)"
 
 
-def test_the_neutral_file_tells_all_that_is_known() -> None:
+def test_the_json_file_has_all_environments() -> None:
     """Also of what merely runs, which no variable tells."""
     told = json.loads(json_file.document([event("destroyed"), event("up", id="staging-b")]))
     assert told["version"] == 1

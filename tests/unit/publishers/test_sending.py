@@ -99,7 +99,7 @@ def test_a_deployment_is_in_progress_a_success_and_inactive(
     assert warnings == []
 
 
-def test_a_deployment_of_what_is_kept_stays_a_success(hub: GitHub, sending: Outbox) -> None:
+def test_a_kept_environment_stays_deployed(hub: GitHub, sending: Outbox) -> None:
     """And another process, which ends it later, finds it again."""
     client = deployments(sending, hub)
     client.tell(event("up"))
@@ -112,7 +112,7 @@ def test_a_deployment_of_what_is_kept_stays_a_success(hub: GitHub, sending: Outb
     assert hub.states() == [["in_progress", "success", "inactive"]]
 
 
-def test_nothing_is_deployed_for_what_was_never_told_of(hub: GitHub, sending: Outbox) -> None:
+def test_a_destroyed_environment_creates_no_deployment(hub: GitHub, sending: Outbox) -> None:
     """Such as an environment of before this was installed."""
     deployments(sending, hub).tell(event("destroyed"))
     flush(sending)
@@ -139,9 +139,7 @@ def test_a_rate_limit_is_waited_for(
     assert warnings == []
 
 
-def test_a_rate_limit_that_outlasts_patience_is_a_warning(
-    hub: GitHub, sending: Outbox, warnings: list[str]
-) -> None:
+def test_a_long_rate_limit_is_a_warning(hub: GitHub, sending: Outbox, warnings: list[str]) -> None:
     """In GitHub's words, at once; nobody waits for an hour."""
     limited = (403, {"Retry-After": "3600"}, {"message": "API rate limit exceeded"})
     hub.faults.append(limited)
@@ -180,7 +178,7 @@ def test_a_wrong_token_is_one_warning(hub: GitHub, sending: Outbox, warnings: li
     assert warnings == ["service: HTTP 401 Unauthorized: Bad credentials"]
 
 
-def test_the_token_goes_before_a_netrc(
+def test_the_token_is_preferred_to_a_netrc(
     hub: GitHub, sending: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """requests would send the password of ~/.netrc in its place."""
@@ -235,7 +233,9 @@ def test_an_environment_of_gitlab_whose_answer_was_lost_is_not_an_error(
     assert warnings == []
 
 
-def test_the_job_token_may_be_refused(lab: GitLab, sending: Outbox, warnings: list[str]) -> None:
+def test_a_refused_job_token_is_no_warning(
+    lab: GitLab, sending: Outbox, warnings: list[str]
+) -> None:
     """Most projects don't let it; nobody asked for it, so nobody is told."""
     client = environments(sending, lab, {"JOB-TOKEN": "no"}, may_refuse=True)
     client.tell(event("up"))
@@ -246,7 +246,7 @@ def test_the_job_token_may_be_refused(lab: GitLab, sending: Outbox, warnings: li
     assert warnings == []
 
 
-def test_a_token_that_was_given_may_not_be_refused(
+def test_a_refused_token_of_the_user_is_a_warning(
     lab: GitLab, sending: Outbox, warnings: list[str]
 ) -> None:
     """Somebody meant it to work."""
@@ -258,7 +258,7 @@ def test_a_token_that_was_given_may_not_be_refused(
 # -- webhooks --------------------------------------------------------------------------------
 
 
-def test_a_webhook_is_told_what_it_wants_to_hear(hook: Service, sending: Outbox) -> None:
+def test_a_webhook_gets_its_events(hook: Service, sending: Outbox) -> None:
     """With its headers, and an id by which it knows a repetition."""
     client = webhook(sending, hook.url, "up", "died")
     for outcome in ("up", "kept", "destroyed", "died"):
@@ -279,7 +279,7 @@ def test_a_webhook_is_tried_again(hook: Service, sending: Outbox, warnings: list
     assert warnings == []
 
 
-def test_a_webhook_that_says_no_is_not_tried_again(
+def test_a_refusing_webhook_is_not_retried(
     hook: Service, sending: Outbox, warnings: list[str]
 ) -> None:
     """It would say no again."""
@@ -290,7 +290,7 @@ def test_a_webhook_that_says_no_is_not_tried_again(
     assert warnings == ["service: HTTP 404 Not Found: no_such_channel"]
 
 
-def test_a_webhook_that_leads_elsewhere_is_not_followed(
+def test_a_redirect_of_a_webhook_is_not_followed(
     hook: Service, sending: Outbox, warnings: list[str]
 ) -> None:
     """What is said in its headers is for it alone."""
@@ -301,7 +301,7 @@ def test_a_webhook_that_leads_elsewhere_is_not_followed(
     assert warnings == ["service: HTTP 302 Found"]
 
 
-def test_a_dead_webhook_delays_nobody(warnings: list[str]) -> None:
+def test_a_silent_webhook_does_not_delay_the_run(warnings: list[str]) -> None:
     """Telling takes no time, and the end of the run waits as long as it was told to, no longer."""
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
         box = Outbox("service", warnings.append)
@@ -318,7 +318,7 @@ def test_a_dead_webhook_delays_nobody(warnings: list[str]) -> None:
     assert said in {"service: gave up on 20 messages at the end of the run", "service: ReadTimeout"}
 
 
-def test_at_the_end_of_the_run_nobody_is_tried_for_long(
+def test_retries_are_short_at_the_end_of_the_run(
     hook: Service, sending: Outbox, warnings: list[str]
 ) -> None:
     """A second attempt at the message on its way; after that one each, and all at once."""
@@ -332,7 +332,7 @@ def test_at_the_end_of_the_run_nobody_is_tried_for_long(
     assert warnings == ["service: HTTP 500 Internal Server Error"]
 
 
-def test_a_webhook_of_nobody_is_one_warning(sending: Outbox, warnings: list[str]) -> None:
+def test_an_unreachable_webhook_is_one_warning(sending: Outbox, warnings: list[str]) -> None:
     """Its address is no secret of the message: only what kind of failure it was is told."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
