@@ -18,6 +18,12 @@ _REFERENCE: Final = re.compile(
     r"\{(?P<literal>\{(?:env|image):[^{}]*\})\}|\{(?P<kind>env|image):(?P<name>[^{}]*)\}"
 )
 
+#: Words that are written instead of ``env`` and ``image``.
+_MEANT: Final = {"evn": "env", "environ": "env", "environment": "env", "img": "image"}
+
+#: What looks like a reference. Braces around it, and a ``$`` before it, make it text.
+_MISSPELLED: Final = re.compile(r"(?<![{$])\{(?P<kind>[A-Za-z]+):(?P<name>[A-Za-z_][\w-]*)\}(?!\})")
+
 
 class Filled(NamedTuple):
     """Values with all references filled in, and the secrets in them, which logs must not show."""
@@ -63,6 +69,21 @@ def fill(
     return Filled(variables, worth_masking(secrets))
 
 
+def check_kinds(text: str) -> None:
+    """Check that a value has no misspelled reference, such as ``{evn:NAME}``.
+
+    Raises:
+        ValueError: It has one.
+    """
+    for match in _MISSPELLED.finditer(text):
+        kind = match["kind"].lower()
+        meant = _MEANT.get(kind, kind)
+        if meant in {"env", "image"} and meant != match["kind"]:
+            raise ValueError(
+                f"{match[0]} is no placeholder. Did you mean {{{meant}:{match['name']}}}?"
+            )
+
+
 def references(text: str, kind: str) -> list[str]:
     """The names that a value refers to.
 
@@ -78,8 +99,8 @@ def _variable(name: str, environ: Mapping[str, str], where: str) -> str:
         return environ[name]
     except KeyError:
         raise ConfigurationError(
-            f"{where}: the variable {name!r} is not set, and {{env:{name}}} asks for it: "
-            f"set it (export {name}=…, or a secret of the CI job)"
+            f"{where}: {{env:{name}}} needs the environment variable {name}, which is not set: "
+            f"export {name}=…, or make it a secret of the CI job"
         ) from None
 
 

@@ -95,6 +95,8 @@ def read(value: Any, kind: Any, where: str) -> Any:
         return read_table(value, member, where)
     if isinstance(value, dict) and get_origin(member) is dict:
         return _read_mapping(value, member, where)
+    if isinstance(value, dict) and _is_list_of_tables(kind):
+        raise Problem(where, f"expected a list of tables: write [[{where}]], not [{where}]")
     if isinstance(value, list) and get_origin(member) is list:
         (item,) = get_args(member)
         return [read(each, item, f"{where}[{at}]") for at, each in enumerate(value)]
@@ -156,7 +158,8 @@ def describe_type(kind: Any) -> str:
     if origin is Annotated:
         return describe_type(arguments[0]) + "".join(_constraint(each) for each in arguments[1:])
     if origin is Literal:
-        return " or ".join(json.dumps(each) for each in arguments)
+        listed = [json.dumps(each) for each in arguments]
+        return " or ".join(listed) if len(listed) < 3 else f"one of {', '.join(listed)}"
     if origin in {Union, types.UnionType}:
         return " or ".join(describe_type(each) for each in arguments if each is not types.NoneType)
     if origin is list:
@@ -207,6 +210,11 @@ def _may_be(kind: Any, value: Any) -> bool:
     return isinstance(value, list) and get_origin(kind) is list
 
 
+def _is_list_of_tables(kind: Any) -> bool:
+    item = next(iter(get_args(kind)), None) if get_origin(kind) is list else None
+    return isinstance(item, type) and issubclass(item, Table)
+
+
 def _read_mapping(value: Mapping[str, Any], kind: Any, where: str) -> dict[str, Any]:
     key_kind, value_kind = get_args(kind)
     for key in value:
@@ -226,7 +234,15 @@ def _read_leaf(value: Any, kind: Any, where: str) -> Any:
         expected = str(
             error.__cause__ or f"expected {describe_type(kind)}, got {format_value(value)}"
         )
-        raise Problem(where, expected) from None
+        raise Problem(where, expected + _near_choice(value, kind)) from None
+
+
+def _near_choice(value: Any, kind: Any) -> str:
+    """The closest of the valid values, as a hint; empty if none is close, or any may be given."""
+    if not isinstance(value, str) or get_origin(kind) is not Literal:
+        return ""
+    hint = closest(value, get_args(kind))
+    return f".{hint}" if hint.startswith(" Did") else ""
 
 
 def _constraint(meta: Any) -> str:

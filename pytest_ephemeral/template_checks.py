@@ -50,7 +50,7 @@ def _check_ports(template: Template, where: str) -> None:
     ready = template.ready
     if template.needs_port or ready is None or not (ready.log or ready.command):
         instead = "" if template.needs_port else ", or without a port ready = { log = REGEX }"
-        raise Problem(where, f"it needs port = NUMBER, or ports = {{ NAME = NUMBER, … }}{instead}")
+        raise Problem(where, f"needs port = NUMBER, or ports = {{ NAME = NUMBER, … }}{instead}")
     if ready.http is not None or ready.tcp:
         raise Problem(join(where, "ready"), "http and tcp need a port, and it has none")
 
@@ -72,6 +72,10 @@ def check_ready(ready: Ready, where: str) -> None:
 
 
 def _check_references(text: str, recipes: Mapping[str, Recipe], where: str) -> None:
+    try:
+        interpolation.check_kinds(text)
+    except ValueError as error:
+        raise Problem(where, str(error)) from None
     for name in interpolation.references(text, "image"):
         if name not in recipes:
             raise Problem(where, f"no image {name!r}.{closest(name, recipes)}")

@@ -54,7 +54,9 @@ def test_what_is_filled_in_is_not_looked_at_again() -> None:
 
 def test_a_variable_that_is_not_set_is_named_with_its_place() -> None:
     """Whoever reads it knows which variable, and which key asked for it."""
-    with pytest.raises(ConfigurationError, match=r"templates\.staging\.env\.KEY: .*'SHOP_KEY'"):
+    with pytest.raises(
+        ConfigurationError, match=r"templates\.staging\.env\.KEY: .* SHOP_KEY, which is not set"
+    ):
         fill({"KEY": "{env:SHOP_KEY}"}, environ={}, images={}, where="templates.staging.env")
 
 
