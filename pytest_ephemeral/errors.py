@@ -5,7 +5,7 @@ A message has three parts: what happened, the likely cause, and the next command
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 #: What helps where threads can't be started; Python says only that (``_thread.start_new_thread``).
@@ -211,6 +211,14 @@ def closest(name: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean {near[0]!r}?"
     return f" Known: {', '.join(names)}." if names else ""
+
+
+def missing_endpoint(name: str, known: Mapping[str, object]) -> EphemeralError:
+    """The error for an endpoint that an environment does not have."""
+    hint = closest(name, known)
+    if name.startswith("/") and known:
+        hint = f' A path comes second: url_for("{next(iter(known))}", "{name}")'
+    return EndpointMissingError(f"there is no endpoint {name!r}.{hint}")
 
 
 def describe_error(error: BaseException) -> str:

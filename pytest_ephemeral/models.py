@@ -14,6 +14,7 @@ import msgspec
 
 from pytest_ephemeral import urls
 from pytest_ephemeral.durations import Duration
+from pytest_ephemeral.errors import missing_endpoint
 from pytest_ephemeral.text import check_argv, one_line
 
 if TYPE_CHECKING:
@@ -70,9 +71,6 @@ def encode_hook(value: Any) -> Any:
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """Data that this program writes and reads. Unknown fields, of later versions, are ignored."""
-
-
-# -- artifacts and images -----------------------------------------------------------------
 
 
 class Artifact(Model, frozen=True, kw_only=True):
@@ -143,9 +141,6 @@ class Image(Model, frozen=True, kw_only=True):
     handle: dict[str, str] = {}
 
 
-# -- environments --------------------------------------------------------------------------
-
-
 class Endpoint(Model, frozen=True, kw_only=True):
     """One host and port at which an environment responds."""
 
@@ -210,9 +205,8 @@ class Endpoints(dict[str, Endpoint]):
     """Endpoints by name. A missing one raises an ``EndpointMissingError``."""
 
     def __missing__(self, name: str) -> Endpoint:
-        from pytest_ephemeral.errors import EndpointMissingError, closest
-
-        raise EndpointMissingError(f"there is no endpoint {name!r}.{closest(name, self)}")
+        __tracebackhide__ = True  # pytest shows the line of the test instead
+        raise missing_endpoint(name, self)
 
 
 class Environment(Model, frozen=True, kw_only=True):
@@ -273,6 +267,7 @@ class Environment(Model, frozen=True, kw_only=True):
         Raises:
             EndpointMissingError: It has no such endpoint.
         """
+        __tracebackhide__ = True
         return urls.join(self.endpoints[name].url, path)
 
     def logs(self) -> str:
@@ -299,6 +294,7 @@ class Environment(Model, frozen=True, kw_only=True):
             subprocess.TimeoutExpired: The command took longer, and was killed.
             EphemeralError: The environment is gone.
         """
+        __tracebackhide__ = True
         return _actor(self).run(self, check_argv(argv), timeout=timeout)
 
 

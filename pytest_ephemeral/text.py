@@ -38,5 +38,6 @@ def check_argv(argv: Sequence[str]) -> Sequence[str]:
         TypeError: It is a string, whose characters would be used as arguments.
     """
     if isinstance(argv, str | bytes):
+        __tracebackhide__ = True
         raise TypeError(f'run: argv is a list, such as ["ls", "-l"], not {argv!r}')
     return argv

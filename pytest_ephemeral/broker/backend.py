@@ -15,7 +15,12 @@ from pytest_ephemeral.broker.protocol import Key, Settings
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments import readiness
 from pytest_ephemeral.environments.lifecycle import Lifecycle
-from pytest_ephemeral.errors import ConfigurationError, EphemeralError, UnverifiedDestroyError
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    EphemeralError,
+    NothingMatchedError,
+    UnverifiedDestroyError,
+)
 from pytest_ephemeral.models import Environment, Outcome
 from pytest_ephemeral.providers.abilities import SupportsLastLogMark
 from pytest_ephemeral.tables import Template
@@ -221,7 +226,14 @@ def attach(
             f"--ephemeral-attach {reference}: expected a URL: there is no ephemeral.toml here "
             "that could name environments"
         )
-    backend = AttachedBackend(lifecycle.project.ledger.get(reference), lifecycle)
+    try:
+        environment = lifecycle.project.ledger.get(reference)
+    except NothingMatchedError as error:
+        raise ConfigurationError(
+            f"--ephemeral-attach {reference}: {error} `pytest-ephemeral list` lists the ids; a URL "
+            "begins with its scheme, such as http://"
+        ) from None
+    backend = AttachedBackend(environment, lifecycle)
     if died := backend.exit_reason(backend.environment):
         raise ConfigurationError(f"--ephemeral-attach {reference}: {died}")
     return backend

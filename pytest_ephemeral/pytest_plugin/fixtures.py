@@ -93,7 +93,10 @@ def environment_fixture(
 def _check(template: object, scope: object, name: object) -> None:
     """Check the arguments at the declaration, not at the first use of the fixture."""
     if not (template is None or isinstance(template, str)):
-        raise TypeError(f"environment_fixture: template is a str or None, not {template!r}")
+        raise TypeError(
+            f"environment_fixture: template is a str or None, not {template!r}. It is not a "
+            'decorator: write shop = environment_fixture("staging")'
+        )
     if template == "":
         raise ValueError("environment_fixture: template is empty: name one, or leave it out")
     if scope not in SCOPES:

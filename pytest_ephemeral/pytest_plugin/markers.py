@@ -110,7 +110,10 @@ def templates(marker: pytest.Mark) -> tuple[str, ...]:
         raise MarkerError(f'@pytest.mark.{NAME}: name a template: {NAME}("staging")')
     for name in names:
         if not isinstance(name, str):
-            raise MarkerError(f"@pytest.mark.{NAME}: a template's name is a str, not {name!r}")
+            raise MarkerError(
+                f"@pytest.mark.{NAME}: a template's name is a str, not {name!r}: write "
+                f'{NAME}("staging"), or {NAME}("staging", "other") for several'
+            )
         if names.count(name) > 1:
             raise MarkerError(f"@pytest.mark.{NAME}: it names {name!r} twice")
     return names

@@ -27,10 +27,13 @@ TOO_LATE: Final = (
     "pytest.param(..., marks=...)"
 )
 
-NO_TEMPLATE: Final = (
-    "it names no template, and there is no default one: pytest --ephemeral-template NAME, "
-    "default-template in ephemeral.toml, or the marker ephemeral_env"
+NO_DEFAULT: Final = (
+    "it names no template, and there is no default one. Name one by "
+    '@pytest.mark.ephemeral_env("NAME"), pytest --ephemeral-template NAME, or default-template in '
+    "ephemeral.toml"
 )
+
+NO_TEMPLATES: Final = "there are no templates: add a [templates.NAME] table to ephemeral.toml"
 
 
 class Need(NamedTuple):
@@ -116,16 +119,26 @@ def problem(item: pytest.Item, known: Sequence[str], default: str | None) -> str
         markers.rollback(markers.nearest(item))
     except markers.MarkerError as error:
         return f"{item.nodeid}: {error}"
-    named = [_parameter(item), *(need.template for need in needs_of(item))]
-    for name in named:
-        if name is not None and known and name not in known:
-            return f"{item.nodeid}: no template {name!r}.{closest(name, known)}"
+    for name, source in _named(item):
+        if known and name not in known:
+            return f"{item.nodeid}: {source}: no template {name!r}.{closest(name, known)}"
     unnamed = any(need.template is None for need in needs_of(item))
     if unnamed and (reason := marker_unreachable(item)):
         return f"{item.nodeid}: {reason}"
     if unnamed and default is None:
-        return f"{item.nodeid}: {NO_TEMPLATE}"
+        return f"{item.nodeid}: {NO_DEFAULT if known else NO_TEMPLATES}"
     return ""
+
+
+def _named(item: pytest.Item) -> Iterator[tuple[str, str]]:
+    """The templates that a test's marker and its fixtures name, each with what names it."""
+    if parameter := _parameter(item):
+        yield parameter, f"@pytest.mark.{markers.NAME}"
+    info = getattr(item, "_fixtureinfo", None)
+    names = () if info is None else item.fixturenames  # type: ignore[attr-defined]
+    for declaration, definition in _environment_fixtures(names, info and info.name2fixturedefs):
+        if declaration.template is not None:
+            yield declaration.template, f"the fixture {definition.argname!r}"
 
 
 def keys(found: Iterable[Need], default: str | None) -> list[Key]:

@@ -82,7 +82,9 @@ def _seconds(given: str | None) -> float | None:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise pytest.UsageError(f"--ephemeral-approval: expected seconds, got {given!r}")
+        raise pytest.UsageError(
+            f"--ephemeral-approval: expected seconds such as 1800, got {given!r}"
+        )
     return seconds
 
 

@@ -161,7 +161,7 @@ class Worker:
             raise EnvironmentUnavailable(reason, pytrace=False)
         default = self._opened().default
         if template is None and default is None:
-            raise EnvironmentUnavailable(needs.NO_TEMPLATE, pytrace=False)
+            raise EnvironmentUnavailable(needs.NO_DEFAULT, pytrace=False)
         return template or default
 
     def lend(
@@ -183,7 +183,7 @@ class Worker:
             opened = self._opened()
             name = template or opened.default
             if name is None:
-                raise pytest.UsageError(f"early_environment: {needs.NO_TEMPLATE}")
+                raise pytest.UsageError(f"early_environment: {needs.NO_DEFAULT}")
             key = Key(name, "session", "", name in opened.rollbacks)
             environment = self._client.lease(key, self._waiting)
         except EphemeralError as error:

@@ -60,7 +60,13 @@ def test_the_closest_template_is_named(project, run):
     project.write(
         test_it=f"@pytest.mark.ephemeral_env({project.one[:-1]!r})\ndef test(ephemeral_env): pass"
     )
-    refused(run(), f"Did you mean {project.one!r}?")
+    refused(run(), f"@pytest.mark.ephemeral_env: no template {project.one[:-1]!r}. Did you mean ")
+    project.write(
+        conftest="from pytest_ephemeral import environment_fixture\n"
+        f"shop = environment_fixture({project.one[:-1]!r})",
+        test_it="def test(shop): pass",
+    )
+    refused(run(), f"the fixture 'shop': no template {project.one[:-1]!r}. Did you mean ")
 
 
 def test_several_templates_and_no_default(project, run):
@@ -80,7 +86,7 @@ def test_several_templates_and_no_default(project, run):
         ("this is = = not TOML", "not valid TOML"),
         ("[templates.x]\nimage = 'nowhere'\nport = 1\ncommand = 'x'", "no image 'nowhere'"),
         ("[templates.x]\nprovider = 'locl'", "Did you mean 'local'?"),
-        ("", "names no template"),
+        ("", "there are no templates: add a [templates.NAME] table"),
     ],
 )
 def test_configurations_that_are_wrong(project, run, configuration, text):
@@ -103,6 +109,7 @@ def test_no_configuration_at_all(project, run):
         (["--ephemeral-config", "nowhere.toml"], "nowhere.toml"),
         (["--ephemeral-template", "nowhere"], "no template 'nowhere'"),
         (["--ephemeral-attach", "staging-gone"], "no environment 'staging-gone'"),
+        (["--ephemeral-attach", "localhost:5000"], "a URL begins with its scheme"),
         (["--ephemeral-attach", "http://127.0.0.1:1/"], "nothing answers there"),
         (["--ephemeral-stage", "a/b"], "--ephemeral-stage"),
         (["--ephemeral-report", "."], "--ephemeral-report: "),
