@@ -57,16 +57,28 @@ def find(environment: Environment, provider: Provider, seen: Sequence[str]) -> l
         log = provider.logs(environment, tail=_LINES)
     except (EphemeralError, OSError):
         return []
-    from_log = [text for pattern, text in _IN_LOG if re.search(pattern, log)]
+    from_log = _of_log(log)
     from_probes = [] if from_log else [*_of_tls(environment, seen), *_of_probes(seen)]
     return [*([own] if own else []), *from_log, *from_probes]
 
 
-def of_exit(detail: str) -> str:
-    """A hint about a process that exited during its start; empty if there is none."""
-    if re.search(r"exited with status 0\b", detail):
-        return "its command has to stay in the foreground: start it without `&` and not as a daemon"
-    return ""
+def of_stop(environment: Environment, provider: Provider, reason: str) -> list[str]:
+    """Find hints about an environment that stopped while it was starting.
+
+    Where its processes listen is no hint: what has ended listens nowhere.
+    """
+    try:
+        found = _of_log(provider.logs(environment, tail=_LINES))
+    except (EphemeralError, OSError):
+        found = []
+    if re.search(r"exited with status 0\b", reason):
+        stay = "its command has to stay in the foreground: start it without `&` and not as a daemon"
+        return [stay, *found]
+    return found
+
+
+def _of_log(log: str) -> list[str]:
+    return [text for pattern, text in _IN_LOG if re.search(pattern, log)]
 
 
 def _of_tls(environment: Environment, seen: Sequence[str]) -> Iterator[str]:

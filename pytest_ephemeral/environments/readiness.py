@@ -267,10 +267,10 @@ def _path(probes: Sequence[Probe]) -> str:
 
 def _check_alive(environment: Environment, provider: Provider, path: str) -> None:
     if reason := provider.status(environment).stop_reason():
-        found = [hints.of_exit(reason), *hints.find(environment, provider, [])]
+        found = hints.of_stop(environment, provider, reason)
         raise LaunchError(
             f"{environment.id} stopped while it was starting: {reason}"
-            + "".join(f"\n  hint: {hint}" for hint in found if hint)
+            + "".join(f"\n  hint: {hint}" for hint in found)
             + last_lines(environment, provider, path)
         )
 
