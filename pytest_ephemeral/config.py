@@ -315,4 +315,6 @@ def _lookup(name: str, table: Mapping[str, T], noun: str, path: Path) -> T:
     try:
         return table[name]
     except KeyError:
-        raise ConfigurationError(f"{path}: no {noun} {name!r}.{closest(name, table)}") from None
+        tables = noun if noun == "promotion" else f"{noun}s"
+        hint = closest(name, table) or f" Define it in [{tables}.{name}]"
+        raise ConfigurationError(f"{path}: no {noun} {name!r}.{hint}") from None

@@ -51,6 +51,21 @@ def state_directory() -> Path:
     return folder if is_writable(folder) or not hasattr(os, "getuid") else _homeless_state()
 
 
+def make_state_folder(folder: Path) -> None:
+    """Create a folder in the state directory, if it does not exist.
+
+    Raises:
+        ConfigurationError: It can't be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the state folder {state_directory()} can't be written: {error.strerror}. Set "
+            f"{STATE_VARIABLE} to a folder of this user's own"
+        ) from error
+
+
 def is_writable(folder: Path) -> bool:
     """Whether this user may write into a folder, or create it if it does not exist."""
     there = next((one for one in (folder, *folder.parents) if one.is_dir()), Path("/"))

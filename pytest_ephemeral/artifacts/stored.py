@@ -113,6 +113,7 @@ class StoredRepository:
         file = machine.state_directory() / "artifacts" / "/".join(parts_of(blob_path(artifact))[2:])
         if not file.is_file() or files.digest_of(files.chunks(file)) != artifact.digest:
             _remove_old_copies(file.parent.parent)
+            machine.make_state_folder(file.parent)
             self._download(artifact, file)
         os.utime(file)  # the time of its last use, for _remove_old_copies
         return file
@@ -292,9 +293,8 @@ def _no_file_error(wanted: str, root: Path) -> ArtifactError:
         there = f"{folder} holds {', '.join(names[:8]) or 'nothing'}"
         there += f" and {len(names) - 8} more" if len(names) > 8 else ""
     except (OSError, ValueError):
-        there = f"the folder {folder} does not exist or can't be read"
+        missing = "can't be read" if folder.is_dir() else "does not exist"
+        there = f"the folder {folder} {missing}"
     python = wanted.endswith((".whl", ".tar.gz"))
     build = "`python -m build`" if python else "the command that builds it"
-    return ArtifactError(
-        f"no file matches the artifact {wanted!r} in {root}: {there}. Build it first, with {build}"
-    )
+    return ArtifactError(f"no file matches {wanted!r}: {there}. Build it first, with {build}")

@@ -75,6 +75,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 2."""
+        if message == "the following arguments are required: COMMAND":
+            message = f"a command is missing: `{self.prog} --help` lists them"
         self.print_usage(sys.stderr)
         print(printable(f"{self.prog}: error: {message}"), file=sys.stderr)
         raise UsageExit(message)
@@ -125,7 +127,7 @@ def add_command(
         help: Its description in one line, without a full stop.
         settings: Further arguments of the command's ``Parser``.
     """
-    parser = commands.add_parser(name, help=help, **{"description": f"{help}.", **settings})
+    parser = commands.add_parser(name, help=help, **{"description": _sentence(help), **settings})
     parser.set_defaults(do=do, parser=parser)
     return parser
 
@@ -146,7 +148,7 @@ def add_template_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--ttl",
         metavar="TIME",
-        type=duration,
+        type=_lifetime,
         help="when it expires, instead of its template's ttl: 2h",
     )
 
@@ -169,9 +171,13 @@ def add_group(
     Returns:
         The group to add the subcommands to.
     """
-    parser = commands.add_parser(name, help=help, description=f"{help}.")
+    parser = commands.add_parser(name, help=help, description=_sentence(help))
     parser.set_defaults(do=do, parser=parser)
     return parser.add_subparsers(metavar="COMMAND", title="commands", required=do is None)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def duration(text: str) -> Duration:
@@ -180,6 +186,14 @@ def duration(text: str) -> Duration:
         return Duration.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _lifetime(text: str) -> Duration:
+    """Convert the value of ``--ttl``: an argparse type."""
+    found = duration(text)
+    if found <= 0:
+        raise argparse.ArgumentTypeError(f"expected more than 0, got {text!r}")
+    return found
 
 
 def count(text: str) -> int:

@@ -18,7 +18,7 @@ def add_to(commands: Subcommands) -> None:
     """Add the commands."""
     under = add_group(commands, "artifact", "push and list built files")
     pushing = add_command(under, "push", push, "store a built file in the artifact repository")
-    pushing.add_argument("file", metavar="FILE", type=Path)
+    pushing.add_argument("file", metavar="FILE", type=Path, help="the built file")
     pushing.add_argument("--name", help="by default taken from the file name")
     pushing.add_argument("--version", help="by default taken from the file name")
     add_command(under, "list", list_, "list the artifact repository")

@@ -48,6 +48,7 @@ def add_to(commands: Subcommands) -> None:
     )
     reaping.add_argument(
         "--account",
+        metavar="NUMBER",
         action="append",
         default=[],
         help="a cloud account in which resources that are missing from the ledger are destroyed, "
@@ -58,7 +59,7 @@ def add_to(commands: Subcommands) -> None:
 def down(arguments: argparse.Namespace, output: Printer) -> int:
     """Destroy all named environments; an error with one does not stop the others."""
     if bool(arguments.ids) == arguments.all:
-        arguments.parser.error("name the environments, or use --all")
+        arguments.parser.error("name environments, or use --all" + ", not both" * arguments.all)
     project = open_project(arguments)
     chosen, errors = _chosen(project.ledger, arguments.ids)
     if not arguments.production:

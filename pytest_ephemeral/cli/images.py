@@ -42,9 +42,9 @@ def add_to(commands: Subcommands) -> None:
     _add_prune(under)
     exporting = add_command(under, "export", export, "write an image to a file")
     _add_image(exporting)
-    exporting.add_argument("file", metavar="FILE", type=Path)
+    exporting.add_argument("file", metavar="FILE", type=Path, help="the file to write")
     importing = add_command(under, "import", import_, "import an image that `export` wrote")
-    importing.add_argument("file", metavar="FILE", type=Path)
+    importing.add_argument("file", metavar="FILE", type=Path, help="a file that `export` wrote")
 
 
 def _add_image(parser: Parser) -> None:

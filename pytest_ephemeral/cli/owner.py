@@ -137,8 +137,10 @@ def _clean_up(owner: OwnerProcess, opened: Opened | None) -> None:
 
 
 def _the_default(templates: Sequence[str]) -> str:
+    if not templates:
+        raise ConfigurationError("there are no templates: add a [templates.NAME] table")
     raise ConfigurationError(
-        f"name a template: there is no default-template among {', '.join(templates)}"
+        f"name one of the templates {', '.join(sorted(templates))}, or set default-template"
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator
+from typing import Final
 
 from pytest_ephemeral import interpolation
 from pytest_ephemeral.errors import EphemeralError
@@ -13,13 +15,31 @@ from pytest_ephemeral.providers import install_script
 from pytest_ephemeral.providers.protocol import Check
 from pytest_ephemeral.tables import Recipe, Template
 
+#: The variables of our own that are read; see docs/reference/environment-variables.md.
+_VARIABLES: Final = (
+    "PYTEST_EPHEMERAL_STATE",
+    "PYTEST_EPHEMERAL_PREFIX_ROOT",
+    "PYTEST_EPHEMERAL_SIGNING_KEY",
+    "PYTEST_EPHEMERAL_REPOSITORY_TOKEN",
+    "PYTEST_EPHEMERAL_REPOSITORY_USER",
+    "PYTEST_EPHEMERAL_REPOSITORY_PASSWORD",
+)
+
 
 def check_project(project: Project) -> Iterator[Check]:
     """Check all images and templates of a project; nothing is baked or launched."""
+    yield from _check_variables()
     for recipe in project.config.images.values():
         yield from _check_image(project, recipe)
     for template in project.config.templates.values():
         yield from _check_template(template)
+
+
+def _check_variables() -> Iterator[Check]:
+    for name in sorted(os.environ.keys() - set(_VARIABLES)):
+        if near := difflib.get_close_matches(name, _VARIABLES, n=1, cutoff=0.9):
+            hint = f"did you mean {near[0]}?"
+            yield Check("environment variables", False, f"{name} is not one that is read", hint)
 
 
 def _check_image(project: Project, recipe: Recipe) -> Iterator[Check]:

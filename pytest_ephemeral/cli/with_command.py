@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from pytest_ephemeral.models import Environment
 
 _EPILOG: Final = """\
-The command finds these variables: EPHEMERAL_URL; EPHEMERAL_URL_<ENDPOINT> for each
-endpoint; EPHEMERAL_ENV, the environment's id. In its arguments, {url} is the URL,
-{url:ENDPOINT} that of an endpoint, {id} the id. Without a command, a shell is started.
-Exits with the command's status; with 1 if that is 0 and the environment stopped by
-itself meanwhile; with 6 if something may have leaked.
+Without a command, it starts your shell.
+
+Variables of the command: EPHEMERAL_URL, EPHEMERAL_URL_<ENDPOINT>, EPHEMERAL_ENV (the id).
+In its arguments: {url}, {url:ENDPOINT}, {id}.
+
+The exit status is the command's. It is 1 if the command succeeded but the environment stopped \
+by itself, and 6 if something may have leaked.
 """
 
 #: The exit statuses of shells for commands that can't be run.

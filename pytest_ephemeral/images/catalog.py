@@ -66,8 +66,9 @@ class Catalog:
         if matching:
             keys = ", ".join(key[:19] for key in matching)
             raise NothingMatchedError(f"{wanted!r} matches several images: {keys}")
-        known = {image.name for image in entries}
-        raise NothingMatchedError(f"no image {wanted!r} is baked.{closest(wanted, known)}")
+        hint = closest(wanted, {image.name for image in entries})
+        hint = hint or " No image is: run `pytest-ephemeral bake`"
+        raise NothingMatchedError(f"no image {wanted!r} is baked.{hint}")
 
     def latest(self, name: str) -> Image | None:
         """The newest image of a name; None if there is none."""

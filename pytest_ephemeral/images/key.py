@@ -82,7 +82,8 @@ def _digest(recipe: Recipe, script: Path) -> str:
     try:
         return files.digest_of(files.chunks(script))
     except OSError as error:
+        command = f"install = [{json.dumps(recipe.install)}]"
         raise ConfigurationError(
-            f"the install script of the image {recipe.name!r} can't be read: {script}: "
-            f"{error.strerror}. `install` is a script's path, or a list of commands"
+            f"images.{recipe.name}.install: the script {script} can't be read: {error.strerror}. "
+            f"A command is written in a list: {command}"
         ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytest_ephemeral.artifacts import Repository
 from pytest_ephemeral.errors import (
+    ArtifactError,
     BakeError,
     ConfigurationError,
     ImageChangedError,
@@ -25,7 +26,7 @@ from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.images.claim import hold_claim
 from pytest_ephemeral.images.scratch import scratch_file
 from pytest_ephemeral.images.signatures import SignaturePolicy
-from pytest_ephemeral.models import Image
+from pytest_ephemeral.models import Artifact, Image
 from pytest_ephemeral.providers.abilities import SupportsEquivalents
 from pytest_ephemeral.providers.protocol import UNKNOWN, Baker
 from pytest_ephemeral.store import Store
@@ -204,7 +205,7 @@ class Images:
         baker = baker_of(recipe.provider)
         artifact = None
         if (wanted := artifact_build.find_built(recipe, self._root)) is not None:
-            artifact = self._artifacts.find(wanted, self._root)
+            artifact = self._find_artifact(recipe.name, wanted)
         inputs = keys.inputs(
             recipe,
             self._root,
@@ -213,6 +214,12 @@ class Images:
         )
         inputs = self._fill_unknown_inputs(recipe.name, inputs)
         return BakePlan(recipe, baker, artifact, inputs, keys.key(inputs), self._root)
+
+    def _find_artifact(self, name: str, wanted: str) -> Artifact:
+        try:
+            return self._artifacts.find(wanted, self._root)
+        except ArtifactError as error:
+            raise type(error)(f"images.{name}.artifact: {error}") from error
 
     def _fill_unknown_inputs(self, name: str, inputs: dict[str, str]) -> dict[str, str]:
         """Fill in unknown inputs from the newest image whose other inputs are the same."""

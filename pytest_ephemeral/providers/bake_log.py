@@ -118,9 +118,14 @@ class BakeLog:
         """
         return BakeError(
             f"the image {self._job.recipe.name!r} could not be baked: "
-            f"{mask(what, self._secrets)}{remedy}. "
-            f"It printed last:\n{self.last_lines()}\nThe whole log: {self._job.log}"
+            f"{mask(what, self._secrets)}{remedy}. {self._quote()}"
         )
+
+    def _quote(self) -> str:
+        self._finish_line()
+        if not self._last:
+            return f"It printed nothing. The log: {self._job.log}"
+        return f"It printed last:\n{self.last_lines()}\nThe whole log: {self._job.log}"
 
     def last_lines(self) -> str:
         """The last lines of the output, indented."""

@@ -29,7 +29,7 @@ def command(content: bytes, path: str) -> list[str]:
         return [path]
     if first.endswith(b"\r"):
         raise ConfigurationError(
-            f"the install script {Path(path).name} has Windows line ends (CRLF), which the "
+            f"the install script {Path(path).name} has Windows line endings (CRLF), which the "
             "interpreter takes for a part of each command: convert it, for example with dos2unix, "
             "and keep it so with `*.sh text eol=lf` in .gitattributes"
         )

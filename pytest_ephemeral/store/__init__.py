@@ -149,7 +149,7 @@ def by_prefix(wanted: str, known: Iterable[str], *, what: str, missing: str = ""
         return matching[0]
     if matching:
         raise NothingMatchedError(f"{what} {wanted!r} is ambiguous: {', '.join(matching)}")
-    hint = closest(wanted, names) or " This store has none."
+    hint = closest(wanted, names) or f" The store has no {what}s."
     raise NothingMatchedError(f"{missing or f'no {what} {wanted!r}.'}{hint}")
 
 

@@ -58,6 +58,13 @@ def test_a_changed_file_is_refused_by_name(repository, tmp_path, monkeypatch):
         repository.fetch(artifact)
 
 
+def test_a_state_folder_that_can_not_be_made_is_named(repository, tmp_path, monkeypatch):
+    """Not the artifact, which can be read."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "/proc/nowhere")
+    with pytest.raises(ConfigurationError, match="state folder /proc/nowhere can't be written"):
+        repository.fetch(repository.push(built(tmp_path)))
+
+
 def test_a_full_temporary_folder_is_named(repository, tmp_path, monkeypatch):
     """It holds a copy of the artifact while that is stored; what helps is said."""
 

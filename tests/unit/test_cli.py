@@ -27,7 +27,7 @@ def here(workplace: Path) -> Path:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("", "the following arguments are required: COMMAND"),
+        ("", "a command is missing: `pytest-ephemeral --help` lists them"),
         ("lst", "unknown command 'lst'. Did you mean 'list'?"),
         ("images prun", "unknown command 'prun'. Did you mean 'prune'?"),
         ("list --jsn", "unknown option '--jsn'. Did you mean '--json'?"),
@@ -36,13 +36,14 @@ def here(workplace: Path) -> Path:
         ("list -- x", "this command takes nothing after `--`"),
         ("run staging-x", "the command is missing: put it after `--`"),
         ("run staging-x ls", "unexpected argument 'ls'"),
-        ("down", "name the environments, or use --all"),
-        ("down x --all", "name the environments, or use --all"),
+        ("down", "name environments, or use --all"),
+        ("down x --all", "name environments, or use --all, not both"),
+        ("up --ttl 0s", "expected more than 0, got '0s'"),
         ("up --ttl 5", 'expected a duration such as "90s", "5m" or "2h", got \'5\''),
         ("extend x soon", 'expected a duration such as "90s", "5m" or "2h", got \'soon\''),
         ("images prune --keep -1", "expected a number such as 5, got '-1'"),
         ("images prune", "the following arguments are required: --keep"),
-        ("artifact", "the following arguments are required: COMMAND"),
+        ("artifact", "a command is missing: `pytest-ephemeral artifact --help` lists them"),
     ],
 )
 def test_a_mistyped_command_or_option_names_the_closest(
@@ -61,7 +62,8 @@ def test_a_mistyped_command_or_option_names_the_closest(
     [
         ("up stagin", 2, "ConfigurationError", "no template 'stagin'", "Did you mean 'staging'?"),
         ("bake shp", 2, "ConfigurationError", "no image 'shp'", "Did you mean 'shop'?"),
-        ("show x", 3, "NothingMatchedError", "no environment 'x'. This store has none.", ""),
+        ("show x", 3, "NothingMatchedError", "no environment 'x'. The store has no env", ""),
+        ("history prod", 2, "ConfigurationError", "no promotion 'prod'. Define it in", ""),
         ("images show shop", 3, "NothingMatchedError", "no image 'shop' is baked.", ""),
         ("down x", 3, "NothingMatchedError", "no environment 'x'.", ""),
         ("artifact push x.whl", 1, "ArtifactError", "x.whl can't be read as an artifact", ""),

@@ -123,15 +123,19 @@ def test_shells_take_the_function_as_documented(here: Path, shell: str) -> None:
     assert done.stdout.strip() == "history"
 
 
-def test_doctor_looks_at_this_project(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_looks_at_this_project(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a bake or launch would stumble over, and what to do about it."""
+    monkeypatch.setenv("PYTEST_EPHEMERAL_STAT", "/x")
     assert cli.main(["doctor"]) == 1
     printed = capsys.readouterr().out
-    assert "FAIL image shop: no file matches the artifact 'dist/*.whl'" in printed
+    assert "FAIL image shop: no file matches 'dist/*.whl'" in printed
     assert "FAIL image shop: install = 'deploy/install.sh': No such file" in printed
     assert "FAIL image shop: pass-env: SHOP_LICENSE not set" in printed
     assert "FAIL template staging: {env:SHOP_KEY} is not set" in printed
     assert "ok   image site: install script good.sh" in printed
+    assert "did you mean PYTEST_EPHEMERAL_STATE?" in printed
 
 
 def test_what_the_project_does_not_use_is_no_failure(

@@ -116,8 +116,8 @@ def run(project: Path, *argv: str, **more: str) -> tuple[int, str, float]:
     ("command", "said"),
     [
         ("up stagin", "Did you mean 'staging'"),
-        ("up staging", "no file matches the artifact"),
-        ("up scripted", "install script of the image 'scripted' can't be read"),
+        ("up staging", "no file matches"),
+        ("up scripted", "images.scripted.install: the script"),
         ("up keyed", "SHOP_KEY"),
         ("up container", "container engine at tcp://127.0.0.1:9 .*does not answer"),
         ("bake container", "container engine at tcp://127.0.0.1:9 .*does not answer"),

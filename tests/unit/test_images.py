@@ -521,7 +521,7 @@ def test_a_referenced_folder_is_neither_sealed_nor_archived(here):
 
 def test_a_missing_or_combined_reference_is_refused(here):
     """As a configuration error."""
-    with pytest.raises(ConfigurationError, match="is not a folder"):
+    with pytest.raises(ConfigurationError, match=r"the folder .*nowhere does not exist"):
         here.obtain(install=None, reference="nowhere")
     (here.folder / "prepared").mkdir()
     with pytest.raises(ConfigurationError, match="remove install"):

@@ -133,7 +133,7 @@ def load(promotion: Promotion, root: Path) -> DnsBackend:
         return found
     others = [point.name for point in entry_points(group="pytest_ephemeral.dns")]
     known = closest(name, [*TABLE, *others])
-    raise ConfigurationError(f"promotion.{promotion.name}: no dns {name!r}.{known}")
+    raise ConfigurationError(f"promotion.{promotion.name}.dns: no DNS backend {name!r}.{known}")
 
 
 def sort_records(records: Iterable[DnsRecord]) -> list[DnsRecord]:

@@ -30,8 +30,8 @@ def folder_of(reference: str, root: Path) -> Path:
     folder = (root / reference).absolute()
     if not folder.is_dir():
         raise ConfigurationError(
-            f"the image's reference {reference!r} is not a folder: {folder} does not exist. A "
-            "reference is a folder that was prepared elsewhere"
+            f"reference = {reference!r}: the folder {folder} does not exist. A reference is a "
+            "folder in which the application is installed already"
         )
     return folder
 

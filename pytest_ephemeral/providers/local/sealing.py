@@ -35,8 +35,8 @@ def seal_prefix(job: BakeJob, prefix: Prefix) -> Seal:
         ) from error
     if not manifest:
         raise BakeError(
-            f"the install script of the image {job.recipe.name!r} put nothing into $PREFIX. "
-            f"The log: {job.log}"
+            f"the install script of the image {job.recipe.name!r} put nothing into $PREFIX: "
+            f"let it copy or install there what the application needs. The log: {job.log}"
         )
     return write_seal(prefix, job.key, manifest, tree.outside_links(prefix.tree), verified=False)
 

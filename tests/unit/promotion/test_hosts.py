@@ -174,6 +174,6 @@ def test_an_unreadable_file_is_named(hosts: Any, file: Path) -> None:
 def test_an_unknown_backend_names_the_closest(tmp_path: Path) -> None:
     """As every name is."""
     with pytest.raises(
-        ConfigurationError, match=r"promotion\.p: no dns 'host'\. Did you mean 'hosts'"
+        ConfigurationError, match=r"promotion\.p\.dns: no DNS backend 'host'\. Did you mean 'hosts'"
     ):
         dns.load(Promotion(name="p", dns="host", record=NAME), tmp_path)
