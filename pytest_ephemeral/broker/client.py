@@ -54,6 +54,7 @@ class BrokerClient:
         self._new_lock = threading.Lock
         self._lock = threading.Lock()
         self._number = 0
+        self._begun: dict[int, tuple[bool, Any] | None] = {}
         self._getpid = os.getpid
         self._pid = os.getpid()
         self._timed_out = subprocess.TimeoutExpired
@@ -211,7 +212,9 @@ class BrokerClient:
     def _begin(self, method: str, arguments: tuple[Any, ...]) -> int:
         self._own()
         with self._lock:
-            return self._send(method, arguments)
+            number = self._send(method, arguments)
+            self._begun[number] = None
+            return number
 
     def _send(self, method: str, arguments: tuple[Any, ...], number: int | None = None) -> int:
         if number is None:
@@ -231,16 +234,19 @@ class BrokerClient:
     def _answer(self, number: int, waiting: Callable[[], None] | None) -> Any:
         """Receive the answer to one request.
 
-        Skips answers to earlier requests, whose wait was interrupted.
+        Keeps answers to requests that were begun, and skips those to earlier requests, whose wait
+        was interrupted.
         """
         assert self._connection is not None
-        while True:
+        while (received := self._begun.get(number)) is None:
             try:
-                of, done, answer = self._connection.receive(waiting)
+                of, *answered = self._connection.receive(waiting)
             except EOFError as error:
                 raise OwnerLostError(LOST.format(type(error).__name__)) from None
-            if of == number:
-                break
+            if of == number or of in self._begun:
+                self._begun[of] = tuple(answered)
+        del self._begun[number]
+        done, answer = received
         if not done:
             failure: Failure = answer
             raise failure.error()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -25,6 +26,21 @@ def owner(project) -> Iterator[OwnerProcess]:
     process.client.open(Settings(start=project.folder), taken)()
     yield process
     process.client.finish(lambda: None)
+    process.leave()
+
+
+def test_a_run_may_end_before_anyone_has_waited_for_its_beginning(project):
+    """pytest refuses an option while xdist's workers collect: they are dismissed, then it ends."""
+    process = OwnerProcess()
+    taken = ClientProcess(dict(os.environ), tuple(sys.path))
+    opening = process.client.open(Settings(start=project.folder), taken)
+    process.client.dismiss()
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(opening)
+        try:
+            assert project.one in opened.result(timeout=20).templates
+        finally:
+            process.client.close()  # a thread that still waits ends
     process.leave()
 
 
