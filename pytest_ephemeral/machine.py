@@ -143,10 +143,11 @@ def age(owner: Owner) -> float | None:
     """The time since an owner was recorded, by the clock since boot, which can't be changed.
 
     Returns:
-        Seconds; None if it was recorded on another machine or in another boot.
+        Seconds; None if it was recorded on another machine, in another boot or time namespace.
     """
     same_boot = owner.boot == boot_id() != "" and owner.machine == machine_id()
-    if not same_boot or not owner.uptime:
+    same_clock = owner.pid_namespace.partition(" ")[2] == _time_namespace()
+    if not same_boot or not same_clock or not owner.uptime:
         return None
     return uptime() - owner.uptime
 
@@ -194,9 +195,23 @@ def machine_id() -> str:
 
 
 def pid_namespace() -> str:
-    """The PID namespace of this process; empty if the system has none."""
+    """The PID namespace of this process; empty if the system has none.
+
+    A time namespace other than the first one is added: there, ``/proc`` shows other start times of
+    the same processes; see time_namespaces(7).
+    """
+    return " ".join(filter(None, (_namespace("pid"), _time_namespace())))
+
+
+def _time_namespace() -> str:
+    """The time namespace of this process; empty for the first one."""
+    found = _namespace("time")
+    return "" if found == _FIRST_TIME_NAMESPACE else found
+
+
+def _namespace(kind: str) -> str:
     try:
-        return str(Path("/proc/self/ns/pid").readlink())
+        return str(Path("/proc/self/ns", kind).readlink())
     except OSError:
         return ""
 
@@ -246,8 +261,8 @@ def read_process_start(pid: int) -> str:
     return found.stdout.strip()
 
 
-#: The first PID namespace of Linux (PROC_PID_INIT_INO in include/linux/proc_ns.h).
-_FIRST_NAMESPACE = "pid:[4026531836]"
+#: The first namespaces of Linux (PROC_PID_INIT_INO, PROC_TIME_INIT_INO in linux/proc_ns.h).
+_FIRST_NAMESPACE, _FIRST_TIME_NAMESPACE = "pid:[4026531836]", "time:[4026531834]"
 
 
 def is_contained() -> bool:
@@ -255,7 +270,4 @@ def is_contained() -> bool:
 
     In another namespace, all processes end with the first one.
     """
-    try:
-        return Path("/proc/self/ns/pid").readlink().name != _FIRST_NAMESPACE
-    except OSError:
-        return False
+    return _namespace("pid") not in {"", _FIRST_NAMESPACE}

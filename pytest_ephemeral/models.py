@@ -162,7 +162,7 @@ class Owner(Model, frozen=True, kw_only=True):
         host: The machine's host name, for people; it may not be unique.
         boot: The kernel's id of the boot.
         machine: The machine's id; empty in records of older versions.
-        pid_namespace: The namespace of ``pid``; empty if the system has none.
+        pid_namespace: The namespace of ``pid``; see ``machine.pid_namespace``.
         started: The start time of the process, in the system's unit.
         uptime: Seconds since the boot when this was recorded.
     """

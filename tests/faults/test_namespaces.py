@@ -1,4 +1,4 @@
-"""The same machine id, host name, store and folders, and another PID namespace: unknown, not gone.
+"""The same machine id, host name, store and folders, and another namespace: unknown, not gone.
 
 That is a CI container with this machine's ``/etc/machine-id`` and host name.
 """
@@ -20,20 +20,23 @@ from support.waiting import eventually
 
 #: A PID namespace of one's own, for root and, where the kernel lets users, for everyone.
 UNSHARE = ["unshare", "--fork", "--pid", "--mount-proc"]
+#: A time namespace, whose clocks since boot are ten days ahead: time_namespaces(7).
+UNSHARE_TIME = ["unshare", "--fork", "--time", "--boottime", "864000", "--monotonic", "864000"]
 if sys.platform == "linux" and os.geteuid():
-    UNSHARE += ["--user", "--map-root-user"]
+    for options in (UNSHARE, UNSHARE_TIME):
+        options += ["--user", "--map-root-user"]
 
 
 def refusal() -> str:
-    """Why there can be no PID namespace here; empty when there can."""
+    """Why there can be no such namespaces here; empty when there can."""
     if sys.platform != "linux":
-        return "PID namespaces: only on Linux"
-    found = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
-    return found.stderr
+        return "namespaces: only on Linux"
+    command = [*UNSHARE, *UNSHARE_TIME, "true"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
 pytestmark = pytest.mark.skipif(
-    bool(refusal()), reason="this kernel lets this user make no PID namespace"
+    bool(refusal()), reason="this kernel lets this user make no namespaces"
 )
 
 WAITS = """
@@ -58,15 +61,16 @@ def project(
     assert made.clean_within(30), made.traces()
 
 
-def test_a_live_run_is_not_reaped_from_there(project: PluginProject) -> None:
-    """Its owner's process id means nothing there, and stands for nobody or for someone else."""
+def test_reap_in_another_namespace_leaves_a_live_run(project: PluginProject) -> None:
+    """The owner's process id is another process's there, or has another start time."""
     run = project.spawn("--ephemeral-env")
     try:
         assert eventually((project.folder / "waiting").exists, 40)
         before = set(project.processes())
-        reap = [*UNSHARE, processes.PROGRAM, "reap", "--json"]
-        there = processes.run(*reap, folder=project.folder)
-        assert json.loads(there.stdout)["reaped"] == []
+        for namespace in (UNSHARE, UNSHARE_TIME):
+            reap = [*namespace, processes.PROGRAM, "reap", "--json"]
+            there = processes.run(*reap, folder=project.folder)
+            assert json.loads(there.stdout)["reaped"] == []
         assert before <= set(project.processes())
         (project.folder / "looked").touch()
         output = run.communicate(timeout=60)[0]
