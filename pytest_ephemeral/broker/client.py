@@ -10,8 +10,8 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_ephemeral.broker.connection import Address, Connection, connect
 from pytest_ephemeral.broker.protocol import (
@@ -75,7 +75,10 @@ class BrokerClient:
             A function that waits for the outcome. It raises an EphemeralError if the run can't
             begin.
         """
-        number = self._begin("open", (settings, process, listens))
+        self._own()
+        with self._lock:
+            number = self._send("open", (settings, process, listens))
+            self._begun[number] = None
         outcome: list[Opened | EphemeralError] = []
 
         def wait() -> Opened:
@@ -93,18 +96,18 @@ class BrokerClient:
 
     def wait_until_open(self) -> Opened:
         """Wait until another client has opened the run; returns its description."""
-        return self._ask("wait_until_open")
+        return self.ask("wait_until_open")
 
     def plan(self, needs: Mapping[Key, Sequence[str]], process: ClientProcess) -> None:
-        self._ask("plan", needs, process)
+        self.ask("plan", needs, process)
 
     def refuse(self, problem: str) -> None:
         """Report a mistake in the tests that prevents running them."""
-        self._ask("refuse", problem)
+        self.ask("refuse", problem)
 
     def get_refusal(self) -> str:
         """Why a worker can't run its tests; empty if all can."""
-        return self._ask("get_refusal")
+        return self.ask("get_refusal")
 
     def finish_test(self, test: str, outcome: str, used: Sequence[str]) -> None:
         """See ``Broker.finish_test``. Does not wait for an answer."""
@@ -116,29 +119,29 @@ class BrokerClient:
 
     def decide(self, waiting: Callable[[], None]) -> None:
         """Request manual approval of the tested environments, and wait for the decisions."""
-        self._ask("decide", waiting=waiting)
+        self.ask("decide", waiting=waiting)
 
     def finish(self, waiting: Callable[[], None]) -> Finished:
         """End all environments; wait until they are gone, or the owner process can go on alone."""
-        return self._ask("finish", waiting=waiting)
+        return self.ask("finish", waiting=waiting)
 
     def count_listeners(self) -> int:
         """The number of processes that receive events."""
-        return self._ask("count_listeners")
+        return self.ask("count_listeners")
 
     def dismiss(self) -> None:
         """Let the workers end: no hook will be called in them any more."""
-        self._ask("dismiss")
+        self.ask("dismiss")
 
     def record(self, exit_status: int) -> Finished:
         """Write the report, and record the outcome of the run."""
-        return self._ask("record", exit_status)
+        return self.ask("record", exit_status)
 
     # -- environments ----------------------------------------------------------------------------
 
     def lease(self, key: Key, waiting: Callable[[], None] | None = None) -> Environment:
         try:
-            environment: Environment = self._ask("lease", key, waiting=waiting)
+            environment: Environment = self.ask("lease", key, waiting=waiting)
         except EphemeralError:
             raise
         except BaseException:  # an interrupt, or the time-out of a test: give the lease back
@@ -148,26 +151,26 @@ class BrokerClient:
         return environment
 
     def release(self, key: Key) -> None:
-        self._ask("release", key)
+        self.ask("release", key)
 
     def roll_back(self, key: Key, waiting: Callable[[], None] | None = None) -> None:
-        self._ask("roll_back", key, waiting=waiting)
+        self.ask("roll_back", key, waiting=waiting)
 
     def look(self, key: Key) -> Look:
-        return self._ask("look", key)
+        return self.ask("look", key)
 
     def evidence(self, key: Key, mark: str | None) -> Evidence | None:
-        return self._ask("evidence", key, mark)
+        return self.ask("evidence", key, mark)
 
     def logs(self, environment: Environment) -> str:
-        return self._ask("logs", environment)
+        return self.ask("logs", environment)
 
     def run(
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
         """See ``Environment.run``. A separate connection keeps other requests from waiting."""
-        with BrokerClient(self.address, self.key) as own:
-            done: subprocess.CompletedProcess[str] | None
+        done: subprocess.CompletedProcess[str] | None
+        with closing(BrokerClient(self.address, self.key)) as own:
             done = own.ask("run", environment, tuple(argv), timeout)
         if done is None:
             raise self._timed_out(argv, timeout or 0.0)
@@ -175,17 +178,7 @@ class BrokerClient:
 
     def keep(self, environment: Environment) -> None:
         """Keep an environment after the end of the run."""
-        self._ask("keep", environment.id)
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """Send any other request to the owner process, and wait for the answer."""
-        return self._ask(method, *arguments)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.ask("keep", environment.id)
 
     # -- requests and answers --------------------------------------------------------------------
 
@@ -195,9 +188,16 @@ class BrokerClient:
             self._connection.close()
         self._connection = None
 
-    def _ask(
+    def ask(
         self, method: str, *arguments: Any, waiting: Callable[[], None] | None = None
     ) -> _Answer:  # type: ignore[type-var]  # each request has an answer of its own type
+        """Send a request to the owner process, and wait for the answer.
+
+        Args:
+            method: A method of ``ClientSession``, ``Run`` or ``Broker`` that clients may call.
+            arguments: Its arguments.
+            waiting: Called now and then meanwhile.
+        """
         self._own()
         with self._lock:
             number = self._send(method, arguments)
@@ -208,13 +208,6 @@ class BrokerClient:
         self._own()
         with self._lock:
             self._send(method, arguments, number=0)
-
-    def _begin(self, method: str, arguments: tuple[Any, ...]) -> int:
-        self._own()
-        with self._lock:
-            number = self._send(method, arguments)
-            self._begun[number] = None
-            return number
 
     def _send(self, method: str, arguments: tuple[Any, ...], number: int | None = None) -> int:
         if number is None:

@@ -132,30 +132,11 @@ class Connection:
         self._close()
 
 
-class ListeningSocket:
-    """The socket that clients connect to.
+def listen() -> tuple[socket.socket, Address]:
+    """Listen at a random address on this machine; returns the socket, and the address.
 
-    The client that starts the owner process makes it, and passes its descriptor on.
-
-    Attributes:
-        address: The address to connect to.
+    The client that starts the owner process makes the socket, and passes its descriptor on.
     """
-
-    def __init__(self, listening: socket.socket, address: Address) -> None:
-        self.address = address
-        self._socket = listening
-
-    def fileno(self) -> int:
-        """Its file descriptor, for the owner process."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Close the copy of this process."""
-        self._socket.close()
-
-
-def listen() -> ListeningSocket:
-    """Listen at a random address on this machine."""
     if sys.platform == "linux":  # an abstract name: no file is left, even if the process is killed
         address: Address = f"\0pytest-ephemeral-{secrets.token_hex(16)}"
     elif hasattr(socket, "AF_UNIX"):
@@ -167,7 +148,7 @@ def listen() -> ListeningSocket:
     listening.listen(64)
     if isinstance(address, tuple):
         address = listening.getsockname()
-    return ListeningSocket(listening, address)
+    return listening, address
 
 
 def connect(address: Address, key: bytes) -> Connection:

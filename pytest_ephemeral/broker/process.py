@@ -84,7 +84,7 @@ class OwnerProcess:
                 "bringing environments up needs Linux or macOS: here a process can't hand its "
                 "socket on to the owner process. On Windows, use the Linux subsystem (WSL)"
             )
-        key, listener = new_key(), listen()
+        key, (listener, address) = new_key(), listen()
         self._popen_type = subprocess.Popen
         self._process = subprocess.Popen(
             _program("serve", str(listener.fileno()), str(os.getpid())),
@@ -101,7 +101,7 @@ class OwnerProcess:
         self._stdin.write(key)
         self._write, self._descriptor = os.write, self._stdin.fileno()
         close_in_children(self)
-        self.client = BrokerClient(listener.address, key)
+        self.client = BrokerClient(address, key)
         self.pid = self._process.pid
         self._events: EventThread | None = None
         self._abandoned = False
