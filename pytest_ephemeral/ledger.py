@@ -74,15 +74,17 @@ class Ledger:
         """
         return self.change_if(id, lambda _: True, **changes)
 
-    def mark_destroying(self, id: str, still: Callable[[Environment], bool]) -> Environment | None:
-        """Record that an environment is being destroyed, if a condition still holds.
+    def mark_destroying(
+        self, id: str, condition: Callable[[Environment], bool]
+    ) -> Environment | None:
+        """Record that an environment is being destroyed, if a condition holds.
 
         The check and the change are atomic. So of a promotion and a reaper at the same time, the
         first one to change the record wins, and the other one finds that in the record.
 
         Args:
             id: The environment's id.
-            still: The condition, given the recorded environment.
+            condition: Whether it may be destroyed, given the recorded environment.
 
         Returns:
             The changed environment; None if the condition does not hold.
@@ -90,26 +92,26 @@ class Ledger:
         Raises:
             RecordMissingError: The record was removed.
         """
-        return self._change(id, still, {"state": "destroying"})
+        return self._change(id, condition, {"state": "destroying"})
 
     def change_if(
-        self, id: str, still: Callable[[Environment], bool], **changes: Any
+        self, id: str, condition: Callable[[Environment], bool], **changes: Any
     ) -> Environment | None:
-        """As ``change``, if the condition ``still`` holds; None if not. Both are one atomic act."""
+        """As ``change``, if a condition holds; None if not. The check and the change are atomic."""
         try:
-            return self._change(id, still, changes)
+            return self._change(id, condition, changes)
         except RecordMissingError:
             return None
 
     def _change(
-        self, id: str, may: Callable[[Environment], bool], changes: dict[str, Any]
+        self, id: str, condition: Callable[[Environment], bool], changes: dict[str, Any]
     ) -> Environment | None:
         changed: list[Environment] = []
 
         def change(data: bytes) -> bytes | None:
             record = _decode(_path(id), data)
             changed.clear()
-            if not may(record.environment):
+            if not condition(record.environment):
                 return None
             changed.append(msgspec.structs.replace(record.environment, **changes))
             return encode(msgspec.structs.replace(record, environment=changed[0]))

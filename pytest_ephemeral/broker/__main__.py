@@ -131,7 +131,7 @@ def _watch(server: Server, client: int, ended: Signals) -> None:
             return
         received = os.read(0, 4096) if 0 in ready else b""
         if not received:
-            server.relay.lose()
+            server.relay.disconnect_first()
             return
         if INTERRUPT in received and server.run is not None:
             server.run.interrupt()

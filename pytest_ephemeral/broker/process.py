@@ -63,7 +63,7 @@ class RunListener(Protocol):
             The hook's result.
         """
 
-    def lose(self) -> None:
+    def on_owner_lost(self) -> None:
         """Called when the owner process has ended unexpectedly."""
 
 
@@ -235,7 +235,7 @@ class EventThread:
             self._over.set()
             self._connection.close()
             if not self._ends:
-                self._listener.lose()
+                self._listener.on_owner_lost()
 
     def _call(self, name: str, plugins: Sequence[str], arguments: bytes) -> tuple[bool, Any]:
         """Call a hook; returns whether that succeeded, and its result or its error."""

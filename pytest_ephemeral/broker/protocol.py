@@ -186,9 +186,9 @@ class Finished(NamedTuple):
         failed: Whether the run fails for a reason other than a test.
     """
 
-    environments: Sequence[Summary]
-    complaints: Sequence[str]
-    failed: bool
+    environments: Sequence[Summary] = ()
+    complaints: Sequence[str] = ()
+    failed: bool = False
 
 
 class Failure(NamedTuple):

@@ -66,9 +66,9 @@ class Subscriber:
                     asked = self._asked.pop(number)
                 asked.set_result(answer)
         except (EOFError, OSError):
-            self.lose()
+            self.disconnect()
 
-    def lose(self) -> None:
+    def disconnect(self) -> None:
         """Mark the client as disconnected; each waiting request returns None."""
         with self._lock:
             self._lost = True
@@ -148,10 +148,10 @@ class Relay:
         if self._first is not None:
             self._first.ask("sync")
 
-    def lose(self) -> None:
+    def disconnect_first(self) -> None:
         """Mark the first client as disconnected: a child process may hold its socket open."""
         if self._first is not None:
-            self._first.lose()
+            self._first.disconnect()
 
     def count_listeners(self) -> int:
         """The number of clients that receive events."""

@@ -198,7 +198,7 @@ def _state(environment: Environment, now: datetime, status: Status | None) -> st
     """The word in the STATE column; of several that apply, the most serious one."""
     if environment.expires_at is not None and environment.expires_at <= now:
         return "expired"
-    if environment.problem or overdue.why(environment, now):
+    if environment.problem or overdue.explain_overdue(environment, now):
         return "not removed" if environment.problem else "owner gone"
     if environment.state != "ready":
         return environment.state

@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from pytest_ephemeral.models import Environment
 
 
-#: The result of a run that brought up nothing.
-_NOTHING: Final = Finished((), (), failed=False)
-
 #: Seconds to wait for the cleanup after an owner process that was killed.
 _CLEANUP_TIME: Final = 30.0
 
@@ -81,7 +78,7 @@ def lease(
     Raises:
         EphemeralError: It could not be brought up, stopped by itself, or was not fully destroyed.
     """
-    owner, listener, opened, finished = OwnerProcess(), _Console(say), None, _NOTHING
+    owner, listener, opened, finished = OwnerProcess(), _Console(say), None, Finished()
     try:
         opened = _open(owner, listener, Settings(template, config=config, ttl=ttl))
         name = template or opened.default or _the_default(opened.templates)
@@ -109,7 +106,7 @@ def _finish(owner: OwnerProcess) -> Finished:
     """After an error, end the run's environments, if the owner process still responds."""
     with suppress(EphemeralError):
         return owner.client.finish(lambda: None)
-    return _NOTHING
+    return Finished()
 
 
 def _check_leaks(finished: Finished) -> None:
@@ -173,6 +170,6 @@ class _Console:
     def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:  # noqa: ARG002
         return getattr(self._manager.hook, name)(**arguments, config=None)
 
-    def lose(self) -> None:
+    def on_owner_lost(self) -> None:
         """See ``RunListener``. The next request to the owner raises ``OwnerLostError``."""
         self.warn("the process that owns the environment was killed")

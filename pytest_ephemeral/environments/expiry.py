@@ -137,7 +137,7 @@ def disarm(ledger: Ledger, environment: Environment) -> str:
     recorded = ledger.get(environment.id)
     if recorded.state == "destroying":
         raise PromotionError(f"{environment.id} is being destroyed: bring up another one")
-    if not recorded.kept or overdue.why(recorded, datetime.max.replace(tzinfo=UTC)):
+    if not recorded.kept or overdue.explain_overdue(recorded, datetime.max.replace(tzinfo=UTC)):
         raise PromotionError(
             f"{environment.id} still expires, according to its record in the ledger"
         )

@@ -68,8 +68,8 @@ def overdue(project: Project, *, asked: bool, dry_run: bool) -> Iterator[Overdue
     known = project.ledger.entries()
     now = datetime.now(UTC)
     for environment in known:
-        if reason := why(environment, now):
-            doubt = doubt_of_expiry(environment, now)
+        if reason := explain_overdue(environment, now):
+            doubt = doubt_expiry(environment, now)
             yield Overdue(environment.id, environment.provider, reason, doubt=doubt)
     ids = {environment.id for environment in known}
     used = _used_providers(project, known)
@@ -83,7 +83,7 @@ def overdue(project: Project, *, asked: bool, dry_run: bool) -> Iterator[Overdue
                     yield from _skip_cataloged(project, found, dry_run=dry_run)
 
 
-def why(environment: Environment, now: datetime) -> str:
+def explain_overdue(environment: Environment, now: datetime) -> str:
     """Why an environment may be removed; empty if it may not.
 
     Args:
@@ -99,7 +99,7 @@ def why(environment: Environment, now: datetime) -> str:
     return ""
 
 
-def doubt_of_expiry(environment: Environment, now: datetime) -> str:
+def doubt_expiry(environment: Environment, now: datetime) -> str:
     """Why this machine's clock may be wrong about an expiry; empty if there is no doubt.
 
     The clock is compared with the time since the launch, and with the clock of the provider.
@@ -144,7 +144,7 @@ def _minutes(time: timedelta) -> str:
     return f"{time.total_seconds() / 60:.0f} min"
 
 
-def why_abandoned(owned: Owned) -> str:
+def explain_abandoned(owned: Owned) -> str:
     """Why a resource without a record may be removed, by its labels; empty if it may not.
 
     It may belong to another project. It has expired only if that is true by this machine's clock
@@ -172,7 +172,7 @@ def _find_unrecorded(
     account = ""
     for search in searches:
         try:
-            found = [(one, reason) for one in search() if (reason := why_abandoned(one))]
+            found = [(one, reason) for one in search() if (reason := explain_abandoned(one))]
             if found and not account and isinstance(provider, SupportsAccounts):
                 account = provider.account()
         except EphemeralError as error:

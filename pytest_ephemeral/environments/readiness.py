@@ -123,8 +123,8 @@ def wait(
         pending, problems = _look(pending, min(ONE_LOOK, timeout))
         if not pending:  # if another process has answered instead, check all again
             pending, problems = probes, _foreign_listeners(environment, provider)
-        if not problems and alive.look_last():
-            return
+        if not problems:
+            return alive.look_last()
         notes.update(problems, now := clock())
         if now >= deadline:
             raise _time_out(environment, provider, timeout, problems, alive.path)
@@ -166,11 +166,10 @@ class _AliveCheck:
             _check_alive(*self._asked)
             self._due = now + ALIVE_INTERVAL
 
-    def look_last(self) -> bool:
-        """Check again, unless ``look`` has just done that; returns True."""
+    def look_last(self) -> None:
+        """Check again, unless ``look`` has just done that."""
         if not self._is_fresh:
             _check_alive(*self._asked)
-        return True
 
 
 class _Notes:

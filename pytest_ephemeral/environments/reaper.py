@@ -17,13 +17,19 @@ from typing import Final
 import msgspec
 
 from pytest_ephemeral import providers
-from pytest_ephemeral.environments.overdue import Overdue, Unseen, overdue, why, why_abandoned
+from pytest_ephemeral.environments.overdue import (
+    Overdue,
+    Unseen,
+    explain_abandoned,
+    explain_overdue,
+    overdue,
+)
 from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.errors import DestroyError, EphemeralError, RecordMissingError
 from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.abilities import SupportsBulkSweep
-from pytest_ephemeral.providers.protocol import Owned, Provider
+from pytest_ephemeral.providers.protocol import Provider
 
 #: How many environments to destroy in parallel. The threads mostly wait.
 AT_ONCE: Final = 64
@@ -98,7 +104,7 @@ def _sort_out(
         else:
             removable.append(found)
     reaped += [
-        Reaped(_id_in(path), "", f"its record {path} is invalid", reason)
+        Reaped(PurePosixPath(path).stem, "", f"its record {path} is invalid", reason)
         for path, reason in project.ledger.broken.items()
     ]
     return reaped, removable
@@ -150,7 +156,9 @@ def remove_if_overdue(ledger: Ledger, id: str) -> bool:
         RecordMissingError: Another process has removed it meanwhile.
         DestroyError: Something is left. The record stays.
     """
-    environment = ledger.mark_destroying(id, lambda one: bool(why(one, datetime.now(UTC))))
+    environment = ledger.mark_destroying(
+        id, lambda one: bool(explain_overdue(one, datetime.now(UTC)))
+    )
     if environment is None:
         return False
     remove(ledger, environment)
@@ -183,7 +191,7 @@ def _sweep_all(provider: SupportsBulkSweep, found: Sequence[Overdue]) -> list[Re
     owned = [one.owned for one in found if one.owned is not None]
     outcome: Mapping[str, EphemeralError | None]
     try:
-        outcome = provider.sweep_all(owned, _is_overdue)
+        outcome = provider.sweep_all(owned, lambda one: bool(explain_abandoned(one)))
     except EphemeralError as error:
         outcome = {one.id: error for one in owned}
     return [
@@ -194,14 +202,6 @@ def _sweep_all(provider: SupportsBulkSweep, found: Sequence[Overdue]) -> list[Re
 def _as_text(error: Exception) -> str:
     """The text of an error, with its type if it is unexpected."""
     return str(error) if isinstance(error, EphemeralError) else f"{type(error).__name__}: {error}"
-
-
-def _is_overdue(owned: Owned) -> bool:
-    return bool(why_abandoned(owned))
-
-
-def _id_in(path: str) -> str:
-    return PurePosixPath(path).stem
 
 
 def _outcome(found: Overdue, error: str = "", *, spared: bool = False) -> Reaped:

@@ -7,7 +7,7 @@ that are implemented in this process.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ INTERRUPTED_AGAIN: Final = (
 )
 
 
-class Controller:
+class Controller(hooks.HookListener):
     """The ``RunListener`` of a run: connects pytest with the owner process.
 
     Args:
@@ -41,7 +41,7 @@ class Controller:
     """
 
     def __init__(self, config: pytest.Config, settings: Settings, owner: OwnerProcess) -> None:
-        self._config = config
+        super().__init__(config)
         self._settings = settings
         self._owner = owner
         self._outcomes = Outcomes(owner.client)
@@ -121,13 +121,7 @@ class Controller:
     def warn(self, text: str) -> None:
         self._reporter.warn(text)
 
-    def has_hook(self, name: str) -> bool:
-        return hooks.has(self._config, name)
-
-    def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:
-        return hooks.call(self._config, name, plugins, arguments)
-
-    def lose(self) -> None:
+    def on_owner_lost(self) -> None:
         """Report that the owner was killed, and start another one to destroy its environments.
 
         This is called by each thread that notices, and again when the run's store is known.
@@ -263,7 +257,7 @@ class Controller:
             self._owner.abandon()
             self._complaints.append(INTERRUPTED_AGAIN)
         except OwnerLostError:
-            self.lose()
+            self.on_owner_lost()
         except EphemeralError as error:
             self._complaints.append(str(error))
         finally:
@@ -302,7 +296,7 @@ class Controller:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write the state of every environment."""
-        finished = self._finished or Finished((), (), failed=False)
+        finished = self._finished or Finished()
         finished = finished._replace(complaints=[*finished.complaints, *self._complaints])
         summary.write(terminalreporter, finished, self._settings, self._reporter.warnings)
 

@@ -27,25 +27,23 @@ def find_missing(
     return {plugin: tuple(names) for plugin, names in own.items() if plugin not in others}
 
 
-def has(config: pytest.Config, name: str) -> bool:
-    """Whether a plugin in this process implements a hook."""
-    return bool(getattr(config.hook, name).get_hookimpls())
-
-
-def call(
-    config: pytest.Config, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]
-) -> Any:
-    """Call a hook.
+class HookListener:
+    """Calls the hooks of this process: one part of a ``RunListener``.
 
     Args:
         config: pytest's configuration, which hooks get as ``config``.
-        name: The hook's name.
-        plugins: The plugins to call; empty for all.
-        arguments: The arguments, by name.
     """
-    caller = getattr(config.hook, name)
-    if plugins:
-        manager = config.pluginmanager
-        others = [one for one in manager.get_plugins() if manager.get_name(one) not in plugins]
-        caller = manager.subset_hook_caller(name, others)
-    return caller(**arguments, config=config)
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def has_hook(self, name: str) -> bool:
+        return bool(getattr(self._config.hook, name).get_hookimpls())
+
+    def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:
+        caller = getattr(self._config.hook, name)
+        if plugins:
+            manager = self._config.pluginmanager
+            others = [one for one in manager.get_plugins() if manager.get_name(one) not in plugins]
+            caller = manager.subset_hook_caller(name, others)
+        return caller(**arguments, config=self._config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -52,11 +52,11 @@ def _begin_worker(config: pytest.Config, settings: Any) -> None:
         config.pluginmanager.register(base_url, "ephemeral-base-url")
 
 
-class _WorkerListener:
+class _WorkerListener(hooks.HookListener):
     """Calls the hooks of a conftest.py that only workers load; the controller does the rest."""
 
     def __init__(self, config: pytest.Config, client: BrokerClient, known: Sequence[str]) -> None:
-        self._config = config
+        super().__init__(config)
         self._client = client
         self._known = known
 
@@ -79,11 +79,5 @@ class _WorkerListener:
     def warn(self, text: str) -> None:
         """See ``RunListener``."""
 
-    def has_hook(self, name: str) -> bool:
-        return hooks.has(self._config, name)
-
-    def call_hook(self, name: str, plugins: Sequence[str], arguments: Mapping[str, Any]) -> Any:
-        return hooks.call(self._config, name, plugins, arguments)
-
-    def lose(self) -> None:
+    def on_owner_lost(self) -> None:
         """See ``RunListener``; tests of this worker get an error at their next request."""

@@ -294,9 +294,9 @@ def test_an_owner_that_is_lost_is_replaced_whoever_notices(
     controller._reporter = SimpleNamespace(warn=lambda _: None, wait=None, settle=lambda: None)
     controller._opening = lambda: Opened("r", (), None, None, "file:///store")
     if noticed != "last":
-        controller.lose()
+        controller.on_owner_lost()
     controller.close()
-    controller.lose()
+    controller.on_owner_lost()
     assert owner.replaced == [("file:///store", "r")]
     assert len(controller._complaints) == 2
     assert controller._complaints[-1] == "all of them were destroyed"

@@ -179,7 +179,7 @@ def _card(project: Project, names: _Names, environment: Environment, now: dateti
 
 def _state(environment: Environment, now: datetime) -> tuple[str, Tone]:
     """The word and the colour of a state: the most serious one that applies."""
-    if overdue.why(environment, now):
+    if overdue.explain_overdue(environment, now):
         return "expired", "bad"
     if environment.state != "ready":
         return environment.state, "busy"
