@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -100,6 +101,7 @@ class OwnerProcess:
         self._stdin = self._process.stdin
         self._stdin.write(key)
         self._write, self._descriptor = os.write, self._stdin.fileno()
+        self._kill = os.kill
         close_in_children(self)
         self.client = BrokerClient(address, key)
         self.pid = self._process.pid
@@ -121,6 +123,7 @@ class OwnerProcess:
 
     def interrupt(self) -> None:
         """End all environments now, even those in use. Returns at once."""
+        self._resume()
         with suppress(OSError):  # the owner process has ended
             if not self._stdin.closed:
                 self._write(self._descriptor, INTERRUPT)
@@ -149,6 +152,7 @@ class OwnerProcess:
 
         Waits for that only if the owner process asks for it.
         """
+        self._resume()
         done = False
         with suppress(EphemeralError):
             done = not self._abandoned and bool(self.client.ask("leave"))
@@ -160,6 +164,12 @@ class OwnerProcess:
             self._process.wait()
         else:
             self._process.returncode = 0  # it runs on; without this, Popen warns
+
+    def _resume(self) -> None:
+        """Continue the owner process if it is suspended, so that it can destroy environments."""
+        if self._process.poll() is None:  # otherwise, its process id may be another process's
+            with suppress(OSError):
+                self._kill(self.pid, signal.SIGCONT)
 
     def forget(self) -> None:
         """Close a forked child's copy of the pipe."""

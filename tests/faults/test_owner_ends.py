@@ -205,14 +205,17 @@ def test_the_owner_is_terminated(project: FolderProject) -> None:
     assert "was killed" in output
 
 
-def test_a_worker_dies(project: FolderProject) -> None:
-    """What it held is given back; the run goes on and ends clean."""
-    process, _ = project.wait("-n", "2", "--max-worker-restart", "0")
-    os.kill(int((project.folder / "waiting").read_text()), signal.SIGKILL)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode != 0
-    assert "crashed" in output
-    assert eventually(project.is_clean, 30)
+def test_an_interrupt_resumes_a_suspended_owner(project: FolderProject) -> None:
+    """Suspended, it would not answer pytest, and would destroy nothing."""
+    process, owner = project.wait()
+    os.kill(owner, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGINT)
+    try:
+        output, _ = process.communicate(timeout=15)
+        assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+        assert project.is_clean(), project.environments()
+    finally:
+        end(process)
 
 
 def test_only_its_own_goes(project: FolderProject) -> None:
