@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pytest_ephemeral.errors import ConfigurationError
 from pytest_ephemeral.models import Artifact
+from pytest_ephemeral.store import open_store
 
 
 class Repository(Protocol):
@@ -73,19 +74,14 @@ def open_repository(url: str, root: Path) -> Repository:
         ConfigurationError: The kind of repository is unknown, or the URL is invalid.
     """
     kind = url.partition("://")[0] if "://" in url else ""
-    if kind == "s3":
-        from pytest_ephemeral.artifacts.stored import StoredRepository
-        from pytest_ephemeral.store.s3 import S3Store
-
-        return StoredRepository(S3Store(url))
     if kind in {"http", "https"}:
         from pytest_ephemeral.artifacts.http import HttpRepository
 
         return HttpRepository(url)
-    if not kind:
-        from pytest_ephemeral.artifacts.directory import DirectoryRepository
+    if kind in {"", "s3"}:
+        from pytest_ephemeral.artifacts.stored import StoredRepository
 
-        return DirectoryRepository(root / url)
+        return StoredRepository(open_store(url, root))
     raise ConfigurationError(
         f"{url!r} is not a supported artifact repository: give a folder, s3://bucket/prefix, or "
         "https://host/path"

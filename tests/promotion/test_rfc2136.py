@@ -100,6 +100,16 @@ def test_a_name_is_created_moved_and_removed(nameserver: Nameserver, name: str) 
     assert nameserver.ask(name) == ([], 0)
 
 
+def test_a_wildcard_answers_for_every_name(nameserver: Nameserver, name: str) -> None:
+    """Also for the name that a promotion checks and publishes."""
+    record = f"*.{name}"
+    backend(nameserver, record).swap([], [A])
+
+    for asked in (promotion(nameserver, record).host, f"any.{name}"):
+        assert nameserver.ask(asked) == (["127.1.1.1"], 5)
+    assert backend(nameserver, record).read() == [A]
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [([A], [SIX]), ([A], [ALIAS]), ([ALIAS], [A]), ([A, SIX], [B]), ([A], [B, SIX])]
 )

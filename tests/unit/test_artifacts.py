@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 
 from pytest_ephemeral.artifacts import open_repository, stored
-from pytest_ephemeral.artifacts.directory import DirectoryRepository
 from pytest_ephemeral.artifacts.naming import name_and_version
+from pytest_ephemeral.artifacts.stored import StoredRepository
 from pytest_ephemeral.errors import ArtifactError, ConfigurationError
+from pytest_ephemeral.store import open_store
 
 WHEEL = "shop-1.4.2-py3-none-any.whl"
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> DirectoryRepository:
-    return DirectoryRepository(tmp_path / "repository")
+def repository(tmp_path: Path) -> StoredRepository:
+    return StoredRepository(open_store("repository", tmp_path))
 
 
 def built(folder: Path, name: str = WHEEL, content: bytes = b"wheel") -> Path:

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.artifacts import open_repository
-from pytest_ephemeral.artifacts.directory import DirectoryRepository
+from pytest_ephemeral.artifacts.stored import StoredRepository
 from pytest_ephemeral.errors import ArtifactError, LaunchError
 from pytest_ephemeral.images.pipeline import Images
 from pytest_ephemeral.images.scratch import scratch_file
@@ -26,15 +26,16 @@ from pytest_ephemeral.providers.local.control_socket import GuardAddress
 from pytest_ephemeral.providers.local.guard import Guard
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 from pytest_ephemeral.publishers.outbox import Outbox
+from pytest_ephemeral.store import open_store
 from support.machines import INSTALL, RANDOM, Machine
 
 WHEEL = "shop-1.4.2-py3-none-any.whl"
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DirectoryRepository:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredRepository:
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
-    return DirectoryRepository(tmp_path / "repository")
+    return StoredRepository(open_store("repository", tmp_path))
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_an_image_that_is_launched_meanwhile_is_not_pruned(
 
 
 def test_a_build_that_goes_on_changes_nothing_that_is_pushed(
-    repository: DirectoryRepository, wheel: Path, monkeypatch: pytest.MonkeyPatch
+    repository: StoredRepository, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is written again between its digest and its upload; what was named is stored."""
     upload = repository._blobs.upload
@@ -173,7 +174,7 @@ def test_a_build_that_goes_on_changes_nothing_that_is_pushed(
 
 
 def test_what_is_not_checked_yet_is_in_nobodys_place(
-    repository: DirectoryRepository, wheel: Path, monkeypatch: pytest.MonkeyPatch
+    repository: StoredRepository, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bad download takes nothing from whoever has had a good one at the same time."""
     artifact = repository.push(wheel)
@@ -192,7 +193,7 @@ def test_what_is_not_checked_yet_is_in_nobodys_place(
 
 
 def test_a_copied_entry_is_refused(
-    repository: DirectoryRepository, wheel: Path, tmp_path: Path
+    repository: StoredRepository, wheel: Path, tmp_path: Path
 ) -> None:
     """A version that nobody has pushed is not had by copying the record of another."""
     repository.push(wheel)
