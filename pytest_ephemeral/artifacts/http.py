@@ -53,6 +53,8 @@ T = TypeVar("T")
 #: Seconds to wait for a connection, and for the next bytes of a response.
 _TIMEOUT: Final = (10.0, 60.0)
 _ATTEMPTS: Final = 4
+#: Seconds, doubled before each further attempt.
+_BACKOFF: Final = 0.5
 _CHUNK: Final = 1 << 20
 
 
@@ -188,7 +190,7 @@ class HttpBlobStore:
         )
         again = Retry(
             total=_ATTEMPTS - 1,
-            backoff_factor=0.5,
+            backoff_factor=_BACKOFF,
             status_forcelist=(429, 500, 502, 503, 504),
             allowed_methods=("GET", "HEAD", "PUT"),
             raise_on_status=False,

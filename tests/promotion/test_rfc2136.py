@@ -56,9 +56,14 @@ def name() -> str:
 
 
 @pytest.fixture
-def relay(nameserver: Nameserver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
-    """Something between us and BIND that can go wrong, and little patience with it."""
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not answer is not waited for long."""
     monkeypatch.setattr(rfc2136, "TIMEOUT", 0.4)
+
+
+@pytest.fixture
+def relay(nameserver: Nameserver, impatient: None) -> Iterator[Relay]:
+    """Something between us and BIND that can go wrong, and little patience with it."""
     made = Relay("127.0.0.1", free_port("127.0.0.1"), nameserver.own_port)
     yield made
     made.stop()
@@ -152,6 +157,7 @@ def test_all_authoritative_servers_are_asked(nameserver: Nameserver, name: str) 
     assert f"ns2.{ZONE} ({SECONDARY}:{nameserver.port}: A 5s 127.1.1.1)" in behind
 
 
+@pytest.mark.usefixtures("impatient")
 def test_the_servers_can_be_configured(nameserver: Nameserver, name: str) -> None:
     """Where those that the zone names can't be reached from here."""
     zone = backend(nameserver, name, servers=[nameserver.address, "127.78.0.99:1"])
@@ -246,6 +252,7 @@ def test_a_server_that_is_not_authoritative_is_refused(nameserver: Nameserver) -
         zone.read()
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_server_that_is_down_is_unavailable(name: str, nameserver: Nameserver) -> None:
     """A server that is down may come back."""
     with pytest.raises(DnsUnavailableError):

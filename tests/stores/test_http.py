@@ -28,6 +28,7 @@ BASIC = "Basic YW5uYTpnZWhlaW0="  # anna:geheim
 @pytest.fixture
 def repository(http: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HttpRepository:
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(http_repository, "_BACKOFF", 0.01)
     return HttpRepository(f"{http.url}/builds")
 
 
@@ -181,8 +182,9 @@ def test_a_busy_server_is_asked_again(repository, http, tmp_path):
         repository.find("shop@1.4.2", tmp_path)
 
 
-def test_an_unreachable_server_is_named(tmp_path):
+def test_an_unreachable_server_is_named(tmp_path, monkeypatch):
     """By its address."""
+    monkeypatch.setattr(http_repository, "_BACKOFF", 0.01)
     repository = HttpRepository("http://127.0.0.1:9/builds")
     with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9/builds can't be reached"):
         repository.find("shop@1.4.2", tmp_path)

@@ -174,7 +174,7 @@ def test_the_command_line_refuses_it_in_words(data: bytes) -> None:
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(talked),
     ):
-        status = cli.main(["up", "no-such-template", "--config", str(file)])
+        status = cli.main(["bake", "no-such-image", "--config", str(file)])
     assert status == 2
     assert talked.getvalue().startswith(f"error: {file}")
     assert "Traceback" not in talked.getvalue()
