@@ -25,6 +25,9 @@ from typing import Any
 
 import requests
 
+#: The names on one page of a list; S3 has a thousand.
+PAGE = 50
+
 
 class Server:
     """The tests' side: where it is, and how to make it fail."""
@@ -54,7 +57,8 @@ class Server:
 @contextmanager
 def serving() -> Iterator[Server]:
     """A server, until the end of the block."""
-    environ = {**os.environ, "MOTO_EC2_LOAD_DEFAULT_AMIS": "false"}
+    settings = {"MOTO_EC2_LOAD_DEFAULT_AMIS": "false", "MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE)}
+    environ = {**os.environ, **settings}
     process = subprocess.Popen(
         [sys.executable, __file__], stdout=subprocess.PIPE, text=True, env=environ
     )
