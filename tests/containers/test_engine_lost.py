@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -21,7 +22,7 @@ from pytest_ephemeral.providers import load
 from pytest_ephemeral.providers.docker.engine import Address, Engine
 from support import engine_images
 from support.lacks import skip_without
-from support.processes import PROGRAM
+from support.processes import PROGRAM, run
 from support.waiting import until
 
 
@@ -92,9 +93,10 @@ def test_an_engine_that_goes_away(
     assert environment.handle["engine"] == f"unix://{line.path}"
     line.cut()
 
-    status = lifecycle.status(environment)
-    assert status.state == "gone"
-    assert "does not answer" in status.detail
+    with pytest.raises(EphemeralError, match="does not answer"):
+        lifecycle.status(environment)
+    listed = run(PROGRAM, "list", folder=tmp_path).stdout
+    assert re.search(rf"{environment.id} .* unknown ", listed), listed
     with pytest.raises(EphemeralError, match="does not answer"):
         environment.logs()
     with pytest.raises(DestroyError, match="reap"):

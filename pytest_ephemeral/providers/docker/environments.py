@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Final
 
 from pytest_ephemeral import labels
-from pytest_ephemeral.errors import DestroyError, ElsewhereError, EphemeralError, UnavailableError
+from pytest_ephemeral.errors import DestroyError, EphemeralError, UnavailableError
 from pytest_ephemeral.models import Endpoint, Environment
 from pytest_ephemeral.providers import grace
 from pytest_ephemeral.providers.docker import (
@@ -74,15 +74,14 @@ class ContainerEnvironments:
         identity.contact()
 
     def status(self, environment: Environment) -> Status:
-        """The state of its parts. A part without endpoints may exit with status 0, as jobs do."""
-        try:
-            engine = identity.engine_of(environment.handle)
+        """The state of its parts. A part without endpoints may exit with status 0, as jobs do.
+
+        Raises:
+            EphemeralError: The engine does not answer, or is another one: the state is unknown.
+        """
+        with _reach(environment) as engine:
             found = resources.containers(engine, environment.id)
             ended = [_exit_reason(engine, one, environment) for one in found]
-        except ElsewhereError:
-            raise
-        except (EphemeralError, TimeoutError) as error:
-            return Status("gone", _reason(environment, error))
         missing = _serving(environment) - {part_of(one) for one in found}
         if not found or missing:
             return Status("gone", f"{', '.join(sorted(missing))} is not there" if found else "")
@@ -316,13 +315,6 @@ def _marks(text: str | None) -> dict[str, Mark]:
     return {name: Mark.read(mark) for name, mark in json.loads(text or "{}").items()}
 
 
-def _reason(environment: Environment, error: Exception) -> str:
-    if isinstance(error, TimeoutError) and not isinstance(error, EphemeralError):
-        where = environment.handle.get(identity.ENGINE, "")
-        return f"the container engine at {where} gives no answer"
-    return str(error)
-
-
 @contextmanager
 def _reach(environment: Environment) -> Iterator[Engine]:
     """The environment's engine; errors of the engine get the environment's name."""
@@ -332,4 +324,7 @@ def _reach(environment: Environment) -> Iterator[Engine]:
     except EngineError as error:
         raise EphemeralError(f"{environment.id}: {error}") from error
     except TimeoutError as error:
-        raise EphemeralError(f"{environment.id}: {_reason(environment, error)}") from error
+        where = environment.handle.get(identity.ENGINE, "")
+        raise EphemeralError(
+            f"{environment.id}: the container engine at {where} gives no answer"
+        ) from error
