@@ -158,13 +158,17 @@ def test_an_application_that_listens_everywhere_does_not_answer_for_others(launc
         wait(slow, timeout=0.5)
 
 
-def test_who_listens_on_its_own_address_goes_before_who_listens_on_all(launch: Launch) -> None:
-    """The kernel decides so; then nothing is wrong."""
+def test_a_specific_address_takes_precedence_over_a_wildcard(launch: Launch) -> None:
+    """The kernel connects to the application, so a wildcard listener is no reason to refuse."""
     port = free_port()
-    environment = launch(f"exec {sys.executable} -c '{LISTEN}' $HOST $PORT", port)
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    shared = LISTEN.replace("[2])))", "[2])), reuse_port=True)")
+    environment = launch(f"exec {sys.executable} -c '{shared}' $HOST $PORT", port)
+    wait(environment, timeout=20)
+    with socket.create_server(("0.0.0.0", port), reuse_port=True) as wildcard:
         wait(environment, timeout=20)
+        wildcard.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            wildcard.accept()
 
 
 # -- who can ask the guard ---------------------------------------------------------------------
@@ -175,13 +179,19 @@ def test_a_guard_has_no_abstract_socket(launch: Launch) -> None:
     environment = launch("exec sleep 1000", free_port())
     assert LocalProvider().status(environment).state == "running"
 
-    named = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
-    sockets = [one[7] for one in named if len(one) > 7 and environment.id in one[7]]
+    listening = _listening_sockets(int(environment.handle["supervisor"]))
 
-    assert sockets == [f"{environment.handle['folder']}/control"] or all(
-        not one.startswith("@") for one in sockets
-    )
+    assert listening
+    assert not [path for path in listening if path.startswith("@")]
     assert stat.S_IMODE(Path(environment.handle["folder"]).stat().st_mode) == 0o700
+
+
+def _listening_sockets(pid: int) -> list[str]:
+    """The paths of a process's Unix sockets that accept connections, by Linux's own table."""
+    opened = [str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    accepting = [row for row in rows if int(row[3], 16) & 0x10000]  # Linux's __SO_ACCEPTCON
+    return [row[7] for row in accepting if f"socket:[{row[6]}]" in opened]
 
 
 @as_root

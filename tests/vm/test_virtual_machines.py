@@ -17,7 +17,7 @@ import pytest
 from pytest_ephemeral import models, providers
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers.protocol import COLD_BOOT, RESUMED, SEEDED, TO_FREEZE, Order
-from pytest_ephemeral.providers.qemu import fit, programs
+from pytest_ephemeral.providers.qemu import programs
 from pytest_ephemeral.providers.qemu.memory import Memory
 from pytest_ephemeral.providers.qemu.tables import QemuTemplate
 from pytest_ephemeral.testing.bench import get, make_order
@@ -301,4 +301,3 @@ def test_another_qemu_does_not_fit(
         assert environment.handle[COLD_BOOT].endswith("another qemu")
     finally:
         provider.destroy(order.environment)
-        assert fit.FORMAT
