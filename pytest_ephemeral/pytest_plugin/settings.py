@@ -31,6 +31,11 @@ def read(config: pytest.Config) -> Settings:
         raise pytest.UsageError(
             f"--ephemeral-stage: expected letters, digits, '.', '_' and '-', got {stage!r}"
         )
+    if values["ephemeral_approval"] is not None and values["ephemeral_attach"] is not None:
+        raise pytest.UsageError(
+            "--ephemeral-approval can't be combined with --ephemeral-attach: it is for what "
+            "the run brings up. Leave it out, and run `pytest-ephemeral approval request ENV`"
+        )
     return Settings(
         template=values["ephemeral_template"],
         bake=values["ephemeral_bake"] or "",

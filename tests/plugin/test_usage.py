@@ -111,6 +111,7 @@ def test_no_configuration_at_all(project, run):
         (["--ephemeral-attach", "staging-gone"], "no environment 'staging-gone'"),
         (["--ephemeral-attach", "localhost:5000"], "a URL begins with its scheme"),
         (["--ephemeral-attach", "http://127.0.0.1:1/"], "nothing answers there"),
+        (["--ephemeral-attach", "http://x/", "--ephemeral-approval", "9"], "can't be combined"),
         (["--ephemeral-stage", "a/b"], "--ephemeral-stage"),
         (["--ephemeral-report", "."], "--ephemeral-report: "),
         (["--ephemeral-logs", "ephemeral.toml"], "ephemeral.toml is a file: name a folder"),
