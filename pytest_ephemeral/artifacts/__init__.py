@@ -79,7 +79,7 @@ def open_repository(url: str, root: Path) -> Repository:
 
         return HttpRepository(url)
     if kind in {"", "s3"}:
-        from pytest_ephemeral.artifacts.stored import StoredRepository
+        from pytest_ephemeral.artifacts.repository import StoredRepository
 
         return StoredRepository(open_store(url, root))
     raise ConfigurationError(

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
 from pytest_ephemeral import files
-from pytest_ephemeral.artifacts.stored import (
+from pytest_ephemeral.artifacts.repository import (
     SHA256,
     StoredRepository,
     blob_path,

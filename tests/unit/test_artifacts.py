@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ephemeral.artifacts import open_repository, stored
+from pytest_ephemeral.artifacts import open_repository
+from pytest_ephemeral.artifacts import repository as repositories
 from pytest_ephemeral.artifacts.naming import name_and_version
-from pytest_ephemeral.artifacts.stored import StoredRepository
+from pytest_ephemeral.artifacts.repository import StoredRepository
 from pytest_ephemeral.errors import ArtifactError, ConfigurationError
 from pytest_ephemeral.store import open_store
 
@@ -72,7 +73,7 @@ def test_a_full_temporary_folder_is_named(repository, tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(stored.shutil, "copyfile", fail)
+    monkeypatch.setattr(repositories.shutil, "copyfile", fail)
     with pytest.raises(ArtifactError, match=r"disk is full.*TMPDIR"):
         repository.push(built(tmp_path))
 

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_ephemeral import machine
 from pytest_ephemeral.artifacts import open_repository
-from pytest_ephemeral.artifacts.stored import StoredRepository
+from pytest_ephemeral.artifacts.repository import StoredRepository
 from pytest_ephemeral.errors import ArtifactError, LaunchError
 from pytest_ephemeral.images.pipeline import Images
 from pytest_ephemeral.images.scratch import scratch_file
