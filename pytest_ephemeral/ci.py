@@ -140,13 +140,9 @@ def detect(environ: Mapping[str, str]) -> Build | None:
     for name, vendor in VENDORS.items():
         marked = environ.get(vendor.marker)
         if marked and vendor.value in {"", marked}:
-            return Build(
-                ci=name,
-                url=_filled(vendor.url, environ),
-                number=_filled(vendor.number, environ),
-                revision=_filled(vendor.revision, environ),
-                branch=_filled(vendor.branch, environ),
-            )
+            formats = (vendor.url, vendor.number, vendor.revision, vendor.branch)
+            url, number, commit, branch = (_filled(one, environ) for one in formats)
+            return Build(ci=name, url=url, number=number, revision=commit, branch=branch)
     return None
 
 

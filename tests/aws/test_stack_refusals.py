@@ -68,7 +68,7 @@ def test_a_missing_variable_is_told_before_anything_is_made(bench: Bench) -> Non
     bench.account.calls()
     with pytest.raises(ConfigurationError, match=r"passes NOT_SET_HERE .*pass-env"):
         up(bench, parameters(bench, {"Given": "{image:app}"}))
-    with pytest.raises(ConfigurationError, match="'NOT_SET_HERE' is not set"):
+    with pytest.raises(ConfigurationError, match="NOT_SET_HERE, which is not set"):
         up(bench, parameters(bench, {"Given": "{env:NOT_SET_HERE}"}))
     called = set(bench.account.calls())
     assert not called & {"cloudformation:CreateStack", "ec2:RunInstances"}

@@ -248,7 +248,7 @@ def test_an_unset_variable_stops_it_before_anything_is_made(
     monkeypatch.delenv("LIFECYCLE_KEY")
 
     with pytest.raises(
-        Exception, match=r"templates\.staging\.env\.KEY.*'LIFECYCLE_KEY' is not set"
+        Exception, match=r"templates\.staging\.env\.KEY.*LIFECYCLE_KEY, which is not set"
     ):
         lifecycle.bring_up(TEMPLATE)
 

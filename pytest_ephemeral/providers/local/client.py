@@ -1,4 +1,7 @@
-"""Send requests to a guard, from any process of this user."""
+"""Send requests to a guard, from any process of this user.
+
+All functions raise ``EnvironmentGoneError`` if there is no such guard, or if it ends meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -27,28 +30,17 @@ def status(guard: GuardAddress) -> dict[str, Any]:
         ``pid``; ``processes``, each with ``name``, ``pid``, ``started_at``, ``ended_at``
         (seconds since the epoch, or None) and ``status`` (the exit status, negative for a signal,
         or None); ``expires_at``; ``kept``; ``writable`` (why trees are not read-only, or empty).
-
-    Raises:
-        EnvironmentGoneError: There is no such guard.
     """
     return _ask(guard, {"do": "status"}, timeout=ANSWER_TIME)
 
 
 def extend(guard: GuardAddress, expires_at: float | None) -> None:
-    """Change a guard's expiry, in seconds since the epoch; None removes it permanently.
-
-    Raises:
-        EnvironmentGoneError: There is no such guard.
-    """
+    """Change a guard's expiry, in seconds since the epoch; None removes it permanently."""
     _ask(guard, {"do": "extend", "expires_at": expires_at}, timeout=ANSWER_TIME)
 
 
 def keep(guard: GuardAddress) -> None:
-    """Make a guard outlive its owner; its expiry stays.
-
-    Raises:
-        EnvironmentGoneError: There is no such guard.
-    """
+    """Make a guard outlive its owner; its expiry stays."""
     _ask(guard, {"do": "keep"}, timeout=ANSWER_TIME)
 
 
@@ -64,7 +56,6 @@ def stop(
         keep_guard: Whether the guard stays, to start the processes again.
 
     Raises:
-        EnvironmentGoneError: There is no such guard.
         DestroyError: A process can't be killed.
     """
     what = "halt" if keep_guard else "stop"
@@ -85,20 +76,13 @@ def layer(guard: GuardAddress, folders: Sequence[str], number: int) -> str:
 
     Returns:
         Why there can't be a layer, or empty.
-
-    Raises:
-        EnvironmentGoneError: There is no such guard.
     """
     request = {"do": "layer", "folders": list(folders), "number": number}
     return str(_ask(guard, request, timeout=ANSWER_TIME)["refused"])
 
 
 def start(guard: GuardAddress) -> None:
-    """Start a guard's processes again, after ``stop`` with ``keep_guard``.
-
-    Raises:
-        EnvironmentGoneError: There is no such guard.
-    """
+    """Start a guard's processes again, after ``stop`` with ``keep_guard``."""
     _ask(guard, {"do": "start"}, timeout=ANSWER_TIME)
 
 
@@ -118,7 +102,6 @@ def run(
 
     Raises:
         subprocess.TimeoutExpired: It took longer, and was killed.
-        EnvironmentGoneError: There is no such guard, or it ended meanwhile.
     """
     # Files instead of pipes: a daemon that the command starts may hold a pipe open.
     with (

@@ -387,7 +387,9 @@ def test_webhooks_are_called(tmp_path: Path) -> None:
 
 def test_a_webhook_with_an_unset_variable_is_an_error(tmp_path: Path) -> None:
     """Said before anything is brought up."""
-    with pytest.raises(ConfigurationError, match=r"webhook\[0\].url: the variable 'HOOK'"):
+    with pytest.raises(
+        ConfigurationError, match=r"webhook\[0\].url: .*variable HOOK, which is not set"
+    ):
         Published(tmp_path, {}, '[[webhook]]\nurl = "{env:HOOK}"\n')
 
 
