@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from containers.project import CONFIGURATION, DOCKERFILE, WEB, Opened
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.removal import remove
+from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.project import Project
+from pytest_ephemeral.providers.docker import bases, endpoint, image_store
 from pytest_ephemeral.providers.docker.engine import Engine
 from support import compose_versions, engine_images, engines
 from support.hooks import SilentHooks
@@ -49,9 +52,23 @@ def compose_command(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def shared_keys() -> Iterator[set[str]]:
+    """The keys of the image that tests without a Dockerfile of their own share in this process."""
+    keys: set[str] = set()
+    yield keys
+    for key in keys:
+        bases.untag(endpoint.find(), image_store.name_of("web", key))
+
+
 @pytest.fixture
-def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
-    """Opens a project with containers; its images are removed afterwards."""
+def opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_keys: set[str]
+) -> Iterator[Opened]:
+    """Opens a project with containers.
+
+    Its images are removed afterwards, except the one that later tests find on the engine.
+    """
     engine_images.require()
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     (tmp_path / "context").mkdir()
@@ -61,13 +78,16 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
         base = engine_images.busybox()
         text = CONFIGURATION.format(more=more, name=WEB, keep=keep)
         (tmp_path / "ephemeral.toml").write_text(text)
-        text = (dockerfile or DOCKERFILE) + f"\nLABEL test={tmp_path}\n"  # an image of its own
+        text = (dockerfile or DOCKERFILE) + f"\nLABEL test={tmp_path if dockerfile else WEB}\n"
         (tmp_path / "context" / "Dockerfile").write_text(text.format(base=base))
         projects.append(Project.open(tmp_path / "ephemeral.toml", tmp_path))
+        if not dockerfile:
+            with contextlib.suppress(EphemeralError):
+                shared_keys.add(projects[-1].images.key(projects[-1].config.recipe("web")))
         return Lifecycle(projects[-1], SilentHooks(), run=f"faults-{secrets.token_hex(6)}")
 
     yield open_
     for project in projects:
         for environment in project.ledger.entries():  # of a test that has failed
             remove(project.ledger, environment)
-        project.images.prune(0, set())
+        project.images.prune(0, shared_keys)

@@ -228,6 +228,7 @@ def test_what_is_missing_is_not_said_to_be_the_images(
     assert "Creating" not in said
 
 
+@pytest.mark.parametrize("compose_command", ["v2"], indirect=True)  # it is not asked
 def test_all_of_its_images_are_named(opened: Opened, tmp_path: Path) -> None:
     """That of the URL's service first: in the report, the evidence, the ledger, and the stages."""
     write(tmp_path, "services:\n  aside: {image: BASE}\n  web: {image: BASE}\n")
