@@ -1,7 +1,14 @@
-"""The watchdog of a bake: it cleans up after a bake whose process has died, by the image's key."""
+"""The watchdog of a bake: it cleans up after a bake whose process has died, by the image's key.
+
+A process of its own, the watcher, reads from a pipe. If the pipe ends without a message, the
+process that bakes has died, and the watcher executes this module. That needs no privileges, no
+daemon and no container.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -9,8 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from pytest_ephemeral.errors import EphemeralError
-from pytest_ephemeral.providers.docker import endpoint, quarantine
-from pytest_ephemeral.providers.docker.deadman import Deadman, program
+from pytest_ephemeral.providers.docker import bake_watcher, endpoint, quarantine
 from pytest_ephemeral.providers.docker.resources import IN_FLIGHT
 
 # A constant, as __name__ is "__main__" when this runs as a program.
@@ -23,11 +29,26 @@ ROUNDS: Final = 6
 @contextmanager
 def watch(key: str) -> Iterator[None]:
     """Start a watchdog process for a bake; release it when the bake ends."""
-    deadman = Deadman(program(MODULE, key, quarantine.build_id(key)))
+    watcher = [sys.executable, "-I", "-S", bake_watcher.__file__]
+    # With -P, a file in the current folder never replaces a module of the same name.
+    command = [sys.executable, "-P", "-m", MODULE, key, quarantine.build_id(key)]
+    process = subprocess.Popen(
+        [*watcher, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        start_new_session=True,  # Ctrl-C must not reach it
+    )
+    assert process.stdin is not None
+    if hasattr(os, "register_at_fork"):
+        # A forked child must not keep the pipe open.
+        os.register_at_fork(after_in_child=process.stdin.close)
     try:
         yield
     finally:
-        deadman.release()
+        with process, suppress(BrokenPipeError):  # the watcher has died
+            process.stdin.write(bake_watcher.RELEASED)
 
 
 def clean_up(key: str, build: str) -> None:

@@ -149,7 +149,7 @@ class ContainerEnvironments:
             with _reach(environment) as engine:
                 parts = _parts(engine, environment)
                 hints = (
-                    containers.describe_listeners(engine, id)
+                    listening.describe_listeners(engine, id)
                     for name, id in parts.items()
                     if name in _serving(environment)
                 )

@@ -1,4 +1,4 @@
-"""The watcher process: ``python -I -S watcher.py COMMAND…``.
+"""The watcher process of a bake: ``python -I -S bake_watcher.py COMMAND…``.
 
 It reads standard input to its end, and then executes the command, unless it has read ``RELEASED``.
 It only imports modules that every interpreter has loaded, so it starts fast and needs little
@@ -10,11 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
-#: The message of an owner that has cleaned up everything.
-RELEASED = "released"
-
-#: The command's argument if the owner ended without that message.
-DIED = "died"
+#: The message of a process that has cleaned up everything.
+RELEASED = b"released"
 
 
 def main(command: list[str]) -> None:
@@ -26,11 +23,8 @@ def main(command: list[str]) -> None:
     message = b""
     while more := os.read(0, 4096):
         message += more
-    words = message.decode().split()
-    if words == [RELEASED]:
-        return
-    unfinished = words[:-1] if words[-1:] == [RELEASED] else [DIED]
-    os.execv(command[0], [*command, *unfinished])  # noqa: S606 - no shell is wanted
+    if message != RELEASED:
+        os.execv(command[0], command)  # noqa: S606 - no shell is wanted
 
 
 if __name__ == "__main__":
