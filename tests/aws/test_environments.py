@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import boto3
 import msgspec
 import pytest
 
@@ -18,6 +19,7 @@ from pytest_ephemeral.environments.orders import make_order, register_environmen
 from pytest_ephemeral.errors import (
     ConfigurationError,
     DestroyError,
+    EnvironmentGoneError,
     EphemeralError,
     LaunchError,
     UnavailableError,
@@ -323,6 +325,15 @@ def test_an_instance_without_an_agent_says_what_it_needs(
     bench.account.fault("SendCommand", "InvalidInstanceId", times=99)
     with pytest.raises(EphemeralError, match="AmazonSSMManagedInstanceCore"):
         environment.run(["true"], timeout=1)
+    bench.lifecycle.destroy(environment)
+
+
+def test_a_command_on_an_instance_that_has_just_ended_says_so(bench: Bench) -> None:
+    """SSM's answer is the same as for a missing agent, which is waited for."""
+    environment = bench.lifecycle.bring_up(bench.template()).environment
+    boto3.client("ec2").terminate_instances(InstanceIds=[environment.handle["instances"]])
+    with pytest.raises(EnvironmentGoneError, match=environment.id):
+        environment.run(["true"], timeout=60)
     bench.lifecycle.destroy(environment)
 
 

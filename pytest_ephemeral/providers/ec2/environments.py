@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import ClassVar, Final
 
+from pytest_ephemeral import aws
 from pytest_ephemeral.errors import EnvironmentGoneError, EphemeralError
 from pytest_ephemeral.labels import EXPIRES, NEVER
 from pytest_ephemeral.models import Environment
@@ -89,11 +90,14 @@ class Instances:
         self, environment: Environment, argv: Sequence[str], *, timeout: float | None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the environment's first instance, by AWS Systems Manager."""
-        first = find_living(environment)[0]["InstanceId"]
+        first = _id(find_living(environment)[0])
+
+        def is_living() -> bool:
+            return first in map(_id, find_living(environment))
+
         with translate_errors(f"{environment.id} could not run a command", EphemeralError):
-            return ssm.run(
-                environment.handle.get(REGION), environment.id, first, argv, timeout=timeout
-            )
+            client = aws.client("ssm", environment.handle.get(REGION))
+            return ssm.run(client, environment.id, first, argv, timeout=timeout, alive=is_living)
 
     def hint(self, environment: Environment) -> str:
         """Where the application listens, if a command can find out; if not, what to check."""

@@ -6,7 +6,7 @@ import math
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from pytest_ephemeral import aws
@@ -28,18 +28,21 @@ GRACE: Final = 10.0
 #: The exit status of ``timeout -s KILL`` after a time-out.
 _KILLED: Final = 137
 
+Alive = Callable[[], bool]
+
 
 def run(
-    region: str | None, id: str, instance: str, argv: Sequence[str], *, timeout: float | None
+    client: Any, id: str, instance: str, argv: Sequence[str], *, timeout: float | None, alive: Alive
 ) -> subprocess.CompletedProcess[str]:
     """Run a command with the application's variables, and wait until it ends.
 
     Args:
-        region: The instance's region.
+        client: An SSM client of the instance's region.
         id: The environment's id, for messages.
         instance: The instance's id.
         argv: The command.
         timeout: Seconds after which it is killed; None for SSM's limit of two days.
+        alive: Whether the instance has not ended, asked while SSM does not list it.
 
     Returns:
         Its exit status and output; SSM truncates output to 24,000 characters.
@@ -49,9 +52,8 @@ def run(
         EnvironmentGoneError: The instance has ended.
         UnavailableError: No agent on the instance is registered with Systems Manager.
     """
-    client = aws.client("ssm", region)
     limit = LONGEST if timeout is None else timeout
-    command, started = _send(client, id, instance, script(argv, timeout), limit)
+    command, started = _send(client, id, instance, script(argv, timeout), limit, alive=alive)
     found = waiting.wait_until(
         lambda: aws.poll(client, lambda polling: _find_ended(polling, command, instance)),
         within=limit + GRACE,
@@ -61,14 +63,19 @@ def run(
     if found is None:
         client.cancel_command(CommandId=command, InstanceIds=[instance])
         raise subprocess.TimeoutExpired(list(argv), limit)
-    status, out = int(found["ResponseCode"]), str(found["StandardOutputContent"])
-    errors = str(found["StandardErrorContent"])
-    killed = status == _KILLED and time.monotonic() - started >= limit
-    if found["Status"] == "TimedOut" or killed:
-        raise subprocess.TimeoutExpired(list(argv), limit, out, errors)
     if found["Status"] == "Cancelled":
         raise EnvironmentGoneError(f"{id}: the command was cancelled: its instance has ended")
-    return subprocess.CompletedProcess(list(argv), status, out, errors)
+    return _completed(argv, found, limit, time.monotonic() - started)
+
+
+def _completed(
+    argv: Sequence[str], found: Mapping[str, Any], limit: float, took: float
+) -> subprocess.CompletedProcess[str]:
+    status = int(found["ResponseCode"])
+    output = str(found["StandardOutputContent"]), str(found["StandardErrorContent"])
+    if found["Status"] == "TimedOut" or (status == _KILLED and took >= limit):
+        raise subprocess.TimeoutExpired(list(argv), limit, *output)
+    return subprocess.CompletedProcess(list(argv), status, *output)
 
 
 def script(argv: Sequence[str], timeout: float | None) -> str:
@@ -86,7 +93,9 @@ def script(argv: Sequence[str], timeout: float | None) -> str:
     return f"set -a\n{load}\nset +a\n{command} </dev/null\n"
 
 
-def _send(client: Any, id: str, instance: str, text: str, limit: float) -> tuple[str, float]:
+def _send(
+    client: Any, id: str, instance: str, text: str, limit: float, *, alive: Alive
+) -> tuple[str, float]:
     """Send a script; return the command's id, and the time before it was sent."""
     from botocore.exceptions import ClientError
 
@@ -106,7 +115,7 @@ def _send(client: Any, id: str, instance: str, text: str, limit: float) -> tuple
     try:
         return waiting.retry(
             send,
-            when=lambda error: aws.code(error) == "InvalidInstanceId",
+            when=lambda error: aws.code(error) == "InvalidInstanceId" and alive(),
             within=min(limit, REGISTERING),
             every=_REGISTERING_PAUSE,
         )
