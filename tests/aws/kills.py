@@ -46,9 +46,14 @@ def by_chance(number: int, seed: int, calls: int) -> list[Death]:
     return found
 
 
-def at_every(calls: int) -> list[Death]:
-    """Deaths before and after every single call."""
-    return [Death(after, late) for after in range(calls) for late in (False, True)]
+def at_every(calls: int, writing: int = 1) -> list[Death]:
+    """Deaths after every call, and before the first and each from ``writing`` on.
+
+    Until then, a run writes nothing to the store between two calls, so that a death before a call
+    leaves what a death after the one before it leaves.
+    """
+    before = [Death(after, late=False) for after in range(calls) if not 0 < after < writing]
+    return [*before, *(Death(after, late=True) for after in range(calls))]
 
 
 @contextmanager
