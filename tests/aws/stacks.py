@@ -116,6 +116,9 @@ class Stacks:
         if stack is not None and self.protected.get(stack.stack_id):
             said = f"Stack [{stack.name}] cannot be deleted while TerminationProtection is enabled"
             return refuse_query("ValidationError", said)
+        if stack is not None and stack.status.startswith("UPDATE_IN"):
+            said = f"Stack [{stack.stack_id}] cannot be deleted while in status {stack.status}"
+            return refuse_query("ValidationError", said)
         if stack is not None and stack.status != "DELETE_COMPLETE":
             stack.status = "DELETE_IN_PROGRESS"
             self._later(lambda: self._deleted(stack))
@@ -126,6 +129,9 @@ class Stacks:
         full = list(_full_buckets(stack))
         if stack.status != "DELETE_IN_PROGRESS":
             return  # asked for twice
+        if used := self.failing.get("Outputs"):
+            stack.status, stack.stack_status_reason = "CREATE_COMPLETE", used
+            return
         for name in full:
             reason = "The bucket you tried to delete is not empty (Service: S3, Status Code: 409)"
             _event(stack, name, "DELETE_FAILED", reason)

@@ -9,9 +9,14 @@ import boto3
 import pytest
 
 from aws.conftest import Bench
-from aws.test_stacks import parameters, stacks_left, template, up
+from aws.test_stacks import parameters, stack_of, stacks_left, template, up
 from pytest_ephemeral import providers
-from pytest_ephemeral.errors import ConfigurationError, EphemeralError, UnverifiedDestroyError
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    DestroyError,
+    EphemeralError,
+    UnverifiedDestroyError,
+)
 from pytest_ephemeral.providers.cloudformation import stacks
 from support.waiting import until
 
@@ -73,3 +78,31 @@ def test_a_missing_variable_is_told_before_anything_is_made(bench: Bench) -> Non
     called = set(bench.account.calls())
     assert not called & {"cloudformation:CreateStack", "ec2:RunInstances"}
     assert bench.ledger.entries() == []
+
+
+def test_a_stack_that_is_being_changed_is_deleted_afterwards(bench: Bench) -> None:
+    """CloudFormation refuses to delete it meanwhile."""
+    environment = up(bench, template(bench))
+    bench.account.tell("times", stack=0.5)
+    found = stack_of(environment)
+    tags = [*found["Tags"], {"Key": "team", "Value": "billing"}]
+    client = boto3.client("cloudformation")
+    client.update_stack(StackName=found["StackId"], UsePreviousTemplate=True, Tags=tags)
+    bench.lifecycle.destroy(environment)
+    assert stacks_left() == []
+
+
+def test_a_stack_whose_exports_are_in_use_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CloudFormation accepts its deletion, and then leaves it as it was, without a failure."""
+    monkeypatch.setattr(stacks, "VISIBLE", 0.3)
+    monkeypatch.setattr(stacks, "DELETING", 5.0)
+    environment = up(bench, template(bench))
+    reason = "Export orders cannot be deleted as it is in use by billing"
+    bench.account.tell("failing", Outputs=reason)
+    with pytest.raises(DestroyError, match=f"is still CREATE_COMPLETE: {reason}"):
+        bench.lifecycle.destroy(environment)
+    bench.account.tell("failing")
+    bench.lifecycle.destroy(environment)
+    assert stacks_left() == []

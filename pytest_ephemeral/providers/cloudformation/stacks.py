@@ -32,6 +32,8 @@ POLL: Final = 2.0
 LONGEST_POLL: Final = 15.0
 #: Seconds to wait for the deletion of a stack.
 DELETING: Final = 3600.0
+#: Seconds after which a stack that is to be deleted is seen to be.
+VISIBLE: Final = 30.0
 #: Seconds to wait for a stack that is being changed, or while requests are throttled.
 BUSY: Final = 300.0
 
@@ -244,9 +246,7 @@ def retag(client: Any, found: Mapping[str, Any], tags: Mapping[str, str]) -> Non
         )
 
     try:
-        waiting.retry(
-            update, when=lambda error: "_IN_PROGRESS" in str(error), within=BUSY, every=POLL
-        )
+        waiting.retry(update, when=_is_busy, within=BUSY, every=POLL)
     except ClientError as error:
         if "No updates are to be performed" in str(error):
             return
@@ -257,6 +257,11 @@ def retag(client: Any, found: Mapping[str, Any], tags: Mapping[str, str]) -> Non
     if status and status not in _GOOD:
         lines = "\n".join(events.failures(client, stack))
         raise EphemeralError(f"the tags of its stack were not changed, it is {status}:\n{lines}")
+
+
+def _is_busy(error: Exception) -> bool:
+    """Whether CloudFormation refuses a change of a stack because of one that has not ended."""
+    return "_IN_PROGRESS" in str(error)
 
 
 def _wait_for_status(
@@ -285,12 +290,21 @@ def delete(client: Any, stack: str, id: str, accepted: Callable[[], None] = lamb
         accepted: Called once CloudFormation has accepted the request.
 
     Raises:
-        DestroyError: One of its resources can't be deleted.
+        DestroyError: One of its resources can't be deleted, or another stack uses its exports.
         UnverifiedDestroyError: It has retained resources, or its events can't be read.
     """
-    client.delete_stack(StackName=stack)
+    waiting.retry(
+        lambda: client.delete_stack(StackName=stack), when=_is_busy, within=BUSY, every=POLL
+    )
     accepted()
-    status = _wait_for_status(client, stack, lambda it: it == "DELETE_FAILED", DELETING)
+    begun = time.monotonic() + VISIBLE
+
+    def is_final(status: str) -> bool:
+        # A stack whose exports are in use becomes what it was before.
+        is_kept = status != "DELETE_IN_PROGRESS" and time.monotonic() > begun
+        return status == "DELETE_FAILED" or is_kept
+
+    status = _wait_for_status(client, stack, is_final, DELETING)
     if status == "DELETE_FAILED":
         lines = "\n".join(events.failures(client, stack))
         raise DestroyError(
@@ -298,7 +312,10 @@ def delete(client: Any, stack: str, id: str, accepted: Callable[[], None] = lamb
             "Empty or delete these (a bucket must be empty), then: pytest-ephemeral reap"
         )
     if status:
-        raise DestroyError(f"{id}: its stack is still {status}. See it: pytest-ephemeral reap")
+        reason = (look(client, stack) or {}).get("StackStatusReason", "no reason given")
+        raise DestroyError(
+            f"{id}: its stack is still {status}: {reason}. Then: pytest-ephemeral reap"
+        )
     _check_retained(client, stack, id)
 
 
