@@ -239,7 +239,7 @@ def _freeze(root: Path, baked: Image) -> str:
     template = QemuTemplate(
         name="web", image=NAME, command="exec sleep 60", memory=MEMORY, port=1, warm="booted"
     )
-    order = make_order(template, image)
+    order = make_order(template, image, lifetime=900)  # it boots before it resumes
     provider: Any = providers.load("qemu")
     try:
         return str(provider.launch(order).handle[RESUMED])
