@@ -58,7 +58,7 @@ def test_up_and_down(bench: Bench) -> None:
     assert bench.ledger.entries() == []
 
 
-def test_lack_of_capacity_goes_to_the_next(bench: Bench) -> None:
+def test_without_capacity_the_next_type_and_subnet_are_tried(bench: Bench) -> None:
     """Types and subnets are tried in turn, each under a token of its own."""
     bench.bake()
     for code in ("InsufficientInstanceCapacity", "VcpuLimitExceeded", "Unsupported"):
@@ -172,7 +172,7 @@ def test_a_group_that_is_still_used_is_tried_again(bench: Bench) -> None:
     assert bench.account.left() == []
 
 
-def test_half_made_it_is_found_by_its_request(bench: Bench) -> None:
+def test_an_interrupted_launch_is_found_by_its_request(bench: Bench) -> None:
     """The answer to RunInstances was never heard, nor asked for again: replayed, it is found."""
     image = bench.bake()
     provider = providers.load("ec2")
@@ -206,7 +206,7 @@ def test_the_guest_ends_itself_at_its_expiry(bench: Bench) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_promotion_disarms_it(bench: Bench) -> None:
+def test_promotion_removes_the_expiry(bench: Bench) -> None:
     """Never to expire: tag, shutdown behaviour and termination protection; and back again."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     id, provider = environment.handle["instances"], providers.load("ec2")
@@ -256,7 +256,7 @@ def test_reap_takes_what_is_expired_and_nothing_untagged(bench: Bench) -> None:
     until(lambda: not bench.account.left())
 
 
-def test_too_dear_is_refused_before_anything_is_made(bench: Bench) -> None:
+def test_a_launch_over_the_cost_limit_is_refused(bench: Bench) -> None:
     """Hours times price; a type whose price nobody knows is refused too."""
     bench.bake()
     bench.account.calls()

@@ -98,7 +98,7 @@ def test_a_clock_that_is_ahead_takes_nothing(bench: Bench, monkeypatch: pytest.M
     has_ended(bench, environment)
 
 
-def test_what_is_younger_than_the_look_is_let_alone(
+def test_reap_leaves_what_was_created_after_it_listed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Launched after the look began, by AWS's clock: whatever its tags say by then."""
@@ -148,7 +148,9 @@ def test_tags_that_were_copied_make_nothing_ours(bench: Bench) -> None:
         ({"InstanceLifecycle": "spot", "aws:ec2:fleet-id": "theirs"}, False),
     ],
 )
-def test_whose_an_instance_is(instance: dict[str, str], ours: bool) -> None:
+def test_an_instance_is_ours_by_the_token_of_its_launch(
+    instance: dict[str, str], ours: bool
+) -> None:
     """By the token of the call that launched it; on spot capacity, unless others mark theirs."""
     facts = {key: text for key, text in instance.items() if not key.startswith("aws:")}
     marks = {key: text for key, text in instance.items() if key.startswith("aws:")}
@@ -200,7 +202,7 @@ def test_what_is_promoted_meanwhile_is_spared_by_its_record(
     bench.lifecycle.destroy(environment)
 
 
-def test_two_reap_at_once(bench: Bench) -> None:
+def test_two_reaps_at_once_do_not_fail_each_other(bench: Bench) -> None:
     """From two places over the same leftovers, recorded and not: all goes, and nobody complains."""
     bench.bake()
     with ThreadPoolExecutor(6) as pool:

@@ -67,7 +67,7 @@ def up(bench: Bench, **keys: Any) -> Environment:
     return bench.lifecycle.bring_up(template, rolled_back=True).environment
 
 
-def test_the_log_goes_on(bench: Bench) -> None:
+def test_the_log_continues_after_a_rollback(bench: Bench) -> None:
     """An instance numbers its lines from 1 after each boot: none is taken for an older one."""
     environment = up(bench)
     provider = providers.load("ec2")
@@ -92,7 +92,7 @@ def test_the_log_goes_on(bench: Bench) -> None:
         ("", "failed-detached", "was not replaced: failed-detached"),
     ],
 )
-def test_what_aws_does_not_do_is_said(bench: Bench, code: str, state: str, said: str) -> None:
+def test_a_refused_replacement_is_an_error(bench: Bench, code: str, state: str, said: str) -> None:
     """In one line; the environment is not used any more, and all of it goes."""
     environment = up(bench)
     bench.account.tell("tasks", state=state)
@@ -128,7 +128,9 @@ def test_an_application_that_has_ended_takes_its_instance_with_it(bench: Bench) 
         ({"command": "serve mysql://db.example.com/x"}, "the database at db.example.com"),
     ],
 )
-def test_what_would_stay_is_refused(bench: Bench, keys: dict[str, Any], said: str) -> None:
+def test_a_template_with_data_that_would_stay_is_refused(
+    bench: Bench, keys: dict[str, Any], said: str
+) -> None:
     """Before anything is baked or launched."""
     bench.config.template = lambda _: bench.template(**keys)
     bench.account.asked("RunInstances")

@@ -101,7 +101,9 @@ def test_a_suite_runs_and_leaves_nothing(
     assert bench.account.left() == []
 
 
-def test_what_a_run_keeps_another_attaches_to(project: Project, bench: Bench) -> None:
+def test_a_run_attaches_to_the_environment_that_another_has_kept(
+    project: Project, bench: Bench
+) -> None:
     """It is left up with what reaches and ends it; the second run launches nothing."""
     project.run("pytest", "--ephemeral-env", "--ephemeral-keep", "always")
     (kept,) = project.json("list")["environments"]

@@ -42,7 +42,7 @@ def test_events_that_cannot_be_read(
     bench.lifecycle.destroy(environment)
 
 
-def test_a_slow_look_holds_up_no_other(bench: Bench) -> None:
+def test_a_slow_request_about_one_stack_delays_no_other(bench: Bench) -> None:
     """Each stack is looked at by itself."""
     client = boto3.client("cloudformation")
     bench.account.fault("DescribeStacks", kind="delay", seconds=3.0)
@@ -55,7 +55,7 @@ def test_a_slow_look_holds_up_no_other(bench: Bench) -> None:
     slow.join()
 
 
-def test_instances_are_not_looked_for_where_ec2_may_not_be_asked(bench: Bench) -> None:
+def test_a_stack_works_without_permission_to_list_instances(bench: Bench) -> None:
     """A stack that may have some is as its own status says; its end is none of EC2's."""
     kinds = {"Group": {"Type": "AWS::EC2::SecurityGroup", "Properties": {"GroupDescription": "x"}}}
     bench.account.fault("DescribeInstances", "UnauthorizedOperation", times=99)
@@ -67,7 +67,7 @@ def test_instances_are_not_looked_for_where_ec2_may_not_be_asked(bench: Bench) -
     assert stacks_left() == []
 
 
-def test_a_missing_variable_is_told_before_anything_is_made(bench: Bench) -> None:
+def test_a_missing_variable_is_an_error_before_anything_is_created(bench: Bench) -> None:
     """``pass-env`` of an image that a parameter names, or a parameter's own variable."""
     bench.keys = {"pass_env": ["NOT_SET_HERE"]}
     bench.account.calls()

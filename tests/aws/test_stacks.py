@@ -84,7 +84,7 @@ def stacks_left() -> list[str]:
     ]
 
 
-def test_its_outputs_are_its_urls(bench: Bench) -> None:
+def test_the_urls_of_a_stack_come_from_its_outputs(bench: Bench) -> None:
     """With their ports, or those of their scheme; and it goes whole."""
     provider = providers.load("cloudformation")
     environment = up(bench, template(bench, further={"admin": "https://{output:Host}:9443/"}))
@@ -110,7 +110,7 @@ def test_what_is_wrong_is_named(bench: Bench, keys: Any, error: Any, said: str) 
     assert bench.ledger.entries() == []
 
 
-def test_it_carries_whose_it_is(bench: Bench) -> None:
+def test_a_stack_has_the_labels_as_tags(bench: Bench) -> None:
     """Id, owner and expiry are on the stack and on what is in it, from the beginning."""
     environment = up(bench, instance(bench))
     ec2 = bench.account.ec2
@@ -124,7 +124,7 @@ def test_it_carries_whose_it_is(bench: Bench) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_without_instances_its_events_are_its_log(bench: Bench) -> None:
+def test_the_log_of_a_stack_without_instances_is_its_events(bench: Bench) -> None:
     """A stack of one topic has no console; that is no reason to take it for gone."""
     environment = up(bench, template(bench))
     provider = providers.load("cloudformation")
@@ -140,7 +140,9 @@ def test_without_instances_its_events_are_its_log(bench: Bench) -> None:
         provider.logs(environment)
 
 
-def test_its_log_groups_are_in_its_log(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_of_a_stack_includes_its_log_groups(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those that are its resources, its functions', as far as they may be read; and no others."""
     monkeypatch.setattr("pytest_ephemeral.providers.cloudformation.log_groups.FRESH", 0.0)
     group = {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": "/shop/web"}}
@@ -168,7 +170,7 @@ def test_its_log_groups_are_in_its_log(bench: Bench, monkeypatch: pytest.MonkeyP
     bench.lifecycle.destroy(environment)
 
 
-def test_its_images_are_those_of_its_region(bench: Bench) -> None:
+def test_a_stack_gets_the_images_of_its_region(bench: Bench) -> None:
     """``{image:…}`` is the AMI's id; in another region, that of the copy that was made there."""
     bench.keys = {"copy_to": ["eu-west-1"]}
     image = bench.bake()
@@ -249,7 +251,7 @@ def test_what_the_template_retains_is_named(bench: Bench, recorded: bool) -> Non
     boto3.client("s3").delete_bucket(Bucket="retained")
 
 
-def test_it_is_extended_on_all_that_it_is_made_of(bench: Bench) -> None:
+def test_an_extension_changes_the_tags_of_all_resources(bench: Bench) -> None:
     """Instances at once, as their guests look at it; the stack behind it, though it is busy."""
     environment = up(bench, instance(bench))
     bench.account.tell("times", stack=0.5)
@@ -264,7 +266,7 @@ def test_it_is_extended_on_all_that_it_is_made_of(bench: Bench) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_production_is_protected(bench: Bench) -> None:
+def test_a_promoted_stack_is_protected_from_deletion(bench: Bench) -> None:
     """Neither destroying it nor reap takes it away; lifted, it goes."""
     environment = up(bench, template(bench))
     provider = providers.load("cloudformation")
@@ -280,7 +282,7 @@ def test_production_is_protected(bench: Bench) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_reap_takes_a_stack_that_nothing_records(bench: Bench) -> None:
+def test_reap_deletes_a_stack_without_a_record(bench: Bench) -> None:
     """Past its expiry, by its tags alone; a stack of someone else's is none of ours."""
     wanted = template(bench)
     bench.config.templates = {"stack": wanted}  # nobody's account is looked into for nothing

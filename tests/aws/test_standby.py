@@ -106,7 +106,7 @@ def test_an_instance_is_started_for_the_next(bench: Bench, monkeypatch: pytest.M
     assert bench.account.ec2.describe_volumes()["Volumes"] == []
 
 
-def test_it_is_kept_again_up_to_the_number(bench: Bench) -> None:
+def test_an_instance_is_kept_again_up_to_the_limit(bench: Bench) -> None:
     """One that has become another's is kept as well; one too many is not."""
     one, other = up(bench), up(bench)
     end(bench, one)
@@ -122,7 +122,7 @@ def test_it_is_kept_again_up_to_the_number(bench: Bench) -> None:
     assert states(bench) == {}
 
 
-def test_only_one_gets_it(bench: Bench) -> None:
+def test_only_one_environment_gets_an_instance_on_standby(bench: Bench) -> None:
     """Of several that want it at once; the others launch their own."""
     one = up(bench)
     end(bench, one)
@@ -137,7 +137,7 @@ def test_only_one_gets_it(bench: Bench) -> None:
         bench.lifecycle.destroy(each)
 
 
-def test_what_does_not_fit_or_is_not_ready_is_left(bench: Bench) -> None:
+def test_an_instance_that_does_not_fit_or_is_not_ready_is_not_used(bench: Bench) -> None:
     """It is no delay for anyone: a new one is launched, and it stays for its own."""
     one = up(bench)
     bench.account.tell("times", root=1.0)
@@ -153,7 +153,9 @@ def test_what_does_not_fit_or_is_not_ready_is_left(bench: Bench) -> None:
         bench.lifecycle.destroy(each)
 
 
-def test_what_cannot_be_renewed_is_destroyed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_instance_that_cannot_be_renewed_is_destroyed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever call is refused; said in one line."""
     one = up(bench)
     for action, code, after in [
@@ -175,7 +177,9 @@ def test_what_cannot_be_renewed_is_destroyed(bench: Bench, monkeypatch: pytest.M
     until(lambda: is_gone(bench))
 
 
-def test_what_cannot_be_started_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_instance_that_cannot_be_started_is_replaced(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever call is refused, it is terminated, and a new one launched; said in one line."""
     one = up(bench)
     for action, code, after in [
@@ -200,7 +204,9 @@ def test_what_cannot_be_started_is_replaced(bench: Bench, monkeypatch: pytest.Mo
     bench.lifecycle.destroy(one)
 
 
-def test_one_that_is_not_as_new_is_removed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_instance_whose_renewal_failed_is_removed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its volume was not replaced: nobody gets it."""
     one, heard = up(bench), Heard(bench, monkeypatch)
     bench.account.tell("tasks", state="failed")
@@ -215,7 +221,7 @@ def test_one_that_is_not_as_new_is_removed(bench: Bench, monkeypatch: pytest.Mon
     bench.lifecycle.destroy(other)
 
 
-def test_the_last_ones_record_ends_nothing_of_the_next(bench: Bench) -> None:
+def test_destroying_by_the_old_record_leaves_the_next_environment_alone(bench: Bench) -> None:
     """Killed before that record was dropped: what has moved on is not its own any more."""
     one = up(bench)
     standby = end(bench, one)
@@ -241,7 +247,7 @@ def lose(bench: Bench, standby: Environment) -> None:
 
 
 @pytest.mark.parametrize("what", [expire, lose])
-def test_reap_ends_it_when_its_time_is_over(
+def test_reap_terminates_an_expired_instance_on_standby(
     bench: Bench, what: Callable[[Bench, Environment], None]
 ) -> None:
     """Not before: it outlives its run, and says until when in its own tags."""
@@ -260,7 +266,7 @@ def test_reap_ends_it_when_its_time_is_over(
     reaper.reap(project, dry_run=False)  # its group, whose run goes on
 
 
-def test_it_is_no_environment_any_more(bench: Bench) -> None:
+def test_an_instance_on_standby_is_not_an_environment(bench: Bench) -> None:
     """While it is renewed it still runs; it can't be extended, kept, promoted or asked."""
     one = up(bench)
     bench.account.tell("times", root=30.0)
@@ -282,7 +288,7 @@ def test_it_is_no_environment_any_more(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "more", ["count = 2", "spot = true", 'volumes = { "/dev/sdf" = 8 }', "standby-ttl = 3"]
 )
-def test_what_cannot_be_kept_is_refused(tmp_path: Path, more: str) -> None:
+def test_a_template_whose_instance_cannot_be_kept_is_refused(tmp_path: Path, more: str) -> None:
     """In the configuration, where it says so."""
     text = '[images.app]\nprovider = "ec2"\nreference = "ami-0123"\n'
     text += f'[templates.web]\nimage = "app"\nstandby = 1\n{more}\n'
@@ -291,7 +297,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path, more: str) -> None:
         config.load(tmp_path / "ephemeral.toml")
 
 
-def test_runs_follow_each_other_on_it(bench: Bench) -> None:
+def test_the_next_run_uses_the_instance_of_the_last(bench: Bench) -> None:
     """As a user sees it: one run's instance is the next one's, and `down --all` ends it."""
     project = Project(bench)
     configuration = project.folder / "ephemeral.toml"

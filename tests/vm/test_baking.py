@@ -43,7 +43,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_is_sealed(root: Path) -> None:
+def test_a_sealed_disk_has_nothing_of_the_machine_that_made_it(root: Path) -> None:
     """One compressed disk, without what made its machine that one; seen without QEMU."""
     disk = Content.at(Path(vm.bake_application().reference)).disk
     assert disk.stat().st_mode & 0o222 == 0
@@ -66,7 +66,7 @@ def test_what_is_sealed(root: Path) -> None:
     assert "File not found" in look("ls -l /run/pytest-ephemeral")
 
 
-def test_a_failing_install_script(root: Path) -> None:
+def test_a_failing_install_script_is_reported_and_leaves_nothing(root: Path) -> None:
     """It gets its artifact and files; its status and last lines are told, and nothing is left."""
     artifact = root / "shop-1.txt"
     artifact.write_text("the artifact\n" * 1000)
@@ -100,7 +100,9 @@ def test_a_failing_install_script(root: Path) -> None:
     ],
     ids=["loader", "panic"],
 )
-def test_a_base_that_does_not_boot(root: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_base_that_does_not_boot_is_reported_with_its_console(
+    root: Path, changes: dict[str, Any], message: str
+) -> None:
     """Within seconds, with the last lines of its console."""
     with pytest.raises(BakeError, match=message) as caught:
         bake(vm.recipe(**changes), root)
@@ -108,7 +110,7 @@ def test_a_base_that_does_not_boot(root: Path, changes: dict[str, Any], message:
     assert sign in str(caught.value)
 
 
-def test_cloud_init_that_does_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_cloud_init_is_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked why, through the guest agent, and not waited for until the time is over."""
     monkeypatch.setattr(baking, "_ASK", 3.0)
     # No more is started than the agent needs.
@@ -131,7 +133,9 @@ def baker(root: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_a_bake_that_is_killed(root: Path, baker: subprocess.Popen[bytes]) -> None:
+def test_a_killed_bake_leaves_no_qemu_and_no_folder(
+    root: Path, baker: subprocess.Popen[bytes]
+) -> None:
     """With kill -9, while its machine boots: QEMU is gone, and so is its folder."""
     machines = root / "machine" / "machines"
     assert eventually(lambda: bool(qemus(machines)), 60)
@@ -152,7 +156,7 @@ def qemus(machines: Path) -> list[str]:
     return found
 
 
-def test_a_recipe_is_told_apart_by_its_files(root: Path) -> None:
+def test_another_kernel_is_another_image(root: Path) -> None:
     """Another kernel is another image."""
     provider: Any = providers.load("qemu")
     known = vm.recipe()

@@ -200,7 +200,9 @@ def test_what_is_renewed_and_what_hooks_see(machines: Machines, running: Environ
     assert len({key for *_, key in told.values()}) == 3
 
 
-def test_a_hook_that_fails(machines: Machines, running: Environment) -> None:
+def test_a_failing_hook_prevents_freezing_and_resuming(
+    machines: Machines, running: Environment
+) -> None:
     """Before, nothing is frozen, and the machine runs on; after, the machine boots. It is said."""
     refused = machines.freeze(running, BUSY).handle[COLD_BOOT]
     assert "before-snapshot.d/1 exited with status 4: busy" in refused

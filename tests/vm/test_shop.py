@@ -67,7 +67,7 @@ def test_the_acceptance_tests_pass_on_machines(shop: Path) -> None:
     assert list((shop.parent / "machine" / "machines").iterdir()) == []
 
 
-def test_the_shop_is_put_back(shop: Path) -> None:
+def test_the_shop_is_rolled_back(shop: Path) -> None:
     """Also where the machine itself was resumed from before the shop was started."""
     file = shop / "tests" / "acceptance" / "test_shelf.py"
     file.write_text(ROLLBACK)

@@ -169,7 +169,9 @@ def test_two_of_one_memory_differ(project: Project) -> None:
     assert printed.count("machine: ok   clock of machine-") == 2
 
 
-def test_it_is_put_back(resumed: tuple[Order, Environment], provider: Any) -> None:
+def test_a_rollback_restores_memory_and_disk(
+    resumed: tuple[Order, Environment], provider: Any
+) -> None:
     """Memory and disk, as often as asked, at the same address; a dead machine too."""
     order, environment = resumed
     assert SEEDED in environment.handle
@@ -190,7 +192,9 @@ def test_it_is_put_back(resumed: tuple[Order, Environment], provider: Any) -> No
     assert get(environment) == "hello"
 
 
-def test_its_memory_is_not_copied(resumed: tuple[Order, Environment], project: Project) -> None:
+def test_machines_share_the_memory_that_they_have_not_written(
+    resumed: tuple[Order, Environment], project: Project
+) -> None:
     """What it has not written is the file's, which all machines share; and is never written to."""
     _, environment = resumed
     assert get(environment) == "hello"
