@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -147,9 +146,7 @@ def test_some_processes_are_that_users(begin: Begin, root: Path) -> None:
     environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
     assert owners(environment.id) == {0, NOBODY.pw_uid}
     web = root / "states" / environment.id / "nobody" / "state" / "web"
-    deadline = time.monotonic() + 30
-    while not web.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(web.exists, within=30)
     assert web.stat().st_uid == NOBODY.pw_uid
     assert environment.run(["ls"]).stdout == "work\n"
     lifecycle.destroy(environment)
@@ -193,10 +190,7 @@ def test_when_its_guard_is_killed_all_of_it_ends(begin: Begin, root: Path) -> No
     lifecycle = begin(ONE)
     environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
     os.kill(int(environment.handle["supervisor"]), 9)
-    deadline = time.monotonic() + 30
-    while owners(environment.id) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not owners(environment.id)
+    until(lambda: not owners(environment.id), within=30)
     lifecycle.destroy(environment)
     assert not list((root / "states").iterdir())
 

@@ -62,22 +62,13 @@ class FolderProject(PluginProject):
         """Whether nothing is left, neither things nor records."""
         return not self.environments() and not self.records()
 
-    def run(self, *arguments: str) -> tuple[int, str]:
-        """Run pytest to its end: its exit status, and what it printed."""
-        process = self.spawn("--ephemeral-env", *arguments)
-        output, _ = process.communicate(timeout=60)
-        return process.returncode, output
-
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
         return processes.run(processes.PROGRAM, *arguments, folder=self.folder, status=None)
 
     def wait(self, *arguments: str, others: int = 0) -> tuple[subprocess.Popen[str], int]:
         """Pytest with a test that is waiting, and the process id of its owner."""
-        process = self.spawn("--ephemeral-env", *arguments)
-        sign = self.folder / "waiting"
-        assert eventually(lambda: _has_content(sign) or process.poll() is not None, 40)
-        assert _has_content(sign), end(process)
+        process, _ = self.spawn_waiting(*arguments)
         assert eventually(lambda: len(self.environments()) == 2 + others, 30), end(process)
         return process, self.owner(process.pid)
 
@@ -90,10 +81,6 @@ class FolderProject(PluginProject):
                 if b"pytest_ephemeral.broker" in words:
                     return int(child)
         raise AssertionError("it has no owner process")
-
-
-def _has_content(file: Path) -> bool:
-    return file.exists() and bool(file.read_text())
 
 
 @pytest.fixture
@@ -173,8 +160,7 @@ def test_third(ephemeral_env_function): pass
 def test_fourth(): pass
 """
     )
-    status, output = project.run()
-    assert status == 1
+    output = project.run_tests(status=1)
     assert "2 passed" in output
     assert output.count("can't be reached") >= 2
     assert "Traceback" not in output
@@ -285,9 +271,8 @@ def test_a_removal_that_is_refused_is_told_and_never_green(project: FolderProjec
     """By this run, in its report, by `list`, by the next run; `reap` then removes it."""
     project.write(test_it=PASSES)
     (project.folders / "refuse").touch()
-    status, output = project.run("--ephemeral-report", "report.json")
+    output = project.run_tests("--ephemeral-report", "report.json", status=1)
     [id] = project.environments()
-    assert status == 1
     assert "1 passed" in output
     assert "access denied" in output
     assert "pytest-ephemeral reap" in output
@@ -302,7 +287,7 @@ def test_a_removal_that_is_refused_is_told_and_never_green(project: FolderProjec
     listed = project.command("list")
     assert "not removed" in listed.stdout
     assert f"{id} could not be removed: {id}: access denied" in listed.stderr
-    assert f"{id} of an earlier run could not be removed" in project.run()[1]
+    assert f"{id} of an earlier run could not be removed" in project.run_tests(status=1)
     assert project.command("reap").returncode == 6
     (project.folders / "refuse").unlink()
     assert project.command("reap").returncode == 0
@@ -313,8 +298,7 @@ def test_a_removal_that_is_refused_once_is_tried_again(project: FolderProject) -
     """And is nobody's trouble."""
     project.write(test_it=PASSES)
     (project.folders / "refuse").write_text("2")
-    status, output = project.run()
-    assert status == 0, output
+    project.run_tests()
     assert project.is_clean()
 
 
@@ -322,7 +306,7 @@ def test_what_was_refused_is_tried_again_when_pytest_has_ended(project: FolderPr
     """By the owner process, which says nothing more, and goes when it is done."""
     project.write(test_it=PASSES)
     (project.folders / "refuse").touch()
-    assert project.run()[0] == 1
+    project.run_tests(status=1)
     (project.folders / "refuse").unlink()
     assert eventually(project.is_clean, 30)
 
@@ -357,8 +341,7 @@ def test_what_still_comes_up_is_waited_for_where_pytest_ends_everything(
     (project.folder / "pytest.ini").write_text("[pytest]\nephemeral_early = folder")
     project.write(test_it="def test_passes(): pass")
     (project.folders / "coming").touch()
-    status, output = project.run()
-    assert status == 0, output
+    project.run_tests()
     assert project.is_clean()
 
 
@@ -371,8 +354,7 @@ def test_crashes(ephemeral_env):
     Path(os.environ["FOLDERS"], ephemeral_env.id, "exited").touch()
 """
     )
-    status, output = project.run("--ephemeral-logs", "logs")
-    assert status == 1
+    output = project.run_tests("--ephemeral-logs", "logs", status=1)
     assert "1 passed" in output
     assert "stopped by itself: it exited with status 7" in output
     [log] = project.folder.glob("logs/*/it.log")

@@ -49,44 +49,6 @@ def project(
         os.kill(pid, signal.SIGKILL)
 
 
-def waiting(project: PluginProject, *arguments: str):
-    """Pytest as a process, with a test that is waiting; and the pid that test runs in."""
-    process = project.spawn("--ephemeral-env", *arguments)
-    sign = project.folder / "waiting"
-    arrived = eventually(
-        lambda: (sign.exists() and sign.read_text()) or process.poll() is not None, 40
-    )
-    if not arrived or not sign.exists():
-        raise AssertionError(end(process))
-    assert len(project.processes()) >= 3
-    return process, int(sign.read_text())
-
-
-@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-@pytest.mark.parametrize("to", ["pytest", "everyone"])
-def test_ctrl_c(project, arguments, to):
-    """To pytest alone, or as a terminal does it, to the whole process group."""
-    process, _ = waiting(project, *arguments)
-    if to == "pytest":
-        os.kill(process.pid, signal.SIGINT)
-    else:
-        os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
-    assert project.clean_within(0.2), project.traces()
-    assert output.count("destroyed") >= 3
-
-
-@pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_sigterm(project, arguments):
-    """As a CI server cancels a job: torn down like Ctrl-C."""
-    process, _ = waiting(project, *arguments)
-    process.terminate()
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
-    assert project.clean_within(0.2), project.traces()
-
-
 IGNORES = """
 from pathlib import Path
 def test_ignores(ephemeral_env):
@@ -97,17 +59,26 @@ def test_ignores(ephemeral_env):
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_environments_end_at_the_signal(project, arguments, name):
-    """And pytest with them: workers are interrupted, and don't wait for 5 s as they would."""
-    process, worker = waiting(project, *arguments)
-    os.kill(process.pid, getattr(signal, name))
+@pytest.mark.parametrize(
+    ("send", "name"),
+    [(os.kill, "SIGINT"), (os.killpg, "SIGINT"), (os.kill, "SIGTERM")],
+    ids=["SIGINT", "SIGINT to the group", "SIGTERM"],
+)
+def test_a_signal_ends_the_environments_at_once(project, arguments, send, name):
+    """A terminal's Ctrl-C is sent to the whole process group, and a CI server's SIGTERM to pytest.
+
+    pytest ends with them: workers are interrupted, and don't wait for 5 s as they would.
+    """
+    process, worker = project.spawn_waiting(*arguments)
+    assert len(project.processes()) >= 3
+    send(process.pid, getattr(signal, name))
     assert eventually(lambda: not project.processes(), SOON), project.processes()
     if worker != process.pid:
         assert eventually(lambda: not Path("/proc", str(worker)).exists(), 4.5)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == pytest.ExitCode.INTERRUPTED, output
     assert project.clean_within(0.2), project.traces()
+    assert output.count("destroyed") >= 3
 
 
 def test_a_worker_that_ignores_the_signal_delays_no_environment(project):
@@ -125,7 +96,7 @@ def test_a_worker_that_ignores_the_signal_delays_no_environment(project):
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_kill(project, arguments):
     """Nobody is left to clean up but the guards."""
-    process, _ = waiting(project, *arguments)
+    process, _ = project.spawn_waiting(*arguments)
     process.kill()
     process.wait(10)
     gone = project.clean_within(SOON)
@@ -163,7 +134,7 @@ def test_ctrl_c_while_it_comes_up(project):
 def test_a_second_ctrl_c_leaves_at_once(project):
     """Someone will not wait for what is slow to destroy; the guards finish it."""
     project.write(conftest=STOPS_SLOWLY)
-    process, _ = waiting(project)
+    process, _ = project.spawn_waiting()
     os.kill(process.pid, signal.SIGINT)
     assert eventually((project.folder / "stopping").exists, 30), end(process)
     os.kill(process.pid, signal.SIGINT)
@@ -178,7 +149,7 @@ def test_a_second_ctrl_c_leaves_at_once(project):
 def test_a_second_sigterm_ends_at_once(project):
     """As a CI server that loses its patience does it."""
     project.write(conftest=STOPS_SLOWLY)
-    process, _ = waiting(project)
+    process, _ = project.spawn_waiting()
     process.terminate()
     assert eventually((project.folder / "stopping").exists, 30), end(process)
     process.terminate()
@@ -193,7 +164,7 @@ def test_a_second_sigterm_ends_at_once(project):
 
 def test_a_worker_that_is_killed(project):
     """Its test failed; what it alone used goes, and the run goes on and ends clean."""
-    process, worker = waiting(project, "-n", "2", "--max-worker-restart", "0")
+    process, worker = project.spawn_waiting("-n", "2", "--max-worker-restart", "0")
     os.kill(worker, signal.SIGKILL)
     output, _ = process.communicate(timeout=30)
     assert process.returncode != 0

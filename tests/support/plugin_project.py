@@ -153,6 +153,22 @@ class PluginProject:
         assert process.returncode == status, output
         return output
 
+    def spawn_waiting(self, *arguments: str) -> tuple[subprocess.Popen[str], int]:
+        """Start pytest, and wait until a test writes its process id to the file ``waiting``.
+
+        Returns:
+            pytest's process, and the id of the process that runs the test.
+        """
+        process = self.spawn("--ephemeral-env", *arguments)
+        file = self.folder / "waiting"
+
+        def written() -> bool:
+            return file.exists() and bool(file.read_text())
+
+        assert eventually(lambda: written() or process.poll() is not None, 40)
+        assert written(), end(process)
+        return process, int(file.read_text())
+
     # -- traces --------------------------------------------------------------------------------
 
     def processes(self) -> list[int]:
