@@ -129,7 +129,7 @@ def prefix_name(here: Machine, install: list[str]) -> str:
     return here.images.key(here.recipe(install=install)).removeprefix("sha256:")[:24]
 
 
-def test_what_a_power_cut_left_is_removed_by_the_next_bake(here):
+def test_the_next_bake_removes_incomplete_trees(here):
     """A tree without a seal, one being unpacked, one not verified."""
     place = prefix.Prefix.of(here.images.key(here.recipe()))
     for folder in (place.tree, place.unpacking, place.work("1")):
@@ -145,7 +145,7 @@ def test_what_a_power_cut_left_is_removed_by_the_next_bake(here):
     assert ours == {"", ".manifest", ".seal.json"}
 
 
-def test_who_waited_bakes_when_the_first_one_fails(here, gate):
+def test_the_waiting_process_bakes_when_the_first_one_fails(here, gate):
     """A failure is nobody's image."""
     install = [*at_the_gate(gate), f"[ -e {gate}.works ]"]
     first = Baker(here.folder, install)
@@ -205,7 +205,7 @@ def test_the_claim_of_a_silent_machine_is_taken_over(store, monkeypatch):
     assert said == ["waiting for anna@far-away:12 to bake shop, 0 s"]
 
 
-def test_a_claim_that_is_renewed_is_respected(store, monkeypatch):
+def test_a_renewed_claim_is_respected(store, monkeypatch):
     """By its owner's thread, as long as it bakes; then it is gone."""
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
     with claim.hold_claim(store, "sha256:abc", "shop", print):

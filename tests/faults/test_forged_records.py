@@ -337,7 +337,7 @@ FORGERIES = [forge_value, forge_value, forge_handle, copy_over, damage, replace_
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(data=st.data())
-def test_what_is_not_ours_is_never_touched(victim: int, data: st.DataObject) -> None:
+def test_forged_records_never_touch_what_is_not_ours(victim: int, data: st.DataObject) -> None:
     """Whatever is forged, no command removes, changes or kills it, or breaks down."""
     with a_world(victim) as world:
         world.fill()
@@ -428,7 +428,7 @@ def test_an_approval_that_was_copied_approves_nothing(victim: int) -> None:
             approvals.request(environment, deadline=PAST, now=PAST)
 
 
-def test_what_is_ours_is_removed_where_nothing_is_forged(victim: int) -> None:
+def test_genuine_records_remove_what_is_ours(victim: int) -> None:
     """So that the test above is one: honest records are obeyed."""
     with a_world(victim) as world:
         world.fill()

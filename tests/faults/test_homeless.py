@@ -130,7 +130,7 @@ def test_the_command_line(run: Run, folder: Path) -> None:
     assert left.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_folder_that_somebody_else_made_is_refused(run: Run) -> None:
+def test_a_folder_of_another_user_is_refused(run: Run) -> None:
     """Whoever comes first to /var/tmp does not get to hold what we start."""
     Path(f"/var/tmp/pytest-ephemeral-state-{UID}").mkdir(mode=0o777)
     said = run("-c", PROGRAM, "up", "staging", status=2)

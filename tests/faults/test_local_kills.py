@@ -117,7 +117,7 @@ def _left(environment: Environment) -> list[object]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_its_owner_is_killed(own: Own, number: signal.Signals) -> None:
+def test_the_guard_ends_with_its_owner(own: Own, number: signal.Signals) -> None:
     """Within two seconds nothing is left, daemons included."""
     process, _ = own()
     environment = _launched(process)
@@ -126,7 +126,7 @@ def test_its_owner_is_killed(own: Own, number: signal.Signals) -> None:
     until(lambda: not _left(environment), within=2)
 
 
-def test_its_owner_is_killed_while_a_child_of_it_lives_on(own: Own) -> None:
+def test_the_guard_ends_though_a_child_of_the_owner_lives(own: Own) -> None:
     """A forked child holds the lifeline open; the guard sees the owner's death all the same."""
     process, _ = own(then=FORK)
     environment = _launched(process)
@@ -142,7 +142,7 @@ def test_its_owner_is_killed_while_a_child_of_it_lives_on(own: Own) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(8))
-def test_its_owner_is_killed_while_launching(own: Own, attempt: int) -> None:
+def test_a_kill_during_a_launch_leaves_nothing(own: Own, attempt: int) -> None:
     """At whatever instruction: it all ends by itself, or is known to be abandoned and swept."""
     process, environment = own()
     pause = random.uniform(0, 0.04)
@@ -158,7 +158,7 @@ def test_its_owner_is_killed_while_launching(own: Own, attempt: int) -> None:
     assert _left(environment) == []
 
 
-def test_its_guard_is_killed(own: Own) -> None:
+def test_a_killed_guard_leaves_what_can_be_found(own: Own) -> None:
     """Its processes die with it; a daemon and the folder are found by whoever destroys."""
     process, _ = own()
     environment = _launched(process)
@@ -173,7 +173,7 @@ def test_its_guard_is_killed(own: Own) -> None:
     assert _left(environment) == []
 
 
-def test_its_guard_is_told_to_go(own: Own) -> None:
+def test_a_terminated_guard_ends_everything(own: Own) -> None:
     """SIGTERM, as from a system that shuts down: it takes everything with it."""
     process, _ = own()
     environment = _launched(process)
@@ -182,7 +182,7 @@ def test_its_guard_is_told_to_go(own: Own) -> None:
     until(lambda: not _left(environment), within=2)
 
 
-def test_its_guard_is_stuck(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_guard_is_destroyed(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guard that is stopped and answers nobody is destroyed with all it guards."""
     monkeypatch.setattr(client, "END_TIME", 0.3)
     monkeypatch.setattr(client, "ANSWER_TIME", 0.3)
@@ -196,7 +196,7 @@ def test_its_guard_is_stuck(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _left(environment) == []
 
 
-def test_a_file_of_someone_else_is_never_removed(own: Own, tmp_path: Path) -> None:
+def test_a_tampered_record_removes_no_other_folder(own: Own, tmp_path: Path) -> None:
     """A record that was tampered with can't lead destroying to another folder."""
     process, environment = own()
     launched = _launched(process)
@@ -219,7 +219,7 @@ def test_a_file_of_someone_else_is_never_removed(own: Own, tmp_path: Path) -> No
     assert _left(environment) == []
 
 
-def test_what_others_keep_under_our_names_is_not_ours(own: Own, tmp_path: Path) -> None:
+def test_folders_of_others_with_our_names_are_left_alone(own: Own, tmp_path: Path) -> None:
     """A state folder that is not only ours: nothing in it is seen as an environment, or removed."""
     theirs = tmp_path / "state" / "environments"
     for name in ("production", ".new-0123456789abcdef", "labelled"):
@@ -243,7 +243,7 @@ def test_what_others_keep_under_our_names_is_not_ours(own: Own, tmp_path: Path) 
     assert {file.read_text() for file in theirs.rglob("file")} == {"precious"}
 
 
-def test_what_was_half_made_goes_with_the_next(own: Own, tmp_path: Path) -> None:
+def test_the_next_launch_removes_incomplete_folders(own: Own, tmp_path: Path) -> None:
     """A folder of a process that was killed before it had its name."""
     half = tmp_path / "state" / "environments" / ".new-0123456789abcdef"
     (half / "state").mkdir(parents=True)
@@ -254,7 +254,7 @@ def test_what_was_half_made_goes_with_the_next(own: Own, tmp_path: Path) -> None
     assert not half.exists()
 
 
-def test_what_was_half_removed_goes_with_the_next(own: Own, tmp_path: Path) -> None:
+def test_the_next_launch_removes_folders_set_aside(own: Own, tmp_path: Path) -> None:
     """By a process that was killed; what others call so stays."""
     top = tmp_path / "state" / "environments"
     for name, labels in ((".old-1", '{"pytest-ephemeral.id": "staging-1"}'), (".old-2", "{}")):
@@ -265,7 +265,7 @@ def test_what_was_half_removed_goes_with_the_next(own: Own, tmp_path: Path) -> N
     assert sorted(path.name for path in top.glob(".old-*")) == [".old-2"]
 
 
-def test_while_it_is_removed_it_is_there_or_not(own: Own) -> None:
+def test_a_folder_being_removed_never_lacks_its_labels(own: Own) -> None:
     """Never without what says whose it is, which would make it a stranger's to whoever looks."""
     process, _ = own("for n in $(seq 3000); do : > $STATE/$n; done; exec sleep 1000")
     launched = _launched(process)
@@ -280,7 +280,7 @@ def test_while_it_is_removed_it_is_there_or_not(own: Own) -> None:
     assert provider.status(launched).state == "gone"
 
 
-def test_elsewhere_nothing_is_said_to_be_destroyed(own: Own) -> None:
+def test_an_environment_elsewhere_is_never_reported_destroyed(own: Own) -> None:
     """A record of another machine, or of another PID namespace: that can't be seen from here."""
     process, _ = own()
     launched = _launched(process)
@@ -335,7 +335,7 @@ def test_a_daemon_without_its_variables_is_found(own: Own) -> None:
     assert _left(environment) == []
 
 
-def test_where_nothing_can_be_mounted_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_that_nothing_can_be_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
     """There a daemon without its variables would not be found: `doctor` says so beforehand."""
     monkeypatch.setattr(mounts, "refusal", lambda: "Operation not permitted")
 
@@ -346,7 +346,7 @@ def test_where_nothing_can_be_mounted_that_is_said(monkeypatch: pytest.MonkeyPat
     assert "a daemon that clears its variables is not found" in " ".join(said.hint.split()).lower()
 
 
-def test_a_daemon_outlives_a_guard_that_its_owner_has_lost() -> None:
+def test_the_owner_finds_a_daemon_whose_guard_was_killed() -> None:
     """The owner that launched it finds it as well as any other process does."""
     environment = _describe()
     template = LocalTemplate(name="staging", command=DAEMON, port=18491)
@@ -363,7 +363,7 @@ WITHOUT_MOUNTS = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up a capability")
-def test_where_nothing_can_be_mounted_reap_says_what_may_be_left(
+def test_reap_without_mounts_names_what_may_be_left(
     own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon is left that nothing leads to: that is told once, with exit status 6."""

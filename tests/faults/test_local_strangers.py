@@ -212,7 +212,7 @@ def test_another_user_reaches_no_guard(launch: Launch, tmp_path: Path) -> None:
 
 
 @as_root
-def test_a_folder_of_another_user_stops_nothing(launch: Launch, tmp_path: Path) -> None:
+def test_a_folder_of_another_user_is_left_alone(launch: Launch, tmp_path: Path) -> None:
     """Beside ours, unreadable: ours are seen, and it is left alone."""
     environment = launch("exec sleep 1000", free_port())
     theirs = tmp_path / "state" / "environments" / "staging-theirs"
@@ -241,7 +241,7 @@ def test_each_user_has_a_root_of_trees(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- clocks ------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_is_set_forward_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_set_forward_ends_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard counts from when it was told; three hours more on the wall are none to it."""
     wall = [time.time()]
     monkeypatch.setattr(loop.time, "time", lambda: wall[0])
@@ -254,7 +254,7 @@ def test_a_clock_that_is_set_forward_ends_nothing(monkeypatch: pytest.MonkeyPatc
     assert told["expires_in"] == pytest.approx(60, abs=5)
 
 
-def test_what_time_it_is_for_an_environment_is_its_guard_s_to_say(
+def test_the_clock_of_an_environment_is_that_of_its_guard(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And so for what no ledger knows: its expiry is held against that too."""

@@ -185,7 +185,7 @@ def test_postgresql_runs_under_root(begin: Begin, root: Path) -> None:
     assert not list((root / "states").iterdir())
 
 
-def test_when_its_guard_is_killed_all_of_it_ends(begin: Begin, root: Path) -> None:
+def test_a_killed_guard_ends_processes_of_other_users(begin: Begin, root: Path) -> None:
     """A process that has become another user dies with its guard; its folder is removed."""
     lifecycle = begin(ONE)
     environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
@@ -199,7 +199,7 @@ def test_when_its_guard_is_killed_all_of_it_ends(begin: Begin, root: Path) -> No
     ("user", "said"),
     [('"nobdy"', "no user 'nobdy'.*Did you mean 'nobody'"), ('{ x = "nobody" }', "no process 'x'")],
 )
-def test_who_is_not_there_is_told(begin: Begin, user: str, said: str) -> None:
+def test_an_unknown_user_or_process_is_refused(begin: Begin, user: str, said: str) -> None:
     """With the key's path; and nothing is started."""
 
     def try_it() -> None:
@@ -210,7 +210,7 @@ def test_who_is_not_there_is_told(begin: Begin, user: str, said: str) -> None:
         try_it()
 
 
-def test_a_folder_that_others_can_not_enter_is_told(begin: Begin, root: Path) -> None:
+def test_a_folder_closed_to_other_users_is_refused(begin: Begin, root: Path) -> None:
     """By its name, before anything is started in vain."""
     root.chmod(0o700)
     lifecycle = begin(ONE)

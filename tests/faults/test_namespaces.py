@@ -83,7 +83,7 @@ def test_reap_in_another_namespace_leaves_a_live_run(project: PluginProject) -> 
 BLIND = [*UNSHARE, "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
 
 
-def test_where_processes_cannot_be_seen_nobody_is_gone(project: PluginProject) -> None:
+def test_no_owner_is_gone_without_proc(project: PluginProject) -> None:
     """A live owner was: the next ``reap`` would have taken its environment away."""
     look = """
 from pytest_ephemeral import machine
@@ -96,7 +96,7 @@ print(machine.is_alive(own), machine.is_gone(machine.process_of(own)))
     assert found.stdout.split() == ["None", "False"]
 
 
-def test_where_processes_cannot_be_seen_none_is_started(project: PluginProject) -> None:
+def test_no_environment_is_launched_without_proc(project: PluginProject) -> None:
     """Nobody would end them: it is refused, with what helps, and leaves nothing."""
     program = Path(sys.executable).with_name("pytest-ephemeral")
     done = subprocess.run(

@@ -107,7 +107,9 @@ def project(
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGHUP", "SIGQUIT"])
-def test_pytest_dies(project: FolderProject, arguments: list[str], name: str) -> None:
+def test_the_owner_cleans_up_after_pytest(
+    project: FolderProject, arguments: list[str], name: str
+) -> None:
     """In whatever way (a closed terminal is SIGHUP): the owner ends everything, and saves logs."""
     process, owner = project.wait("--ephemeral-logs", "logs", *arguments)
     ids = project.environments()
@@ -122,7 +124,9 @@ def test_pytest_dies(project: FolderProject, arguments: list[str], name: str) ->
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_the_owner_dies(project: FolderProject, arguments: list[str]) -> None:
+def test_a_new_owner_cleans_up_after_a_killed_one(
+    project: FolderProject, arguments: list[str]
+) -> None:
     """Pytest says so and fails; a fresh owner ends what there was, while the test still waits."""
     process, owner = project.wait(*arguments)
     os.kill(owner, signal.SIGKILL)
@@ -136,7 +140,7 @@ def test_the_owner_dies(project: FolderProject, arguments: list[str]) -> None:
     assert "Traceback" not in output
 
 
-def test_the_owner_of_a_command_dies(project: FolderProject) -> None:
+def test_a_command_whose_owner_was_killed_cleans_up(project: FolderProject) -> None:
     """`with` fails, and has another one end what there was."""
     kill = "kill -9 $(cat /proc/$PPID/task/*/children | tr ' ' '\\n' | grep -vx $$ | head -1)"
     done = project.command("with", "folder", "--", "sh", "-c", kill)
@@ -145,7 +149,7 @@ def test_the_owner_of_a_command_dies(project: FolderProject) -> None:
     assert project.is_clean()
 
 
-def test_tests_after_the_owner_died_are_told(project: FolderProject) -> None:
+def test_tests_after_the_owner_died_fail_at_once(project: FolderProject) -> None:
     """Each in one line, at once; those that need no environment run."""
     project.write(
         test_it="""
@@ -167,7 +171,7 @@ def test_fourth(): pass
     assert eventually(project.is_clean, 30), project.environments()
 
 
-def test_both_die(project: FolderProject) -> None:
+def test_reap_cleans_up_after_pytest_and_owner(project: FolderProject) -> None:
     """What nobody guards stays until its expiry, and `reap` knows whose it was."""
     process, owner = project.wait()
     os.kill(owner, signal.SIGSTOP)  # so that it does not act before it is killed itself
@@ -181,7 +185,7 @@ def test_both_die(project: FolderProject) -> None:
     end(process)
 
 
-def test_the_owner_is_terminated(project: FolderProject) -> None:
+def test_a_terminated_owner_cleans_up(project: FolderProject) -> None:
     """SIGTERM, by whoever: it ends everything itself before it goes."""
     process, owner = project.wait()
     os.kill(owner, signal.SIGTERM)
@@ -204,7 +208,7 @@ def test_an_interrupt_resumes_a_suspended_owner(project: FolderProject) -> None:
         end(process)
 
 
-def test_only_its_own_goes(project: FolderProject) -> None:
+def test_an_owner_destroys_only_environments_of_its_run(project: FolderProject) -> None:
     """Another run's environments stay, and what was kept."""
     kept = project.command("up", "folder").stdout.strip()
     living, _ = project.wait(others=1)
@@ -237,7 +241,7 @@ def test_forks(ephemeral_env):
 
 
 @pytest.mark.parametrize("fork", ["os.fork", "ctypes.CDLL(None).fork"])
-def test_what_a_test_has_forked_is_not_taken_for_pytest(project: FolderProject, fork: str) -> None:
+def test_a_forked_child_is_not_mistaken_for_pytest(project: FolderProject, fork: str) -> None:
     """Neither a child that Python knows of, nor one that a library has forked."""
     project.write(test_it=FORKS.replace("FORK()", f"{fork}()"))
     process = project.spawn("--ephemeral-env", "-W", "ignore")
@@ -254,7 +258,7 @@ def test_what_a_test_has_forked_is_not_taken_for_pytest(project: FolderProject, 
     end(process)
 
 
-def test_what_lies_in_the_current_folder_is_not_imported(project: FolderProject) -> None:
+def test_modules_in_the_current_folder_are_not_imported(project: FolderProject) -> None:
     """A project may have a module that is called like one of the standard library's."""
     for name in ("select", "secrets", "queue", "hmac"):
         (project.folder / f"{name}.py").write_text("raise SystemExit(f'{__name__} was imported')\n")
@@ -267,7 +271,7 @@ def test_what_lies_in_the_current_folder_is_not_imported(project: FolderProject)
 # -- a removal that is refused -------------------------------------------------------------------
 
 
-def test_a_removal_that_is_refused_is_told_and_never_green(project: FolderProject) -> None:
+def test_a_refused_removal_fails_the_run_and_is_reported(project: FolderProject) -> None:
     """By this run, in its report, by `list`, by the next run; `reap` then removes it."""
     project.write(test_it=PASSES)
     (project.folders / "refuse").touch()
@@ -294,7 +298,7 @@ def test_a_removal_that_is_refused_is_told_and_never_green(project: FolderProjec
     assert eventually(project.is_clean, 20)  # what the second run has left, its owner removes
 
 
-def test_a_removal_that_is_refused_once_is_tried_again(project: FolderProject) -> None:
+def test_a_refused_removal_is_tried_again(project: FolderProject) -> None:
     """And is nobody's trouble."""
     project.write(test_it=PASSES)
     (project.folders / "refuse").write_text("2")
@@ -302,7 +306,7 @@ def test_a_removal_that_is_refused_once_is_tried_again(project: FolderProject) -
     assert project.is_clean()
 
 
-def test_what_was_refused_is_tried_again_when_pytest_has_ended(project: FolderProject) -> None:
+def test_the_owner_retries_a_refused_removal_after_pytest(project: FolderProject) -> None:
     """By the owner process, which says nothing more, and goes when it is done."""
     project.write(test_it=PASSES)
     (project.folders / "refuse").touch()
@@ -312,7 +316,7 @@ def test_what_was_refused_is_tried_again_when_pytest_has_ended(project: FolderPr
 
 
 @pytest.mark.parametrize("ci", ["", "true"])
-def test_what_is_accepted_is_left_but_not_where_pytest_ends_everything(
+def test_pytest_waits_for_accepted_removals_only_on_ci(
     project: FolderProject, monkeypatch: pytest.MonkeyPatch, ci: str
 ) -> None:
     """A CI kills what its job leaves behind, so there the removal is waited for to its end."""
@@ -333,7 +337,7 @@ def test_what_is_accepted_is_left_but_not_where_pytest_ends_everything(
     assert eventually(project.is_clean, 30)
 
 
-def test_what_still_comes_up_is_waited_for_where_pytest_ends_everything(
+def test_pytest_waits_for_launches_on_ci(
     project: FolderProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It can't be told to stop, so the owner ends it with itself, and pytest waits for that."""
@@ -345,7 +349,7 @@ def test_what_still_comes_up_is_waited_for_where_pytest_ends_everything(
     assert project.is_clean()
 
 
-def test_a_crash_after_the_last_test_is_noticed(project: FolderProject) -> None:
+def test_a_crash_after_the_last_test_fails_the_run(project: FolderProject) -> None:
     """Looked for before it is removed, whatever provider it is: the run fails, its log is saved."""
     project.write(
         test_it="""

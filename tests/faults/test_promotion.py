@@ -85,7 +85,7 @@ def check_promises(stage: Stage) -> str:
     return holder
 
 
-def test_the_points_are_all_there_are(stage: Stage) -> None:
+def test_the_kill_points_are_complete(stage: Stage) -> None:
     """So that a new step is killed at as well."""
     seen: list[str] = []
     stage.promoter(checkpoint=seen.append).promote("v2")
@@ -112,7 +112,7 @@ def test_a_killed_promotion_is_finished_by_running_it_again(stage: Stage, point:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_killed_promotion_is_taken_back_by_a_rollback(stage: Stage, point: str) -> None:
+def test_a_rollback_undoes_a_killed_promotion(stage: Stage, point: str) -> None:
     """v1 is production again (or still), and v2 has an end."""
     killed(stage, "v2", point)
 
@@ -125,7 +125,7 @@ def test_a_killed_promotion_is_taken_back_by_a_rollback(stage: Stage, point: str
 
 
 @pytest.mark.parametrize("point", BACKWARD)
-def test_a_taking_back_that_is_killed_is_finished_by_running_it_again(
+def test_a_killed_undo_is_finished_by_running_it_again(
     stage: Stage, served: dict[str, Site], point: str
 ) -> None:
     """The same command goes on taking it back, and says why."""
@@ -155,7 +155,7 @@ def test_a_killed_rollback_is_finished_by_running_it_again(stage: Stage, point: 
     assert stage.find_production() == ["v1"]
 
 
-def test_a_killed_promotion_of_another_environment_is_told(stage: Stage) -> None:
+def test_an_unfinished_promotion_blocks_another_environment(stage: Stage) -> None:
     """Nothing else is promoted over what was left unfinished; how to finish it is said."""
     killed(stage, "v2", "switch: moved")
     stage.add("v3", "127.77.0.3")
@@ -164,7 +164,7 @@ def test_a_killed_promotion_of_another_environment_is_told(stage: Stage) -> None
         stage.promoter().promote("v3")
 
 
-def test_of_two_at_once_one_wins_and_the_other_is_told_by_whom(stage: Stage) -> None:
+def test_of_two_promotions_one_succeeds_and_the_other_names_it(stage: Stage) -> None:
     """As long as the first one lives, nobody takes over."""
     at_switch, go = threading.Event(), threading.Event()
 
@@ -190,7 +190,7 @@ def test_of_two_at_once_one_wins_and_the_other_is_told_by_whom(stage: Stage) -> 
     assert stage.find_production() == ["v2"]
 
 
-def test_many_at_the_same_moment(stage: Stage) -> None:
+def test_one_of_many_simultaneous_promotions_succeeds(stage: Stage) -> None:
     """They begin together; exactly one promotion happens."""
     outcomes: list[Any] = []
     together = threading.Barrier(6)
@@ -219,7 +219,7 @@ def _abroad(stage: Stage) -> None:
     mine.note(owner=msgspec.structs.replace(mine.run.owner, host="elsewhere", machine="elsewhere"))
 
 
-def test_a_process_of_another_machine_that_gives_signs_of_life_is_left_alone(stage: Stage) -> None:
+def test_a_live_process_of_another_machine_is_left_alone(stage: Stage) -> None:
     """Whether it lives is not told by any clock but the watcher's own."""
     killed(stage, "v2", "switch: begun")
     _abroad(stage)
@@ -233,7 +233,7 @@ def test_a_process_of_another_machine_that_gives_signs_of_life_is_left_alone(sta
         stage.promoter(times=Times(pause=meanwhile)).promote("v2")
 
 
-def test_a_process_of_another_machine_that_is_silent_is_taken_over_from(stage: Stage) -> None:
+def test_a_silent_process_of_another_machine_is_replaced(stage: Stage) -> None:
     """After watching it long enough."""
     killed(stage, "v2", "switch: begun")
     _abroad(stage)
@@ -245,7 +245,7 @@ def test_a_process_of_another_machine_that_is_silent_is_taken_over_from(stage: S
     assert check_promises(stage) == "v2"
 
 
-def test_one_that_was_only_suspended_withdraws(stage: Stage) -> None:
+def test_a_resumed_promotion_undoes_its_switch(stage: Stage) -> None:
     """Taken for dead and taken back, it wakes up, moves the name, and puts it back."""
     killed(stage, "v2", "switch: begun")
     suspended = stage.promoter()
@@ -272,7 +272,7 @@ def test_one_that_was_only_suspended_withdraws(stage: Stage) -> None:
 @pytest.mark.parametrize(
     "point", ["disarm: begun", "switch: begun", "switch: done", "retire: begun"]
 )
-def test_a_store_that_is_lost_stops_everything(
+def test_a_lost_store_stops_the_promotion(
     stage: Stage, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is done that can't be written down; when the store is back, it is gone on with."""
@@ -296,7 +296,7 @@ def test_a_store_that_is_lost_stops_everything(
     assert check_promises(stage) == "v2"
 
 
-def test_a_broken_journal_is_said_and_nothing_is_done(stage: Stage) -> None:
+def test_a_broken_journal_is_an_error_and_changes_nothing(stage: Stage) -> None:
     """Half a record is no state to begin from."""
     (stage.folder / "store" / "promotions" / "production" / "current.json").write_text('{"cur')
 
@@ -307,7 +307,7 @@ def test_a_broken_journal_is_said_and_nothing_is_done(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("hours", [-3, 3])
-def test_a_clock_that_is_wrong_ends_no_production(stage: Stage, hours: int) -> None:
+def test_a_wrong_clock_ends_no_production(stage: Stage, hours: int) -> None:
     """What is production is so without any date; the old one may only end at another time."""
     wrong = Times(now=lambda: datetime.now(UTC) + timedelta(hours=hours), patience=2, propagation=5)
 
@@ -318,7 +318,7 @@ def test_a_clock_that_is_wrong_ends_no_production(stage: Stage, hours: int) -> N
     assert check_promises(stage) == "v1"
 
 
-def test_interrupted_before_it_is_production_it_is_taken_back(stage: Stage) -> None:
+def test_an_interrupt_before_the_switch_undoes_the_promotion(stage: Stage) -> None:
     """Ctrl-C is answered by putting everything back."""
 
     def interrupt(point: str) -> None:
@@ -332,7 +332,7 @@ def test_interrupted_before_it_is_production_it_is_taken_back(stage: Stage) -> N
     assert Journal(stage.project.store, "production").head.run is None
 
 
-def test_an_old_one_that_has_died_is_no_obstacle(stage: Stage) -> None:
+def test_a_stopped_old_environment_is_no_obstacle(stage: Stage) -> None:
     """Production is down: that is when a promotion is needed most."""
     (stage.folder / "served" / "v1.json").unlink()
 
@@ -342,7 +342,7 @@ def test_an_old_one_that_has_died_is_no_obstacle(stage: Stage) -> None:
     assert stage.get("v1").expires_at is not None  # so that reap closes its record
 
 
-def test_taking_back_that_fails_is_said_and_gone_on_with(
+def test_a_failed_undo_is_reported_and_continued(
     make_stage: Callable[..., Stage], served: dict[str, Site]
 ) -> None:
     """Both stay up meanwhile: whichever the name points to, it is there."""
@@ -372,7 +372,7 @@ def test_taking_back_that_fails_is_said_and_gone_on_with(
     assert check_promises(stage) == "v1"
 
 
-def test_clients_never_meet_nothing(stage: Stage, served: dict[str, Site]) -> None:
+def test_clients_never_meet_a_gap(stage: Stage, served: dict[str, Site]) -> None:
     """One that resolves and asks in a loop sees v1, then v2, and not one failure."""
     seen: list[str] = []
     stop = threading.Event()

@@ -105,7 +105,7 @@ def test_kill(project, arguments):
     assert gone, left
 
 
-def test_kill_while_it_comes_up(project):
+def test_a_kill_during_the_launch_leaves_nothing(project):
     """The record is there before anything else is."""
     project.reconfigure("tcp = true", 'tcp = true, log = "never printed"')
     process = project.spawn("--ephemeral-env")
@@ -120,7 +120,7 @@ def test_kill_while_it_comes_up(project):
     assert not project.traces()
 
 
-def test_ctrl_c_while_it_comes_up(project):
+def test_ctrl_c_cancels_a_launch(project):
     """What is still coming up is not waited for."""
     project.reconfigure("tcp = true", 'tcp = true, log = "never printed"')
     process = project.spawn("--ephemeral-env")
@@ -131,7 +131,7 @@ def test_ctrl_c_while_it_comes_up(project):
     assert project.clean_within(SOON), project.traces()
 
 
-def test_a_second_ctrl_c_leaves_at_once(project):
+def test_a_second_ctrl_c_ends_pytest_at_once(project):
     """Someone will not wait for what is slow to destroy; the guards finish it."""
     project.write(conftest=STOPS_SLOWLY)
     process, _ = project.spawn_waiting()
@@ -162,7 +162,7 @@ def test_a_second_sigterm_ends_at_once(project):
     assert not project.traces()
 
 
-def test_a_worker_that_is_killed(project):
+def test_a_killed_worker_leaves_nothing(project):
     """Its test failed; what it alone used goes, and the run goes on and ends clean."""
     process, worker = project.spawn_waiting("-n", "2", "--max-worker-restart", "0")
     os.kill(worker, signal.SIGKILL)
@@ -172,7 +172,7 @@ def test_a_worker_that_is_killed(project):
     assert project.clean_within(0.2), project.traces()
 
 
-def test_interrupted_before_the_first_test(project):
+def test_an_interrupt_before_the_first_test_leaves_nothing(project):
     """An interrupt while the session starts skips pytest_sessionfinish, not the clean-up."""
     project.write(
         conftest="""

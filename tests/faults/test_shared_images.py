@@ -138,7 +138,7 @@ def test_an_image_of_another_user_is_used_by_its_digest(run: Run, bundle: Path) 
     assert not (tree / "x").exists()
 
 
-def test_without_her_folder_it_runs_too(run: Run, bundle: Path) -> None:
+def test_an_image_without_the_folder_of_its_baker_runs(run: Run, bundle: Path) -> None:
     """As on another machine: the path it was installed for is nowhere but in the view."""
     run(BERT, "images", "import", bundle)
     aside = roots(ANNA)[0].with_name(f"aside-{ANNA}")

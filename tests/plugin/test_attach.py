@@ -41,7 +41,7 @@ def test_it(ephemeral_env):
     result.stdout.no_fnmatch_line("*does not give*")
 
 
-def test_a_port_without_a_url_is_told(project, run, ports):
+def test_a_port_without_a_url_is_a_warning(project, run, ports):
     """By its name, with the words to type, before the tests that miss it fail."""
     name_ports(project)
     project.write(
@@ -91,7 +91,7 @@ def test_it(ephemeral_env):
         ("amqp://shop:hunter2@127.0.0.1/", "name its port"),
     ],
 )
-def test_what_is_refused_shows_no_password_either(project, run, url, said):
+def test_a_refused_url_shows_no_password(project, run, url, said):
     """A usage error, before any test."""
     project.write(test_it="def test_it(ephemeral_env): pass")
     result = run("--ephemeral-attach", url)

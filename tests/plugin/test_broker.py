@@ -28,7 +28,7 @@ def broker(notes):
     broker.close()
 
 
-def test_one_plan_however_many_workers_say_it(broker, notes):
+def test_a_repeated_plan_changes_nothing(broker, notes):
     """Also when some tests are over by then."""
     needs = {session("a"): ["t1", "t2"]}
     broker.plan(needs)
@@ -44,7 +44,7 @@ def test_one_plan_however_many_workers_say_it(broker, notes):
     assert notes.launched == ["a"]
 
 
-def test_no_more_at_once_than_the_limit_but_nobody_waits_for_others(broker, notes):
+def test_the_launch_limit_never_delays_a_waiting_test(broker, notes):
     """What a test waits for is brought up whatever else is coming up."""
     notes.gate.clear()
     broker.plan({session(f"s{number}"): ["t"] for number in range(PARALLEL + 3)})
@@ -59,7 +59,7 @@ def test_no_more_at_once_than_the_limit_but_nobody_waits_for_others(broker, note
     assert eventually(lambda: len(notes.launched) == PARALLEL + 3, 30)
 
 
-def test_what_is_needed_next_is_made_ready_and_no_more(broker, notes):
+def test_as_many_environments_are_launched_ahead_as_workers(broker, notes):
     """As many ahead as there are workers; the next when one of them is taken."""
     broker.look_ahead(2)
     broker.plan({function(number): [f"t{number}"] for number in range(5)})
@@ -72,7 +72,7 @@ def test_what_is_needed_next_is_made_ready_and_no_more(broker, notes):
     assert len(notes.launched) == 3
 
 
-def test_spares_are_made_ready_ahead_however_few_workers(broker, notes):
+def test_spares_are_launched_ahead_with_any_number_of_workers(broker, notes):
     """All of them at once; besides those of other templates, which come as they always do."""
     notes.spare["f"] = PARALLEL + 2
     notes.gate.clear()
@@ -86,14 +86,14 @@ def test_spares_are_made_ready_ahead_however_few_workers(broker, notes):
     assert len(notes.launched) == PARALLEL + 4
 
 
-def test_what_no_test_took_is_ended_when_its_tests_are_over(broker, notes):
+def test_an_unused_environment_ends_after_its_tests(broker, notes):
     """They were skipped, or failed before."""
     broker.plan({session("a"): ["t"]})
     broker.finish_test("t")
     assert eventually(lambda: notes.ended == ["a-1"], 30)
 
 
-def test_what_was_not_planned_is_kept_until_the_end_for_who_may_ask_again(broker, notes):
+def test_an_unplanned_environment_stays_to_the_end(broker, notes):
     """But for a function's own."""
     broker.lease(session("a"), "main")()
     broker.release(session("a"), "main")
@@ -104,7 +104,7 @@ def test_what_was_not_planned_is_kept_until_the_end_for_who_may_ask_again(broker
     assert notes.ended == ["f-2", "a-1"]
 
 
-def test_a_failure_is_told_once_and_not_repeated(broker, notes):
+def test_a_failed_template_is_reported_once_and_not_launched_again(broker, notes):
     """Also not for another scope of the same template."""
     notes.failing["a"] = LaunchError("it exited\nwith these last lines")
     broker.plan({session("a"): ["t1"], Key("a", "module", "m"): ["t2"]})
@@ -116,7 +116,7 @@ def test_a_failure_is_told_once_and_not_repeated(broker, notes):
     assert notes.launched.count("a") <= 2
 
 
-def test_an_unexpected_error_hangs_nobody(broker, notes):
+def test_an_unexpected_error_reaches_the_waiting_tests(broker, notes):
     """It is told as what it is."""
     notes.failing["a"] = ZeroDivisionError("division by zero")
     with pytest.raises(LaunchError, match=r"(?s)internal error.*division by zero"):
@@ -135,7 +135,7 @@ def no_more_threads():
         yield
 
 
-def test_without_a_thread_nobody_waits(broker, notes):
+def test_a_launch_without_a_thread_fails_at_once(broker, notes):
     """What can't be brought up is told, and the next one may have a thread again."""
     with no_more_threads():
         broker.plan({session("a"): ["t"]})
@@ -144,7 +144,7 @@ def test_without_a_thread_nobody_waits(broker, notes):
     assert broker.lease(session("b"), "main")().template == "b"
 
 
-def test_what_no_thread_could_remove_is_leaked(broker, notes):
+def test_an_environment_that_no_thread_could_remove_is_leaked(broker, notes):
     """The end of the run does not wait for it: it is removed when pytest has ended."""
     broker.lease(session("a"), "main")()
     with no_more_threads():
@@ -154,7 +154,7 @@ def test_what_no_thread_could_remove_is_leaked(broker, notes):
     assert "no more threads can be started here" in entry.detail
 
 
-def test_a_failure_after_a_success_is_that_environments_own(broker, notes):
+def test_a_template_that_came_up_is_tried_again_after_a_failure(broker, notes):
     """A template that has come up before is tried again."""
     broker.lease(session("f"), "main")()
     notes.failing["f"] = LaunchError("no capacity")
@@ -164,7 +164,7 @@ def test_a_failure_after_a_success_is_that_environments_own(broker, notes):
     assert broker.lease(function(2), "main")().id == "f-3"
 
 
-def test_a_death_is_told_once(broker, notes):
+def test_a_crash_is_reported_in_full_once(broker, notes):
     """To whoever asks first: the next test, or the next to lease it."""
     environment = broker.lease(session("a"), "main")()
     assert broker.look(session("a")).problem == ""
@@ -176,7 +176,7 @@ def test_a_death_is_told_once(broker, notes):
         broker.lease(session("a"), "gw1")()
 
 
-def test_a_worker_that_is_gone_holds_nothing(broker, notes):
+def test_a_disconnected_worker_has_no_leases(broker, notes):
     """However often it had leased it."""
     broker.plan({session("a"): ["t"]})
     broker.lease(session("a"), "gw0")()
@@ -188,7 +188,7 @@ def test_a_worker_that_is_gone_holds_nothing(broker, notes):
     assert broker.entries[0].failed
 
 
-def test_closing_waits_for_nothing_that_is_coming_up(notes):
+def test_closing_does_not_wait_for_launches(notes):
     """And what comes up too late is ended."""
     broker = Broker(notes)
     notes.gate.clear()
@@ -213,7 +213,7 @@ def test_the_end_of_a_run_does_not_wait_for_what_was_accepted(broker, notes):
     assert broker.entries[0].state == "destroyed"
 
 
-def test_a_death_is_known_before_the_removal_is_accepted(broker, notes):
+def test_a_crash_is_recorded_before_the_removal_is_accepted(broker, notes):
     """So that a run which ends then does not miss that its environment had crashed."""
     environment = broker.lease(session("a"), "main")()
     notes.dead[environment.id] = "a-1 has stopped"
@@ -239,7 +239,7 @@ def test_the_end_of_a_run_waits_for_what_was_not_accepted(broker, notes, leave):
     assert notes.left == []
 
 
-def test_an_interrupt_ends_what_is_held(broker, notes):
+def test_an_interrupt_ends_leased_environments(broker, notes):
     """Nobody waits for those who hold it."""
     environment = broker.lease(session("a"), "gw0")()
     broker.end_all()
@@ -248,7 +248,7 @@ def test_an_interrupt_ends_what_is_held(broker, notes):
         broker.lease(session("b"), "gw0")()
 
 
-def test_what_is_started_early_and_needed_by_no_test_stays_to_the_end(broker, notes):
+def test_an_unneeded_early_environment_stays_to_the_end(broker, notes):
     """Nobody knows yet who will ask for it: a fixture by its name, say."""
     broker.start_early({"a": False})
     broker.plan({session("b"): ["t"]})
@@ -260,7 +260,7 @@ def test_what_is_started_early_and_needed_by_no_test_stays_to_the_end(broker, no
     assert notes.ended == ["b-2", "a-1"]
 
 
-def test_what_is_started_early_ends_with_its_last_test(broker, notes):
+def test_an_early_environment_ends_with_its_last_test(broker, notes):
     """Like any other environment, and beside what else there is to do; not while it is lent."""
     broker.start_early({"a": False})
     broker.lease(session("a"), "conftest.py")()

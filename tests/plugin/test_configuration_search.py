@@ -44,7 +44,7 @@ def test_the_current_folder_counts_where_nothing_is_named(nested, run, monkeypat
     assert "no ephemeral.toml" not in processes.run(processes.PROGRAM, "list").stderr
 
 
-def test_one_folder_too_high_is_told_where_it_is(nested, run):
+def test_a_configuration_below_is_named(nested, run):
     """Not to write another one."""
     result = run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -48,9 +48,7 @@ def decide(store: Any, decision: Any) -> threading.Thread:
     return thread
 
 
-def test_a_yes_keeps_the_environment_and_the_run_is_green(
-    project: Any, run: Any, store: Any
-) -> None:
+def test_an_approval_keeps_the_environment(project: Any, run: Any, store: Any) -> None:
     """Its link is shown while it is waited for; afterwards it is there to be promoted."""
     project.write(test_it=TESTS)
     person = decide(store, "approved")
@@ -67,7 +65,9 @@ def test_a_yes_keeps_the_environment_and_the_run_is_green(
     project.destroy_all()
 
 
-def test_a_no_fails_the_run_and_ends_the_environment(project: Any, run: Any, store: Any) -> None:
+def test_a_rejection_fails_the_run_and_ends_the_environment(
+    project: Any, run: Any, store: Any
+) -> None:
     """The tests have passed, and are recorded as passed; the run has not."""
     project.write(test_it=TESTS)
     person = decide(store, "rejected")
@@ -83,7 +83,7 @@ def test_a_no_fails_the_run_and_ends_the_environment(project: Any, run: Any, sto
     assert stages.latest(store, asked.image)["acceptance"].exit_status == 0
 
 
-def test_nobodys_word_is_a_no(project: Any, run: Any, store: Any) -> None:
+def test_no_response_is_a_rejection(project: Any, run: Any, store: Any) -> None:
     """And is recorded, so that a late yes is told."""
     project.write(test_it=TESTS)
 
@@ -96,7 +96,7 @@ def test_nobodys_word_is_a_no(project: Any, run: Any, store: Any) -> None:
     assert told["state"] == "destroyed"
 
 
-def test_failed_tests_ask_nobody(project: Any, run: Any, store: Any) -> None:
+def test_failed_tests_request_no_approval(project: Any, run: Any, store: Any) -> None:
     """There is nothing to decide on."""
     project.write(test_it="def test_a(ephemeral_url): assert 0")
 
@@ -105,7 +105,7 @@ def test_failed_tests_ask_nobody(project: Any, run: Any, store: Any) -> None:
     assert Approvals(store).entries() == []
 
 
-def test_a_crash_that_no_test_has_noticed_asks_nobody(project: Any, run: Any, store: Any) -> None:
+def test_an_unnoticed_crash_requests_no_approval(project: Any, run: Any, store: Any) -> None:
     """The run fails, and no stage of its image has passed."""
     project.write(
         test_it="""
@@ -123,7 +123,7 @@ def test_a(ephemeral_url):
     assert json.loads(told[1])["exit_status"] == 1
 
 
-def test_nothing_left_to_decide_on_is_said(project: Any, run: Any) -> None:
+def test_no_environment_left_to_approve_is_a_failure(project: Any, run: Any) -> None:
     """An environment of one function is gone with it."""
     project.write(test_it="def test_a(ephemeral_env_function): pass")
 
@@ -134,7 +134,7 @@ def test_nothing_left_to_decide_on_is_said(project: Any, run: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan"])
-def test_it_takes_seconds(project: Any, run: Any, value: str) -> None:
+def test_the_approval_option_takes_seconds(project: Any, run: Any, value: str) -> None:
     """Anything else is a usage error."""
     project.write(test_it=TESTS)
     result = run(f"--ephemeral-approval={value}")
@@ -143,9 +143,7 @@ def test_it_takes_seconds(project: Any, run: Any, value: str) -> None:
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_a_waiting_run_that_ends_leaves_the_request_open(
-    project: Any, store: Any, end: int
-) -> None:
+def test_an_interrupted_wait_leaves_the_request_open(project: Any, store: Any, end: int) -> None:
     """The environment stays, and whoever asks again waits on."""
     project.write(test_it=TESTS)
     process = subprocess.Popen(

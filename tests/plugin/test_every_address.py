@@ -28,7 +28,7 @@ SERVERS = {
 TEST = """
 from pathlib import Path
 
-def test_it_answers_for_itself(ephemeral_env):
+def test_each_environment_answers_for_itself(ephemeral_env):
     Path(f"up-{os.getpid()}").touch()
     for _ in range(3000):
         if len(list(Path().glob("up-*"))) == 4:
@@ -77,7 +77,7 @@ def test_four_runs_at_once_get_their_own_answers(project: PluginProject, server:
     assert not any("free-port" in output for output in outputs)
 
 
-def test_without_it_that_is_said_before_the_tests(project: PluginProject) -> None:
+def test_without_free_port_a_warning_comes_before_the_tests(project: PluginProject) -> None:
     """A run alone works, and is told what will not."""
     port = configure(project, "python")
     project.write(test_it="def test_it(ephemeral_env):\n    print('the test')\n")
@@ -87,7 +87,7 @@ def test_without_it_that_is_said_before_the_tests(project: PluginProject) -> Non
     assert f":{port}, not on its own address alone" in output
 
 
-def test_without_it_the_second_is_refused_by_name(project: PluginProject) -> None:
+def test_without_free_port_the_second_run_is_refused_by_name(project: PluginProject) -> None:
     """It gets none of the first one's answers: it does not come up, and says what helps."""
     port = configure(project, "python")
     project.write(test_it="def test_it(ephemeral_env):\n    pass\n")

@@ -36,13 +36,13 @@ def read(file: Path) -> Any:
     return json.loads(file.read_text())
 
 
-def test_the_reports_schema_is_one() -> None:
+def test_the_schema_of_the_report_is_valid() -> None:
     """Of the draft that editors and validators know."""
     jsonschema.Draft7Validator.check_schema(read(SCHEMA))
 
 
 @pytest.mark.parametrize("keep", ["never", "always"])
-def test_a_report_is_what_its_schema_says(
+def test_the_report_matches_its_schema(
     project: PluginProject, pytester: pytest.Pytester, keep: str
 ) -> None:
     """Whatever became of the environments: gone, kept, never up."""
@@ -138,7 +138,7 @@ def test_the_logs_folder_tells_an_environments_whole_life(project: PluginProject
     assert said["subject"][0]["name"] == "app"
 
 
-def test_what_did_not_come_up_leaves_its_logs_too(project: PluginProject, run: Run) -> None:
+def test_a_failed_launch_saves_its_logs(project: PluginProject, run: Run) -> None:
     """Nobody could look at it while it was there."""
     project.write(test_it="@pytest.mark.ephemeral_env(BROKEN)\ndef test_it(ephemeral_env): pass")
     run("--ephemeral-logs=logs").assert_outcomes(errors=1)

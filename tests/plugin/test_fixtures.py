@@ -126,7 +126,7 @@ def test_b(ephemeral_env_module): assert ephemeral_env_module == "mine"
     assert sum(line.startswith(f"{project.one}-") for line in result.outlines) == 1
 
 
-def test_a_fixture_that_is_asked_for_late(project, run):
+def test_a_fixture_requested_by_getfixturevalue(project, run):
     """``request.getfixturevalue`` gives the default template's environment."""
     project.write(
         test_it="""
@@ -137,7 +137,7 @@ def test_b(request): assert get(request.getfixturevalue("ephemeral_env_function"
     run().assert_outcomes(passed=2)
 
 
-def test_a_class_own_marker_comes_before_its_bases(project, run):
+def test_the_marker_of_a_class_comes_before_that_of_its_base(project, run):
     """pytest's own `get_closest_marker` takes the base's."""
     project.write(
         test_it="""
@@ -200,7 +200,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.mark.parametrize("first", ["", "def test_0(ephemeral_env): pass"])
-def test_a_marker_that_cannot_reach_is_never_the_wrong_template(project, run, first):
+def test_an_unreachable_marker_never_gives_the_wrong_template(project, run, first):
     """Whether or not the environment of the default template is there already."""
     project.write(
         test_it=first
@@ -218,7 +218,7 @@ def test_z(request): assert request.getfixturevalue("ephemeral_env").template ==
     assert not (project.folder / "body").exists()
 
 
-def test_a_late_request_in_disguise_gets_nothing(project, run):
+def test_a_late_request_with_a_computed_name_is_refused(project, run):
     """A name that no code spells out: refused where it asks, though the other one is there."""
     project.write(
         test_it="""

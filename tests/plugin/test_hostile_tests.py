@@ -25,7 +25,7 @@ def test_url(ephemeral_url): assert get(ephemeral_url) == "plain"
     run().assert_outcomes(passed=3)
 
 
-def test_a_clock_that_is_frozen_from_the_first_conftest_on(project, run):
+def test_a_clock_frozen_in_the_first_conftest(project, run):
     """Before anything of ours but the entry point is imported; environments know the real time."""
     project.write(
         conftest="""

@@ -16,13 +16,13 @@ def test_paths(ephemeral_http, ephemeral_env):
 def test_whole_urls(ephemeral_http, ephemeral_env):
     assert ephemeral_http.get(ephemeral_env.url_for("http", "other")).ok
 
-def test_every_verb(ephemeral_http):
+def test_every_command(ephemeral_http):
     for verb in ("get", "post", "put", "patch", "delete", "options"):
         assert getattr(ephemeral_http, verb)("/it").text == "plain"
     assert ephemeral_http.request("GET", "/it").ok
     assert ephemeral_http.send(ephemeral_http.prepare_request(requests.Request("GET", "/it"))).ok
 
-def test_cookies_are_a_tests_own(ephemeral_http):
+def test_each_test_has_its_own_cookies(ephemeral_http):
     ephemeral_http.cookies.set("basket", "full")
 
 def test_cookies_of_another_test(ephemeral_http):
@@ -30,13 +30,13 @@ def test_cookies_of_another_test(ephemeral_http):
 """
 
 
-def test_a_session_that_takes_paths(project, run):
+def test_the_http_session_accepts_paths(project, run):
     """Relative to the URL, never with two slashes; fresh for every test."""
     project.write(test_it=TESTS)
     run().assert_outcomes(passed=5)
 
 
-def test_without_the_option_it_is_skipped(project, pytester):
+def test_a_test_without_the_option_is_skipped(project, pytester):
     """As with the other fixtures."""
     project.write(test_it="def test_it(ephemeral_http): raise AssertionError")
     pytester.runpytest_inprocess("-p", "no:randomly").assert_outcomes(skipped=1)

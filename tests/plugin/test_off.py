@@ -25,7 +25,7 @@ def test_tests_that_need_an_environment_are_skipped_and_say_why(pytester, projec
 
 
 @pytest.mark.parametrize("arguments", [[], ["-q"], ["-n", "2"]])
-def test_one_line_says_how_many_were_skipped_for_want_of_the_option(pytester, project, arguments):
+def test_one_line_counts_the_tests_skipped_without_the_option(pytester, project, arguments):
     """Without -rs, and once."""
     project.write(test_it=TESTS + "\ndef test_other(): pytest.skip('for a reason of its own')")
     result = pytester.runpytest_inprocess("-p", "no:randomly", *arguments)
@@ -36,7 +36,7 @@ def test_one_line_says_how_many_were_skipped_for_want_of_the_option(pytester, pr
 
 
 @pytest.mark.parametrize("arguments", [[], ["-q"], ["-n", "2"]])
-def test_options_without_effect_are_told(pytester, project, arguments):
+def test_options_without_effect_are_named(pytester, project, arguments):
     """Those that were typed; what stands in a configuration file is for other runs, too."""
     pytester.makeini("[pytest]\naddopts = --ephemeral-keep never\nephemeral_stage = unit")
     project.write(test_it="def test_plain(): pass")
@@ -48,7 +48,7 @@ def test_options_without_effect_are_told(pytester, project, arguments):
     assert said == [f"ephemeral: {options} have no effect without --ephemeral-env"]
 
 
-def test_nothing_is_said_where_nothing_is_missing(pytester, project):
+def test_no_line_is_printed_without_skipped_tests(pytester, project):
     """A run of tests that need no environment looks as it would without this plugin."""
     project.write(test_it="def test_plain(): pass")
     result = pytester.runpytest_inprocess("-p", "no:randomly")
@@ -87,7 +87,7 @@ def test_a_broken_configuration_is_not_even_read(pytester, project):
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
 
 
-def test_a_marker_called_wrongly_is_told(pytester, project):
+def test_a_wrong_marker_is_a_collection_error(pytester, project):
     """In one clean message, without a traceback."""
     project.write(test_it="@pytest.mark.ephemeral_env()\ndef test_it(ephemeral_env): pass")
     result = pytester.runpytest_inprocess()

@@ -10,7 +10,7 @@ from support.plugin_project import answers
 from support.processes import PROGRAM
 
 
-def test_a_failed_bring_up_is_told_once_and_tried_once(project, run):
+def test_a_failed_launch_is_reported_once_and_not_repeated(project, run):
     """In full with the last lines, then in one line for each test, of any scope."""
     project.write(
         test_it="""
@@ -43,7 +43,7 @@ def test_a(ephemeral_env):
 """
 
 
-def test_a_death_between_tests_is_an_error_that_says_so(project, run):
+def test_a_crash_between_tests_is_an_error_with_the_reason(project, run):
     """With its exit status and last lines the first time, then in one line."""
     project.write(
         test_it=CRASH_AT_THE_END
@@ -62,7 +62,7 @@ def test_c(ephemeral_env): pass
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "1"], ["-q"]])
-def test_a_crash_that_no_test_noticed_turns_the_run_red(project, run, arguments):
+def test_an_unnoticed_crash_fails_the_run(project, run, arguments):
     """With the evidence in the closing section."""
     project.write(test_it=CRASH_AT_THE_END)
     result = run(*arguments)
@@ -139,7 +139,7 @@ def test_teardown(ephemeral_env, broken): pass
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_what_a_rerun_has_made_good_is_not_kept(project, run, arguments):
+def test_a_successful_rerun_keeps_no_environment(project, run, arguments):
     """Nothing failed in the end."""
     project.use_plugins("rerunfailures")
     project.write(
@@ -158,7 +158,7 @@ def test_flaky(ephemeral_env):
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "1"]], ids=["alone", "xdist"])
-def test_a_time_out_that_met_the_start_up_says_so(project, run, arguments):
+def test_a_time_out_during_a_launch_is_explained(project, run, arguments):
     """pytest-timeout's, with what to set; nobody waits for that environment any more."""
     project.use_plugins("timeout", "xdist")
     project.reconfigure('command = "exec', 'command = "sleep 20; exec')
@@ -172,7 +172,7 @@ def test_a_time_out_that_met_the_start_up_says_so(project, run, arguments):
     assert "timeout_func_only" in output
 
 
-def test_what_failed_is_kept_reached_and_attached_to(project, run, pytester):
+def test_the_environment_of_a_failed_test_is_kept_and_attachable(project, run, pytester):
     """The reproducer in the report works as it stands, and so does the command that destroys."""
     project.write(
         test_good="def test_good(ephemeral_env_module): pass",
@@ -233,7 +233,7 @@ def test_b(ephemeral_env, base_url): assert base_url == ephemeral_env.url
     result.stdout.fnmatch_lines([f"ephemeral: attached to {url}"])
 
 
-def test_hooks_hear_of_everything_and_may_fail(project, run):
+def test_hooks_are_called_and_may_fail(project, run):
     """A listener that fails is a warning; a template may be changed."""
     project.write(
         conftest="""
@@ -277,13 +277,13 @@ def pytest_ephemeral_environment_stopped(outcome): print(outcome, file=open("hea
     ],
     ids=" ".join,
 )
-def test_pytest_in_other_moods(project, run, arguments):
+def test_pytest_with_other_options(project, run, arguments):
     """Plugins that are not there and output that nobody wants are no trouble."""
     project.write(test_it="def test_a(ephemeral_env): assert get(ephemeral_env.url)")
     assert run(*arguments).ret == 0
 
 
-def test_quiet_runs_say_only_what_someone_must_see_to(project, run):
+def test_a_quiet_run_prints_nothing_of_ours(project, run):
     """No progress, no closing section."""
     project.write(test_it="def test_a(ephemeral_env): pass")
     result = run("-q")

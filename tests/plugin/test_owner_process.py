@@ -29,7 +29,7 @@ def owner(project) -> Iterator[OwnerProcess]:
     process.leave()
 
 
-def test_a_run_may_end_before_anyone_has_waited_for_its_beginning(project):
+def test_a_run_may_end_before_its_opening_is_awaited(project):
     """pytest refuses an option while xdist's workers collect: they are dismissed, then it ends."""
     process = OwnerProcess()
     taken = ClientProcess(dict(os.environ), tuple(sys.path))
@@ -45,7 +45,7 @@ def test_a_run_may_end_before_anyone_has_waited_for_its_beginning(project):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its socket has a name there")
-def test_a_connection_that_says_nothing_delays_nobody(project, owner, monkeypatch):
+def test_a_silent_connection_delays_no_client(project, owner, monkeypatch):
     """Nor does one that says the wrong thing; it is not let in."""
     strangers = []
     for _ in range(5):
@@ -86,7 +86,7 @@ sys.exit(len(data))
     assert done.returncode == 0
 
 
-def test_a_system_without_forks_is_refused_in_words(project, run, monkeypatch):
+def test_a_system_without_forks_is_a_usage_error(project, run, monkeypatch):
     """Windows: a usage error that says what to do, and no traceback."""
     project.write(test_it="def test_it(ephemeral_env): pass")
     monkeypatch.delattr(os, "fork")
@@ -95,13 +95,13 @@ def test_a_system_without_forks_is_refused_in_words(project, run, monkeypatch):
     assert "use the Linux subsystem" in result.stderr.str() + result.stdout.str()
 
 
-def test_what_only_the_owner_may_do_is_no_request(owner):
+def test_methods_not_meant_for_clients_are_refused(owner):
     """A client asks for what is meant for clients, and for nothing else."""
     with pytest.raises(Exception, match="no such request: end_all"):
         owner.client.ask("end_all")
 
 
-def test_an_error_keeps_its_kind_on_the_way(project):
+def test_an_error_keeps_its_class_between_processes(project):
     """A wrong configuration is the same error as without a process between."""
     process = OwnerProcess()
     try:
@@ -207,7 +207,7 @@ def test_it(ephemeral_env): assert ephemeral_env.id in Path("early").read_text()
     assert all(line.endswith(" plain") for line in told)
 
 
-def test_an_early_environment_that_nobody_asks_for(project, run, pytester):
+def test_an_unused_early_environment_is_destroyed(project, run, pytester):
     """It comes up all the same, and goes at the end; an unknown one is a usage error."""
     pytester.makeini(f"[pytest]\nephemeral_early = {project.one}")
     project.write(test_it="import time\ndef test_it(): time.sleep(1)")

@@ -18,7 +18,7 @@ def slow(project):
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "1"]], ids=["alone", "xdist"])
-def test_in_a_log_a_phase_that_takes_time_is_a_line(slow, run, arguments):
+def test_a_long_phase_is_one_line_in_a_log(slow, run, arguments):
     """Once, and the URL while it is up; not what ``print`` prints."""
     result = run(*arguments)
     result.assert_outcomes(passed=2)
@@ -29,7 +29,7 @@ def test_in_a_log_a_phase_that_takes_time_is_a_line(slow, run, arguments):
     assert ready < up < output.index("ephemeral environments =")
 
 
-def test_what_the_install_script_prints_is_shown_live(project, run):
+def test_output_of_the_install_script_is_shown_live(project, run):
     """Each line as it comes, and what is being done."""
     project.reconfigure(
         'reference = "image"',
@@ -44,7 +44,7 @@ def test_what_the_install_script_prints_is_shown_live(project, run):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no pseudo-terminals")
-def test_on_a_terminal_one_line_moves(slow):
+def test_one_line_is_updated_on_a_terminal(slow):
     """It is rewritten as time passes, and gone when the environment is up."""
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "pytest", "--ephemeral-env", "-p", "no:cacheprovider"]

@@ -72,7 +72,7 @@ def test_clients_reach_an_environment_without_the_proxy(project, proxy, argument
     assert proxy.read_text().splitlines() == ["GET http://elsewhere.invalid/ HTTP/1.1"]
 
 
-def test_the_variables_are_set_back(project, proxy, run):
+def test_proxy_variables_are_restored(project, proxy, run):
     """A run leaves nothing behind in a process that goes on."""
     project.write(
         test_it="import requests\ndef test_it(ephemeral_url): requests.get(ephemeral_url)"
@@ -84,7 +84,7 @@ def test_the_variables_are_set_back(project, proxy, run):
     assert "no_proxy" not in now
 
 
-def test_an_early_environment_is_reached_too(project, proxy):
+def test_clients_reach_an_early_environment_without_the_proxy(project, proxy):
     """Before collection, in pytest_sessionstart."""
     project.write(
         conftest="""
@@ -100,7 +100,7 @@ def pytest_sessionstart(session):
     assert proxy.read_text() == ""
 
 
-def test_a_command_reaches_it_too(project, proxy):
+def test_a_command_reaches_its_environment(project, proxy):
     """``pytest-ephemeral with``: the variables are the command's."""
     ask = "import os, requests; print(requests.get(os.environ['EPHEMERAL_URL']).text)"
     done = project.command("with", project.one, "--", sys.executable, "-c", ask)

@@ -34,7 +34,7 @@ def on_github(project: PluginProject, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
 @pytest.mark.parametrize("verbosity", ["-q", "-v"])
-def test_github_is_told_while_it_is_up_and_when_it_is_gone(
+def test_github_gets_the_url_and_its_end(
     project: PluginProject, run: Run, on_github: Path, workers: tuple[str, ...], verbosity: str
 ) -> None:
     """A notice at a line's beginning, whatever pytest captures; then only an expired URL."""
@@ -51,7 +51,9 @@ def test_github_is_told_while_it_is_up_and_when_it_is_gone(
     assert (on_github / "GITHUB_STEP_SUMMARY").read_text().count("is gone") == 1
 
 
-def test_what_is_kept_is_handed_over(project: PluginProject, run: Run, on_github: Path) -> None:
+def test_a_kept_environment_is_published_to_later_steps(
+    project: PluginProject, run: Run, on_github: Path
+) -> None:
     """So that the next step can use it; and take it down."""
     project.write(test_it=TESTS)
     run("--ephemeral-keep", "always").assert_outcomes(passed=1)
@@ -82,7 +84,7 @@ def test_a_deployment_and_a_webhook_go_with_the_environment(
     assert [body["event"] for _, _, body in hook.asked] == ["up", "destroyed"]
 
 
-def test_a_publisher_that_fails_is_a_warning_and_no_failure(
+def test_a_failed_publisher_is_a_warning(
     project: PluginProject, run: Run, on_github: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where every warning of Python's is an error."""
@@ -100,7 +102,7 @@ def test_a_publisher_that_fails_is_a_warning_and_no_failure(
     )
 
 
-def test_a_hook_of_a_conftest_hears_it_as_well(
+def test_a_hook_of_a_conftest_is_called_too(
     project: PluginProject, run: Run, pytester: pytest.Pytester, tmp_path: Path
 ) -> None:
     """Whatever the built-in publishers do, and with pytest's configuration."""
@@ -124,7 +126,7 @@ def test_a_hook_of_a_conftest_hears_it_as_well(
     assert heard == ["ready ready", f"url True {pytester.path.name}", "stopped destroyed"]
 
 
-def test_a_ci_that_nobody_knows_gets_the_neutral_file(
+def test_an_unknown_ci_gets_the_neutral_file(
     project: PluginProject, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside the configuration."""

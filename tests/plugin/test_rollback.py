@@ -89,7 +89,7 @@ def set_in_template(project: PluginProject, line: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_before_each_test(project: PluginProject, workers: list[str]) -> None:
+def test_rollback_before_each_test(project: PluginProject, workers: list[str]) -> None:
     """The same id and URL; what it costs is told; no worker disturbs another."""
     set_in_template(project, 'rollback = "each"')
     project.write(test_it=EACH)
@@ -111,7 +111,7 @@ def test_before_each_test(project: PluginProject, workers: list[str]) -> None:
     assert ">rollback<" in (project.folder / "run.svg").read_text()
 
 
-def test_after_a_failed_test(project: PluginProject) -> None:
+def test_rollback_after_a_failed_test(project: PluginProject) -> None:
     """And not after one that passed; one that was expected to fail has failed."""
     project.write(
         test_it="""
@@ -127,7 +127,7 @@ def test_last(ephemeral_env): assert get(ephemeral_env.url) == "seed"
     assert "1 failed, 3 passed, 1 xfailed" in project.run_tests(status=1)
 
 
-def test_before_one_that_asks_while_it_runs(project: PluginProject) -> None:
+def test_rollback_before_a_late_request(project: PluginProject) -> None:
     """By ``request.getfixturevalue``, of which nobody knows before."""
     project.write(
         test_it="""
@@ -141,7 +141,7 @@ def test_add(request, name):
     assert "2 passed" in project.run_tests()
 
 
-def test_behind_those_that_ask_for_it(project: PluginProject) -> None:
+def test_rollback_after_a_test_with_the_marker(project: PluginProject) -> None:
     """Other tests on the same environment see no trace of them; a new environment is left alone."""
     project.write(
         test_it="""
@@ -163,7 +163,7 @@ def test_last(ephemeral_env): assert get(ephemeral_env.url, "/y") == "seed y"
     assert [("baseline" in one["seconds"]) for one in report].count(True) == 1
 
 
-def test_a_crash_is_put_back_and_not_forgotten(project: PluginProject) -> None:
+def test_a_crash_is_rolled_back_and_fails_the_run(project: PluginProject) -> None:
     """The next test has it as it was; that a crash was noticed by no test fails the run."""
     set_in_template(project, 'rollback = "each"')
     project.write(
@@ -177,7 +177,7 @@ def test_next(ephemeral_env): assert get(ephemeral_env.url) == "seed"
     assert "exited with status 7" in output
 
 
-def test_a_command_of_the_users_in_its_place(project: PluginProject) -> None:
+def test_the_reset_command_runs_instead_of_a_rollback(project: PluginProject) -> None:
     """``reset`` is run instead; the processes run on."""
     set_in_template(project, "rollback = 'each'\nreset = 'echo reset; printf \"seed \" > kept'")
     project.write(test_it=EACH)
@@ -186,7 +186,7 @@ def test_a_command_of_the_users_in_its_place(project: PluginProject) -> None:
     assert log.read_text().count("serving") == 1
 
 
-def test_a_reset_that_fails_is_told(project: PluginProject) -> None:
+def test_a_failed_reset_is_reported_in_full_once(project: PluginProject) -> None:
     """In full where it happened, in one line for the tests that follow."""
     set_in_template(project, "rollback = 'each'\nreset = 'echo no such table >&2; exit 3'")
     project.write(test_it=EACH)
@@ -225,7 +225,7 @@ def test_a_database_elsewhere_is_refused_before_any_test(project: PluginProject)
 
 
 @pytest.mark.parametrize(("line", "status"), [("", 4), ("reset = 'true'", 0)])
-def test_a_provider_that_can_not(
+def test_a_provider_without_rollback_is_refused(
     project: PluginProject, monkeypatch: pytest.MonkeyPatch, line: str, status: int
 ) -> None:
     """It says so before any test, unless the template has a command of its own."""
@@ -242,7 +242,7 @@ def test_a_provider_that_can_not(
     assert (refused in output) == bool(status)
 
 
-def test_what_was_attached_to_has_no_baseline(project: PluginProject) -> None:
+def test_an_attached_environment_can_not_be_rolled_back(project: PluginProject) -> None:
     """That is said before any test, too."""
     set_in_template(project, 'rollback = "each"')
     project.write(test_it=EACH)
@@ -254,7 +254,7 @@ def test_what_was_attached_to_has_no_baseline(project: PluginProject) -> None:
         project.command("down", id)
 
 
-def test_expired_while_it_is_put_back(project: PluginProject) -> None:
+def test_an_expiry_during_a_rollback_is_explained(project: PluginProject) -> None:
     """It is told once, with what to do about it; no test has half of it, and nothing is left."""
     hold = project.folder / "hold"
     set_in_template(project, f"rollback = 'each'\nttl = '4s'\nenv = {{ HOLD = '{hold}' }}")
@@ -274,7 +274,7 @@ def test_last(ephemeral_env): open("next", "w")
     assert not (project.folder / "next").exists()
 
 
-def test_interrupted_while_it_is_put_back(project: PluginProject) -> None:
+def test_an_interrupt_during_a_rollback_leaves_nothing(project: PluginProject) -> None:
     """Nothing is left of it, and nothing is made anew."""
     set_in_template(project, "rollback = 'each'\nenv = { SLOW = '0.5' }")
     project.write(

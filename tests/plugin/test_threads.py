@@ -60,7 +60,7 @@ class SlowRollback(RecordingBackend):
         return super().end(environment, **how)
 
 
-def test_what_is_being_put_back_ends_as_it_is_then() -> None:
+def test_a_removal_waits_for_a_rollback() -> None:
     """Until then, looked at by its old handle, it would seem to have stopped by itself."""
     notes = SlowRollback()
     broker = Broker(notes)
@@ -75,7 +75,7 @@ def test_what_is_being_put_back_ends_as_it_is_then() -> None:
     assert notes.ended_at == ["put back"]
 
 
-def test_what_is_being_destroyed_is_not_put_back() -> None:
+def test_no_rollback_during_a_removal() -> None:
     """The test that asks is told, and its provider is not asked."""
     notes = SlowRollback()
     broker = Broker(notes)
@@ -89,7 +89,7 @@ def test_what_is_being_destroyed_is_not_put_back() -> None:
     broker.close()
 
 
-def test_what_was_removed_while_it_was_looked_at_has_not_crashed() -> None:
+def test_a_removal_during_a_check_is_no_crash() -> None:
     """It is gone, but not by itself."""
     looking, go_on = threading.Event(), threading.Event()
 
@@ -111,7 +111,7 @@ def test_what_was_removed_while_it_was_looked_at_has_not_crashed() -> None:
     assert broker.entries[0].problem == ""
 
 
-def test_an_answer_that_nobody_waits_for_tells_nobody(
+def test_a_released_lease_leaves_its_crash_unnoticed(
     broker: Broker, notes: RecordingBackend
 ) -> None:
     """So the crash is in no test's report, and the run must not be green."""
@@ -135,7 +135,7 @@ def opened(broker: Broker, notes: RecordingBackend) -> Run:
     return Run("r", Settings(), Relay(), project, None, backend, broker, None)
 
 
-def test_what_comes_up_at_the_last_moment_is_handed_on(
+def test_an_environment_that_comes_up_last_is_left_to_finish(
     broker: Broker, notes: RecordingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The owner does not exit while it is being removed: another program makes sure of it."""
@@ -160,7 +160,7 @@ def test_what_comes_up_at_the_last_moment_is_handed_on(
     assert command[command.index("finish") :][1:3] == ["file:///store", "r"]
 
 
-def test_a_run_that_is_being_opened_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_waits_for_a_run_that_is_being_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its client may die while early environments begin to come up."""
     opening, go_on = threading.Event(), threading.Event()
     made: Any = SimpleNamespace(begin=lambda: None)
@@ -208,7 +208,7 @@ def connected(*listeners: Any) -> Relay:
 READY = "pytest_ephemeral_environment_ready"
 
 
-def test_hooks_that_become_known_while_one_is_called() -> None:
+def test_hooks_may_be_added_during_a_call() -> None:
     """A conftest.py is collected while an early environment comes up."""
 
     class Plugin(str):
@@ -247,7 +247,7 @@ def test_two_workers_with_a_hook_for_templates() -> None:
     assert manager.hook.pytest_ephemeral_modify_template.get_hookimpls()
 
 
-def test_a_worker_that_listens_late_waits_for_nothing() -> None:
+def test_a_listener_added_after_dismissal_is_dismissed() -> None:
     """Those before it were told that they will hear nothing more."""
     late = Listener()
     relay = connected(Listener())
@@ -257,7 +257,7 @@ def test_a_worker_that_listens_late_waits_for_nothing() -> None:
     assert "over" in late.told
 
 
-def test_a_worker_whose_controller_is_gone_is_not_taken_for_it() -> None:
+def test_a_worker_never_takes_the_place_of_the_controller() -> None:
     """Hooks of the root's conftest.py are not called where they were not meant to be."""
     first, worker = Listener(root=[READY]), Listener(below=[READY])
     relay = connected(first, worker)
@@ -285,9 +285,7 @@ class LostOwner:
 
 
 @pytest.mark.parametrize("noticed", ["last", "before it is open"])
-def test_an_owner_that_is_lost_is_replaced_whoever_notices(
-    pytestconfig: pytest.Config, noticed: str
-) -> None:
+def test_a_lost_owner_is_replaced_once(pytestconfig: pytest.Config, noticed: str) -> None:
     """Once; and the end of the run waits for that, also when its thread has not noticed yet."""
     owner: Any = LostOwner()
     controller: Any = Controller(pytestconfig, Settings(), owner)
@@ -302,7 +300,7 @@ def test_an_owner_that_is_lost_is_replaced_whoever_notices(
     assert controller._complaints[-1] == "all of them were destroyed"
 
 
-def test_the_timeline_is_drawn_while_more_is_heard() -> None:
+def test_the_timeline_is_collected_while_events_arrive() -> None:
     """A removal that was left to the owner ends meanwhile."""
 
     class Growing(list[tuple[str, float]]):

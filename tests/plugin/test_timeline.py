@@ -38,7 +38,7 @@ def bars(text: str) -> dict[str, list[tuple[float, float, str]]]:
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_a_run_is_drawn(project, run, tmp_path, arguments):
+def test_a_timeline_shows_tests_and_phases(project, run, tmp_path, arguments):
     """Every test and every phase of every environment, and what waited for what."""
     seed = SEED.format(folder=project.folder)
     project.reconfigure("port = 8080\nready", f'port = 8080\nseed = "{seed}"\nready')
@@ -63,7 +63,7 @@ def test_a_run_is_drawn(project, run, tmp_path, arguments):
     assert workers
 
 
-def test_what_does_not_come_up_is_drawn_too(project, run, tmp_path):
+def test_a_failed_launch_is_in_the_timeline(project, run, tmp_path):
     """Up to where it got; the test that waited failed."""
     project.write(test_it="@pytest.mark.ephemeral_env(BROKEN)\ndef test_it(ephemeral_env): pass")
     file = tmp_path / "run.html"
@@ -76,7 +76,7 @@ def test_what_does_not_come_up_is_drawn_too(project, run, tmp_path):
     assert page.startswith("<!doctype html>")
 
 
-def test_a_picture_of_another_kind_is_refused(project, run):
+def test_an_unknown_format_is_refused(project, run):
     """Before anything is brought up."""
     project.write(test_it="def test_it(ephemeral_env): pass")
     result = run("--ephemeral-timeline", "run.png")
@@ -85,7 +85,7 @@ def test_a_picture_of_another_kind_is_refused(project, run):
     assert "--ephemeral-timeline: expected a name that ends in .svg or .html" in said
 
 
-def test_a_file_that_can_not_be_written_is_told(project, run, tmp_path: Path):
+def test_a_file_that_can_not_be_written_is_an_error(project, run, tmp_path: Path):
     """In red, and in the exit status: whoever asked for it has not got it."""
     project.write(test_it="def test_it(ephemeral_env): pass")
     (tmp_path / "file").write_text("")

@@ -96,7 +96,7 @@ def test_configurations_that_are_wrong(project, run, configuration, text):
     refused(run(), text)
 
 
-def test_no_configuration_at_all(project, run):
+def test_a_missing_configuration_is_a_usage_error(project, run):
     """The next command to run is named."""
     (project.folder / "ephemeral.toml").unlink()
     project.write(test_it="def test_it(ephemeral_env): pass")

@@ -41,7 +41,7 @@ env = {{ PYTHONUNBUFFERED = "1", OUT = "{out}" }}
 """
 
 
-def test_a_grace_to_stop(tmp_path: Path) -> None:
+def test_the_stop_signal_and_grace_are_used(tmp_path: Path) -> None:
     """Python's own web server says its last words, which it only does if it is interrupted."""
     text = SERVER.format(folder=tmp_path / "image", out=tmp_path, python=sys.executable)
     (tmp_path / "ephemeral.toml").write_text(text)
@@ -90,7 +90,9 @@ def test_a_command_runs_with_an_environment(project: PluginProject) -> None:
     [(0, "fail", 1), (5, "fail", 5), (0, "report", 0)],
     ids=["succeeded", "failed", "reported"],
 )
-def test_a_crash_is_no_success(project: PluginProject, code: int, health: str, status: int) -> None:
+def test_a_crash_fails_the_command(
+    project: PluginProject, code: int, health: str, status: int
+) -> None:
     """What stopped by itself was not what the command ran against to its end."""
     project.reconfigure("ready = { tcp", f'health = "{health}"\nready = {{ tcp')
     crash = f"from client import get; get('{{url}}', '/crash'); exit({code})"
@@ -111,7 +113,7 @@ def test_a_crash_is_no_success(project: PluginProject, code: int, health: str, s
         (["--json", "--", "true"], 2, "--json"),
     ],
 )
-def test_what_can_not_be_run_leaves_nothing(
+def test_a_missing_program_leaves_nothing(
     project: PluginProject, words: list[str], status: int, text: str
 ) -> None:
     """As a shell says it, or as the command line does."""
@@ -149,7 +151,7 @@ def test_without_a_command_a_shell_is_started(project: PluginProject) -> None:
     ],
     ids=["terminated", "Ctrl-C", "killed"],
 )
-def test_however_it_ends_nothing_is_left(
+def test_no_end_of_the_command_leaves_anything(
     project: PluginProject, number: int, group: bool, status: int
 ) -> None:
     """SIGTERM is passed on, Ctrl-C is the command's; when killed, the owner process finishes."""

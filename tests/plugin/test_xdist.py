@@ -69,7 +69,7 @@ def test_lives(ephemeral_env, n): assert get(ephemeral_env.url)
     assert result.ret == 1
 
 
-def test_bring_up_that_fails_is_told_once(project, run):
+def test_a_failed_launch_is_reported_in_full_once(project, run):
     """In full in one report, in a line in the others, whichever worker they ran in."""
     project.write(
         test_it="""
@@ -84,7 +84,7 @@ def test_it(ephemeral_env, n): pass
     assert sum("details at the first failure" in line for line in result.outlines) >= 3
 
 
-def test_workers_end_beside_the_environments(project, run):
+def test_workers_and_environments_end_at_the_same_time(project, run):
     """An application that waits for them while it stops is not killed for it."""
     ended = project.folder / "ended"
     waits = f"trap 'until [ -e {ended} ]; do sleep 0.02; done; : >{ended}.seen' TERM; "
