@@ -19,6 +19,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,10 +64,10 @@ def serve(descriptor: int, client: int) -> int:
     """
     gc.disable()  # a faster start: imported modules stay; ``ClientSession.open`` enables it
     ended = Signals()
-    from pytest_ephemeral.broker.connection import KEY_LENGTH
+    from pytest_ephemeral.broker.connection import KEY_LENGTH, read_exactly
     from pytest_ephemeral.broker.server import Server
 
-    key = _read(KEY_LENGTH)
+    key = read_exactly(partial(os.read, 0), KEY_LENGTH)
     listening = socket.socket(fileno=descriptor)
     server = Server(listening, key)
     server.start()
@@ -143,13 +144,6 @@ def _open_process(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
         return None
-
-
-def _read(length: int) -> bytes:
-    data = b""
-    while len(data) < length and (more := os.read(0, length - len(data))):
-        data += more
-    return data
 
 
 def log(text: str) -> None:

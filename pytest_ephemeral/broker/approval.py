@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.environments.lifecycle import Lifecycle
@@ -34,67 +36,60 @@ def decide(
     """
     if not environments:
         return [], ["there is no running environment to approve"]
-    requests = _ApprovalRequests(lifecycle, seconds, say, interrupted)
+    ledger = lifecycle.project.ledger
+    approved: list[str] = []
+    problems: list[str] = []
+    pause = partial(_pause, interrupted)
     try:
-        for one in [requests.send(environment) for environment in environments]:
-            if one is not None:
-                requests.await_decision(one)
+        for one in _send_requests(lifecycle, environments, Duration(seconds), say, problems):
+            with _collecting(problems):
+                found = approval.await_decision(ledger, one, pause=pause)
+                if found.state == "approved":
+                    say(f"{found.environment}: {found}")
+                    approved.append(found.environment)
+                else:
+                    problems.append(f"{found.environment}: {found}")
     except _InterruptedError:
         ids = [environment.id for environment in environments]
         advice = "the request stays open: pytest-ephemeral approval request {} --wait TIME"
-        return ids, [*requests.problems, *(f"interrupted, and {advice.format(id)}" for id in ids)]
-    return requests.approved, requests.problems
+        return ids, [*problems, *(f"interrupted, and {advice.format(id)}" for id in ids)]
+    return approved, problems
 
 
 class _InterruptedError(Exception):
     """The run no longer waits."""
 
 
-class _ApprovalRequests:
-    """Sends the requests of one run, and collects the decisions."""
+def _pause(interrupted: threading.Event, seconds: float) -> None:
+    if interrupted.wait(seconds):
+        raise _InterruptedError
 
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        seconds: float,
-        say: Callable[[str], None],
-        interrupted: threading.Event,
-    ) -> None:
-        self.approved: list[str] = []
-        self.problems: list[str] = []
-        self._lifecycle = lifecycle
-        self._ledger = lifecycle.project.ledger
-        self._wait = Duration(seconds)
-        self._say = say
-        self._interrupted = interrupted
 
-    def send(self, environment: Environment) -> Approval | None:
-        """Record a request and show its link; None if it could not be recorded."""
-        publish = self._lifecycle.publish
-        try:
-            one = approval.ask(self._ledger, environment, wait=self._wait, publish=publish)
-        except EphemeralError as error:
-            self.problems.append(str(error))
-            return None
-        self._say(f"{one.environment} {one}\n  {one.url}\n{_how(one)}")
-        return one
+@contextmanager
+def _collecting(problems: list[str]) -> Iterator[None]:
+    """Add an error of the block to the problems."""
+    try:
+        yield
+    except EphemeralError as error:
+        problems.append(str(error))
 
-    def await_decision(self, one: Approval) -> None:
-        """Wait for a decision, or for the end of the waiting time."""
-        try:
-            found = approval.await_decision(self._ledger, one, pause=self._pause)
-        except EphemeralError as error:
-            self.problems.append(str(error))
-            return
-        if found.state == "approved":
-            self._say(f"{found.environment}: {found}")
-            self.approved.append(found.environment)
-        else:
-            self.problems.append(f"{found.environment}: {found}")
 
-    def _pause(self, seconds: float) -> None:
-        if self._interrupted.wait(seconds):
-            raise _InterruptedError
+def _send_requests(
+    lifecycle: Lifecycle,
+    environments: Sequence[Environment],
+    wait: Duration,
+    say: Callable[[str], None],
+    problems: list[str],
+) -> list[Approval]:
+    """Record a request for each environment, and show its link."""
+    requests: list[Approval] = []
+    for environment in environments:
+        with _collecting(problems):
+            ledger, publish = lifecycle.project.ledger, lifecycle.publish
+            one = approval.ask(ledger, environment, wait=wait, publish=publish)
+            say(f"{one.environment} {one}\n  {one.url}\n{_how(one)}")
+            requests.append(one)
+    return requests
 
 
 def _how(one: Approval) -> str:

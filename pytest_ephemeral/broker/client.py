@@ -194,7 +194,7 @@ class BrokerClient:
         """Send a request to the owner process, and wait for the answer.
 
         Args:
-            method: A method of ``ClientSession``, ``Run`` or ``Broker`` that clients may call.
+            method: A method that clients may call; see ``server.OF_SESSION`` and the others there.
             arguments: Its arguments.
             waiting: Called now and then meanwhile.
         """

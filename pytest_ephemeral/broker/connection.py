@@ -179,7 +179,7 @@ def accept(end: socket.socket, key: bytes) -> Connection | None:
     """
     try:
         end.settimeout(HANDSHAKE_TIMEOUT)
-        if is_own(end) and hmac.compare_digest(_exactly(end, len(key)), key):
+        if is_own(end) and hmac.compare_digest(read_exactly(end.recv, len(key)), key):
             return Connection(end)
     except OSError:
         pass  # it sent no key in time, or has disconnected
@@ -204,12 +204,10 @@ def peer(end: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def _exactly(end: socket.socket, length: int) -> bytes:
+def read_exactly(read: Callable[[int], bytes], length: int) -> bytes:
+    """Read a number of bytes; fewer at the end of the data."""
     data = b""
-    while len(data) < length:
-        more = end.recv(length - len(data))
-        if not more:
-            break
+    while len(data) < length and (more := read(length - len(data))):
         data += more
     return data
 

@@ -58,12 +58,7 @@ def _describe(entry: Entry, environment: Environment) -> dict[str, Any]:
 
 
 def _describe_image(image: ImageReference) -> dict[str, Any]:
-    return {
-        "name": image.name,
-        "key": image.key,
-        "reference": image.reference,
-        "artifact": image.artifact,
-    }
+    return {name: getattr(image, name) for name in ("name", "key", "reference", "artifact")}
 
 
 def summary(entry: Entry, *, crashed: bool) -> Summary:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 OF_BROKER: Final = frozenset({"finish_test", "crash_test", "roll_back", "look", "evidence"})
 OF_BROKER_BY_HOLDER: Final = frozenset({"lease", "release"})
 OF_RUN: Final = frozenset({"keep", "decide", "finish", "record"})
+OF_RELAY: Final = frozenset({"count_listeners", "dismiss"})
 OF_SESSION: Final = frozenset(
     {
         "open",
@@ -39,8 +40,6 @@ OF_SESSION: Final = frozenset(
         "plan",
         "refuse",
         "get_refusal",
-        "count_listeners",
-        "dismiss",
         "logs",
         "run",
         "leave",
@@ -123,7 +122,7 @@ class Server:
 
 
 class ClientSession:
-    """Answers one client. The requests are methods of this class, ``run.Run`` and ``Broker``."""
+    """Answers one client, by methods of this class, of ``Relay``, ``Run`` and ``Broker``."""
 
     def __init__(self, server: Server, connection: Connection) -> None:
         self._server = server
@@ -167,6 +166,8 @@ class ClientSession:
         """The method that answers a request."""
         if method in OF_SESSION:
             return getattr(self, method)  # type: ignore[no-any-return]
+        if method in OF_RELAY:
+            return getattr(self._server.relay, method)  # type: ignore[no-any-return]
         if method in OF_RUN:
             return getattr(self._run, method)  # type: ignore[no-any-return]
         if method in OF_BROKER:
@@ -229,12 +230,6 @@ class ClientSession:
         self._run.plan(needs, process if self._opens else process._replace(hooks={}))
         self._server.planners.add(self._holder)
         self._run.broker.look_ahead(len(self._server.planners))
-
-    def count_listeners(self) -> int:
-        return self._server.relay.count_listeners()
-
-    def dismiss(self) -> None:
-        self._server.relay.dismiss()
 
     def logs(self, environment: Environment) -> str:
         return self._current(environment).logs()

@@ -41,12 +41,5 @@ def run_step(
         output = mask(f"{done.stdout}{done.stderr}", secrets)
         what = f"the {what} of {environment.id} exited with status {done.returncode}: {command}"
         said = output.rstrip().splitlines()[-readiness.LOG_LINES :]
-        raise LaunchError(
-            "\n".join(
-                [
-                    what,
-                    *(f"    {line}" for line in said),
-                ]
-            )
-            + readiness.last_lines(environment, provider)
-        )
+        text = "\n".join([what, *(f"    {line}" for line in said)])
+        raise LaunchError(text + readiness.last_lines(environment, provider))
