@@ -16,7 +16,7 @@ from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.docker import bases, endpoint, image_store
 from pytest_ephemeral.providers.docker.engine import Engine
-from support import compose_versions, engine_images, engines
+from support import compose_versions, engine_images, engines, podman_engines
 from support.hooks import SilentHooks
 
 
@@ -24,7 +24,7 @@ from support.hooks import SilentHooks
 def one_podman() -> Iterator[Engine]:
     """A Podman for all tests of a module."""
     engines.require("podman")
-    with engines.podman() as engine:
+    with podman_engines.start() as engine:
         yield engine
 
 

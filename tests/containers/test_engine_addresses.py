@@ -13,7 +13,7 @@ from pytest_ephemeral.environments.removal import remove
 from pytest_ephemeral.errors import UnavailableError
 from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
-from support import engines, sshd, web
+from support import engines, podman_engines, sshd, web
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def test_the_context_that_is_used(opened: Opened, second_docker: Engine, tmp_pat
 @pytest.fixture
 def rootless() -> Iterator[Engine]:
     """A Podman of another uid, without rights."""
-    if why := engines.rootless_unavailable():
+    if why := podman_engines.rootless_unavailable():
         pytest.skip(f"without {why}")
-    with engines.rootless_podman() as engine:
+    with podman_engines.start_rootless() as engine:
         assert Path(engine.address.url.removeprefix("unix://")).stat().st_uid != 0
         yield engine
 
@@ -81,9 +81,9 @@ def test_a_life_on_a_rootless_podman(opened: Opened, rootless: Engine, tmp_path:
 
 def test_the_newest_podman_is_not_waited_for(opened: Opened) -> None:
     """It would give what ignores its stop signal 10 s; what is killed gets none."""
-    if why := engines.newest_podman_unavailable():
+    if why := podman_engines.newest_unavailable():
         pytest.skip(f"without {why}")
-    with engines.podman(engines.NEWEST_PODMAN) as engine, engines.use(engine):
+    with podman_engines.start(podman_engines.NEWEST) as engine, engines.use(engine):
         command = "trap '' TERM; httpd -f -p 8080 -h /www"
         environment = up(lifecycle := opened(f'command = "{command}"'))
         assert lifecycle.destroy(environment) < 5

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from support import addresses, engine_images, engines
+from support import addresses, engine_images, engines, podman_engines
 from support.processes import run
 
 NAT = ("iptables", "--wait", "--table", "nat")
@@ -16,7 +16,7 @@ def test_nothing_of_podman_outlives_it() -> None:
     """Its processes are those of containers, of commands in them, and of a resolver of names."""
     engines.require("podman")
     engine_images.require()
-    with engines.podman() as engine, engines.use(engine):
+    with podman_engines.start() as engine, engines.use(engine):
         folder = Path(engine.address.url.removeprefix("unix://")).parent
         engine.call("POST", "/networks/create", body={"Name": "own"})
         container = engine.call(

@@ -12,7 +12,7 @@ from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.tables import DockerRecipe, DockerTemplate
 from pytest_ephemeral.tables import Recipe, Template
 from pytest_ephemeral.testing import APPLICATION, Kind
-from support import engine_images, engines
+from support import engine_images, engines, podman_engines
 from support.engines import Engine
 
 SERVE = ["python3", "/application.py", "0.0.0.0"]
@@ -75,20 +75,20 @@ class PodmanBench(OtherEngineBench):
     """The newest Podman's service in the place of Docker's."""
 
     def unavailable(self) -> str:
-        return engines.newest_podman_unavailable()
+        return podman_engines.newest_unavailable()
 
     def start_engine(self) -> AbstractContextManager[Engine]:
-        return engines.podman(engines.NEWEST_PODMAN)
+        return podman_engines.start(podman_engines.NEWEST)
 
 
 class RootlessBench(OtherEngineBench):
     """The service of a Podman whose user has no rights."""
 
     def unavailable(self) -> str:
-        return engines.rootless_unavailable()
+        return podman_engines.rootless_unavailable()
 
     def start_engine(self) -> AbstractContextManager[Engine]:
-        return engines.rootless_podman()
+        return podman_engines.start_rootless()
 
 
 def recipe(root: Path) -> DockerRecipe:

@@ -1,4 +1,4 @@
-"""Start container engines for tests: a second Docker, and Podman.
+"""Start container engines for tests, besides the machine's own.
 
 Each engine has its own folder, with a short name, as the path of a socket must be short. The
 engine and its containers are ended before the folder is removed.
@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import secrets
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 import time
@@ -30,10 +27,6 @@ from support.waiting import until, until_gone
 
 #: Numbers for the names and addresses of bridges.
 _NUMBERS = count()
-
-#: The lock file for the packet filter's rules, which are common to all Podmans of a machine. The
-#: newest Podman always uses this one; Podman 4 uses one in its folder of networks.
-_FILTER_LOCK = Path("/run/lock/netavark.lock")
 
 #: The networks that every engine has.
 _ALWAYS = {"bridge", "host", "none"}
@@ -58,10 +51,6 @@ def require(program: str) -> None:
 NEWEST = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / (
     "pytest-ephemeral-tests/docker-sid/usr"
 )
-
-
-#: The newest Podman in Debian, which .ci/engine installs with its C library.
-NEWEST_PODMAN = NEWEST.parents[1] / "podman-sid/bin/podman"
 
 
 def newest_unavailable() -> str:
@@ -94,7 +83,7 @@ def dockerd(
         disk: The size of a disk for its data, such as ``48m``; empty for no limit.
         features: Docker's features to switch on or off.
     """
-    with _folder() as folder, disk_of(folder / "data", disk), _bridge() as bridge:
+    with own_folder() as folder, disk_of(folder / "data", disk), _bridge() as bridge:
         socket = f"unix://{folder}/docker.sock"
         settings = {"features": features} if features else {}
         (folder / "settings.json").write_text(json.dumps(settings))
@@ -105,150 +94,13 @@ def dockerd(
             *("--iptables=false", "--ip-forward=false", "--ip-masq=false"),
             *("--default-address-pool", f"base={addresses.own_range()}.0.0/18,size=26", *options),
         ]
-        with _running(argv, folder, Engine(Address(socket))) as engine:
+        with running(argv, folder, Engine(Address(socket))) as engine:
             yield engine
 
 
-def newest_podman_unavailable() -> str:
-    """Why the newest Podman can't be started on this machine, or empty."""
-    if why := unavailable("podman"):
-        return why
-    return "" if NEWEST_PODMAN.exists() else "a newer podman: .ci/engine fetches it"
-
-
 @contextmanager
-def podman(program: str | Path = "podman") -> Iterator[Engine]:
-    """Start Podman's service, which implements Docker's API.
-
-    Args:
-        program: The Podman program; it uses this machine's other programs.
-    """
-    addresses.remove_stale_redirections()
-    with _folder() as folder:
-        configuration = folder / "containers.conf"
-        (folder / "networks").mkdir()
-        configuration.write_text(_containers_conf(folder))
-        (folder / "networks" / "netavark.lock").symlink_to(_FILTER_LOCK)
-        storage = ["--root", str(folder / "root"), "--runroot", str(folder / "run")]
-        socket = f"unix://{folder}/podman.sock"
-        argv = [
-            *(str(program), *storage, "--tmpdir", str(folder / "tmp"), "--storage-driver=overlay"),
-            *("system", "service", "--time=0", socket),
-        ]
-        environ = {"CONTAINERS_CONF": str(configuration)}
-        with _running(argv, folder, Engine(Address(socket)), **environ) as engine:
-            yield engine
-
-
-def rootless_unavailable() -> str:
-    """Why a rootless Podman can't be started on this machine, or empty."""
-    return unavailable("podman") or unavailable("slirp4netns")
-
-
-@contextmanager
-def rootless_podman() -> Iterator[Engine]:
-    """Start Podman's service as an unprivileged user with a single uid.
-
-    Its images are in memory, as its storage driver copies all files for each layer and container.
-    """
-    uid = 40000 + os.getpid() % 10000
-    with _folder() as folder, disk_of(folder / "home", "6g"):
-        folder.chmod(0o711)
-        (folder / "run").mkdir()
-        for name in ("home", "run"):
-            os.chown(folder / name, uid, uid)
-        os.mknod(folder / "tun", 0o600 | stat.S_IFCHR, os.makedev(10, 200))
-        os.chown(folder / "tun", uid, uid)
-        storage = {
-            "driver": "vfs",
-            "graphroot": f"{folder}/home/images",
-            "runroot": f"{folder}/run/s",
-        }
-        lines = [f'{key} = "{value}"\n' for key, value in storage.items()]
-        options = '[storage.options]\nignore_chown_errors = "true"\n'
-        (folder / "storage.conf").write_text(f"[storage]\n{''.join(lines)}{options}")
-        (folder / "containers.conf").write_text(
-            '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n'
-            '[containers]\nlog_driver = "k8s-file"\n'
-        )
-        socket = f"unix://{folder}/run/podman.sock"
-        argv = [
-            *("unshare", "--mount", "sh", "-c"),
-            f'mount --bind {folder}/tun /dev/net/tun && cd {folder}/home && exec "$@"',
-            *("sh", "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
-            *("podman", "system", "service", "--time=0", socket),
-        ]
-        environ = {
-            "HOME": f"{folder}/home",
-            "XDG_RUNTIME_DIR": f"{folder}/run",
-            "CONTAINERS_CONF": f"{folder}/containers.conf",
-            "CONTAINERS_STORAGE_CONF": f"{folder}/storage.conf",
-        }
-        try:
-            with _running(argv, folder, Engine(Address(socket)), **environ) as engine:
-                yield engine
-        finally:
-            _end_all_of(uid)
-
-
-def _end_all_of(uid: int) -> None:
-    """End all processes of a user, such as the one that holds the namespaces of a Podman."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if process.stat().st_uid == uid:
-                os.kill(int(process.name), signal.SIGKILL)
-
-
-def _containers_conf(folder: Path) -> str:
-    """Podman's default configuration, changed so that it works in a container without systemd.
-
-    Limits are those that this process may set. The runtime supports both versions of cgroups. The
-    default network has a unique name: the packet filter's rules are named by it, and are removed
-    with its last container.
-    """
-    number = next(_NUMBERS)
-    name, subnet = f"podman-{os.getpid()}-{number}", f"{addresses.own_range()}.{240 + number % 16}"
-    _write_network(folder / "networks", name, subnet, f"pm{os.getpid()}-{number}")
-    files = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    lines = {
-        "network": [
-            'network_backend = "netavark"',
-            f'network_config_dir = "{folder}/networks"',
-            f'default_network = "{name}"',
-            f'default_subnet = "{subnet}.0/24"',
-            f'default_subnet_pools = [{{"base" = "{addresses.own_range()}.64.0/18", "size" = 24}}]',
-        ],
-        "engine": ['cgroup_manager = "cgroupfs"', 'events_logger = "file"', 'runtime = "runc"'],
-        "containers": [
-            'log_driver = "k8s-file"',
-            f'default_ulimits = ["nofile={files}:{files}", "nproc=4096:4096"]',
-        ],
-    }
-    return "".join(
-        f"[{table}]\n" + "".join(f"{line}\n" for line in entries)
-        for table, entries in lines.items()
-    )
-
-
-def _write_network(folder: Path, name: str, subnet: str, interface: str) -> None:
-    """Write a default network with an interface of its own, instead of the common ``podman0``."""
-    network = {
-        "name": name,
-        "id": secrets.token_hex(32),
-        "driver": "bridge",
-        "network_interface": interface,
-        "created": "2024-01-01T00:00:00Z",
-        "subnets": [{"subnet": f"{subnet}.0/24", "gateway": f"{subnet}.1"}],
-        "ipv6_enabled": False,
-        "internal": False,
-        "dns_enabled": False,
-        "ipam_options": {"driver": "host-local"},
-    }
-    (folder / f"{name}.json").write_text(json.dumps(network))
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
+def own_folder() -> Iterator[Path]:
+    """Create a folder for an engine; it is removed with everything that is mounted in it."""
     folder = Path(tempfile.mkdtemp(prefix="pe-", dir="/tmp"))
     try:
         yield folder
@@ -291,7 +143,7 @@ def _bridge() -> Iterator[str]:
 
 
 @contextmanager
-def _running(argv: Sequence[str], folder: Path, engine: Engine, **environ: str) -> Iterator[Engine]:
+def running(argv: Sequence[str], folder: Path, engine: Engine, **environ: str) -> Iterator[Engine]:
     """Start an engine, and wait until it answers; remove its resources and end it afterwards."""
     log = folder / "log"
     with log.open("wb") as output:
@@ -319,9 +171,10 @@ def _running(argv: Sequence[str], folder: Path, engine: Engine, **environ: str) 
 def _end_helpers(folder: Path) -> None:
     """End helper processes that an engine leaves behind; conmon, for example, stays for minutes.
 
-    A Podman among them finishes first, as it may be removing rules of the packet filter.
+    A Podman that cleans up after a container finishes first, as it removes rules of the packet
+    filter.
     """
-    until_gone(lambda: [pid for pid in processes_of(folder) if _is_podman(pid)])
+    until_gone(lambda: [pid for pid in processes_of(folder) if _cleans_up(pid)])
     while pids := processes_of(folder):
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -329,9 +182,10 @@ def _end_helpers(folder: Path) -> None:
         time.sleep(0.01)
 
 
-def _is_podman(pid: int) -> bool:
+def _cleans_up(pid: int) -> bool:
     with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip() == "podman"
+        program, *arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return program.endswith(b"podman") and b"cleanup" in arguments
     return False
 
 
