@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from containers.project import CONFIGURATION, DOCKERFILE, WEB, Opened
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.removal import remove
-from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.project import Project
 from pytest_ephemeral.providers.docker import bases, endpoint, image_store
 from pytest_ephemeral.providers.docker.engine import Engine
@@ -52,42 +50,58 @@ def compose_command(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+class SharedImage:
+    """The image that tests without a Dockerfile of their own share in this process.
+
+    Attributes:
+        address: The engine that it is on; on other engines each test has an image of its own.
+        label: A label of it that no other process's image has.
+        keys: Its keys, by which tests leave it on the engine.
+    """
+
+    def __init__(self) -> None:
+        self.address = endpoint.find().address
+        self.label = secrets.token_hex(6)
+        self.keys: set[str] = set()
+
+
 @pytest.fixture(scope="session")
-def shared_keys() -> Iterator[set[str]]:
-    """The keys of the image that tests without a Dockerfile of their own share in this process."""
-    keys: set[str] = set()
-    yield keys
-    for key in keys:
-        bases.untag(endpoint.find(), image_store.name_of("web", key))
+def shared_image() -> Iterator[SharedImage]:
+    """The shared image, which ends with this process."""
+    engine_images.require()
+    shared = SharedImage()
+    yield shared
+    for key in shared.keys:
+        bases.untag(Engine(shared.address), image_store.name_of("web", key))
 
 
 @pytest.fixture
 def opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_keys: set[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_image: SharedImage
 ) -> Iterator[Opened]:
     """Opens a project with containers.
 
     Its images are removed afterwards, except the one that later tests find on the engine.
     """
-    engine_images.require()
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     (tmp_path / "context").mkdir()
     projects = []
 
     def open_(more: str = "", dockerfile: str = "", keep: str = "never") -> Lifecycle:
         base = engine_images.busybox()
+        is_shared = not dockerfile and endpoint.find().address == shared_image.address
         text = CONFIGURATION.format(more=more, name=WEB, keep=keep)
         (tmp_path / "ephemeral.toml").write_text(text)
-        text = (dockerfile or DOCKERFILE) + f"\nLABEL test={tmp_path if dockerfile else WEB}\n"
+        label = shared_image.label if is_shared else tmp_path
+        text = (dockerfile or DOCKERFILE) + f"\nLABEL test={label}\n"
         (tmp_path / "context" / "Dockerfile").write_text(text.format(base=base))
-        projects.append(Project.open(tmp_path / "ephemeral.toml", tmp_path))
-        if not dockerfile:
-            with contextlib.suppress(EphemeralError):
-                shared_keys.add(projects[-1].images.key(projects[-1].config.recipe("web")))
-        return Lifecycle(projects[-1], SilentHooks(), run=f"faults-{secrets.token_hex(6)}")
+        projects.append(project := Project.open(tmp_path / "ephemeral.toml", tmp_path))
+        if is_shared:
+            shared_image.keys.add(project.images.key(project.config.recipe("web")))
+        return Lifecycle(project, SilentHooks(), run=f"faults-{secrets.token_hex(6)}")
 
     yield open_
     for project in projects:
         for environment in project.ledger.entries():  # of a test that has failed
             remove(project.ledger, environment)
-        project.images.prune(0, shared_keys)
+        project.images.prune(0, shared_image.keys)
