@@ -60,73 +60,77 @@ MAKING = Making(
 )
 
 
+#: Letter for letter as in-toto and SLSA define it, without the version of the builder.
+STATEMENT = {
+    "_type": "https://in-toto.io/Statement/v1",
+    "subject": [
+        {"name": "shop", "digest": {"sha256": "ab" * 32}},
+        {"name": "shop archive", "digest": {"sha256": "23" * 32}},
+    ],
+    "predicateType": "https://slsa.dev/provenance/v1",
+    "predicate": {
+        "buildDefinition": {
+            "buildType": "https://pytest-ephemeral.readthedocs.io/provenance/bake/v1",
+            "externalParameters": {
+                "recipe": {
+                    "name": "shop",
+                    "provider": "local",
+                    "artifact": "dist/*.whl",
+                    "install": "deploy/install.sh",
+                }
+            },
+            "internalParameters": {
+                "key": IMAGE.key,
+                "inputs": IMAGE.inputs,
+                "bakedBy": "anna@box",
+                "record": {
+                    "name": "shop",
+                    "provider": "local",
+                    "reference": "/var/tmp/x",
+                    "digest": DIGEST,
+                    "artifact": ARTIFACT,
+                    "archive": IMAGE.archive,
+                    "size": 0,
+                    "seconds": 30.0,
+                    "baked_at": "2026-05-04T10:00:30Z",
+                    "handle": {},
+                },
+            },
+            "resolvedDependencies": [
+                {
+                    "name": "shop-1.4.2-py3-none-any.whl",
+                    "digest": {"sha256": "cd" * 32},
+                    "annotations": {"name": "shop", "version": "1.4.2"},
+                },
+                {"name": "base", "uri": "debian"},
+                {"name": "install", "digest": {"sha256": "ef" * 32}},
+                {
+                    "name": "source",
+                    "digest": {"gitCommit": "c0ffee"},
+                    "annotations": {"dirty": True},
+                },
+            ],
+        },
+        "runDetails": {
+            "builder": {
+                "id": "https://pytest-ephemeral.readthedocs.io/provenance/builders/local",
+            },
+            "metadata": {
+                "invocationId": "https://ci/7",
+                "startedOn": "2026-05-04T10:00:00Z",
+                "finishedOn": "2026-05-04T10:00:30Z",
+            },
+        },
+    },
+}
+
+
 def test_the_statement_has_all_facts() -> None:
-    """As in-toto and SLSA have it, letter for letter."""
+    """As in-toto and SLSA define it, letter for letter."""
     said = provenance.statement(IMAGE, MAKING)
     version = said["predicate"]["runDetails"]["builder"].pop("version")
     assert list(version) == ["pytest-ephemeral"]
-    assert said == {
-        "_type": "https://in-toto.io/Statement/v1",
-        "subject": [
-            {"name": "shop", "digest": {"sha256": "ab" * 32}},
-            {"name": "shop archive", "digest": {"sha256": "23" * 32}},
-        ],
-        "predicateType": "https://slsa.dev/provenance/v1",
-        "predicate": {
-            "buildDefinition": {
-                "buildType": "https://pytest-ephemeral.readthedocs.io/provenance/bake/v1",
-                "externalParameters": {
-                    "recipe": {
-                        "name": "shop",
-                        "provider": "local",
-                        "artifact": "dist/*.whl",
-                        "install": "deploy/install.sh",
-                    }
-                },
-                "internalParameters": {
-                    "key": IMAGE.key,
-                    "inputs": IMAGE.inputs,
-                    "bakedBy": "anna@box",
-                    "record": {
-                        "name": "shop",
-                        "provider": "local",
-                        "reference": "/var/tmp/x",
-                        "digest": DIGEST,
-                        "artifact": ARTIFACT,
-                        "archive": IMAGE.archive,
-                        "size": 0,
-                        "seconds": 30.0,
-                        "baked_at": "2026-05-04T10:00:30Z",
-                        "handle": {},
-                    },
-                },
-                "resolvedDependencies": [
-                    {
-                        "name": "shop-1.4.2-py3-none-any.whl",
-                        "digest": {"sha256": "cd" * 32},
-                        "annotations": {"name": "shop", "version": "1.4.2"},
-                    },
-                    {"name": "base", "uri": "debian"},
-                    {"name": "install", "digest": {"sha256": "ef" * 32}},
-                    {
-                        "name": "source",
-                        "digest": {"gitCommit": "c0ffee"},
-                        "annotations": {"dirty": True},
-                    },
-                ],
-            },
-            "runDetails": {
-                "builder": {
-                    "id": "https://pytest-ephemeral.readthedocs.io/provenance/builders/local",
-                },
-                "metadata": {
-                    "invocationId": "https://ci/7",
-                    "startedOn": "2026-05-04T10:00:00Z",
-                    "finishedOn": "2026-05-04T10:00:30Z",
-                },
-            },
-        },
-    }
+    assert said == STATEMENT
 
 
 # -- signatures ------------------------------------------------------------------------------
