@@ -28,7 +28,7 @@ class BakerConformance:
 class PartsConformance:
     """Tests of a provider whose environments have several processes or services."""
 
-    def test_logs_of_several_parts(self, launch: Launcher, provider: Any, bench: Bench) -> None:
+    def test_each_part_has_its_own_log(self, launch: Launcher, provider: Any, bench: Bench) -> None:
         """Each part has a log; in the common log, each line has its part's name."""
         environment = launch("pair")
         until(lambda: get(environment))
@@ -41,7 +41,9 @@ class PartsConformance:
 class RollbackConformance:
     """Tests of a provider whose environments can be rolled back to their baseline."""
 
-    def test_it_is_rolled_back(self, image: Image | None, provider: Any, bench: Bench) -> None:
+    def test_rollback_restores_the_baseline(
+        self, image: Image | None, provider: Any, bench: Bench
+    ) -> None:
         """Later changes are gone, also after a crash; id, URL and ports stay the same."""
         template = replace(bench.template("pair"), rollback="each")
         order = make_order(template, image)
@@ -86,20 +88,24 @@ def _has(environment: Environment, name: str) -> bool:
 class OwnerConformance:
     """Tests of a provider whose environments end by themselves."""
 
-    def test_it_ends_at_its_expiry(self, launch: Launcher, provider: Any, bench: Bench) -> None:
+    def test_an_environment_ends_at_its_expiry(
+        self, launch: Launcher, provider: Any, bench: Bench
+    ) -> None:
         """It ends by itself at its expiry, and nothing is left."""
         environment = launch(lifetime=1.0)
         until(lambda: provider.status(environment).state == "gone")
         until(lambda: not bench.traces(environment))
 
-    def test_it_dies_with_its_owner(self, owner: OwnerStarter, bench: Bench) -> None:
+    def test_an_environment_ends_when_its_owner_is_killed(
+        self, owner: OwnerStarter, bench: Bench
+    ) -> None:
         """Two seconds after kill -9 of its owner, nothing is left."""
         process, environment = owner(kind="pair")
         until(lambda: get(environment))
         process.kill()
         until(lambda: not bench.traces(environment), within=2)
 
-    def test_kept_it_still_expires(self, owner: OwnerStarter, bench: Bench) -> None:
+    def test_a_kept_environment_still_expires(self, owner: OwnerStarter, bench: Bench) -> None:
         """A kept environment still ends at its expiry."""
         process, environment = owner(keep=True, lifetime=2.0)
         process.communicate("\n", timeout=20)

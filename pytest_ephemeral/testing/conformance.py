@@ -84,7 +84,7 @@ class ProviderFixtures:
 class ProviderConformance(ProviderFixtures):
     """Tests that every provider must pass."""
 
-    def test_its_endpoint_answers(self, launch: Launcher) -> None:
+    def test_the_endpoint_responds(self, launch: Launcher) -> None:
         """The application answers at the URL, and has the order's variables."""
         environment = launch(variables={"COLOUR": "blue"})
         assert until(lambda: get(environment)) == "hello"
@@ -92,7 +92,7 @@ class ProviderConformance(ProviderFixtures):
         assert environment.url == environment.endpoints["http"].url
         assert environment.handle
 
-    def test_several_ports_are_several_endpoints(self, launch: Launcher) -> None:
+    def test_each_named_port_becomes_an_endpoint(self, launch: Launcher) -> None:
         """Each named port is an endpoint; the first is the URL's."""
         environment = launch("pair")
         assert list(environment.endpoints) == ["http", "admin"]
@@ -100,13 +100,13 @@ class ProviderConformance(ProviderFixtures):
         admin = msgspec.structs.replace(environment, url=environment.url_for("admin"))
         assert until(lambda: get(environment)) == until(lambda: get(admin)) == "hello"
 
-    def test_two_run_side_by_side(self, launch: Launcher) -> None:
+    def test_two_environments_do_not_disturb_each_other(self, launch: Launcher) -> None:
         """Two environments of one template do not disturb each other."""
         one, two = launch(variables={"NAME": "one"}), launch(variables={"NAME": "two"})
         assert until(lambda: get(one, "/variable/NAME")) == "one"
         assert until(lambda: get(two, "/variable/NAME")) == "two"
 
-    def test_it_is_plain_data(self, launch: Launcher, provider: Any) -> None:
+    def test_an_environment_can_be_pickled(self, launch: Launcher, provider: Any) -> None:
         """An environment can be pickled, and the copy can be used like the original."""
         environment = launch()
         copy = pickle.loads(pickle.dumps(environment))  # noqa: S301
@@ -120,7 +120,9 @@ class ProviderConformance(ProviderFixtures):
         assert "status 3" in provider.status(environment).detail
         assert "no database" in provider.logs(environment)
 
-    def test_a_later_crash_is_reported(self, launch: Launcher, provider: Any, bench: Bench) -> None:
+    def test_a_crash_after_startup_is_reported(
+        self, launch: Launcher, provider: Any, bench: Bench
+    ) -> None:
         """If a part exits after it was up, the status names the part and the reason."""
         environment = launch("pair")
         until(lambda: get(environment))
@@ -130,7 +132,7 @@ class ProviderConformance(ProviderFixtures):
         assert bench.parts[0] in status.detail
         assert "status 5" in status.detail
 
-    def test_logs_are_there_from_the_first_byte(self, launch: Launcher, provider: Any) -> None:
+    def test_the_log_is_complete_from_the_start(self, launch: Launcher, provider: Any) -> None:
         """The log has all output from the start; ``tail`` returns its end."""
         environment = launch()
         until(lambda: get(environment, "/one"))
@@ -138,7 +140,7 @@ class ProviderConformance(ProviderFixtures):
         assert provider.logs(environment).splitlines()[0].startswith("started")
         assert environment.logs() == provider.logs(environment)
 
-    def test_logs_between_marks(self, launch: Launcher, provider: Any) -> None:
+    def test_the_log_between_two_marks_is_exact(self, launch: Launcher, provider: Any) -> None:
         """The log between two marks is exactly the output between them."""
         environment = launch()
 
@@ -156,31 +158,31 @@ class ProviderConformance(ProviderFixtures):
         assert provider.logs(environment, since=first, until=second) == "GET /between\n"
         assert provider.logs(environment, since=second) == "GET /after\n"
 
-    def test_secrets_are_masked(self, launch: Launcher, provider: Any) -> None:
+    def test_secrets_are_masked_in_the_log(self, launch: Launcher, provider: Any) -> None:
         """The application gets its secret; the log does not have it."""
         environment = launch(variables={"GREETING": "s3cr3t-t0ken"}, secrets=["s3cr3t-t0ken"])
         until(lambda: get(environment))
         assert get(environment, "/variable/GREETING") == "s3cr3t-t0ken"
         assert until(lambda: provider.logs(environment)).startswith("started ***\n")
 
-    def test_a_command_runs_inside(self, launch: Launcher) -> None:
+    def test_a_command_runs_in_the_environment(self, launch: Launcher) -> None:
         """A command has the application's variables; its status and output are returned."""
         environment = launch(variables={"COLOUR": "blue"})
         assert until(lambda: get(environment)) == "hello"
         done = environment.run(["sh", "-c", "echo $COLOUR; echo red >&2; exit 7"])
         assert (done.returncode, done.stdout, done.stderr) == (7, "blue\n", "red\n")
 
-    def test_a_command_has_no_input(self, launch: Launcher, provider: Any) -> None:
+    def test_a_command_has_empty_standard_input(self, launch: Launcher, provider: Any) -> None:
         """The standard input of a command is empty."""
         assert provider.run(launch(), ["cat"], timeout=20).stdout == ""
 
-    def test_a_command_that_is_not_there(self, launch: Launcher, provider: Any) -> None:
+    def test_an_unknown_command_fails_as_in_a_shell(self, launch: Launcher, provider: Any) -> None:
         """An unknown command fails as in a shell, without an exception."""
         done = provider.run(launch(), ["no-such-command"], timeout=20)
         assert done.returncode in {126, 127}
         assert "no-such-command" in done.stderr
 
-    def test_a_command_that_takes_too_long_is_killed(self, launch: Launcher, provider: Any) -> None:
+    def test_a_command_is_killed_at_its_timeout(self, launch: Launcher, provider: Any) -> None:
         """At its time-out, a command is killed with its child processes."""
         environment = launch()
         script = "sleep 1000 & echo $! > /tmp/$NAME.pid; wait"
@@ -192,21 +194,21 @@ class ProviderConformance(ProviderFixtures):
         until(lambda: provider.run(environment, [*named, look], timeout=20).returncode == 0)
         provider.run(environment, [*named, "rm /tmp/$NAME.pid"], timeout=20)
 
-    def test_a_hint_names_where_it_listens(self, launch: Launcher, provider: Any) -> None:
+    def test_the_hint_names_the_wrong_port(self, launch: Launcher, provider: Any) -> None:
         """If the application listens on another port than the template's, the hint names both."""
         environment = launch("elsewhere")
         until(lambda: "started" in provider.logs(environment))
         assert "18478" in provider.hint(environment)
         assert "18477" in provider.hint(environment)
 
-    def test_no_hint_where_all_is_well(self, launch: Launcher, provider: Any) -> None:
+    def test_a_healthy_environment_has_no_hint(self, launch: Launcher, provider: Any) -> None:
         """There is no hint for an application that listens on the template's port."""
         environment = launch()
         until(lambda: get(environment))
         assert provider.hint(environment) == ""
 
     @pytest.mark.parametrize("later", [timedelta(hours=1), None], ids=["later", "never"])
-    def test_its_expiry_can_be_moved(
+    def test_the_expiry_can_be_extended_or_removed(
         self, launch: Launcher, provider: Any, later: timedelta | None
     ) -> None:
         """With a later expiry, or none, it still runs after the old expiry."""
@@ -216,7 +218,7 @@ class ProviderConformance(ProviderFixtures):
         until(lambda: datetime.now(UTC) > passed)
         assert provider.status(environment).state == "running"
 
-    def test_destroying_leaves_nothing(self, launch: Launcher, provider: Any, bench: Bench) -> None:
+    def test_destroy_leaves_nothing(self, launch: Launcher, provider: Any, bench: Bench) -> None:
         """After destroying, the bench finds no traces of it."""
         environment = launch("pair")
         until(lambda: get(environment))
@@ -225,7 +227,7 @@ class ProviderConformance(ProviderFixtures):
         assert bench.traces(environment) == []
         assert provider.status(environment).state == "gone"
 
-    def test_destroying_what_has_crashed(
+    def test_destroy_removes_a_crashed_environment(
         self, launch: Launcher, provider: Any, bench: Bench
     ) -> None:
         """If one process has exited, the others are still removed."""
@@ -237,19 +239,21 @@ class ProviderConformance(ProviderFixtures):
         provider.destroy(environment)
         assert bench.traces(environment) == []
 
-    def test_destroying_twice_is_no_error(self, launch: Launcher, provider: Any) -> None:
+    def test_destroying_twice_is_harmless(self, launch: Launcher, provider: Any) -> None:
         """Destroying a destroyed environment does nothing."""
         environment = launch()
         provider.destroy(environment)
         provider.destroy(environment)
 
-    def test_destroying_at_once(self, launch: Launcher, provider: Any, bench: Bench) -> None:
+    def test_a_starting_environment_can_be_destroyed(
+        self, launch: Launcher, provider: Any, bench: Bench
+    ) -> None:
         """An environment that is still starting can be destroyed."""
         environment = launch()
         provider.destroy(environment)
         assert bench.traces(environment) == []
 
-    def test_destroying_what_was_never_made(
+    def test_destroying_a_never_launched_environment_is_harmless(
         self, provider: Any, bench: Bench, image: Image
     ) -> None:
         """Destroying an environment that was never launched does nothing."""
@@ -257,7 +261,7 @@ class ProviderConformance(ProviderFixtures):
         provider.destroy(environment)
         assert provider.status(environment).state == "gone"
 
-    def test_destroying_by_its_record_alone(
+    def test_destroy_needs_only_the_first_record(
         self, launch: Launcher, provider: Any, bench: Bench
     ) -> None:
         """After an interrupted launch, the first record is enough: it has the id and labels."""
@@ -266,7 +270,9 @@ class ProviderConformance(ProviderFixtures):
         provider.destroy(recorded)
         assert bench.traces(environment) == []
 
-    def test_what_is_gone_says_so(self, launch: Launcher, provider: Any) -> None:
+    def test_a_destroyed_environment_is_reported_as_gone(
+        self, launch: Launcher, provider: Any
+    ) -> None:
         """Every request to a destroyed environment raises an ``EphemeralError`` with its id."""
         environment = launch()
         provider.destroy(environment)
@@ -280,7 +286,7 @@ class ProviderConformance(ProviderFixtures):
             with pytest.raises(EphemeralError, match=environment.id):
                 ask()
 
-    def test_it_is_listed_with_its_labels(self, launch: Launcher, provider: Any) -> None:
+    def test_list_owned_returns_the_labels(self, launch: Launcher, provider: Any) -> None:
         """All environments are listed without a ledger, with owner and expiry."""
         environment = launch()
         owned = _owned(provider, environment)
@@ -291,7 +297,7 @@ class ProviderConformance(ProviderFixtures):
         expires = _owned(provider, environment).labels[labels.EXPIRES]
         assert datetime.fromisoformat(expires) == later
 
-    def test_what_is_listed_can_be_swept(
+    def test_a_listed_environment_can_be_swept(
         self, launch: Launcher, provider: Any, bench: Bench
     ) -> None:
         """An environment that was found by its labels alone is removed completely."""
@@ -300,7 +306,7 @@ class ProviderConformance(ProviderFixtures):
         assert bench.traces(environment) == []
         assert environment.id not in {owned.id for owned in provider.list_owned()}
 
-    def test_any_process_can_act_on_it(
+    def test_another_process_can_use_and_destroy_an_environment(
         self, owner: OwnerStarter, provider: Any, bench: Bench
     ) -> None:
         """Another process than the owner can use and destroy it, by its data alone."""
@@ -312,7 +318,9 @@ class ProviderConformance(ProviderFixtures):
         provider.destroy(environment)
         assert bench.traces(environment) == []
 
-    def test_kept_it_outlives_its_owner(self, owner: OwnerStarter, provider: Any) -> None:
+    def test_a_kept_environment_outlives_its_owner(
+        self, owner: OwnerStarter, provider: Any
+    ) -> None:
         """A kept environment is still up after its owner has exited, and can be destroyed."""
         process, environment = owner(keep=True)
         until(lambda: get(environment))

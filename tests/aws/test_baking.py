@@ -22,7 +22,7 @@ from pytest_ephemeral.providers.ec2.tables import BaseQuery
 from pytest_ephemeral.providers.ec2.tags import tags_of
 
 
-def test_a_bake_is_verified_and_leaves_only_the_ami(bench: Bench) -> None:
+def test_a_bake_leaves_only_the_verified_ami(bench: Bench) -> None:
     """Builder, verifier and their groups are gone; the same key is not baked again."""
     image = bench.bake()
     assert bench.account.left() == []
@@ -31,7 +31,7 @@ def test_a_bake_is_verified_and_leaves_only_the_ami(bench: Bench) -> None:
     assert "ec2:RunInstances" not in bench.account.calls()
 
 
-def test_what_is_printed_is_logged_and_shown(bench: Bench) -> None:
+def test_install_output_is_shown_live_and_logged(bench: Bench) -> None:
     """The install script's output comes back over the console."""
     shown: list[str] = []
     bench.images.obtain(bench.recipe(), mode="missing", say=print, live=shown.append)
@@ -40,7 +40,7 @@ def test_what_is_printed_is_logged_and_shown(bench: Bench) -> None:
     assert "installed" in log.read_text()
 
 
-def test_a_script_that_fails_leaves_nothing(bench: Bench) -> None:
+def test_a_failed_install_script_leaves_nothing(bench: Bench) -> None:
     """The last lines are in the error; no AMI, no instance, no group is left."""
     with pytest.raises(BakeError, match="status 3") as caught:
         bench.bake(install=["echo no compiler", "exit 3"])
@@ -48,7 +48,7 @@ def test_a_script_that_fails_leaves_nothing(bench: Bench) -> None:
     assert bench.account.left() == []
 
 
-def test_an_image_that_does_not_verify_is_removed(bench: Bench) -> None:
+def test_an_image_with_failed_verification_is_removed(bench: Bench) -> None:
     """AMI and snapshots of what fails its verify go with it."""
     with pytest.raises(BakeError, match="verifying it"):
         bench.bake(verify=["false"])
@@ -56,7 +56,7 @@ def test_an_image_that_does_not_verify_is_removed(bench: Bench) -> None:
     assert bench.images.catalog.entries() == []
 
 
-def test_a_pending_ami_is_waited_for_through_throttles(bench: Bench) -> None:
+def test_a_bake_waits_for_a_pending_ami_despite_throttling(bench: Bench) -> None:
     """An AMI that is not visible at first, then pending, with the account over its limit."""
     bench.account.tell("times", ami=1.0)
     bench.account.fault("DescribeImages", "InvalidAMIID.NotFound", times=1, after=3)
@@ -67,14 +67,14 @@ def test_a_pending_ami_is_waited_for_through_throttles(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "action", ["CreateSecurityGroup", "RunInstances", "CreateImage", "StopInstances", "CreateTags"]
 )
-def test_an_answer_that_is_lost_makes_nothing_twice(bench: Bench, action: str) -> None:
+def test_a_lost_response_creates_no_duplicates(bench: Bench, action: str) -> None:
     """Done, but never heard of: asked again, it is found, and not made once more."""
     bench.account.fault(action, kind="lost")
     bench.bake()
     assert bench.account.left() == []
 
 
-def test_an_artifact_too_large_for_user_data_asks_for_a_bucket(bench: Bench) -> None:
+def test_a_large_artifact_requires_a_bucket(bench: Bench) -> None:
     """Without a bucket it is refused in words; with one, it goes by presigned URL."""
     large = bench.folder / "large.bin"
     large.write_bytes(b"x" * 20000)
@@ -89,7 +89,7 @@ def test_an_artifact_too_large_for_user_data_asks_for_a_bucket(bench: Bench) -> 
 
 
 @pytest.mark.parametrize("bucket", [None, "transfers"])
-def test_the_files_and_the_python_of_an_install_script(
+def test_files_and_python_are_available_and_part_of_the_key(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, bucket: str | None
 ) -> None:
     """They are there in its folder, and what they hold is in the key; so is the Python."""
@@ -114,7 +114,7 @@ def test_the_files_and_the_python_of_an_install_script(
         bench.bake(**{**keys, "python": "3.98"})
 
 
-def test_a_base_by_owner_and_name(bench: Bench) -> None:
+def test_the_base_ami_can_be_found_by_owner_and_name(bench: Bench) -> None:
     """What matches, for the processors that are asked for, is baked from and stands in the key."""
     ec2 = bench.account.ec2
     wanted, other = (
@@ -131,7 +131,7 @@ def test_a_base_by_owner_and_name(bench: Bench) -> None:
             ec2.delete_snapshot(SnapshotId=found["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"])
 
 
-def test_an_ami_baked_elsewhere_is_taken_as_it_is(bench: Bench) -> None:
+def test_an_existing_ami_is_used_and_never_removed(bench: Bench) -> None:
     """It is checked to be there, and never removed."""
     keys: dict[str, Any] = {"base": None, "install": None, "artifact": None, "verify": []}
     image = bench.bake(reference=bench.account.base, **keys)
@@ -158,7 +158,7 @@ def test_pruning_deregisters_and_deletes_snapshots(bench: Bench) -> None:
         bench.bake()
 
 
-def test_it_is_copied_to_other_regions(bench: Bench) -> None:
+def test_an_ami_is_copied_to_other_regions(bench: Bench) -> None:
     """A copy is launched from there, and goes with the image."""
     bench.bake(copy_to=["eu-west-1"])
     there = boto3.client("ec2", region_name="eu-west-1")
@@ -169,7 +169,7 @@ def test_it_is_copied_to_other_regions(bench: Bench) -> None:
     assert there.describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
 
 
-def test_a_builder_is_closed_tagged_and_ends_itself(bench: Bench) -> None:
+def test_builders_are_locked_down_and_tagged(bench: Bench) -> None:
     """In the calls that make it: IMDSv2, no inbound rule, tags on all of it, a token of its own."""
     for action in ("RunInstances", "CreateSecurityGroup", "CreateImage"):
         bench.account.asked(action)
@@ -195,7 +195,7 @@ def tags_in(form: dict[str, str], kind: str) -> dict[str, str]:
     return Request({}, "ec2", "", "", form, b"").tags(kind)
 
 
-def test_what_is_verified_is_said_to_be_on_all_of_it(bench: Bench) -> None:
+def test_amis_copies_and_snapshots_are_tagged_verified(bench: Bench) -> None:
     """On the AMI, its snapshots, and its copies with theirs."""
     image = bench.bake(copy_to=["eu-west-1"])
     for region in ("us-east-1", "eu-west-1"):
@@ -209,7 +209,7 @@ def test_what_is_verified_is_said_to_be_on_all_of_it(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bucket", [None, "secrets"])
-def test_what_a_bake_was_passed_is_neither_in_its_image_nor_in_its_log(
+def test_passed_secrets_are_not_in_the_image_or_the_log(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, bucket: str | None
 ) -> None:
     """Nor are the URLs that it was given: cloud-init keeps user data in several places."""
@@ -229,7 +229,7 @@ def test_what_a_bake_was_passed_is_neither_in_its_image_nor_in_its_log(
         assert b"X-Amz-Signature" not in content, path
 
 
-def test_what_can_not_reach_the_bucket_is_heard_on_the_console(
+def test_output_is_read_from_the_console_if_uploads_fail(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its URLs end with the credentials that made them: nobody waits an hour for that."""
@@ -242,14 +242,14 @@ def test_what_can_not_reach_the_bucket_is_heard_on_the_console(
     assert any(line.endswith("s  made it") for line in shown)
 
 
-def test_an_ami_that_can_not_be_launched_yet_is_waited_for(bench: Bench) -> None:
+def test_a_bake_waits_until_the_ami_can_be_launched(bench: Bench) -> None:
     """One look says that it is available, the next that there is none: it is verified."""
     bench.account.fault("RunInstances", "InvalidAMIID.NotFound", times=2, after=1)
     bench.bake()
     assert bench.account.left() == []
 
 
-def test_a_bucket_that_is_not_there_is_named(bench: Bench) -> None:
+def test_a_missing_bucket_is_reported_before_launch(bench: Bench) -> None:
     """Before anything is launched."""
     bench.account.calls()
     with pytest.raises(ConfigurationError, match=r"images.app.bucket: 'nowhere': it does not"):
@@ -257,7 +257,7 @@ def test_a_bucket_that_is_not_there_is_named(bench: Bench) -> None:
     assert "ec2:RunInstances" not in bench.account.calls()
 
 
-def test_a_base_that_a_parameter_names(bench: Bench) -> None:
+def test_the_base_ami_can_come_from_an_ssm_parameter(bench: Bench) -> None:
     """It is looked up first, and what it holds stands in the key."""
     ssm = boto3.client("ssm")
     ssm.put_parameter(Name="/golden/base", Value=bench.account.base, Type="String")
@@ -267,7 +267,7 @@ def test_a_base_that_a_parameter_names(bench: Bench) -> None:
     ssm.delete_parameter(Name="/golden/base")
 
 
-def test_baked_again_it_is_another_and_the_first_is_gone(bench: Bench) -> None:
+def test_a_forced_bake_replaces_the_ami_in_all_regions(bench: Bench) -> None:
     """With ``--force``, in all regions; what something runs from is left to reap."""
     bench.keys = {"copy_to": ["eu-west-1"]}
     first = bench.bake()
@@ -292,7 +292,7 @@ def images_of(region: str) -> set[str]:
     return {one["ImageId"] for one in found["Images"]}
 
 
-def test_two_stores_bake_one_key_side_by_side(bench: Bench, tmp_path: Path) -> None:
+def test_two_stores_can_bake_the_same_key_concurrently(bench: Bench, tmp_path: Path) -> None:
     """Two people without a common store: neither removes what the other is making."""
     other = Bench(bench.account, bench.folder, store=tmp_path / "other-store")
     with ThreadPoolExecutor() as pool:
@@ -304,7 +304,7 @@ def test_two_stores_bake_one_key_side_by_side(bench: Bench, tmp_path: Path) -> N
         one.images.prune(0, ())
 
 
-def test_a_copy_that_fails_is_made_the_next_time(bench: Bench) -> None:
+def test_a_failed_copy_is_retried_by_the_next_bake(bench: Bench) -> None:
     """What was verified stays, and is not baked again."""
     bench.account.fault("CopyImage", "ResourceLimitExceeded")
     with pytest.raises(BakeError, match="ResourceLimitExceeded"):
@@ -315,7 +315,7 @@ def test_a_copy_that_fails_is_made_the_next_time(bench: Bench) -> None:
     assert bench.account.left() == []
 
 
-def test_an_image_that_something_runs_from_is_not_pruned(bench: Bench) -> None:
+def test_images_in_use_are_not_pruned(bench: Bench) -> None:
     """Nor one that is production, whatever runs: see also the command line's tests."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     assert bench.images.prune(0, ()) == []
@@ -342,7 +342,7 @@ class Answers:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def frequent_polling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks often, at ``Answers`` too."""
     monkeypatch.setattr(amis, "POLL", 0.02)
     monkeypatch.setattr(amis, "UNSEEN", 0.1)
@@ -358,8 +358,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 GONE, BUSY = "InvalidAMIID.NotFound", "RequestLimitExceeded"
 
 
-@pytest.mark.usefixtures("hasty")
-def test_an_ami_is_waited_for_whatever_a_look_says() -> None:
+@pytest.mark.usefixtures("frequent_polling")
+def test_waiting_for_an_ami_survives_unclear_responses() -> None:
     """Not visible, pending for long, not visible again, throttled for long: it goes on."""
     said: list[str] = []
     seen = Answers(GONE, *["pending"] * 9, GONE, *[BUSY] * 9, "pending", "available")
@@ -367,19 +367,19 @@ def test_an_ami_is_waited_for_whatever_a_look_says() -> None:
     assert any("ami-1 is pending" in line for line in said)
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("frequent_polling")
 @pytest.mark.parametrize(
     ("answer", "said"),
     [(GONE, "still not visible"), ("pending", "still pending"), ("failed", "is failed")],
 )
-def test_an_ami_that_never_comes_is_told(answer: str, said: str) -> None:
+def test_an_ami_that_never_becomes_available_is_reported(answer: str, said: str) -> None:
     """Never seen within a minute, pending past its hour, or failed."""
     with pytest.raises(BakeError, match=said):
         amis.wait(Answers(answer), "ami-1", print, within=0.3)
 
 
-@pytest.mark.usefixtures("hasty")
-def test_snapshots_are_known_whatever_a_look_says() -> None:
+@pytest.mark.usefixtures("frequent_polling")
+def test_snapshots_are_found_despite_throttling() -> None:
     """A pending AMI names them late: throttled meanwhile, none is left behind."""
     found = {"ImageId": "ami-1", "State": "pending"}
     seen = Answers("pending", BUSY, "available")

@@ -57,7 +57,7 @@ def run(bench: Bench, count: int, failing: int = -1) -> Counter[str]:
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 9), (10, 12)])
-def test_tests_cost_no_calls(bench: Bench, count: int, most: int) -> None:
+def test_the_number_of_tests_hardly_affects_api_calls(bench: Bench, count: int, most: int) -> None:
     """Who asks is asked once; the console, while nothing fails, never."""
     calls = run(bench, count)
     assert calls.total() <= most, calls
@@ -65,16 +65,14 @@ def test_tests_cost_no_calls(bench: Bench, count: int, most: int) -> None:
     assert calls["ec2:GetConsoleOutput"] == 0
 
 
-def test_a_failed_test_costs_one_look_at_the_console(bench: Bench) -> None:
+def test_failed_tests_cost_one_console_request(bench: Bench) -> None:
     """Its log is fetched then, and not before the tests that come after it."""
     calls = run(bench, count=10, failing=4)
     assert calls["ec2:GetConsoleOutput"] == 1, calls
     assert calls.total() <= 12, calls
 
 
-def test_a_console_is_read_at_most_once_in_a_while(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_console_reads_are_rate_limited(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often it is asked for; but for the log that is kept, it is read anew."""
     monkeypatch.setattr("pytest_ephemeral.providers.ec2.console.FRESH", 60.0)
     bench.bake()
@@ -91,7 +89,7 @@ def test_a_console_is_read_at_most_once_in_a_while(
     bench.lifecycle.destroy(environment)
 
 
-def test_many_environments(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_environments_share_api_calls(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks, groups and ends are shared by all; only launching is each one's own."""
     monkeypatch.setattr("pytest_ephemeral.providers.ec2.instance_watcher.INTERVAL", 2.0)
     bench.bake()
@@ -107,7 +105,9 @@ def test_many_environments(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Non
     assert calls["ec2:RunInstances"] == MANY
 
 
-def test_server_errors_end_soon(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_server_errors_end_the_launch_soon(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One after another is not waited out, in the launch or in its undoing.
 
     Then instances that were launched all the same have their time to become visible.
@@ -127,7 +127,7 @@ def test_server_errors_end_soon(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     assert bench.account.calls().count("ec2:RunInstances") <= 8
 
 
-def test_an_instance_is_known_by_its_id(bench: Bench) -> None:
+def test_instances_are_found_without_client_tokens(bench: Bench) -> None:
     """Some services that behave as EC2 do not return the client token; of a bake's, too."""
     bench.account.tell("times", token=False, unseen=0.3)
     bench.bake()

@@ -100,7 +100,7 @@ def break_it(what: str, bench: Bench, folder: Path, patch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_the_command_line_says_so_in_one_line(
+def test_the_cli_reports_access_problems_in_one_line(
     what: str,
     bench: Bench,
     project: Project,
@@ -122,7 +122,7 @@ def test_the_command_line_says_so_in_one_line(
 
 
 @pytest.mark.parametrize("what", ["no credentials", "no region", "expired"])
-def test_pytest_says_so_in_one_line(
+def test_pytest_reports_access_problems_in_one_line(
     what: str, bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It exits with 4 (a usage error) before the first test, without a traceback."""
@@ -174,7 +174,7 @@ sts =
 """
 
 
-def test_endpoints_of_single_services_in_a_profile(
+def test_a_profile_can_set_endpoints_per_service(
     bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As ``services`` in a configuration file has them."""
@@ -188,7 +188,7 @@ def test_endpoints_of_single_services_in_a_profile(
     assert (check["ok"], check["detail"].rpartition(" ")[2]) == (True, "us-east-1")
 
 
-def test_endpoints_of_single_services_in_the_environment(
+def test_variables_can_set_endpoints_per_service(
     bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``AWS_ENDPOINT_URL_EC2`` and such go before the one for all."""
@@ -201,7 +201,7 @@ def test_endpoints_of_single_services_in_the_environment(
     assert "ec2:DescribeInstances" in bench.account.calls()
 
 
-def test_the_region_that_other_tools_read_is_taken_where_there_is_no_other(
+def test_aws_region_is_used_if_no_other_region_is_set(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``AWS_REGION`` is read by all of AWS's tools but boto3, whose own choice goes before it."""
@@ -217,7 +217,9 @@ def test_the_region_that_other_tools_read_is_taken_where_there_is_no_other(
     assert aws.client("ec2").meta.region_name == "eu-west-2"
 
 
-def test_a_role_is_assumed(bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_role_of_a_profile_is_assumed(
+    bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a profile says; ``doctor`` says who one is then."""
     (project.folder / "aws").write_text(ROLE)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(project.folder / "aws"))
@@ -228,7 +230,7 @@ def test_a_role_is_assumed(bench: Bench, project: Project, monkeypatch: pytest.M
     assert "assumed-role/deploy" in check["detail"]
 
 
-def test_doctor_says_what_is_wrong(
+def test_doctor_reports_expired_credentials(
     bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And exits with 1, as this project uses it."""
@@ -242,7 +244,7 @@ def test_doctor_says_what_is_wrong(
     ("status", "said"),
     [(200, "a web page answered.*HTTPS_PROXY"), (403, "a web page answered"), (502, "(502)")],
 )
-def test_a_web_page_in_the_place_of_aws_is_said_in_one_line(
+def test_a_web_page_instead_of_aws_is_reported_in_one_line(
     status: int,
     said: str,
     project: Project,
@@ -265,7 +267,7 @@ def test_a_web_page_in_the_place_of_aws_is_said_in_one_line(
 
 
 @pytest.mark.parametrize(("command", "status"), [("bake app", 2), ("reap", 6)])
-def test_an_endpoint_that_never_answers_is_not_waited_for(
+def test_an_unresponsive_endpoint_times_out_quickly(
     command: str,
     status: int,
     project: Project,
@@ -283,7 +285,7 @@ def test_an_endpoint_that_never_answers_is_not_waited_for(
     assert "AWS can't be reached: Read timeout on endpoint URL" in capsys.readouterr().err
 
 
-def test_a_service_that_falls_silent_is_asked_three_times(
+def test_an_unresponsive_service_is_asked_three_times(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not ten times, for a minute each, as boto3 would."""
@@ -302,7 +304,7 @@ def test_a_service_that_falls_silent_is_asked_three_times(
     assert connections == 3
 
 
-def test_a_refusal_can_be_decoded(bench: Bench) -> None:
+def test_an_encoded_refusal_names_the_decode_command(bench: Bench) -> None:
     """EC2 puts a thousand characters into it that only STS can read: in full, after a command."""
     encoded = "Encoded authorization failure message: " + "x" * 1000
     error = ClientError(

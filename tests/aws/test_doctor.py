@@ -21,7 +21,7 @@ url = "http://{output:Host}"
 ON_INSTANCES = {"TerminateInstances", "CreateReplaceRootVolumeTask"}
 
 
-def checked(bench: Bench) -> dict[str, Check]:
+def run_checks(bench: Bench) -> dict[str, Check]:
     """What the ec2 provider says of the bench's project, by name."""
     found = providers.load("ec2").check_permissions(
         list(bench.config.templates.values()), list(bench.config.images.values()), bench.folder
@@ -29,11 +29,11 @@ def checked(bench: Bench) -> dict[str, Check]:
     return {one.name: one for one in found}
 
 
-def test_what_is_needed_is_tried_and_nothing_is_made(bench: Bench) -> None:
+def test_doctor_checks_by_dry_run_and_creates_nothing(bench: Bench) -> None:
     """By DryRun: launching each template, baking each image, and all looks."""
     bench.account.calls()
     bench.account.asked("CreateSecurityGroup")
-    found = checked(bench)
+    found = run_checks(bench)
     assert {name: one.ok for name, one in found.items()} == {
         "look in us-east-1": True,
         "launch web": True,
@@ -58,7 +58,7 @@ def test_what_is_needed_is_tried_and_nothing_is_made(bench: Bench) -> None:
         ("CreateReplaceRootVolumeTask", {"launch web"}),
     ],
 )
-def test_what_is_refused_is_named(bench: Bench, action: str, failing: set[str]) -> None:
+def test_doctor_names_refused_actions(bench: Bench, action: str, failing: set[str]) -> None:
     """With the call; and the others are tried all the same."""
     environment = None
     bench.config.templates = {"web": bench.template(rollback="each")}
@@ -66,7 +66,7 @@ def test_what_is_refused_is_named(bench: Bench, action: str, failing: set[str]) 
         bench.bake()
         environment = bench.lifecycle.bring_up(bench.template()).environment
     bench.account.fault(action, "UnauthorizedOperation", times=9)
-    found = checked(bench)
+    found = run_checks(bench)
     bench.account.tell("faults")
     assert {name for name, one in found.items() if not one.ok} == failing
     assert all(f"may not do this ({action})" in found[name].detail for name in failing)
@@ -74,26 +74,26 @@ def test_what_is_refused_is_named(bench: Bench, action: str, failing: set[str]) 
         bench.lifecycle.destroy(environment)
 
 
-def test_what_is_wrong_in_a_request_is_named(bench: Bench) -> None:
+def test_doctor_names_invalid_template_values(bench: Bench) -> None:
     """As launching would name it, before anything is baked."""
     bench.config.templates = {"web": bench.template(instance_type="t3.none")}
-    assert "Invalid value 't3.none'" in checked(bench)["launch web"].detail
+    assert "Invalid value 't3.none'" in run_checks(bench)["launch web"].detail
     bench.config.templates = {"web": bench.template(subnet="subnet-0123456789abcdef0")}
-    assert "there is no subnet subnet-0123" in checked(bench)["launch web"].detail
+    assert "there is no subnet subnet-0123" in run_checks(bench)["launch web"].detail
 
 
-def test_what_no_template_uses_is_not_tried(bench: Bench) -> None:
+def test_doctor_skips_unused_actions(bench: Bench) -> None:
     """It is not used here; that is no failure, whatever would be refused."""
     bench.config.templates, bench.config.images = {}, {}
     bench.account.fault(".*", "UnauthorizedOperation", times=9)
-    found = checked(bench)
+    found = run_checks(bench)
     assert {name: (one.ok, one.detail) for name, one in found.items()} == {
         "launch": (True, "not used here"),
         "bake": (True, "not used here"),
     }
 
 
-def test_an_endpoint_that_ignores_dry_runs_is_asked_for_nothing_else(
+def test_doctor_tries_nothing_if_dry_run_is_ignored(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some emulators do what is only tried: they would launch, and end an instance of ours."""
@@ -101,14 +101,14 @@ def test_an_endpoint_that_ignores_dry_runs_is_asked_for_nothing_else(
     look = client.describe_instances
     monkeypatch.setattr(client, "describe_instances", lambda **asked: look())
     bench.account.calls()
-    found = checked(bench)
+    found = run_checks(bench)
     assert [(one.ok, one.detail.split(":")[0]) for one in found.values()] == [(True, "not tried")]
     assert {name for name in bench.account.calls() if "Describe" not in name} <= {
         "sts:GetCallerIdentity"
     }
 
 
-def test_the_command_says_it(bench: Bench) -> None:
+def test_the_doctor_command_prints_all_checks(bench: Bench) -> None:
     """And exits with 1; of stacks, it says whether their file can be read."""
     project = Project(bench, STACK)
     (project.folder / "stack.yaml").write_text("Resources: {Topic: {Type: AWS::SNS::Topic}}")

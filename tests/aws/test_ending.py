@@ -37,7 +37,7 @@ def kill_owner(bench: Bench) -> str:
     return left.id
 
 
-def test_a_refused_termination_is_never_green(bench: Bench) -> None:
+def test_a_refused_termination_fails_the_run(bench: Bench) -> None:
     """The run fails and names it, its record says why, the instance is found again, and ends."""
     project = Project(bench)
     project.run("bake", "app")
@@ -57,7 +57,7 @@ def test_a_refused_termination_is_never_green(bench: Bench) -> None:
     assert bench.account.left() == []
 
 
-def test_a_group_that_was_left_is_removed_by_the_next_run(
+def test_the_next_run_removes_a_leftover_security_group(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where pytest waits for the end (in a CI), the run says so; then nobody has to reap."""
@@ -78,7 +78,7 @@ def test_a_group_that_was_left_is_removed_by_the_next_run(
 @pytest.mark.parametrize(
     "code", ["OperationNotPermitted", "InvalidInstanceID.NotFound", "IncorrectInstanceState"]
 )
-def test_whatever_refuses_a_termination_it_is_told(
+def test_each_kind_of_termination_failure_is_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     """Protected, said not to be there though it is seen, or not in a state for it."""
@@ -99,7 +99,7 @@ def test_whatever_refuses_a_termination_it_is_told(
     assert bench.account.left() == []
 
 
-def test_a_group_that_may_not_be_deleted_is_named(bench: Bench) -> None:
+def test_an_undeletable_security_group_is_named(bench: Bench) -> None:
     """It is what remains, though every instance has ended."""
     bench.bake()
     environment = bench.lifecycle.bring_up(bench.template()).environment
@@ -111,7 +111,7 @@ def test_a_group_that_may_not_be_deleted_is_named(bench: Bench) -> None:
     assert bench.account.left() == []
 
 
-def test_a_removal_is_accepted_before_it_is_done(bench: Bench) -> None:
+def test_removal_is_accepted_before_it_completes(bench: Bench) -> None:
     """When EC2 has taken the order; and not when it has refused it."""
     bench.bake()
     environment = bench.lifecycle.bring_up(bench.template()).environment
@@ -149,7 +149,7 @@ def topic(bench: Bench) -> Project:
     return project
 
 
-def test_a_stack_of_one_topic(topic: Project, bench: Bench) -> None:
+def test_a_stack_without_instances_needs_no_ec2_access(topic: Project, bench: Bench) -> None:
     """Nothing in it has a console: its log is its events, and EC2 is never asked."""
     until(lambda: not is_watching())  # for tests before this one
     bench.account.fault("(Describe|Run|Terminate)Instances", "UnauthorizedOperation", times=999)
@@ -167,7 +167,7 @@ def test_a_stack_of_one_topic(topic: Project, bench: Bench) -> None:
     assert "CREATE_COMPLETE" in log.read_text()
 
 
-def test_what_a_stack_retains_is_never_green(topic: Project, bench: Bench) -> None:
+def test_retained_stack_resources_fail_the_run(topic: Project, bench: Bench) -> None:
     """The run waits for its end, fails and names it, though the second try finds no stack."""
     file = topic.folder / "topic.json"
     body = json.loads(file.read_text())
@@ -181,7 +181,7 @@ def test_what_a_stack_retains_is_never_green(topic: Project, bench: Bench) -> No
     until(lambda: not bench.ledger.entries(), within=60)
 
 
-def test_a_stack_that_may_not_be_deleted_is_never_green(topic: Project, bench: Bench) -> None:
+def test_an_undeletable_stack_fails_the_run(topic: Project, bench: Bench) -> None:
     """As for instances: the run fails and names it, and `reap` deletes it later."""
     bench.account.fault("DeleteStack", "AccessDenied", times=99)
     done = topic.run("pytest", "--ephemeral-env", "--ephemeral-template", "topic", status=1)

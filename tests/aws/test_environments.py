@@ -40,7 +40,7 @@ def instance(bench: Bench, environment: Environment) -> dict[str, Any]:
     return made
 
 
-def test_up_and_down(bench: Bench) -> None:
+def test_an_environment_is_restricted_tagged_and_removed(bench: Bench) -> None:
     """Only the runner is let in, IMDSv2 is required, all is tagged; afterwards nothing is left."""
     timed = bench.lifecycle.bring_up(bench.template(ready=Ready(http="/healthz")))
     environment = timed.environment
@@ -70,7 +70,7 @@ def test_without_capacity_the_next_type_and_subnet_are_tried(bench: Bench) -> No
     bench.lifecycle.destroy(environment)
 
 
-def test_no_capacity_anywhere_says_each_refusal(bench: Bench) -> None:
+def test_lack_of_capacity_everywhere_lists_each_refusal(bench: Bench) -> None:
     """And leaves no group behind."""
     bench.bake()
     bench.account.fault("RunInstances", "InsufficientInstanceCapacity", times=9)
@@ -96,7 +96,7 @@ def test_a_refused_request_is_not_sent_again(bench: Bench, code: str, attempts: 
 @pytest.mark.parametrize(
     "action", ["CreateSecurityGroup", "AuthorizeSecurityGroupIngress", "RunInstances"]
 )
-def test_a_lost_answer_launches_nothing_twice(bench: Bench, action: str) -> None:
+def test_a_lost_response_creates_no_duplicates(bench: Bench, action: str) -> None:
     """What was done without our hearing of it is not done again."""
     bench.bake()
     bench.account.fault(action, kind="lost")
@@ -105,7 +105,7 @@ def test_a_lost_answer_launches_nothing_twice(bench: Bench, action: str) -> None
     bench.lifecycle.destroy(environment)
 
 
-def test_throttled_looks_fail_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throttled_polling_fails_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """While no look gets through, bringing up and destroying go on; and soon after it, they end.
 
     boto3 by itself would slow down all calls of its client, and look again after half a minute.
@@ -123,7 +123,7 @@ def test_throttled_looks_fail_nothing(bench: Bench, monkeypatch: pytest.MonkeyPa
     assert time.monotonic() - started < 20
 
 
-def test_a_console_that_may_not_be_read_fails_no_test(bench: Bench) -> None:
+def test_an_unreadable_console_only_fails_log_requests(bench: Bench) -> None:
     """Where a log ends can't be told then; reading the log says why."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     provider = providers.load("ec2")
@@ -136,7 +136,7 @@ def test_a_console_that_may_not_be_read_fails_no_test(bench: Bench) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_what_aws_takes_back_is_told_with_its_reason(bench: Bench) -> None:
+def test_a_reclaimed_instance_is_reported_with_its_reason(bench: Bench) -> None:
     """EC2's own reason, and the last lines on the console, are in the error."""
     bench.bake()
     template = bench.template(command="echo starting; sleep 100", ready=Ready(http="/"))
@@ -163,7 +163,7 @@ def test_what_aws_takes_back_is_told_with_its_reason(bench: Bench) -> None:
     assert "starting" in str(caught.value)
 
 
-def test_a_group_that_is_still_used_is_tried_again(bench: Bench) -> None:
+def test_deleting_a_security_group_in_use_is_retried(bench: Bench) -> None:
     """Network interfaces linger after their instance; the group goes when they have."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     bench.account.tell("times", linger=1.0)
@@ -191,7 +191,7 @@ def test_an_interrupted_launch_is_found_by_its_request(bench: Bench) -> None:
     bench.ledger.remove(environment.id)
 
 
-def test_the_guest_ends_itself_at_its_expiry(bench: Bench) -> None:
+def test_the_guest_timer_ends_an_expired_instance(bench: Bench) -> None:
     """Its own timer reads the tag by IMDSv2: not before its time, then for certain."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     id = environment.handle["instances"]
@@ -230,7 +230,7 @@ def test_promotion_removes_the_expiry(bench: Bench) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_reap_takes_what_is_expired_and_nothing_untagged(bench: Bench) -> None:
+def test_reap_removes_only_expired_tagged_instances(bench: Bench) -> None:
     """Without a record, by tags alone; what is not ours, or not over, stays."""
     environment = bench.lifecycle.bring_up(bench.template()).environment
     living = bench.lifecycle.bring_up(bench.template()).environment
@@ -280,7 +280,7 @@ def test_a_launch_over_the_cost_limit_is_refused(bench: Bench) -> None:
         ("UnauthorizedOperation", "may not"),
     ],
 )
-def test_bad_credentials_are_one_line(bench: Bench, code: str, said: str) -> None:
+def test_bad_credentials_are_reported_in_one_line(bench: Bench, code: str, said: str) -> None:
     """Expired, unknown, or not allowed: a line, and no traceback."""
     bench.account.fault("DescribeInstances", code, times=20)
     bench.account.fault("DescribeSecurityGroups", code, times=20)
@@ -289,7 +289,7 @@ def test_bad_credentials_are_one_line(bench: Bench, code: str, said: str) -> Non
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_no_credentials_and_no_region(
+def test_missing_credentials_or_region_are_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What is missing is named, with what to set."""
@@ -309,7 +309,7 @@ def test_no_credentials_and_no_region(
         list(providers.load("ec2").list_owned())
 
 
-def test_several_instances_answer_each(bench: Bench) -> None:
+def test_each_of_several_instances_has_its_endpoints(bench: Bench) -> None:
     """Each has endpoints of its own; all of them go."""
     environment = bench.lifecycle.bring_up(bench.template(count=2)).environment
     assert set(environment.endpoints) == {"http", "http-2"}
@@ -317,7 +317,7 @@ def test_several_instances_answer_each(bench: Bench) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_an_instance_without_an_agent_says_what_it_needs(
+def test_running_a_command_without_an_ssm_agent_is_explained(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Commands need Systems Manager, and it is said what that needs."""
@@ -340,7 +340,7 @@ def test_a_command_on_an_instance_that_has_just_ended_says_so(bench: Bench) -> N
 @pytest.mark.parametrize(
     "action", ["CreateSecurityGroup", "RunInstances", "DescribeInstances", "TerminateInstances"]
 )
-def test_an_answer_that_is_cut_is_asked_for_again(bench: Bench, action: str) -> None:
+def test_a_truncated_response_is_requested_again(bench: Bench, action: str) -> None:
     """It can't be parsed: what was done is not done twice."""
     bench.bake()
     bench.account.fault(action, kind="cut")
@@ -349,7 +349,7 @@ def test_an_answer_that_is_cut_is_asked_for_again(bench: Bench, action: str) -> 
     bench.lifecycle.destroy(environment)
 
 
-def test_answers_that_are_always_cut_are_one_line(bench: Bench) -> None:
+def test_persistent_truncation_is_reported_in_one_line(bench: Bench) -> None:
     """After some tries; and what was launched all the same is found by its request, and ends."""
     bench.bake()
     bench.account.fault("RunInstances", kind="cut", times=4)
@@ -361,7 +361,7 @@ def test_answers_that_are_always_cut_are_one_line(bench: Bench) -> None:
     assert bench.account.left() == []
 
 
-def test_no_room_for_volumes_tries_the_next_subnet(bench: Bench) -> None:
+def test_lack_of_volume_capacity_tries_the_next_subnet(bench: Bench) -> None:
     """As for instances: another zone may have it."""
     bench.bake()
     bench.account.asked("RunInstances")
@@ -372,7 +372,7 @@ def test_no_room_for_volumes_tries_the_next_subnet(bench: Bench) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_a_variable_that_is_not_set_bakes_nothing(bench: Bench) -> None:
+def test_an_unset_pass_env_variable_prevents_the_bake(bench: Bench) -> None:
     """``pass-env`` names it: said as on all other providers, and no instance is launched."""
     bench.account.calls()
     with pytest.raises(ConfigurationError, match=r"passes NOT_SET_HERE .*pass-env"):

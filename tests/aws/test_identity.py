@@ -59,7 +59,7 @@ def use_another_account(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("protected", [False, True])
-def test_a_strangers_instance_is_left_alone(
+def test_an_untagged_instance_is_not_removed(
     bench: Bench, environment: Environment, protected: bool
 ) -> None:
     """A record that names an instance without our tags removes nothing, nor lifts a protection."""
@@ -81,7 +81,7 @@ def test_a_strangers_instance_is_left_alone(
         ec2.terminate_instances(InstanceIds=[stranger])
 
 
-def test_another_environments_instance_is_left_alone(
+def test_an_instance_of_another_environment_is_not_removed(
     bench: Bench, environment: Environment
 ) -> None:
     """Its tags name another environment than the record does, though both are ours."""
@@ -94,7 +94,7 @@ def test_another_environments_instance_is_left_alone(
     bench.lifecycle.destroy(other)
 
 
-def test_a_strangers_security_group_is_left_alone(bench: Bench, environment: Environment) -> None:
+def test_a_foreign_security_group_is_not_removed(bench: Bench, environment: Environment) -> None:
     """Nothing of the environment is removed either: its record can't be believed."""
     group = bench.account.ec2.create_security_group(GroupName="theirs", Description="theirs")
     id = group["GroupId"]
@@ -151,7 +151,7 @@ def forged_request(environment: Environment, image: str) -> str:
 
 
 @pytest.mark.parametrize("whose", ["ours", "theirs"])
-def test_a_well_formed_forged_request_has_no_power(
+def test_a_well_formed_forged_request_is_harmless(
     bench: Bench, environment: Environment, monkeypatch: pytest.MonkeyPatch, whose: str
 ) -> None:
     """Of another's AMI nothing is launched; of ours one bare instance, which is ended at once."""
@@ -178,7 +178,7 @@ def test_a_well_formed_forged_request_has_no_power(
     assert {one.partition(" ")[0] for one in bench.account.left()} <= before
 
 
-def test_reap_says_so_and_keeps_the_record(bench: Bench, environment: Environment) -> None:
+def test_reap_reports_a_forged_record_and_keeps_it(bench: Bench, environment: Environment) -> None:
     """What is expired by a forged record is reported, and both record and instance stay."""
     stranger = bench.account.ec2.run_instances(
         ImageId=bench.account.base, SubnetId=bench.account.subnets[0], MinCount=1, MaxCount=1
@@ -196,7 +196,7 @@ def test_reap_says_so_and_keeps_the_record(bench: Bench, environment: Environmen
         bench.account.ec2.terminate_instances(InstanceIds=[stranger])
 
 
-def test_a_strangers_stack_is_left_alone(bench: Bench) -> None:
+def test_a_foreign_stack_is_not_removed(bench: Bench) -> None:
     """A stack that is not tagged with the environment's id, or not called by it, stays."""
     template = StackTemplate(name="stack", file="stack.json", url="http://127.0.0.1", ready=Ready())
     (bench.folder / "stack.json").write_text(BODY)
@@ -214,7 +214,7 @@ def test_a_strangers_stack_is_left_alone(bench: Bench) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_another_account_is_elsewhere(
+def test_an_instance_of_another_account_raises_an_error(
     bench: Bench, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Credentials of another account: "not found" there does not mean that it is gone."""
@@ -226,7 +226,7 @@ def test_another_account_is_elsewhere(
     assert states(bench, environment.handle["instances"]) <= {"pending", "running"}
 
 
-def test_a_stack_of_another_account_is_elsewhere(
+def test_a_stack_of_another_account_raises_an_error(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stack of that name may even be there: it is not this environment's, and it stays."""

@@ -48,12 +48,12 @@ def refused(bench: Bench, said: str, **keys: Any) -> str:
         ({"user_data": "#" * 17000}, "16384: put large files into the image"),
     ],
 )
-def test_what_is_not_there_is_named(bench: Bench, keys: Any, said: str) -> None:
+def test_a_missing_resource_is_named_with_its_setting(bench: Bench, keys: Any, said: str) -> None:
     """With the key of the template, and the command that shows what there is."""
     refused(bench, said, **keys)
 
 
-def test_the_users_key_pair_is_on_it(bench: Bench) -> None:
+def test_the_key_pair_is_set_and_not_removed(bench: Bench) -> None:
     """For SSH; it is the user's, and stays."""
     bench.account.ec2.create_key_pair(KeyName="mine")
     environment = up(bench, key_name="mine")
@@ -66,9 +66,7 @@ def test_the_users_key_pair_is_on_it(bench: Bench) -> None:
 # -- instance profiles -----------------------------------------------------------------------
 
 
-def test_a_profile_that_is_not_there_is_named(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_instance_profile_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """After it was waited for, as it may only just have been made."""
     monkeypatch.setattr(run_instances, "PROPAGATING", 0.3)
     refused(
@@ -76,7 +74,7 @@ def test_a_profile_that_is_not_there_is_named(
     )
 
 
-def test_a_profile_that_was_only_just_made_is_waited_for(bench: Bench) -> None:
+def test_launch_waits_for_a_new_instance_profile(bench: Bench) -> None:
     """EC2 comes to know of it within seconds, and refuses it until then."""
     bench.bake()
     bench.account.tell("profile", name="new", after=2)
@@ -100,7 +98,7 @@ def volumes(bench: Bench, environment: Environment) -> dict[str, dict[str, Any]]
     }
 
 
-def test_volumes_are_as_large_as_asked_for_and_go_with_it(bench: Bench) -> None:
+def test_volumes_have_the_given_size_and_are_removed(bench: Bench) -> None:
     """The root's, and more; all of them tagged from the beginning."""
     root = bench.bake().handle["root-device"]
     environment = up(bench, volume_size=40, volumes={"/dev/sdf": 100})
@@ -114,7 +112,7 @@ def test_volumes_are_as_large_as_asked_for_and_go_with_it(bench: Bench) -> None:
     assert bench.account.ec2.describe_volumes()["Volumes"] == []
 
 
-def test_an_images_own_volumes_go_with_it_too(bench: Bench) -> None:
+def test_additional_volumes_of_the_ami_are_removed(bench: Bench) -> None:
     """Packer's AMIs may have some that are meant to outlive their instance: not an environment."""
     ec2, base = bench.account.ec2, bench.account.base
     keep = {"image": base, "region": "us-east-1"}
@@ -133,7 +131,7 @@ def test_an_images_own_volumes_go_with_it_too(bench: Bench) -> None:
 # -- spot ------------------------------------------------------------------------------------
 
 
-def test_spare_capacity_is_asked_for_once_and_never_promoted(bench: Bench) -> None:
+def test_spot_requests_are_one_time_and_never_promoted(bench: Bench) -> None:
     """One-time, terminated on interruption, the request tagged too; AWS would not protect it."""
     bench.bake()
     bench.account.asked("RunInstances")
@@ -150,7 +148,7 @@ def test_spare_capacity_is_asked_for_once_and_never_promoted(bench: Bench) -> No
     bench.lifecycle.destroy(environment)
 
 
-def test_no_spare_capacity_goes_to_the_next(bench: Bench) -> None:
+def test_lack_of_spot_capacity_tries_the_next_type(bench: Bench) -> None:
     """Of types and subnets, as on demand."""
     bench.bake()
     for code in ("MaxSpotInstanceCountExceeded", "InsufficientInstanceCapacity"):
@@ -163,7 +161,7 @@ def test_no_spare_capacity_goes_to_the_next(bench: Bench) -> None:
 # -- lack of capacity ------------------------------------------------------------------------
 
 
-def test_each_attempt_is_asked_for_once_under_a_token_of_its_own(bench: Bench) -> None:
+def test_each_launch_attempt_is_sent_once_with_its_own_token(bench: Bench) -> None:
     """boto3 would ask ten times for what EC2 calls a server's error: there is none of it."""
     bench.bake()
     bench.account.asked("RunInstances")
@@ -179,7 +177,7 @@ def test_each_attempt_is_asked_for_once_under_a_token_of_its_own(bench: Bench) -
     bench.lifecycle.destroy(environment)
 
 
-def test_what_can_not_be_seen_yet_is_waited_for_and_ended(bench: Bench) -> None:
+def test_an_instance_not_yet_visible_is_terminated(bench: Bench) -> None:
     """What RunInstances has just given is "not found" for a while: it runs all the same."""
     bench.bake()
     bench.account.tell("times", unseen=1.0)
@@ -189,7 +187,7 @@ def test_what_can_not_be_seen_yet_is_waited_for_and_ended(bench: Bench) -> None:
     assert bench.account.left() == []
 
 
-def test_a_group_that_is_not_known_yet_is_waited_for(bench: Bench) -> None:
+def test_launch_waits_for_a_new_security_group(bench: Bench) -> None:
     """Neither letting someone in nor launching into it fails because it was only just made."""
     bench.bake()
     for action in ("AuthorizeSecurityGroupIngress", "RunInstances"):
@@ -203,7 +201,7 @@ def test_a_group_that_is_not_known_yet_is_waited_for(bench: Bench) -> None:
 
 
 @contextmanager
-def who_am_i(answer: str) -> Iterator[str]:
+def serving_own_address(answer: str) -> Iterator[str]:
     """What stands in for AWS's word for the address that this machine has on the internet."""
 
     class Handler(web.Handler):
@@ -220,11 +218,11 @@ def public(bench: Bench) -> dict[str, Any]:
     return {"address": "public", "command": command, "port": 18581}
 
 
-def test_a_public_address_lets_in_who_this_is_on_the_internet(
+def test_ingress_allows_the_public_address_of_this_machine(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The URL has the public address, once there is one; no Elastic IP is taken for it."""
-    with who_am_i("203.0.113.9\n") as url:
+    with serving_own_address("203.0.113.9\n") as url:
         monkeypatch.setattr(security_groups, "WHO_AM_I", url)
         environment = up(bench, **public(bench))
     assert environment.endpoints["http"].host.startswith("127.78.")
@@ -237,16 +235,16 @@ def test_a_public_address_lets_in_who_this_is_on_the_internet(
 
 
 @pytest.mark.parametrize("answer", ["<html>Sign in to the hotel</html>", ""])
-def test_what_is_no_address_lets_nobody_in(
+def test_an_invalid_public_address_prevents_the_launch(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     """A captive portal answers every request; nothing is launched on its word."""
-    with who_am_i(answer) as url:
+    with serving_own_address(answer) as url:
         monkeypatch.setattr(security_groups, "WHO_AM_I", url)
         refused(bench, "does not report this machine", **public(bench))
 
 
-def test_without_an_answer_it_is_said_who_does_not(
+def test_an_unreachable_address_service_is_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what can be written instead of asking."""
@@ -254,7 +252,7 @@ def test_without_an_answer_it_is_said_who_does_not(
     refused(bench, "127.0.0.1 does not report this machine", **public(bench))
 
 
-def test_a_public_address_that_never_comes_is_told(
+def test_a_missing_public_address_is_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A subnet without a route to the internet gives none."""
@@ -269,7 +267,7 @@ def test_a_public_address_that_never_comes_is_told(
     )
 
 
-def test_a_limit_of_addresses_is_told(bench: Bench) -> None:
+def test_an_address_limit_is_reported_with_a_remedy(bench: Bench) -> None:
     """With what frees one."""
     bench.bake()
     bench.account.fault("RunInstances", "AddressLimitExceeded")
@@ -281,7 +279,7 @@ def test_a_limit_of_addresses_is_told(bench: Bench) -> None:
 # -- user data, price, regions ---------------------------------------------------------------
 
 
-def test_metadata_that_does_not_answer_yet_is_asked_again(bench: Bench) -> None:
+def test_metadata_requests_are_repeated_until_answered(bench: Bench) -> None:
     """An application without its address would listen on all of them."""
     bench.bake()
     bench.account.tell("silent", requests=2)
@@ -294,7 +292,7 @@ def test_metadata_that_does_not_answer_yet_is_asked_again(bench: Bench) -> None:
     bench.account.tell("silent", requests=0)
 
 
-def test_the_users_script_runs_before_the_command(bench: Bench) -> None:
+def test_user_data_runs_before_the_command(bench: Bench) -> None:
     """With the same variables, in the same folder."""
     serve = bench.template().command
     environment = up(
@@ -307,7 +305,7 @@ def test_the_users_script_runs_before_the_command(bench: Bench) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_the_dearest_type_and_the_whole_lifetime_decide(bench: Bench) -> None:
+def test_max_cost_uses_the_dearest_type_and_full_lifetime(bench: Bench) -> None:
     """By what was asked for with ``--ttl``, for all instances; before even the image is baked."""
     template = bench.template(
         instance_type=["t3.small", "t3.xlarge"], count=2, max_cost="$1", ttl=Duration(3600)
@@ -319,7 +317,7 @@ def test_the_dearest_type_and_the_whole_lifetime_decide(bench: Bench) -> None:
     assert bench.ledger.entries() == []
 
 
-def test_a_region_launches_the_copy_that_is_there(bench: Bench) -> None:
+def test_a_region_launches_its_own_copy_of_the_ami(bench: Bench) -> None:
     """Which is in use then, and not pruned; without one, it is said what makes one."""
     bench.keys = {"copy_to": ["eu-west-1"]}
     bench.bake()

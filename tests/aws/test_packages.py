@@ -91,7 +91,7 @@ def written(bench: Bench, *, padding: int = 0, **keys: Any) -> StackTemplate:
 
 
 @pytest.mark.parametrize("padding", [0, 60_000])
-def test_nested_stacks_and_large_files_go_by_s3(bench: Bench, s3: Any, padding: int) -> None:
+def test_nested_stacks_and_large_files_are_sent_by_s3(bench: Bench, s3: Any, padding: int) -> None:
     """With all that CloudFormation fills in as it is written; and nothing stays in the bucket."""
     bench.account.asked("CreateStack")
     environment = up(bench, written(bench, padding=padding))
@@ -109,7 +109,7 @@ def test_nested_stacks_and_large_files_go_by_s3(bench: Bench, s3: Any, padding: 
     bench.lifecycle.destroy(environment)
 
 
-def test_what_fails_in_a_nested_stack_is_told(bench: Bench, s3: Any) -> None:
+def test_a_failed_resource_in_a_nested_stack_is_named(bench: Bench, s3: Any) -> None:
     """By its own resource, not as the stack that was not made."""
     bench.account.tell("failing", Topic="orders are forbidden")
     with pytest.raises(LaunchError, match="orders are forbidden") as caught:
@@ -119,7 +119,7 @@ def test_what_fails_in_a_nested_stack_is_told(bench: Bench, s3: Any) -> None:
     assert (stacks_left(), bench.ledger.entries()) == ([], [])
 
 
-def test_what_a_nested_stack_retains_is_named(bench: Bench, s3: Any) -> None:
+def test_retained_resources_of_a_nested_stack_are_named(bench: Bench, s3: Any) -> None:
     """Though it was in the other's template."""
     wanted = written(bench)
     child = CHILD.replace("}", ", DeletionPolicy: Retain}")
@@ -130,7 +130,7 @@ def test_what_a_nested_stack_retains_is_named(bench: Bench, s3: Any) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_reap_takes_the_files_of_a_stack_that_nothing_records(bench: Bench, s3: Any) -> None:
+def test_reap_removes_the_files_of_an_unrecorded_stack(bench: Bench, s3: Any) -> None:
     """By the stack's own tag; and what a tag names that is another's is left alone."""
     wanted = written(bench)
     bench.config.templates = {"stack": wanted}
@@ -142,7 +142,7 @@ def test_reap_takes_the_files_of_a_stack_that_nothing_records(bench: Bench, s3: 
     upload.remove_tagged(f"s3://{BUCKET}/pytest-ephemeral/stacks/", environment.id)
 
 
-def test_files_that_were_sent_before_a_death_are_found_by_the_record(
+def test_files_sent_before_an_interruption_are_removed(
     bench: Bench, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are journaled first: with or without a stack, the record's removal takes them."""
@@ -161,7 +161,7 @@ def test_files_that_were_sent_before_a_death_are_found_by_the_record(
     bench.ledger.remove(entry.id)
 
 
-def test_code_and_definitions_are_put_there(bench: Bench, s3: Any) -> None:
+def test_code_and_definition_files_are_uploaded(bench: Bench, s3: Any) -> None:
     """A folder as an archive, a file as it is; the same content once; what is no path stays."""
     code = bench.folder / "code"
     (code / "deep").mkdir(parents=True)
@@ -211,7 +211,7 @@ def test_code_and_definitions_are_put_there(bench: Bench, s3: Any) -> None:
         assert same in packaged
 
 
-def test_a_file_in_json_is_read_as_well(bench: Bench, s3: Any) -> None:
+def test_a_json_template_with_tabs_is_read(bench: Bench, s3: Any) -> None:
     """Indented by tabs, which YAML does not have."""
     child = {"Type": "AWS::CloudFormation::Stack", "Properties": {"TemplateURL": "child.json"}}
     body = {"Resources": {"Child": child}, "Outputs": {"Host": {"Value": "127.0.0.1"}}}
@@ -236,7 +236,9 @@ def test_a_file_in_json_is_read_as_well(bench: Bench, s3: Any) -> None:
         ({}, CHILD.replace("SNS::Topic", "IAM::Role"), 'Write: capabilities = \\["CAPABILITY_IAM'),
     ],
 )
-def test_what_is_wrong_is_named(bench: Bench, s3: Any, keys: Any, body: str, said: str) -> None:
+def test_configuration_errors_are_reported_before_launch(
+    bench: Bench, s3: Any, keys: Any, body: str, said: str
+) -> None:
     """Before anything is made; and no record stays."""
     wanted = written(bench, **keys)
     (bench.folder / "parent.yaml").write_text(body.replace("{{", "{").replace("}}", "}"))
@@ -245,7 +247,7 @@ def test_what_is_wrong_is_named(bench: Bench, s3: Any, keys: Any, body: str, sai
     assert (stacks_left(), bench.ledger.entries()) == ([], [])
 
 
-def test_files_that_are_not_removed_are_told(bench: Bench, s3: Any) -> None:
+def test_files_left_in_the_bucket_are_reported(bench: Bench, s3: Any) -> None:
     """The record stays until they are; and with them, what removes them by hand."""
     environment = up(bench, written(bench))
     bench.account.fault("DELETE", "AccessDenied", times=1)

@@ -13,7 +13,7 @@ from pytest_ephemeral import labels, providers
 
 
 @pytest.mark.parametrize("service", ["ec2", "ssm", "cloudformation", "logs"])
-def test_they_are_actions_that_there_are(service: str) -> None:
+def test_documented_actions_exist(service: str) -> None:
     """IAM takes a policy with an action that is misspelt, and allows nothing by it."""
     known = boto3.client(service, region_name="us-east-1").meta.service_model.operation_names
     named = {name for name in documented() if name.startswith(f"{service}:")}
@@ -21,7 +21,7 @@ def test_they_are_actions_that_there_are(service: str) -> None:
     assert {name.partition(":")[2] for name in named} <= set(known)
 
 
-def test_calls_that_it_does_not_list_are_found() -> None:
+def test_calls_without_documented_permission_are_found() -> None:
     """By what a call takes; asking who one is takes nothing."""
     assert needed({"ec2:RunInstances", "s3:PUT", "sts:GetCallerIdentity"}) <= documented()
     assert needed({"ec2:RebootInstances"}) - documented() == {"ec2:RebootInstances"}
@@ -62,7 +62,7 @@ UNLIMITED = {
 READING = ("Describe", "Get", "List", "Filter")
 
 
-def test_each_action_is_limited() -> None:
+def test_each_changing_action_is_limited_to_own_resources() -> None:
     """To this tool's own resources, in each statement that allows it; the rest only reads."""
     for statement in statements():
         text = str(statement)
@@ -75,7 +75,7 @@ def test_each_action_is_limited() -> None:
         assert all(any(limit in text for text in texts) for limit in limits), action
 
 
-def test_tags_are_changed_only_as_the_policy_allows(bench: Bench) -> None:
+def test_tag_changes_stay_within_the_policy(bench: Bench) -> None:
     """Outside of what creates a resource: this tool's keys alone, on what carries its id."""
     bench.account.asked("CreateTags")
     bench.bake()

@@ -35,15 +35,15 @@ DEAD = machine.process_of(msgspec.structs.replace(machine.this_owner(""), starte
 ELSEWHERE = machine.process_of(msgspec.structs.replace(machine.this_owner(""), machine="elsewhere"))
 
 
-def up(bench: Bench, **keys: Any) -> Environment:
+def bring_up(bench: Bench, **keys: Any) -> Environment:
     """An environment in which nothing runs."""
     template = bench.template(**{"command": None, "ready": Ready(), **keys})
     return bench.lifecycle.bring_up(template).environment
 
 
-def forgotten(bench: Bench, expires: str = PAST, **keys: Any) -> Environment:
+def launch_unrecorded(bench: Bench, expires: str = PAST, **keys: Any) -> Environment:
     """An environment without a record, whose tags say when it expires."""
-    environment = up(bench, **keys)
+    environment = bring_up(bench, **keys)
     bench.ledger.remove(environment.id)
     retag(bench, environment, expires)
     return environment
@@ -68,24 +68,24 @@ def is_up(bench: Bench, environment: Environment) -> bool:
     return states <= {"pending", "running"}  # launched is not yet booted
 
 
-def has_ended(bench: Bench, environment: Environment) -> None:
+def finish_test(bench: Bench, environment: Environment) -> None:
     """Bring a test to its end."""
     providers.load("ec2").destroy(environment)
     bench.ledger.remove(environment.id)
 
 
 @pytest.mark.parametrize("expires", ["yesterday", "", "2020-01-01T00:00:00", "never"])
-def test_a_tag_that_can_not_be_read_says_nothing(bench: Bench, expires: str) -> None:
+def test_an_unreadable_expiry_tag_does_not_expire(bench: Bench, expires: str) -> None:
     """Not a date, or one without a zone: nobody knows when its time is over, so it is not."""
-    environment = forgotten(bench, expires)
+    environment = launch_unrecorded(bench, expires)
     assert environment.id not in reap(bench)
     assert is_up(bench, environment)
-    has_ended(bench, environment)
+    finish_test(bench, environment)
 
 
-def test_a_clock_that_is_ahead_takes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fast_local_clock_reaps_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A day ahead of AWS's: what expires in an hour is not over there."""
-    environment = forgotten(bench, FUTURE)
+    environment = launch_unrecorded(bench, FUTURE)
 
     class Ahead(datetime):
         @classmethod
@@ -95,25 +95,25 @@ def test_a_clock_that_is_ahead_takes_nothing(bench: Bench, monkeypatch: pytest.M
     monkeypatch.setattr(overdue, "datetime", Ahead)
     monkeypatch.setattr(tags, "datetime", Ahead)
     assert environment.id not in reap(bench)
-    has_ended(bench, environment)
+    finish_test(bench, environment)
 
 
 def test_reap_leaves_what_was_created_after_it_listed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Launched after the look began, by AWS's clock: whatever its tags say by then."""
-    environment = forgotten(bench)
+    environment = launch_unrecorded(bench)
     provider = providers.load("ec2")
     assert environment.id in {one.id for one in provider.list_owned()}
     earlier = datetime.now(UTC) - timedelta(minutes=10)
     monkeypatch.setattr(resources, "read_clock", lambda _: earlier)
     assert environment.id not in {one.id for one in provider.list_owned()}
-    has_ended(bench, environment)
+    finish_test(bench, environment)
 
 
-def test_tags_that_were_copied_make_nothing_ours(bench: Bench) -> None:
+def test_foreign_resources_with_copied_tags_are_not_reaped(bench: Bench) -> None:
     """An instance that someone else launched with them, and a group that is called otherwise."""
-    environment = up(bench)
+    environment = bring_up(bench)
     ec2 = bench.account.ec2
     marks = {**environment.labels, labels.EXPIRES: PAST, tags.PROCESS: DEAD}
     copied = [{"Key": key, "Value": value} for key, value in marks.items()]
@@ -159,11 +159,11 @@ def test_an_instance_is_ours_by_the_token_of_its_launch(
 
 
 @pytest.mark.parametrize("until_when", [None, datetime.now(UTC) + timedelta(hours=3)])
-def test_what_is_extended_or_promoted_meanwhile_is_spared(
+def test_reap_spares_an_instance_extended_meanwhile(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, until_when: datetime | None
 ) -> None:
     """By its tags alone: between being found and being removed, it was given more time."""
-    environment = forgotten(bench)
+    environment = launch_unrecorded(bench)
     sweep = Ec2Provider.sweep_all
 
     def late(self: Any, owned: Sequence[Any], still: Any) -> Any:
@@ -175,14 +175,14 @@ def test_what_is_extended_or_promoted_meanwhile_is_spared(
     assert (found.spared, found.error) == (True, "")
     assert is_up(bench, environment)
     providers.load("ec2").extend(environment, datetime.now(UTC))
-    has_ended(bench, environment)
+    finish_test(bench, environment)
 
 
-def test_what_is_promoted_meanwhile_is_spared_by_its_record(
+def test_reap_spares_an_environment_promoted_meanwhile(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Disarmed between being found and being removed; and what is being removed is not promoted."""
-    environment, other = up(bench), up(bench)
+    environment, other = bring_up(bench), bring_up(bench)
     for one in (environment, other):
         bench.ledger.change(one.id, expires_at=datetime.now(UTC) - timedelta(hours=1))
     mark_destroying = Ledger.mark_destroying
@@ -206,7 +206,7 @@ def test_two_reaps_at_once_do_not_fail_each_other(bench: Bench) -> None:
     """From two places over the same leftovers, recorded and not: all goes, and nobody complains."""
     bench.bake()
     with ThreadPoolExecutor(6) as pool:
-        made = list(pool.map(lambda _: up(bench), range(6)))
+        made = list(pool.map(lambda _: bring_up(bench), range(6)))
     for number, environment in enumerate(made):
         if number % 2:
             bench.ledger.remove(environment.id)
@@ -220,7 +220,9 @@ def test_two_reaps_at_once_do_not_fail_each_other(bench: Bench) -> None:
     assert bench.account.left() == []
 
 
-def test_a_run_that_lives_elsewhere_is_let_alone(bench: Bench, tmp_path: Path) -> None:
+def test_a_bake_on_another_machine_is_reaped_only_when_overdue(
+    bench: Bench, tmp_path: Path
+) -> None:
     """A bake on another machine; its group goes when its time is over, and not before."""
     key = "sha256:" + "ab" * 32
     made = {}
@@ -245,7 +247,7 @@ def test_a_run_that_lives_elsewhere_is_let_alone(bench: Bench, tmp_path: Path) -
     bench.account.ec2.delete_security_group(GroupId=made["elsewhere"])
 
 
-def test_what_comes_in_pages_is_found_whole(bench: Bench) -> None:
+def test_reap_reads_all_pages_of_a_listing(bench: Bench) -> None:
     """Groups, images and snapshots, two a page."""
     bench.account.tell("times", page=2)
     try:
@@ -259,7 +261,7 @@ def test_what_comes_in_pages_is_found_whole(bench: Bench) -> None:
     assert bench.account.left() == []
 
 
-def test_an_account_that_can_not_be_looked_into_is_told(bench: Bench) -> None:
+def test_an_unreadable_account_is_reported(bench: Bench) -> None:
     """Nothing found there would be no proof that nothing is there."""
     bench.account.fault("DescribeInstances", "UnauthorizedOperation", times=9)
     found = reaper.reap(bench, dry_run=True)  # type: ignore[arg-type]
@@ -267,7 +269,7 @@ def test_an_account_that_can_not_be_looked_into_is_told(bench: Bench) -> None:
         reaper.raise_leftovers(found)
 
 
-def test_other_regions_are_looked_into(bench: Bench) -> None:
+def test_reap_searches_all_configured_regions(bench: Bench) -> None:
     """Those that templates, recipes and records name; and a launch that fails there leaves none."""
     bench.keys["copy_to"] = [COPIES]
     bench.bake()
@@ -275,9 +277,9 @@ def test_other_regions_are_looked_into(bench: Bench) -> None:
     away = boto3.client("ec2", region_name=COPIES)
     bench.account.fault("RunInstances", "InsufficientInstanceCapacity")
     with pytest.raises(LaunchError, match="InsufficientInstanceCapacity"):
-        up(bench, **there)
+        bring_up(bench, **there)
     assert bench.account.left() == []
-    environment = up(bench, **there)
+    environment = bring_up(bench, **there)
     bench.ledger.remove(environment.id)
     tags = [{"Key": labels.EXPIRES, "Value": PAST}]
     away.create_tags(Resources=[environment.handle["instances"]], Tags=tags)
@@ -289,7 +291,7 @@ def test_other_regions_are_looked_into(bench: Bench) -> None:
     bench.images.prune(0, ())
 
 
-def test_what_was_verified_and_not_recorded_is_adopted_or_reaped(
+def test_an_unrecorded_verified_ami_is_adopted_or_reaped(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut short before the catalog: the next bake of the key takes it, else reap does."""
@@ -297,7 +299,7 @@ def test_what_was_verified_and_not_recorded_is_adopted_or_reaped(
         patch.setattr(Catalog, "record", interrupted)
         with pytest.raises(KeyboardInterrupt):
             bench.bake()
-    (unrecorded,) = amis(bench)
+    (unrecorded,) = baked_amis(bench)
     assert unrecorded not in bench.account.verified()
     bench.account.calls()
     assert bench.bake().reference == unrecorded
@@ -307,14 +309,14 @@ def test_what_was_verified_and_not_recorded_is_adopted_or_reaped(
         patch.setattr(Catalog, "record", interrupted)
         with pytest.raises(KeyboardInterrupt):
             bench.bake(install=["echo another"], verify=[])
-    (another,) = set(amis(bench)) - {unrecorded}
+    (another,) = set(baked_amis(bench)) - {unrecorded}
     assert reap(bench) == {}  # who bakes it still runs
-    die(bench, another)
+    mark_baker_dead(bench, another)
     assert len(reap(bench)) == 1
-    assert amis(bench) == [unrecorded]
+    assert baked_amis(bench) == [unrecorded]
 
 
-def test_what_is_recorded_is_not_reaped_though_it_does_not_say_so(
+def test_a_cataloged_ami_without_its_tag_is_not_reaped(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut short after the catalog: reap tells the AMI what the catalog knows; so does its use."""
@@ -324,44 +326,44 @@ def test_what_is_recorded_is_not_reaped_though_it_does_not_say_so(
             with pytest.raises(KeyboardInterrupt):
                 bench.bake(mode="always")
         image = bench.images.catalog.entries()[0]
-        die(bench, image.reference)
+        mark_baker_dead(bench, image.reference)
         assert image.reference not in bench.account.verified()
         heal()
         assert image.reference in bench.account.verified()
         bench.images.prune(0, ())
 
 
-def test_baked_again_it_is_another_and_the_old_one_goes(bench: Bench) -> None:
+def test_a_forced_bake_removes_the_previous_ami(bench: Bench) -> None:
     """The same key, by force: what the catalog forgets does not stay behind."""
     first = bench.bake()
     second = bench.bake(mode="always")
     assert first.key == second.key
-    assert amis(bench) == [second.reference]
+    assert baked_amis(bench) == [second.reference]
 
 
-def test_a_run_shares_a_group_that_goes_with_the_last(bench: Bench) -> None:
+def test_environments_of_a_run_share_a_security_group(bench: Bench) -> None:
     """Those that let in the same; one that lets in others has another."""
-    one, two, other = up(bench), up(bench), up(bench, ingress=["10.0.0.0/8"])
+    one, two, other = bring_up(bench), bring_up(bench), bring_up(bench, ingress=["10.0.0.0/8"])
     assert one.handle["group"] == two.handle["group"] != other.handle["group"]
     bench.lifecycle.destroy(one)
     assert len([name for name in bench.account.left() if "ingress" in name]) == 2
     bench.lifecycle.destroy(other)
     bench.lifecycle.keep(two)
     assert len([name for name in bench.account.left() if "ingress" in name]) == 1
-    has_ended(bench, msgspec.structs.replace(two, kept=True))
+    finish_test(bench, msgspec.structs.replace(two, kept=True))
     assert bench.account.left() == []
 
 
-def test_a_group_that_went_meanwhile_is_made_again(bench: Bench) -> None:
+def test_a_deleted_security_group_is_created_again(bench: Bench) -> None:
     """Between joining it and launching into it, someone else has deleted it."""
     bench.bake()
     bench.account.fault("RunInstances", "InvalidGroup.NotFound")
-    environment = up(bench)
+    environment = bring_up(bench)
     bench.lifecycle.destroy(environment)
     assert bench.account.left() == []
 
 
-def test_secrets_are_not_in_the_ledger_and_recovery_does_not_need_them(
+def test_recovery_works_without_secrets_in_the_ledger(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request as it is journaled lacks its user data; what was launched is found too."""
@@ -378,7 +380,7 @@ def test_secrets_are_not_in_the_ledger_and_recovery_does_not_need_them(
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "change", dies)
         with pytest.raises(KeyboardInterrupt):
-            up(bench, env={"KEY": "{env:REAPING_KEY}"})
+            bring_up(bench, env={"KEY": "{env:REAPING_KEY}"})
     (environment,) = bench.ledger.entries()
     assert "request" in environment.handle
     assert "instances" not in environment.handle
@@ -388,7 +390,7 @@ def test_secrets_are_not_in_the_ledger_and_recovery_does_not_need_them(
     assert bench.account.left() == []
 
 
-def die(bench: Bench, ami: str) -> None:
+def mark_baker_dead(bench: Bench, ami: str) -> None:
     """The process that has baked an AMI is gone."""
     (found,) = bench.account.ec2.describe_images(ImageIds=[ami])["Images"]
     (snapshot,) = [one["Ebs"]["SnapshotId"] for one in found["BlockDeviceMappings"]]
@@ -396,7 +398,7 @@ def die(bench: Bench, ami: str) -> None:
     bench.account.ec2.create_tags(Resources=[ami, snapshot], Tags=dead)
 
 
-def amis(bench: Bench) -> list[str]:
+def baked_amis(bench: Bench) -> list[str]:
     """The AMIs that are there, but for the base."""
     found = bench.account.ec2.describe_images(Owners=["self"])["Images"]
     return [one["ImageId"] for one in found if one["ImageId"] != bench.account.base]

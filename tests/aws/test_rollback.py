@@ -31,7 +31,7 @@ def test_it(ephemeral_env, number):
 """
 
 
-def test_tests_find_it_seeded_and_clean(bench: Bench) -> None:
+def test_each_test_gets_the_seeded_baseline(bench: Bench) -> None:
     """Before every test but the first; that it is slow is said before the first, and at the end.
 
     The instance is the same, and its old volume is gone; calls don't grow with what was seen.
@@ -105,7 +105,7 @@ def test_a_refused_replacement_is_an_error(bench: Bench, code: str, state: str, 
     bench.lifecycle.destroy(environment)
 
 
-def test_an_application_that_has_ended_takes_its_instance_with_it(bench: Bench) -> None:
+def test_an_ended_application_cannot_be_rolled_back(bench: Bench) -> None:
     """So there is nothing to put back: said, and not tried."""
     environment = up(bench)
     with suppress(OSError):
@@ -139,7 +139,7 @@ def test_a_template_with_data_that_would_stay_is_refused(
     assert bench.account.asked("RunInstances") == []
 
 
-def test_an_instance_type_that_cannot_be_seen_is_one_line(bench: Bench) -> None:
+def test_unreadable_instance_types_are_reported(bench: Bench) -> None:
     """A refusal is no permission to go on without an answer."""
     bench.config.template = lambda _: bench.template()
     bench.account.fault("DescribeInstanceTypes", "UnauthorizedOperation")
@@ -147,7 +147,7 @@ def test_an_instance_type_that_cannot_be_seen_is_one_line(bench: Bench) -> None:
         bench.lifecycle.check("web", rolled_back=True)
 
 
-def test_an_ami_with_more_volumes_is_refused(bench: Bench) -> None:
+def test_an_ami_with_several_volumes_refuses_rollback(bench: Bench) -> None:
     """That can only be seen when it is up: before the first test, all the same."""
     keep = {"image": bench.account.base, "region": "us-east-1"}
     bench.account.tell("volumes", volumes=[["/dev/sdg", 7]], **keep)

@@ -82,7 +82,7 @@ def logs_in(folder: Path) -> str:
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
 @pytest.mark.parametrize("template", ["web", "stack"])
-def test_a_suite_runs_and_leaves_nothing(
+def test_a_run_passes_and_leaves_nothing(
     project: Project, bench: Bench, template: str, workers: tuple[str, ...]
 ) -> None:
     """Bake, launch, readiness, tests, logs, report, the price of instances, and all is gone."""
@@ -118,7 +118,9 @@ def test_a_run_attaches_to_the_environment_that_another_has_kept(
 
 
 @pytest.mark.parametrize("template", ["web", "stack"])
-def test_the_life_of_an_environment_by_hand(project: Project, bench: Bench, template: str) -> None:
+def test_an_environment_can_be_managed_from_the_cli(
+    project: Project, bench: Bench, template: str
+) -> None:
     """Up, list, show, logs, run, extend, down: the same verbs, whatever it runs on."""
     made: Any = project.json("up", template, "--ttl", "1h")["environment"]
     id, expires = made["id"], made["expires_at"]
@@ -135,7 +137,7 @@ def test_the_life_of_an_environment_by_hand(project: Project, bench: Bench, temp
     assert bench.account.left() == []
 
 
-def test_a_spot_interruption_is_told_with_its_reason(bench: Bench) -> None:
+def test_a_spot_interruption_is_reported_with_its_reason(bench: Bench) -> None:
     """By the test that it befell or the one after: not as an application that crashed."""
     subnets = json.dumps(bench.account.subnets)
     project = Project(bench, SPOT.format(python=sys.executable, subnets=subnets))

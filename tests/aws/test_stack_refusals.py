@@ -24,7 +24,7 @@ from support.waiting import until
 @pytest.mark.parametrize(
     ("code", "said"), [("AccessDenied", "AWS: .* not do this"), ("Throttling", "Throttling")]
 )
-def test_events_that_cannot_be_read(
+def test_unreadable_stack_events_are_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, code: str, said: str
 ) -> None:
     """Then a log is not waited for, and what a stack that is gone retains is not known."""

@@ -103,7 +103,7 @@ def test_the_urls_of_a_stack_come_from_its_outputs(bench: Bench) -> None:
         ({"url": "http://{output:Hots}"}, LaunchError, "Did you mean 'Host'"),
     ],
 )
-def test_what_is_wrong_is_named(bench: Bench, keys: Any, error: Any, said: str) -> None:
+def test_invalid_stack_settings_are_named(bench: Bench, keys: Any, error: Any, said: str) -> None:
     """A file, a parameter or an output that is not there; and nothing stays."""
     with pytest.raises(error, match=said):
         bench.lifecycle.bring_up(template(bench, **keys))
@@ -183,7 +183,7 @@ def test_a_stack_gets_the_images_of_its_region(bench: Bench) -> None:
         up(bench, parameters(bench, {"Given": "{image:app}"}, region="eu-north-1"))
 
 
-def test_a_failure_is_told_with_the_event_that_caused_it(bench: Bench) -> None:
+def test_a_stack_failure_names_the_causing_event(bench: Bench) -> None:
     """Not as ROLLBACK_COMPLETE, nor by what was only cancelled; then all of it is deleted."""
     bench.account.tell("failing", Topic="orders already exists in another stack")
     wanted = template(bench, resources={**RESOURCES, "Queue": {"Type": "AWS::SQS::Queue"}})
@@ -195,7 +195,7 @@ def test_a_failure_is_told_with_the_event_that_caused_it(bench: Bench) -> None:
     assert bench.ledger.entries() == []
 
 
-def test_what_cloudformation_refuses_is_passed_on(bench: Bench) -> None:
+def test_a_cloudformation_refusal_is_reported_in_one_line(bench: Bench) -> None:
     """In one line; no stack, and no record, is left."""
     resources = {"X": {"Type": "AWS::Nope::Thing"}}
     with pytest.raises(LaunchError, match="Unrecognized resource types") as caught:
@@ -204,7 +204,7 @@ def test_what_cloudformation_refuses_is_passed_on(bench: Bench) -> None:
     assert (stacks_left(), bench.ledger.entries()) == ([], [])
 
 
-def test_a_lost_answer_makes_no_second_stack(bench: Bench) -> None:
+def test_a_lost_response_creates_no_second_stack(bench: Bench) -> None:
     """Asked again, it is found."""
     bench.account.fault("CreateStack", kind="lost")
     environment = up(bench, template(bench))
@@ -212,7 +212,7 @@ def test_a_lost_answer_makes_no_second_stack(bench: Bench) -> None:
     bench.lifecycle.destroy(environment)
 
 
-def test_throttled_looks_fail_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throttled_polling_fails_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither while it is made, nor while it is deleted, whatever boto3 makes of it."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     bench.account.fault("DescribeStacks", "Throttling", times=3)
@@ -222,7 +222,7 @@ def test_throttled_looks_fail_nothing(bench: Bench, monkeypatch: pytest.MonkeyPa
     assert stacks_left() == []
 
 
-def test_a_bucket_that_is_not_empty_is_named(bench: Bench) -> None:
+def test_a_nonempty_bucket_is_named(bench: Bench) -> None:
     """The stack stays, as does its record; once it is emptied, reap takes it all."""
     environment = up(bench, template(bench, resources={"Data": bucket("full")}))
     s3 = boto3.client("s3")
@@ -237,7 +237,7 @@ def test_a_bucket_that_is_not_empty_is_named(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_what_the_template_retains_is_named(bench: Bench, recorded: bool) -> None:
+def test_retained_resources_are_named(bench: Bench, recorded: bool) -> None:
     """Though the stack is gone; and also when only its name was known."""
     kept = {"Data": {**bucket("retained"), "DeletionPolicy": "Retain"}, **RESOURCES}
     environment = up(bench, template(bench, resources=kept))

@@ -26,7 +26,7 @@ from pytest_ephemeral.providers.protocol import CLAIMED_BY
 from support.waiting import until
 
 
-def up(bench: Bench, **keys: Any) -> Environment:
+def bring_up(bench: Bench, **keys: Any) -> Environment:
     bench.bake()
     return bench.lifecycle.bring_up(bench.template(**{"standby": 1, **keys})).environment
 
@@ -42,7 +42,7 @@ def end(bench: Bench, environment: Environment) -> Environment:
     return bench.ledger.get(environment.id)
 
 
-class Heard:
+class RecordedWarnings:
     """The warnings that people are given."""
 
     def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,13 +57,17 @@ def is_gone(bench: Bench) -> bool:
     return bench.account.left() == []
 
 
-def test_an_instance_is_started_for_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_standby_instance_is_renewed_and_reused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same one at its address, with another's tags, group and variables; nothing of the last.
 
     What that was given is on the volume no more, nor in the user data; its own volume is gone.
     """
     monkeypatch.setenv("SECRET", "hunter2-hunter2")
-    one = up(bench, env={"COLOUR": "blue", "KEY": "{env:SECRET}"}, ingress=["runner", "10.0.0.0/8"])
+    one = bring_up(
+        bench, env={"COLOUR": "blue", "KEY": "{env:SECRET}"}, ingress=["runner", "10.0.0.0/8"]
+    )
     assert get(f"{one.url}/variable/KEY") == "hunter2-hunter2"
     one.run(["sh", "-c", 'echo wrong >"$STATE/wrong"'])
     bench.account.asked("RunInstances")
@@ -73,7 +77,7 @@ def test_an_instance_is_started_for_the_next(bench: Bench, monkeypatch: pytest.M
     kept = Path(bench.account.tell("cloud_init", id=one.handle["instances"]))
     assert not any(b"hunter2" in file.read_bytes() for file in kept.rglob("*") if file.is_file())
     bench.account.calls()
-    other = up(bench, env={"COLOUR": "red"})
+    other = bring_up(bench, env={"COLOUR": "red"})
     calls = bench.account.calls()
     changing = [one for one in calls if not one.startswith("ec2:Describe")]
     assert Counter(changing) == {
@@ -108,14 +112,14 @@ def test_an_instance_is_started_for_the_next(bench: Bench, monkeypatch: pytest.M
 
 def test_an_instance_is_kept_again_up_to_the_limit(bench: Bench) -> None:
     """One that has become another's is kept as well; one too many is not."""
-    one, other = up(bench), up(bench)
+    one, other = bring_up(bench), bring_up(bench)
     end(bench, one)
     assert not bench.lifecycle.keep_machine(other)
     assert bench.ledger.get(other.id).kept is False
     bench.lifecycle.destroy(other)
-    third = up(bench)
+    third = bring_up(bench)
     end(bench, third)
-    fourth = up(bench)
+    fourth = bring_up(bench)
     assert fourth.handle["instances"] == one.handle["instances"]
     assert tags_of(instance(bench, fourth))[LAUNCHED_AS] == one.id
     bench.lifecycle.destroy(fourth)
@@ -124,11 +128,11 @@ def test_an_instance_is_kept_again_up_to_the_limit(bench: Bench) -> None:
 
 def test_only_one_environment_gets_an_instance_on_standby(bench: Bench) -> None:
     """Of several that want it at once; the others launch their own."""
-    one = up(bench)
+    one = bring_up(bench)
     end(bench, one)
     bench.account.asked("RunInstances")
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: up(bench), range(3)))
+        found = list(pool.map(lambda _: bring_up(bench), range(3)))
     ids = [each.handle["instances"] for each in found]
     assert (len(set(ids)), ids.count(one.handle["instances"])) == (3, 1)
     assert len(bench.account.asked("RunInstances")) == 2
@@ -139,12 +143,12 @@ def test_only_one_environment_gets_an_instance_on_standby(bench: Bench) -> None:
 
 def test_an_instance_that_does_not_fit_or_is_not_ready_is_not_used(bench: Bench) -> None:
     """It is no delay for anyone: a new one is launched, and it stays for its own."""
-    one = up(bench)
+    one = bring_up(bench)
     bench.account.tell("times", root=1.0)
     assert bench.lifecycle.keep_machine(one)
-    early, fitting = up(bench), up(bench, instance_type="t3a.small")
+    early, fitting = bring_up(bench), bring_up(bench, instance_type="t3a.small")
     until(lambda: instance(bench, one)["State"]["Name"] == "stopped")
-    late = up(bench, instance_type="t3a.small")
+    late = bring_up(bench, instance_type="t3a.small")
     assert states(bench) == {
         one.id: "standby",
         **dict.fromkeys([early.id, fitting.id, late.id], "ready"),
@@ -157,14 +161,14 @@ def test_an_instance_that_cannot_be_renewed_is_destroyed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever call is refused; said in one line."""
-    one = up(bench)
+    one = bring_up(bench)
     for action, code, after in [
         ("ModifyInstanceAttribute", "UnauthorizedOperation", 0),
         ("CreateTags", "UnauthorizedOperation", 0),
         ("CreateReplaceRootVolumeTask", "InvalidParameterValue", 0),
         ("CreateTags", "UnauthorizedOperation", 1),
     ]:
-        heard = Heard(bench, monkeypatch)
+        heard = RecordedWarnings(bench, monkeypatch)
         bench.account.fault(action, code, after=after)
         assert not bench.lifecycle.keep_machine(one), action
         said = f"the machine of {one.id} is not kept on standby: AWS"
@@ -181,7 +185,7 @@ def test_an_instance_that_cannot_be_started_is_replaced(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever call is refused, it is terminated, and a new one launched; said in one line."""
-    one = up(bench)
+    one = bring_up(bench)
     for action, code, after in [
         ("CreateTags", "UnauthorizedOperation", 0),
         ("ModifyInstanceAttribute", "UnauthorizedOperation", 0),
@@ -189,9 +193,9 @@ def test_an_instance_that_cannot_be_started_is_replaced(
         ("StartInstances", "InsufficientInstanceCapacity", 0),
     ]:
         end(bench, one)
-        heard = Heard(bench, monkeypatch)
+        heard = RecordedWarnings(bench, monkeypatch)
         bench.account.fault(action, code, after=after, times=5)
-        started = up(bench)
+        started = bring_up(bench)
         bench.account.tell("faults")
         assert started.handle["instances"] != one.handle["instances"], action
         assert str(heard).startswith(f"{one.id} was on standby, and can't be started: ")
@@ -208,13 +212,13 @@ def test_an_instance_whose_renewal_failed_is_removed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its volume was not replaced: nobody gets it."""
-    one, heard = up(bench), Heard(bench, monkeypatch)
+    one, heard = bring_up(bench), RecordedWarnings(bench, monkeypatch)
     bench.account.tell("tasks", state="failed")
     assert bench.lifecycle.keep_machine(one)
     bench.account.tell("times", root=0.1)
     tasks = bench.account.ec2.describe_replace_root_volume_tasks
     until(lambda: tasks()["ReplaceRootVolumeTasks"][-1]["TaskState"] == "failed")
-    other = up(bench)
+    other = bring_up(bench)
     assert other.handle["instances"] != one.handle["instances"]
     assert str(heard) == f"{one.id} was on standby, but could not be renewed: it is removed"
     assert instance(bench, one)["State"]["Name"] == "terminated"
@@ -223,9 +227,9 @@ def test_an_instance_whose_renewal_failed_is_removed(
 
 def test_destroying_by_the_old_record_leaves_the_next_environment_alone(bench: Bench) -> None:
     """Killed before that record was dropped: what has moved on is not its own any more."""
-    one = up(bench)
+    one = bring_up(bench)
     standby = end(bench, one)
-    other = up(bench)
+    other = bring_up(bench)
     handle = {**standby.handle, CLAIMED_BY: other.id}
     bench.ledger.create(replace(standby, state="destroying", handle=handle), bench.template())
     bench.lifecycle.destroy(bench.ledger.get(one.id))
@@ -238,7 +242,7 @@ def expire(bench: Bench, standby: Environment) -> None:
     bench.ledger.change(standby.id, expires_at=datetime.now(UTC))
 
 
-def lose(bench: Bench, standby: Environment) -> None:
+def lose_record(bench: Bench, standby: Environment) -> None:
     """Its record is lost: its tags say the same."""
     past = (datetime.now(UTC) - timedelta(seconds=2)).isoformat(timespec="seconds")
     bench.ledger.remove(standby.id)
@@ -246,12 +250,12 @@ def lose(bench: Bench, standby: Environment) -> None:
     bench.account.ec2.create_tags(Resources=[standby.handle["instances"]], Tags=tags)
 
 
-@pytest.mark.parametrize("what", [expire, lose])
+@pytest.mark.parametrize("what", [expire, lose_record])
 def test_reap_terminates_an_expired_instance_on_standby(
     bench: Bench, what: Callable[[Bench, Environment], None]
 ) -> None:
     """Not before: it outlives its run, and says until when in its own tags."""
-    one = up(bench, standby_ttl=3600)
+    one = bring_up(bench, standby_ttl=3600)
     standby = end(bench, one)
     assert standby.expires_at is not None
     expires = datetime.fromisoformat(tags_of(instance(bench, one))[labels.EXPIRES])
@@ -268,7 +272,7 @@ def test_reap_terminates_an_expired_instance_on_standby(
 
 def test_an_instance_on_standby_is_not_an_environment(bench: Bench) -> None:
     """While it is renewed it still runs; it can't be extended, kept, promoted or asked."""
-    one = up(bench)
+    one = bring_up(bench)
     bench.account.tell("times", root=30.0)
     assert bench.lifecycle.keep_machine(one)
     standby = bench.ledger.get(one.id)

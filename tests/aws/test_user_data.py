@@ -131,13 +131,13 @@ shells = pytest.mark.parametrize("shell", ["sh", "bash"])
 
 @pytest.mark.parametrize("script", ["bake.sh", "boot.sh", "common.sh", "expire.sh"])
 @shells
-def test_scripts_are_well_formed(shell: str, script: str) -> None:
+def test_scripts_have_valid_syntax(shell: str, script: str) -> None:
     """For every shell that may be ``sh`` somewhere."""
     subprocess.run([shell, "-n", str(SCRIPTS / script)], check=True)
 
 
 @shells
-def test_an_instance_ends_itself_when_its_time_is_over(
+def test_an_expired_instance_shuts_itself_down(
     machine: Machine, metadata: Metadata, shell: str
 ) -> None:
     """It says so on its console, and shuts down, which terminates it; version 2 alone is asked."""
@@ -165,7 +165,7 @@ def test_an_instance_ends_itself_when_its_time_is_over(
         "$(shutdown -h now)",
     ],
 )
-def test_nothing_else_ends_it(
+def test_only_a_past_expiry_shuts_the_instance_down(
     machine: Machine, metadata: Metadata, shell: str, expires: str | None
 ) -> None:
     """Not a time to come, not production's ``never``, not what can't be read as a time in UTC."""
@@ -175,7 +175,7 @@ def test_nothing_else_ends_it(
 
 
 @pytest.mark.parametrize("state", ["off", "hanging", "gone"])
-def test_a_service_that_does_not_answer_ends_nothing(
+def test_an_unresponsive_metadata_service_ends_nothing(
     machine: Machine, metadata: Metadata, state: str
 ) -> None:
     """It is asked again a minute later; nothing hangs for longer than a few seconds."""
@@ -188,7 +188,7 @@ def test_a_service_that_does_not_answer_ends_nothing(
     assert time.monotonic() - started < 20
 
 
-def test_a_clock_that_is_not_set_yet_ends_nothing(machine: Machine, metadata: Metadata) -> None:
+def test_an_unset_clock_ends_nothing(machine: Machine, metadata: Metadata) -> None:
     """At boot it may be years behind, so nothing has expired; soon it is right."""
     machine.command("date", "#!/bin/sh\necho 1970-01-01T00:00:09+00:00\n")
     metadata.expires = PAST
@@ -199,7 +199,7 @@ def test_a_clock_that_is_not_set_yet_ends_nothing(machine: Machine, metadata: Me
     assert machine.is_shut_down
 
 
-def test_the_tag_is_read_anew_each_time(machine: Machine, metadata: Metadata) -> None:
+def test_the_expiry_tag_is_read_each_time(machine: Machine, metadata: Metadata) -> None:
     """So extending holds at once, and so does promotion's disarming; and their taking back."""
     for expires in (LATER, "never"):
         metadata.expires = expires
@@ -210,7 +210,7 @@ def test_the_tag_is_read_anew_each_time(machine: Machine, metadata: Metadata) ->
     assert machine.is_shut_down
 
 
-def baked(machine: Machine, steps: list[str], **options: Any) -> list[user_data.Line]:
+def run_bake(machine: Machine, steps: list[str], **options: Any) -> list[user_data.Line]:
     """Run a bake as cloud-init does; what was put on the console."""
     script = machine.root.with_name("user-data")
     options = {"prefix": "/opt/x", "artifact": None, "variables": {}, "result_url": "", **options}
@@ -219,9 +219,9 @@ def baked(machine: Machine, steps: list[str], **options: Any) -> list[user_data.
     return user_data.lines(machine.console.read_text())
 
 
-def test_a_bake_puts_the_timer_into_the_image(machine: Machine, metadata: Metadata) -> None:
+def test_a_bake_installs_the_expiry_timer(machine: Machine, metadata: Metadata) -> None:
     """Units that systemd starts once a minute, and the very script, which works as installed."""
-    baked(machine, [":"])
+    run_bake(machine, [":"])
     units = machine.root / "etc/systemd/system"
     timer, service = (configparser.ConfigParser() for _ in range(2))
     timer.read(units / "pytest-ephemeral-expire.timer")
@@ -237,30 +237,30 @@ def test_a_bake_puts_the_timer_into_the_image(machine: Machine, metadata: Metada
     assert machine.is_shut_down
 
 
-def test_a_bake_ends_itself_should_nobody_come_back(machine: Machine) -> None:
+def test_a_bake_schedules_its_own_shutdown_first(machine: Machine) -> None:
     """Before anything else, in as many minutes as it may take."""
-    baked(machine, [":"])
+    run_bake(machine, [":"])
     assert machine.told.read_text() == "-h +75\n"
 
 
 @pytest.mark.parametrize(("steps", "status"), [(["true"], "0"), (["true", "exit 3", "true"], "3")])
-def test_a_bake_says_last_how_it_went(machine: Machine, steps: list[str], status: str) -> None:
+def test_a_bake_prints_its_status_last(machine: Machine, steps: list[str], status: str) -> None:
     """Whatever came before: a step that fails is the last."""
-    lines = baked(machine, ["echo one; echo two >&2", *steps])
+    lines = run_bake(machine, ["echo one; echo two >&2", *steps])
     assert lines[-1] == user_data.Line("end", 0, status)
     said = [line.text for line in lines if line.part == "bake"]
     assert said == ["one", "two"]
 
 
-def test_an_artifact_that_is_not_the_one_is_not_installed(machine: Machine) -> None:
+def test_an_artifact_with_a_wrong_digest_is_not_installed(machine: Machine) -> None:
     """The instance holds it against its digest, before the script sees it."""
     wrong = user_data.Delivery("app.bin", "sha256:" + "0" * 64, content=b"other")
-    said = baked(machine, ["echo installed"], artifact=wrong)
+    said = run_bake(machine, ["echo installed"], artifact=wrong)
     assert said[-1].text != "0"
     assert "installed" not in [line.text for line in said]
 
 
-def test_a_script_that_can_not_be_fetched_says_so(machine: Machine) -> None:
+def test_an_unavailable_script_is_reported_on_the_console(machine: Machine) -> None:
     """On the console, as an end, so that nobody waits for it."""
     script = machine.root.with_name("user-data")
     script.write_text(user_data.download_script("http://127.0.0.1:9/boot"))

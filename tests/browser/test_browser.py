@@ -27,7 +27,9 @@ def shop(tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="without Chromium: apt-get install chromium")
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
-def test_tea_is_bought_with_a_browser(shop: Path, tmp_path: Path, workers: tuple[str, ...]) -> None:
+def test_the_browser_suite_passes_in_chromium(
+    shop: Path, tmp_path: Path, workers: tuple[str, ...]
+) -> None:
     """Nobody says where the shop is: it is where pytest-base-url's ``base_url`` says it is."""
     variables = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     variables |= {

@@ -29,7 +29,7 @@ RUN = timeline.Timeline(
 
 @pytest.mark.skipif(CHROMIUM is None, reason="without Chromium: apt-get install chromium")
 @pytest.mark.parametrize("ending", ["svg", "html"])
-def test_the_picture_is_laid_out_without_overlaps(tmp_path: Path, ending: str) -> None:
+def test_the_timeline_has_no_overlaps(tmp_path: Path, ending: str) -> None:
     """Bars of one row are side by side, labels are left of them, and titles are titles."""
     from playwright.sync_api import sync_playwright
 

@@ -64,7 +64,9 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROBE_KEY", "pr0be-s3cret")
 
 
-def test_a_container_is_as_its_template_says(theirs: Engine, opened: Opened, known: None) -> None:
+def test_a_container_has_all_settings_of_its_template(
+    theirs: Engine, opened: Opened, known: None
+) -> None:
     """Limits, mounts, networks, ports and variables, as the engine itself has them."""
     lifecycle = opened(FULL.format())
     environment = up(lifecycle, "full")
@@ -98,7 +100,7 @@ def test_a_container_is_as_its_template_says(theirs: Engine, opened: Opened, kno
     assert theirs.call("GET", f"/networks/{THEIRS}")["Containers"] == {}
 
 
-def test_everything_carries_the_labels_and_no_secret(
+def test_resources_have_labels_and_no_secrets(
     theirs: Engine, opened: Opened, known: None, tmp_path: Path
 ) -> None:
     """Whose, which run's and until when; what is secret stands in its variable alone."""
@@ -124,7 +126,7 @@ def test_everything_carries_the_labels_and_no_secret(
     lifecycle.destroy(environment)
 
 
-def test_what_only_sounds_like_ours_is_left_alone(theirs: Engine, opened: Opened) -> None:
+def test_resources_with_similar_names_are_not_removed(theirs: Engine, opened: Opened) -> None:
     """Neither destroying, nor reaping, nor pruning goes by names."""
     lifecycle = opened()
     environment = up(lifecycle)
@@ -149,7 +151,7 @@ def test_what_only_sounds_like_ours_is_left_alone(theirs: Engine, opened: Opened
         theirs.call("DELETE", f"/images/pytest-ephemeral/web:{environment.id}")
 
 
-def test_a_name_given_to_another_image_stays_with_it(opened: Opened) -> None:
+def test_prune_keeps_a_tag_moved_to_another_image(opened: Opened) -> None:
     """Pruning removes what was baked, and not what someone has called so since."""
     lifecycle = opened()
     image, engine = lifecycle.image("web"), endpoint.find()
@@ -191,7 +193,7 @@ def file(folder: Path, text: str) -> None:
     (folder / "compose.yaml").write_text(text.format(base=engine_images.busybox(), theirs=THEIRS))
 
 
-def test_a_compose_file_of_all_kinds(
+def test_a_compose_file_with_many_features_works(
     compose_command: None, theirs: Engine, opened: Opened, known: None, tmp_path: Path
 ) -> None:
     """It means what it always means; of what it brings up, nothing stays but what was there."""
@@ -223,7 +225,7 @@ def services(engine: Engine, id: str) -> list[str]:
     return sorted(one["Labels"]["com.docker.compose.service"] for one in found)
 
 
-def test_a_service_on_the_network_of_the_machine(
+def test_a_compose_service_can_use_the_host_network(
     compose_command: None, opened: Opened, tmp_path: Path
 ) -> None:
     """Its URL is where it listens. A port that somebody has there already is refused.

@@ -129,7 +129,7 @@ def planned(
 
 
 @pytest.mark.parametrize("planned", EXAMPLES, indirect=True)
-def test_an_example_is_planned_or_refused_with_the_reason(
+def test_each_example_is_planned_or_refused_with_a_reason(
     planned: Planned, request: pytest.FixtureRequest, command: Compose
 ) -> None:
     """What can't be is named with the remedy, which helps; all else is one environment's own."""
@@ -173,7 +173,7 @@ def check(meant: dict[str, Any], made: dict[str, Any], template: ComposeTemplate
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
-def test_what_a_dockerfile_needs(dockerfile: str) -> None:
+def test_base_images_and_buildkit_use_are_detected(dockerfile: str) -> None:
     """Whether BuildKit, and which images: none that is a stage, nothing that is not filled in."""
     text = (COLLECTION / dockerfile).read_text()
     assert bool(bases.find_buildkit(text)) == bool(MODERN.search(text))

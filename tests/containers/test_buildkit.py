@@ -96,7 +96,7 @@ def printed(engine: Engine, image: Image, *argv: str) -> str:
 
 
 @pytest.mark.parametrize("plugin", ["with_buildx", "without_buildx"])
-def test_mounts_and_stages(
+def test_buildkit_mounts_and_target_stages_work(
     engine: Engine, opened: Opened, request: pytest.FixtureRequest, plugin: str
 ) -> None:
     """Caches, $BUILDPLATFORM and COPY --chmod, as far as the stage that is asked for."""
@@ -109,7 +109,7 @@ def test_mounts_and_stages(
 
 
 @pytest.mark.usefixtures("with_buildx")
-def test_a_secret_is_in_no_layer_and_no_log(
+def test_build_secrets_are_in_no_layer_and_no_log(
     engine: Engine, opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It is there while the step runs; what the step prints of it is masked."""
@@ -128,7 +128,9 @@ def test_a_secret_is_in_no_layer_and_no_log(
 
 
 @pytest.mark.usefixtures("without_buildx")
-def test_a_secret_without_the_plugin(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_secrets_without_buildx_are_refused(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It says what to install."""
     monkeypatch.setenv("TOKEN", TOKEN)
     with pytest.raises(ConfigurationError, match=r"secrets need.*docker-buildx"):
@@ -136,7 +138,7 @@ def test_a_secret_without_the_plugin(opened: Opened, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("plugin", ["with_buildx", "without_buildx"])
-def test_a_step_that_fails(
+def test_a_failed_build_step_is_named(
     engine: Engine, opened: Opened, request: pytest.FixtureRequest, plugin: str
 ) -> None:
     """It is named, with what it printed last; nothing stays."""
@@ -153,14 +155,16 @@ def test_a_step_that_fails(
 
 
 @pytest.mark.usefixtures("with_buildx")
-def test_a_parser_that_can_not_be_fetched(opened: Opened) -> None:
+def test_an_unavailable_dockerfile_frontend_is_explained(opened: Opened) -> None:
     """Most files of people name one; it says that this line is why, and what helps."""
     unreachable = "# syntax=localhost:1/docker/dockerfile:1.4\n" + HERE_DOCUMENT
     with pytest.raises(BakeError, match=r"`# syntax=…`.* remove that line"):
         baked(opened, unreachable)
 
 
-def test_a_here_document(engine: Engine, opened: Opened, without_buildx: None) -> None:
+def test_here_documents_work_or_are_explained(
+    engine: Engine, opened: Opened, without_buildx: None
+) -> None:
     """The newest engine reads it; an old one's parser does not, and it says what helps."""
     if engine.call("GET", "/version")["Version"].startswith("20."):
         with pytest.raises(BakeError, match="syntax=docker/dockerfile:1"):

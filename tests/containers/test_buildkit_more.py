@@ -33,7 +33,7 @@ RUN --mount=type=cache,target=/c exec sleep {{name}}
 
 
 @pytest.mark.parametrize("plugin", ["with_buildx", "without_buildx"])
-def test_another_platform(
+def test_an_image_is_built_for_another_platform(
     engine: Engine, opened: Opened, request: pytest.FixtureRequest, plugin: str
 ) -> None:
     """The image is made for it, and says so; that of this machine is another."""
@@ -46,7 +46,7 @@ def test_another_platform(
 
 
 @pytest.mark.parametrize("engine", ["newest"], indirect=True)
-def test_a_cache_that_is_kept_elsewhere(
+def test_an_external_build_cache_is_used(
     engine: Engine, opened: Opened, with_buildx: None, tmp_path: Path
 ) -> None:
     """A step that was cached is not run again on an engine that knows nothing of it."""
@@ -69,7 +69,7 @@ def test_a_cache_that_is_kept_elsewhere(
         ("without_buildx", signal.SIGTERM),
     ],
 )
-def test_killed_in_a_step(
+def test_a_killed_build_ends_its_step(
     engine: Engine,
     opened: Opened,
     request: pytest.FixtureRequest,

@@ -63,7 +63,7 @@ volumes: {{count: }}
 """
 
 
-def test_a_service_that_exits_until_it_can_run(
+def test_a_foreign_server_is_not_taken_for_the_service(
     opened: Opened, tmp_path: Path, stranger: int
 ) -> None:
     """It has no port here meanwhile. Whoever has the one the file names is never taken for it."""
@@ -82,7 +82,7 @@ def test_a_service_that_exits_until_it_can_run(
     assert left(environment.id) == []
 
 
-def test_a_port_that_someone_is_faster_to_take(
+def test_another_port_is_chosen_if_the_first_is_taken(
     opened: Opened, tmp_path: Path, stranger: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others are chosen."""
@@ -128,7 +128,7 @@ networks:
 """
 
 
-def test_two_of_one_file_side_by_side(opened: Opened, tmp_path: Path) -> None:
+def test_two_environments_of_a_compose_file_are_isolated(opened: Opened, tmp_path: Path) -> None:
     """With a name, a port and a subnet that only one could have; each finds its own by the name."""
     write(tmp_path, MEANING.replace("PYTHON", engine_images.python()))
     more = compose("web") + 'endpoints = { dns = { service = "dns", port = 5353 } }\n'
@@ -157,7 +157,7 @@ def test_two_of_one_file_side_by_side(opened: Opened, tmp_path: Path) -> None:
         assert left(environment.id) == []
 
 
-def test_several_files_variables_and_containers(opened: Opened, tmp_path: Path) -> None:
+def test_several_files_env_files_and_replicas_work(opened: Opened, tmp_path: Path) -> None:
     """The second file is over the first, the later variable over the earlier.
 
     Containers that are started again are where they were, and no others of this machine.
@@ -184,7 +184,7 @@ def test_several_files_variables_and_containers(opened: Opened, tmp_path: Path) 
     assert left(environment.id) == []
 
 
-def test_why_a_service_is_unhealthy(opened: Opened, tmp_path: Path) -> None:
+def test_an_unhealthy_service_is_reported_with_its_output(opened: Opened, tmp_path: Path) -> None:
     """Its health check's own words, and which service waited for it in vain."""
     write(
         tmp_path,
@@ -213,7 +213,7 @@ COMPLETED = "{condition: service_completed_successfully}"
     ],
     ids=["a job that failed", "a file"],
 )
-def test_what_is_missing_is_not_said_to_be_the_images(
+def test_a_launch_failure_reports_its_actual_cause(
     opened: Opened, tmp_path: Path, of_web: str, told: str
 ) -> None:
     """What it is, in one line, without the command's progress, and without a wrong remedy."""
@@ -229,7 +229,7 @@ def test_what_is_missing_is_not_said_to_be_the_images(
 
 
 @pytest.mark.parametrize("compose_command", ["v2"], indirect=True)  # it is not asked
-def test_all_of_its_images_are_named(opened: Opened, tmp_path: Path) -> None:
+def test_all_images_of_a_template_are_recorded(opened: Opened, tmp_path: Path) -> None:
     """That of the URL's service first: in the report, the evidence, the ledger, and the stages."""
     write(tmp_path, "services:\n  aside: {image: BASE}\n  web: {image: BASE}\n")
     more = (
@@ -261,7 +261,7 @@ def test_all_of_its_images_are_named(opened: Opened, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "use"), [("networks", "networks: [theirs]"), ("volumes", "volumes: ['theirs:/data']")]
 )
-def test_what_two_environments_would_share(
+def test_external_networks_and_volumes_are_refused(
     opened: Opened, tmp_path: Path, kind: str, use: str
 ) -> None:
     """It is refused before anything is made, however either version writes it."""
@@ -275,7 +275,7 @@ def test_what_two_environments_would_share(
     assert "allow-external = true" in said
 
 
-def test_a_grace_to_stop(opened: Opened, tmp_path: Path) -> None:
+def test_services_get_their_grace_period_to_stop(opened: Opened, tmp_path: Path) -> None:
     """An application that has something to do at its end is asked to stop, and does it."""
     write(
         tmp_path,

@@ -24,7 +24,9 @@ def command() -> Iterator[Compose]:
         yield Compose.find()
 
 
-def test_standard_input_is_not_used(command: Compose, opened: Opened, tmp_path: Path) -> None:
+def test_compose_works_without_standard_input(
+    command: Compose, opened: Opened, tmp_path: Path
+) -> None:
     """What is to be brought up reaches it all the same."""
     text = f"services: {{web: {{image: '{engine_images.busybox()}', command: httpd -f -p 8080}}}}\n"
     assert command.version() == FAULTY

@@ -40,7 +40,9 @@ def docker(*words: str) -> None:
 
 
 @pytest.mark.usefixtures("settings")
-def test_the_context_that_is_used(opened: Opened, second_docker: Engine, tmp_path: Path) -> None:
+def test_the_current_docker_context_is_used(
+    opened: Opened, second_docker: Engine, tmp_path: Path
+) -> None:
     """What ``docker context use`` says; the environment is removed there after another was."""
     opened(keep="always").image("web")
     docker("context", "create", "elsewhere", f"--docker=host={second_docker.address.url}")
@@ -66,7 +68,9 @@ def rootless() -> Iterator[Engine]:
         yield engine
 
 
-def test_a_life_on_a_rootless_podman(opened: Opened, rootless: Engine, tmp_path: Path) -> None:
+def test_an_environment_runs_on_rootless_podman(
+    opened: Opened, rootless: Engine, tmp_path: Path
+) -> None:
     """An image is brought there, an environment comes up, commands run in it, nothing is left."""
     opened(keep="always").image("web")
     with engines.use(rootless):
@@ -79,7 +83,7 @@ def test_a_life_on_a_rootless_podman(opened: Opened, rootless: Engine, tmp_path:
         assert engines.list_resources(rootless) == []
 
 
-def test_the_newest_podman_is_not_waited_for(opened: Opened) -> None:
+def test_destroy_does_not_wait_for_the_stop_timeout_of_podman(opened: Opened) -> None:
     """It would give what ignores its stop signal 10 s; what is killed gets none."""
     if why := podman_engines.newest_unavailable():
         pytest.skip(f"without {why}")
@@ -90,7 +94,9 @@ def test_the_newest_podman_is_not_waited_for(opened: Opened) -> None:
         assert engines.list_resources(engine) == []
 
 
-def test_an_engine_over_ssh(opened: Opened, over_ssh: str, tmp_path: Path) -> None:
+def test_an_environment_runs_on_an_engine_over_ssh(
+    opened: Opened, over_ssh: str, tmp_path: Path
+) -> None:
     """An image is brought there, an environment comes up, commands run in it, nothing is left."""
     opened(keep="always").image("web")
     with pytest.MonkeyPatch.context() as patch:
@@ -105,7 +111,7 @@ def test_an_engine_over_ssh(opened: Opened, over_ssh: str, tmp_path: Path) -> No
         assert engines.list_resources(engine) == []
 
 
-def test_an_ssh_that_does_not_get_there(
+def test_a_failed_ssh_login_is_reported_in_one_line(
     over_ssh: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One line: what ssh said, and how to see it."""
@@ -119,7 +125,9 @@ def test_an_ssh_that_does_not_get_there(
     assert "\n" not in said
 
 
-def test_a_machine_without_an_engine(over_ssh: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_engine_over_ssh_is_reported(
+    over_ssh: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the other side says."""
     monkeypatch.setenv("DOCKER_HOST", f"{over_ssh}-not")
     with pytest.raises(UnavailableError, match=r"connect: no such file|no such file or directory"):

@@ -26,7 +26,7 @@ from support.processes import PROGRAM, run
 from support.waiting import until
 
 
-class Line:
+class EngineConnection:
     """A socket that leads to the engine, until it is cut."""
 
     def __init__(self, path: Path) -> None:
@@ -72,18 +72,18 @@ class Line:
 
 
 @pytest.fixture
-def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineConnection]:
     if not Path("/var/run/docker.sock").exists():
         skip_without("/var/run/docker.sock", "the engine is elsewhere")
-    line = Line(tmp_path / "engine.sock")
+    line = EngineConnection(tmp_path / "engine.sock")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{line.path}")
     yield line
     line.close()
 
 
 @pytest.mark.parametrize("provider", ["docker", "compose"])
-def test_an_engine_that_goes_away(
-    line: Line, opened: Opened, tmp_path: Path, provider: str
+def test_a_lost_engine_keeps_the_record_for_reap(
+    line: EngineConnection, opened: Opened, tmp_path: Path, provider: str
 ) -> None:
     """Errors that say so, the record kept; when it is back, `reap` finishes."""
     text = f"services: {{web: {{image: '{engine_images.busybox()}', volumes: [/data]}}}}\n"
@@ -102,7 +102,7 @@ def test_an_engine_that_goes_away(
     with pytest.raises(DestroyError, match="reap"):
         lifecycle.destroy(environment)
     assert [one.id for one in lifecycle.project.ledger.entries()] == [environment.id]
-    assert left_behind(lifecycle) == [environment.id]
+    assert failed_removals(lifecycle) == [environment.id]
 
     line.mend()
     lifecycle.project.ledger.change(environment.id, expires_at=environment.created_at)
@@ -111,8 +111,8 @@ def test_an_engine_that_goes_away(
     assert left(environment.id) == []
 
 
-def test_an_engine_that_goes_away_while_it_launches(
-    line: Line, opened: Opened, tmp_path: Path
+def test_an_engine_lost_during_launch_keeps_the_record(
+    line: EngineConnection, opened: Opened, tmp_path: Path
 ) -> None:
     """By the compose command, which says it in its own words."""
     text = (
@@ -138,8 +138,8 @@ def test_an_engine_that_goes_away_while_it_launches(
     assert left(environment.id) == []
 
 
-def test_an_engine_that_goes_away_while_it_bakes(
-    line: Line, opened: Opened, tmp_path: Path
+def test_an_engine_lost_during_a_bake_is_reported(
+    line: EngineConnection, opened: Opened, tmp_path: Path
 ) -> None:
     """The bake says so, though it can't clean up; `reap` does, and nothing is in the catalog."""
     name = f"away{WEB}"
@@ -171,7 +171,7 @@ def states(id: str) -> list[str]:
     return [one["State"] for one in found if id in str(one)]
 
 
-def left_behind(lifecycle: Lifecycle) -> list[str]:
+def failed_removals(lifecycle: Lifecycle) -> list[str]:
     """What reaping could not remove while the engine is away."""
     ids = []
     for environment in lifecycle.project.ledger.entries():
@@ -187,7 +187,9 @@ def left_behind(lifecycle: Lifecycle) -> list[str]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only as root can a test be somebody else")
 @pytest.mark.parametrize("given", [True, False])
-def test_no_permission_on_the_socket(monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
+def test_missing_socket_permission_is_explained(
+    monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
     """Whoever may not use it is told how to be allowed to, in one line."""
     socket_file = Path("/var/run/docker.sock")
     if not socket_file.exists():
@@ -198,13 +200,13 @@ def test_no_permission_on_the_socket(monkeypatch: pytest.MonkeyPatch, given: boo
         monkeypatch.setenv("DOCKER_HOST", f"unix://{socket_file}")
     else:
         monkeypatch.delenv("DOCKER_HOST", raising=False)
-    said = as_nobody(lambda: load("docker").reach())  # type: ignore[attr-defined]
+    said = as_unprivileged_user(lambda: load("docker").reach())  # type: ignore[attr-defined]
     assert "no permission" in said
     assert "sudo usermod -aG docker $USER" in said
     assert "\n" not in said
 
 
-def as_nobody(act: Callable[[], None]) -> str:
+def as_unprivileged_user(act: Callable[[], None]) -> str:
     """What a user without rights is told."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:

@@ -40,7 +40,7 @@ def small() -> Iterator[Engine]:
 
 
 @pytest.fixture
-def here(small: Engine) -> Iterator[Engine]:
+def small_engine(small: Engine) -> Iterator[Engine]:
     """That engine, used by all that follows; in the end, nothing but its base is left there."""
     with engines.use(small):
         base = engine_images.busybox()
@@ -54,17 +54,17 @@ def here(small: Engine) -> Iterator[Engine]:
 def fill(small: Engine) -> Iterator[Callable[[], None]]:
     """Fills its disk to the last byte."""
     file = Path(small.call("GET", "/info")["DockerRootDir"], "filler")
-    yield lambda: filled(file)
+    yield lambda: fill_file(file)
     file.unlink(missing_ok=True)
 
 
-def filled(file: Path) -> None:
+def fill_file(file: Path) -> None:
     with suppress(OSError), file.open("wb", buffering=0) as target:
         while target.write(bytes(1 << 16)):
             pass
 
 
-def promptly(lifecycle: object, template: str = WEB) -> EphemeralError:
+def prompt_refusal(lifecycle: object, template: str = WEB) -> EphemeralError:
     """The refusal, which names the cause."""
     clock = idle_clock()
     error = refusal(lifecycle, template)  # type: ignore[arg-type]
@@ -77,63 +77,71 @@ def promptly(lifecycle: object, template: str = WEB) -> EphemeralError:
 # -- the engine's disk -----------------------------------------------------------------------------
 
 
-def test_a_dockerfile_that_fills_it(here: Engine, opened: Opened) -> None:
+def test_a_build_step_that_fills_the_disk_is_named(small_engine: Engine, opened: Opened) -> None:
     """The step that did, and what it said."""
-    error = promptly(opened(dockerfile="FROM {base}\nRUN " + FILL + "\n"))
+    error = prompt_refusal(opened(dockerfile="FROM {base}\nRUN " + FILL + "\n"))
     assert isinstance(error, BakeError)
     assert f"RUN {FILL}" in str(error)
 
 
-def test_an_install_script_that_fills_it(here: Engine, opened: Opened) -> None:
+def test_an_install_script_that_fills_the_disk_is_reported(
+    small_engine: Engine, opened: Opened
+) -> None:
     """Though the engine has no room to keep what the script prints."""
     image = (
         f'[images.odd]\nprovider = "docker"\nbase = "{engine_images.busybox()}"\n'
         f'install = ["{FILL}"]\n'
     )
-    error = promptly(opened(image + ODD.format(image="odd", command="true")), "odd")
+    error = prompt_refusal(opened(image + ODD.format(image="odd", command="true")), "odd")
     assert isinstance(error, BakeError)
     assert "its install script failed: it exited with status 1" in str(error)
 
 
 @pytest.mark.parametrize("where", ["/big", "/data/big"])
-def test_an_application_that_fills_it(here: Engine, opened: Opened, where: str) -> None:
+def test_an_application_that_fills_the_disk_is_reported(
+    small_engine: Engine, opened: Opened, where: str
+) -> None:
     """Its own layer or a volume: at once, though the engine goes on to list it as running."""
     command = FILL.replace("/big", where) + " || exit 3"
-    error = promptly(opened(ODD.format(image="web", command=command)), "odd")
+    error = prompt_refusal(opened(ODD.format(image="web", command=command)), "odd")
     assert isinstance(error, LaunchError)
     assert "exited with status 3" in str(error)
 
 
-def test_launching_when_it_is_full(here: Engine, opened: Opened, fill: Callable[[], None]) -> None:
+def test_launching_on_a_full_disk_fails_clearly(
+    small_engine: Engine, opened: Opened, fill: Callable[[], None]
+) -> None:
     """The engine can't make a container."""
     lifecycle = opened()
     lifecycle.image("web")
     fill()
-    assert isinstance(promptly(lifecycle), LaunchError)
+    assert isinstance(prompt_refusal(lifecycle), LaunchError)
 
 
-def test_compose_when_it_is_full(
-    here: Engine, opened: Opened, fill: Callable[[], None], tmp_path: Path
+def test_compose_on_a_full_disk_fails_clearly(
+    small_engine: Engine, opened: Opened, fill: Callable[[], None], tmp_path: Path
 ) -> None:
     """The command's own words for it, without its progress."""
     text = f"services: {{web: {{image: '{engine_images.busybox()}'}}}}\n"
     (tmp_path / "compose.yaml").write_text(text)
     lifecycle = opened(compose("web"))
     fill()
-    error = promptly(lifecycle, "odd")
+    error = prompt_refusal(lifecycle, "odd")
     assert isinstance(error, LaunchError)
     assert "..." not in str(error)
 
 
-def test_baking_when_it_is_full(here: Engine, opened: Opened, fill: Callable[[], None]) -> None:
+def test_baking_on_a_full_disk_fails_clearly(
+    small_engine: Engine, opened: Opened, fill: Callable[[], None]
+) -> None:
     """There is no room for the context."""
     lifecycle = opened()
     fill()
-    assert isinstance(promptly(lifecycle), BakeError)
+    assert isinstance(prompt_refusal(lifecycle), BakeError)
 
 
-def test_saving_when_it_is_full(
-    here: Engine, opened: Opened, fill: Callable[[], None], tmp_path: Path
+def test_saving_an_image_on_a_full_disk_fails_clearly(
+    small_engine: Engine, opened: Opened, fill: Callable[[], None], tmp_path: Path
 ) -> None:
     """An engine writes an archive on its own disk first; it is not taken for whole."""
     image = opened().image("web")
@@ -142,7 +150,9 @@ def test_saving_when_it_is_full(
         load("docker").pack(image, tmp_path / "archive")  # type: ignore[attr-defined]
 
 
-def test_an_archive_that_is_cut_short(here: Engine, opened: Opened, tmp_path: Path) -> None:
+def test_a_truncated_archive_is_refused(
+    small_engine: Engine, opened: Opened, tmp_path: Path
+) -> None:
     """Where an engine stops in the middle, without a word."""
     image = opened().image("web")
     file = tmp_path / "archive"
@@ -165,7 +175,7 @@ def store(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / ".ephemeral"
 
 
-def test_a_store_that_an_archive_does_not_fit_into(store: Path, opened: Opened) -> None:
+def test_a_store_too_small_for_the_archive_prevents_the_bake(store: Path, opened: Opened) -> None:
     """The image is not baked then: later stages could not get it. Nothing of it is left."""
     lifecycle = opened(keep="always")
     error = refusal(lifecycle)
@@ -181,22 +191,22 @@ def test_a_store_that_an_archive_does_not_fit_into(store: Path, opened: Opened) 
     assert [one for one in images if "pytest-ephemeral/" in str(one["RepoTags"])] == []
 
 
-def test_a_store_that_takes_no_record(store: Path, opened: Opened) -> None:
+def test_a_full_store_prevents_the_launch(store: Path, opened: Opened) -> None:
     """Nothing is made that could not be recorded."""
     lifecycle = opened()
-    filled(store / "filler")
+    fill_file(store / "filler")
     error = refusal(lifecycle)
     assert isinstance(error, StoreError)
     assert "the disk is full. Make room" in str(error)
 
 
-def test_a_store_that_fills_up_meanwhile(tmp_path: Path, opened: Opened) -> None:
+def test_environments_can_be_destroyed_with_a_full_store(tmp_path: Path, opened: Opened) -> None:
     """What is up can be destroyed all the same, and its record removed."""
     engines.require("mount")
     with engines.disk_of(tmp_path / ".ephemeral", "8m"):
         lifecycle = opened()
         environment = up(lifecycle)
-        filled(tmp_path / ".ephemeral" / "filler")
+        fill_file(tmp_path / ".ephemeral" / "filler")
         lifecycle.destroy(environment)
         assert left(environment.id) == []
         assert lifecycle.project.ledger.entries() == []

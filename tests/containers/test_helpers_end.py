@@ -12,7 +12,7 @@ from support.processes import run
 NAT = ("iptables", "--wait", "--table", "nat")
 
 
-def test_nothing_of_podman_outlives_it() -> None:
+def test_a_test_podman_leaves_no_processes() -> None:
     """Its processes are those of containers, of commands in them, and of a resolver of names."""
     engines.require("podman")
     engine_images.require()
@@ -47,7 +47,7 @@ def _packet_filter() -> str:
     return run("iptables-save").stdout
 
 
-def test_test_processes_share_no_addresses() -> None:
+def test_test_processes_use_separate_address_ranges() -> None:
     """Each has a range, which is not one of this machine's networks: of a killed run's, say."""
     engines.require("ip")
     own = addresses.own_range()
@@ -63,7 +63,7 @@ def test_test_processes_share_no_addresses() -> None:
         run("ip", "link", "delete", interface)
 
 
-def test_redirections_of_killed_runs_are_removed() -> None:
+def test_stale_redirections_of_killed_runs_are_removed() -> None:
     """A port that the packet filter still sends to a dead container would not be reachable."""
     engines.require("iptables")
     dead = f"{_range_of_another_process()}.250.9:80"

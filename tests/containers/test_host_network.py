@@ -76,7 +76,9 @@ def run_on_host_network(image: str, argv: list[str]) -> str:
         engine.call("DELETE", f"/containers/{id}", query={"force": True})
 
 
-def test_it_asks_no_guard_for_anything(environment: Environment, tmp_path: Path) -> None:
+def test_a_host_network_container_cannot_reach_a_guard(
+    environment: Environment, tmp_path: Path
+) -> None:
     """The class of CVE-2020-15257: an abstract name can be connected to from such a container."""
     image = engine_images.python()
     assert LocalProvider().status(environment).state == "running"

@@ -49,7 +49,7 @@ def forge(file: Path, **changes: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["down", "reap"])
-def test_a_container_that_a_record_only_claims(
+def test_a_foreign_container_is_not_removed(
     theirs: Engine, opened: Opened, tmp_path: Path, how: str
 ) -> None:
     """Someone's own container, without our labels: it stays, and so does the record. Exit 6."""
@@ -77,7 +77,7 @@ def test_a_container_that_a_record_only_claims(
     assert left(environment.id) == []
 
 
-def test_what_is_started_from_a_copy_of_an_environment(theirs: Engine, opened: Opened) -> None:
+def test_a_container_of_a_committed_image_is_not_removed(theirs: Engine, opened: Opened) -> None:
     """An image that someone commits from its container has its labels; theirs is left alone."""
     lifecycle = opened()
     environment = up(lifecycle)
@@ -114,22 +114,22 @@ class _Nothing(web.Handler):
 
 
 @pytest.fixture
-def liar() -> Iterator[ThreadingHTTPServer]:
+def false_engine() -> Iterator[ThreadingHTTPServer]:
     """An engine that someone else wants to be believed."""
     _Nothing.asked = []
     with web.serving(web.server_of(_Nothing)) as server:
         yield server
 
 
-def test_an_engine_that_only_the_record_names(
-    theirs: Engine, opened: Opened, tmp_path: Path, liar: ThreadingHTTPServer
+def test_an_engine_named_only_by_the_record_is_not_asked(
+    theirs: Engine, opened: Opened, tmp_path: Path, false_engine: ThreadingHTTPServer
 ) -> None:
     """It is not even asked: "destroyed" would be its word. The record stays; exit 6."""
     lifecycle = opened()
     environment = up(lifecycle)
     file = record_of(lifecycle, tmp_path, environment.id)
     honest = file.read_bytes()
-    forge(file, engine=f"tcp://127.0.0.1:{liar.server_port}", **{"engine-id": "x"})
+    forge(file, engine=f"tcp://127.0.0.1:{false_engine.server_port}", **{"engine-id": "x"})
     for verb in ("show", "list", "logs", "down"):
         done = command(tmp_path, verb, *([] if verb == "list" else [environment.id]))
     assert done.returncode == 6, done.stdout
@@ -141,7 +141,7 @@ def test_an_engine_that_only_the_record_names(
     lifecycle.destroy(environment)
 
 
-def test_the_same_address_on_another_machine(
+def test_another_engine_at_the_same_address_is_unknown(
     theirs: Engine, opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the socket's path leads to another engine, nothing is known: not that it is gone."""
@@ -167,7 +167,7 @@ def test_the_same_address_on_another_machine(
     assert left(environment.id) == []
 
 
-def test_an_image_that_says_what_its_logs_are_called(opened: Opened) -> None:
+def test_image_labels_do_not_name_log_files(opened: Opened) -> None:
     """It may have Compose's labels, with a path in them: logs stay in their folder."""
     lifecycle = opened(dockerfile="FROM {base}\nLABEL com.docker.compose.service=../../../x\n")
     environment = up(lifecycle)
@@ -176,7 +176,7 @@ def test_an_image_that_says_what_its_logs_are_called(opened: Opened) -> None:
     lifecycle.destroy(environment)
 
 
-def test_an_image_whose_record_names_another(opened: Opened, tmp_path: Path) -> None:
+def test_an_image_is_identified_by_its_digest(opened: Opened, tmp_path: Path) -> None:
     """What runs is known by its digest: where the record says it is only helps to find it."""
     lifecycle = opened()
     baked = lifecycle.image("web")
@@ -195,7 +195,7 @@ def test_an_image_whose_record_names_another(opened: Opened, tmp_path: Path) -> 
     later.destroy(environment)
 
 
-def test_the_clock_of_the_engine(theirs: Engine, opened: Opened) -> None:
+def test_expiry_is_compared_with_the_clock_of_the_engine(theirs: Engine, opened: Opened) -> None:
     """Whoever reaps compares an expiry with it: a clock that is set wrong destroys nothing."""
     lifecycle = opened()
     environment = up(lifecycle)

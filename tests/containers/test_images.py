@@ -26,7 +26,7 @@ from support import engine_images, registry
 from support.waiting import until
 
 
-def test_another_engine_gets_the_image_from_the_store(opened: Opened, tmp_path: Path) -> None:
+def test_another_engine_loads_the_image_from_the_store(opened: Opened, tmp_path: Path) -> None:
     """Neither the image nor its base is there: it is the same image all the same, by its id."""
     engine = endpoint.find()
     base = f"localhost:1/{WEB}:base"
@@ -49,7 +49,7 @@ def test_another_engine_gets_the_image_from_the_store(opened: Opened, tmp_path: 
     assert found["Config"]["Labels"]["pytest-ephemeral.key"] == baked.key
 
 
-def test_an_image_is_packed_the_same_every_time(opened: Opened, tmp_path: Path) -> None:
+def test_packing_an_image_is_reproducible(opened: Opened, tmp_path: Path) -> None:
     """So that the store has it once."""
     image = opened().image("web")
     for name in ("one", "two"):
@@ -57,7 +57,7 @@ def test_an_image_is_packed_the_same_every_time(opened: Opened, tmp_path: Path) 
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_a_second_variant_adds_its_own_layer_to_the_store(opened: Opened) -> None:
+def test_image_variants_share_layers_in_the_store(opened: Opened) -> None:
     """The base's is there once, under the digest that the engine knows it by, and goes last."""
     made = f'provider = "docker"\nbase = "{engine_images.busybox()}"\n'
     more = "".join(
@@ -79,7 +79,7 @@ def test_a_second_variant_adds_its_own_layer_to_the_store(opened: Opened) -> Non
     assert list(project.store.paths("layers")) == list(project.store.paths("images")) == []
 
 
-def test_an_image_that_the_store_does_not_keep(opened: Opened, tmp_path: Path) -> None:
+def test_an_image_not_in_the_store_can_be_exported(opened: Opened, tmp_path: Path) -> None:
     """It is exported from the engine, and imported into another."""
     project = opened(keep="never").project
     image = project.images.obtain(project.config.recipe("web"), mode="missing", say=print)
@@ -93,7 +93,7 @@ def test_an_image_that_the_store_does_not_keep(opened: Opened, tmp_path: Path) -
     assert project.images.obtain(project.config.recipe("web"), mode="never", say=print) == image
 
 
-def test_an_archive_that_is_another_image(opened: Opened, tmp_path: Path) -> None:
+def test_an_archive_of_another_image_is_refused(opened: Opened, tmp_path: Path) -> None:
     """It is refused by the id that comes out of it."""
     image = opened().image("web")
     load("docker").pack(image, tmp_path / "archive")  # type: ignore[attr-defined]
@@ -102,7 +102,7 @@ def test_an_archive_that_is_another_image(opened: Opened, tmp_path: Path) -> Non
         load("docker").unpack(other, tmp_path / "archive")  # type: ignore[attr-defined]
 
 
-def test_pruning_removes_what_was_baked_and_only_that(opened: Opened) -> None:
+def test_prune_removes_only_unused_baked_images(opened: Opened) -> None:
     """Not while an environment runs from it; never the base."""
     lifecycle = opened()
     environment = up(lifecycle)
@@ -117,7 +117,7 @@ def test_pruning_removes_what_was_baked_and_only_that(opened: Opened) -> None:
     assert removed.key[7:19] not in str(engine.call("GET", "/images/json"))
 
 
-def test_what_others_made_of_an_image_is_theirs(opened: Opened) -> None:
+def test_prune_keeps_foreign_tags_and_derived_images(opened: Opened) -> None:
     """A name they gave it, and an image they built from it, which has all of its labels."""
     lifecycle = opened()
     images, engine = lifecycle.project.images, endpoint.find()
@@ -140,7 +140,7 @@ def test_what_others_made_of_an_image_is_theirs(opened: Opened) -> None:
             engine.call("DELETE", f"/images/theirs/{WEB}:{tag}")
 
 
-def test_another_engine_pulls_from_the_registry(opened: Opened) -> None:
+def test_another_engine_pulls_the_image_by_digest(opened: Opened) -> None:
     """By the digest that was pushed, without its tag; the store has no second copy.
 
     A registry that is down or has other bytes is named. A bake that can't be pushed has failed,
@@ -201,7 +201,7 @@ def taken(opened: Opened, repository: str, pushed_to: registry.Registry) -> None
     endpoint.find().call("DELETE", f"/images/{image.reference}", query={"force": True})
 
 
-def test_the_stage_after_baking_finds_the_image_of_the_whole_folder(
+def test_generated_files_do_not_change_the_image_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What pytest and the store have written beside the Dockerfile makes no other image of it."""
@@ -224,7 +224,7 @@ def test_the_stage_after_baking_finds_the_image_of_the_whole_folder(
 
 
 @pytest.mark.parametrize("provider", ["local", "docker"])
-def test_the_same_install_script_gives_the_same(
+def test_install_scripts_behave_the_same_on_all_providers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:
     """``$PREFIX`` is a folder, and a command that fails is named, whichever provider bakes."""
@@ -256,7 +256,9 @@ def test_the_same_install_script_gives_the_same(
     images.prune(0, set())
 
 
-def test_the_python_of_an_install_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_the_base_image_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is found by its version in the base; else that is what is said."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     (tmp_path / "ephemeral.toml").write_text(

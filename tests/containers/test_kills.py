@@ -93,7 +93,7 @@ def killable(request: pytest.FixtureRequest, opened: Opened, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_nothing_outlives_a_killed_run(killable: Killable, arguments: list[str]) -> None:
+def test_a_killed_run_leaves_nothing(killable: Killable, arguments: list[str]) -> None:
     """No container, no network, no volume, no record."""
     with killable.run(*arguments) as run:
         killable.id()
@@ -103,7 +103,7 @@ def test_nothing_outlives_a_killed_run(killable: Killable, arguments: list[str])
 
 
 @pytest.mark.parametrize("kind", ["networks", "volumes", "containers/json?all=1"])
-def test_nothing_outlives_a_run_killed_while_it_launches(killable: Killable, kind: str) -> None:
+def test_a_run_killed_during_launch_leaves_nothing(killable: Killable, kind: str) -> None:
     """Whatever the engine was just asked for, by us or by the compose command."""
     engine, name = endpoint.find(), f"pytest-ephemeral-{killable.template}-"
     with killable.run() as run:
@@ -112,9 +112,7 @@ def test_nothing_outlives_a_run_killed_while_it_launches(killable: Killable, kin
         killable.gone_soon()
 
 
-def test_what_the_compose_command_waits_for_is_not_waited_for(
-    opened: Opened, tmp_path: Path
-) -> None:
+def test_a_waiting_compose_command_is_killed_with_the_run(opened: Opened, tmp_path: Path) -> None:
     """It would wait a minute for a service's health: it is killed when nobody wants that."""
     check = "healthcheck: {test: 'false', interval: 60s}"
     (tmp_path / "compose.yaml").write_text(
@@ -131,7 +129,7 @@ def test_what_the_compose_command_waits_for_is_not_waited_for(
             until_gone(killable.left, within=0.75 * GRACE)
 
 
-def test_nothing_outlives_a_run_killed_while_it_tears_down(killable: Killable) -> None:
+def test_a_run_killed_during_teardown_leaves_nothing(killable: Killable) -> None:
     """What was half removed is removed whole."""
     with killable.run(seconds=0) as run:
         killable.id()
@@ -163,7 +161,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize("during", ["install", "verify"])
-def test_nothing_outlives_a_killed_bake(
+def test_a_killed_bake_leaves_nothing(
     engine: Engine, opened: Opened, tmp_path: Path, during: str
 ) -> None:
     """Neither its container nor the image that was half-made; nothing is in the catalog."""
@@ -171,31 +169,33 @@ def test_nothing_outlives_a_killed_bake(
     if during == "install":
         more = more.replace('["true"]', '["sleep 99"]')
     lifecycle = opened(more)
-    with a_bake(tmp_path, f"slow{WEB}") as bake:
-        until(lambda: running(engine, "sleep 99" if during == "verify" else "bake/run"), within=60)
+    with start_bake(tmp_path, f"slow{WEB}") as bake:
+        until(
+            lambda: is_running(engine, "sleep 99" if during == "verify" else "bake/run"), within=60
+        )
         assert bakes(reaper.reap(lifecycle.project, dry_run=True)) == []
         bake.kill()
         until_gone(lambda: left(f"bake-slow{WEB}-"), within=SOON)
-    until_gone(lambda: half_made(engine))
+    until_gone(lambda: unfinished_images(engine))
     assert lifecycle.project.images.catalog.entries() == []
 
 
-def test_a_bake_whose_guard_dies_too_is_reaped(
+def test_reap_removes_a_bake_with_a_killed_guard(
     engine: Engine, opened: Opened, tmp_path: Path
 ) -> None:
     """Its container says whose it was, and the image is half-made by its name."""
     lifecycle = opened(SLOW.format(base=engine_images.busybox()))
-    with a_bake(tmp_path, f"slow{WEB}") as bake:
-        until(lambda: running(engine, "sleep 99"), within=60)
+    with start_bake(tmp_path, f"slow{WEB}") as bake:
+        until(lambda: is_running(engine, "sleep 99"), within=60)
         subprocess.run(["pkill", "-KILL", "-P", str(bake.pid)], check=True)
         bake.kill()
-    assert half_made(engine)
+    assert unfinished_images(engine)
     assert bakes(reaper.reap(lifecycle.project, dry_run=False)) == [""]
     assert left(f"bake-slow{WEB}-") == []
-    assert half_made(engine) == []
+    assert unfinished_images(engine) == []
 
 
-def test_others_who_bake_the_same_lose_nothing(
+def test_a_killed_bake_does_not_disturb_a_concurrent_bake(
     opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither by a bake that begins meanwhile, nor when that is killed and cleared up after."""
@@ -207,28 +207,28 @@ def test_others_who_bake_the_same_lose_nothing(
     others.mkdir()
     (others / "context").symlink_to(tmp_path / "context")
     (others / "ephemeral.toml").write_text((tmp_path / "ephemeral.toml").read_text())
-    with a_bake(tmp_path, f"slow{WEB}") as bake:
-        until(lambda: running(engine, wait), within=60)
-        (verifying,) = baking(engine)
+    with start_bake(tmp_path, f"slow{WEB}") as bake:
+        until(lambda: is_running(engine, wait), within=60)
+        (verifying,) = bake_containers(engine)
         monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(others / "state"))
-        with a_bake(others, f"slow{WEB}") as other:
-            until(lambda: len(baking(engine)) > 1, within=60)
+        with start_bake(others, f"slow{WEB}") as other:
+            until(lambda: len(bake_containers(engine)) > 1, within=60)
             other.kill()
-        until(lambda: baking(engine) == [verifying])
+        until(lambda: bake_containers(engine) == [verifying])
         time.sleep(IN_FLIGHT)  # its guard looks once more after that
         containers.run(engine, verifying, ["touch", "/go"], timeout=10)
         assert bake.wait(60) == 0
     (image,) = lifecycle.project.images.catalog.entries()
-    until(lambda: half_made(engine) == [image.digest])
+    until(lambda: unfinished_images(engine) == [image.digest])
 
 
-def baking(engine: Engine) -> list[str]:
+def bake_containers(engine: Engine) -> list[str]:
     """The containers of these bakes."""
     found = engine.call("GET", "/containers/json", query={"all": True})
     return [one["Id"] for one in found if f"bake-slow{WEB}-" in str(one)]
 
 
-def half_made(engine: Engine) -> list[str]:
+def unfinished_images(engine: Engine) -> list[str]:
     """The images of these bakes, with a name of ours or without."""
     query = {"all": True, "filters": {"label": [f"pytest-ephemeral.recipe=slow{WEB}"]}}
     return [one["Id"] for one in engine.call("GET", "/images/json", query=query)]
@@ -239,12 +239,12 @@ def bakes(reaped: list[reaper.Reaped]) -> list[str]:
     return [one.error for one in reaped if one.id.startswith(f"bake-slow{WEB}-")]
 
 
-def a_bake(folder: Path, image: str) -> subprocess.Popen[bytes]:
+def start_bake(folder: Path, image: str) -> subprocess.Popen[bytes]:
     argv = [PROGRAM, "bake", image]
     return subprocess.Popen(argv, cwd=folder, stderr=subprocess.DEVNULL)
 
 
-def running(engine: Engine, command: str) -> bool:
+def is_running(engine: Engine, command: str) -> bool:
     """Whether a container of these bakes runs that command."""
     found = engine.call("GET", "/containers/json")
     return any(command in one["Command"] and f"bake-slow{WEB}-" in str(one) for one in found)
@@ -259,7 +259,7 @@ def test_a_killed_build_leaves_no_container(opened: Opened, tmp_path: Path) -> N
         found = engine.call("GET", "/containers/json", query={"all": True})
         return "sleep 99.25" in str(found)
 
-    with a_bake(tmp_path, "web") as bake:
+    with start_bake(tmp_path, "web") as bake:
         until(building)
         bake.kill()
         until(lambda: not building(), within=SOON)

@@ -41,7 +41,7 @@ def networks(engine: Engine) -> set[str]:
     return {one["Name"] for one in engine.call("GET", "/networks")}
 
 
-def test_many_at_once(opened: Opened) -> None:
+def test_concurrent_environments_take_no_networks(opened: Opened) -> None:
     """None takes a network, and each answers at its own address."""
     engine = endpoint.find()
     lifecycle = opened(SHARED)
@@ -58,7 +58,7 @@ def test_many_at_once(opened: Opened) -> None:
     assert left(lifecycle.run) == []
 
 
-def test_many_one_after_another(opened: Opened) -> None:
+def test_consecutive_environments_release_their_networks(opened: Opened) -> None:
     """Each gives its network back; four lines of them, which an engine makes in half the time."""
     lifecycle = opened(BARE, "FROM {base}\n")
     lifecycle.image("web")
@@ -67,7 +67,7 @@ def test_many_one_after_another(opened: Opened) -> None:
     assert left(lifecycle.run) == []
 
 
-def test_two_of_one_image_do_not_wait_for_each_other(opened: Opened) -> None:
+def test_two_environments_of_one_image_launch_concurrently(opened: Opened) -> None:
     """Each is launched only when the other is too: one after the other, neither would be."""
     lifecycle = opened(SHARED)
     launched: list[str] = []
@@ -89,7 +89,7 @@ def test_two_of_one_image_do_not_wait_for_each_other(opened: Opened) -> None:
         lifecycle.destroy(one)
 
 
-def test_one_of_its_own(opened: Opened) -> None:
+def test_an_isolated_container_is_not_reachable_by_others(opened: Opened) -> None:
     """What is isolated can't be reached from a container beside it."""
     lifecycle = opened(SHARED)
     alone, beside = up(lifecycle), up(lifecycle, "shared")
@@ -105,7 +105,7 @@ def test_one_of_its_own(opened: Opened) -> None:
         assert left(environment.id) == []
 
 
-def test_a_port_that_someone_is_faster_to_take(
+def test_another_port_is_chosen_if_the_first_is_taken(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others are chosen, and the same name and labels used again."""
@@ -124,7 +124,7 @@ def test_a_port_that_someone_is_faster_to_take(
     assert left(environment.id) == []
 
 
-def test_the_same_address_after_a_restart(opened: Opened) -> None:
+def test_the_url_stays_the_same_after_a_restart(opened: Opened) -> None:
     """Tests and people keep the URL that they were given."""
     lifecycle = opened(SHARED)
     environment = up(lifecycle, "shared")
@@ -146,7 +146,7 @@ def test_the_same_address_after_a_restart(opened: Opened) -> None:
         ('command = "echo at work; sleep 100"\nready = { log = "at work" }', ""),
     ],
 )
-def test_what_is_no_web_server(opened: Opened, keys: str, said: str) -> None:
+def test_the_url_uses_the_scheme_of_the_template(opened: Opened, keys: str, said: str) -> None:
     """Its URL is one that its clients take; one without a port has none."""
     lifecycle: Lifecycle = opened(f'[templates.odd]\nimage = "web"\n{keys}\n', "FROM {base}\n")
     environment: Any = up(lifecycle, "odd")
@@ -155,7 +155,7 @@ def test_what_is_no_web_server(opened: Opened, keys: str, said: str) -> None:
     lifecycle.destroy(environment)
 
 
-def test_a_container_that_is_asked_to_stop(opened: Opened) -> None:
+def test_a_container_gets_its_grace_period_to_stop(opened: Opened) -> None:
     """It has its grace to do what it must; one that does not care is killed when that is over."""
     command = 'trap "echo asked; exit" USR1; while true; do sleep 0.1; done'
     keys = f"command = '''{command}'''\nready = {{ command = \"true\" }}"
@@ -173,7 +173,7 @@ def test_a_container_that_is_asked_to_stop(opened: Opened) -> None:
     assert left(environment.id) == []
 
 
-def test_a_port_that_its_proxy_accepts_is_not_ready(opened: Opened) -> None:
+def test_a_port_open_only_at_the_proxy_is_not_ready(opened: Opened) -> None:
     """The engine's proxy waits for a network that is not up yet, and keeps the connection open."""
     network = "ip link set eth0 down; sleep 1.5; ip link set eth0 up"
     command = f"{network}; sleep 0.5; exec httpd -f -p 8080 -h /www"

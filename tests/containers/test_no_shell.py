@@ -17,7 +17,7 @@ CMD ["/httpd", "-f", "-p", "8080", "-h", "/www"]
 """
 
 
-def test_it_is_used_like_any_other(opened: Opened) -> None:
+def test_an_environment_without_a_shell_works(opened: Opened) -> None:
     """Up, a command that is not there, and down."""
     lifecycle = opened(dockerfile=DOCKERFILE)
     environment = up(lifecycle)
@@ -27,7 +27,7 @@ def test_it_is_used_like_any_other(opened: Opened) -> None:
     lifecycle.destroy(environment)
 
 
-def test_where_it_listens_is_not_guessed(opened: Opened) -> None:
+def test_a_timeout_without_a_shell_does_not_guess_ports(opened: Opened) -> None:
     """The time-out says nothing of its ports: there was nobody to ask."""
     more = '[templates.odd]\nimage = "web"\nport = 9000\nready = { tcp = true, timeout = "1s" }\n'
     error = refusal(opened(more, DOCKERFILE), "odd")
@@ -36,7 +36,7 @@ def test_where_it_listens_is_not_guessed(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("way", ["verify", "install", "command"])
-def test_what_needs_a_shell_says_so(opened: Opened, way: str) -> None:
+def test_settings_that_need_a_shell_are_explained(opened: Opened, way: str) -> None:
     """And how to do without."""
     first = opened(dockerfile=DOCKERFILE)
     base = first.image("web").reference

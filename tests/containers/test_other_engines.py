@@ -51,7 +51,7 @@ def newest(one_newest: Engine) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize("kind", ["other", "podman", "newest"])
-def test_an_image_from_the_store(
+def test_another_engine_runs_the_image_from_the_store(
     opened: Opened, request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
     """The same image by its digest, where neither it nor its base ever was; and it runs there."""
@@ -77,7 +77,7 @@ def test_an_image_from_the_store(
 
 
 @pytest.mark.parametrize("kind", ["other", "podman"])
-def test_an_image_of_the_newest_engine(
+def test_older_engines_run_an_image_of_the_newest_engine(
     opened: Opened, newest: Engine, request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
     """It is recorded by what older engines know it by, though there it has another digest."""
@@ -94,7 +94,9 @@ def test_an_image_of_the_newest_engine(
         load("docker").remove(baked)  # type: ignore[attr-defined]
 
 
-def test_an_image_that_took_the_name(opened: Opened, newest: Engine, tmp_path: Path) -> None:
+def test_an_image_with_a_reused_tag_is_loaded_again(
+    opened: Opened, newest: Engine, tmp_path: Path
+) -> None:
     """Of the image that was baked nothing is believed but its digest: it is loaded again."""
     with engines.use(newest):
         lifecycle = opened(keep="always")
@@ -124,7 +126,7 @@ def configuration_of(engine: Engine, found: Mapping[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("kind", ["other", "newest"])
-def test_an_image_from_the_registry(
+def test_another_engine_pulls_the_image_by_digest(
     opened: Opened, request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
     """By the digest that was pushed, which the store need not have; another one is refused."""
@@ -152,7 +154,7 @@ def test_an_image_from_the_registry(
             assert image_store.find(stage, baked) is None
 
 
-def test_podman_bakes_as_docker_does(opened: Opened, podman: Engine) -> None:
+def test_podman_bakes_the_same_image_settings_as_docker(opened: Opened, podman: Engine) -> None:
     """With an image's labels and command, not those of the container that it was installed in."""
     with engines.use(podman):
         recipe = f'provider = "docker"\nbase = "{engine_images.busybox()}"\ninstall = ["true"]'
@@ -244,7 +246,7 @@ def named(monkeypatch: pytest.MonkeyPatch, url: str, certificates: Path | None) 
         monkeypatch.setenv("DOCKER_CERT_PATH", str(certificates))
 
 
-def test_an_environment_over_tls(chosen: Secured, opened: Opened) -> None:
+def test_an_environment_runs_over_tls(chosen: Secured, opened: Opened) -> None:
     """Baked, launched, asked and destroyed there, and by a process that knows only its record."""
     lifecycle = opened()
     environment = up(lifecycle)
@@ -257,7 +259,7 @@ def test_an_environment_over_tls(chosen: Secured, opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_compose_over_tls(
+def test_compose_runs_over_tls(
     secured: Secured,
     opened: Opened,
     tmp_path: Path,
@@ -288,7 +290,7 @@ def test_compose_over_tls(
         ("host", "can't be trusted.*must name that host"),
     ],
 )
-def test_a_wrong_certificate(
+def test_a_wrong_certificate_is_explained_in_one_line(
     secured: Secured,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -20,7 +20,7 @@ from support import engine_images
 from support.waiting import idle_clock
 
 
-def test_a_dockerfile_that_fails(opened: Opened) -> None:
+def test_a_failed_dockerfile_step_is_reported(opened: Opened) -> None:
     """The step, what it said last, and where the rest is; no container stays."""
     lifecycle = opened(
         dockerfile="FROM {base}\nRUN echo one && echo no such package >&2 && exit 7\n"
@@ -35,13 +35,13 @@ def test_a_dockerfile_that_fails(opened: Opened) -> None:
     assert lifecycle.project.images.catalog.entries() == []
 
 
-def test_a_base_that_is_not_there(opened: Opened) -> None:
+def test_a_missing_base_image_is_named(opened: Opened) -> None:
     """Neither here nor in a registry: it is named."""
     error = refusal(opened(dockerfile="FROM localhost:1/no/such:image\n"))
     assert "localhost:1/no/such" in str(error)
 
 
-def test_a_verify_that_fails(opened: Opened) -> None:
+def test_an_image_with_failed_verification_is_removed(opened: Opened) -> None:
     """The image is not in the catalog, and not on the engine."""
     base = engine_images.busybox()
     more = (
@@ -56,7 +56,7 @@ def test_a_verify_that_fails(opened: Opened) -> None:
     assert [one for one in images if "pytest-ephemeral.recipe': 'odd'" in str(one)] == []
 
 
-def test_a_port_that_is_not_exposed(opened: Opened) -> None:
+def test_an_unexposed_port_is_refused(opened: Opened) -> None:
     """Said before anything is made, with those that are."""
     more = '[templates.odd]\nimage = "web"\nport = 7777\n'
     error = refusal(opened(more), "odd")
@@ -64,7 +64,7 @@ def test_a_port_that_is_not_exposed(opened: Opened) -> None:
     assert "8080, 9000" in str(error)
 
 
-def test_a_port_where_nobody_listens(opened: Opened) -> None:
+def test_a_port_without_a_listener_is_explained(opened: Opened) -> None:
     """The time-out says what does listen, though the engine accepts in anybody's name."""
     more = '[templates.odd]\nimage = "web"\nport = 9000\nready = { tcp = true, timeout = "1s" }\n'
     error = refusal(opened(more), "odd")
@@ -72,7 +72,7 @@ def test_a_port_where_nobody_listens(opened: Opened) -> None:
     assert "nothing listens on port 9000 inside it; these do: 0.0.0.0:8080" in str(error)
 
 
-def test_a_container_that_exits_at_once(opened: Opened) -> None:
+def test_an_early_exit_is_reported_with_status_and_log(opened: Opened) -> None:
     """At once, with its status and its log."""
     more = '[templates.odd]\nimage = "web"\nport = 8080\ncommand = "echo no database >&2; exit 3"\n'
     lifecycle = opened(more)
@@ -84,7 +84,7 @@ def test_a_container_that_exits_at_once(opened: Opened) -> None:
     assert "    no database" in str(error)
 
 
-def test_a_command_that_is_not_in_the_image(opened: Opened) -> None:
+def test_a_missing_command_is_named(opened: Opened) -> None:
     """What it is, and no more of the engine's insides than needed."""
     more = '[templates.odd]\nimage = "web"\nport = 8080\ncommand = ["no-such-program"]\n'
     error = refusal(opened(more), "odd")
@@ -94,7 +94,7 @@ def test_a_command_that_is_not_in_the_image(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("name", ["no-such-network", "no such network", "../containers/x"])
-def test_a_network_that_is_not_there(opened: Opened, name: str) -> None:
+def test_a_missing_network_is_named(opened: Opened, name: str) -> None:
     """Named, and the container that was made already is gone; a path never leads elsewhere."""
     more = f'[templates.odd]\nimage = "web"\nport = 8080\nnetwork = "{name}"\n'
     error = refusal(opened(more), "odd")
@@ -116,20 +116,20 @@ def test_a_base_that_no_image_can_be_called(opened: Opened, name: str, tmp_path:
     assert "internal error" not in said
 
 
-def test_too_much_memory_is_told_as_such(opened: Opened) -> None:
+def test_exceeding_the_memory_limit_is_reported(opened: Opened) -> None:
     """An application that is killed for it did not simply exit."""
     eat = "tail /dev/zero"
     more = f'[templates.odd]\nimage = "web"\nport = 8080\nmemory = "16M"\ncommand = "{eat}"\n'
     assert "used more memory than its limit" in str(refusal(opened(more), "odd"))
 
 
-def test_an_image_for_another_architecture(opened: Opened, tmp_path: Path) -> None:
+def test_an_image_for_another_architecture_is_reported(opened: Opened, tmp_path: Path) -> None:
     """It is said that it is, and for which."""
     lifecycle = opened(dockerfile="FROM {base}\nCOPY program /program\n")
     program = tmp_path / "context" / "program"
     program.write_bytes(b"\x7fELF")
     program.chmod(0o755)
-    foreign = made_foreign(lifecycle.image("web").reference)
+    foreign = make_foreign(lifecycle.image("web").reference)
     more = (
         f'[images.foreign]\nprovider = "docker"\nreference = "{foreign}"\n'
         '[templates.odd]\nimage = "foreign"\nport = 8080\ncommand = ["/program"]\n'
@@ -138,7 +138,7 @@ def test_an_image_for_another_architecture(opened: Opened, tmp_path: Path) -> No
     assert "made for s390x" in str(refusal(opened(more, dockerfile), "odd"))
 
 
-def made_foreign(reference: str) -> str:
+def make_foreign(reference: str) -> str:
     """The same image, said to be made for another architecture; its id."""
     engine = endpoint.find()
     with engine.stream("GET", f"/images/{reference}/get") as answer:
@@ -165,7 +165,7 @@ def made_foreign(reference: str) -> str:
     return f"sha256:{id}"
 
 
-def test_a_service_that_is_not_in_the_file(opened: Opened, tmp_path: Path) -> None:
+def test_an_unknown_service_is_reported_with_a_suggestion(opened: Opened, tmp_path: Path) -> None:
     """The closest one is named, before anything is made."""
     (tmp_path / "compose.yaml").write_text("services: {server: {image: whatever}}\n")
     more = compose(service="sever")
@@ -174,7 +174,7 @@ def test_a_service_that_is_not_in_the_file(opened: Opened, tmp_path: Path) -> No
     assert "Did you mean 'server'?" in str(error)
 
 
-def test_a_service_that_crashes(opened: Opened, tmp_path: Path) -> None:
+def test_a_crashed_service_is_named(opened: Opened, tmp_path: Path) -> None:
     """Which one, how, and what it said; the others are gone with it."""
     base = engine_images.busybox()
     (tmp_path / "compose.yaml").write_text(
@@ -187,7 +187,9 @@ def test_a_service_that_crashes(opened: Opened, tmp_path: Path) -> None:
     assert "db | disk broken" in str(error)
 
 
-def test_why_a_container_is_unhealthy(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unhealthy_container_is_reported_with_its_output(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its health check's own words, without the secrets that it prints."""
     monkeypatch.setenv("SCHEMA_KEY", "s3cret-of-the-schema")
     check = "HEALTHCHECK --interval=1s --retries=1 CMD echo no schema for $KEY; exit 1\n"

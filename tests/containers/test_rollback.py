@@ -86,7 +86,7 @@ def own_networks(environment: Environment) -> list[str]:
     return [one["Id"] for one in found if environment.id in one["Name"]]
 
 
-def test_volumes_and_files_are_as_they_were(opened: Opened) -> None:
+def test_rollback_restores_volumes_and_files(opened: Opened) -> None:
     """Named, anonymous and none; with owners, and as they were left when it was told to stop.
 
     The rest of it is the same; nothing is left.
@@ -107,7 +107,7 @@ def test_volumes_and_files_are_as_they_were(opened: Opened) -> None:
     assert left(environment.id) == []
 
 
-def test_services_are_as_they_were(opened: Opened, tmp_path: Path) -> None:
+def test_rollback_restores_compose_services(opened: Opened, tmp_path: Path) -> None:
     """In their order, under their names; a job that had ended is not run again.
 
     None of them hears its stop signal, and so none is waited for.
@@ -136,7 +136,7 @@ def test_services_are_as_they_were(opened: Opened, tmp_path: Path) -> None:
         ("folder:/shared", "the service web is bound to /tmp of this machine"),
     ],
 )
-def test_what_others_have_is_refused(
+def test_rollback_refuses_shared_state(
     opened: Opened, tmp_path: Path, volume: str, told: str
 ) -> None:
     """Before anything is launched; read-only folders are not changed, and so not refused."""
@@ -148,7 +148,7 @@ def test_what_others_have_is_refused(
         lifecycle.check("odd", rolled_back=True)
 
 
-def test_a_file_of_the_image_that_is_gone_is_told(opened: Opened) -> None:
+def test_a_deleted_image_file_prevents_a_baseline(opened: Opened) -> None:
     """It can't be taken away again from what is made anew: nothing is said to be put back."""
     lifecycle = opened("seed = 'rm /www/index.html'")
     with pytest.raises(EphemeralError, match=r"has deleted /www/index\.html of its image"):

@@ -19,7 +19,7 @@ from support import processes
         ({"DOCKER_HOST": "unix:///nowhere"}, "a container engine: "),
     ],
 )
-def test_without_an_engine_containers_are_left_out(
+def test_bench_skips_containers_without_an_engine(
     tmp_path: Path, variables: dict[str, str], without: str
 ) -> None:
     """It is said in one line, and is no failure."""

@@ -17,7 +17,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
 
 
-def test_the_readme_names_two_commands() -> None:
+def test_the_readme_names_make_demo_and_make_test() -> None:
     """``make demo`` and ``make test``, and both are there."""
     promised = [
         command
@@ -31,7 +31,7 @@ def test_the_readme_names_two_commands() -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_every_target_that_is_named_is_there(page: str) -> None:
+def test_documented_make_targets_exist(page: str) -> None:
     """Nobody is sent to a target that the Makefile does not have."""
     named = set(re.findall(r"(?:`|\$ |^    )make ([a-z]+)", page_of(page), re.MULTILINE))
     assert named
@@ -43,7 +43,7 @@ def page_of(name: str) -> str:
     return (ROOT / name).read_text()
 
 
-def test_the_readme_says_what_there_is() -> None:
+def test_the_readme_lists_all_providers_and_commands() -> None:
     """Its table names every provider and every command that there is, and no other command."""
     rows = dict(re.findall(r"^\| ([A-Z]\w+.*?) \| (.+) \|$", page_of("README.md"), re.MULTILINE))
     assert set(providers.TABLE) <= set(re.findall(r"`(\w+)`", rows["Providers"]))
@@ -55,14 +55,14 @@ def test_the_readme_says_what_there_is() -> None:
     assert set(re.findall(r"`(\w+)`", rows["Command line"] + rows["Production"])) == commands
 
 
-def test_ci_runs_what_the_readme_promises() -> None:
+def test_ci_runs_the_documented_commands() -> None:
     """The same commands, not others that happen to do the same."""
     ci = (ROOT / ".ci" / "run").read_text()
     for target in ("lint", "docs", "demo", "test"):
         assert re.search(rf"make --silent .*\b{target}\b", ci), target
 
 
-def test_make_alone_says_what_there_is() -> None:
+def test_make_without_a_target_lists_all_targets() -> None:
     """Every target is in the help, which is what somebody new sees first."""
     said = processes.run("make", "-C", ROOT).stdout
     listed = set(re.findall(r"^  ([a-z]+) ", said, re.MULTILINE))
@@ -73,9 +73,7 @@ def test_make_alone_says_what_there_is() -> None:
     ("reason", "status"),
     [("docker is not installed", 1), ("needs git", 1), ("only on macOS", 0)],
 )
-def test_ci_refuses_a_skip_unless_nothing_could_be_installed(
-    reason: str, status: int, tmp_path: Path
-) -> None:
+def test_ci_accepts_only_skips_for_the_platform(reason: str, status: int, tmp_path: Path) -> None:
     """A missing program is somebody's forgotten install step; a platform is not."""
     (tmp_path / "test.xml").write_text(
         f'<testsuites><testsuite><testcase classname="a" name="b"><skipped type="pytest.skip" '

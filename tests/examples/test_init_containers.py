@@ -70,7 +70,7 @@ def run_tests(folder: Path) -> str:
     return said
 
 
-def test_a_dockerfile(project: Path) -> None:
+def test_init_makes_a_dockerfile_project_testable(project: Path) -> None:
     """It is baked and comes up, on the port that it exposes."""
     assert "destroyed" in run_tests(project)
 
@@ -80,7 +80,7 @@ def test_a_dockerfile(project: Path) -> None:
     [compose_versions.without_plugin, compose_versions.with_plugin],
     ids=["1.29", "2"],
 )
-def test_a_compose_file(project: Path, version: Version) -> None:
+def test_init_makes_a_compose_project_testable(project: Path, version: Version) -> None:
     """What it builds is baked; the URL leads to the service that publishes a port."""
     base = engine_images.busybox()
     (project / "compose.yaml").write_text(COMPOSE.format(base=base))

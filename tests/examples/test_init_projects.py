@@ -180,7 +180,7 @@ class Project:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", list(PROJECTS))
-def test_init_and_then_green(name: str, tmp_path: Path) -> None:
+def test_tests_pass_after_init_without_edits(name: str, tmp_path: Path) -> None:
     """Write the file, run the tests: nothing is edited in between, and nothing is left."""
     example = PROJECTS[name]
     if example.needs and shutil.which(example.needs) is None:

@@ -46,7 +46,7 @@ def walk(tmp_path: Path) -> Iterator[Walk]:
     ],
     ids=lambda page: page.stem,
 )
-def test_a_page_can_be_followed_to_its_end(page: Path, walk: Walk) -> None:
+def test_all_commands_of_a_page_work(page: Path, walk: Walk) -> None:
     """Every file written and every command run as it stands, and nothing is left."""
     walk.follow(page)
     assert any(command.startswith("pytest --ephemeral-env") for command in walk.seen)
@@ -62,7 +62,7 @@ def configurations() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("text", list(configurations()))
-def test_a_configuration_that_is_shown_can_be_read(text: str, tmp_path: Path) -> None:
+def test_documented_configurations_are_valid(text: str, tmp_path: Path) -> None:
     """Nobody is shown a key that is not known, or a template of an image that is not there."""
     file = tmp_path / "ephemeral.toml"
     file.write_text(text)
@@ -71,7 +71,7 @@ def test_a_configuration_that_is_shown_can_be_read(text: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_are_valid(page: Path) -> None:
     """Every link to a file of the project, and to a heading in it."""
     for target in re.findall(r"\]\((?!https?://|mailto:)([^)\s]+)\)", page.read_text()):
         name, _, heading = target.partition("#")
@@ -87,14 +87,14 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in found}
 
 
-def test_the_pages_of_the_documentation_are_all_in_its_index() -> None:
+def test_the_index_lists_all_pages() -> None:
     """A page that no table of contents names is found by nobody."""
     index = (DOCS / "index.md").read_text().split()
     pages = {str(p.relative_to(DOCS).with_suffix("")) for p in PAGES if p.is_relative_to(DOCS)}
     assert pages - {"index"} <= set(index)
 
 
-def test_the_terminal_cast_is_of_the_readme(tmp_path: Path) -> None:
+def test_the_terminal_cast_shows_the_readme_example(tmp_path: Path) -> None:
     """It is drawn from a real run of the README's files: one that passes, one that fails."""
     spec = importlib.util.spec_from_file_location("cast", ROOT / "docs" / "images" / "cast.py")
     assert spec is not None

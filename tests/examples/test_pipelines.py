@@ -74,7 +74,7 @@ def test_pipelines_are_valid_for_their_ci(schema: list[str], files: list[Path]) 
     processes.run(*argv, timeout=60)
 
 
-def test_the_jenkinsfile_is_a_declarative_pipeline() -> None:
+def test_the_jenkinsfile_is_well_formed() -> None:
     """Its blocks are closed, its strings too, and every stage has steps."""
     text = re.sub(r"//.*", "", JENKINS.read_text())
     text = re.sub(r"'''.*?'''|'[^'\n]*'|\"[^\"\n]*\"", "S", text, flags=re.DOTALL)
@@ -90,7 +90,7 @@ def test_the_jenkinsfile_is_a_declarative_pipeline() -> None:
         assert part in text
 
 
-def test_every_pipeline_cancels_and_reaps_on_a_schedule() -> None:
+def test_each_pipeline_cancels_old_runs_and_reaps() -> None:
     """What a newer push makes useless is ended, and what is left over does not stay."""
     github, gitlab, jenkins = (
         yaml.safe_load(GITHUB.read_text()),
@@ -161,7 +161,7 @@ def check(project: Project) -> None:
     assert "shop.test" in (project.folder / "hosts").read_text()
 
 
-def test_the_pipeline_of_gitlab_releases(project: Project) -> None:
+def test_the_gitlab_pipeline_releases_to_production(project: Project) -> None:
     """Each job's script, with the variables of the dotenv reports before it."""
     pipeline = yaml.safe_load(GITLAB.read_text())
     handed = {"GITLAB_CI": "true", "CI_PIPELINE_ID": "7", "GITLAB_USER_LOGIN": "anna"}
@@ -176,7 +176,7 @@ def test_the_pipeline_of_gitlab_releases(project: Project) -> None:
     assert handed["EPHEMERAL_URL"].startswith("http://127.")
 
 
-def test_the_pipeline_of_github_releases(project: Project, tmp_path: Path) -> None:
+def test_the_github_pipeline_releases_to_production(project: Project, tmp_path: Path) -> None:
     """Each job's steps, with outputs and variables as GitHub carries them; and it is signed."""
     private = Ed25519PrivateKey.generate()
     pem = private.private_bytes(
@@ -210,7 +210,7 @@ def run_job(
         "GITHUB_REPOSITORY": "anna/shop",
         "GITHUB_RUN_ID": "7",
         "PATH": f"{scratch / 'bin'}:{project.walk.variables()['PATH']}",
-        **{key: resolved(value, context) for key, value in job.get("env", {}).items()},
+        **{key: resolve(value, context) for key, value in job.get("env", {}).items()},
     }
     for at, step in enumerate(job["steps"]):
         if "run" not in step:
@@ -218,16 +218,16 @@ def run_job(
         files = {key: scratch / f"{name}-{at}-{key}" for key in ("GITHUB_OUTPUT", "GITHUB_ENV")}
         for file in files.values():
             file.touch()
-        own = {key: resolved(value, context) for key, value in step.get("env", {}).items()}
+        own = {key: resolve(value, context) for key, value in step.get("env", {}).items()}
         project.run(step["run"], {**variables, **{k: str(v) for k, v in files.items()}, **own})
         variables |= read_commands(files["GITHUB_ENV"])
         for key, value in read_commands(files["GITHUB_OUTPUT"]).items():
             context[f"steps.{step.get('id')}.outputs.{key}"] = value
     for key, value in job.get("outputs", {}).items():
-        context[f"needs.{name}.outputs.{key}"] = resolved(value, context)
+        context[f"needs.{name}.outputs.{key}"] = resolve(value, context)
 
 
-def resolved(text: str, context: Mapping[str, str]) -> str:
+def resolve(text: str, context: Mapping[str, str]) -> str:
     """A text with its expressions filled in."""
     return re.sub(r"\$\{\{ ([\w.-]+) \}\}", lambda found: context[found[1]], text)
 
@@ -238,7 +238,7 @@ def read_commands(file: Path) -> dict[str, str]:
     return {name: value for name, _, value in found}
 
 
-def test_the_pipeline_of_jenkins_releases(project: Project) -> None:
+def test_the_jenkins_pipeline_releases_to_production(project: Project) -> None:
     """The shell steps of all stages, with what its Groovy reads and asks between them."""
     text = JENKINS.read_text().partition("stage('Build')")[2].rpartition("\n    post {")[0]
     variables = {"JENKINS_URL": "https://jenkins", "BUILD_TAG": "shop-7", "APPROVER": "anna"}
@@ -253,9 +253,7 @@ def test_the_pipeline_of_jenkins_releases(project: Project) -> None:
 
 
 @pytest.mark.parametrize("file", [GITHUB_HOSTED, GITLAB_HOSTED], ids=["github", "gitlab"])
-def test_hosted_runners_share_nothing_but_artifacts(
-    file: Path, tmp_path: Path, trees: Path
-) -> None:
+def test_hosted_runners_share_only_artifacts(file: Path, tmp_path: Path, trees: Path) -> None:
     """Each job is run on a machine that has nothing but the checkout, and ``dist`` of the other.
 
     The first one may find the installed image of another test, which saves a bake.

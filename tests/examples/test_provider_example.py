@@ -23,9 +23,9 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "provider"
 
 #: Faults that a provider's author could leave in, and a test of the suite that finds each.
 FAULTS = {
-    "_remove(_folder(environment.id))": "test_destroying_leaves_nothing",
-    "text = mask(text": "test_secrets_are_masked",
-    "_write(file, _read(file) | {labels.EXPIRES: expires})": "test_it_is_listed_with_its_labels",
+    "_remove(_folder(environment.id))": "test_destroy_leaves_nothing",
+    "text = mask(text": "test_secrets_are_masked_in_the_log",
+    "_write(file, _read(file) | {labels.EXPIRES: expires})": "test_list_owned_returns_the_labels",
 }
 
 
@@ -53,7 +53,7 @@ def processes(folder: Path) -> list[int]:
     return with_variable(f"HOME={folder / 'home'}")
 
 
-def test_the_example_passes(provider: Path) -> None:
+def test_the_example_provider_passes_the_suite(provider: Path) -> None:
     """All tests pass, none is skipped, and nothing is left."""
     output = run(provider)
     assert re.search(r"^2\d passed in", output, re.MULTILINE), output
@@ -62,7 +62,7 @@ def test_the_example_passes(provider: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=list(FAULTS.values()))
-def test_a_fault_is_found(provider: Path, fault: str) -> None:
+def test_the_suite_finds_each_fault(provider: Path, fault: str) -> None:
     """The suite can fail: it does for each of these faults."""
     file = provider / "shell_provider.py"
     assert fault in file.read_text()

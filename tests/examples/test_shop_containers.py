@@ -69,7 +69,7 @@ def test_the_acceptance_tests_pass_in_containers(shop: Path, template: str) -> N
 
 
 @pytest.mark.timeout(600)
-def test_the_bell_is_a_real_redis(shop: Path) -> None:
+def test_the_shop_uses_a_real_redis(shop: Path) -> None:
     """The packing room waits at it, and an order rings it; by the older compose command."""
     with compose_versions.without_plugin():
         up = run(shop, PROGRAM, "up", "staging-compose", "--json")

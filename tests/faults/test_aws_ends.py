@@ -31,7 +31,7 @@ def test_waits(ephemeral_env):
     [(signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGINT, True)],
     ids=["killed while up", "killed while destroying", "interrupted while destroying"],
 )
-def test_the_owner_process_finishes(
+def test_the_owner_process_cleans_up_after_pytest_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, destroying: bool
 ) -> None:
     """Instances and their group are gone, and so is the record, without any reap."""

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and loop
 
 
 @pytest.mark.parametrize("kind", ["standing_by", "baking", "stacking"])
-def test_one_reap_after_a_kill_at_every_call(
+def test_one_reap_cleans_up_after_a_kill_at_every_call(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each call that changes something, and before it, if the run has written anything since

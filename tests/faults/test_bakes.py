@@ -39,7 +39,7 @@ def gate(tmp_path) -> Path:
     return tmp_path / "gate"
 
 
-def at_the_gate(gate: Path) -> list[str]:
+def waiting_install_script(gate: Path) -> list[str]:
     """An install script that starts a daemon, says that it has, and waits; the same every time."""
     lines = [
         f"setsid sleep 1000 & echo $! > {gate}.daemon",
@@ -89,9 +89,9 @@ def alive(pid_file: Path) -> bool:
 
 
 @pytest.mark.parametrize("store", ["store", "another"])
-def test_one_bakes_and_the_other_waits(here, gate, store):
+def test_concurrent_bakes_of_a_key_bake_once(here, gate, store):
     """It says for whom and for what, then takes the image; with the same store and with two."""
-    install = at_the_gate(gate)
+    install = waiting_install_script(gate)
     first = Baker(here.folder, install)
     assert first.says().startswith("baking shop")
     until(Path(f"{gate}.script").exists)
@@ -106,9 +106,9 @@ def test_one_bakes_and_the_other_waits(here, gate, store):
     assert list(here.store.paths("bakes")) == []
 
 
-def test_a_bake_that_is_killed_leaves_nothing(here, gate):
+def test_a_killed_bake_leaves_nothing(here, gate):
     """No process, no tree, no record; and the next bake starts clean, at once."""
-    install = at_the_gate(gate)
+    install = waiting_install_script(gate)
     first = Baker(here.folder, install)
     until(Path(f"{gate}.script").exists)
     (here.folder / "root" / prefix_name(here, install) / "half").touch()
@@ -147,7 +147,7 @@ def test_the_next_bake_removes_incomplete_trees(here):
 
 def test_the_waiting_process_bakes_when_the_first_one_fails(here, gate):
     """A failure is nobody's image."""
-    install = [*at_the_gate(gate), f"[ -e {gate}.works ]"]
+    install = [*waiting_install_script(gate), f"[ -e {gate}.works ]"]
     first = Baker(here.folder, install)
     until(Path(f"{gate}.script").exists)
     second = Baker(here.folder, install)
@@ -169,7 +169,7 @@ def test_the_waiting_process_bakes_when_the_first_one_fails(here, gate):
 # -- claims of processes that are gone, or far away ----------------------------------------
 
 
-def claimed_by(store: DirectoryStore, **changes: object) -> str:
+def create_claim(store: DirectoryStore, **changes: object) -> str:
     """A claim of someone else for the key ``sha256:abc``."""
     owner = msgspec.structs.replace(this_machine.this_owner("bake"), **changes)
     record = claim.BakeClaim(owner=owner, image="shop", since=datetime.now(UTC))
@@ -185,7 +185,7 @@ def test_the_claim_of_a_dead_process_is_taken_over(store):
     """At once: its death can be seen from here."""
     gone = subprocess.Popen(["true"])
     gone.wait()
-    claimed_by(store, pid=gone.pid)
+    create_claim(store, pid=gone.pid)
     said: list[str] = []
     with claim.hold_claim(store, "sha256:abc", "shop", said.append):
         assert str(os.getpid()).encode() in store.read("bakes/abc.json").data
@@ -197,7 +197,7 @@ def test_the_claim_of_a_silent_machine_is_taken_over(store, monkeypatch):
     """Not before it has been silent for long enough; until then, who is waited for is said."""
     monkeypatch.setattr(claim, "SILENT_SECONDS", 0.3)
     monkeypatch.setattr(claim, "POLL_SECONDS", 0.01)
-    claimed_by(store, host="far-away", machine="far-away", user="anna", pid=12)
+    create_claim(store, host="far-away", machine="far-away", user="anna", pid=12)
     said: list[str] = []
     started = time.monotonic()
     with claim.hold_claim(store, "sha256:abc", "shop", said.append):
@@ -214,16 +214,16 @@ def test_a_renewed_claim_is_respected(store, monkeypatch):
     assert not store.has("bakes/abc.json")
 
 
-def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(store, monkeypatch):
+def test_a_lost_claim_is_left_to_its_new_owner(store, monkeypatch):
     """Whose record is neither renewed nor removed by the old one."""
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
     with claim.hold_claim(store, "sha256:abc", "shop", print):
         store.delete("bakes/abc.json")
-        theirs = claimed_by(store, machine="far-away")
+        theirs = create_claim(store, machine="far-away")
     assert store.read("bakes/abc.json").version == theirs
 
 
-def test_a_claim_that_cant_be_read_does_not_block_for_ever(store, monkeypatch):
+def test_an_unreadable_claim_is_taken_over(store, monkeypatch):
     """Half of one is as good as a silent one."""
     monkeypatch.setattr(claim, "SILENT_SECONDS", 0.05)
     monkeypatch.setattr(claim, "POLL_SECONDS", 0.01)

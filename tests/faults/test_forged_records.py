@@ -243,7 +243,7 @@ def victim() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def a_world(victim: int) -> Iterator[World]:
+def make_world(victim: int) -> Iterator[World]:
     """A world of its own for one example."""
     with tempfile.TemporaryDirectory() as top, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTEST_EPHEMERAL_STATE", f"{top}/state")
@@ -274,11 +274,11 @@ def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
             yield from paths_in(inner, (*path, key))
 
 
-def put(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+def replace_value(document: Any, path: tuple[Any, ...], value: Any) -> Any:
     """A document with another value somewhere."""
     if not path:
         return value
-    document[path[0]] = put(document[path[0]], path[1:], value)
+    document[path[0]] = replace_value(document[path[0]], path[1:], value)
     return document
 
 
@@ -286,7 +286,7 @@ def forge_value(world: World, file: Path, draw: Callable[..., Any]) -> None:
     """Something hostile stands in one place of it."""
     document = json.loads(file.read_text())
     path = draw(st.sampled_from(sorted(paths_in(document), key=str)))
-    file.write_text(json.dumps(put(document, path, draw(world.hostile()))))
+    file.write_text(json.dumps(replace_value(document, path, draw(world.hostile()))))
 
 
 def forge_handle(world: World, file: Path, draw: Callable[..., Any]) -> None:
@@ -339,7 +339,7 @@ FORGERIES = [forge_value, forge_value, forge_handle, copy_over, damage, replace_
 @given(data=st.data())
 def test_forged_records_never_touch_what_is_not_ours(victim: int, data: st.DataObject) -> None:
     """Whatever is forged, no command removes, changes or kills it, or breaks down."""
-    with a_world(victim) as world:
+    with make_world(victim) as world:
         world.fill()
         for _ in range(data.draw(st.integers(1, 4))):
             with contextlib.suppress(
@@ -373,7 +373,7 @@ def forge_bundle(world: World, draw: Callable[..., Any]) -> None:
         contents = {name: file.read() for name, file in members.items() if file}
     record = json.loads(contents["image.json"])
     path = draw(st.sampled_from(sorted(paths_in(record), key=str)))
-    record = put(record, path, draw(world.hostile()))
+    record = replace_value(record, path, draw(world.hostile()))
     if isinstance(record, dict) and draw(st.booleans()):  # by someone who knows how it is checked
         with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
             record["key"] = key(record["inputs"])
@@ -392,9 +392,9 @@ def forge_bundle(world: World, draw: Callable[..., Any]) -> None:
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(data=st.data())
-def test_bundles_and_seals_reach_nothing_else(victim: int, data: st.DataObject) -> None:
+def test_forged_bundles_and_seals_affect_only_the_image(victim: int, data: st.DataObject) -> None:
     """Whatever a bundle or a seal says, nothing outside of the image is written or removed."""
-    with a_world(victim) as world:
+    with make_world(victim) as world:
         world.bake()
         forge_bundle(world, data.draw)
         seals = [file for file in world.records() if file.parent.name == "prefixes"]
@@ -411,9 +411,9 @@ def test_bundles_and_seals_reach_nothing_else(victim: int, data: st.DataObject) 
             assert world.untouched(), words
 
 
-def test_an_approval_that_was_copied_approves_nothing(victim: int) -> None:
+def test_a_copied_approval_is_rejected(victim: int) -> None:
     """That of one environment, under the name of another."""
-    with a_world(victim) as world:
+    with make_world(victim) as world:
         world.fill()
         ledger, approvals = Ledger(world.store), Approvals(world.store)
         approvals.decide("staging-aaaaaa", "approved", by="anna", now=PAST)
@@ -430,7 +430,7 @@ def test_an_approval_that_was_copied_approves_nothing(victim: int) -> None:
 
 def test_genuine_records_remove_what_is_ours(victim: int) -> None:
     """So that the test above is one: honest records are obeyed."""
-    with a_world(victim) as world:
+    with make_world(victim) as world:
         world.fill()
         assert run(world, "down", "--all") == 0
         assert not Folder.of("staging-aaaaaa").path.exists()

@@ -72,7 +72,7 @@ def folder() -> Iterator[Path]:
 def run(request: pytest.FixtureRequest, folder: Path) -> Run:
     """Run Python as that uid, with HOME unset or useless, and with this project's libraries."""
     python = next(
-        (one for one in (sys.executable, "/usr/bin/python3") if _may_run(one)),
+        (one for one in (sys.executable, "/usr/bin/python3") if _can_run(one)),
         None,
     )
     if python is None:
@@ -96,7 +96,7 @@ def run(request: pytest.FixtureRequest, folder: Path) -> Run:
     return run
 
 
-def _may_run(python: str) -> bool:
+def _can_run(python: str) -> bool:
     """Whether that uid may, and it is this Python's version; it may be in another user's home."""
     code = f"import sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
     try:
@@ -108,14 +108,14 @@ def _may_run(python: str) -> bool:
     return done.returncode == 0
 
 
-def test_a_run(run: Run) -> None:
+def test_a_run_works_without_a_home(run: Run) -> None:
     """It bakes, comes up, is tested and is gone: as for anybody with a home."""
     said = run("-m", "pytest", "--ephemeral-env", "-p", "no:cacheprovider")
     assert "1 passed" in said
     assert "destroyed" in said
 
 
-def test_the_command_line(run: Run, folder: Path) -> None:
+def test_the_command_line_works_without_a_home(run: Run, folder: Path) -> None:
     """Every verb that looks at this machine."""
     said = run("-c", PROGRAM, "doctor")
     assert f"/var/tmp/pytest-ephemeral-state-{UID}" in said

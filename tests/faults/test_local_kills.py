@@ -96,46 +96,46 @@ def _describe() -> Environment:
     return make_environment(f"staging-{secrets.token_hex(3)}", ttl=300)
 
 
-def _launched(process: subprocess.Popen[str]) -> Environment:
+def _read_launched(process: subprocess.Popen[str]) -> Environment:
     assert process.stdout is not None
     return models.decode(process.stdout.readline().encode(), Environment)
 
 
-def _marked(environment: Environment) -> list[int]:
+def _labelled_processes(environment: Environment) -> list[int]:
     return find_marked(f"{ENVIRONMENT_VARIABLE}={environment.id}")
 
 
-def _all_run(environment: Environment) -> bool:
+def _is_running(environment: Environment) -> bool:
     """Whether its guard, its command and the daemon run, and no shell between them any more."""
-    commands = [command_of(pid) for pid in _marked(environment)]
+    commands = [command_of(pid) for pid in _labelled_processes(environment)]
     return len(commands) == 3 and commands.count(b"sleep\0001000\0") == 2
 
 
-def _left(environment: Environment) -> list[object]:
+def _find_remains(environment: Environment) -> list[object]:
     folder = machine.state_directory() / "environments" / environment.id
-    return [*_marked(environment), *(path for path in [folder] if path.exists())]
+    return [*_labelled_processes(environment), *(path for path in [folder] if path.exists())]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_guard_ends_with_its_owner(own: Own, number: signal.Signals) -> None:
     """Within two seconds nothing is left, daemons included."""
     process, _ = own()
-    environment = _launched(process)
-    until(lambda: _all_run(environment))
+    environment = _read_launched(process)
+    until(lambda: _is_running(environment))
     process.send_signal(number)
-    until(lambda: not _left(environment), within=2)
+    until(lambda: not _find_remains(environment), within=2)
 
 
 def test_the_guard_ends_though_a_child_of_the_owner_lives(own: Own) -> None:
     """A forked child holds the lifeline open; the guard sees the owner's death all the same."""
     process, _ = own(then=FORK)
-    environment = _launched(process)
+    environment = _read_launched(process)
     assert process.stdout is not None
     child = int(process.stdout.readline())
     try:
-        until(lambda: _all_run(environment))
+        until(lambda: _is_running(environment))
         process.kill()
-        until(lambda: not _left(environment), within=2)
+        until(lambda: not _find_remains(environment), within=2)
     finally:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
@@ -150,36 +150,40 @@ def test_a_kill_during_a_launch_leaves_nothing(own: Own, attempt: int) -> None:
         process.wait(pause)
     process.kill()
     process.wait()
-    until(lambda: not _marked(environment), within=2)
+    until(lambda: not _labelled_processes(environment), within=2)
     provider = LocalProvider()
-    until(lambda: all(owned.abandoned or not _left(environment) for owned in provider.list_owned()))
+    until(
+        lambda: all(
+            owned.abandoned or not _find_remains(environment) for owned in provider.list_owned()
+        )
+    )
     for owned in provider.list_owned():
         provider.sweep(owned)
-    assert _left(environment) == []
+    assert _find_remains(environment) == []
 
 
 def test_a_killed_guard_leaves_what_can_be_found(own: Own) -> None:
     """Its processes die with it; a daemon and the folder are found by whoever destroys."""
     process, _ = own()
-    environment = _launched(process)
-    until(lambda: _all_run(environment))
+    environment = _read_launched(process)
+    until(lambda: _is_running(environment))
     os.kill(int(environment.handle["supervisor"]), signal.SIGKILL)
     provider = LocalProvider()
     until(lambda: provider.status(environment).state == "gone")
-    until(lambda: len(_marked(environment)) == 1, within=2)
+    until(lambda: len(_labelled_processes(environment)) == 1, within=2)
     (owned,) = provider.list_owned()
     assert owned.abandoned
     provider.destroy(environment)
-    assert _left(environment) == []
+    assert _find_remains(environment) == []
 
 
 def test_a_terminated_guard_ends_everything(own: Own) -> None:
     """SIGTERM, as from a system that shuts down: it takes everything with it."""
     process, _ = own()
-    environment = _launched(process)
-    until(lambda: _all_run(environment))
+    environment = _read_launched(process)
+    until(lambda: _is_running(environment))
     os.kill(int(environment.handle["supervisor"]), signal.SIGTERM)
-    until(lambda: not _left(environment), within=2)
+    until(lambda: not _find_remains(environment), within=2)
 
 
 def test_a_stopped_guard_is_destroyed(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,20 +191,20 @@ def test_a_stopped_guard_is_destroyed(own: Own, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(client, "END_TIME", 0.3)
     monkeypatch.setattr(client, "ANSWER_TIME", 0.3)
     process, _ = own()
-    environment = _launched(process)
-    until(lambda: _all_run(environment))
+    environment = _read_launched(process)
+    until(lambda: _is_running(environment))
     os.kill(int(environment.handle["supervisor"]), signal.SIGSTOP)
     provider = LocalProvider()
     assert "does not answer" in provider.status(environment).detail
     provider.destroy(environment)
-    assert _left(environment) == []
+    assert _find_remains(environment) == []
 
 
 def test_a_tampered_record_removes_no_other_folder(own: Own, tmp_path: Path) -> None:
     """A record that was tampered with can't lead destroying to another folder."""
     process, environment = own()
-    launched = _launched(process)
-    until(lambda: _all_run(environment))
+    launched = _read_launched(process)
+    until(lambda: _is_running(environment))
     precious = tmp_path / "precious"
     twin = tmp_path / "elsewhere" / "environments" / environment.id
     link = tmp_path / "links" / "environments" / environment.id
@@ -214,9 +218,9 @@ def test_a_tampered_record_removes_no_other_folder(own: Own, tmp_path: Path) -> 
         with pytest.raises(TamperedRecordError):
             LocalProvider().destroy(forged)
     assert [(one / "file").read_text() for one in (precious, twin)] == ["precious", "precious"]
-    assert _all_run(environment)
+    assert _is_running(environment)
     LocalProvider().destroy(launched)
-    assert _left(environment) == []
+    assert _find_remains(environment) == []
 
 
 def test_folders_of_others_with_our_names_are_left_alone(own: Own, tmp_path: Path) -> None:
@@ -229,7 +233,7 @@ def test_folders_of_others_with_our_names_are_left_alone(own: Own, tmp_path: Pat
     (theirs / "labelled" / "labels.json").write_text('{"pytest-ephemeral.id": "another"}')
     (theirs / "note").write_text("precious")
     process, environment = own()
-    launched = _launched(process)
+    launched = _read_launched(process)
 
     assert [one.id for one in LocalProvider().list_owned()] == [environment.id]
     for name in ("production", "labelled"):
@@ -250,7 +254,7 @@ def test_the_next_launch_removes_incomplete_folders(own: Own, tmp_path: Path) ->
     (half / "labels.json").write_text('{"pytest-ephemeral.id": "staging-1"}')
     os.utime(half, (0, 0))
     process, _ = own()
-    _launched(process)
+    _read_launched(process)
     assert not half.exists()
 
 
@@ -261,14 +265,14 @@ def test_the_next_launch_removes_folders_set_aside(own: Own, tmp_path: Path) -> 
         (top / name / "state").mkdir(parents=True)
         (top / name / "labels.json").write_text(labels)
     process, _ = own()
-    _launched(process)
+    _read_launched(process)
     assert sorted(path.name for path in top.glob(".old-*")) == [".old-2"]
 
 
 def test_a_folder_being_removed_never_lacks_its_labels(own: Own) -> None:
     """Never without what says whose it is, which would make it a stranger's to whoever looks."""
     process, _ = own("for n in $(seq 3000); do : > $STATE/$n; done; exec sleep 1000")
-    launched = _launched(process)
+    launched = _read_launched(process)
     until(lambda: Path(launched.handle["folder"], "state", "3000").exists())
     provider, said = LocalProvider(), []
     with ThreadPoolExecutor(3) as pool:
@@ -283,7 +287,7 @@ def test_a_folder_being_removed_never_lacks_its_labels(own: Own) -> None:
 def test_an_environment_elsewhere_is_never_reported_destroyed(own: Own) -> None:
     """A record of another machine, or of another PID namespace: that can't be seen from here."""
     process, _ = own()
-    launched = _launched(process)
+    launched = _read_launched(process)
     for change in ({"machine": "another"}, {"pid_namespace": "pid:[1]"}):
         far = replace(launched, id="staging-far", owner=replace(launched.owner, **change))
         far = replace(far, handle={**far.handle, "folder": "/nowhere/environments/staging-far"})
@@ -295,7 +299,7 @@ def test_an_environment_elsewhere_is_never_reported_destroyed(own: Own) -> None:
 BARE_DAEMON = "(env -i setsid sleep 1000 &) ; exec sleep 1000"
 
 
-def _asleep(launched: Environment) -> list[int]:
+def _processes_with_its_mount(launched: Environment) -> list[int]:
     """Processes that see the environment's own mount, as /proc says it."""
     folder = launched.handle["folder"]
     found = []
@@ -306,7 +310,7 @@ def _asleep(launched: Environment) -> list[int]:
     return found
 
 
-def _sleeping_in(launched: Environment) -> list[int]:
+def _processes_in_its_folder(launched: Environment) -> list[int]:
     """Processes whose current folder is the environment's, as /proc says it, the eldest first."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
@@ -320,19 +324,19 @@ def _sleeping_in(launched: Environment) -> list[int]:
 @pytest.mark.skipif(
     os.geteuid() != 0 or bool(mounts.refusal()), reason="this system lets nobody mount"
 )
-def test_a_daemon_without_its_variables_is_found(own: Own) -> None:
+def test_a_daemon_without_variables_is_found_and_ended(own: Own) -> None:
     """Owner and guard both killed -9: what they started is found by what it sees."""
     process, environment = own(BARE_DAEMON)
-    launched = _launched(process)
-    until(lambda: len(_asleep(launched)) == 3)
+    launched = _read_launched(process)
+    until(lambda: len(_processes_with_its_mount(launched)) == 3)
     os.kill(int(launched.handle["supervisor"]), signal.SIGSTOP)
     process.kill()
     os.kill(int(launched.handle["supervisor"]), signal.SIGKILL)
-    until(lambda: len(_asleep(launched)) == 1)
-    assert _marked(environment) == []
+    until(lambda: len(_processes_with_its_mount(launched)) == 1)
+    assert _labelled_processes(environment) == []
     LocalProvider().destroy(launched)
-    assert _asleep(launched) == []
-    assert _left(environment) == []
+    assert _processes_with_its_mount(launched) == []
+    assert _find_remains(environment) == []
 
 
 def test_doctor_reports_that_nothing_can_be_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,11 +355,11 @@ def test_the_owner_finds_a_daemon_whose_guard_was_killed() -> None:
     environment = _describe()
     template = LocalTemplate(name="staging", command=DAEMON, port=18491)
     launched = LocalProvider().launch(Order(environment=environment, template=template))
-    until(lambda: len(_marked(environment)) == 3)
+    until(lambda: len(_labelled_processes(environment)) == 3)
     os.kill(int(launched.handle["supervisor"]), signal.SIGKILL)
-    until(lambda: len(_marked(environment)) == 1)
+    until(lambda: len(_labelled_processes(environment)) == 1)
     LocalProvider().destroy(launched)
-    assert _left(environment) == []
+    assert _find_remains(environment) == []
 
 
 #: Linux lets nobody mount without that, and containers rarely have it.
@@ -368,14 +372,14 @@ def test_reap_without_mounts_names_what_may_be_left(
 ) -> None:
     """A daemon is left that nothing leads to: that is told once, with exit status 6."""
     process, environment = own(BARE_DAEMON, within=WITHOUT_MOUNTS)
-    launched = _launched(process)
-    until(lambda: len(_sleeping_in(launched)) == 2)
-    daemon = _sleeping_in(launched)[-1]
+    launched = _read_launched(process)
+    until(lambda: len(_processes_in_its_folder(launched)) == 2)
+    daemon = _processes_in_its_folder(launched)[-1]
     os.kill(int(launched.handle["supervisor"]), signal.SIGSTOP)
     process.kill()
     process.wait()
     os.kill(int(launched.handle["supervisor"]), signal.SIGKILL)
-    until(lambda: _sleeping_in(launched) == [daemon])
+    until(lambda: _processes_in_its_folder(launched) == [daemon])
     (tmp_path / "ephemeral.toml").touch()
     project = Project.open(tmp_path / "ephemeral.toml", tmp_path)
     expired = replace(launched, expires_at=launched.created_at)
@@ -387,7 +391,7 @@ def test_reap_without_mounts_names_what_may_be_left(
         assert f"ps -fp {daemon}" in found.error
         with pytest.raises(DestroyError, match="may still run"):
             reaper.raise_leftovers([found])
-        assert _sleeping_in(launched) == []  # its folder is gone
+        assert _processes_in_its_folder(launched) == []  # its folder is gone
         assert Path(f"/proc/{daemon}").exists()
         assert project.ledger.get(environment.id).problem
     finally:

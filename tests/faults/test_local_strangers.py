@@ -132,7 +132,7 @@ def wait(environment: Environment, *, timeout: float) -> None:
 
 
 @as_root
-def test_another_user_who_takes_its_address_first_is_not_taken_for_it(launch: Launch) -> None:
+def test_a_foreign_listener_on_the_address_is_not_accepted(launch: Launch) -> None:
     """The address can be read in /proc/net/unix before the application listens."""
     port = free_port()
     environment = launch("exec sleep 1000", port)
@@ -145,7 +145,7 @@ def test_another_user_who_takes_its_address_first_is_not_taken_for_it(launch: La
     assert f"listens on {host}:{port}, which is not this environment" in str(caught.value)
 
 
-def test_an_application_that_listens_everywhere_does_not_answer_for_others(launch: Launch) -> None:
+def test_a_wildcard_listener_is_not_accepted_for_others(launch: Launch) -> None:
     """As Node's ``listen(PORT)``: it would get the connections of all that are slower."""
     port = free_port()
     slow = launch("exec sleep 1000", port)
@@ -195,7 +195,7 @@ def _listening_sockets(pid: int) -> list[str]:
 
 
 @as_root
-def test_another_user_reaches_no_guard(launch: Launch, tmp_path: Path) -> None:
+def test_another_user_cannot_connect_to_a_guard(launch: Launch, tmp_path: Path) -> None:
     """Neither by its socket, nor by binding a name that ours would ask."""
     environment = launch("exec sleep 1000", free_port())
     for folder in (tmp_path, *tmp_path.parents):  # the way to it is open, but for its own folder
@@ -225,7 +225,7 @@ def test_a_folder_of_another_user_is_left_alone(launch: Launch, tmp_path: Path) 
 
 
 @as_root
-def test_each_user_has_a_root_of_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_user_has_its_own_image_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two on one machine, neither having set anything: neither is refused."""
     monkeypatch.delenv("PYTEST_EPHEMERAL_PREFIX_ROOT", raising=False)
     users = (os.getuid(), 4242, 4243)

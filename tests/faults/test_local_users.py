@@ -71,12 +71,12 @@ def root() -> Iterator[Path]:
 
 
 @pytest.fixture
-def begin(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
+def make_project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
     """A project with one template, whose state is where only root can enter."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(root))
 
-    def begin(template: str) -> Lifecycle:
+    def make_project(template: str) -> Lifecycle:
         text = f"[templates.staging]\nprovider = 'local'\n{template}"
         (tmp_path / "ephemeral.toml").write_text(text)
         project = Project.open(tmp_path / "ephemeral.toml", tmp_path)
@@ -84,7 +84,7 @@ def begin(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
         manager.add_hookspecs(hookspecs)
         return Lifecycle(project, hooks=manager.hook, run="users")
 
-    return begin
+    return make_project
 
 
 def processes(environment_id: str) -> Iterator[Path]:
@@ -117,15 +117,15 @@ def shared_memory(environment_id: str) -> set[str]:
     return found
 
 
-def still_there(shared: set[str]) -> set[str]:
+def remaining_memory(shared: set[str]) -> set[str]:
     """Which of that the kernel still keeps."""
     rows = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
     return shared & {row.split()[1] for row in rows} | {one for one in shared if Path(one).exists()}
 
 
-def test_all_processes_are_that_users(begin: Begin, root: Path) -> None:
+def test_all_processes_run_as_the_configured_user(make_project: Begin, root: Path) -> None:
     """In a folder of their own, with variables that say so; nothing is left of it."""
-    lifecycle = begin(ONE)
+    lifecycle = make_project(ONE)
     environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
     own = root / "states" / environment.id / "nobody"
     assert owners(environment.id) == {NOBODY.pw_uid}
@@ -140,9 +140,9 @@ def test_all_processes_are_that_users(begin: Begin, root: Path) -> None:
     assert not list((root / "states").iterdir())
 
 
-def test_some_processes_are_that_users(begin: Begin, root: Path) -> None:
+def test_some_processes_run_as_the_configured_user(make_project: Begin, root: Path) -> None:
     """The others are root's, in the environment's own folder."""
-    lifecycle = begin(SOME)
+    lifecycle = make_project(SOME)
     environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
     assert owners(environment.id) == {0, NOBODY.pw_uid}
     web = root / "states" / environment.id / "nobody" / "state" / "web"
@@ -153,11 +153,11 @@ def test_some_processes_are_that_users(begin: Begin, root: Path) -> None:
     assert not list((root / "states").iterdir())
 
 
-def test_postgresql_runs_under_root(begin: Begin, root: Path) -> None:
+def test_root_can_run_postgresql_as_another_user(make_project: Begin, root: Path) -> None:
     """It refuses root, and wants a folder of its own: Debian's, as it is installed."""
     if shutil.which("initdb") is None or shutil.which("postgres") is None:
         skip_without("PostgreSQL's server on PATH", "Debian's is in /usr/lib/postgresql/*/bin")
-    lifecycle = begin(POSTGRES)
+    lifecycle = make_project(POSTGRES)
     template = lifecycle.project.config.template("staging")
     environment = lifecycle.bring_up(template, rolled_back=True).environment
     endpoint = environment.endpoints["http"]
@@ -178,16 +178,16 @@ def test_postgresql_runs_under_root(begin: Begin, root: Path) -> None:
         )
         shared |= shared_memory(environment.id)
     assert "database system was not properly shut down" not in environment.logs()
-    assert still_there(shared) == still_there(shared_memory(environment.id))
+    assert remaining_memory(shared) == remaining_memory(shared_memory(environment.id))
     lifecycle.destroy(environment)
-    assert still_there(shared) == set()
+    assert remaining_memory(shared) == set()
     assert not owners(environment.id)
     assert not list((root / "states").iterdir())
 
 
-def test_a_killed_guard_ends_processes_of_other_users(begin: Begin, root: Path) -> None:
+def test_a_killed_guard_ends_processes_of_other_users(make_project: Begin, root: Path) -> None:
     """A process that has become another user dies with its guard; its folder is removed."""
-    lifecycle = begin(ONE)
+    lifecycle = make_project(ONE)
     environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
     os.kill(int(environment.handle["supervisor"]), 9)
     until(lambda: not owners(environment.id), within=30)
@@ -199,21 +199,21 @@ def test_a_killed_guard_ends_processes_of_other_users(begin: Begin, root: Path) 
     ("user", "said"),
     [('"nobdy"', "no user 'nobdy'.*Did you mean 'nobody'"), ('{ x = "nobody" }', "no process 'x'")],
 )
-def test_an_unknown_user_or_process_is_refused(begin: Begin, user: str, said: str) -> None:
+def test_an_unknown_user_or_process_is_refused(make_project: Begin, user: str, said: str) -> None:
     """With the key's path; and nothing is started."""
 
     def try_it() -> None:
-        lifecycle = begin(ONE.replace('"nobody"', user))
+        lifecycle = make_project(ONE.replace('"nobody"', user))
         lifecycle.bring_up(lifecycle.project.config.template("staging"))
 
     with pytest.raises(ConfigurationError, match=said):
         try_it()
 
 
-def test_a_folder_closed_to_other_users_is_refused(begin: Begin, root: Path) -> None:
+def test_a_folder_closed_to_other_users_is_refused(make_project: Begin, root: Path) -> None:
     """By its name, before anything is started in vain."""
     root.chmod(0o700)
-    lifecycle = begin(ONE)
+    lifecycle = make_project(ONE)
     with pytest.raises(ConfigurationError, match="other users can't enter"):
         lifecycle.bring_up(lifecycle.project.config.template("staging"))
     assert not list((root / "states").iterdir())

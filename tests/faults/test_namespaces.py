@@ -27,7 +27,7 @@ if sys.platform == "linux" and os.geteuid():
         options += ["--user", "--map-root-user"]
 
 
-def refusal() -> str:
+def why_no_namespace() -> str:
     """Why there can be no such namespaces here; empty when there can."""
     if sys.platform != "linux":
         return "namespaces: only on Linux"
@@ -36,7 +36,7 @@ def refusal() -> str:
 
 
 pytestmark = pytest.mark.skipif(
-    bool(refusal()), reason="this kernel lets this user make no namespaces"
+    bool(why_no_namespace()), reason="this kernel lets this user make no namespaces"
 )
 
 WAITS = """

@@ -93,7 +93,7 @@ def test_the_kill_points_are_complete(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_killed_promotion_is_finished_by_running_it_again(stage: Stage, point: str) -> None:
+def test_running_a_killed_promotion_again_finishes_it(stage: Stage, point: str) -> None:
     """At whatever point it was killed."""
     killed(stage, "v2", point)
     check_promises(stage)
@@ -143,7 +143,7 @@ def test_a_killed_undo_is_finished_by_running_it_again(
 @pytest.mark.parametrize(
     "point", ["disarm: done", "switch: moved", "record: begun", "retire: done"]
 )
-def test_a_killed_rollback_is_finished_by_running_it_again(stage: Stage, point: str) -> None:
+def test_running_a_killed_rollback_again_finishes_it(stage: Stage, point: str) -> None:
     """As a promotion is."""
     stage.promoter().promote("v2")
     killed(stage, "rollback", point)
@@ -213,7 +213,7 @@ def test_one_of_many_simultaneous_promotions_succeeds(stage: Stage) -> None:
     assert [entry.target.environment for entry in told] == ["v1", "v2"]
 
 
-def _abroad(stage: Stage) -> None:
+def _assign_to_another_machine(stage: Stage) -> None:
     """Make the unfinished run another machine's."""
     mine = Journal(stage.project.store, "production")
     mine.note(owner=msgspec.structs.replace(mine.run.owner, host="elsewhere", machine="elsewhere"))
@@ -222,7 +222,7 @@ def _abroad(stage: Stage) -> None:
 def test_a_live_process_of_another_machine_is_left_alone(stage: Stage) -> None:
     """Whether it lives is not told by any clock but the watcher's own."""
     killed(stage, "v2", "switch: begun")
-    _abroad(stage)
+    _assign_to_another_machine(stage)
     other = Journal(stage.project.store, "production")
 
     def meanwhile(_: float) -> None:
@@ -236,7 +236,7 @@ def test_a_live_process_of_another_machine_is_left_alone(stage: Stage) -> None:
 def test_a_silent_process_of_another_machine_is_replaced(stage: Stage) -> None:
     """After watching it long enough."""
     killed(stage, "v2", "switch: begun")
-    _abroad(stage)
+    _assign_to_another_machine(stage)
     watched: list[float] = []
 
     stage.promoter(times=Times(pause=watched.append, patience=2, propagation=5)).promote("v2")

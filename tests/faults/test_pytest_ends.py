@@ -81,7 +81,7 @@ def test_a_signal_ends_the_environments_at_once(project, arguments, send, name):
     assert output.count("destroyed") >= 3
 
 
-def test_a_worker_that_ignores_the_signal_delays_no_environment(project):
+def test_a_worker_ignoring_the_signal_delays_no_cleanup(project):
     """It is its own test that goes on, without one."""
     project.write(test_it=IGNORES)
     process = project.spawn("--ephemeral-env", "-n", "2")
@@ -94,7 +94,7 @@ def test_a_worker_that_ignores_the_signal_delays_no_environment(project):
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_kill(project, arguments):
+def test_guards_clean_up_after_a_killed_pytest(project, arguments):
     """Nobody is left to clean up but the guards."""
     process, _ = project.spawn_waiting(*arguments)
     process.kill()
@@ -174,7 +174,7 @@ def pytest_sessionstart(): raise KeyboardInterrupt
     assert project.clean_within(0.2), project.traces()
 
 
-def test_a_child_that_a_test_forks_ends_nothing(project):
+def test_a_forked_child_ends_no_environment(project):
     """It owns nothing, though it has a copy of everything."""
     project.write(
         test_it="""

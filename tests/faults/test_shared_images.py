@@ -102,7 +102,7 @@ def bundle(run: Run) -> Path:
     return next(Path("/var/tmp").glob(f"two-users-{os.getpid()}/{ANNA}/site.image"))
 
 
-def test_an_image_of_another_user_is_used_by_its_digest(run: Run, bundle: Path) -> None:
+def test_an_image_of_another_user_is_shared_by_digest(run: Run, bundle: Path) -> None:
     """It is not baked again; its paths are right; and its baker can't change what is seen."""
     remove(roots(BERT)[0])
     run(BERT, "images", "import", bundle)
@@ -150,7 +150,7 @@ def test_an_image_without_the_folder_of_its_baker_runs(run: Run, bundle: Path) -
         aside.rename(roots(ANNA)[0])
 
 
-def test_other_bytes_under_its_record_are_refused(run: Run, bundle: Path) -> None:
+def test_an_image_with_changed_content_is_refused(run: Run, bundle: Path) -> None:
     """The archive is held against the record, and the tree against its digest."""
     folder = bundle.parent.parent / str(BERT)
     with tarfile.open(bundle) as tar:

@@ -23,7 +23,7 @@ def name_ports(project):
     )
 
 
-def test_each_port_of_a_template_gets_its_url(project, run, ports):
+def test_attach_takes_a_url_for_each_named_port(project, run, ports):
     """Several are named; the first one is the environment's URL."""
     name_ports(project)
     web = f"http://127.0.0.1:{ports[0]}/"
@@ -61,7 +61,7 @@ def test_port(ephemeral_env): ephemeral_env.endpoints["pg"]
     result.stdout.fnmatch_lines([told, missing, missing])
 
 
-def test_no_password_is_shown(project, run, ports, tmp_path):
+def test_attach_shows_no_password(project, run, ports, tmp_path):
     """Not in the header, a failed test's section, the report or JUnit XML; tests do get it."""
     url = f"http://shop:hunter2@127.0.0.1:{ports[0]}/"
     project.write(

@@ -201,7 +201,7 @@ def test_closing_does_not_wait_for_launches(notes):
         broker.lease(session("b"), "main")()
 
 
-def test_the_end_of_a_run_does_not_wait_for_what_was_accepted(broker, notes):
+def test_close_leaves_accepted_removals_to_the_owner(broker, notes):
     """What takes its time is left to the owner process, and is not called done."""
     environment = broker.lease(session("a"), "main")()
     notes.ending.clear()
@@ -224,7 +224,7 @@ def test_a_crash_is_recorded_before_the_removal_is_accepted(broker, notes):
 
 
 @pytest.mark.parametrize("leave", [True, False])
-def test_the_end_of_a_run_waits_for_what_was_not_accepted(broker, notes, leave):
+def test_close_waits_for_removals_not_yet_accepted(broker, notes, leave):
     """It may yet be refused, and then somebody has to be told."""
     broker.lease(session("a"), "main")()
     notes.accepting = not leave  # where nothing may be left, accepted is not enough either

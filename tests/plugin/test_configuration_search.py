@@ -30,14 +30,14 @@ def nested(project):
     ],
     ids=["folder", "node", "xdist"],
 )
-def test_the_nearest_one_to_the_tests_is_used(nested, run, arguments):
+def test_the_configuration_nearest_to_the_tests_is_used(nested, run, arguments):
     """And the header says which."""
     result = run(*arguments)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["ephemeral: tests/acceptance/ephemeral.toml, template *"])
 
 
-def test_the_current_folder_counts_where_nothing_is_named(nested, run, monkeypatch):
+def test_the_current_folder_is_searched_without_arguments(nested, run, monkeypatch):
     """As for the command line, which is started in the same folder."""
     monkeypatch.chdir(nested.folder / "tests" / "acceptance")
     run().assert_outcomes(passed=1)

@@ -27,7 +27,7 @@ def rows(heading: str) -> dict[str, list[str]]:
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in found}
 
 
-def test_every_option_and_its_twin_is_documented():
+def test_every_option_and_its_ini_key_is_documented():
     """With the value it takes, the name in the configuration file, and the default."""
     documented = rows("Options")
     expected = {f"--{one.name} {one.metavar}": one for one in options.OPTIONS}
@@ -51,7 +51,7 @@ def test_every_fixture_is_documented():
         assert documented[name][0] == scope
 
 
-def test_environment_fixture_is_documented_as_it_is():
+def test_environment_fixture_is_documented():
     """Its signature, and every scope."""
     declare = pytest_ephemeral.environment_fixture
     parameters = inspect.signature(declare).parameters.values()
@@ -71,7 +71,7 @@ def test_the_marker_is_documented():
     assert f"@pytest.mark.{signature}" in FIXTURES
 
 
-def test_the_environment_is_documented():
+def test_the_environment_class_is_documented():
     """Every attribute and every method."""
     documented = rows("`Environment`")
     methods = {f"{name}" for name, one in vars(Environment).items() if inspect.isfunction(one)} - {
@@ -98,6 +98,6 @@ def test_every_documented_hook_exists():
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", FIXTURES + HOOKS, re.DOTALL))
-def test_examples_run(block):
+def test_documented_examples_run(block):
     """They are what people copy."""
     exec(compile(block, "example", "exec"), {})

@@ -68,7 +68,9 @@ def configure(project: PluginProject, server: str, more: str = "") -> int:
         ),
     ],
 )
-def test_four_runs_at_once_get_their_own_answers(project: PluginProject, server: str) -> None:
+def test_concurrent_runs_with_free_port_do_not_interfere(
+    project: PluginProject, server: str
+) -> None:
     """With `free-port`: as many as there are, whoever starts first."""
     configure(project, server, "free-port = true")
     runs = [project.spawn("--ephemeral-env") for _ in range(4)]

@@ -61,7 +61,7 @@ def test_the_report_matches_its_schema(
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
-def test_junit_xml_says_which_environment_each_test_used(
+def test_junit_xml_names_the_environment_of_each_test(
     project: PluginProject, run: Run, workers: tuple[str, ...]
 ) -> None:
     """Its id, template, image and URL, on the test case; nothing on one that used none."""
@@ -89,7 +89,7 @@ def test_junit_xml_says_which_environment_each_test_used(
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
-def test_pytest_html_and_allure_get_links(
+def test_html_and_allure_reports_link_to_environments(
     project: PluginProject,
     pytester: pytest.Pytester,
     workers: tuple[str, ...],
@@ -120,7 +120,7 @@ def test_pytest_html_and_allure_get_links(
     assert links["test_without"] == []
 
 
-def test_the_logs_folder_tells_an_environments_whole_life(project: PluginProject, run: Run) -> None:
+def test_the_logs_folder_has_log_timeline_and_provenance(project: PluginProject, run: Run) -> None:
     """What it printed, what went on when, what was seen before it was ready, where it came from."""
     project.write(test_it="def test_it(ephemeral_env): get(ephemeral_env.url, '/it')")
     run("--ephemeral-logs=logs").assert_outcomes(passed=1)
@@ -152,7 +152,7 @@ def test_a_failed_launch_saves_its_logs(project: PluginProject, run: Run) -> Non
     ]
 
 
-def test_the_log_of_a_failed_test_is_told_once(project: PluginProject, run: Run) -> None:
+def test_the_log_of_a_failed_test_is_printed_once(project: PluginProject, run: Run) -> None:
     """Only what was printed during that test, also when its teardown fails as well.
 
     A fixture's error shows the fixture, and none of our own code.
@@ -216,7 +216,7 @@ def test_a_stage_is_recorded_with_commit_build_and_report(
     assert "c0ffee000000; https://gitlab.example/anna/shop/-/jobs/7" in shown
 
 
-def test_a_stage_outside_of_ci_is_recorded_with_gits_commit(
+def test_a_stage_outside_ci_is_recorded_with_the_git_commit(
     project: PluginProject, run: Run
 ) -> None:
     """Marked where files differ from it."""

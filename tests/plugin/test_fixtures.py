@@ -86,7 +86,7 @@ def test_it(ephemeral_env, number, request):
     result.stdout.fnmatch_lines([f"*{project.two}*PASSED*"])
 
 
-def test_declared_fixtures(project, run):
+def test_environment_fixture_declares_and_shares_fixtures(project, run):
     """``environment_fixture``: named by its variable or by ``name``; sharing what is the same."""
     project.write(
         conftest="""
@@ -107,7 +107,7 @@ def test_b(default, shop): assert default.template == TWO and default.id != shop
     run().assert_outcomes(passed=2)
 
 
-def test_an_overridden_fixture_that_uses_the_original(project, run):
+def test_an_overridden_fixture_can_use_the_original(project, run):
     """A conftest.py may wrap ``ephemeral_env``; one that replaces it brings nothing up."""
     project.write(
         conftest="""
@@ -156,7 +156,7 @@ class TestDeep(TestOwn):
     run().assert_outcomes(passed=3)
 
 
-def test_a_single_parameter_may_choose_its_template(project, run):
+def test_a_single_parameter_can_choose_its_template(project, run):
     """The nearest of all; the others of the test keep the function's."""
     project.write(
         test_it="""
@@ -183,7 +183,7 @@ def test_late(ephemeral_env): pass
     ],
     ids=["several on a parameter", "put on later"],
 )
-def test_a_marker_that_comes_too_late_is_refused(project, run, module):
+def test_a_marker_added_too_late_is_refused(project, run, module):
     """In words that fit, before anything is brought up."""
     project.write(
         conftest="""
@@ -244,14 +244,14 @@ def test_z(ephemeral_env): assert ephemeral_env.template == ONE
         ((None, "module", "my shop"), ValueError),
     ],
 )
-def test_declaring_a_fixture_wrongly_is_an_error_at_once(arguments, error):
+def test_environment_fixture_rejects_invalid_arguments(arguments, error):
     """Where it is written, and not when a test uses it."""
     names = ("template", "scope", "name")
     with pytest.raises(error, match="environment_fixture: "):
         environment_fixture(**dict(zip(names, arguments, strict=False)))
 
 
-def test_base_url_is_the_environments(project, run):
+def test_base_url_is_the_url_of_the_environment(project, run):
     """For tests that use it, and only for those."""
     project.use_plugins("base_url")
     project.write(
@@ -267,14 +267,14 @@ def test_a(base_url): assert get(base_url) == "plain"
     result.stdout.no_fnmatch_line("*ephemeral environments*")
 
 
-def test_base_url_that_the_user_set_stays(project, run):
+def test_a_base_url_set_by_the_user_is_kept(project, run):
     """It was said on purpose."""
     project.use_plugins("base_url")
     project.write(test_it='def test_a(base_url): assert base_url == "http://set.example"')
     run("--base-url", "http://set.example").assert_outcomes(passed=1)
 
 
-def test_reruns_get_a_fresh_environment_of_their_own(project, run):
+def test_reruns_get_a_fresh_function_environment(project, run):
     """A function's environment is not used twice; the module's is."""
     project.use_plugins("rerunfailures")
     project.write(
@@ -290,7 +290,7 @@ def test_a(ephemeral_env_function, ephemeral_env_module):
     run().assert_outcomes(passed=1)
 
 
-def test_spares_are_up_before_their_tests(project, run):
+def test_spares_are_launched_before_their_tests(project, run):
     """As the template says: while the first test runs, four others have their environments."""
     file = project.folder / "ephemeral.toml"
     file.write_text(file.read_text().replace("port = 8080\n", "port = 8080\nspares = 4\n", 1))

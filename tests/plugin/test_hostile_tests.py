@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 
-def test_a_frozen_clock(project, run):
+def test_environments_work_with_a_frozen_clock(project, run):
     """The environment of the next module comes up while the clock stands still."""
     project.write(
         test_a="""
@@ -45,7 +45,7 @@ def test_b(ephemeral_env_function): assert False
     assert "INTERNALERROR" not in output
 
 
-def test_a_faked_file_system(project, run):
+def test_environments_work_with_a_fake_file_system(project, run):
     """For the whole time that an environment comes up, is used and ends."""
     project.use_plugins("fakefs")
     project.write(
@@ -95,7 +95,7 @@ def nothing_works():
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_everything_replaced(project, arguments):
+def test_environments_work_with_replaced_standard_modules(project, arguments):
     """Time, os, socket, subprocess, signal, select, pathlib, datetime, threading, wholesale."""
     project.write(
         test_one=REPLACES_EVERYTHING
@@ -114,7 +114,7 @@ def test_e(ephemeral_env_module): assert get(ephemeral_env_module.url) == "plain
     assert "7 passed" in project.run_tests(*arguments)
 
 
-def test_signal_handlers_and_variables_replaced(project):
+def test_environments_survive_changed_signals_and_variables(project):
     """A test that catches an interrupt of its own goes on, and so do its environments."""
     project.write(
         test_it="""
@@ -162,7 +162,7 @@ def test_fork_asks_for_itself(ephemeral_env, request):
 """
 
 
-def test_forks_and_processes(project):
+def test_environments_work_in_forks_and_child_processes(project):
     """A child speaks for itself, and its end is not its parent's."""
     project.write(test_it=FORKS)
     assert "2 passed" in project.run_tests("-W", "ignore")
@@ -184,7 +184,7 @@ def run():
     ],
     ids=["twice", "in a thread"],
 )
-def test_pytest_inside_a_test(project, body):
+def test_environments_work_with_pytest_inside_a_test(project, body):
     """A run of its own, with an owner process of its own."""
     project.write(
         inner="def test_inner(ephemeral_env): assert get(ephemeral_env.url) == 'plain'",

@@ -42,7 +42,7 @@ def mutations(draw: st.DrawFn) -> tuple[str, int, str, str]:
     return kind, draw(st.integers(0, 60)), draw(LINES), draw(VALUES)
 
 
-def mutated(text: str, mutation: tuple[str, int, str, str]) -> str:
+def apply_mutation(text: str, mutation: tuple[str, int, str, str]) -> str:
     """A configuration to which that is done."""
     kind, number, key, value = mutation
     lines = text.replace("20s", "500ms").splitlines()
@@ -68,7 +68,7 @@ def test_a_mutated_configuration_is_refused_or_works(project, run, mutation):
     original = (project.folder / "ephemeral.toml").read_text()
     project.write(test_it="def test_it(ephemeral_env): pass")
     try:
-        project.configure(mutated(original, mutation))
+        project.configure(apply_mutation(original, mutation))
         result = run("-p", "no:hypothesispytest", "-p", "no:rerunfailures")
     finally:
         project.configure(original)

@@ -15,7 +15,7 @@ def test_both(ephemeral_env): raise AssertionError
 """
 
 
-def test_tests_that_need_an_environment_are_skipped_and_say_why(pytester, project):
+def test_tests_with_environments_are_skipped_with_a_reason(pytester, project):
     """The reason names the option; everything else runs."""
     project.write(test_it=TESTS)
     result = pytester.runpytest_inprocess("-rs", "-p", "no:randomly")
@@ -55,7 +55,7 @@ def test_no_line_is_printed_without_skipped_tests(pytester, project):
     assert not [line for line in result.outlines if line.startswith("ephemeral:")]
 
 
-def test_ids_are_the_same_on_or_off(pytester, project):
+def test_test_ids_do_not_depend_on_the_option(pytester, project):
     """One template leaves the id as it is; of several, the names are the ids."""
     project.write(test_it=TESTS)
 
@@ -80,7 +80,7 @@ def test_ids_are_the_same_on_or_off(pytester, project):
     )
 
 
-def test_a_broken_configuration_is_not_even_read(pytester, project):
+def test_a_broken_configuration_is_not_read(pytester, project):
     """Nor is a missing one."""
     project.configure("this is = = not TOML")
     project.write(test_it="def test_plain(): pass")
@@ -95,7 +95,7 @@ def test_a_wrong_marker_is_a_collection_error(pytester, project):
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
-def test_nothing_heavy_is_imported():
+def test_no_heavy_module_is_imported():
     """Every run of every project that has this installed would pay for it."""
     heavy = ("boto3", "docker", "requests", "rich", "msgspec", "asyncio", "multiprocessing")
     program = (
@@ -112,7 +112,7 @@ def test_nothing_heavy_is_imported():
 
 
 @pytest.mark.parametrize("option", ["--help", "--version", "--markers"])
-def test_asking_for_help_works_with_a_broken_configuration(pytester, project, option):
+def test_help_works_with_a_broken_configuration(pytester, project, option):
     """Also with everything switched on."""
     project.configure("[templates.x]\nnonsense = 1")
     result = pytester.runpytest_inprocess("--ephemeral-env", option)

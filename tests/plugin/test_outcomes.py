@@ -71,7 +71,7 @@ def test_an_unnoticed_crash_fails_the_run(project, run, arguments):
     result.stdout.fnmatch_lines(["*stopped by itself*status 7*", "*asked for /crash*"])
 
 
-def test_a_crash_may_be_only_reported(project, run):
+def test_health_report_only_reports_a_crash(project, run):
     """``health = "report"``."""
     project.reconfigure("port = 8080\nready", 'port = 8080\nhealth = "report"\nready')
     project.write(test_it=CRASH_AT_THE_END)
@@ -80,7 +80,7 @@ def test_a_crash_may_be_only_reported(project, run):
     result.stdout.fnmatch_lines(["*stopped by itself*status 7*"])
 
 
-def test_the_report_and_the_logs(project, run):
+def test_the_report_and_the_logs_are_written(project, run):
     """As the contract says; the folder holds a file for each process."""
     project.write(
         test_it="""
@@ -110,7 +110,7 @@ def test_d(ephemeral_env): pytest.skip("late")
     assert "asked for /a" in log.read_text()
 
 
-def test_the_report_counts_tests_and_not_reports(project, run):
+def test_the_report_counts_each_test_once(project, run):
     """Five subtests are one test, and a first try that a rerun makes good is no failure."""
     project.use_plugins("rerunfailures")
     project.write(
@@ -212,7 +212,7 @@ def test_bad(ephemeral_env_module):
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
 
 
-def test_attaching_to_a_plain_url_needs_no_configuration(project, run):
+def test_attaching_to_a_url_needs_no_configuration(project, run):
     """A static server, which is left alone."""
     project.use_plugins("base_url")
     import socket
@@ -301,7 +301,7 @@ def test_stopping_at_the_first_failure_leaves_nothing(project, run):
     assert not project.traces()
 
 
-def test_environments_come_ahead_of_the_tests_and_go_behind_them(project, run):
+def test_environments_launch_early_and_end_after_their_tests(project, run):
     """The next module's is up before it starts; a module's is gone soon after its last test."""
     module = """
 from pathlib import Path

@@ -67,7 +67,7 @@ def test_a_silent_connection_delays_no_client(project, owner, monkeypatch):
 @pytest.mark.skipif(
     sys.platform != "linux" or os.getuid() != 0, reason="needs another uid, as root"
 )
-def test_another_user_is_not_let_in(project, owner):
+def test_a_connection_of_another_user_is_refused(project, owner):
     """Even with the key: the kernel says who is at the other end."""
     stranger = """
 import os, socket, sys
@@ -128,7 +128,7 @@ def pytest_ephemeral_environment_stopped(outcome, config):
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_hooks_of_a_conftest_below_the_root(project, run, arguments):
+def test_hooks_in_a_nested_conftest_are_called_once(project, run, arguments):
     """Each is called once for each event, with workers as without, however long the end takes."""
     slow = "grace = '0.6s'\ncommand = \"trap '' TERM; exec"
     project.reconfigure('command = "exec', slow)
@@ -161,7 +161,7 @@ def pytest_ephemeral_modify_template(template):
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_every_error_while_planning_is_one_message(project, run, arguments):
+def test_planning_errors_are_reported_in_one_message(project, run, arguments):
     """A stack's file that is missing, say: exit status 4, and no traceback."""
     project.configure(
         '[templates.stack]\nprovider = "cloudformation"\nfile = "nowhere.yaml"\n'
@@ -188,7 +188,9 @@ def pytest_sessionstart(session):
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 @pytest.mark.parametrize("ini", [True, False], ids=["with pytest", "when asked for"])
-def test_an_environment_before_collection(project, run, pytester, arguments, ini):
+def test_an_early_environment_is_available_before_collection(
+    project, run, pytester, arguments, ini
+):
     """In `pytest_sessionstart`, and it is the one that the tests get."""
     if ini:
         pytester.makeini(f"[pytest]\nephemeral_early = {project.one}")
@@ -220,14 +222,14 @@ def test_an_unused_early_environment_is_destroyed(project, run, pytester):
     assert "no template 'nowhere'" in result.stdout.str() + result.stderr.str()
 
 
-def test_no_early_environment_without_the_option(project, pytester):
+def test_early_environment_returns_none_without_the_option(project, pytester):
     """`early_environment` gives None then."""
     project.write(conftest=EARLY, test_it="def test_it(): pass")
     pytester.runpytest_inprocess("-p", "no:randomly").assert_outcomes(passed=1)
     assert not (project.folder / "early").exists()
 
 
-def test_many_environments_are_folded(project, run):
+def test_many_function_environments_are_summarized(project, run):
     """One for each of 40 tests is a line or two in the log, and one at the end."""
     project.write(
         test_it="""
@@ -242,7 +244,7 @@ def test_it(ephemeral_env_function, n): pass
     result.stdout.fnmatch_lines([f"{project.one}: 40 environments, all ended (-v lists them)"])
 
 
-def test_many_environments_of_modules_are_folded(project, run):
+def test_many_module_environments_are_summarized(project, run):
     """Their URLs too, after the first dozen."""
     project.write(
         **{f"test_{n}": "def test_it(ephemeral_env_module): pass" for n in range(16)}  # type: ignore[arg-type]

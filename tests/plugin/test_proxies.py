@@ -64,7 +64,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_clients_reach_an_environment_without_the_proxy(project, proxy, arguments):
+def test_clients_bypass_the_proxy(project, proxy, arguments):
     """In pytest's own process, in workers, and in what tests start; all else goes on using it."""
     project.write(test_it=TESTS)
     output = project.run_tests(*arguments)

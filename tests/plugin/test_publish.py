@@ -67,7 +67,7 @@ def test_a_kept_environment_is_published_to_later_steps(
     assert re.search(r"EPHEMERAL_URL_EXPIRED<<\S+\nhttp", output)
 
 
-def test_a_deployment_and_a_webhook_go_with_the_environment(
+def test_deployment_and_webhook_follow_the_environment(
     project: PluginProject, run: Run, on_github: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All is delivered before pytest ends."""
@@ -137,7 +137,7 @@ def test_an_unknown_ci_gets_the_neutral_file(
     assert [one["state"] for one in told["environments"]] == ["destroyed"]
 
 
-def test_up_prints_its_url_alone(
+def test_up_prints_only_the_url_to_stdout(
     project: PluginProject, on_github: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What is for the CI goes to where talk goes: scripts read the other."""

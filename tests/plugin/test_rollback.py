@@ -197,7 +197,7 @@ def test_a_failed_reset_is_reported_in_full_once(project: PluginProject) -> None
     assert "(details at the first failure)" in output
 
 
-def test_a_wrong_marker_is_refused_before_any_test(project: PluginProject) -> None:
+def test_invalid_rollback_markers_are_refused_before_tests(project: PluginProject) -> None:
     """All of them at once, with pytest's usage status; nothing is brought up."""
     markers = ['rollback="always"', "rollback=[]", 'rollback="each", then="run"']
     tests = [
@@ -214,7 +214,7 @@ def test_a_wrong_marker_is_refused_before_any_test(project: PluginProject) -> No
     assert not (project.folder / "machine" / "environments").exists()
 
 
-def test_a_database_elsewhere_is_refused_before_any_test(project: PluginProject) -> None:
+def test_an_external_database_is_refused_before_tests(project: PluginProject) -> None:
     """It is named, without its password; also where only this machine's variables name it."""
     set_in_template(project, "rollback = 'each'\nenv = { DB = 'postgresql://u:secret@{env:AT}/x' }")
     project.write(test_it=EACH)

@@ -128,7 +128,7 @@ def test_a_released_lease_leaves_its_crash_unnoticed(
     assert not entry.used
 
 
-def opened(broker: Broker, notes: RecordingBackend) -> Run:
+def make_run(broker: Broker, notes: RecordingBackend) -> Run:
     """A run of a broker, with as much of a project as its end asks for."""
     project: Any = SimpleNamespace(store=SimpleNamespace(url="file:///store"))
     backend: Any = notes
@@ -154,7 +154,7 @@ def test_an_environment_that_comes_up_last_is_left_to_finish(
     monkeypatch.setattr(broker, "settle", settle_and_more)
     notes.gate.clear()
     broker.plan({session("a"): ["t"]})
-    program.finish(opened(broker, notes))
+    program.finish(make_run(broker, notes))
     notes.ending.set()
     [command] = started
     assert command[command.index("finish") :][1:3] == ["file:///store", "r"]
@@ -198,7 +198,7 @@ class Listener:
         self.asked.append((kind, content and content[1]))
 
 
-def connected(*listeners: Any) -> Relay:
+def connect_relay(*listeners: Any) -> Relay:
     relay = Relay()
     for listener in listeners:
         relay.add(listener)
@@ -226,7 +226,7 @@ def test_hooks_may_be_added_during_a_call() -> None:
     assert first.asked == [("call", ())]
 
 
-def test_two_workers_with_a_hook_for_templates() -> None:
+def test_a_template_hook_of_two_workers_is_registered_once() -> None:
     """Both begin to listen at once, and it is registered once."""
     together = threading.Barrier(2)
 
@@ -240,7 +240,7 @@ def test_two_workers_with_a_hook_for_templates() -> None:
     manager = Manager("pytest")
     manager.add_hookspecs(hookspecs)
     workers: list[Any] = [Listener(below=["pytest_ephemeral_modify_template"]) for _ in range(2)]
-    relay = connected(Listener())
+    relay = connect_relay(Listener())
     relay.connect(manager)
     with ThreadPoolExecutor() as pool:
         list(pool.map(relay.add, workers))
@@ -250,7 +250,7 @@ def test_two_workers_with_a_hook_for_templates() -> None:
 def test_a_listener_added_after_dismissal_is_dismissed() -> None:
     """Those before it were told that they will hear nothing more."""
     late = Listener()
-    relay = connected(Listener())
+    relay = connect_relay(Listener())
     relay.dismiss()
     added: Any = late
     relay.add(added)
@@ -260,7 +260,7 @@ def test_a_listener_added_after_dismissal_is_dismissed() -> None:
 def test_a_worker_never_takes_the_place_of_the_controller() -> None:
     """Hooks of the root's conftest.py are not called where they were not meant to be."""
     first, worker = Listener(root=[READY]), Listener(below=[READY])
-    relay = connected(first, worker)
+    relay = connect_relay(first, worker)
     gone: Any = first
     relay.remove(gone)
     relay.call(READY)

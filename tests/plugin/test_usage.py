@@ -41,13 +41,13 @@ def refused(result, text):
 
 
 @pytest.mark.parametrize(("module", "text"), MARKERS, ids=[text for _, text in MARKERS])
-def test_markers_that_are_wrong(project, run, module, text):
+def test_invalid_markers_are_refused(project, run, module, text):
     """Unknown names, wrong calls, and tests that pytest can't parametrize."""
     project.write(test_it=module)
     refused(run(), text)
 
 
-def test_markers_that_are_wrong_under_xdist(project, run):
+def test_invalid_markers_are_refused_once_under_xdist(project, run):
     """Workers find out; the controller says it once, and no worker crashes."""
     project.write(test_it=MARKERS[0][0])
     result = run("-n", "2")
@@ -55,7 +55,7 @@ def test_markers_that_are_wrong_under_xdist(project, run):
     result.stdout.no_fnmatch_line("*crashed*")
 
 
-def test_the_closest_template_is_named(project, run):
+def test_an_unknown_template_is_reported_with_a_suggestion(project, run):
     """A slip of the finger is shown as what was meant."""
     project.write(
         test_it=f"@pytest.mark.ephemeral_env({project.one[:-1]!r})\ndef test(ephemeral_env): pass"
@@ -69,7 +69,7 @@ def test_the_closest_template_is_named(project, run):
     refused(run(), f"the fixture 'shop': no template {project.one[:-1]!r}. Did you mean ")
 
 
-def test_several_templates_and_no_default(project, run):
+def test_a_missing_default_template_stops_only_its_tests(project, run):
     """Only tests that need the default one are stopped by that."""
     project.reconfigure(f'default-template = "{project.one}"', "")
     project.write(test_it="def test_it(ephemeral_env): pass")
@@ -89,7 +89,7 @@ def test_several_templates_and_no_default(project, run):
         ("", "there are no templates: add a [templates.NAME] table"),
     ],
 )
-def test_configurations_that_are_wrong(project, run, configuration, text):
+def test_invalid_configurations_are_refused(project, run, configuration, text):
     """The file, the key and what was expected."""
     project.configure(configuration)
     project.write(test_it="def test_it(ephemeral_env): pass")
@@ -121,7 +121,7 @@ def test_a_missing_configuration_is_a_usage_error(project, run):
         (["-o", "ephemeral_keep=perhaps"], "perhaps"),
     ],
 )
-def test_options_that_are_wrong(project, run, arguments, text):
+def test_invalid_options_are_refused(project, run, arguments, text):
     """Names that are not there, things that are dead, values that are none."""
     project.write(test_it="def test_it(ephemeral_env): pass")
     refused(run(*arguments), text)
@@ -137,7 +137,7 @@ def test_options_that_are_wrong(project, run, arguments, text):
         ["-k", "nothing"],
     ],
 )
-def test_runs_that_use_nothing_bring_nothing_up(project, run, arguments):
+def test_runs_without_used_environments_launch_nothing(project, run, arguments):
     """Nor bake, nor make a ledger."""
     project.write(test_it="def test_it(ephemeral_env, ephemeral_env_module): pass")
     result = run(*arguments)
@@ -145,7 +145,7 @@ def test_runs_that_use_nothing_bring_nothing_up(project, run, arguments):
     assert not list((project.folder / ".ephemeral").glob("catalog/*"))
 
 
-def test_tests_that_will_be_skipped_need_nothing(project, run):
+def test_skipped_tests_launch_nothing(project, run):
     """What is marked as skipped is known before the first test."""
     project.write(
         test_it="""

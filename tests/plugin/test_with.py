@@ -51,7 +51,7 @@ def test_the_stop_signal_and_grace_are_used(tmp_path: Path) -> None:
     assert "Keyboard interrupt received" in (tmp_path / "said").read_text()
 
 
-def test_an_unknown_stop_signal(tmp_path: Path) -> None:
+def test_an_unknown_stop_signal_is_refused(tmp_path: Path) -> None:
     """It is refused in one line, before anything is brought up."""
     text = SERVER.format(folder=tmp_path, out=tmp_path, python=sys.executable).replace(
         "SIGINT", "SIGSTOPP"
@@ -61,7 +61,7 @@ def test_an_unknown_stop_signal(tmp_path: Path) -> None:
     assert "templates.stopped: stop-signal: there is no signal 'SIGSTOPP'" in done.stderr
 
 
-def start(project: PluginProject, *words: str, **options: Any) -> subprocess.Popen[str]:
+def start_with(project: PluginProject, *words: str, **options: Any) -> subprocess.Popen[str]:
     """The command as a process, in a session of its own."""
     return subprocess.Popen(
         [PROGRAM, "with", *words],
@@ -77,7 +77,7 @@ def start(project: PluginProject, *words: str, **options: Any) -> subprocess.Pop
 def test_a_command_runs_with_an_environment(project: PluginProject) -> None:
     """It finds it by variables and in its arguments; its output and its status are handed on."""
     command = [sys.executable, "-c", ASKS, "{url}", "{url:http}", "{id}", "{x}"]
-    process = start(project, project.one, "--", *command)
+    process = start_with(project, project.one, "--", *command)
     output, talk = process.communicate(timeout=60)
     assert (process.returncode, output) == (3, "plain\n"), talk
     assert " up http://" in talk
@@ -96,7 +96,7 @@ def test_a_crash_fails_the_command(
     """What stopped by itself was not what the command ran against to its end."""
     project.reconfigure("ready = { tcp", f'health = "{health}"\nready = {{ tcp')
     crash = f"from client import get; get('{{url}}', '/crash'); exit({code})"
-    process = start(project, project.one, "--", sys.executable, "-c", crash)
+    process = start_with(project, project.one, "--", sys.executable, "-c", crash)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == status, talk
     assert ("stopped by itself" in talk and "status 7" in talk) == (health == "fail")
@@ -117,7 +117,7 @@ def test_a_missing_program_leaves_nothing(
     project: PluginProject, words: list[str], status: int, text: str
 ) -> None:
     """As a shell says it, or as the command line does."""
-    process = start(project, *words)
+    process = start_with(project, *words)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == status, talk
     assert text in talk
@@ -125,9 +125,9 @@ def test_a_missing_program_leaves_nothing(
     assert not project.traces()
 
 
-def test_an_environment_that_does_not_come_up(project: PluginProject) -> None:
+def test_a_failed_launch_does_not_run_the_command(project: PluginProject) -> None:
     """The command is not run; the reason is told once."""
-    process = start(project, project.broken, "--", "touch", "ran")
+    process = start_with(project, project.broken, "--", "touch", "ran")
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 1
     assert talk.count("the database is not there") == 1
@@ -136,7 +136,7 @@ def test_an_environment_that_does_not_come_up(project: PluginProject) -> None:
 
 def test_without_a_command_a_shell_is_started(project: PluginProject) -> None:
     """The user's own."""
-    process = start(project, stdin=subprocess.PIPE, env={**os.environ, "SHELL": "/bin/sh"})
+    process = start_with(project, stdin=subprocess.PIPE, env={**os.environ, "SHELL": "/bin/sh"})
     output, talk = process.communicate("echo in $EPHEMERAL_ENV; exit 4\n", timeout=60)
     assert process.returncode == 4, talk
     assert output.startswith(f"in {project.one}-")
@@ -155,7 +155,7 @@ def test_no_end_of_the_command_leaves_anything(
     project: PluginProject, number: int, group: bool, status: int
 ) -> None:
     """SIGTERM is passed on, Ctrl-C is the command's; when killed, the owner process finishes."""
-    process = start(project, "--", "sh", "-c", "touch running; exec sleep 60")
+    process = start_with(project, "--", "sh", "-c", "touch running; exec sleep 60")
     assert eventually((project.folder / "running").exists, 30)
     os.killpg(process.pid, number) if group else os.kill(process.pid, number)
     assert process.wait(30) == status
@@ -165,7 +165,7 @@ def test_no_end_of_the_command_leaves_anything(
     process.communicate(timeout=30)
 
 
-def test_the_owner_is_killed(project: PluginProject) -> None:
+def test_a_killed_owner_is_reported(project: PluginProject) -> None:
     """It is said, and the status is not the command's good one."""
     kill = """
 import os, signal
@@ -175,7 +175,7 @@ for children in Path("/proc", str(os.getppid()), "task").glob("*/children"):
         if b"pytest_ephemeral.broker" in Path("/proc", child, "cmdline").read_bytes():
             os.kill(int(child), signal.SIGKILL)
 """
-    process = start(project, "--", sys.executable, "-c", kill)
+    process = start_with(project, "--", sys.executable, "-c", kill)
     _, talk = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "was killed" in talk or "can't be reached" in talk

@@ -17,7 +17,7 @@ def note(scope, environment):
 
 
 @pytest.mark.parametrize("dist", ["load", "loadscope", "loadfile", "worksteal"])
-def test_one_environment_for_each_instance_whatever_the_schedule(project, run, dist):
+def test_workers_share_environments_with_any_scheduler(project, run, dist):
     """One for the session, for each module, for each function; never one for each worker."""
     project.write(test_one=MODULE, test_two=MODULE)
     result = run("-n", "2", "--dist", dist)
@@ -33,7 +33,7 @@ def test_one_environment_for_each_instance_whatever_the_schedule(project, run, d
     assert len(ids("function")) == 6
 
 
-def test_failures_carry_their_evidence_to_the_controller(project, run):
+def test_the_controller_prints_the_evidence_of_failures(project, run):
     """The section with id, URL and log lines crosses over, and the counts are right."""
     project.write(
         test_it="""
@@ -55,7 +55,7 @@ def test_bad(ephemeral_env):
     assert '"failed": 1' in (project.folder / "report.json").read_text()
 
 
-def test_a_worker_that_dies_gives_back_what_it_held(project, run):
+def test_a_killed_worker_releases_its_environments(project, run):
     """The crashed test is a failure, the others go on, and nothing is left."""
     project.write(
         test_it="""

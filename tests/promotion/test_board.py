@@ -56,7 +56,7 @@ def decide(browser: Any) -> Callable[..., Any]:
     return send
 
 
-def test_the_link_lets_in_and_the_token_leaves_the_address(application: Any) -> None:
+def test_the_link_signs_in_and_hides_the_token(application: Any) -> None:
     """It is a cookie from then on, that no script can read."""
     client = application.test_client()
     entered = client.get("/", query_string={"token": TOKEN})
@@ -81,12 +81,12 @@ def test_a_missing_or_wrong_token_is_refused(
     assert "staging" not in answer.text
 
 
-def test_a_wrong_token_does_not_get_in_on_an_old_cookie(browser: Any) -> None:
+def test_a_wrong_token_is_refused_despite_a_valid_cookie(browser: Any) -> None:
     """Someone who pastes a token wants to know whether it is right."""
     assert browser.get("/", query_string={"token": "wrong"}).status_code == 401
 
 
-def test_a_program_gives_the_token_as_a_header(application: Any, stage: BoardStage) -> None:
+def test_a_program_can_send_the_token_as_a_header(application: Any, stage: BoardStage) -> None:
     """And needs no form's token: a browser can't be made to send such a header."""
     client = application.test_client()
     headers = {"Authorization": f"Bearer {TOKEN}"}
@@ -156,7 +156,7 @@ def test_a_decision_without_a_request_is_refused(decide: Callable[..., Any]) -> 
         assert decide(id).status_code in {404, 409}
 
 
-def test_everything_is_escaped(stage: BoardStage, browser: Any, decide: Callable[..., Any]) -> None:
+def test_all_text_is_escaped(stage: BoardStage, browser: Any, decide: Callable[..., Any]) -> None:
     """Names, comments, reasons, links: they come from people and from other machines."""
     stage.add(
         "staging-evil22",
@@ -175,7 +175,7 @@ def test_everything_is_escaped(stage: BoardStage, browser: Any, decide: Callable
     assert 'href="javascript:' not in page
 
 
-def test_no_other_site_can_run_frame_or_send_anything(browser: Any) -> None:
+def test_the_security_headers_exclude_other_sites(browser: Any) -> None:
     """By the page's own policy."""
     headers = browser.get("/").headers
     policy = headers["Content-Security-Policy"]
@@ -202,7 +202,7 @@ def test_an_unreadable_store_is_reported(
     assert "The store can" in answer.text
 
 
-def test_an_expired_request_is_not_offered_any_more(browser: Any, stage: BoardStage) -> None:
+def test_an_expired_request_cannot_be_decided(browser: Any, stage: BoardStage) -> None:
     """Nobody's word is a no, though nobody has recorded it yet."""
     stage.add("staging-late22", V1)
     stage.ask("staging-late22", wait=0.001)
@@ -213,7 +213,7 @@ def test_an_expired_request_is_not_offered_any_more(browser: Any, stage: BoardSt
     assert "timed out" in page
 
 
-def test_the_token_is_made_once_and_kept_to_oneself(tmp_path: Path) -> None:
+def test_the_token_is_created_once_and_is_private(tmp_path: Path) -> None:
     """So that links stay good when the board is started again."""
     file = tmp_path / "state" / "token"
 
@@ -227,7 +227,7 @@ def test_the_token_is_made_once_and_kept_to_oneself(tmp_path: Path) -> None:
         serving.token(file)
 
 
-def test_a_token_that_others_can_read_is_refused(tmp_path: Path) -> None:
+def test_a_token_readable_by_others_is_refused(tmp_path: Path) -> None:
     """With the command that closes it."""
     file = tmp_path / "token"
     serving.token(file)
@@ -236,7 +236,7 @@ def test_a_token_that_others_can_read_is_refused(tmp_path: Path) -> None:
         serving.token(file)
 
 
-def test_two_boards_that_start_at_once_have_one_token(tmp_path: Path) -> None:
+def test_concurrently_started_boards_share_one_token(tmp_path: Path) -> None:
     """And neither ever reads half of it."""
     file = tmp_path / "state" / "token"
     with ThreadPoolExecutor(8) as pool:
@@ -245,9 +245,7 @@ def test_two_boards_that_start_at_once_have_one_token(tmp_path: Path) -> None:
     assert len(found.pop()) >= 32
 
 
-def test_a_disk_that_is_full_leaves_no_empty_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_no_empty_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next start makes a good one."""
     file = tmp_path / "token"
 
@@ -262,7 +260,7 @@ def test_a_disk_that_is_full_leaves_no_empty_token(
     assert len(serving.token(file)) >= 32
 
 
-def test_what_was_destroyed_can_not_be_approved(
+def test_a_destroyed_environment_cannot_be_approved(
     stage: BoardStage, browser: Any, decide: Callable[..., Any]
 ) -> None:
     """It is shown last and without buttons; a form that was open before is refused."""

@@ -77,7 +77,7 @@ def page(chromium: Any, link: str) -> Iterator[Callable[..., Any]]:
     assert wrong == []
 
 
-def test_the_token_does_not_stay_in_the_address(page: Callable[..., Any]) -> None:
+def test_the_token_is_removed_from_the_url(page: Callable[..., Any]) -> None:
     """Where it would be in histories and screenshots."""
     assert "token" not in page().url
 
@@ -99,7 +99,7 @@ def test_a_person_approves(page: Callable[..., Any], stage: BoardStage) -> None:
     assert (found.state, found.decided_by) == ("approved", "Anna Keller")
 
 
-def test_a_name_has_to_be_given(page: Callable[..., Any], stage: BoardStage) -> None:
+def test_a_decision_requires_a_name(page: Callable[..., Any], stage: BoardStage) -> None:
     """The browser itself asks for it."""
     window = page()
 
@@ -142,7 +142,7 @@ def test_deciding_works_without_scripts(page: Callable[..., Any], stage: BoardSt
     assert Approvals(stage.project.store).get(WAITING).state == "rejected"
 
 
-def test_hostile_text_is_only_text(page: Callable[..., Any], stage: BoardStage) -> None:
+def test_hostile_text_is_shown_as_text(page: Callable[..., Any], stage: BoardStage) -> None:
     """It is shown, and does nothing."""
     stage.decide(WAITING, "rejected", HOSTILE, HOSTILE)
 
@@ -169,7 +169,9 @@ def test_everything_can_be_read_and_reached(page: Callable[..., Any]) -> None:
     assert reached[-2:] == ["Approve", "Reject"]
 
 
-def test_what_it_looks_like(page: Callable[..., Any], stage: BoardStage, tmp_path: Path) -> None:
+def test_screenshots_are_taken_for_the_docs(
+    page: Callable[..., Any], stage: BoardStage, tmp_path: Path
+) -> None:
     """For the documentation: by day, by night, and on a phone."""
     use_local_provider(stage)
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))

@@ -39,7 +39,7 @@ def page(address: tuple[str, int]) -> int:
     return requests.get(url, headers=headers, timeout=10).status_code
 
 
-def test_half_open_requests_shut_nobody_out(address: tuple[str, int]) -> None:
+def test_half_open_requests_do_not_block_others(address: tuple[str, int]) -> None:
     """Three hundred connections that begin a request and never end it: the oldest give way."""
     with ExitStack() as stack:
         for _ in range(300):
@@ -80,7 +80,7 @@ def test_a_huge_body_is_refused_before_it_is_read(
     assert page(address) == 200
 
 
-def test_a_request_that_drips_in_is_closed(
+def test_a_slow_request_is_closed(
     address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Activity alone keeps no connection open."""

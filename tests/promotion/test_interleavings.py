@@ -30,7 +30,7 @@ from support.promotion import V1, V2, Stage
 LATER = datetime.now(UTC) + timedelta(hours=2)
 
 
-def test_an_extension_gives_production_no_end(stage: Stage) -> None:
+def test_extend_does_not_expire_a_promoted_environment(stage: Stage) -> None:
     """``extend`` has read the environment, and then it is promoted: it never ends all the same."""
     as_it_was = stage.get("v2")
     stage.promoter().promote("v2")
@@ -42,7 +42,7 @@ def test_an_extension_gives_production_no_end(stage: Stage) -> None:
     assert stage.get("v2").expires_at is None
 
 
-def test_what_is_being_destroyed_is_not_extended(stage: Stage) -> None:
+def test_an_environment_being_destroyed_is_not_extended(stage: Stage) -> None:
     """Nobody is told that it has more time."""
     as_it_was = stage.get("v2")
     stage.ledger.change("v2", state="destroying")
@@ -54,7 +54,7 @@ def test_what_is_being_destroyed_is_not_extended(stage: Stage) -> None:
         expiry.extend(stage.ledger, as_it_was, LATER)
 
 
-def test_down_spares_what_is_promoted_meanwhile(
+def test_down_spares_an_environment_promoted_meanwhile(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``down`` has seen that it expires; until its turn comes, it is production."""
@@ -76,7 +76,7 @@ def test_down_spares_what_is_promoted_meanwhile(
     assert not stage.provider_state("v2")["ended"]
 
 
-def test_a_promotion_of_what_is_destroyed_at_its_end_is_told(stage: Stage) -> None:
+def test_destruction_during_promotion_is_reported(stage: Stage) -> None:
     """It ends, so that the next one can begin; but nobody is told that all is well."""
 
     def destroyed(point: str) -> None:
@@ -91,7 +91,7 @@ def test_a_promotion_of_what_is_destroyed_at_its_end_is_told(stage: Stage) -> No
     assert stage.addresses() == [V1]
 
 
-def test_a_suspended_promotion_puts_a_lowered_ttl_back(make_stage: Callable[..., Stage]) -> None:
+def test_a_superseded_promotion_restores_the_ttl(make_stage: Callable[..., Stage]) -> None:
     """It was taken for dead and undone between its last look at the journal and its update."""
     stage = make_stage()
     zone = Zone(ttl=3)
@@ -112,7 +112,7 @@ def test_a_suspended_promotion_puts_a_lowered_ttl_back(make_stage: Callable[...,
 
 
 @pytest.mark.parametrize("decision", ["approved", "timed out"])
-def test_a_deadline_that_was_moved_holds(
+def test_an_extended_approval_deadline_is_respected(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, decision: Any
 ) -> None:
     """Whoever has read that it was over decides by the record as it is when it is written."""

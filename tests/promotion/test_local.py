@@ -53,7 +53,7 @@ def bring_up(project: PluginProject, ttl: str) -> tuple[str, str]:
     return next(id for id, text in known.items() if url in text), url
 
 
-def test_production_outlives_its_expiry_and_the_next_one_retires_it(project: PluginProject) -> None:
+def test_production_runs_until_the_next_promotion_retires_it(project: PluginProject) -> None:
     """Its guard does not end it, nor does `reap`; the promotion after it does, by itself."""
     first, url = bring_up(project, "10s")  # a loaded machine takes seconds to promote
     over = time.monotonic() + 10
@@ -74,7 +74,7 @@ def test_production_outlives_its_expiry_and_the_next_one_retires_it(project: Plu
     assert "app.example.test" in (project.folder / "hosts").read_text()
 
 
-def test_what_was_not_promoted_expires(project: PluginProject) -> None:
+def test_an_unpromoted_environment_expires(project: PluginProject) -> None:
     """The proof of the one above: without a promotion, its guard ends it."""
     id, url = bring_up(project, "1s")
     until(lambda: not answers(url))

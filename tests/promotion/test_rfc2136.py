@@ -91,7 +91,7 @@ SIX = DnsRecord(kind="AAAA", ttl=5, values=["2001:db8::1"])
 ALIAS = DnsRecord(kind="CNAME", ttl=5, values=["elsewhere.example.org"])
 
 
-def test_a_name_is_created_moved_and_removed(nameserver: Nameserver, name: str) -> None:
+def test_a_record_is_created_replaced_and_removed(nameserver: Nameserver, name: str) -> None:
     """Clients see each at once, by the primary's word."""
     zone = backend(nameserver, name)
     assert zone.read() == []
@@ -144,7 +144,7 @@ def test_a_swap_from_other_records_is_refused(
     assert nameserver.ask(name) == (["127.1.1.1"], 5)
 
 
-def test_all_authoritative_servers_are_asked(nameserver: Nameserver, name: str) -> None:
+def test_all_authoritative_servers_are_queried(nameserver: Nameserver, name: str) -> None:
     """Those that the zone names, at the addresses the zone gives; the secondary has it later."""
     zone = backend(nameserver, name)
 
@@ -176,7 +176,7 @@ def test_a_wrong_key_is_refused(nameserver: Nameserver, name: str, tmp_path: Pat
         backend(nameserver, name, key=str(other)).swap([], [A])
 
 
-def test_no_key_is_refused(nameserver: Nameserver, name: str) -> None:
+def test_an_update_without_a_key_is_refused(nameserver: Nameserver, name: str) -> None:
     """Anyone may look; nobody may change."""
     zone = backend(nameserver, name, key=None)
     assert zone.read() == []
@@ -198,7 +198,7 @@ def test_a_wrong_clock_is_named(
 
 
 @pytest.mark.parametrize("form", ["file", "hmac-sha256:promote:{secret}", "promote:{secret}"])
-def test_the_key_can_be_in_a_variable(
+def test_the_key_can_come_from_a_variable(
     nameserver: Nameserver, name: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As tsig-keygen writes it, or as nsupdate -y takes it."""
@@ -211,7 +211,7 @@ def test_the_key_can_be_in_a_variable(
     assert nameserver.ask(name)[0] == ["127.1.1.1"]
 
 
-def test_a_key_that_everybody_can_read_is_refused(nameserver: Nameserver, tmp_path: Path) -> None:
+def test_a_world_readable_key_is_refused(nameserver: Nameserver, tmp_path: Path) -> None:
     """With the command that closes it."""
     file = tmp_path / "key"
     file.write_text(nameserver.key.read_text())
@@ -238,7 +238,7 @@ def test_a_name_outside_of_its_zone_is_refused(nameserver: Nameserver) -> None:
         backend(nameserver, "shop.other.test")
 
 
-def test_the_zones_own_name_can_not_be_an_alias(nameserver: Nameserver) -> None:
+def test_the_zone_apex_cannot_be_an_alias(nameserver: Nameserver) -> None:
     """DNS does not allow it, and servers would ignore it silently."""
     with pytest.raises(DnsError, match="the zone's own name"):
         backend(nameserver, ZONE).records_for("elsewhere.example.org", 5, [])
@@ -425,7 +425,7 @@ def test_a_silent_server_leaves_both_environments_up(
     assert stage.get("v2").expires_at is not None
 
 
-def test_a_failed_verification_puts_the_record_back(
+def test_a_failed_verification_restores_the_record(
     production: Callable[..., Stage], nameserver: Nameserver, name: str, served: dict[str, Site]
 ) -> None:
     """On both servers."""

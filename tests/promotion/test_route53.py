@@ -83,7 +83,7 @@ def backend(make_backend: Callable[..., Any]) -> Any:
         ([A], [B, SIX]),
     ],
 )
-def test_a_name_moves_in_one_batch(
+def test_a_record_is_replaced_in_one_batch(
     backend: Any, strict: StrictRoute53, old: list[DnsRecord], new: list[DnsRecord]
 ) -> None:
     """Whatever it was, and whatever it becomes."""
@@ -108,7 +108,7 @@ def test_a_name_moves_in_one_batch(
         [BALANCED],
     ],
 )
-def test_what_is_not_there_is_not_replaced(
+def test_a_mismatched_old_record_is_not_replaced(
     backend: Any, strict: StrictRoute53, wrong: list[DnsRecord]
 ) -> None:
     """A DELETE must match in every part, the time to live as well; what is there is shown."""
@@ -120,7 +120,7 @@ def test_what_is_not_there_is_not_replaced(
     assert backend.read() == [A]
 
 
-def test_a_change_is_waited_for_until_all_servers_have_it(backend: Any) -> None:
+def test_a_change_is_pending_until_all_servers_have_it(backend: Any) -> None:
     """By Route 53's own word."""
     change = backend.swap([], [A])
 
@@ -129,7 +129,7 @@ def test_a_change_is_waited_for_until_all_servers_have_it(backend: Any) -> None:
     assert "A 30s" in backend.find_lagging([B], change)
 
 
-def test_a_batch_whose_answer_was_lost_has_worked(
+def test_a_batch_with_a_lost_response_is_detected(
     backend: Any, strict: StrictRoute53, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """boto3 sends it again, which is refused: what is there by then is what we wrote."""
@@ -148,7 +148,7 @@ def test_a_batch_whose_answer_was_lost_has_worked(
         backend.swap([A], [SIX])
 
 
-def test_an_escaped_name_is_the_one_that_was_asked_for(
+def test_an_escaped_wildcard_name_is_recognized(
     make_backend: Callable[..., Any], strict: StrictRoute53
 ) -> None:
     """Route 53 gives the star of a wildcard back as an octal number."""
@@ -160,7 +160,7 @@ def test_an_escaped_name_is_the_one_that_was_asked_for(
     assert wildcard.read() == [A]
 
 
-def test_what_the_service_will_not_have_is_no_change_of_someone_else(backend: Any) -> None:
+def test_a_refused_batch_is_not_taken_for_a_foreign_change(backend: Any) -> None:
     """The message is AWS's own."""
     backend.swap([], [A])
 
@@ -170,7 +170,7 @@ def test_what_the_service_will_not_have_is_no_change_of_someone_else(backend: An
     assert not isinstance(caught.value, NameChangedError)
 
 
-def test_weighted_records_are_told_apart(
+def test_weighted_records_are_distinguished(
     make_backend: Callable[..., Any], strict: StrictRoute53
 ) -> None:
     """One of them moves, with its weight; its neighbours stay."""
@@ -220,7 +220,7 @@ def test_only_the_names_own_records_are_read(backend: Any, strict: StrictRoute53
 
 
 @pytest.mark.parametrize("code", ["PriorRequestNotComplete", "Throttling", "ServiceUnavailable"])
-def test_what_passes_is_told_from_what_does_not(
+def test_temporary_errors_are_distinguished_from_refusals(
     backend: Any, strict: StrictRoute53, code: str
 ) -> None:
     """The one is asked again, the other is a refusal."""
@@ -233,7 +233,7 @@ def test_what_passes_is_told_from_what_does_not(
     assert not isinstance(caught.value, DnsUnavailableError)
 
 
-def test_the_zones_own_name_takes_addresses_only(make_backend: Callable[..., Any]) -> None:
+def test_the_zone_apex_accepts_only_addresses(make_backend: Callable[..., Any]) -> None:
     """And aliases, which are Route 53's own."""
     backend = make_backend(record=ZONE)
 
@@ -242,7 +242,9 @@ def test_the_zones_own_name_takes_addresses_only(make_backend: Callable[..., Any
     backend.swap([], backend.records_for("127.1.1.1", 30, []))
 
 
-def test_addresses_of_an_alias(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_addresses_of_an_alias_are_resolved(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A client is sent to where the alias leads."""
     monkeypatch.setattr(
         "pytest_ephemeral.promotion.dns.route53.resolve", lambda name: [f"addresses of {name}"]
@@ -251,7 +253,7 @@ def test_addresses_of_an_alias(backend: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert backend.addresses() == [f"addresses of {BALANCER}."]
 
 
-def test_a_whole_promotion(
+def test_promotion_and_rollback_update_the_record(
     make_stage: Callable[..., Stage], strict: StrictRoute53, make_backend: Callable[..., Any]
 ) -> None:
     """Lowered, moved, waited for, and back again."""
@@ -270,7 +272,7 @@ def test_a_whole_promotion(
     assert all(set(batch) <= {"DELETE", "CREATE"} for batch in strict.batches)
 
 
-def test_a_change_id_that_was_lost_is_no_matter(
+def test_a_promotion_resumes_without_the_change_id(
     make_stage: Callable[..., Stage],
     strict: StrictRoute53,
     make_backend: Callable[..., Any],
@@ -296,7 +298,7 @@ def test_a_change_id_that_was_lost_is_no_matter(
     assert strict.batches == [["CREATE"], ["DELETE", "CREATE"]]
 
 
-def test_a_failed_verification_goes_back(
+def test_a_failed_verification_restores_the_record(
     make_stage: Callable[..., Stage], make_backend: Callable[..., Any], served: dict[str, Site]
 ) -> None:
     """To the exact record, rest and all."""
@@ -320,7 +322,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("what", MISSING)
-def test_what_is_missing_here_is_not_waited_for(
+def test_missing_local_settings_fail_at_once(
     what: str, make_stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No credentials today are no credentials in a minute: it fails at once, in one line."""
@@ -339,7 +341,7 @@ def test_what_is_missing_here_is_not_waited_for(
     assert time.monotonic() - asked < 10
 
 
-def test_a_service_that_does_not_answer_is_told_while_it_is_waited_for(
+def test_retries_of_an_unreachable_service_are_reported_once(
     make_stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once, with how long that may take; nobody looks at a run that says nothing."""
@@ -397,7 +399,7 @@ def account(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("by", ["name", "id"])
-def test_over_the_wire(account: str, by: str) -> None:
+def test_records_are_changed_on_a_moto_server(account: str, by: str) -> None:
     """The zone found by its name or its id; created, moved, in sync."""
     backend: Any = dns.load(promotion(zone=account if by == "id" else ZONE), Path("/"))
 
@@ -414,7 +416,7 @@ def test_over_the_wire(account: str, by: str) -> None:
     backend._client.close()
 
 
-def test_no_zone_or_two_over_the_wire(account: str) -> None:
+def test_a_missing_or_ambiguous_zone_is_reported(account: str) -> None:
     """Both are said, with the ids there are."""
     missing: Any = dns.load(promotion(zone="other.test", record="shop.other.test"), Path("/"))
     with pytest.raises(ConfigurationError, match="there is none"):
@@ -429,7 +431,7 @@ def test_no_zone_or_two_over_the_wire(account: str) -> None:
         each.close()
 
 
-def test_a_load_balancer_over_the_wire(account: str) -> None:
+def test_a_load_balancer_becomes_an_alias(account: str) -> None:
     """An environment whose host is a load balancer's becomes an alias, in the balancer's zone."""
     ec2, elb = boto3.client("ec2"), boto3.client("elbv2")
     vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]

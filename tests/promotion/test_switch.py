@@ -150,7 +150,7 @@ def test_a_rejected_host_name_changes_no_record(stage: Stage, served: dict[str, 
     assert "switch: begun" not in moved
 
 
-def test_a_wildcard_is_checked_and_published_as_one_of_its_names(
+def test_a_wildcard_is_checked_under_a_concrete_name(
     make_stage: Callable[..., Stage], served: dict[str, Site]
 ) -> None:
     """``*`` is no host name: applications reject it, and no browser opens its URL."""
@@ -224,7 +224,7 @@ def test_a_changed_record_can_be_accepted(stage: Stage) -> None:
     assert stage.addresses() == [V2]
 
 
-def test_another_port_is_refused(stage: Stage) -> None:
+def test_a_different_port_is_refused(stage: Stage) -> None:
     """A name carries no port, and clients know the old one."""
     stage.port += 1
     stage.add("v3", "127.77.0.3")
@@ -356,7 +356,9 @@ def test_rollback_to_a_destroyed_environment_is_refused(stage: Stage) -> None:
         stage.promoter().rollback()
 
 
-def test_rollback_from_the_first_promotion(make_stage: Callable[..., Stage]) -> None:
+def test_rollback_of_the_first_promotion_restores_the_record(
+    make_stage: Callable[..., Stage],
+) -> None:
     """What the name said before there was any is not ours, but it can be put back."""
     stage = make_stage()
     (stage.folder / "hosts").write_text(f"127.9.9.9 {NAME}\n")

@@ -79,7 +79,7 @@ def up(project: PluginProject) -> tuple[str, str]:
     return new, url.rpartition("//")[2].partition(":")[0]
 
 
-def test_promotion_and_rollback(project: PluginProject) -> None:
+def test_promotion_and_rollback_update_the_database(project: PluginProject) -> None:
     """Each is one change of the database, and other names stay as they are."""
     first, at_first = up(project)
     second, at_second = up(project)

@@ -97,7 +97,7 @@ def test_promote_refuses_missing_requirements(run: Any, stage: BoardStage) -> No
     assert "rejected by Bo Lindqvist" in err
 
 
-def test_promote_json(run: Any, stage: BoardStage) -> None:
+def test_promote_json_has_all_steps(run: Any, stage: BoardStage) -> None:
     """One object, with every step."""
     stage.decide(WAITING, "approved", "Anna")
 
@@ -118,7 +118,7 @@ def test_an_unknown_promotion_names_the_closest(run: Any, verb: tuple[str]) -> N
     assert "no promotion 'produktion'. Did you mean 'production'?" in err
 
 
-def test_rollback_and_history(run: Any, stage: BoardStage) -> None:
+def test_rollback_is_recorded_in_the_history(run: Any, stage: BoardStage) -> None:
     """There and back, and all of it is written down."""
     assert run("rollback", "production")[0] == 1  # there was nothing before
     stage.decide(WAITING, "approved", "Anna")
@@ -162,7 +162,7 @@ def test_an_approval_is_requested_and_decided(run: Any, stage: BoardStage) -> No
 
 
 @pytest.mark.parametrize(("verb", "expected"), [("approve", 0), ("reject", 4)])
-def test_waiting_ends_with_the_decision(
+def test_waiting_for_an_approval_ends_with_the_decision(
     run: Any, stage: BoardStage, verb: str, expected: int
 ) -> None:
     """0 for a yes, 4 for a no, whoever says it, and wherever."""
@@ -217,7 +217,7 @@ def test_a_record_of_a_destroyed_environment_is_reported(run: Any, stage: BoardS
     assert "pytest-ephemeral rollback production" in err
 
 
-def test_production_is_not_taken_down_by_accident(run: Any, stage: BoardStage) -> None:
+def test_down_destroys_production_only_on_request(run: Any, stage: BoardStage) -> None:
     """Neither by `down --all` nor by its id; nor is anything else that was named with it."""
     status, _, err = run("down", LIVE, OTHER)
     assert status == 1
@@ -240,7 +240,7 @@ def test_list_shows_production(run: Any, stage: BoardStage) -> None:
     assert "never" in row
 
 
-def test_extending_production_changes_nothing(run: Any, stage: BoardStage) -> None:
+def test_extend_does_not_change_production(run: Any, stage: BoardStage) -> None:
     """It never expires, and stays so."""
     assert run("extend", LIVE, "1h")[0] == 0
     assert stage.get(LIVE).expires_at is None

@@ -45,7 +45,7 @@ def forge(stage: BoardStage, id: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("decision", ["approve", "reject"])
-def test_a_comment_is_one_line_on_the_command_line(
+def test_hostile_comments_are_printed_safely(
     stage: BoardStage, capsys: pytest.CaptureFixture[str], decision: str
 ) -> None:
     """When it is made, when it is shown to who asked, and when it is the reason of a refusal."""
@@ -60,7 +60,7 @@ def test_a_comment_is_one_line_on_the_command_line(
 
 
 @pytest.mark.parametrize("state", ["approved", "rejected"])
-def test_a_forged_record_prints_no_commands_either(
+def test_forged_records_are_printed_safely(
     stage: BoardStage, capsys: pytest.CaptureFixture[str], state: str
 ) -> None:
     """What is cleaned is what is printed, not what is stored."""
@@ -82,7 +82,7 @@ def test_a_forged_record_prints_no_commands_either(
     check(printed.err)
 
 
-def test_what_is_shown_of_a_decision_says_that_nobody_verified_the_name(stage: BoardStage) -> None:
+def test_a_decision_states_that_the_name_is_not_verified(stage: BoardStage) -> None:
     """Who may write to the store may sign with any name."""
     stage.decide(WAITING, "approved", EVIL, EVIL)
     found = str(Approvals(stage.project.store).get(WAITING))

@@ -32,7 +32,7 @@ def use(name: str) -> Iterator[Bench]:
         yield found
 
 
-def test_every_provider_is_in_a_class() -> None:
+def test_every_provider_is_in_a_test_class() -> None:
     """One that is neither put back, nor of several parts, nor guards itself needs a class more."""
     assert set(benches.TABLE) == PARTS | OWNERS | ROLLBACK
 
@@ -74,9 +74,13 @@ class TestRootless(ProviderFixtures):
     life in ``tests/containers/test_engine_addresses.py``.
     """
 
-    test_a_later_crash_is_reported = ProviderConformance.test_a_later_crash_is_reported
-    test_logs_between_marks = ProviderConformance.test_logs_between_marks
-    test_destroying_leaves_nothing = ProviderConformance.test_destroying_leaves_nothing
+    test_a_crash_after_startup_is_reported = (
+        ProviderConformance.test_a_crash_after_startup_is_reported
+    )
+    test_the_log_between_two_marks_is_exact = (
+        ProviderConformance.test_the_log_between_two_marks_is_exact
+    )
+    test_destroy_leaves_nothing = ProviderConformance.test_destroy_leaves_nothing
 
     @pytest.fixture(scope="class", params=[benches.ROOTLESS])
     @classmethod
@@ -85,17 +89,17 @@ class TestRootless(ProviderFixtures):
 
 
 #: Tests that ask nothing of what is in a machine: it need not be resumed, which would take longer.
-UNASKED = {
-    "test_destroying_at_once",
-    "test_destroying_by_its_record_alone",
-    "test_destroying_twice_is_no_error",
-    "test_it_ends_at_its_expiry",
-    "test_it_is_listed_with_its_labels",
-    "test_it_is_plain_data",
-    "test_its_expiry_can_be_moved",
-    "test_kept_it_still_expires",
-    "test_what_is_gone_says_so",
-    "test_what_is_listed_can_be_swept",
+MACHINE_NOT_NEEDED = {
+    "test_a_starting_environment_can_be_destroyed",
+    "test_destroy_needs_only_the_first_record",
+    "test_destroying_twice_is_harmless",
+    "test_an_environment_ends_at_its_expiry",
+    "test_list_owned_returns_the_labels",
+    "test_an_environment_can_be_pickled",
+    "test_the_expiry_can_be_extended_or_removed",
+    "test_a_kept_environment_still_expires",
+    "test_a_destroyed_environment_is_reported_as_gone",
+    "test_a_listed_environment_can_be_swept",
 }
 
 
@@ -106,7 +110,7 @@ class TestSelfGuarding(OwnerConformance, BakerConformance, PartsConformance, Pro
     def _boot(self, bench: Bench, request: pytest.FixtureRequest) -> None:
         """Tell the bench of machines whether this test needs what is in them."""
         if hasattr(bench, "cold"):
-            bench.cold = request.function.__name__ in UNASKED
+            bench.cold = request.function.__name__ in MACHINE_NOT_NEEDED
 
     @pytest.fixture(scope="class", params=sorted(OWNERS))
     @classmethod

@@ -32,7 +32,7 @@ def repository(http: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return HttpRepository(f"{http.url}/builds")
 
 
-def built(folder: Path, content: bytes = b"wheel" * 1000) -> Path:
+def build_file(folder: Path, content: bytes = b"wheel" * 1000) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / WHEEL
     file.write_bytes(content)
@@ -52,7 +52,7 @@ def blob(http: Files) -> str:
 
 def test_the_server_has_blobs_digests_and_entries(repository, http, tmp_path):
     """As in a folder's repository, and a file more by which its digest finds it."""
-    digest = repository.push(built(tmp_path)).digest.removeprefix("sha256:")
+    digest = repository.push(build_file(tmp_path)).digest.removeprefix("sha256:")
     assert sorted(http.content) == [
         f"/builds/blobs/sha256/{digest}/{WHEEL}",
         f"/builds/digests/{digest}.json",
@@ -60,9 +60,9 @@ def test_the_server_has_blobs_digests_and_entries(repository, http, tmp_path):
     ]
 
 
-def test_nothing_can_be_listed(repository, tmp_path):
+def test_listing_is_unsupported_over_http(repository, tmp_path):
     """Which is said, with what can be done instead."""
-    artifact = repository.push(built(tmp_path))
+    artifact = repository.push(build_file(tmp_path))
     with pytest.raises(UnlistedError, match=r"has no list.*name@version"):
         repository.entries()
     with pytest.raises(ArtifactError, match=r"all 64 digits, or name@version"):
@@ -74,13 +74,13 @@ def test_nothing_can_be_listed(repository, tmp_path):
 
 @pytest.mark.parametrize("conditions", [True, False])
 @pytest.mark.parametrize("overwriting", [True, False])
-def test_a_version_never_changes_its_meaning(repository, http, tmp_path, conditions, overwriting):
+def test_a_version_is_immutable(repository, http, tmp_path, conditions, overwriting):
     """Whether or not the server knows conditions, and whether or not it forbids overwriting."""
     http.conditions, http.overwriting = conditions, overwriting
-    kept = repository.push(built(tmp_path / "a"))
-    assert repository.push(built(tmp_path / "b")) == kept
+    kept = repository.push(build_file(tmp_path / "a"))
+    assert repository.push(build_file(tmp_path / "b")) == kept
     with pytest.raises(ArtifactError, match="is already"):
-        repository.push(built(tmp_path / "c", b"other"))
+        repository.push(build_file(tmp_path / "c", b"other"))
     assert repository.find("shop@1.4.2", tmp_path) == kept
     assert repository.fetch(kept).read_bytes() == b"wheel" * 1000
 
@@ -94,20 +94,20 @@ def test_a_concurrent_push_wins(repository, http, tmp_path, monkeypatch, overwri
 
     def later(blobs, path, *arguments):
         if blobs is repository._blobs and path.startswith("entries/"):
-            faster.push(built(tmp_path / "faster", b"faster"))
+            faster.push(build_file(tmp_path / "faster", b"faster"))
         return put(blobs, path, *arguments)
 
     monkeypatch.setattr(http_repository.HttpBlobStore, "_put", later)
     with pytest.raises(ArtifactError, match="is already"):
-        repository.push(built(tmp_path / "slower", b"slower"))
+        repository.push(build_file(tmp_path / "slower", b"slower"))
     assert faster.fetch(faster.find("shop@1.4.2", tmp_path)).read_bytes() == b"faster"
 
 
-def test_a_push_that_is_there_already_moves_no_bytes(repository, http, tmp_path):
+def test_a_repeated_push_uploads_nothing(repository, http, tmp_path):
     """Every test run pushes what its glob finds."""
-    repository.push(built(tmp_path))
+    repository.push(build_file(tmp_path))
     http.seen.clear()
-    repository.push(built(tmp_path))
+    repository.push(build_file(tmp_path))
     entry = "/builds/entries/shop/1.4.2.json"
     assert http.seen == [f"HEAD {entry}", f"HEAD {blob(http)}", f"GET {entry}"]
 
@@ -116,40 +116,40 @@ def test_a_push_that_is_there_already_moves_no_bytes(repository, http, tmp_path)
 
 
 @pytest.mark.parametrize("counting", [True, False])
-def test_half_an_upload_is_no_artifact(repository, http, tmp_path, counting):
+def test_an_incomplete_upload_is_detected_and_repaired(repository, http, tmp_path, counting):
     """It is seen, said, and made good by pushing again."""
     http.counting = counting
     http.faults.append(("PUT", "/blobs/", "cut"))
     with pytest.raises(StoreError, match="arrived incomplete"):
-        repository.push(built(tmp_path))
+        repository.push(build_file(tmp_path))
     assert entries(http) == []
-    assert repository.fetch(repository.push(built(tmp_path))).read_bytes() == b"wheel" * 1000
+    assert repository.fetch(repository.push(build_file(tmp_path))).read_bytes() == b"wheel" * 1000
 
 
 @pytest.mark.parametrize("counting", [True, False])
 def test_a_blob_with_other_bytes_is_replaced(repository, http, tmp_path, counting):
     """A blob that is there is believed only by its digest."""
     http.counting = counting
-    repository.push(built(tmp_path))
+    repository.push(build_file(tmp_path))
     place = blob(http)
     http.content = {place: b"wheeL" * 1000}
-    repository.push(built(tmp_path))
+    repository.push(build_file(tmp_path))
     assert http.content[place] == b"wheel" * 1000
 
 
-def test_an_entry_without_its_bytes_is_made_good(repository, http, tmp_path):
+def test_a_push_restores_a_missing_blob(repository, http, tmp_path):
     """By pushing again, as the message says."""
-    artifact = repository.push(built(tmp_path))
+    artifact = repository.push(build_file(tmp_path))
     del http.content[blob(http)]
     with pytest.raises(ArtifactError, match=r"is gone.*artifact push"):
         repository.fetch(artifact)
-    repository.push(built(tmp_path))
+    repository.push(build_file(tmp_path))
     assert repository.fetch(artifact).read_bytes() == b"wheel" * 1000
 
 
-def test_changed_bytes_are_refused(repository, http, tmp_path):
+def test_a_changed_blob_is_refused(repository, http, tmp_path):
     """Naming the artifact and both digests; nothing is left of them."""
-    artifact = repository.push(built(tmp_path))
+    artifact = repository.push(build_file(tmp_path))
     http.content[blob(http)] = b"wheeL" * 1000
     with pytest.raises(ArtifactError, match=r"shop@1\.4\.2 .* no longer what was pushed") as caught:
         repository.fetch(artifact)
@@ -157,26 +157,26 @@ def test_changed_bytes_are_refused(repository, http, tmp_path):
     assert not list((tmp_path / "state").rglob("*.whl"))
 
 
-def test_a_download_that_breaks_off_is_begun_again(repository, http, tmp_path):
+def test_an_interrupted_download_is_restarted(repository, http, tmp_path):
     """All of it or nothing."""
-    artifact = repository.push(built(tmp_path))
+    artifact = repository.push(build_file(tmp_path))
     http.faults += [("GET", "/blobs/", "cut")] * 2
     assert repository.fetch(artifact).read_bytes() == b"wheel" * 1000
     copies = tmp_path / "state" / "artifacts"
     assert [path.name for path in copies.rglob("*") if path.is_file()] == [WHEEL]
 
 
-def test_a_put_whose_answer_is_lost_counts(repository, http, tmp_path):
+def test_an_upload_with_a_lost_response_succeeds(repository, http, tmp_path):
     """It is sent again, refused, and found to be there as it was sent."""
     http.faults += [("PUT", "/blobs/", "lost"), ("PUT", "/entries/", "lost")]
-    artifact = repository.push(built(tmp_path))
+    artifact = repository.push(build_file(tmp_path))
     assert repository.fetch(artifact).read_bytes() == b"wheel" * 1000
 
 
-def test_a_busy_server_is_asked_again(repository, http, tmp_path):
+def test_requests_to_a_busy_server_are_retried(repository, http, tmp_path):
     """A few times; then it is said."""
     http.faults += [("PUT", "/blobs/", "503"), ("GET", "/entries/", "502")]
-    repository.push(built(tmp_path))
+    repository.push(build_file(tmp_path))
     http.faults += [("GET", "/entries/", "503")] * 4
     with pytest.raises(StoreError, match=r"answered 503 Service Unavailable"):
         repository.find("shop@1.4.2", tmp_path)
@@ -190,43 +190,43 @@ def test_an_unreachable_server_is_named(tmp_path, monkeypatch):
         repository.find("shop@1.4.2", tmp_path)
 
 
-def test_what_the_server_says_is_passed_on(repository, http, tmp_path):
+def test_a_refusal_of_the_server_is_reported(repository, http, tmp_path):
     """Here: that it forbids overwriting what was uploaded half."""
     http.overwriting = False
-    file = built(tmp_path)
+    file = build_file(tmp_path)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     http.content[f"/builds/blobs/sha256/{digest}/{WHEEL}"] = b"half"
     with pytest.raises(StoreError, match=r"403 Forbidden.*no overwriting here"):
         repository.push(file)
 
 
-def test_a_repository_that_has_moved_is_not_put_to(repository, http, tmp_path):
+def test_an_upload_does_not_follow_a_redirect(repository, http, tmp_path):
     """A put that is followed elsewhere becomes a get; where to is said, without its signature."""
     http.faults.append(("PUT", "/blobs/", "307"))
     http.location = "https://elsewhere.test/builds?signature=secret"
     with pytest.raises(StoreError, match=r"moved to https://elsewhere\.test/builds") as caught:
-        repository.push(built(tmp_path))
+        repository.push(build_file(tmp_path))
     assert "secret" not in str(caught.value)
 
 
 # -- credentials -------------------------------------------------------------------------------
 
 
-def test_user_and_password_come_from_the_environment(repository, http, tmp_path, monkeypatch):
+def test_user_and_password_come_from_variables(repository, http, tmp_path, monkeypatch):
     """With every request, and into no message or log."""
     http.authorization = BASIC
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_USER", "anna")
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_PASSWORD", "geheim")
-    assert repository.fetch(repository.push(built(tmp_path))).name == WHEEL
+    assert repository.fetch(repository.push(build_file(tmp_path))).name == WHEEL
     assert set(http.sent) == {BASIC}
 
 
-def test_a_token_comes_from_the_environment(repository, http, tmp_path, monkeypatch):
+def test_a_token_comes_from_a_variable(repository, http, tmp_path, monkeypatch):
     """And is not replaced by what a netrc file says."""
     http.authorization = "Bearer t0ken"
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login anna password geheim\n")
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_TOKEN", "t0ken")
-    repository.push(built(tmp_path))
+    repository.push(build_file(tmp_path))
     assert set(http.sent) == {"Bearer t0ken"}
 
 
@@ -234,15 +234,15 @@ def test_credentials_come_from_netrc_otherwise(repository, http, tmp_path):
     """By the server's name."""
     http.authorization = BASIC
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login anna password geheim\n")
-    repository.push(built(tmp_path))
+    repository.push(build_file(tmp_path))
     assert entries(http)
 
 
-def test_missing_credentials_are_asked_for(repository, http, tmp_path):
+def test_missing_credentials_are_reported(repository, http, tmp_path):
     """By the names of the variables."""
     http.authorization = BASIC
     with pytest.raises(UnavailableError, match=r"401.*REPOSITORY_USER.*_TOKEN.*netrc"):
-        repository.push(built(tmp_path))
+        repository.push(build_file(tmp_path))
     assert http.content == {}
 
 
@@ -250,7 +250,7 @@ def test_a_user_without_a_password_is_an_error(repository, tmp_path, monkeypatch
     """Before anything is asked."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_USER", "anna")
     with pytest.raises(UnavailableError, match="PASSWORD is not"):
-        repository.push(built(tmp_path))
+        repository.push(build_file(tmp_path))
 
 
 def test_wrong_credentials_are_not_shown(repository, http, tmp_path, monkeypatch, caplog):
@@ -260,16 +260,16 @@ def test_wrong_credentials_are_not_shown(repository, http, tmp_path, monkeypatch
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_USER", "anna")
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_PASSWORD", "geheim")
     with pytest.raises(UnavailableError) as caught:
-        repository.push(built(tmp_path))
+        repository.push(build_file(tmp_path))
     for said in (str(caught.value), repr(caught.value.__cause__), caplog.text):
         assert "geheim" not in said
         assert BASIC not in said
 
 
-def test_credentials_stay_with_their_server(repository, http, tmp_path, monkeypatch):
+def test_credentials_are_not_sent_to_a_redirect_target(repository, http, tmp_path, monkeypatch):
     """A download that is sent elsewhere, as to a cloud's storage, goes there without them."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_TOKEN", "t0ken")
-    artifact = repository.push(built(tmp_path))
+    artifact = repository.push(build_file(tmp_path))
     with http_server.serving() as elsewhere:
         elsewhere.content = {f"{blob(http)}?signature=secret": http.content[blob(http)]}
         http.faults.append(("GET", "/blobs/", "307"))
@@ -279,7 +279,7 @@ def test_credentials_stay_with_their_server(repository, http, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("user", ["anna:geheim@", "anna@"])
-def test_credentials_do_not_belong_into_the_configuration(tmp_path, user):
+def test_credentials_in_the_url_are_refused(tmp_path, user):
     """Where they would be seen; nor is the password repeated."""
     with pytest.raises(ConfigurationError, match="REPOSITORY_PASSWORD") as caught:
         open_repository(f"https://{user}nexus.test/builds", tmp_path)

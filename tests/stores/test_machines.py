@@ -127,7 +127,7 @@ def machines(
     return [first, second]
 
 
-def test_what_one_has_baked_the_other_tests(machines, store):
+def test_another_machine_tests_a_baked_image(machines, store):
     """The same image, brought from the store, and nothing baked; the first sees how it came out."""
     first, second = machines
     printed = second.run(

@@ -20,7 +20,7 @@ def built(folder: Path, name: str = WHEEL, content: bytes = b"wheel") -> Path:
     return file
 
 
-def test_the_same_bytes_twice_are_one_entry(repository, tmp_path):
+def test_pushing_the_same_content_twice_makes_one_entry(repository, tmp_path):
     """The second push gives the first one's entry back."""
     first = repository.push(built(tmp_path / "a"))
     assert repository.push(built(tmp_path / "b")) == first
@@ -28,7 +28,7 @@ def test_the_same_bytes_twice_are_one_entry(repository, tmp_path):
     assert (first.name, first.version, first.filename, first.size) == ("shop", "1.4.2", WHEEL, 5)
 
 
-def test_a_version_never_changes_its_meaning(repository, tmp_path):
+def test_a_version_is_immutable(repository, tmp_path):
     """Other bytes under the same name and version are refused, naming both digests."""
     kept = repository.push(built(tmp_path / "a"))
     with pytest.raises(ArtifactError, match="is already") as caught:
@@ -68,7 +68,7 @@ def test_a_glob_with_several_matches_is_refused(repository, tmp_path):
         repository.find("shop@1.5.0", tmp_path)
 
 
-def test_building_again_needs_no_new_version(repository, tmp_path):
+def test_a_rebuilt_version_gets_a_local_version(repository, tmp_path):
     """A glob's match whose version is taken gets a local version, and the published one stays."""
     published = repository.push(built(tmp_path / "dist"))
     again = built(tmp_path / "dist", content=b"built again")
@@ -79,7 +79,7 @@ def test_building_again_needs_no_new_version(repository, tmp_path):
     assert repository.find("dist/*.whl", tmp_path) == local
 
 
-def test_a_glob_without_a_match_says_what_is_there(repository, tmp_path):
+def test_a_glob_without_a_match_lists_the_folder(repository, tmp_path):
     """What was looked for, what the folder holds, and what to run."""
     built(tmp_path / "dist", "README.txt")
     with pytest.raises(ArtifactError, match=r"README\.txt.*python -m build"):
@@ -105,7 +105,7 @@ def test_a_digest_finds_its_artifact(repository, tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 20 << 20], ids=["nothing", "large"])
-def test_files_of_any_size_come_back(repository, tmp_path, size):
+def test_files_of_any_size_are_stored_unchanged(repository, tmp_path, size):
     """Byte for byte, under the file's own name, by which pip goes."""
     content = bytes(range(256)) * (size // 256)
     artifact = repository.push(built(tmp_path, content=content))
@@ -114,7 +114,7 @@ def test_files_of_any_size_come_back(repository, tmp_path, size):
     assert (file.name, file.read_bytes()) == (WHEEL, content)
 
 
-def test_a_filename_may_hold_what_urls_may_not(repository, tmp_path):
+def test_filenames_may_have_url_special_characters(repository, tmp_path):
     """Spaces, percent signs, a plus, a hash."""
     name = "shop 100%+x#1?.bin"
     artifact = repository.push(built(tmp_path, name), name="shop", version="1.0+local")
@@ -122,7 +122,7 @@ def test_a_filename_may_hold_what_urls_may_not(repository, tmp_path):
     assert repository.fetch(artifact).name == name
 
 
-def test_its_url_opens_the_same_repository_from_any_folder(repository, tmp_path):
+def test_the_url_opens_the_repository_from_any_folder(repository, tmp_path):
     """And another process finds there what this one has pushed."""
     artifact = repository.push(built(tmp_path))
     again = open_repository(repository.url, Path("/"))
@@ -133,7 +133,7 @@ def test_its_url_opens_the_same_repository_from_any_folder(repository, tmp_path)
 def test_one_of_many_concurrent_pushes_decides(repository, tmp_path):
     """Between processes: a version stands for one of the files, and all others are told."""
     with victims.pool(4) as pool:
-        told = pool.starmap(_pushes, [(repository.url, tmp_path / str(n), n) for n in range(8)])
+        told = pool.starmap(_push_file, [(repository.url, tmp_path / str(n), n) for n in range(8)])
     assert [text for text in told if "is already" not in text] == ["kept"]
     kept = repository.find("shop@1.4.2", tmp_path)
     assert repository.fetch(kept).read_bytes() == f"wheel {told.index('kept')}".encode()
@@ -142,7 +142,7 @@ def test_one_of_many_concurrent_pushes_decides(repository, tmp_path):
 # -- what can be listed, too ------------------------------------------------------------------
 
 
-def test_what_is_pushed_is_listed(listing, tmp_path):
+def test_artifacts_are_listed_by_name_and_time(listing, tmp_path):
     """By name, and then by the time it was pushed."""
     second = listing.push(built(tmp_path, "shop-2.0.tar.gz"))
     first = listing.push(built(tmp_path, "shop-1.0.tar.gz"))
@@ -150,14 +150,14 @@ def test_what_is_pushed_is_listed(listing, tmp_path):
     assert listing.entries() == [other, second, first]
 
 
-def test_an_unknown_version_names_the_closest(listing, tmp_path):
+def test_an_unknown_version_is_reported_with_a_suggestion(listing, tmp_path):
     """What was meant is one character away."""
     listing.push(built(tmp_path))
     with pytest.raises(ArtifactError, match=r"Did you mean 'shop@1\.4\.2'"):
         listing.find("shop@1.4.3", tmp_path)
 
 
-def test_the_beginning_of_a_digest_is_enough(listing, tmp_path):
+def test_a_unique_digest_prefix_finds_its_artifact(listing, tmp_path):
     """As long as it is one artifact's only."""
     artifact = listing.push(built(tmp_path))
     assert listing.find(artifact.digest[:14], tmp_path) == artifact
@@ -168,7 +168,7 @@ def test_the_beginning_of_a_digest_is_enough(listing, tmp_path):
         listing.find("sha256:nope", tmp_path)
 
 
-def _pushes(url: str, folder: Path, number: int) -> str:
+def _push_file(url: str, folder: Path, number: int) -> str:
     try:
         open_repository(url, Path("/")).push(built(folder, content=f"wheel {number}".encode()))
     except ArtifactError as error:

@@ -33,7 +33,7 @@ def store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
 
 
 @pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
-def test_an_endpoint_that_ignores_conditions_is_noticed(store, s3, bucket, header):
+def test_an_endpoint_without_conditional_writes_is_refused(store, s3, bucket, header):
     """It answers as if all were well, and two runs would damage each other's records."""
     check_conditions(store)
     s3.fail(f"ignore {header}", method="PUT", part=f"{bucket}/team/shop/probe/", times=4)
@@ -45,14 +45,14 @@ def test_an_endpoint_that_ignores_conditions_is_noticed(store, s3, bucket, heade
 # -- answers that are lost, cut off or put off ----------------------------------------------
 
 
-def test_a_created_record_whose_answer_was_lost_was_created(store, s3):
+def test_a_create_with_a_lost_response_succeeds(store, s3):
     """boto3 sends it again, S3 says that it is there already: by this very request."""
     s3.fail("lost", method="PUT", part="environments/a")
     version = store.create("environments/a", b"mine")
     assert store.read("environments/a") == (b"mine", version)
 
 
-def test_a_replaced_record_whose_answer_was_lost_was_replaced(store, s3):
+def test_a_replace_with_a_lost_response_succeeds(store, s3):
     """By the one that is told so, who goes on with the new version."""
     first = store.create("a", b"one")
     s3.fail("lost", method="PUT", part="/a?")
@@ -60,7 +60,7 @@ def test_a_replaced_record_whose_answer_was_lost_was_replaced(store, s3):
     assert store.read("a") == (b"two", second)
 
 
-def test_the_same_content_from_someone_else_is_not_mine(store, s3):
+def test_equal_content_of_another_writer_is_a_conflict(store, s3):
     """Two who count from 5 to 6 are two: what was written is known by its writer, not its bytes."""
     first = store.create("a", b"5")
     store.replace("a", b"6", first)
@@ -70,19 +70,19 @@ def test_the_same_content_from_someone_else_is_not_mine(store, s3):
         store.create("a", b"6")
 
 
-def test_no_update_is_lost_while_answers_are(store, s3, monkeypatch):
+def test_no_update_is_lost_despite_lost_responses(store, s3, monkeypatch):
     """Four processes add to one record while every kind of thing goes wrong with their puts."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "12")  # all may befall one of them
     store.create("tokens", b"")
     for fault in ("lost", "503 SlowDown", "lost", "409 ConditionalRequestConflict") * 3:
         s3.fail(fault, method="PUT", part="/tokens?")
     with victims.pool(4) as pool:
-        pool.starmap(_adds, [(store.url, number) for number in range(4)], chunksize=1)
+        pool.starmap(_add_numbers, [(store.url, number) for number in range(4)], chunksize=1)
     added = store.read("tokens").data.decode().split()
     assert set(added) == {f"{number}.{count}" for number in range(4) for count in range(5)}
 
 
-def _adds(url: str, number: int) -> None:
+def _add_numbers(url: str, number: int) -> None:
     store = S3Store(url)
     for count in range(5):
         while True:
@@ -101,7 +101,7 @@ def test_conflicting_writers_retry(store, s3):
     assert store.read("a").data == b"one"
 
 
-def test_a_busy_s3_is_asked_again(store, s3):
+def test_requests_to_a_busy_s3_are_retried(store, s3):
     """By boto3, within its attempts."""
     s3.fail("503 SlowDown", method="PUT", part="/a?", times=2)
     store.create("a", b"one")
@@ -109,14 +109,14 @@ def test_a_busy_s3_is_asked_again(store, s3):
     assert store.read("a").data == b"one"
 
 
-def test_a_record_that_breaks_off_is_read_again(store, s3):
+def test_an_interrupted_read_is_repeated(store, s3):
     """Half of one is never handed out."""
     store.create("a", b"0123456789")
     s3.fail("cut", method="GET", part="/a?")
     assert store.read("a").data == b"0123456789"
 
 
-def test_a_record_damaged_on_its_way_is_not_written(store, s3):
+def test_a_damaged_record_upload_is_refused(store, s3):
     """S3 holds it against its SHA-256."""
     s3.fail("damaged", method="PUT", part="/a?")
     with pytest.raises(StoreError, match="BadDigest"):
@@ -128,7 +128,7 @@ def test_a_record_damaged_on_its_way_is_not_written(store, s3):
 
 
 @pytest.mark.parametrize(("size", "part"), [(MEBIBYTE, "/blob?"), (20 * MEBIBYTE, "partNumber=2")])
-def test_a_blob_damaged_on_its_way_in_is_not_there(store, s3, tmp_path, size, part):
+def test_a_damaged_blob_upload_is_refused(store, s3, tmp_path, size, part):
     """Neither a small one, nor one of which a part was damaged."""
     source = tmp_path / "source"
     source.write_bytes(b"x" * size)
@@ -140,7 +140,7 @@ def test_a_blob_damaged_on_its_way_in_is_not_there(store, s3, tmp_path, size, pa
     assert "Uploads" not in uploads
 
 
-def test_a_blob_that_is_not_what_was_uploaded_is_refused(store, tmp_path):
+def test_a_changed_blob_is_refused(store, tmp_path):
     """Naming it and both digests; no file is left of it."""
     source = tmp_path / "source"
     source.write_bytes(b"content")
@@ -158,7 +158,7 @@ def test_a_blob_that_is_not_what_was_uploaded_is_refused(store, tmp_path):
     assert not list((tmp_path / "back").iterdir())
 
 
-def test_a_blob_that_breaks_off_is_fetched_again(store, s3, tmp_path):
+def test_an_interrupted_blob_download_is_repeated(store, s3, tmp_path):
     """All of it or nothing."""
     source = tmp_path / "source"
     source.write_bytes(b"x" * MEBIBYTE)
@@ -171,7 +171,7 @@ def test_a_blob_that_breaks_off_is_fetched_again(store, s3, tmp_path):
 # -- many records --------------------------------------------------------------------------
 
 
-def test_lists_of_more_than_a_page_are_whole(store):
+def test_all_pages_of_a_listing_are_read(store):
     """S3 lists a part at a time, and says so."""
     names = [f"many/{number:04}" for number in range(2 * PAGE + 1)]
     for name in names:
@@ -181,7 +181,7 @@ def test_lists_of_more_than_a_page_are_whole(store):
     assert list(store.paths("many")) == names
 
 
-def test_records_are_read_many_at_a_time(store, monkeypatch):
+def test_records_are_read_concurrently(store, monkeypatch):
     """A ledger of two hundred would take seconds, one after the other."""
     for number in range(8):
         store.create(f"many/{number}", b"")
@@ -196,7 +196,7 @@ def test_records_are_read_many_at_a_time(store, monkeypatch):
     assert len(list(store.records("many"))) == 8
 
 
-def test_a_folder_made_in_the_console_is_no_record(store):
+def test_a_folder_object_is_not_a_record(store):
     """It is an object whose name ends in a slash."""
     store.create("catalog/a", b"")
     aws.client("s3").put_object(Bucket=store.bucket, Key="team/shop/catalog/", Body=b"")
@@ -216,12 +216,12 @@ def test_a_url_without_a_bucket_is_a_configuration_error(url):
 
 
 @pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/a/b/"])
-def test_a_slash_at_the_end_means_nothing(url):
+def test_a_trailing_slash_in_the_url_is_ignored(url):
     """One store has one URL."""
     assert S3Store(url).url == url.rstrip("/")
 
 
-def test_a_missing_bucket_is_named_with_what_makes_it(s3):
+def test_a_missing_bucket_is_named_with_a_remedy(s3):
     """In one line, whatever is asked of it."""
     store = S3Store("s3://not-there/x")
     for act in (store.read, store.has, lambda path: list(store.paths(path))):
@@ -276,7 +276,7 @@ def test_a_profile_gives_credentials_region_and_endpoint(store, s3, monkeypatch,
     assert store.read("a").data == b"one"
 
 
-def test_a_role_is_assumed(store, s3, monkeypatch, tmp_path):
+def test_the_role_of_a_profile_is_assumed(store, s3, monkeypatch, tmp_path):
     """With the profile's `role_arn`; boto3 renews it by itself."""
     config = tmp_path / "config"
     config.write_text(
@@ -296,7 +296,7 @@ def test_a_role_is_assumed(store, s3, monkeypatch, tmp_path):
     ]
 
 
-def test_an_s3_that_does_not_answer_is_a_store_that_is_away(store, monkeypatch):
+def test_an_unreachable_s3_is_a_store_error(store, monkeypatch):
     """It may come back: not a matter of configuration."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -304,7 +304,7 @@ def test_an_s3_that_does_not_answer_is_a_store_that_is_away(store, monkeypatch):
         store.read("a")
 
 
-def test_without_boto3_the_extra_is_named():
+def test_missing_boto3_names_the_extra_to_install():
     """Before anything is done."""
     code = (
         "import sys; sys.modules['boto3'] = sys.modules['botocore'] = None\n"
@@ -316,7 +316,7 @@ def test_without_boto3_the_extra_is_named():
     assert "pip install 'pytest-ephemeral[aws]'" in run_python(code)
 
 
-def test_opening_asks_nothing_and_loads_nothing():
+def test_opening_a_store_does_not_import_boto3():
     """boto3 takes half a second to load."""
     code = (
         "import sys; from pathlib import Path; from pytest_ephemeral.store import open_store\n"

@@ -36,7 +36,7 @@ def test_a_record_is_created_once(store):
     assert store.read("a").data == b"one"
 
 
-def test_replacing_needs_the_version_that_was_read(store):
+def test_replace_requires_the_current_version(store):
     """A record changed or removed meanwhile is a conflict, and is left as it is."""
     first = store.create("a", b"one")
     second = store.replace("a", b"two", first)
@@ -49,13 +49,13 @@ def test_replacing_needs_the_version_that_was_read(store):
     assert not store.has("a")
 
 
-def test_deleting_what_is_gone_is_no_error(store):
+def test_deleting_a_missing_record_is_harmless(store):
     """Also in a store that was never written to."""
     store.delete("never/was")
 
 
 @pytest.mark.parametrize("path", ["a", "folder", "folder/xy"])
-def test_what_is_not_there_is_missing(store, path):
+def test_folders_and_name_prefixes_are_not_records(store, path):
     """A folder is no record, nor is the beginning of a name."""
     store.create("folder/xyz", b"")
     assert not store.has(path)
@@ -63,7 +63,7 @@ def test_what_is_not_there_is_missing(store, path):
         store.read(path)
 
 
-def test_paths_are_those_of_records(store):
+def test_paths_lists_the_records_of_a_folder(store):
     """Sorted, from the folder asked for and below, and not from one that is called alike."""
     for path in ("catalog/shop/2.json", "catalog/shop/1.json", "catalog/shop-x/1.json"):
         store.create(path, b"{}")
@@ -75,7 +75,7 @@ def test_paths_are_those_of_records(store):
     assert len(list(store.paths(""))) == 3
 
 
-def test_records_are_read_with_what_they_hold(store, monkeypatch):
+def test_records_returns_paths_with_contents(store, monkeypatch):
     """By path, as they are listed; one that is removed meanwhile is left out."""
     for number in range(40):
         store.create(f"many/{number:02}", str(number).encode())
@@ -88,7 +88,7 @@ def test_records_are_read_with_what_they_hold(store, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "", "a//b", ".lock", "a\\b"])
-def test_no_path_leads_out_of_the_store(store, path):
+def test_paths_outside_the_store_are_refused(store, path):
     """Nor to the names it needs itself."""
     for act in (store.read, store.has, store.delete, lambda path: store.create(path, b"")):
         with pytest.raises(StoreError, match="can't be a path"):
@@ -96,7 +96,7 @@ def test_no_path_leads_out_of_the_store(store, path):
 
 
 @pytest.mark.parametrize("size", [0, 3, 20 * MEBIBYTE], ids=["nothing", "small", "in parts"])
-def test_a_blob_comes_back_and_the_first_stays(store, tmp_path, size):
+def test_an_uploaded_blob_is_never_overwritten(store, tmp_path, size):
     """Byte for byte; uploading under a path that is taken changes nothing."""
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_bytes(b"0123456789abcdef" * (size // 16) + b"x" * (size % 16))
@@ -108,14 +108,14 @@ def test_a_blob_comes_back_and_the_first_stays(store, tmp_path, size):
     assert [path.name for path in (tmp_path / "back").iterdir()] == ["file"]
 
 
-def test_a_blob_that_is_not_there_leaves_no_file(store, tmp_path):
+def test_downloading_a_missing_blob_leaves_no_file(store, tmp_path):
     """Nor a half-written one."""
     with pytest.raises(RecordMissingError):
         store.download("images/y", tmp_path / "back" / "no")
     assert not list(tmp_path.glob("back/*"))
 
 
-def test_its_url_opens_the_same_store_from_any_folder(store):
+def test_the_url_opens_the_store_from_any_folder(store):
     """As the watchdog does, which is told no more than that."""
     store.create("a", b"one")
     again = open_store(store.url, Path("/"))
@@ -123,24 +123,24 @@ def test_its_url_opens_the_same_store_from_any_folder(store):
     assert again.read("a") == store.read("a")
 
 
-def test_of_many_creators_one_wins(store):
+def test_concurrent_creates_of_a_record_succeed_once(store):
     """Between processes, again and again."""
     with victims.pool(PROCESSES) as pool:
-        won = pool.map(_creates_each, [store.url] * PROCESSES, chunksize=1)
+        won = pool.map(_create_each, [store.url] * PROCESSES, chunksize=1)
     for number in range(10):
         winners = [process for process in won if number in process]
         assert len(winners) == 1
 
 
-def test_no_update_is_lost(store):
+def test_concurrent_updates_are_not_lost(store):
     """Processes that count up by compare-and-swap count every step."""
     store.create("counter", b"0")
     with victims.pool(PROCESSES) as pool:
-        pool.map(_counts_to_10, [store.url] * PROCESSES, chunksize=1)
+        pool.map(_count_to_10, [store.url] * PROCESSES, chunksize=1)
     assert store.read("counter").data == str(10 * PROCESSES).encode()
 
 
-def _creates_each(url: str) -> list[int]:
+def _create_each(url: str) -> list[int]:
     """Which of ten records this process has created."""
     store, won = open_store(url, Path("/")), []
     for number in range(10):
@@ -152,7 +152,7 @@ def _creates_each(url: str) -> list[int]:
     return won
 
 
-def _counts_to_10(url: str) -> None:
+def _count_to_10(url: str) -> None:
     store = open_store(url, Path("/"))
     for _ in range(10):
         while True:

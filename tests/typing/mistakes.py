@@ -10,7 +10,7 @@ right = environment_fixture("staging")
 right.url  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # noqa: B018
 
 
-def test_wrong(ephemeral_env: Environment) -> None:
+def test_invalid_uses_are_type_errors(ephemeral_env: Environment) -> None:
     """Attributes that there are not, and arguments of other types."""
     ephemeral_env.adress  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # noqa: B018
     ephemeral_env.run("ls -l", timeout="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

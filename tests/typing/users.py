@@ -39,7 +39,9 @@ def admin_url(shop: Environment) -> str:
     return shop.url_for("admin", "/login")
 
 
-def test_the_environment_is_data(ephemeral_env: Environment, ephemeral_url: str) -> None:
+def test_an_environment_has_typed_attributes(
+    ephemeral_env: Environment, ephemeral_url: str
+) -> None:
     """What it has, with its types."""
     endpoints: Mapping[str, Endpoint] = ephemeral_env.endpoints
     first: Endpoint = endpoints["http"]
@@ -52,13 +54,13 @@ def test_the_environment_is_data(ephemeral_env: Environment, ephemeral_url: str)
     print(host, port, expires_at, text, done.stdout, version, ephemeral_url)
 
 
-def test_a_session_that_takes_paths(ephemeral_http: requests.Session) -> None:
+def test_ephemeral_http_is_a_requests_session(ephemeral_http: requests.Session) -> None:
     """It is what requests has."""
     answer: requests.Response = ephemeral_http.get("/basket", timeout=5)
     print(answer.status_code)
 
 
-def test_errors_can_be_caught(ephemeral_env: Environment) -> None:
+def test_errors_are_caught_by_their_base_class(ephemeral_env: Environment) -> None:
     """By their base."""
     try:
         ephemeral_env.url_for("nothing")

@@ -38,12 +38,12 @@ def built(folder: Path, name: str = WHEEL, content: bytes = b"wheel") -> Path:
         ("shop-linux.tar.gz", ("shop-linux", "0123456789ab")),
     ],
 )
-def test_the_filename_says_name_and_version(filename, said):
+def test_name_and_version_come_from_the_filename(filename, said):
     """Wheels, sdists, and anything else by its stem and digest."""
     assert name_and_version(Path(filename), "sha256:0123456789abcdef") == said
 
 
-def test_a_changed_file_is_refused_by_name(repository, tmp_path, monkeypatch):
+def test_fetch_refuses_a_changed_artifact(repository, tmp_path, monkeypatch):
     """Naming the artifact, the file, and both digests; a checked copy is not affected."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     artifact = repository.push(built(tmp_path))
@@ -60,14 +60,14 @@ def test_a_changed_file_is_refused_by_name(repository, tmp_path, monkeypatch):
         repository.fetch(artifact)
 
 
-def test_a_state_folder_that_can_not_be_made_is_named(repository, tmp_path, monkeypatch):
+def test_an_unwritable_state_folder_is_reported(repository, tmp_path, monkeypatch):
     """Not the artifact, which can be read."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", "/proc/nowhere")
     with pytest.raises(ConfigurationError, match="state folder /proc/nowhere can't be written"):
         repository.fetch(repository.push(built(tmp_path)))
 
 
-def test_a_full_temporary_folder_is_named(repository, tmp_path, monkeypatch):
+def test_a_full_disk_error_mentions_tmpdir(repository, tmp_path, monkeypatch):
     """It holds a copy of the artifact while that is stored; what helps is said."""
 
     def fail(*_: object) -> None:
@@ -78,7 +78,7 @@ def test_a_full_temporary_folder_is_named(repository, tmp_path, monkeypatch):
         repository.push(built(tmp_path))
 
 
-def test_a_broken_entry_is_named(repository, tmp_path):
+def test_a_broken_entry_is_reported_by_file(repository, tmp_path):
     """And what to do about it."""
     repository.push(built(tmp_path))
     entry = tmp_path / "repository/entries/shop/1.4.2.json"
@@ -87,7 +87,7 @@ def test_a_broken_entry_is_named(repository, tmp_path):
         repository.find("shop@1.4.2", tmp_path)
 
 
-def test_other_urls_are_no_repositories(tmp_path):
+def test_unsupported_repository_urls_are_refused(tmp_path):
     """A configuration error, naming what can be one; a relative folder is under the root."""
     assert open_repository("artifacts", tmp_path).url == str(tmp_path / "artifacts")
     with pytest.raises(ConfigurationError, match=r"ftp://x.*s3://bucket/prefix.*https://"):

@@ -23,7 +23,7 @@ def job(folder: Path, shown: list[str]) -> BakeJob:
     )
 
 
-def test_a_line_in_pieces_is_one_line(tmp_path: Path) -> None:
+def test_partial_writes_form_whole_lines(tmp_path: Path) -> None:
     """Wherever it is cut; the last line needs no end."""
     shown: list[str] = []
     with BakeLog(job(tmp_path, shown)) as log:
@@ -33,7 +33,7 @@ def test_a_line_in_pieces_is_one_line(tmp_path: Path) -> None:
     assert [line.split(" s ")[1].strip() for line in shown] == ["one", "two", "", "three"]
 
 
-def test_a_line_of_many_megabytes(tmp_path: Path) -> None:
+def test_a_huge_line_is_logged_fully_and_shown_shortened(tmp_path: Path) -> None:
     """It takes no more time for its length than other output, and only the log has all of it."""
     shown: list[str] = []
     begun = time.process_time()
@@ -52,7 +52,7 @@ FLAG = "dockerfile parse error line 2: Unknown flag: link"
 HERE = "FROM x\nRUN <<EOF\necho hello\nEOF\n"
 
 
-def test_what_helps_against_errors_of_builds(tmp_path: Path) -> None:
+def test_build_errors_come_with_advice(tmp_path: Path) -> None:
     """A misspelled instruction is no here-document, and what BuildKit lacks can be given."""
     log = BakeLog(job(tmp_path, []))
 

@@ -46,7 +46,7 @@ def here(workplace: Path) -> Path:
         ("artifact", "a command is missing: `pytest-ephemeral artifact --help` lists them"),
     ],
 )
-def test_a_mistyped_command_or_option_names_the_closest(
+def test_usage_errors_exit_with_2_and_explain_the_mistake(
     line: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 2, nothing on stdout, and the usage of the very verb."""
@@ -73,7 +73,7 @@ def test_a_mistyped_command_or_option_names_the_closest(
         ("lst", 2, "UsageError", "unknown command 'lst'", ""),
     ],
 )
-def test_an_error_is_text_for_people_and_json_for_programs(
+def test_errors_are_printed_as_text_and_as_json(
     line: str, status: int, kind: str, said: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What happened, with its own exit status; stdout has nothing, or one object."""
@@ -122,7 +122,7 @@ def test_empty_lists_are_no_errors(
     assert json.loads(capsys.readouterr().out)["version"] == 1
 
 
-def test_a_missing_configuration_names_init(
+def test_missing_configuration_error_suggests_init(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whoever has none yet is told how to get one."""
@@ -171,7 +171,9 @@ def test_reap_without_boto3_names_the_extra(
     assert "This is a bug" not in said
 
 
-def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_exits_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As every program in a shell."""
 
     def interrupted(*_: object) -> None:
@@ -242,7 +244,7 @@ def test_a_table_in_a_pipe_has_one_line_for_each_row(capsys: pytest.CaptureFixtu
     assert lines[1].split() == ["x" * 300, "[bold]y[/]"]
 
 
-def test_a_table_fits_a_terminal_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_wrap_to_the_terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """At 60 columns cells are folded; ids stay whole, and a state has its colour."""
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
@@ -264,12 +266,12 @@ def test_a_table_fits_a_terminal_and_loses_nothing(monkeypatch: pytest.MonkeyPat
     ("seconds", "expected"),
     [(0, "0s"), (59.9, "59s"), (61, "1m 1s"), (7199, "1h 59m"), (90000, "1d 1h"), (-5, "0s")],
 )
-def test_times_have_their_two_largest_units(seconds: float, expected: str) -> None:
+def test_durations_show_their_two_largest_units(seconds: float, expected: str) -> None:
     """Nobody needs the seconds of a day."""
     assert output.span(seconds) == expected
 
 
-def test_doctor_lists_the_needs_of_providers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_reports_project_and_providers(capsys: pytest.CaptureFixture[str]) -> None:
     """Every provider's needs, those of the project first."""
     status = cli.main(["doctor"])
     said = capsys.readouterr().out
@@ -278,7 +280,7 @@ def test_doctor_lists_the_needs_of_providers(capsys: pytest.CaptureFixture[str])
     assert "\nlocal\n" in said
 
 
-def test_doctor_fails_for_a_configuration_that_can_not_be_read(
+def test_doctor_fails_for_an_unreadable_configuration(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It goes on to the providers all the same: they may be why."""

@@ -66,7 +66,7 @@ def hello(here: Path, run: Callable[..., Any]) -> Path:
     return file
 
 
-def test_what_init_writes_is_baked_and_answers(
+def test_the_generated_configuration_bakes_and_launches(
     hello: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """stdout is the URL and nothing else, so that a shell script can use it."""
@@ -83,7 +83,9 @@ def test_what_init_writes_is_baked_and_answers(
     assert row.split()[1:4] == ["staging", "kept", url]
 
 
-def test_what_init_writes_for_a_console_script_runs(here: Path, run: Callable[..., Any]) -> None:
+def test_the_generated_console_script_template_launches(
+    here: Path, run: Callable[..., Any]
+) -> None:
     """A real wheel, installed by pip into a virtual environment that is the image."""
     (here / "pyproject.toml").write_text(
         '[project]\nname = "shop"\nversion = "1"\nscripts = { shop = "shop:main" }\n'
@@ -121,9 +123,7 @@ def main():
 """
 
 
-def test_an_environment_is_named_by_the_beginning_of_its_id(
-    hello: Path, run: Callable[..., Any]
-) -> None:
+def test_an_environment_is_found_by_unique_id_prefix(hello: Path, run: Callable[..., Any]) -> None:
     """As long as it is the only one that begins so."""
     first = run("up")["environment"]["id"]
     shown = run("show", "stag")
@@ -140,7 +140,7 @@ def test_an_environment_is_named_by_the_beginning_of_its_id(
     assert [one["id"] for one in run("list")["environments"]] == [second]
 
 
-def test_a_command_runs_inside_and_its_status_is_ours(
+def test_run_passes_on_output_and_exit_status(
     hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its two streams on ours; what a signal ended as a shell would say it."""
@@ -222,7 +222,7 @@ def test_an_environment_that_can_not_be_destroyed_is_named(
     assert sorted(run("down", *ids)["destroyed"]) == ids
 
 
-def test_an_environment_that_never_answers_is_an_error_with_nothing_left(
+def test_a_readiness_timeout_leaves_no_record(
     hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 5, the last it printed, and no record."""
@@ -235,7 +235,7 @@ def test_an_environment_that_never_answers_is_an_error_with_nothing_left(
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_while_it_comes_up_nothing_is_left(
+def test_an_interrupted_launch_leaves_nothing(
     hello: Path, run: Callable[..., Any], which: signal.Signals
 ) -> None:
     """Ctrl-C and SIGTERM alike: 130, no record, no process."""
@@ -251,7 +251,7 @@ def test_interrupted_while_it_comes_up_nothing_is_left(
     until(lambda: not Path(f"/proc/{guard}").exists() if sys.platform == "linux" else True)
 
 
-def test_killed_while_it_comes_up_nothing_is_left(hello: Path) -> None:
+def test_a_killed_launch_leaves_nothing(hello: Path) -> None:
     """Nobody is there to clean up but the guard, and it does."""
     ledger = Ledger(open_store(load(hello).store, hello.parent))
     with subprocess.Popen([PROGRAM, "up", "slow"], stderr=subprocess.DEVNULL) as starting:
@@ -302,7 +302,7 @@ def test_artifacts_are_pushed_and_listed(here: Path, run: Callable[..., Any]) ->
 
 
 @pytest.mark.parametrize("bad", [b"{", b'{"environment": {"id": ".."}}', b"\xff"])
-def test_one_bad_record_stops_nothing_else(
+def test_commands_work_despite_a_broken_record(
     hello: Path, run: Callable[..., Any], capsys: pytest.CaptureFixture[str], bad: bytes
 ) -> None:
     """All the others are listed, shown and destroyed; what is left may have leaked: status 6."""

@@ -74,7 +74,7 @@ def test_help_fits_80_columns(
         ("pytest-ephemeral bake sh", {"shop "}),
     ],
 )
-def test_a_shell_is_told_how_a_word_goes_on(here: Path, typed: str, offered: set[str]) -> None:
+def test_shell_completion_offers_matching_words(here: Path, typed: str, offered: set[str]) -> None:
     """Commands, options, and the project's own names."""
     answer = here / "answer"
     asked = {
@@ -114,7 +114,7 @@ complete -C 'pytest-ephemeral hist' | cut -f 1
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_shells_take_the_function_as_documented(here: Path, shell: str) -> None:
+def test_documented_shell_completion_works(here: Path, shell: str) -> None:
     """A real shell, and the line of the reference page."""
     if shutil.which(shell) is None:
         skip_without(shell, "apt-get install zsh fish")
@@ -123,7 +123,7 @@ def test_shells_take_the_function_as_documented(here: Path, shell: str) -> None:
     assert done.stdout.strip() == "history"
 
 
-def test_doctor_looks_at_this_project(
+def test_doctor_reports_project_problems(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a bake or launch would stumble over, and what to do about it."""
@@ -138,7 +138,7 @@ def test_doctor_looks_at_this_project(
     assert "did you mean PYTEST_EPHEMERAL_STATE?" in printed
 
 
-def test_what_the_project_does_not_use_is_no_failure(
+def test_doctor_ignores_failures_of_unused_providers(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody who tests local processes needs an engine."""
@@ -150,7 +150,7 @@ def test_what_the_project_does_not_use_is_no_failure(
     assert json.loads(capsys.readouterr().out)["used"] == ["local"]
 
 
-def test_the_version_can_be_asked_for() -> None:
+def test_the_package_exposes_its_version() -> None:
     """As of any package."""
     from importlib.metadata import version
 

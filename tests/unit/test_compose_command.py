@@ -28,13 +28,13 @@ def run(folder: Path, script: str, cancelled: threading.Event) -> CommandResult:
     )
 
 
-def test_a_command_that_takes_its_time(tmp_path: Path) -> None:
+def test_all_output_of_a_slow_command_is_kept(tmp_path: Path) -> None:
     """All that it says is kept, however often it is looked at meanwhile."""
     said = run(tmp_path, "echo one; sleep 0.2; echo two; echo three >&2; exit 3", threading.Event())
     assert said == CommandResult(3, "one\ntwo\n", "three\n")
 
 
-def test_a_command_that_is_no_longer_wanted(tmp_path: Path) -> None:
+def test_cancelling_kills_the_command_and_its_children(tmp_path: Path) -> None:
     """It is killed, with what it has started."""
     cancelled, pid = threading.Event(), tmp_path / "pid"
 

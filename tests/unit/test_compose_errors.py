@@ -22,9 +22,7 @@ TAIL = [
     [[*PROGRESS, *TAIL], PROGRESS, []],
     ids=["last", "in the middle", "first"],
 )
-def test_a_dependency_that_failed_does_not_drown_in_progress(
-    before: list[str], reason: str
-) -> None:
+def test_the_failed_dependency_is_quoted_without_progress(before: list[str], reason: str) -> None:
     """The line is all that is quoted, wherever it stands, and however it is worded."""
     lines = [*before, reason, *(TAIL if len(before) < 33 else [])]
     assert quote("\n".join(lines), {}) == reason
@@ -33,7 +31,7 @@ def test_a_dependency_that_failed_does_not_drown_in_progress(
 ID = "60d1b1f3fd1a" + "0" * 52
 
 
-def test_a_container_is_called_by_its_service() -> None:
+def test_container_ids_are_replaced_by_service_names() -> None:
     """docker-compose 1.29 calls it by its id, and says each reason twice."""
     said = (
         'Creating network "shop_default" with the default driver\n'
@@ -45,13 +43,13 @@ def test_a_container_is_called_by_its_service() -> None:
     assert quote(said, {ID: "db"}) == 'web: Container "db" is unhealthy.'
 
 
-def test_a_reason_of_several_lines_is_whole() -> None:
+def test_a_multiline_reason_is_quoted_completely() -> None:
     """The place in the file stands in a line without the word error."""
     said = "yaml.parser.ParserError: while parsing\nexpected a node\n  in compose.yaml, line 2"
     assert quote(f"WARNING: old\n{said}", {}).endswith("expected a node; in compose.yaml, line 2")
 
 
-def test_what_is_only_progress_is_quoted_at_last() -> None:
+def test_progress_is_quoted_if_there_is_no_reason() -> None:
     """Of a command that gives no reason, there is nothing better."""
     assert "Network shop_back  Removed" in quote("\n".join(TAIL), {})
     assert quote("", {}) == "it printed no error"

@@ -74,7 +74,7 @@ def published_at(first: int, file: project.File | None = None, **keys: Any) -> P
     return Published("127.0.0.1", endpoints, inside, counts)
 
 
-def test_services_are_made_our_own() -> None:
+def test_services_get_the_baked_image_and_one_port() -> None:
     """The baked image instead of a build; only the endpoint's port; what else is said stays."""
     web = prepared()["services"]["web"]
     assert web["image"] == IMAGE
@@ -84,18 +84,18 @@ def test_services_are_made_our_own() -> None:
     assert not {"build", "container_name"} & web.keys()
 
 
-def test_secrets_are_marked_where_they_stand() -> None:
+def test_a_label_records_the_position_of_each_secret() -> None:
     """By their place in the value that the container will see."""
     assert prepared()["services"]["web"]["labels"]["pytest-ephemeral.secrets"] == "KEY=4-0"
 
 
-def test_a_service_that_is_not_given_a_secret_says_nothing_of_it() -> None:
+def test_services_without_the_secret_have_no_trace_of_it() -> None:
     """Neither its length nor a digest: what hides it in the logs is the service that has it."""
     assert "s3cret" not in str(prepared()["services"]["db"])
     assert prepared()["services"]["db"]["labels"]["pytest-ephemeral.secrets"] == ""
 
 
-def test_names_that_would_be_shared_are_dropped() -> None:
+def test_fixed_network_and_volume_names_are_removed() -> None:
     """But for what is someone else's: that is neither named nor labelled."""
     made = prepared()
     assert "name" not in made
@@ -106,14 +106,14 @@ def test_names_that_would_be_shared_are_dropped() -> None:
     assert made["volumes"] == {"data": {"labels": {"ours": "yes"}}}
 
 
-def test_other_services_have_no_port_here() -> None:
+def test_only_services_with_endpoints_publish_ports() -> None:
     """Unless an endpoint is theirs."""
     assert prepared()["services"]["db"]["ports"] == []
     further = {"db": Place(service="db", port=5432)}
     assert prepared(further=further)["services"]["db"]["ports"] == ["127.0.0.1:49161:5432/tcp"]
 
 
-def test_a_service_without_its_profile() -> None:
+def test_services_of_inactive_profiles_are_left_out() -> None:
     """Is not brought up; one that is asked for says which profile it needs."""
     assert set(prepared(profiles=[])["services"]) == {"web"}
     with pytest.raises(ConfigurationError, match="needs a profile: add one of full"):
@@ -131,19 +131,19 @@ def test_a_service_without_its_profile() -> None:
         ({"replaced": {}}, r"'web' of compose.yaml has build: .*images = \{ web = "),
     ],
 )
-def test_what_the_file_does_not_have(keys: dict[str, Any], said: str) -> None:
+def test_settings_that_do_not_match_the_file_are_reported(keys: dict[str, Any], said: str) -> None:
     """The key, and what would be right."""
     with pytest.raises(ConfigurationError, match=said):
         prepared(**keys)
 
 
-def test_the_ports_a_file_exposes() -> None:
+def test_list_ports_reads_every_notation() -> None:
     """However they are written."""
     service = {"expose": ["1", "2/tcp"], "ports": ["8080:3", "127.0.0.1::4/tcp", {"target": 5}, 6]}
     assert exposed.list_ports(service) == ["1", "2", "3", "4", "5", "6"]
 
 
-def test_endpoints() -> None:
+def test_endpoints_map_to_services_and_ports() -> None:
     """The URL's first, with the services they are of."""
     made = template(further={"db": Place(service="db", port=5432)})
     assert made.service_ports() == {"http": ServicePort("web", 80), "db": ServicePort("db", 5432)}
@@ -151,7 +151,7 @@ def test_endpoints() -> None:
     assert made.images() == ["shop"]
 
 
-def test_an_endpoint_that_is_named_twice() -> None:
+def test_duplicate_endpoint_names_are_refused() -> None:
     """One of them could not be reached."""
     with pytest.raises(ValueError, match="'http' is named twice"):
         template(further={"http": Place(service="db", port=1)}).check()
@@ -181,7 +181,9 @@ def changed(text: str, **keys: Any) -> dict[str, Any]:
         ("networks: {back: {aliases: [other]}}", {"back": ["other", "shop-web"]}),
     ],
 )
-def test_a_container_name_stays_a_name(networks: str, aliases: dict[str, list[str]]) -> None:
+def test_container_names_become_network_aliases(
+    networks: str, aliases: dict[str, list[str]]
+) -> None:
     """Others in the file find it by that; on this machine, nothing is called so."""
     text = f"services: {{web: {{image: x, container_name: shop-web, {networks}}}}}"
     web = changed(f"{text}\nnetworks: {{back: {{}}}}")["services"]["web"]
@@ -189,7 +191,7 @@ def test_a_container_name_stays_a_name(networks: str, aliases: dict[str, list[st
     assert "container_name" not in web
 
 
-def test_a_port_of_udp_stays_one() -> None:
+def test_udp_ports_are_recognised() -> None:
     """It is published as what the file says it is."""
     service = {
         "ports": ["5353:53/udp", {"target": 54, "protocol": "udp"}, "55:55"],
@@ -200,7 +202,7 @@ def test_a_port_of_udp_stays_one() -> None:
     assert not exposed.is_udp(service, 55)
 
 
-def test_a_fixed_subnet_is_left_to_the_engine() -> None:
+def test_fixed_subnets_are_removed_and_fixed_addresses_refused() -> None:
     """Two environments could not both have it; with a fixed address in it, that is said."""
     text = """
 services: {web: {image: x, networks: {back: {%s}}}}
@@ -222,7 +224,7 @@ networks: {back: {driver: bridge, ipam: {config: [{subnet: 10.5.0.0/16}]}}}
         "'served:/code'",
     ],
 )
-def test_a_folder_over_a_baked_image(volume: str) -> None:
+def test_mounts_over_a_baked_image_are_refused(volume: str) -> None:
     """Tests would not run what was baked; another service's image is its own business."""
     text = f"services: {{web: {{image: x, volumes: [data:/data, {volume}]}}}}\n"
     text += "volumes: {data: {driver_opts: {type: tmpfs, device: tmpfs}}, "
@@ -235,7 +237,7 @@ def test_a_folder_over_a_baked_image(volume: str) -> None:
     assert len(made["services"]["web"]["volumes"]) == 2
 
 
-def test_what_a_service_may_write_to_outside_of_its_environment() -> None:
+def test_list_writable_finds_volumes_and_host_folders() -> None:
     """A folder, however it is mounted; what is mounted read-only is not written to."""
     text = """
     services: {web: {volumes: [data:/a, "/src:/b", "/ro:/c:ro", bound:/d]}}
@@ -270,7 +272,7 @@ EXTERNAL = "external: true, name: theirs"
         ),
     ],
 )
-def test_what_environments_would_share_is_refused(text: str, said: str) -> None:
+def test_external_networks_and_volumes_are_refused(text: str, said: str) -> None:
     """Networks and volumes that are external; unless the user says that they may."""
     with pytest.raises(ConfigurationError, match=f"uses the {said}.*allow-external = true"):
         changed(f"services: {{{text}", allow_external=False)
@@ -289,7 +291,7 @@ def test_what_environments_would_share_is_refused(text: str, said: str) -> None:
         "network_mode: theirs_default",
     ],
 )
-def test_what_is_another_projects_is_refused(key: str) -> None:
+def test_resources_of_other_projects_are_refused(key: str) -> None:
     """All environments would share it; unless the user says that they may."""
     text = f"services: {{web: {{image: x}}, aside: {{image: x, {key}}}}}"
     with pytest.raises(ConfigurationError, match=r"'aside' has .*theirs.*allow-external"):
@@ -298,20 +300,20 @@ def test_what_is_another_projects_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["none", "host", "service:web", "slirp4netns:cidr=10.9.8.0/24"])
-def test_a_network_of_its_own_is_no_matter(mode: str) -> None:
+def test_other_network_modes_are_kept(mode: str) -> None:
     """Nor no network, nor that of another service."""
     text = f"services: {{web: {{image: x}}, aside: {{image: x, network_mode: '{mode}'}}}}"
     assert changed(text, allow_external=False)["services"]["aside"]["network_mode"] == mode
 
 
 @pytest.mark.parametrize(("key", "value"), [("provider", "{type: x}"), ("models", "[x]")])
-def test_what_another_program_creates_is_refused(key: str, value: str) -> None:
+def test_provider_and_models_keys_are_refused(key: str, value: str) -> None:
     """Nothing of it would have our labels, so nothing would remove it."""
     with pytest.raises(ConfigurationError, match=rf"'aside' of \S+ has {key}, .*would outlive"):
         changed(f"services: {{web: {{image: x}}, aside: {{image: x, {key}: {value}}}}}")
 
 
-def test_what_is_external_and_not_used_is_no_matter() -> None:
+def test_unused_external_resources_are_allowed() -> None:
     """Nor what a service without networks of its own would have."""
     text = (
         f"services: {{web: {{image: x, networks: [own]}}}}\n"
@@ -320,7 +322,7 @@ def test_what_is_external_and_not_used_is_no_matter() -> None:
     changed(text, allow_external=False)
 
 
-def test_a_network_with_a_fixed_interface() -> None:
+def test_fixed_bridge_interface_names_are_removed() -> None:
     """Two environments could not both have it, so the engine names it."""
     name = "com.docker.network.bridge.name"
     made = changed(
@@ -330,7 +332,7 @@ def test_a_network_with_a_fixed_interface() -> None:
     assert made["networks"]["default"]["driver_opts"] == {f"{name[:-4]}.mtu": 1400}
 
 
-def test_several_containers_of_a_service() -> None:
+def test_each_replica_gets_its_own_port() -> None:
     """Each has one of as many ports, and another environment none of these."""
     text = "services: {web: {image: x, deploy: {replicas: 2}}}"
     assert changed(text)["services"]["web"]["ports"] == ["127.0.0.1:49160-49161:80/tcp"]
@@ -346,7 +348,7 @@ def test_several_containers_of_a_service() -> None:
         ({"type": "tmpfs", "device": "tmpfs"}, ""),
     ],
 )
-def test_a_volume_that_stands_for_a_folder_is_not_put_back(
+def test_rollback_refuses_writable_volumes_of_host_folders(
     options: dict[str, str], told: str
 ) -> None:
     """Refused with the folder's name, unless it can only be read."""

@@ -48,7 +48,7 @@ def wheel(tmp_path: Path) -> Path:
 # -- images --------------------------------------------------------------------------------------
 
 
-def test_an_import_leaves_a_tree_that_is_in_use(here: Machine, tmp_path: Path) -> None:
+def test_import_keeps_a_tree_that_is_in_use(here: Machine, tmp_path: Path) -> None:
     """It is here already; what an environment runs from is neither removed nor made again."""
     artifacts = open_repository("artifacts", here.folder)
     images = Images(store=here.store, artifacts=artifacts, root=here.folder, keep="never")
@@ -62,7 +62,7 @@ def test_an_import_leaves_a_tree_that_is_in_use(here: Machine, tmp_path: Path) -
         assert tree.stat().st_ino == before
 
 
-def test_what_was_baked_again_is_not_launched_as_what_it_was(here: Machine) -> None:
+def test_launch_refuses_an_image_baked_again_meanwhile(here: Machine) -> None:
     """Evidence would name bytes that do not run."""
     old = here.obtain(install=RANDOM)
     new = here.obtain("always", install=RANDOM)
@@ -72,7 +72,7 @@ def test_what_was_baked_again_is_not_launched_as_what_it_was(here: Machine) -> N
             provider._hold(old, held)
 
 
-def test_a_late_verification_does_not_bring_an_old_record_back(
+def test_late_verification_does_not_restore_an_old_record(
     here: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While its commands ran, the image was baked again: the catalog knows the new one."""
@@ -90,7 +90,7 @@ def test_a_late_verification_does_not_bring_an_old_record_back(
     assert [recorded.digest] == [image.digest for image in baked]
 
 
-def test_a_seal_of_what_was_replaced_is_not_put_back(here: Machine) -> None:
+def test_refresh_does_not_restore_the_seal_of_a_replaced_tree(here: Machine) -> None:
     """Whoever has looked into the old tree finds the new one when it writes the seal again."""
     prefix = Prefix.at(here.obtain(install=RANDOM))
     old = prefix.read_seal()
@@ -102,9 +102,7 @@ def test_a_seal_of_what_was_replaced_is_not_put_back(here: Machine) -> None:
     assert seal.digest == new.digest != old.digest
 
 
-def test_an_export_writes_into_no_file_that_was_put_in_its_way(
-    here: Machine, tmp_path: Path
-) -> None:
+def test_export_does_not_write_through_a_planted_link(here: Machine, tmp_path: Path) -> None:
     """Nobody can know the name of the half of it, and two exports don't meet in one."""
     image = here.obtain()
     precious = tmp_path / "precious"
@@ -115,7 +113,7 @@ def test_an_export_writes_into_no_file_that_was_put_in_its_way(
     assert here.images.import_(tmp_path / "shop.image") == image
 
 
-def test_an_archive_on_its_way_in_another_container_stays(
+def test_scratch_files_of_another_container_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They share a home, and its process ids mean nothing here; what was killed here goes."""
@@ -139,7 +137,7 @@ def test_an_archive_on_its_way_in_another_container_stays(
     left.__exit__(None, None, None)
 
 
-def test_an_image_that_is_launched_meanwhile_is_not_pruned(
+def test_prune_keeps_images_launched_meanwhile(
     here: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Removing the ones before it may take minutes."""
@@ -159,7 +157,7 @@ def test_an_image_that_is_launched_meanwhile_is_not_pruned(
 # -- artifacts -----------------------------------------------------------------------------------
 
 
-def test_a_build_that_goes_on_changes_nothing_that_is_pushed(
+def test_push_stores_the_bytes_it_digested(
     repository: StoredRepository, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is written again between its digest and its upload; what was named is stored."""
@@ -173,7 +171,7 @@ def test_a_build_that_goes_on_changes_nothing_that_is_pushed(
     assert repository.fetch(repository.push(wheel)).read_bytes() == b"wheel"
 
 
-def test_what_is_not_checked_yet_is_in_nobodys_place(
+def test_a_bad_download_does_not_replace_a_good_copy(
     repository: StoredRepository, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bad download takes nothing from whoever has had a good one at the same time."""
@@ -207,7 +205,7 @@ def test_a_copied_entry_is_refused(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
-def test_a_group_number_that_is_someone_elses_now_gets_no_signal() -> None:
+def test_a_reused_process_group_gets_no_signal() -> None:
     """A guard's process ended long ago, and its number was given to a program of the user's."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from supervisor import groups; "
@@ -225,7 +223,7 @@ def test_a_group_number_that_is_someone_elses_now_gets_no_signal() -> None:
             victim.kill()
 
 
-def test_a_guard_that_could_not_end_everything_has_not_ended_it() -> None:
+def test_a_guard_with_remaining_processes_has_not_reported() -> None:
     """Its own report says what is left: then that is looked for, and nothing is said to be gone."""
     process: Any = SimpleNamespace(pid=1)
     guard = Guard(GuardAddress("x", Path("/nowhere")), process)
@@ -238,7 +236,7 @@ def test_a_guard_that_could_not_end_everything_has_not_ended_it() -> None:
 # -- messages ------------------------------------------------------------------------------------
 
 
-def test_a_message_that_was_given_up_is_not_sent_later() -> None:
+def test_an_abandoned_message_is_not_sent_later() -> None:
     """The end of the run says so of it; the one under way may take its time."""
     warned: list[str] = []
     outbox = Outbox("chat", warned.append)

@@ -76,7 +76,7 @@ def complaint(tmp_path: Path, text: str, name: str = "ephemeral.toml") -> str:
     return said.removeprefix(f"{tmp_path / name}: ")
 
 
-def test_a_whole_configuration_is_read(tmp_path: Path) -> None:
+def test_a_full_configuration_is_loaded(tmp_path: Path) -> None:
     """Every table, in its provider's own types, with what was left out filled in."""
     read = load(tmp_path, WHOLE)
     assert read.root == tmp_path
@@ -235,7 +235,7 @@ def test_invalid_toml_is_reported_with_its_place(tmp_path: Path, content: bytes,
     assert str(raised.value).startswith(f"{file}: {said}")
 
 
-def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     """Editors on Windows write one."""
     file = tmp_path / "ephemeral.toml"
     file.write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
@@ -269,7 +269,7 @@ def test_errors_in_a_pyproject_name_its_table(tmp_path: Path) -> None:
     assert said == "it has no [tool.pytest-ephemeral] table"
 
 
-def test_the_nearest_file_is_found(tmp_path: Path) -> None:
+def test_the_nearest_configuration_is_found(tmp_path: Path) -> None:
     """Upwards from where one stands, whatever the pyproject files of others on the way say."""
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
@@ -279,7 +279,7 @@ def test_the_nearest_file_is_found(tmp_path: Path) -> None:
     assert discovery.find(inner) == tmp_path / "ephemeral.toml"
 
 
-def test_ephemeral_toml_is_preferred_to_pyproject(tmp_path: Path) -> None:
+def test_ephemeral_toml_takes_precedence_over_pyproject(tmp_path: Path) -> None:
     """ephemeral.toml is more particular than a table among many."""
     (tmp_path / "pyproject.toml").write_text("[tool.pytest-ephemeral]")
     assert discovery.find(tmp_path) == tmp_path / "pyproject.toml"
@@ -287,19 +287,19 @@ def test_ephemeral_toml_is_preferred_to_pyproject(tmp_path: Path) -> None:
     assert discovery.find(tmp_path) == tmp_path / "ephemeral.toml"
 
 
-def test_a_broken_pyproject_with_our_table_is_an_error(tmp_path: Path) -> None:
+def test_find_returns_a_broken_pyproject_with_our_table(tmp_path: Path) -> None:
     """Stepping over it would say that there is no configuration, where there is a broken one."""
     (tmp_path / "pyproject.toml").write_text("[tool.pytest-ephemeral]\na = = 1")
     assert discovery.find(tmp_path) == tmp_path / "pyproject.toml"
 
 
-def test_a_folder_without_configuration_has_none(tmp_path: Path) -> None:
+def test_find_returns_none_without_a_configuration(tmp_path: Path) -> None:
     """No file is no error: the plugin runs without one."""
     found = discovery.find(tmp_path)
     assert found is None or not found.is_relative_to(tmp_path)
 
 
-def test_the_default_template(tmp_path: Path) -> None:
+def test_the_default_template_is_the_named_or_only_one(tmp_path: Path) -> None:
     """The one that is named so, or the only one; not one of two by chance."""
     assert load(tmp_path, WHOLE).template(None).name == "staging"
     assert load(tmp_path, WHOLE).template("two-ports").name == "two-ports"
@@ -309,7 +309,7 @@ def test_the_default_template(tmp_path: Path) -> None:
         two.template(None)
 
 
-def test_an_unknown_name_names_the_closest(tmp_path: Path) -> None:
+def test_unknown_template_and_image_names_get_a_suggestion(tmp_path: Path) -> None:
     """For templates and for images."""
     read = load(tmp_path, WHOLE)
     with pytest.raises(ConfigurationError, match=r"no template 'stagin'. Did you mean 'staging'"):

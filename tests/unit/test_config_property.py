@@ -141,7 +141,7 @@ def written(data: bytes) -> Iterator[Path]:
         yield file
 
 
-def test_what_is_mutated_is_valid() -> None:
+def test_the_unmutated_configuration_is_valid() -> None:
     """Or nothing much would be tested."""
     with written(document(VALID)) as file:
         assert config.load(file).template(None).name == "staging"
@@ -153,7 +153,7 @@ def test_what_is_mutated_is_valid() -> None:
 @example(b"\xff\xfe")
 @example(b"[images.shop]\nprovider = 'local'\ninstall = 1979-05-27T07:32:00Z\n")
 @example(b"images = {a = {provider = 'local', reference = 'x'}, b = [1]}\n")
-def test_a_configuration_is_read_or_refused(data: bytes) -> None:
+def test_load_returns_a_config_or_raises_configuration_error(data: bytes) -> None:
     """A ``ConfigurationError`` names the file; nothing else is ever raised."""
     with written(data) as file:
         try:
@@ -166,7 +166,7 @@ def test_a_configuration_is_read_or_refused(data: bytes) -> None:
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(contents)
-def test_the_command_line_refuses_it_in_words(data: bytes) -> None:
+def test_the_command_line_reports_invalid_configurations(data: bytes) -> None:
     """Exit status 2, the file's name, and no traceback; or nothing is wrong with it."""
     said, talked = io.StringIO(), io.StringIO()
     with (

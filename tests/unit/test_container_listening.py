@@ -26,7 +26,7 @@ TABLE_6 = """\
 
 
 @pytest.mark.parametrize(("table", "ports"), [(TABLE, {8080, 80}), (TABLE_6, {8080, 80})])
-def test_who_listens_for_others(table: str, ports: set[int]) -> None:
+def test_list_listeners_finds_only_reachable_ports(table: str, ports: set[int]) -> None:
     """Neither a connection nor what listens on loopback only, as an address of either kind."""
     assert list_listeners(table) == ports
 
@@ -44,7 +44,7 @@ V6 = [address for address in ("::", "::1", "::ffff:127.0.0.1") if can_bind(addre
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", *V6])
-def test_this_kernel_says_the_same(address: str) -> None:
+def test_list_listeners_reads_the_kernel_table(address: str) -> None:
     """Sockets of this very process, looked up as a container's are."""
     kind = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(kind) as listener:

@@ -34,7 +34,7 @@ def monorepo(tmp_path: Path) -> Path:
         ([], None),
     ],
 )
-def test_the_common_folder_of_the_arguments_decides(
+def test_the_search_starts_at_the_common_folder(
     monorepo: Path, arguments: list[str], found: str | None
 ) -> None:
     """Several of one application find its own; those of two find what is above both."""
@@ -43,7 +43,7 @@ def test_the_common_folder_of_the_arguments_decides(
     assert discovery.find(start) == expected
 
 
-def test_where_there_is_none_above_those_below_are_named(monorepo: Path) -> None:
+def test_a_missing_configuration_error_lists_subfolders(monorepo: Path) -> None:
     """Whoever stands one folder too high is told where to go."""
     with pytest.raises(ConfigurationError, match=r"in the folder of blog/.*toml or shop/eph"):
         Project.open(None, monorepo)

@@ -46,7 +46,7 @@ def context(home: Path, name: str, endpoint: dict[str, object], *, tls: bool = F
         (home / ".docker" / "contexts" / "tls" / digest / "docker").mkdir(parents=True)
 
 
-def test_docker_host_goes_first(home: Path) -> None:
+def test_docker_host_overrides_the_current_context(home: Path) -> None:
     """Before the context that is current."""
     context(home, "far", {"Host": "tcp://far:2376"})
     (home / ".docker" / "config.json").write_text('{"currentContext": "far"}')
@@ -54,7 +54,7 @@ def test_docker_host_goes_first(home: Path) -> None:
     assert found == Address("tcp://near:2375", "", verify=False, source="DOCKER_HOST")
 
 
-def test_docker_host_with_certificates(home: Path) -> None:
+def test_docker_host_uses_the_configured_certificates(home: Path) -> None:
     """As DOCKER_TLS_VERIFY and DOCKER_CERT_PATH say."""
     environ = {
         "DOCKER_HOST": "tcp://near:2376",
@@ -65,7 +65,7 @@ def test_docker_host_with_certificates(home: Path) -> None:
     assert (found.certificates, found.verify) == ("/certificates", True)
 
 
-def test_the_current_context(home: Path) -> None:
+def test_the_current_context_provides_address_and_certificates(home: Path) -> None:
     """With its certificates, and a record's address leads there again with the same."""
     context(home, "far", {"Host": "tcp://far:2376", "SkipTLSVerify": True}, tls=True)
     (home / ".docker" / "config.json").write_text('{"currentContext": "far"}')
@@ -76,7 +76,7 @@ def test_the_current_context(home: Path) -> None:
     assert identity._find_trusted("tcp://far:2376") == engine.address
 
 
-def test_an_address_that_only_a_record_names(tmp_path: Path, home: Path) -> None:
+def test_untrusted_addresses_from_records_are_refused(tmp_path: Path, home: Path) -> None:
     """Neither a host that nobody here has named, nor a socket that another user has put there."""
     for url in ("tcp://far:2376", "tcp://127.0.0.1:2375", "ssh://far", "nonsense"):
         with pytest.raises(ElsewhereError, match="neither DOCKER_HOST nor a docker context"):
@@ -90,7 +90,7 @@ def test_an_address_that_only_a_record_names(tmp_path: Path, home: Path) -> None
             identity._find_trusted(f"unix://{stranger}")
 
 
-def test_a_context_that_is_not_there(home: Path) -> None:
+def test_an_unknown_context_gets_a_suggestion(home: Path) -> None:
     """The closest is named."""
     context(home, "production", {"Host": "tcp://far:2376"})
     with pytest.raises(ConfigurationError, match=r"'prodution' .*Did you mean 'production'"):
@@ -105,13 +105,13 @@ def test_a_context_that_is_not_there(home: Path) -> None:
         ("far:2375", "not the address"),
     ],
 )
-def test_addresses_that_can_not_be_used(home: Path, url: str, said: str) -> None:
+def test_invalid_engine_addresses_are_refused(home: Path, url: str, said: str) -> None:
     """Refused before anything is tried."""
     with pytest.raises(ConfigurationError, match=said):
         endpoint.find({"DOCKER_HOST": url})
 
 
-def test_no_engine(home: Path) -> None:
+def test_a_missing_engine_error_lists_what_was_tried(home: Path) -> None:
     """One line: what was tried, and what helps."""
     with pytest.raises(UnavailableError) as caught:
         endpoint.find({})
@@ -136,13 +136,15 @@ def podman(home: Path) -> Iterator[Path]:
         yield path
 
 
-def test_podman_where_there_is_no_docker(podman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_podman_is_used_without_docker(podman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its socket speaks the same language."""
     monkeypatch.setattr(endpoint, "_connect", lambda path: path.stat())
     assert endpoint.find({}).address.url == f"unix://{podman}"
 
 
-def test_no_permission(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permission_error_explains_the_docker_group(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is said how to get it, whether the socket was found or given."""
 
     def refused(path: Path) -> None:
@@ -160,7 +162,9 @@ def test_no_permission(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "ask", [lambda engine: engine.call("GET", "/version"), Engine.ping], ids=["call", "ping"]
 )
-def test_what_answers_may_be_no_engine(home: Path, ask: Callable[[Engine], object]) -> None:
+def test_a_plain_web_server_is_not_taken_for_an_engine(
+    home: Path, ask: Callable[[Engine], object]
+) -> None:
     """A web server on that port, say."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 

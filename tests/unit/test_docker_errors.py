@@ -25,7 +25,7 @@ PODMAN = 'lookup init binary: exec: "catatonit": executable file not found in $P
         ("something else", ""),
     ],
 )
-def test_the_remedy_is_for_what_is_missing(said: str, remedy: str) -> None:
+def test_find_remedy_matches_the_missing_program(said: str, remedy: str) -> None:
     """The engine's machine lacks one program, the image another."""
     found = find_remedy(said)
     assert remedy in found
@@ -40,7 +40,7 @@ OLD = "OCI runtime create failed: container_linux.go:380: starting container pro
 
 
 @pytest.mark.parametrize("before", [SHIM, OLD])
-def test_the_components_that_pass_a_refusal_on_are_left_out(before: str) -> None:
+def test_shorten_removes_runtime_prefixes(before: str) -> None:
     """It begins with what could not be done."""
     said = 'exec: "/none": stat /none: no such file or directory'
     assert shorten(f"Cannot start: {before}{said}: unknown") == f"Cannot start: {said}"

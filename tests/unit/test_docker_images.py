@@ -40,7 +40,9 @@ ALWAYS = {".dockerignore", "Dockerfile"}
         ("**\n", set()),
     ],
 )
-def test_what_is_ignored(tmp_path: Path, ignored: str, kept: set[str]) -> None:
+def test_dockerignore_patterns_select_the_context_files(
+    tmp_path: Path, ignored: str, kept: set[str]
+) -> None:
     """The last pattern that matches decides; the Dockerfile always goes along."""
     assert set(context(tmp_path, ignored, **FILES).paths()) == kept | ALWAYS
 
@@ -49,7 +51,7 @@ def test_what_is_ignored(tmp_path: Path, ignored: str, kept: set[str]) -> None:
     ("ignored", "kept"),
     [("", set()), ("!.git\n!src/__pycache__", {".git", ".git/HEAD", "src/__pycache__"})],
 )
-def test_what_changes_with_every_run_is_ignored(
+def test_volatile_files_are_ignored_by_default(
     tmp_path: Path, ignored: str, kept: set[str]
 ) -> None:
     """Unless it is asked for: it would be another image for every clone, and after every run."""
@@ -59,7 +61,7 @@ def test_what_changes_with_every_run_is_ignored(
     assert set(made.paths()) == {"src", "src/a.py", *kept} | ALWAYS
 
 
-def test_the_digest_is_of_content(tmp_path: Path) -> None:
+def test_the_context_digest_depends_on_content(tmp_path: Path) -> None:
     """Not of times, nor of what is ignored; of names, contents, links and who may execute."""
     made = context(tmp_path, "b.md", **FILES)
     before = made.digest()
@@ -73,7 +75,7 @@ def test_the_digest_is_of_content(tmp_path: Path) -> None:
     assert len({before, executable, made.digest()}) == 3
 
 
-def test_the_tar_is_roots(tmp_path: Path) -> None:
+def test_the_context_archive_is_owned_by_root(tmp_path: Path) -> None:
     """And has what is given besides; BuildKit takes what begins with another header for a file."""
     target = io.BytesIO()
     artifact = tmp_path / "made.whl"
@@ -87,7 +89,7 @@ def test_the_tar_is_roots(tmp_path: Path) -> None:
     assert target.getvalue()[:3] == b"./\0"
 
 
-def test_a_dockerfile_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_dockerfile_is_reported(tmp_path: Path) -> None:
     """Its path is named, and the key."""
     with pytest.raises(ConfigurationError, match=r"no Dockerfile .*other.*`dockerfile`"):
         Context.at(tmp_path, "other")
@@ -103,12 +105,12 @@ def test_a_dockerfile_that_is_not_there(tmp_path: Path) -> None:
         ("FROM a\nCOPY --chown=1 --from=b:2 \\\n  / /\n", ["a", "b:2"]),
     ],
 )
-def test_the_images_a_dockerfile_names(dockerfile: str, named: list[str]) -> None:
+def test_list_bases_finds_the_base_images(dockerfile: str, named: list[str]) -> None:
     """Stages are none, arguments are filled in."""
     assert bases.list_bases(dockerfile, {"W": "2"}, None) == named
 
 
-def test_only_what_the_target_needs() -> None:
+def test_list_bases_stops_at_the_target_stage() -> None:
     """Stages after it are not built."""
     dockerfile = "FROM a AS one\nFROM b AS two\nFROM c AS three\n"
     assert bases.list_bases(dockerfile, {}, "two") == ["a", "b"]
@@ -125,7 +127,7 @@ def test_only_what_the_target_needs() -> None:
         ("host:5000/app:1", ("host:5000/app", "1")),
     ],
 )
-def test_references(reference: str, parts: tuple[str, str]) -> None:
+def test_references_split_into_repository_and_tag(reference: str, parts: tuple[str, str]) -> None:
     """A host's port is no tag."""
     assert registry.split(reference) == parts
 
@@ -139,13 +141,13 @@ def test_references(reference: str, parts: tuple[str, str]) -> None:
         ({"context": ".", "install": "x"}, "remove install"),
     ],
 )
-def test_recipes_that_can_not_be_right(keys: dict[str, str], said: str) -> None:
+def test_contradictory_recipes_are_refused(keys: dict[str, str], said: str) -> None:
     """An image is made in one way."""
     with pytest.raises(ValueError, match=said):
         DockerRecipe(name="app", **keys).check()  # type: ignore[arg-type]
 
 
-def test_volumes() -> None:
+def test_only_volumes_of_the_environment_are_accepted() -> None:
     """Those that die with the environment, and no folder of this machine."""
     assert volume_of("/data") == ("", "/data")
     assert volume_of("data:/data") == ("data", "/data")
@@ -154,7 +156,7 @@ def test_volumes() -> None:
             volume_of(wrong)
 
 
-def test_sizes() -> None:
+def test_sizes_accept_unit_suffixes() -> None:
     """As people write them."""
     assert [bytes_of(size) for size in ("512", "1k", "512M", "2g")] == [512, 1024, 2**29, 2**31]
 
@@ -181,6 +183,6 @@ def test_sizes() -> None:
         ("RUN echo --mount=type=cache", False),
     ],
 )
-def test_what_only_buildkit_understands(line: str, needed: bool) -> None:
+def test_buildkit_only_syntax_is_detected(line: str, needed: bool) -> None:
     """It is built with BuildKit, and all else as every engine builds."""
     assert bool(bases.find_buildkit(f"FROM x\n{line}\n")) == needed

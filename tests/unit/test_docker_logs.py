@@ -28,7 +28,7 @@ def lines(*pieces: tuple[int, str]) -> list[str]:
     return [line for _, line in logs._lines(stream(*pieces))]  # type: ignore[arg-type]
 
 
-def test_a_long_line_is_put_together() -> None:
+def test_line_fragments_are_joined() -> None:
     """However the engine cuts it, and whatever comes on the other channel meanwhile."""
     assert lines(
         (1, "2026-01-02T03:04:05.000000001Z a long"),
@@ -38,7 +38,7 @@ def test_a_long_line_is_put_together() -> None:
     ) == ["oh\n", "a long line\n", "unfinished"]
 
 
-def test_a_character_may_be_cut_too() -> None:
+def test_a_character_split_across_frames_is_decoded() -> None:
     """A piece ends at a byte, not at a character."""
     stamp = b"2026-01-02T03:04:05Z "
     pieces = [stamp + b"caf\xc3", stamp + b"\xa9\n"]
@@ -55,13 +55,13 @@ def test_a_character_may_be_cut_too() -> None:
         ("nonsense", 0),
     ],
 )
-def test_when_a_line_was_printed(stamp: str, when: int) -> None:
+def test_timestamps_are_parsed_to_nanoseconds(stamp: str, when: int) -> None:
     """As Docker says it, and as Podman does."""
     assert logs._when(stamp) == when
 
 
 @pytest.mark.parametrize("mark", [Mark(1), Mark(1795733249000000000, 3), logs.BEGINNING])
-def test_a_mark_is_read_as_it_was_written(mark: Mark) -> None:
+def test_a_mark_round_trips_through_text(mark: Mark) -> None:
     """It goes over the wire as text."""
     assert Mark.read(str(mark)) == mark
 
@@ -76,7 +76,7 @@ def masking_of(variables: dict[str, str], *secrets: str) -> tuple[Masking, dict[
     return Masking.of([{"Env": env, "Labels": labels}]), labels
 
 
-def test_a_secret_in_a_variable_is_known_by_its_place() -> None:
+def test_labels_record_only_the_position_of_secrets() -> None:
     """No label has anything of it, nor tells how long it is."""
     masked, labels = masking_of({"URL": f"redis://:{SECRET}@db"}, SECRET)
     assert labels == {masking.SPANS: "URL=9-3"}
@@ -86,20 +86,20 @@ def test_a_secret_in_a_variable_is_known_by_its_place() -> None:
     assert masked(f"to redis://:{SECRET}@db\n") == "to redis://:***@db\n"
 
 
-def test_a_variable_may_have_any_name() -> None:
+def test_masking_accepts_any_variable_name() -> None:
     """Engines take all but an equals sign."""
     masked, _ = masking_of({"app.key+1": SECRET}, SECRET)
     assert masked(SECRET) == "***"
 
 
-def test_a_secret_that_another_container_has() -> None:
+def test_secrets_of_other_containers_are_masked() -> None:
     """One service may tell another, which may log what it was told."""
     labels = masking.labels_for({"KEY": SECRET}, [SECRET])
     configs = [{"Env": [f"KEY={SECRET}"], "Labels": labels}, {"Env": [], "Labels": {}}]
     assert Masking.of(configs)(f"login with {SECRET}\n") == "login with ***\n"
 
 
-def test_a_secret_that_no_container_has() -> None:
+def test_remembered_secrets_are_masked() -> None:
     """Whoever launched the environment knows it; no label says anything of it."""
     masking.remember("web-1", [SECRET])
     assert masking.labels_for({}, [SECRET]) == {masking.SPANS: ""}
@@ -111,14 +111,14 @@ def test_a_secret_that_no_container_has() -> None:
 @pytest.mark.parametrize(
     "label", ["KEY", "KEY=", "KEY=x-y", "=1-2", "KEY=0-99999999999999", "KEY=0-6", "KEY=0+4"]
 )
-def test_a_label_that_is_someone_elses(label: str) -> None:
+def test_invalid_secret_labels_are_ignored(label: str) -> None:
     """It is no reason to fail, and hides nothing that is not a variable's."""
     config = {"Env": ["KEY=value"], "Labels": {masking.SPANS: label}}
     assert Masking.of([config])("some text\n") == "some text\n"
 
 
 @given(st.text(min_size=4, max_size=20), st.text(max_size=60), st.text(max_size=60))
-def test_whatever_a_secret_is_it_is_not_shown(secret: str, before: str, after: str) -> None:
+def test_any_secret_is_masked(secret: str, before: str, after: str) -> None:
     """No line that it is printed in shows it."""
     masked, _ = masking_of({"A": f"{before}{secret}{after}"}, secret)
     for line in secret.splitlines():
@@ -127,7 +127,7 @@ def test_whatever_a_secret_is_it_is_not_shown(secret: str, before: str, after: s
             assert masked(before + line + after).count("***") >= 1
 
 
-def test_what_is_too_short_to_be_one_is_not_masked() -> None:
+def test_short_values_are_not_masked() -> None:
     """It would be found all over a log."""
     masked, _ = masking_of({}, "ab")
     assert masked("abab\n") == "abab\n"

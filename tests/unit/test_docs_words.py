@@ -97,7 +97,7 @@ def prose(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_no_page_uses_a_word_that_the_glossary_excludes(page: Path) -> None:
+def test_pages_use_no_excluded_words(page: Path) -> None:
     """One word for one thing; and the plain form of what has one."""
     assert len(list(terms())) > 5
     text = re.sub(ALLOWED, "", prose(page))
@@ -113,19 +113,19 @@ def test_no_page_uses_a_word_that_the_glossary_excludes(page: Path) -> None:
         *("time-to-live", "roll-out", "cut-over", "content\nhashes", "catalogues", "drivers"),
     ],
 )
-def test_a_word_is_excluded_in_every_form(sibling: str) -> None:
+def test_inflected_forms_of_words_are_excluded(sibling: str) -> None:
     """Another number, a hyphen or a line's end lets no word through."""
     assert any(re.search(pattern(other), f"every {sibling} here") for other, _ in terms())
 
 
 @pytest.mark.parametrize("word", ["drives", "manifestation", "keys", "back", "a driveway", "hash"])
-def test_other_words_are_no_forms_of_excluded_ones(word: str) -> None:
+def test_similar_words_are_not_excluded(word: str) -> None:
     """What only begins alike may be written."""
     assert not any(re.search(pattern(other), f"every {word} here") for other, _ in terms())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_no_page_uses_a_phrase_that_has_a_plain_form(page: Path) -> None:
+def test_pages_use_no_excluded_phrases(page: Path) -> None:
     """Nobody has to read a sentence twice."""
     if page.name in {"leaks.md", "aws.md", "providers-aws.md", "providers-containers.md"}:
         return
@@ -144,7 +144,7 @@ def messages() -> Iterator[tuple[str, str]]:
                 yield f"{file.name}:{node.lineno}", text.lower()
 
 
-def test_no_message_uses_a_phrase_that_has_a_plain_form() -> None:
+def test_messages_use_no_excluded_phrases() -> None:
     """Errors, help and progress are read more often than any page."""
     found = list(messages())
     assert len(found) > 1000
@@ -153,13 +153,13 @@ def test_no_message_uses_a_phrase_that_has_a_plain_form() -> None:
             assert not re.search(phrase, text), f"{place}: {text!r}: write {plain!r}"
 
 
-def test_every_term_stands_once_in_the_glossary_and_in_order() -> None:
+def test_glossary_terms_are_unique_and_sorted() -> None:
     """It is looked up by eye."""
     found = re.findall(r"^\| ([a-z ]+) \|", GLOSSARY, re.MULTILINE)[1:]
     assert found == sorted(set(found))
 
 
-def test_the_table_of_layers_is_the_one_that_imports_are_held_to() -> None:
+def test_the_documented_layers_match_the_import_test() -> None:
     """architecture.md shows LAYERS, module by module."""
     page = (DOCS / "explanation" / "architecture.md").read_text()
     rows = re.findall(r"^\| (\d+) \| (.+?) \|", page, re.MULTILINE)
@@ -169,7 +169,7 @@ def test_the_table_of_layers_is_the_one_that_imports_are_held_to() -> None:
     ]
 
 
-def test_what_contributing_sends_people_to_is_there() -> None:
+def test_paths_in_contributing_exist() -> None:
     """A file or folder of the table "to change … go to …" that is gone would mislead."""
     page = (ROOT / "CONTRIBUTING.md").read_text()
     section = page.partition("## To change")[2].partition("\n## ")[0]
@@ -180,7 +180,7 @@ def test_what_contributing_sends_people_to_is_there() -> None:
             assert (ROOT / "pytest_ephemeral" / path).exists(), path
 
 
-def test_every_error_has_a_cause_and_a_cure() -> None:
+def test_every_error_is_on_the_troubleshooting_page() -> None:
     """Every class that a user can meet is on the troubleshooting page, and no other."""
     page = (DOCS / "reference" / "troubleshooting.md").read_text().partition("## By error")[2]
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \|$", page, re.MULTILINE)
@@ -193,7 +193,7 @@ def test_every_error_has_a_cause_and_a_cure() -> None:
     assert all(cause.strip() and cure.strip() for _, cause, cure in rows)
 
 
-def test_every_variable_that_is_read_is_documented() -> None:
+def test_every_environment_variable_is_documented() -> None:
     """Those of ours, and those of others that have a meaning here."""
     page = (DOCS / "reference" / "environment-variables.md").read_text()
     publishers = (DOCS / "reference" / "publishers.md").read_text()
@@ -206,7 +206,7 @@ def test_every_variable_that_is_read_is_documented() -> None:
         assert name in page or name in publishers, name
 
 
-def test_the_compatibility_page_says_what_is_declared() -> None:
+def test_the_compatibility_page_matches_the_package_metadata() -> None:
     """The versions that the package itself asks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     page = (DOCS / "reference" / "compatibility.md").read_text()

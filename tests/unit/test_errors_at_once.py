@@ -130,7 +130,9 @@ def run(project: Path, *argv: str, **more: str) -> tuple[int, str, float]:
         ("lst", "unknown command 'lst'"),
     ],
 )
-def test_a_command_tells_it_at_once(project: Path, soon: float, command: str, said: str) -> None:
+def test_commands_report_known_errors_quickly(
+    project: Path, soon: float, command: str, said: str
+) -> None:
     """Whatever is missing: the name, the file, the variable, the engine, the account."""
     status, printed, seconds = run(project, str(PROGRAM), *command.split())
     assert status != 0
@@ -139,7 +141,7 @@ def test_a_command_tells_it_at_once(project: Path, soon: float, command: str, sa
 
 
 @pytest.mark.parametrize("template", ["stagin", "staging", "scripted", "keyed", "container"])
-def test_a_run_of_pytest_tells_it_at_once(project: Path, soon: float, template: str) -> None:
+def test_pytest_reports_known_errors_quickly(project: Path, soon: float, template: str) -> None:
     """Before any test, or as the error of the test that needed it."""
     argv = ["-m", "pytest", "-p", "no:cacheprovider", "--ephemeral-env"]
     status, printed, seconds = run(
@@ -149,7 +151,7 @@ def test_a_run_of_pytest_tells_it_at_once(project: Path, soon: float, template: 
     assert seconds < soon, printed
 
 
-def test_an_engine_that_says_nothing_is_given_up(
+def test_an_unresponsive_engine_is_reported(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It takes connections and never answers: it is asked for a sign of life first, and named."""

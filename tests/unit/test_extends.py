@@ -50,7 +50,7 @@ def is_valid(more: str) -> bool:
     return jsonschema.Draft7Validator(document).is_valid(tomllib.loads(BASE + more))
 
 
-def test_what_differs_is_all_that_is_written(tmp_path: Path) -> None:
+def test_extending_a_template_merges_tables_and_replaces_values(tmp_path: Path) -> None:
     """Tables are merged; all else is replaced; in any order, over several steps."""
     more = (
         '[templates.a-third]\nextends = "other"\nports = { web = 80, admin = 81 }\n'
@@ -138,7 +138,7 @@ def test_images_extend_images(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cant_be_extended(tmp_path: Path, more: str, said: str) -> None:
+def test_invalid_extends_are_reported_at_their_table(tmp_path: Path, more: str, said: str) -> None:
     """One message, at the table where it is to be mended."""
     with pytest.raises(ConfigurationError) as caught:
         load(tmp_path, more)

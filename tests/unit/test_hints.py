@@ -35,7 +35,7 @@ from unit.test_readiness import Scripted, answering, environment, wait
         (503, "", "raise `ready.timeout`"),
     ],
 )
-def test_a_time_out_names_the_cause(status: int, log: str, said: str) -> None:
+def test_a_readiness_timeout_names_the_cause(status: int, log: str, said: str) -> None:
     """And what to change."""
     provider = Scripted()
     provider.text = log + "\n"
@@ -44,7 +44,7 @@ def test_a_time_out_names_the_cause(status: int, log: str, said: str) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare, of util-linux")
-def test_a_loopback_interface_that_is_down_is_named() -> None:
+def test_a_disabled_loopback_interface_is_reported() -> None:
     """By the launch itself, and by a probe of another provider: no process can be reached."""
     script = """
 from pytest_ephemeral.environments import hints
@@ -69,7 +69,7 @@ except LaunchError as error:
     assert launch == f"the loopback interface is down: {network.LOOPBACK_CURE}"
 
 
-def test_a_hint_is_told_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hints_are_shown_while_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wrong listener, a steady 404: not only when the time is over."""
     monkeypatch.setattr(readiness, "FIRST_HINT", 0.05)
     provider = Scripted()
@@ -88,7 +88,7 @@ def test_a_hint_is_told_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "change the path" in told[-1]
 
 
-def test_the_probes_own_requests_do_not_push_out_the_start() -> None:
+def test_probe_requests_do_not_hide_startup_errors() -> None:
     """Hundreds of lines of an access log, and the one that matters is still shown."""
     provider = Scripted()
     access = '127.0.0.1 - - "GET /healthz HTTP/1.1" 503 -\n'
@@ -111,12 +111,12 @@ def test_the_probes_own_requests_do_not_push_out_the_start() -> None:
         ("booted", True),
     ],
 )
-def test_only_the_probes_requests_are_left_out(line: str, kept: bool) -> None:
+def test_only_probe_requests_are_removed_from_logs(line: str, kept: bool) -> None:
     """What else is logged may be why."""
     assert bool(hints.without_probes([line], "/healthz")) is kept
 
 
-def test_a_command_that_goes_to_the_background_is_told_to_stay() -> None:
+def test_a_daemonizing_command_gets_a_foreground_hint() -> None:
     """It ends with success, and nothing is there."""
     provider = Scripted()
     provider.state = Status("exited", "app exited with status 0 after 0.1 s")
@@ -147,7 +147,7 @@ def tls_port(tmp_path: Path) -> Iterator[int]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-def test_a_port_that_speaks_tls_is_told(tls_port: int) -> None:
+def test_a_tls_port_gets_an_https_hint(tls_port: int) -> None:
     """Instead of a connection that is reset, or an answer that is no HTTP."""
     with pytest.raises(ReadinessError, match=f"port {tls_port} speaks TLS: call it https"):
         wait(environment(tls_port), Ready(http="/", timeout=Duration(0.2)), Scripted())

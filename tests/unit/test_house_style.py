@@ -38,7 +38,7 @@ def test_files_are_short() -> None:
     assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
 
-def test_modules_of_tests_have_names_of_their_own() -> None:
+def test_names_of_test_modules_are_unique() -> None:
     """pytest collects no two modules of one name, where their folders are no packages."""
     named = defaultdict(list)
     for path in sorted(TESTS.rglob("test_*.py")):
@@ -58,7 +58,7 @@ def test_functions_fit_on_a_screen() -> None:
     assert long == {}
 
 
-def test_each_class_name_is_one_class() -> None:
+def test_class_names_are_unique() -> None:
     """A name that is read in one module means the same class in every other."""
     places = defaultdict(list)
     for path, tree in trees():

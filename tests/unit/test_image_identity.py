@@ -32,7 +32,7 @@ from support.machines import RANDOM, Machine
 # -- keys and digests --------------------------------------------------------------------------
 
 
-def test_one_key_may_stand_for_two_contents(here: Machine) -> None:
+def test_bakes_of_one_key_have_distinct_references(here: Machine) -> None:
     """Then the references differ, which stages, approvals and promotions are about."""
     first = here.obtain(install=RANDOM)
     second = here.obtain("always", install=RANDOM)
@@ -42,7 +42,7 @@ def test_one_key_may_stand_for_two_contents(here: Machine) -> None:
 
 
 @pytest.mark.parametrize("key", ["sha256:../victim", "../victim", "sha256:" + "A" * 64, "sha256:"])
-def test_a_key_that_is_a_path_prunes_nothing(here: Machine, key: str) -> None:
+def test_prune_ignores_forged_keys(here: Machine, key: str) -> None:
     """A record forged in the store names a folder beside the trees."""
     image = here.obtain()
     victim = here.folder / "root" / "victim"
@@ -59,7 +59,7 @@ def test_a_key_that_is_a_path_prunes_nothing(here: Machine, key: str) -> None:
     assert len(here.images.catalog.broken) == 2
 
 
-def test_a_record_with_another_image_s_path_is_ignored(here: Machine) -> None:
+def test_records_copied_to_another_path_are_ignored(here: Machine) -> None:
     """Copied to another name or key, it does not become that image."""
     image = here.obtain()
     here.store.create(f"catalog/shop/{'ab' * 32}.json", encode(image))
@@ -70,7 +70,7 @@ def test_a_record_with_another_image_s_path_is_ignored(here: Machine) -> None:
     assert here.images.catalog.find("other", image.key) is None
 
 
-def test_an_import_never_replaces_the_bytes_of_a_known_key(here: Machine) -> None:
+def test_import_refuses_other_content_for_a_known_key(here: Machine) -> None:
     """A forged file with an honest key: the honest record stays."""
     honest = here.obtain(install=RANDOM)
     here.obtain("always", install=RANDOM)
@@ -96,7 +96,7 @@ def requiring(here: Machine, public: Path) -> Images:
     )
 
 
-def test_no_unsigned_image_is_used_where_a_signature_is_required(
+def test_unsigned_images_are_refused_if_signatures_are_required(
     here: Machine, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither launched nor promoted; a changed record is as good as unsigned."""
@@ -124,7 +124,7 @@ def test_no_unsigned_image_is_used_where_a_signature_is_required(
 # -- artifacts ---------------------------------------------------------------------------------
 
 
-def test_the_checked_archive_is_the_installed_one(here: Machine, tmp_path: Path) -> None:
+def test_fetch_returns_a_private_verified_copy(here: Machine, tmp_path: Path) -> None:
     """Whoever can write to the repository swaps the file after the look: nobody installs that."""
     (here.folder / "dist").mkdir()
     (here.folder / "dist" / "shop-1.tar.gz").write_text("honest")
@@ -145,7 +145,7 @@ def test_the_checked_archive_is_the_installed_one(here: Machine, tmp_path: Path)
 # -- archives ----------------------------------------------------------------------------------
 
 
-def test_an_archive_never_writes_more_than_the_image(tmp_path: Path) -> None:
+def test_unpack_refuses_archives_larger_than_the_image(tmp_path: Path) -> None:
     """A few kilobytes that describe gigabytes: refused before they are on the disk."""
     file = tmp_path / "bomb"
     with gzip.open(file, "wb", 9) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
@@ -176,7 +176,7 @@ def test_a_sparse_archive_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "tree" / "hollow").exists()
 
 
-def test_a_bundle_of_another_name_is_refused(here: Machine) -> None:
+def test_a_bundle_with_a_path_as_name_is_refused(here: Machine) -> None:
     """Its name becomes a path."""
     image = here.obtain()
     here.images.export(image, here.folder / "file")
@@ -195,7 +195,7 @@ def test_a_bundle_of_another_name_is_refused(here: Machine) -> None:
 # -- files -------------------------------------------------------------------------------------
 
 
-def test_only_this_user_reads_the_log_of_a_bake(here: Machine) -> None:
+def test_bake_logs_are_private_to_the_user(here: Machine) -> None:
     """Install scripts print tokens."""
     old = os.umask(0o022)
     try:
@@ -208,7 +208,7 @@ def test_only_this_user_reads_the_log_of_a_bake(here: Machine) -> None:
     assert modes == {0o600}
 
 
-def test_a_fifo_in_the_store_makes_nobody_wait(here: Machine) -> None:
+def test_a_fifo_in_the_store_does_not_block(here: Machine) -> None:
     """Whoever can write to the store can put one there."""
     image = here.obtain()
     os.mkfifo(here.folder / "store" / "catalog" / "shop" / f"{'ab' * 32}.json")
@@ -218,7 +218,7 @@ def test_a_fifo_in_the_store_makes_nobody_wait(here: Machine) -> None:
     assert here.images.catalog.entries() == [image]
 
 
-def test_a_failing_bake_never_shows_the_password_of_an_index(
+def test_bake_failures_mask_index_and_proxy_passwords(
     here: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pip and curl print the address they ask: in the error, in the log, on the console."""

@@ -64,7 +64,7 @@ def test_the_key_depends_on_the_inputs(here):
     assert here.images.key(here.recipe(artifact="dist/*.whl")) not in keys
 
 
-def test_the_key_has_the_bytes_of_the_install_script(here):
+def test_install_script_content_is_part_of_the_key(here):
     """And is run whether or not it may be executed; it sees prefix, artifact and its own folder."""
     wheel(here)
     script = here.folder / "install.sh"
@@ -107,14 +107,14 @@ def test_only_allowed_variables_reach_the_install_script(here, monkeypatch):
         here.obtain("always", install=install, pass_env=["SHOP_TOKEN"])
 
 
-def test_output_is_logged_and_shown_as_it_comes(here):
+def test_bake_output_is_logged_and_shown(here):
     """Each line with the seconds it took."""
     here.obtain(install=["echo one; echo two >&2; touch $PREFIX/x"])
     assert here.logs == "one\ntwo\n"
     assert [line.split(" s  ")[1] for line in here.output] == ["one", "two"]
 
 
-def test_a_failing_script_leaves_nothing(here):
+def test_a_failing_install_script_leaves_nothing(here):
     """It is told with command, status, last lines and the log's path; then it can be mended."""
     install = ["touch $PREFIX/half; seq 100; echo no such thing >&2; exit 3"]
     with pytest.raises(BakeError, match=r"exited with 3(?s:.*)\n    100\n    no such") as caught:
@@ -137,7 +137,7 @@ def test_a_failing_verify_leaves_nothing(here):
     assert here.images.catalog.entries() == []
 
 
-def test_an_install_that_puts_nothing_into_the_prefix_is_no_image(here):
+def test_an_install_with_an_empty_prefix_fails(here):
     """It has most likely installed somewhere else."""
     with pytest.raises(BakeError, match="put nothing into"):
         here.obtain(install=["true"])
@@ -170,7 +170,7 @@ def test_a_full_disk_is_explained(here, monkeypatch):
     assert list(here.store.paths("")) == []
 
 
-def test_a_state_folder_that_cant_be_written_is_explained(here):
+def test_an_unwritable_state_folder_is_explained(here):
     """Its path is said."""
     (here.folder / "state").write_text("")
     with pytest.raises(BakeError, match=r"can't be baked.*state"):
@@ -187,7 +187,7 @@ def test_baking_again_replaces_the_record(here):
     assert here.images.catalog.entries() == [second]
 
 
-def test_an_image_that_runs_is_not_replaced(here, monkeypatch):
+def test_an_image_in_use_is_not_replaced(here, monkeypatch):
     """It is refused, and the image stays as it is."""
     image = here.obtain()
     monkeypatch.setattr(prefix, "_GRACE_SECONDS", 0.05)
@@ -286,7 +286,7 @@ def test_a_restored_image_is_recognised(here, monkeypatch):
 # -- on another machine --------------------------------------------------------------------
 
 
-def test_another_machine_brings_the_image_from_the_store(here):
+def test_another_machine_fetches_the_image_from_the_store(here):
     """The same bytes, without a bake; it is sealed there."""
     image = here.obtain()
     here.forget()
@@ -297,7 +297,7 @@ def test_another_machine_brings_the_image_from_the_store(here):
     assert here.messages == []
 
 
-def test_a_stage_after_baking_never_bakes(here):
+def test_mode_never_reports_the_missing_image(here):
     """It says what is missing, which input differs, and what to run."""
     wheel(here)
     with pytest.raises(
@@ -310,7 +310,7 @@ def test_a_stage_after_baking_never_bakes(here):
         here.obtain("never", artifact="dist/*.whl")
 
 
-def test_an_image_whose_content_is_lost_is_baked_again(here):
+def test_an_image_without_content_is_baked_again(here):
     """Or, where that may not be, said to be lost."""
     image = here.obtain()
     here.forget()
@@ -332,7 +332,7 @@ def test_a_changed_archive_is_refused(here):
     assert here.list_installed() == set()
 
 
-def test_an_archive_of_something_else_is_refused(here):
+def test_an_archive_with_another_digest_is_refused(here):
     """One whose name is right, and whose content is not the image's."""
     image = here.obtain()
     here.images.catalog.record(msgspec.structs.replace(image, digest="sha256:" + "0" * 64))
@@ -342,7 +342,7 @@ def test_an_archive_of_something_else_is_refused(here):
     assert here.list_installed() == set()
 
 
-def test_a_machine_without_the_interpreter_says_so(here):
+def test_a_missing_interpreter_is_reported(here):
     """A link out of the tree that leads nowhere there is named."""
     interpreter = here.folder / "python3"
     interpreter.touch()
@@ -367,7 +367,7 @@ def test_a_newer_bake_replaces_the_older_tree(here):
     assert tree.digest(tree.manifest(Path(second.reference))) == second.digest
 
 
-def test_export_and_import_carry_an_image(here):
+def test_export_and_import_transfer_an_image(here):
     """One file, to a store that knows nothing of it."""
     image = here.obtain()
     here.images.export(image, here.folder / "shop.image")
@@ -395,7 +395,7 @@ def test_a_damaged_export_is_refused(here):
         assert tar.getnames() == ["image.json", "content"]
 
 
-def test_export_says_when_it_cant(here):
+def test_export_failures_are_explained(here):
     """No folder, a folder in the file's place, lost content; nothing half-written stays."""
     image = here.obtain()
     for folder in (here.folder, Path(), Path(".."), Path("/")):
@@ -413,7 +413,7 @@ def test_export_says_when_it_cant(here):
 # -- the prefix root -----------------------------------------------------------------------
 
 
-def test_a_root_that_others_can_write_is_not_trusted(here):
+def test_a_world_writable_prefix_root_is_refused(here):
     """They could put trees of theirs in."""
     root = here.folder / "root"
     root.mkdir()
@@ -423,7 +423,7 @@ def test_a_root_that_others_can_write_is_not_trusted(here):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_a_root_or_tree_of_another_user_is_not_trusted(here):
+def test_a_prefix_root_or_tree_of_another_user_is_refused(here):
     """Nor what another user put under root's sticky folder."""
     root = here.folder / "root"
     root.mkdir()
@@ -437,7 +437,7 @@ def test_a_root_or_tree_of_another_user_is_not_trusted(here):
         here.obtain()
 
 
-def test_an_image_for_another_root_says_so(here, monkeypatch, tmp_path):
+def test_an_image_for_another_root_is_baked_again_without_mounts(here, monkeypatch, tmp_path):
     """Its paths would be wrong where nothing can be mounted: there, another one is baked."""
     image = here.obtain()
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
@@ -451,7 +451,7 @@ def test_an_image_for_another_root_says_so(here, monkeypatch, tmp_path):
     assert Path(image.reference).exists()
 
 
-def test_an_image_for_another_root_is_used_where_it_can_be_mounted(here, monkeypatch, tmp_path):
+def test_an_image_for_another_root_is_mounted_if_possible(here, monkeypatch, tmp_path):
     """By its digest, from the store; it is not baked again, and pruned like one's own."""
     image = here.obtain()
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
@@ -476,7 +476,7 @@ def test_a_damaged_image_of_another_root_is_baked_again(here, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("root", ["/", "/proc", "/nowhere"])
-def test_nothing_is_mounted_over_a_root_folder(here, monkeypatch, root):
+def test_mounts_that_would_hide_system_folders_are_refused(here, monkeypatch, root):
     """The first folder on the way is not there, or is the kernel's: "/" would be covered."""
     image = here.obtain()
     monkeypatch.setattr(mounts, "refusal", lambda: "")
@@ -485,7 +485,7 @@ def test_nothing_is_mounted_over_a_root_folder(here, monkeypatch, root):
         Prefix.at(msgspec.structs.replace(image, reference=away))
 
 
-def test_a_record_can_not_choose_the_place_of_a_mount(here, monkeypatch, tmp_path):
+def test_a_forged_mount_location_is_refused(here, monkeypatch, tmp_path):
     """Only where a tree of that key is installed."""
     image = here.obtain()
     monkeypatch.setattr(mounts, "refusal", lambda: "")
@@ -544,7 +544,7 @@ def test_images_are_found_by_name_and_by_key(here):
     assert catalog.latest("other") is None
 
 
-def test_a_broken_record_is_stepped_over(here):
+def test_a_broken_catalog_record_is_skipped(here):
     """It is named, hides nothing else, and its image is baked again."""
     image = here.obtain()
     other = here.obtain(name="other", install=[*INSTALL, "true"])
@@ -557,7 +557,7 @@ def test_a_broken_record_is_stepped_over(here):
     assert here.images.catalog.broken == {}
 
 
-def test_prune_keeps_the_newest_and_what_is_in_use(here):
+def test_prune_keeps_the_newest_and_used_images(here):
     """Content, archive and record of the others go."""
     images = [here.obtain(install=[*INSTALL, f": {n}"]) for n in range(4)]
     other = here.obtain(name="other", install=[*INSTALL, ": other"])

@@ -126,7 +126,7 @@ def height(name: str) -> int:
 
 
 @pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
-def test_imports_go_one_way(name: str, path: Path) -> None:
+def test_imports_never_go_to_a_higher_layer(name: str, path: Path) -> None:
     """Down, never up: what is below can be read, tested and used without what is above."""
     for module, _ in imported(path):
         if not module.startswith(f"{PACKAGE}."):
@@ -138,7 +138,7 @@ def test_imports_go_one_way(name: str, path: Path) -> None:
         assert part(other) not in HOSTS, f"{name} imports {other}: nothing imports a host"
 
 
-def test_no_modules_import_each_other() -> None:
+def test_imports_are_not_circular() -> None:
     """Not in a circle either, whenever it happens; but for the one late look upwards."""
     known = {f"{PACKAGE}.{name}": name for name, _ in modules()}
     graph = {
@@ -164,13 +164,13 @@ def test_only_the_plugin_imports_pytest(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
-def test_large_libraries_are_imported_where_they_are_used(name: str, path: Path) -> None:
+def test_large_libraries_are_imported_lazily(name: str, path: Path) -> None:
     """Nobody waits for boto3 who runs processes of this machine, or needs to have it."""
     early = {module.partition(".")[0] for module, now in imported(path) if now}
     assert not early & {"boto3", "botocore", "docker", "requests", "rich"}
 
 
-def test_the_plugin_costs_a_bare_run_next_to_nothing() -> None:
+def test_the_plugin_loads_no_expensive_module() -> None:
     """pytest loads it in every run of everyone who has it installed."""
     code = (
         "import json, sys, pytest; before = set(sys.modules);"
@@ -181,7 +181,7 @@ def test_the_plugin_costs_a_bare_run_next_to_nothing() -> None:
     assert not loaded & set(EXPENSIVE)
 
 
-def test_a_worker_loads_nothing_of_what_only_the_owner_needs() -> None:
+def test_a_worker_loads_no_broker_modules() -> None:
     """Of the many that xdist starts at once, each delays the others."""
     code = (
         "import sys, pytest, pytest_ephemeral.pytest_plugin.plugin;"
@@ -194,7 +194,7 @@ def test_a_worker_loads_nothing_of_what_only_the_owner_needs() -> None:
 
 
 @pytest.mark.parametrize(("name", "path"), [pytest.param(*one, id=one[0]) for one in modules()])
-def test_nothing_reads_the_environment_while_it_is_imported(name: str, path: Path) -> None:
+def test_modules_read_no_environment_variables_at_import(name: str, path: Path) -> None:
     """What is read at import is read once, too early, and can't be changed by a test."""
     for statement in ast.parse(path.read_text()).body:
         if isinstance(statement, ast.Assign | ast.AnnAssign | ast.Expr):

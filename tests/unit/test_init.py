@@ -17,7 +17,7 @@ from pytest_ephemeral.providers.docker import endpoint
 from support.compose_versions import with_plugin
 
 
-def test_init_writes_an_example_where_there_is_nothing(
+def test_init_writes_an_example_in_an_empty_folder(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It can be read, and says what to do next."""
@@ -77,14 +77,14 @@ def test_init_uses_a_dockerfile(workplace: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("text", ["", "services: []", "services: { a: }", "a: [b"])
-def test_init_ignores_a_compose_file_without_services(workplace: Path, text: str) -> None:
+def test_init_handles_empty_and_invalid_compose_files(workplace: Path, text: str) -> None:
     """What is no Compose file is refused; one without services is as if it were not there."""
     (workplace / "compose.yaml").write_text(text)
     assert cli.main(["init"]) == (2 if text == "a: [b" else 0)
 
 
 @pytest.mark.parametrize("name", ["shop", "Shop_2", "x" * 80, "ß", '"\\', "---"])
-def test_a_project_may_have_any_name(name: str, workplace: Path) -> None:
+def test_init_writes_a_valid_file_for_any_project_name(name: str, workplace: Path) -> None:
     """Names become table names, globs and strings of TOML."""
     text = starter(Found(Script(name, name), Container(name, 80)))
     tomllib.loads(text)
@@ -167,7 +167,7 @@ def test_init_reads_a_compose_file_without_pyyaml(
     assert tomllib.loads((here / "ephemeral.toml").read_text()) == by_yaml
 
 
-def test_init_names_what_would_read_a_compose_file(
+def test_init_explains_how_to_read_a_compose_file(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says what would read it; also where docker-compose is 1.29, which prints no JSON."""
@@ -183,7 +183,7 @@ def test_init_names_what_would_read_a_compose_file(
         assert "pip install 'pytest-ephemeral[docker]'" in capsys.readouterr().err
 
 
-def test_init_builds_a_dockerfile_as_the_compose_file_does(here: Path) -> None:
+def test_init_takes_dockerfile_settings_from_the_compose_file(here: Path) -> None:
     """Its stage, its port and its variables; images of services called alike are two."""
     (here / "Dockerfile").write_text("FROM scratch AS builder\nFROM builder AS tools\n")
     (here / "docker-compose.yml").write_text(

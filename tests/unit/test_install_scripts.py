@@ -30,12 +30,12 @@ from support.machines import Machine
         (b"", ["/bin/sh", "-e", "f"]),
     ],
 )
-def test_the_first_line_decides(content: bytes, command: list[str]) -> None:
+def test_the_first_line_selects_the_interpreter(content: bytes, command: list[str]) -> None:
     """With or without the executable bit; a shell stops at what fails."""
     assert install_script.command(content, "f") == command
 
 
-def test_windows_line_ends_are_named() -> None:
+def test_windows_line_endings_are_reported() -> None:
     """Instead of a command that is not found."""
     with pytest.raises(ConfigurationError, match="CRLF"):
         install_script.command(b"#!/bin/sh\r\necho\r\n", "install.sh")
@@ -54,7 +54,7 @@ def test_a_failing_line_fails_the_bake(here: Machine, executable: bool) -> None:
     assert here.obtain(install="install.sh")
 
 
-def test_the_python_that_bakes_is_in_the_key(
+def test_the_python_version_is_part_of_the_key(
     here: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A virtual environment of another one is another image."""
@@ -72,7 +72,7 @@ def test_the_python_that_bakes_is_in_the_key(
     assert second.inputs["python"] == f"3.99 {other}"
 
 
-def test_another_python_can_be_named(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_can_select_another_python(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is what `python3` is for the script, and what virtual environments are made with."""
     base = Path(
         subprocess.check_output(
@@ -90,7 +90,7 @@ def test_another_python_can_be_named(here: Machine, monkeypatch: pytest.MonkeyPa
         here.obtain(install=install, python="3.98")
 
 
-def test_a_shim_is_asked(tmp_path: Path) -> None:
+def test_a_python_shim_is_asked_for_its_version(tmp_path: Path) -> None:
     """A program called python3 that is a script says nothing by its name."""
     shim = tmp_path / "python3"
     shim.write_text(f'#!/bin/sh\nexec {shutil.which("python3")} "$@"\n')
@@ -98,7 +98,7 @@ def test_a_shim_is_asked(tmp_path: Path) -> None:
     assert python.describe(shim).startswith("3.")
 
 
-def test_a_verify_that_was_added_later_runs(here: Machine) -> None:
+def test_an_added_verify_command_runs_once(here: Machine) -> None:
     """Once; and an image that fails it is not used, whatever was baked before."""
     here.obtain()
     image = here.obtain(verify=['test -x "$PREFIX/bin/shop"'])
@@ -111,7 +111,7 @@ def test_a_verify_that_was_added_later_runs(here: Machine) -> None:
             here.obtain(verify=["false"])
 
 
-def test_after_a_forced_bake_that_fails_the_old_image_is_not_used(here: Machine) -> None:
+def test_an_old_image_is_not_used_after_a_failed_forced_bake(here: Machine) -> None:
     """It does not verify either."""
     here.obtain()
     with pytest.raises(BakeError):
@@ -120,7 +120,7 @@ def test_after_a_forced_bake_that_fails_the_old_image_is_not_used(here: Machine)
         here.obtain(verify=["false"])
 
 
-def test_the_store_keeps_itself_out_of_version_control(tmp_path: Path) -> None:
+def test_the_default_store_writes_a_gitignore(tmp_path: Path) -> None:
     """The default one of a project, as pytest's cache does."""
     from pytest_ephemeral.store import open_store
 
@@ -130,7 +130,7 @@ def test_the_store_keeps_itself_out_of_version_control(tmp_path: Path) -> None:
     assert not (tmp_path / "shared" / ".gitignore").exists()
 
 
-def test_files_lie_beside_the_install_script(here: Machine) -> None:
+def test_recipe_files_are_copied_beside_the_install_script(here: Machine) -> None:
     """Under their own paths, in an otherwise empty folder; each is part of the key."""
     (here.folder / "deploy").mkdir()
     (here.folder / "deploy" / "shop.conf").write_text("one")
@@ -152,7 +152,7 @@ def test_files_lie_beside_the_install_script(here: Machine) -> None:
     ("glob", "said"),
     [("nothing/*", "matches 'nothing/"), ("../x", "leads out"), ("/etc/passwd", "leads out")],
 )
-def test_files_that_can_not_be_given_are_named(here: Machine, glob: str, said: str) -> None:
+def test_invalid_recipe_files_are_reported(here: Machine, glob: str, said: str) -> None:
     """Before anything is run."""
     with pytest.raises(ConfigurationError, match=f"images.shop.files: .*{said}"):
         here.obtain(files=[glob])

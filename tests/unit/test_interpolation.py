@@ -42,17 +42,17 @@ def filled(text: str, **environ: str) -> str:
         ("{{image:shop}}", "{image:shop}"),
     ],
 )
-def test_only_what_is_meant_is_filled_in(text: str, expected: str) -> None:
+def test_fill_replaces_only_references(text: str, expected: str) -> None:
     """References are; shell variables, JSON and doubled braces are not."""
     assert filled(text, TOKEN="s3cret") == expected
 
 
-def test_what_is_filled_in_is_not_looked_at_again() -> None:
+def test_filled_in_values_are_not_expanded_again() -> None:
     """A secret that happens to look like a reference stays what it is."""
     assert filled("{env:TOKEN}", TOKEN="{env:OTHER}") == "{env:OTHER}"
 
 
-def test_a_variable_that_is_not_set_is_named_with_its_place() -> None:
+def test_an_unset_variable_is_reported_with_its_key() -> None:
     """Whoever reads it knows which variable, and which key asked for it."""
     with pytest.raises(
         ConfigurationError, match=r"templates\.staging\.env\.KEY: .* SHOP_KEY, which is not set"
@@ -60,13 +60,13 @@ def test_a_variable_that_is_not_set_is_named_with_its_place() -> None:
         fill({"KEY": "{env:SHOP_KEY}"}, environ={}, images={}, where="templates.staging.env")
 
 
-def test_an_image_that_is_not_there_names_the_closest() -> None:
+def test_an_unknown_image_gets_a_suggestion() -> None:
     """A slip of the finger is told from an image that was never meant to be."""
     with pytest.raises(ConfigurationError, match=r"no image 'ship'. Did you mean 'shop'"):
         filled("{image:ship}")
 
 
-def test_what_is_recorded_keeps_its_references_to_variables() -> None:
+def test_recorded_values_keep_variable_references() -> None:
     """Without an environment, images are filled in and secrets are not."""
     values = {"KEY": "{env:TOKEN} {image:shop} {{env:TOKEN}}"}
     done = fill(values, environ=None, images={"shop": IMAGE})
@@ -74,7 +74,7 @@ def test_what_is_recorded_keeps_its_references_to_variables() -> None:
     assert done.secrets == ()
 
 
-def test_secrets_are_what_came_from_the_environment() -> None:
+def test_only_values_of_environment_variables_are_secrets() -> None:
     """The value of the variable alone, not all that stands around it."""
     done = fill(
         {"URL": "db:{env:TOKEN}@x", "MODE": "staging"}, environ={"TOKEN": "s3cret"}, images={}
@@ -83,19 +83,19 @@ def test_secrets_are_what_came_from_the_environment() -> None:
     assert mask("db:s3cret@x s3cret staging", done.secrets) == "db:***@x *** staging"
 
 
-def test_one_secret_in_another_hides_both() -> None:
+def test_overlapping_secrets_are_fully_masked() -> None:
     """The longer one goes first, or its rest would stand there."""
     assert mask("password password123", ["password", "password123"]) == "*** ***"
 
 
-def test_each_line_of_a_secret_is_one() -> None:
+def test_each_line_of_a_secret_is_masked() -> None:
     """Logs are masked by the line, and a key in PEM has many."""
     done = fill({"KEY": "{env:PEM}"}, environ={"PEM": "-----BEGIN\nabcdef\n-----END"}, images={})
     assert mask("it said abcdef", done.secrets) == "it said ***"
 
 
 @pytest.mark.parametrize("value", ["", "1", "abc"])
-def test_what_is_too_short_is_not_masked(value: str) -> None:
+def test_short_values_are_not_masked(value: str) -> None:
     """An empty secret would be found between all letters, a short one in every other word."""
     done = fill({"KEY": "{env:FLAG}"}, environ={"FLAG": value}, images={})
     assert done.variables == {"KEY": value}
@@ -114,7 +114,7 @@ def test_references_are_listed_by_kind() -> None:
     "secret", ["swordfish & co", 'a"b\\c/d+e', "pässwörd🔑x", "hunter2hunter2"]
 )
 @pytest.mark.parametrize("before", ["", "u", "us", "user:"])
-def test_a_secret_is_masked_however_it_is_written(secret: str, before: str) -> None:
+def test_encoded_forms_of_a_secret_are_masked(secret: str, before: str) -> None:
     """In JSON, in a URL, and in base64 wherever it stands in what is encoded."""
     whole = (before + secret + ":x").encode()
     forms = [

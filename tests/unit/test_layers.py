@@ -66,7 +66,7 @@ def test_a_shared_layer_is_stored_once(store: DirectoryStore, tmp_path: Path) ->
         assert (tmp_path / "again").read_bytes() == (tmp_path / f"image{at}").read_bytes()
 
 
-def test_a_layer_that_is_there_is_not_written_again(
+def test_an_existing_layer_is_not_written_again(
     store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor compressed."""
@@ -75,7 +75,7 @@ def test_a_layer_that_is_there_is_not_written_again(
     add(store, tmp_path, "second", BASE)
 
 
-def test_layers_go_with_the_last_that_has_them(store: DirectoryStore, tmp_path: Path) -> None:
+def test_layers_are_removed_with_their_last_archive(store: DirectoryStore, tmp_path: Path) -> None:
     """And a record that can't be read keeps them all."""
     first = add(store, tmp_path, "first", BASE, b"1" * 9000)
     second = add(store, tmp_path, "second", BASE, b"2" * 9000)
@@ -92,7 +92,7 @@ def test_layers_go_with_the_last_that_has_them(store: DirectoryStore, tmp_path: 
     assert layers_in(store) == set()
 
 
-def test_an_archive_without_all_of_its_layers_is_not_there(
+def test_an_archive_with_missing_layers_counts_as_missing(
     store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a process that was killed leaves it. The next one completes it."""
@@ -107,7 +107,7 @@ def test_an_archive_without_all_of_its_layers_is_not_there(
     assert Layers(store).has(add(store, tmp_path, "first", BASE))
 
 
-def test_a_layer_that_is_being_removed_is_not_taken_for_there(
+def test_adding_waits_for_a_concurrent_layer_removal(
     store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who removes it has found no other archive; one that begins to need it then waits."""
@@ -154,7 +154,7 @@ def test_a_changed_layer_is_refused(store: DirectoryStore, tmp_path: Path) -> No
         ("never", "shared", "true", {}, False),
     ],
 )
-def test_which_images_the_store_keeps(
+def test_the_keep_setting_decides_which_images_are_stored(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     keep: KeepInStore,

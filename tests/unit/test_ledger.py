@@ -23,7 +23,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(DirectoryStore(tmp_path / "store"))
 
 
-def test_what_is_recorded_is_read_back(ledger: Ledger) -> None:
+def test_a_record_contains_environment_and_template(ledger: Ledger) -> None:
     """A record holds the environment, and the request it is made from."""
     ledger.create(make_environment(), TEMPLATE)
 
@@ -33,7 +33,7 @@ def test_what_is_recorded_is_read_back(ledger: Ledger) -> None:
     assert record.template["env"] == {"KEY": "{env:SECRET}"}
 
 
-def test_an_id_is_given_once(ledger: Ledger) -> None:
+def test_duplicate_ids_are_refused(ledger: Ledger) -> None:
     """Of two environments of one id, the second is refused."""
     ledger.create(make_environment(), TEMPLATE)
 
@@ -41,7 +41,7 @@ def test_an_id_is_given_once(ledger: Ledger) -> None:
         ledger.create(make_environment(), TEMPLATE)
 
 
-def test_registering_chooses_another_id_when_one_is_taken(
+def test_register_retries_when_an_id_is_taken(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A collision of ids is nobody's error."""
@@ -53,7 +53,7 @@ def test_registering_chooses_another_id_when_one_is_taken(
     assert ids == ["staging-aaaaaa", "staging-bbbbbb"]
 
 
-def test_the_beginning_of_an_id_is_enough(ledger: Ledger) -> None:
+def test_an_environment_is_found_by_unique_id_prefix(ledger: Ledger) -> None:
     """What only one id begins with names it; what two begin with names neither."""
     ledger.create(make_environment("staging-aaaaaa"), TEMPLATE)
     ledger.create(make_environment("staging-abbbbb"), TEMPLATE)
@@ -63,7 +63,7 @@ def test_the_beginning_of_an_id_is_enough(ledger: Ledger) -> None:
         ledger.get("staging-a")
 
 
-def test_a_mistyped_id_names_the_closest(ledger: Ledger) -> None:
+def test_a_mistyped_id_gets_a_suggestion(ledger: Ledger) -> None:
     """The message says what was probably meant."""
     ledger.create(make_environment(), TEMPLATE)
 
@@ -72,7 +72,7 @@ def test_a_mistyped_id_names_the_closest(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"environment": 3}', b"\xff\xfe"])
-def test_a_broken_record_is_reported_and_loses_nothing_else(ledger: Ledger, content: bytes) -> None:
+def test_a_broken_record_is_reported_and_skipped(ledger: Ledger, content: bytes) -> None:
     """A half-written or foreign file is stepped over."""
     ledger.create(make_environment(), TEMPLATE)
     ledger.store.create("environments/broken-aaaaaa.json", content)
@@ -83,7 +83,7 @@ def test_a_broken_record_is_reported_and_loses_nothing_else(ledger: Ledger, cont
         ledger.get("broken-aaaaaa")
 
 
-def test_changes_of_different_things_do_not_undo_each_other(ledger: Ledger) -> None:
+def test_concurrent_changes_of_different_fields_all_apply(ledger: Ledger) -> None:
     """Two who change one record at once both have their way."""
     ledger.create(make_environment(), TEMPLATE)
     later = datetime.now(UTC) + timedelta(days=1)
@@ -101,7 +101,7 @@ def test_changes_of_different_things_do_not_undo_each_other(ledger: Ledger) -> N
     assert (now.state, now.expires_at, now.kept, now.url) == ("ready", later, True, "http://x/")
 
 
-def test_what_was_removed_stays_removed(ledger: Ledger) -> None:
+def test_a_late_change_does_not_restore_a_removed_record(ledger: Ledger) -> None:
     """A late change does not bring a record back."""
     ledger.create(make_environment(), TEMPLATE)
     ledger.remove("staging-7f3k2q")

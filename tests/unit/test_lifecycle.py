@@ -116,7 +116,7 @@ def replaced(template: Template, **changes: Any) -> Template:
     return msgspec.structs.replace(template, **changes)
 
 
-def test_an_environment_goes_up_and_down(
+def test_an_environment_is_launched_and_destroyed(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, told: list[Progress]
 ) -> None:
     """It is recorded while it is up, the hooks hear of it, and nothing is left afterwards."""
@@ -140,7 +140,7 @@ def test_an_environment_goes_up_and_down(
     assert phases == ["bake", "launch", "ready", "up", "destroy", "destroyed"]
 
 
-def test_the_record_comes_before_the_act(lifecycle: Lifecycle, provider: Scripted) -> None:
+def test_the_record_is_created_before_the_launch(lifecycle: Lifecycle, provider: Scripted) -> None:
     """When the provider is asked for something, the ledger knows of it already, labels and all."""
     recorded: list[Environment] = []
     provider.before = lambda call, id: (
@@ -156,7 +156,9 @@ def test_the_record_comes_before_the_act(lifecycle: Lifecycle, provider: Scripte
     assert provider.orders[0].environment == record
 
 
-def test_a_record_goes_after_what_it_records(lifecycle: Lifecycle, provider: Scripted) -> None:
+def test_the_record_is_removed_after_the_environment(
+    lifecycle: Lifecycle, provider: Scripted
+) -> None:
     """While the provider is destroying, the record is still there, and says so."""
     up = lifecycle.bring_up(TEMPLATE)
     states: list[str] = []
@@ -170,7 +172,7 @@ def test_a_record_goes_after_what_it_records(lifecycle: Lifecycle, provider: Scr
 
 
 @pytest.mark.parametrize("step", ["launch", "status"])
-def test_what_fails_on_the_way_up_is_taken_down(
+def test_a_failed_launch_is_cleaned_up(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, step: str
 ) -> None:
     """Whatever had been made is gone again, and no hook was told of it."""
@@ -184,7 +186,7 @@ def test_what_fails_on_the_way_up_is_taken_down(
     assert hooks.calls == []
 
 
-def test_a_ctrl_c_on_the_way_up_takes_it_down(lifecycle: Lifecycle, provider: Scripted) -> None:
+def test_an_interrupted_launch_is_cleaned_up(lifecycle: Lifecycle, provider: Scripted) -> None:
     """An interrupt is no exception to that."""
 
     def interrupt(call: str, id: str) -> None:
@@ -200,7 +202,7 @@ def test_a_ctrl_c_on_the_way_up_takes_it_down(lifecycle: Lifecycle, provider: Sc
     assert lifecycle.project.ledger.entries() == []
 
 
-def test_a_failed_taking_down_is_told_with_the_first_failure(
+def test_a_cleanup_failure_is_noted_on_the_launch_error(
     lifecycle: Lifecycle, provider: Scripted
 ) -> None:
     """Both are in the error, and the record stays for reap."""
@@ -213,7 +215,7 @@ def test_a_failed_taking_down_is_told_with_the_first_failure(
     assert len(lifecycle.project.ledger.entries()) == 1
 
 
-def test_a_failed_destroy_is_never_silent(
+def test_a_failed_destroy_is_reported_as_leaked(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks
 ) -> None:
     """It raises, the hooks hear that it leaked, and the record stays."""
@@ -227,7 +229,7 @@ def test_a_failed_destroy_is_never_silent(
     assert [one.state for one in lifecycle.project.ledger.entries()] == ["destroying"]
 
 
-def test_secrets_reach_the_environment_and_no_record(
+def test_secrets_reach_the_provider_but_no_record(
     lifecycle: Lifecycle, provider: Scripted, tmp_path: Path
 ) -> None:
     """The value is in the order alone; the ledger holds the reference."""
@@ -241,7 +243,7 @@ def test_secrets_reach_the_environment_and_no_record(
     assert b"{env:LIFECYCLE_KEY}" in records
 
 
-def test_an_unset_variable_stops_it_before_anything_is_made(
+def test_an_unset_variable_prevents_the_launch(
     lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message names template, key and variable; nothing was asked for."""
@@ -256,7 +258,7 @@ def test_an_unset_variable_stops_it_before_anything_is_made(
     assert lifecycle.project.ledger.entries() == []
 
 
-def test_a_seed_that_fails_fails_the_launch(lifecycle: Lifecycle, provider: Scripted) -> None:
+def test_a_failing_seed_fails_the_launch(lifecycle: Lifecycle, provider: Scripted) -> None:
     """With its exit status and what it said, secrets masked; the environment is gone."""
     provider.seed_exit = 7
 
@@ -267,7 +269,7 @@ def test_a_seed_that_fails_fails_the_launch(lifecycle: Lifecycle, provider: Scri
 
 
 @pytest.mark.parametrize("key", ["seed", "reset"])
-def test_a_step_ends_with_its_first_command_that_fails(
+def test_a_step_stops_at_its_first_failing_command(
     provider: Scripted, key: str, tmp_path: Path
 ) -> None:
     """What comes after it may hide it: a dump of half a database is a dump."""
@@ -283,7 +285,7 @@ def test_a_step_ends_with_its_first_command_that_fails(
     assert (tmp_path / "said").read_text() == "one\n"
 
 
-def test_a_seed_runs_once_when_it_is_ready(lifecycle: Lifecycle, provider: Scripted) -> None:
+def test_the_seed_runs_once_after_readiness(lifecycle: Lifecycle, provider: Scripted) -> None:
     """After readiness, before anyone is told."""
     up = lifecycle.bring_up(replaced(TEMPLATE, seed="load"))
 
@@ -291,7 +293,7 @@ def test_a_seed_runs_once_when_it_is_ready(lifecycle: Lifecycle, provider: Scrip
     assert "seed" in up.seconds
 
 
-def test_users_may_change_the_template(
+def test_a_hook_can_modify_the_template(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks
 ) -> None:
     """What the hook returns is what is brought up and recorded."""
@@ -310,7 +312,7 @@ def test_users_may_change_the_template(
         (lambda template: 1 / 0, "failed for 'staging': ZeroDivisionError"),
     ],
 )
-def test_a_template_hook_that_goes_wrong_stops_it(
+def test_a_failing_template_hook_prevents_the_launch(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, modify: Any, message: str
 ) -> None:
     """A template nobody meant is not brought up."""
@@ -322,7 +324,7 @@ def test_a_template_hook_that_goes_wrong_stops_it(
     assert provider.orders == []
 
 
-def test_a_listener_that_fails_is_a_warning(
+def test_failing_notification_hooks_cause_warnings(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, told: list[Progress]
 ) -> None:
     """Up and down all the same; what went wrong is told."""
@@ -335,9 +337,7 @@ def test_a_listener_that_fails_is_a_warning(
     assert len(warnings) == 3
 
 
-def test_what_is_kept_says_so_in_its_record(
-    lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks
-) -> None:
+def test_keep_is_recorded(lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks) -> None:
     """Whoever reaps sees that its owner's end is not its own."""
     kept = lifecycle.keep(lifecycle.bring_up(TEMPLATE).environment)
 
@@ -346,7 +346,9 @@ def test_what_is_kept_says_so_in_its_record(
     assert hooks.calls[-1][1]["outcome"] == "kept"
 
 
-def test_an_expired_one_says_that_it_was_its_time(lifecycle: Lifecycle, provider: Scripted) -> None:
+def test_the_status_of_an_expired_environment_mentions_its_ttl(
+    lifecycle: Lifecycle, provider: Scripted
+) -> None:
     """Whoever finds it gone is not left to guess."""
     environment = lifecycle.bring_up(TEMPLATE).environment
     provider.exists.clear()
@@ -358,7 +360,7 @@ def test_an_expired_one_says_that_it_was_its_time(lifecycle: Lifecycle, provider
     assert "its ttl (2h) ran out" in lifecycle.status(expired).detail
 
 
-def test_extending_moves_the_thing_and_the_record(lifecycle: Lifecycle, provider: Scripted) -> None:
+def test_extend_updates_provider_and_record(lifecycle: Lifecycle, provider: Scripted) -> None:
     """Both, in that order: a record must not promise what the thing does not keep."""
     environment = lifecycle.bring_up(TEMPLATE).environment
     later = datetime.now(UTC) + timedelta(days=1)
@@ -369,7 +371,9 @@ def test_extending_moves_the_thing_and_the_record(lifecycle: Lifecycle, provider
     assert lifecycle.project.ledger.get(environment.id).expires_at == later
 
 
-def test_a_removal_that_is_left_is_told_once(lifecycle: Lifecycle, provider: Scripted) -> None:
+def test_leaving_a_removal_reports_destroying_once(
+    lifecycle: Lifecycle, provider: Scripted
+) -> None:
     """That it goes on, and never that it is done; its record stays until then."""
     environment = lifecycle.bring_up(TEMPLATE).environment
     going_on, go_on = threading.Event(), threading.Event()
@@ -395,7 +399,7 @@ def test_a_removal_that_is_left_is_told_once(lifecycle: Lifecycle, provider: Scr
 
 
 @pytest.mark.parametrize("outcome", ["destroyed", "leaked"])
-def test_a_removal_that_is_over_does_not_go_on(
+def test_leaving_a_finished_removal_reports_nothing(
     lifecycle: Lifecycle, provider: Scripted, outcome: str
 ) -> None:
     """Whoever would have left it comes too late to say so."""
@@ -411,9 +415,7 @@ def test_a_removal_that_is_over_does_not_go_on(
     assert [said["outcome"] for said in stopped] == [outcome]
 
 
-def test_a_removal_that_is_refused_is_in_the_record(
-    lifecycle: Lifecycle, provider: Scripted
-) -> None:
+def test_a_refused_removal_is_recorded(lifecycle: Lifecycle, provider: Scripted) -> None:
     """So that the next run, and `list`, can say why something is left."""
     environment = lifecycle.bring_up(TEMPLATE).environment
     provider.fails["destroy"] = DestroyError("access denied")
@@ -435,7 +437,7 @@ class StagedProvider(Scripted):
         self.destroy(environment)
 
 
-def test_a_provider_says_when_a_removal_is_accepted(
+def test_accepted_is_called_once_the_platform_agrees(
     lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not before the platform has agreed, nor when it refuses."""

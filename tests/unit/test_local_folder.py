@@ -21,7 +21,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     return made
 
 
-def test_a_folder_that_another_process_sweeps_meanwhile(
+def test_remove_tolerates_a_concurrent_sweep(
     place: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another launch takes it for a leftover: it is gone, and that is no error."""
@@ -37,7 +37,7 @@ def test_a_folder_that_another_process_sweeps_meanwhile(
     assert not list(place.path.parent.iterdir())
 
 
-def test_a_leftover_that_is_removed_while_it_is_swept(
+def test_sweep_tolerates_a_concurrent_removal(
     place: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever removes it has finished before this process looks into it: its launch goes on."""

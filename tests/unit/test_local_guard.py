@@ -78,12 +78,12 @@ def start(spec: Callable[..., Spec]) -> Iterator[Start]:
         one.stop()
 
 
-def test_the_marker_is_the_labels_one() -> None:
+def test_the_supervisor_marker_matches_the_label() -> None:
     """The supervisor can't import it, and says the same."""
     assert loop.MARKER == ENVIRONMENT_VARIABLE
 
 
-def test_its_processes_get_their_variables_and_no_others(start: Start, tmp_path: Path) -> None:
+def test_processes_get_only_their_own_variables(start: Start, tmp_path: Path) -> None:
     """Nothing of this process leaks into them but the marker."""
     one = start({"a": "env"}, variables={"COLOUR": "blue"})
     until(lambda: client.status(one.address)["processes"][0]["ended_at"])
@@ -92,7 +92,7 @@ def test_its_processes_get_their_variables_and_no_others(start: Start, tmp_path:
     assert {line.split("=")[0] for line in lines} <= {"COLOUR", ENVIRONMENT_VARIABLE, "PWD", "_"}
 
 
-def test_its_processes_hold_nothing_of_ours(start: Start, tmp_path: Path) -> None:
+def test_processes_inherit_no_open_files(start: Start, tmp_path: Path) -> None:
     """Of open files they have their three, and no input."""
     one = start(
         {"a": f"exec {sys.executable} -I -S -c 'import os; print(os.listdir(\"/dev/fd\"))'"}
@@ -101,7 +101,7 @@ def test_its_processes_hold_nothing_of_ours(start: Start, tmp_path: Path) -> Non
     assert logs.read(tmp_path / "logs", "a") == b"['0', '1', '2', '3']\n"  # 3 is the listing's own
 
 
-def test_exit_statuses_and_signals_are_told(start: Start) -> None:
+def test_exit_statuses_and_signals_are_reported(start: Start) -> None:
     """Each process's, and which were still running, also after the end."""
     one = start({"a": "exit 3", "b": "kill -9 $$", "c": "exec sleep 100"})
     until(
@@ -116,7 +116,7 @@ def test_exit_statuses_and_signals_are_told(start: Start) -> None:
 HOOK = "trap 'sleep 0.3; echo saved >> saved; exit 0' USR1; echo up; while :; do sleep 0.02; done"
 
 
-def test_processes_have_their_grace_to_stop(start: Start, tmp_path: Path) -> None:
+def test_processes_get_a_grace_period_to_stop(start: Start, tmp_path: Path) -> None:
     """Also those behind a shell that ends at once; and it is over when they have ended."""
     one = start({"a": f"({HOOK}) & wait", "b": f"exec sh -c {shlex.quote(HOOK)}"})
     until(lambda: all(logs.read(tmp_path / "logs", name) == b"up\n" for name in ("a", "b")))
@@ -127,7 +127,7 @@ def test_processes_have_their_grace_to_stop(start: Start, tmp_path: Path) -> Non
     assert one.wait()["b"] == 0
 
 
-def test_a_grace_ends(start: Start, tmp_path: Path) -> None:
+def test_processes_are_killed_after_the_grace_period(start: Start, tmp_path: Path) -> None:
     """Who ignores the signal is killed then; and at once when someone asks for that meanwhile."""
     deaf = {"a": "trap '' TERM; echo up; while :; do sleep 0.02; done"}
     one = start(deaf)
@@ -144,28 +144,28 @@ def test_a_grace_ends(start: Start, tmp_path: Path) -> None:
     assert not waiting.is_alive()
 
 
-def test_a_command_that_is_not_there_says_so_in_its_log(start: Start, tmp_path: Path) -> None:
+def test_a_missing_command_is_named_in_the_log(start: Start, tmp_path: Path) -> None:
     """As a shell does: status 127, and a line that names it."""
     one = start({"a": ""}, processes={"a": ["/no/such/program"]})
     until(lambda: client.status(one.address)["processes"][0]["status"] == 127)
     assert b"/no/such/program: No such file" in logs.read(tmp_path / "logs", "a")
 
 
-def test_an_id_is_guarded_once(start: Start, spec: Callable[..., Spec]) -> None:
+def test_a_second_guard_of_the_same_id_is_refused(start: Start, spec: Callable[..., Spec]) -> None:
     """A second guard of the same id is refused before anything starts."""
     one = start({"a": "exec sleep 100"})
     with pytest.raises(EphemeralError, match="runs already"):
         guard.start(spec({"a": "exec sleep 100"}, id=one.id))
 
 
-def test_a_process_name_is_no_path(spec: Callable[..., Spec]) -> None:
+def test_a_path_as_process_name_is_refused(spec: Callable[..., Spec]) -> None:
     """A log can't be written somewhere else by a name."""
     with pytest.raises(ValueError, match="can't be called"):
         guard.start(spec({"../a": "true"}))
 
 
 @linux_only
-def test_a_daemon_ends_too(start: Start, tmp_path: Path) -> None:
+def test_stop_ends_daemonized_processes(start: Start, tmp_path: Path) -> None:
     """Forked twice, in a session of its own, without its parent: it dies with the rest."""
     script = "(setsid sh -c 'echo $$ > daemon; exec sleep 1000' &) ; exec sleep 1000"
     one = start({"a": script})
@@ -177,7 +177,7 @@ def test_a_daemon_ends_too(start: Start, tmp_path: Path) -> None:
 
 
 @linux_only
-def test_a_growing_tree_of_processes_ends(start: Start, tmp_path: Path) -> None:
+def test_stop_ends_a_growing_process_tree(start: Start, tmp_path: Path) -> None:
     """Processes that keep starting others are killed faster than they start."""
     script = "f() { while :; do (exec sleep 1000) & touch up; sleep 0.02; done; }; f & f & f & wait"
     one = start({"a": script})
@@ -187,7 +187,7 @@ def test_a_growing_tree_of_processes_ends(start: Start, tmp_path: Path) -> None:
 
 
 @linux_only
-def test_a_program_in_the_place_of_another_is_found(mark: str) -> None:
+def test_processes_are_found_during_exec(mark: str) -> None:
     """For a moment of ``execve``, a process has no environment to know it by."""
     again = 'exec /bin/sh -c "$AGAIN"'
     variables = {"AGAIN": again, "MARKED": mark}
@@ -202,7 +202,7 @@ def test_a_program_in_the_place_of_another_is_found(mark: str) -> None:
 
 
 @linux_only
-def test_one_that_forks_and_exits_all_the_time_is_found(tmp_path: Path) -> None:
+def test_constantly_forking_processes_are_ended(tmp_path: Path) -> None:
     """Whichever of them a list of processes has is gone when it is looked at."""
     script = tmp_path / "chain.sh"
     script.write_text('/bin/sh "$0" &\n')
@@ -215,9 +215,7 @@ def test_one_that_forks_and_exits_all_the_time_is_found(tmp_path: Path) -> None:
 
 
 @linux_only
-def test_a_child_of_one_that_is_gone_when_it_is_looked_at_is_found(
-    mark: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_child_of_an_exited_process_is_found(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The list was made before it forked, and it has exited since."""
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -232,7 +230,7 @@ def test_a_child_of_one_that_is_gone_when_it_is_looked_at_is_found(
 
 
 @linux_only
-def test_what_has_ended_listens_no_more(mark: str) -> None:
+def test_ended_processes_no_longer_listen(mark: str) -> None:
     """A killed process has its sockets until its memory is given back, and no variables by then."""
     code = (
         "import os, socket, time; server = socket.create_server(('127.0.0.1', 0));"
@@ -249,7 +247,7 @@ def test_what_has_ended_listens_no_more(mark: str) -> None:
             socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_a_hundred_megabytes_do_not_block(start: Start, tmp_path: Path) -> None:
+def test_large_output_does_not_block(start: Start, tmp_path: Path) -> None:
     """All of it is taken, the log keeps its cap, and its last line is there."""
     one = start({"a": "head -c 100000000 /dev/zero; echo done"})
     until(lambda: client.status(one.address)["processes"][0]["status"] == 0, within=60)
@@ -283,7 +281,7 @@ def test_a_tree_is_read_only_even_for_root(start: Start, tmp_path: Path) -> None
 
 
 @linux_only
-def test_where_no_tree_can_be_read_only_it_goes_on(start: Start, tmp_path: Path) -> None:
+def test_a_failed_read_only_mount_does_not_prevent_the_start(start: Start, tmp_path: Path) -> None:
     """What the kernel refuses is reported, and keeps nothing from starting."""
     one = start({"a": "exec sleep 100"}, readonly=[tmp_path / "missing"])
     found = client.status(one.address)
@@ -291,7 +289,7 @@ def test_where_no_tree_can_be_read_only_it_goes_on(start: Start, tmp_path: Path)
     assert found["processes"][0]["status"] is None
 
 
-def test_it_ends_when_its_processes_have_if_told_to(spec: Callable[..., Spec]) -> None:
+def test_run_to_end_returns_status_and_output(spec: Callable[..., Spec]) -> None:
     """A bake: the status and every line, and what it left running is dead on return."""
     lines: list[str] = []
     script = "echo one; (setsid sleep 1000 &) ; printf two; exit 7"
@@ -303,7 +301,7 @@ def test_it_ends_when_its_processes_have_if_told_to(spec: Callable[..., Spec]) -
         client.status(wanted.address)
 
 
-def test_what_is_printed_before_anyone_looks_is_handed_on(
+def test_run_to_end_passes_on_early_output(
     spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A script may have failed before its caller comes to read what it prints."""
@@ -319,7 +317,7 @@ def test_what_is_printed_before_anyone_looks_is_handed_on(
     assert lines == ["no"]
 
 
-def test_running_to_the_end_has_a_time_out(spec: Callable[..., Spec]) -> None:
+def test_run_to_end_kills_processes_after_a_timeout(spec: Callable[..., Spec]) -> None:
     """A script that takes too long is killed with all it started."""
     wanted = spec({"install": "sleep 1000 & wait"})
     with pytest.raises(subprocess.TimeoutExpired):
@@ -327,7 +325,7 @@ def test_running_to_the_end_has_a_time_out(spec: Callable[..., Spec]) -> None:
     assert find_marked(f"{ENVIRONMENT_VARIABLE}={wanted.id}") == []
 
 
-def test_folders_go_with_it_even_unwritable_ones(start: Start, tmp_path: Path) -> None:
+def test_stop_removes_unwritable_folders(start: Start, tmp_path: Path) -> None:
     """What an application made unwritable is removed all the same."""
     one = start(
         {"a": "mkdir -p sub/deep && touch sub/deep/file && chmod 500 sub/deep sub; exec sleep 100"},
@@ -338,7 +336,7 @@ def test_folders_go_with_it_even_unwritable_ones(start: Start, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_expiry_can_be_moved_both_ways(start: Start) -> None:
+def test_the_expiry_can_be_cleared_or_brought_forward(start: Start) -> None:
     """Disarmed it has none; set to now it ends at once."""
     one = start({"a": "exec sleep 1000"}, expires_at=time.time() + 1000)
     client.extend(one.address, None)
@@ -347,7 +345,7 @@ def test_expiry_can_be_moved_both_ways(start: Start) -> None:
     assert one.wait(20) == {"a": None}
 
 
-def test_settling_is_for_those_that_ended_without_their_owner(start: Start, tmp_path: Path) -> None:
+def test_the_settle_command_runs_only_after_an_expiry(start: Start, tmp_path: Path) -> None:
     """Stopped, nothing is settled; expired, the command runs, outside of what is guarded."""
     settle = [
         "/bin/sh",
@@ -362,7 +360,7 @@ def test_settling_is_for_those_that_ended_without_their_owner(start: Start, tmp_
     assert ENVIRONMENT_VARIABLE not in variables
 
 
-def test_a_client_that_says_nonsense_harms_nobody(start: Start) -> None:
+def test_invalid_requests_do_not_break_the_guard(start: Start) -> None:
     """It is answered with an error, or not at all; the guard goes on."""
     from pytest_ephemeral.providers.local import control_socket
 
@@ -382,7 +380,7 @@ def test_a_client_that_says_nonsense_harms_nobody(start: Start) -> None:
     assert client.status(one.address)["processes"][0]["status"] is None
 
 
-def test_stopping_ends_what_is_being_run(start: Start) -> None:
+def test_stop_ends_commands_being_run(start: Start) -> None:
     """Who waits for a command is told that the environment went away."""
     one = start({"a": "exec sleep 1000"})
     caught: list[BaseException] = []
@@ -401,7 +399,7 @@ def test_stopping_ends_what_is_being_run(start: Start) -> None:
     assert isinstance(caught[0], EnvironmentGoneError)
 
 
-def test_a_guard_that_breaks_down_says_why(start: Start, tmp_path: Path) -> None:
+def test_a_crashed_guard_reports_the_reason(start: Start, tmp_path: Path) -> None:
     """A folder for logs that can't be written: everything ended, and the reason is told."""
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/a.00000000000000000000.log").mkdir()

@@ -20,9 +20,7 @@ SECRETS = st.lists(st.text("ab", min_size=1, max_size=5).map(str.encode), min_si
 
 
 @given(secrets=SECRETS, pieces=st.lists(st.text("abc", max_size=6).map(str.encode), max_size=12))
-def test_masking_does_not_depend_on_how_bytes_arrive(
-    secrets: list[bytes], pieces: list[bytes]
-) -> None:
+def test_masking_is_independent_of_chunking(secrets: list[bytes], pieces: list[bytes]) -> None:
     """However a stream is cut into pieces, the same comes out as when it is masked in one."""
     whole, cut = Mask(secrets), Mask(secrets)
     together = whole.feed(b"".join(pieces)) + whole.flush()
@@ -30,13 +28,13 @@ def test_masking_does_not_depend_on_how_bytes_arrive(
 
 
 @given(secret=st.text("ab", min_size=2, max_size=6).map(str.encode), text=st.text("abc\n"))
-def test_no_secret_is_left(secret: bytes, text: str) -> None:
+def test_masked_output_contains_no_secret(secret: bytes, text: str) -> None:
     """What comes out holds no secret."""
     mask = Mask([secret])
     assert secret not in mask.feed(text.encode()) + mask.flush()
 
 
-def test_only_a_possible_beginning_is_held_back() -> None:
+def test_only_a_possible_secret_prefix_is_held_back() -> None:
     """A prompt without a line's end shows at once; half a secret does not."""
     mask = Mask([b"s3cret"])
     assert mask.feed(b"password: ") == b"password: "
@@ -46,7 +44,7 @@ def test_only_a_possible_beginning_is_held_back() -> None:
     assert mask.feed(b"cond") == b"s3cond"
 
 
-def test_the_longer_of_two_secrets_is_masked_whole() -> None:
+def test_the_longer_of_two_secrets_is_masked_completely() -> None:
     """One secret that begins with another leaves no tail of it to be seen."""
     mask = Mask([b"abc", b"abcdef"])
     assert mask.feed(b"abc") == b""
@@ -71,7 +69,7 @@ def test_a_log_is_capped_and_its_offsets_stay_exact(tmp_path: Path) -> None:
     assert logs.read(tmp_path, "web", 0).endswith(b"0008the end")
 
 
-def test_a_full_disk_loses_output_and_nothing_else(tmp_path: Path) -> None:
+def test_write_failures_drop_output_without_error(tmp_path: Path) -> None:
     """What can't be written is dropped: whoever prints must not block, nor the guard fail."""
     folder = tmp_path / "logs"
     folder.mkdir()
@@ -81,7 +79,7 @@ def test_a_full_disk_loses_output_and_nothing_else(tmp_path: Path) -> None:
     log.close()
 
 
-def test_several_processes_are_told_apart(tmp_path: Path) -> None:
+def test_logs_of_similarly_named_processes_are_separate(tmp_path: Path) -> None:
     """Names may hold what is also in a segment's name."""
     for name in ("web", "web.1"):
         log = ProcessLog(str(tmp_path), name, [])

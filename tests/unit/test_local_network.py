@@ -35,7 +35,7 @@ def _holding(host: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_claim_is_exclusive_between_processes_and_ends_with_its_holder() -> None:
+def test_an_address_claim_is_exclusive_until_released() -> None:
     """Another process can't have the address until this one lets go of it."""
     claim = network.claim({"http": 18481})
     with claim.holder, _holding(claim.host) as other:
@@ -50,7 +50,7 @@ def test_a_claim_is_exclusive_between_processes_and_ends_with_its_holder() -> No
     again.close()
 
 
-def test_a_claim_gives_the_ports_that_were_asked_for() -> None:
+def test_a_claim_contains_the_requested_ports() -> None:
     """The template's own ports, on an address that is out of people's way."""
     claim = network.claim({"http": 18482, "admin": 18483})
     with claim.holder:
@@ -58,7 +58,7 @@ def test_a_claim_gives_the_ports_that_were_asked_for() -> None:
         assert 64 <= int(claim.host.split(".")[1]) <= 254
 
 
-def test_free_ports_are_of_one_environment() -> None:
+def test_claims_never_share_free_ports() -> None:
     """No two claims of a machine have the same, long before anyone listens on them."""
     claims = [network.claim({"http": 80, "admin": 80}, free_port=True) for _ in range(20)]
     try:
@@ -76,7 +76,7 @@ def test_free_ports_are_of_one_environment() -> None:
     ("family", "host"),
     [(socket.AF_INET, "127.4.5.6"), (socket.AF_INET, ""), (socket.AF_INET6, "::")],
 )
-def test_a_port_that_anyone_listens_on_is_not_free(
+def test_a_port_with_a_listener_is_not_free(
     family: socket.AddressFamily, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On whatever address that is: an application on every address could not have it."""
@@ -87,14 +87,14 @@ def test_a_port_that_anyone_listens_on_is_not_free(
             network.claim({"http": 80}, free_port=True)
 
 
-def test_free_ports_are_not_what_outgoing_connections_get() -> None:
+def test_free_ports_lie_below_the_ephemeral_port_range() -> None:
     """The kernel would give one of them away between the claim and the application's start."""
     low, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
     assert int(low) >= network._FREE_PORTS.stop
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_a_port_that_is_taken_everywhere_is_told_with_its_holder(host: str) -> None:
+def test_a_taken_port_is_reported_with_its_process(host: str) -> None:
     """The message names the port, the process that listens on it, and what to do."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as server:
@@ -112,7 +112,7 @@ def test_a_port_that_is_taken_everywhere_is_told_with_its_holder(host: str) -> N
     assert "another port" in message
 
 
-def test_a_port_taken_on_one_address_is_no_obstacle() -> None:
+def test_a_port_taken_on_another_address_can_be_claimed() -> None:
     """Someone's server on 127.0.0.1 is not in the way of an address of its own."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -130,7 +130,7 @@ def test_listeners_are_named_with_address_and_port() -> None:
     assert all(f"(pid {os.getpid()}) listens on" in str(one) for one in found)
 
 
-def test_where_there_is_one_address_ports_are_free_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_on_a_shared_address_use_free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS: 127.0.0.1, and other ports than the template's."""
     monkeypatch.setattr(network, "has_own_addresses", lambda: False)
     claim = network.claim({"http": 80, "admin": 443})
@@ -139,7 +139,7 @@ def test_where_there_is_one_address_ports_are_free_ones(monkeypatch: pytest.Monk
         assert len({80, 443, *claim.ports.values()}) == 4
 
 
-def test_the_kernel_and_proc_say_the_same() -> None:
+def test_kernel_query_and_proc_report_the_same_listeners() -> None:
     """Of a socket on one address, of one on all, and of one on IPv6."""
     with (
         socket.create_server(("127.4.5.6", 0)) as one,

@@ -28,7 +28,7 @@ from pytest_ephemeral.testing.bench import make_order
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
 )
-def test_an_error_of_the_system_is_reported_with_a_remedy(
+def test_system_errors_are_reported_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     """The message names the folder, and not only the error's number."""
@@ -48,7 +48,7 @@ def test_an_error_of_the_system_is_reported_with_a_remedy(
     assert message.format(folder=Folder.of(order.environment.id).path) in str(refused.value)
 
 
-def test_a_socket_that_cannot_be_created_is_no_other_guard(tmp_path: Path) -> None:
+def test_a_socket_creation_failure_is_reported_as_such(tmp_path: Path) -> None:
     """The message used to blame another guard with the same id."""
     with pytest.raises(EphemeralError, match=r"socket can't be created in .*gone: No such file"):
         control_socket.listen(GuardAddress("full-abc", tmp_path / "gone"))

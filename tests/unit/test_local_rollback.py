@@ -53,7 +53,7 @@ def write(environment: Environment, script: str) -> None:
     assert environment.run(["sh", "-c", script]).returncode == 0
 
 
-def put_back(order: Order) -> None:
+def roll_back_and_wait(order: Order) -> None:
     """Put it back, and wait until it runs."""
     write(order.environment, "rm -f up")
     LocalProvider().roll_back(order)
@@ -73,7 +73,7 @@ def test_a_rollback_restores_all_files(order: Order) -> None:
     assert "temporary" in before
     for _ in range(3):
         write(environment, "rm -rf file link; chmod 700 closed; echo 2 > closed/x; rm $TMPDIR/file")
-        put_back(order)
+        roll_back_and_wait(order)
         # It was told to end once, before the baseline was taken; since then it is killed.
         assert show(environment, "log") == "start\nend\nstart\n"
         assert environment.run(["sh", "-c", f"rm -f log up; {look}"]).stdout == before
@@ -87,7 +87,7 @@ def test_repeated_rollbacks_leave_nothing(order: Order) -> None:
     folder = Folder.of_environment(environment).path
     for _ in range(6):
         write(environment, "head -c 100000 /dev/zero > large")
-        put_back(order)
+        roll_back_and_wait(order)
     until(lambda: len(list(folder.iterdir())) <= 12)
     # Taken away without a sync of the whole file system, which all others of the machine write to.
     layers = [
@@ -99,7 +99,7 @@ def test_repeated_rollbacks_leave_nothing(order: Order) -> None:
     assert not folder.exists()
 
 
-def test_destroyed_while_it_is_put_back(order: Order) -> None:
+def test_rollback_after_destroy_leaves_nothing(order: Order) -> None:
     """What is asked of its guard afterwards is refused; nothing is left."""
     provider = LocalProvider()
     provider.take_baseline(order)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from pytest_ephemeral import machine
 
 
-def test_a_process_is_gone_when_it_has_ended() -> None:
+def test_is_gone_is_true_only_after_the_process_ends() -> None:
     """While it runs it is not, and neither is this one."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         started = machine.read_process_start(other.pid)
@@ -23,7 +23,7 @@ def test_a_process_is_gone_when_it_has_ended() -> None:
     assert not machine.is_gone(machine.process_of(machine.this_owner("run")))
 
 
-def test_another_with_its_id_is_not_the_same() -> None:
+def test_a_reused_process_id_does_not_match() -> None:
     """Process ids are used again."""
     owner = replace(machine.this_owner("run"), started="0")
     assert machine.is_gone(machine.process_of(owner))
@@ -31,14 +31,14 @@ def test_another_with_its_id_is_not_the_same() -> None:
 
 
 @pytest.mark.parametrize("attribute", ["machine", "boot", "pid_namespace"])
-def test_what_differs_is_unknown_and_not_gone(attribute: str) -> None:
+def test_owners_on_another_machine_or_boot_are_unknown(attribute: str) -> None:
     """A cloned machine, a container with the host's name: its processes can't be seen from here."""
     owner = replace(machine.this_owner("run"), **{attribute: "another"}, pid=2**22 + 1)
     assert not machine.is_gone(machine.process_of(owner))
     assert machine.is_alive(owner) is None
 
 
-def test_the_age_of_an_owner_is_by_a_clock_that_nobody_sets() -> None:
+def test_the_age_of_an_owner_is_measured_by_uptime() -> None:
     """Of another boot, and of a record that does not say, it is unknown."""
     owner = machine.this_owner("run")
     assert machine.age(owner) == pytest.approx(0.0, abs=5.0)
@@ -48,12 +48,12 @@ def test_the_age_of_an_owner_is_by_a_clock_that_nobody_sets() -> None:
 
 
 @pytest.mark.parametrize("process", ["", "1", "1.2", "x.y.z", "..", "1.2.3", "f00ba4"])
-def test_of_what_was_written_otherwise_nothing_is_known(process: str) -> None:
+def test_malformed_process_identifiers_are_not_gone(process: str) -> None:
     """So that nobody removes it."""
     assert not machine.is_gone(process)
 
 
-def test_of_another_machine_nothing_is_known() -> None:
+def test_processes_of_another_machine_are_not_gone() -> None:
     """Even where no process has the id."""
     owner = replace(machine.this_owner("run"), machine="elsewhere", pid=2**22 + 1)
     assert not machine.is_gone(machine.process_of(owner))

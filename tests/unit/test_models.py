@@ -27,19 +27,21 @@ def environment() -> Environment:
         ("admin", "//x", "https://127.0.0.1:8443/x"),
     ],
 )
-def test_a_page_of_an_endpoint(environment: Environment, name: str, path: str, url: str) -> None:
+def test_url_for_joins_endpoint_and_path(
+    environment: Environment, name: str, path: str, url: str
+) -> None:
     """Joining never makes two slashes of one."""
     assert environment.url_for(name, path) == url
 
 
 @pytest.mark.parametrize("argv", ["ls -l", b"ls"])
-def test_a_command_in_one_string_is_refused(environment: Environment, argv: object) -> None:
+def test_run_refuses_a_command_string(environment: Environment, argv: object) -> None:
     """Its letters would be taken for arguments."""
     with pytest.raises(TypeError, match=r'run: argv is a list, such as \["ls", "-l"\], not'):
         environment.run(argv)  # type: ignore[arg-type]
 
 
-def test_an_endpoint_that_is_not_there_names_the_closest(environment: Environment) -> None:
+def test_an_unknown_endpoint_gets_a_suggestion(environment: Environment) -> None:
     """As everywhere."""
     with pytest.raises(NothingMatchedError, match="Did you mean 'http'"):
         environment.url_for("htp", "/x")

@@ -125,7 +125,7 @@ STATEMENT = {
 }
 
 
-def test_the_statement_has_all_facts() -> None:
+def test_the_statement_follows_in_toto_and_slsa() -> None:
     """As in-toto and SLSA define it, letter for letter."""
     said = provenance.statement(IMAGE, MAKING)
     version = said["predicate"]["runDetails"]["builder"].pop("version")
@@ -136,25 +136,25 @@ def test_the_statement_has_all_facts() -> None:
 # -- signatures ------------------------------------------------------------------------------
 
 
-def said_of(image: Image, key: str | None) -> Image:
+def attest(image: Image, key: str | None) -> Image:
     envelope = provenance.wrap(provenance.statement(image, MAKING), key)
     return msgspec.structs.replace(image, provenance=envelope)
 
 
-def test_a_signature_holds_for_its_key_only(keys: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_signature_is_valid_only_for_its_key(keys: tuple[Path, Path], tmp_path: Path) -> None:
     """By the key's file or by the key itself, as CIs hand out secrets."""
     private, public = keys
     for key in (str(private), private.read_text()):
-        assert len(provenance.verify(said_of(IMAGE, key), public)) == 64
+        assert len(provenance.verify(attest(IMAGE, key), public)) == 64
     _, other = make_keys(tmp_path, "other")
     with pytest.raises(ProvenanceError, match=r"is not signed by .*other\.pub"):
-        provenance.verify(said_of(IMAGE, str(private)), other)
+        provenance.verify(attest(IMAGE, str(private)), other)
 
 
 def test_openssl_verifies_a_signature(keys: tuple[Path, Path], tmp_path: Path) -> None:
     """DSSE: openssl says the same of the bytes that the protocol names."""
     private, public = keys
-    envelope = said_of(IMAGE, str(private)).provenance
+    envelope = attest(IMAGE, str(private)).provenance
     assert envelope is not None
     payload = base64.b64decode(envelope.payload)
     signed = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)
@@ -165,10 +165,10 @@ def test_openssl_verifies_a_signature(keys: tuple[Path, Path], tmp_path: Path) -
     assert "Verified Successfully" in done.stdout, done.stderr
 
 
-def test_nothing_of_a_signed_statement_can_be_changed(keys: tuple[Path, Path]) -> None:
+def test_changes_to_a_signed_statement_are_detected(keys: tuple[Path, Path]) -> None:
     """Neither the statement nor its type."""
     private, public = keys
-    image = said_of(IMAGE, str(private))
+    image = attest(IMAGE, str(private))
     assert image.provenance is not None
     said = json.loads(base64.b64decode(image.provenance.payload))
     said["predicate"]["runDetails"]["metadata"]["invocationId"] = "https://ci/8"
@@ -197,11 +197,11 @@ def test_nothing_of_a_signed_statement_can_be_changed(keys: tuple[Path, Path]) -
         {"size": 1},
     ],
 )
-def test_a_statement_is_of_its_own_image_only(
+def test_a_statement_is_valid_only_for_its_image(
     keys: tuple[Path, Path], changes: dict[str, Any]
 ) -> None:
     """A true one moved to another record is found out."""
-    other = msgspec.structs.replace(said_of(IMAGE, str(keys[0])), **changes)
+    other = msgspec.structs.replace(attest(IMAGE, str(keys[0])), **changes)
     with pytest.raises(ProvenanceError, match="belongs to another image"):
         provenance.verify(other, keys[1])
 
@@ -211,7 +211,7 @@ def test_a_missing_statement_or_signature_is_an_error(keys: tuple[Path, Path]) -
     with pytest.raises(ProvenanceError, match="pytest-ephemeral bake shop --force"):
         provenance.read(IMAGE)
     with pytest.raises(ProvenanceError, match=f"is not signed: set {KEY_VARIABLE}"):
-        provenance.verify(said_of(IMAGE, None), keys[1])
+        provenance.verify(attest(IMAGE, None), keys[1])
 
 
 def test_an_invalid_key_is_a_configuration_error(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_wrong_key_is_found_before_the_bake(
     assert not here.baked
 
 
-def test_verify_on_the_command_line(
+def test_images_verify_detects_damaged_content(
     here: Machine,
     keys: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,

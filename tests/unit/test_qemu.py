@@ -81,7 +81,9 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return write
 
 
-def test_without_qemu_the_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_qemu_error_names_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Before anything is baked or launched; doctor says the same, and raises nothing."""
     monkeypatch.setenv("PATH", str(tmp_path))
     provider: Any = load("qemu")
@@ -94,7 +96,7 @@ def test_without_qemu_the_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "apt install qemu-utils" in second.hint
 
 
-def test_more_memory_than_there_is_is_refused(program: Any, tmp_path: Path) -> None:
+def test_too_much_memory_is_refused(program: Any, tmp_path: Path) -> None:
     """Before a launch, with what there is."""
     program("exit 0")
     provider: Any = load("qemu")
@@ -103,25 +105,27 @@ def test_more_memory_than_there_is_is_refused(program: Any, tmp_path: Path) -> N
         provider.preflight(template, [], tmp_path, None)
 
 
-def test_an_accelerator_that_hangs_is_found_out(program: Any) -> None:
+def test_a_hanging_accelerator_is_detected(program: Any) -> None:
     """It opens, and then runs nothing: after its time that is an answer."""
     program("exec sleep 60")
     assert accelerators.refusal("kvm", patience=0.2) == "its guest did nothing within 0.2 s"
 
 
-def test_an_accelerator_that_fails_says_why(program: Any) -> None:
+def test_a_failing_accelerator_reports_the_reason(program: Any) -> None:
     """By QEMU's own last line."""
     program("echo one >&2; echo 'failed to initialize kvm' >&2; exit 1")
     assert accelerators.refusal("kvm") == "failed to initialize kvm"
 
 
-def test_an_accelerator_that_works(program: Any) -> None:
+def test_a_working_accelerator_is_accepted(program: Any) -> None:
     """A guest's first byte is the proof."""
     program("echo SeaBIOS; exec sleep 60")
     assert accelerators.refusal("kvm") == ""
 
 
-def test_what_was_tried_is_remembered(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerator_results_are_cached_per_qemu_version(
+    program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The next process asks nobody; another version of QEMU is tried again."""
     tried: list[str] = []
 
@@ -158,7 +162,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{serving.server_port}/disk.qcow2"
 
 
-def test_a_download_of_another_digest_is_not_used(server: str, tmp_path: Path) -> None:
+def test_a_download_with_a_wrong_digest_is_refused(server: str, tmp_path: Path) -> None:
     """It is told which it is, and nothing of it is kept."""
     wrong = Download(url=server, sha256="0" * 64)
     with pytest.raises(ConfigurationError, match=hashlib.sha256(b"a disk").hexdigest()):
@@ -177,7 +181,7 @@ def test_a_download_is_fetched_once(server: str, tmp_path: Path, program: Any) -
     assert bases.content_of(recipe, tmp_path).disk.read_bytes() == b"a disk"
 
 
-def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+def test_an_unreachable_download_server_is_reported(tmp_path: Path) -> None:
     """A message with the address, and no traceback."""
     base = Download(url="http://127.0.0.1:9/disk.qcow2", sha256="0" * 64)
     with pytest.raises(UnavailableError, match=r"disk\.qcow2 can't be fetched"):
@@ -195,7 +199,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_disk_that_can_not_be_a_base(
+def test_unsupported_base_disks_are_refused(
     told: str, message: str, program: Any, tmp_path: Path
 ) -> None:
     """Neither another format, nor one that has other files of this machine read."""
@@ -205,7 +209,7 @@ def test_a_disk_that_can_not_be_a_base(
         bases.content_of(QemuRecipe(name="app", base="disk", install=["true"]), tmp_path)
 
 
-def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
+def test_a_missing_base_file_is_reported_with_its_key(tmp_path: Path) -> None:
     """With the key's path in the configuration."""
     recipe = QemuRecipe(name="app", base="disk.qcow2", install=["true"])
     with pytest.raises(
@@ -214,7 +218,7 @@ def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
         bases.inputs_of(recipe, tmp_path)
 
 
-def test_a_digest_is_that_of_what_is_there_now(tmp_path: Path) -> None:
+def test_the_digest_of_a_base_follows_its_content(tmp_path: Path) -> None:
     """It is remembered until anything is written."""
     disk = tmp_path / "disk"
     disk.write_bytes(b"one")
@@ -233,7 +237,7 @@ def test_a_digest_is_that_of_what_is_there_now(tmp_path: Path) -> None:
         ({"base": "a", "install": ["true"], "initrd": "i"}, "give kernel"),
     ],
 )
-def test_recipes_that_make_no_sense(keys: dict[str, Any], message: str) -> None:
+def test_contradictory_recipes_are_refused(keys: dict[str, Any], message: str) -> None:
     """Said when the configuration is read."""
     with pytest.raises(ValueError, match=message):
         QemuRecipe(name="app", **keys).check()
@@ -249,7 +253,7 @@ def test_recipes_that_make_no_sense(keys: dict[str, Any], message: str) -> None:
         ("10.0.13", False, "memfd"),
     ],
 )
-def test_memory_that_can_be_left_out_of_a_state(
+def test_the_memory_backend_depends_on_the_qemu_version(
     program: Any, version: str, freezes: bool, kind: str
 ) -> None:
     """From 8.1 on, QEMU only does that with a file that it opened by its path."""
@@ -261,7 +265,7 @@ def test_memory_that_can_be_left_out_of_a_state(
     assert bool(hardware.launcher(None)) == (kind == "file")
 
 
-def test_memory_takes_no_room_in_a_folder(program: Any) -> None:
+def test_guest_memory_is_not_stored_in_a_folder(program: Any) -> None:
     """A full /dev/shm would kill a machine: its memory has a path, but is in no folder."""
     program("echo 'QEMU emulator version 10.0.13 (Debian)'")
     hardware = Hardware("256M", 1, "q35", accelerator="tcg", cpu="Nehalem", freezes=True)
@@ -276,14 +280,16 @@ def test_memory_takes_no_room_in_a_folder(program: Any) -> None:
     ("keys", "freezes"),
     [({}, False), ({"warm": True}, True), ({"warm": "booted"}, True), ({"rollback": "each"}, True)],
 )
-def test_whose_memory_may_be_frozen(keys: dict[str, Any], freezes: bool) -> None:
+def test_only_warm_and_rollback_templates_freeze_memory(
+    keys: dict[str, Any], freezes: bool
+) -> None:
     """Others take no room where such memory has to be."""
     given = {"cpu": "Nehalem", "accelerator": "tcg", "command": "serve", **keys}
     template = QemuTemplate(name="vm", image="app", port=80, **given)
     assert Hardware.of(template).freezes == freezes
 
 
-def test_memory_before_a_command_that_is_not_there() -> None:
+def test_warm_booted_requires_a_command() -> None:
     """Frozen before it started, an image's own application could never be started."""
     with pytest.raises(ValueError, match="needs a command"):
         QemuTemplate(name="vm", image="app", port=80, warm="booted").check()
@@ -302,7 +308,7 @@ def frozen(fits: dict[str, str]) -> Memory:
     return one
 
 
-def test_memory_is_found_by_all_that_has_to_fit() -> None:
+def test_frozen_memory_is_found_only_if_everything_matches() -> None:
     """And by nothing else; what differs is said."""
     one = frozen(FITS)
     one.require_usable()
@@ -332,7 +338,7 @@ def test_memory_without_a_record_is_not_resumed() -> None:
         one.require_usable()
 
 
-def test_memory_that_was_refused_is_not_resumed() -> None:
+def test_refused_memory_is_not_resumed() -> None:
     """It says by what."""
     one = frozen(FITS)
     one.refuse("`images vet` found that UUIDs: both have 1")
@@ -340,7 +346,7 @@ def test_memory_that_was_refused_is_not_resumed() -> None:
         one.require_usable()
 
 
-def test_there_must_be_space_before_it_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freezing_requires_enough_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written, and the message has both numbers."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Space(0, 0, 100 << 20))
     one = Memory.of(FITS)
@@ -352,7 +358,7 @@ def test_there_must_be_space_before_it_is_frozen(monkeypatch: pytest.MonkeyPatch
     assert [path.name for path in one.folder.parent.iterdir()] == []
 
 
-def test_memory_that_nobody_resumes_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freezing_removes_old_unused_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """When other is frozen; what was resumed lately stays."""
     old, recent = frozen(FITS), frozen({**FITS, "machine": "pc"})
     os.utime(old.folder, (0, 0))
@@ -363,7 +369,7 @@ def test_memory_that_nobody_resumes_goes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert recent.exists()
 
 
-def test_a_hole_is_not_copied(tmp_path: Path) -> None:
+def test_copying_memory_preserves_holes(tmp_path: Path) -> None:
     """A machine's memory is mostly holes; what is in it comes over byte for byte."""
     source = tmp_path / "source"
     with source.open("wb") as file:
@@ -387,20 +393,20 @@ def test_a_hole_is_not_copied(tmp_path: Path) -> None:
         ("[  OK  ] Reached target multi-user.target", ""),
     ],
 )
-def test_a_boot_that_never_ends_is_seen(printed: str, why: str) -> None:
+def test_boot_failures_are_detected_from_the_console(printed: str, why: str) -> None:
     """Long before its time is over."""
     found = machines.find_boot_failure(printed)
     assert why in found
     assert bool(found) == bool(why)
 
 
-def test_the_last_lines_of_a_console() -> None:
+def test_last_lines_skip_blank_console_lines() -> None:
     """Those that say something; of none, what may be the reason."""
     assert machines.last_lines("one\n\n  two\n", 1) == "      two"
     assert "console=ttyS0" in machines.last_lines("\n")
 
 
-def test_a_guest_without_an_agent_is_told(tmp_path: Path) -> None:
+def test_a_missing_guest_agent_is_reported(tmp_path: Path) -> None:
     """The port is there, and nobody behind it; the package is named."""
     with socket.socket(socket.AF_UNIX) as port:
         with control_socket._path(GuardAddress("vm-1", tmp_path, "agent")) as path:
@@ -410,14 +416,14 @@ def test_a_guest_without_an_agent_is_told(tmp_path: Path) -> None:
             qmp.open_agent("vm-1", tmp_path, timeout=0.3, each=0.1)
 
 
-def test_a_machine_that_has_no_monitor_is_told(tmp_path: Path) -> None:
+def test_a_missing_monitor_is_reported(tmp_path: Path) -> None:
     """Its QEMU has ended, or never was."""
     with pytest.raises(EphemeralError, match="the monitor of vm-1 is not there"):
         qmp.open_monitor("vm-1", tmp_path, timeout=0.1)
 
 
 @pytest.mark.parametrize("open_port", [qmp.open_monitor, qmp.open_agent, qmp.open_helper])
-def test_a_machine_that_has_ended_is_not_waited_for(tmp_path: Path, open_port: Any) -> None:
+def test_connecting_to_an_ended_machine_fails_at_once(tmp_path: Path, open_port: Any) -> None:
     """Its sockets are still there: what is run in it, or freezes it, is told at once."""
     for name in ("monitor", "agent", "restore"):
         with (
@@ -431,7 +437,7 @@ def test_a_machine_that_has_ended_is_not_waited_for(tmp_path: Path, open_port: A
 
 
 @pytest.mark.parametrize("said", [b"", b'{"QMP": {}}\n', b'{"QMP": {}}\n{"error": {}}\n'])
-def test_a_monitor_that_ends_at_once_leaves_no_socket(tmp_path: Path, said: bytes) -> None:
+def test_a_failed_monitor_connection_leaves_no_open_socket(tmp_path: Path, said: bytes) -> None:
     """QEMU may exit while it is asked: before its greeting, after it, or with a refusal."""
 
     def answer() -> None:
@@ -456,7 +462,7 @@ def test_a_monitor_that_ends_at_once_leaves_no_socket(tmp_path: Path, said: byte
     assert not [str(warning.message) for warning in unclosed]
 
 
-def test_a_line_without_its_end_is_none_yet() -> None:
+def test_incomplete_console_lines_are_ignored() -> None:
     """A serial console comes letter by letter: a status of 12 is no status of 1."""
     whole, rest = "pytest-ephemeral:app:1| one\r\n", "pytest-ephemeral:end:0| 1"
     assert [line.text for line in user_data.lines(whole + rest)] == ["one"]
@@ -464,7 +470,7 @@ def test_a_line_without_its_end_is_none_yet() -> None:
     assert user_data.last_words(f"{whole}{rest}2\r\n") == "12"
 
 
-def test_a_machine_that_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_status_of_a_machine_that_just_ended_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its guard answers once, and is gone then: that is a status, and no error."""
     answers = iter([{}])
 
@@ -479,7 +485,7 @@ def test_a_machine_that_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPat
     assert [provider.status(environment).state for _ in range(2)] == ["running", "gone"]
 
 
-def test_a_guard_that_dies_before_its_machine_is_started_again(
+def test_replacing_a_machine_fails_if_its_guard_dies(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Whoever waits is told: nobody will ever read what starts the next QEMU."""
@@ -503,7 +509,7 @@ def test_a_guard_that_dies_before_its_machine_is_started_again(
         replacement.replace_machine(place, start)
 
 
-def test_a_database_elsewhere_is_not_put_back(tmp_path: Path) -> None:
+def test_rollback_with_an_external_database_is_refused(tmp_path: Path) -> None:
     """Refused before anything is launched, with its host; one in the machine itself is fine."""
     provider: Any = load("qemu")
     for where, ok in (("localhost", True), ("db.example.com", False)):

@@ -100,19 +100,19 @@ def unused_port() -> Iterator[int]:
         yield bound.getsockname()[1]
 
 
-def test_an_http_answer_is_ready() -> None:
+def test_a_successful_http_response_is_ready() -> None:
     """Any status from 200 to 399 will do when none is asked for."""
     with answering(302) as env:
         wait(env, Ready(http="/healthz"), Scripted())
 
 
-def test_headers_are_sent() -> None:
+def test_http_probes_send_the_configured_headers() -> None:
     """What ``headers`` says goes with each look."""
     with answering(200) as env:
         wait(env, Ready(http="/keyed", headers={"X-Key": "k"}), Scripted())
 
 
-def test_a_wrong_status_is_not_ready_and_is_told() -> None:
+def test_a_readiness_timeout_reports_status_and_log() -> None:
     """The time-out says what was last answered, how its processes are, and what it printed."""
     provider = Scripted()
     provider.text = "starting\nmigrating\n"
@@ -138,7 +138,7 @@ def test_a_listed_status_is_ready() -> None:
         wait(env, Ready(http="/", status=[200, 401]), Scripted())
 
 
-def test_a_late_listener_is_noticed_within_its_last_pause() -> None:
+def test_a_late_listener_is_noticed_within_the_longest_pause() -> None:
     """From its first answer to being noticed passes no more than the longest pause."""
     started = time.monotonic()
     with answering(200, after=0.3) as env:
@@ -156,7 +156,7 @@ def test_without_ready_every_port_must_accept(unused_port: int) -> None:
         wait(environment(unused_port), Ready(tcp=True, timeout=Duration(0.05)), Scripted())
 
 
-def test_an_application_that_stops_is_given_up_at_once(unused_port: int) -> None:
+def test_waiting_ends_when_the_application_stops(unused_port: int) -> None:
     """Not at the time-out; with its exit status and its last lines."""
     provider = Scripted()
     provider.state = Status("exited", "web (pid 12) exited with status 3 after 0.2 s")
@@ -172,7 +172,7 @@ def test_an_application_that_stops_is_given_up_at_once(unused_port: int) -> None
     assert time.monotonic() - started < 5
 
 
-def test_nobody_waits_for_what_is_no_longer_wanted(unused_port: int) -> None:
+def test_cancelling_ends_the_wait(unused_port: int) -> None:
     """Whoever cancels is not kept waiting."""
     cancelled = threading.Event()
     cancelled.set()
@@ -186,7 +186,7 @@ def test_nobody_waits_for_what_is_no_longer_wanted(unused_port: int) -> None:
         )
 
 
-def test_a_log_line_is_found_wherever_the_reads_cut_it() -> None:
+def test_a_log_line_split_across_reads_is_found() -> None:
     """The end of what was read before is looked at again."""
     provider = Scripted()
     probe = probes.LogProbe(
@@ -200,7 +200,7 @@ def test_a_log_line_is_found_wherever_the_reads_cut_it() -> None:
     assert seen == [False, True, True]
 
 
-def test_a_command_must_succeed(unused_port: int) -> None:
+def test_the_ready_command_must_succeed(unused_port: int) -> None:
     """It is looked at again until it does; the last failure is told."""
     provider = Scripted()
     provider.exits = iter([1, 1, 0])
@@ -249,7 +249,7 @@ def test_pauses_grow_from_2_to_50_ms(unused_port: int) -> None:
     assert len(pauses) < 250
 
 
-def test_it_is_asked_now_and_then_whether_it_runs_and_at_the_end(unused_port: int) -> None:
+def test_the_status_is_checked_periodically_and_at_the_end(unused_port: int) -> None:
     """A platform takes longer to say so than a port to refuse; ready is only what still runs."""
     now, asked = 0.0, []
 
@@ -310,20 +310,20 @@ def forwarding(*, hangs_up_after: float | None) -> Iterator[probes.TcpProbe]:
         thread.join()
 
 
-def test_a_forwarder_that_takes_its_time_to_hang_up() -> None:
+def test_a_slowly_closed_forwarded_connection_is_not_ready() -> None:
     """On a busy machine, an accepted connection is not taken for the application's at once."""
     with forwarding(hangs_up_after=0.02) as probe:
         assert "nothing listens behind it" in probe.look(1.0)
         assert "nothing listens behind it" in probe.look(1.0)
 
 
-def test_a_forwarder_with_somebody_behind_it() -> None:
+def test_an_open_forwarded_connection_is_ready() -> None:
     """A connection that stays is the application's."""
     with forwarding(hangs_up_after=None) as probe:
         assert probe.look(1.0) == ""
 
 
-def test_the_other_ports_are_checked_as_well(unused_port: int) -> None:
+def test_readiness_checks_all_ports(unused_port: int) -> None:
     """A probe of one port says nothing of a database beside it."""
     with answering(200) as env:
         beside = make_endpoints("127.0.0.1", {"database": unused_port})

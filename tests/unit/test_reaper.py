@@ -90,7 +90,7 @@ def reaped(project: Any, *, dry_run: bool = False) -> dict[str, str]:
     return {one.id: one.reason for one in reaper.reap(project, dry_run=dry_run)}
 
 
-def test_what_was_kept_meanwhile_is_not_removed_as_an_earlier_leak(
+def test_an_environment_kept_meanwhile_is_not_removed(
     project: Any, provider: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A person may say so between a look at the ledger and the removal."""
@@ -105,7 +105,9 @@ def test_what_was_kept_meanwhile_is_not_removed_as_an_earlier_leak(
     assert provider.destroyed == []
 
 
-def test_the_expired_and_the_orphaned_go(project: Any, provider: Scripted) -> None:
+def test_reap_removes_only_expired_and_orphaned_environments(
+    project: Any, provider: Scripted
+) -> None:
     """And nothing else: not what lives, not what is kept, not production."""
     past = datetime.now(UTC) - HOUR
     recorded(project, "a-expired", expires_at=past)
@@ -124,7 +126,7 @@ def test_the_expired_and_the_orphaned_go(project: Any, provider: Scripted) -> No
     assert {one.id for one in project.ledger.entries()} == {"c-alive", "d-kept", "e-production"}
 
 
-def test_an_owner_elsewhere_is_not_judged_from_here(project: Any, provider: Scripted) -> None:
+def test_environments_of_other_machines_are_not_orphaned(project: Any, provider: Scripted) -> None:
     """Whether a process of another machine lives can't be told: its expiry decides."""
     elsewhere = msgspec.structs.replace(dead_owner(), machine="another-machine")
     recorded(project, "a-elsewhere", owner=elsewhere)
@@ -133,7 +135,9 @@ def test_an_owner_elsewhere_is_not_judged_from_here(project: Any, provider: Scri
 
 
 @pytest.mark.parametrize("attribute", ["boot", "pid_namespace"])
-def test_the_same_host_name_says_nothing(project: Any, provider: Scripted, attribute: str) -> None:
+def test_environments_of_another_boot_are_not_orphaned(
+    project: Any, provider: Scripted, attribute: str
+) -> None:
     """A clone of this machine and a container with its name have live runs of their own."""
     owner = msgspec.structs.replace(dead_owner(), **{attribute: "another"})
     recorded(project, "a-of-a-clone", owner=owner)
@@ -142,7 +146,7 @@ def test_the_same_host_name_says_nothing(project: Any, provider: Scripted, attri
     assert set(reaped(project)) == {"b-expired"}
 
 
-def test_a_dry_run_touches_nothing(project: Any, provider: Scripted) -> None:
+def test_a_dry_run_removes_nothing(project: Any, provider: Scripted) -> None:
     """It tells what would go."""
     recorded(project, "a-orphaned", owner=dead_owner())
     held(provider, "b-abandoned", expires=labels.NEVER, abandoned=True)
@@ -153,7 +157,7 @@ def test_a_dry_run_touches_nothing(project: Any, provider: Scripted) -> None:
     assert set(reaped(project)) == {"a-orphaned", "b-abandoned"}
 
 
-def test_what_no_ledger_knows_goes_only_by_its_own_labels(project: Any, provider: Scripted) -> None:
+def test_unrecorded_resources_are_reaped_by_their_labels(project: Any, provider: Scripted) -> None:
     """Another project's ledger may know it: expired or abandoned, or it stays."""
     past, future = (datetime.now(UTC) - HOUR).isoformat(), (datetime.now(UTC) + HOUR).isoformat()
     held(provider, "a-expired", expires=past)
@@ -167,7 +171,7 @@ def test_what_no_ledger_knows_goes_only_by_its_own_labels(project: Any, provider
     assert set(provider.held) == {"b-current", "c-production", "e-garbled", "f-zoneless"}
 
 
-def test_a_record_outranks_labels(project: Any, provider: Scripted) -> None:
+def test_a_record_takes_precedence_over_labels(project: Any, provider: Scripted) -> None:
     """What the ledger says lives is not swept because its label is stale."""
     recorded(project, "a-extended")
     held(provider, "a-extended", expires=(datetime.now(UTC) - HOUR).isoformat())
@@ -175,7 +179,7 @@ def test_a_record_outranks_labels(project: Any, provider: Scripted) -> None:
     assert reaped(project) == {}
 
 
-def test_what_can_not_be_removed_is_told_and_keeps_its_record(
+def test_a_failed_removal_is_reported_and_keeps_its_record(
     project: Any, provider: Scripted
 ) -> None:
     """The others go all the same; at the end it is an error."""
@@ -191,13 +195,13 @@ def test_what_can_not_be_removed_is_told_and_keeps_its_record(
         reaper.raise_leftovers(found)
 
 
-def test_reaping_nothing_is_no_error(project: Any, provider: Scripted) -> None:
+def test_reaping_an_empty_ledger_succeeds(project: Any, provider: Scripted) -> None:
     """An empty ledger and a provider with nothing of ours."""
     reaper.raise_leftovers(reaper.reap(project, dry_run=False))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"", b"\xff"])
-def test_a_bad_record_stops_nothing_else_and_is_an_error(
+def test_a_broken_record_is_an_error_but_others_are_reaped(
     project: Any, provider: Scripted, content: bytes
 ) -> None:
     """Something may run that it described: whoever reaps is told, with status 6."""
@@ -211,7 +215,7 @@ def test_a_bad_record_stops_nothing_else_and_is_an_error(
         reaper.raise_leftovers(found)
 
 
-def test_a_record_under_another_id_s_path_is_not_obeyed(project: Any, provider: Scripted) -> None:
+def test_a_record_under_a_wrong_path_is_refused(project: Any, provider: Scripted) -> None:
     """A copy, or a forgery: what it names is left alone."""
     recorded(project, "a-victim")
     data = project.ledger.store.read("environments/a-victim.json").data
@@ -225,7 +229,7 @@ def test_a_record_under_another_id_s_path_is_not_obeyed(project: Any, provider: 
 
 
 @pytest.mark.parametrize("id", ["..", ".", "a/../../b", "a\n", "", "A", "-a", "a" * 80])
-def test_an_id_that_could_be_a_path_is_refused(project: Any, provider: Scripted, id: str) -> None:
+def test_invalid_ids_are_refused(project: Any, provider: Scripted, id: str) -> None:
     """Providers make paths and names of it."""
     past = datetime.now(UTC) - HOUR
     recorded(project, "a-model", expires_at=past)
@@ -254,7 +258,7 @@ def test_a_clock_set_forward_destroys_nothing(
         reaper.raise_leftovers(found)
 
 
-def test_the_clock_where_it_runs_is_asked(
+def test_the_clock_of_the_provider_decides_the_expiry(
     project: Any, provider: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This machine's is ahead of it, and so has no say."""

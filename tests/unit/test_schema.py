@@ -66,12 +66,12 @@ def validator() -> Any:
     return jsonschema.Draft7Validator(document)
 
 
-def test_the_file_is_what_the_types_say() -> None:
+def test_the_schema_file_is_up_to_date() -> None:
     """Made again with ``pytest-ephemeral schema > pytest_ephemeral/ephemeral.schema.json``."""
     assert FILE.read_text() == schema.format_schema(schema.schema())
 
 
-def test_what_the_contract_shows_is_valid_to_both(tmp_path: Path, validator: Any) -> None:
+def test_the_example_is_valid_for_reader_and_schema(tmp_path: Path, validator: Any) -> None:
     """The reader takes it, and no editor underlines anything."""
     file = tmp_path / "ephemeral.toml"
     file.write_text(EXAMPLE)
@@ -103,7 +103,9 @@ def test_what_the_contract_shows_is_valid_to_both(tmp_path: Path, validator: Any
         ("[artifacts]", "[artefacts]"),
     ],
 )
-def test_what_is_wrong_is_wrong_to_both(tmp_path: Path, validator: Any, old: str, new: str) -> None:
+def test_reader_and_schema_refuse_the_same_errors(
+    tmp_path: Path, validator: Any, old: str, new: str
+) -> None:
     """An editor underlines what the reader refuses."""
     assert old in EXAMPLE
     text = EXAMPLE.replace(old, new, 1)
@@ -114,7 +116,7 @@ def test_what_is_wrong_is_wrong_to_both(tmp_path: Path, validator: Any, old: str
     assert list(validator.iter_errors(tomllib.loads(text)))
 
 
-def test_every_key_is_explained() -> None:
+def test_every_key_has_a_description() -> None:
     """Whoever hovers over a key in an editor is told what it is."""
     document = schema.schema()
     unexplained = [
@@ -126,7 +128,7 @@ def test_every_key_is_explained() -> None:
     assert unexplained == []
 
 
-def test_validate_pyproject_finds_and_uses_it() -> None:
+def test_validate_pyproject_uses_the_schema() -> None:
     """By its entry point, as anyone gets it who has both installed."""
     validate = Validator()
     tool: dict[str, Any] = {"pytest-ephemeral": tomllib.loads(EXAMPLE)}

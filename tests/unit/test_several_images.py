@@ -29,7 +29,9 @@ def environment() -> Environment:
     return make_environment(provider="compose", image=WEB, more_images=[WORKER])
 
 
-def ran(store: DirectoryStore, image: ImageReference, *, exit_status: int, minute: int) -> None:
+def record_stage(
+    store: DirectoryStore, image: ImageReference, *, exit_status: int, minute: int
+) -> None:
     stage = Stage(
         stage="acceptance",
         run=f"run-{minute}",
@@ -42,21 +44,21 @@ def ran(store: DirectoryStore, image: ImageReference, *, exit_status: int, minut
     stages.record(store, stage)
 
 
-def test_each_image_must_have_passed(tmp_path: Path) -> None:
+def test_promotion_requires_every_image_to_pass(tmp_path: Path) -> None:
     """One that was not tested, or failed, keeps the environment from being promoted."""
     store = DirectoryStore(tmp_path)
     wanted = Promotion(name="production", dns="hosts", record="shop.test", requires=["acceptance"])
     for image, status, said in ((WEB, 0, "has not tested it"), (WORKER, 1, "failed")):
-        ran(store, image, exit_status=status, minute=status)
+        record_stage(store, image, exit_status=status, minute=status)
         with pytest.raises(PromotionError, match=said) as caught:
             requirements.check(store, wanted, environment())
         assert "web sha256:1111" in str(caught.value)
         assert "worker sha256:2222" in str(caught.value)
-    ran(store, WORKER, exit_status=0, minute=2)
+    record_stage(store, WORKER, exit_status=0, minute=2)
     assert set(requirements.check(store, wanted, environment()).stages) == {"acceptance"}
 
 
-def test_none_of_them_is_pruned(tmp_path: Path) -> None:
+def test_all_images_of_an_environment_are_in_use(tmp_path: Path) -> None:
     """The ledger says that all are in use."""
     ledger = Ledger(DirectoryStore(tmp_path))
     template = ComposeTemplate(name="staging", file="compose.yaml", service="web", port=80)

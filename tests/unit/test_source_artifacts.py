@@ -42,7 +42,7 @@ def project(tmp_path: Path) -> Path:
     return root
 
 
-def test_the_same_content_is_the_same_bytes(project: Path, tmp_path: Path) -> None:
+def test_equal_content_packs_to_equal_bytes(project: Path, tmp_path: Path) -> None:
     """Whenever, by whomever and in whatever order it was written."""
     first = packed(project)
     other = tmp_path / "elsewhere"
@@ -56,7 +56,7 @@ def test_the_same_content_is_the_same_bytes(project: Path, tmp_path: Path) -> No
     assert packed(other) != first
 
 
-def test_ignore_files_are_honoured_as_git_does(project: Path) -> None:
+def test_gitignore_files_are_respected(project: Path) -> None:
     """Nested ones, negated ones, folders; what tools leave is never part of it."""
     (project / ".gitignore").write_text("*.log\n/build/\nsrc/deep/*\n!src/deep/a.txt\n")
     (project / "src" / ".gitignore").write_text("secret.py\n!kept.log\n")
@@ -80,7 +80,7 @@ def test_ignore_files_are_honoured_as_git_does(project: Path) -> None:
     ]
 
 
-def test_git_agrees(project: Path) -> None:
+def test_packed_files_match_git(project: Path) -> None:
     """The files that it would add are the files that are packed."""
     import subprocess
 
@@ -102,7 +102,7 @@ def test_git_agrees(project: Path) -> None:
     assert names(project) == sorted(listed)
 
 
-def test_a_link_stays_a_link_and_a_program_executable(project: Path) -> None:
+def test_packing_preserves_links_and_executable_bits(project: Path) -> None:
     """Nothing outside is followed into the artifact."""
     (project / "run").write_text("#!/bin/sh\n")
     (project / "run").chmod(0o755)
@@ -142,7 +142,7 @@ def built(root: Path, **changes: object) -> list[str]:
     return said
 
 
-def test_it_is_built_when_a_source_changes_and_not_otherwise(project: Path) -> None:
+def test_the_artifact_is_built_only_when_a_source_changes(project: Path) -> None:
     """The file that was built last is the artifact; older ones stay where they are."""
     assert "made 0" in built(project)
     assert built(project) == []
@@ -181,19 +181,21 @@ def test_builds_of_one_project_do_not_overlap(project: Path, other: str, builds:
         ({"build": "true"}, "made no file that matches"),
     ],
 )
-def test_a_build_that_fails_says_so(project: Path, changes: dict[str, str], said: str) -> None:
+def test_a_failed_build_is_reported_with_its_output(
+    project: Path, changes: dict[str, str], said: str
+) -> None:
     """With the last lines it printed."""
     with pytest.raises(BakeError, match=f"(?s){said}"):
         built(project, **changes)
 
 
-def test_sources_that_are_not_there_are_an_error(project: Path) -> None:
+def test_missing_sources_are_an_error(project: Path) -> None:
     """Nothing would ever change."""
     with pytest.raises(ConfigurationError, match=r"images.shop.sources: nothing .* matches lib"):
         built(project, sources=["lib"])
 
 
-def test_a_wheel_that_is_older_than_its_sources_is_warned_of(project: Path) -> None:
+def test_a_stale_wheel_causes_a_warning(project: Path) -> None:
     """Where nothing builds it: yesterday's code would be tested."""
     (project / "pyproject.toml").write_text("")
     (project / "dist").mkdir()

@@ -17,14 +17,14 @@ def store(tmp_path: Path) -> DirectoryStore:
     return DirectoryStore(tmp_path / "store")
 
 
-def test_nothing_is_below_a_record(store):
+def test_a_record_has_no_child_records(store):
     """A record is a file, and no folder."""
     store.create("a", b"")
     with pytest.raises(RecordMissingError, match="has no"):
         store.read("a/b")
 
 
-def test_what_is_half_written_is_no_record(store):
+def test_partially_written_records_are_not_listed(store):
     """It is stepped over."""
     store.create("catalog/shop/1.json", b"{}")
     (store.folder / "catalog/shop" / f"{files.TEMPORARY}1234").write_bytes(b"{")
@@ -32,7 +32,7 @@ def test_what_is_half_written_is_no_record(store):
 
 
 @pytest.mark.parametrize("write", ["create", "upload"])
-def test_what_a_killed_writer_left_is_swept(store, tmp_path, write):
+def test_old_temporary_files_are_removed(store, tmp_path, write):
     """A day later, by the next write into the same folder; what is being written stays."""
     source = tmp_path / "source"
     source.write_bytes(b"x")
@@ -52,7 +52,7 @@ def test_what_a_killed_writer_left_is_swept(store, tmp_path, write):
 @pytest.mark.parametrize(
     ("code", "words"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "permission denied")]
 )
-def test_a_store_that_cant_be_written_says_why(store, monkeypatch, code, words):
+def test_write_failures_are_explained(store, monkeypatch, code, words):
     """And leaves nothing half-written behind."""
 
     def fail(descriptor: int) -> None:
@@ -65,14 +65,14 @@ def test_a_store_that_cant_be_written_says_why(store, monkeypatch, code, words):
     assert list((store.folder / "a").iterdir()) == []
 
 
-def test_a_file_in_the_way_is_explained(tmp_path):
+def test_a_file_in_place_of_the_store_folder_is_explained(tmp_path):
     """A store's folder can't be made where a file stands."""
     (tmp_path / "store").write_text("")
     with pytest.raises(StoreError, match="a file stands where a folder is needed"):
         DirectoryStore(tmp_path / "store").create("a", b"")
 
 
-def test_other_urls_are_no_stores(tmp_path):
+def test_unsupported_store_urls_are_refused(tmp_path):
     """A configuration error, naming what can be one; a relative folder is under the root."""
     assert open_store(".ephemeral", tmp_path).url == str(tmp_path / ".ephemeral")
     with pytest.raises(ConfigurationError, match=r"ftp://x.*s3://bucket/prefix"):

@@ -23,7 +23,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_one_line_is_one_line_without_control_characters(text: str) -> None:
+def test_one_line_removes_control_characters(text: str) -> None:
     """Whatever splits lines for a terminal, Python or a CI server is a space."""
     safe = one_line(text)
     assert len(safe.splitlines()) <= 1
@@ -41,7 +41,7 @@ def test_any_text_becomes_one_line(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_messages_of_several_lines_keep_only_their_line_ends(text: str) -> None:
+def test_printable_keeps_only_line_breaks(text: str) -> None:
     """Those that we compose ourselves."""
     safe = printable(f"first\n{one_line(text)}\nlast")
     assert safe.splitlines()[0] == "first"
@@ -50,7 +50,7 @@ def test_messages_of_several_lines_keep_only_their_line_ends(text: str) -> None:
     assert "\x1b" not in safe
 
 
-def test_ordinary_words_stay_as_they_are() -> None:
+def test_one_line_keeps_ordinary_text() -> None:
     """Umlauts, emoji and a heading of Markdown."""
     for text in ("Größe 1.2 · läuft", "✅ ok", "## Heading", "issue #12 [urgent]"):
         assert one_line(text) == text

@@ -36,7 +36,7 @@ def digest(top: Path) -> str:
     return tree.digest(tree.manifest(top))
 
 
-def test_a_tree_comes_back_from_its_archive(installed, tmp_path):
+def test_a_tree_survives_packing_and_unpacking(installed, tmp_path):
     """Content, kinds, modes, links and odd names; and packed again it is the same archive."""
     tree.seal(installed)
     archive.pack(installed, tmp_path / "archive")
@@ -49,7 +49,7 @@ def test_a_tree_comes_back_from_its_archive(installed, tmp_path):
     assert (tmp_path / "again").read_bytes() == (tmp_path / "archive").read_bytes()
 
 
-def test_compiled_python_stays_valid_in_an_archive(installed, tmp_path):
+def test_packing_preserves_modification_times(installed, tmp_path):
     """It names its source's modification time, so that is kept."""
     os.utime(installed / "lib/data", (1_000_000_000, 1_000_000_000))
     archive.pack(installed, tmp_path / "archive")
@@ -67,7 +67,7 @@ def test_a_sealed_tree_has_no_write_permission(installed):
     assert not installed.stat().st_mode & 0o222
 
 
-def test_a_linked_file_becomes_the_trees_own(installed, tmp_path):
+def test_sealing_copies_hard_linked_files(installed, tmp_path):
     """An installer's cache can't change the tree, and keeps its own permissions."""
     cached = tmp_path / "cached"
     cached.write_text("cached")
@@ -80,7 +80,7 @@ def test_a_linked_file_becomes_the_trees_own(installed, tmp_path):
     assert stat.S_IMODE(cached.stat().st_mode) == 0o644
 
 
-def test_what_no_archive_can_hold_is_refused(installed):
+def test_sealing_refuses_sockets(installed):
     """A socket, say."""
     with socket.socket(socket.AF_UNIX) as listener:
         here = os.open(installed, os.O_RDONLY)
@@ -100,7 +100,7 @@ def test_what_no_archive_can_hold_is_refused(installed):
         (lambda top: (top / "empty").rename(top / "full"), "empty (removed)"),
     ],
 )
-def test_every_change_shows(installed, change, named):
+def test_every_change_is_detected(installed, change, named):
     """In the digest, in the fingerprint, and by name."""
     before, print_before = tree.manifest(installed), tree.fingerprint(installed)
     change(installed)
@@ -110,7 +110,7 @@ def test_every_change_shows(installed, change, named):
     assert named in tree.changes(before, after)
 
 
-def test_owners_and_times_are_not_content(installed):
+def test_modification_times_do_not_affect_the_digest(installed):
     """A tree that is touched has another fingerprint and the same digest."""
     before, print_before = digest(installed), tree.fingerprint(installed)
     os.utime(installed / "lib/data", (0, 0))
@@ -118,7 +118,7 @@ def test_owners_and_times_are_not_content(installed):
     assert tree.fingerprint(installed) != print_before
 
 
-def test_one_byte_with_size_and_time_restored_shows(installed):
+def test_the_fingerprint_detects_a_hidden_byte_change(installed):
     """No program can set the change time back."""
     file = installed / "lib/data"
     before, status = tree.fingerprint(installed), file.stat()
@@ -157,7 +157,7 @@ def archive_of(file: Path, *members: tuple[str, bytes, str]) -> Path:
         [("pipe", tarfile.FIFOTYPE, "")],
     ],
 )
-def test_nothing_is_unpacked_outside(tmp_path, members):
+def test_unpack_refuses_unsafe_members(tmp_path, members):
     """Nor anything that ``pack`` never writes."""
     file = archive_of(tmp_path / "archive", *members)
     with pytest.raises(tree.BadTreeError):
@@ -175,7 +175,7 @@ def test_a_damaged_archive_is_refused(installed, tmp_path, damage):
         archive.unpack(file, tmp_path / "top", size=1 << 20)
 
 
-def test_removing_is_whole_and_may_be_repeated(installed):
+def test_remove_deletes_the_tree_and_is_idempotent(installed):
     """Sealed or not, and links are not followed."""
     outside = installed.parent / "outside"
     outside.mkdir()

@@ -9,7 +9,7 @@ from pytest_ephemeral import proxies, urls
 
 @pytest.mark.parametrize("base", ["http://h:1/", "http://h:1"])
 @pytest.mark.parametrize("path", ["/a?b=/c", "a?b=/c", "//a?b=/c"])
-def test_one_slash_joins(base: str, path: str) -> None:
+def test_join_uses_exactly_one_slash(base: str, path: str) -> None:
     """Whichever side has one, or both."""
     assert urls.join(base, path) == "http://h:1/a?b=/c"
 
@@ -32,12 +32,12 @@ def test_one_slash_joins(base: str, path: str) -> None:
         ("staging-7f3k2q", "staging-7f3k2q"),
     ],
 )
-def test_no_password_is_printed(url: str, shown: str) -> None:
+def test_hide_password_masks_passwords_in_urls(url: str, shown: str) -> None:
     """Also one that should have been quoted; all else stays as it is."""
     assert urls.hide_password(url) == shown
 
 
-def test_a_host_is_added_in_both_cases_of_the_name() -> None:
+def test_exempt_sets_no_proxy_in_both_cases() -> None:
     """Some clients read one, some the other; what either had before stays in it."""
     environ = {"HTTP_PROXY": "http://p:1", "NO_PROXY": "localhost, 10.0.0.1"}
     listed = "localhost,10.0.0.1,127.4.9.3"
@@ -48,12 +48,12 @@ def test_a_host_is_added_in_both_cases_of_the_name() -> None:
     "environ",
     [{}, {"NO_PROXY": "h"}, {"HTTP_PROXY": ""}, {"HTTP_PROXY": "http://p:1", "no_proxy": "*"}],
 )
-def test_nothing_is_set_where_nothing_has_to_be(environ: dict[str, str]) -> None:
+def test_exempt_sets_nothing_if_no_proxy_is_used(environ: dict[str, str]) -> None:
     """Without a proxy, or where no host goes to it."""
     assert proxies.exempt(environ, "127.4.9.3") == {}
 
 
-def test_variables_are_set_back() -> None:
+def test_restore_resets_changed_variables() -> None:
     """To what they were, but for one that somebody has set meanwhile."""
     before = {"HTTP_PROXY": "http://p:1", "NO_PROXY": "localhost"}
     environ = dict(before)

@@ -6,13 +6,13 @@ from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.testing import waiting
 
 
-def test_what_is_left_is_named() -> None:
+def test_until_gone_names_the_remaining_items() -> None:
     """Not only that something is."""
     with pytest.raises(AssertionError, match="left: \\['web', 'db'\\]"):
         waiting.until_gone(lambda: ["web", "db"], within=0.02)
 
 
-def test_a_look_that_is_refused_is_tried_again() -> None:
+def test_until_gone_retries_after_errors() -> None:
     """The failure says what was seen last."""
     looks = iter([OSError("too early"), EphemeralError("in the middle of it"), []])
 
@@ -26,7 +26,7 @@ def test_a_look_that_is_refused_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize(("waited", "counted"), [(0.0, 10.0), (4.0, 6.0), (10.0, 1.0)])
-def test_time_that_processes_wait_for_a_processor(
+def test_idle_clock_discounts_waiting_for_a_processor(
     monkeypatch: pytest.MonkeyPatch, waited: float, counted: float
 ) -> None:
     """It does not count for a time limit, but for a tenth of it."""
@@ -39,7 +39,7 @@ def test_time_that_processes_wait_for_a_processor(
     assert now == pytest.approx(counted)
 
 
-def test_a_system_that_does_not_count_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pressure_information_counts_as_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """There every second counts."""
     monkeypatch.setattr(waiting, "_PRESSURE", waiting.Path("/nowhere"))
     assert waiting._waited() == 0.0

@@ -13,7 +13,7 @@ from pytest_ephemeral.cli import with_command
 from pytest_ephemeral.cli.output import Printer
 
 
-def test_a_stop_while_the_command_is_started_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_during_start_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes when there is a process, and nobody has its number yet: none is left running."""
     started: list[subprocess.Popen[bytes]] = []
 

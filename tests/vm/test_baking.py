@@ -138,12 +138,12 @@ def test_a_killed_bake_leaves_no_qemu_and_no_folder(
 ) -> None:
     """With kill -9, while its machine boots: QEMU is gone, and so is its folder."""
     machines = root / "machine" / "machines"
-    assert eventually(lambda: bool(qemus(machines)), 60)
+    assert eventually(lambda: bool(qemu_processes(machines)), 60)
     baker.send_signal(signal.SIGKILL)
-    assert eventually(lambda: not qemus(machines) and not list(machines.iterdir()), 10)
+    assert eventually(lambda: not qemu_processes(machines) and not list(machines.iterdir()), 10)
 
 
-def qemus(machines: Path) -> list[str]:
+def qemu_processes(machines: Path) -> list[str]:
     """The processes of QEMU that run in a folder of machines, as the process table has them."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):

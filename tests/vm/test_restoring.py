@@ -186,7 +186,9 @@ def running(machines: Machines) -> Iterator[Environment]:
                 one.remove()
 
 
-def test_what_is_renewed_and_what_hooks_see(machines: Machines, running: Environment) -> None:
+def test_resumed_machines_have_their_own_identities(
+    machines: Machines, running: Environment
+) -> None:
     """Each of three has a machine-id and host keys of its own; hooks see its id and secrets."""
     assert COLD_BOOT not in machines.freeze(running, HOOKS).handle
     with ExitStack() as cleanup:
@@ -214,7 +216,7 @@ def test_a_failing_hook_prevents_freezing_and_resuming(
         assert machines.provider.status(environment).state == "running"
 
 
-def test_two_that_do_not_differ_are_refused(
+def test_vet_reports_state_shared_between_machines(
     machines: Machines, running: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``images vet`` finds each kind of thing that two have in common; nothing resumes then."""

@@ -35,7 +35,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lacks.skip_without("QEMU", why)
     folder = copy_shop(tmp_path_factory.mktemp("example") / "shop")
     (folder.parent / "trees").mkdir(mode=0o700)
-    take_baked(folder / "ephemeral.toml")
+    use_baked_image(folder / "ephemeral.toml")
     vm.share_memory(folder.parent / "machine")
     return folder
 
@@ -77,9 +77,9 @@ def test_the_shop_is_rolled_back(shop: Path) -> None:
         file.unlink()
 
 
-def take_baked(file: Path) -> None:
+def use_baked_image(file: Path) -> None:
     """Have the image of all tests in the place of the one that would be baked."""
-    keys = "".join(f"{name} = {json.dumps(it)}\n" for name, it in taken().items())
+    keys = "".join(f"{name} = {json.dumps(it)}\n" for name, it in baked_image_keys().items())
     block = f'[images.shop-vm]\nprovider = "qemu"\n{keys}'
     text, count = re.subn(
         r"(?s)\[images\.shop-vm\]\n.*?\n\n", lambda _: block + "\n", file.read_text()
@@ -88,6 +88,6 @@ def take_baked(file: Path) -> None:
     file.write_text(text.replace('memory = "512M"\nwarm', f'memory = "{vm.MEMORY}"\nwarm'))
 
 
-def taken() -> dict[str, str]:
+def baked_image_keys() -> dict[str, str]:
     """The keys of the image of all tests."""
     return vm.reference_keys(vm.bake_application())

@@ -137,7 +137,7 @@ def resumed(project: Project, provider: Any) -> Iterator[tuple[Order, Environmen
         provider.destroy(order.environment)
 
 
-def test_the_first_boots_and_the_next_resumes(project: Project) -> None:
+def test_the_second_machine_resumes_from_memory(project: Project) -> None:
     """The same suite, twice: the second machine is another one, and is not seeded again."""
     printed, booted = project.first
     assert "not resumed from memory: no memory of it is frozen yet" in printed
@@ -154,14 +154,14 @@ def test_the_first_boots_and_the_next_resumes(project: Project) -> None:
     assert machines == []
 
 
-def test_every_test_finds_the_baseline(project: Project) -> None:
+def test_each_test_gets_the_baseline(project: Project) -> None:
     """By the marker: each test spoils memory and disk, and the next one finds neither."""
     file = project.folder / "test_rollback.py"
     file.write_text(ROLLBACK)
     assert "3 passed" in project.run_pytest(file.name)
 
 
-def test_two_of_one_memory_differ(project: Project) -> None:
+def test_two_machines_of_one_memory_differ(project: Project) -> None:
     """In all that ``images vet`` looks at."""
     printed = project.run(processes.PROGRAM, "images", "vet", "app")
     for what in ("random numbers", "UUIDs", "machine-id"):
@@ -214,7 +214,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def test_changed_memory_boots_instead(project: Project, provider: Any) -> None:
+def test_a_machine_with_changed_memory_boots_instead(project: Project, provider: Any) -> None:
     """It is told why, and the memory is gone, to be frozen anew."""
     (memory,) = (project.folder / "machine" / "memory").glob("[0-9a-f]*")
     kept = memory.with_name(".kept")
@@ -233,7 +233,9 @@ def test_changed_memory_boots_instead(project: Project, provider: Any) -> None:
         kept.rename(memory)
 
 
-def test_a_broken_state_that_looks_whole_boots_instead(project: Project, provider: Any) -> None:
+def test_a_broken_memory_state_with_a_valid_seal_boots_instead(
+    project: Project, provider: Any
+) -> None:
     """QEMU refuses it; the same machine boots then, under the same guard."""
     (memory,) = (project.folder / "machine" / "memory").glob("[0-9a-f]*")
     kept = memory.with_name(".kept")
@@ -266,7 +268,7 @@ def _console(provider: Any, environment: Environment) -> str:
     [({"cpu": "qemu64"}, "arguments and processor"), ({"env": {"A": "b"}}, "template")],
     ids=["processor", "template"],
 )
-def test_memory_that_does_not_fit_is_not_resumed(
+def test_mismatched_memory_is_not_resumed(
     project: Project, provider: Any, changes: dict[str, Any], what: str
 ) -> None:
     """QEMU itself would load it without a word."""
@@ -278,7 +280,7 @@ def test_memory_that_does_not_fit_is_not_resumed(
         provider.destroy(order.environment)
 
 
-def test_without_space_nothing_is_frozen(
+def test_lack_of_space_prevents_freezing(
     project: Project, provider: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before a machine is booted for it; the environment boots, and says why."""
@@ -292,7 +294,7 @@ def test_without_space_nothing_is_frozen(
         provider.destroy(order.environment)
 
 
-def test_another_qemu_does_not_fit(
+def test_memory_of_another_qemu_is_not_resumed(
     project: Project, provider: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its devices may have other states."""

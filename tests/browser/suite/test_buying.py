@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 
-def test_tea_is_bought_and_packed(page: Page) -> None:
+def test_an_order_is_placed_and_packed(page: Page) -> None:
     """From the shelf to the packing room; the page is found without a word about where."""
     page.goto("/")
     expect(page.get_by_role("listitem")).to_have_count(8)
@@ -20,7 +20,9 @@ def test_tea_is_bought_and_packed(page: Page) -> None:
     expect(page.locator("tr.total")).to_contain_text("19.00")
 
 
-def test_the_address_is_the_environments(page: Page, base_url: str, ephemeral_url: str) -> None:
+def test_base_url_is_the_url_of_the_environment(
+    page: Page, base_url: str, ephemeral_url: str
+) -> None:
     """Its own address of this machine."""
     assert base_url == ephemeral_url
     page.goto("healthz")
@@ -29,7 +31,7 @@ def test_the_address_is_the_environments(page: Page, base_url: str, ephemeral_ur
 
 
 @pytest.mark.ephemeral_env("staging-german")
-def test_another_shop_is_another_address(page: Page, ephemeral_env_module) -> None:
+def test_another_template_has_another_url(page: Page, ephemeral_env_module) -> None:
     """A test that names another template goes there by itself."""
     page.goto(ephemeral_env_module.url)
     expect(page).to_have_title(re.compile("Der Teeschrank"))

@@ -74,7 +74,7 @@ def test_a_request_never_shortens_the_expiry(stage: Stage) -> None:
     assert stage.get("v1").expires_at == before
 
 
-def test_a_request_has_a_longest_wait(stage: Stage) -> None:
+def test_the_total_wait_for_approval_is_limited(stage: Stage) -> None:
     """For one request, and for asking again and again."""
     with pytest.raises(ConfigurationError, match="7d at most"):
         ask(stage, wait=approving.LONGEST_WAIT + 1)
@@ -195,7 +195,7 @@ def test_a_killed_wait_can_be_resumed(stage: Stage) -> None:
     assert again.deadline > first.deadline
 
 
-def test_a_rejection_restores_the_expiry(stage: Stage) -> None:
+def test_a_rejection_shortens_the_expiry(stage: Stage) -> None:
     """Nobody wants it any more; it may still be looked at for a moment."""
     stage.add("short", V1, ttl=30)
     asked = ask(stage, "short", wait=3600)
@@ -235,7 +235,7 @@ def test_an_unreachable_store_is_retried(stage: Stage, monkeypatch: pytest.Monke
     assert approving.await_decision(stage.ledger, asked, pause=back).state == "approved"
 
 
-def test_an_approval_is_found_by_the_beginning_of_its_id(stage: Stage) -> None:
+def test_an_approval_is_found_by_id_prefix(stage: Stage) -> None:
     """As environments are."""
     approvals = Approvals(stage.project.store)
     ask(stage, "v1")
@@ -312,7 +312,7 @@ def test_the_evidence_has_all_requirements(stage: Stage) -> None:
         ({"tests": {"skipped": 3}}, "ran no test that passed"),
     ],
 )
-def test_a_stage_must_have_passed_the_last_time(stage: Stage, changes: Any, said: str) -> None:
+def test_only_the_latest_stage_result_counts(stage: Stage, changes: Any, said: str) -> None:
     """An earlier pass does not count against a later failure."""
     passed(stage, finished_at=NOW - timedelta(hours=1), run="r0")
     passed(stage, **changes)

@@ -115,7 +115,7 @@ def test_a_cname_is_refused(hosts: Any) -> None:
         hosts.records_for("balancer.example.org", 30, [])
 
 
-def test_permissions_stay(hosts: Any, file: Path) -> None:
+def test_swap_preserves_file_permissions(hosts: Any, file: Path) -> None:
     """Whatever this process's umask."""
     hosts.swap([], a("127.0.0.9"))
     file.chmod(0o640)
@@ -128,7 +128,7 @@ def test_permissions_stay(hosts: Any, file: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
-def test_a_link_is_followed(tmp_path: Path, file: Path) -> None:
+def test_swap_follows_a_symbolic_link(tmp_path: Path, file: Path) -> None:
     """The file it leads to changes; it stays a link."""
     file.parent.mkdir()
     file.write_text("")
@@ -171,7 +171,7 @@ def test_an_unreadable_file_is_named(hosts: Any, file: Path) -> None:
         hosts.read()
 
 
-def test_an_unknown_backend_names_the_closest(tmp_path: Path) -> None:
+def test_an_unknown_dns_backend_gets_a_suggestion(tmp_path: Path) -> None:
     """As every name is."""
     with pytest.raises(
         ConfigurationError, match=r"promotion\.p\.dns: no DNS backend 'host'\. Did you mean 'hosts'"

@@ -66,7 +66,7 @@ class Published:
         ]
 
 
-def test_a_publisher_is_a_plugin_that_every_pytest_can_keep(tmp_path):
+def test_publishers_are_hashable_plugins(tmp_path):
     """Until 9.1, pytest puts what is registered into a set."""
     published = Published(tmp_path, CIS["github"])
     plugins = published.manager.get_plugins()
@@ -97,14 +97,14 @@ CIS = {
 
 
 @pytest.mark.parametrize("name", CIS)
-def test_a_ci_is_known_by_its_vendors_variable(name: str) -> None:
+def test_a_ci_is_detected_by_its_vendor_variable(name: str) -> None:
     """Whatever else it sets that another one does too."""
     build = ci.detect({"CI": "true", **CIS[name]})
     assert build is not None
     assert build.ci == name
 
 
-def test_a_build_says_where_people_see_it() -> None:
+def test_a_detected_build_includes_its_url() -> None:
     """In the CI's own words, or put together from them."""
     assert ci.detect(CIS["github"]) == ci.Build(
         ci="github", url="https://github.example/anna/shop/actions/runs/7", revision="c0ffee"
@@ -114,7 +114,7 @@ def test_a_build_says_where_people_see_it() -> None:
     assert (build.url, build.number, build.revision) == ("https://ci/7", "7", "")
 
 
-def test_no_ci_is_known_by_shared_names() -> None:
+def test_shared_variables_do_not_identify_a_ci() -> None:
     """CI_PIPELINE_ID is GitLab's and Woodpecker's."""
     assert ci.detect({"CI": "true", "CI_PIPELINE_ID": "7"}) is None
     assert ci.is_ci({"CI": "true"})
@@ -124,7 +124,7 @@ def test_no_ci_is_known_by_shared_names() -> None:
 # -- who is told -----------------------------------------------------------------------------
 
 
-def test_nothing_is_published_outside_of_ci(tmp_path: Path) -> None:
+def test_no_publisher_runs_outside_ci(tmp_path: Path) -> None:
     """A run on someone's own machine leaves no files."""
     published = Published(tmp_path, {})
     published.up()
@@ -151,7 +151,7 @@ def test_publish_selects_the_publishers(tmp_path: Path) -> None:
     assert Published(tmp_path / "none", CIS["github"], "publish = []\n").names() == []
 
 
-def test_an_unknown_name_is_a_wrong_configuration(tmp_path: Path) -> None:
+def test_an_unknown_publisher_is_a_configuration_error(tmp_path: Path) -> None:
     """Found when the configuration is read."""
     with pytest.raises(ConfigurationError, match=r"publish\[0\]: expected .*github"):
         Published(tmp_path, {}, 'publish = ["githbu"]\n')
@@ -192,7 +192,7 @@ def test_a_file_is_written_when_the_outcome_is_known(tmp_path: Path, name: str, 
         ("bitbucket", "BITBUCKET_PIPELINES_VARIABLES_PATH", f"EPHEMERAL_URL={URL}\n"),
     ],
 )
-def test_files_of_the_ci_are_appended_to(
+def test_ci_variable_files_keep_existing_lines(
     tmp_path: Path, name: str, variable: str, line: str
 ) -> None:
     """Other steps have written to it."""
@@ -225,7 +225,7 @@ def test_github_gets_notices_outputs_variables_and_summary(tmp_path: Path) -> No
         assert lines[1:3] == [URL, lines[0].partition("<<")[2]]
 
 
-def test_a_summary_is_never_more_than_github_shows(tmp_path: Path) -> None:
+def test_the_github_summary_stays_within_the_size_limit(tmp_path: Path) -> None:
     """One megabyte a step; beyond that it would show none of it."""
     file = tmp_path / "summary"
     file.write_bytes(b"x" * ((1 << 20) - 10))
@@ -235,7 +235,7 @@ def test_a_summary_is_never_more_than_github_shows(tmp_path: Path) -> None:
     assert published.warnings == []
 
 
-def test_no_more_notices_than_github_shows(tmp_path: Path) -> None:
+def test_github_notices_are_limited_to_ten(tmp_path: Path) -> None:
     """Ten a step."""
     published = Published(tmp_path, CIS["github"])
     for number in range(30):
@@ -243,7 +243,7 @@ def test_no_more_notices_than_github_shows(tmp_path: Path) -> None:
     assert len(published.printed) == 10
 
 
-def test_the_same_variables_are_handed_over_once(tmp_path: Path) -> None:
+def test_repeated_variables_are_written_once(tmp_path: Path) -> None:
     """Hundreds of environments that came and went don't fill the outputs of a job."""
     file = tmp_path / "output"
     published = Published(tmp_path, {**CIS["github"], "GITHUB_OUTPUT": str(file)})
@@ -252,7 +252,7 @@ def test_the_same_variables_are_handed_over_once(tmp_path: Path) -> None:
     assert file.read_text().count("EPHEMERAL_ENVIRONMENT<<") == 1
 
 
-def test_the_variables_are_of_the_first_environment(tmp_path: Path) -> None:
+def test_variables_describe_the_first_environment_launched(tmp_path: Path) -> None:
     """Not the first to go: that is the one that the fewest tests have used."""
     published = Published(tmp_path, CIS["gitlab"])
     published.up(id="staging-a")
@@ -273,7 +273,7 @@ def test_tekton_gets_results(tmp_path: Path) -> None:
     assert (folder / "ephemeral-url").read_text() == URL
 
 
-def test_azure_and_teamcity_read_what_is_printed(tmp_path: Path) -> None:
+def test_azure_and_teamcity_get_logging_commands(tmp_path: Path) -> None:
     """Commands in the log."""
     azure = Published(tmp_path, CIS["azure"])
     azure.up()
@@ -289,7 +289,7 @@ def test_azure_and_teamcity_read_what_is_printed(tmp_path: Path) -> None:
     assert f"name='env.EPHEMERAL_URL_EXPIRED' value='{URL}'" in teamcity.printed[1]
 
 
-def test_buildkite_gets_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buildkite_gets_agent_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its agent's; values by standard input."""
     agent = tmp_path / "buildkite-agent"
     agent.write_text(f'#!/bin/sh\necho "$@: $(cat)" >> {tmp_path}/said\n')
@@ -305,7 +305,7 @@ def test_buildkite_gets_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert published.warnings == []
 
 
-def test_buildkite_without_its_agent_is_a_warning(
+def test_a_missing_buildkite_agent_causes_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One, not one for each environment."""
@@ -354,7 +354,7 @@ def test_an_environment_without_a_url_is_not_published(tmp_path: Path) -> None:
 # -- over the network ------------------------------------------------------------------------
 
 
-def test_a_token_creates_deployments_of_github(tmp_path: Path) -> None:
+def test_a_github_token_enables_deployments(tmp_path: Path) -> None:
     """The repository's deployments, in the repository's own GitHub."""
     with (hub := GitHub()).running():
         environ = {**CIS["github"], "GITHUB_TOKEN": "secret", "GITHUB_API_URL": hub.url}
@@ -367,7 +367,7 @@ def test_a_token_creates_deployments_of_github(tmp_path: Path) -> None:
     assert published.warnings == []
 
 
-def test_webhooks_are_called(tmp_path: Path) -> None:
+def test_configured_webhooks_receive_events(tmp_path: Path) -> None:
     """Anywhere, not only in CI; address and headers may come from variables."""
     with (hook := Service(lambda *_: (200, {}, "ok"))).running():
         published = Published(
@@ -393,7 +393,7 @@ def test_a_webhook_with_an_unset_variable_is_an_error(tmp_path: Path) -> None:
         Published(tmp_path, {}, '[[webhook]]\nurl = "{env:HOOK}"\n')
 
 
-def test_webhooks_are_waited_for_at_the_same_time(
+def test_close_waits_for_all_webhooks_in_parallel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten dead webhooks cost no more than one."""

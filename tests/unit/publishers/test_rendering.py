@@ -55,7 +55,7 @@ def test_a_destroyed_environment_has_only_an_expired_url(outcome: events.Outcome
     }
 
 
-def test_the_variables_are_of_the_first_environment_that_is_up() -> None:
+def test_variables_prefer_the_first_live_environment() -> None:
     """However many came and went before it."""
     told = [
         event("destroyed", "http://one/", "one"),
@@ -87,7 +87,7 @@ def test_secrets_in_a_url_are_removed(url: str, shown: str) -> None:
 # -- GitHub ----------------------------------------------------------------------------------
 
 
-def test_a_notice_of_github() -> None:
+def test_github_notice_is_one_workflow_command() -> None:
     """One workflow command, in one line."""
     assert github.notice(event()) == (
         "::notice title=Environment staging-7f3k2q::staging (staging-7f3k2q) is up: "
@@ -96,7 +96,7 @@ def test_a_notice_of_github() -> None:
     assert github.notice(event("destroyed")) == ""
 
 
-def test_a_notice_of_github_can_not_be_broken_out_of() -> None:
+def test_github_notice_escapes_hostile_values() -> None:
     """No second command, no other property."""
     said = github.notice(event(url=HOSTILE, id="a:b,c%\nd"))
     assert "\n" not in said
@@ -106,18 +106,18 @@ def test_a_notice_of_github_can_not_be_broken_out_of() -> None:
     assert "%0D%0A::error::no%0A##vso[x]é" in said
 
 
-def test_outputs_of_github() -> None:
+def test_github_outputs_use_delimited_blocks() -> None:
     """Each value between two lines that it can't hold."""
     assert github.assignments({"A": "1\n2", "B": ""}, "end") == "A<<end\n1\n2\nend\nB<<end\n\nend\n"
 
 
-def test_an_output_of_github_that_holds_its_delimiter_is_refused() -> None:
+def test_github_output_containing_the_delimiter_is_refused() -> None:
     """It could set any other variable."""
     with pytest.raises(ValueError, match="A holds the delimiter"):
         github.assignments({"A": "x\nend\nPATH<<end\n/evil"}, "end")
 
 
-def test_a_summary_of_github() -> None:
+def test_github_summary_links_kept_and_strikes_ended_urls() -> None:
     """What is kept is a link; what is gone is struck out."""
     assert github.summary(event()) == ""
     assert github.summary(event("kept")) == (
@@ -131,7 +131,7 @@ def test_a_summary_of_github() -> None:
     )
 
 
-def test_deployments_of_github() -> None:
+def test_github_deployment_statuses_follow_the_outcome() -> None:
     """In progress, a success with the URL, and inactive when it is gone."""
     assert github.deployment(event(), "c0ffee") == {
         "ref": "c0ffee",
@@ -155,13 +155,13 @@ def test_deployments_of_github() -> None:
 # -- files -----------------------------------------------------------------------------------
 
 
-def test_a_dotenv_report_of_gitlab() -> None:
+def test_gitlab_dotenv_contains_only_plain_lines() -> None:
     """Plain lines: no quotes, nothing empty, nothing of more than one line."""
     values = {"A": "1", "EMPTY": "", "B": HOSTILE, "C": "x y"}
     assert gitlab.dotenv(values) == "A=1\nC=x y\n"
 
 
-def test_a_dotenv_report_is_never_more_than_gitlab_takes() -> None:
+def test_gitlab_dotenv_stays_within_the_limits() -> None:
     """It refuses a report of more than 20 variables or 5 KB as a whole."""
     many = gitlab.dotenv({f"V{at}": "x" for at in range(50)})
     assert many.count("\n") == 20
@@ -170,7 +170,7 @@ def test_a_dotenv_report_is_never_more_than_gitlab_takes() -> None:
     assert long.endswith("\n")
 
 
-def test_a_properties_file_of_jenkins() -> None:
+def test_jenkins_properties_are_escaped_as_java_expects() -> None:
     """As java.util.Properties reads it."""
     values = {"A": "http://x/?a=b:c#d!", "B": " C:\\temp\n\té\U0001f600"}
     assert text.properties(values) == (
@@ -179,7 +179,7 @@ def test_a_properties_file_of_jenkins() -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_exports_are_what_a_shell_reads() -> None:
+def test_exports_round_trip_through_bash() -> None:
     """CircleCI, Woodpecker and the like source them."""
     script = text.exports({"A": HOSTILE, "B": ""})
     done = subprocess.run(
@@ -192,12 +192,12 @@ def test_exports_are_what_a_shell_reads() -> None:
     assert done.stderr == b""
 
 
-def test_assignments_of_bitbucket() -> None:
+def test_bitbucket_assignments_skip_multiline_values() -> None:
     """A line each; what has several lines could be another variable."""
     assert text.assignments({"A": "a b", "B": "x\nPATH=/evil", "C": ""}) == "A=a b\nC=\n"
 
 
-def test_results_of_tekton() -> None:
+def test_tekton_results_stay_within_the_size_limit() -> None:
     """No line end, and never so many bytes that the task fails for them."""
     values = events.variables([event("kept")])
     assert tekton.results(values) == {
@@ -214,7 +214,7 @@ def test_results_of_tekton() -> None:
 # -- logging commands ------------------------------------------------------------------------
 
 
-def test_variables_of_azure() -> None:
+def test_azure_variables_are_escaped() -> None:
     """Once for the steps of this job, once as an output."""
     assert azure.set_variables({"A": "50%\r\n##vso[x];]"}) == (
         "##vso[task.setvariable variable=A]50%AZP25%0D%0A##vso[x];]\n"
@@ -222,14 +222,14 @@ def test_variables_of_azure() -> None:
     )
 
 
-def test_a_summary_of_azure() -> None:
+def test_azure_summary_path_is_escaped() -> None:
     """By its path."""
     assert (
         azure.upload_summary(Path("/w/100%/a.md")) == "##vso[task.uploadsummary]/w/100%AZP25/a.md"
     )
 
 
-def test_messages_of_teamcity() -> None:
+def test_teamcity_messages_are_escaped() -> None:
     """In one line of ASCII, everything special behind a bar."""
     assert teamcity.set_parameters({"A": "it's [a] |\r\né\U0001f600"}) == (
         "##teamcity[setParameter name='env.A' value='it|'s |[a|] |||r|n|0x00E9|0xD83D|0xDE00']"
@@ -242,7 +242,7 @@ def test_messages_of_teamcity() -> None:
     assert teamcity.progress(event("kept")) == ""
 
 
-def test_commands_for_buildkite() -> None:
+def test_buildkite_values_never_become_arguments() -> None:
     """What is gone replaces what was up, by its context; a value is never an argument."""
     command, body = buildkite.annotation(event())
     assert command == [
@@ -298,7 +298,7 @@ def test_the_json_file_has_all_environments() -> None:
     assert told["variables"]["EPHEMERAL_URL"] == ""
 
 
-def test_a_message_for_slack() -> None:
+def test_slack_message_contains_sentence_and_data() -> None:
     """A sentence with a link that works, and the same as data."""
     body = webhook.message(event(), None)
     assert body["text"] == (
@@ -312,7 +312,7 @@ def test_a_message_for_slack() -> None:
     assert gone["text"] == "staging (staging-7f3k2q) stopped by itself; it was " + URL
 
 
-def test_a_message_for_slack_can_not_be_broken_out_of() -> None:
+def test_slack_message_escapes_hostile_values() -> None:
     """No mention of everybody, no other link."""
     said = webhook.message(event(url="http://x/<!channel>|&\n"), None)["text"]
     assert "<!channel>" not in said

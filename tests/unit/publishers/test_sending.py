@@ -84,7 +84,7 @@ def webhook(box: Outbox, url: str, *events: str) -> WebhookChannel:
 # -- GitHub ----------------------------------------------------------------------------------
 
 
-def test_a_deployment_is_in_progress_a_success_and_inactive(
+def test_deployment_states_follow_the_environment(
     hub: GitHub, sending: Outbox, warnings: list[str]
 ) -> None:
     """Shown while it is up, with its URL, and as destroyed when it is."""
@@ -112,7 +112,9 @@ def test_a_kept_environment_stays_deployed(hub: GitHub, sending: Outbox) -> None
     assert hub.states() == [["in_progress", "success", "inactive"]]
 
 
-def test_a_destroyed_environment_creates_no_deployment(hub: GitHub, sending: Outbox) -> None:
+def test_destroying_an_unknown_environment_creates_no_deployment(
+    hub: GitHub, sending: Outbox
+) -> None:
     """Such as an environment of before this was installed."""
     deployments(sending, hub).tell(event("destroyed"))
     flush(sending)
@@ -121,7 +123,7 @@ def test_a_destroyed_environment_creates_no_deployment(hub: GitHub, sending: Out
 
 @pytest.mark.parametrize("status", [403, 429])
 @pytest.mark.parametrize("how", ["retry-after", "reset", "date"])
-def test_a_rate_limit_is_waited_for(
+def test_sending_waits_for_a_rate_limit(
     hub: GitHub, sending: Outbox, warnings: list[str], status: int, how: str
 ) -> None:
     """Both of GitHub's: the secondary one says how long, the primary one says when."""
@@ -150,7 +152,7 @@ def test_a_long_rate_limit_is_a_warning(hub: GitHub, sending: Outbox, warnings: 
     assert warnings == ["service: HTTP 403 Forbidden: API rate limit exceeded"]
 
 
-def test_a_deployment_whose_answer_was_lost_is_not_made_twice(
+def test_a_lost_response_creates_no_second_deployment(
     hub: GitHub, sending: Outbox, warnings: list[str]
 ) -> None:
     """It is looked for before another attempt."""
@@ -161,7 +163,7 @@ def test_a_deployment_whose_answer_was_lost_is_not_made_twice(
     assert warnings == []
 
 
-def test_a_status_is_sent_again_after_a_server_error(hub: GitHub, sending: Outbox) -> None:
+def test_a_status_is_retried_after_a_server_error(hub: GitHub, sending: Outbox) -> None:
     """A second one of the same state is no harm."""
     hub.faults.extend([None, None, (502, {}, None), (503, {}, None)])
     deployments(sending, hub).tell(event("up"))
@@ -169,7 +171,9 @@ def test_a_status_is_sent_again_after_a_server_error(hub: GitHub, sending: Outbo
     assert hub.states() == [["in_progress", "success"]]
 
 
-def test_a_wrong_token_is_one_warning(hub: GitHub, sending: Outbox, warnings: list[str]) -> None:
+def test_a_wrong_token_causes_one_warning(
+    hub: GitHub, sending: Outbox, warnings: list[str]
+) -> None:
     """Told once, however many environments there are; the token is not in it."""
     client = deployments(sending, hub, token="hidden")
     for number in range(3):
@@ -178,7 +182,7 @@ def test_a_wrong_token_is_one_warning(hub: GitHub, sending: Outbox, warnings: li
     assert warnings == ["service: HTTP 401 Unauthorized: Bad credentials"]
 
 
-def test_the_token_is_preferred_to_a_netrc(
+def test_the_token_takes_precedence_over_netrc(
     hub: GitHub, sending: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """requests would send the password of ~/.netrc in its place."""
@@ -190,7 +194,7 @@ def test_the_token_is_preferred_to_a_netrc(
     assert hub.states() == [["in_progress", "success"]]
 
 
-def test_a_pull_request_is_deployed_by_its_own_commit(tmp_path: Path) -> None:
+def test_a_pull_request_uses_its_head_commit(tmp_path: Path) -> None:
     """GITHUB_SHA is a merge that no page shows."""
     file = tmp_path / "event.json"
     file.write_text('{"pull_request": {"head": {"sha": "feed"}}}')
@@ -204,7 +208,7 @@ def test_a_pull_request_is_deployed_by_its_own_commit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", ["PRIVATE-TOKEN", "JOB-TOKEN"])
-def test_an_environment_of_gitlab_is_made_and_stopped(
+def test_a_gitlab_environment_is_created_and_stopped(
     lab: GitLab, sending: Outbox, warnings: list[str], header: str
 ) -> None:
     """In a folder of its own, with its URL."""
@@ -220,7 +224,7 @@ def test_an_environment_of_gitlab_is_made_and_stopped(
     assert warnings == []
 
 
-def test_an_environment_of_gitlab_whose_answer_was_lost_is_not_an_error(
+def test_a_lost_response_creates_no_second_gitlab_environment(
     lab: GitLab, sending: Outbox, warnings: list[str]
 ) -> None:
     """Its name would be taken at another attempt; it is looked for first."""
@@ -233,7 +237,7 @@ def test_an_environment_of_gitlab_whose_answer_was_lost_is_not_an_error(
     assert warnings == []
 
 
-def test_a_refused_job_token_is_no_warning(
+def test_a_refused_job_token_causes_no_warning(
     lab: GitLab, sending: Outbox, warnings: list[str]
 ) -> None:
     """Most projects don't let it; nobody asked for it, so nobody is told."""
@@ -246,7 +250,7 @@ def test_a_refused_job_token_is_no_warning(
     assert warnings == []
 
 
-def test_a_refused_token_of_the_user_is_a_warning(
+def test_a_refused_configured_token_causes_a_warning(
     lab: GitLab, sending: Outbox, warnings: list[str]
 ) -> None:
     """Somebody meant it to work."""
@@ -258,7 +262,7 @@ def test_a_refused_token_of_the_user_is_a_warning(
 # -- webhooks --------------------------------------------------------------------------------
 
 
-def test_a_webhook_gets_its_events(hook: Service, sending: Outbox) -> None:
+def test_a_webhook_receives_only_its_events(hook: Service, sending: Outbox) -> None:
     """With its headers, and an id by which it knows a repetition."""
     client = webhook(sending, hook.url, "up", "died")
     for outcome in ("up", "kept", "destroyed", "died"):
@@ -269,7 +273,9 @@ def test_a_webhook_gets_its_events(hook: Service, sending: Outbox) -> None:
     assert len({body["id"] for _, _, body in hook.asked}) == 2
 
 
-def test_a_webhook_is_tried_again(hook: Service, sending: Outbox, warnings: list[str]) -> None:
+def test_a_webhook_is_retried_until_accepted(
+    hook: Service, sending: Outbox, warnings: list[str]
+) -> None:
     """The same message, until it is accepted."""
     hook.faults.extend([(500, {}, None), Service.LOST, (429, {"Retry-After": "0"}, None)])
     webhook(sending, hook.url).tell(event("up"))
@@ -290,7 +296,7 @@ def test_a_refusing_webhook_is_not_retried(
     assert warnings == ["service: HTTP 404 Not Found: no_such_channel"]
 
 
-def test_a_redirect_of_a_webhook_is_not_followed(
+def test_webhook_redirects_are_not_followed(
     hook: Service, sending: Outbox, warnings: list[str]
 ) -> None:
     """What is said in its headers is for it alone."""
