@@ -14,64 +14,26 @@ import pytest
 
 from aws.conftest import Bench
 from aws.harness import COPIES, REGION
-from pytest_ephemeral import labels, machine, providers
+from aws.reaping import (
+    DEAD,
+    ELSEWHERE,
+    FUTURE,
+    PAST,
+    bring_up,
+    finish_test,
+    is_up,
+    launch_unrecorded,
+    reap,
+    retag,
+)
+from pytest_ephemeral import labels, providers
 from pytest_ephemeral.environments import expiry, overdue, reaper
-from pytest_ephemeral.environments.reaper import Reaped
 from pytest_ephemeral.errors import DestroyError, LaunchError, PromotionError
-from pytest_ephemeral.images.catalog import Catalog
 from pytest_ephemeral.ledger import Ledger
-from pytest_ephemeral.models import Environment
 from pytest_ephemeral.providers.ec2 import resources, security_groups, tags
-from pytest_ephemeral.providers.ec2.baking import Ec2Baker
 from pytest_ephemeral.providers.ec2.provider import Ec2Provider
 from pytest_ephemeral.providers.protocol import BakeJob
-from pytest_ephemeral.tables import Ready
 from support.waiting import until
-
-PAST = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="seconds")
-FUTURE = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds")
-#: A process of this machine that is gone, and one of another of which nobody here can tell.
-DEAD = machine.process_of(msgspec.structs.replace(machine.this_owner(""), started="0", pid=1))
-ELSEWHERE = machine.process_of(msgspec.structs.replace(machine.this_owner(""), machine="elsewhere"))
-
-
-def bring_up(bench: Bench, **keys: Any) -> Environment:
-    """An environment in which nothing runs."""
-    template = bench.template(**{"command": None, "ready": Ready(), **keys})
-    return bench.lifecycle.bring_up(template).environment
-
-
-def launch_unrecorded(bench: Bench, expires: str = PAST, **keys: Any) -> Environment:
-    """An environment without a record, whose tags say when it expires."""
-    environment = bring_up(bench, **keys)
-    bench.ledger.remove(environment.id)
-    retag(bench, environment, expires)
-    return environment
-
-
-def retag(bench: Bench, environment: Environment, expires: str) -> None:
-    bench.account.ec2.create_tags(
-        Resources=environment.handle["instances"].split(","),
-        Tags=[{"Key": labels.EXPIRES, "Value": expires}],
-    )
-
-
-def reap(bench: Bench, **keys: Any) -> dict[str, Reaped]:
-    found = reaper.reap(bench, dry_run=False, **keys)  # type: ignore[arg-type]
-    return {one.id: one for one in found}
-
-
-def is_up(bench: Bench, environment: Environment) -> bool:
-    ids = environment.handle["instances"].split(",")
-    found = bench.account.ec2.describe_instances(InstanceIds=ids)["Reservations"]
-    states = {one["State"]["Name"] for each in found for one in each["Instances"]}
-    return states <= {"pending", "running"}  # launched is not yet booted
-
-
-def finish_test(bench: Bench, environment: Environment) -> None:
-    """Bring a test to its end."""
-    providers.load("ec2").destroy(environment)
-    bench.ledger.remove(environment.id)
 
 
 @pytest.mark.parametrize("expires", ["yesterday", "", "2020-01-01T00:00:00", "never"])
@@ -291,56 +253,6 @@ def test_reap_searches_all_configured_regions(bench: Bench) -> None:
     bench.images.prune(0, ())
 
 
-def test_an_unrecorded_verified_ami_is_adopted_or_reaped(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Cut short before the catalog: the next bake of the key takes it, else reap does."""
-    with monkeypatch.context() as patch:
-        patch.setattr(Catalog, "record", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            bench.bake()
-    (unrecorded,) = baked_amis(bench)
-    assert unrecorded not in bench.account.verified()
-    bench.account.calls()
-    assert bench.bake().reference == unrecorded
-    assert "ec2:CreateImage" not in bench.account.calls()
-    assert unrecorded in bench.account.verified()
-    with monkeypatch.context() as patch:
-        patch.setattr(Catalog, "record", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            bench.bake(install=["echo another"], verify=[])
-    (another,) = set(baked_amis(bench)) - {unrecorded}
-    assert reap(bench) == {}  # who bakes it still runs
-    mark_baker_dead(bench, another)
-    assert len(reap(bench)) == 1
-    assert baked_amis(bench) == [unrecorded]
-
-
-def test_a_cataloged_ami_without_its_tag_is_not_reaped(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Cut short after the catalog: reap tells the AMI what the catalog knows; so does its use."""
-    for heal in (lambda: reap(bench), bench.bake):
-        with monkeypatch.context() as patch:
-            patch.setattr(Ec2Baker, "mark_cataloged", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                bench.bake(mode="always")
-        image = bench.images.catalog.entries()[0]
-        mark_baker_dead(bench, image.reference)
-        assert image.reference not in bench.account.verified()
-        heal()
-        assert image.reference in bench.account.verified()
-        bench.images.prune(0, ())
-
-
-def test_a_forced_bake_removes_the_previous_ami(bench: Bench) -> None:
-    """The same key, by force: what the catalog forgets does not stay behind."""
-    first = bench.bake()
-    second = bench.bake(mode="always")
-    assert first.key == second.key
-    assert baked_amis(bench) == [second.reference]
-
-
 def test_environments_of_a_run_share_a_security_group(bench: Bench) -> None:
     """Those that let in the same; one that lets in others has another."""
     one, two, other = bring_up(bench), bring_up(bench), bring_up(bench, ingress=["10.0.0.0/8"])
@@ -388,22 +300,3 @@ def test_recovery_works_without_secrets_in_the_ledger(
     assert any(one.startswith("i-") for one in bench.account.left())
     bench.lifecycle.destroy(environment)
     assert bench.account.left() == []
-
-
-def mark_baker_dead(bench: Bench, ami: str) -> None:
-    """The process that has baked an AMI is gone."""
-    (found,) = bench.account.ec2.describe_images(ImageIds=[ami])["Images"]
-    (snapshot,) = [one["Ebs"]["SnapshotId"] for one in found["BlockDeviceMappings"]]
-    dead = [{"Key": tags.PROCESS, "Value": DEAD}]
-    bench.account.ec2.create_tags(Resources=[ami, snapshot], Tags=dead)
-
-
-def baked_amis(bench: Bench) -> list[str]:
-    """The AMIs that are there, but for the base."""
-    found = bench.account.ec2.describe_images(Owners=["self"])["Images"]
-    return [one["ImageId"] for one in found if one["ImageId"] != bench.account.base]
-
-
-def interrupted(*_: Any) -> None:
-    """The process is interrupted here."""
-    raise KeyboardInterrupt

@@ -12,23 +12,22 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from pytest_ephemeral import labels, machine
-from pytest_ephemeral.errors import PromotionError, StoreError, SupersededError
+from pytest_ephemeral.errors import PromotionError, StoreError
 from pytest_ephemeral.promotion import journal
 from pytest_ephemeral.promotion.dns_polling import Times
 from pytest_ephemeral.promotion.journal import Journal
 from support import web
-from support.promotion import V1, V2, Site, Stage, install, make_stage, served, stage
-from support.victims import exit_status_of
+from support.killed_promotions import check_promises, killed
+from support.promotion import V1, V2, Site, Stage, make_stage, served, stage
 from support.waiting import until
 
 __all__ = ["make_stage", "served", "stage"]
+
 
 #: Every point between two acts of a promotion that goes well.
 POINTS = [
@@ -50,39 +49,10 @@ POINTS = [
     "retire: begun",
     "retire: done",
 ]
+
+
 #: Those of one that is taken back.
 BACKWARD = ["restore: begun", "restore: done", "rearm: begun", "rearm: done"]
-
-
-def die_at(folder: str, port: str, what: str, point: str) -> None:
-    """Promote, or roll back, until that point."""
-
-    def die(here: str) -> None:
-        if here == point:
-            os._exit(9)
-
-    install(pytest.MonkeyPatch())
-    promoter = Stage(Path(folder), int(port)).promoter(checkpoint=die)
-    promoter.rollback() if what == "rollback" else promoter.promote(what)
-
-
-def killed(stage: Stage, what: str, point: str) -> None:
-    """Promote (or roll back) in another process, which dies at that point."""
-    assert exit_status_of(die_at, str(stage.folder), str(stage.port), what, point) == 9
-
-
-def check_promises(stage: Stage) -> str:
-    """Hold all that must never be untrue; returns who has the name."""
-    [address] = stage.addresses()
-    holder = {V1: "v1", V2: "v2"}[address]
-    assert stage.provider_state(holder)["expires"] == labels.NEVER, "production would end itself"
-    assert stage.get(holder).expires_at is None
-    assert not stage.provider_state(holder)["ended"]
-    assert len(stage.find_production()) <= 1, "two are believed to be production"
-    current = Journal(stage.project.store, "production").head.current
-    assert current is not None
-    assert stage.provider_state(current.environment)["expires"] == labels.NEVER
-    return holder
 
 
 def test_the_kill_points_are_complete(stage: Stage) -> None:
@@ -211,62 +181,6 @@ def test_one_of_many_simultaneous_promotions_succeeds(stage: Stage) -> None:
     assert check_promises(stage) == "v2"
     told = journal.history(stage.project.store, "production")
     assert [entry.target.environment for entry in told] == ["v1", "v2"]
-
-
-def _assign_to_another_machine(stage: Stage) -> None:
-    """Make the unfinished run another machine's."""
-    mine = Journal(stage.project.store, "production")
-    mine.note(owner=msgspec.structs.replace(mine.run.owner, host="elsewhere", machine="elsewhere"))
-
-
-def test_a_live_process_of_another_machine_is_left_alone(stage: Stage) -> None:
-    """Whether it lives is not told by any clock but the watcher's own."""
-    killed(stage, "v2", "switch: begun")
-    _assign_to_another_machine(stage)
-    other = Journal(stage.project.store, "production")
-
-    def meanwhile(_: float) -> None:
-        other.refresh()
-        other.heartbeat()
-
-    with pytest.raises(PromotionError, match="@elsewhere:"):
-        stage.promoter(times=Times(pause=meanwhile)).promote("v2")
-
-
-def test_a_silent_process_of_another_machine_is_replaced(stage: Stage) -> None:
-    """After watching it long enough."""
-    killed(stage, "v2", "switch: begun")
-    _assign_to_another_machine(stage)
-    watched: list[float] = []
-
-    stage.promoter(times=Times(pause=watched.append, patience=2, propagation=5)).promote("v2")
-
-    assert sum(watched) >= journal.SILENCE
-    assert check_promises(stage) == "v2"
-
-
-def test_a_resumed_promotion_undoes_its_switch(stage: Stage) -> None:
-    """Taken for dead and taken back, it wakes up, moves the name, and puts it back."""
-    killed(stage, "v2", "switch: begun")
-    suspended = stage.promoter()
-    mine = suspended._journal()
-    real = suspended.backend.swap
-
-    def late(old: Any, new: Any) -> str:
-        """Between its look at the journal and its update, all this happens."""
-        suspended.backend.swap = real  # type: ignore[method-assign]
-        stage.abandon()
-        stage.promoter().rollback()
-        return real(old, new)
-
-    suspended.backend.swap = late  # type: ignore[method-assign]
-    mine.take_over()
-
-    with pytest.raises(SupersededError):
-        suspended._execute(mine)
-
-    assert check_promises(stage) == "v1"
-    assert stage.find_production() == ["v1"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from promotion.test_switch import Zone
 from pytest_ephemeral import labels
 from pytest_ephemeral.cli import destroy
 from pytest_ephemeral.cli.output import Printer
@@ -25,6 +24,7 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.promotion.approval_records import Approvals
 from pytest_ephemeral.promotion.journal import Journal
 from support.hooks import RecordingHooks
+from support.late_zone import Zone
 from support.promotion import V1, V2, Stage
 
 LATER = datetime.now(UTC) + timedelta(hours=2)

@@ -2,93 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
-from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import (
     ConfigurationError,
     DnsError,
     DnsUnavailableError,
     NameChangedError,
-    PromotionError,
 )
-from pytest_ephemeral.promotion import dns
-from pytest_ephemeral.promotion.dns import DnsRecord, rfc2136
-from pytest_ephemeral.tables import Promotion
-from support.lacks import skip_without
+from pytest_ephemeral.promotion.dns import DnsRecord
 from support.nameserver import (
     PRIMARY,
-    PROGRAMS,
     SECONDARY,
     ZONE,
     Nameserver,
-    Relay,
-    answer_with,
-    find_program,
-    lose_answers,
-    running,
 )
-from support.promotion import V1, V2, Site, Stage, free_port
+from support.rfc2136 import ALIAS, SIX, A, B, backend, impatient, name, nameserver, promotion, relay
 from support.waiting import until
 
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def nameserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nameserver]:
-    """BIND, primary and secondary."""
-    if not all(map(find_program, PROGRAMS)):
-        skip_without("BIND", "apt-get install bind9 bind9-dnsutils")
-    with running(tmp_path_factory.mktemp("bind")) as made:
-        yield made
-
-
-@pytest.fixture
-def name() -> str:
-    """A name of the zone that no other test uses."""
-    return f"shop-{next(_numbers)}.{ZONE}"
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that does not answer is not waited for long."""
-    monkeypatch.setattr(rfc2136, "TIMEOUT", 0.4)
-
-
-@pytest.fixture
-def relay(nameserver: Nameserver, impatient: None) -> Iterator[Relay]:
-    """Something between us and BIND that can go wrong, and little patience with it."""
-    made = Relay("127.0.0.1", free_port("127.0.0.1"), nameserver.own_port)
-    yield made
-    made.stop()
-
-
-def promotion(nameserver: Nameserver, name: str, **changes: Any) -> Promotion:
-    settings = {
-        "name": "production",
-        "dns": "rfc2136",
-        "zone": ZONE,
-        "record": name,
-        "server": nameserver.address,
-        "key": str(nameserver.key),
-    }
-    return Promotion(**{**settings, **changes})
-
-
-def backend(nameserver: Nameserver, name: str, **changes: Any) -> Any:
-    return dns.load(promotion(nameserver, name, **changes), Path("/"))
-
-
-A = DnsRecord(kind="A", ttl=5, values=["127.1.1.1"])
-B = DnsRecord(kind="A", ttl=7, values=["127.2.2.2"])
-SIX = DnsRecord(kind="AAAA", ttl=5, values=["2001:db8::1"])
-ALIAS = DnsRecord(kind="CNAME", ttl=5, values=["elsewhere.example.org"])
+__all__ = ["impatient", "name", "nameserver", "relay"]
 
 
 def test_a_record_is_created_replaced_and_removed(nameserver: Nameserver, name: str) -> None:
@@ -257,184 +191,3 @@ def test_a_server_that_is_down_is_unavailable(name: str, nameserver: Nameserver)
     """A server that is down may come back."""
     with pytest.raises(DnsUnavailableError):
         backend(nameserver, name, server="127.78.0.98:1").read()
-
-
-# -- a whole promotion ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def production(
-    make_stage: Callable[..., Stage], nameserver: Nameserver, name: str
-) -> Callable[..., Stage]:
-    """Makes a project whose production name is served by BIND."""
-
-    def make(**changes: Any) -> Stage:
-        settings = {
-            "dns": "rfc2136",
-            "zone": ZONE,
-            "record": name,
-            "server": nameserver.address,
-            "servers": [],
-            "key": str(nameserver.key),
-            "record_ttl": Duration(1),
-        }
-        return make_stage(**{**settings, **changes})
-
-    return make
-
-
-def test_both_servers_show_promotion_and_rollback(
-    production: Callable[..., Stage], nameserver: Nameserver, name: str
-) -> None:
-    """At each step, both servers say what they should."""
-    stage = production()
-    stage.promoter().promote("v1")
-    assert nameserver.ask(name) == ([V1], 1)
-    assert nameserver.ask(name, server=SECONDARY) == ([V1], 1)
-    seen = {}
-
-    def look(point: str) -> None:
-        answers = [nameserver.ask(name, server=server)[0] for server in (PRIMARY, SECONDARY)]
-        seen[point] = answers
-
-    stage.promoter(checkpoint=look).promote("v2")
-
-    assert seen["switch: begun"] == [[V1], [V1]]
-    assert seen["switch: moved"][0] == [V2]
-    assert seen["verify: begun"] == [[V2], [V2]]
-    stage.promoter().rollback()
-    assert nameserver.ask(name, server=SECONDARY) == ([V1], 1)
-
-
-def test_a_long_ttl_is_lowered_on_both_servers(
-    production: Callable[..., Stage], nameserver: Nameserver, name: str
-) -> None:
-    """Both servers say the old address with the short time, before the name moves."""
-    nameserver.update(f"update add {name} 2 A 127.9.9.9")
-    stage = production()
-    seen = {}
-
-    def look(point: str) -> None:
-        seen[point] = [nameserver.ask(name, server=each) for each in (PRIMARY, SECONDARY)]
-
-    stage.promoter(checkpoint=look).promote("v1")
-
-    assert seen["lower-ttl: begun"][0] == (["127.9.9.9"], 2)
-    assert seen["lower-ttl: done"] == [(["127.9.9.9"], 1)] * 2
-    assert nameserver.ask(name) == ([V1], 1)
-
-
-def test_a_change_by_nsupdate_is_not_undone(
-    production: Callable[..., Stage], nameserver: Nameserver, name: str
-) -> None:
-    """Someone else's update is not undone, and is shown."""
-    stage = production()
-    stage.promoter().promote("v1")
-
-    def meddle(point: str) -> None:
-        if point == "switch: begun":
-            nameserver.update(f"update delete {name} A", f"update add {name} 9 A 127.9.9.9")
-
-    with pytest.raises(PromotionError, match=r"it is A 9s 127\.9\.9\.9 on"):
-        stage.promoter(checkpoint=meddle).promote("v2")
-
-    assert nameserver.ask(name) == (["127.9.9.9"], 9)
-
-
-def test_a_refused_update_undoes_the_promotion(
-    production: Callable[..., Stage], nameserver: Nameserver, name: str
-) -> None:
-    """A key that may not is refused at once: the name stays, and v2 gets its expiry back."""
-    stage = production()
-    stage.promoter().promote("v1")
-    powerless = msgspec.structs.replace(stage.promotion, key=str(nameserver.reader))
-
-    with pytest.raises(PromotionError, match=f"{nameserver.address} answered REFUSED"):
-        stage.promoter(promotion=powerless).promote("v2")
-
-    assert nameserver.ask(name)[0] == [V1]
-    assert stage.get("v2").expires_at is not None
-
-
-def test_an_unsigned_response_is_refused(
-    production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
-) -> None:
-    """Anyone could have sent it: neither a yes nor a no."""
-    stage = production(server=relay.address, servers=[nameserver.address])
-    stage.promoter().promote("v1")
-    relay.fault = answer_with(5)
-
-    with pytest.raises(PromotionError, match="is not signed"):
-        stage.promoter().promote("v2")
-
-    assert nameserver.ask(name)[0] == [V1]
-
-
-def test_a_temporary_failure_is_retried(
-    production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
-) -> None:
-    """SERVFAIL is not final."""
-    stage = production(server=relay.address, servers=[nameserver.address])
-    failing, count = answer_with(2), itertools.count()
-    relay.fault = lambda message, on: (
-        failing(message, on) if next(count) in {1, 5, 6} else on(message)
-    )
-
-    stage.promoter().promote("v1")
-
-    assert nameserver.ask(name)[0] == [V1]
-
-
-def test_a_lost_response_does_not_repeat_the_update(
-    production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
-) -> None:
-    """The update was done: asked again, that is seen."""
-    stage = production(server=relay.address, servers=[nameserver.address])
-    stage.promoter().promote("v1")
-    relay.fault = lose_answers(1)
-
-    stage.promoter().promote("v2")
-
-    assert nameserver.ask(name)[0] == [V2]
-
-
-def test_a_silent_server_leaves_both_environments_up(
-    production: Callable[..., Stage], nameserver: Nameserver, name: str, relay: Relay
-) -> None:
-    """Whether the name has moved can't be told, so nothing may end; later it is taken back."""
-    stage = production(server=relay.address, servers=[nameserver.address])
-    stage.promoter().promote("v1")
-    promoter = stage.promoter()
-
-    def silence(point: str) -> None:
-        if point == "switch: begun":
-            relay.fault = lambda *_: None
-
-    promoter.checkpoint = silence
-    with pytest.raises(DnsUnavailableError, match="did not answer") as caught:
-        promoter.promote("v2")
-
-    assert "Run the same command again" in "".join(caught.value.__notes__)
-    assert stage.get("v1").expires_at is None
-    assert stage.get("v2").expires_at is None
-    relay.fault = None
-    stage.abandon()
-    with pytest.raises(PromotionError, match="is unchanged"):
-        stage.promoter().promote("v2")
-    assert nameserver.ask(name)[0] == [V1]
-    assert stage.get("v2").expires_at is not None
-
-
-def test_a_failed_verification_restores_the_record(
-    production: Callable[..., Stage], nameserver: Nameserver, name: str, served: dict[str, Site]
-) -> None:
-    """On both servers."""
-    stage = production()
-    stage.promoter().promote("v1")
-    served["v2"].refuses = stage.when_live("v2")
-
-    with pytest.raises(PromotionError, match="503"):
-        stage.promoter().promote("v2")
-
-    assert nameserver.ask(name, server=PRIMARY) == ([V1], 1)
-    assert nameserver.ask(name, server=SECONDARY) == ([V1], 1)

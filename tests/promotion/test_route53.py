@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
-from pytest_ephemeral.durations import Duration
 from pytest_ephemeral.errors import (
     ConfigurationError,
     DnsError,
@@ -24,51 +21,24 @@ from pytest_ephemeral.errors import (
 from pytest_ephemeral.promotion import dns
 from pytest_ephemeral.promotion.dns import DnsRecord
 from pytest_ephemeral.promotion.dns_polling import Times
-from pytest_ephemeral.promotion.promoter import Promoter
-from pytest_ephemeral.tables import Promotion
-from support.promotion import V1, V2, Site, Stage
+from support.promotion import Stage
 from support.route53 import StrictRoute53
+from support.route53_zone import (
+    BALANCED,
+    BALANCER,
+    NAME,
+    NAMED,
+    SIX,
+    ZONE,
+    A,
+    B,
+    backend,
+    make_backend,
+    promotion,
+    strict,
+)
 
-ZONE = "example.test"
-NAME = f"shop.{ZONE}"
-BALANCER = "shop-123.eu-central-1.elb.amazonaws.com"
-ALIAS = {"HostedZoneId": "Z215", "DNSName": f"{BALANCER}.", "EvaluateTargetHealth": False}
-
-A = DnsRecord(kind="A", ttl=30, values=["127.1.1.1"])
-B = DnsRecord(kind="A", ttl=60, values=["127.2.2.2"])
-SIX = DnsRecord(kind="AAAA", ttl=30, values=["2001:db8::1"])
-NAMED = DnsRecord(kind="CNAME", ttl=30, values=["elsewhere.example.org"])
-BALANCED = DnsRecord(kind="A", rest={"AliasTarget": ALIAS})
-
-
-def promotion(**changes: Any) -> Promotion:
-    return Promotion(
-        **{"name": "production", "dns": "route53", "zone": ZONE, "record": NAME, **changes}
-    )
-
-
-@pytest.fixture
-def strict() -> StrictRoute53:
-    """AWS, as it is where moto is not."""
-    return StrictRoute53(ZONE)
-
-
-@pytest.fixture
-def make_backend(strict: StrictRoute53) -> Callable[..., Any]:
-    """Makes the backend of a promotion, with the strict stand-in behind it."""
-
-    def make(**changes: Any) -> Any:
-        made: Any = dns.load(promotion(**changes), Path("/"))
-        made._client = strict
-        return made
-
-    return make
-
-
-@pytest.fixture
-def backend(make_backend: Callable[..., Any]) -> Any:
-    """The backend of a plain promotion."""
-    return make_backend()
+__all__ = ["backend", "make_backend", "strict"]
 
 
 @pytest.mark.parametrize(
@@ -253,66 +223,6 @@ def test_the_addresses_of_an_alias_are_resolved(
     assert backend.addresses() == [f"addresses of {BALANCER}."]
 
 
-def test_promotion_and_rollback_update_the_record(
-    make_stage: Callable[..., Stage], strict: StrictRoute53, make_backend: Callable[..., Any]
-) -> None:
-    """Lowered, moved, waited for, and back again."""
-    stage = make_stage(dns="route53", zone=ZONE, record=NAME, record_ttl=Duration(1))
-    backend = make_backend()
-    backend.swap([], [DnsRecord(kind="A", ttl=2, values=["127.9.9.9"])])
-    strict.failing = ["PriorRequestNotComplete", "Throttling"]  # asked again
-
-    entry = stage.promoter(backend=backend).promote("v1")
-    assert entry is not None
-    assert backend.read() == [DnsRecord(kind="A", ttl=1, values=[V1])]
-    stage.promoter(backend=backend).promote("v2")
-    assert backend.read() == [DnsRecord(kind="A", ttl=1, values=[V2])]
-    stage.promoter(backend=backend).rollback()
-    assert backend.read() == [DnsRecord(kind="A", ttl=1, values=[V1])]
-    assert all(set(batch) <= {"DELETE", "CREATE"} for batch in strict.batches)
-
-
-def test_a_promotion_resumes_without_the_change_id(
-    make_stage: Callable[..., Stage],
-    strict: StrictRoute53,
-    make_backend: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Killed right after the batch, one that changes nothing gets a new id to wait for."""
-    stage = make_stage(dns="route53", zone=ZONE, record=NAME, record_ttl=Duration(1))
-
-    class Dead(BaseException):
-        pass
-
-    def die(point: str) -> None:
-        if point == "switch: moved":
-            raise Dead
-
-    monkeypatch.setattr(Promoter, "_undo_after", lambda *_: None)  # the dead do nothing
-    with pytest.raises(Dead):
-        stage.promoter(backend=make_backend(), checkpoint=die).promote("v1")
-    stage.abandon()
-
-    stage.promoter(backend=make_backend()).promote("v1")
-
-    assert strict.batches == [["CREATE"], ["DELETE", "CREATE"]]
-
-
-def test_a_failed_verification_restores_the_record(
-    make_stage: Callable[..., Stage], make_backend: Callable[..., Any], served: dict[str, Site]
-) -> None:
-    """To the exact record, rest and all."""
-    stage = make_stage(dns="route53", zone=ZONE, record=NAME, record_ttl=Duration(1))
-    backend = make_backend()
-    backend.swap([], [BALANCED])
-    served["v1"].refuses = lambda asked: asked == NAME and backend.read() != [BALANCED]
-
-    with pytest.raises(PromotionError, match="503"):
-        stage.promoter(backend=backend).promote("v1")
-
-    assert backend.read() == [BALANCED]
-
-
 #: What is missing: the variables then, and what has to be said.
 MISSING = {
     "credentials": ({"AWS_DEFAULT_REGION": "eu-west-1"}, "no credentials.*AWS_PROFILE"),
@@ -361,99 +271,3 @@ def test_retries_of_an_unreachable_service_are_reported_once(
     (line,) = [event.text for event in stage.events if event.step == "retry"]
     assert "127.0.0.1:9" in line
     assert line.endswith("asked again for 0.5 s")
-
-
-# -- over the wire ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    """moto's server; its address."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def account(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An account with the zone in it, found as everywhere in boto3; gives the zone's id."""
-    for key, value in {
-        "AWS_ENDPOINT_URL": moto,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "eu-central-1",
-    }.items():
-        monkeypatch.setenv(key, value)
-    client = boto3.client("route53")
-    made = client.create_hosted_zone(Name=ZONE, CallerReference="test")
-    id = made["HostedZone"]["Id"]
-    yield id.rpartition("/")[2]
-    for one in client.list_resource_record_sets(HostedZoneId=id)["ResourceRecordSets"]:
-        if one["Type"] not in {"NS", "SOA"}:
-            change = {"Action": "DELETE", "ResourceRecordSet": one}
-            client.change_resource_record_sets(HostedZoneId=id, ChangeBatch={"Changes": [change]})
-    client.delete_hosted_zone(Id=id)
-    client.close()
-
-
-@pytest.mark.parametrize("by", ["name", "id"])
-def test_records_are_changed_on_a_moto_server(account: str, by: str) -> None:
-    """The zone found by its name or its id; created, moved, in sync."""
-    backend: Any = dns.load(promotion(zone=account if by == "id" else ZONE), Path("/"))
-
-    change = backend.swap([], [A])
-    assert backend.find_lagging([A], change) == ""
-    backend.swap([A], [NAMED])
-    assert backend.read() == [NAMED]
-    backend.swap([NAMED], [B, SIX])
-
-    assert backend.read() == [B, SIX]
-    assert backend.addresses() == ["127.2.2.2", "2001:db8::1"]
-    with pytest.raises(NameChangedError):
-        backend.swap([A], [B])
-    backend._client.close()
-
-
-def test_a_missing_or_ambiguous_zone_is_reported(account: str) -> None:
-    """Both are said, with the ids there are."""
-    missing: Any = dns.load(promotion(zone="other.test", record="shop.other.test"), Path("/"))
-    with pytest.raises(ConfigurationError, match="there is none"):
-        missing.read()
-    client = boto3.client("route53")
-    second = client.create_hosted_zone(Name=ZONE, CallerReference="again")["HostedZone"]["Id"]
-    double: Any = dns.load(promotion(), Path("/"))
-    with pytest.raises(ConfigurationError, match=f"there are several: .*{account}"):
-        double.read()
-    client.delete_hosted_zone(Id=second)
-    for each in (client, missing._client, double._client):
-        each.close()
-
-
-def test_a_load_balancer_becomes_an_alias(account: str) -> None:
-    """An environment whose host is a load balancer's becomes an alias, in the balancer's zone."""
-    ec2, elb = boto3.client("ec2"), boto3.client("elbv2")
-    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
-    subnets = [
-        ec2.create_subnet(
-            VpcId=vpc, CidrBlock=f"10.9.{n}.0/24", AvailabilityZone=f"eu-central-1{z}"
-        )
-        for n, z in enumerate("ab")
-    ]
-    made = elb.create_load_balancer(
-        Name="shop", Subnets=[one["Subnet"]["SubnetId"] for one in subnets]
-    )["LoadBalancers"][0]
-    backend: Any = dns.load(promotion(), Path("/"))
-
-    [record] = backend.records_for(made["DNSName"], 30, [])
-
-    assert record.kind == "A"
-    assert record.rest["AliasTarget"]["HostedZoneId"] == made["CanonicalHostedZoneId"]
-    backend.swap([], [record])
-    assert backend.read() == [record]
-    with pytest.raises(DnsError, match="no load balancer"):
-        backend.records_for(BALANCER, 30, [])
-    elb.delete_load_balancer(LoadBalancerArn=made["LoadBalancerArn"])
-    for each in (ec2, elb, backend._client):
-        each.close()

@@ -7,14 +7,10 @@ from typing import Any
 import pytest
 
 from pytest_ephemeral.errors import ConfigurationError
-from pytest_ephemeral.models import Endpoint
 from pytest_ephemeral.providers.compose import exposed, mounts, project
 from pytest_ephemeral.providers.compose.command import parse
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate, Place, ServicePort
-from pytest_ephemeral.providers.docker.ports import Published
-
-#: What the engine calls the baked image.
-IMAGE = "sha256:1"
+from support.compose_services import IMAGE, changed, published_at, template
 
 FILE = """
 name: theirs
@@ -39,18 +35,6 @@ volumes:
 """
 
 
-def template(**keys: Any) -> ComposeTemplate:
-    given = {
-        "service": "web",
-        "port": 80,
-        "replaced": {"web": "shop"},
-        "profiles": ["full"],
-        "allow_external": True,
-        **keys,
-    }
-    return ComposeTemplate(name="t", file="compose.yaml", **given)
-
-
 def prepared(**keys: Any) -> dict[str, Any]:
     return project.prepare(
         parse(FILE),
@@ -60,18 +44,6 @@ def prepared(**keys: Any) -> dict[str, Any]:
         secrets=["s3cret"],
         published=published_at(49160, **keys),
     )
-
-
-def published_at(first: int, file: project.File | None = None, **keys: Any) -> Published:
-    """As if the engine had these ports free, one after the other."""
-    asked = template(**keys)
-    places = asked.service_ports()
-    counts = {name: project.replicas(file or {}, asked, at.service) for name, at in places.items()}
-    inside = {name: at.port for name, at in places.items()}
-    endpoints = {
-        name: Endpoint(host="127.0.0.1", port=first + number) for number, name in enumerate(inside)
-    }
-    return Published("127.0.0.1", endpoints, inside, counts)
 
 
 def test_services_get_the_baked_image_and_one_port() -> None:
@@ -157,22 +129,6 @@ def test_duplicate_endpoint_names_are_refused() -> None:
         template(further={"http": Place(service="db", port=1)}).check()
 
 
-# -- a file's own meaning --------------------------------------------------------------------------
-
-
-def changed(text: str, **keys: Any) -> dict[str, Any]:
-    """What a file of one service ``web`` and whatever else becomes."""
-    keys = {"replaced": {}, "profiles": [], **keys}
-    return project.prepare(
-        parse(text),
-        template(**keys),
-        {"shop": IMAGE},
-        labels={},
-        secrets=[],
-        published=published_at(49160, parse(text), **keys),
-    )
-
-
 @pytest.mark.parametrize(
     ("networks", "aliases"),
     [
@@ -246,90 +202,6 @@ def test_list_writable_finds_volumes_and_host_folders() -> None:
     file = parse(text)
     found = mounts.list_writable(file["services"]["web"], file["volumes"])
     assert list(found) == [("data", False), ("/src", True), ("/dev-src", True)]
-
-
-EXTERNAL = "external: true, name: theirs"
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (f"web: {{image: x, networks: [n]}}}}\nnetworks: {{n: {{{EXTERNAL}}}}}", "network 'n'"),
-        (f"web: {{image: x}}}}\nnetworks: {{default: {{{EXTERNAL}}}}}", "network 'default'"),
-        (
-            (
-                "web: {image: x}, db: {image: x, volumes: ['v:/data']}}\n"
-                "volumes: {v: {external: {name: theirs}}}"
-            ),
-            "volume 'v'",
-        ),
-        (
-            (
-                "web: {image: x, volumes: [{type: volume, source: v, target: /data}]}}\n"
-                f"volumes: {{v: {{{EXTERNAL}}}}}"
-            ),
-            "volume 'v'",
-        ),
-    ],
-)
-def test_external_networks_and_volumes_are_refused(text: str, said: str) -> None:
-    """Networks and volumes that are external; unless the user says that they may."""
-    with pytest.raises(ConfigurationError, match=f"uses the {said}.*allow-external = true"):
-        changed(f"services: {{{text}", allow_external=False)
-    changed(f"services: {{{text}")
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "network_mode: 'container:theirs'",
-        "ipc: 'container:theirs'",
-        "pid: 'container:theirs'",
-        "volumes_from: ['container:theirs:ro']",
-        "external_links: [theirs]",
-        "network_mode: theirs",
-        "network_mode: theirs_default",
-    ],
-)
-def test_resources_of_other_projects_are_refused(key: str) -> None:
-    """All environments would share it; unless the user says that they may."""
-    text = f"services: {{web: {{image: x}}, aside: {{image: x, {key}}}}}"
-    with pytest.raises(ConfigurationError, match=r"'aside' has .*theirs.*allow-external"):
-        changed(text, allow_external=False)
-    changed(text)
-
-
-@pytest.mark.parametrize("mode", ["none", "host", "service:web", "slirp4netns:cidr=10.9.8.0/24"])
-def test_other_network_modes_are_kept(mode: str) -> None:
-    """Nor no network, nor that of another service."""
-    text = f"services: {{web: {{image: x}}, aside: {{image: x, network_mode: '{mode}'}}}}"
-    assert changed(text, allow_external=False)["services"]["aside"]["network_mode"] == mode
-
-
-@pytest.mark.parametrize(("key", "value"), [("provider", "{type: x}"), ("models", "[x]")])
-def test_provider_and_models_keys_are_refused(key: str, value: str) -> None:
-    """Nothing of it would have our labels, so nothing would remove it."""
-    with pytest.raises(ConfigurationError, match=rf"'aside' of \S+ has {key}, .*would outlive"):
-        changed(f"services: {{web: {{image: x}}, aside: {{image: x, {key}: {value}}}}}")
-
-
-def test_unused_external_resources_are_allowed() -> None:
-    """Nor what a service without networks of its own would have."""
-    text = (
-        f"services: {{web: {{image: x, networks: [own]}}}}\n"
-        f"networks: {{own: , default: {{{EXTERNAL}}}}}\nvolumes: {{v: {{{EXTERNAL}}}}}"
-    )
-    changed(text, allow_external=False)
-
-
-def test_fixed_bridge_interface_names_are_removed() -> None:
-    """Two environments could not both have it, so the engine names it."""
-    name = "com.docker.network.bridge.name"
-    made = changed(
-        "services: {web: {image: x}}\n"
-        f"networks: {{default: {{driver_opts: {{{name}: br0, {name[:-4]}.mtu: 1400}}}}}}"
-    )
-    assert made["networks"]["default"]["driver_opts"] == {f"{name[:-4]}.mtu": 1400}
 
 
 def test_each_replica_gets_its_own_port() -> None:

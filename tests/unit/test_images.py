@@ -1,12 +1,9 @@
 """Images: from a recipe to what was baked, on this machine and on another."""
 
 import errno
-import gzip
 import os
-import tarfile
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from pytest_ephemeral.errors import (
@@ -14,21 +11,12 @@ from pytest_ephemeral.errors import (
     ConfigurationError,
     ImageChangedError,
     ImageInUseError,
-    ImageMissingError,
     NothingMatchedError,
-    TamperedRecordError,
-    UnavailableError,
 )
-from pytest_ephemeral.providers.local import archive, guard, mounts, prefix, tree
+from pytest_ephemeral.providers.local import archive, guard, prefix, tree
 from pytest_ephemeral.providers.local.prefix import Prefix, share
 from support.machines import INSTALL, Machine
-
-
-def wheel(machine: Machine, content: bytes = b"wheel") -> None:
-    dist = machine.folder / "dist"
-    dist.mkdir(exist_ok=True)
-    (dist / "shop-1.4.2-py3-none-any.whl").write_bytes(content)
-
+from support.wheels import wheel
 
 # -- baking --------------------------------------------------------------------------------
 
@@ -281,251 +269,6 @@ def test_a_restored_image_is_recognised(here, monkeypatch):
     assert here.obtain() == image
     monkeypatch.setattr(tree, "manifest", lambda top: pytest.fail("looked into again"))
     assert here.obtain() == image
-
-
-# -- on another machine --------------------------------------------------------------------
-
-
-def test_another_machine_fetches_the_image_from_the_store(here):
-    """The same bytes, without a bake; it is sealed there."""
-    image = here.obtain()
-    here.forget()
-    assert here.obtain("never") == image
-    assert here.messages == [f"fetching shop, baked by {image.baked_by}"]
-    assert tree.digest(tree.manifest(Path(image.reference))) == image.digest
-    assert here.obtain("never") == image
-    assert here.messages == []
-
-
-def test_mode_never_reports_the_missing_image(here):
-    """It says what is missing, which input differs, and what to run."""
-    wheel(here)
-    with pytest.raises(
-        ImageMissingError, match=r"No image of that name.*pytest-ephemeral bake shop"
-    ):
-        here.obtain("never", artifact="dist/*.whl")
-    here.obtain(artifact="dist/*.whl")
-    wheel(here, b"another")
-    with pytest.raises(ImageMissingError, match=r"artifact: sha256:\w+… before, sha256:\w+… now"):
-        here.obtain("never", artifact="dist/*.whl")
-
-
-def test_an_image_without_content_is_baked_again(here):
-    """Or, where that may not be, said to be lost."""
-    image = here.obtain()
-    here.forget()
-    here.store.delete(f"images/{image.archive.removeprefix('sha256:')}")
-    with pytest.raises(ImageMissingError, match="neither here nor in the store"):
-        here.obtain("never")
-    assert here.obtain().key == image.key
-    assert here.baked
-
-
-def test_a_changed_archive_is_refused(here):
-    """Before anything of it is unpacked."""
-    image = here.obtain()
-    here.forget()
-    blob = here.folder / "store/images" / image.archive.removeprefix("sha256:")
-    blob.write_bytes(gzip.compress(b"poison"))
-    with pytest.raises(ImageChangedError, match="archive of the image 'shop'"):
-        here.obtain()
-    assert here.list_installed() == set()
-
-
-def test_an_archive_with_another_digest_is_refused(here):
-    """One whose name is right, and whose content is not the image's."""
-    image = here.obtain()
-    here.images.catalog.record(msgspec.structs.replace(image, digest="sha256:" + "0" * 64))
-    here.forget()
-    with pytest.raises(ImageChangedError, match="is not sha256:000"):
-        here.obtain()
-    assert here.list_installed() == set()
-
-
-def test_a_missing_interpreter_is_reported(here):
-    """A link out of the tree that leads nowhere there is named."""
-    interpreter = here.folder / "python3"
-    interpreter.touch()
-    here.obtain(install=[f"ln -s {interpreter} $PREFIX/python"])
-    here.forget()
-    interpreter.unlink()
-    with pytest.raises(UnavailableError, match=r"needs .*python3, which this machine does not"):
-        here.obtain(install=[f"ln -s {interpreter} $PREFIX/python"])
-
-
-def test_a_newer_bake_replaces_the_older_tree(here):
-    """When the catalog's image is another one than the tree under its key."""
-    install = ["date +%N > $PREFIX/now"]
-    first = here.obtain(install=install)
-    stale = here.folder / "stale"
-    Path(here.folder / "root").rename(stale)
-    second = here.obtain("always", install=install)
-    here.forget()
-    stale.rename(here.folder / "root")
-    assert Path(first.reference, "now").exists()
-    assert here.obtain(install=install) == second
-    assert tree.digest(tree.manifest(Path(second.reference))) == second.digest
-
-
-def test_export_and_import_transfer_an_image(here):
-    """One file, to a store that knows nothing of it."""
-    image = here.obtain()
-    here.images.export(image, here.folder / "shop.image")
-    here.forget()
-    other = Machine(here.folder, store="another")
-    assert other.images.import_(here.folder / "shop.image") == image
-    assert other.obtain("never") == image
-
-
-def test_a_damaged_export_is_refused(here):
-    """Whether it is something else, or its parts don't belong together."""
-    image = here.obtain()
-    file = here.folder / "shop.image"
-    file.write_bytes(b"something else")
-    with pytest.raises(ConfigurationError, match="images export"):
-        here.images.import_(file)
-    for unreadable in ("not-there", "."):
-        with pytest.raises(ConfigurationError, match=r"can't be read: (No such file|Is a dir)"):
-            here.images.import_(here.folder / unreadable)
-    other = msgspec.structs.replace(image, inputs={**image.inputs, "install": "something else"})
-    here.images.export(other, file)
-    with pytest.raises(ImageChangedError, match="damaged"):
-        here.images.import_(file)
-    with tarfile.open(file) as tar:
-        assert tar.getnames() == ["image.json", "content"]
-
-
-def test_export_failures_are_explained(here):
-    """No folder, a folder in the file's place, lost content; nothing half-written stays."""
-    image = here.obtain()
-    for folder in (here.folder, Path(), Path(".."), Path("/")):
-        with pytest.raises(ConfigurationError, match="it is a folder; name a file in it"):
-            here.images.export(image, folder)
-    with pytest.raises(ConfigurationError, match="can't be written"):
-        here.images.export(image, here.folder / "no" / "shop.image")
-    here.forget()
-    here.store.delete(f"images/{image.archive.removeprefix('sha256:')}")
-    with pytest.raises(ImageMissingError, match="neither here nor in the store"):
-        here.images.export(image, here.folder / "shop.image")
-    assert not (here.folder / "shop.image").exists()
-
-
-# -- the prefix root -----------------------------------------------------------------------
-
-
-def test_a_world_writable_prefix_root_is_refused(here):
-    """They could put trees of theirs in."""
-    root = here.folder / "root"
-    root.mkdir()
-    root.chmod(0o777)
-    with pytest.raises(ConfigurationError, match=r"is not safe.*ls -ld"):
-        here.obtain()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_a_prefix_root_or_tree_of_another_user_is_refused(here):
-    """Nor what another user put under root's sticky folder."""
-    root = here.folder / "root"
-    root.mkdir()
-    root.chmod(0o1777)
-    image = here.obtain()
-    os.chown(image.reference, 12345, 12345)
-    with pytest.raises(ConfigurationError, match="put there by user 12345"):
-        here.obtain()
-    os.chown(root, 12345, 12345)
-    with pytest.raises(ConfigurationError, match="belongs to user 12345"):
-        here.obtain()
-
-
-def test_an_image_for_another_root_is_baked_again_without_mounts(here, monkeypatch, tmp_path):
-    """Its paths would be wrong where nothing can be mounted: there, another one is baked."""
-    image = here.obtain()
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(mounts, "refusal", lambda: "Operation not permitted")
-    with pytest.raises(UnavailableError, match="PYTEST_EPHEMERAL_PREFIX_ROOT"):
-        Prefix.at(image)
-    other = here.obtain()
-    assert other.key != image.key
-    assert Path(other.reference).parent == tmp_path / "elsewhere"
-    assert here.images.prune(0, in_use=()) == [other, image]  # of one, only the store's part
-    assert Path(image.reference).exists()
-
-
-def test_an_image_for_another_root_is_mounted_if_possible(here, monkeypatch, tmp_path):
-    """By its digest, from the store; it is not baked again, and pruned like one's own."""
-    image = here.obtain()
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(mounts, "refusal", lambda: "")
-    assert here.obtain("never") == image
-    copy = tmp_path / "elsewhere" / Path(image.reference).name
-    assert copy.is_dir()
-    assert here.images.prune(0, in_use=()) == [image]
-    assert not copy.exists()
-
-
-def test_a_damaged_image_of_another_root_is_baked_again(here, monkeypatch, tmp_path):
-    """Its archive is not what its record says: that is told, and another one is baked."""
-    image = here.obtain()
-    archive = here.folder / "store" / "images" / image.archive.removeprefix("sha256:")
-    archive.chmod(0o600)
-    archive.write_bytes(b"damaged")
-    monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(mounts, "refusal", lambda: "")
-    assert here.obtain().key != image.key
-    assert any("can't be used here" in line for line in here.messages)
-
-
-@pytest.mark.parametrize("root", ["/", "/proc", "/nowhere"])
-def test_mounts_that_would_hide_system_folders_are_refused(here, monkeypatch, root):
-    """The first folder on the way is not there, or is the kernel's: "/" would be covered."""
-    image = here.obtain()
-    monkeypatch.setattr(mounts, "refusal", lambda: "")
-    away = str(Path(root) / Path(image.reference).name)
-    with pytest.raises(UnavailableError, match="can't be covered"):
-        Prefix.at(msgspec.structs.replace(image, reference=away))
-
-
-def test_a_forged_mount_location_is_refused(here, monkeypatch, tmp_path):
-    """Only where a tree of that key is installed."""
-    image = here.obtain()
-    monkeypatch.setattr(mounts, "refusal", lambda: "")
-    for place in ("/usr/bin", f"relative/{Path(image.reference).name}"):
-        with pytest.raises(TamperedRecordError, match="damaged or forged"):
-            Prefix.at(msgspec.structs.replace(image, reference=place))
-
-
-# -- folders prepared elsewhere ------------------------------------------------------------
-
-
-def test_a_referenced_folder_is_neither_sealed_nor_archived(here):
-    """Neither sealed nor archived, but pinned."""
-    folder = here.folder / "prepared"
-    folder.mkdir()
-    (folder / "x").write_text("one")
-    image = here.obtain(install=None, reference="prepared", verify=["test -f $PREFIX/x"])
-    assert image.reference == str(folder)
-    assert image.archive is None
-    assert (folder / "x").stat().st_mode & 0o200
-    assert here.obtain("never", install=None, reference="prepared") == image
-    (folder / "x").write_text("two")
-    with pytest.raises(ImageChangedError, match="has changed since"):
-        here.images._plan(here.recipe()).baker.present(image)
-    with pytest.raises(ImageMissingError, match="content: sha256"):
-        here.obtain("never", install=None, reference="prepared")
-    assert here.obtain(install=None, reference="prepared").key != image.key
-    with pytest.raises(ConfigurationError, match="is a reference to"):
-        here.images.export(image, here.folder / "file")
-    here.images.prune(0, in_use=())
-    assert (folder / "x").read_text() == "two"
-
-
-def test_a_missing_or_combined_reference_is_refused(here):
-    """As a configuration error."""
-    with pytest.raises(ConfigurationError, match=r"the folder .*nowhere does not exist"):
-        here.obtain(install=None, reference="nowhere")
-    (here.folder / "prepared").mkdir()
-    with pytest.raises(ConfigurationError, match="remove install"):
-        here.obtain(reference="prepared")
 
 
 # -- the catalog ---------------------------------------------------------------------------

@@ -3,113 +3,24 @@
 from __future__ import annotations
 
 import subprocess
-import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from pytest_ephemeral import providers
 from pytest_ephemeral.environments.lifecycle import Lifecycle
 from pytest_ephemeral.environments.progress import Progress
 from pytest_ephemeral.environments.seeding import run_step
 from pytest_ephemeral.errors import DestroyError, LaunchError
-from pytest_ephemeral.ledger import Ledger
 from pytest_ephemeral.models import Environment
-from pytest_ephemeral.providers.protocol import Order, Owned, Status
-from pytest_ephemeral.store.directory import DirectoryStore
 from pytest_ephemeral.tables import Template
 from pytest_ephemeral.testing.bench import make_order
 from support.hooks import RecordingHooks
+from support.scripted_provider import TEMPLATE, Scripted, hooks, lifecycle, provider, told
 
-TEMPLATE = Template(name="staging", provider="scripted", env={"KEY": "{env:LIFECYCLE_KEY}"})
-
-
-class Scripted:
-    """A provider that keeps count of what exists, and fails where it is told to."""
-
-    name = "scripted"
-    forwards_ports = False
-
-    def __init__(self) -> None:
-        self.exists: set[str] = set()
-        self.orders: list[Order] = []
-        self.fails: dict[str, Exception] = {}
-        self.seed_exit = 0
-        self.calls: list[str] = []
-        self.before: Callable[[str, str], None] = lambda call, id: None
-
-    def _called(self, call: str, id: str) -> None:
-        self.calls.append(call)
-        self.before(call, id)
-        if call in self.fails:
-            raise self.fails[call]
-
-    def launch(self, order: Order) -> Environment:
-        self.orders.append(order)
-        self.exists.add(order.environment.id)
-        self._called("launch", order.environment.id)
-        return msgspec.structs.replace(
-            order.environment, url="http://127.0.0.1:1/", handle={"thing": "1"}
-        )
-
-    def status(self, environment: Environment) -> Status:
-        self._called("status", environment.id)
-        return Status("running" if environment.id in self.exists else "gone")
-
-    def run(self, environment, argv, *, timeout):
-        self._called("run", environment.id)
-        said = f"no table; key {self.orders[-1].variables['KEY']}\n"
-        return subprocess.CompletedProcess(argv, self.seed_exit, "seeding\n", said)
-
-    def logs(self, environment, *, since=None, tail=None):
-        return "hello\n"
-
-    def keep(self, environment: Environment) -> None:
-        self._called("keep", environment.id)
-
-    def extend(self, environment: Environment, expires_at: datetime | None) -> None:
-        self._called("extend", environment.id)
-
-    def destroy(self, environment: Environment) -> None:
-        self._called("destroy", environment.id)
-        self.exists.discard(environment.id)
-
-    def list_owned(self):
-        return (Owned(id, {}) for id in self.exists)
-
-
-@pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    """The scripted provider, loaded by its name as any other."""
-    provider = Scripted()
-    monkeypatch.setattr(providers, "load", lambda name: provider)
-    monkeypatch.setenv("LIFECYCLE_KEY", "hunter22")
-    return provider
-
-
-@pytest.fixture
-def hooks() -> RecordingHooks:
-    return RecordingHooks()
-
-
-@pytest.fixture
-def told() -> list[Progress]:
-    return []
-
-
-@pytest.fixture
-def lifecycle(tmp_path: Path, hooks: RecordingHooks, told: list[Progress]) -> Lifecycle:
-    store = DirectoryStore(tmp_path / "store")
-    project: Any = SimpleNamespace(
-        ledger=Ledger(store), store=store, config=SimpleNamespace(root=Path())
-    )
-    return Lifecycle(project, hooks, run="run1", say=told.append)
+__all__ = ["hooks", "lifecycle", "provider", "told"]
 
 
 def replaced(template: Template, **changes: Any) -> Template:
@@ -335,121 +246,3 @@ def test_failing_notification_hooks_cause_warnings(
     warnings = [one.text for one in told if one.phase == "warning"]
     assert warnings[0] == "pytest_ephemeral_environment_ready failed: ValueError: no route to chat"
     assert len(warnings) == 3
-
-
-def test_keep_is_recorded(lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks) -> None:
-    """Whoever reaps sees that its owner's end is not its own."""
-    kept = lifecycle.keep(lifecycle.bring_up(TEMPLATE).environment)
-
-    assert kept.kept
-    assert lifecycle.project.ledger.get(kept.id).kept
-    assert hooks.calls[-1][1]["outcome"] == "kept"
-
-
-def test_the_status_of_an_expired_environment_mentions_its_ttl(
-    lifecycle: Lifecycle, provider: Scripted
-) -> None:
-    """Whoever finds it gone is not left to guess."""
-    environment = lifecycle.bring_up(TEMPLATE).environment
-    provider.exists.clear()
-    past = environment.created_at - timedelta(seconds=1)
-    expired = msgspec.structs.replace(
-        environment, created_at=past - timedelta(hours=2), expires_at=past
-    )
-
-    assert "its ttl (2h) ran out" in lifecycle.status(expired).detail
-
-
-def test_extend_updates_provider_and_record(lifecycle: Lifecycle, provider: Scripted) -> None:
-    """Both, in that order: a record must not promise what the thing does not keep."""
-    environment = lifecycle.bring_up(TEMPLATE).environment
-    later = datetime.now(UTC) + timedelta(days=1)
-
-    lifecycle.extend(environment, later)
-
-    assert provider.calls[-1] == "extend"
-    assert lifecycle.project.ledger.get(environment.id).expires_at == later
-
-
-def test_leaving_a_removal_reports_destroying_once(
-    lifecycle: Lifecycle, provider: Scripted
-) -> None:
-    """That it goes on, and never that it is done; its record stays until then."""
-    environment = lifecycle.bring_up(TEMPLATE).environment
-    going_on, go_on = threading.Event(), threading.Event()
-
-    def slowly(call: str, id: str) -> None:
-        if call == "destroy":
-            going_on.set()
-            go_on.wait(20)
-
-    provider.before = slowly
-    destroying = threading.Thread(target=lifecycle.destroy, args=[environment])
-    destroying.start()
-    assert going_on.wait(20)
-
-    lifecycle.leave(environment)
-    assert lifecycle.project.ledger.get(environment.id).state == "destroying"
-    go_on.set()
-    destroying.join(20)
-
-    stopped = [said for event, said in lifecycle.hooks.calls if event == "environment_stopped"]
-    assert [said["outcome"] for said in stopped] == ["destroying"]
-    assert lifecycle.project.ledger.entries() == []
-
-
-@pytest.mark.parametrize("outcome", ["destroyed", "leaked"])
-def test_leaving_a_finished_removal_reports_nothing(
-    lifecycle: Lifecycle, provider: Scripted, outcome: str
-) -> None:
-    """Whoever would have left it comes too late to say so."""
-    environment = lifecycle.bring_up(TEMPLATE).environment
-    if outcome == "leaked":
-        provider.fails["destroy"] = DestroyError("access denied")
-    with suppress(DestroyError):
-        lifecycle.destroy(environment)
-
-    lifecycle.leave(environment)
-
-    stopped = [said for event, said in lifecycle.hooks.calls if event == "environment_stopped"]
-    assert [said["outcome"] for said in stopped] == [outcome]
-
-
-def test_a_refused_removal_is_recorded(lifecycle: Lifecycle, provider: Scripted) -> None:
-    """So that the next run, and `list`, can say why something is left."""
-    environment = lifecycle.bring_up(TEMPLATE).environment
-    provider.fails["destroy"] = DestroyError("access denied")
-
-    with pytest.raises(DestroyError, match="access denied"):
-        lifecycle.destroy(environment)
-
-    assert lifecycle.project.ledger.get(environment.id).problem == "access denied"
-    stopped = [said for event, said in lifecycle.hooks.calls if event == "environment_stopped"]
-    assert [said["outcome"] for said in stopped] == ["leaked"]
-
-
-class StagedProvider(Scripted):
-    """A provider that says when its platform has accepted a removal."""
-
-    def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
-        self._called("terminate", environment.id)
-        accepted()
-        self.destroy(environment)
-
-
-def test_accepted_is_called_once_the_platform_agrees(
-    lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not before the platform has agreed, nor when it refuses."""
-    staged = StagedProvider()
-    monkeypatch.setattr(providers, "load", lambda name: staged)
-    environment = lifecycle.bring_up(TEMPLATE).environment
-    staged.fails["terminate"] = DestroyError("access denied")
-    with pytest.raises(DestroyError):
-        lifecycle.destroy(environment, accepted=lambda: staged.calls.append("accepted"))
-    assert "accepted" not in staged.calls
-
-    del staged.fails["terminate"]
-    lifecycle.destroy(environment, accepted=lambda: staged.calls.append("accepted"))
-
-    assert staged.calls[-3:] == ["terminate", "accepted", "destroy"]

@@ -2,68 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
-import shutil
-import socket
 import sys
-import threading
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from pytest_ephemeral.errors import (
     ConfigurationError,
-    EnvironmentGoneError,
-    EphemeralError,
     UnavailableError,
 )
 from pytest_ephemeral.providers import load
-from pytest_ephemeral.providers.ec2 import user_data
-from pytest_ephemeral.providers.local import client, control_socket
-from pytest_ephemeral.providers.local.control_socket import GuardAddress
 from pytest_ephemeral.providers.qemu import (
     accelerators,
     bases,
-    fit,
-    machines,
-    memory,
     programs,
-    qmp,
-    replacement,
 )
 from pytest_ephemeral.providers.qemu.hardware import Hardware
-from pytest_ephemeral.providers.qemu.memory import Memory
 from pytest_ephemeral.providers.qemu.tables import Download, QemuRecipe, QemuTemplate
-from pytest_ephemeral.testing.bench import make_order
 from support import processes, web
+from support.qemu_state import state_folder
 
-FITS = {"image": "app sha256:1", "qemu": "QEMU 7.2", "machine": "q35", "template": "{}"}
-
-
-class Space(NamedTuple):
-    """What ``shutil.disk_usage`` gives."""
-
-    total: int
-    used: int
-    free: int
-
-
-@pytest.fixture(autouse=True)
-def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A state directory of this test's own."""
-    monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "machine"))
-    accelerators.choose.cache_clear()
-    programs.version.cache_clear()
-    yield
-    accelerators.choose.cache_clear()
-    programs.version.cache_clear()
+__all__ = ["state_folder"]
 
 
 @pytest.fixture
@@ -293,230 +258,3 @@ def test_warm_booted_requires_a_command() -> None:
     """Frozen before it started, an image's own application could never be started."""
     with pytest.raises(ValueError, match="needs a command"):
         QemuTemplate(name="vm", image="app", port=80, warm="booted").check()
-
-
-# -- memory --------------------------------------------------------------------------------
-
-
-def frozen(fits: dict[str, str]) -> Memory:
-    """Something in the place of frozen memory."""
-    one = Memory.of(fits)
-    one.folder.mkdir(parents=True)
-    for name in ("ram", "state", "disk.qcow2", "fresh.qcow2"):
-        (one.folder / name).write_bytes(name.encode())
-    one.seal(fits, "sha256:1")
-    return one
-
-
-def test_frozen_memory_is_found_only_if_everything_matches() -> None:
-    """And by nothing else; what differs is said."""
-    one = frozen(FITS)
-    one.require_usable()
-    assert Memory.of(dict(FITS)) == one
-    other = {**FITS, "qemu": "QEMU 8.0"}
-    assert not Memory.of(other).exists()
-    assert fit.describe_difference(other) == "the memory that is frozen was made with another qemu"
-    unknown = {**FITS, "image": "other sha256:2"}
-    assert fit.describe_difference(unknown) == "no memory of it is frozen yet"
-
-
-@pytest.mark.parametrize("name", ["ram", "state", "disk.qcow2", "fresh.qcow2"])
-def test_changed_memory_is_not_resumed(name: str) -> None:
-    """Whichever of its files it is, and though its length is the same."""
-    one = frozen(FITS)
-    (one.folder / name).write_bytes(name.upper().encode())
-    os.utime(one.folder / name, ns=(0, 0))
-    with pytest.raises(EphemeralError, match=f"{name} has changed since it was frozen"):
-        one.require_usable()
-
-
-def test_memory_without_a_record_is_not_resumed() -> None:
-    """As one is that was cut short."""
-    one = frozen(FITS)
-    (one.folder / "memory.json").write_text("{")
-    with pytest.raises(EphemeralError, match=r"no readable memory\.json"):
-        one.require_usable()
-
-
-def test_refused_memory_is_not_resumed() -> None:
-    """It says by what."""
-    one = frozen(FITS)
-    one.refuse("`images vet` found that UUIDs: both have 1")
-    with pytest.raises(EphemeralError, match="UUIDs: both have 1"):
-        one.require_usable()
-
-
-def test_freezing_requires_enough_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is written, and the message has both numbers."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Space(0, 0, 100 << 20))
-    one = Memory.of(FITS)
-    with (
-        pytest.raises(EphemeralError, match=r"no space for 512 MiB .* 100 MiB are free"),
-        one.make(512 << 20),
-    ):
-        pytest.fail("it was begun")
-    assert [path.name for path in one.folder.parent.iterdir()] == []
-
-
-def test_freezing_removes_old_unused_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When other is frozen; what was resumed lately stays."""
-    old, recent = frozen(FITS), frozen({**FITS, "machine": "pc"})
-    os.utime(old.folder, (0, 0))
-    monkeypatch.setattr(programs, "create_overlay", lambda *_: None)
-    with Memory.of({**FITS, "machine": "new"}).make(1):
-        pass
-    assert not old.exists()
-    assert recent.exists()
-
-
-def test_copying_memory_preserves_holes(tmp_path: Path) -> None:
-    """A machine's memory is mostly holes; what is in it comes over byte for byte."""
-    source = tmp_path / "source"
-    with source.open("wb") as file:
-        file.truncate(64 << 20)
-        file.seek(32 << 20)
-        file.write(b"in the middle")
-    memory._copy_sparse(source, tmp_path / "copy")
-    assert (tmp_path / "copy").stat().st_blocks * 512 < 1 << 20
-    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
-
-
-# -- what a console tells ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("printed", "why"),
-    [
-        ("Kernel panic - not syncing: VFS: Unable to mount root fs", "its kernel panicked"),
-        ("Booting from Hard Disk...\nNo bootable device.", "no boot loader"),
-        ("BusyBox v1.35\n(initramfs) ", "does not find the root disk"),
-        ("[  OK  ] Reached target multi-user.target", ""),
-    ],
-)
-def test_boot_failures_are_detected_from_the_console(printed: str, why: str) -> None:
-    """Long before its time is over."""
-    found = machines.find_boot_failure(printed)
-    assert why in found
-    assert bool(found) == bool(why)
-
-
-def test_last_lines_skip_blank_console_lines() -> None:
-    """Those that say something; of none, what may be the reason."""
-    assert machines.last_lines("one\n\n  two\n", 1) == "      two"
-    assert "console=ttyS0" in machines.last_lines("\n")
-
-
-def test_a_missing_guest_agent_is_reported(tmp_path: Path) -> None:
-    """The port is there, and nobody behind it; the package is named."""
-    with socket.socket(socket.AF_UNIX) as port:
-        with control_socket._path(GuardAddress("vm-1", tmp_path, "agent")) as path:
-            port.bind(path)
-        port.listen()
-        with pytest.raises(EphemeralError, match="install the package qemu-guest-agent"):
-            qmp.open_agent("vm-1", tmp_path, timeout=0.3, each=0.1)
-
-
-def test_a_missing_monitor_is_reported(tmp_path: Path) -> None:
-    """Its QEMU has ended, or never was."""
-    with pytest.raises(EphemeralError, match="the monitor of vm-1 is not there"):
-        qmp.open_monitor("vm-1", tmp_path, timeout=0.1)
-
-
-@pytest.mark.parametrize("open_port", [qmp.open_monitor, qmp.open_agent, qmp.open_helper])
-def test_connecting_to_an_ended_machine_fails_at_once(tmp_path: Path, open_port: Any) -> None:
-    """Its sockets are still there: what is run in it, or freezes it, is told at once."""
-    for name in ("monitor", "agent", "restore"):
-        with (
-            socket.socket(socket.AF_UNIX) as port,
-            control_socket._path(GuardAddress("vm-1", tmp_path, name)) as path,
-        ):
-            port.bind(path)
-    (tmp_path / qmp.ENDED).write_text("-9")
-    with pytest.raises(qmp.MachineError, match="of vm-1 is not there: QEMU has ended"):
-        open_port("vm-1", tmp_path, timeout=1e9)
-
-
-@pytest.mark.parametrize("said", [b"", b'{"QMP": {}}\n', b'{"QMP": {}}\n{"error": {}}\n'])
-def test_a_failed_monitor_connection_leaves_no_open_socket(tmp_path: Path, said: bytes) -> None:
-    """QEMU may exit while it is asked: before its greeting, after it, or with a refusal."""
-
-    def answer() -> None:
-        with port.accept()[0] as end:
-            end.sendall(said)
-
-    with socket.socket(socket.AF_UNIX) as port:
-        with control_socket._path(GuardAddress("vm-1", tmp_path, "monitor")) as path:
-            port.bind(path)
-        port.listen()
-        machine = threading.Thread(target=answer)
-        machine.start()
-        with warnings.catch_warnings(record=True) as unclosed:
-            warnings.simplefilter("always")
-            gc.freeze()  # so that objects of other tests are not searched, which takes seconds
-            with pytest.raises(qmp.MachineError) as raised:
-                qmp.open_monitor("vm-1", tmp_path, timeout=5)
-            del raised
-            gc.collect()
-            gc.unfreeze()
-        machine.join()
-    assert not [str(warning.message) for warning in unclosed]
-
-
-def test_incomplete_console_lines_are_ignored() -> None:
-    """A serial console comes letter by letter: a status of 12 is no status of 1."""
-    whole, rest = "pytest-ephemeral:app:1| one\r\n", "pytest-ephemeral:end:0| 1"
-    assert [line.text for line in user_data.lines(whole + rest)] == ["one"]
-    assert user_data.last_words(whole + rest) == ""
-    assert user_data.last_words(f"{whole}{rest}2\r\n") == "12"
-
-
-def test_the_status_of_a_machine_that_just_ended_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its guard answers once, and is gone then: that is a status, and no error."""
-    answers = iter([{}])
-
-    def ask(_: GuardAddress) -> dict[str, Any]:
-        if (found := next(answers, None)) is None:
-            raise EnvironmentGoneError("nothing runs of it any more")
-        return found
-
-    monkeypatch.setattr(client, "status", ask)
-    template = QemuTemplate(name="vm", image="app", command="serve", port=80)
-    environment, provider = make_order(template, None).environment, load("qemu")
-    assert [provider.status(environment).state for _ in range(2)] == ["running", "gone"]
-
-
-def test_replacing_a_machine_fails_if_its_guard_dies(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Whoever waits is told: nobody will ever read what starts the next QEMU."""
-    place = machines.MachineFolder(tmp_path)
-    place.state.mkdir()
-    (place.state / qmp.ENDED).write_text("0")
-    os.mkfifo(place.state / "again")
-    disk = tmp_path / "fresh"
-    disk.touch()
-    left = iter(range(4))
-
-    def ask(_: GuardAddress) -> dict[str, Any]:
-        if next(left, None) is None:
-            raise EnvironmentGoneError("nothing runs of it any more")
-        return {}
-
-    monkeypatch.setattr(client, "status", ask)
-    monkeypatch.setattr(machines.Start, "argv", lambda _: ["true"])
-    start: Any = machines.Start(hardware=None, content=None, fresh_disk=disk)  # type: ignore[arg-type]
-    with pytest.raises(EnvironmentGoneError):
-        replacement.replace_machine(place, start)
-
-
-def test_rollback_with_an_external_database_is_refused(tmp_path: Path) -> None:
-    """Refused before anything is launched, with its host; one in the machine itself is fine."""
-    provider: Any = load("qemu")
-    for where, ok in (("localhost", True), ("db.example.com", False)):
-        environ = {"DATABASE_URL": f"postgresql://shop@{where}/shop"}
-        template = QemuTemplate(name="vm", image="app", command="serve", port=80, env=environ)
-        if ok:
-            provider.check_rollback(template, tmp_path)
-            continue
-        with pytest.raises(ConfigurationError, match=r"templates\.vm\..*db\.example\.com"):
-            provider.check_rollback(template, tmp_path)

@@ -1,0 +1,54 @@
+"""Compose services, as a bake changes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_ephemeral.models import Endpoint
+from pytest_ephemeral.providers.compose import project
+from pytest_ephemeral.providers.compose.command import parse
+from pytest_ephemeral.providers.compose.tables import ComposeTemplate
+from pytest_ephemeral.providers.docker.ports import Published
+
+#: What the engine calls the baked image.
+IMAGE = "sha256:1"
+
+
+def template(**keys: Any) -> ComposeTemplate:
+    given = {
+        "service": "web",
+        "port": 80,
+        "replaced": {"web": "shop"},
+        "profiles": ["full"],
+        "allow_external": True,
+        **keys,
+    }
+    return ComposeTemplate(name="t", file="compose.yaml", **given)
+
+
+def published_at(first: int, file: project.File | None = None, **keys: Any) -> Published:
+    """As if the engine had these ports free, one after the other."""
+    asked = template(**keys)
+    places = asked.service_ports()
+    counts = {name: project.replicas(file or {}, asked, at.service) for name, at in places.items()}
+    inside = {name: at.port for name, at in places.items()}
+    endpoints = {
+        name: Endpoint(host="127.0.0.1", port=first + number) for number, name in enumerate(inside)
+    }
+    return Published("127.0.0.1", endpoints, inside, counts)
+
+
+# -- a file's own meaning --------------------------------------------------------------------------
+
+
+def changed(text: str, **keys: Any) -> dict[str, Any]:
+    """What a file of one service ``web`` and whatever else becomes."""
+    keys = {"replaced": {}, "profiles": [], **keys}
+    return project.prepare(
+        parse(text),
+        template(**keys),
+        {"shop": IMAGE},
+        labels={},
+        secrets=[],
+        published=published_at(49160, parse(text), **keys),
+    )

@@ -1,0 +1,98 @@
+"""A project whose environments are folders."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support import entry_points, processes
+from support.plugin_project import PluginProject, end, eventually, make_project
+
+HERE = Path(__file__).parents[1] / "faults"
+
+
+CONFIGURATION = """
+[templates.folder]
+provider = "folders"
+port = 8080
+ready = { log = "printed" }
+"""
+
+
+WAITS = """
+from pathlib import Path
+def test_waits(ephemeral_env, ephemeral_env_module):
+    Path("waiting").write_text(str(os.getpid()))
+    time.sleep(60)
+"""
+
+
+PASSES = "def test_passes(ephemeral_env): pass"
+
+
+class FolderProject(PluginProject):
+    """A project whose environments are folders."""
+
+    @property
+    def folders(self) -> Path:
+        """Where its environments are."""
+        return Path(os.environ["FOLDERS"])
+
+    def environments(self) -> list[str]:
+        """The environments that are there."""
+        return [folder.name for folder in self.folders.iterdir() if folder.is_dir()]
+
+    def records(self) -> list[Path]:
+        """The ledger's records."""
+        return list(self.folder.glob(".ephemeral/environments/*.json"))
+
+    def is_clean(self) -> bool:
+        """Whether nothing is left, neither things nor records."""
+        return not self.environments() and not self.records()
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line."""
+        return processes.run(processes.PROGRAM, *arguments, folder=self.folder, status=None)
+
+    def wait(self, *arguments: str, others: int = 0) -> tuple[subprocess.Popen[str], int]:
+        """Pytest with a test that is waiting, and the process id of its owner."""
+        process, _ = self.spawn_waiting(*arguments)
+        assert eventually(lambda: len(self.environments()) == 2 + others, 30), end(process)
+        return process, self.owner(process.pid)
+
+    @staticmethod
+    def owner(pid: int) -> int:
+        """The owner process of a pytest."""
+        for children in Path("/proc", str(pid), "task").glob("*/children"):
+            for child in children.read_text().split():
+                words = Path("/proc", child, "cmdline").read_bytes().split(b"\0")
+                if b"pytest_ephemeral.broker" in words:
+                    return int(child)
+        raise AssertionError("it has no owner process")
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FolderProject]:
+    """A project with the third party's provider, installed for every child process."""
+    site = tmp_path / "site"
+    entry_points.register(site, "providers", "folders = third_party:FolderProvider")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(HERE)]))
+    monkeypatch.setenv("FOLDERS", str(tmp_path / "folders"))
+    # SIGQUIT would have all the memory of a pytest written to disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    (tmp_path / "folders").mkdir()
+    (tmp_path / "project").mkdir()
+    made = make_project(tmp_path / "project", monkeypatch, tmp_path_factory)
+    project = FolderProject.__new__(FolderProject)
+    project.__dict__.update(vars(made))
+    project.configure(CONFIGURATION)
+    project.write(test_it=WAITS)
+    yield project
+    (project.folders / "slow").unlink(missing_ok=True)

@@ -1,0 +1,9 @@
+"""Wheels that tests bake images from."""
+
+from support.machines import Machine
+
+
+def wheel(machine: Machine, content: bytes = b"wheel") -> None:
+    dist = machine.folder / "dist"
+    dist.mkdir(exist_ok=True)
+    (dist / "shop-1.4.2-py3-none-any.whl").write_bytes(content)

@@ -1,0 +1,144 @@
+"""Images are archived, fetched on another machine, exported and imported."""
+
+import gzip
+import tarfile
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pytest_ephemeral.errors import (
+    ConfigurationError,
+    ImageChangedError,
+    ImageMissingError,
+    UnavailableError,
+)
+from pytest_ephemeral.providers.local import tree
+from support.machines import Machine
+from support.wheels import wheel
+
+# -- on another machine --------------------------------------------------------------------
+
+
+def test_another_machine_fetches_the_image_from_the_store(here):
+    """The same bytes, without a bake; it is sealed there."""
+    image = here.obtain()
+    here.forget()
+    assert here.obtain("never") == image
+    assert here.messages == [f"fetching shop, baked by {image.baked_by}"]
+    assert tree.digest(tree.manifest(Path(image.reference))) == image.digest
+    assert here.obtain("never") == image
+    assert here.messages == []
+
+
+def test_mode_never_reports_the_missing_image(here):
+    """It says what is missing, which input differs, and what to run."""
+    wheel(here)
+    with pytest.raises(
+        ImageMissingError, match=r"No image of that name.*pytest-ephemeral bake shop"
+    ):
+        here.obtain("never", artifact="dist/*.whl")
+    here.obtain(artifact="dist/*.whl")
+    wheel(here, b"another")
+    with pytest.raises(ImageMissingError, match=r"artifact: sha256:\w+… before, sha256:\w+… now"):
+        here.obtain("never", artifact="dist/*.whl")
+
+
+def test_an_image_without_content_is_baked_again(here):
+    """Or, where that may not be, said to be lost."""
+    image = here.obtain()
+    here.forget()
+    here.store.delete(f"images/{image.archive.removeprefix('sha256:')}")
+    with pytest.raises(ImageMissingError, match="neither here nor in the store"):
+        here.obtain("never")
+    assert here.obtain().key == image.key
+    assert here.baked
+
+
+def test_a_changed_archive_is_refused(here):
+    """Before anything of it is unpacked."""
+    image = here.obtain()
+    here.forget()
+    blob = here.folder / "store/images" / image.archive.removeprefix("sha256:")
+    blob.write_bytes(gzip.compress(b"poison"))
+    with pytest.raises(ImageChangedError, match="archive of the image 'shop'"):
+        here.obtain()
+    assert here.list_installed() == set()
+
+
+def test_an_archive_with_another_digest_is_refused(here):
+    """One whose name is right, and whose content is not the image's."""
+    image = here.obtain()
+    here.images.catalog.record(msgspec.structs.replace(image, digest="sha256:" + "0" * 64))
+    here.forget()
+    with pytest.raises(ImageChangedError, match="is not sha256:000"):
+        here.obtain()
+    assert here.list_installed() == set()
+
+
+def test_a_missing_interpreter_is_reported(here):
+    """A link out of the tree that leads nowhere there is named."""
+    interpreter = here.folder / "python3"
+    interpreter.touch()
+    here.obtain(install=[f"ln -s {interpreter} $PREFIX/python"])
+    here.forget()
+    interpreter.unlink()
+    with pytest.raises(UnavailableError, match=r"needs .*python3, which this machine does not"):
+        here.obtain(install=[f"ln -s {interpreter} $PREFIX/python"])
+
+
+def test_a_newer_bake_replaces_the_older_tree(here):
+    """When the catalog's image is another one than the tree under its key."""
+    install = ["date +%N > $PREFIX/now"]
+    first = here.obtain(install=install)
+    stale = here.folder / "stale"
+    Path(here.folder / "root").rename(stale)
+    second = here.obtain("always", install=install)
+    here.forget()
+    stale.rename(here.folder / "root")
+    assert Path(first.reference, "now").exists()
+    assert here.obtain(install=install) == second
+    assert tree.digest(tree.manifest(Path(second.reference))) == second.digest
+
+
+def test_export_and_import_transfer_an_image(here):
+    """One file, to a store that knows nothing of it."""
+    image = here.obtain()
+    here.images.export(image, here.folder / "shop.image")
+    here.forget()
+    other = Machine(here.folder, store="another")
+    assert other.images.import_(here.folder / "shop.image") == image
+    assert other.obtain("never") == image
+
+
+def test_a_damaged_export_is_refused(here):
+    """Whether it is something else, or its parts don't belong together."""
+    image = here.obtain()
+    file = here.folder / "shop.image"
+    file.write_bytes(b"something else")
+    with pytest.raises(ConfigurationError, match="images export"):
+        here.images.import_(file)
+    for unreadable in ("not-there", "."):
+        with pytest.raises(ConfigurationError, match=r"can't be read: (No such file|Is a dir)"):
+            here.images.import_(here.folder / unreadable)
+    other = msgspec.structs.replace(image, inputs={**image.inputs, "install": "something else"})
+    here.images.export(other, file)
+    with pytest.raises(ImageChangedError, match="damaged"):
+        here.images.import_(file)
+    with tarfile.open(file) as tar:
+        assert tar.getnames() == ["image.json", "content"]
+
+
+def test_export_failures_are_explained(here):
+    """No folder, a folder in the file's place, lost content; nothing half-written stays."""
+    image = here.obtain()
+    for folder in (here.folder, Path(), Path(".."), Path("/")):
+        with pytest.raises(ConfigurationError, match="it is a folder; name a file in it"):
+            here.images.export(image, folder)
+    with pytest.raises(ConfigurationError, match="can't be written"):
+        here.images.export(image, here.folder / "no" / "shop.image")
+    here.forget()
+    here.store.delete(f"images/{image.archive.removeprefix('sha256:')}")
+    with pytest.raises(ImageMissingError, match="neither here nor in the store"):
+        here.images.export(image, here.folder / "shop.image")
+    assert not (here.folder / "shop.image").exists()
