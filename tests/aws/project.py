@@ -11,9 +11,9 @@ from typing import Any
 from aws.conftest import APPLICATION, Bench
 from aws.harness import TESTS
 
-VERB = "import sys, aws.quickly; from pytest_ephemeral.cli import main; sys.exit(main())"
+VERB = "import sys, aws.fast_polls; from pytest_ephemeral.cli import main; sys.exit(main())"
 PROGRAM = [sys.executable, "-c", VERB]
-PYTEST = [sys.executable, "-m", "pytest", "-p", "aws.quickly", "-p", "no:cacheprovider"]
+PYTEST = [sys.executable, "-m", "pytest", "-p", "aws.fast_polls", "-p", "no:cacheprovider"]
 
 CONFIGURATION = """\
 default-template = "web"

@@ -17,11 +17,11 @@ from typing import Any
 
 os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
 
-from aws import acceptance, survey
+from aws import acceptance, moto_state
 from aws.guests import Guests
+from aws.moto_speed import quicken
 from aws.stacks import read_urls_of_this_machine
 from aws.strict import Strict, Times
-from aws.swift import quicken
 from aws.wire import Answer, Request, as_json, refuse, refuse_json, refuse_query
 from pytest_ephemeral.aws import USER_AGENT
 
@@ -130,11 +130,11 @@ class Harness:
 
     def _tell_left(self, base: str, regions: list[str]) -> list[str]:
         with self.strict.lock:
-            return survey.left(base, regions)
+            return moto_state.left(base, regions)
 
     def _tell_verified(self, regions: list[str]) -> dict[str, str]:
         with self.strict.lock:
-            return survey.verified(regions)
+            return moto_state.verified(regions)
 
     def _tell_own(self) -> list[str]:
         """The calls that the tool itself has made since the beginning, each once."""

@@ -19,9 +19,9 @@ from typing import Any
 from aws import acceptance
 from aws.clock import Clock, Times
 from aws.guests import Guests
+from aws.moto_speed import paged
 from aws.restarts import Restarts
 from aws.stacks import ACCOUNT, Stacks
-from aws.swift import paged
 from aws.wire import WSGI, Answer, Request, as_json, forward, refuse, refuse_json, xml
 
 CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopped": 80}

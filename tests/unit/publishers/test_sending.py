@@ -28,7 +28,7 @@ def warnings() -> list[str]:
 
 @pytest.fixture
 def sending(warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Outbox]:
-    """An outbox whose attempts follow each other quickly."""
+    """An outbox whose attempts follow each other fast_polls."""
     monkeypatch.setattr(outbox, "BACKOFF", 0.01)
     box = Outbox("service", warnings.append)
     yield box

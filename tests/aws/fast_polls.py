@@ -1,6 +1,6 @@
 """Looks more often, in the process that imports it: nobody counts the calls, and tests wait less.
 
-As a plugin (``-p aws.quickly``) for pytest, or imported before the command line. With
+As a plugin (``-p aws.fast_polls``) for pytest, or imported before the command line. With
 ``PACE=users`` it does nothing: then calls are counted.
 """
 
