@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -161,6 +160,27 @@ def test_files_sent_before_an_interruption_are_removed(
     bench.ledger.remove(entry.id)
 
 
+#: A template that names files and folders in each way that is understood, and in others.
+REFERENCES = """\
+Resources:
+  One: {Type: AWS::Lambda::Function, Properties: {Code: ./code, Handler: main.f}}
+  Two: {Type: AWS::Lambda::Function, Properties: {Code: code, Handler: main.f}}
+  Three: {Type: AWS::Serverless::Function, Properties: {CodeUri: "single.py"}}
+  Four: {Type: AWS::StepFunctions::StateMachine, Properties:
+    {DefinitionS3Location: states.json}}
+  Five: {Type: AWS::Lambda::Function, Properties: {Code: {ZipFile: "code"}}}
+  Six: {Type: AWS::Serverless::Function, Properties: {CodeUri: s3://theirs/code}}
+  Seven: {Type: AWS::CloudFormation::Stack, Properties: {TemplateURL: !Sub "${X}"}}
+  Eight: {Type: AWS::Glue::Job, Properties: {Command: {ScriptLocation: single.py}}}
+  Ten:
+    Type: AWS::Serverless::Function
+    Properties:
+      Handler: main.f
+  Nine:
+    Fn::Transform: {Name: AWS::Include, Parameters: {Location: snippet.yaml}}
+"""
+
+
 def test_code_and_definition_files_are_uploaded(bench: Bench, s3: Any) -> None:
     """A folder as an archive, a file as it is; the same content once; what is no path stays."""
     code = bench.folder / "code"
@@ -172,25 +192,7 @@ def test_code_and_definition_files_are_uploaded(bench: Bench, s3: Any) -> None:
     (bench.folder / "single.py").write_text("pass\n")
     (bench.folder / "states.json").write_text("{}")
     (bench.folder / "snippet.yaml").write_text("{}")
-    body = textwrap.dedent("""\
-        Resources:
-          One: {Type: AWS::Lambda::Function, Properties: {Code: ./code, Handler: main.f}}
-          Two: {Type: AWS::Lambda::Function, Properties: {Code: code, Handler: main.f}}
-          Three: {Type: AWS::Serverless::Function, Properties: {CodeUri: "single.py"}}
-          Four: {Type: AWS::StepFunctions::StateMachine, Properties:
-            {DefinitionS3Location: states.json}}
-          Five: {Type: AWS::Lambda::Function, Properties: {Code: {ZipFile: "code"}}}
-          Six: {Type: AWS::Serverless::Function, Properties: {CodeUri: s3://theirs/code}}
-          Seven: {Type: AWS::CloudFormation::Stack, Properties: {TemplateURL: !Sub "${X}"}}
-          Eight: {Type: AWS::Glue::Job, Properties: {Command: {ScriptLocation: single.py}}}
-          Ten:
-            Type: AWS::Serverless::Function
-            Properties:
-              Handler: main.f
-          Nine:
-            Fn::Transform: {Name: AWS::Include, Parameters: {Location: snippet.yaml}}
-        """)
-    (bench.folder / "code.yaml").write_text(body)
+    (bench.folder / "code.yaml").write_text(REFERENCES)
     _, place = upload.find_folder(written(bench), "x")
     sent: dict[str, bytes] = {}
     packaged = upload.packaging.package(bench.folder / "code.yaml", "", place, sent.__setitem__)

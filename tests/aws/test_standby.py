@@ -57,6 +57,28 @@ def is_gone(bench: Bench) -> bool:
     return bench.account.left() == []
 
 
+#: The calls that give an instance on standby to the next environment, and how many of each.
+REUSE = {
+    "ec2:CreateSecurityGroup": 1,
+    "ec2:AuthorizeSecurityGroupIngress": 1,
+    "ec2:CreateTags": 1,
+    "ec2:ModifyInstanceAttribute": 3,
+    "ec2:StartInstances": 1,
+    "ec2:DeleteSecurityGroup": 1,
+}
+
+
+def volumes(bench: Bench) -> set[str]:
+    """The ids of the account's volumes."""
+    return {one["VolumeId"] for one in bench.account.ec2.describe_volumes()["Volumes"]}
+
+
+def user_data(bench: Bench, id: str) -> bytes:
+    """What an instance gets at its start, as AWS has it."""
+    asked = bench.account.ec2.describe_instance_attribute(InstanceId=id, Attribute="userData")
+    return base64.b64decode(asked["UserData"]["Value"])
+
+
 def test_a_standby_instance_is_renewed_and_reused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,23 +93,15 @@ def test_a_standby_instance_is_renewed_and_reused(
     assert get(f"{one.url}/variable/KEY") == "hunter2-hunter2"
     one.run(["sh", "-c", 'echo wrong >"$STATE/wrong"'])
     bench.account.asked("RunInstances")
-    volumes = {one["VolumeId"] for one in bench.account.ec2.describe_volumes()["Volumes"]}
-    standby = end(bench, one)
-    assert standby.state == "standby"
+    earlier = volumes(bench)
+    assert end(bench, one).state == "standby"
     kept = Path(bench.account.tell("cloud_init", id=one.handle["instances"]))
     assert not any(b"hunter2" in file.read_bytes() for file in kept.rglob("*") if file.is_file())
     bench.account.calls()
     other = bring_up(bench, env={"COLOUR": "red"})
     calls = bench.account.calls()
     changing = [one for one in calls if not one.startswith("ec2:Describe")]
-    assert Counter(changing) == {
-        "ec2:CreateSecurityGroup": 1,
-        "ec2:AuthorizeSecurityGroupIngress": 1,
-        "ec2:CreateTags": 1,
-        "ec2:ModifyInstanceAttribute": 3,
-        "ec2:StartInstances": 1,
-        "ec2:DeleteSecurityGroup": 1,
-    }
+    assert Counter(changing) == REUSE
     assert calls.count("ec2:DescribeReplaceRootVolumeTasks") == 1
     assert bench.account.asked("RunInstances") == []
     assert (other.handle["instances"], other.id != one.id) == (one.handle["instances"], True)
@@ -98,16 +112,11 @@ def test_a_standby_instance_is_renewed_and_reused(
     made = instance(bench, other)
     assert {group["GroupId"] for group in made["SecurityGroups"]} == {other.handle["group"]}
     assert tags_of(made).items() >= {**other.labels, LAUNCHED_AS: one.id, "Name": other.id}.items()
-    assert volumes.isdisjoint(
-        v["VolumeId"] for v in bench.account.ec2.describe_volumes()["Volumes"]
-    )
-    asked = bench.account.ec2.describe_instance_attribute(
-        InstanceId=made["InstanceId"], Attribute="userData"
-    )
-    assert b"hunter2" not in base64.b64decode(asked["UserData"]["Value"])
+    assert earlier.isdisjoint(volumes(bench))
+    assert b"hunter2" not in user_data(bench, made["InstanceId"])
     bench.lifecycle.destroy(other)
     until(lambda: is_gone(bench))
-    assert bench.account.ec2.describe_volumes()["Volumes"] == []
+    assert volumes(bench) == set()
 
 
 def test_an_instance_is_kept_again_up_to_the_limit(bench: Bench) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from pytest_ephemeral.models import Endpoint
 from pytest_ephemeral.providers.compose import project
 from pytest_ephemeral.providers.compose.command import parse
+from pytest_ephemeral.providers.compose.mounts import File
 from pytest_ephemeral.providers.compose.tables import ComposeTemplate
 from pytest_ephemeral.providers.docker.ports import Published
 
@@ -26,7 +27,7 @@ def template(**keys: Any) -> ComposeTemplate:
     return ComposeTemplate(name="t", file="compose.yaml", **given)
 
 
-def published_at(first: int, file: project.File | None = None, **keys: Any) -> Published:
+def published_at(first: int, file: File | None = None, **keys: Any) -> Published:
     """As if the engine had these ports free, one after the other."""
     asked = template(**keys)
     places = asked.service_ports()

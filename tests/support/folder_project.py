@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from support import entry_points, processes
-from support.plugin_project import PluginProject, end, eventually, make_project
+from support.plugin_project import PluginProject, end, make_project
+from support.waiting import eventually
 
 HERE = Path(__file__).parents[1] / "faults"
 
@@ -55,8 +56,8 @@ class FolderProject(PluginProject):
         """Whether nothing is left, neither things nor records."""
         return not self.environments() and not self.records()
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line."""
+    def try_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the CLI in its own process; it may fail."""
         return processes.run(processes.PROGRAM, *arguments, folder=self.folder, status=None)
 
     def wait(self, *arguments: str, others: int = 0) -> tuple[subprocess.Popen[str], int]:

@@ -191,7 +191,7 @@ class World:
             *(str(self.victim), "1", "sha256:" + "cd" * 32, "ready", "9999-12-31T23:59:59Z"),
             "unix:///nowhere/engine.sock",
         ]
-        others = [None, True, -1, 0, 2**70, 1e308, [], {}, {"folder": "/"}, [[[]]]]
+        others: list[Any] = [None, True, -1, 0, 2**70, 1e308, [], {}, {"folder": "/"}, [[[]]]]
         return st.sampled_from([*texts, *others])
 
     def untouched(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,12 +57,16 @@ class Scripted:
         self._called("status", environment.id)
         return Status("running" if environment.id in self.exists else "gone")
 
-    def run(self, environment, argv, *, timeout):
+    def run(
+        self, environment: Environment, argv: Sequence[str], *, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
         self._called("run", environment.id)
         said = f"no table; key {self.orders[-1].variables['KEY']}\n"
         return subprocess.CompletedProcess(argv, self.seed_exit, "seeding\n", said)
 
-    def logs(self, environment, *, since=None, tail=None):
+    def logs(
+        self, environment: Environment, *, since: str | None = None, tail: int | None = None
+    ) -> str:
         return "hello\n"
 
     def keep(self, environment: Environment) -> None:
@@ -75,7 +79,7 @@ class Scripted:
         self._called("destroy", environment.id)
         self.exists.discard(environment.id)
 
-    def list_owned(self):
+    def list_owned(self) -> Iterator[Owned]:
         return (Owned(id, {}) for id in self.exists)
 
 

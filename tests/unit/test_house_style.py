@@ -32,9 +32,17 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
+def all_trees() -> Iterator[tuple[Path, ast.Module]]:
+    """Every module of the package and of the tests."""
+    yield from trees()
+    for path in sorted(TESTS.rglob("*.py")):
+        yield path.relative_to(TESTS.parent), ast.parse(path.read_text())
+
+
 def test_files_are_short() -> None:
-    """No module has more lines than a reader keeps in mind."""
-    lengths = {path: len((ROOT / path).read_text().splitlines()) for path, _ in trees()}
+    """No module has more lines than a reader keeps in mind, and no file of tests has."""
+    files = [*ROOT.rglob("*.py"), *TESTS.rglob("*.py")]
+    lengths = {str(path): len(path.read_text().splitlines()) for path in files}
     assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
 
@@ -51,7 +59,7 @@ def test_functions_fit_on_a_screen() -> None:
     """No function is longer than a screen, its docstring included."""
     long = {
         f"{path}: {node.name}": lines
-        for path, tree in trees()
+        for path, tree in all_trees()
         for node in functions(tree)
         if node.end_lineno and (lines := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION
     }
