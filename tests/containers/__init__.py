@@ -1,1 +1,1 @@
-"""The docker and compose providers on a real engine, when all is well and when it is not."""
+"""The docker and compose providers on a real engine, with and without failures."""

@@ -1,4 +1,4 @@
-"""Certificates for an engine that listens on tcp, and for those who may use it."""
+"""Certificates for an engine that listens on TCP, and for its clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
 class Authority:
-    """Signs certificates; its own is ``ca.pem`` wherever it writes one."""
+    """Signs certificates, and writes its own as ``ca.pem`` beside each of them."""
 
     def __init__(self, name: str) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -30,9 +30,9 @@ class Authority:
         """Write ca.pem, cert.pem and key.pem into a folder, and return it.
 
         Args:
-            folder: Made if it is not there.
-            name: Whose they are.
-            addresses: Of a server, by which it is reached.
+            folder: Created if it is missing.
+            name: The common name of the subject.
+            addresses: The IP addresses of a server; none for a client.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         kind = ExtendedKeyUsageOID.SERVER_AUTH if addresses else ExtendedKeyUsageOID.CLIENT_AUTH

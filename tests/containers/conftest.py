@@ -20,7 +20,7 @@ from support.hooks import SilentHooks
 
 @pytest.fixture(scope="module")
 def one_podman() -> Iterator[Engine]:
-    """A Podman for all tests of a module."""
+    """A Podman engine that all tests of a module share."""
     engines.require("podman")
     with podman_engines.start() as engine:
         yield engine
@@ -28,14 +28,14 @@ def one_podman() -> Iterator[Engine]:
 
 @pytest.fixture
 def podman(one_podman: Engine) -> Iterator[Engine]:
-    """A Podman without images."""
+    """The shared Podman engine, without images."""
     yield one_podman
     engines.forget_images(one_podman)
 
 
 @pytest.fixture(scope="module")
 def second_docker() -> Iterator[Engine]:
-    """A Docker besides the machine's own."""
+    """A Docker engine in addition to the machine's own."""
     engines.require("dockerd")
     with engines.dockerd() as engine:
         yield engine
@@ -43,7 +43,7 @@ def second_docker() -> Iterator[Engine]:
 
 @pytest.fixture(params=["v1", "v2"])
 def compose_command(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Either version of the compose command."""
+    """Each version of the compose command."""
     engine_images.require()
     v2 = request.param == "v2"
     with compose_versions.with_plugin() if v2 else compose_versions.without_plugin():
@@ -54,9 +54,9 @@ class SharedImage:
     """The image that tests without a Dockerfile of their own share in this process.
 
     Attributes:
-        address: The engine that it is on; on other engines each test has an image of its own.
-        label: A label of it that no other process's image has.
-        keys: Its keys, by which tests leave it on the engine.
+        address: The address of its engine; on other engines each test has an image of its own.
+        label: A label value that no other process's image has.
+        keys: Its keys, which the clean-up after each test keeps.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class SharedImage:
 
 @pytest.fixture(scope="session")
 def shared_image() -> Iterator[SharedImage]:
-    """The shared image, which ends with this process."""
+    """The shared image, whose tags are removed at the end of the session."""
     engine_images.require()
     shared = SharedImage()
     yield shared
@@ -79,9 +79,9 @@ def shared_image() -> Iterator[SharedImage]:
 def opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_image: SharedImage
 ) -> Iterator[Opened]:
-    """Opens a project with containers.
+    """A function that opens a project with containers.
 
-    Its images are removed afterwards, except the one that later tests find on the engine.
+    Its images are removed after the test, except the shared one, which later tests use.
     """
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     (tmp_path / "context").mkdir()
@@ -102,6 +102,6 @@ def opened(
 
     yield open_
     for project in projects:
-        for environment in project.ledger.entries():  # of a test that has failed
+        for environment in project.ledger.entries():  # left by a failed test
             remove(project.ledger, environment)
         project.images.prune(0, shared_image.keys)

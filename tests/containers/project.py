@@ -1,4 +1,4 @@
-"""A project with containers, what it leaves on the engine, and a run of it that does not end."""
+"""A project with containers, its resources on the engine, and a long run of pytest."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ isolated = true
 {more}
 """
 
-#: A name that no other worker's tests have on the engine that all share.
+#: A template name that no other worker uses on the shared engine.
 WEB = f"web{secrets.token_hex(3)}"
 
 DOCKERFILE = "FROM {base}\nEXPOSE 8080 9000\n"
@@ -42,7 +42,7 @@ Opened = Callable[..., Lifecycle]
 
 
 def left(id: str) -> list[str]:
-    """All on the engine whose name or labels have the id."""
+    """The names of the containers, networks and volumes whose description has the ID."""
     engine = endpoint.find()
     everything = [
         *engine.call("GET", "/containers/json", query={"all": True}),
@@ -57,13 +57,13 @@ def up(lifecycle: Lifecycle, template: str = WEB) -> Any:
 
 
 def reopened(folder: Path) -> Lifecycle:
-    """The project as a later stage opens it, which bakes nothing."""
+    """Open the project as a later stage, which never bakes."""
     project = Project.open(folder / "ephemeral.toml", folder)
     return Lifecycle(project, SilentHooks(), run=f"later-{secrets.token_hex(6)}", bake="never")
 
 
 def refusal(lifecycle: Lifecycle, template: str = WEB) -> EphemeralError:
-    """How bringing it up fails; nothing of it is left, on the engine or in the ledger."""
+    """The error of a failed launch, which leaves nothing on the engine or in the ledger."""
     with pytest.raises(EphemeralError) as caught:
         up(lifecycle, template)
     assert lifecycle.project.ledger.entries() == []
@@ -78,14 +78,14 @@ def a_run(
     seconds: int = 100,
     output: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
-    """A run of pytest whose one test has the environment, whose id it writes into ``id``.
+    """Start pytest with one test that writes its environment's ID into the file ``id``.
 
     Args:
-        folder: Where the project is.
-        arguments: For pytest.
-        template: The environment's.
-        seconds: How long the test takes.
-        output: Where its output goes.
+        folder: The project's folder.
+        arguments: Further arguments of pytest.
+        template: The environment's template.
+        seconds: The duration of the test.
+        output: The target of standard output.
     """
     (folder / "test_waits.py").write_text(
         "import pathlib, time\ndef test_waits(ephemeral_env):\n"
@@ -104,7 +104,7 @@ def a_run(
 
 
 def compose(service: str) -> str:
-    """A template of ``compose.yaml``."""
+    """The configuration of a template that uses ``compose.yaml``."""
     return (
         '[templates.odd]\nprovider = "compose"\nfile = "compose.yaml"\n'
         f'service = "{service}"\nport = 8080\n'

@@ -1,4 +1,4 @@
-"""The files of docker/awesome-compose: what ``init`` writes is planned, or refused with reason."""
+"""The Compose files of docker/awesome-compose: each is planned, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLLECTION = Path(__file__).with_name("awesome-compose")
 EXAMPLES = sorted({file.parent.name for file in COLLECTION.glob("*/compose.y*ml")})
 DOCKERFILES = sorted(str(file.relative_to(COLLECTION)) for file in COLLECTION.rglob("Dockerfile"))
 
-#: Those that can't be brought up as they are, and why.
+#: The examples that are refused as they are, and part of the reason.
 MOUNTED, FIXED = "of this machine over its", "can't run side by side"
 REFUSED = {
     **dict.fromkeys(
@@ -45,13 +45,13 @@ REFUSED = {
     "pihole-cloudflared-DoH": FIXED,
 }
 
-#: Those whose services may write to this machine outside of the project.
+#: The examples whose services may write to this machine outside the project.
 SHARING = {"minecraft", "pihole-cloudflared-DoH", "plex", "portainer", "traefik-golang"}
 SHARING |= {"wireguard"}
 
 DIGEST = f"sha256:{'1' * 64}"
 
-#: What the older builder does not know, looked for without knowing what a Dockerfile is.
+#: Syntax that the older builder lacks, found without parsing the Dockerfile.
 MODERN = re.compile(r"RUN --mount|<<|\$BUILDPLATFORM|COPY --(?:link|chmod)", re.IGNORECASE)
 
 
@@ -63,11 +63,11 @@ def command() -> Iterator[Compose]:
 
 
 class Planned:
-    """An example as ``init`` has it, up to where the engine would be asked.
+    """An example that ``init`` has configured, planned without an engine.
 
     Attributes:
-        template: What ``init`` has written.
-        warnings: What people are told.
+        template: The template that ``init`` has written.
+        warnings: The warnings for the user.
     """
 
     def __init__(self, folder: Path, command: Compose) -> None:
@@ -80,7 +80,7 @@ class Planned:
         self._command = command
 
     def plan(self, template: ComposeTemplate) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the file means, and what is made of it."""
+        """The configuration that Compose reads, and the one that the launch derives from it."""
         launch = Launch(self._command, Engine(Address("unix:///nowhere")), self._order(), template)
         launch.read()
         return launch._config, json.loads(launch._text(launch._choose_ports()))
@@ -117,7 +117,7 @@ def planned(
     command: Compose,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Planned:
-    """One of the collection, in a folder of its own, for which ``init`` was run."""
+    """An example of the collection, in a folder of its own where ``init`` has run."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(bases, "find_local", lambda *_: None)
     monkeypatch.setattr(image_store, "id_on", lambda _, image: image.reference)
@@ -132,7 +132,7 @@ def planned(
 def test_each_example_is_planned_or_refused_with_a_reason(
     planned: Planned, request: pytest.FixtureRequest, command: Compose
 ) -> None:
-    """What can't be is named with the remedy, which helps; all else is one environment's own."""
+    """A refusal names the file, and the option that it suggests works; each plan is isolated."""
     example, template = request.node.callspec.params["planned"], planned.template
     if example in REFUSED:
         with pytest.raises(ConfigurationError, match=REFUSED[example]) as caught:
@@ -147,11 +147,11 @@ def test_each_example_is_planned_or_refused_with_a_reason(
     check(meant, made, template)
     assert bool(planned.warnings) == (example in SHARING)
     argv = [*command.argv, "--file", "-", "config", "--quiet"]
-    subprocess.run(argv, input=json.dumps(made), text=True, check=True)  # Compose takes it
+    subprocess.run(argv, input=json.dumps(made), text=True, check=True)  # Compose accepts it
 
 
 def check(meant: dict[str, Any], made: dict[str, Any], template: ComposeTemplate) -> None:
-    """Everything is there, and nothing of it would meet another environment's."""
+    """The plan keeps all services, and its names and ports collide with no other environment."""
     assert made["services"].keys() == meant["services"].keys()
     for name, service in made["services"].items():
         before = meant["services"][name]
@@ -174,7 +174,7 @@ def check(meant: dict[str, Any], made: dict[str, Any], template: ComposeTemplate
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
 def test_base_images_and_buildkit_use_are_detected(dockerfile: str) -> None:
-    """Whether BuildKit, and which images: none that is a stage, nothing that is not filled in."""
+    """The base images exclude build stages, ``scratch`` and unresolved variables."""
     text = (COLLECTION / dockerfile).read_text()
     assert bool(bases.find_buildkit(text)) == bool(MODERN.search(text))
     stages = {

@@ -1,4 +1,4 @@
-"""Dockerfiles that need BuildKit: with ``docker buildx``, and by the engine alone."""
+"""Dockerfiles that need BuildKit, built by ``docker buildx`` or by the engine alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_ephemeral.providers.docker import endpoint, image_store
 from pytest_ephemeral.providers.docker.engine import Engine
 from support import compose_versions, engine_images, engines
 
-#: What Docker's older builder knows nothing of.
+#: Syntax that Docker's older builder does not support.
 MOUNTS = """\
 FROM --platform=$BUILDPLATFORM {base} AS made
 RUN --mount=type=cache,target=/cache echo {{name}} > /made && touch /cache/used
@@ -36,7 +36,7 @@ EOF
 
 TOKEN = "a-token-of-the-registry"
 
-#: A secret is read, and only its size gets into the image.
+#: A step that prints a secret, and stores only its size in the image.
 SECRET = """\
 FROM {base}
 RUN --mount=type=secret,id=token wc -c < /run/secrets/token > /made && cat /run/secrets/token
@@ -58,7 +58,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.fixture
 def with_buildx() -> Iterator[None]:
-    """Whoever runs the tests has the plugin ``docker buildx``."""
+    """The docker command with the ``buildx`` plugin."""
     if why := engines.newest_unavailable():
         pytest.skip(f"without {why}")
     plugin = engines.NEWEST / "libexec/docker/cli-plugins/docker-buildx"
@@ -70,20 +70,20 @@ def with_buildx() -> Iterator[None]:
 
 @pytest.fixture
 def without_buildx() -> Iterator[None]:
-    """Whoever runs the tests has no plugins."""
+    """The docker command without plugins."""
     with compose_versions.plugin_folder():
         yield
 
 
 def baked(opened: Opened, dockerfile: str, **keys: Any) -> Image:
-    """The image of a Dockerfile, with further keys of its recipe."""
+    """Bake the image of a Dockerfile, with further keys in its recipe."""
     project = opened(dockerfile=dockerfile.replace("{{name}}", WEB)).project
     recipe = msgspec.structs.replace(project.config.recipe("web"), **keys)
     return project.images.obtain(recipe, mode="missing", say=print)
 
 
 def printed(engine: Engine, image: Image, *argv: str) -> str:
-    """What a command prints in a container of the image."""
+    """The output of a command in a container of the image."""
     body = {"Image": image_store.id_on(engine, image), "Cmd": list(argv), "Tty": True}
     id = engine.call("POST", "/containers/create", body=body)["Id"]
     try:
@@ -99,7 +99,7 @@ def printed(engine: Engine, image: Image, *argv: str) -> str:
 def test_buildkit_mounts_and_target_stages_work(
     engine: Engine, opened: Opened, request: pytest.FixtureRequest, plugin: str
 ) -> None:
-    """Caches, $BUILDPLATFORM and COPY --chmod, as far as the stage that is asked for."""
+    """Cache mounts, $BUILDPLATFORM and COPY --chmod work; stages after the target are left out."""
     request.getfixturevalue(plugin)
     image = baked(opened, MOUNTS, target="small")
     assert printed(engine, image, "cat", "/made").strip() == WEB
@@ -112,7 +112,7 @@ def test_buildkit_mounts_and_target_stages_work(
 def test_build_secrets_are_in_no_layer_and_no_log(
     engine: Engine, opened: Opened, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It is there while the step runs; what the step prints of it is masked."""
+    """A secret is available while its step runs, and is masked in the step's output."""
     monkeypatch.setenv("TOKEN", TOKEN)
     fresh = SECRET.replace(
         "RUN", f"ENV RUN={time.time_ns()}\nRUN", 1
@@ -131,7 +131,7 @@ def test_build_secrets_are_in_no_layer_and_no_log(
 def test_build_secrets_without_buildx_are_refused(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says what to install."""
+    """The error names the plugin to install."""
     monkeypatch.setenv("TOKEN", TOKEN)
     with pytest.raises(ConfigurationError, match=r"secrets need.*docker-buildx"):
         baked(opened, SECRET, secrets={"token": "{env:TOKEN}"})
@@ -141,7 +141,7 @@ def test_build_secrets_without_buildx_are_refused(
 def test_a_failed_build_step_is_named(
     engine: Engine, opened: Opened, request: pytest.FixtureRequest, plugin: str
 ) -> None:
-    """It is named, with what it printed last; nothing stays."""
+    """The error has the step, its last output and its exit code, and no image is left."""
     request.getfixturevalue(plugin)
     failing = "FROM {base}\nRUN --mount=type=cache,target=/c echo the reason >&2; exit 3\n"
     with pytest.raises(BakeError) as caught:
@@ -156,7 +156,7 @@ def test_a_failed_build_step_is_named(
 
 @pytest.mark.usefixtures("with_buildx")
 def test_an_unavailable_dockerfile_frontend_is_explained(opened: Opened) -> None:
-    """Most files of people name one; it says that this line is why, and what helps."""
+    """The error names the ``# syntax`` line as the cause, and says to remove it."""
     unreachable = "# syntax=localhost:1/docker/dockerfile:1.4\n" + HERE_DOCUMENT
     with pytest.raises(BakeError, match=r"`# syntax=…`.* remove that line"):
         baked(opened, unreachable)
@@ -165,7 +165,7 @@ def test_an_unavailable_dockerfile_frontend_is_explained(opened: Opened) -> None
 def test_here_documents_work_or_are_explained(
     engine: Engine, opened: Opened, without_buildx: None
 ) -> None:
-    """The newest engine reads it; an old one's parser does not, and it says what helps."""
+    """The newest engine reads them; for an old one, the error names the syntax line that helps."""
     if engine.call("GET", "/version")["Version"].startswith("20."):
         with pytest.raises(BakeError, match="syntax=docker/dockerfile:1"):
             baked(opened, HERE_DOCUMENT)

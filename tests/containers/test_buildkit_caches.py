@@ -1,4 +1,4 @@
-"""What is built for another platform, from a cache that is kept elsewhere, and by who is killed."""
+"""BuildKit builds for another platform, with an external cache, and killed builds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.waiting import until
 
 __all__ = ["engine", "with_buildx", "without_buildx"]  # fixtures
 
-#: Nothing in it runs, so that any engine can build it for any platform.
+#: It runs no command, so that any engine can build it for any platform.
 COPIED = "FROM --platform=$TARGETPLATFORM scratch\nCOPY Dockerfile /\n"
 
 RANDOM = """\
@@ -36,7 +36,7 @@ RUN --mount=type=cache,target=/c exec sleep {{name}}
 def test_an_image_is_built_for_another_platform(
     engine: Engine, opened: Opened, request: pytest.FixtureRequest, plugin: str
 ) -> None:
-    """The image is made for it, and says so; that of this machine is another."""
+    """The image, its record and the inputs of its key have the platform."""
     request.getfixturevalue(plugin)
     image = baked(opened, COPIED, platform="linux/arm64")
     found = engine.call("GET", f"/images/{image_store.id_on(engine, image)}/json")
@@ -49,7 +49,7 @@ def test_an_image_is_built_for_another_platform(
 def test_an_external_build_cache_is_used(
     engine: Engine, opened: Opened, with_buildx: None, tmp_path: Path
 ) -> None:
-    """A step that was cached is not run again on an engine that knows nothing of it."""
+    """A cached step is not run again by an engine whose own cache is empty."""
     cache = tmp_path / "cache"
     first = baked(opened, RANDOM, cache_to=[f"type=local,dest={cache}"])
     made = printed(engine, first, "cat", "/made")
@@ -58,7 +58,7 @@ def test_an_external_build_cache_is_used(
     engine.call("POST", "/build/prune", query={"all": True})
     again = baked(opened, RANDOM, cache_from=[f"type=local,src={cache}"])
     assert printed(engine, again, "cat", "/made") == made
-    assert again.key == first.key  # where steps are kept is not what they do
+    assert again.key == first.key  # the cache is no part of the key
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_killed_build_ends_its_step(
     plugin: str,
     number: signal.Signals,
 ) -> None:
-    """The step ends, as the system sees it, and nothing of the build is left on the engine."""
+    """The step's process ends, and no image or container of the build is left on the engine."""
     request.getfixturevalue(plugin)
     seconds = f"{secrets.randbelow(900) + 100}.{secrets.randbelow(10**6)}"
     opened(dockerfile=SLEEPS.replace("{{name}}", seconds))
@@ -101,7 +101,7 @@ def test_a_killed_build_ends_its_step(
 
 
 def is_running(seconds: str) -> bool:
-    """Whether a step sleeps for so long, whoever has started it."""
+    """Whether any process on this machine runs ``sleep`` with this argument."""
     wanted = f"sleep\0{seconds}\0".encode()
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -1,4 +1,4 @@
-"""Compose files as people have them: what they mean, and what can't be meant side by side."""
+"""Features of Compose files: those that work side by side, and those that are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write(folder: Path, text: str, name: str = "compose.yaml") -> None:
 
 
 def answer_of(url: str) -> str:
-    """What answers there; empty if nothing does."""
+    """The response from a URL; empty if nothing answers."""
     try:
         return web.get(url).strip()
     except OSError:
@@ -32,12 +32,12 @@ def answer_of(url: str) -> str:
 
 
 def published(found: Sequence[Mapping[str, Any]]) -> set[int]:
-    """The ports of this machine that containers have."""
+    """The ports of this machine that containers publish."""
     return {port["PublicPort"] for one in found for port in one["Ports"]}
 
 
 class _Stranger(web.Handler):
-    """Another server on this machine, on the port that the file names."""
+    """A foreign server on this machine, on the port that the file names."""
 
     def do_GET(self) -> None:
         self.answer(200, b"stranger")
@@ -45,7 +45,7 @@ class _Stranger(web.Handler):
 
 @pytest.fixture
 def stranger() -> Iterator[int]:
-    """The port of a server that is none of ours."""
+    """The port of a foreign server."""
     with web.serving(web.server_of(_Stranger)) as server:
         yield server.server_port
 
@@ -66,7 +66,7 @@ volumes: {{count: }}
 def test_a_foreign_server_is_not_taken_for_the_service(
     opened: Opened, tmp_path: Path, stranger: int
 ) -> None:
-    """It has no port here meanwhile. Whoever has the one the file names is never taken for it."""
+    """While the service restarts, a server on the port that the file names is not used for it."""
     write(tmp_path, RESTARTING.format(port=stranger))
     lifecycle = opened(compose("web").replace("8080", str(stranger)) + 'ready = { http = "/" }\n')
     environment = up(lifecycle, "odd")
@@ -85,7 +85,7 @@ def test_a_foreign_server_is_not_taken_for_the_service(
 def test_another_port_is_chosen_if_the_first_is_taken(
     opened: Opened, tmp_path: Path, stranger: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others are chosen."""
+    """A foreign server already listens on the first port."""
     from pytest_ephemeral.providers.docker import ports
 
     free = ports._free_ports
@@ -129,7 +129,7 @@ networks:
 
 
 def test_two_environments_of_a_compose_file_are_isolated(opened: Opened, tmp_path: Path) -> None:
-    """With a name, a port and a subnet that only one could have; each finds its own by the name."""
+    """The file sets a name, ports and a subnet, of which each environment gets its own."""
     write(tmp_path, MEANING.replace("PYTHON", engine_images.python()))
     more = compose("web") + 'endpoints = { dns = { service = "dns", port = 5353 } }\n'
     lifecycle = opened(more + 'ready = { http = "/" }\n')
@@ -158,9 +158,9 @@ def test_two_environments_of_a_compose_file_are_isolated(opened: Opened, tmp_pat
 
 
 def test_several_files_env_files_and_replicas_work(opened: Opened, tmp_path: Path) -> None:
-    """The second file is over the first, the later variable over the earlier.
+    """Later files and variables override earlier ones.
 
-    Containers that are started again are where they were, and no others of this machine.
+    Restarted replicas keep their published ports.
     """
     write(tmp_path, "services: {web: {image: BASE, environment: {A: '${A}', B: '${B}'}}}\n")
     write(tmp_path, "services: {web: {environment: {C: third}}}\n", "more.yaml")
@@ -185,7 +185,7 @@ def test_several_files_env_files_and_replicas_work(opened: Opened, tmp_path: Pat
 
 
 def test_an_unhealthy_service_is_reported_with_its_output(opened: Opened, tmp_path: Path) -> None:
-    """Its health check's own words, and which service waited for it in vain."""
+    """The error has the output of the service's health check, without Compose's progress."""
     write(
         tmp_path,
         "services:\n"
@@ -216,7 +216,7 @@ COMPLETED = "{condition: service_completed_successfully}"
 def test_a_launch_failure_reports_its_actual_cause(
     opened: Opened, tmp_path: Path, of_web: str, told: str
 ) -> None:
-    """What it is, in one line, without the command's progress, and without a wrong remedy."""
+    """The error names the cause, without Compose's progress and without a wrong remedy."""
     write(
         tmp_path,
         f"services:\n  web: {{image: BASE, {of_web}}}\n"
@@ -228,9 +228,9 @@ def test_a_launch_failure_reports_its_actual_cause(
     assert "Creating" not in said
 
 
-@pytest.mark.parametrize("compose_command", ["v2"], indirect=True)  # it is not asked
+@pytest.mark.parametrize("compose_command", ["v2"], indirect=True)  # the version does not matter
 def test_all_images_of_a_template_are_recorded(opened: Opened, tmp_path: Path) -> None:
-    """That of the URL's service first: in the report, the evidence, the ledger, and the stages."""
+    """The report, the provenance and the stages have them, that of the URL's service first."""
     write(tmp_path, "services:\n  aside: {image: BASE}\n  web: {image: BASE}\n")
     more = (
         f'[images.aside]\nprovider = "docker"\nbase = "{engine_images.busybox()}"\n'
@@ -264,7 +264,7 @@ def test_all_images_of_a_template_are_recorded(opened: Opened, tmp_path: Path) -
 def test_external_networks_and_volumes_are_refused(
     opened: Opened, tmp_path: Path, kind: str, use: str
 ) -> None:
-    """It is refused before anything is made, however either version writes it."""
+    """They are refused before anything is created, with either version of Compose."""
     write(
         tmp_path,
         f"services:\n  web: {{image: BASE, {use}}}\n"
@@ -276,7 +276,7 @@ def test_external_networks_and_volumes_are_refused(
 
 
 def test_services_get_their_grace_period_to_stop(opened: Opened, tmp_path: Path) -> None:
-    """An application that has something to do at its end is asked to stop, and does it."""
+    """The application gets its stop signal, and finishes its work before it is removed."""
     write(
         tmp_path,
         "services:\n  web:\n    image: BASE\n    volumes: [kept:/kept]\n    stop_signal: SIGINT\n"

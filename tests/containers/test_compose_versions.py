@@ -1,4 +1,4 @@
-"""A compose command that can't read its standard input, as 2.30.0 and 2.30.1 can't."""
+"""Compose 2.30.0 and 2.30.1, which can't read a file from standard input."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from containers.project import Opened, compose, left, up
 from pytest_ephemeral.providers.compose.command import Compose
 from support import compose_versions, engine_images
 
-#: It takes ``-`` for a file of the project's folder: https://github.com/docker/compose/issues/12248.
-#: Of 2.30, only this one is to be had as a package; it has the fault still.
+#: It reads ``-`` as a file in the project's folder: https://github.com/docker/compose/issues/12248.
+#: Of the faulty versions, only this one is available as a package.
 FAULTY = "2.30.1"
 
 
 @pytest.fixture
 def command() -> Iterator[Compose]:
-    """That version, and no other."""
+    """The faulty version of the compose command, and no other."""
     with compose_versions.with_plugin(compose_versions.fetch_compose(FAULTY)):
         yield Compose.find()
 
@@ -27,7 +27,7 @@ def command() -> Iterator[Compose]:
 def test_compose_works_without_standard_input(
     command: Compose, opened: Opened, tmp_path: Path
 ) -> None:
-    """What is to be brought up reaches it all the same."""
+    """An environment launches although this version can't read its file from standard input."""
     text = f"services: {{web: {{image: '{engine_images.busybox()}', command: httpd -f -p 8080}}}}\n"
     assert command.version() == FAULTY
     argv = [*command.argv, "-f", "-", "config"]

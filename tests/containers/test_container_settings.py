@@ -1,4 +1,4 @@
-"""What an environment has on the engine is what was asked for, labelled; and only that goes."""
+"""The resources of an environment on the engine: settings, labels and removal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_ephemeral.providers.docker import endpoint
 from pytest_ephemeral.providers.docker.engine import Engine
 from support import engine_images
 
-#: Worth a mask, and full of what shells and Compose files take for something else.
+#: A secret with characters that are special in shells and in Compose files.
 SECRET = "pa$$w0rd${HOME}'\""
 
 THEIRS = f"theirs-{secrets.token_hex(4)}"
@@ -47,7 +47,7 @@ network = "{THEIRS}"
 
 @pytest.fixture
 def theirs() -> Iterator[Engine]:
-    """Someone else's network, volume and container, of whose names ours could be."""
+    """The engine, with a foreign network and a foreign volume."""
     engine_images.require()
     engine = endpoint.find()
     network = engine.call("POST", "/networks/create", body={"Name": THEIRS})
@@ -59,7 +59,7 @@ def theirs() -> Iterator[Engine]:
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variables that templates ask for."""
+    """Sets the variables that the templates refer to."""
     monkeypatch.setenv("SECRET", SECRET)
     monkeypatch.setenv("PROBE_KEY", "pr0be-s3cret")
 
@@ -67,7 +67,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_container_has_all_settings_of_its_template(
     theirs: Engine, opened: Opened, known: None
 ) -> None:
-    """Limits, mounts, networks, ports and variables, as the engine itself has them."""
+    """The engine reports the limits, mounts, networks, ports and variables of the template."""
     lifecycle = opened(FULL.format())
     environment = up(lifecycle, "full")
     found = theirs.call("GET", f"/containers/{environment.handle['container']}/json")
@@ -103,7 +103,7 @@ def test_a_container_has_all_settings_of_its_template(
 def test_resources_have_labels_and_no_secrets(
     theirs: Engine, opened: Opened, known: None, tmp_path: Path
 ) -> None:
-    """Whose, which run's and until when; what is secret stands in its variable alone."""
+    """Labels have the owner, run and expiry; secrets are in no label, and masked in logs."""
     lifecycle = opened(FULL.format())
     environment = up(lifecycle, "full")
     query = {"all": True, "filters": {"label": [f"pytest-ephemeral.id={environment.id}"]}}
@@ -127,7 +127,7 @@ def test_resources_have_labels_and_no_secrets(
 
 
 def test_resources_with_similar_names_are_not_removed(theirs: Engine, opened: Opened) -> None:
-    """Neither destroying, nor reaping, nor pruning goes by names."""
+    """Destroy, reap and prune do not select resources by their names."""
     lifecycle = opened()
     environment = up(lifecycle)
     name = f"pytest-ephemeral-{environment.id}-data-of-mine"
@@ -152,7 +152,7 @@ def test_resources_with_similar_names_are_not_removed(theirs: Engine, opened: Op
 
 
 def test_prune_keeps_a_tag_moved_to_another_image(opened: Opened) -> None:
-    """Pruning removes what was baked, and not what someone has called so since."""
+    """Prune removes the baked image, and not the image that the tag now points to."""
     lifecycle = opened()
     image, engine = lifecycle.image("web"), endpoint.find()
     tag = {"repo": "pytest-ephemeral/web", "tag": image.key[7:19]}
@@ -196,7 +196,7 @@ def file(folder: Path, text: str) -> None:
 def test_a_compose_file_with_many_features_works(
     compose_command: None, theirs: Engine, opened: Opened, known: None, tmp_path: Path
 ) -> None:
-    """It means what it always means; of what it brings up, nothing stays but what was there."""
+    """The features work as in Compose, and destroy removes all but the external resources."""
     file(tmp_path, FILE)
     (tmp_path / ".env").write_text("FROM_DOTENV=dotted\n")
     (tmp_path / "more.env").write_text("FROM_FILE=filed\n")
@@ -228,9 +228,9 @@ def services(engine: Engine, id: str) -> list[str]:
 def test_a_compose_service_can_use_the_host_network(
     compose_command: None, opened: Opened, tmp_path: Path
 ) -> None:
-    """Its URL is where it listens. A port that somebody has there already is refused.
+    """The URL has the port on the host, and a port that is in use is refused.
 
-    So is what its environments share named: a folder of the machine.
+    A warning names the mounted folder, which environments share.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         free = probe.getsockname()[1]

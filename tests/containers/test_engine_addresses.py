@@ -1,4 +1,4 @@
-"""Engines that are named as people name them: by the docker command's contexts, and over ssh."""
+"""Engines given by a context of the docker command or over SSH, and kinds of Podman."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support import engines, podman_engines, sshd, web
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The docker command's settings, of which there are none yet."""
+    """An empty configuration of the docker command."""
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
@@ -28,7 +28,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def over_ssh(
     second_docker: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: None
 ) -> Iterator[str]:
-    """The address of the second engine, on a machine that is reached over ssh."""
+    """The SSH address of the second Docker engine."""
     sshd.require()
     (tmp_path / "ssh").mkdir()
     with sshd.running(tmp_path / "ssh", monkeypatch) as port:
@@ -43,7 +43,7 @@ def docker(*words: str) -> None:
 def test_the_current_docker_context_is_used(
     opened: Opened, second_docker: Engine, tmp_path: Path
 ) -> None:
-    """What ``docker context use`` says; the environment is removed there after another was."""
+    """The environment is removed from its own engine even after the context has changed."""
     opened(keep="always").image("web")
     docker("context", "create", "elsewhere", f"--docker=host={second_docker.address.url}")
     docker("context", "use", "elsewhere")
@@ -60,7 +60,7 @@ def test_the_current_docker_context_is_used(
 
 @pytest.fixture
 def rootless() -> Iterator[Engine]:
-    """A Podman of another uid, without rights."""
+    """A rootless Podman engine of another uid."""
     if why := podman_engines.rootless_unavailable():
         pytest.skip(f"without {why}")
     with podman_engines.start_rootless() as engine:
@@ -71,7 +71,7 @@ def rootless() -> Iterator[Engine]:
 def test_an_environment_runs_on_rootless_podman(
     opened: Opened, rootless: Engine, tmp_path: Path
 ) -> None:
-    """An image is brought there, an environment comes up, commands run in it, nothing is left."""
+    """The image is loaded there, an environment answers and runs commands, and nothing is left."""
     opened(keep="always").image("web")
     with engines.use(rootless):
         lifecycle = reopened(tmp_path)
@@ -84,7 +84,7 @@ def test_an_environment_runs_on_rootless_podman(
 
 
 def test_destroy_does_not_wait_for_the_stop_timeout_of_podman(opened: Opened) -> None:
-    """It would give what ignores its stop signal 10 s; what is killed gets none."""
+    """Podman would give an application that ignores its stop signal 10 s."""
     if why := podman_engines.newest_unavailable():
         pytest.skip(f"without {why}")
     with podman_engines.start(podman_engines.NEWEST) as engine, engines.use(engine):
@@ -97,7 +97,7 @@ def test_destroy_does_not_wait_for_the_stop_timeout_of_podman(opened: Opened) ->
 def test_an_environment_runs_on_an_engine_over_ssh(
     opened: Opened, over_ssh: str, tmp_path: Path
 ) -> None:
-    """An image is brought there, an environment comes up, commands run in it, nothing is left."""
+    """The image is loaded there, an environment answers and runs commands, and nothing is left."""
     opened(keep="always").image("web")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", over_ssh)
@@ -114,7 +114,7 @@ def test_an_environment_runs_on_an_engine_over_ssh(
 def test_a_failed_ssh_login_is_reported_in_one_line(
     over_ssh: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """One line: what ssh said, and how to see it."""
+    """The line has the message of ssh, and the command that shows the whole of it."""
     (tmp_path / "ssh/key.pub").unlink()
     monkeypatch.setenv("DOCKER_HOST", over_ssh)
     with pytest.raises(UnavailableError) as caught:
@@ -128,7 +128,7 @@ def test_a_failed_ssh_login_is_reported_in_one_line(
 def test_a_missing_engine_over_ssh_is_reported(
     over_ssh: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the other side says."""
+    """The error has the message of the remote side."""
     monkeypatch.setenv("DOCKER_HOST", f"{over_ssh}-not")
     with pytest.raises(UnavailableError, match=r"connect: no such file|no such file or directory"):
         endpoint.find().ping()

@@ -1,4 +1,4 @@
-"""An engine that goes away: clear errors, records that stay, and `reap` when it is back."""
+"""A lost engine: errors name it, records stay, and `reap` cleans up when it is back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support.waiting import until
 
 
 class EngineConnection:
-    """A socket that leads to the engine, until it is cut."""
+    """A Unix socket that forwards to the engine until it is cut."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class EngineConnection:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """From now on nothing goes through, nor what is under way."""
+        """Close the open connections, and refuse new ones."""
         self._cut = True
         for one in self._open:
             with suppress(OSError):
@@ -85,7 +85,7 @@ def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineConn
 def test_a_lost_engine_keeps_the_record_for_reap(
     line: EngineConnection, opened: Opened, tmp_path: Path, provider: str
 ) -> None:
-    """Errors that say so, the record kept; when it is back, `reap` finishes."""
+    """Each command reports the lost engine; when it is back, `reap` removes the environment."""
     text = f"services: {{web: {{image: '{engine_images.busybox()}', volumes: [/data]}}}}\n"
     (tmp_path / "compose.yaml").write_text(text)
     lifecycle = opened(compose("web"))
@@ -114,7 +114,7 @@ def test_a_lost_engine_keeps_the_record_for_reap(
 def test_an_engine_lost_during_launch_keeps_the_record(
     line: EngineConnection, opened: Opened, tmp_path: Path
 ) -> None:
-    """By the compose command, which says it in its own words."""
+    """The engine is lost while the compose command waits for a healthy service."""
     text = (
         f"services: {{web: {{image: '{engine_images.busybox()}', depends_on: "
         f"{{db: {{condition: service_healthy}}}}}}, db: {{image: '{engine_images.busybox()}', "
@@ -141,7 +141,7 @@ def test_an_engine_lost_during_launch_keeps_the_record(
 def test_an_engine_lost_during_a_bake_is_reported(
     line: EngineConnection, opened: Opened, tmp_path: Path
 ) -> None:
-    """The bake says so, though it can't clean up; `reap` does, and nothing is in the catalog."""
+    """The error points to `reap`, which removes the container; nothing is in the catalog."""
     name = f"away{WEB}"
     lifecycle = opened(
         f'[images.{name}]\nprovider = "docker"\nbase = "{engine_images.busybox()}"\n'
@@ -165,14 +165,14 @@ def test_an_engine_lost_during_a_bake_is_reported(
 
 
 def states(id: str) -> list[str]:
-    """The states of the containers of such an environment, past the line."""
+    """The states of an environment's containers, read from the engine directly."""
     engine = Engine(Address("unix:///var/run/docker.sock"))
     found = engine.call("GET", "/containers/json", query={"all": True})
     return [one["State"] for one in found if id in str(one)]
 
 
 def failed_removals(lifecycle: Lifecycle) -> list[str]:
-    """What reaping could not remove while the engine is away."""
+    """The environments that can't be removed while the engine is away."""
     ids = []
     for environment in lifecycle.project.ledger.entries():
         with suppress(DestroyError):
@@ -190,7 +190,7 @@ def failed_removals(lifecycle: Lifecycle) -> list[str]:
 def test_missing_socket_permission_is_explained(
     monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
-    """Whoever may not use it is told how to be allowed to, in one line."""
+    """The error is one line that says how a user gets the permission."""
     socket_file = Path("/var/run/docker.sock")
     if not socket_file.exists():
         skip_without("/var/run/docker.sock", "the engine is elsewhere")
@@ -207,7 +207,7 @@ def test_missing_socket_permission_is_explained(
 
 
 def as_unprivileged_user(act: Callable[[], None]) -> str:
-    """What a user without rights is told."""
+    """The error message that a user without permissions gets."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         said = b"nothing"

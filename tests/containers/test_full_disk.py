@@ -1,4 +1,4 @@
-"""A disk that is really full: an engine's own, or the one that has the store."""
+"""Full disks: that of an engine, and that of the store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_ephemeral.providers.docker.engine import Engine
 from support import engine_images, engines
 from support.waiting import idle_clock
 
-#: Writes more than fits.
+#: Writes more than fits on the disk.
 FILL = "dd if=/dev/zero of=/big bs=1M count=99"
 
 ODD = """
@@ -27,13 +27,13 @@ volumes = ["/data"]
 command = "{command}"
 """
 
-#: Seconds within which it is told; the environment itself would be waited for for 60.
+#: Seconds within which the failure is reported; the readiness timeout is 60 s.
 PROMPT = 20.0
 
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[Engine]:
-    """An engine with a disk of its own, which a hundred megabytes don't fit on."""
+    """An engine with a disk of its own of 64 MiB."""
     engines.require("dockerd")
     with engines.dockerd(disk="64m") as engine:
         yield engine
@@ -41,7 +41,7 @@ def small() -> Iterator[Engine]:
 
 @pytest.fixture
 def small_engine(small: Engine) -> Iterator[Engine]:
-    """That engine, used by all that follows; in the end, nothing but its base is left there."""
+    """The small engine as the current one; only its base image is left in the end."""
     with engines.use(small):
         base = engine_images.busybox()
         yield small
@@ -52,7 +52,7 @@ def small_engine(small: Engine) -> Iterator[Engine]:
 
 @pytest.fixture
 def fill(small: Engine) -> Iterator[Callable[[], None]]:
-    """Fills its disk to the last byte."""
+    """A function that fills the small engine's disk."""
     file = Path(small.call("GET", "/info")["DockerRootDir"], "filler")
     yield lambda: fill_file(file)
     file.unlink(missing_ok=True)
@@ -65,7 +65,7 @@ def fill_file(file: Path) -> None:
 
 
 def prompt_refusal(lifecycle: object, template: str = WEB) -> EphemeralError:
-    """The refusal, which names the cause."""
+    """The error of a failed launch, which comes soon and names the full disk."""
     clock = idle_clock()
     error = refusal(lifecycle, template)  # type: ignore[arg-type]
     assert clock() < PROMPT
@@ -78,7 +78,7 @@ def prompt_refusal(lifecycle: object, template: str = WEB) -> EphemeralError:
 
 
 def test_a_build_step_that_fills_the_disk_is_named(small_engine: Engine, opened: Opened) -> None:
-    """The step that did, and what it said."""
+    """The bake fails with an error that has the step."""
     error = prompt_refusal(opened(dockerfile="FROM {base}\nRUN " + FILL + "\n"))
     assert isinstance(error, BakeError)
     assert f"RUN {FILL}" in str(error)
@@ -87,7 +87,7 @@ def test_a_build_step_that_fills_the_disk_is_named(small_engine: Engine, opened:
 def test_an_install_script_that_fills_the_disk_is_reported(
     small_engine: Engine, opened: Opened
 ) -> None:
-    """Though the engine has no room to keep what the script prints."""
+    """The error has the exit status, although the engine can't store the script's output."""
     image = (
         f'[images.odd]\nprovider = "docker"\nbase = "{engine_images.busybox()}"\n'
         f'install = ["{FILL}"]\n'
@@ -101,7 +101,7 @@ def test_an_install_script_that_fills_the_disk_is_reported(
 def test_an_application_that_fills_the_disk_is_reported(
     small_engine: Engine, opened: Opened, where: str
 ) -> None:
-    """Its own layer or a volume: at once, though the engine goes on to list it as running."""
+    """Its exit is reported soon, although the engine continues to list it as running."""
     command = FILL.replace("/big", where) + " || exit 3"
     error = prompt_refusal(opened(ODD.format(image="web", command=command)), "odd")
     assert isinstance(error, LaunchError)
@@ -111,7 +111,7 @@ def test_an_application_that_fills_the_disk_is_reported(
 def test_launching_on_a_full_disk_fails_clearly(
     small_engine: Engine, opened: Opened, fill: Callable[[], None]
 ) -> None:
-    """The engine can't make a container."""
+    """The engine has no space to create a container."""
     lifecycle = opened()
     lifecycle.image("web")
     fill()
@@ -121,7 +121,7 @@ def test_launching_on_a_full_disk_fails_clearly(
 def test_compose_on_a_full_disk_fails_clearly(
     small_engine: Engine, opened: Opened, fill: Callable[[], None], tmp_path: Path
 ) -> None:
-    """The command's own words for it, without its progress."""
+    """The error has the compose command's message, without its progress."""
     text = f"services: {{web: {{image: '{engine_images.busybox()}'}}}}\n"
     (tmp_path / "compose.yaml").write_text(text)
     lifecycle = opened(compose("web"))
@@ -134,7 +134,7 @@ def test_compose_on_a_full_disk_fails_clearly(
 def test_baking_on_a_full_disk_fails_clearly(
     small_engine: Engine, opened: Opened, fill: Callable[[], None]
 ) -> None:
-    """There is no room for the context."""
+    """The engine has no space for the build context."""
     lifecycle = opened()
     fill()
     assert isinstance(prompt_refusal(lifecycle), BakeError)
@@ -143,7 +143,7 @@ def test_baking_on_a_full_disk_fails_clearly(
 def test_saving_an_image_on_a_full_disk_fails_clearly(
     small_engine: Engine, opened: Opened, fill: Callable[[], None], tmp_path: Path
 ) -> None:
-    """An engine writes an archive on its own disk first; it is not taken for whole."""
+    """The engine writes an archive to its own disk first; an incomplete one is not accepted."""
     image = opened().image("web")
     fill()
     with pytest.raises(BakeError, match=r"can't be saved: .*no space left"):
@@ -153,7 +153,7 @@ def test_saving_an_image_on_a_full_disk_fails_clearly(
 def test_a_truncated_archive_is_refused(
     small_engine: Engine, opened: Opened, tmp_path: Path
 ) -> None:
-    """Where an engine stops in the middle, without a word."""
+    """An engine may stop in the middle of an archive without an error."""
     image = opened().image("web")
     file = tmp_path / "archive"
     load("docker").pack(image, file)  # type: ignore[attr-defined]
@@ -169,14 +169,14 @@ def test_a_truncated_archive_is_refused(
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Path]:
-    """The project's store, on a disk of its own that takes no image."""
+    """The project's store, on a disk of its own that is too small for an image."""
     engines.require("mount")
     with engines.disk_of(tmp_path / ".ephemeral", "1m"):
         yield tmp_path / ".ephemeral"
 
 
 def test_a_store_too_small_for_the_archive_prevents_the_bake(store: Path, opened: Opened) -> None:
-    """The image is not baked then: later stages could not get it. Nothing of it is left."""
+    """The bake fails, as later stages could not get the image, and leaves nothing."""
     lifecycle = opened(keep="always")
     error = refusal(lifecycle)
     assert isinstance(error, StoreError)
@@ -192,7 +192,7 @@ def test_a_store_too_small_for_the_archive_prevents_the_bake(store: Path, opened
 
 
 def test_a_full_store_prevents_the_launch(store: Path, opened: Opened) -> None:
-    """Nothing is made that could not be recorded."""
+    """An environment that can't be recorded is not launched."""
     lifecycle = opened()
     fill_file(store / "filler")
     error = refusal(lifecycle)
@@ -201,7 +201,7 @@ def test_a_full_store_prevents_the_launch(store: Path, opened: Opened) -> None:
 
 
 def test_environments_can_be_destroyed_with_a_full_store(tmp_path: Path, opened: Opened) -> None:
-    """What is up can be destroyed all the same, and its record removed."""
+    """Destroy needs no space in the store, and removes the environment and its record."""
     engines.require("mount")
     with engines.disk_of(tmp_path / ".ephemeral", "8m"):
         lifecycle = opened()

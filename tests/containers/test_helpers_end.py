@@ -1,4 +1,4 @@
-"""The engines that tests start for themselves leave nothing behind, and share no addresses."""
+"""Engines that tests start leave nothing behind, and share no addresses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAT = ("iptables", "--wait", "--table", "nat")
 
 
 def test_a_test_podman_leaves_no_processes() -> None:
-    """Its processes are those of containers, of commands in them, and of a resolver of names."""
+    """The processes of containers, of their commands and of the DNS server end with the engine."""
     engines.require("podman")
     engine_images.require()
     with podman_engines.start() as engine, engines.use(engine):
@@ -48,7 +48,7 @@ def _packet_filter() -> str:
 
 
 def test_test_processes_use_separate_address_ranges() -> None:
-    """Each has a range, which is not one of this machine's networks: of a killed run's, say."""
+    """A range is taken by one process, and not if a network of this machine already uses it."""
     engines.require("ip")
     own = addresses.own_range()
     assert _range_of_another_process() != own
@@ -64,7 +64,7 @@ def test_test_processes_use_separate_address_ranges() -> None:
 
 
 def test_stale_redirections_of_killed_runs_are_removed() -> None:
-    """A port that the packet filter still sends to a dead container would not be reachable."""
+    """A port that is still redirected to a removed container would not be reachable."""
     engines.require("iptables")
     dead = f"{_range_of_another_process()}.250.9:80"
     live = f"{addresses.own_range()}.250.9:80"

@@ -1,4 +1,4 @@
-"""Root in a container on the host's network: it sees the names of its sockets, and gets nowhere."""
+"""Root in a container on the host's network sees the guard's socket, but can't connect to it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from support.environments import make_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="abstract names: only on Linux")
 
-#: Asks whoever listens on any unix socket of this network namespace to run a command, and prints
-#: the names of those that took the request.
+#: Asks every listener on a Unix socket of this network namespace to run a command, and prints the
+#: names of the sockets that accepted the request.
 ATTACK = """
 import json, socket, sys
 request = json.dumps({"do": "run", "argv": ["touch", sys.argv[1]]}).encode() + b"\\n"
@@ -55,7 +55,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Env
 
 
 def run_on_host_network(image: str, argv: list[str]) -> str:
-    """What root prints in a container that shares this machine's network."""
+    """The output of root's command in a container on this machine's network."""
     engine = endpoint.find()
     body = {
         "Image": image,
@@ -79,16 +79,16 @@ def run_on_host_network(image: str, argv: list[str]) -> str:
 def test_a_host_network_container_cannot_reach_a_guard(
     environment: Environment, tmp_path: Path
 ) -> None:
-    """The class of CVE-2020-15257: an abstract name can be connected to from such a container."""
+    """Such a container could connect to an abstract socket, as in CVE-2020-15257."""
     image = engine_images.python()
     assert LocalProvider().status(environment).state == "running"
     witness = tmp_path / "witness"
     decoy = f"pytest-ephemeral-test-{os.urandom(4).hex()}"
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"\0{decoy}".encode())  # so that an attack that can't succeed is noticed
+        listener.bind(f"\0{decoy}".encode())  # shows that the attack itself works
         listener.listen()
         found = json.loads(run_on_host_network(image, ["python3", "-c", ATTACK, str(witness)]))
-    # The guard's socket is seen there, by a path that leads nowhere in the container.
+    # The container sees the path of the guard's socket, which does not exist inside it.
     ours = [name for name in found["seen"] if name.endswith("/control") or "ephemeral/" in name]
     assert ours
     assert f"@{decoy}" in found["took"]

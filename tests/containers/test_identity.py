@@ -1,4 +1,4 @@
-"""What a record, a label or a name says is held against the thing itself before it is removed."""
+"""Records, labels and names are checked against the resource itself before its removal."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from support.processes import PROGRAM, run
 
 @pytest.fixture
 def theirs() -> Engine:
-    """The engine, as others see it who share it."""
+    """The engine, which the tests share with other users."""
     engine_images.require()
     return endpoint.find()
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command of another process, which knows only the records."""
+    """Run a command in another process, which knows only the records."""
     asked = [*arguments, "--json", "--config", str(folder / "ephemeral.toml")]
     return run(PROGRAM, *asked, status=None, timeout=120)
 
@@ -42,7 +42,7 @@ def record_of(lifecycle: Lifecycle, folder: Path, id: str) -> Path:
 
 
 def forge(file: Path, **changes: str) -> None:
-    """Change what a record's handle says, as anyone can who may write into the store."""
+    """Change the handle in a record, as anyone with write access to the store can."""
     record = json.loads(file.read_text())
     record["environment"]["handle"].update(changes)
     file.write_text(json.dumps(record))
@@ -52,7 +52,7 @@ def forge(file: Path, **changes: str) -> None:
 def test_a_foreign_container_is_not_removed(
     theirs: Engine, opened: Opened, tmp_path: Path, how: str
 ) -> None:
-    """Someone's own container, without our labels: it stays, and so does the record. Exit 6."""
+    """A container without our labels stays, and so does the record; the exit status is 6."""
     body = {"Image": engine_images.busybox(), "Cmd": ["sleep", "1000"]}
     mine = theirs.call("POST", "/containers/create", body=body)["Id"]
     lifecycle = opened()
@@ -78,7 +78,7 @@ def test_a_foreign_container_is_not_removed(
 
 
 def test_a_container_of_a_committed_image_is_not_removed(theirs: Engine, opened: Opened) -> None:
-    """An image that someone commits from its container has its labels; theirs is left alone."""
+    """An image committed from an environment's container inherits the environment's labels."""
     lifecycle = opened()
     environment = up(lifecycle)
     container = environment.handle["container"]
@@ -103,7 +103,7 @@ def test_a_container_of_a_committed_image_is_not_removed(theirs: Engine, opened:
 
 
 class _Nothing(web.Handler):
-    """An engine that has nothing, and says so of whatever it is asked."""
+    """An engine that answers every request with no resources."""
 
     asked: list[str]
 
@@ -115,7 +115,7 @@ class _Nothing(web.Handler):
 
 @pytest.fixture
 def false_engine() -> Iterator[ThreadingHTTPServer]:
-    """An engine that someone else wants to be believed."""
+    """A fake engine, which a forged record names."""
     _Nothing.asked = []
     with web.serving(web.server_of(_Nothing)) as server:
         yield server
@@ -124,7 +124,7 @@ def false_engine() -> Iterator[ThreadingHTTPServer]:
 def test_an_engine_named_only_by_the_record_is_not_asked(
     theirs: Engine, opened: Opened, tmp_path: Path, false_engine: ThreadingHTTPServer
 ) -> None:
-    """It is not even asked: "destroyed" would be its word. The record stays; exit 6."""
+    """Its answers could claim that all is removed; the record stays, and the exit status is 6."""
     lifecycle = opened()
     environment = up(lifecycle)
     file = record_of(lifecycle, tmp_path, environment.id)
@@ -144,7 +144,7 @@ def test_an_engine_named_only_by_the_record_is_not_asked(
 def test_another_engine_at_the_same_address_is_unknown(
     theirs: Engine, opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the socket's path leads to another engine, nothing is known: not that it is gone."""
+    """If the socket's path leads to another engine, the environment is unknown, not gone."""
     engines.require("dockerd")
     link = tmp_path / "docker.sock"
     link.symlink_to(theirs.address.url.removeprefix("unix://"))
@@ -168,7 +168,7 @@ def test_another_engine_at_the_same_address_is_unknown(
 
 
 def test_image_labels_do_not_name_log_files(opened: Opened) -> None:
-    """It may have Compose's labels, with a path in them: logs stay in their folder."""
+    """An image may have Compose's labels with a path, which must not lead out of the log folder."""
     lifecycle = opened(dockerfile="FROM {base}\nLABEL com.docker.compose.service=../../../x\n")
     environment = up(lifecycle)
     files = load("docker").log_files(environment)
@@ -177,7 +177,7 @@ def test_image_labels_do_not_name_log_files(opened: Opened) -> None:
 
 
 def test_an_image_is_identified_by_its_digest(opened: Opened, tmp_path: Path) -> None:
-    """What runs is known by its digest: where the record says it is only helps to find it."""
+    """The container runs the baked image, although the record's reference names another one."""
     lifecycle = opened()
     baked = lifecycle.image("web")
     other = endpoint.find().call("GET", f"/images/{engine_images.busybox()}/json")["Id"]
@@ -196,7 +196,7 @@ def test_an_image_is_identified_by_its_digest(opened: Opened, tmp_path: Path) ->
 
 
 def test_expiry_is_compared_with_the_clock_of_the_engine(theirs: Engine, opened: Opened) -> None:
-    """Whoever reaps compares an expiry with it: a clock that is set wrong destroys nothing."""
+    """With the engine's clock, a wrong clock on this machine destroys nothing."""
     lifecycle = opened()
     environment = up(lifecycle)
     provider = load("docker")

@@ -1,4 +1,4 @@
-"""Images on their way: into the store, to another engine, to a registry, and away."""
+"""Images in the store, on another engine and in a registry, and their removal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support.waiting import until
 
 
 def test_another_engine_loads_the_image_from_the_store(opened: Opened, tmp_path: Path) -> None:
-    """Neither the image nor its base is there: it is the same image all the same, by its id."""
+    """With neither the image nor its base on the engine, the loaded image has the same ID."""
     engine = endpoint.find()
     base = f"localhost:1/{WEB}:base"
     query = {"repo": base.rpartition(":")[0], "tag": "base"}
@@ -50,7 +50,7 @@ def test_another_engine_loads_the_image_from_the_store(opened: Opened, tmp_path:
 
 
 def test_packing_an_image_is_reproducible(opened: Opened, tmp_path: Path) -> None:
-    """So that the store has it once."""
+    """Equal archives let the store keep an image once."""
     image = opened().image("web")
     for name in ("one", "two"):
         load("docker").pack(image, tmp_path / name)  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ def test_packing_an_image_is_reproducible(opened: Opened, tmp_path: Path) -> Non
 
 
 def test_image_variants_share_layers_in_the_store(opened: Opened) -> None:
-    """The base's is there once, under the digest that the engine knows it by, and goes last."""
+    """The base's layer is stored once, under the engine's digest, and pruned last."""
     made = f'provider = "docker"\nbase = "{engine_images.busybox()}"\n'
     more = "".join(
         f'[images.{name}]\n{made}install = ["head -c 20000 /dev/urandom > /{name}"]\n'
@@ -80,7 +80,7 @@ def test_image_variants_share_layers_in_the_store(opened: Opened) -> None:
 
 
 def test_an_image_not_in_the_store_can_be_exported(opened: Opened, tmp_path: Path) -> None:
-    """It is exported from the engine, and imported into another."""
+    """It is exported from the engine; after its removal there, an import restores it."""
     project = opened(keep="never").project
     image = project.images.obtain(project.config.recipe("web"), mode="missing", say=print)
     assert image.archive is None
@@ -94,7 +94,7 @@ def test_an_image_not_in_the_store_can_be_exported(opened: Opened, tmp_path: Pat
 
 
 def test_an_archive_of_another_image_is_refused(opened: Opened, tmp_path: Path) -> None:
-    """It is refused by the id that comes out of it."""
+    """The ID of the loaded image does not match the record."""
     image = opened().image("web")
     load("docker").pack(image, tmp_path / "archive")  # type: ignore[attr-defined]
     other = msgspec.structs.replace(image, digest="sha256:" + "0" * 64)
@@ -103,7 +103,7 @@ def test_an_archive_of_another_image_is_refused(opened: Opened, tmp_path: Path) 
 
 
 def test_prune_removes_only_unused_baked_images(opened: Opened) -> None:
-    """Not while an environment runs from it; never the base."""
+    """An image that an environment uses stays, and so does the base."""
     lifecycle = opened()
     environment = up(lifecycle)
     images = lifecycle.project.images
@@ -118,7 +118,7 @@ def test_prune_removes_only_unused_baked_images(opened: Opened) -> None:
 
 
 def test_prune_keeps_foreign_tags_and_derived_images(opened: Opened) -> None:
-    """A name they gave it, and an image they built from it, which has all of its labels."""
+    """A derived image has all labels of the baked image that it was built from."""
     lifecycle = opened()
     images, engine = lifecycle.project.images, endpoint.find()
     recipe = lifecycle.project.config.recipe("web")
@@ -141,9 +141,9 @@ def test_prune_keeps_foreign_tags_and_derived_images(opened: Opened) -> None:
 
 
 def test_another_engine_pulls_the_image_by_digest(opened: Opened) -> None:
-    """By the digest that was pushed, without its tag; the store has no second copy.
+    """The image is pulled by the pushed digest, and the store has no second copy.
 
-    A registry that is down or has other bytes is named. A bake that can't be pushed has failed,
+    Errors name a registry that is down or has other bytes. A bake that can't push its image fails,
     and leaves no image.
     """
     base = engine_images.busybox()
@@ -181,13 +181,13 @@ def test_another_engine_pulls_the_image_by_digest(opened: Opened) -> None:
 
 
 def refused(project: Project, recipe: Recipe, baked: Image) -> None:
-    """A stage that may not bake names the registry that does not give the image."""
+    """A stage that may not bake fails, and names the reference that can't be pulled."""
     with pytest.raises(ImageMissingError, match=f"can't be pulled by {baked.handle['pull']}: "):
         project.images.obtain(recipe, mode="never", say=print)
 
 
 def taken(opened: Opened, repository: str, pushed_to: registry.Registry) -> None:
-    """A reference by a tag is pulled once, and pinned by what the tag pointed to."""
+    """A reference by a tag is pulled once, and pinned to the digest of the tag."""
     tag = next(name for name in pushed_to.manifests if not name.startswith("sha256:"))
     more = f'[images.taken]\nprovider = "docker"\nreference = "{repository}:{tag}"\n'
     project = opened(more).project
@@ -204,7 +204,7 @@ def taken(opened: Opened, repository: str, pushed_to: registry.Registry) -> None
 def test_generated_files_do_not_change_the_image_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What pytest and the store have written beside the Dockerfile makes no other image of it."""
+    """Files that pytest and the store write beside the Dockerfile cause no second image."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     folder = tmp_path / "project"
     folder.mkdir()
@@ -227,7 +227,7 @@ def test_generated_files_do_not_change_the_image_key(
 def test_install_scripts_behave_the_same_on_all_providers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:
-    """``$PREFIX`` is a folder, and a command that fails is named, whichever provider bakes."""
+    """``$PREFIX`` is a folder, and a failed command is named, whichever provider bakes."""
     if provider == "docker":
         engine_images.require()
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
@@ -259,7 +259,7 @@ def test_install_scripts_behave_the_same_on_all_providers(
 def test_the_python_of_the_base_image_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is found by its version in the base; else that is what is said."""
+    """It is found by its version in the base; if it is missing, the error says so."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     (tmp_path / "ephemeral.toml").write_text(
         f'[images.there]\nprovider = "docker"\nbase = "{engine_images.python()}"\npython = "3.11"\n'

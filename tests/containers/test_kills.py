@@ -1,4 +1,4 @@
-"""Owners that are killed: three seconds later, nothing that they had asked for is left."""
+"""Three seconds after an owner is killed, nothing of its environments and bakes is left."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ images = {{{{ web = "web" }}}}
 ready = {{{{ http = "/" }}}}
 """
 
-#: By name: the template, and what the machine has to bring it up.
+#: By name: the template, and the compose command that the machine has.
 WAYS: dict[str, tuple[str, Callable[[], AbstractContextManager[object]]]] = {
     "docker": (WEB, nullcontext),
     "compose": (f"{WEB}s", compose_versions.without_plugin),
@@ -50,12 +50,12 @@ WAYS: dict[str, tuple[str, Callable[[], AbstractContextManager[object]]]] = {
 
 
 class Killable:
-    """A project with one template of containers.
+    """A project with one template that launches containers.
 
     Attributes:
-        template: Its name, which no other test's environments have.
-        folder: Where it is.
-        lifecycle: It, opened.
+        template: The template's name, which no other test uses.
+        folder: The project's folder.
+        lifecycle: The lifecycle of the opened project.
     """
 
     def __init__(self, template: str, folder: Path, lifecycle: Lifecycle) -> None:
@@ -67,15 +67,15 @@ class Killable:
         return a_run(self.folder, *arguments, template=self.template, seconds=seconds)
 
     def id(self) -> str:
-        """The environment's id, once the test has it."""
+        """The environment's ID, once the test has written it."""
         return until((self.folder / "id").read_text, within=60)
 
     def left(self) -> list[str]:
-        """All that its environments have on the engine."""
+        """The resources of its environments on the engine."""
         return left(f"pytest-ephemeral-{self.template}-")
 
     def gone_soon(self) -> None:
-        """Nothing is left on the engine nor in the ledger."""
+        """Wait until nothing is left on the engine or in the ledger."""
         until_gone(self.left, within=SOON)
         until_gone(self.lifecycle.project.ledger.entries, within=SOON)
         assert self.left() == []
@@ -83,7 +83,7 @@ class Killable:
 
 @pytest.fixture(params=list(WAYS))
 def killable(request: pytest.FixtureRequest, opened: Opened, tmp_path: Path) -> Iterator[Killable]:
-    """Each way to containers, its image baked."""
+    """A project of each kind, with its image baked."""
     template, platform = WAYS[request.param]
     (tmp_path / "compose.yaml").write_text(STACK.format(base=engine_images.busybox()))
     with platform():
@@ -94,7 +94,7 @@ def killable(request: pytest.FixtureRequest, opened: Opened, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_a_killed_run_leaves_nothing(killable: Killable, arguments: list[str]) -> None:
-    """No container, no network, no volume, no record."""
+    """No container, network, volume or record is left."""
     with killable.run(*arguments) as run:
         killable.id()
         assert len(killable.left()) >= 3
@@ -104,7 +104,7 @@ def test_a_killed_run_leaves_nothing(killable: Killable, arguments: list[str]) -
 
 @pytest.mark.parametrize("kind", ["networks", "volumes", "containers/json?all=1"])
 def test_a_run_killed_during_launch_leaves_nothing(killable: Killable, kind: str) -> None:
-    """Whatever the engine was just asked for, by us or by the compose command."""
+    """The run is killed as soon as the engine has the first resource of a kind."""
     engine, name = endpoint.find(), f"pytest-ephemeral-{killable.template}-"
     with killable.run() as run:
         until(lambda: name in str(engine.call("GET", f"/{kind}")), within=60)
@@ -113,7 +113,7 @@ def test_a_run_killed_during_launch_leaves_nothing(killable: Killable, kind: str
 
 
 def test_a_waiting_compose_command_is_killed_with_the_run(opened: Opened, tmp_path: Path) -> None:
-    """It would wait a minute for a service's health: it is killed when nobody wants that."""
+    """Otherwise it would wait a minute for a service's health check."""
     check = "healthcheck: {test: 'false', interval: 60s}"
     (tmp_path / "compose.yaml").write_text(
         "services:\n  web: {build: ., depends_on: {db: {condition: service_healthy}}}\n"
@@ -130,7 +130,7 @@ def test_a_waiting_compose_command_is_killed_with_the_run(opened: Opened, tmp_pa
 
 
 def test_a_run_killed_during_teardown_leaves_nothing(killable: Killable) -> None:
-    """What was half removed is removed whole."""
+    """A removal that was interrupted is finished."""
     with killable.run(seconds=0) as run:
         killable.id()
         whole = len(killable.left())
@@ -150,7 +150,7 @@ verify = ["sleep 99"]
 
 @pytest.fixture(params=["docker", "podman"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """Either engine, used by all that follows."""
+    """Docker or Podman as the current engine."""
     if request.param == "docker":
         engine_images.require()
         yield endpoint.find()
@@ -164,7 +164,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 def test_a_killed_bake_leaves_nothing(
     engine: Engine, opened: Opened, tmp_path: Path, during: str
 ) -> None:
-    """Neither its container nor the image that was half-made; nothing is in the catalog."""
+    """Its container and its unfinished image are removed, and nothing is in the catalog."""
     more = SLOW.format(base=engine_images.busybox())
     if during == "install":
         more = more.replace('["true"]', '["sleep 99"]')
@@ -183,7 +183,7 @@ def test_a_killed_bake_leaves_nothing(
 def test_reap_removes_a_bake_with_a_killed_guard(
     engine: Engine, opened: Opened, tmp_path: Path
 ) -> None:
-    """Its container says whose it was, and the image is half-made by its name."""
+    """Reap finds the container by its labels, and the unfinished image by its name."""
     lifecycle = opened(SLOW.format(base=engine_images.busybox()))
     with start_bake(tmp_path, f"slow{WEB}") as bake:
         until(lambda: is_running(engine, "sleep 99"), within=60)
@@ -198,7 +198,7 @@ def test_reap_removes_a_bake_with_a_killed_guard(
 def test_a_killed_bake_does_not_disturb_a_concurrent_bake(
     opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither by a bake that begins meanwhile, nor when that is killed and cleared up after."""
+    """Clean-up after the killed bake leaves the container and the image of the other one."""
     wait = "until test -e /go; do sleep 0.1; done"
     more = SLOW.format(base=engine_images.busybox()).replace("sleep 99", wait)
     lifecycle = opened(more)
@@ -215,7 +215,7 @@ def test_a_killed_bake_does_not_disturb_a_concurrent_bake(
             until(lambda: len(bake_containers(engine)) > 1, within=60)
             other.kill()
         until(lambda: bake_containers(engine) == [verifying])
-        time.sleep(IN_FLIGHT)  # its guard looks once more after that
+        time.sleep(IN_FLIGHT)  # the killed bake's guard checks once more after that
         containers.run(engine, verifying, ["touch", "/go"], timeout=10)
         assert bake.wait(60) == 0
     (image,) = lifecycle.project.images.catalog.entries()
@@ -229,13 +229,13 @@ def bake_containers(engine: Engine) -> list[str]:
 
 
 def unfinished_images(engine: Engine) -> list[str]:
-    """The images of these bakes, with a name of ours or without."""
+    """The images of these bakes, tagged or untagged."""
     query = {"all": True, "filters": {"label": [f"pytest-ephemeral.recipe=slow{WEB}"]}}
     return [one["Id"] for one in engine.call("GET", "/images/json", query=query)]
 
 
 def bakes(reaped: list[reaper.Reaped]) -> list[str]:
-    """The errors of those that were bakes of these tests: the engine is others' too."""
+    """The errors of these tests' reaped bakes, as other tests use the engine too."""
     return [one.error for one in reaped if one.id.startswith(f"bake-slow{WEB}-")]
 
 
@@ -245,13 +245,13 @@ def start_bake(folder: Path, image: str) -> subprocess.Popen[bytes]:
 
 
 def is_running(engine: Engine, command: str) -> bool:
-    """Whether a container of these bakes runs that command."""
+    """Whether a container of these bakes runs the command."""
     found = engine.call("GET", "/containers/json")
     return any(command in one["Command"] and f"bake-slow{WEB}-" in str(one) for one in found)
 
 
 def test_a_killed_build_leaves_no_container(opened: Opened, tmp_path: Path) -> None:
-    """The engine ends a build whose client has gone."""
+    """The engine ends a build when its client is gone."""
     opened(dockerfile="FROM {base}\nRUN sleep 99.25\n")
     engine = endpoint.find()
 

@@ -1,4 +1,4 @@
-"""Networks and ports: one that is there already, one of its own, none at all; many at once."""
+"""Networks and ports of containers: shared, isolated, and many at the same time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ port = 8080
 ready = { http = "/" }
 """
 
-#: A network of its own, and little else that would take an engine's time.
+#: It has a network of its own, and is otherwise fast to launch.
 BARE = """
 [templates.bare]
 image = "web"
@@ -33,7 +33,7 @@ ready = { log = "up" }
 isolated = true
 """
 
-#: More than the networks that an engine has addresses for, which are some thirty.
+#: More than the networks that an engine has addresses for, which are about 30.
 MANY = 40
 
 
@@ -42,7 +42,7 @@ def networks(engine: Engine) -> set[str]:
 
 
 def test_concurrent_environments_take_no_networks(opened: Opened) -> None:
-    """None takes a network, and each answers at its own address."""
+    """None creates a network, and each answers at its own address."""
     engine = endpoint.find()
     lifecycle = opened(SHARED)
 
@@ -59,7 +59,7 @@ def test_concurrent_environments_take_no_networks(opened: Opened) -> None:
 
 
 def test_consecutive_environments_release_their_networks(opened: Opened) -> None:
-    """Each gives its network back; four lines of them, which an engine makes in half the time."""
+    """There are more of them than an engine has networks; four threads halve the time."""
     lifecycle = opened(BARE, "FROM {base}\n")
     lifecycle.image("web")
     with ThreadPoolExecutor(4) as pool:
@@ -68,7 +68,7 @@ def test_consecutive_environments_release_their_networks(opened: Opened) -> None
 
 
 def test_two_environments_of_one_image_launch_concurrently(opened: Opened) -> None:
-    """Each is launched only when the other is too: one after the other, neither would be."""
+    """Each launch waits for the other, so that launches one after the other would fail."""
     lifecycle = opened(SHARED)
     launched: list[str] = []
     together = threading.Barrier(2, timeout=60)
@@ -90,7 +90,7 @@ def test_two_environments_of_one_image_launch_concurrently(opened: Opened) -> No
 
 
 def test_an_isolated_container_is_not_reachable_by_others(opened: Opened) -> None:
-    """What is isolated can't be reached from a container beside it."""
+    """A container of another environment can't connect to it."""
     lifecycle = opened(SHARED)
     alone, beside = up(lifecycle), up(lifecycle, "shared")
     engine = endpoint.find()
@@ -108,7 +108,7 @@ def test_an_isolated_container_is_not_reachable_by_others(opened: Opened) -> Non
 def test_another_port_is_chosen_if_the_first_is_taken(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others are chosen, and the same name and labels used again."""
+    """The launch is repeated with other ports, under the same name and labels."""
     lifecycle = opened(SHARED)
     free = ports._free_ports
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -125,7 +125,7 @@ def test_another_port_is_chosen_if_the_first_is_taken(
 
 
 def test_the_url_stays_the_same_after_a_restart(opened: Opened) -> None:
-    """Tests and people keep the URL that they were given."""
+    """The container keeps its published port."""
     lifecycle = opened(SHARED)
     environment = up(lifecycle, "shared")
     engine, id = endpoint.find(), environment.handle["container"]
@@ -147,7 +147,7 @@ def test_the_url_stays_the_same_after_a_restart(opened: Opened) -> None:
     ],
 )
 def test_the_url_uses_the_scheme_of_the_template(opened: Opened, keys: str, said: str) -> None:
-    """Its URL is one that its clients take; one without a port has none."""
+    """A template without a port has no URL."""
     lifecycle: Lifecycle = opened(f'[templates.odd]\nimage = "web"\n{keys}\n', "FROM {base}\n")
     environment: Any = up(lifecycle, "odd")
     assert environment.url.partition(":")[0] == said
@@ -156,7 +156,7 @@ def test_the_url_uses_the_scheme_of_the_template(opened: Opened, keys: str, said
 
 
 def test_a_container_gets_its_grace_period_to_stop(opened: Opened) -> None:
-    """It has its grace to do what it must; one that does not care is killed when that is over."""
+    """The application gets its stop signal, and its handler runs before the removal."""
     command = 'trap "echo asked; exit" USR1; while true; do sleep 0.1; done'
     keys = f"command = '''{command}'''\nready = {{ command = \"true\" }}"
     lifecycle = opened(
@@ -174,7 +174,7 @@ def test_a_container_gets_its_grace_period_to_stop(opened: Opened) -> None:
 
 
 def test_a_port_open_only_at_the_proxy_is_not_ready(opened: Opened) -> None:
-    """The engine's proxy waits for a network that is not up yet, and keeps the connection open."""
+    """The engine's proxy accepts connections while the container's network is still down."""
     network = "ip link set eth0 down; sleep 1.5; ip link set eth0 up"
     command = f"{network}; sleep 0.5; exec httpd -f -p 8080 -h /www"
     template = (

@@ -1,4 +1,4 @@
-"""An image with nothing in it but its application: no shell, no tools."""
+"""An image that contains only its application: no shell, no tools."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CMD ["/httpd", "-f", "-p", "8080", "-h", "/www"]
 
 
 def test_an_environment_without_a_shell_works(opened: Opened) -> None:
-    """Up, a command that is not there, and down."""
+    """It launches and is destroyed; a command that the image lacks exits with status 127."""
     lifecycle = opened(dockerfile=DOCKERFILE)
     environment = up(lifecycle)
     done = environment.run(["cat", "/www/index.html"])
@@ -28,7 +28,7 @@ def test_an_environment_without_a_shell_works(opened: Opened) -> None:
 
 
 def test_a_timeout_without_a_shell_does_not_guess_ports(opened: Opened) -> None:
-    """The time-out says nothing of its ports: there was nobody to ask."""
+    """Without a shell, the ports inside the container are unknown."""
     more = '[templates.odd]\nimage = "web"\nport = 9000\nready = { tcp = true, timeout = "1s" }\n'
     error = refusal(opened(more, DOCKERFILE), "odd")
     assert isinstance(error, ReadinessError)
@@ -37,7 +37,7 @@ def test_a_timeout_without_a_shell_does_not_guess_ports(opened: Opened) -> None:
 
 @pytest.mark.parametrize("way", ["verify", "install", "command"])
 def test_settings_that_need_a_shell_are_explained(opened: Opened, way: str) -> None:
-    """And how to do without."""
+    """The error names the missing shell, and says how to do without one."""
     first = opened(dockerfile=DOCKERFILE)
     base = first.image("web").reference
     keys = {

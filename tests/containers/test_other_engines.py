@@ -1,4 +1,4 @@
-"""Other engines than the machine's own: what is baked on one, used on another; tcp with TLS."""
+"""Several engines: images baked on one and used on another, and TCP with TLS."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from support import compose_versions, engine_images, engines, registry, web
 
 @pytest.fixture
 def other(second_docker: Engine) -> Iterator[Engine]:
-    """A second Docker, which has no images."""
+    """A second Docker engine, without images."""
     yield second_docker
     engines.forget_images(second_docker)
 
 
 @pytest.fixture(scope="module")
 def one_newest() -> Iterator[Engine]:
-    """The newest Docker, whose store knows images by other digests."""
+    """The newest Docker engine, whose image store uses other digests."""
     if why := engines.newest_unavailable():
         pytest.skip(f"without {why}")
     with engines.newest_dockerd() as engine:
@@ -42,7 +42,7 @@ def one_newest() -> Iterator[Engine]:
 
 @pytest.fixture
 def newest(one_newest: Engine) -> Iterator[Engine]:
-    """The newest Docker, which has no images."""
+    """The newest Docker engine, without images."""
     yield one_newest
     engines.forget_images(one_newest)
 
@@ -54,7 +54,7 @@ def newest(one_newest: Engine) -> Iterator[Engine]:
 def test_another_engine_runs_the_image_from_the_store(
     opened: Opened, request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
-    """The same image by its digest, where neither it nor its base ever was; and it runs there."""
+    """The engine never had the image or its base, and gets the image with the same digest."""
     stage = request.getfixturevalue(kind)
     baking = opened(keep="always")
     baked = baking.image("web")
@@ -80,7 +80,7 @@ def test_another_engine_runs_the_image_from_the_store(
 def test_older_engines_run_an_image_of_the_newest_engine(
     opened: Opened, newest: Engine, request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
-    """It is recorded by what older engines know it by, though there it has another digest."""
+    """The record has the digest that older engines use, which differs from the newest engine's."""
     with engines.use(newest):
         baked = opened(keep="always").image("web")
         assert baked.reference != baked.digest
@@ -97,7 +97,7 @@ def test_older_engines_run_an_image_of_the_newest_engine(
 def test_an_image_with_a_reused_tag_is_loaded_again(
     opened: Opened, newest: Engine, tmp_path: Path
 ) -> None:
-    """Of the image that was baked nothing is believed but its digest: it is loaded again."""
+    """Only its digest identifies a baked image, not its tag."""
     with engines.use(newest):
         lifecycle = opened(keep="always")
         baked = lifecycle.image("web")
@@ -114,7 +114,7 @@ def test_an_image_with_a_reused_tag_is_loaded_again(
 
 
 def configuration_of(engine: Engine, found: Mapping[str, Any]) -> str:
-    """The digest of an image's configuration, from the whole of what saving it gives."""
+    """The digest of an image's configuration, computed from its saved archive."""
     with engine.stream("GET", f"/images/{found['Id']}/get") as answer:
         archive = io.BytesIO(answer.read())
     with tarfile.open(fileobj=archive) as tar:
@@ -129,7 +129,7 @@ def configuration_of(engine: Engine, found: Mapping[str, Any]) -> str:
 def test_another_engine_pulls_the_image_by_digest(
     opened: Opened, request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
-    """By the digest that was pushed, which the store need not have; another one is refused."""
+    """The image is pulled by the pushed digest, without an archive in the store."""
     with registry.running() as pushed_to:
         repository = f"127.0.0.1:{pushed_to.server_port}/team/{WEB}"
         more = (
@@ -155,7 +155,7 @@ def test_another_engine_pulls_the_image_by_digest(
 
 
 def test_podman_bakes_the_same_image_settings_as_docker(opened: Opened, podman: Engine) -> None:
-    """With an image's labels and command, not those of the container that it was installed in."""
+    """The image has its own labels and command, not those of the install script's container."""
     with engines.use(podman):
         recipe = f'provider = "docker"\nbase = "{engine_images.busybox()}"\ninstall = ["true"]'
         project = opened(f"[images.installed{WEB}]\n{recipe}\n").project
@@ -174,17 +174,17 @@ def test_podman_bakes_the_same_image_settings_as_docker(opened: Opened, podman: 
         assert bases.find_local(podman, image.reference) is None
 
 
-# -- tcp with TLS ----------------------------------------------------------------------------------
+# -- TCP with TLS ----------------------------------------------------------------------------------
 
 
 class Secured(NamedTuple):
-    """An engine that takes only those who show a certificate of its authority.
+    """An engine that accepts only clients with a certificate of its authority.
 
     Attributes:
-        engine: By its unix socket, for looking at it.
-        url: Where it listens.
-        ours: A folder with good certificates.
-        strangers: One with those of another authority.
+        engine: The engine by its Unix socket, for inspection.
+        url: Its TCP address.
+        ours: A folder with valid certificates.
+        strangers: A folder with certificates of another authority.
     """
 
     engine: Engine
@@ -198,7 +198,7 @@ PEM = ("ca", "cert", "key")
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    """One on loopback."""
+    """A secured engine on loopback."""
     engines.require("dockerd")
     folder = tmp_path_factory.mktemp("tls")
     authority = Authority("engines")
@@ -221,7 +221,7 @@ def chosen(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Secured:
-    """That engine, named by the variables or by the current context of the docker command."""
+    """The secured engine, given by variables or by the current context of the docker command."""
     if request.param == "variables":
         named(monkeypatch, secured.url, secured.ours)
     else:
@@ -247,7 +247,7 @@ def named(monkeypatch: pytest.MonkeyPatch, url: str, certificates: Path | None) 
 
 
 def test_an_environment_runs_over_tls(chosen: Secured, opened: Opened) -> None:
-    """Baked, launched, asked and destroyed there, and by a process that knows only its record."""
+    """An image is baked, and an environment launched, used and destroyed, over TLS."""
     lifecycle = opened()
     environment = up(lifecycle)
     assert environment.handle["engine"] == chosen.url
@@ -266,7 +266,7 @@ def test_compose_runs_over_tls(
     monkeypatch: pytest.MonkeyPatch,
     version: str,
 ) -> None:
-    """The compose command is told the same."""
+    """The compose command gets the same address and certificates."""
     wanted = compose_versions.with_plugin if version == "v2" else compose_versions.without_plugin
     with wanted():
         named(monkeypatch, secured.url, secured.ours)
@@ -298,7 +298,7 @@ def test_a_wrong_certificate_is_explained_in_one_line(
     wrong: str,
     said: str,
 ) -> None:
-    """One line: what is wrong with it, and where it is; `doctor` says the same."""
+    """The line has the fault and the folder of the certificate; `doctor` reports the same."""
     folder = tmp_path / "certificates"
     shutil.copytree(secured.ours, folder)
     strange = {"authority": ["ca.pem"], "certificate": ["cert.pem", "key.pem"], "key": ["key.pem"]}

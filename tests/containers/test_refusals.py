@@ -1,4 +1,4 @@
-"""What can't be right: clear, prompt, and nothing left."""
+"""Launches that can't succeed fail soon, with a clear error, and leave nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.waiting import idle_clock
 
 
 def test_a_failed_dockerfile_step_is_reported(opened: Opened) -> None:
-    """The step, what it said last, and where the rest is; no container stays."""
+    """The error has the step, its last output and the path of the whole log."""
     lifecycle = opened(
         dockerfile="FROM {base}\nRUN echo one && echo no such package >&2 && exit 7\n"
     )
@@ -36,13 +36,13 @@ def test_a_failed_dockerfile_step_is_reported(opened: Opened) -> None:
 
 
 def test_a_missing_base_image_is_named(opened: Opened) -> None:
-    """Neither here nor in a registry: it is named."""
+    """The base is neither on the engine nor in a registry."""
     error = refusal(opened(dockerfile="FROM localhost:1/no/such:image\n"))
     assert "localhost:1/no/such" in str(error)
 
 
 def test_an_image_with_failed_verification_is_removed(opened: Opened) -> None:
-    """The image is not in the catalog, and not on the engine."""
+    """The image is neither in the catalog nor on the engine."""
     base = engine_images.busybox()
     more = (
         f'[images.odd]\nprovider = "docker"\nbase = "{base}"\ninstall = ["true"]\n'
@@ -57,7 +57,7 @@ def test_an_image_with_failed_verification_is_removed(opened: Opened) -> None:
 
 
 def test_an_unexposed_port_is_refused(opened: Opened) -> None:
-    """Said before anything is made, with those that are."""
+    """The error comes before anything is created, and lists the exposed ports."""
     more = '[templates.odd]\nimage = "web"\nport = 7777\n'
     error = refusal(opened(more), "odd")
     assert "port 7777 (http) is not exposed" in str(error)
@@ -65,7 +65,7 @@ def test_an_unexposed_port_is_refused(opened: Opened) -> None:
 
 
 def test_a_port_without_a_listener_is_explained(opened: Opened) -> None:
-    """The time-out says what does listen, though the engine accepts in anybody's name."""
+    """The engine's proxy accepts every connection; the error lists the ports with a listener."""
     more = '[templates.odd]\nimage = "web"\nport = 9000\nready = { tcp = true, timeout = "1s" }\n'
     error = refusal(opened(more), "odd")
     assert "nothing listens behind it" in str(error)
@@ -73,7 +73,7 @@ def test_a_port_without_a_listener_is_explained(opened: Opened) -> None:
 
 
 def test_an_early_exit_is_reported_with_status_and_log(opened: Opened) -> None:
-    """At once, with its status and its log."""
+    """The error comes at once, without waiting for the timeout."""
     more = '[templates.odd]\nimage = "web"\nport = 8080\ncommand = "echo no database >&2; exit 3"\n'
     lifecycle = opened(more)
     lifecycle.image("web")
@@ -85,7 +85,7 @@ def test_an_early_exit_is_reported_with_status_and_log(opened: Opened) -> None:
 
 
 def test_a_missing_command_is_named(opened: Opened) -> None:
-    """What it is, and no more of the engine's insides than needed."""
+    """The error names the program, without internals of the container runtime."""
     more = '[templates.odd]\nimage = "web"\nport = 8080\ncommand = ["no-such-program"]\n'
     error = refusal(opened(more), "odd")
     assert isinstance(error, LaunchError)
@@ -95,7 +95,7 @@ def test_a_missing_command_is_named(opened: Opened) -> None:
 
 @pytest.mark.parametrize("name", ["no-such-network", "no such network", "../containers/x"])
 def test_a_missing_network_is_named(opened: Opened, name: str) -> None:
-    """Named, and the container that was made already is gone; a path never leads elsewhere."""
+    """The container is removed again, and a path in the name leads to no other resource."""
     more = f'[templates.odd]\nimage = "web"\nport = 8080\nnetwork = "{name}"\n'
     error = refusal(opened(more), "odd")
     assert isinstance(error, LaunchError)
@@ -104,7 +104,7 @@ def test_a_missing_network_is_named(opened: Opened, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["UPPER", "two words", "a?b"])
 def test_a_base_that_no_image_can_be_called(opened: Opened, name: str, tmp_path: Path) -> None:
-    """It is named in one line, in a run of pytest, too, whose tests get the text of the error."""
+    """The test's error in a run of pytest has the name in one line."""
     opened(
         f'[images.odd]\nprovider = "docker"\nbase = "{name}"\ninstall = ["true"]\n'
         '[templates.odd]\nimage = "odd"\nport = 8080\n'
@@ -117,14 +117,14 @@ def test_a_base_that_no_image_can_be_called(opened: Opened, name: str, tmp_path:
 
 
 def test_exceeding_the_memory_limit_is_reported(opened: Opened) -> None:
-    """An application that is killed for it did not simply exit."""
+    """The error names the limit instead of a plain exit."""
     eat = "tail /dev/zero"
     more = f'[templates.odd]\nimage = "web"\nport = 8080\nmemory = "16M"\ncommand = "{eat}"\n'
     assert "used more memory than its limit" in str(refusal(opened(more), "odd"))
 
 
 def test_an_image_for_another_architecture_is_reported(opened: Opened, tmp_path: Path) -> None:
-    """It is said that it is, and for which."""
+    """The error names the architecture of the image."""
     lifecycle = opened(dockerfile="FROM {base}\nCOPY program /program\n")
     program = tmp_path / "context" / "program"
     program.write_bytes(b"\x7fELF")
@@ -139,7 +139,7 @@ def test_an_image_for_another_architecture_is_reported(opened: Opened, tmp_path:
 
 
 def make_foreign(reference: str) -> str:
-    """The same image, said to be made for another architecture; its id."""
+    """Load a copy of the image that claims another architecture, and return its ID."""
     engine = endpoint.find()
     with engine.stream("GET", f"/images/{reference}/get") as answer:
         saved = io.BytesIO(answer.read())
@@ -166,7 +166,7 @@ def make_foreign(reference: str) -> str:
 
 
 def test_an_unknown_service_is_reported_with_a_suggestion(opened: Opened, tmp_path: Path) -> None:
-    """The closest one is named, before anything is made."""
+    """The error has the closest name, and comes before anything is created."""
     (tmp_path / "compose.yaml").write_text("services: {server: {image: whatever}}\n")
     more = compose(service="sever")
     error = refusal(opened(more), "odd")
@@ -175,7 +175,7 @@ def test_an_unknown_service_is_reported_with_a_suggestion(opened: Opened, tmp_pa
 
 
 def test_a_crashed_service_is_named(opened: Opened, tmp_path: Path) -> None:
-    """Which one, how, and what it said; the others are gone with it."""
+    """The error has its exit status and its log, and all services are removed."""
     base = engine_images.busybox()
     (tmp_path / "compose.yaml").write_text(
         f"services:\n  web: {{image: '{base}'}}\n"
@@ -190,7 +190,7 @@ def test_a_crashed_service_is_named(opened: Opened, tmp_path: Path) -> None:
 def test_an_unhealthy_container_is_reported_with_its_output(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its health check's own words, without the secrets that it prints."""
+    """The error has the output of the health check, with secrets masked."""
     monkeypatch.setenv("SCHEMA_KEY", "s3cret-of-the-schema")
     check = "HEALTHCHECK --interval=1s --retries=1 CMD echo no schema for $KEY; exit 1\n"
     template = (

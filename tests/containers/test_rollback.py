@@ -1,4 +1,4 @@
-"""Containers put back to their baseline: what is on the engine before, and after."""
+"""Rollback of containers to their baseline, checked on the engine before and after."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ services:
 volumes: {shared: {}}
 """
 
-#: Named, and still not an environment's own: but for the one in memory.
+#: Named volumes that are not an environment's own, except the one in memory.
 VOLUMES_OF_OTHERS = """
 volumes:
   outside: {external: true}
@@ -69,27 +69,27 @@ volumes:
 
 
 def bring_up(lifecycle: Any, template: str) -> Environment:
-    """An environment with a baseline."""
+    """Launch an environment with a baseline."""
     found = lifecycle.project.config.template(template)
     environment: Environment = lifecycle.bring_up(found, rolled_back=True).environment
     return environment
 
 
 def show(environment: Environment, script: str) -> str:
-    """What a shell inside says."""
+    """The output of a shell script in the environment."""
     return str(environment.run(["sh", "-c", script]).stdout)
 
 
 def own_networks(environment: Environment) -> list[str]:
-    """The networks of an environment, by their ids."""
+    """The IDs of an environment's networks."""
     found = endpoint.find().call("GET", "/networks")
     return [one["Id"] for one in found if environment.id in one["Name"]]
 
 
 def test_rollback_restores_volumes_and_files(opened: Opened) -> None:
-    """Named, anonymous and none; with owners, and as they were left when it was told to stop.
+    """Volumes and other files get the baseline's content and owners back.
 
-    The rest of it is the same; nothing is left.
+    The baseline has what the application writes when it stops. Nothing else on the engine changes.
     """
     lifecycle = opened(VOLUMES)
     environment = bring_up(lifecycle, "kept")
@@ -108,9 +108,9 @@ def test_rollback_restores_volumes_and_files(opened: Opened) -> None:
 
 
 def test_rollback_restores_compose_services(opened: Opened, tmp_path: Path) -> None:
-    """In their order, under their names; a job that had ended is not run again.
+    """Services keep their order, names and networks, and a completed job is not run again.
 
-    None of them hears its stop signal, and so none is waited for.
+    They ignore their stop signal, and the baseline does not wait for them.
     """
     write(tmp_path, FILE)
     lifecycle = opened(compose("web"))
@@ -139,7 +139,7 @@ def test_rollback_restores_compose_services(opened: Opened, tmp_path: Path) -> N
 def test_rollback_refuses_shared_state(
     opened: Opened, tmp_path: Path, volume: str, told: str
 ) -> None:
-    """Before anything is launched; read-only folders are not changed, and so not refused."""
+    """It is refused before the launch; read-only folders can't change, and are accepted."""
     read = "'/etc:/read:ro', 'folder:/too:ro', 'memory:/memory'"
     text = f"services:\n  web: {{image: BASE, volumes: ['{volume}', {read}]}}\n"
     write(tmp_path, text + VOLUMES_OF_OTHERS)
@@ -149,7 +149,7 @@ def test_rollback_refuses_shared_state(
 
 
 def test_a_deleted_image_file_prevents_a_baseline(opened: Opened) -> None:
-    """It can't be taken away again from what is made anew: nothing is said to be put back."""
+    """A recreated container would have the file again, so the launch fails."""
     lifecycle = opened("seed = 'rm /www/index.html'")
     with pytest.raises(EphemeralError, match=r"has deleted /www/index\.html of its image"):
         bring_up(lifecycle, WEB)

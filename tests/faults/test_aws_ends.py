@@ -1,4 +1,4 @@
-"""However pytest ends that had instances brought up, they end, and soon."""
+"""Instances are terminated soon after pytest ends, in whatever way it ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_waits(ephemeral_env):
 def test_the_owner_process_cleans_up_after_pytest_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals, destroying: bool
 ) -> None:
-    """Instances and their group are gone, and so is the record, without any reap."""
+    """Instances, their security group and the record are removed without a reap."""
     with account(real=True) as made:
         for name, value in made.variables.items():
             monkeypatch.setenv(name, value)
@@ -42,7 +42,7 @@ def test_the_owner_process_cleans_up_after_pytest_ends(
         bench = Bench(made, tmp_path)
         project = Project(bench)
         (project.folder / "test_suite.py").write_text(WAITS)
-        monkeypatch.setenv("CI", "true")  # where the removal is waited for
+        monkeypatch.setenv("CI", "true")  # on CI the removal is waited for
         process = project.start("pytest", "--ephemeral-env")
         with process:
             until((project.folder / "waiting").exists, within=120)

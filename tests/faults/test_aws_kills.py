@@ -1,4 +1,4 @@
-"""Killed at any API call, a bake, a launch or a destroying leaves nothing that reap misses."""
+"""Reap removes all that a bake, launch or destroy leaves when killed at any API call."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and loop
 def test_one_reap_cleans_up_after_a_kill_at_every_call(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After each call that changes something, and before it, if the run has written anything since
-    the one before: launches with an instance on standby between them, bakes with copies, stacks.
+    """Each kind of run is killed around every call that changes something.
 
-    What is verified and not recorded goes too, in every region; what is recorded stays. So does an
-    instance on standby, until its time is over.
+    A kill comes after the call, and also before it if the run has written anything since the
+    previous one. The kinds are launches with an instance on standby, bakes with copies, and stacks.
+
+    Verified images without a record are removed in every region; recorded ones stay. An instance
+    on standby stays until its expiry.
     """
     with account(real=False) as made:
         for name, value in made.variables.items():
             monkeypatch.setenv(name, value)
         quick(monkeypatch, every=0.02)
-        # What has ended can be described for an hour on AWS: forgotten sooner, it is waited for.
-        # All else is done at once: long before anyone reaps, it would be so anyway.
+        # AWS describes what has ended for an hour; if it is forgotten sooner, it is waited for.
+        # All other changes take effect at once, as they would have long before a reap.
         made.tell("times", boot=0.0, end=0.0, ami=0.0, root=0.0, remembered=3600.0)
         calls = count_calls(made, tmp_path, kind)
         # A bake writes to the store once its image is verified: in the second half of its calls.
@@ -42,7 +44,7 @@ def test_one_reap_cleans_up_after_a_kill_at_every_call(
         assert ends == {"killed": len(deaths)}
         bench = Bench(made, tmp_path)
         for one in bench.ledger.entries():
-            if one.state == "standby":  # nobody was killed who had it: its time is over
+            if one.state == "standby":  # its owner was not killed, so let it expire
                 bench.ledger.change(one.id, expires_at=datetime.now(UTC))
         reaped = reaper.reap(bench, dry_run=False)  # type: ignore[arg-type]
         assert [one for one in reaped if one.error or one.spared] == []

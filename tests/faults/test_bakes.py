@@ -1,4 +1,4 @@
-"""Bakes that meet each other, or their end: one bakes, the rest wait, and nothing is left."""
+"""Concurrent and killed bakes: one process bakes, the others wait, and nothing is left."""
 
 import multiprocessing
 import os
@@ -34,13 +34,13 @@ def here(tmp_path) -> Iterator[Machine]:
 
 @pytest.fixture
 def gate(tmp_path) -> Path:
-    """A pipe at which an install script waits until something is written to it."""
+    """A named pipe at which an install script waits until something is written to it."""
     os.mkfifo(tmp_path / "gate")
     return tmp_path / "gate"
 
 
 def waiting_install_script(gate: Path) -> list[str]:
-    """An install script that starts a daemon, says that it has, and waits; the same every time."""
+    """An install script that starts a daemon, writes its process IDs, and waits at the gate."""
     lines = [
         f"setsid sleep 1000 & echo $! > {gate}.daemon",
         f"echo $$ > {gate}.new; mv {gate}.new {gate}.script; [ -e {gate}.open ] || read x < {gate}",
@@ -50,7 +50,7 @@ def waiting_install_script(gate: Path) -> list[str]:
 
 
 def obtains(folder: Path, install: list[str], store: str, said: "multiprocessing.Queue") -> None:
-    """What another process does."""
+    """Obtain the image, and send messages and the result; this runs in another process."""
     machine = Machine(folder, store=store)
     recipe = machine.recipe(install=install)
     try:
@@ -90,7 +90,7 @@ def alive(pid_file: Path) -> bool:
 
 @pytest.mark.parametrize("store", ["store", "another"])
 def test_concurrent_bakes_of_a_key_bake_once(here, gate, store):
-    """It says for whom and for what, then takes the image; with the same store and with two."""
+    """The second process names the first one and takes its image, with one store or with two."""
     install = waiting_install_script(gate)
     first = Baker(here.folder, install)
     assert first.says().startswith("baking shop")
@@ -107,7 +107,7 @@ def test_concurrent_bakes_of_a_key_bake_once(here, gate, store):
 
 
 def test_a_killed_bake_leaves_nothing(here, gate):
-    """No process, no tree, no record; and the next bake starts clean, at once."""
+    """No process, tree or record is left, and the next bake starts at once."""
     install = waiting_install_script(gate)
     first = Baker(here.folder, install)
     until(Path(f"{gate}.script").exists)
@@ -130,7 +130,7 @@ def prefix_name(here: Machine, install: list[str]) -> str:
 
 
 def test_the_next_bake_removes_incomplete_trees(here):
-    """A tree without a seal, one being unpacked, one not verified."""
+    """It removes a tree that is not verified, one being unpacked, and a working tree."""
     place = prefix.Prefix.of(here.images.key(here.recipe()))
     for folder in (place.tree, place.unpacking, place.work("1")):
         (folder / "read-only").mkdir(parents=True)
@@ -146,7 +146,7 @@ def test_the_next_bake_removes_incomplete_trees(here):
 
 
 def test_the_waiting_process_bakes_when_the_first_one_fails(here, gate):
-    """A failure is nobody's image."""
+    """A failed bake is not shared with the waiting process."""
     install = [*waiting_install_script(gate), f"[ -e {gate}.works ]"]
     first = Baker(here.folder, install)
     until(Path(f"{gate}.script").exists)
@@ -166,11 +166,11 @@ def test_the_waiting_process_bakes_when_the_first_one_fails(here, gate):
     assert here.obtain(install=install).name == "shop"
 
 
-# -- claims of processes that are gone, or far away ----------------------------------------
+# -- claims of dead processes and other machines -------------------------------------------
 
 
 def create_claim(store: DirectoryStore, **changes: object) -> str:
-    """A claim of someone else for the key ``sha256:abc``."""
+    """Create a claim of another owner for the key ``sha256:abc``."""
     owner = msgspec.structs.replace(this_machine.this_owner("bake"), **changes)
     record = claim.BakeClaim(owner=owner, image="shop", since=datetime.now(UTC))
     return store.create("bakes/abc.json", encode(record))
@@ -182,7 +182,7 @@ def store(tmp_path) -> DirectoryStore:
 
 
 def test_the_claim_of_a_dead_process_is_taken_over(store):
-    """At once: its death can be seen from here."""
+    """It is taken over at once, as the process was one of this machine."""
     gone = subprocess.Popen(["true"])
     gone.wait()
     create_claim(store, pid=gone.pid)
@@ -194,7 +194,7 @@ def test_the_claim_of_a_dead_process_is_taken_over(store):
 
 
 def test_the_claim_of_a_silent_machine_is_taken_over(store, monkeypatch):
-    """Not before it has been silent for long enough; until then, who is waited for is said."""
+    """It is taken over after a period of silence, during which a message names its owner."""
     monkeypatch.setattr(claim, "SILENT_SECONDS", 0.3)
     monkeypatch.setattr(claim, "POLL_SECONDS", 0.01)
     create_claim(store, host="far-away", machine="far-away", user="anna", pid=12)
@@ -206,7 +206,7 @@ def test_the_claim_of_a_silent_machine_is_taken_over(store, monkeypatch):
 
 
 def test_a_renewed_claim_is_respected(store, monkeypatch):
-    """By its owner's thread, as long as it bakes; then it is gone."""
+    """Its owner renews it as long as it bakes, and then removes it."""
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
     with claim.hold_claim(store, "sha256:abc", "shop", print):
         first = store.read("bakes/abc.json").version
@@ -215,7 +215,7 @@ def test_a_renewed_claim_is_respected(store, monkeypatch):
 
 
 def test_a_lost_claim_is_left_to_its_new_owner(store, monkeypatch):
-    """Whose record is neither renewed nor removed by the old one."""
+    """The old owner neither renews nor removes the new owner's record."""
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
     with claim.hold_claim(store, "sha256:abc", "shop", print):
         store.delete("bakes/abc.json")
@@ -224,7 +224,7 @@ def test_a_lost_claim_is_left_to_its_new_owner(store, monkeypatch):
 
 
 def test_an_unreadable_claim_is_taken_over(store, monkeypatch):
-    """Half of one is as good as a silent one."""
+    """A truncated claim is treated as that of a silent machine."""
     monkeypatch.setattr(claim, "SILENT_SECONDS", 0.05)
     monkeypatch.setattr(claim, "POLL_SECONDS", 0.01)
     store.create("bakes/abc.json", b"{")

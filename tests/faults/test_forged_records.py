@@ -1,7 +1,7 @@
-"""Records that anybody may have written: what lacks our marks is never touched, whatever they say.
+"""Forged records never make a command touch what lacks our marks.
 
-Random worlds, with records of every kind in the store, some of them changed at random; then every
-command that reads them. What is looked at is not ours: the files beside, and a process.
+Hypothesis fills a store with records of every kind and changes some of them at random; then every
+command that reads them runs. The tests check foreign files and a foreign process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from support.forged_world import PAST, World, run
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="local environments")
 
 
-#: All that reads records, and most that acts on them.
+#: All commands that read records, and most that act on them.
 COMMANDS = [
     ["list"],
     ["images", "list"],
@@ -57,7 +57,7 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def victim() -> Iterator[int]:
-    """A process that is not ours."""
+    """The process ID of a foreign process."""
     with subprocess.Popen(["sleep", "1000"]) as process:
         yield process.pid
         process.kill()
@@ -65,7 +65,7 @@ def victim() -> Iterator[int]:
 
 @contextlib.contextmanager
 def make_world(victim: int) -> Iterator[World]:
-    """A world of its own for one example."""
+    """A separate world for one example."""
     with tempfile.TemporaryDirectory() as top, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTEST_EPHEMERAL_STATE", f"{top}/state")
         patch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", f"{top}/prefixes")
@@ -79,7 +79,7 @@ def make_world(victim: int) -> Iterator[World]:
 
 
 def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON document."""
+    """The paths of all values in a JSON document."""
     yield path
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
@@ -87,7 +87,7 @@ def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def replace_value(document: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A document with another value somewhere."""
+    """Replace the value at a path in a document."""
     if not path:
         return value
     document[path[0]] = replace_value(document[path[0]], path[1:], value)
@@ -95,14 +95,14 @@ def replace_value(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def forge_value(world: World, file: Path, draw: Callable[..., Any]) -> None:
-    """Something hostile stands in one place of it."""
+    """Replace one value of a record with a hostile one."""
     document = json.loads(file.read_text())
     path = draw(st.sampled_from(sorted(paths_in(document), key=str)))
     file.write_text(json.dumps(replace_value(document, path, draw(world.hostile()))))
 
 
 def forge_handle(world: World, file: Path, draw: Callable[..., Any]) -> None:
-    """A ledger record's handle leads somewhere else; another record gets one."""
+    """Replace the handle and the provider in an environment's record."""
     document = json.loads(file.read_text())
     environment = document.get("environment")
     if isinstance(environment, dict):
@@ -113,21 +113,21 @@ def forge_handle(world: World, file: Path, draw: Callable[..., Any]) -> None:
 
 
 def copy_over(world: World, file: Path, draw: Callable[..., Any]) -> None:
-    """It is another record's copy, or there under another name."""
+    """Copy another record over this one, or beside it under another name."""
     other = draw(st.sampled_from(world.records()))
     name = draw(st.sampled_from([file.name, "victim.json", "staging-labels.json", "x y.json"]))
     file.with_name(name).write_bytes(other.read_bytes())
 
 
 def damage(world: World, file: Path, draw: Callable[..., Any]) -> None:
-    """Half of it, or anything at all."""
+    """Truncate a record, or replace it with invalid content."""
     data = file.read_bytes()
     cut = len(data) * draw(st.integers(0, 16)) // 16
     file.write_bytes(draw(st.sampled_from([data[:cut], b"", b"\xff\xfe", b"null", b"[" * 2000])))
 
 
 def replace_file(world: World, file: Path, draw: Callable[..., Any]) -> None:
-    """It is no file any more."""
+    """Replace a record's file with a FIFO, a folder or a symbolic link."""
     file.unlink()
     match draw(st.sampled_from(["fifo", "folder", "link", "dangling"])):
         case "fifo":
@@ -150,13 +150,13 @@ FORGERIES = [forge_value, forge_value, forge_handle, copy_over, damage, replace_
 )
 @given(data=st.data())
 def test_forged_records_never_touch_what_is_not_ours(victim: int, data: st.DataObject) -> None:
-    """Whatever is forged, no command removes, changes or kills it, or breaks down."""
+    """No command removes, changes or kills anything foreign, or fails with an internal error."""
     with make_world(victim) as world:
         world.fill()
         for _ in range(data.draw(st.integers(1, 4))):
             with contextlib.suppress(
                 AttributeError, LookupError, RecursionError, TypeError, ValueError
-            ):  # forged twice
+            ):  # a record forged twice
                 data.draw(st.sampled_from(FORGERIES))(
                     world, data.draw(st.sampled_from(world.records())), data.draw
                 )
@@ -166,7 +166,7 @@ def test_forged_records_never_touch_what_is_not_ours(victim: int, data: st.DataO
             assert world.untouched(), words
 
 
-#: With a bundle that is forged, and on what is left of an image whose seal is.
+#: Commands that read a forged bundle, or an image with a forged seal.
 BUNDLE_COMMANDS = [
     ["images", "import", "BUNDLE"],
     ["images", "list"],
@@ -179,14 +179,14 @@ BUNDLE_COMMANDS = [
 
 
 def forge_bundle(world: World, draw: Callable[..., Any]) -> None:
-    """Something hostile in its record, made fit to its key and content again, or members more."""
+    """Put a hostile value into the bundle's record, perhaps with a matching key; add a member."""
     with tarfile.open(world.bundle) as tar:
         members = {one.name: tar.extractfile(one) for one in tar}
         contents = {name: file.read() for name, file in members.items() if file}
     record = json.loads(contents["image.json"])
     path = draw(st.sampled_from(sorted(paths_in(record), key=str)))
     record = replace_value(record, path, draw(world.hostile()))
-    if isinstance(record, dict) and draw(st.booleans()):  # by someone who knows how it is checked
+    if isinstance(record, dict) and draw(st.booleans()):  # by an attacker who knows the checks
         with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
             record["key"] = key(record["inputs"])
     contents["image.json"] = json.dumps(record).encode()
@@ -205,7 +205,7 @@ def forge_bundle(world: World, draw: Callable[..., Any]) -> None:
 )
 @given(data=st.data())
 def test_forged_bundles_and_seals_affect_only_the_image(victim: int, data: st.DataObject) -> None:
-    """Whatever a bundle or a seal says, nothing outside of the image is written or removed."""
+    """Nothing outside the image is written or removed."""
     with make_world(victim) as world:
         world.bake()
         forge_bundle(world, data.draw)
@@ -224,7 +224,7 @@ def test_forged_bundles_and_seals_affect_only_the_image(victim: int, data: st.Da
 
 
 def test_a_copied_approval_is_rejected(victim: int) -> None:
-    """That of one environment, under the name of another."""
+    """An approval is copied to the name of another environment."""
     with make_world(victim) as world:
         world.fill()
         ledger, approvals = Ledger(world.store), Approvals(world.store)
@@ -241,7 +241,7 @@ def test_a_copied_approval_is_rejected(victim: int) -> None:
 
 
 def test_genuine_records_remove_what_is_ours(victim: int) -> None:
-    """So that the test above is one: honest records are obeyed."""
+    """Commands obey genuine records, so that the tests above can fail."""
     with make_world(victim) as world:
         world.fill()
         assert run(world, "down", "--all") == 0

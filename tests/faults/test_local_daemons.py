@@ -35,12 +35,12 @@ __all__ = ["own", "state"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
-#: A daemon that has nothing of what it was started with: as ``env -i``, PostgreSQL and nginx do.
+#: A daemon that has cleared its variables, as ``env -i``, PostgreSQL and nginx do.
 BARE_DAEMON = "(env -i setsid sleep 1000 &) ; exec sleep 1000"
 
 
 def _processes_with_its_mount(launched: Environment) -> list[int]:
-    """Processes that see the environment's own mount, as /proc says it."""
+    """Processes that have the environment's own mount, according to /proc."""
     folder = launched.handle["folder"]
     found = []
     for path in Path("/proc").glob("[0-9]*/mountinfo"):
@@ -51,7 +51,7 @@ def _processes_with_its_mount(launched: Environment) -> list[int]:
 
 
 def _processes_in_its_folder(launched: Environment) -> list[int]:
-    """Processes whose current folder is the environment's, as /proc says it, the eldest first."""
+    """The ``sleep`` processes in the environment's folder, according to /proc, sorted by ID."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -65,7 +65,7 @@ def _processes_in_its_folder(launched: Environment) -> list[int]:
     os.geteuid() != 0 or bool(mounts.refusal()), reason="this system lets nobody mount"
 )
 def test_a_daemon_without_variables_is_found_and_ended(own: Own) -> None:
-    """Owner and guard both killed -9: what they started is found by what it sees."""
+    """After owner and guard are killed, the daemon is found by the mount that it sees."""
     process, environment = own(BARE_DAEMON)
     launched = read_launched(process)
     until(lambda: len(_processes_with_its_mount(launched)) == 3)
@@ -80,7 +80,7 @@ def test_a_daemon_without_variables_is_found_and_ended(own: Own) -> None:
 
 
 def test_doctor_reports_that_nothing_can_be_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There a daemon without its variables would not be found: `doctor` says so beforehand."""
+    """Without mounts, a daemon that clears its variables can't be found."""
     monkeypatch.setattr(mounts, "refusal", lambda: "Operation not permitted")
 
     said = {check.name: check for check in LocalProvider().doctor()}["read-only images"]
@@ -91,7 +91,7 @@ def test_doctor_reports_that_nothing_can_be_mounted(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_owner_finds_a_daemon_whose_guard_was_killed() -> None:
-    """The owner that launched it finds it as well as any other process does."""
+    """The process that launched the environment finds it as well as another process does."""
     environment = describe()
     template = LocalTemplate(name="staging", command=DAEMON, port=18491)
     launched = LocalProvider().launch(Order(environment=environment, template=template))
@@ -102,7 +102,7 @@ def test_the_owner_finds_a_daemon_whose_guard_was_killed() -> None:
     assert find_remains(environment) == []
 
 
-#: Linux lets nobody mount without that, and containers rarely have it.
+#: Drops the capability that mounts need on Linux, and that containers rarely have.
 WITHOUT_MOUNTS = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
 
 
@@ -110,7 +110,7 @@ WITHOUT_MOUNTS = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin
 def test_reap_without_mounts_names_what_may_be_left(
     own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A daemon is left that nothing leads to: that is told once, with exit status 6."""
+    """A daemon that nothing leads to is reported once, with exit status 6."""
     process, environment = own(BARE_DAEMON, within=WITHOUT_MOUNTS)
     launched = read_launched(process)
     until(lambda: len(_processes_in_its_folder(launched)) == 2)

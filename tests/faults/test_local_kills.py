@@ -1,4 +1,4 @@
-"""Whoever is killed, and whenever: what ran on this machine ends, or is found and ended."""
+"""After any kill, an environment on this machine ends by itself, or is found and ended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["own", "state"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
-#: Leaves a child that lives on, with all that its parent had open.
+#: Forks a child that lives on, with all open files of its parent.
 FORK = "pid = os.fork(); pid and print(pid, flush=True)"
 
 
@@ -48,7 +48,7 @@ def test_the_guard_ends_with_its_owner(own: Own, number: signal.Signals) -> None
 
 
 def test_the_guard_ends_though_a_child_of_the_owner_lives(own: Own) -> None:
-    """A forked child holds the lifeline open; the guard sees the owner's death all the same."""
+    """A forked child holds the lifeline open, but the guard still detects the owner's death."""
     process, _ = own(then=FORK)
     environment = read_launched(process)
     assert process.stdout is not None
@@ -64,7 +64,7 @@ def test_the_guard_ends_though_a_child_of_the_owner_lives(own: Own) -> None:
 
 @pytest.mark.parametrize("attempt", range(8))
 def test_a_kill_during_a_launch_leaves_nothing(own: Own, attempt: int) -> None:
-    """At whatever instruction: it all ends by itself, or is known to be abandoned and swept."""
+    """After a kill at a random moment, the environment ends, or is abandoned and then swept."""
     process, environment = own()
     pause = random.uniform(0, 0.04)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -84,7 +84,7 @@ def test_a_kill_during_a_launch_leaves_nothing(own: Own, attempt: int) -> None:
 
 
 def test_a_killed_guard_leaves_what_can_be_found(own: Own) -> None:
-    """Its processes die with it; a daemon and the folder are found by whoever destroys."""
+    """Its processes die with it; destroy finds the daemon and the folder."""
     process, _ = own()
     environment = read_launched(process)
     until(lambda: is_running(environment))
@@ -99,7 +99,7 @@ def test_a_killed_guard_leaves_what_can_be_found(own: Own) -> None:
 
 
 def test_a_terminated_guard_ends_everything(own: Own) -> None:
-    """SIGTERM, as from a system that shuts down: it takes everything with it."""
+    """SIGTERM, as at a system shutdown, ends the guard and all its processes."""
     process, _ = own()
     environment = read_launched(process)
     until(lambda: is_running(environment))
@@ -108,7 +108,7 @@ def test_a_terminated_guard_ends_everything(own: Own) -> None:
 
 
 def test_a_stopped_guard_is_destroyed(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guard that is stopped and answers nobody is destroyed with all it guards."""
+    """A suspended guard does not answer, and is destroyed with all its processes."""
     monkeypatch.setattr(client, "END_TIME", 0.3)
     monkeypatch.setattr(client, "ANSWER_TIME", 0.3)
     process, _ = own()
@@ -122,7 +122,7 @@ def test_a_stopped_guard_is_destroyed(own: Own, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_tampered_record_removes_no_other_folder(own: Own, tmp_path: Path) -> None:
-    """A record that was tampered with can't lead destroying to another folder."""
+    """Destroy refuses a record whose folder is not the environment's own."""
     process, environment = own()
     launched = read_launched(process)
     until(lambda: is_running(environment))
@@ -145,7 +145,7 @@ def test_a_tampered_record_removes_no_other_folder(own: Own, tmp_path: Path) -> 
 
 
 def test_folders_of_others_with_our_names_are_left_alone(own: Own, tmp_path: Path) -> None:
-    """A state folder that is not only ours: nothing in it is seen as an environment, or removed."""
+    """Foreign folders in the state folder are neither listed as environments nor removed."""
     theirs = tmp_path / "state" / "environments"
     for name in ("production", ".new-0123456789abcdef", "labelled"):
         (theirs / name).mkdir(parents=True)
@@ -169,7 +169,7 @@ def test_folders_of_others_with_our_names_are_left_alone(own: Own, tmp_path: Pat
 
 
 def test_the_next_launch_removes_incomplete_folders(own: Own, tmp_path: Path) -> None:
-    """A folder of a process that was killed before it had its name."""
+    """A launch that is killed before it renames its folder leaves one."""
     half = tmp_path / "state" / "environments" / ".new-0123456789abcdef"
     (half / "state").mkdir(parents=True)
     (half / "labels.json").write_text('{"pytest-ephemeral.id": "staging-1"}')
@@ -180,7 +180,7 @@ def test_the_next_launch_removes_incomplete_folders(own: Own, tmp_path: Path) ->
 
 
 def test_the_next_launch_removes_folders_set_aside(own: Own, tmp_path: Path) -> None:
-    """By a process that was killed; what others call so stays."""
+    """A removal that is killed leaves one; a foreign folder with such a name stays."""
     top = tmp_path / "state" / "environments"
     for name, labels in ((".old-1", '{"pytest-ephemeral.id": "staging-1"}'), (".old-2", "{}")):
         (top / name / "state").mkdir(parents=True)
@@ -191,7 +191,7 @@ def test_the_next_launch_removes_folders_set_aside(own: Own, tmp_path: Path) -> 
 
 
 def test_a_folder_being_removed_never_lacks_its_labels(own: Own) -> None:
-    """Never without what says whose it is, which would make it a stranger's to whoever looks."""
+    """Without its labels, a concurrent destroy would take the folder for a foreign one."""
     process, _ = own("for n in $(seq 3000); do : > $STATE/$n; done; exec sleep 1000")
     launched = read_launched(process)
     until(lambda: Path(launched.handle["folder"], "state", "3000").exists())
@@ -206,7 +206,7 @@ def test_a_folder_being_removed_never_lacks_its_labels(own: Own) -> None:
 
 
 def test_an_environment_elsewhere_is_never_reported_destroyed(own: Own) -> None:
-    """A record of another machine, or of another PID namespace: that can't be seen from here."""
+    """An environment of another machine or PID namespace can't be seen from here."""
     process, _ = own()
     launched = read_launched(process)
     for change in ({"machine": "another"}, {"pid_namespace": "pid:[1]"}):

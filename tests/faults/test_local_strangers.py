@@ -1,6 +1,6 @@
-"""What other users, containers and environments of this machine can do to an environment: nothing.
+"""Other users, containers and environments of the machine can't affect an environment.
 
-Looked at from outside: as another user, through /proc, over the network.
+The tests check as another user, through /proc, and over the network.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NOBODY = 65534
 
 Launch = Callable[..., Environment]
 
-#: Accepts connections, and answers nothing.
+#: Accepts connections, and never answers.
 LISTEN = """
 import socket, sys, threading
 listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
@@ -49,13 +49,13 @@ threading.Event().wait()
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders of this test."""
+    """Sets a state folder for this test."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
 
 
 @pytest.fixture
 def launch() -> Iterator[Launch]:
-    """Launch environments of a shell command and a port; they are destroyed behind the test."""
+    """A function that launches a command with a port; its environments are destroyed afterwards."""
     provider, launched = LocalProvider(), []
 
     def begin(command: str, port: int, *, ttl: float = 300) -> Environment:
@@ -70,14 +70,14 @@ def launch() -> Iterator[Launch]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, at whatever address."""
+    """A port without a listener on any address."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 
 def as_user(user: int, act: Callable[[], object]) -> str:
-    """What another user gets, as text; of an error, its kind."""
+    """The result of a function run by another user, as text; of an error, its type."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         said = "nothing"
@@ -86,7 +86,7 @@ def as_user(user: int, act: Callable[[], object]) -> str:
             os.setgid(user)
             os.setuid(user)
             said = str(act())
-        except BaseException as error:  # noqa: BLE001 - told to the parent
+        except BaseException as error:  # noqa: BLE001 - sent to the parent
             said = type(error).__name__
         finally:
             os.write(writing, said.encode())
@@ -100,7 +100,7 @@ def as_user(user: int, act: Callable[[], object]) -> str:
 
 @contextmanager
 def listening(host: str, port: int, *, user: int) -> Iterator[None]:
-    """A process of a user that accepts connections there, until it is killed."""
+    """A process of a user that accepts connections until the block ends."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         try:
@@ -121,19 +121,19 @@ def listening(host: str, port: int, *, user: int) -> Iterator[None]:
 
 
 def wait(environment: Environment, *, timeout: float) -> None:
-    """Wait until it is ready, as the lifecycle does."""
+    """Wait until an environment is ready, as the lifecycle does."""
     provider = LocalProvider()
     template = LocalTemplate(name="staging", provider="local", command="true")
     probes = readiness.probes_for(environment, template, provider, {})
     readiness.wait(environment, provider, probes, timeout=timeout, cancelled=threading.Event())
 
 
-# -- who answers -------------------------------------------------------------------------------
+# -- readiness ---------------------------------------------------------------------------------
 
 
 @as_root
 def test_a_foreign_listener_on_the_address_is_not_accepted(launch: Launch) -> None:
-    """The address can be read in /proc/net/unix before the application listens."""
+    """Others can read the address in /proc/net/unix before the application listens."""
     port = free_port()
     environment = launch("exec sleep 1000", port)
     host = environment.endpoints["http"].host
@@ -146,20 +146,20 @@ def test_a_foreign_listener_on_the_address_is_not_accepted(launch: Launch) -> No
 
 
 def test_a_wildcard_listener_is_not_accepted_for_others(launch: Launch) -> None:
-    """As Node's ``listen(PORT)``: it would get the connections of all that are slower."""
+    """A listener like Node's ``listen(PORT)`` gets the connections of slower environments."""
     port = free_port()
     slow = launch("exec sleep 1000", port)
     everywhere = launch(f"exec {sys.executable} -c '{LISTEN}' 0.0.0.0 {port}", port)
-    wait(everywhere, timeout=20)  # on every address, its own among them
+    wait(everywhere, timeout=20)  # it listens on every address, including its own
     with socket.create_connection((slow.endpoints["http"].host, port), timeout=5):
-        pass  # somebody answers at the other's address
+        pass  # the wildcard listener answers at the other address
 
     with pytest.raises(ReadinessError, match=rf"0\.0\.0\.0:{port}, which is not this environment"):
         wait(slow, timeout=0.5)
 
 
 def test_a_specific_address_takes_precedence_over_a_wildcard(launch: Launch) -> None:
-    """The kernel connects to the application, so a wildcard listener is no reason to refuse."""
+    """The kernel connects to the application, so a wildcard listener does not prevent readiness."""
     port = free_port()
     shared = LISTEN.replace("[2])))", "[2])), reuse_port=True)")
     environment = launch(f"exec {sys.executable} -c '{shared}' $HOST $PORT", port)
@@ -171,7 +171,7 @@ def test_a_specific_address_takes_precedence_over_a_wildcard(launch: Launch) -> 
             wildcard.accept()
 
 
-# -- who can ask the guard ---------------------------------------------------------------------
+# -- access to the guard -----------------------------------------------------------------------
 
 
 def test_a_guard_has_no_abstract_socket(launch: Launch) -> None:
@@ -187,7 +187,7 @@ def test_a_guard_has_no_abstract_socket(launch: Launch) -> None:
 
 
 def _listening_sockets(pid: int) -> list[str]:
-    """The paths of a process's Unix sockets that accept connections, by Linux's own table."""
+    """The paths of a process's listening Unix sockets, from /proc/net/unix."""
     opened = [str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
     rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     accepting = [row for row in rows if int(row[3], 16) & 0x10000]  # Linux's __SO_ACCEPTCON
@@ -196,9 +196,9 @@ def _listening_sockets(pid: int) -> list[str]:
 
 @as_root
 def test_another_user_cannot_connect_to_a_guard(launch: Launch, tmp_path: Path) -> None:
-    """Neither by its socket, nor by binding a name that ours would ask."""
+    """The environment's folder is closed to other users, and so is the socket in it."""
     environment = launch("exec sleep 1000", free_port())
-    for folder in (tmp_path, *tmp_path.parents):  # the way to it is open, but for its own folder
+    for folder in (tmp_path, *tmp_path.parents):  # all folders on the path are open except its own
         if folder.stat().st_uid == os.getuid() and folder != Path("/"):
             folder.chmod(0o755)
     (tmp_path / "state" / "environments").chmod(0o755)
@@ -208,12 +208,12 @@ def test_another_user_cannot_connect_to_a_guard(launch: Launch, tmp_path: Path) 
     with socket.socket(socket.AF_UNIX) as client:
         assert as_user(NOBODY, lambda: client.connect(address)) == "PermissionError"
     with socket.socket(socket.AF_UNIX) as client:
-        client.connect(address)  # this user may
+        client.connect(address)  # its own user can connect
 
 
 @as_root
 def test_a_folder_of_another_user_is_left_alone(launch: Launch, tmp_path: Path) -> None:
-    """Beside ours, unreadable: ours are seen, and it is left alone."""
+    """An unreadable folder beside ours is not listed, and our environment still is."""
     environment = launch("exec sleep 1000", free_port())
     theirs = tmp_path / "state" / "environments" / "staging-theirs"
     theirs.mkdir(mode=0o000)
@@ -226,7 +226,7 @@ def test_a_folder_of_another_user_is_left_alone(launch: Launch, tmp_path: Path) 
 
 @as_root
 def test_each_user_has_its_own_image_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two on one machine, neither having set anything: neither is refused."""
+    """Without a setting, each user of a machine gets a root that belongs to that user."""
     monkeypatch.delenv("PYTEST_EPHEMERAL_PREFIX_ROOT", raising=False)
     users = (os.getuid(), 4242, 4243)
     before = {user: Path(f"/var/tmp/pytest-ephemeral-{user}").exists() for user in users}
@@ -242,7 +242,7 @@ def test_each_user_has_its_own_image_root(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_clock_set_forward_ends_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guard counts from when it was told; three hours more on the wall are none to it."""
+    """The guard counts elapsed time, so a clock set three hours ahead changes no expiry."""
     wall = [time.time()]
     monkeypatch.setattr(loop.time, "time", lambda: wall[0])
     orders = Orders(id="x", variables={}, expires_at=wall[0] + 60, owner=os.getppid())
@@ -257,7 +257,7 @@ def test_a_clock_set_forward_ends_no_environment(monkeypatch: pytest.MonkeyPatch
 def test_the_clock_of_an_environment_is_that_of_its_guard(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And so for what no ledger knows: its expiry is held against that too."""
+    """The expiry of an environment without a record is compared with that clock too."""
     environment = launch("exec sleep 1000", free_port())
     until(lambda: LocalProvider().status(environment).state == "running")
 

@@ -1,4 +1,4 @@
-"""``user``: what root starts as another user, where that user can write, and what is left of it."""
+"""The setting ``user``: processes that root starts as another user, and their folders."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ command = { web = "touch $STATE/web; exec sleep 1000", work = "touch work; echo 
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A folder for installed images that every user can enter, and nothing else of theirs."""
+    """An image root that every user can enter, without anything of other users."""
     folder = Path(f"/var/tmp/ephemeral-users-{os.getpid()}")
     folder.mkdir(mode=0o755)
     yield folder
@@ -72,7 +72,7 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture
 def make_project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
-    """A project with one template, whose state is where only root can enter."""
+    """A function that opens a project with one template, whose state only root can enter."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("PYTEST_EPHEMERAL_PREFIX_ROOT", str(root))
 
@@ -88,14 +88,14 @@ def make_project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def processes(environment_id: str) -> Iterator[Path]:
-    """The processes of an environment, as the system has them; its guard aside."""
+    """The processes of an environment in /proc, except its guard."""
     for pid in with_variable(f"PYTEST_EPHEMERAL_ENVIRONMENT={environment_id}"):
         if b"supervisor" not in command_of(pid):
             yield Path("/proc", str(pid))
 
 
 def owners(environment_id: str) -> set[int]:
-    """Whose the processes of an environment are, as the system says; its guard aside."""
+    """The user IDs of an environment's processes, except its guard."""
     found = set()
     for entry in processes(environment_id):
         with suppress(OSError):
@@ -104,7 +104,7 @@ def owners(environment_id: str) -> set[int]:
 
 
 def shared_memory(environment_id: str) -> set[str]:
-    """The shared memory that its processes have mapped: files, and the ids of segments."""
+    """The shared memory that an environment's processes map: files and IDs of segments."""
     found = set()
     for entry in processes(environment_id):
         with suppress(OSError):
@@ -118,13 +118,13 @@ def shared_memory(environment_id: str) -> set[str]:
 
 
 def remaining_memory(shared: set[str]) -> set[str]:
-    """Which of that the kernel still keeps."""
+    """The shared memory that the kernel still keeps."""
     rows = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
     return shared & {row.split()[1] for row in rows} | {one for one in shared if Path(one).exists()}
 
 
 def test_all_processes_run_as_the_configured_user(make_project: Begin, root: Path) -> None:
-    """In a folder of their own, with variables that say so; nothing is left of it."""
+    """They have a folder of their own and matching variables; destroy removes the folder."""
     lifecycle = make_project(ONE)
     environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
     own = root / "states" / environment.id / "nobody"
@@ -141,7 +141,7 @@ def test_all_processes_run_as_the_configured_user(make_project: Begin, root: Pat
 
 
 def test_some_processes_run_as_the_configured_user(make_project: Begin, root: Path) -> None:
-    """The others are root's, in the environment's own folder."""
+    """The others run as root, in the environment's own folder."""
     lifecycle = make_project(SOME)
     environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
     assert owners(environment.id) == {0, NOBODY.pw_uid}
@@ -154,7 +154,7 @@ def test_some_processes_run_as_the_configured_user(make_project: Begin, root: Pa
 
 
 def test_root_can_run_postgresql_as_another_user(make_project: Begin, root: Path) -> None:
-    """It refuses root, and wants a folder of its own: Debian's, as it is installed."""
+    """PostgreSQL refuses root, and needs a folder of its own; the test uses Debian's package."""
     if shutil.which("initdb") is None or shutil.which("postgres") is None:
         skip_without("PostgreSQL's server on PATH", "Debian's is in /usr/lib/postgresql/*/bin")
     lifecycle = make_project(POSTGRES)
@@ -165,7 +165,7 @@ def test_root_can_run_postgresql_as_another_user(make_project: Begin, root: Path
     assert environment.run([*ask, "-c", "select current_user, count(*) from tea"]).stdout == (
         "postgres|0\n"
     )
-    # The copy of its baseline is root's to make.
+    # Root copies the baseline; wait until that process has ended.
     until(lambda: owners(environment.id) == {pwd.getpwnam("postgres").pw_uid})
     shared = shared_memory(environment.id)
     assert len(shared) == 2, "a segment and a file"
@@ -186,7 +186,7 @@ def test_root_can_run_postgresql_as_another_user(make_project: Begin, root: Path
 
 
 def test_a_killed_guard_ends_processes_of_other_users(make_project: Begin, root: Path) -> None:
-    """A process that has become another user dies with its guard; its folder is removed."""
+    """A process that has become another user dies with its guard; destroy removes its folder."""
     lifecycle = make_project(ONE)
     environment = lifecycle.bring_up(lifecycle.project.config.template("staging")).environment
     os.kill(int(environment.handle["supervisor"]), 9)
@@ -200,7 +200,7 @@ def test_a_killed_guard_ends_processes_of_other_users(make_project: Begin, root:
     [('"nobdy"', "no user 'nobdy'.*Did you mean 'nobody'"), ('{ x = "nobody" }', "no process 'x'")],
 )
 def test_an_unknown_user_or_process_is_refused(make_project: Begin, user: str, said: str) -> None:
-    """With the key's path; and nothing is started."""
+    """The error names the user or the process, and suggests a known user."""
 
     def try_it() -> None:
         lifecycle = make_project(ONE.replace('"nobody"', user))
@@ -211,7 +211,7 @@ def test_an_unknown_user_or_process_is_refused(make_project: Begin, user: str, s
 
 
 def test_a_folder_closed_to_other_users_is_refused(make_project: Begin, root: Path) -> None:
-    """By its name, before anything is started in vain."""
+    """The error comes before the launch, and no folder is left."""
     root.chmod(0o700)
     lifecycle = make_project(ONE)
     with pytest.raises(ConfigurationError, match="other users can't enter"):

@@ -1,6 +1,6 @@
-"""The same machine id, host name, store and folders, and another namespace: unknown, not gone.
+"""An owner in another namespace of the same machine is unknown, not gone.
 
-That is a CI container with this machine's ``/etc/machine-id`` and host name.
+That is the case in a CI container with this machine's ``/etc/machine-id``, host name and store.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from support import processes
 from support.plugin_project import PluginProject, end, make_project
 from support.waiting import eventually
 
-#: A PID namespace of one's own, for root and, where the kernel lets users, for everyone.
+#: A new PID namespace, for root and, where the kernel allows it, for every user.
 UNSHARE = ["unshare", "--fork", "--pid", "--mount-proc"]
-#: A time namespace, whose clocks since boot are ten days ahead: time_namespaces(7).
+#: A time namespace whose clocks since boot are ten days ahead: time_namespaces(7).
 UNSHARE_TIME = ["unshare", "--fork", "--time", "--boottime", "864000", "--monotonic", "864000"]
 if sys.platform == "linux" and os.geteuid():
     for options in (UNSHARE, UNSHARE_TIME):
@@ -28,7 +28,7 @@ if sys.platform == "linux" and os.geteuid():
 
 
 def why_no_namespace() -> str:
-    """Why there can be no such namespaces here; empty when there can."""
+    """The reason why namespaces can't be created here; empty if they can."""
     if sys.platform != "linux":
         return "namespaces: only on Linux"
     command = [*UNSHARE, *UNSHARE_TIME, "true"]
@@ -53,7 +53,7 @@ def test_waits(ephemeral_env):
 def project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PluginProject]:
-    """A project whose only test waits until it is looked at."""
+    """A project whose only test waits for the file ``looked``."""
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
     made = make_project(tmp_path, monkeypatch, tmp_path_factory)
     made.write(test_it=WAITS)
@@ -62,7 +62,7 @@ def project(
 
 
 def test_reap_in_another_namespace_leaves_a_live_run(project: PluginProject) -> None:
-    """The owner's process id is another process's there, or has another start time."""
+    """There, the owner's process ID is another process, or has another start time."""
     run = project.spawn("--ephemeral-env")
     try:
         assert eventually((project.folder / "waiting").exists, 40)
@@ -79,12 +79,12 @@ def test_reap_in_another_namespace_leaves_a_live_run(project: PluginProject) -> 
         end(run)
 
 
-#: What a chroot or a sandbox without ``/proc`` is like.
+#: Simulates a chroot or a sandbox without ``/proc``.
 BLIND = [*UNSHARE, "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
 
 
 def test_no_owner_is_gone_without_proc(project: PluginProject) -> None:
-    """A live owner was: the next ``reap`` would have taken its environment away."""
+    """Otherwise, the next ``reap`` would remove the environment of a live owner."""
     look = """
 from pytest_ephemeral import machine
 own = machine.this_owner("run")
@@ -97,7 +97,7 @@ print(machine.is_alive(own), machine.is_gone(machine.process_of(own)))
 
 
 def test_no_environment_is_launched_without_proc(project: PluginProject) -> None:
-    """Nobody would end them: it is refused, with what helps, and leaves nothing."""
+    """No process could detect the owner's end, so the launch is refused and leaves nothing."""
     program = Path(sys.executable).with_name("pytest-ephemeral")
     done = subprocess.run(
         [*BLIND, str(program), "up", project.one],

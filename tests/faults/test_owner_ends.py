@@ -1,7 +1,7 @@
-"""Who dies, and who finishes: pytest, the owner process, both, and a removal that is refused.
+"""Clean-up after pytest, its owner process, or both are killed.
 
-The provider is a third party's, which guards nothing: whatever is cleaned up was cleaned up for it.
-What counts are its folders, and the ledger's files.
+The provider is a third party's without a guard, so that every clean-up was done for it. The tests
+check its folders, and the ledger's files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc"
 def test_the_owner_cleans_up_after_pytest(
     project: FolderProject, arguments: list[str], name: str
 ) -> None:
-    """In whatever way (a closed terminal is SIGHUP): the owner ends everything, and saves logs."""
+    """After each signal (a closed terminal sends SIGHUP), the owner destroys and saves logs."""
     process, owner = project.wait("--ephemeral-logs", "logs", *arguments)
     ids = project.environments()
     os.kill(process.pid, getattr(signal, name))
@@ -44,7 +44,7 @@ def test_the_owner_cleans_up_after_pytest(
 def test_a_new_owner_cleans_up_after_a_killed_one(
     project: FolderProject, arguments: list[str]
 ) -> None:
-    """Pytest says so and fails; a fresh owner ends what there was, while the test still waits."""
+    """It destroys the environments while the test still waits; pytest reports it and fails."""
     process, owner = project.wait(*arguments)
     os.kill(owner, signal.SIGKILL)
     assert eventually(project.is_clean, 30), project.environments()
@@ -58,7 +58,7 @@ def test_a_new_owner_cleans_up_after_a_killed_one(
 
 
 def test_a_command_whose_owner_was_killed_cleans_up(project: FolderProject) -> None:
-    """`with` fails, and has another one end what there was."""
+    """`with` fails, and a new owner destroys its environment."""
     kill = "kill -9 $(cat /proc/$PPID/task/*/children | tr ' ' '\\n' | grep -vx $$ | head -1)"
     done = project.try_command("with", "folder", "--", "sh", "-c", kill)
     assert done.returncode != 0
@@ -67,7 +67,7 @@ def test_a_command_whose_owner_was_killed_cleans_up(project: FolderProject) -> N
 
 
 def test_tests_after_the_owner_died_fail_at_once(project: FolderProject) -> None:
-    """Each in one line, at once; those that need no environment run."""
+    """Each has an error without a traceback; tests that need no environment run."""
     project.write(
         test_it="""
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_fourth(): pass
 
 
 def test_reap_cleans_up_after_pytest_and_owner(project: FolderProject) -> None:
-    """What nobody guards stays until its expiry, and `reap` knows whose it was."""
+    """Without a guard, the environments stay until `reap` sees that their owner is gone."""
     process, owner = project.wait()
     os.kill(owner, signal.SIGSTOP)  # so that it does not act before it is killed itself
     os.kill(process.pid, signal.SIGKILL)
@@ -103,7 +103,7 @@ def test_reap_cleans_up_after_pytest_and_owner(project: FolderProject) -> None:
 
 
 def test_a_terminated_owner_cleans_up(project: FolderProject) -> None:
-    """SIGTERM, by whoever: it ends everything itself before it goes."""
+    """After SIGTERM, the owner destroys its environments before it exits."""
     process, owner = project.wait()
     os.kill(owner, signal.SIGTERM)
     assert eventually(project.is_clean, 30), project.environments()
@@ -113,7 +113,7 @@ def test_a_terminated_owner_cleans_up(project: FolderProject) -> None:
 
 
 def test_an_interrupt_resumes_a_suspended_owner(project: FolderProject) -> None:
-    """Suspended, it would not answer pytest, and would destroy nothing."""
+    """A suspended owner would neither answer pytest nor destroy anything."""
     process, owner = project.wait()
     os.kill(owner, signal.SIGSTOP)
     os.kill(process.pid, signal.SIGINT)
@@ -126,7 +126,7 @@ def test_an_interrupt_resumes_a_suspended_owner(project: FolderProject) -> None:
 
 
 def test_an_owner_destroys_only_environments_of_its_run(project: FolderProject) -> None:
-    """Another run's environments stay, and what was kept."""
+    """Another run's environments stay, and so does a kept one."""
     kept = project.try_command("up", "folder").stdout.strip()
     living, _ = project.wait(others=1)
     before = set(project.environments())
@@ -159,7 +159,7 @@ def test_forks(ephemeral_env):
 
 @pytest.mark.parametrize("fork", ["os.fork", "ctypes.CDLL(None).fork"])
 def test_a_forked_child_is_not_mistaken_for_pytest(project: FolderProject, fork: str) -> None:
-    """Neither a child that Python knows of, nor one that a library has forked."""
+    """Pytest's end is detected although a child lives, forked by Python or by a C library."""
     project.write(test_it=FORKS.replace("FORK()", f"{fork}()"))
     process = project.spawn("--ephemeral-env", "-W", "ignore")
     assert eventually((project.folder / "waiting").exists, 20), end(process)
@@ -171,12 +171,12 @@ def test_a_forked_child_is_not_mistaken_for_pytest(project: FolderProject, fork:
         assert eventually(project.is_clean, 30)
         assert eventually(lambda: not owner.exists(), 30)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # the child that was forked is there to the end
+        os.killpg(process.pid, signal.SIGKILL)  # the forked child has lived until here
     end(process)
 
 
 def test_modules_in_the_current_folder_are_not_imported(project: FolderProject) -> None:
-    """A project may have a module that is called like one of the standard library's."""
+    """A project's module may have the name of one in the standard library."""
     for name in ("select", "secrets", "queue", "hmac"):
         (project.folder / f"{name}.py").write_text("raise SystemExit(f'{__name__} was imported')\n")
     project.write(test_it=PASSES)
@@ -186,7 +186,7 @@ def test_modules_in_the_current_folder_are_not_imported(project: FolderProject) 
 
 
 def test_a_crash_after_the_last_test_fails_the_run(project: FolderProject) -> None:
-    """Looked for before it is removed, whatever provider it is: the run fails, its log is saved."""
+    """The environment is checked before its removal, and its log is saved."""
     project.write(
         test_it="""
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Promotion when processes, servers, stores and clocks fail. Whatever happens, three things never:
+"""Promotion when processes, servers, stores and clocks fail.
 
-a name that points to nothing, two environments that are both production, and a production that
-ends itself.
+Three things must never happen: a name that points to nothing, two environments that are both
+production, and a production that expires.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from support.waiting import until
 __all__ = ["make_stage", "served", "stage"]
 
 
-#: Every point between two acts of a promotion that goes well.
+#: Every point between two actions of a successful promotion.
 POINTS = [
     *(
         f"{step}: {when}"
@@ -51,12 +51,12 @@ POINTS = [
 ]
 
 
-#: Those of one that is taken back.
+#: Every point of an undo.
 BACKWARD = ["restore: begun", "restore: done", "rearm: begun", "rearm: done"]
 
 
 def test_the_kill_points_are_complete(stage: Stage) -> None:
-    """So that a new step is killed at as well."""
+    """A new step must be added here, so that it is tested with a kill too."""
     seen: list[str] = []
     stage.promoter(checkpoint=seen.append).promote("v2")
     assert seen == POINTS
@@ -64,7 +64,7 @@ def test_the_kill_points_are_complete(stage: Stage) -> None:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_running_a_killed_promotion_again_finishes_it(stage: Stage, point: str) -> None:
-    """At whatever point it was killed."""
+    """The same command finishes it, at whatever point it was killed."""
     killed(stage, "v2", point)
     check_promises(stage)
 
@@ -83,7 +83,7 @@ def test_running_a_killed_promotion_again_finishes_it(stage: Stage, point: str) 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_rollback_undoes_a_killed_promotion(stage: Stage, point: str) -> None:
-    """v1 is production again (or still), and v2 has an end."""
+    """v1 is production, and v2 has an expiry."""
     killed(stage, "v2", point)
 
     stage.promoter().rollback()
@@ -98,10 +98,10 @@ def test_a_rollback_undoes_a_killed_promotion(stage: Stage, point: str) -> None:
 def test_a_killed_undo_is_finished_by_running_it_again(
     stage: Stage, served: dict[str, Site], point: str
 ) -> None:
-    """The same command goes on taking it back, and says why."""
+    """The same command finishes the undo, and reports its cause."""
     served["v2"].refuses = stage.when_live("v2")
     killed(stage, "v2", point)
-    served["v2"].refuses = lambda _: False  # what has failed has failed
+    served["v2"].refuses = lambda _: False  # the earlier failure still counts
 
     with pytest.raises(PromotionError, match="503"):
         stage.promoter().promote("v2")
@@ -114,7 +114,7 @@ def test_a_killed_undo_is_finished_by_running_it_again(
     "point", ["disarm: done", "switch: moved", "record: begun", "retire: done"]
 )
 def test_running_a_killed_rollback_again_finishes_it(stage: Stage, point: str) -> None:
-    """As a promotion is."""
+    """The same command finishes it, as with a promotion."""
     stage.promoter().promote("v2")
     killed(stage, "rollback", point)
     check_promises(stage)
@@ -126,7 +126,7 @@ def test_running_a_killed_rollback_again_finishes_it(stage: Stage, point: str) -
 
 
 def test_an_unfinished_promotion_blocks_another_environment(stage: Stage) -> None:
-    """Nothing else is promoted over what was left unfinished; how to finish it is said."""
+    """The error has the command that finishes the unfinished promotion."""
     killed(stage, "v2", "switch: moved")
     stage.add("v3", "127.77.0.3")
 
@@ -135,7 +135,7 @@ def test_an_unfinished_promotion_blocks_another_environment(stage: Stage) -> Non
 
 
 def test_of_two_promotions_one_succeeds_and_the_other_names_it(stage: Stage) -> None:
-    """As long as the first one lives, nobody takes over."""
+    """As long as the first process lives, no other one takes over."""
     at_switch, go = threading.Event(), threading.Event()
 
     def hold(point: str) -> None:
@@ -161,7 +161,7 @@ def test_of_two_promotions_one_succeeds_and_the_other_names_it(stage: Stage) -> 
 
 
 def test_one_of_many_simultaneous_promotions_succeeds(stage: Stage) -> None:
-    """They begin together; exactly one promotion happens."""
+    """Six begin at the same time, and exactly one promotion happens."""
     outcomes: list[Any] = []
     together = threading.Barrier(6)
 
@@ -189,7 +189,7 @@ def test_one_of_many_simultaneous_promotions_succeeds(stage: Stage) -> None:
 def test_a_lost_store_stops_the_promotion(
     stage: Stage, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is done that can't be written down; when the store is back, it is gone on with."""
+    """No step runs that can't be recorded; when the store is back, the same command finishes."""
     real = stage.project.store.replace
 
     def lost(*_: Any) -> str:
@@ -211,7 +211,7 @@ def test_a_lost_store_stops_the_promotion(
 
 
 def test_a_broken_journal_is_an_error_and_changes_nothing(stage: Stage) -> None:
-    """Half a record is no state to begin from."""
+    """A truncated journal does not tell what has been done."""
     (stage.folder / "store" / "promotions" / "production" / "current.json").write_text('{"cur')
 
     with pytest.raises(StoreError, match="is broken"):
@@ -222,7 +222,7 @@ def test_a_broken_journal_is_an_error_and_changes_nothing(stage: Stage) -> None:
 
 @pytest.mark.parametrize("hours", [-3, 3])
 def test_a_wrong_clock_ends_no_production(stage: Stage, hours: int) -> None:
-    """What is production is so without any date; the old one may only end at another time."""
+    """Production has no expiry; the clock affects only that of the old environment."""
     wrong = Times(now=lambda: datetime.now(UTC) + timedelta(hours=hours), patience=2, propagation=5)
 
     stage.promoter(times=wrong).promote("v2")
@@ -233,7 +233,7 @@ def test_a_wrong_clock_ends_no_production(stage: Stage, hours: int) -> None:
 
 
 def test_an_interrupt_before_the_switch_undoes_the_promotion(stage: Stage) -> None:
-    """Ctrl-C is answered by putting everything back."""
+    """Ctrl-C undoes all steps that were done."""
 
     def interrupt(point: str) -> None:
         if point == "verify: begun":
@@ -247,7 +247,7 @@ def test_an_interrupt_before_the_switch_undoes_the_promotion(stage: Stage) -> No
 
 
 def test_a_stopped_old_environment_is_no_obstacle(stage: Stage) -> None:
-    """Production is down: that is when a promotion is needed most."""
+    """Promotion is needed most when production is down."""
     (stage.folder / "served" / "v1.json").unlink()
 
     stage.promoter().promote("v2")
@@ -259,7 +259,7 @@ def test_a_stopped_old_environment_is_no_obstacle(stage: Stage) -> None:
 def test_a_failed_undo_is_reported_and_continued(
     make_stage: Callable[..., Stage], served: dict[str, Site]
 ) -> None:
-    """Both stay up meanwhile: whichever the name points to, it is there."""
+    """Both environments stay meanwhile, so that the name points to a live one."""
     stage = make_stage()
     stage.promoter().promote("v1")
     served["v2"].refuses = stage.when_live("v2")
@@ -287,7 +287,7 @@ def test_a_failed_undo_is_reported_and_continued(
 
 
 def test_clients_never_meet_a_gap(stage: Stage, served: dict[str, Site]) -> None:
-    """One that resolves and asks in a loop sees v1, then v2, and not one failure."""
+    """A client that resolves and asks in a loop sees v1, then v2, and no failure."""
     seen: list[str] = []
     stop = threading.Event()
 

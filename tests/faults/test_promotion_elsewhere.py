@@ -1,4 +1,4 @@
-"""Promotions by processes of other machines, and by suspended ones."""
+"""Promotions by processes of other machines, and by suspended processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["make_stage", "served", "stage"]
 
 
 def _assign_to_another_machine(stage: Stage) -> None:
-    """Make the unfinished run another machine's."""
+    """Assign the unfinished run to another machine."""
     mine = Journal(stage.project.store, "production")
     mine.note(owner=msgspec.structs.replace(mine.run.owner, host="elsewhere", machine="elsewhere"))
 
 
 def test_a_live_process_of_another_machine_is_left_alone(stage: Stage) -> None:
-    """Whether it lives is not told by any clock but the watcher's own."""
+    """Its heartbeats show that it lives, by no clock but that of the waiting process."""
     killed(stage, "v2", "switch: begun")
     _assign_to_another_machine(stage)
     other = Journal(stage.project.store, "production")
@@ -38,7 +38,7 @@ def test_a_live_process_of_another_machine_is_left_alone(stage: Stage) -> None:
 
 
 def test_a_silent_process_of_another_machine_is_replaced(stage: Stage) -> None:
-    """After watching it long enough."""
+    """It is replaced after a period without a heartbeat."""
     killed(stage, "v2", "switch: begun")
     _assign_to_another_machine(stage)
     watched: list[float] = []
@@ -50,14 +50,14 @@ def test_a_silent_process_of_another_machine_is_replaced(stage: Stage) -> None:
 
 
 def test_a_resumed_promotion_undoes_its_switch(stage: Stage) -> None:
-    """Taken for dead and taken back, it wakes up, moves the name, and puts it back."""
+    """A suspended promotion, rolled back meanwhile, moves the name and then moves it back."""
     killed(stage, "v2", "switch: begun")
     suspended = stage.promoter()
     mine = suspended._journal()
     real = suspended.backend.swap
 
     def late(old: Any, new: Any) -> str:
-        """Between its look at the journal and its update, all this happens."""
+        """Roll back between the check of the journal and the update of the name."""
         suspended.backend.swap = real  # type: ignore[method-assign]
         stage.abandon()
         stage.promoter().rollback()

@@ -1,6 +1,6 @@
 """However pytest ends, nothing of its environments is left within two seconds.
 
-What counts is what the system says: its processes, sockets and folders, and the ledger's files.
+The tests check processes, sockets and folders, and the ledger's files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 
-#: Seconds after the end of pytest that anything may still be there.
+#: Seconds after the end of pytest within which everything is removed.
 SOON = 2.0
 
 WAITS = """
@@ -41,7 +41,7 @@ def pytest_ephemeral_environment_stopped():
 def project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PluginProject]:
-    """A project whose only test waits; whatever happens, it is cleaned up after."""
+    """A project whose only test waits; its processes are killed afterwards."""
     project = make_project(tmp_path, monkeypatch, tmp_path_factory)
     project.write(test_it=WAITS)
     yield project
@@ -67,7 +67,7 @@ def test_ignores(ephemeral_env):
 def test_a_signal_ends_the_environments_at_once(project, arguments, send, name):
     """A terminal's Ctrl-C is sent to the whole process group, and a CI server's SIGTERM to pytest.
 
-    pytest ends with them: workers are interrupted, and don't wait for 5 s as they would.
+    Workers are interrupted too, and don't wait for 5 s as they otherwise would.
     """
     process, worker = project.spawn_waiting(*arguments)
     assert len(project.processes()) >= 3
@@ -82,7 +82,7 @@ def test_a_signal_ends_the_environments_at_once(project, arguments, send, name):
 
 
 def test_a_worker_ignoring_the_signal_delays_no_cleanup(project):
-    """It is its own test that goes on, without one."""
+    """Its test continues without its environment."""
     project.write(test_it=IGNORES)
     process = project.spawn("--ephemeral-env", "-n", "2")
     assert eventually((project.folder / "waiting").exists, 40), end(process)
@@ -95,7 +95,7 @@ def test_a_worker_ignoring_the_signal_delays_no_cleanup(project):
 
 @pytest.mark.parametrize("arguments", [[], ["-n", "2"]], ids=["alone", "xdist"])
 def test_guards_clean_up_after_a_killed_pytest(project, arguments):
-    """Nobody is left to clean up but the guards."""
+    """After SIGKILL, only the guards can clean up."""
     process, _ = project.spawn_waiting(*arguments)
     process.kill()
     process.wait(10)
@@ -106,7 +106,7 @@ def test_guards_clean_up_after_a_killed_pytest(project, arguments):
 
 
 def test_a_kill_during_the_launch_leaves_nothing(project):
-    """The record is there before anything else is."""
+    """The record is created before anything else, so that `reap` can remove it."""
     project.reconfigure("tcp = true", 'tcp = true, log = "never printed"')
     process = project.spawn("--ephemeral-env")
     assert eventually(lambda: len(project.processes()) >= 1, 40), end(process)
@@ -116,12 +116,12 @@ def test_a_kill_during_the_launch_leaves_nothing(project):
     left = project.list_remains()
     end(process)
     assert gone, left
-    project.reap()  # a record that nothing had been made for yet
+    project.reap()  # removes a record without an environment
     assert not project.traces()
 
 
 def test_ctrl_c_cancels_a_launch(project):
-    """What is still coming up is not waited for."""
+    """The interrupt does not wait until the environment is ready."""
     project.reconfigure("tcp = true", 'tcp = true, log = "never printed"')
     process = project.spawn("--ephemeral-env")
     assert eventually(lambda: len(project.processes()) >= 1, 40), end(process)
@@ -133,7 +133,7 @@ def test_ctrl_c_cancels_a_launch(project):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_pytest_at_once(project, number):
-    """Someone will not wait for what is slow to destroy; the guards finish it."""
+    """It does not wait for a slow destroy, which the guards finish."""
     project.write(conftest=STOPS_SLOWLY)
     process, _ = project.spawn_waiting()
     process.send_signal(number)
@@ -153,7 +153,7 @@ def test_a_second_signal_ends_pytest_at_once(project, number):
 
 
 def test_a_killed_worker_leaves_nothing(project):
-    """Its test failed; what it alone used goes, and the run goes on and ends clean."""
+    """Its test fails, its environments are destroyed, and the run ends without leftovers."""
     process, worker = project.spawn_waiting("-n", "2", "--max-worker-restart", "0")
     os.kill(worker, signal.SIGKILL)
     output, _ = process.communicate(timeout=30)
@@ -175,7 +175,7 @@ def pytest_sessionstart(): raise KeyboardInterrupt
 
 
 def test_a_forked_child_ends_no_environment(project):
-    """It owns nothing, though it has a copy of everything."""
+    """The child has a copy of everything, but owns no environment."""
     project.write(
         test_it="""
 def test_forks(ephemeral_env):

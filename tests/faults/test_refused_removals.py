@@ -1,4 +1,4 @@
-"""Removals that the provider refuses or only accepts."""
+"""Removals that the provider refuses, or accepts and finishes later."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc"
 
 
 def test_a_refused_removal_fails_the_run_and_is_reported(project: FolderProject) -> None:
-    """By this run, in its report, by `list`, by the next run; `reap` then removes it."""
+    """The run, its report, `list` and the next run report it; later `reap` removes it."""
     project.write(test_it=PASSES)
     (project.folders / "refuse").touch()
     output = project.run_tests("--ephemeral-report", "report.json", status=1)
@@ -38,7 +38,7 @@ def test_a_refused_removal_fails_the_run_and_is_reported(project: FolderProject)
     assert f"pytest-ephemeral down {id}" in reaped.stderr
     [record] = project.records()
     owner = json.loads(record.read_text())["environment"]["owner"]["pid"]
-    os.kill(owner, signal.SIGKILL)  # it would go on trying
+    os.kill(owner, signal.SIGKILL)  # it would try again
     listed = project.try_command("list")
     assert "not removed" in listed.stdout
     assert f"{id} could not be removed: {id}: access denied" in listed.stderr
@@ -46,11 +46,11 @@ def test_a_refused_removal_fails_the_run_and_is_reported(project: FolderProject)
     assert project.try_command("reap").returncode == 6
     (project.folders / "refuse").unlink()
     assert project.try_command("reap").returncode == 0
-    assert eventually(project.is_clean, 20)  # what the second run has left, its owner removes
+    assert eventually(project.is_clean, 20)  # the second run's owner removes its environment
 
 
 def test_a_refused_removal_is_tried_again(project: FolderProject) -> None:
-    """And is nobody's trouble."""
+    """If a later attempt succeeds, the run passes."""
     project.write(test_it=PASSES)
     (project.folders / "refuse").write_text("2")
     project.run_tests()
@@ -58,7 +58,7 @@ def test_a_refused_removal_is_tried_again(project: FolderProject) -> None:
 
 
 def test_the_owner_retries_a_refused_removal_after_pytest(project: FolderProject) -> None:
-    """By the owner process, which says nothing more, and goes when it is done."""
+    """The owner process removes the environment after the end of pytest."""
     project.write(test_it=PASSES)
     (project.folders / "refuse").touch()
     project.run_tests(status=1)
@@ -70,7 +70,7 @@ def test_the_owner_retries_a_refused_removal_after_pytest(project: FolderProject
 def test_pytest_waits_for_accepted_removals_only_on_ci(
     project: FolderProject, monkeypatch: pytest.MonkeyPatch, ci: str
 ) -> None:
-    """A CI kills what its job leaves behind, so there the removal is waited for to its end."""
+    """CI kills what a job leaves in the background, so there pytest waits for the removal."""
     monkeypatch.setenv("CI", ci)
     project.write(test_it=PASSES)
     (project.folders / "slow").touch()
@@ -91,7 +91,7 @@ def test_pytest_waits_for_accepted_removals_only_on_ci(
 def test_pytest_waits_for_launches_on_ci(
     project: FolderProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It can't be told to stop, so the owner ends it with itself, and pytest waits for that."""
+    """A launch can't be cancelled; the owner ends it when it exits, and pytest waits for that."""
     monkeypatch.setenv("CI", "true")
     (project.folder / "pytest.ini").write_text("[pytest]\nephemeral_early = folder")
     project.write(test_it="def test_passes(): pass")

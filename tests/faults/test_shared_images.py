@@ -1,6 +1,6 @@
-"""Two users of one machine, as they are: what one has baked, the other runs, by its digest.
+"""One user of a machine runs an image that another user has baked, by its digest.
 
-Nothing that the first can still change is ever used. Looked at as either of them, and over HTTP.
+Nothing that the baker can still change is used. The tests check as both users, and over HTTP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from support import processes, web
 from support.lacks import skip_without
 
 pytestmark = [
-    pytest.mark.xdist_group("two users"),  # what they have is in one place on each machine
+    pytest.mark.xdist_group("two users"),  # each user has one set of folders per machine
     pytest.mark.skipif(sys.platform != "linux", reason="of Linux"),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
 ]
@@ -50,12 +50,12 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def roots(user: int) -> list[Path]:
-    """What a user without a home has beside a project."""
+    """The image root and the state folder of a user without a home."""
     return [Path(f"/var/tmp/pytest-ephemeral{part}-{user}") for part in ("", "-state")]
 
 
 def remove(*folders: Path) -> None:
-    """Remove folders, sealed or not."""
+    """Remove folders, including read-only ones."""
     for one in folders:
         subprocess.run(["chmod", "-R", "u+w", one], check=False, stderr=subprocess.DEVNULL)
         shutil.rmtree(one, ignore_errors=True)
@@ -63,7 +63,7 @@ def remove(*folders: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
-    """Run the command line as a user, in a project of theirs."""
+    """A function that runs the command line as a user, in that user's project."""
     top = Path(f"/var/tmp/two-users-{os.getpid()}")
     remove(*roots(ANNA), *roots(BERT))
     for user in (ANNA, BERT):
@@ -96,14 +96,14 @@ def run() -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def bundle(run: Run) -> Path:
-    """What Anna has baked, as a file that all may read."""
+    """Anna's image, exported to a file that everyone can read."""
     run(ANNA, "bake")
     run(ANNA, "images", "export", "site", "site.image")
     return next(Path("/var/tmp").glob(f"two-users-{os.getpid()}/{ANNA}/site.image"))
 
 
 def test_an_image_of_another_user_is_shared_by_digest(run: Run, bundle: Path) -> None:
-    """It is not baked again; its paths are right; and its baker can't change what is seen."""
+    """It is not baked again, its paths are valid, and its baker can't change the content."""
     remove(roots(BERT)[0])
     run(BERT, "images", "import", bundle)
     hers, his = (
@@ -112,7 +112,7 @@ def test_an_image_of_another_user_is_shared_by_digest(run: Run, bundle: Path) ->
     assert hers["image"]["digest"] == his["image"]["digest"]
     tree = Path(hers["image"]["reference"])
     assert tree.parent == roots(ANNA)[0]
-    # All that is there belongs to her: she changes her copy before, and puts another in its place.
+    # Anna owns this tree: she changes it before the launch, and replaces it afterwards.
     for one in (tree, *tree.iterdir()):
         one.chmod(0o755)
     (tree / "index.html").write_text("Evil")
@@ -139,7 +139,7 @@ def test_an_image_of_another_user_is_shared_by_digest(run: Run, bundle: Path) ->
 
 
 def test_an_image_without_the_folder_of_its_baker_runs(run: Run, bundle: Path) -> None:
-    """As on another machine: the path it was installed for is nowhere but in the view."""
+    """As on another machine, its path exists only in the environment's mount namespace."""
     run(BERT, "images", "import", bundle)
     aside = roots(ANNA)[0].with_name(f"aside-{ANNA}")
     roots(ANNA)[0].rename(aside)
@@ -151,7 +151,7 @@ def test_an_image_without_the_folder_of_its_baker_runs(run: Run, bundle: Path) -
 
 
 def test_an_image_with_changed_content_is_refused(run: Run, bundle: Path) -> None:
-    """The archive is held against the record, and the tree against its digest."""
+    """The import compares the archive with the record."""
     folder = bundle.parent.parent / str(BERT)
     with tarfile.open(bundle) as tar:
         tar.extractall(folder, filter="data")

@@ -1,4 +1,4 @@
-"""A uid that has no name and no home, as CI servers start containers with (``docker run -u``)."""
+"""A uid without a name and a home, as in a CI server's containers (``docker run -u``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import processes
 from support.lacks import skip_without
 
 pytestmark = [
-    pytest.mark.xdist_group("homeless"),  # what that uid has is in one place on each machine
+    pytest.mark.xdist_group("homeless"),  # the uid has one set of folders per machine
     pytest.mark.skipif(sys.platform != "linux", reason="of Linux"),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
 ]
@@ -48,7 +48,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A project of that uid's, where it can get at it; what it left elsewhere is removed."""
+    """A project that the uid owns; its files elsewhere are removed too."""
     kept = [Path(f"/var/tmp/pytest-ephemeral{part}-{UID}") for part in ("", "-state")]
     for one in kept:
         shutil.rmtree(one, ignore_errors=True)
@@ -70,7 +70,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(params=[None, "/", "/nonexistent"], ids=["unset", "slash", "nowhere"])
 def run(request: pytest.FixtureRequest, folder: Path) -> Run:
-    """Run Python as that uid, with HOME unset or useless, and with this project's libraries."""
+    """A function that runs Python as that uid, with HOME unset or unusable, and these libraries."""
     python = next(
         (one for one in (sys.executable, "/usr/bin/python3") if _can_run(one)),
         None,
@@ -97,7 +97,7 @@ def run(request: pytest.FixtureRequest, folder: Path) -> Run:
 
 
 def _can_run(python: str) -> bool:
-    """Whether that uid may, and it is this Python's version; it may be in another user's home."""
+    """Whether the uid can run this Python, and it has the version of the tests."""
     code = f"import sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
     try:
         done = subprocess.run(
@@ -109,14 +109,14 @@ def _can_run(python: str) -> bool:
 
 
 def test_a_run_works_without_a_home(run: Run) -> None:
-    """It bakes, comes up, is tested and is gone: as for anybody with a home."""
+    """An image is baked, and an environment launched, tested and destroyed."""
     said = run("-m", "pytest", "--ephemeral-env", "-p", "no:cacheprovider")
     assert "1 passed" in said
     assert "destroyed" in said
 
 
 def test_the_command_line_works_without_a_home(run: Run, folder: Path) -> None:
-    """Every verb that looks at this machine."""
+    """The commands keep their state in a private folder in /var/tmp."""
     said = run("-c", PROGRAM, "doctor")
     assert f"/var/tmp/pytest-ephemeral-state-{UID}" in said
     run("-c", PROGRAM, "up", "staging")
@@ -131,7 +131,7 @@ def test_the_command_line_works_without_a_home(run: Run, folder: Path) -> None:
 
 
 def test_a_folder_of_another_user_is_refused(run: Run) -> None:
-    """Whoever comes first to /var/tmp does not get to hold what we start."""
+    """A state folder in /var/tmp that another user has created is not used."""
     Path(f"/var/tmp/pytest-ephemeral-state-{UID}").mkdir(mode=0o777)
     said = run("-c", PROGRAM, "up", "staging", status=2)
     assert "other users can change" in said

@@ -1,9 +1,9 @@
-"""A provider as a third party would write one: an environment is a folder under ``$FOLDERS``.
+"""A third party's provider, whose environments are folders in ``$FOLDERS``.
 
-It guards nothing itself, so that whatever is cleaned up after a death was cleaned up for it. A file
-``refuse`` beside the folders has every removal refused; with a number in it, so many. With a file
-``slow`` a removal is accepted (the file says so), and done when the file is gone. With a file
-``coming`` a launch is not done before that is gone, whoever wants it no more.
+It has no guard, so that every clean-up after a kill was done for it. Files beside the folders
+control it: with ``refuse`` it refuses every removal, or as many as the number in the file; with
+``slow`` it accepts a removal, writes that into the file, and finishes when the file is gone; with
+``coming`` a launch finishes only when the file is gone, even if it was cancelled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pytest_ephemeral.tables import Template
 
 
 class FolderProvider:
-    """See the module."""
+    """The provider that the module describes."""
 
     name = "folders"
     template_type = Template
