@@ -1,4 +1,4 @@
-"""`make bench` on a machine that has not everything: what can't be measured is left out."""
+"""`make bench` leaves out what it can't measure on a machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support import processes
 def test_bench_skips_containers_without_an_engine(
     tmp_path: Path, variables: dict[str, str], without: str
 ) -> None:
-    """It is said in one line, and is no failure."""
+    """One line names what is missing, and the benchmark succeeds."""
     for name in ("docker", "busybox"):
         (tmp_path / name).touch(mode=0o755)
     environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}

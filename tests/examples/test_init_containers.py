@@ -1,4 +1,4 @@
-"""`init` in a project that is containers already: two commands, no edited line, a green run."""
+"""`init` in a project with a Dockerfile or a Compose file: tests pass without edits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Version = Callable[[], AbstractContextManager[None]]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a Dockerfile, what is built by it, and a test; what it bakes is removed."""
+    """A project with a Dockerfile, its content and a test; the baked images are removed."""
     base = engine_images.busybox()
     folder = tmp_path / "shop"
     folder.mkdir()
@@ -52,13 +52,13 @@ def project(tmp_path: Path) -> Iterator[Path]:
 
 
 def run(folder: Path, *argv: str | Path) -> str:
-    """A command in the project's folder, with a machine state of its own; it succeeds."""
+    """The output of a command in the project's folder, with a state folder of its own."""
     environ = {**os.environ, "PYTEST_EPHEMERAL_STATE": str(folder.parent / "state")}
     return processes.run(*argv, folder=folder, environ=environ).stdout
 
 
 def run_tests(folder: Path) -> str:
-    """The two commands of a first hour; nothing is left on the engine behind them."""
+    """Run `init` and pytest; no container is left on the engine."""
     run(folder, PROGRAM, "init")
     pytest_ = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
     said = run(folder, *pytest_, "--ephemeral-env")
@@ -71,7 +71,7 @@ def run_tests(folder: Path) -> str:
 
 
 def test_init_makes_a_dockerfile_project_testable(project: Path) -> None:
-    """It is baked and comes up, on the port that it exposes."""
+    """The image is baked, and the environment launches with the exposed port."""
     assert "destroyed" in run_tests(project)
 
 
@@ -81,7 +81,7 @@ def test_init_makes_a_dockerfile_project_testable(project: Path) -> None:
     ids=["1.29", "2"],
 )
 def test_init_makes_a_compose_project_testable(project: Path, version: Version) -> None:
-    """What it builds is baked; the URL leads to the service that publishes a port."""
+    """Built services are baked; the URL leads to the service that publishes a port."""
     base = engine_images.busybox()
     (project / "compose.yaml").write_text(COMPOSE.format(base=base))
     with version():

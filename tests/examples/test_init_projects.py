@@ -1,4 +1,4 @@
-"""`init` recognises projects as people have them, and what it writes comes up: the first hour."""
+"""`init` recognises common kinds of projects, and writes a configuration that works."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.lacks import skip_without
 
 ROOT = Path(__file__).parents[2]
 
-#: Two commands and no edited line from here to a green run, in each of these projects.
+#: A test that passes in each of these projects after two commands, without edits.
 TEST = """
 import requests
 
@@ -69,7 +69,7 @@ NODE = (
 
 
 class Example(NamedTuple):
-    """A project: its files, and what a page of it says."""
+    """A project: its files, and the text of one of its pages."""
 
     files: dict[str, str]
     text: str
@@ -154,7 +154,7 @@ ALIKE = {
 
 
 class Project:
-    """A folder with some files, on a machine of its own."""
+    """A folder with some files, with a state folder and an image root of its own."""
 
     def __init__(self, folder: Path, files: dict[str, str]) -> None:
         self.folder = folder / "project"
@@ -169,7 +169,7 @@ class Project:
             (self.folder / file).write_text(text)
 
     def run(self, *argv: str) -> str:
-        """What a program prints that succeeds."""
+        """The output of a program, which must succeed."""
         return processes.run(*argv, folder=self.folder, environ=self.environ).stdout
 
     def init(self) -> str:
@@ -181,7 +181,7 @@ class Project:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", list(PROJECTS))
 def test_tests_pass_after_init_without_edits(name: str, tmp_path: Path) -> None:
-    """Write the file, run the tests: nothing is edited in between, and nothing is left."""
+    """`init` writes the file, the tests pass, and no environment is left."""
     example = PROJECTS[name]
     if example.needs and shutil.which(example.needs) is None:
         skip_without(example.needs, f"apt-get install {example.needs}")
@@ -194,7 +194,7 @@ def test_tests_pass_after_init_without_edits(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(ALIKE))
 def test_a_project_with_another_backend_is_built_in_the_same_way(name: str, tmp_path: Path) -> None:
-    """The configuration is that of ``console-script``, which is run; the wheel has the script."""
+    """The configuration is that of ``console-script``, and the wheel has the script."""
     project = Project(tmp_path / name, ALIKE[name])
     written = project.init()
     assert written == Project(tmp_path, PROJECTS["console-script"].files).init()

@@ -1,4 +1,4 @@
-"""What the pages show works as they show it."""
+"""The commands, configurations and links of the pages work."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PAGES = [
     *(page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts),
 ]
 
-#: A block of TOML with one of these is a configuration.
+#: A TOML block with such a table is a configuration.
 SHOWS_ONE = re.compile(r"^\[(images|templates)\.", re.MULTILINE)
 
 
 @pytest.fixture
 def walk(tmp_path: Path) -> Iterator[Walk]:
-    """Somebody in an empty folder, who takes down at the end what they have brought up."""
+    """A reader in an empty folder; environments that are left are destroyed in the end."""
     folder = tmp_path / "here"
     folder.mkdir()
     walk = Walk(folder, tmp_path / "machine")
@@ -47,7 +47,7 @@ def walk(tmp_path: Path) -> Iterator[Walk]:
     ids=lambda page: page.stem,
 )
 def test_all_commands_of_a_page_work(page: Path, walk: Walk) -> None:
-    """Every file written and every command run as it stands, and nothing is left."""
+    """Every file is written and every command run as shown, and no environment is left."""
     walk.follow(page)
     assert any(command.startswith("pytest --ephemeral-env") for command in walk.seen)
     assert walk.left() == []
@@ -63,7 +63,7 @@ def configurations() -> Iterator[Any]:
 
 @pytest.mark.parametrize("text", list(configurations()))
 def test_documented_configurations_are_valid(text: str, tmp_path: Path) -> None:
-    """Nobody is shown a key that is not known, or a template of an image that is not there."""
+    """No page shows an unknown key, or a template of a missing image."""
     file = tmp_path / "ephemeral.toml"
     file.write_text(text)
     read = config.load(file)
@@ -72,7 +72,7 @@ def test_documented_configurations_are_valid(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_are_valid(page: Path) -> None:
-    """Every link to a file of the project, and to a heading in it."""
+    """Every relative link leads to a file of the project, and to a heading in it."""
     for target in re.findall(r"\]\((?!https?://|mailto:)([^)\s]+)\)", page.read_text()):
         name, _, heading = target.partition("#")
         file = (page.parent / name).resolve() if name else page
@@ -88,14 +88,14 @@ def headings(page: Path) -> set[str]:
 
 
 def test_the_index_lists_all_pages() -> None:
-    """A page that no table of contents names is found by nobody."""
+    """A page outside the table of contents could not be found."""
     index = (DOCS / "index.md").read_text().split()
     pages = {str(p.relative_to(DOCS).with_suffix("")) for p in PAGES if p.is_relative_to(DOCS)}
     assert pages - {"index"} <= set(index)
 
 
 def test_the_terminal_cast_shows_the_readme_example(tmp_path: Path) -> None:
-    """It is drawn from a real run of the README's files: one that passes, one that fails."""
+    """It is drawn from real runs of the README's files: one passes, and one fails."""
     spec = importlib.util.spec_from_file_location("cast", ROOT / "docs" / "images" / "cast.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,7 +1,7 @@
-"""The pipelines that the docs show: valid for their CI, and whole when they are run.
+"""The documented pipelines are valid for their CI, and work when they are run.
 
-No CI is here, but what its runner does is little: it runs each job's commands in order, with the
-variables that the file says, and carries from job to job what commands have left in certain files.
+The tests do what a CI's runner does: they run each job's commands in order, with the variables of
+the file, and pass from job to job what commands have written to certain files.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ requires = ["acceptance", "approval"]
 drain = "1s"
 """
 
-#: What a runner adds to each job: a secret; and which of the shop's tests are run here, as
-#: all of them are where its own page is followed.
+#: Variables that a runner adds to each job: a secret, and a selection of the shop's tests, all of
+#: which run where the shop's own page is followed.
 RUNNER = {"SHOP_KEY": "of-this-test", "PYTEST_ADDOPTS": f"{without_plugins()} -k test_browsing"}
 
-#: Each of these runs a dozen programs, and a loaded machine takes its time for them.
+#: Each of these runs a dozen programs, which take long on a loaded machine.
 pytestmark = pytest.mark.timeout(480)
 
-#: What the docs promise of a pipeline, in this order.
+#: The steps that the docs describe for a pipeline, in this order.
 STAGES = ["artifact push", "bake", "up", "approval request", "approve", "promote"]
 
 
-# -- as files --------------------------------------------------------------------------------
+# -- syntax ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ STAGES = ["artifact push", "bake", "up", "approval request", "approve", "promote
     ids=["github", "github-timeouts", "gitlab"],
 )
 def test_pipelines_are_valid_for_their_ci(schema: list[str], files: list[Path]) -> None:
-    """By the CI's own schema."""
+    """Each file matches the schema of its CI; each job on GitHub has a timeout."""
     argv = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", *schema, *files]
     processes.run(*argv, timeout=60)
 
 
 def test_the_jenkinsfile_is_well_formed() -> None:
-    """Its blocks are closed, its strings too, and every stage has steps."""
+    """Its blocks and strings are closed, and every stage has steps."""
     text = re.sub(r"//.*", "", JENKINS.read_text())
     text = re.sub(r"'''.*?'''|'[^'\n]*'|\"[^\"\n]*\"", "S", text, flags=re.DOTALL)
     assert not set("'\"") & set(text)
@@ -91,13 +91,13 @@ def test_the_jenkinsfile_is_well_formed() -> None:
 
 
 def test_each_pipeline_cancels_old_runs_and_reaps() -> None:
-    """What a newer push makes useless is ended, and what is left over does not stay."""
+    """A newer push cancels the older run, and a scheduled job reaps what is left."""
     github, gitlab, jenkins = (
         yaml.safe_load(GITHUB.read_text()),
         yaml.safe_load(GITLAB.read_text()),
         JENKINS.read_text(),
     )
-    assert github[True]["schedule"]  # YAML 1.1 reads the key `on` so
+    assert github[True]["schedule"]  # YAML 1.1 reads the key `on` as True
     assert "pull_request" in github["concurrency"]["cancel-in-progress"]
     assert github["jobs"]["reap"]["if"] == "github.event_name == 'schedule'"
     assert gitlab["workflow"]["auto_cancel"] == {"on_new_commit": "interruptible"}
@@ -110,7 +110,7 @@ def test_each_pipeline_cancels_old_runs_and_reaps() -> None:
 
 
 class Project:
-    """A copy of the example that is to be released, on the one machine of all runners."""
+    """A copy of the example to release, on one machine for all jobs."""
 
     def __init__(self, walk: Walk) -> None:
         self.walk = walk
@@ -127,14 +127,14 @@ class Project:
 
 @pytest.fixture(scope="session")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Installed images: who comes first bakes the shop, on any worker, and the others adopt it."""
+    """A shared image root: the first test bakes the shop, and the tests of all workers use it."""
     own = tmp_path_factory.getbasetemp()
     return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "trees-of-pipelines"
 
 
 @pytest.fixture
 def project(tmp_path: Path, trees: Path) -> Iterator[Project]:
-    """It ends with production running, as it should; that is taken down here."""
+    """The project; its production environment is destroyed after the test."""
     folder = copy_shop(tmp_path / "shop")
     with (folder / "ephemeral.toml").open("a") as configuration:
         configuration.write(PROMOTION)
@@ -145,13 +145,13 @@ def project(tmp_path: Path, trees: Path) -> Iterator[Project]:
 
 
 def commands_of(script: str) -> list[str]:
-    """The commands of ours in a script, without what the shell does to them."""
+    """The pytest-ephemeral commands of a script, without the shell's syntax."""
     joined = re.sub(r"\\\n\s*", " ", script)
     return re.findall(r"pytest-ephemeral ([^\n|)]+)", joined)
 
 
 def check(project: Project) -> None:
-    """The whole way was gone, every command is one that there is, and a person is on record."""
+    """All steps ran in order, every command is valid, and the history has the approver."""
     for command in project.commands:
         build_parser().parse_args(shlex.split(command))
     ran = [stage for command in project.commands for stage in STAGES if command.startswith(stage)]
@@ -162,7 +162,7 @@ def check(project: Project) -> None:
 
 
 def test_the_gitlab_pipeline_releases_to_production(project: Project) -> None:
-    """Each job's script, with the variables of the dotenv reports before it."""
+    """Each job's script runs with the variables of earlier dotenv reports."""
     pipeline = yaml.safe_load(GITLAB.read_text())
     handed = {"GITLAB_CI": "true", "CI_PIPELINE_ID": "7", "GITLAB_USER_LOGIN": "anna"}
     for name in ("build", "bake", "acceptance", "candidate", "approve", "promote"):
@@ -177,7 +177,7 @@ def test_the_gitlab_pipeline_releases_to_production(project: Project) -> None:
 
 
 def test_the_github_pipeline_releases_to_production(project: Project, tmp_path: Path) -> None:
-    """Each job's steps, with outputs and variables as GitHub carries them; and it is signed."""
+    """Each job's steps run with GitHub's outputs and variables, and the image is signed."""
     private = Ed25519PrivateKey.generate()
     pem = private.private_bytes(
         serialization.Encoding.PEM,
@@ -204,7 +204,7 @@ def test_the_github_pipeline_releases_to_production(project: Project, tmp_path: 
 def run_job(
     project: Project, name: str, job: Mapping[str, Any], context: dict[str, str], scratch: Path
 ) -> None:
-    """What GitHub's runner does with one job."""
+    """Run one job as GitHub's runner does."""
     variables = {
         "GITHUB_ACTIONS": "true",
         "GITHUB_REPOSITORY": "anna/shop",
@@ -233,13 +233,13 @@ def resolve(text: str, context: Mapping[str, str]) -> str:
 
 
 def read_commands(file: Path) -> dict[str, str]:
-    """What GitHub reads from a file of outputs or variables."""
+    """The names and values in GitHub's file of outputs or variables."""
     found = re.findall(r"^(\w+)<<(\S+)\n(.*?)\n?\2\n", file.read_text(), re.MULTILINE | re.DOTALL)
     return {name: value for name, _, value in found}
 
 
 def test_the_jenkins_pipeline_releases_to_production(project: Project) -> None:
-    """The shell steps of all stages, with what its Groovy reads and asks between them."""
+    """The shell steps of all stages run, with the variables that its Groovy code sets."""
     text = JENKINS.read_text().partition("stage('Build')")[2].rpartition("\n    post {")[0]
     variables = {"JENKINS_URL": "https://jenkins", "BUILD_TAG": "shop-7", "APPROVER": "anna"}
     for long, short in re.findall(r"sh '''(.*?)'''|sh '([^']*)'", text, re.DOTALL):
@@ -254,9 +254,9 @@ def test_the_jenkins_pipeline_releases_to_production(project: Project) -> None:
 
 @pytest.mark.parametrize("file", [GITHUB_HOSTED, GITLAB_HOSTED], ids=["github", "gitlab"])
 def test_hosted_runners_share_only_artifacts(file: Path, tmp_path: Path, trees: Path) -> None:
-    """Each job is run on a machine that has nothing but the checkout, and ``dist`` of the other.
+    """Each job runs on a machine that has only the checkout, and ``dist`` of the earlier job.
 
-    The first one may find the installed image of another test, which saves a bake.
+    The first one may use the installed image of another test, which saves a bake.
     """
     folder, kept = tmp_path / "shop", tmp_path / "artifact"
     jobs = yaml.safe_load(file.read_text()).get("jobs") or yaml.safe_load(file.read_text())
@@ -277,12 +277,12 @@ def test_hosted_runners_share_only_artifacts(file: Path, tmp_path: Path, trees: 
             report = json.loads((folder / "build" / "environments.json").read_text())
             assert {one["state"] for one in report["environments"]} == {"destroyed"}
             assert project.walk.left() == []
-        for used in (folder, tmp_path / "machine"):  # whoever comes next has another machine
+        for used in (folder, tmp_path / "machine"):  # the next job has another machine
             subprocess.run(["chmod", "-R", "u+w", str(used)], check=True)
             shutil.rmtree(used)
 
 
 def scripts_of(job: Mapping[str, Any]) -> list[str]:
-    """The commands of a job, without those that install what this machine has."""
+    """The commands of a job, without those that install packages."""
     steps = [step["run"] for step in job.get("steps", []) if "run" in step] or job["script"]
     return [step for step in steps if not step.startswith("pip install")]

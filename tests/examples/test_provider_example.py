@@ -1,4 +1,4 @@
-"""The conformance suite as a third party uses it: with a provider in one file, as the docs show."""
+"""The conformance suite, used by a third party's provider in one file, as in the docs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the example nee
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "provider"
 
-#: Faults that a provider's author could leave in, and a test of the suite that finds each.
+#: Faults that a provider could have, and the test of the suite that finds each.
 FAULTS = {
     "_remove(_folder(environment.id))": "test_destroy_leaves_nothing",
     "text = mask(text": "test_secrets_are_masked_in_the_log",
@@ -40,7 +40,7 @@ def run(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def provider(tmp_path: Path) -> Iterator[Path]:
-    """A copy of the example; what a fault leaves running ends here."""
+    """A copy of the example; processes that a fault leaves are killed."""
     folder = shutil.copytree(EXAMPLE, tmp_path / "provider")
     yield folder
     for pid in processes(folder):
@@ -49,7 +49,7 @@ def provider(tmp_path: Path) -> Iterator[Path]:
 
 
 def processes(folder: Path) -> list[int]:
-    """Those that have the folder's HOME, whoever has started them."""
+    """All processes that have the folder's HOME."""
     return with_variable(f"HOME={folder / 'home'}")
 
 
@@ -63,7 +63,7 @@ def test_the_example_provider_passes_the_suite(provider: Path) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=list(FAULTS.values()))
 def test_the_suite_finds_each_fault(provider: Path, fault: str) -> None:
-    """The suite can fail: it does for each of these faults."""
+    """The suite fails with each of these faults, so its tests can fail."""
     file = provider / "shell_provider.py"
     assert fault in file.read_text()
     without = "str(text" if fault.startswith("text") else "pass"

@@ -1,4 +1,4 @@
-"""The shop of examples/ in containers: the same acceptance tests, another template."""
+"""The example shop in containers, with the same acceptance tests and another template."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.waiting import until
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The example as it stands, on base images that need no registry; what it bakes is removed."""
+    """The example with base images that need no registry; the baked images are removed."""
     engine_images.require()
     folder = copy_shop(tmp_path_factory.mktemp("example") / "shop")
     for file, public, here in (
@@ -37,7 +37,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(shop: Path, *argv: str | Path) -> str:
-    """What a command prints in the shop's folder, with a machine state of its own."""
+    """The output of a command in the shop's folder, with a state folder of its own."""
     prefixes = shop.parent / "prefixes"
     prefixes.mkdir(mode=0o700, exist_ok=True)
     environ = {
@@ -52,7 +52,7 @@ def run(shop: Path, *argv: str | Path) -> str:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("template", ["staging-docker", "staging-compose"])
 def test_the_acceptance_tests_pass_in_containers(shop: Path, template: str) -> None:
-    """All of them, as on the local provider; nothing of it is left on the engine."""
+    """All of them pass, and no container is left on the engine."""
     report = shop / "dist" / "report.json"
     argv = ["--ephemeral-env", "--ephemeral-template", template, "-p", "no:cacheprovider"]
     with compose_versions.with_plugin():
@@ -60,7 +60,7 @@ def test_the_acceptance_tests_pass_in_containers(shop: Path, template: str) -> N
         assert "16 passed" in run(shop, *pytest_, *argv)
     environments = json.loads(report.read_bytes())["environments"]
     assert template in {one["template"] for one in environments}
-    for environment in environments:  # its watchdog may still be at the last one
+    for environment in environments:  # the watchdog may still be removing the last one
         label = {"label": [f"pytest-ephemeral.id={environment['id']}"]}
         query = {"all": True, "filters": label}
         until(
@@ -70,7 +70,7 @@ def test_the_acceptance_tests_pass_in_containers(shop: Path, template: str) -> N
 
 @pytest.mark.timeout(600)
 def test_the_shop_uses_a_real_redis(shop: Path) -> None:
-    """The packing room waits at it, and an order rings it; by the older compose command."""
+    """The packing room waits on Redis, and an order notifies it; launched by Compose 1."""
     with compose_versions.without_plugin():
         up = run(shop, PROGRAM, "up", "staging-compose", "--json")
     environment = json.loads(up)["environment"]
@@ -103,6 +103,6 @@ def test_the_shop_uses_a_real_redis(shop: Path) -> None:
 
 
 def commands(told: Callable[..., str]) -> int:
-    """How often the bell was rung."""
+    """The number of pushes and publications that Redis has counted."""
     found = re.search(r"cmdstat_(?:\wpush|publish):calls=(\d+)", told("info", "commandstats"))
     return int(found[1]) if found else 0

@@ -1,8 +1,8 @@
-"""Read the code blocks of a page, and do what they say.
+"""Write the files and run the commands of a page's code blocks.
 
-A block whose first line is a comment with nothing but a file's name is that file. In a ``console``
-block, a line after ``$`` is a command, and the lines up to the next one are what it prints: in this
-order, perhaps with others between them where ``...`` stands.
+A block whose first line is a comment with only a file name is that file. In a ``console`` block, a
+line after ``$`` is a command, and the lines up to the next command are its expected output, in
+this order; ``...`` allows other lines in between.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Block(NamedTuple):
 
     @property
     def file(self) -> str | None:
-        """The file that it is, if it says so."""
+        """The file name in its first line, if there is one."""
         named = _FILE.match(self.text)
         return named[1] if named else None
 
     def commands(self) -> Iterator[tuple[str, list[str]]]:
-        """Its commands, each with the lines that it is said to print."""
+        """Its commands, each with its expected output lines."""
         for part in re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]:
             command, *printed = part.rstrip().splitlines()
             yield command, printed
@@ -50,12 +50,12 @@ def blocks(page: Path) -> list[Block]:
 
 @dataclass
 class Walk:
-    """Somebody who follows a page, from an empty folder on.
+    """A reader who follows a page, starting in a folder.
 
     Attributes:
-        folder: Where they are; ``cd`` changes it.
-        machine: The folder in which everything that a machine keeps is, for this walk alone.
-        trees: Where installed images are, if those of other walks may be used.
+        folder: The current folder; ``cd`` changes it.
+        machine: The folder for all state of a machine, for this walk alone.
+        trees: The image root, if it is shared with other walks.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Walk:
     seen: list[str] = field(default_factory=list)
 
     def follow(self, page: Path) -> None:
-        """Do everything that the page says; ``make`` is for the project itself and left out."""
+        """Write every file and run every command of a page, except ``make``."""
         for block in blocks(page):
             if block.file:
                 (self.folder / block.file).write_text(block.text)
@@ -74,7 +74,7 @@ class Walk:
                         self.do(command, printed)
 
     def do(self, command: str, printed: list[str]) -> None:
-        """Run one command, which must succeed and print what it is said to."""
+        """Run one command, which must succeed and print its expected output."""
         self.seen.append(command)
         if command.startswith("cd "):
             self.folder /= command.removeprefix("cd ")
@@ -84,7 +84,7 @@ class Walk:
         compare(printed, done.stdout, command)
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Run one command in a shell, as in this virtual environment, activated."""
+        """Run one command in a shell, with this virtual environment activated."""
         return subprocess.run(
             ["sh", "-c", command],
             cwd=self.folder,
@@ -97,7 +97,7 @@ class Walk:
         )
 
     def variables(self) -> dict[str, str]:
-        """Those of a shell in which nobody has set anything."""
+        """The variables of a shell without settings for pytest, and with this walk's folders."""
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
         }
@@ -113,13 +113,13 @@ class Walk:
         }
 
     def left(self) -> list[str]:
-        """The environments of which there is still a folder."""
+        """The environments that still have a folder."""
         environments = self.machine / "state" / "environments"
         return sorted(one.name for one in environments.glob("*"))
 
 
 def compare(expected: list[str], output: str, command: str) -> None:
-    """Hold what a command printed against what it is said to print."""
+    """Compare the output of a command with its expected lines."""
     lines = [alike(line) for line in output.splitlines() if line.strip()]
     at, skipping = 0, False
     for line in expected:
@@ -135,7 +135,7 @@ def compare(expected: list[str], output: str, command: str) -> None:
 
 
 def alike(line: str) -> str:
-    """A line without what is different every time."""
+    """A line with names in place of what differs between runs."""
     for pattern, name in (
         (r"https?://127\.\d+\.\d+\.\d+:\d+", "ADDRESS"),
         (r"\b(staging(?:-[a-z]+)?)-[a-z0-9]{6}\b", r"\1-ID"),

@@ -25,7 +25,7 @@ def s3_server() -> Iterator[Server]:
 
 @pytest.fixture
 def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
-    """The S3 server, with the variables by which this process and its children use it."""
+    """The S3 server, set in the variables of this process and its children."""
     for name, value in {
         "AWS_ENDPOINT_URL": s3_server.url,
         "AWS_ACCESS_KEY_ID": "AKIATEST",

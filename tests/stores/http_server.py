@@ -1,6 +1,6 @@
-"""A server where files are put and got, as repositories for raw files are.
+"""An HTTP server that stores files, as raw artifact repositories do.
 
-It can want credentials, know conditions or not, forbid overwriting, count checksums, and fail.
+It can require credentials, ignore conditions, forbid overwriting, return checksums, and fail.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from support import web
 
 @dataclass
 class Files:
-    """What a server holds, and how it behaves.
+    """The files of a server, and its behaviour.
 
     Attributes:
-        url: Where it is.
+        url: Its URL.
         content: Files by path.
-        authorization: The header it wants; empty for none.
+        authorization: The header that it requires; empty for none.
         conditions: Whether it honours ``If-None-Match: *``.
-        overwriting: Whether it lets files be overwritten.
-        counting: Whether it says the SHA-256 of files, as Artifactory does.
-        faults: What befalls the next requests whose method and path hold the first and second:
-            ``lost`` (done, not answered), ``cut`` (half of the file taken or given), or a status.
+        overwriting: Whether it allows files to be overwritten.
+        counting: Whether it returns the SHA-256 of files, as Artifactory does.
+        faults: The method, a part of the path, and the fault of the next requests: ``lost`` (done,
+            not answered), ``cut`` (half of the file stored or sent), or a status.
         seen: Method and path of every request.
-        location: Where a 307 leads to.
+        location: The target of a 307.
         sent: The ``Authorization`` of every request.
     """
 
@@ -46,7 +46,7 @@ class Files:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fault(self, method: str, path: str) -> str:
-        """What befalls this request."""
+        """The fault of this request; empty if there is none."""
         for one in self.faults:
             if one[0] == method and one[1] in path:
                 self.faults.remove(one)
@@ -103,7 +103,7 @@ class _Handler(web.Handler):
         self.do_GET()
 
     def admitted(self) -> str | None:
-        """What befalls this request; None when it was answered already."""
+        """The fault of this request; None if it was answered already."""
         self.held.seen.append(f"{self.command} {self.path}")
         self.held.sent.append(self.headers["Authorization"])
         if self.held.authorization and self.headers["Authorization"] != self.held.authorization:

@@ -1,10 +1,10 @@
-"""An S3 to test against: moto in a process of its own, made as strict as S3 where it is not.
+"""An S3 server for tests: moto in a process of its own, made as strict as S3.
 
-moto looks whether a condition holds, then writes, then adds the metadata; between them another
-thread may write. S3 decides in one step, so requests go through one at a time here. moto also
-takes any checksum it is sent; S3 refuses a body that is another.
+moto checks a condition, then writes, then adds the metadata; in between, another thread may write.
+S3 decides in one step, so requests are handled one at a time here. moto also accepts any checksum;
+S3 refuses a body that does not match it.
 
-``POST /faults`` with a JSON object arms faults for the requests that come next.
+``POST /faults`` with a JSON object sets faults for the next requests.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from typing import Any
 
 import requests
 
-#: The names on one page of a list; S3 has a thousand.
+#: The names on one page of a listing; S3 has a thousand.
 PAGE = 50
 
 
 class Server:
-    """The tests' side: where it is, and how to make it fail."""
+    """The server as tests see it: its URL, its requests and its faults."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def fail(self, fault: str, *, method: str, part: str, times: int = 1) -> None:
-        """Let requests fail that are yet to come.
+        """Make the next requests fail.
 
         Args:
             fault: ``lost`` (done, but not answered), ``cut`` (half an answer), ``damaged`` (a byte
-                of the body changed on its way in), ``ignore NAME`` (a header that is not looked
-                at), or a status and a code, such as ``503 SlowDown``.
-            method: Of which requests.
-            part: What is in their path and query.
-            times: How many.
+                of the received body is changed), ``ignore NAME`` (a header that is ignored), or a
+                status and a code, such as ``503 SlowDown``.
+            method: The method of these requests.
+            part: A part of their path and query.
+            times: The number of requests.
         """
         fault = {"fault": fault, "method": method, "part": part, "times": times}
         requests.post(f"{self.url}/faults", json=fault, timeout=10).raise_for_status()
@@ -74,7 +74,7 @@ def serving() -> Iterator[Server]:
 
 
 class Strict:
-    """What stands before moto."""
+    """The application in front of moto."""
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self.application = application
@@ -126,7 +126,7 @@ class Strict:
 
 
 def refuse(answer: str, start_response: Any) -> Iterable[bytes]:
-    """An error as S3 says it."""
+    """An error in the format of S3."""
     status, _, code = answer.partition(" ")
     start_response(f"{status} {code}", [("Content-Type", "application/xml")])
     return [f"<Error><Code>{code}</Code><Message>said the test</Message></Error>".encode()]
@@ -140,7 +140,7 @@ def main() -> None:
     application = Strict(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, application, threaded=True)
     print(server.server_port, flush=True)
-    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - a line a request
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - logs each request
     server.serve_forever()
 
 

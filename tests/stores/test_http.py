@@ -1,4 +1,4 @@
-"""The repository over plain HTTP, against servers of several manners, and ones that fail."""
+"""The HTTP artifact repository, with servers that behave differently or fail."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def blob(http: Files) -> str:
 
 
 def test_the_server_has_blobs_digests_and_entries(repository, http, tmp_path):
-    """As in a folder's repository, and a file more by which its digest finds it."""
+    """The layout is that of a folder, with one more file by which the digest is found."""
     digest = repository.push(build_file(tmp_path)).digest.removeprefix("sha256:")
     assert sorted(http.content) == [
         f"/builds/blobs/sha256/{digest}/{WHEEL}",
@@ -61,7 +61,7 @@ def test_the_server_has_blobs_digests_and_entries(repository, http, tmp_path):
 
 
 def test_listing_is_unsupported_over_http(repository, tmp_path):
-    """Which is said, with what can be done instead."""
+    """The errors say so, and name a full digest or name@version as alternatives."""
     artifact = repository.push(build_file(tmp_path))
     with pytest.raises(UnlistedError, match=r"has no list.*name@version"):
         repository.entries()
@@ -69,13 +69,13 @@ def test_listing_is_unsupported_over_http(repository, tmp_path):
         repository.find(artifact.digest[:20], tmp_path)
 
 
-# -- who decides -------------------------------------------------------------------------------
+# -- immutable versions ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("conditions", [True, False])
 @pytest.mark.parametrize("overwriting", [True, False])
 def test_a_version_is_immutable(repository, http, tmp_path, conditions, overwriting):
-    """Whether or not the server knows conditions, and whether or not it forbids overwriting."""
+    """This holds for servers with and without conditions, and with and without overwriting."""
     http.conditions, http.overwriting = conditions, overwriting
     kept = repository.push(build_file(tmp_path / "a"))
     assert repository.push(build_file(tmp_path / "b")) == kept
@@ -87,7 +87,7 @@ def test_a_version_is_immutable(repository, http, tmp_path, conditions, overwrit
 
 @pytest.mark.parametrize("overwriting", [True, False])
 def test_a_concurrent_push_wins(repository, http, tmp_path, monkeypatch, overwriting):
-    """On a server that knows conditions, or one that forbids overwriting."""
+    """The server supports conditions, or it forbids overwriting."""
     http.overwriting, http.conditions = overwriting, overwriting
     faster = HttpRepository(repository.url)
     put = http_repository.HttpBlobStore._put
@@ -104,7 +104,7 @@ def test_a_concurrent_push_wins(repository, http, tmp_path, monkeypatch, overwri
 
 
 def test_a_repeated_push_uploads_nothing(repository, http, tmp_path):
-    """Every test run pushes what its glob finds."""
+    """Every test run pushes the match of its glob."""
     repository.push(build_file(tmp_path))
     http.seen.clear()
     repository.push(build_file(tmp_path))
@@ -117,7 +117,7 @@ def test_a_repeated_push_uploads_nothing(repository, http, tmp_path):
 
 @pytest.mark.parametrize("counting", [True, False])
 def test_an_incomplete_upload_is_detected_and_repaired(repository, http, tmp_path, counting):
-    """It is seen, said, and made good by pushing again."""
+    """The push fails without an entry, and the next push repairs the blob."""
     http.counting = counting
     http.faults.append(("PUT", "/blobs/", "cut"))
     with pytest.raises(StoreError, match="arrived incomplete"):
@@ -128,7 +128,7 @@ def test_an_incomplete_upload_is_detected_and_repaired(repository, http, tmp_pat
 
 @pytest.mark.parametrize("counting", [True, False])
 def test_a_blob_with_other_bytes_is_replaced(repository, http, tmp_path, counting):
-    """A blob that is there is believed only by its digest."""
+    """An existing blob is used only if its digest matches."""
     http.counting = counting
     repository.push(build_file(tmp_path))
     place = blob(http)
@@ -138,7 +138,7 @@ def test_a_blob_with_other_bytes_is_replaced(repository, http, tmp_path, countin
 
 
 def test_a_push_restores_a_missing_blob(repository, http, tmp_path):
-    """By pushing again, as the message says."""
+    """The error has the command that uploads it again."""
     artifact = repository.push(build_file(tmp_path))
     del http.content[blob(http)]
     with pytest.raises(ArtifactError, match=r"is gone.*artifact push"):
@@ -148,7 +148,7 @@ def test_a_push_restores_a_missing_blob(repository, http, tmp_path):
 
 
 def test_a_changed_blob_is_refused(repository, http, tmp_path):
-    """Naming the artifact and both digests; nothing is left of them."""
+    """The error has the artifact and both digests, and no copy is left."""
     artifact = repository.push(build_file(tmp_path))
     http.content[blob(http)] = b"wheeL" * 1000
     with pytest.raises(ArtifactError, match=r"shop@1\.4\.2 .* no longer what was pushed") as caught:
@@ -158,7 +158,7 @@ def test_a_changed_blob_is_refused(repository, http, tmp_path):
 
 
 def test_an_interrupted_download_is_restarted(repository, http, tmp_path):
-    """All of it or nothing."""
+    """The whole file is fetched, and no partial copy is left."""
     artifact = repository.push(build_file(tmp_path))
     http.faults += [("GET", "/blobs/", "cut")] * 2
     assert repository.fetch(artifact).read_bytes() == b"wheel" * 1000
@@ -167,14 +167,14 @@ def test_an_interrupted_download_is_restarted(repository, http, tmp_path):
 
 
 def test_an_upload_with_a_lost_response_succeeds(repository, http, tmp_path):
-    """It is sent again, refused, and found to be there as it was sent."""
+    """The repeated upload is refused, and the server's content is found to match."""
     http.faults += [("PUT", "/blobs/", "lost"), ("PUT", "/entries/", "lost")]
     artifact = repository.push(build_file(tmp_path))
     assert repository.fetch(artifact).read_bytes() == b"wheel" * 1000
 
 
 def test_requests_to_a_busy_server_are_retried(repository, http, tmp_path):
-    """A few times; then it is said."""
+    """After a few attempts, the error has the server's status."""
     http.faults += [("PUT", "/blobs/", "503"), ("GET", "/entries/", "502")]
     repository.push(build_file(tmp_path))
     http.faults += [("GET", "/entries/", "503")] * 4
@@ -183,7 +183,7 @@ def test_requests_to_a_busy_server_are_retried(repository, http, tmp_path):
 
 
 def test_an_unreachable_server_is_named(tmp_path, monkeypatch):
-    """By its address."""
+    """The error has its URL."""
     monkeypatch.setattr(http_repository, "_BACKOFF", 0.01)
     repository = HttpRepository("http://127.0.0.1:9/builds")
     with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9/builds can't be reached"):
@@ -191,7 +191,7 @@ def test_an_unreachable_server_is_named(tmp_path, monkeypatch):
 
 
 def test_a_refusal_of_the_server_is_reported(repository, http, tmp_path):
-    """Here: that it forbids overwriting what was uploaded half."""
+    """Here the server forbids overwriting an incomplete upload."""
     http.overwriting = False
     file = build_file(tmp_path)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -201,7 +201,7 @@ def test_a_refusal_of_the_server_is_reported(repository, http, tmp_path):
 
 
 def test_an_upload_does_not_follow_a_redirect(repository, http, tmp_path):
-    """A put that is followed elsewhere becomes a get; where to is said, without its signature."""
+    """A followed PUT becomes a GET; the error has the target without its signature."""
     http.faults.append(("PUT", "/blobs/", "307"))
     http.location = "https://elsewhere.test/builds?signature=secret"
     with pytest.raises(StoreError, match=r"moved to https://elsewhere\.test/builds") as caught:
@@ -213,7 +213,7 @@ def test_an_upload_does_not_follow_a_redirect(repository, http, tmp_path):
 
 
 def test_user_and_password_come_from_variables(repository, http, tmp_path, monkeypatch):
-    """With every request, and into no message or log."""
+    """Every request has them."""
     http.authorization = BASIC
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_USER", "anna")
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_PASSWORD", "geheim")
@@ -222,7 +222,7 @@ def test_user_and_password_come_from_variables(repository, http, tmp_path, monke
 
 
 def test_a_token_comes_from_a_variable(repository, http, tmp_path, monkeypatch):
-    """And is not replaced by what a netrc file says."""
+    """The token takes precedence over a netrc file."""
     http.authorization = "Bearer t0ken"
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login anna password geheim\n")
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_TOKEN", "t0ken")
@@ -231,7 +231,7 @@ def test_a_token_comes_from_a_variable(repository, http, tmp_path, monkeypatch):
 
 
 def test_credentials_come_from_netrc_otherwise(repository, http, tmp_path):
-    """By the server's name."""
+    """They are found by the server's host name."""
     http.authorization = BASIC
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login anna password geheim\n")
     repository.push(build_file(tmp_path))
@@ -239,7 +239,7 @@ def test_credentials_come_from_netrc_otherwise(repository, http, tmp_path):
 
 
 def test_missing_credentials_are_reported(repository, http, tmp_path):
-    """By the names of the variables."""
+    """The error names the variables and the netrc file, and nothing is uploaded."""
     http.authorization = BASIC
     with pytest.raises(UnavailableError, match=r"401.*REPOSITORY_USER.*_TOKEN.*netrc"):
         repository.push(build_file(tmp_path))
@@ -247,14 +247,14 @@ def test_missing_credentials_are_reported(repository, http, tmp_path):
 
 
 def test_a_user_without_a_password_is_an_error(repository, tmp_path, monkeypatch):
-    """Before anything is asked."""
+    """The error names the missing variable."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_USER", "anna")
     with pytest.raises(UnavailableError, match="PASSWORD is not"):
         repository.push(build_file(tmp_path))
 
 
 def test_wrong_credentials_are_not_shown(repository, http, tmp_path, monkeypatch, caplog):
-    """Neither in the message, nor in what libraries log at their most talkative."""
+    """They are neither in the error, nor in what libraries log at level DEBUG."""
     caplog.set_level(logging.DEBUG)
     http.authorization = "Basic other"
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_USER", "anna")
@@ -267,7 +267,7 @@ def test_wrong_credentials_are_not_shown(repository, http, tmp_path, monkeypatch
 
 
 def test_credentials_are_not_sent_to_a_redirect_target(repository, http, tmp_path, monkeypatch):
-    """A download that is sent elsewhere, as to a cloud's storage, goes there without them."""
+    """A download may be redirected to another server, such as a cloud's storage."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_REPOSITORY_TOKEN", "t0ken")
     artifact = repository.push(build_file(tmp_path))
     with http_server.serving() as elsewhere:
@@ -280,7 +280,7 @@ def test_credentials_are_not_sent_to_a_redirect_target(repository, http, tmp_pat
 
 @pytest.mark.parametrize("user", ["anna:geheim@", "anna@"])
 def test_credentials_in_the_url_are_refused(tmp_path, user):
-    """Where they would be seen; nor is the password repeated."""
+    """They would be visible there; the error does not repeat the password."""
     with pytest.raises(ConfigurationError, match="REPOSITORY_PASSWORD") as caught:
         open_repository(f"https://{user}nexus.test/builds", tmp_path)
     assert "geheim" not in str(caught.value)
@@ -288,6 +288,6 @@ def test_credentials_in_the_url_are_refused(tmp_path, user):
 
 @pytest.mark.parametrize("url", ["http://", "https:///x", "https://host/x?y", "https://host/#x"])
 def test_an_invalid_url_is_a_configuration_error(tmp_path, url):
-    """And says what one looks like."""
+    """The error shows the form of a valid URL."""
     with pytest.raises(ConfigurationError, match="https://HOST/PATH"):
         open_repository(url, tmp_path)

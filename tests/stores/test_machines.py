@@ -1,4 +1,4 @@
-"""Machines that share an S3 store and nothing else: baked on one, tested on another."""
+"""Two machines that share an S3 store: one bakes the image, the other tests it."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_that_waits(ephemeral_url):
 class Machine:
     """A folder with the project, and with the state of a machine of its own.
 
-    What is baked has the same path on every machine, so they share the root of prefixes, which a
-    test empties to go from one machine to another.
+    A baked image has the same path on every machine, so they share the image root, which a test
+    empties to change from one machine to another.
     """
 
     def __init__(self, folder: Path, root: Path, store: str, repository: str) -> None:
@@ -78,7 +78,7 @@ class Machine:
         )
 
     def start(self, *command: str, **environ: str) -> subprocess.Popen[str]:
-        """Start pytest, or pytest-ephemeral, there."""
+        """Start pytest or pytest-ephemeral in the folder."""
         program = Path(sys.executable).with_name(command[0])
         return subprocess.Popen(
             [program, *command[1:]],
@@ -90,14 +90,14 @@ class Machine:
         )
 
     def run(self, *command: str) -> str:
-        """Run one to its end, which must be a good one; what it printed."""
+        """The output of a command, which must succeed."""
         process = self.start(*command)
         printed, said = process.communicate(timeout=120)
         assert process.returncode == 0, printed + said
         return printed
 
     def json(self, *command: str) -> Any:
-        """What a verb prints as JSON."""
+        """The JSON output of a pytest-ephemeral command."""
         return json.loads(self.run("pytest-ephemeral", *command, "--json"))
 
 
@@ -116,7 +116,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
 def machines(
     request: pytest.FixtureRequest, tmp_path: Path, root: Path, store: Store, http: Files
 ) -> list[Machine]:
-    """Two of them, of which the first has baked the image; nothing of it is here any more."""
+    """Two machines, of which the first has baked the image; its local tree is removed."""
     repository = f"{store.url}/artifacts" if request.param == "s3" else f"{http.url}/builds"
     first, second = (Machine(tmp_path / name, root, store.url, repository) for name in "ab")
     (first.folder / "app.py").write_text(APPLICATION)
@@ -128,7 +128,7 @@ def machines(
 
 
 def test_another_machine_tests_a_baked_image(machines, store):
-    """The same image, brought from the store, and nothing baked; the first sees how it came out."""
+    """The image comes from the store without a bake, and the first machine sees the result."""
     first, second = machines
     printed = second.run(
         *("pytest", "--ephemeral-env", "--ephemeral-bake", "never", "--ephemeral-report", "r.json"),
@@ -146,7 +146,7 @@ def test_another_machine_tests_a_baked_image(machines, store):
 
 @pytest.mark.parametrize("machines", ["s3"], indirect=True)
 def test_a_killed_run_leaves_no_record(machines, store):
-    """What guards an environment closes its record in S3 when its owner is gone."""
+    """The record is removed from S3 after the owner is killed, without a reap."""
     first, second = machines
     process = second.start("pytest", "--ephemeral-env", WAIT="1")
     try:

@@ -1,4 +1,4 @@
-"""What every artifact repository promises, whichever kind it is."""
+"""Tests that artifact repositories of every kind must pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def built(folder: Path, name: str = WHEEL, content: bytes = b"wheel") -> Path:
 
 
 def test_pushing_the_same_content_twice_makes_one_entry(repository, tmp_path):
-    """The second push gives the first one's entry back."""
+    """The second push returns the entry of the first one."""
     first = repository.push(built(tmp_path / "a"))
     assert repository.push(built(tmp_path / "b")) == first
     assert repository.find("shop@1.4.2", tmp_path) == first
@@ -40,7 +40,7 @@ def test_a_version_is_immutable(repository, tmp_path):
 
 
 def test_name_and_version_can_be_given(repository, tmp_path):
-    """For files whose names say nothing; what can't be a name is refused."""
+    """Some file names have neither; an invalid name is refused."""
     artifact = repository.push(built(tmp_path, "out.bin"), name="shop", version="2.0")
     assert repository.find("shop@2.0", tmp_path) == artifact
     with pytest.raises(ArtifactError, match="is not a valid artifact name"):
@@ -48,7 +48,7 @@ def test_name_and_version_can_be_given(repository, tmp_path):
 
 
 def test_a_glob_finds_and_pushes_its_one_match(repository, tmp_path):
-    """Relative to the root; copies of the same bytes are one match."""
+    """The glob is relative to the root; copies of the same bytes are one match."""
     built(tmp_path / "dist")
     built(tmp_path / "dist", "shop-1.4.2-1-py3-none-any.whl")
     artifact = repository.find("dist/shop-*.whl", tmp_path)
@@ -57,7 +57,7 @@ def test_a_glob_finds_and_pushes_its_one_match(repository, tmp_path):
 
 
 def test_a_glob_with_several_matches_is_refused(repository, tmp_path):
-    """All are named; none is guessed."""
+    """The error names all matches, and none is pushed."""
     built(tmp_path / "dist")
     built(tmp_path / "dist", "shop-1.5.0-py3-none-any.whl", b"newer")
     with pytest.raises(ArtifactError, match="2 different files") as caught:
@@ -69,7 +69,7 @@ def test_a_glob_with_several_matches_is_refused(repository, tmp_path):
 
 
 def test_a_rebuilt_version_gets_a_local_version(repository, tmp_path):
-    """A glob's match whose version is taken gets a local version, and the published one stays."""
+    """A match with other bytes gets a local version, and the published version stays."""
     published = repository.push(built(tmp_path / "dist"))
     again = built(tmp_path / "dist", content=b"built again")
     local = repository.find("dist/*.whl", tmp_path)
@@ -80,7 +80,7 @@ def test_a_rebuilt_version_gets_a_local_version(repository, tmp_path):
 
 
 def test_a_glob_without_a_match_lists_the_folder(repository, tmp_path):
-    """What was looked for, what the folder holds, and what to run."""
+    """The error also suggests a build command, or says that the folder does not exist."""
     built(tmp_path / "dist", "README.txt")
     with pytest.raises(ArtifactError, match=r"README\.txt.*python -m build"):
         repository.find("dist/shop-*.whl", tmp_path)
@@ -89,14 +89,14 @@ def test_a_glob_without_a_match_lists_the_folder(repository, tmp_path):
 
 
 def test_an_unknown_version_is_an_error(repository, tmp_path):
-    """With what puts it there."""
+    """The error has the command that pushes it."""
     repository.push(built(tmp_path))
     with pytest.raises(ArtifactError, match=r"no artifact shop@1\.4\.3.*artifact push"):
         repository.find("shop@1.4.3", tmp_path)
 
 
 def test_a_digest_finds_its_artifact(repository, tmp_path):
-    """Whatever it is called."""
+    """The name and the version are not needed."""
     artifact = repository.push(built(tmp_path))
     repository.push(built(tmp_path, "other", b"other"))
     assert repository.find(artifact.digest, tmp_path) == artifact
@@ -106,7 +106,7 @@ def test_a_digest_finds_its_artifact(repository, tmp_path):
 
 @pytest.mark.parametrize("size", [0, 20 << 20], ids=["nothing", "large"])
 def test_files_of_any_size_are_stored_unchanged(repository, tmp_path, size):
-    """Byte for byte, under the file's own name, by which pip goes."""
+    """They keep their bytes and their file names, which pip needs."""
     content = bytes(range(256)) * (size // 256)
     artifact = repository.push(built(tmp_path, content=content))
     assert artifact.size == size
@@ -115,7 +115,7 @@ def test_files_of_any_size_are_stored_unchanged(repository, tmp_path, size):
 
 
 def test_filenames_may_have_url_special_characters(repository, tmp_path):
-    """Spaces, percent signs, a plus, a hash."""
+    """The name has a space, a percent sign, a plus, a hash and a question mark."""
     name = "shop 100%+x#1?.bin"
     artifact = repository.push(built(tmp_path, name), name="shop", version="1.0+local")
     assert repository.find("shop@1.0+local", tmp_path) == artifact
@@ -123,7 +123,7 @@ def test_filenames_may_have_url_special_characters(repository, tmp_path):
 
 
 def test_the_url_opens_the_repository_from_any_folder(repository, tmp_path):
-    """And another process finds there what this one has pushed."""
+    """Opened by its URL, it has what was pushed before."""
     artifact = repository.push(built(tmp_path))
     again = open_repository(repository.url, Path("/"))
     assert again.url == repository.url
@@ -131,7 +131,7 @@ def test_the_url_opens_the_repository_from_any_folder(repository, tmp_path):
 
 
 def test_one_of_many_concurrent_pushes_decides(repository, tmp_path):
-    """Between processes: a version stands for one of the files, and all others are told."""
+    """Of eight pushes by several processes, one is kept, and all others get an error."""
     with victims.pool(4) as pool:
         told = pool.starmap(_push_file, [(repository.url, tmp_path / str(n), n) for n in range(8)])
     assert [text for text in told if "is already" not in text] == ["kept"]
@@ -139,11 +139,11 @@ def test_one_of_many_concurrent_pushes_decides(repository, tmp_path):
     assert repository.fetch(kept).read_bytes() == f"wheel {told.index('kept')}".encode()
 
 
-# -- what can be listed, too ------------------------------------------------------------------
+# -- repositories with a listing --------------------------------------------------------------
 
 
 def test_artifacts_are_listed_by_name_and_time(listing, tmp_path):
-    """By name, and then by the time it was pushed."""
+    """They are sorted by name, and then by the time of their push."""
     second = listing.push(built(tmp_path, "shop-2.0.tar.gz"))
     first = listing.push(built(tmp_path, "shop-1.0.tar.gz"))
     other = listing.push(built(tmp_path, "other-1.0.tar.gz"))
@@ -151,14 +151,14 @@ def test_artifacts_are_listed_by_name_and_time(listing, tmp_path):
 
 
 def test_an_unknown_version_is_reported_with_a_suggestion(listing, tmp_path):
-    """What was meant is one character away."""
+    """The suggestion differs in one character."""
     listing.push(built(tmp_path))
     with pytest.raises(ArtifactError, match=r"Did you mean 'shop@1\.4\.2'"):
         listing.find("shop@1.4.3", tmp_path)
 
 
 def test_a_unique_digest_prefix_finds_its_artifact(listing, tmp_path):
-    """As long as it is one artifact's only."""
+    """A prefix of several artifacts, or of none, is an error."""
     artifact = listing.push(built(tmp_path))
     assert listing.find(artifact.digest[:14], tmp_path) == artifact
     listing.push(built(tmp_path, "other", b"other"))

@@ -1,4 +1,4 @@
-"""The S3 store when S3, the network or the credentials are not as they should be."""
+"""The S3 store when S3, the network or the credentials fail."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     return S3Store(f"s3://{bucket}/team/shop")
 
 
-# -- what answers is not S3 itself -----------------------------------------------------------
+# -- S3-compatible endpoints -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
 def test_an_endpoint_without_conditional_writes_is_refused(store, s3, bucket, header):
-    """It answers as if all were well, and two runs would damage each other's records."""
+    """It would report success while two runs damage each other's records."""
     check_conditions(store)
     s3.fail(f"ignore {header}", method="PUT", part=f"{bucket}/team/shop/probe/", times=4)
     with pytest.raises(StoreError, match=f"ignores {header}"):
@@ -42,18 +42,18 @@ def test_an_endpoint_without_conditional_writes_is_refused(store, s3, bucket, he
     assert list(store.paths("")) == []
 
 
-# -- answers that are lost, cut off or put off ----------------------------------------------
+# -- lost, truncated and refused responses --------------------------------------------------
 
 
 def test_a_create_with_a_lost_response_succeeds(store, s3):
-    """boto3 sends it again, S3 says that it is there already: by this very request."""
+    """boto3 repeats the request; S3 then reports the record that the first attempt created."""
     s3.fail("lost", method="PUT", part="environments/a")
     version = store.create("environments/a", b"mine")
     assert store.read("environments/a") == (b"mine", version)
 
 
 def test_a_replace_with_a_lost_response_succeeds(store, s3):
-    """By the one that is told so, who goes on with the new version."""
+    """The writer gets the new version, and can continue with it."""
     first = store.create("a", b"one")
     s3.fail("lost", method="PUT", part="/a?")
     second = store.replace("a", b"two", first)
@@ -61,7 +61,7 @@ def test_a_replace_with_a_lost_response_succeeds(store, s3):
 
 
 def test_equal_content_of_another_writer_is_a_conflict(store, s3):
-    """Two who count from 5 to 6 are two: what was written is known by its writer, not its bytes."""
+    """A write is recognised by its writer, not by its bytes: two increments from 5 are two."""
     first = store.create("a", b"5")
     store.replace("a", b"6", first)
     with pytest.raises(RecordConflictError):
@@ -71,8 +71,8 @@ def test_equal_content_of_another_writer_is_a_conflict(store, s3):
 
 
 def test_no_update_is_lost_despite_lost_responses(store, s3, monkeypatch):
-    """Four processes add to one record while every kind of thing goes wrong with their puts."""
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "12")  # all may befall one of them
+    """Four processes append to one record while their PUT requests fail in several ways."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "12")  # one process may get all faults
     store.create("tokens", b"")
     for fault in ("lost", "503 SlowDown", "lost", "409 ConditionalRequestConflict") * 3:
         s3.fail(fault, method="PUT", part="/tokens?")
@@ -102,7 +102,7 @@ def test_conflicting_writers_retry(store, s3):
 
 
 def test_requests_to_a_busy_s3_are_retried(store, s3):
-    """By boto3, within its attempts."""
+    """boto3 retries them, up to its number of attempts."""
     s3.fail("503 SlowDown", method="PUT", part="/a?", times=2)
     store.create("a", b"one")
     s3.fail("503 SlowDown", method="GET", part="/a?", times=2)
@@ -110,14 +110,14 @@ def test_requests_to_a_busy_s3_are_retried(store, s3):
 
 
 def test_an_interrupted_read_is_repeated(store, s3):
-    """Half of one is never handed out."""
+    """A truncated record is never returned."""
     store.create("a", b"0123456789")
     s3.fail("cut", method="GET", part="/a?")
     assert store.read("a").data == b"0123456789"
 
 
 def test_a_damaged_record_upload_is_refused(store, s3):
-    """S3 holds it against its SHA-256."""
+    """S3 compares the body with its SHA-256."""
     s3.fail("damaged", method="PUT", part="/a?")
     with pytest.raises(StoreError, match="BadDigest"):
         store.create("a", b"one")
@@ -129,7 +129,7 @@ def test_a_damaged_record_upload_is_refused(store, s3):
 
 @pytest.mark.parametrize(("size", "part"), [(MEBIBYTE, "/blob?"), (20 * MEBIBYTE, "partNumber=2")])
 def test_a_damaged_blob_upload_is_refused(store, s3, tmp_path, size, part):
-    """Neither a small one, nor one of which a part was damaged."""
+    """The blob is small, or one of its parts is damaged; no upload is left."""
     source = tmp_path / "source"
     source.write_bytes(b"x" * size)
     s3.fail("damaged", method="PUT", part=part)
@@ -141,7 +141,7 @@ def test_a_damaged_blob_upload_is_refused(store, s3, tmp_path, size, part):
 
 
 def test_a_changed_blob_is_refused(store, tmp_path):
-    """Naming it and both digests; no file is left of it."""
+    """The error has its path and both digests, and no file is left."""
     source = tmp_path / "source"
     source.write_bytes(b"content")
     store.upload("images/blob", source)
@@ -159,7 +159,7 @@ def test_a_changed_blob_is_refused(store, tmp_path):
 
 
 def test_an_interrupted_blob_download_is_repeated(store, s3, tmp_path):
-    """All of it or nothing."""
+    """The whole blob is downloaded."""
     source = tmp_path / "source"
     source.write_bytes(b"x" * MEBIBYTE)
     store.upload("images/blob", source)
@@ -172,7 +172,7 @@ def test_an_interrupted_blob_download_is_repeated(store, s3, tmp_path):
 
 
 def test_all_pages_of_a_listing_are_read(store):
-    """S3 lists a part at a time, and says so."""
+    """S3 returns a listing in pages, and marks each but the last as truncated."""
     names = [f"many/{number:04}" for number in range(2 * PAGE + 1)]
     for name in names:
         store.create(name, b"")
@@ -182,7 +182,7 @@ def test_all_pages_of_a_listing_are_read(store):
 
 
 def test_records_are_read_concurrently(store, monkeypatch):
-    """A ledger of two hundred would take seconds, one after the other."""
+    """Two hundred records would take seconds, one after the other."""
     for number in range(8):
         store.create(f"many/{number}", b"")
     together = threading.Barrier(8)
@@ -197,32 +197,32 @@ def test_records_are_read_concurrently(store, monkeypatch):
 
 
 def test_a_folder_object_is_not_a_record(store):
-    """It is an object whose name ends in a slash."""
+    """The name of a folder object ends in a slash."""
     store.create("catalog/a", b"")
     aws.client("s3").put_object(Bucket=store.bucket, Key="team/shop/catalog/", Body=b"")
     assert list(store.paths("catalog")) == ["catalog/a"]
 
 
-# -- what can be wrong with it ---------------------------------------------------------------
+# -- configuration and credentials -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "url", ["s3://", "s3:///x", "s3://Bucket", "s3://a_b/x", "s3://bucket/x?y"]
 )
 def test_a_url_without_a_bucket_is_a_configuration_error(url):
-    """And says what one looks like."""
+    """The error shows the form of a valid URL."""
     with pytest.raises(ConfigurationError, match="s3://BUCKET/PREFIX"):
         S3Store(url)
 
 
 @pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/a/b/"])
 def test_a_trailing_slash_in_the_url_is_ignored(url):
-    """One store has one URL."""
+    """A store has one URL."""
     assert S3Store(url).url == url.rstrip("/")
 
 
 def test_a_missing_bucket_is_named_with_a_remedy(s3):
-    """In one line, whatever is asked of it."""
+    """The error of every operation is one line with the command that creates the bucket."""
     store = S3Store("s3://not-there/x")
     for act in (store.read, store.has, lambda path: list(store.paths(path))):
         with pytest.raises(StoreError, match=r"no bucket 'not-there'.*aws s3 mb") as caught:
@@ -231,7 +231,7 @@ def test_a_missing_bucket_is_named_with_a_remedy(s3):
 
 
 def test_a_denied_request_names_the_permission(store, s3):
-    """With the permissions that the store needs."""
+    """The error also has the resource, and the command that shows the identity."""
     s3.fail("403 AccessDenied", method="PUT", part="/a?")
     with pytest.raises(StoreError, match=rf"s3:PutObject .* {store.bucket}/team/shop/\*") as caught:
         store.create("a", b"")
@@ -239,7 +239,7 @@ def test_a_denied_request_names_the_permission(store, s3):
 
 
 def test_expired_credentials_are_named(store, s3):
-    """In one line, with what renews them."""
+    """The error is one line."""
     s3.fail("400 ExpiredToken", method="GET", part="/a?")
     with pytest.raises(UnavailableError, match="have expired") as caught:
         store.read("a")
@@ -247,7 +247,7 @@ def test_expired_credentials_are_named(store, s3):
 
 
 def test_missing_credentials_are_named(store, monkeypatch):
-    """With the ways to give some."""
+    """The error names AWS_PROFILE as a way to provide them."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(UnavailableError, match=r"no credentials.*AWS_PROFILE"):
@@ -255,14 +255,14 @@ def test_missing_credentials_are_named(store, monkeypatch):
 
 
 def test_an_unknown_profile_is_named(store, monkeypatch):
-    """By its name."""
+    """The error has the profile's name."""
     monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
     with pytest.raises(UnavailableError, match="no-such-profile"):
         store.read("a")
 
 
 def test_a_profile_gives_credentials_region_and_endpoint(store, s3, monkeypatch, tmp_path):
-    """As with every program that uses boto3."""
+    """They are read as by every program that uses boto3."""
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     config = tmp_path / "config"
@@ -277,7 +277,7 @@ def test_a_profile_gives_credentials_region_and_endpoint(store, s3, monkeypatch,
 
 
 def test_the_role_of_a_profile_is_assumed(store, s3, monkeypatch, tmp_path):
-    """With the profile's `role_arn`; boto3 renews it by itself."""
+    """The role is the profile's `role_arn`; boto3 renews its credentials."""
     config = tmp_path / "config"
     config.write_text(
         "[profile base]\naws_access_key_id = AKIABASE\naws_secret_access_key = secret\n"
@@ -297,7 +297,7 @@ def test_the_role_of_a_profile_is_assumed(store, s3, monkeypatch, tmp_path):
 
 
 def test_an_unreachable_s3_is_a_store_error(store, monkeypatch):
-    """It may come back: not a matter of configuration."""
+    """S3 may come back, so it is not a configuration error."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StoreError, match=r"can't read a in the store .*127\.0\.0\.1:9"):
@@ -305,7 +305,7 @@ def test_an_unreachable_s3_is_a_store_error(store, monkeypatch):
 
 
 def test_missing_boto3_names_the_extra_to_install():
-    """Before anything is done."""
+    """The error comes when the store is opened."""
     code = (
         "import sys; sys.modules['boto3'] = sys.modules['botocore'] = None\n"
         "from pytest_ephemeral.errors import UnavailableError\n"

@@ -1,4 +1,4 @@
-"""What every store promises, whichever kind it is."""
+"""Tests that stores of every kind must pass."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MEBIBYTE = 1 << 20
 
 
 def test_a_record_is_read_as_it_was_created(store):
-    """Create, read and the version agree."""
+    """Reading returns the created content and its version."""
     version = store.create("environments/a.json", b"one")
     assert store.read("environments/a.json") == (b"one", version)
     assert store.has("environments/a.json")
 
 
 def test_a_record_is_created_once(store):
-    """The second creator is told, and the first one's record stays."""
+    """The second create fails, and the first record stays."""
     store.create("a", b"one")
     with pytest.raises(RecordExistsError, match="already"):
         store.create("a", b"two")
@@ -50,13 +50,13 @@ def test_replace_requires_the_current_version(store):
 
 
 def test_deleting_a_missing_record_is_harmless(store):
-    """Also in a store that was never written to."""
+    """This also holds in a store that was never written to."""
     store.delete("never/was")
 
 
 @pytest.mark.parametrize("path", ["a", "folder", "folder/xy"])
 def test_folders_and_name_prefixes_are_not_records(store, path):
-    """A folder is no record, nor is the beginning of a name."""
+    """Neither a folder nor a prefix of a name is found."""
     store.create("folder/xyz", b"")
     assert not store.has(path)
     with pytest.raises(RecordMissingError, match="has no"):
@@ -64,7 +64,7 @@ def test_folders_and_name_prefixes_are_not_records(store, path):
 
 
 def test_paths_lists_the_records_of_a_folder(store):
-    """Sorted, from the folder asked for and below, and not from one that is called alike."""
+    """Paths are sorted, from the folder and below, but not from one with a similar name."""
     for path in ("catalog/shop/2.json", "catalog/shop/1.json", "catalog/shop-x/1.json"):
         store.create(path, b"{}")
     assert list(store.paths("catalog/shop")) == ["catalog/shop/1.json", "catalog/shop/2.json"]
@@ -76,7 +76,7 @@ def test_paths_lists_the_records_of_a_folder(store):
 
 
 def test_records_returns_paths_with_contents(store, monkeypatch):
-    """By path, as they are listed; one that is removed meanwhile is left out."""
+    """They are sorted by path; a record that is removed meanwhile is left out."""
     for number in range(40):
         store.create(f"many/{number:02}", str(number).encode())
     store.create("many-more/1", b"")
@@ -89,7 +89,7 @@ def test_records_returns_paths_with_contents(store, monkeypatch):
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", "", "a//b", ".lock", "a\\b"])
 def test_paths_outside_the_store_are_refused(store, path):
-    """Nor to the names it needs itself."""
+    """Names that the store itself needs are refused too."""
     for act in (store.read, store.has, store.delete, lambda path: store.create(path, b"")):
         with pytest.raises(StoreError, match="can't be a path"):
             act(path)
@@ -97,7 +97,7 @@ def test_paths_outside_the_store_are_refused(store, path):
 
 @pytest.mark.parametrize("size", [0, 3, 20 * MEBIBYTE], ids=["nothing", "small", "in parts"])
 def test_an_uploaded_blob_is_never_overwritten(store, tmp_path, size):
-    """Byte for byte; uploading under a path that is taken changes nothing."""
+    """Its bytes stay the same, and a second upload to its path changes nothing."""
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_bytes(b"0123456789abcdef" * (size // 16) + b"x" * (size % 16))
     second.write_bytes(b"other")
@@ -109,14 +109,14 @@ def test_an_uploaded_blob_is_never_overwritten(store, tmp_path, size):
 
 
 def test_downloading_a_missing_blob_leaves_no_file(store, tmp_path):
-    """Nor a half-written one."""
+    """No partial file is left either."""
     with pytest.raises(RecordMissingError):
         store.download("images/y", tmp_path / "back" / "no")
     assert not list(tmp_path.glob("back/*"))
 
 
 def test_the_url_opens_the_store_from_any_folder(store):
-    """As the watchdog does, which is told no more than that."""
+    """The watchdog opens the store by its URL alone."""
     store.create("a", b"one")
     again = open_store(store.url, Path("/"))
     assert again.url == store.url
@@ -124,7 +124,7 @@ def test_the_url_opens_the_store_from_any_folder(store):
 
 
 def test_concurrent_creates_of_a_record_succeed_once(store):
-    """Between processes, again and again."""
+    """Several processes create ten records, each of which has one winner."""
     with victims.pool(PROCESSES) as pool:
         won = pool.map(_create_each, [store.url] * PROCESSES, chunksize=1)
     for number in range(10):
@@ -133,7 +133,7 @@ def test_concurrent_creates_of_a_record_succeed_once(store):
 
 
 def test_concurrent_updates_are_not_lost(store):
-    """Processes that count up by compare-and-swap count every step."""
+    """Processes increment a counter by compare-and-swap, and every increment counts."""
     store.create("counter", b"0")
     with victims.pool(PROCESSES) as pool:
         pool.map(_count_to_10, [store.url] * PROCESSES, chunksize=1)
@@ -141,7 +141,7 @@ def test_concurrent_updates_are_not_lost(store):
 
 
 def _create_each(url: str) -> list[int]:
-    """Which of ten records this process has created."""
+    """The numbers of the records, of ten, that this process has created."""
     store, won = open_store(url, Path("/")), []
     for number in range(10):
         try:
