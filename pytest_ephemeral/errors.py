@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+#: What stands before the last lines of a log in a message.
+BEFORE_LOG: Final = "It printed last:"
+
 #: What helps where threads can't be started; Python says only that (``_thread.start_new_thread``).
 NO_THREADS: Final = (
     "no more threads can be started here. Raise the limit on processes (ulimit -u, or the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 
 from pytest_ephemeral.broker.entries import Entry
-from pytest_ephemeral.errors import NO_THREADS, EphemeralError, LaunchError
+from pytest_ephemeral.errors import BEFORE_LOG, NO_THREADS, EphemeralError, LaunchError
 
 
 class Failures:
@@ -43,7 +43,8 @@ class Failures:
         if not source.reported:
             source.reported = entry.reported = True
             return entry.problem
-        return f"{entry.problem.splitlines()[0]} (details at the first failure)"
+        first = entry.problem.splitlines()[0].removesuffix(BEFORE_LOG).rstrip()
+        return f"{first} (details at the first failure)"
 
 
 def explain(error: BaseException) -> tuple[str, type[EphemeralError]]:

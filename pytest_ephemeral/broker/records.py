@@ -15,6 +15,7 @@ from pytest_ephemeral import ci, machine, urls
 from pytest_ephemeral.broker.entries import Entry
 from pytest_ephemeral.broker.protocol import Summary
 from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.environments.removal import describe_problem
 from pytest_ephemeral.errors import EphemeralError, RecordMissingError
 from pytest_ephemeral.images import stages
 from pytest_ephemeral.images.stages import Stage
@@ -125,7 +126,7 @@ def remove_earlier_leaks(project: Project) -> Iterator[str]:
         except EphemeralError as error:
             problem = str(error)
         yield (
-            f"{one.id} of an earlier run could not be removed: {problem.splitlines()[0]} "
+            f"from an earlier run: {describe_problem(one.id, problem)}. "
             "Try again: pytest-ephemeral reap"
         )
 

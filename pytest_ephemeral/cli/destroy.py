@@ -12,6 +12,7 @@ from pytest_ephemeral.cli.arguments import add_command
 from pytest_ephemeral.cli.output import Printer
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments import reaper
+from pytest_ephemeral.environments.removal import describe_problem
 from pytest_ephemeral.errors import (
     DestroyError,
     EphemeralError,
@@ -134,8 +135,8 @@ def _describe_reaped(one: reaper.Reaped, *, dry_run: bool) -> str:
 def _describe_remaining(one: Environment) -> str:
     """A warning about an environment whose removal failed, but which is not overdue yet."""
     return (
-        f"warning: {one.id} could not be removed: {one.problem.splitlines()[0]}. It is not "
-        f"overdue, so its run may still try. To try now: pytest-ephemeral down {one.id}"
+        f"warning: {describe_problem(one.id, one.problem)}. It is not overdue, so its run may "
+        f"still try. To try now: pytest-ephemeral down {one.id}"
     )
 
 

@@ -16,6 +16,7 @@ from pytest_ephemeral.cli.arguments import add_command, add_environment_argument
 from pytest_ephemeral.cli.output import Printer, since, until
 from pytest_ephemeral.cli.session import lifecycle, open_project
 from pytest_ephemeral.environments import overdue
+from pytest_ephemeral.environments.removal import describe_problem
 from pytest_ephemeral.errors import (
     EnvironmentGoneError,
     EphemeralError,
@@ -83,8 +84,7 @@ def list_(arguments: argparse.Namespace, output: Printer) -> int:
         output.say(f"warning: the record {path} in {ledger.store.url} can't be read: left out")
     for one in found:
         if one.problem:
-            reason = one.problem.splitlines()[0]
-            output.say(f"warning: {one.id} could not be removed: {reason}")
+            output.say(f"warning: {describe_problem(one.id, one.problem)}")
     now = datetime.now(UTC)
     states = {one.id: _state(one, now, _status(one)) for one in found}
     if output.as_json:

@@ -41,3 +41,14 @@ def remove(
             ledger.change(environment.id, problem=str(error))
         raise
     ledger.remove(environment.id)
+
+
+def describe_problem(id: str, problem: str) -> str:
+    """One line that says that an environment could not be removed, and why.
+
+    Args:
+        id: The environment's id.
+        problem: The text of the error; some providers' errors begin with the same words.
+    """
+    start = f"{id} could not be removed: "
+    return start + problem.splitlines()[0].removeprefix(start).removesuffix(".")

@@ -67,7 +67,7 @@ class Catalog:
             keys = ", ".join(key[:19] for key in matching)
             raise NothingMatchedError(f"{wanted!r} matches several images: {keys}")
         hint = closest(wanted, {image.name for image in entries})
-        hint = hint or " No image is: run `pytest-ephemeral bake`"
+        hint = hint or " There are none: run `pytest-ephemeral bake`"
         raise NothingMatchedError(f"no image {wanted!r} is baked.{hint}")
 
     def latest(self, name: str) -> Image | None:

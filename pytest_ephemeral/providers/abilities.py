@@ -86,17 +86,17 @@ class SupportsBulkSweep(Protocol):
     """A provider that removes many resources faster together than one by one."""
 
     def sweep_all(
-        self, owned: Sequence[Owned], still: Callable[[Owned], bool]
+        self, owned: Sequence[Owned], condition: Callable[[Owned], bool]
     ) -> Mapping[str, EphemeralError | None]:
         """Read each resource again, and remove those that are still to be removed.
 
         Args:
             owned: Resources from ``list_owned`` or ``list_owned_in``.
-            still: Returns whether a resource, as just read, is still to be removed.
+            condition: Returns whether a resource, as just read, is still to be removed.
 
         Returns:
             By id: None for a removed resource, the error for one that remains. Resources for
-            which ``still`` returned false are left out.
+            which ``condition`` returned false are left out.
         """
 
 

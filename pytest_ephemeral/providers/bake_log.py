@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import IO, Final, Self
 
 from pytest_ephemeral import files
-from pytest_ephemeral.errors import BakeError, ConfigurationError
+from pytest_ephemeral.errors import BEFORE_LOG, BakeError, ConfigurationError
 from pytest_ephemeral.masking import bake_secrets, mask
 from pytest_ephemeral.providers.protocol import BakeJob
 from pytest_ephemeral.tables import Recipe
@@ -125,7 +125,7 @@ class BakeLog:
         self._finish_line()
         if not self._last:
             return f"It printed nothing. The log: {self._job.log}"
-        return f"It printed last:\n{self.last_lines()}\nThe whole log: {self._job.log}"
+        return f"{BEFORE_LOG}\n{self.last_lines()}\nThe whole log: {self._job.log}"
 
     def last_lines(self) -> str:
         """The last lines of the output, indented."""

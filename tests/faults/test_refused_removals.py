@@ -42,7 +42,7 @@ def test_a_refused_removal_fails_the_run_and_is_reported(project: FolderProject)
     listed = project.try_command("list")
     assert "not removed" in listed.stdout
     assert f"{id} could not be removed: {id}: access denied" in listed.stderr
-    assert f"{id} of an earlier run could not be removed" in project.run_tests(status=1)
+    assert f"from an earlier run: {id} could not be removed" in project.run_tests(status=1)
     assert project.try_command("reap").returncode == 6
     (project.folders / "refuse").unlink()
     assert project.try_command("reap").returncode == 0

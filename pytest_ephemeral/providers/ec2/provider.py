@@ -115,7 +115,7 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker, Ec2Rollback, Ec2Standby
         return []
 
     def sweep_all(
-        self, owned: Sequence[Owned], still: Callable[[Owned], bool]
+        self, owned: Sequence[Owned], condition: Callable[[Owned], bool]
     ) -> Mapping[str, EphemeralError | None]:
         """See ``SupportsBulkSweep``; one region after the other."""
         outcome: dict[str, EphemeralError | None] = {}
@@ -123,7 +123,7 @@ class Ec2Provider(Instances, RegionalProvider, Ec2Baker, Ec2Rollback, Ec2Standby
             there = [one for one in owned if one.region == region]
             try:
                 with translate_errors(f"the resources in {region} can't be removed"):
-                    outcome |= removal.sweep(aws.client("ec2", region or None), there, still)
+                    outcome |= removal.sweep(aws.client("ec2", region or None), there, condition)
             except EphemeralError as error:
                 outcome |= {one.id: error for one in there if one.id not in outcome}
         return outcome

@@ -83,11 +83,11 @@ def _leave_groups(
         watcher.groups.leave(environment, group, is_used)
 
 
-def sweep(client: Any, owned: Sequence[Owned], still: Callable[[Owned], bool]) -> Removals:
+def sweep(client: Any, owned: Sequence[Owned], condition: Callable[[Owned], bool]) -> Removals:
     """List resources again, and remove those that are still due; see ``SupportsBulkSweep``."""
     ids = {one.id for one in owned}
     there = {one.id: one for one in resources.list_owned(client, values=ids)}
-    due = {id for id, one in there.items() if still(one)}
+    due = {id for id, one in there.items() if condition(one)}
     gone: dict[str, EphemeralError | None] = dict.fromkeys(ids - there.keys())
     return {**gone, **remove(client, due)}
 
