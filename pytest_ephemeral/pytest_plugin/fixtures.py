@@ -157,7 +157,10 @@ def early_environment(config: pytest.Config, template: str | None = None) -> Env
 
     Raises:
         pytest.UsageError: It could not be brought up; the message has the reason.
+        TypeError: ``config`` is not pytest's configuration, but the session, say.
     """
+    if not isinstance(config, pytest.Config):
+        raise TypeError(f"early_environment needs session.config, got {config!r}")
     lender = config.stash.get(LENDER, None)
     return None if lender is None else lender.lend_early(template)
 
