@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from pytest_ephemeral import labels, machine, providers
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers.protocol import BakeJob, Baker, Order
 from pytest_ephemeral.tables import Recipe, Template
+
+#: Seconds until the environments of tests expire. An emulated machine may boot for minutes.
+LIFETIME: Final = 600.0
 
 Kind = Literal["web", "pair", "crash", "elsewhere"]
 
@@ -87,7 +90,7 @@ def bake(recipe: Recipe, root: Path) -> Image:
 
 
 def make_order(
-    template: Template, image: Image | None, *, lifetime: float = 120.0, **changes: Any
+    template: Template, image: Image | None, *, lifetime: float = LIFETIME, **changes: Any
 ) -> Order:
     """An order, as the lifecycle makes it.
 

@@ -20,7 +20,7 @@ from pytest_ephemeral import labels, models, providers
 from pytest_ephemeral.errors import EphemeralError
 from pytest_ephemeral.models import Environment, Image
 from pytest_ephemeral.providers.protocol import Owned
-from pytest_ephemeral.testing.bench import Bench, Launcher, bake, get, make_order
+from pytest_ephemeral.testing.bench import LIFETIME, Bench, Launcher, bake, get, make_order
 from pytest_ephemeral.testing.waiting import until
 
 #: Starts a process that launches an environment; returns both.
@@ -67,7 +67,7 @@ class ProviderFixtures:
         with ExitStack() as cleanup:
 
             def start(
-                *, kind: Any = "web", lifetime: float = 120.0, keep: bool = False
+                *, kind: Any = "web", lifetime: float = LIFETIME, keep: bool = False
             ) -> tuple[subprocess.Popen[str], Environment]:
                 file = tmp_path / "request"
                 file.write_bytes(pickle.dumps((bench.template(kind), image, lifetime)))

@@ -133,9 +133,7 @@ class Machines:
         """Order one, whose id ends with one of these characters."""
         template = msgspec.structs.replace(self.template, warm=warm)
         while True:
-            order = make_order(
-                template, self.image, lifetime=600, variables={"SHOP_KEY": "letmein"}
-            )
+            order = make_order(template, self.image, variables={"SHOP_KEY": "letmein"})
             if order.environment.id[-1] in last:
                 return order
 

@@ -102,7 +102,7 @@ class Project:
         from pytest_ephemeral.config import load
 
         template = load(self.folder / "ephemeral.toml").template("machine")
-        return make_order(msgspec.structs.replace(template, **changes), self.taken, lifetime=600)
+        return make_order(msgspec.structs.replace(template, **changes), self.taken)
 
     @property
     def taken(self) -> Image:
