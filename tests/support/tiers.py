@@ -47,7 +47,7 @@ MARKS = ("vm", "aws", "engine", "browser", "projects", "kills")
 #: Tests that share nothing, so that any worker may run each. (Some tests in faults share folders,
 #: as they run as users with the same uid.)
 _EACH = re.compile(
-    r"tests/(plugin|faults(?!/test_(homeless|shared_images))|browser)/"
+    r"tests/(plugin|faults(?!/test_(user_without_home|shared_images))|browser)/"
     r"|tests/examples/test_(pages|pipelines)"
 )
 
