@@ -22,12 +22,12 @@ from support import processes, web
 from support.lacks import skip_without
 
 pytestmark = [
-    pytest.mark.xdist_group("two users"),  # each user has one set of folders per machine
     pytest.mark.skipif(sys.platform != "linux", reason="of Linux"),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
 ]
 
-ANNA, BERT = 4801, 4802
+#: Uids of this test process only, as their folders are in one place on each machine.
+ANNA, BERT = (50000 + 2 * (os.getpid() % 5000) + number for number in (0, 1))
 
 CONFIGURATION = """
 [images.site]

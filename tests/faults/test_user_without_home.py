@@ -16,12 +16,12 @@ from support import processes
 from support.lacks import skip_without
 
 pytestmark = [
-    pytest.mark.xdist_group("homeless"),  # the uid has one set of folders per machine
     pytest.mark.skipif(sys.platform != "linux", reason="of Linux"),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
 ]
 
-UID = 4747
+#: A uid of this test process only, as its folders are in one place on each machine.
+UID = 20000 + os.getpid() % 10000
 
 CONFIGURATION = """
 [images.site]
@@ -52,7 +52,7 @@ def folder() -> Iterator[Path]:
     kept = [Path(f"/var/tmp/pytest-ephemeral{part}-{UID}") for part in ("", "-state")]
     for one in kept:
         shutil.rmtree(one, ignore_errors=True)
-    folder = Path(f"/var/tmp/homeless-{os.getpid()}")
+    folder = Path(f"/var/tmp/project-{UID}")
     folder.mkdir()
     for name, text in {
         "ephemeral.toml": CONFIGURATION,

@@ -44,12 +44,8 @@ BENCHES: Mapping[str, str] = {
 #: The marks, in the order in which tests are started: long ones first.
 MARKS = ("vm", "aws", "engine", "browser", "projects", "kills")
 
-#: Tests that share nothing, so that any worker may run each. (Some tests in faults share folders,
-#: as they run as users with the same uid.)
-_EACH = re.compile(
-    r"tests/(plugin|faults(?!/test_(user_without_home|shared_images))|browser)/"
-    r"|tests/examples/test_(pages|pipelines)"
-)
+#: Tests that share nothing, so that any worker may run each.
+_EACH = re.compile(r"tests/(plugin|faults|browser)/|tests/examples/test_(pages|pipelines)")
 
 #: Tests of a module that share a bench, which is a parameter.
 _BENCH = re.compile(r"(tests/providers/.*)::.*\[(.*?)[-\]]")
