@@ -12,7 +12,7 @@ import requests  # here, because what a pytest inside pytest imports is forgotte
 
 from pytest_ephemeral.cli import main
 from support.plugin_project import PluginProject
-from unit.publishers.services import GitHub, Service
+from support.publisher_services import GitHub, Service
 
 Run = Callable[..., pytest.RunResult]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pluggy
 
 from pytest_ephemeral import config, hookspecs, publishers
-from unit.publishers.events import URL, environment
+from support.publisher_events import URL, environment
 
 CONFIGURATION = """
 [images.app]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from support.publisher_events import URL
 from support.publishing import CIS, Published
-from unit.publishers.events import URL
 
 
 def test_github_gets_notices_outputs_variables_and_summary(tmp_path: Path) -> None:

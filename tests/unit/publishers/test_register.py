@@ -10,9 +10,9 @@ import pytest
 
 from pytest_ephemeral import ci, publishers
 from pytest_ephemeral.errors import ConfigurationError
+from support.publisher_events import URL
+from support.publisher_services import GitHub, Service
 from support.publishing import CIS, Published
-from unit.publishers.events import URL
-from unit.publishers.services import GitHub, Service
 
 
 def test_publishers_are_hashable_plugins(tmp_path):

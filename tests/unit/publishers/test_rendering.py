@@ -24,7 +24,7 @@ from pytest_ephemeral.publishers import (
     webhook,
 )
 from pytest_ephemeral.publishers.channels import drop_empty
-from unit.publishers.events import HOSTILE, URL, event
+from support.publisher_events import HOSTILE, URL, event
 
 IMAGE = "sha256:" + "ab" * 32
 

@@ -14,8 +14,8 @@ import pytest
 from pytest_ephemeral.publishers import github, gitlab, outbox
 from pytest_ephemeral.publishers.outbox import Outbox
 from pytest_ephemeral.publishers.webhook import WebhookChannel
-from unit.publishers.events import URL, event
-from unit.publishers.services import GitHub, GitLab, Service
+from support.publisher_events import URL, event
+from support.publisher_services import GitHub, GitLab, Service
 
 RATE_LIMITED = {"X-RateLimit-Remaining": "0"}
 

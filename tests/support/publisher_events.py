@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from pytest_ephemeral.models import Environment, ImageReference, Outcome, Owner
+from pytest_ephemeral.models import Announcement, Environment, ImageReference, Owner
 from pytest_ephemeral.publishers.events import EnvironmentEvent
 
 URL = "http://127.4.9.3:8080/"
@@ -32,6 +32,10 @@ def environment(template: str = "staging", id: str = "", **changes: Any) -> Envi
 
 
 def event(
-    outcome: Outcome = "up", url: str = URL, template: str = "staging", id: str = "", **changes: Any
+    outcome: Announcement = "up",
+    url: str = URL,
+    template: str = "staging",
+    id: str = "",
+    **changes: Any,
 ) -> EnvironmentEvent:
     return EnvironmentEvent(environment(template, id, url=url, **changes), url, outcome)
