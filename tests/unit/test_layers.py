@@ -1,4 +1,4 @@
-"""Archives in parts: shared layers are in the store once, and go with the last that has them."""
+"""Archives in layers: the store has a shared layer once, and removes it with its last archive."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DirectoryStore:
 
 
 def archive_of(folder: Path, name: str, *contents: bytes) -> tuple[str, Path]:
-    """An archive as an engine writes it, and its digest."""
+    """Write an archive as a container engine does; returns its digest and its path."""
     file = folder / name
     with tarfile.open(file, "w") as tar:
         for at, content in enumerate((*contents, name.encode())):
@@ -55,7 +55,7 @@ def layers_in(store: DirectoryStore) -> set[str]:
 
 
 def test_a_shared_layer_is_stored_once(store: DirectoryStore, tmp_path: Path) -> None:
-    """Compressed, and the archives come out as they went in."""
+    """Layers are compressed, and each archive is restored byte for byte."""
     own = [random.Random(seed).randbytes(20_000) for seed in (2, 3)]
     digests = [add(store, tmp_path, f"image{at}", BASE, own[at], BASE) for at in (0, 1)]
     assert len(layers_in(store)) == 3
@@ -69,14 +69,14 @@ def test_a_shared_layer_is_stored_once(store: DirectoryStore, tmp_path: Path) ->
 def test_an_existing_layer_is_not_written_again(
     store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor compressed."""
+    """It is not even compressed again."""
     add(store, tmp_path, "first", BASE)
     monkeypatch.setattr(module, "_in_parallel", None)
     add(store, tmp_path, "second", BASE)
 
 
 def test_layers_are_removed_with_their_last_archive(store: DirectoryStore, tmp_path: Path) -> None:
-    """And a record that can't be read keeps them all."""
+    """If a record can't be read, no layer is removed."""
     first = add(store, tmp_path, "first", BASE, b"1" * 9000)
     second = add(store, tmp_path, "second", BASE, b"2" * 9000)
     Layers(store).remove("first", first)
@@ -95,7 +95,7 @@ def test_layers_are_removed_with_their_last_archive(store: DirectoryStore, tmp_p
 def test_an_archive_with_missing_layers_counts_as_missing(
     store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a process that was killed leaves it. The next one completes it."""
+    """After a failed upload, it can't be restored; adding it again completes it."""
     with monkeypatch.context() as patch:
         patch.setattr(DirectoryStore, "upload", _fail)
         with pytest.raises(StoreError):
@@ -110,7 +110,7 @@ def test_an_archive_with_missing_layers_counts_as_missing(
 def test_adding_waits_for_a_concurrent_layer_removal(
     store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who removes it has found no other archive; one that begins to need it then waits."""
+    """The remover has found that no other archive has the layer, but has not deleted it yet."""
     old = add(store, tmp_path, "old", BASE)
     deciding, told = threading.Event(), threading.Event()
     needed = Layers._needed
@@ -125,7 +125,7 @@ def test_adding_waits_for_a_concurrent_layer_removal(
     remover = threading.Thread(target=Layers(store).remove, args=("old", old))
     remover.start()
     assert deciding.wait(20)
-    monkeypatch.setattr(module, "_say_nothing", lambda line: told.set())  # once it waits
+    monkeypatch.setattr(module, "_say_nothing", lambda line: told.set())  # when it waits
     new = add(store, tmp_path, "new", BASE)
     remover.join()
     assert told.is_set()
@@ -133,7 +133,7 @@ def test_adding_waits_for_a_concurrent_layer_removal(
 
 
 def test_a_changed_layer_is_refused(store: DirectoryStore, tmp_path: Path) -> None:
-    """Cut off, no layer at all, or another one."""
+    """The stored layer is truncated, is not a gzip file, or has other content."""
     digest = add(store, tmp_path, "first", BASE)
     (layer,) = layers_in(store)
     content = store.file(layer).read_bytes()
@@ -163,7 +163,7 @@ def test_the_keep_setting_decides_which_images_are_stored(
     handle: dict[str, str],
     wanted: bool,
 ) -> None:
-    """By itself what another engine may ask for; an image taken as it is never."""
+    """``auto`` stores images that other engines may need. A referenced image is never stored."""
     for variable in ("BUILD_NUMBER", *(vendor.marker for vendor in VENDORS.values())):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("CI", ci)

@@ -1,4 +1,4 @@
-"""The ledger: what it lists is what may exist."""
+"""The ledger: its records list all environments that may exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def test_a_record_contains_environment_and_template(ledger: Ledger) -> None:
-    """A record holds the environment, and the request it is made from."""
+    """The template has the references to secrets, not their values."""
     ledger.create(make_environment(), TEMPLATE)
 
     record = ledger.record("staging-7f3k2q")
@@ -34,7 +34,7 @@ def test_a_record_contains_environment_and_template(ledger: Ledger) -> None:
 
 
 def test_duplicate_ids_are_refused(ledger: Ledger) -> None:
-    """Of two environments of one id, the second is refused."""
+    """A second environment with the same id can't be recorded."""
     ledger.create(make_environment(), TEMPLATE)
 
     with pytest.raises(RecordExistsError):
@@ -44,7 +44,7 @@ def test_duplicate_ids_are_refused(ledger: Ledger) -> None:
 def test_register_retries_when_an_id_is_taken(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A collision of ids is nobody's error."""
+    """Random ids may collide; then another one is chosen."""
     letters = iter("aaaaaa" + "aaaaaa" + "bbbbbb")
     monkeypatch.setattr("secrets.choice", lambda _: next(letters))
 
@@ -54,7 +54,7 @@ def test_register_retries_when_an_id_is_taken(
 
 
 def test_an_environment_is_found_by_unique_id_prefix(ledger: Ledger) -> None:
-    """What only one id begins with names it; what two begin with names neither."""
+    """A prefix that several ids share is an error, and the message lists these ids."""
     ledger.create(make_environment("staging-aaaaaa"), TEMPLATE)
     ledger.create(make_environment("staging-abbbbb"), TEMPLATE)
 
@@ -64,7 +64,7 @@ def test_an_environment_is_found_by_unique_id_prefix(ledger: Ledger) -> None:
 
 
 def test_a_mistyped_id_gets_a_suggestion(ledger: Ledger) -> None:
-    """The message says what was probably meant."""
+    """The message suggests the most similar id."""
     ledger.create(make_environment(), TEMPLATE)
 
     with pytest.raises(NothingMatchedError, match="Did you mean 'staging-7f3k2q'"):
@@ -73,7 +73,7 @@ def test_a_mistyped_id_gets_a_suggestion(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"environment": 3}', b"\xff\xfe"])
 def test_a_broken_record_is_reported_and_skipped(ledger: Ledger, content: bytes) -> None:
-    """A half-written or foreign file is stepped over."""
+    """An empty, truncated or foreign file does not hide the other records."""
     ledger.create(make_environment(), TEMPLATE)
     ledger.store.create("environments/broken-aaaaaa.json", content)
 
@@ -84,7 +84,7 @@ def test_a_broken_record_is_reported_and_skipped(ledger: Ledger, content: bytes)
 
 
 def test_concurrent_changes_of_different_fields_all_apply(ledger: Ledger) -> None:
-    """Two who change one record at once both have their way."""
+    """Four threads change one record at the same time, and no change is lost."""
     ledger.create(make_environment(), TEMPLATE)
     later = datetime.now(UTC) + timedelta(days=1)
     changes = [{"state": "ready"}, {"expires_at": later}, {"kept": True}, {"url": "http://x/"}]
@@ -102,7 +102,7 @@ def test_concurrent_changes_of_different_fields_all_apply(ledger: Ledger) -> Non
 
 
 def test_a_late_change_does_not_restore_a_removed_record(ledger: Ledger) -> None:
-    """A late change does not bring a record back."""
+    """Neither the late change nor a second removal is an error."""
     ledger.create(make_environment(), TEMPLATE)
     ledger.remove("staging-7f3k2q")
 
@@ -113,7 +113,7 @@ def test_a_late_change_does_not_restore_a_removed_record(ledger: Ledger) -> None
 
 
 def test_entries_come_oldest_first(ledger: Ledger) -> None:
-    """The order of their creation, whatever their names."""
+    """The order depends on the time of creation, not on the ids."""
     now = datetime.now(UTC)
     ledger.create(make_environment("a-bbbbbb", created_at=now - timedelta(seconds=1)), TEMPLATE)
     ledger.create(make_environment("z-aaaaaa", created_at=now - timedelta(seconds=2)), TEMPLATE)

@@ -1,4 +1,4 @@
-"""The lifecycle: record before act, nothing left of what failed, and nobody's word taken."""
+"""The lifecycle of an environment: recorded first, and cleaned up after every failure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def replaced(template: Template, **changes: Any) -> Template:
 def test_an_environment_is_launched_and_destroyed(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, told: list[Progress]
 ) -> None:
-    """It is recorded while it is up, the hooks hear of it, and nothing is left afterwards."""
+    """It is recorded while it is up, the hooks are called, and nothing is left afterwards."""
     up = lifecycle.bring_up(TEMPLATE)
 
     assert lifecycle.project.ledger.get(up.environment.id) == up.environment
@@ -52,7 +52,7 @@ def test_an_environment_is_launched_and_destroyed(
 
 
 def test_the_record_is_created_before_the_launch(lifecycle: Lifecycle, provider: Scripted) -> None:
-    """When the provider is asked for something, the ledger knows of it already, labels and all."""
+    """When the provider is called, the ledger already has the record with all labels."""
     recorded: list[Environment] = []
     provider.before = lambda call, id: (
         recorded.append(lifecycle.project.ledger.get(id)) if call == "launch" else None
@@ -70,7 +70,7 @@ def test_the_record_is_created_before_the_launch(lifecycle: Lifecycle, provider:
 def test_the_record_is_removed_after_the_environment(
     lifecycle: Lifecycle, provider: Scripted
 ) -> None:
-    """While the provider is destroying, the record is still there, and says so."""
+    """While the provider destroys the environment, its record has the state ``destroying``."""
     up = lifecycle.bring_up(TEMPLATE)
     states: list[str] = []
     provider.before = lambda call, id: (
@@ -86,7 +86,7 @@ def test_the_record_is_removed_after_the_environment(
 def test_a_failed_launch_is_cleaned_up(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, step: str
 ) -> None:
-    """Whatever had been made is gone again, and no hook was told of it."""
+    """Its resources and its record are removed, and no hook is called."""
     provider.fails[step] = LaunchError("out of capacity")
 
     with pytest.raises(LaunchError, match="out of capacity"):
@@ -98,7 +98,7 @@ def test_a_failed_launch_is_cleaned_up(
 
 
 def test_an_interrupted_launch_is_cleaned_up(lifecycle: Lifecycle, provider: Scripted) -> None:
-    """An interrupt is no exception to that."""
+    """After ``KeyboardInterrupt``, resources and record are removed as after an error."""
 
     def interrupt(call: str, id: str) -> None:
         if call == "status":
@@ -116,7 +116,7 @@ def test_an_interrupted_launch_is_cleaned_up(lifecycle: Lifecycle, provider: Scr
 def test_a_cleanup_failure_is_noted_on_the_launch_error(
     lifecycle: Lifecycle, provider: Scripted
 ) -> None:
-    """Both are in the error, and the record stays for reap."""
+    """The launch error is raised, and the record stays for a later ``reap``."""
     provider.fails = {"launch": LaunchError("no disk"), "destroy": DestroyError("it hangs")}
 
     with pytest.raises(LaunchError, match="no disk") as caught:
@@ -129,7 +129,7 @@ def test_a_cleanup_failure_is_noted_on_the_launch_error(
 def test_a_failed_destroy_is_reported_as_leaked(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks
 ) -> None:
-    """It raises, the hooks hear that it leaked, and the record stays."""
+    """The error is raised, the hook receives the outcome ``leaked``, and the record stays."""
     up = lifecycle.bring_up(TEMPLATE)
     provider.fails["destroy"] = DestroyError("it hangs")
 
@@ -143,7 +143,7 @@ def test_a_failed_destroy_is_reported_as_leaked(
 def test_secrets_reach_the_provider_but_no_record(
     lifecycle: Lifecycle, provider: Scripted, tmp_path: Path
 ) -> None:
-    """The value is in the order alone; the ledger holds the reference."""
+    """Only the order has the value; the ledger has the reference."""
     lifecycle.bring_up(TEMPLATE)
 
     (order,) = provider.orders
@@ -157,7 +157,7 @@ def test_secrets_reach_the_provider_but_no_record(
 def test_an_unset_variable_prevents_the_launch(
     lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message names template, key and variable; nothing was asked for."""
+    """The message names template, key and variable, and the provider is not called."""
     monkeypatch.delenv("LIFECYCLE_KEY")
 
     with pytest.raises(
@@ -170,7 +170,7 @@ def test_an_unset_variable_prevents_the_launch(
 
 
 def test_a_failing_seed_fails_the_launch(lifecycle: Lifecycle, provider: Scripted) -> None:
-    """With its exit status and what it said, secrets masked; the environment is gone."""
+    """The error has its exit status and masked output, and the environment is destroyed."""
     provider.seed_exit = 7
 
     with pytest.raises(LaunchError, match=r"(?s)exited with status 7: load.*no table; key \*\*\*"):
@@ -183,7 +183,7 @@ def test_a_failing_seed_fails_the_launch(lifecycle: Lifecycle, provider: Scripte
 def test_a_step_stops_at_its_first_failing_command(
     provider: Scripted, key: str, tmp_path: Path
 ) -> None:
-    """What comes after it may hide it: a dump of half a database is a dump."""
+    """Otherwise, a later command that succeeds would hide the failure."""
 
     def run(environment: Environment, argv: Sequence[str], **_: Any) -> Any:
         return subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -197,7 +197,7 @@ def test_a_step_stops_at_its_first_failing_command(
 
 
 def test_the_seed_runs_once_after_readiness(lifecycle: Lifecycle, provider: Scripted) -> None:
-    """After readiness, before anyone is told."""
+    """It runs when the environment is ready, and its duration is recorded."""
     up = lifecycle.bring_up(replaced(TEMPLATE, seed="load"))
 
     assert provider.calls == ["launch", "status", "run"]
@@ -207,7 +207,7 @@ def test_the_seed_runs_once_after_readiness(lifecycle: Lifecycle, provider: Scri
 def test_a_hook_can_modify_the_template(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks
 ) -> None:
-    """What the hook returns is what is brought up and recorded."""
+    """The template that the hook returns is launched and recorded."""
     hooks.modify = lambda template: replaced(template, env={"KEY": "changed"})
 
     up = lifecycle.bring_up(TEMPLATE)
@@ -226,7 +226,7 @@ def test_a_hook_can_modify_the_template(
 def test_a_failing_template_hook_prevents_the_launch(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, modify: Any, message: str
 ) -> None:
-    """A template nobody meant is not brought up."""
+    """The template is not launched without the changes that the hook should make."""
     hooks.modify = modify
 
     with pytest.raises(LaunchError, match=message):
@@ -238,7 +238,7 @@ def test_a_failing_template_hook_prevents_the_launch(
 def test_failing_notification_hooks_cause_warnings(
     lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks, told: list[Progress]
 ) -> None:
-    """Up and down all the same; what went wrong is told."""
+    """Launch and removal succeed, and each failed hook is reported as a warning."""
     hooks.broken = True
 
     lifecycle.destroy(lifecycle.bring_up(TEMPLATE).environment)

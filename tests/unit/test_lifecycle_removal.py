@@ -21,7 +21,7 @@ __all__ = ["hooks", "lifecycle", "provider", "told"]
 
 
 def test_keep_is_recorded(lifecycle: Lifecycle, provider: Scripted, hooks: RecordingHooks) -> None:
-    """Whoever reaps sees that its owner's end is not its own."""
+    """So ``reap`` knows that the environment outlives its owner."""
     kept = lifecycle.keep(lifecycle.bring_up(TEMPLATE).environment)
 
     assert kept.kept
@@ -32,7 +32,7 @@ def test_keep_is_recorded(lifecycle: Lifecycle, provider: Scripted, hooks: Recor
 def test_the_status_of_an_expired_environment_mentions_its_ttl(
     lifecycle: Lifecycle, provider: Scripted
 ) -> None:
-    """Whoever finds it gone is not left to guess."""
+    """So the user learns why the environment is gone."""
     environment = lifecycle.bring_up(TEMPLATE).environment
     provider.exists.clear()
     past = environment.created_at - timedelta(seconds=1)
@@ -44,7 +44,7 @@ def test_the_status_of_an_expired_environment_mentions_its_ttl(
 
 
 def test_extend_updates_provider_and_record(lifecycle: Lifecycle, provider: Scripted) -> None:
-    """Both, in that order: a record must not promise what the thing does not keep."""
+    """The record must not have a later expiry than the environment itself."""
     environment = lifecycle.bring_up(TEMPLATE).environment
     later = datetime.now(UTC) + timedelta(days=1)
 
@@ -57,7 +57,7 @@ def test_extend_updates_provider_and_record(lifecycle: Lifecycle, provider: Scri
 def test_leaving_a_removal_reports_destroying_once(
     lifecycle: Lifecycle, provider: Scripted
 ) -> None:
-    """That it goes on, and never that it is done; its record stays until then."""
+    """The hooks are not called again at its end, and the record stays until then."""
     environment = lifecycle.bring_up(TEMPLATE).environment
     going_on, go_on = threading.Event(), threading.Event()
 
@@ -85,7 +85,7 @@ def test_leaving_a_removal_reports_destroying_once(
 def test_leaving_a_finished_removal_reports_nothing(
     lifecycle: Lifecycle, provider: Scripted, outcome: str
 ) -> None:
-    """Whoever would have left it comes too late to say so."""
+    """The hooks have received the final outcome already."""
     environment = lifecycle.bring_up(TEMPLATE).environment
     if outcome == "leaked":
         provider.fails["destroy"] = DestroyError("access denied")
@@ -99,7 +99,7 @@ def test_leaving_a_finished_removal_reports_nothing(
 
 
 def test_a_refused_removal_is_recorded(lifecycle: Lifecycle, provider: Scripted) -> None:
-    """So that the next run, and `list`, can say why something is left."""
+    """So the next run and ``list`` can report why the environment is left."""
     environment = lifecycle.bring_up(TEMPLATE).environment
     provider.fails["destroy"] = DestroyError("access denied")
 
@@ -112,7 +112,7 @@ def test_a_refused_removal_is_recorded(lifecycle: Lifecycle, provider: Scripted)
 
 
 class StagedProvider(Scripted):
-    """A provider that says when its platform has accepted a removal."""
+    """A provider that reports when its platform has accepted a removal."""
 
     def destroy_in_stages(self, environment: Environment, accepted: Callable[[], None]) -> None:
         self._called("terminate", environment.id)
@@ -123,7 +123,7 @@ class StagedProvider(Scripted):
 def test_accepted_is_called_once_the_platform_agrees(
     lifecycle: Lifecycle, provider: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not before the platform has agreed, nor when it refuses."""
+    """It is called neither before that nor if the platform refuses the removal."""
     staged = StagedProvider()
     monkeypatch.setattr(providers, "load", lambda name: staged)
     environment = lifecycle.bring_up(TEMPLATE).environment

@@ -24,7 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
 def test_remove_tolerates_a_concurrent_sweep(
     place: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another launch takes it for a leftover: it is gone, and that is no error."""
+    """Another launch may remove the folder as a leftover first, which is no error."""
     remove_tree = files.remove_tree
 
     def remove_after_a_sweep(path: str) -> None:
@@ -40,7 +40,7 @@ def test_remove_tolerates_a_concurrent_sweep(
 def test_sweep_tolerates_a_concurrent_removal(
     place: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever removes it has finished before this process looks into it: its launch goes on."""
+    """Another process may remove a leftover first. The launch that sweeps continues."""
     (place.path.parent / f"{files.ASIDE}1").mkdir()
 
     def remove_first(leftover: Folder) -> bool:

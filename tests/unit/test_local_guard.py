@@ -1,4 +1,4 @@
-"""The guard: what it starts, what of it is seen, and that all of it ends."""
+"""The guard: it starts processes, reports their state, and ends all of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Start = Callable[..., Guard]
 
 
 def control_of(folder: Path, id: str) -> Path:
-    """A folder for the socket of a guard."""
+    """Create the folder for the socket of a guard."""
     control = folder.with_name(f"{folder.name}-control") / id
     control.mkdir(mode=0o700, parents=True, exist_ok=True)
     return control
@@ -41,7 +41,7 @@ def control_of(folder: Path, id: str) -> Path:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Callable[..., Spec]:
-    """A spec of shell commands by name, in folders of this test."""
+    """Make specs of shell commands by name, with folders of this test."""
 
     def make(commands: dict[str, str], **changes: Any) -> Spec:
         (tmp_path / "here").mkdir(exist_ok=True)
@@ -60,7 +60,7 @@ def spec(tmp_path: Path) -> Callable[..., Spec]:
 
 @pytest.fixture
 def start(spec: Callable[..., Spec]) -> Iterator[Start]:
-    """Start a guard that is stopped behind the test."""
+    """Start guards that are stopped after the test."""
     started: list[Guard] = []
 
     def begin(commands: dict[str, str], **changes: Any) -> Guard:
@@ -73,12 +73,12 @@ def start(spec: Callable[..., Spec]) -> Iterator[Start]:
 
 
 def test_the_supervisor_marker_matches_the_label() -> None:
-    """The supervisor can't import it, and says the same."""
+    """The supervisor can't import the label, so it has a copy."""
     assert loop.MARKER == ENVIRONMENT_VARIABLE
 
 
 def test_processes_get_only_their_own_variables(start: Start, tmp_path: Path) -> None:
-    """Nothing of this process leaks into them but the marker."""
+    """Variables of this process are not passed on; only the marker is added."""
     one = start({"a": "env"}, variables={"COLOUR": "blue"})
     until(lambda: client.status(one.address)["processes"][0]["ended_at"])
     lines = set(logs.read(tmp_path / "logs", "a").decode().split())
@@ -87,16 +87,16 @@ def test_processes_get_only_their_own_variables(start: Start, tmp_path: Path) ->
 
 
 def test_processes_inherit_no_open_files(start: Start, tmp_path: Path) -> None:
-    """Of open files they have their three, and no input."""
+    """They have only standard input, output and error."""
     one = start(
         {"a": f"exec {sys.executable} -I -S -c 'import os; print(os.listdir(\"/dev/fd\"))'"}
     )
     until(lambda: client.status(one.address)["processes"][0]["ended_at"])
-    assert logs.read(tmp_path / "logs", "a") == b"['0', '1', '2', '3']\n"  # 3 is the listing's own
+    assert logs.read(tmp_path / "logs", "a") == b"['0', '1', '2', '3']\n"  # 3 is from os.listdir
 
 
 def test_exit_statuses_and_signals_are_reported(start: Start) -> None:
-    """Each process's, and which were still running, also after the end."""
+    """``None`` means that the process still ran, also in the report at the end."""
     one = start({"a": "exit 3", "b": "kill -9 $$", "c": "exec sleep 100"})
     until(
         lambda: sum(p["ended_at"] is not None for p in client.status(one.address)["processes"]) == 2
@@ -111,7 +111,7 @@ HOOK = "trap 'sleep 0.3; echo saved >> saved; exit 0' USR1; echo up; while :; do
 
 
 def test_processes_get_a_grace_period_to_stop(start: Start, tmp_path: Path) -> None:
-    """Also those behind a shell that ends at once; and it is over when they have ended."""
+    """So do children of a shell that ends at once. The stop returns early when all have ended."""
     one = start({"a": f"({HOOK}) & wait", "b": f"exec sh -c {shlex.quote(HOOK)}"})
     until(lambda: all(logs.read(tmp_path / "logs", name) == b"up\n" for name in ("a", "b")))
     began = time.monotonic()
@@ -122,7 +122,7 @@ def test_processes_get_a_grace_period_to_stop(start: Start, tmp_path: Path) -> N
 
 
 def test_processes_are_killed_after_the_grace_period(start: Start, tmp_path: Path) -> None:
-    """Who ignores the signal is killed then; and at once when someone asks for that meanwhile."""
+    """Another request during the grace period can kill them at once."""
     deaf = {"a": "trap '' TERM; echo up; while :; do sleep 0.02; done"}
     one = start(deaf)
     until(lambda: logs.read(tmp_path / "logs", "a") == b"up\n")
@@ -132,35 +132,35 @@ def test_processes_are_killed_after_the_grace_period(start: Start, tmp_path: Pat
     until(lambda: logs.read(tmp_path / "other", "a") == b"up\n")
     waiting = threading.Thread(target=other.stop, args=(60.0, signal.SIGTERM))
     waiting.start()
-    client.status(other.address)  # it answers while it waits
+    client.status(other.address)  # the guard answers while it waits
     client.stop(other.address)
     waiting.join(20)
     assert not waiting.is_alive()
 
 
 def test_a_missing_command_is_named_in_the_log(start: Start, tmp_path: Path) -> None:
-    """As a shell does: status 127, and a line that names it."""
+    """As in a shell, the exit status is 127."""
     one = start({"a": ""}, processes={"a": ["/no/such/program"]})
     until(lambda: client.status(one.address)["processes"][0]["status"] == 127)
     assert b"/no/such/program: No such file" in logs.read(tmp_path / "logs", "a")
 
 
 def test_a_second_guard_of_the_same_id_is_refused(start: Start, spec: Callable[..., Spec]) -> None:
-    """A second guard of the same id is refused before anything starts."""
+    """Both guards would have the same control socket."""
     one = start({"a": "exec sleep 100"})
     with pytest.raises(EphemeralError, match="runs already"):
         guard.start(spec({"a": "exec sleep 100"}, id=one.id))
 
 
 def test_a_path_as_process_name_is_refused(spec: Callable[..., Spec]) -> None:
-    """A log can't be written somewhere else by a name."""
+    """Otherwise, its log would be written outside of the log folder."""
     with pytest.raises(ValueError, match="can't be called"):
         guard.start(spec({"../a": "true"}))
 
 
 @linux_only
 def test_stop_ends_daemonized_processes(start: Start, tmp_path: Path) -> None:
-    """Forked twice, in a session of its own, without its parent: it dies with the rest."""
+    """The daemon has a session of its own, and its parent has exited."""
     script = "(setsid sh -c 'echo $$ > daemon; exec sleep 1000' &) ; exec sleep 1000"
     one = start({"a": script})
     pid = int(until((tmp_path / "here/daemon").read_text))
@@ -172,7 +172,7 @@ def test_stop_ends_daemonized_processes(start: Start, tmp_path: Path) -> None:
 
 @linux_only
 def test_stop_ends_a_growing_process_tree(start: Start, tmp_path: Path) -> None:
-    """Processes that keep starting others are killed faster than they start."""
+    """No process is left, even if the processes start others all the time."""
     script = "f() { while :; do (exec sleep 1000) & touch up; sleep 0.02; done; }; f & f & f & wait"
     one = start({"a": script})
     until(lambda: len(find_marked(f"{ENVIRONMENT_VARIABLE}={one.id}")) > 30)
@@ -181,7 +181,7 @@ def test_stop_ends_a_growing_process_tree(start: Start, tmp_path: Path) -> None:
 
 
 def test_large_output_does_not_block(start: Start, tmp_path: Path) -> None:
-    """All of it is taken, the log keeps its cap, and its last line is there."""
+    """All output is read, and the log keeps the end of it within its size limit."""
     one = start({"a": "head -c 100000000 /dev/zero; echo done"})
     until(lambda: client.status(one.address)["processes"][0]["status"] == 0, within=60)
     assert logs.end(tmp_path / "logs", "a") == 100_000_005
@@ -191,7 +191,7 @@ def test_large_output_does_not_block(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_secret_in_two_writes_is_masked(start: Start, tmp_path: Path) -> None:
-    """What is printed in pieces is masked as one, and a prompt is not held back."""
+    """Output is held back only if it may be the start of a secret, so a prompt appears at once."""
     script = "printf 'key: hid'; while [ ! -e go ]; do sleep 0.01; done; printf 'den\\nmore? '"
     one = start({"a": f"{script}; exec sleep 100"}, secrets=["hidden"])
     until(lambda: logs.read(tmp_path / "logs", "a") == b"key: ")
@@ -202,7 +202,7 @@ def test_a_secret_in_two_writes_is_masked(start: Start, tmp_path: Path) -> None:
 
 @linux_only
 def test_a_tree_is_read_only_even_for_root(start: Start, tmp_path: Path) -> None:
-    """Neither its processes nor what is run beside them can write there; we still can."""
+    """Neither its processes nor commands that are run beside them can write; this process can."""
     tree = tmp_path / "tree"
     tree.mkdir()
     one = start({"a": f"echo x > {tree}/file; exec sleep 100"}, readonly=[tree])
@@ -215,7 +215,7 @@ def test_a_tree_is_read_only_even_for_root(start: Start, tmp_path: Path) -> None
 
 @linux_only
 def test_a_failed_read_only_mount_does_not_prevent_the_start(start: Start, tmp_path: Path) -> None:
-    """What the kernel refuses is reported, and keeps nothing from starting."""
+    """The status has the reason, and the processes run."""
     one = start({"a": "exec sleep 100"}, readonly=[tmp_path / "missing"])
     found = client.status(one.address)
     assert "No such file" in found["writable"]
@@ -223,7 +223,7 @@ def test_a_failed_read_only_mount_does_not_prevent_the_start(start: Start, tmp_p
 
 
 def test_run_to_end_returns_status_and_output(spec: Callable[..., Spec]) -> None:
-    """A bake: the status and every line, and what it left running is dead on return."""
+    """Bakes use it. Processes that the script left running have ended on return."""
     lines: list[str] = []
     script = "echo one; (setsid sleep 1000 &) ; printf two; exit 7"
     wanted = spec({"install": script})
@@ -237,7 +237,7 @@ def test_run_to_end_returns_status_and_output(spec: Callable[..., Spec]) -> None
 def test_run_to_end_passes_on_early_output(
     spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A script may have failed before its caller comes to read what it prints."""
+    """A script may have failed before its caller begins to read the output."""
     started, lines = guard.start, list[str]()
 
     def start(wanted: Spec) -> Guard:
@@ -251,7 +251,7 @@ def test_run_to_end_passes_on_early_output(
 
 
 def test_run_to_end_kills_processes_after_a_timeout(spec: Callable[..., Spec]) -> None:
-    """A script that takes too long is killed with all it started."""
+    """These include processes that the script has started in the background."""
     wanted = spec({"install": "sleep 1000 & wait"})
     with pytest.raises(subprocess.TimeoutExpired):
         guard.run_to_end(wanted, timeout=0.3)
@@ -259,7 +259,7 @@ def test_run_to_end_kills_processes_after_a_timeout(spec: Callable[..., Spec]) -
 
 
 def test_stop_removes_unwritable_folders(start: Start, tmp_path: Path) -> None:
-    """What an application made unwritable is removed all the same."""
+    """An application may have removed the write permission of its folders."""
     one = start(
         {"a": "mkdir -p sub/deep && touch sub/deep/file && chmod 500 sub/deep sub; exec sleep 100"},
         remove=[tmp_path / "here", tmp_path / "logs"],
@@ -270,7 +270,7 @@ def test_stop_removes_unwritable_folders(start: Start, tmp_path: Path) -> None:
 
 
 def test_the_expiry_can_be_cleared_or_brought_forward(start: Start) -> None:
-    """Disarmed it has none; set to now it ends at once."""
+    """Without an expiry, the guard continues; with the current time, it ends at once."""
     one = start({"a": "exec sleep 1000"}, expires_at=time.time() + 1000)
     client.extend(one.address, None)
     assert client.status(one.address)["expires_at"] is None
@@ -279,7 +279,7 @@ def test_the_expiry_can_be_cleared_or_brought_forward(start: Start) -> None:
 
 
 def test_the_settle_command_runs_only_after_an_expiry(start: Start, tmp_path: Path) -> None:
-    """Stopped, nothing is settled; expired, the command runs, outside of what is guarded."""
+    """It does not run after a stop. The guard does not end it, as it has no marker."""
     settle = [
         "/bin/sh",
         "-c",
@@ -294,7 +294,7 @@ def test_the_settle_command_runs_only_after_an_expiry(start: Start, tmp_path: Pa
 
 
 def test_invalid_requests_do_not_break_the_guard(start: Start) -> None:
-    """It is answered with an error, or not at all; the guard goes on."""
+    """Each is answered with an error or not at all, and the guard continues."""
     from pytest_ephemeral.providers.local import control_socket
 
     one = start({"a": "exec sleep 1000"})
@@ -314,7 +314,7 @@ def test_invalid_requests_do_not_break_the_guard(start: Start) -> None:
 
 
 def test_stop_ends_commands_being_run(start: Start) -> None:
-    """Who waits for a command is told that the environment went away."""
+    """The caller that waits for a command gets ``EnvironmentGoneError``."""
     one = start({"a": "exec sleep 1000"})
     caught: list[BaseException] = []
 
@@ -333,7 +333,7 @@ def test_stop_ends_commands_being_run(start: Start) -> None:
 
 
 def test_a_crashed_guard_reports_the_reason(start: Start, tmp_path: Path) -> None:
-    """A folder for logs that can't be written: everything ended, and the reason is told."""
+    """A log can't be opened, so all processes are ended, and the error has the reason."""
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/a.00000000000000000000.log").mkdir()
     one = start({"a": "exec sleep 1000"})

@@ -1,4 +1,4 @@
-"""Logs of local processes: masked whatever way the bytes arrive, exact by offset, capped."""
+"""Logs of local processes: secrets are masked, offsets are exact, and the size is limited."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECRETS = st.lists(st.text("ab", min_size=1, max_size=5).map(str.encode), min_si
 
 @given(secrets=SECRETS, pieces=st.lists(st.text("abc", max_size=6).map(str.encode), max_size=12))
 def test_masking_is_independent_of_chunking(secrets: list[bytes], pieces: list[bytes]) -> None:
-    """However a stream is cut into pieces, the same comes out as when it is masked in one."""
+    """A stream that arrives in pieces is masked in the same way as the whole stream."""
     whole, cut = Mask(secrets), Mask(secrets)
     together = whole.feed(b"".join(pieces)) + whole.flush()
     assert b"".join(map(cut.feed, pieces)) + cut.flush() == together
@@ -29,13 +29,13 @@ def test_masking_is_independent_of_chunking(secrets: list[bytes], pieces: list[b
 
 @given(secret=st.text("ab", min_size=2, max_size=6).map(str.encode), text=st.text("abc\n"))
 def test_masked_output_contains_no_secret(secret: bytes, text: str) -> None:
-    """What comes out holds no secret."""
+    """Hypothesis generates the secrets and the output."""
     mask = Mask([secret])
     assert secret not in mask.feed(text.encode()) + mask.flush()
 
 
 def test_only_a_possible_secret_prefix_is_held_back() -> None:
-    """A prompt without a line's end shows at once; half a secret does not."""
+    """A prompt without a line end appears at once, but half a secret does not."""
     mask = Mask([b"s3cret"])
     assert mask.feed(b"password: ") == b"password: "
     assert mask.feed(b"it is s3c") == b"it is "
@@ -45,7 +45,7 @@ def test_only_a_possible_secret_prefix_is_held_back() -> None:
 
 
 def test_the_longer_of_two_secrets_is_masked_completely() -> None:
-    """One secret that begins with another leaves no tail of it to be seen."""
+    """If a secret begins with another, the rest of it must not be visible."""
     mask = Mask([b"abc", b"abcdef"])
     assert mask.feed(b"abc") == b""
     assert mask.feed(b"def.") == b"***."
@@ -53,7 +53,7 @@ def test_the_longer_of_two_secrets_is_masked_completely() -> None:
 
 
 def test_a_log_is_capped_and_its_offsets_stay_exact(tmp_path: Path) -> None:
-    """Old segments go; a position counted from the first byte leads to the same bytes."""
+    """Old segments are removed, but offsets still count from the first byte."""
     log = ProcessLog(str(tmp_path), "web", [])
     total = 0
     for number in range(SEGMENTS_KEPT * 2 + 1):
@@ -70,7 +70,7 @@ def test_a_log_is_capped_and_its_offsets_stay_exact(tmp_path: Path) -> None:
 
 
 def test_write_failures_drop_output_without_error(tmp_path: Path) -> None:
-    """What can't be written is dropped: whoever prints must not block, nor the guard fail."""
+    """The log folder is removed here. An error would end the guard."""
     folder = tmp_path / "logs"
     folder.mkdir()
     log = ProcessLog(str(folder), "web", [])
@@ -80,7 +80,7 @@ def test_write_failures_drop_output_without_error(tmp_path: Path) -> None:
 
 
 def test_logs_of_similarly_named_processes_are_separate(tmp_path: Path) -> None:
-    """Names may hold what is also in a segment's name."""
+    """The name of a process may look like that of another process's log segment."""
     for name in ("web", "web.1"):
         log = ProcessLog(str(tmp_path), name, [])
         log.write(name.encode())

@@ -1,4 +1,4 @@
-"""Loopback addresses: claimed by one at a time, and a clear word when a port is taken."""
+"""Loopback addresses: exclusive claims, and errors that name the user of a port."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _holding(host: str) -> subprocess.Popen[str]:
 
 
 def test_an_address_claim_is_exclusive_until_released() -> None:
-    """Another process can't have the address until this one lets go of it."""
+    """Another process can claim it after its holder has released it or was killed."""
     claim = network.claim({"http": 18481})
     with claim.holder, _holding(claim.host) as other:
         assert other.communicate("\n")[0] == "taken\n"
@@ -51,7 +51,7 @@ def test_an_address_claim_is_exclusive_until_released() -> None:
 
 
 def test_a_claim_contains_the_requested_ports() -> None:
-    """The template's own ports, on an address that is out of people's way."""
+    """The address is outside of the ranges that other programs usually use."""
     claim = network.claim({"http": 18482, "admin": 18483})
     with claim.holder:
         assert claim.ports == {"http": 18482, "admin": 18483}
@@ -59,7 +59,7 @@ def test_a_claim_contains_the_requested_ports() -> None:
 
 
 def test_claims_never_share_free_ports() -> None:
-    """No two claims of a machine have the same, long before anyone listens on them."""
+    """They are reserved even before a process listens on them, until the claim is closed."""
     claims = [network.claim({"http": 80, "admin": 80}, free_port=True) for _ in range(20)]
     try:
         ports = [port for claim in claims for port in claim.ports.values()]
@@ -79,7 +79,7 @@ def test_claims_never_share_free_ports() -> None:
 def test_a_port_with_a_listener_is_not_free(
     family: socket.AddressFamily, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On whatever address that is: an application on every address could not have it."""
+    """The listener's address does not matter, as the application may listen on all addresses."""
     with socket.create_server((host, 0), family=family) as server:
         port = server.getsockname()[1]
         monkeypatch.setattr(network, "_FREE_PORTS", range(port, port + 1))
@@ -88,14 +88,14 @@ def test_a_port_with_a_listener_is_not_free(
 
 
 def test_free_ports_lie_below_the_ephemeral_port_range() -> None:
-    """The kernel would give one of them away between the claim and the application's start."""
+    """Otherwise, the kernel could assign one to a connection before the application starts."""
     low, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
     assert int(low) >= network._FREE_PORTS.stop
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_a_taken_port_is_reported_with_its_process(host: str) -> None:
-    """The message names the port, the process that listens on it, and what to do."""
+    """The message names the port, the process that listens on it, and a remedy."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as server:
         try:
@@ -113,7 +113,7 @@ def test_a_taken_port_is_reported_with_its_process(host: str) -> None:
 
 
 def test_a_port_taken_on_another_address_can_be_claimed() -> None:
-    """Someone's server on 127.0.0.1 is not in the way of an address of its own."""
+    """A server on 127.0.0.1 does not affect the environment's own address."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         claim = network.claim({"http": port})
@@ -122,7 +122,7 @@ def test_a_port_taken_on_another_address_can_be_claimed() -> None:
 
 
 def test_listeners_are_named_with_address_and_port() -> None:
-    """Who listens where, for IPv4 and for this process alone."""
+    """Only listeners of the given processes are returned, here of this process."""
     with socket.create_server(("127.77.1.2", 0)) as server:
         port = server.getsockname()[1]
         found = network.listeners([os.getpid()])
@@ -131,7 +131,7 @@ def test_listeners_are_named_with_address_and_port() -> None:
 
 
 def test_claims_on_a_shared_address_use_free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on macOS: 127.0.0.1, and other ports than the template's."""
+    """On macOS, only 127.0.0.1 can be used, so the template's ports may be in use."""
     monkeypatch.setattr(network, "has_own_addresses", lambda: False)
     claim = network.claim({"http": 80, "admin": 443})
     with claim.holder:
@@ -140,7 +140,7 @@ def test_claims_on_a_shared_address_use_free_ports(monkeypatch: pytest.MonkeyPat
 
 
 def test_kernel_query_and_proc_report_the_same_listeners() -> None:
-    """Of a socket on one address, of one on all, and of one on IPv6."""
+    """The sockets listen on one IPv4 address, on all IPv4 addresses, and on IPv6."""
     with (
         socket.create_server(("127.4.5.6", 0)) as one,
         socket.create_server(("", 0)) as every,

@@ -1,4 +1,4 @@
-"""Why a local environment can't be started, and what helps."""
+"""Errors for local environments that can't be started, with their remedies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pytest_ephemeral.testing.bench import make_order
 def test_system_errors_are_reported_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
-    """The message names the folder, and not only the error's number."""
+    """The message has the error's text, and the folder if the file system is the reason."""
 
     def refuse(_: guard.Spec) -> guard.Guard:
         raise OSError(number, os.strerror(number))
@@ -49,6 +49,6 @@ def test_system_errors_are_reported_with_a_remedy(
 
 
 def test_a_socket_creation_failure_is_reported_as_such(tmp_path: Path) -> None:
-    """The message used to blame another guard with the same id."""
+    """An earlier version blamed another guard with the same id."""
     with pytest.raises(EphemeralError, match=r"socket can't be created in .*gone: No such file"):
         control_socket.listen(GuardAddress("full-abc", tmp_path / "gone"))

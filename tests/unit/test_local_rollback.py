@@ -1,4 +1,4 @@
-"""A local environment is put back where layers can be mounted, and by copies where they can't."""
+"""Rollback of local environments: with mounted layers, or with copies if that fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no local provider there")
 
-#: Writes down how often it was started, and that it was told to end.
+#: Logs each start and each SIGTERM.
 COMMAND = "trap 'echo end >> log; exit' TERM; touch up; echo start >> log; sleep 1000 & wait"
 
 
@@ -29,7 +29,7 @@ COMMAND = "trap 'echo end >> log; exit' TERM; touch up; echo start >> log; sleep
 def order(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Order]:
-    """An environment that is up; what is left of it is removed."""
+    """The order of a running environment, which is destroyed after the test."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     if request.param == "copies":
         monkeypatch.setattr(client, "layer", lambda *_: "Operation not permitted")
@@ -44,24 +44,24 @@ def order(
 
 
 def show(environment: Environment, name: str) -> str:
-    """What a file there holds."""
+    """The content of a file in the environment."""
     return environment.run(["cat", name]).stdout
 
 
 def write(environment: Environment, script: str) -> None:
-    """Change something there."""
+    """Run a shell script in the environment."""
     assert environment.run(["sh", "-c", script]).returncode == 0
 
 
 def roll_back_and_wait(order: Order) -> None:
-    """Put it back, and wait until it runs."""
+    """Roll the environment back, and wait until it runs."""
     write(order.environment, "rm -f up")
     LocalProvider().roll_back(order)
     until(lambda: show(order.environment, "log").endswith("start\n"))
 
 
 def test_a_rollback_restores_all_files(order: Order) -> None:
-    """Files that came, went and were changed, links, modes, folders without write permission."""
+    """This includes removed and added files, links, modes, and folders without write permission."""
     environment, provider = order.environment, LocalProvider()
     write(environment, "mkdir -m 500 closed; ln -s nowhere link; echo one > file; chmod 640 file")
     write(environment, 'echo temporary > "$TMPDIR/file"')
@@ -74,14 +74,14 @@ def test_a_rollback_restores_all_files(order: Order) -> None:
     for _ in range(3):
         write(environment, "rm -rf file link; chmod 700 closed; echo 2 > closed/x; rm $TMPDIR/file")
         roll_back_and_wait(order)
-        # It was told to end once, before the baseline was taken; since then it is killed.
+        # SIGTERM is sent once, before the baseline is taken. A rollback kills the processes.
         assert show(environment, "log") == "start\nend\nstart\n"
         assert environment.run(["sh", "-c", f"rm -f log up; {look}"]).stdout == before
         assert provider.status(environment).state == "running"
 
 
 def test_repeated_rollbacks_leave_nothing(order: Order) -> None:
-    """Neither processes nor folders, however often it is put back; and nothing is left of it."""
+    """Neither processes nor folders accumulate, and nothing is left after the removal."""
     environment, provider = order.environment, LocalProvider()
     provider.take_baseline(order)
     folder = Folder.of_environment(environment).path
@@ -89,7 +89,7 @@ def test_repeated_rollbacks_leave_nothing(order: Order) -> None:
         write(environment, "head -c 100000 /dev/zero > large")
         roll_back_and_wait(order)
     until(lambda: len(list(folder.iterdir())) <= 12)
-    # Taken away without a sync of the whole file system, which all others of the machine write to.
+    # Unmounting a volatile layer does not sync the file system that all processes write to.
     layers = [
         one for one in show(environment, "/proc/self/mountinfo").split("\n") if ".upper" in one
     ]
@@ -100,7 +100,7 @@ def test_repeated_rollbacks_leave_nothing(order: Order) -> None:
 
 
 def test_rollback_after_destroy_leaves_nothing(order: Order) -> None:
-    """What is asked of its guard afterwards is refused; nothing is left."""
+    """The environment is destroyed first. The later rollback fails and creates no folder."""
     provider = LocalProvider()
     provider.take_baseline(order)
     provider.destroy(order.environment)

@@ -1,4 +1,4 @@
-"""Shared memory that an environment leaves is removed with it, and nobody else's."""
+"""Shared memory that an environment leaves is removed with it, but no other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FOLDER = Path("/dev/shm")
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="of Linux")
 
-#: Maps files, and makes a segment of System V; says so when it has.
+#: Maps files, creates a System V segment, and then prints the segment's id.
 PROGRAM = """
 import ctypes, mmap, os, sys, time
 maps = []
@@ -35,7 +35,7 @@ time.sleep(1000)
 
 @pytest.fixture
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of files that nobody has: one that is there already, one to be shared, and others."""
+    """Unique names of files: an existing one, one to share with this process, and another."""
     monkeypatch.setenv("PYTEST_EPHEMERAL_STATE", str(tmp_path / "state"))
     made = [f"ephemeral-test-{secrets.token_hex(4)}-{kind}" for kind in ("old", "shared", "own")]
     (FOLDER / made[0]).write_bytes(b"\0" * 4096)
@@ -45,13 +45,13 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]
 
 
 def segments() -> set[str]:
-    """The ids of System V's segments, as the kernel lists them."""
+    """The ids of all System V segments, from the kernel's list."""
     rows = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
     return {row.split()[1] for row in rows}
 
 
 def test_only_shared_memory_of_the_environment_is_removed(names: list[str]) -> None:
-    """What was there before stays, though it was changed; what another process has mapped, too."""
+    """Files that existed before stay even if changed; so do those that others have mapped."""
     provider = LocalProvider()
     command = f"exec {shlex.join([sys.executable, '-c', PROGRAM, *names])}"
     order = make_order(LocalTemplate(name="shm", command=command, port=18480), None)

@@ -1,4 +1,4 @@
-"""What environments tell of themselves."""
+"""Environments: their URLs, and commands in them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.environments import make_environment
 
 @pytest.fixture
 def environment() -> Environment:
-    """One with two endpoints."""
+    """An environment with two endpoints."""
     return make_environment(endpoints=make_endpoints("127.0.0.1", {"http": 8080, "admin": 8443}))
 
 
@@ -30,18 +30,18 @@ def environment() -> Environment:
 def test_url_for_joins_endpoint_and_path(
     environment: Environment, name: str, path: str, url: str
 ) -> None:
-    """Joining never makes two slashes of one."""
+    """There is always exactly one slash between them."""
     assert environment.url_for(name, path) == url
 
 
 @pytest.mark.parametrize("argv", ["ls -l", b"ls"])
 def test_run_refuses_a_command_string(environment: Environment, argv: object) -> None:
-    """Its letters would be taken for arguments."""
+    """Its characters would be used as arguments."""
     with pytest.raises(TypeError, match=r'run: argv is a list, such as \["ls", "-l"\], not'):
         environment.run(argv)  # type: ignore[arg-type]
 
 
 def test_an_unknown_endpoint_gets_a_suggestion(environment: Environment) -> None:
-    """As everywhere."""
+    """The message suggests the most similar endpoint."""
     with pytest.raises(NothingMatchedError, match="Did you mean 'http'"):
         environment.url_for("htp", "/x")

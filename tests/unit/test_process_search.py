@@ -22,13 +22,13 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no guard on Win
 
 @pytest.fixture
 def mark() -> str:
-    """What only this test's processes have: the same tests may run beside it, as in CI."""
+    """A value that only this test's processes have, as the same tests may run in parallel in CI."""
     return secrets.token_hex(4)
 
 
 @linux_only
 def test_processes_are_found_during_exec(mark: str) -> None:
-    """For a moment of ``execve``, a process has no environment to know it by."""
+    """For a moment during ``execve``, a process has no variables to identify it by."""
     again = 'exec /bin/sh -c "$AGAIN"'
     variables = {"AGAIN": again, "MARKED": mark}
     with subprocess.Popen(["/bin/sh", "-c", again], env=variables) as process:
@@ -43,7 +43,7 @@ def test_processes_are_found_during_exec(mark: str) -> None:
 
 @linux_only
 def test_constantly_forking_processes_are_ended(tmp_path: Path) -> None:
-    """Whichever of them a list of processes has is gone when it is looked at."""
+    """Each process in a list of processes has already exited when it is checked."""
     script = tmp_path / "chain.sh"
     script.write_text('/bin/sh "$0" &\n')
     for _ in range(5):
@@ -56,7 +56,7 @@ def test_constantly_forking_processes_are_ended(tmp_path: Path) -> None:
 
 @linux_only
 def test_a_child_of_an_exited_process_is_found(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The list was made before it forked, and it has exited since."""
+    """The parent forked after the processes were listed, and has exited since."""
     gone = subprocess.Popen(["true"])
     gone.wait()
     with subprocess.Popen(["sleep", "1000"], env={"MARKED": mark}) as child:
@@ -71,7 +71,7 @@ def test_a_child_of_an_exited_process_is_found(mark: str, monkeypatch: pytest.Mo
 
 @linux_only
 def test_ended_processes_no_longer_listen(mark: str) -> None:
-    """A killed process has its sockets until its memory is given back, and no variables by then."""
+    """A killed process keeps its sockets until its memory is freed, but has no variables then."""
     code = (
         "import os, socket, time; server = socket.create_server(('127.0.0.1', 0));"
         "pages = b'x' * 300_000_000; print(server.getsockname()[1], flush=True); time.sleep(60)"

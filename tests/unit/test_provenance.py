@@ -1,4 +1,4 @@
-"""What is said of an image's making, and whom one can hold to it."""
+"""Provenance of images: the statements, their signatures and their verification."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ MAKING = Making(
 )
 
 
-#: Letter for letter as in-toto and SLSA define it, without the version of the builder.
+#: Exactly as in-toto and SLSA define it, without the version of the builder.
 STATEMENT = {
     "_type": "https://in-toto.io/Statement/v1",
     "subject": [
@@ -126,7 +126,7 @@ STATEMENT = {
 
 
 def test_the_statement_follows_in_toto_and_slsa() -> None:
-    """As in-toto and SLSA define it, letter for letter."""
+    """Every field is compared, except the version of the builder."""
     said = provenance.statement(IMAGE, MAKING)
     version = said["predicate"]["runDetails"]["builder"].pop("version")
     assert list(version) == ["pytest-ephemeral"]
@@ -142,7 +142,7 @@ def attest(image: Image, key: str | None) -> Image:
 
 
 def test_a_signature_is_valid_only_for_its_key(keys: tuple[Path, Path], tmp_path: Path) -> None:
-    """By the key's file or by the key itself, as CIs hand out secrets."""
+    """The private key may be a path or the key itself, as CI servers provide secrets."""
     private, public = keys
     for key in (str(private), private.read_text()):
         assert len(provenance.verify(attest(IMAGE, key), public)) == 64
@@ -152,7 +152,7 @@ def test_a_signature_is_valid_only_for_its_key(keys: tuple[Path, Path], tmp_path
 
 
 def test_openssl_verifies_a_signature(keys: tuple[Path, Path], tmp_path: Path) -> None:
-    """DSSE: openssl says the same of the bytes that the protocol names."""
+    """It verifies the bytes that the DSSE protocol defines for signatures."""
     private, public = keys
     envelope = attest(IMAGE, str(private)).provenance
     assert envelope is not None
@@ -166,7 +166,7 @@ def test_openssl_verifies_a_signature(keys: tuple[Path, Path], tmp_path: Path) -
 
 
 def test_changes_to_a_signed_statement_are_detected(keys: tuple[Path, Path]) -> None:
-    """Neither the statement nor its type."""
+    """The signature includes the statement and its type."""
     private, public = keys
     image = attest(IMAGE, str(private))
     assert image.provenance is not None
@@ -200,14 +200,14 @@ def test_changes_to_a_signed_statement_are_detected(keys: tuple[Path, Path]) -> 
 def test_a_statement_is_valid_only_for_its_image(
     keys: tuple[Path, Path], changes: dict[str, Any]
 ) -> None:
-    """A true one moved to another record is found out."""
+    """A valid statement that is copied to another image's record is refused."""
     other = msgspec.structs.replace(attest(IMAGE, str(keys[0])), **changes)
     with pytest.raises(ProvenanceError, match="belongs to another image"):
         provenance.verify(other, keys[1])
 
 
 def test_a_missing_statement_or_signature_is_an_error(keys: tuple[Path, Path]) -> None:
-    """No statement, or no signature: what to do about it."""
+    """The message has the remedy."""
     with pytest.raises(ProvenanceError, match="pytest-ephemeral bake shop --force"):
         provenance.read(IMAGE)
     with pytest.raises(ProvenanceError, match=f"is not signed: set {KEY_VARIABLE}"):
@@ -215,7 +215,7 @@ def test_a_missing_statement_or_signature_is_an_error(keys: tuple[Path, Path]) -
 
 
 def test_an_invalid_key_is_a_configuration_error(tmp_path: Path) -> None:
-    """Found before the bake; the message holds nothing of what was given."""
+    """The message has nothing of the given value, which may be a secret."""
     file = tmp_path / "key.pem"
     file.write_text("-----BEGIN swordfish-----\n")
     for key in (str(file), file.read_text(), str(tmp_path / "none")):
@@ -233,7 +233,7 @@ def test_an_invalid_key_is_a_configuration_error(tmp_path: Path) -> None:
 def test_a_bake_records_and_signs_its_provenance(
     here: Machine, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And all of it goes with the image to another machine."""
+    """An exported and imported image keeps its provenance."""
     monkeypatch.setenv(KEY_VARIABLE, str(keys[0]))
     image = here.obtain()
     assert provenance.verify(image, keys[1])
@@ -247,7 +247,7 @@ def test_a_bake_records_and_signs_its_provenance(
 def test_a_wrong_key_is_found_before_the_bake(
     here: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not after minutes of it."""
+    """A bake can take minutes, so the key is checked first."""
     monkeypatch.setenv(KEY_VARIABLE, "/nowhere.pem")
     with pytest.raises(ConfigurationError, match="no key can be read from it"):
         here.obtain()
@@ -260,7 +260,7 @@ def test_images_verify_detects_damaged_content(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What was baked, and by whom; then the content is damaged in the store."""
+    """Before the damage, the signature is valid, and ``images show`` prints the statement."""
     monkeypatch.setenv(KEY_VARIABLE, str(keys[0]))
     image = here.obtain(name="shop")
     (here.folder / "ephemeral.toml").write_text("")

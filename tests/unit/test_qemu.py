@@ -1,4 +1,4 @@
-"""The qemu provider where nothing need be booted: what it refuses, remembers and says."""
+"""The qemu provider without a running machine: its checks, caches and messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["state_folder"]
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Put a shell script in QEMU's place."""
+    """Replace QEMU's programs with a shell script."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -49,7 +49,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_missing_qemu_error_names_the_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Before anything is baked or launched; doctor says the same, and raises nothing."""
+    """It is raised before a bake or launch; ``doctor`` reports the same without an error."""
     monkeypatch.setenv("PATH", str(tmp_path))
     provider: Any = load("qemu")
     template = QemuTemplate(name="vm", image="app", command="serve", port=80)
@@ -62,7 +62,7 @@ def test_missing_qemu_error_names_the_package(
 
 
 def test_too_much_memory_is_refused(program: Any, tmp_path: Path) -> None:
-    """Before a launch, with what there is."""
+    """The check before a launch compares it with the memory of this machine."""
     program("exit 0")
     provider: Any = load("qemu")
     template = QemuTemplate(name="vm", image="app", command="serve", port=80, memory="900000G")
@@ -71,19 +71,19 @@ def test_too_much_memory_is_refused(program: Any, tmp_path: Path) -> None:
 
 
 def test_a_hanging_accelerator_is_detected(program: Any) -> None:
-    """It opens, and then runs nothing: after its time that is an answer."""
+    """QEMU starts, but its guest prints nothing within the time limit."""
     program("exec sleep 60")
     assert accelerators.refusal("kvm", patience=0.2) == "its guest did nothing within 0.2 s"
 
 
 def test_a_failing_accelerator_reports_the_reason(program: Any) -> None:
-    """By QEMU's own last line."""
+    """The reason is the last line that QEMU has printed."""
     program("echo one >&2; echo 'failed to initialize kvm' >&2; exit 1")
     assert accelerators.refusal("kvm") == "failed to initialize kvm"
 
 
 def test_a_working_accelerator_is_accepted(program: Any) -> None:
-    """A guest's first byte is the proof."""
+    """The first output of a guest proves that it works."""
     program("echo SeaBIOS; exec sleep 60")
     assert accelerators.refusal("kvm") == ""
 
@@ -91,7 +91,7 @@ def test_a_working_accelerator_is_accepted(program: Any) -> None:
 def test_accelerator_results_are_cached_per_qemu_version(
     program: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next process asks nobody; another version of QEMU is tried again."""
+    """The next process uses the saved result, but tries another version of QEMU again."""
     tried: list[str] = []
 
     def refuse(accelerator: str) -> str:
@@ -118,7 +118,7 @@ def test_accelerator_results_are_cached_per_qemu_version(
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """A server of a folder, with one file."""
+    """The URL of a disk on an HTTP server."""
     folder = tmp_path / "www"
     folder.mkdir()
     (folder / "disk.qcow2").write_bytes(b"a disk")
@@ -128,7 +128,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_download_with_a_wrong_digest_is_refused(server: str, tmp_path: Path) -> None:
-    """It is told which it is, and nothing of it is kept."""
+    """The message has the actual digest, and the file is removed."""
     wrong = Download(url=server, sha256="0" * 64)
     with pytest.raises(ConfigurationError, match=hashlib.sha256(b"a disk").hexdigest()):
         bases.content_of(QemuRecipe(name="app", base=wrong, install=["true"]), tmp_path)
@@ -137,7 +137,7 @@ def test_a_download_with_a_wrong_digest_is_refused(server: str, tmp_path: Path) 
 
 
 def test_a_download_is_fetched_once(server: str, tmp_path: Path, program: Any) -> None:
-    """Then it is here."""
+    """After that, the server is not needed."""
     program('echo \'{"format": "qcow2"}\'')
     base = Download(url=server, sha256=hashlib.sha256(b"a disk").hexdigest())
     recipe = QemuRecipe(name="app", base=base, install=["true"])
@@ -147,7 +147,7 @@ def test_a_download_is_fetched_once(server: str, tmp_path: Path, program: Any) -
 
 
 def test_an_unreachable_download_server_is_reported(tmp_path: Path) -> None:
-    """A message with the address, and no traceback."""
+    """The message names the file that can't be fetched."""
     base = Download(url="http://127.0.0.1:9/disk.qcow2", sha256="0" * 64)
     with pytest.raises(UnavailableError, match=r"disk\.qcow2 can't be fetched"):
         bases.content_of(QemuRecipe(name="app", base=base, install=["true"]), tmp_path)
@@ -167,7 +167,7 @@ def test_an_unreachable_download_server_is_reported(tmp_path: Path) -> None:
 def test_unsupported_base_disks_are_refused(
     told: str, message: str, program: Any, tmp_path: Path
 ) -> None:
-    """Neither another format, nor one that has other files of this machine read."""
+    """They have another format, or would make QEMU read other files of this machine."""
     program(f"echo '{told}'")
     (tmp_path / "disk").write_bytes(b"")
     with pytest.raises(ConfigurationError, match=message):
@@ -175,7 +175,7 @@ def test_unsupported_base_disks_are_refused(
 
 
 def test_a_missing_base_file_is_reported_with_its_key(tmp_path: Path) -> None:
-    """With the key's path in the configuration."""
+    """The message has the key's path in the configuration."""
     recipe = QemuRecipe(name="app", base="disk.qcow2", install=["true"])
     with pytest.raises(
         ConfigurationError, match=r"images\.app\.base: .*disk\.qcow2 does not exist"
@@ -184,7 +184,7 @@ def test_a_missing_base_file_is_reported_with_its_key(tmp_path: Path) -> None:
 
 
 def test_the_digest_of_a_base_follows_its_content(tmp_path: Path) -> None:
-    """It is remembered until anything is written."""
+    """It is cached until the file is written."""
     disk = tmp_path / "disk"
     disk.write_bytes(b"one")
     first = bases.digest_of(disk)
@@ -203,7 +203,7 @@ def test_the_digest_of_a_base_follows_its_content(tmp_path: Path) -> None:
     ],
 )
 def test_contradictory_recipes_are_refused(keys: dict[str, Any], message: str) -> None:
-    """Said when the configuration is read."""
+    """``check`` is called when the configuration is read."""
     with pytest.raises(ValueError, match=message):
         QemuRecipe(name="app", **keys).check()
 
@@ -221,7 +221,7 @@ def test_contradictory_recipes_are_refused(keys: dict[str, Any], message: str) -
 def test_the_memory_backend_depends_on_the_qemu_version(
     program: Any, version: str, freezes: bool, kind: str
 ) -> None:
-    """From 8.1 on, QEMU only does that with a file that it opened by its path."""
+    """From 8.1 on, migration leaves memory out only if QEMU opened it by a path."""
     program(f"echo 'QEMU emulator version {version} (Debian)'")
     hardware = Hardware("256M", 1, "q35", accelerator="tcg", cpu="Nehalem", freezes=freezes)
     (memory,) = [one for one in hardware.argv(None) if one.startswith("memory-backend-")]
@@ -231,7 +231,7 @@ def test_the_memory_backend_depends_on_the_qemu_version(
 
 
 def test_guest_memory_is_not_stored_in_a_folder(program: Any) -> None:
-    """A full /dev/shm would kill a machine: its memory has a path, but is in no folder."""
+    """A full /dev/shm would kill a machine, so its memory is a memfd with a path in /proc."""
     program("echo 'QEMU emulator version 10.0.13 (Debian)'")
     hardware = Hardware("256M", 1, "q35", accelerator="tcg", cpu="Nehalem", freezes=True)
     (memory,) = [one for one in hardware.argv(None) if "mem-path=" in one]
@@ -248,13 +248,13 @@ def test_guest_memory_is_not_stored_in_a_folder(program: Any) -> None:
 def test_only_warm_and_rollback_templates_freeze_memory(
     keys: dict[str, Any], freezes: bool
 ) -> None:
-    """Others take no room where such memory has to be."""
+    """Machines of other templates are never frozen."""
     given = {"cpu": "Nehalem", "accelerator": "tcg", "command": "serve", **keys}
     template = QemuTemplate(name="vm", image="app", port=80, **given)
     assert Hardware.of(template).freezes == freezes
 
 
 def test_warm_booted_requires_a_command() -> None:
-    """Frozen before it started, an image's own application could never be started."""
+    """The memory is frozen before the application starts, so only a command can start it."""
     with pytest.raises(ValueError, match="needs a command"):
         QemuTemplate(name="vm", image="app", port=80, warm="booted").check()

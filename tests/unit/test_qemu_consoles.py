@@ -32,7 +32,7 @@ from support.qemu_state import state_folder
 
 __all__ = ["state_folder"]
 
-# -- what a console tells ------------------------------------------------------------------
+# -- consoles ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -45,20 +45,20 @@ __all__ = ["state_folder"]
     ],
 )
 def test_boot_failures_are_detected_from_the_console(printed: str, why: str) -> None:
-    """Long before its time is over."""
+    """So a failed boot is reported long before the time-out."""
     found = machines.find_boot_failure(printed)
     assert why in found
     assert bool(found) == bool(why)
 
 
 def test_last_lines_skip_blank_console_lines() -> None:
-    """Those that say something; of none, what may be the reason."""
+    """For an empty console, the text has a possible reason."""
     assert machines.last_lines("one\n\n  two\n", 1) == "      two"
     assert "console=ttyS0" in machines.last_lines("\n")
 
 
 def test_a_missing_guest_agent_is_reported(tmp_path: Path) -> None:
-    """The port is there, and nobody behind it; the package is named."""
+    """The socket exists, but no agent answers. The message names the package to install."""
     with socket.socket(socket.AF_UNIX) as port:
         with control_socket._path(GuardAddress("vm-1", tmp_path, "agent")) as path:
             port.bind(path)
@@ -68,14 +68,14 @@ def test_a_missing_guest_agent_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_missing_monitor_is_reported(tmp_path: Path) -> None:
-    """Its QEMU has ended, or never was."""
+    """QEMU has ended, or was never started."""
     with pytest.raises(EphemeralError, match="the monitor of vm-1 is not there"):
         qmp.open_monitor("vm-1", tmp_path, timeout=0.1)
 
 
 @pytest.mark.parametrize("open_port", [qmp.open_monitor, qmp.open_agent, qmp.open_helper])
 def test_connecting_to_an_ended_machine_fails_at_once(tmp_path: Path, open_port: Any) -> None:
-    """Its sockets are still there: what is run in it, or freezes it, is told at once."""
+    """Its sockets still exist, but a file with QEMU's exit status makes waiting unnecessary."""
     for name in ("monitor", "agent", "restore"):
         with (
             socket.socket(socket.AF_UNIX) as port,
@@ -89,7 +89,7 @@ def test_connecting_to_an_ended_machine_fails_at_once(tmp_path: Path, open_port:
 
 @pytest.mark.parametrize("said", [b"", b'{"QMP": {}}\n', b'{"QMP": {}}\n{"error": {}}\n'])
 def test_a_failed_monitor_connection_leaves_no_open_socket(tmp_path: Path, said: bytes) -> None:
-    """QEMU may exit while it is asked: before its greeting, after it, or with a refusal."""
+    """QEMU may exit before or after its greeting, or refuse the first command."""
 
     def answer() -> None:
         with port.accept()[0] as end:
@@ -114,7 +114,7 @@ def test_a_failed_monitor_connection_leaves_no_open_socket(tmp_path: Path, said:
 
 
 def test_incomplete_console_lines_are_ignored() -> None:
-    """A serial console comes letter by letter: a status of 12 is no status of 1."""
+    """Characters arrive one by one, so an exit status of 12 must not be read as 1."""
     whole, rest = "pytest-ephemeral:app:1| one\r\n", "pytest-ephemeral:end:0| 1"
     assert [line.text for line in user_data.lines(whole + rest)] == ["one"]
     assert user_data.last_words(whole + rest) == ""
@@ -122,7 +122,7 @@ def test_incomplete_console_lines_are_ignored() -> None:
 
 
 def test_the_status_of_a_machine_that_just_ended_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its guard answers once, and is gone then: that is a status, and no error."""
+    """Its guard answers once and then ends, which is reported as a state, not as an error."""
     answers = iter([{}])
 
     def ask(_: GuardAddress) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def test_the_status_of_a_machine_that_just_ended_is_gone(monkeypatch: pytest.Mon
 def test_replacing_a_machine_fails_if_its_guard_dies(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whoever waits is told: nobody will ever read what starts the next QEMU."""
+    """Without a guard, no process reads the pipe that starts the next QEMU process."""
     place = machines.MachineFolder(tmp_path)
     place.state.mkdir()
     (place.state / qmp.ENDED).write_text("0")
@@ -161,7 +161,7 @@ def test_replacing_a_machine_fails_if_its_guard_dies(
 
 
 def test_rollback_with_an_external_database_is_refused(tmp_path: Path) -> None:
-    """Refused before anything is launched, with its host; one in the machine itself is fine."""
+    """The message has the database's host. A database in the machine itself is allowed."""
     provider: Any = load("qemu")
     for where, ok in (("localhost", True), ("db.example.com", False)):
         environ = {"DATABASE_URL": f"postgresql://shop@{where}/shop"}

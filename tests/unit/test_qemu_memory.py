@@ -26,7 +26,7 @@ FITS = {"image": "app sha256:1", "qemu": "QEMU 7.2", "machine": "q35", "template
 
 
 class Space(NamedTuple):
-    """What ``shutil.disk_usage`` gives."""
+    """The result of ``shutil.disk_usage``."""
 
     total: int
     used: int
@@ -37,7 +37,7 @@ class Space(NamedTuple):
 
 
 def frozen(fits: dict[str, str]) -> Memory:
-    """Something in the place of frozen memory."""
+    """Create files in place of frozen memory."""
     one = Memory.of(fits)
     one.folder.mkdir(parents=True)
     for name in ("ram", "state", "disk.qcow2", "fresh.qcow2"):
@@ -47,7 +47,7 @@ def frozen(fits: dict[str, str]) -> Memory:
 
 
 def test_frozen_memory_is_found_only_if_everything_matches() -> None:
-    """And by nothing else; what differs is said."""
+    """Otherwise, the message names the condition that differs."""
     one = frozen(FITS)
     one.require_usable()
     assert Memory.of(dict(FITS)) == one
@@ -60,7 +60,7 @@ def test_frozen_memory_is_found_only_if_everything_matches() -> None:
 
 @pytest.mark.parametrize("name", ["ram", "state", "disk.qcow2", "fresh.qcow2"])
 def test_changed_memory_is_not_resumed(name: str) -> None:
-    """Whichever of its files it is, and though its length is the same."""
+    """The changed file may be any of its files, and has the same size as before."""
     one = frozen(FITS)
     (one.folder / name).write_bytes(name.upper().encode())
     os.utime(one.folder / name, ns=(0, 0))
@@ -69,7 +69,7 @@ def test_changed_memory_is_not_resumed(name: str) -> None:
 
 
 def test_memory_without_a_record_is_not_resumed() -> None:
-    """As one is that was cut short."""
+    """Its record is incomplete, as after an interrupted freeze."""
     one = frozen(FITS)
     (one.folder / "memory.json").write_text("{")
     with pytest.raises(EphemeralError, match=r"no readable memory\.json"):
@@ -77,7 +77,7 @@ def test_memory_without_a_record_is_not_resumed() -> None:
 
 
 def test_refused_memory_is_not_resumed() -> None:
-    """It says by what."""
+    """The error has the reason of the refusal."""
     one = frozen(FITS)
     one.refuse("`images vet` found that UUIDs: both have 1")
     with pytest.raises(EphemeralError, match="UUIDs: both have 1"):
@@ -85,7 +85,7 @@ def test_refused_memory_is_not_resumed() -> None:
 
 
 def test_freezing_requires_enough_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is written, and the message has both numbers."""
+    """Nothing is written, and the message has the needed and the free space."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Space(0, 0, 100 << 20))
     one = Memory.of(FITS)
     with (
@@ -97,7 +97,7 @@ def test_freezing_requires_enough_disk_space(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_freezing_removes_old_unused_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When other is frozen; what was resumed lately stays."""
+    """Memory that was resumed recently stays."""
     old, recent = frozen(FITS), frozen({**FITS, "machine": "pc"})
     os.utime(old.folder, (0, 0))
     monkeypatch.setattr(programs, "create_overlay", lambda *_: None)
@@ -108,7 +108,7 @@ def test_freezing_removes_old_unused_memory(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_copying_memory_preserves_holes(tmp_path: Path) -> None:
-    """A machine's memory is mostly holes; what is in it comes over byte for byte."""
+    """A machine's memory is mostly holes. Its data is copied byte for byte."""
     source = tmp_path / "source"
     with source.open("wb") as file:
         file.truncate(64 << 20)

@@ -1,4 +1,4 @@
-"""Readiness: noticed at once, given up on at once, and explained when it does not come."""
+"""Readiness: it is noticed soon, failures end the wait at once, and errors explain them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support.environments import make_environment
 
 
 class Scripted:
-    """A provider that says what it is told to say."""
+    """A provider whose answers are set by the test."""
 
     forwards_ports = False
 
@@ -57,7 +57,7 @@ class Scripted:
 
 @contextmanager
 def answering(status: int, *, after: float = 0.0) -> Iterator[Environment]:
-    """An HTTP server that answers everything with one status, and the environment it is."""
+    """The environment of an HTTP server that answers with one status."""
 
     class Handler(web.Handler):
         def do_GET(self) -> None:
@@ -94,26 +94,26 @@ def wait(env: Environment, ready: Ready | None, provider: Scripted, **kwargs) ->
 
 @pytest.fixture
 def unused_port() -> Iterator[int]:
-    """A port that refuses connections: bound, and not listened on."""
+    """A port that refuses connections: it is bound, but no process listens on it."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
 
 
 def test_a_successful_http_response_is_ready() -> None:
-    """Any status from 200 to 399 will do when none is asked for."""
+    """Without ``status``, any status from 200 to 399 is accepted."""
     with answering(302) as env:
         wait(env, Ready(http="/healthz"), Scripted())
 
 
 def test_http_probes_send_the_configured_headers() -> None:
-    """What ``headers`` says goes with each look."""
+    """The server refuses requests without the header of ``headers``."""
     with answering(200) as env:
         wait(env, Ready(http="/keyed", headers={"X-Key": "k"}), Scripted())
 
 
 def test_a_readiness_timeout_reports_status_and_log() -> None:
-    """The time-out says what was last answered, how its processes are, and what it printed."""
+    """The error has the last response, the state of the processes, a hint, and the log."""
     provider = Scripted()
     provider.text = "starting\nmigrating\n"
     provider.advice = "start it with --host $HOST"
@@ -132,24 +132,24 @@ def test_a_readiness_timeout_reports_status_and_log() -> None:
 
 
 def test_a_listed_status_is_ready() -> None:
-    """``status`` may be one, or several."""
+    """``status`` may be one status or a list."""
     with answering(401) as env:
         wait(env, Ready(http="/", status=401), Scripted())
         wait(env, Ready(http="/", status=[200, 401]), Scripted())
 
 
 def test_a_late_listener_is_noticed_within_the_longest_pause() -> None:
-    """From its first answer to being noticed passes no more than the longest pause."""
+    """The limit has half a second more, for a busy machine."""
     started = time.monotonic()
     with answering(200, after=0.3) as env:
         wait(env, Ready(http="/"), Scripted())
         took = time.monotonic() - started
 
-    assert 0.29 < took < 0.3 + readiness.LONGEST_PAUSE + 0.5  # of a machine that is busy
+    assert 0.29 < took < 0.3 + readiness.LONGEST_PAUSE + 0.5  # for a busy machine
 
 
 def test_without_ready_every_port_must_accept(unused_port: int) -> None:
-    """A template that says nothing is ready when its ports are."""
+    """With ``tcp``, a port that refuses connections causes a time-out."""
     with answering(200) as env:
         wait(env, None, Scripted())
     with pytest.raises(ReadinessError, match=f"connect to 127.0.0.1:{unused_port}: .*refused"):
@@ -157,7 +157,7 @@ def test_without_ready_every_port_must_accept(unused_port: int) -> None:
 
 
 def test_waiting_ends_when_the_application_stops(unused_port: int) -> None:
-    """Not at the time-out; with its exit status and its last lines."""
+    """The error has the exit status and the last lines of the log, but no hint."""
     provider = Scripted()
     provider.state = Status("exited", "web (pid 12) exited with status 3 after 0.2 s")
     provider.text = "Traceback\nKeyError: 'SHOP_KEY'\n"
@@ -173,7 +173,7 @@ def test_waiting_ends_when_the_application_stops(unused_port: int) -> None:
 
 
 def test_cancelling_ends_the_wait(unused_port: int) -> None:
-    """Whoever cancels is not kept waiting."""
+    """The wait does not continue until the time-out."""
     cancelled = threading.Event()
     cancelled.set()
 
@@ -187,7 +187,7 @@ def test_cancelling_ends_the_wait(unused_port: int) -> None:
 
 
 def test_a_log_line_split_across_reads_is_found() -> None:
-    """The end of what was read before is looked at again."""
+    """The last part of the earlier text is searched again."""
     provider = Scripted()
     probe = probes.LogProbe(
         environment(1), provider, re.compile(r"^listening on \d+$", re.MULTILINE)
@@ -201,7 +201,7 @@ def test_a_log_line_split_across_reads_is_found() -> None:
 
 
 def test_the_ready_command_must_succeed(unused_port: int) -> None:
-    """It is looked at again until it does; the last failure is told."""
+    """It is repeated until it does. After the time-out, the error has the last failure."""
     provider = Scripted()
     provider.exits = iter([1, 1, 0])
     wait(environment(unused_port), Ready(command="check"), provider)
@@ -212,7 +212,7 @@ def test_the_ready_command_must_succeed(unused_port: int) -> None:
 
 
 def test_all_probes_must_succeed() -> None:
-    """HTTP alone is not enough when a log line is asked for too."""
+    """A successful HTTP probe is not enough if ``ready`` has a log line, too."""
     provider = Scripted()
     with answering(200) as env:
         with pytest.raises(ReadinessError, match="/worker up/ is not in its log"):
@@ -222,7 +222,7 @@ def test_all_probes_must_succeed() -> None:
 
 
 def test_pauses_grow_from_2_to_50_ms(unused_port: int) -> None:
-    """Each is a fiftieth of what was waited so far: that is how late anything is noticed."""
+    """Each pause is 2 % of the time waited so far, which limits the delay."""
     now = 0.0
     pauses: list[tuple[float, float]] = []
 
@@ -250,7 +250,7 @@ def test_pauses_grow_from_2_to_50_ms(unused_port: int) -> None:
 
 
 def test_the_status_is_checked_periodically_and_at_the_end(unused_port: int) -> None:
-    """A platform takes longer to say so than a port to refuse; ready is only what still runs."""
+    """A status request is slow, so it is not sent at each check, but always before success."""
     now, asked = 0.0, []
 
     class Clocked(Scripted):
@@ -262,7 +262,7 @@ def test_the_status_is_checked_periodically_and_at_the_end(unused_port: int) -> 
         def wait(self, timeout: float | None = None) -> bool:
             nonlocal now
             now += timeout or 0.0
-            if now > 3:  # it is ready, and has ended
+            if now > 3:  # it becomes ready, but has ended
                 provider.text, provider.state = "up", Status("exited", "web exited with status 3")
             return False
 
@@ -283,10 +283,10 @@ def test_the_status_is_checked_periodically_and_at_the_end(unused_port: int) -> 
 
 @contextmanager
 def forwarding(*, hangs_up_after: float | None) -> Iterator[probes.TcpProbe]:
-    """A probe of a port that something accepts for in the application's name.
+    """A probe of a port on which a forwarder accepts connections for the application.
 
     Args:
-        hangs_up_after: Seconds until it does, as nobody listens behind it; None: somebody does.
+        hangs_up_after: Seconds until it closes each connection; None if the application listens.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -298,7 +298,7 @@ def forwarding(*, hangs_up_after: float | None) -> Iterator[probes.TcpProbe]:
                     return
                 with client:
                     if hangs_up_after is None:
-                        client.recv(1)  # until the probe has gone
+                        client.recv(1)  # until the probe disconnects
                     else:
                         time.sleep(hangs_up_after)
 
@@ -311,20 +311,20 @@ def forwarding(*, hangs_up_after: float | None) -> Iterator[probes.TcpProbe]:
 
 
 def test_a_slowly_closed_forwarded_connection_is_not_ready() -> None:
-    """On a busy machine, an accepted connection is not taken for the application's at once."""
+    """On a busy machine, a forwarder may accept a connection and close it only later."""
     with forwarding(hangs_up_after=0.02) as probe:
         assert "nothing listens behind it" in probe.look(1.0)
         assert "nothing listens behind it" in probe.look(1.0)
 
 
 def test_an_open_forwarded_connection_is_ready() -> None:
-    """A connection that stays is the application's."""
+    """A forwarder keeps a connection only if the application listens."""
     with forwarding(hangs_up_after=None) as probe:
         assert probe.look(1.0) == ""
 
 
 def test_readiness_checks_all_ports(unused_port: int) -> None:
-    """A probe of one port says nothing of a database beside it."""
+    """An HTTP probe of one port does not check a database on another port."""
     with answering(200) as env:
         beside = make_endpoints("127.0.0.1", {"database": unused_port})
         both = msgspec.structs.replace(env, endpoints={**env.endpoints, **beside})

@@ -1,4 +1,4 @@
-"""Reaping: what is overdue goes, what is not ours or not overdue is never touched."""
+"""Reaping: only environments that are ours and overdue are removed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEMPLATE = Template(name="staging", provider="scripted")
 
 
 class Scripted:
-    """A provider that holds what it is told to hold."""
+    """A provider whose resources are set by the test."""
 
     def __init__(self) -> None:
         self.held: dict[str, Owned] = {}
@@ -72,7 +72,7 @@ def project(tmp_path: Path) -> Any:
 
 
 def dead_owner() -> Owner:
-    """An owner of this machine that no process is: the process of that id started otherwise."""
+    """An owner on this machine that has ended, as its process id has another start time."""
     return msgspec.structs.replace(machine.this_owner("run"), started="1")
 
 
@@ -93,7 +93,7 @@ def reaped(project: Any, *, dry_run: bool = False) -> dict[str, str]:
 def test_an_environment_kept_meanwhile_is_not_removed(
     project: Any, provider: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A person may say so between a look at the ledger and the removal."""
+    """A user may keep it after the ledger was read and before the removal."""
     one = recorded(project, "a-refused", owner=dead_owner(), problem="access denied")
 
     def is_alive(owner: Owner) -> bool:
@@ -108,7 +108,7 @@ def test_an_environment_kept_meanwhile_is_not_removed(
 def test_reap_removes_only_expired_and_orphaned_environments(
     project: Any, provider: Scripted
 ) -> None:
-    """And nothing else: not what lives, not what is kept, not production."""
+    """Kept environments stay until they expire. Production has no expiry and stays."""
     past = datetime.now(UTC) - HOUR
     recorded(project, "a-expired", expires_at=past)
     recorded(project, "b-orphaned", owner=dead_owner())
@@ -127,7 +127,7 @@ def test_reap_removes_only_expired_and_orphaned_environments(
 
 
 def test_environments_of_other_machines_are_not_orphaned(project: Any, provider: Scripted) -> None:
-    """Whether a process of another machine lives can't be told: its expiry decides."""
+    """It is unknown whether a process of another machine runs, so only the expiry counts."""
     elsewhere = msgspec.structs.replace(dead_owner(), machine="another-machine")
     recorded(project, "a-elsewhere", owner=elsewhere)
 
@@ -138,7 +138,7 @@ def test_environments_of_other_machines_are_not_orphaned(project: Any, provider:
 def test_environments_of_another_boot_are_not_orphaned(
     project: Any, provider: Scripted, attribute: str
 ) -> None:
-    """A clone of this machine and a container with its name have live runs of their own."""
+    """A clone of this machine, or a container with its name, may have live runs of its own."""
     owner = msgspec.structs.replace(dead_owner(), **{attribute: "another"})
     recorded(project, "a-of-a-clone", owner=owner)
     recorded(project, "b-expired", owner=owner, expires_at=datetime.now(UTC) - HOUR)
@@ -147,7 +147,7 @@ def test_environments_of_another_boot_are_not_orphaned(
 
 
 def test_a_dry_run_removes_nothing(project: Any, provider: Scripted) -> None:
-    """It tells what would go."""
+    """It returns what would be removed."""
     recorded(project, "a-orphaned", owner=dead_owner())
     held(provider, "b-abandoned", expires=labels.NEVER, abandoned=True)
 
@@ -158,7 +158,7 @@ def test_a_dry_run_removes_nothing(project: Any, provider: Scripted) -> None:
 
 
 def test_unrecorded_resources_are_reaped_by_their_labels(project: Any, provider: Scripted) -> None:
-    """Another project's ledger may know it: expired or abandoned, or it stays."""
+    """Another ledger may have their records, so only expired or abandoned ones are removed."""
     past, future = (datetime.now(UTC) - HOUR).isoformat(), (datetime.now(UTC) + HOUR).isoformat()
     held(provider, "a-expired", expires=past)
     held(provider, "b-current", expires=future)
@@ -172,7 +172,7 @@ def test_unrecorded_resources_are_reaped_by_their_labels(project: Any, provider:
 
 
 def test_a_record_takes_precedence_over_labels(project: Any, provider: Scripted) -> None:
-    """What the ledger says lives is not swept because its label is stale."""
+    """After an extension, a label may have the old expiry."""
     recorded(project, "a-extended")
     held(provider, "a-extended", expires=(datetime.now(UTC) - HOUR).isoformat())
 
@@ -182,7 +182,7 @@ def test_a_record_takes_precedence_over_labels(project: Any, provider: Scripted)
 def test_a_failed_removal_is_reported_and_keeps_its_record(
     project: Any, provider: Scripted
 ) -> None:
-    """The others go all the same; at the end it is an error."""
+    """The other environments are removed, and an error is raised at the end."""
     recorded(project, "a-stuck", owner=dead_owner())
     recorded(project, "b-orphaned", owner=dead_owner())
     provider.stuck = {"a-stuck"}
@@ -196,7 +196,7 @@ def test_a_failed_removal_is_reported_and_keeps_its_record(
 
 
 def test_reaping_an_empty_ledger_succeeds(project: Any, provider: Scripted) -> None:
-    """An empty ledger and a provider with nothing of ours."""
+    """The provider has no resources of ours either."""
     reaper.raise_leftovers(reaper.reap(project, dry_run=False))
 
 
@@ -204,7 +204,7 @@ def test_reaping_an_empty_ledger_succeeds(project: Any, provider: Scripted) -> N
 def test_a_broken_record_is_an_error_but_others_are_reaped(
     project: Any, provider: Scripted, content: bytes
 ) -> None:
-    """Something may run that it described: whoever reaps is told, with status 6."""
+    """Its environment may still run, so ``reap`` fails with exit status 6."""
     project.ledger.store.create("environments/a-bad.json", content)
     recorded(project, "b-orphaned", owner=dead_owner())
 
@@ -216,7 +216,7 @@ def test_a_broken_record_is_an_error_but_others_are_reaped(
 
 
 def test_a_record_under_a_wrong_path_is_refused(project: Any, provider: Scripted) -> None:
-    """A copy, or a forgery: what it names is left alone."""
+    """It is a copy or a forgery, so the environment that it names is not touched."""
     recorded(project, "a-victim")
     data = project.ledger.store.read("environments/a-victim.json").data
     project.ledger.store.create("environments/b-copy.json", data)
@@ -230,7 +230,7 @@ def test_a_record_under_a_wrong_path_is_refused(project: Any, provider: Scripted
 
 @pytest.mark.parametrize("id", ["..", ".", "a/../../b", "a\n", "", "A", "-a", "a" * 80])
 def test_invalid_ids_are_refused(project: Any, provider: Scripted, id: str) -> None:
-    """Providers make paths and names of it."""
+    """Providers use ids in paths and names."""
     past = datetime.now(UTC) - HOUR
     recorded(project, "a-model", expires_at=past)
     data = project.ledger.store.read("environments/a-model.json").data
@@ -247,7 +247,7 @@ def test_invalid_ids_are_refused(project: Any, provider: Scripted, id: str) -> N
 def test_a_clock_set_forward_destroys_nothing(
     project: Any, provider: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the time since it was launched, which no setting changes, it has not expired."""
+    """By the clock since boot, which can't be set, the environment has not expired."""
     three_hours_ago = datetime.now(UTC) - 3 * HOUR
     recorded(project, "a-live", created_at=three_hours_ago, expires_at=three_hours_ago + 2 * HOUR)
 
@@ -261,11 +261,11 @@ def test_a_clock_set_forward_destroys_nothing(
 def test_the_clock_of_the_provider_decides_the_expiry(
     project: Any, provider: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This machine's is ahead of it, and so has no say."""
+    """The clock of this machine is ahead of it, and is not used."""
     old = msgspec.structs.replace(machine.this_owner("run"), uptime=machine.uptime() - 7200)
     now = datetime.now(UTC)
     recorded(project, "a-live", created_at=now - 2 * HOUR, expires_at=now - HOUR, owner=old)
-    # A class of its own: what a class can do is remembered by isinstance.
+    # A separate class, because isinstance caches its results for each class.
     clocked = type("Clocked", (Scripted,), {"clock": lambda *_: now - 2 * HOUR})
     monkeypatch.setattr(provider, "__class__", clocked)
 

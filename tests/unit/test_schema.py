@@ -1,4 +1,4 @@
-"""The JSON Schema says what the configuration's reader says, and is what is in the package."""
+"""The JSON Schema in the package agrees with the reader of the configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_ephemeral.errors import ConfigurationError
 
 FILE = Path(schema.__file__).with_name("ephemeral.schema.json")
 
-#: The contract's own example, as far as it is the local provider's.
+#: A configuration with the local provider and a promotion.
 EXAMPLE = """\
 default-template = "staging"
 store = ".ephemeral"
@@ -60,19 +60,19 @@ keep-old = "1h"
 
 @pytest.fixture(scope="module")
 def validator() -> Any:
-    """What an editor would use."""
+    """A validator with the schema, as in an editor."""
     document = json.loads(FILE.read_text())
     jsonschema.Draft7Validator.check_schema(document)
     return jsonschema.Draft7Validator(document)
 
 
 def test_the_schema_file_is_up_to_date() -> None:
-    """Made again with ``pytest-ephemeral schema > pytest_ephemeral/ephemeral.schema.json``."""
+    """``pytest-ephemeral schema > pytest_ephemeral/ephemeral.schema.json`` updates it."""
     assert FILE.read_text() == schema.format_schema(schema.schema())
 
 
 def test_the_example_is_valid_for_reader_and_schema(tmp_path: Path, validator: Any) -> None:
-    """The reader takes it, and no editor underlines anything."""
+    """The reader loads it, and an editor marks no errors."""
     file = tmp_path / "ephemeral.toml"
     file.write_text(EXAMPLE)
     assert config.load(file).template(None).name == "staging"
@@ -106,7 +106,7 @@ def test_the_example_is_valid_for_reader_and_schema(tmp_path: Path, validator: A
 def test_reader_and_schema_refuse_the_same_errors(
     tmp_path: Path, validator: Any, old: str, new: str
 ) -> None:
-    """An editor underlines what the reader refuses."""
+    """An editor marks what the reader refuses."""
     assert old in EXAMPLE
     text = EXAMPLE.replace(old, new, 1)
     file = tmp_path / "ephemeral.toml"
@@ -117,7 +117,7 @@ def test_reader_and_schema_refuse_the_same_errors(
 
 
 def test_every_key_has_a_description() -> None:
-    """Whoever hovers over a key in an editor is told what it is."""
+    """Editors show it when the user points at a key."""
     document = schema.schema()
     unexplained = [
         f"{name}.{key}"
@@ -129,7 +129,7 @@ def test_every_key_has_a_description() -> None:
 
 
 def test_validate_pyproject_uses_the_schema() -> None:
-    """By its entry point, as anyone gets it who has both installed."""
+    """It finds the schema by its entry point if both packages are installed."""
     validate = Validator()
     tool: dict[str, Any] = {"pytest-ephemeral": tomllib.loads(EXAMPLE)}
     document = {"project": {"name": "shop", "version": "1"}, "tool": tool}

@@ -1,4 +1,4 @@
-"""An environment of several images: each of them must have passed a stage."""
+"""Environments with several images: their promotion, and their images in use."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def record_stage(
 
 
 def test_promotion_requires_every_image_to_pass(tmp_path: Path) -> None:
-    """One that was not tested, or failed, keeps the environment from being promoted."""
+    """An image that was not tested, or failed, prevents the promotion."""
     store = DirectoryStore(tmp_path)
     wanted = Promotion(name="production", dns="hosts", record="shop.test", requires=["acceptance"])
     for image, status, said in ((WEB, 0, "has not tested it"), (WORKER, 1, "failed")):
@@ -59,7 +59,7 @@ def test_promotion_requires_every_image_to_pass(tmp_path: Path) -> None:
 
 
 def test_all_images_of_an_environment_are_in_use(tmp_path: Path) -> None:
-    """The ledger says that all are in use."""
+    """The ledger lists all of them, not only the first."""
     ledger = Ledger(DirectoryStore(tmp_path))
     template = ComposeTemplate(name="staging", file="compose.yaml", service="web", port=80)
     ledger.create(environment(), template)

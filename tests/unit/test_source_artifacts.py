@@ -1,4 +1,4 @@
-"""An artifact that is a folder, and one that is built when its sources change."""
+"""Artifacts that are folders, and artifacts that are built when their sources change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A working copy with what tools leave in it."""
+    """A working copy with files of tools, such as .git and node_modules."""
     root = tmp_path / "shop"
     for name in ("src/shop.py", "src/deep/a.txt", ".git/config", "node_modules/x.js"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_equal_content_packs_to_equal_bytes(project: Path, tmp_path: Path) -> None:
-    """Whenever, by whomever and in whatever order it was written."""
+    """Times, permissions and the order of writing do not matter."""
     first = packed(project)
     other = tmp_path / "elsewhere"
     for name in ("src/deep/a.txt", "src/shop.py"):
@@ -57,7 +57,7 @@ def test_equal_content_packs_to_equal_bytes(project: Path, tmp_path: Path) -> No
 
 
 def test_gitignore_files_are_respected(project: Path) -> None:
-    """Nested ones, negated ones, folders; what tools leave is never part of it."""
+    """This includes nested files, negations and folders. Files of tools are never packed."""
     (project / ".gitignore").write_text("*.log\n/build/\nsrc/deep/*\n!src/deep/a.txt\n")
     (project / "src" / ".gitignore").write_text("secret.py\n!kept.log\n")
     for name in (
@@ -81,7 +81,7 @@ def test_gitignore_files_are_respected(project: Path) -> None:
 
 
 def test_packed_files_match_git(project: Path) -> None:
-    """The files that it would add are the files that are packed."""
+    """The files are those that git would add."""
     import subprocess
 
     if shutil.which("git") is None:
@@ -103,7 +103,7 @@ def test_packed_files_match_git(project: Path) -> None:
 
 
 def test_packing_preserves_links_and_executable_bits(project: Path) -> None:
-    """Nothing outside is followed into the artifact."""
+    """Links are not followed, so no file outside of the folder is packed."""
     (project / "run").write_text("#!/bin/sh\n")
     (project / "run").chmod(0o755)
     (project / "out").symlink_to("/etc/passwd")
@@ -113,7 +113,7 @@ def test_packing_preserves_links_and_executable_bits(project: Path) -> None:
 
 
 def test_a_folder_is_pushed_under_its_name(project: Path, tmp_path: Path) -> None:
-    """Twice the same is one artifact; a change is another version."""
+    """The same content is the same artifact, and a change makes another version."""
     repository = open_repository("artifacts", tmp_path)
     first = repository.find("shop", tmp_path)
     assert (first.name, first.filename) == ("shop", "shop.tar")
@@ -143,7 +143,7 @@ def built(root: Path, **changes: object) -> list[str]:
 
 
 def test_the_artifact_is_built_only_when_a_source_changes(project: Path) -> None:
-    """The file that was built last is the artifact; older ones stay where they are."""
+    """The file that was built last is the artifact; older files stay."""
     assert "made 0" in built(project)
     assert built(project) == []
     assert artifact_build.find_built(recipe(), project) == "dist/v0.txt"
@@ -157,7 +157,7 @@ def test_the_artifact_is_built_only_when_a_source_changes(project: Path) -> None
 
 @pytest.mark.parametrize(("other", "builds"), [("shop", 1), ("worker", 2)])
 def test_builds_of_one_project_do_not_overlap(project: Path, other: str, builds: int) -> None:
-    """The second waits for the first; of the same image, it has nothing to build then."""
+    """The second build waits for the first; for the same image, it then has nothing to do."""
     os.mkfifo(project / "gate")
     gated = "echo begun >> log; test -e dist || read line < gate; mkdir -p dist; date > dist/v.txt"
     threads = []
@@ -184,19 +184,19 @@ def test_builds_of_one_project_do_not_overlap(project: Path, other: str, builds:
 def test_a_failed_build_is_reported_with_its_output(
     project: Path, changes: dict[str, str], said: str
 ) -> None:
-    """With the last lines it printed."""
+    """The message has the last lines of output, or says that no file was made."""
     with pytest.raises(BakeError, match=f"(?s){said}"):
         built(project, **changes)
 
 
 def test_missing_sources_are_an_error(project: Path) -> None:
-    """Nothing would ever change."""
+    """Otherwise, no change would ever start a build."""
     with pytest.raises(ConfigurationError, match=r"images.shop.sources: nothing .* matches lib"):
         built(project, sources=["lib"])
 
 
 def test_a_stale_wheel_causes_a_warning(project: Path) -> None:
-    """Where nothing builds it: yesterday's code would be tested."""
+    """A recipe without ``build`` would test old code."""
     (project / "pyproject.toml").write_text("")
     (project / "dist").mkdir()
     wheel = project / "dist" / "shop-1-py3-none-any.whl"

@@ -1,4 +1,4 @@
-"""The directory store: what is particular to files. What every store promises: tests/stores."""
+"""The directory store: behaviour specific to files. Tests of all stores are in tests/stores."""
 
 import errno
 import os
@@ -18,14 +18,14 @@ def store(tmp_path: Path) -> DirectoryStore:
 
 
 def test_a_record_has_no_child_records(store):
-    """A record is a file, and no folder."""
+    """A record is a file, not a folder."""
     store.create("a", b"")
     with pytest.raises(RecordMissingError, match="has no"):
         store.read("a/b")
 
 
 def test_partially_written_records_are_not_listed(store):
-    """It is stepped over."""
+    """They are in temporary files, which are skipped."""
     store.create("catalog/shop/1.json", b"{}")
     (store.folder / "catalog/shop" / f"{files.TEMPORARY}1234").write_bytes(b"{")
     assert list(store.paths("catalog")) == ["catalog/shop/1.json"]
@@ -33,7 +33,7 @@ def test_partially_written_records_are_not_listed(store):
 
 @pytest.mark.parametrize("write", ["create", "upload"])
 def test_old_temporary_files_are_removed(store, tmp_path, write):
-    """A day later, by the next write into the same folder; what is being written stays."""
+    """The next write to the folder removes those older than a day; newer ones may be in use."""
     source = tmp_path / "source"
     source.write_bytes(b"x")
     (store.folder / "images").mkdir(parents=True)
@@ -53,7 +53,7 @@ def test_old_temporary_files_are_removed(store, tmp_path, write):
     ("code", "words"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "permission denied")]
 )
 def test_write_failures_are_explained(store, monkeypatch, code, words):
-    """And leaves nothing half-written behind."""
+    """The message has the reason and the path, and no partial file is left."""
 
     def fail(descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
@@ -66,14 +66,14 @@ def test_write_failures_are_explained(store, monkeypatch, code, words):
 
 
 def test_a_file_in_place_of_the_store_folder_is_explained(tmp_path):
-    """A store's folder can't be made where a file stands."""
+    """The store's folder can't be created, as the path is that of a file."""
     (tmp_path / "store").write_text("")
     with pytest.raises(StoreError, match="a file stands where a folder is needed"):
         DirectoryStore(tmp_path / "store").create("a", b"")
 
 
 def test_unsupported_store_urls_are_refused(tmp_path):
-    """A configuration error, naming what can be one; a relative folder is under the root."""
+    """The message names supported URLs. A relative folder is in the project's root."""
     assert open_store(".ephemeral", tmp_path).url == str(tmp_path / ".ephemeral")
     with pytest.raises(ConfigurationError, match=r"ftp://x.*s3://bucket/prefix"):
         open_store("ftp://x", tmp_path)

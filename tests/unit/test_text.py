@@ -1,4 +1,4 @@
-"""People's words are printed as one line that neither a terminal nor a CI server interprets."""
+"""Text from outside is printed so that neither a terminal nor a CI server interprets it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_one_line_removes_control_characters(text: str) -> None:
-    """Whatever splits lines for a terminal, Python or a CI server is a space."""
+    """The result has no line ends of any kind, and no commands of CI servers."""
     safe = one_line(text)
     assert len(safe.splitlines()) <= 1
     assert safe.isprintable()
@@ -33,7 +33,7 @@ def test_one_line_removes_control_characters(text: str) -> None:
 
 @given(st.text())
 def test_any_text_becomes_one_line(text: str) -> None:
-    """And doing it twice changes nothing."""
+    """A second call changes nothing."""
     safe = one_line(text)
     assert safe.isprintable()
     assert len(safe.splitlines()) <= 1
@@ -42,7 +42,7 @@ def test_any_text_becomes_one_line(text: str) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_printable_keeps_only_line_breaks(text: str) -> None:
-    """Those that we compose ourselves."""
+    """Messages of ours may have several lines."""
     safe = printable(f"first\n{one_line(text)}\nlast")
     assert safe.splitlines()[0] == "first"
     assert safe.splitlines()[-1] == "last"
@@ -51,6 +51,6 @@ def test_printable_keeps_only_line_breaks(text: str) -> None:
 
 
 def test_one_line_keeps_ordinary_text() -> None:
-    """Umlauts, emoji and a heading of Markdown."""
+    """This includes umlauts, emoji, and number signs that start no command."""
     for text in ("Größe 1.2 · läuft", "✅ ok", "## Heading", "issue #12 [urgent]"):
         assert one_line(text) == text

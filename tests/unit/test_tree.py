@@ -1,4 +1,4 @@
-"""Installed trees: told apart byte for byte, sealed, packed and unpacked."""
+"""Installed trees: they are sealed, compared byte for byte, packed and unpacked."""
 
 import io
 import os
@@ -37,20 +37,20 @@ def digest(top: Path) -> str:
 
 
 def test_a_tree_survives_packing_and_unpacking(installed, tmp_path):
-    """Content, kinds, modes, links and odd names; and packed again it is the same archive."""
+    """Content, kinds, modes, links and odd names are kept. Another packing is identical."""
     tree.seal(installed)
     archive.pack(installed, tmp_path / "archive")
     archive.unpack(tmp_path / "archive", tmp_path / "back", size=1 << 20)
     assert tree.manifest(tmp_path / "back") == tree.manifest(installed)
     assert os.readlink(tmp_path / "back/lib/same") == "./deep/"  # noqa: PTH115 - as it is
     for folder in (tmp_path / "back", tmp_path / "back" / "lib"):
-        os.utime(folder, (1, 1))  # when it came back is nothing of the image
+        os.utime(folder, (1, 1))  # times of folders are not part of an image
     archive.pack(tmp_path / "back", tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "archive").read_bytes()
 
 
 def test_packing_preserves_modification_times(installed, tmp_path):
-    """It names its source's modification time, so that is kept."""
+    """Python's bytecode files have the modification times of their sources."""
     os.utime(installed / "lib/data", (1_000_000_000, 1_000_000_000))
     archive.pack(installed, tmp_path / "archive")
     archive.unpack(tmp_path / "archive", tmp_path / "back", size=1 << 20)
@@ -58,7 +58,7 @@ def test_packing_preserves_modification_times(installed, tmp_path):
 
 
 def test_a_sealed_tree_has_no_write_permission(installed):
-    """Anywhere, and no file that may be executed loses that."""
+    """Executable files stay executable."""
     tree.seal(installed)
     modes = {p: s.st_mode for p, s in tree.walk(installed) if not stat.S_ISLNK(s.st_mode)}
     assert not [path for path, mode in modes.items() if mode & 0o222]
@@ -68,7 +68,7 @@ def test_a_sealed_tree_has_no_write_permission(installed):
 
 
 def test_sealing_copies_hard_linked_files(installed, tmp_path):
-    """An installer's cache can't change the tree, and keeps its own permissions."""
+    """Changes in an installer's cache then can't affect the tree; its permissions stay."""
     cached = tmp_path / "cached"
     cached.write_text("cached")
     cached.chmod(0o644)
@@ -81,10 +81,10 @@ def test_sealing_copies_hard_linked_files(installed, tmp_path):
 
 
 def test_sealing_refuses_sockets(installed):
-    """A socket, say."""
+    """A tree may have only files, folders and symbolic links."""
     with socket.socket(socket.AF_UNIX) as listener:
         here = os.open(installed, os.O_RDONLY)
-        listener.bind(f"/proc/self/fd/{here}/socket")  # paths of sockets are short
+        listener.bind(f"/proc/self/fd/{here}/socket")  # a socket's path must be short
         os.close(here)
     with pytest.raises(tree.BadTreeError, match="socket is neither"):
         tree.seal(installed)
@@ -101,7 +101,7 @@ def test_sealing_refuses_sockets(installed):
     ],
 )
 def test_every_change_is_detected(installed, change, named):
-    """In the digest, in the fingerprint, and by name."""
+    """Digest and fingerprint change, and ``changes`` names the path."""
     before, print_before = tree.manifest(installed), tree.fingerprint(installed)
     change(installed)
     after = tree.manifest(installed)
@@ -111,7 +111,7 @@ def test_every_change_is_detected(installed, change, named):
 
 
 def test_modification_times_do_not_affect_the_digest(installed):
-    """A tree that is touched has another fingerprint and the same digest."""
+    """They change only the fingerprint."""
     before, print_before = digest(installed), tree.fingerprint(installed)
     os.utime(installed / "lib/data", (0, 0))
     assert digest(installed) == before
@@ -119,7 +119,7 @@ def test_modification_times_do_not_affect_the_digest(installed):
 
 
 def test_the_fingerprint_detects_a_hidden_byte_change(installed):
-    """No program can set the change time back."""
+    """No program can set the change time (ctime) of a file."""
     file = installed / "lib/data"
     before, status = tree.fingerprint(installed), file.stat()
     content = file.read_bytes()
@@ -130,7 +130,7 @@ def test_the_fingerprint_detects_a_hidden_byte_change(installed):
 
 
 def test_links_out_of_the_tree_are_found(installed):
-    """Those that are there; a relative one and a dangling one are no need of it."""
+    """Dangling links, and links within the tree, are not reported."""
     (installed / "dangling").symlink_to("/nowhere/at/all")
     (installed / "own").symlink_to(installed / "bin/shop")
     assert tree.outside_links(installed) == ["bin/python -> /bin/sh"]
@@ -158,7 +158,7 @@ def archive_of(file: Path, *members: tuple[str, bytes, str]) -> Path:
     ],
 )
 def test_unpack_refuses_unsafe_members(tmp_path, members):
-    """Nor anything that ``pack`` never writes."""
+    """These are paths outside of the target, and members that ``pack`` never writes."""
     file = archive_of(tmp_path / "archive", *members)
     with pytest.raises(tree.BadTreeError):
         archive.unpack(file, tmp_path / "top", size=1 << 20)
@@ -167,7 +167,7 @@ def test_unpack_refuses_unsafe_members(tmp_path, members):
 
 @pytest.mark.parametrize("damage", [b"", b"no archive", None])
 def test_a_damaged_archive_is_refused(installed, tmp_path, damage):
-    """Empty, something else, or cut off."""
+    """It is empty, no archive, or truncated."""
     file = tmp_path / "archive"
     archive.pack(installed, file)
     file.write_bytes(file.read_bytes()[:-500] if damage is None else damage)
@@ -176,7 +176,7 @@ def test_a_damaged_archive_is_refused(installed, tmp_path, damage):
 
 
 def test_remove_deletes_the_tree_and_is_idempotent(installed):
-    """Sealed or not, and links are not followed."""
+    """It also removes sealed trees, and does not follow links."""
     outside = installed.parent / "outside"
     outside.mkdir()
     (outside / "file").touch()

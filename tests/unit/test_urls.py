@@ -1,4 +1,4 @@
-"""URLs, as they are joined and as they are printed; and who is reached without a proxy."""
+"""URLs: joining them, hiding their passwords, and reaching hosts without a proxy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_ephemeral import proxies, urls
 @pytest.mark.parametrize("base", ["http://h:1/", "http://h:1"])
 @pytest.mark.parametrize("path", ["/a?b=/c", "a?b=/c", "//a?b=/c"])
 def test_join_uses_exactly_one_slash(base: str, path: str) -> None:
-    """Whichever side has one, or both."""
+    """Both sides, one of them or neither may have a slash."""
     assert urls.join(base, path) == "http://h:1/a?b=/c"
 
 
@@ -33,12 +33,12 @@ def test_join_uses_exactly_one_slash(base: str, path: str) -> None:
     ],
 )
 def test_hide_password_masks_passwords_in_urls(url: str, shown: str) -> None:
-    """Also one that should have been quoted; all else stays as it is."""
+    """This includes passwords that are not percent-encoded. Other text is unchanged."""
     assert urls.hide_password(url) == shown
 
 
 def test_exempt_sets_no_proxy_in_both_cases() -> None:
-    """Some clients read one, some the other; what either had before stays in it."""
+    """Some clients read only one of them. Hosts that are already in the list stay."""
     environ = {"HTTP_PROXY": "http://p:1", "NO_PROXY": "localhost, 10.0.0.1"}
     listed = "localhost,10.0.0.1,127.4.9.3"
     assert proxies.exempt(environ, "127.4.9.3") == {"no_proxy": listed, "NO_PROXY": listed}
@@ -49,12 +49,12 @@ def test_exempt_sets_no_proxy_in_both_cases() -> None:
     [{}, {"NO_PROXY": "h"}, {"HTTP_PROXY": ""}, {"HTTP_PROXY": "http://p:1", "no_proxy": "*"}],
 )
 def test_exempt_sets_nothing_if_no_proxy_is_used(environ: dict[str, str]) -> None:
-    """Without a proxy, or where no host goes to it."""
+    """No proxy is set, or all hosts that use it are exempt."""
     assert proxies.exempt(environ, "127.4.9.3") == {}
 
 
 def test_restore_resets_changed_variables() -> None:
-    """To what they were, but for one that somebody has set meanwhile."""
+    """A variable that other code has set in the meantime is not changed."""
     before = {"HTTP_PROXY": "http://p:1", "NO_PROXY": "localhost"}
     environ = dict(before)
     exemptions = proxies.Exemptions(environ)

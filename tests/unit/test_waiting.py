@@ -1,4 +1,4 @@
-"""Waiting for others, as the conformance suite does."""
+"""Waiting for conditions, as the conformance suite does."""
 
 import pytest
 
@@ -7,13 +7,13 @@ from pytest_ephemeral.testing import waiting
 
 
 def test_until_gone_names_the_remaining_items() -> None:
-    """Not only that something is."""
+    """The message lists them when the time is over."""
     with pytest.raises(AssertionError, match="left: \\['web', 'db'\\]"):
         waiting.until_gone(lambda: ["web", "db"], within=0.02)
 
 
 def test_until_gone_retries_after_errors() -> None:
-    """The failure says what was seen last."""
+    """An engine may refuse a request while it removes something."""
     looks = iter([OSError("too early"), EphemeralError("in the middle of it"), []])
 
     def look() -> list[str]:
@@ -29,7 +29,7 @@ def test_until_gone_retries_after_errors() -> None:
 def test_idle_clock_discounts_waiting_for_a_processor(
     monkeypatch: pytest.MonkeyPatch, waited: float, counted: float
 ) -> None:
-    """It does not count for a time limit, but for a tenth of it."""
+    """This time does not count, but a tenth of the elapsed time always does."""
     times, stalls = iter([100.0, 110.0]), iter([50.0, 50.0 + waited])
     monkeypatch.setattr(waiting.time, "monotonic", lambda: next(times))
     monkeypatch.setattr(waiting, "_waited", lambda: next(stalls))
@@ -40,6 +40,6 @@ def test_idle_clock_discounts_waiting_for_a_processor(
 
 
 def test_missing_pressure_information_counts_as_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There every second counts."""
+    """Without it, every second counts towards a time limit."""
     monkeypatch.setattr(waiting, "_PRESSURE", waiting.Path("/nowhere"))
     assert waiting._waited() == 0.0

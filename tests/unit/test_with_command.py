@@ -1,4 +1,4 @@
-"""``with``: what becomes of its command when it is asked to stop."""
+"""``with``: its command ends when a signal asks for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_ephemeral.cli.output import Printer
 
 
 def test_sigterm_during_start_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes when there is a process, and nobody has its number yet: none is left running."""
+    """The signal arrives when the process exists, but ``Popen`` has not returned yet."""
     started: list[subprocess.Popen[bytes]] = []
 
     class Popen(subprocess.Popen[bytes]):
